@@ -1,0 +1,73 @@
+"""The channels' slice of a recipe: what an edge hands over."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from cachegraph.engine.spec import Strict
+
+__all__ = ["CHANNELS", "AutoEdge", "BothEdge", "CacheEdge", "Channel", "EdgeSpec", "TextEdge"]
+
+Channel = Literal["text", "cache", "both", "auto"]
+CHANNELS: tuple[Channel, ...] = ("text", "cache", "both", "auto")
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class _Edge(Strict):
+    sender: Annotated[Name, Field(alias="from", description="The agent that sends.")]
+    receiver: Annotated[Name, Field(alias="to", description="The agent that receives.")]
+
+
+class TextEdge(_Edge):
+    """Hands over what the sender wrote."""
+
+    channel: Literal["text"] = "text"
+
+
+class _CacheCapable(_Edge):
+    fuser: Annotated[str | None, Field(description="A fuser's name or folder; none is needed between agents of one model.")] = None
+    fallback: Annotated[Literal["text", "error"], Field(description="What happens where the cache can't travel.")] = "text"
+    align: Annotated[
+        Literal["auto", "ids", "first", "longest", "offsets"],
+        Field(description="Which sharer token stands for a receiver token; auto: as the fuser was trained."),
+    ] = "auto"
+    carries: Annotated[
+        Literal["prompt", "reply", "all"],
+        Field(description="Grafting: the sender's own reading, its reply (which it then writes), or both."),
+    ] = "prompt"
+    include_response: Annotated[
+        bool, Field(description="Fusing: correct the positions of the receiver's reply too, token by token.")
+    ] = False
+
+
+class CacheEdge(_CacheCapable):
+    """Hands over the sender's KV cache: fused where both have read the text, grafted where only the sender has."""
+
+    channel: Literal["cache"]
+
+
+class BothEdge(_CacheCapable):
+    """Hands over what the sender wrote, and the cache of that text too."""
+
+    channel: Literal["both"]
+
+
+class AutoEdge(_CacheCapable):
+    """A cache edge where a fuser is at hand or both ends run one model, else a text edge."""
+
+    channel: Literal["auto"]
+
+
+def _kind(value: object) -> str:
+    kind = value.get("channel", "text") if isinstance(value, dict) else getattr(value, "channel", "text")
+    return kind if isinstance(kind, str) else "text"
+
+
+EdgeSpec = Annotated[
+    Annotated[TextEdge, Tag("text")]
+    | Annotated[CacheEdge, Tag("cache")]
+    | Annotated[BothEdge, Tag("both")]
+    | Annotated[AutoEdge, Tag("auto")],
+    Discriminator(_kind),
+]

@@ -1,0 +1,54 @@
+"""The engine's slice of a recipe: which model, where it runs, how it generates."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+__all__ = ["DType", "GenerateSpec", "Limits", "ModelSpec", "Strict"]
+
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class Strict(BaseModel):
+    """The base of every part of a recipe: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ModelSpec(Strict):
+    """A model that runs on this machine."""
+
+    source: Annotated[str, Field(min_length=1, description="A catalogue name, a hub id, a folder or a .gguf file.")]
+    revision: Annotated[str | None, Field(description="A commit, tag or branch of a hub model.")] = None
+    dtype: Annotated[DType, Field(description="auto: bfloat16 where the hardware computes in it.")] = "auto"
+    device: Annotated[
+        str,
+        Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the visible GPU with most free memory, else the CPU."),
+    ] = "auto"
+    chat_template: Annotated[
+        str | None, Field(description="A Jinja file beside the recipe, for a model that ships no chat template.")
+    ] = None
+
+
+class GenerateSpec(Strict):
+    """How an agent decodes. Greedy unless a temperature is given."""
+
+    max_new_tokens: Annotated[
+        NonNegativeInt, Field(description="0: the agent only reads; over a text edge it hands over what it read.")
+    ] = 128
+    temperature: Annotated[float, Field(ge=0, le=10, description="0 is greedy.")] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[NonNegativeInt, Field(description="0: all.")] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: PositiveFloat = 1.0
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(description="Strings that end the reply.")] = ()
+    seed: int | None = None
+    min_new_tokens: NonNegativeInt = 0
+    ignore_eos: Annotated[bool, Field(description="Decode to max_new_tokens whatever the model says.")] = False
+
+
+class Limits(Strict):
+    """Bounds of a whole run."""
+
+    timeout: Annotated[PositiveFloat | None, Field(description="Seconds.")] = None
+    max_concurrent: Annotated[PositiveInt | None, Field(description="Agents at work at the same time.")] = None

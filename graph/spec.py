@@ -1,0 +1,54 @@
+"""A recipe as typed values: the slices of engine, channels and agents put together. Knows no YAML and no torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.channels.spec import EdgeSpec
+from cachegraph.engine.spec import Limits, ModelSpec, Strict
+
+__all__ = ["GraphSpec", "InputSpec", "ModelEntry"]
+
+# A name must work in a template: {{ name }}.
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class InputSpec(Strict):
+    """A value that the caller gives; without a default it is required."""
+
+    description: str = ""
+    default: str | None = None
+
+
+def _model_kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "name"
+    has_url = "base_url" in value if isinstance(value, dict) else hasattr(value, "base_url")
+    return "endpoint" if has_url else "local"
+
+
+ModelEntry = Annotated[
+    Annotated[Annotated[str, Field(min_length=1)], Tag("name")]
+    | Annotated[ModelSpec, Tag("local")]
+    | Annotated[EndpointSpec, Tag("endpoint")],
+    Discriminator(_model_kind),
+]
+
+
+class GraphSpec(Strict):
+    """A whole recipe, version 1."""
+
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    description: str = ""
+    models: dict[Identifier, ModelEntry] = {}
+    inputs: dict[Identifier, InputSpec] = {}
+    agents: Annotated[dict[Identifier, AgentSpec], Field(min_length=1)]
+    edges: tuple[EdgeSpec, ...] = ()
+    output: Annotated[str, Field(description="The agent whose reply is the graph's.")]
+    on_error: Annotated[
+        Literal["stop", "continue"],
+        Field(description="stop: a failing agent ends the run; continue: only what depends on it is cancelled."),
+    ] = "stop"
+    limits: Limits = Limits()

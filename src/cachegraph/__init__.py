@@ -1,0 +1,1 @@
+"""cachegraph: graphs of LLM agents whose edges hand over words, or KV caches."""

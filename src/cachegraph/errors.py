@@ -1,0 +1,98 @@
+"""Every error that cachegraph raises on purpose.
+
+    CachegraphError                  exit code 1
+    ├── RecipeError                  2   the recipe is wrong; holds every problem found, each with its place
+    ├── InputError                   2   what was asked of a right recipe is wrong (a missing input, a bad flag)
+    ├── ConfigError                  3   this machine lacks something (a key, the network, room on the disk)
+    ├── ModelError                   1   a model can't be found, fetched, read or placed
+    ├── FuserError                   1   a fuser's folder is unreadable, hostile, or made for another pair
+    ├── ChannelError                 1   a cache edge can't carry what it was asked to; falls back unless forbidden
+    └── RunError                     1   a run failed; holds what finished
+
+A message is one sentence that says what is wrong, where, and what to do. Messages name things with `repr`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "CachegraphError",
+    "ChannelError",
+    "ConfigError",
+    "FuserError",
+    "InputError",
+    "ModelError",
+    "Problem",
+    "RecipeError",
+    "RunError",
+]
+
+
+class CachegraphError(Exception):
+    """The root of all errors below; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a recipe, and where. Line and column count from 1; 0 means unknown."""
+
+    message: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    source: str = ""  # the offending line, without its newline
+    hint: str = ""  # what was probably meant, or what to do
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
+        text = f"{place}: {self.message}" if place else self.message
+        if self.hint:
+            text += f"; {self.hint}"
+        if self.source:
+            caret = " " * max(self.column - 1, 0) + "^"
+            text += f"\n    {self.source}\n    {caret}"
+        return text
+
+
+class RecipeError(CachegraphError):
+    """A recipe that can't be read, checked or planned; raised once with all its problems."""
+
+    exit_code = 2
+
+    def __init__(self, problems: "list[Problem] | str"):
+        self.problems = [Problem(problems)] if isinstance(problems, str) else problems
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class InputError(CachegraphError):
+    """Inputs or options that don't fit the recipe or the command."""
+
+    exit_code = 2
+
+
+class ConfigError(CachegraphError):
+    """Something that this machine or account must provide is missing."""
+
+    exit_code = 3
+
+
+class ModelError(CachegraphError):
+    """A model that can't be found, fetched, verified, read, or that doesn't fit the device."""
+
+
+class FuserError(CachegraphError):
+    """A fuser that can't be found or trusted, or doesn't fit the two models it is to join."""
+
+
+class ChannelError(CachegraphError):
+    """A cache edge that can't work here; where the recipe allows it, the edge falls back to text instead."""
+
+
+class RunError(CachegraphError):
+    """A run that failed. `result` holds every agent that finished before."""
+
+    def __init__(self, message: str, result: Any = None):
+        self.result = result
+        super().__init__(message)
