@@ -1,0 +1,78 @@
+"""What the graph knows of an agent: it is opened, it takes a turn, it is closed. Nothing of models or tokens."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cachegraph.channels.message import EdgeReport, Message, Route
+
+__all__ = ["Agent", "Delivery", "Reply", "Timing", "Tokens", "Turn"]
+
+
+@dataclass
+class Timing:
+    """Where an agent's time went, in seconds."""
+
+    queued: float = 0.0  # waiting for the model, behind other requests
+    prefill: float = 0.0
+    transfer: float = 0.0  # moving, aligning and rotating caches
+    fuse: float = 0.0
+    decode: float = 0.0
+    first_token: float | None = None  # from the start of the turn to the first token of the reply
+    total: float = 0.0
+
+
+@dataclass
+class Tokens:
+    """How many positions an agent computed."""
+
+    prefilled: int = 0
+    generated: int = 0
+    reused: int = 0  # positions that came as KV and were not prefilled: grafted
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """A message, and the route by which it came."""
+
+    route: Route
+    message: Message
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """All that an agent gets for one turn."""
+
+    inputs: Mapping[str, str]
+    deliveries: Sequence[Delivery] = ()
+    needs_text: bool = True  # somebody reads the reply: an edge, or the graph's caller
+    needs_cache: bool = False  # an edge out of this agent hands over its KV cache
+    on_text: Callable[[str], None] | None = None  # called with each piece of the reply as it is decoded
+
+
+@dataclass(eq=False)
+class Reply:
+    """What an agent gives back: the message for its edges, and what the turn cost."""
+
+    message: Message
+    timing: Timing = field(default_factory=Timing)
+    tokens: Tokens = field(default_factory=Tokens)
+    edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender: what came in
+
+
+class Agent(Protocol):
+    """One agent of a graph, bound to its model. Safe to use from many runs at once."""
+
+    name: str
+
+    async def open(self) -> None:
+        """Make ready to speak (find the model, load it). Idempotent. Raises ModelError or ConfigError."""
+
+    def peer(self) -> Any:
+        """This agent as the channels see it (channels.base.Peer); valid once open."""
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Take one turn. Cancellation frees everything within one decoding step."""
+
+    async def close(self) -> None:
+        """Let go of what `open` took. Idempotent."""

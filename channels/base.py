@@ -1,0 +1,16 @@
+"""The two ends of an edge as the channels see them, and the decision how an edge is travelled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Peer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Peer:
+    """One end of an edge. `model` is the engine's loaded model, or None behind an endpoint."""
+
+    agent: str
+    name: str  # the model, as people call it
+    model: Any = None
+    why_no_cache: str | None = None  # set where this end can neither send nor receive a KV cache

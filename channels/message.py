@@ -1,0 +1,56 @@
+"""What travels on an edge, and what is known of the journey. Knows no torch: the cache plane is opaque here."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .spec import Channel, EdgeSpec
+
+__all__ = ["EdgeReport", "Message", "Route", "Used"]
+
+Used = Literal["text", "cache", "both"]
+
+
+@dataclass(eq=False)
+class Message:
+    """One agent's turn as others may receive it.
+
+    The text plane is what the agent wrote. Where only cache edges leave the agent it is not written unless somebody
+    asks: `await message.read()` writes it then, continuing from the cache.
+    """
+
+    sender: str
+    text: str | None = None
+    cache: Any = None  # channels.cache.plane.CachePlane: what the sender read and wrote, and its KV
+    write: Callable[[], Awaitable[str]] | None = None
+
+    async def read(self) -> str:
+        """The text plane, written now if it was not before."""
+        if self.text is None:
+            self.text = await self.write() if self.write is not None else ""
+        return self.text
+
+
+@dataclass(frozen=True)
+class Route:
+    """How an edge will be travelled in this run: decided once both models are known, before either speaks."""
+
+    edge: EdgeSpec
+    used: Used
+    fallback_reason: str | None = None  # why not what was asked
+    needs_text: bool = True  # the sender must write its reply
+    needs_cache: bool = False  # the sender must prefill its own prompt and keep the KV cache
+    plan: Any = None  # what the cache channel prepared for this edge (a fuser, a rotation); opaque to the graph
+
+
+@dataclass
+class EdgeReport:
+    """What one edge did in one run."""
+
+    asked: Channel
+    channel_used: Used
+    fallback_reason: str | None = None
+    bytes: int = 0  # of the planes that were handed over
+    positions_fused: int = 0
+    positions_grafted: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # transfer, fuse
