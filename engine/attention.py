@@ -1,0 +1,153 @@
+"""Attention over rows of different lengths without padding.
+
+All rows' new tokens stand side by side in one sequence, (1, tokens), so linear layers see one dense batch. Only
+attention tells rows apart: each row's queries meet that row's own cache. transformers hands every model's attention to
+a named function; ours is registered as `cachegraph`, and finds the rows of the running forward pass in a context
+variable. No mask over the batch is ever built, and a row's numbers don't depend on its neighbours' lengths.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from .kv import LayerKV, RowCache
+
+__all__ = ["NAME", "PackedRows", "packed_rows"]
+
+NAME = "cachegraph"
+
+
+@dataclass(eq=False)
+class PackedRows:
+    """The rows of one forward pass: whose tokens are where, and what each may attend to."""
+
+    caches: Sequence[RowCache]
+    positions: Sequence[Tensor]  # by row: (new,) RoPE positions of its new tokens
+    windows: Sequence[int | None]  # by layer
+    overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
+    _masks: dict[tuple[int, int | None], "Tensor | None"] = field(default_factory=dict)
+
+    def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
+        """(new, entries) of bool: which entries each new token sees; None where the kernel's own causality is enough."""
+        key = (row, window)
+        if key not in self._masks:
+            self._masks[key] = self._build_mask(row, window, device)
+        return self._masks[key]
+
+    def _build_mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
+        past, new = len(self.caches[row]), len(self.positions[row])
+        entries = torch.cat([self.caches[row].positions, self.positions[row]])  # (entries,)
+        near = None
+        if window is not None and int(entries[-1] - entries[0]) >= window:
+            near = self.positions[row][:, None] - entries[None, :] < window  # (new, entries)
+        if new == 1:
+            return near.to(device) if near is not None else None
+        if past == 0 and near is None:
+            return None
+        causal = torch.ones(new, past + new, dtype=torch.bool).tril(past)
+        return (causal if near is None else causal & near).to(device)
+
+
+_running: ContextVar[PackedRows] = ContextVar("cachegraph_rows")
+
+
+@contextmanager
+def packed_rows(rows: PackedRows) -> Iterator["_PackedCache"]:
+    """While this is open, models whose attention is `cachegraph` attend row by row; yields their cache object."""
+    token = _running.set(rows)
+    for cache, positions in zip(rows.caches, rows.positions, strict=True):
+        cache.reserve(positions)
+    try:
+        yield _PackedCache()
+        for cache in rows.caches:
+            cache.commit()
+    finally:
+        _running.reset(token)
+
+
+class _PackedCache(Cache):
+    """What transformers calls a cache: it passes new K and V through to the attention, which files them by row."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+def _attend(
+    module: Any,
+    query: Tensor,  # (1, heads, tokens, head_dim)
+    key: Tensor,  # (1, kv_heads, tokens, head_dim)
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    rows, layer = _running.get(), module.layer_idx
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out, start = [], 0
+    for row, cache in enumerate(rows.caches):
+        end = start + len(rows.positions[row])
+        new = LayerKV(key[:, :, start:end], value[:, :, start:end])
+        if rows.overrides and (override := rows.overrides[row]) is not None:
+            new = override[layer]
+        past = cache.append(layer, *new)
+        mask = rows.mask(row, rows.windows[layer], query.device)
+        out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap))
+        start = end
+    joined = out[0] if len(out) == 1 else torch.cat(out, dim=1)
+    return joined, None  # (1, tokens, heads, head_dim)
+
+
+def _attend_row(query: Tensor, past: LayerKV, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """One row: (1, heads, new, head_dim) -> (1, new, heads, head_dim)."""
+    _, heads, new, dim = query.shape
+    kv_heads = past.keys.shape[1]
+    groups = heads // kv_heads
+    # The queries that share a KV head stand behind each other: no K or V is repeated.
+    packed = query.reshape(1, kv_heads, groups * new, dim)
+    if softcap is not None:
+        out = _softcapped(packed, past, _repeat(_causal(mask, new, query.device), groups), scale, softcap)
+    elif mask is None and new > 1:
+        keys, values = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in past)
+        out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scale)
+        return out.transpose(1, 2)
+    else:
+        out = F.scaled_dot_product_attention(packed, *past, attn_mask=_repeat(mask, groups), scale=scale)
+    return out.reshape(1, heads, new, -1).transpose(1, 2)
+
+
+def _repeat(mask: Tensor | None, groups: int) -> Tensor | None:
+    return mask if mask is None or groups == 1 else mask.repeat(groups, 1)
+
+
+def _causal(mask: Tensor | None, new: int, device: torch.device) -> Tensor | None:
+    return mask if mask is not None or new == 1 else torch.ones(new, new, dtype=torch.bool, device=device).tril()
+
+
+def _softcapped(query: Tensor, past: LayerKV, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    scores = torch.matmul(query, past.keys.transpose(2, 3)) * scale
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, past.values)
+
+
+AttentionInterface.register(NAME, _attend)

@@ -1,0 +1,77 @@
+"""One forward pass of one model over the new tokens of many rows: the only caller of a model whose cache can travel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .attention import PackedRows, packed_rows
+from .info import ModelInfo
+from .kv import LayerKV, RowCache
+
+__all__ = ["Row", "forward"]
+
+
+@dataclass(eq=False)
+class Row:
+    """A row's share of one forward pass. Its cache is appended to."""
+
+    ids: Sequence[int]
+    cache: RowCache
+    logits: Literal["none", "last", "all"] = "last"
+    positions: Tensor | None = None  # (new,) int64; default: on from the cache's end
+    override: Sequence[LayerKV] | None = None  # by layer: K and V of the new tokens to use instead of their own
+
+
+def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:
+    """Run all rows' new tokens at once.
+
+    Returns, by row, the logits of its new tokens that were asked for, (new or 1, vocab), or None. Where no row wants
+    logits the output head is not run at all.
+    """
+    device = next(model.parameters()).device
+    positions = [_positions(row) for row in rows]
+    ids = torch.tensor([[token for row in rows for token in row.ids]], device=device)  # (1, tokens)
+    packed = PackedRows(
+        caches=[row.cache for row in rows],
+        positions=positions,
+        windows=info.windows,
+        overrides=[row.override for row in rows] if any(row.override for row in rows) else (),
+    )
+    wanted = _wanted(rows)
+    with packed_rows(packed) as cache:
+        inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None].to(device), "past_key_values": cache}
+        if not wanted:
+            model.get_decoder()(**inputs, use_cache=True)
+            return [None] * len(rows)
+        keep = torch.tensor(wanted, device=device)
+        logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]  # (wanted, vocab)
+    return _by_row(rows, logits)
+
+
+def _positions(row: Row) -> Tensor:
+    if row.positions is not None:
+        return row.positions
+    start = row.cache.next_position
+    return torch.arange(start, start + len(row.ids))
+
+
+def _wanted(rows: Sequence[Row]) -> list[int]:
+    wanted, start = [], 0
+    for row in rows:
+        end = start + len(row.ids)
+        wanted += {"none": [], "last": [end - 1], "all": list(range(start, end))}[row.logits]
+        start = end
+    return wanted
+
+
+def _by_row(rows: Sequence[Row], logits: Tensor) -> list[Tensor | None]:
+    out: list[Tensor | None] = []
+    start = 0
+    for row in rows:
+        count = {"none": 0, "last": 1, "all": len(row.ids)}[row.logits]
+        out.append(logits[start : start + count] if count else None)
+        start += count
+    return out

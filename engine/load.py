@@ -1,0 +1,132 @@
+"""From a folder of weights to a model that the engine can run, checked before it is trusted with caches."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cachegraph.errors import ModelError
+
+from .attention import NAME
+from .forward import Row, forward
+from .info import ModelInfo
+from .kv import RowCache
+from .rope import Rotation
+from .tokens import Tokenizer
+
+__all__ = ["LoadedModel", "load_model"]
+
+_PROBE = 8  # tokens
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A model in memory. `why_no_cache` is set where its KV cache can't travel; it then works over text edges alone."""
+
+    name: str
+    identity: str  # equal for equal weights
+    network: Any  # transformers' PreTrainedModel
+    info: ModelInfo
+    rotation: Rotation
+    tokenizer: Tokenizer | None
+    device: torch.device
+    dtype: torch.dtype
+    why_no_cache: str | None
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    identity: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    chat_template: str | None = None,
+) -> LoadedModel:
+    """Load weights (safetensors only) and, if the folder has one, the tokenizer. Touches no network.
+
+    Raises ModelError where the folder holds no model that transformers can read.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{str(folder)!r} holds no model: there is no config.json in it")
+    device = torch.device(device)
+    network = _read_network(folder, dtype).to(device).eval().requires_grad_(False)
+    info = ModelInfo.from_hf(network.config, network.generation_config)
+    reason = info.why_no_cache or _why_not_packed(network, info)
+    return LoadedModel(
+        name=name or folder.name,
+        identity=identity or str(folder.resolve()),
+        network=network,
+        info=info,
+        rotation=Rotation(network, info),
+        tokenizer=_read_tokenizer(folder, chat_template),
+        device=device,
+        dtype=dtype,
+        why_no_cache=reason,
+    )
+
+
+def _read_network(folder: Path, dtype: torch.dtype) -> Any:
+    try:
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the model in {str(folder)!r} can't be read: {_first_line(error)}") from error
+
+
+def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        return None
+    try:
+        with quiet_transformers():
+            return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True), chat_template)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_first_line(error)}") from error
+
+
+def _why_not_packed(network: Any, info: ModelInfo) -> str | None:
+    """Switch the model to row-wise attention, if it then still computes what it did before."""
+    own = network.config._attn_implementation
+    ids = [1 + index % (info.vocab_size - 1) for index in range(_PROBE)]
+    with torch.inference_mode():
+        tokens = torch.tensor([ids], device=network.device)
+        expected = network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0].float()
+        with quiet_transformers():
+            network.set_attn_implementation(NAME)
+        try:
+            got = forward(network, info, [Row(ids, RowCache())])[0]
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
+            got = None
+    # A wide tolerance: bfloat16 differs between kernels, a wrong mask or a lost attention sink differs by far more.
+    if got is not None and torch.nn.functional.cosine_similarity(got.float(), expected).item() > 0.99:
+        return None
+    with quiet_transformers():
+        network.set_attn_implementation(own)
+    return f"{info.model_type!r} models compute attention in a way of their own"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice on the terminal; ours say what matters."""
+    level = transformers.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

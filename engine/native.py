@@ -1,0 +1,51 @@
+"""Rows of a model whose cache can't travel: each runs alone, with the cache that transformers gives it.
+
+Serves models with recurrent layers and others that the packed forward pass can't, over text edges only.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .forward import Row
+from .kv import RowCache
+
+__all__ = ["NativeCache", "native_forward"]
+
+
+class NativeCache(RowCache):
+    """Holds transformers' own cache of one row; has no segments to share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: Any = None
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return self.seen
+
+    @property
+    def next_position(self) -> int:
+        return self.seen
+
+
+def native_forward(network: Any, rows: Sequence[Row]) -> list[Tensor | None]:
+    """As `forward`, one row after the other."""
+    return [_run(network, row) for row in rows]
+
+
+def _run(network: Any, row: Row) -> Tensor | None:
+    cache = row.cache
+    assert isinstance(cache, NativeCache)
+    ids = torch.tensor([list(row.ids)], device=network.device)
+    if cache.state is None:
+        cache.state = DynamicCache(config=network.config)
+    out = network(input_ids=ids, past_key_values=cache.state, use_cache=True)
+    # Recurrent models name their cache differently.
+    cache.state = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
+    cache.seen += len(row.ids)
+    logits: Tensor = out.logits[0]
+    return {"none": None, "last": logits[-1:], "all": logits[-len(row.ids) :]}[row.logits]

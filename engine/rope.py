@@ -1,0 +1,94 @@
+"""Moving keys to other positions.
+
+A key in a cache has been rotated by its position (RoPE). Rotations add up, so a key read at position p stands at
+position q after one more rotation by q - p; values carry no position. The rotation itself is the model's own
+(`apply_rotary_pos_emb` and its rotary module), whatever its pairing of dimensions, its share of the head, its per-layer
+base or its scaling; here it is only called with a difference of positions. Before a model's keys are ever moved, this
+identity is checked on random vectors, and a model that fails it is refused.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .info import ModelInfo
+from .kv import KV, LayerKV
+
+__all__ = ["Rotation", "consecutive"]
+
+
+class Rotation:
+    """One model's RoPE, for moving cached keys. `why_not` says why this model's keys can't be moved, or is None."""
+
+    def __init__(self, model: Any, info: ModelInfo):
+        self._info = info
+        self._kinds = list(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
+        self._module = getattr(model.get_decoder(), "rotary_emb", None)
+        self._apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
+        self.why_not = info.why_no_cache or info.why_no_rotation or self._check()
+
+    def move(self, kv: KV, positions: Tensor) -> KV:
+        """The same entries at other positions, (positions,) int64. Shares what needn't change: all of it, or the values."""
+        shift = positions - kv.positions  # (positions,)
+        if not bool(shift.any()):
+            return kv
+        tables: dict[str | None, tuple[Tensor, Tensor]] = {}
+        layers = []
+        for index, layer in enumerate(kv.layers):
+            kind = self._kind(index)
+            if kind not in tables:
+                tables[kind] = self._tables(shift, kind, layer.keys.device)
+            layers.append(LayerKV(self._turn(layer.keys, *tables[kind]), layer.values))
+        return KV(tuple(layers), positions)
+
+    def _kind(self, layer: int) -> str | None:
+        """The rotary module's name for a layer's kind, where it keeps several bases."""
+        return self._kinds[layer] if self._kinds and hasattr(self._module, f"{self._kinds[layer]}_inv_freq") else None
+
+    def _tables(self, shift: Tensor, kind: str | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (1, positions, rotary_dim), of these differences, without the scaling that keys already have."""
+        probe = torch.empty(1, device=device, dtype=torch.float32)
+        extra = (kind,) if kind is not None else ()
+        assert self._module is not None
+        cos, sin = self._module(probe, shift[None].to(device), *extra)
+        scaling = getattr(self._module, f"{kind}_attention_scaling" if kind else "attention_scaling", 1.0)
+        return cos / scaling, sin / scaling
+
+    def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """One more rotation, computed in float32. Keys: (1, kv_heads, positions, head_dim)."""
+        assert self._apply is not None
+        turning, still = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]  # some models turn a share of the head
+        turned = self._apply(turning, turning, cos, sin)[1].to(keys.dtype)
+        return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
+
+    def _check(self) -> str | None:
+        if self._apply is None or self._module is None or "none" in self._info.rope_types:
+            return f"{self._info.model_type!r} models rotate keys in a way of their own"
+        device = next(self._module.buffers()).device
+        try:
+            with torch.no_grad():
+                return self._check_layers(device)
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            return f"{self._info.model_type!r} models rotate keys in a way of their own ({error})"
+
+    def _check_layers(self, device: torch.device) -> str | None:
+        generator = torch.Generator().manual_seed(0)
+        key = torch.randn(1, 1, 1, self._info.head_dim, generator=generator).to(device)
+        for kind in dict.fromkeys(map(self._kind, range(self._info.layers))):
+            there, back, near = (self._tables(torch.tensor([step]), kind, device) for step in (11, -6, 5))
+            moved = self._turn(self._turn(key, *there), *back)
+            if not torch.allclose(moved, self._turn(key, *near), atol=1e-4):
+                return f"{self._info.model_type!r} models rotate keys in a way that doesn't add up"
+        return None
+
+
+def consecutive(start: int, lengths: Sequence[int]) -> list[Tensor]:
+    """Positions, by stretch, for stretches that stand one behind the other from `start` on."""
+    out = []
+    for length in lengths:
+        out.append(torch.arange(start, start + length))
+        start += length
+    return out
