@@ -79,7 +79,9 @@ class _PackedCache(Cache):
     def __init__(self) -> None:
         super().__init__(layers=[])
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -97,6 +99,7 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,  # (heads,) attention sinks
     **_: Any,
 ) -> tuple[Tensor, None]:
     rows, layer = _running.get(), module.layer_idx
@@ -109,45 +112,51 @@ def _attend(
             new = override[layer]
         past = cache.append(layer, *new)
         mask = rows.mask(row, rows.windows[layer], query.device)
-        out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap))
+        out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, s_aux))
         start = end
     joined = out[0] if len(out) == 1 else torch.cat(out, dim=1)
     return joined, None  # (1, tokens, heads, head_dim)
 
 
-def _attend_row(query: Tensor, past: LayerKV, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+def _attend_row(
+    query: Tensor, past: LayerKV, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
     """One row: (1, heads, new, head_dim) -> (1, new, heads, head_dim)."""
     _, heads, new, dim = query.shape
-    kv_heads = past.keys.shape[1]
-    groups = heads // kv_heads
+    groups = heads // past.keys.shape[1]
+    if softcap is not None or sinks is not None:
+        return _explicit(query, _repeat_heads(past, groups), mask, scale, softcap, sinks).transpose(1, 2)
+    if mask is None and new > 1:
+        return F.scaled_dot_product_attention(
+            query, *_repeat_heads(past, groups), is_causal=True, scale=scale
+        ).transpose(1, 2)
     # The queries that share a KV head stand behind each other: no K or V is repeated.
-    packed = query.reshape(1, kv_heads, groups * new, dim)
-    if softcap is not None:
-        out = _softcapped(packed, past, _repeat(_causal(mask, new, query.device), groups), scale, softcap)
-    elif mask is None and new > 1:
-        keys, values = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in past)
-        out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scale)
-        return out.transpose(1, 2)
-    else:
-        out = F.scaled_dot_product_attention(packed, *past, attn_mask=_repeat(mask, groups), scale=scale)
+    packed = query.reshape(1, heads // groups, groups * new, dim)
+    mask = mask.repeat(groups, 1) if mask is not None and groups > 1 else mask
+    out = F.scaled_dot_product_attention(packed, *past, attn_mask=mask, scale=scale)
     return out.reshape(1, heads, new, -1).transpose(1, 2)
 
 
-def _repeat(mask: Tensor | None, groups: int) -> Tensor | None:
-    return mask if mask is None or groups == 1 else mask.repeat(groups, 1)
+def _repeat_heads(past: LayerKV, groups: int) -> LayerKV:
+    return past if groups == 1 else LayerKV(*(each.repeat_interleave(groups, 1) for each in past))
 
 
-def _causal(mask: Tensor | None, new: int, device: torch.device) -> Tensor | None:
-    return mask if mask is not None or new == 1 else torch.ones(new, new, dtype=torch.bool, device=device).tril()
-
-
-def _softcapped(query: Tensor, past: LayerKV, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    scores = torch.matmul(query, past.keys.transpose(2, 3)) * scale
-    scores = torch.tanh(scores / softcap) * softcap
+def _explicit(
+    query: Tensor, past: LayerKV, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention written out, for models that cap their scores or give each head a sink. (1, heads, new, head_dim)"""
+    new = query.shape[2]
+    scores = torch.matmul(query, past.keys.transpose(2, 3)) * scale  # (1, heads, new, entries)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None and new > 1:
+        mask = torch.ones(new, new, dtype=torch.bool, device=query.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(1, -1, new, 1).to(scores.dtype)], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, past.values)
+    return torch.matmul(weights[..., : past.values.shape[2]], past.values)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -45,7 +45,11 @@ class KV:
     def to(self, device: torch.device, dtype: torch.dtype) -> "KV":
         """On another device or in another dtype; itself where nothing changes."""
         layers = tuple(LayerKV(k.to(device, dtype), v.to(device, dtype)) for k, v in self.layers)
-        return self if all(a is b for old, new in zip(self.layers, layers, strict=True) for a, b in zip(old, new, strict=True)) else KV(layers, self.positions)
+        return (
+            self
+            if all(a is b for old, new in zip(self.layers, layers, strict=True) for a, b in zip(old, new, strict=True))
+            else KV(layers, self.positions)
+        )
 
 
 def concat(parts: Sequence[KV]) -> KV:
@@ -53,7 +57,9 @@ def concat(parts: Sequence[KV]) -> KV:
     if len(parts) == 1:
         return parts[0]
     layers = tuple(
-        LayerKV(torch.cat([layer.keys for layer in layers], dim=2), torch.cat([layer.values for layer in layers], dim=2))
+        LayerKV(
+            torch.cat([layer.keys for layer in layers], dim=2), torch.cat([layer.values for layer in layers], dim=2)
+        )
         for layers in zip(*(part.layers for part in parts), strict=True)
     )
     return KV(layers, torch.cat([part.positions for part in parts]))
@@ -77,7 +83,11 @@ class RowCache:
     @property
     def next_position(self) -> int:
         """The RoPE position after the last entry."""
-        last = self._tail_positions[: self._used] if self._used else (self.segments[-1].positions if self.segments else None)
+        last = (
+            self._tail_positions[: self._used]
+            if self._used
+            else (self.segments[-1].positions if self.segments else None)
+        )
         return int(last[-1]) + 1 if last is not None else 0
 
     @property

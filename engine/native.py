@@ -4,6 +4,7 @@ Serves models with recurrent layers and others that the packed forward pass can'
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -43,9 +44,8 @@ def _run(network: Any, row: Row) -> Tensor | None:
     ids = torch.tensor([list(row.ids)], device=network.device)
     if cache.state is None:
         cache.state = DynamicCache(config=network.config)
-    out = network(input_ids=ids, past_key_values=cache.state, use_cache=True)
-    # Recurrent models name their cache differently.
-    cache.state = getattr(out, "past_key_values", None) or getattr(out, "cache_params", None)
+    name = "past_key_values" if "past_key_values" in signature(network.forward).parameters else "cache_params"
+    out = network(input_ids=ids, **{name: cache.state}, use_cache=True)
     cache.seen += len(row.ids)
     logits: Tensor = out.logits[0]
     return {"none": None, "last": logits[-1:], "all": logits[-len(row.ids) :]}[row.logits]

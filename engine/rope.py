@@ -28,6 +28,7 @@ class Rotation:
         self._kinds = list(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
         self._module = getattr(model.get_decoder(), "rotary_emb", None)
         self._apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
+        self._share: int | None = None  # how many of a head's dimensions turn, where the model slices them off itself
         self.why_not = info.why_no_cache or info.why_no_rotation or self._check()
 
     def move(self, kv: KV, positions: Tensor) -> KV:
@@ -60,7 +61,8 @@ class Rotation:
     def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """One more rotation, computed in float32. Keys: (1, kv_heads, positions, head_dim)."""
         assert self._apply is not None
-        turning, still = keys[..., : cos.shape[-1]].float(), keys[..., cos.shape[-1] :]  # some models turn a share of the head
+        share = self._share if self._share is not None else keys.shape[-1]
+        turning, still = keys[..., :share].float(), keys[..., share:]
         turned = self._apply(turning, turning, cos, sin)[1].to(keys.dtype)
         return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
 
@@ -68,11 +70,16 @@ class Rotation:
         if self._apply is None or self._module is None or "none" in self._info.rope_types:
             return f"{self._info.model_type!r} models rotate keys in a way of their own"
         device = next(self._module.buffers()).device
-        try:
-            with torch.no_grad():
-                return self._check_layers(device)
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            return f"{self._info.model_type!r} models rotate keys in a way of their own ({error})"
+        with torch.no_grad():
+            for self._share in (None, self._turning_dims(device)):
+                try:
+                    return self._check_layers(device)
+                except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                    reason = f"{self._info.model_type!r} models rotate keys in a way of their own ({error})"
+        return reason
+
+    def _turning_dims(self, device: torch.device) -> int:
+        return self._tables(torch.tensor([0]), self._kind(0), device)[0].shape[-1]
 
     def _check_layers(self, device: torch.device) -> str | None:
         generator = torch.Generator().manual_seed(0)

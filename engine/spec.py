@@ -23,7 +23,10 @@ class ModelSpec(Strict):
     dtype: Annotated[DType, Field(description="auto: bfloat16 where the hardware computes in it.")] = "auto"
     device: Annotated[
         str,
-        Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the visible GPU with most free memory, else the CPU."),
+        Field(
+            pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+            description="auto: the visible GPU with most free memory, else the CPU.",
+        ),
     ] = "auto"
     chat_template: Annotated[
         str | None, Field(description="A Jinja file beside the recipe, for a model that ships no chat template.")
@@ -41,7 +44,9 @@ class GenerateSpec(Strict):
     top_k: Annotated[NonNegativeInt, Field(description="0: all.")] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: PositiveFloat = 1.0
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(description="Strings that end the reply.")] = ()
+    stop: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(description="Strings that end the reply.")
+    ] = ()
     seed: int | None = None
     min_new_tokens: NonNegativeInt = 0
     ignore_eos: Annotated[bool, Field(description="Decode to max_new_tokens whatever the model says.")] = False

@@ -39,7 +39,11 @@ class Tokenizer:
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, reply_follows: bool = True) -> str:
         """The messages in the model's own chat format. Raises ModelError where its template refuses them."""
-        arguments: dict[str, Any] = {"add_generation_prompt": reply_follows, "tokenize": False, "enable_thinking": False}
+        arguments: dict[str, Any] = {
+            "add_generation_prompt": reply_follows,
+            "tokenize": False,
+            "enable_thinking": False,
+        }
         if self.chat_template is not None:
             arguments["chat_template"] = self.chat_template
         try:

@@ -1,0 +1,49 @@
+"""From an engine's thread back into an event loop, whichever loop that is."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
+
+import anyio
+import sniffio
+
+__all__ = ["Mailbox"]
+
+ItemT = TypeVar("ItemT")
+
+
+class Mailbox(Generic[ItemT]):
+    """One task reads, one other thread posts. Make it in the reading task."""
+
+    def __init__(self) -> None:
+        self._items: deque[ItemT] = deque()
+        self._arrived = anyio.Event()
+        self._soon = _run_soon()
+
+    def post(self, item: ItemT) -> None:
+        """Leave an item and wake the reader. Called from any thread; a reader that is gone is no error."""
+        self._items.append(item)
+        try:
+            self._soon(self._wake)
+        except RuntimeError:  # the loop has ended, and with it whoever was to read this
+            self._items.clear()
+
+    def _wake(self) -> None:
+        self._arrived.set()
+
+    async def __aiter__(self) -> AsyncIterator[ItemT]:
+        while True:
+            await self._arrived.wait()
+            self._arrived = anyio.Event()
+            while self._items:
+                yield self._items.popleft()
+
+
+def _run_soon() -> Callable[[Callable[[], None]], Any]:
+    """The running loop's own way of being called from other threads without waiting for it."""
+    if sniffio.current_async_library() == "trio":
+        import trio
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+    return asyncio.get_running_loop().call_soon_threadsafe
