@@ -1,0 +1,1 @@
+"""The cache channel: align, rotate, fuse, graft."""

@@ -1,0 +1,56 @@
+"""Which sharer layer corrects which receiver layer."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from cachegraph.errors import FuserError
+
+__all__ = ["LayerPair", "check_layers", "k_nearest", "last_aligned"]
+
+
+class LayerPair(NamedTuple):
+    """A receiver layer and the sharer layer that corrects it."""
+
+    receiver: int
+    sharer: int
+
+
+def last_aligned(receiver_layers: int, sharer_layers: int) -> tuple[LayerPair, ...]:
+    """Last layer to last layer and so on towards the front; a sharer that runs out serves the rest with its first."""
+    offset = sharer_layers - receiver_layers
+    return tuple(LayerPair(layer, max(layer + offset, 0)) for layer in range(receiver_layers))
+
+
+def k_nearest(receiver_layers: int, sharer_layers: int, k: int = 1) -> tuple[LayerPair, ...]:
+    """The `k` sharer layers nearest in relative depth to each receiver layer, the nearest first.
+
+    With `k` above 1 this is a ranking to choose from: a fuser takes one sharer layer a receiver layer.
+    """
+
+    def distance(layer: int, other: int) -> float:
+        return abs(other / max(sharer_layers - 1, 1) - layer / max(receiver_layers - 1, 1))
+
+    return tuple(
+        LayerPair(layer, other)
+        for layer in range(receiver_layers)
+        for other in sorted(range(sharer_layers), key=lambda other: distance(layer, other))[:k]
+    )
+
+
+def check_layers(pairs: Iterable[LayerPair], receiver_layers: int, sharer_layers: int) -> tuple[LayerPair, ...]:
+    """The pairs by receiver layer, if each exists and none is corrected twice; else a FuserError."""
+    ordered = tuple(sorted(LayerPair(*pair) for pair in pairs))
+    taken: dict[int, int] = {}
+    for receiver, sharer in ordered:
+        if not (0 <= receiver < receiver_layers and 0 <= sharer < sharer_layers):
+            raise FuserError(
+                f"the layer map sends sharer layer {sharer} to receiver layer {receiver}, but the models have "
+                f"{sharer_layers} and {receiver_layers} layers; give a map within them"
+            )
+        if receiver in taken:
+            raise FuserError(
+                f"receiver layer {receiver} is corrected by the sharer layers {taken[receiver]} and {sharer}; "
+                "keep one, the published code reads only the first"
+            )
+        taken[receiver] = sharer
+    return ordered

@@ -1,0 +1,174 @@
+"""Correcting a receiver's cache with what its sharers know, layer by layer. Never writes to what it was given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cachegraph.errors import ChannelError
+
+from ..fusers.base import Fuser, Projector
+
+__all__ = ["FusedLayers", "FusionMode", "LayerKV", "Source", "fuse_layers"]
+
+LayerKV = tuple[Tensor, Tensor]  # keys and values, each (batch, kv_heads, positions, head_dim)
+FusionMode = Literal["parallel", "sequential"]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One sharer: its cache, the fuser that reads it, and which position stands for which.
+
+    `pairs` is two index tensors of one length, receiver positions (each at most once) and sharer positions; None where
+    both have the same positions.
+    """
+
+    fuser: Fuser
+    layers: Sequence[LayerKV]
+    pairs: tuple[Tensor, Tensor] | None = None
+
+
+class FusedLayers(NamedTuple):
+    """The corrected cache. Layers that nothing corrected are the very tensors that came in."""
+
+    layers: tuple[LayerKV, ...]
+    changed: tuple[int, ...]
+
+
+class _Part(NamedTuple):
+    """A correction and the receiver positions it is for; None: all."""
+
+    residual: Tensor
+    positions: Tensor | None
+
+
+def fuse_layers(receiver: Sequence[LayerKV], sources: Sequence[Source], mode: FusionMode = "parallel") -> FusedLayers:
+    """Add every source's residuals to the receiver's layers.
+
+    In parallel, all sources see the clean cache and the order of the sources changes nothing, not even a last bit. In
+    sequence, each source sees what those before it made.
+    """
+    for source in sources:
+        _check(source, receiver)
+    if mode == "sequential":
+        layers = tuple(receiver)
+        for source in sources:
+            layers = _fuse(layers, [source])
+    else:
+        layers = _fuse(receiver, sources)
+    changed = tuple(i for i, (old, new) in enumerate(zip(receiver, layers, strict=True)) if old is not new)
+    return FusedLayers(layers, changed)
+
+
+def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source]) -> tuple[LayerKV, ...]:
+    parts: dict[int, tuple[list[_Part], list[_Part]]] = {}
+    for source in sources:
+        if source.pairs is not None and len(source.pairs[0]) == 0:
+            continue
+        for layer, other, projector in source.fuser:
+            if any(projector.gates):
+                keys, values = parts.setdefault(layer, ([], []))
+                _project(projector, receiver[layer], source.layers[other], source.pairs, keys, values)
+    layers = list(receiver)
+    for layer, (keys, values) in parts.items():
+        old_k, old_v = receiver[layer]
+        layers[layer] = (_added(old_k, keys), _added(old_v, values))
+    return tuple(layers)
+
+
+def _project(
+    projector: Projector,
+    receiver: LayerKV,
+    sharer: LayerKV,
+    pairs: tuple[Tensor, Tensor] | None,
+    keys: list[_Part],
+    values: list[_Part],
+) -> None:
+    """Append one layer's corrections by one source to `keys` and `values`."""
+    here, there = pairs if pairs is not None else (None, None)
+    k, v = projector.residual(
+        *(_taken(x, there, projector) for x in sharer), *(_taken(x, here, projector) for x in receiver)
+    )
+    if k is not None:
+        keys.append(_Part(k, here))
+    if v is not None:
+        values.append(_Part(v, here))
+
+
+def _taken(x: Tensor, positions: Tensor | None, projector: Projector) -> Tensor:
+    if positions is not None:
+        x = x.index_select(2, positions.to(x.device))
+    return x.to(projector.device, projector.dtype)
+
+
+def _added(base: Tensor, parts: list[_Part]) -> Tensor:
+    """`base` with the parts' sum added; a new tensor unless there are none."""
+    if not parts:
+        return base
+    if all(part.positions is None for part in parts):
+        residuals = [part.residual.to(base.device) for part in parts]
+        return _sum(base, residuals)
+    if len(parts) == 1:
+        positions = _on(base, parts[0].positions)
+        return base.index_copy(2, positions, _sum(base.index_select(2, positions), [parts[0].residual.to(base.device)]))
+    positions = torch.unique(torch.cat([_positions(part, base) for part in parts]))
+    chosen = base.index_select(2, positions)
+    spread = [_spread(part, positions, base, chosen.shape) for part in parts]
+    return base.index_copy(2, positions, _sum(chosen, spread))
+
+
+def _sum(base: Tensor, residuals: list[Tensor]) -> Tensor:
+    """Rounded to the cache's number type once. More than two numbers are added in the order of their size, so that the
+    order of the sources can't show."""
+    if len(residuals) > 2:
+        residuals = list(torch.stack(residuals).sort(dim=0).values)
+    total = residuals[0]
+    for residual in residuals[1:]:
+        total = total + residual
+    return (base.to(total.dtype) + total).to(base.dtype)
+
+
+def _spread(part: _Part, positions: Tensor, base: Tensor, shape: torch.Size) -> Tensor:
+    """The part's residual on a longer, sorted list of positions, zero where it has nothing to say."""
+    places = torch.searchsorted(positions, _positions(part, base))
+    residual = part.residual.to(base.device)
+    return residual.new_zeros(shape).index_copy(2, places, residual)
+
+
+def _positions(part: _Part, base: Tensor) -> Tensor:
+    return torch.arange(base.shape[2], device=base.device) if part.positions is None else _on(base, part.positions)
+
+
+def _on(base: Tensor, positions: Tensor | None) -> Tensor:
+    assert positions is not None
+    return positions.to(base.device)
+
+
+def _check(source: Source, receiver: Sequence[LayerKV]) -> None:
+    card = source.fuser.card
+    if len(receiver) != card.receiver.geometry.layers or len(source.layers) != card.sharer.geometry.layers:
+        raise ChannelError(
+            f"the fuser joins {card.sharer.geometry.layers} sharer layers to {card.receiver.geometry.layers} receiver "
+            f"layers, but got caches of {len(source.layers)} and {len(receiver)}; use a fuser of these two models"
+        )
+    mine, theirs = receiver[0][0].shape, source.layers[0][0].shape
+    if mine[0] != theirs[0]:
+        raise ChannelError(f"the receiver's batch has {mine[0]} rows, the sharer's {theirs[0]}; give both the same")
+    if source.pairs is None:
+        if mine[2] != theirs[2]:
+            raise ChannelError(
+                f"the receiver has {mine[2]} positions, the sharer {theirs[2]}; say which stands for which"
+            )
+        return
+    here, there = source.pairs
+    if len(here) != len(there):
+        raise ChannelError(f"{len(here)} receiver positions can't be paired with {len(there)} sharer positions")
+    if len(here) == 0:
+        return
+    if len(torch.unique(here)) != len(here):
+        raise ChannelError("a receiver position is paired twice by one sharer; pair it once")
+    for role, positions, length in (("receiver", here, mine[2]), ("sharer", there, theirs[2])):
+        if int(positions.min()) < 0 or int(positions.max()) >= length:
+            raise ChannelError(f"the pairs name {role} positions outside of its {length}; align the two again")

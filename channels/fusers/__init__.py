@@ -1,0 +1,11 @@
+"""Fusers: the trained networks that turn one model's KV cache into corrections of another's.
+
+card.py        what a fuser is and was trained on; no torch
+base.py        Projector (one receiver layer) and Fuser (all of them, with the card)
+c2c.py         the architecture of the Cache-to-Cache paper
+create.py      architectures by name; a new fuser
+weights.py     our folder: fuser.safetensors and card.json
+reference.py   the folder the paper's authors publish, in and out
+find.py        a name or a path to a folder; does it fit these two models
+load.py        a folder of either kind to a Fuser
+"""

@@ -1,0 +1,103 @@
+"""What a fuser is, whatever its architecture: one projector a receiver layer, and a card."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .card import Card
+
+__all__ = ["Fuser", "Gates", "Projector", "Residual"]
+
+
+class Residual(NamedTuple):
+    """What is added to a layer's keys and values, (batch, kv_heads, positions, head_dim); None: the gate is closed."""
+
+    k: Tensor | None
+    v: Tensor | None
+
+
+class Gates(NamedTuple):
+    """Which of a projector's two gates let anything through."""
+
+    key: bool
+    value: bool
+
+
+class Projector(nn.Module, ABC):
+    """Corrects one receiver layer from one sharer layer."""
+
+    @property
+    @abstractmethod
+    def gates(self) -> Gates:
+        """Both are open while training, where gates are soft."""
+
+    @abstractmethod
+    def residual(self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor) -> Residual:
+        """The corrections at positions both ends have seen; all tensors are (batch, kv_heads, positions, head_dim).
+
+        Computed in float32 or wider from where weights and gates apply, so that a half-precision cache is rounded once.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Fuser:
+    """The projectors of one (receiver, sharer) pair by receiver layer."""
+
+    card: Card
+    projectors: Mapping[int, Projector]
+
+    def __iter__(self) -> Iterator[tuple[int, int, Projector]]:
+        """(receiver layer, sharer layer, projector), by receiver layer."""
+        for receiver, sharer in self.card.layer_map:
+            yield receiver, sharer, self.projectors[receiver]
+
+    def is_open(self, layer: int) -> bool:
+        projector = self.projectors.get(layer)
+        return projector is not None and any(projector.gates)
+
+    @property
+    def open_layers(self) -> tuple[int, ...]:
+        return tuple(layer for layer, _, _ in self if self.is_open(layer))
+
+    @property
+    def openness(self) -> float:
+        """The part of all gates that is open."""
+        gates = [gate for _, _, projector in self for gate in projector.gates]
+        return sum(gates) / len(gates) if gates else 0.0
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in nn.ModuleList(self.projectors.values()).parameters())
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Fuser":
+        """This fuser where it already is there, else a copy that is."""
+        target = torch.device(device)
+        if all(_is_at(projector, target, dtype) for projector in self.projectors.values()):
+            return self
+        return self._map(lambda projector: deepcopy(projector).to(device=target, dtype=dtype or projector.dtype))
+
+    def train(self, mode: bool = True) -> "Fuser":
+        for projector in self.projectors.values():
+            projector.train(mode)
+        return self
+
+    def _map(self, change: Callable[[Projector], Projector]) -> "Fuser":
+        return Fuser(self.card, {layer: change(projector) for layer, projector in self.projectors.items()})
+
+
+def _is_at(projector: Projector, device: torch.device, dtype: torch.dtype | None) -> bool:
+    same_device = projector.device.type == device.type and device.index in (None, projector.device.index)
+    return same_device and dtype in (None, projector.dtype)

@@ -1,0 +1,73 @@
+"""A fuser's card: which two models it joins, how, and what it was trained on. Needs no torch."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
+
+from cachegraph.engine.spec import Strict
+
+from ..cache.layers import LayerPair, check_layers
+
+__all__ = ["Alignment", "Card", "Geometry", "ModelEnd"]
+
+Alignment = Literal["ids", "first", "longest", "offsets"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What of a model decides the shape of its KV cache."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    layers: Annotated[int, Field(gt=0, le=4096)]
+    kv_heads: Annotated[int, Field(gt=0, le=4096)]
+    head_dim: Annotated[int, Field(gt=0, le=65536)]
+
+    @property
+    def width(self) -> int:
+        """Numbers a position and layer, of keys or of values."""
+        return self.kv_heads * self.head_dim
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers of {self.kv_heads} KV heads of {self.head_dim}"
+
+
+class ModelEnd(Strict):
+    """One of the two models."""
+
+    name: Annotated[str, Field(min_length=1)]
+    identity: Annotated[str | None, Field(description="The exact weights it was trained with; null: unknown.")] = None
+    geometry: Geometry
+    vocab: PositiveInt | None = None
+
+
+class Card(Strict):
+    """All that is known of a fuser but its weights."""
+
+    version: Literal[1] = 1
+    receiver: ModelEnd
+    sharer: ModelEnd
+    layer_map: Annotated[tuple[LayerPair, ...], Field(description="[receiver layer, sharer layer] pairs.")]
+    architecture: Annotated[str, Field(min_length=1)] = "c2c"
+    params: Annotated[
+        dict[str, int | float | str], Field(default_factory=dict, description="The architecture's own sizes.")
+    ]
+    alignment: Annotated[Alignment, Field(description="Which sharer token stands for a receiver token.")] = "ids"
+    reads: Annotated[
+        Literal["receiver-prompt", "own-prompt"], Field(description="What the sharer has read when it shares.")
+    ] = "receiver-prompt"
+    rope: Annotated[
+        Literal["rotated", "unrotated"], Field(description="Whether keys are corrected with RoPE on, or taken off.")
+    ] = "rotated"
+    kind: Literal["fuse", "graft"] = "fuse"
+    trained_on: str | None = None
+    metrics: Annotated[dict[str, float], Field(default_factory=dict)]
+    licence: str | None = None
+    created: Annotated[str | None, Field(description="ISO 8601.")] = None
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="Of fuser.safetensors.")] = None
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> "Card":
+        check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
+        return self

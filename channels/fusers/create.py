@@ -1,0 +1,85 @@
+"""Architectures by name, and new fusers with random weights."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from cachegraph.errors import FuserError
+
+from ..cache.layers import LayerPair, k_nearest, last_aligned
+from .base import Fuser, Projector
+from .card import Card, Geometry, ModelEnd
+
+__all__ = ["ARCHITECTURES", "build_projector", "new_fuser"]
+
+Params = Mapping[str, int | float | str]
+Builder = Callable[[Params, Geometry, Geometry], Projector]
+
+
+def _c2c(params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
+    from .c2c import C2CParams, C2CProjector
+
+    return C2CProjector(C2CParams.model_validate(dict(params)), receiver, sharer)
+
+
+ARCHITECTURES: dict[str, Builder] = {"c2c": _c2c}
+
+
+def build_projector(architecture: str, params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
+    """One projector, on torch's current default device."""
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(repr(name) for name in ARCHITECTURES)
+        raise FuserError(f"there is no fuser architecture {architecture!r}; this version knows {known}")
+    try:
+        return ARCHITECTURES[architecture](params, receiver, sharer)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FuserError(
+            f"the {architecture!r} fuser has a wrong parameter {place!r}: {first['msg']}; correct it in the card"
+        ) from error
+
+
+def new_fuser(
+    architecture: str,
+    receiver: Geometry,
+    sharer: Geometry,
+    *,
+    layer_map: Literal["last_aligned", "k_nearest"] | Iterable[tuple[int, int]] = "last_aligned",
+    names: tuple[str, str] = ("receiver", "sharer"),
+    gate_logit: float = 0.0,
+    seed: int = 0,
+    **params: Any,
+) -> Fuser:
+    """A fuser with random weights, ready to be trained; above 0, `gate_logit` opens all gates for inference."""
+    card = Card(
+        receiver=ModelEnd(name=names[0], geometry=receiver),
+        sharer=ModelEnd(name=names[1], geometry=sharer),
+        layer_map=_layer_map(layer_map, receiver, sharer),
+        architecture=architecture,
+        params=params,
+    )
+    projectors: dict[int, Projector] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer, _ in card.layer_map:
+            projectors[layer] = build_projector(architecture, params, receiver, sharer)
+    for projector in projectors.values():
+        for name, parameter in projector.named_parameters():
+            if name.endswith("gate_logit"):
+                torch.nn.init.constant_(parameter, gate_logit)
+    return Fuser(card, projectors).train(False)
+
+
+def _layer_map(
+    given: Literal["last_aligned", "k_nearest"] | Iterable[tuple[int, int]], receiver: Geometry, sharer: Geometry
+) -> tuple[LayerPair, ...]:
+    if given == "last_aligned":
+        return last_aligned(receiver.layers, sharer.layers)
+    if given == "k_nearest":
+        return k_nearest(receiver.layers, sharer.layers)
+    if isinstance(given, str):
+        raise FuserError(f"there is no layer map {given!r}; give 'last_aligned', 'k_nearest' or pairs of layers")
+    return tuple(LayerPair(*pair) for pair in given)

@@ -1,0 +1,67 @@
+"""From the name or path in a recipe to a folder, and whether a fuser fits two models."""
+
+import os
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from cachegraph.errors import FuserError
+
+from .card import Card, Geometry
+
+__all__ = ["check_pair", "find_fuser", "fuser_names"]
+
+
+def find_fuser(name_or_path: str, base: Path) -> Path:
+    """The folder that a recipe in `base` means: one beside it, an absolute path, or an installed or shipped name."""
+    beside = base / Path(name_or_path).expanduser()
+    if beside.is_dir():
+        if not Path(name_or_path).is_absolute() and not beside.resolve().is_relative_to(base.resolve()):
+            raise FuserError(
+                f"the fuser {name_or_path!r} leaves the recipe's folder; move it there or give its full path"
+            )
+        return beside
+    if _is_name(name_or_path):
+        for shelf in _shelves():
+            if (shelf / name_or_path).is_dir():
+                return shelf / name_or_path
+    near = get_close_matches(name_or_path, fuser_names(), n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"put its folder into {str(_shelves()[0])!r}"
+    raise FuserError(f"there is no fuser {name_or_path!r}, neither a folder of {str(base)!r} nor installed; {hint}")
+
+
+def check_pair(
+    card: Card,
+    receiver: Geometry,
+    sharer: Geometry,
+    receiver_identity: str | None = None,
+    sharer_identity: str | None = None,
+) -> str | None:
+    """Why this fuser must not join these two models, as a sentence; None where it may."""
+    ends = (("receiver", card.receiver, receiver, receiver_identity), ("sharer", card.sharer, sharer, sharer_identity))
+    for role, end, geometry, identity in ends:
+        if end.geometry != geometry:
+            return f"the fuser was made for the {role} {end.name!r} with {end.geometry}, but this one has {geometry}"
+        if end.identity is not None and identity is not None and end.identity != identity:
+            return (
+                f"the fuser was trained with other weights of the {role} {end.name!r} "
+                f"({end.identity!r}, here {identity!r}); use that revision, or a fuser of this one"
+            )
+    return None
+
+
+def fuser_names() -> list[str]:
+    """All fusers that a recipe can call by name."""
+    return sorted({entry.name for shelf in _shelves() if shelf.is_dir() for entry in shelf.iterdir() if entry.is_dir()})
+
+
+def _shelves() -> tuple[Path, Path]:
+    home = os.environ.get("CACHEGRAPH_HOME")
+    installed = Path(home).expanduser() if home else user_cache_path("cachegraph")
+    return installed / "fusers", Path(str(files("cachegraph"))) / "recipes" / "fusers"
+
+
+def _is_name(text: str) -> bool:
+    return text not in ("", ".", "..") and "/" not in text and os.sep not in text and "\0" not in text

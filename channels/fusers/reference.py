@@ -1,0 +1,245 @@
+"""The folder that the authors of Cache-to-Cache publish, read as it is and written back.
+
+    projector_config.json   {"<receiver>": {"<sharer>": {"<receiver layer>": [[<sharer layer>, <projector>], ...]}}}
+    projector_<n>.json      {"class": "C2CProjector", "init_args": {...}}
+    projector_<n>.pt        its state dict
+    ../config.json          what it was trained with; optional
+
+The `.pt` files are pickles: they are read with the unpickler that knows tensors only, and every shape is checked
+against `init_args` before a number is touched.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from cachegraph.engine.spec import Strict
+from cachegraph.errors import FuserError
+
+from ..cache.layers import LayerPair
+from .base import Fuser, Projector
+from .c2c import C2CParams
+from .card import Alignment, Card, Geometry, ModelEnd
+from .folder import read_json, replaced_folder
+from .weights import expected_state, filled_projector
+
+__all__ = ["export_reference", "is_reference", "load_reference"]
+
+CONFIG = "projector_config.json"
+LARGEST_PICKLE = 1 << 20
+
+
+class _InitArgs(C2CParams):
+    source_dim: int
+    target_dim: int
+    source_num_heads: int = 1
+    target_num_heads: int = 1
+    dtype: Any = None  # the tensors say it themselves
+    zero_init: bool = False
+
+
+class _Sharer(Strict):
+    """One sharer's part of the configuration: (sharer layer, projector) by receiver layer."""
+
+    layers: dict[int, tuple[int, int]] = Field(min_length=1)
+
+
+def is_reference(folder: Path) -> bool:
+    return _weights_folder(folder) is not None
+
+
+def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
+    """The fusers in a published folder, one a sharer, in the order of the sharers' numbers."""
+    found = _weights_folder(Path(folder))
+    if found is None:
+        inside = sorted(path.parent.name for path in Path(folder).glob(f"*/final/{CONFIG}"))
+        hint = f"name one of its folders: {', '.join(map(repr, inside))}" if inside else "check the path"
+        raise FuserError(f"{str(folder)!r} holds no {CONFIG!r}; {hint}")
+    training = _training_config(found)
+    sharers = _sharers(found / CONFIG)
+    return tuple(_fuser(found, sharer, training, len(sharers) == 1) for sharer in sharers)
+
+
+def export_reference(fuser: Fuser, folder: Path | str) -> None:
+    """Write a `c2c` fuser as the authors' code reads it: `folder/config.json` and `folder/final/`."""
+    card = fuser.card
+    if card.architecture != "c2c":
+        raise FuserError(f"a {card.architecture!r} fuser has no published format; only 'c2c' can be exported")
+    params = C2CParams.model_validate(card.params)
+    with replaced_folder(Path(folder), frozenset({"config.json", "final"})) as fresh:
+        final = fresh / "final"
+        final.mkdir()
+        mapping: dict[str, list[list[int]]] = {}
+        for number, (receiver, sharer, projector) in enumerate(fuser):
+            mapping[str(receiver)] = [[sharer, number]]
+            _write_json(final / f"projector_{number}.json", _description(card, params, projector))
+            state = {name: tensor.detach().cpu().clone() for name, tensor in projector.state_dict().items()}
+            torch.save(state, final / f"projector_{number}.pt")
+        _write_json(final / CONFIG, {"0": {"1": mapping}})
+        _write_json(fresh / "config.json", {"model": _model_config(card, params)})
+
+
+def _weights_folder(folder: Path) -> Path | None:
+    return next((path for path in (folder, folder / "final") if (path / CONFIG).is_file()), None)
+
+
+def _training_config(folder: Path) -> dict[str, Any]:
+    for path in (folder / "config.json", folder.parent / "config.json"):
+        if path.is_file():
+            model = read_json(path).get("model")
+            return model if isinstance(model, dict) else {}
+    return {}
+
+
+def _sharers(path: Path) -> list[_Sharer]:
+    config = read_json(path)
+    if len(config) != 1:
+        raise FuserError(f"{str(path)!r} names {len(config)} receivers; a fuser has one, split the file")
+    by_sharer = next(iter(config.values()))
+    if not isinstance(by_sharer, dict) or not by_sharer:
+        raise FuserError(f"{str(path)!r} names no sharer; get the fuser again from its source")
+    return [_sharer(by_sharer[number], path) for number in sorted(by_sharer, key=_as_number)]
+
+
+def _sharer(layers: Any, path: Path) -> _Sharer:
+    chosen = {}
+    for layer, pairs in layers.items() if isinstance(layers, dict) else ():
+        if isinstance(pairs, list) and len(pairs) > 1:
+            raise FuserError(
+                f"{str(path)!r} gives receiver layer {layer} {len(pairs)} projectors; the published code reads only "
+                "the first, so delete the others if that is meant"
+            )
+        chosen[layer] = pairs[0] if isinstance(pairs, list) and pairs else None
+    try:
+        sharer = _Sharer.model_validate({"layers": chosen})
+    except ValidationError as error:
+        raise FuserError(
+            f"{str(path)!r} is not of the form {{receiver: {{sharer: {{layer: [[layer, projector]]}}}}}} "
+            f"({error.errors()[0]['msg']}); get the fuser again from its source"
+        ) from error
+    if min(min(layer, *pair) for layer, pair in sharer.layers.items()) < 0:
+        raise FuserError(f"{str(path)!r} holds a negative number; get the fuser again from its source")
+    return sharer
+
+
+def _fuser(folder: Path, sharer: _Sharer, training: Mapping[str, Any], only: bool) -> Fuser:
+    args = {number: _init_args(folder / f"projector_{number}.json") for _, number in sharer.layers.values()}
+    first, *others = args.values()
+    if any(_sizes(other) != _sizes(first) for other in others):
+        raise FuserError(f"the projectors in {str(folder)!r} differ in size; one fuser must have one size")
+    card = _card(first, sharer, training, only)
+    expected = expected_state(card)
+    projectors: dict[int, Projector] = {}
+    for layer, (_, number) in sharer.layers.items():
+        path = folder / f"projector_{number}.pt"
+        projectors[layer] = filled_projector(card, _read_pt(path), expected, repr(str(path)))
+    return Fuser(card, projectors).train(False)
+
+
+def _init_args(path: Path) -> _InitArgs:
+    described = read_json(path)
+    if described.get("class") != "C2CProjector":
+        raise FuserError(
+            f"{str(path)!r} describes a {described.get('class')!r}; of the published projectors only 'C2CProjector' "
+            "can be loaded"
+        )
+    try:
+        return _InitArgs.model_validate(described.get("init_args"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FuserError(f"{str(path)!r} is wrong at {place!r}: {first['msg']}; get the fuser again") from error
+
+
+def _sizes(args: _InitArgs) -> dict[str, Any]:
+    return args.model_dump(exclude={"dtype", "zero_init"})
+
+
+def _card(args: _InitArgs, sharer: _Sharer, training: Mapping[str, Any], only: bool) -> Card:
+    pairs = [LayerPair(layer, source) for layer, (source, _) in sorted(sharer.layers.items())]
+    geometry = _geometry(max(pair.receiver for pair in pairs), args.target_num_heads, args.target_dim)
+    source = _geometry(max(pair.sharer for pair in pairs), args.source_num_heads, args.source_dim)
+    return Card(
+        receiver=ModelEnd(name=_name(training.get("base_model"), "receiver"), geometry=geometry),
+        sharer=ModelEnd(name=_name(training.get("teacher_model") if only else None, "sharer"), geometry=source),
+        layer_map=tuple(pairs),
+        params=args.model_dump(include=set(C2CParams.model_fields)),
+        alignment=_alignment(training),
+    )
+
+
+def _geometry(last_layer: int, heads: int, head_dim: int) -> Geometry:
+    """The folder does not say how many layers a model has: its layer maps always reach the last one."""
+    return Geometry(last_layer + 1, heads, head_dim)
+
+
+def _alignment(training: Mapping[str, Any]) -> Alignment:
+    if not training.get("is_do_alignment"):
+        return "ids"
+    strategy = training.get("alignment_strategy")
+    if strategy not in ("first", "longest"):
+        raise FuserError(f"the fuser was trained with the unknown alignment {strategy!r}; use 'first' or 'longest'")
+    return "first" if strategy == "first" else "longest"
+
+
+def _name(value: Any, default: str) -> str:
+    return value if isinstance(value, str) and value else default
+
+
+def _as_number(key: str) -> int:
+    return int(key) if key.isdecimal() else -1
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    remedy = "get the fuser again from its source"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise FuserError(f"{str(path)!r} is missing, cut off or no torch file; {remedy}") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+        raise FuserError(f"{str(path)!r} holds compressed data, which torch never writes; don't trust it, {remedy}")
+    if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > LARGEST_PICKLE:
+        raise FuserError(f"{str(path)!r} holds more than tensors; don't trust it, {remedy}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a hostile pickle can make the unpickler raise anything
+        raise FuserError(
+            f"{str(path)!r} is not a plain dictionary of tensors (a pickle that may run code is never loaded); {remedy}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise FuserError(f"{str(path)!r} is not a plain dictionary of tensors; {remedy}")
+    return dict(state)
+
+
+def _description(card: Card, params: C2CParams, projector: Projector) -> dict[str, Any]:
+    sizes = {
+        "source_dim": card.sharer.geometry.head_dim,
+        "target_dim": card.receiver.geometry.head_dim,
+        "source_num_heads": card.sharer.geometry.kv_heads,
+        "target_num_heads": card.receiver.geometry.kv_heads,
+    }
+    dtype = {"__type__": "torch.dtype", "value": str(projector.dtype).removeprefix("torch.")}
+    return {"class": "C2CProjector", "init_args": {**sizes, **params.model_dump(), "dtype": dtype}}
+
+
+def _model_config(card: Card, params: C2CParams) -> dict[str, Any]:
+    return {
+        "base_model": card.receiver.name,
+        "teacher_model": card.sharer.name,
+        "is_do_alignment": card.alignment != "ids",
+        "alignment_strategy": "first" if card.alignment == "ids" else card.alignment,
+        "projector": {"type": "C2CProjector", "params": params.model_dump()},
+    }
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

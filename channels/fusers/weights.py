@@ -1,0 +1,137 @@
+"""Our folder of a fuser: `fuser.safetensors` and `card.json`, which holds the other's hash."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cachegraph.errors import FuserError
+
+from .base import Fuser, Projector
+from .card import Card
+from .create import build_projector
+from .folder import read_json, replaced_folder
+
+__all__ = ["CARD", "WEIGHTS", "Expected", "expected_state", "filled_projector", "read_card", "read_fuser", "save_fuser"]
+
+CARD = "card.json"
+WEIGHTS = "fuser.safetensors"
+
+Expected = dict[str, tuple[int, ...]]  # shapes by name
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class _Name(NamedTuple):
+    layer: int
+    parameter: str
+
+    def __str__(self) -> str:
+        return f"layers.{self.layer}.{self.parameter}"
+
+
+def save_fuser(fuser: Fuser, folder: Path | str) -> Card:
+    """Write the fuser to a folder, both files or none; returns the card with the weights' hash."""
+    tensors = {
+        str(_Name(layer, name)): tensor.detach().to("cpu").contiguous().clone()
+        for layer, _, projector in fuser
+        for name, tensor in projector.state_dict().items()
+    }
+    with replaced_folder(Path(folder), frozenset({CARD, WEIGHTS})) as fresh:
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        card = fuser.card.model_copy(update={"sha256": _sha256(fresh / WEIGHTS)})
+        (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return card
+
+
+def read_card(folder: Path | str) -> Card:
+    """The card alone; cheap."""
+    path = Path(folder) / CARD
+    try:
+        return Card.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FuserError(
+            f"{str(path)!r} is wrong at {place!r}: {first['msg']}; get the fuser again from its source, "
+            "or use a cachegraph that knows this card's version"
+        ) from error
+
+
+def read_fuser(folder: Path | str) -> Fuser:
+    """The fuser in a folder of ours, checked against its card before anything is allocated."""
+    folder = Path(folder)
+    card = read_card(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FuserError(f"the fuser lacks {str(path)!r}; get it again from its source")
+    if card.sha256 is None or card.sha256 != _sha256(path):
+        raise FuserError(
+            f"{str(path)!r} is not the file its card describes (sha256 differs); get the fuser again from its source"
+        )
+    expected = expected_state(card)
+    try:
+        with safe_open(path, "pt") as file:
+            _check_names(set(file.keys()), card, expected, path)
+            projectors = {}
+            for layer, _ in card.layer_map:
+                names = {name: str(_Name(layer, name)) for name in expected}
+                for name, stored in names.items():
+                    _check_shape(stored, tuple(file.get_slice(stored).get_shape()), expected[name], path)
+                state = {name: file.get_tensor(stored) for name, stored in names.items()}
+                projectors[layer] = filled_projector(card, state, expected, f"layer {layer} of {str(path)!r}")
+    except SafetensorError as error:
+        raise FuserError(f"{str(path)!r} is no safetensors file ({error}); get the fuser again") from error
+    return Fuser(card, projectors).train(False)
+
+
+def expected_state(card: Card) -> Expected:
+    """Names and shapes of one projector's tensors, from a projector that takes no memory."""
+    with torch.device("meta"):
+        projector = build_projector(card.architecture, card.params, card.receiver.geometry, card.sharer.geometry)
+    return {name: tuple(tensor.shape) for name, tensor in projector.state_dict().items()}
+
+
+def filled_projector(card: Card, state: Mapping[str, Tensor], expected: Expected, where: str) -> Projector:
+    """A projector that holds these tensors, if they are what the card promises: dense, of one float type, finite."""
+    if state.keys() != expected.keys():
+        odd = sorted(state.keys() ^ expected.keys())[0]
+        verb = "lacks" if odd in expected else "has an unknown"
+        raise FuserError(f"{where} {verb} tensor {odd!r}; the fuser is damaged or of another architecture")
+    for name, tensor in state.items():
+        _check_shape(name, tuple(tensor.shape), expected[name], where)
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise FuserError(f"{name!r} in {where} is {tensor.dtype}, not plain floating point numbers; re-export it")
+    if len({tensor.dtype for tensor in state.values()}) > 1:
+        raise FuserError(f"{where} mixes number types; re-export the fuser in one dtype")
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    for name, tensor in copies.items():
+        if not tensor.isfinite().all():
+            raise FuserError(f"{name!r} in {where} holds NaN or infinity; the fuser is broken, get another one")
+    with torch.device("meta"):
+        projector = build_projector(card.architecture, card.params, card.receiver.geometry, card.sharer.geometry)
+    projector.load_state_dict(copies, assign=True)
+    return projector
+
+
+def _check_names(stored: set[str], card: Card, expected: Expected, path: Path) -> None:
+    wanted = {str(_Name(layer, name)) for layer, _ in card.layer_map for name in expected}
+    if stored != wanted:
+        odd = sorted(stored ^ wanted)[0]
+        verb = "lacks" if odd in wanted else "has an unknown"
+        raise FuserError(f"{str(path)!r} {verb} tensor {odd!r}; the fuser is damaged or of another architecture")
+
+
+def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], where: Path | str) -> None:
+    if shape != expected:
+        raise FuserError(f"{name!r} in {str(where)!r} has shape {shape}, but its description says {expected}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
