@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
@@ -36,7 +36,7 @@ class PackedRows:
     _masks: dict[tuple[int, int | None], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
-        """(new, entries) of bool: which entries each new token sees; None where the kernel's own causality is enough."""
+        """(new, entries) of bool: which entries each new token sees; None where plain causality is enough."""
         key = (row, window)
         if key not in self._masks:
             self._masks[key] = self._build_mask(row, window, device)
@@ -73,7 +73,7 @@ def packed_rows(rows: PackedRows) -> Iterator["_PackedCache"]:
         _running.reset(token)
 
 
-class _PackedCache(Cache):
+class _PackedCache(Cache):  # type: ignore[misc]
     """What transformers calls a cache: it passes new K and V through to the attention, which files them by row."""
 
     def __init__(self) -> None:

@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import anyio
 import torch
 from torch import Tensor
 
@@ -107,7 +106,7 @@ class Engine:
         seen: Sequence[int] = (),
         priority: int = 0,
     ) -> Generated:
-        """Read `ids` (at least one) behind `past`, then decode. `seen`: tokens of `past`, for the repetition penalty."""
+        """Read `ids` (at least one) behind `past`, then decode. `seen`: tokens of `past`, for the penalty."""
         spec = spec or GenerateSpec()
         tokenizer = self.model.tokenizer
         job = _Job(

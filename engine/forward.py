@@ -32,6 +32,7 @@ def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | N
     logits the output head is not run at all.
     """
     device = next(model.parameters()).device
+    asked, rows = len(rows), _never_one_token(rows)
     positions = [_positions(row) for row in rows]
     ids = torch.tensor([[token for row in rows for token in row.ids]], device=device)  # (1, tokens)
     packed = PackedRows(
@@ -45,10 +46,21 @@ def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | N
         inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None].to(device), "past_key_values": cache}
         if not wanted:
             model.get_decoder()(**inputs, use_cache=True)
-            return [None] * len(rows)
+            return [None] * asked
         keep = torch.tensor(wanted, device=device)
         logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]  # (wanted, vocab)
-    return _by_row(rows, logits)
+    return _by_row(rows, logits)[:asked]
+
+
+def _never_one_token(rows: Sequence[Row]) -> Sequence[Row]:
+    """A lone token gets a companion whose results nobody reads.
+
+    Matrix kernels for one row and for several round differently, so without it a row's reply would depend on whether
+    others happen to be decoding. With it, bfloat16 on the CPU gives the same bits alone and in any batch.
+    """
+    if len(rows) != 1 or len(rows[0].ids) != 1:
+        return rows
+    return [*rows, Row(rows[0].ids, RowCache(), "none")]
 
 
 def _positions(row: Row) -> Tensor:

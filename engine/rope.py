@@ -32,7 +32,7 @@ class Rotation:
         self.why_not = info.why_no_cache or info.why_no_rotation or self._check()
 
     def move(self, kv: KV, positions: Tensor) -> KV:
-        """The same entries at other positions, (positions,) int64. Shares what needn't change: all of it, or the values."""
+        """The same entries at other positions, (positions,) int64. Shares what needn't change."""
         shift = positions - kv.positions  # (positions,)
         if not bool(shift.any()):
             return kv
@@ -50,7 +50,7 @@ class Rotation:
         return self._kinds[layer] if self._kinds and hasattr(self._module, f"{self._kinds[layer]}_inv_freq") else None
 
     def _tables(self, shift: Tensor, kind: str | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (1, positions, rotary_dim), of these differences, without the scaling that keys already have."""
+        """Cosines and sines of these differences, (1, positions, rotary_dim), without the scaling that keys have."""
         probe = torch.empty(1, device=device, dtype=torch.float32)
         extra = (kind,) if kind is not None else ()
         assert self._module is not None
@@ -71,7 +71,8 @@ class Rotation:
             return f"{self._info.model_type!r} models rotate keys in a way of their own"
         device = next(self._module.buffers()).device
         with torch.no_grad():
-            for self._share in (None, self._turning_dims(device)):
+            for share in (None, self._turning_dims(device)):
+                self._share = share
                 try:
                     return self._check_layers(device)
                 except (TypeError, ValueError, RuntimeError, AttributeError) as error:

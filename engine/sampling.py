@@ -19,7 +19,7 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(spec.seed if spec.seed is not None else torch.seed() % 2**63)
 
     def choose(self, logits: Tensor, seen: Sequence[int], generated: int) -> int:
-        """The next token. `logits` is (vocab,); `seen` is the prompt and the reply so far; `generated`, the reply's length."""
+        """The next token. `logits`: (vocab,); `seen`: the prompt and the reply; `generated`: the reply's length."""
         spec = self._spec
         if spec.repetition_penalty != 1.0 and seen:
             logits = _penalise(logits, seen, spec.repetition_penalty)
