@@ -1,0 +1,91 @@
+"""What a model folder holds, told from its safetensors headers alone: no tensor is read, no torch is needed."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cachegraph.errors import ModelError
+
+__all__ = ["check_folder", "count_parameters", "fingerprint", "weight_files"]
+
+MAX_HEADER = 100_000_000
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class _Header(NamedTuple):
+    text: bytes
+    parameters: int
+    file_bytes: int
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless transformers can load `folder` and its weights are safetensors that are all there."""
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {str(folder)!r}; check the path, or pull the model")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"the folder {str(folder)!r} has no config.json, so it is no model; name a model's own folder")
+    count_parameters(folder)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that transformers would read, and no others that lie beside them."""
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return (single,)
+    index = folder / INDEX
+    if not index.is_file():
+        raise ModelError(_why_no_weights(folder))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the weight index {str(index)!r} can't be read: {error!r}; fetch the model again") from error
+    if strange := sorted(name for name in names if not isinstance(name, str) or Path(name).name != name):
+        raise ModelError(f"the weight index {str(index)!r} names files outside its folder: {strange}")
+    return tuple(folder / name for name in sorted(names))
+
+
+def count_parameters(folder: Path) -> int:
+    """How many numbers the weights are; tied weights, stored once, count once."""
+    return sum(_header(file).parameters for file in weight_files(folder))
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that changes with the config, and with the names, shapes, dtypes and sizes of the weights."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in weight_files(folder):
+        header = _header(file)
+        digest.update(f"{file.name}:{header.file_bytes}:".encode() + header.text)
+    return digest.hexdigest()
+
+
+def _header(file: Path) -> _Header:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > min(MAX_HEADER, size):
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+            text = opened.read(length)
+        tensors: dict[str, Any] = json.loads(text)
+        tensors.pop("__metadata__", None)
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        parameters = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the weights {str(file)!r} can't be read: {error}; fetch the model again") from error
+    if size < 8 + length + end:
+        raise ModelError(
+            f"the weights {str(file)!r} are cut short: {size:,} bytes of {8 + length + end:,}; fetch the model again"
+        )
+    return _Header(text, parameters, size)
+
+
+def _why_no_weights(folder: Path) -> str:
+    if any(file.suffix in PICKLED for file in folder.iterdir()):
+        return (
+            f"the folder {str(folder)!r} has only pickled weights, which can run code when they are read; "
+            "save the model again with safetensors"
+        )
+    return f"the folder {str(folder)!r} has no model.safetensors and no {INDEX}; is it a model's folder?"
