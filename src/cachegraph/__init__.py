@@ -1,1 +1,58 @@
-"""cachegraph: graphs of LLM agents whose edges hand over words, or KV caches."""
+"""cachegraph: graphs of LLM agents whose edges hand over words, or KV caches.
+
+Every name here is imported when it is first used, so that `import cachegraph` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cachegraph.errors import (
+        CachegraphError,
+        ChannelError,
+        ConfigError,
+        FuserError,
+        InputError,
+        ModelError,
+        Problem,
+        RecipeError,
+        RunError,
+    )
+    from cachegraph.graph.graph import Graph
+    from cachegraph.graph.result import Interrupted, Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CachegraphError",
+    "ChannelError",
+    "ConfigError",
+    "FuserError",
+    "Graph",
+    "InputError",
+    "Interrupted",
+    "ModelError",
+    "Problem",
+    "RecipeError",
+    "Result",
+    "RunError",
+    "__version__",
+]
+
+_HOMES = {
+    "Graph": "cachegraph.graph.graph",
+    "Interrupted": "cachegraph.graph.result",
+    "Result": "cachegraph.graph.result",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'cachegraph' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "cachegraph.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

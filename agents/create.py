@@ -1,0 +1,46 @@
+"""From an agent's spec to an agent; what it is made of is imported only when the first one is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cachegraph.engine.spec import ModelSpec
+
+from .base import Agent
+from .spec import AgentSpec, EndpointSpec
+
+__all__ = ["Create", "create_agent"]
+
+
+class Create(Protocol):
+    """What makes the agents of a graph. `create_agent` is the usual one."""
+
+    def __call__(
+        self,
+        name: str,
+        spec: AgentSpec,
+        model: str | ModelSpec | EndpointSpec,
+        folder: Path,
+        *,
+        inputs: Sequence[str],
+        upstream: Sequence[str],
+    ) -> Agent: ...
+
+
+def create_agent(
+    name: str,
+    spec: AgentSpec,
+    model: str | ModelSpec | EndpointSpec,
+    folder: Path,
+    *,
+    inputs: Sequence[str],
+    upstream: Sequence[str],
+) -> Agent:
+    """An agent that is not open yet. `folder` is the recipe's; `inputs` and `upstream` name what its prompt may use."""
+    if isinstance(model, EndpointSpec):
+        from .endpoint import EndpointAgent
+
+        return EndpointAgent(name, spec, model, inputs=inputs, upstream=upstream)
+    from .local import LocalAgent
+
+    return LocalAgent(name, spec, model, folder, inputs=inputs, upstream=upstream)

@@ -1,0 +1,295 @@
+"""The graph as Python sees it: built in code or read from a recipe, run once or a thousand times.
+
+Recipe and object are one thing: `spec` is the recipe's value, and everything else follows from it.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+
+from cachegraph.agents.create import Create, create_agent
+from cachegraph.channels.spec import Channel
+from cachegraph.errors import ConfigError, InputError
+
+from .inputs import check_inputs
+from .many import run_rows
+from .parts import Parts
+from .plan import Plan, plan
+from .result import Interrupted, Result
+from .routes import Cast, Wiring, wire
+from .runtime import Listener, Run
+from .spec import GraphSpec
+from .stream import RunStream
+
+__all__ = ["Graph"]
+
+Inputs = Mapping[str, Any] | None
+T = TypeVar("T")
+
+
+class Graph:
+    """A graph of agents.
+
+    Give it a whole `spec`, or its parts as keywords, or build it with `add_agent` and `add_edge`. `folder` is what the
+    recipe's relative paths start from, and `create` makes the agents (`cachegraph.agents.testing.scripted` makes some
+    that need no model). Models load with the first run, or with `open`, and stay loaded until `close`.
+    """
+
+    def __init__(
+        self,
+        spec: GraphSpec | None = None,
+        *,
+        folder: str | os.PathLike[str] = ".",
+        create: Create = create_agent,
+        **parts: Any,
+    ):
+        self._parts = Parts(spec, parts)
+        self._folder = Path(folder)
+        self._create = create
+        self._cast: Cast | None = None
+        self._retired: list[Cast] = []
+        self._wired: tuple[Cast, int, Wiring] | None = None
+        self._planned: tuple[GraphSpec, Plan] | None = None
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], *, create: Create = create_agent) -> Self:
+        """The graph of a recipe file. Raises RecipeError with every problem and its place."""
+        from .load import load_recipe
+
+        return cls(load_recipe(Path(path)), folder=Path(path).parent, create=create)
+
+    @classmethod
+    def from_yaml_text(
+        cls, text: str, folder: str | os.PathLike[str] = ".", *, name: str = "recipe", create: Create = create_agent
+    ) -> Self:
+        """The graph of a recipe's text; `name` is what problems call it, `folder` where its paths start."""
+        from .load import parse_recipe
+
+        return cls(parse_recipe(text, name, Path(folder)), folder=folder, create=create)
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], folder: str | os.PathLike[str] = ".", *, create: Create = create_agent
+    ) -> Self:
+        """The graph of a recipe that was read already, for example from JSON."""
+        return cls(folder=folder, create=create, **{str(key): value for key, value in data.items()}).validate()
+
+    # building
+
+    def add_input(self, name: str, description: str = "", default: str | None = None) -> Self:
+        """Declare a value that the caller gives; without a default it is required."""
+        self._parts.add_input(name, {"description": description, "default": default})
+        return self._changed()
+
+    def add_agent(self, name: str, *, model: str, prompt: str, **options: Any) -> Self:
+        """Add an agent; the options are those of the recipe (`system`, `generate`, `timeout`, ...)."""
+        self._parts.add_agent(name, {"model": model, "prompt": prompt, **options})
+        return self._changed()
+
+    def add_edge(self, sender: str, receiver: str, channel: Channel = "text", **options: Any) -> Self:
+        """Add an edge; a cache edge takes the recipe's options (`fuser`, `fallback`, `align`, ...)."""
+        self._parts.add_edge({"from": sender, "to": receiver, "channel": channel, **options})
+        return self._changed()
+
+    @property
+    def output(self) -> str:
+        """The agent whose reply is the graph's."""
+        return self.spec.output
+
+    @output.setter
+    def output(self, name: str) -> None:
+        self._parts.output(name)
+        self._changed()
+
+    @property
+    def spec(self) -> GraphSpec:
+        """This graph as a recipe's value. Raises RecipeError if it is not complete."""
+        return self._parts.spec
+
+    def validate(self) -> Self:
+        """Check everything that can be checked without loading a model. Raises RecipeError with every problem."""
+        if self._planned is None or self._planned[0] is not self.spec:
+            self._planned = (self.spec, plan(self.spec))
+        return self
+
+    def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
+        """This graph as a recipe; also written to `path` if one is given, whole or not at all."""
+        from .load import dump_recipe
+
+        text = dump_recipe(self.validate().spec)
+        if path is not None:
+            _write_whole(Path(path), text)
+        return text
+
+    def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
+        """A copy in which every edge has this channel, or only the edges that a mapping names.
+
+        The copy shares the loaded models. What a cache edge was told (`fuser`, `fallback`, ...) is remembered while it
+        is a text edge, so that swapping there and back changes nothing.
+        """
+        copy = type(self)(folder=self._folder, create=self._create)
+        copy._parts = self.validate()._parts.with_channels(channel)
+        copy._cast = self._agents()
+        return copy
+
+    # running
+
+    def run(self, inputs: Inputs = None, /, **named: Any) -> Result:
+        """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with what finished."""
+        run = self._run(inputs, named)
+        return _wait(run.execute, "run", "arun", lambda: run.result)
+
+    async def arun(self, inputs: Inputs = None, /, **named: Any) -> Result:
+        """Run once, under asyncio or trio. Raises InputError, or RunError whose `result` holds what finished."""
+        return await self._run(inputs, named).execute()
+
+    def stream(self, inputs: Inputs = None, /, **named: Any) -> RunStream:
+        """Run once and watch: an async iterator of events. Inputs are checked now, the run begins when it is read."""
+        return RunStream(lambda listener: self._run(inputs, named, listener))
+
+    def map(
+        self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, return_errors: bool = False
+    ) -> list[Result]:
+        """Run once for each row and wait; see `amap`."""
+        runs = self._rows(rows)
+        return _wait(
+            lambda: run_rows(runs, max_concurrent, return_errors), "map", "amap", lambda: [run.result for run in runs]
+        )
+
+    async def amap(
+        self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, return_errors: bool = False
+    ) -> list[Result]:
+        """Run once for each row, many at a time on the same models; gives the results in the rows' order.
+
+        All rows are checked before the first runs. A row that fails does not stop the others: with `return_errors` its
+        result says so, otherwise RunError is raised at the end, and its `result` is the list of all results.
+        """
+        return await run_rows(self._rows(rows), max_concurrent, return_errors)
+
+    # models
+
+    def open(self) -> Self:
+        """Load all models now rather than with the first run."""
+        _wait(self.aopen, "open", "aopen", lambda: None)
+        return self
+
+    async def aopen(self) -> Self:
+        """Load all models now rather than with the first run."""
+        await self._prepare()
+        return self
+
+    def close(self) -> None:
+        """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
+        if any(cast.is_open for cast in self._casts):
+            _wait(self.aclose, "close", "aclose", lambda: None)
+
+    async def aclose(self) -> None:
+        """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
+        for cast in self._casts:
+            await cast.close()
+        self._retired.clear()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.aopen()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Graph {self._parts.name!r}: {self._parts.size}>"
+
+    def _run(self, inputs: Any, named: Mapping[str, Any] | None = None, listener: Listener | None = None) -> Run:
+        spec = self.validate().spec
+        return Run(spec, check_inputs(spec.inputs, inputs, named), self._prepare, listener)
+
+    def _rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Run]:
+        runs = []
+        for number, row in enumerate(rows):
+            try:
+                runs.append(self._run(row))
+            except InputError as error:
+                raise InputError(f"row {number}: {error}") from error
+        return runs
+
+    async def _prepare(self) -> Wiring:
+        """Open agents and decided edges; made once, and again only after `close` or a change."""
+        self.validate()
+        assert self._planned is not None
+        spec, order = self._planned
+        cast = self._agents()
+        if self._wired is not None and self._wired[:2] == (cast, cast.epoch):
+            return self._wired[2]
+        await cast.open()
+        wiring = wire(spec, order, cast.agents, self._folder)
+        self._wired = (cast, cast.epoch, wiring)
+        return wiring
+
+    @property
+    def _casts(self) -> list[Cast]:
+        return [*self._retired, *([self._cast] if self._cast is not None else [])]
+
+    def _agents(self) -> Cast:
+        if self._cast is None:
+            spec = self.spec
+            upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
+            for edge in spec.edges:
+                upstream[edge.receiver].append(edge.sender)
+            inputs = tuple(spec.inputs)
+            self._cast = Cast(
+                {
+                    name: self._create(
+                        name,
+                        agent,
+                        spec.models.get(agent.model, agent.model),
+                        self._folder,
+                        inputs=inputs,
+                        upstream=tuple(upstream[name]),
+                    )
+                    for name, agent in spec.agents.items()
+                }
+            )
+        return self._cast
+
+    def _changed(self) -> Self:
+        if self._cast is not None:
+            self._retired.append(self._cast)  # its models may be loaded; `close` frees them
+        self._cast = self._wired = None
+        return self
+
+
+def _wait(work: Callable[[], Coroutine[Any, Any, T]], name: str, instead: str, partial: Callable[[], Any]) -> T:
+    trio = sys.modules.get("trio")
+    if asyncio._get_running_loop() is not None or (trio is not None and trio.lowlevel.in_trio_run()):
+        raise InputError(
+            f"an event loop runs here already (as in a notebook): use `await graph.{instead}(...)`, not {name}()"
+        )
+    try:
+        return anyio.run(work)
+    except KeyboardInterrupt:
+        raise Interrupted(partial()) from None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"the recipe can't be written to {str(path)!r}: {error.strerror or error}") from error

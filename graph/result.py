@@ -1,0 +1,87 @@
+"""What a run leaves behind: a reply, and what every agent and every edge did on the way to it.
+
+The JSON form carries its own version, so that files of results outlive the version that wrote them.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
+
+from cachegraph import __version__
+from cachegraph.agents.base import Timing, Tokens
+from cachegraph.channels.message import EdgeReport
+from cachegraph.errors import InputError
+
+__all__ = ["AgentResult", "AgentStatus", "Interrupted", "Result", "RunStatus"]
+
+AgentStatus = Literal["not_started", "running", "finished", "failed", "cancelled"]
+RunStatus = Literal["running", "finished", "partial", "failed", "cancelled"]
+
+
+@dataclass
+class AgentResult:
+    """One agent's part of a run. `text` is None where the agent wrote nothing: it only read, or did not finish."""
+
+    status: AgentStatus = "not_started"
+    text: str | None = None
+    error: str | None = None  # why it failed, or was cancelled
+    model: str = ""
+    started: float | None = None  # seconds since the run began
+    timing: Timing = field(default_factory=Timing)
+    tokens: Tokens = field(default_factory=Tokens)
+
+
+class Result(BaseModel):
+    """One run of a graph. `text` is the output agent's reply, and empty unless that agent has finished.
+
+    `status` is `finished` if every agent did, `partial` if the output agent did and another did not, `failed` or
+    `cancelled` if the output agent did not, and `running` in a look at a run that still goes on.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+    cachegraph_version: str = __version__
+    graph: str
+    status: RunStatus
+    output: str  # the output agent's name
+    text: str = ""
+    error: str | None = None
+    seconds: float = 0.0
+    agents: dict[str, AgentResult] = {}
+    edges: dict[tuple[str, str], EdgeReport] = {}  # (sender, receiver), once the receiver has finished
+
+    @field_validator("edges", mode="before")
+    @classmethod
+    def _edges_by_pair(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        edges = [dict(edge) for edge in value]
+        return {(edge.pop("from"), edge.pop("to")): edge for edge in edges}
+
+    @field_serializer("edges")
+    def _edges_as_list(self, edges: dict[tuple[str, str], EdgeReport]) -> list[dict[str, Any]]:
+        return [{"from": sender, "to": receiver, **asdict(report)} for (sender, receiver), report in edges.items()]
+
+    def to_json(self, indent: int | None = None) -> str:
+        """This result as JSON text; edges are a list, since JSON has no pairs as keys."""
+        return self.model_dump_json(indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Result":
+        """The result that `to_json` wrote, by this version or an earlier one. Raises InputError."""
+        try:
+            return cls.model_validate_json(text)
+        except (ValidationError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"this is not a result that cachegraph {version('cachegraph')} can read: {error}"
+            ) from error
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `run` or `map`, raised after everything was freed. `result` holds what had finished."""
+
+    def __init__(self, result: Any):
+        self.result = result
+        super().__init__("interrupted")
