@@ -1,15 +1,17 @@
 """A fuser's card: which two models it joins, how, and what it was trained on. Needs no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from cachegraph.engine.spec import Strict
+from cachegraph.errors import FuserError
 
 from ..cache.layers import LayerPair, check_layers
 
-__all__ = ["Alignment", "Card", "Geometry", "ModelEnd"]
+__all__ = ["Alignment", "Card", "Geometry", "ModelEnd", "checked_card"]
 
 Alignment = Literal["ids", "first", "longest", "offsets"]
 
@@ -18,7 +20,7 @@ Alignment = Literal["ids", "first", "longest", "offsets"]
 class Geometry:
     """What of a model decides the shape of its KV cache."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", revalidate_instances="always")
 
     layers: Annotated[int, Field(gt=0, le=4096)]
     kv_heads: Annotated[int, Field(gt=0, le=4096)]
@@ -71,3 +73,15 @@ class Card(Strict):
     def _layers_exist(self) -> "Card":
         check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
         return self
+
+
+def checked_card(fields: Mapping[str, Any], where: str) -> Card:
+    """A card of these fields; a FuserError that names the first wrong one and `where` it stands."""
+    try:
+        return Card.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FuserError(
+            f"{where} is wrong at {place!r}: {first['msg']}; correct it, or use a cachegraph that knows its version"
+        ) from error

@@ -10,7 +10,7 @@ from cachegraph.errors import FuserError
 
 from ..cache.layers import LayerPair, k_nearest, last_aligned
 from .base import Fuser, Projector
-from .card import Card, Geometry, ModelEnd
+from .card import Geometry, checked_card
 
 __all__ = ["ARCHITECTURES", "build_projector", "new_fuser"]
 
@@ -54,12 +54,15 @@ def new_fuser(
     **params: Any,
 ) -> Fuser:
     """A fuser with random weights, ready to be trained; above 0, `gate_logit` opens all gates for inference."""
-    card = Card(
-        receiver=ModelEnd(name=names[0], geometry=receiver),
-        sharer=ModelEnd(name=names[1], geometry=sharer),
-        layer_map=_layer_map(layer_map, receiver, sharer),
-        architecture=architecture,
-        params=params,
+    card = checked_card(
+        {
+            "receiver": {"name": names[0], "geometry": receiver},
+            "sharer": {"name": names[1], "geometry": sharer},
+            "layer_map": _layer_map(layer_map, receiver, sharer),
+            "architecture": architecture,
+            "params": params,
+        },
+        "the new fuser",
     )
     projectors: dict[int, Projector] = {}
     with torch.random.fork_rng(devices=[]):

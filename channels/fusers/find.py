@@ -5,8 +5,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from cachegraph.engine.models import home
 from cachegraph.errors import FuserError
 
 from .card import Card, Geometry
@@ -16,16 +15,17 @@ __all__ = ["check_pair", "find_fuser", "fuser_names"]
 
 def find_fuser(name_or_path: str, base: Path) -> Path:
     """The folder that a recipe in `base` means: one beside it, an absolute path, or an installed or shipped name."""
-    beside = base / Path(name_or_path).expanduser()
-    if beside.is_dir():
-        if not Path(name_or_path).is_absolute() and not beside.resolve().is_relative_to(base.resolve()):
+    path = Path(os.path.expanduser(name_or_path))
+    beside = base / path
+    if os.path.isdir(beside):
+        if not path.is_absolute() and not beside.resolve().is_relative_to(base.resolve()):
             raise FuserError(
                 f"the fuser {name_or_path!r} leaves the recipe's folder; move it there or give its full path"
             )
         return beside
     if _is_name(name_or_path):
         for shelf in _shelves():
-            if (shelf / name_or_path).is_dir():
+            if os.path.isdir(shelf / name_or_path):
                 return shelf / name_or_path
     near = get_close_matches(name_or_path, fuser_names(), n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"put its folder into {str(_shelves()[0])!r}"
@@ -58,9 +58,7 @@ def fuser_names() -> list[str]:
 
 
 def _shelves() -> tuple[Path, Path]:
-    home = os.environ.get("CACHEGRAPH_HOME")
-    installed = Path(home).expanduser() if home else user_cache_path("cachegraph")
-    return installed / "fusers", Path(str(files("cachegraph"))) / "recipes" / "fusers"
+    return home() / "fusers", Path(str(files("cachegraph"))) / "recipes" / "fusers"
 
 
 def _is_name(text: str) -> bool:

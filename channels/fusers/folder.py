@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cachegraph.errors import FuserError
 
 __all__ = ["read_json", "replaced_folder"]
@@ -42,14 +44,20 @@ def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - ours):
         raise FuserError(f"{str(folder)!r} holds other things than a fuser; choose another folder or clear it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh: Path | None = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         fresh.chmod(0o755)
         yield fresh
         _swap(fresh, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # what Python, torch and safetensors say of a full disk
+        raise FuserError(
+            f"the fuser can't be written to {str(folder)!r} ({error}); check room and permissions"
+        ) from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _swap(fresh: Path, folder: Path) -> None:

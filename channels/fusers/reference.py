@@ -25,7 +25,7 @@ from cachegraph.errors import FuserError
 from ..cache.layers import LayerPair
 from .base import Fuser, Projector
 from .c2c import C2CParams
-from .card import Alignment, Card, Geometry, ModelEnd
+from .card import Alignment, Card, checked_card
 from .folder import read_json, replaced_folder
 from .weights import expected_state, filled_projector
 
@@ -58,7 +58,7 @@ def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
     """The fusers in a published folder, one a sharer, in the order of the sharers' numbers."""
     found = _weights_folder(Path(folder))
     if found is None:
-        inside = sorted(path.parent.name for path in Path(folder).glob(f"*/final/{CONFIG}"))
+        inside = sorted(path.parent.parent.name for path in Path(folder).glob(f"*/final/{CONFIG}"))
         hint = f"name one of its folders: {', '.join(map(repr, inside))}" if inside else "check the path"
         raise FuserError(f"{str(folder)!r} holds no {CONFIG!r}; {hint}")
     training = _training_config(found)
@@ -133,7 +133,7 @@ def _fuser(folder: Path, sharer: _Sharer, training: Mapping[str, Any], only: boo
     first, *others = args.values()
     if any(_sizes(other) != _sizes(first) for other in others):
         raise FuserError(f"the projectors in {str(folder)!r} differ in size; one fuser must have one size")
-    card = _card(first, sharer, training, only)
+    card = _card(folder, first, sharer, training, only)
     expected = expected_state(card)
     projectors: dict[int, Projector] = {}
     for layer, (_, number) in sharer.layers.items():
@@ -161,22 +161,25 @@ def _sizes(args: _InitArgs) -> dict[str, Any]:
     return args.model_dump(exclude={"dtype", "zero_init"})
 
 
-def _card(args: _InitArgs, sharer: _Sharer, training: Mapping[str, Any], only: bool) -> Card:
+def _card(folder: Path, args: _InitArgs, sharer: _Sharer, training: Mapping[str, Any], only: bool) -> Card:
     pairs = [LayerPair(layer, source) for layer, (source, _) in sorted(sharer.layers.items())]
     geometry = _geometry(max(pair.receiver for pair in pairs), args.target_num_heads, args.target_dim)
     source = _geometry(max(pair.sharer for pair in pairs), args.source_num_heads, args.source_dim)
-    return Card(
-        receiver=ModelEnd(name=_name(training.get("base_model"), "receiver"), geometry=geometry),
-        sharer=ModelEnd(name=_name(training.get("teacher_model") if only else None, "sharer"), geometry=source),
-        layer_map=tuple(pairs),
-        params=args.model_dump(include=set(C2CParams.model_fields)),
-        alignment=_alignment(training),
+    return checked_card(
+        {
+            "receiver": {"name": _name(training.get("base_model"), "receiver"), "geometry": geometry},
+            "sharer": {"name": _name(training.get("teacher_model") if only else None, "sharer"), "geometry": source},
+            "layer_map": pairs,
+            "params": args.model_dump(include=set(C2CParams.model_fields)),
+            "alignment": _alignment(training),
+        },
+        repr(str(folder)),
     )
 
 
-def _geometry(last_layer: int, heads: int, head_dim: int) -> Geometry:
+def _geometry(last_layer: int, heads: int, head_dim: int) -> dict[str, int]:
     """The folder does not say how many layers a model has: its layer maps always reach the last one."""
-    return Geometry(last_layer + 1, heads, head_dim)
+    return {"layers": last_layer + 1, "kv_heads": heads, "head_dim": head_dim}
 
 
 def _alignment(training: Mapping[str, Any]) -> Alignment:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from cachegraph.errors import FuserError
 
 from .base import Fuser, Projector
-from .card import Card
+from .card import Card, checked_card
 from .create import build_projector
 from .folder import read_json, replaced_folder
 
@@ -52,15 +51,7 @@ def save_fuser(fuser: Fuser, folder: Path | str) -> Card:
 def read_card(folder: Path | str) -> Card:
     """The card alone; cheap."""
     path = Path(folder) / CARD
-    try:
-        return Card.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise FuserError(
-            f"{str(path)!r} is wrong at {place!r}: {first['msg']}; get the fuser again from its source, "
-            "or use a cachegraph that knows this card's version"
-        ) from error
+    return checked_card(read_json(path), repr(str(path)))
 
 
 def read_fuser(folder: Path | str) -> Fuser:

@@ -24,7 +24,9 @@ MERGES = (
 )
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 BRANCHES = "{% for m in messages %}<{{ m.role }}>{% if m.content %}says {{ m.content }}{% endif %}<end>{% endfor %}"
-SHOUTS = "<system>hi there<end>{% for m in messages %}<{{ m.role }}>{{ m.content | replace('!', '.') }}<end>{% endfor %}"
+SHOUTS = (
+    "<system>hi there<end>{% for m in messages %}<{{ m.role }}>{{ m.content | replace('!', '.') }}<end>{% endfor %}"
+)
 DROPS = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 
 
