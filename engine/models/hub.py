@@ -154,7 +154,7 @@ def _explain(source: HubSource, error: Exception) -> ConfigError | ModelError:
             return ModelError(f"{named} has no revision {source.revision!r}; see its branches and commits on the hub")
         case errors.RepositoryNotFoundError():
             return ModelError(
-                f"there is {named.replace('the', 'no', 1)} for you; check the name, or log in with: hf auth login. "
+                f"the hub shows you no model {source.repo!r}; check the name, or log in with: hf auth login. "
                 "Names of the catalogue: cachegraph models list"
             )
         case errors.OfflineModeIsEnabled():

@@ -69,7 +69,7 @@ def _find(wanted: Wanted) -> StoredModel | None:
         stored = _made_from(wanted, store) or store.read(_slug(wanted))
     else:
         stored = store.read(wanted.slug)
-    if stored is None or stored.record.key != _key(wanted, stored.record.sha256):
+    if stored is None or wanted.key not in (None, stored.record.key):
         return None
     return _model(wanted, stored)
 
@@ -96,21 +96,10 @@ def _slug(wanted: Wanted) -> str:
     return wanted.slug
 
 
-def _key(wanted: Wanted, sha256: str | None) -> str:
-    """What must be the same for a stored model to be the one that is wanted."""
-    match wanted.source:
-        case HubSource(repo=repo, revision=revision):
-            return f"hub:{repo}@{revision or ''}"
-        case WheelSource():
-            return f"sha256:{wanted.entry.sha256 if wanted.entry else None}"
-        case _:
-            return f"sha256:{sha256}"
-
-
 def _pull_hub(wanted: Wanted, source: HubSource, store: Store, progress: Progress) -> Stored:
     snapshot = fetch_snapshot(source, progress)
     check_folder(snapshot.folder)
-    key = _key(wanted, None)
+    key = wanted.key or ""
     record = Record(
         name=wanted.name,
         key=key,

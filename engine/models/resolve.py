@@ -11,7 +11,7 @@ from cachegraph.errors import ModelError
 
 from .catalogue import Catalogue, Entry, FolderSource, GgufSource, HubSource, WheelSource
 
-__all__ = ["Wanted", "resolve"]
+__all__ = ["Wanted", "describe", "resolve"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MAX_TEMPLATE_BYTES = 1_000_000
@@ -39,15 +39,17 @@ class Wanted:
 
     @property
     def described(self) -> str:
-        """The source in one line, for records and tables."""
-        match self.source:
-            case HubSource(repo=repo, revision=revision):
-                return f"hub {repo}" + (f"@{revision}" if revision else "")
-            case WheelSource():
-                packages = dict.fromkeys(f"{each.package}=={each.version}" for each in self.source.files)
-                return "wheel " + " + ".join(packages)
-            case FolderSource(path=path) | GgufSource(path=path):
-                return f"{self.source.kind} {path}"
+        """The source in one line."""
+        return describe(self.source)
+
+    @property
+    def key(self) -> str | None:
+        """What a stored model must have been made from to be the one that is wanted; None: its own slug tells."""
+        if isinstance(self.source, HubSource):
+            return f"hub:{self.source.repo}@{self.source.revision or ''}"
+        if isinstance(self.source, WheelSource) and self.entry is not None:
+            return f"sha256:{self.entry.sha256}"
+        return None
 
     @property
     def slug(self) -> str:
@@ -57,6 +59,18 @@ class Wanted:
         if isinstance(listed, HubSource) and listed.revision == revision:
             revision = None
         return self.name.replace("/", "--") + (f"@{quote(revision, safe='')}" if revision else "")
+
+
+def describe(source: HubSource | FolderSource | GgufSource | WheelSource) -> str:
+    """A source in one line, for records and tables."""
+    match source:
+        case HubSource(repo=repo, revision=revision):
+            return f"hub {repo}" + (f"@{revision}" if revision else "")
+        case WheelSource():
+            packages = dict.fromkeys(f"{each.package}=={each.version}" for each in source.files)
+            return "wheel " + " + ".join(packages)
+        case FolderSource(path=path) | GgufSource(path=path):
+            return f"{source.kind} {path}"
 
 
 def resolve(spec: ModelSpec, base: Path, catalogue: Catalogue) -> Wanted:
@@ -104,7 +118,7 @@ def _absolute(path: str, base: Path) -> Path:
 
 
 def _unknown(source: str, base: Path, catalogue: Catalogue) -> str:
-    near = get_close_matches(source, catalogue.models, n=3, cutoff=0.5)
+    near = get_close_matches(source, catalogue.models, n=3, cutoff=0.4)
     meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     return (
         f"there is no model {source!r}: it is no name of the catalogue, no hub id (organisation/name), "

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cachegraph import __version__
 from cachegraph.errors import ConfigError
 
 from .progress import Progress
@@ -71,7 +72,7 @@ class Record(BaseModel):
     folder: str | None = None  # where the files lie if not beside the record
     origin: Origin | None = None
     pulled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    cachegraph: str = Field(default_factory=lambda: version("cachegraph"))
+    cachegraph: str = __version__
     transformers: str = Field(default_factory=lambda: version("transformers"))
 
 
@@ -99,10 +100,18 @@ class Store:
         folder = Path(record.folder) if record.folder else place
         return Stored(record, place, folder) if (folder / "config.json").is_file() else None
 
+    def slugs(self) -> list[str]:
+        """The folder names of models, whole or broken."""
+        names = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
+        return [name for name in names if not name.startswith(".")]
+
+    def begun(self) -> list[str]:
+        """The folder names of models whose pull was interrupted."""
+        return [path.name[len(".partial-") : -9] for path in self.root.glob(".partial-*-????????")]
+
     def all(self) -> list[Stored]:
-        """Every stored model, by name."""
-        slugs = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else []
-        return [stored for slug in slugs if not slug.startswith(".") and (stored := self.read(slug))]
+        """Every model that is whole, by its folder's name."""
+        return [stored for slug in self.slugs() if (stored := self.read(slug))]
 
     def partial(self, slug: str, key: str) -> Path:
         """The folder to work in; what an interrupted pull of the same source left there is reused."""

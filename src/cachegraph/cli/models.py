@@ -1,0 +1,163 @@
+"""cachegraph models: what there is, what is on this disk, and bringing the one to the other."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cachegraph.engine.models import Catalogue, StoredModel, find, load_catalogue, pull
+from cachegraph.engine.models.inventory import Item, inventory, remove
+from cachegraph.engine.spec import ModelSpec
+
+__all__ = ["app"]
+
+app = typer.Typer(name="models", help="The models that agents can run.", no_args_is_help=True)
+
+CatalogueOption = Annotated[
+    Path | None,
+    typer.Option("--catalogue", help="A catalogue of yours, laid over the shipped one.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+STAGES = {
+    "wait": "waiting for another process that pulls it",
+    "fetch": "fetching",
+    "verify": "checking the hash",
+    "read": "reading the GGUF file",
+    "convert": "converting",
+    "save": "saving",
+}
+
+
+@app.command("list")
+def list_models(catalogue: CatalogueOption = None, as_json: JsonOption = False) -> None:
+    """Show every model of the catalogue, and what else was pulled."""
+    items = inventory(load_catalogue(catalogue))
+    if as_json:
+        _print_json([_plain(item) for item in items])
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "pulled", "size", "licence", "description"):
+        table.add_column(title, justify="right" if title == "size" else "left", no_wrap=title != "description")
+    for item in items:
+        size = _size(item.bytes) if item.bytes else ""
+        table.add_row(item.name, "yes" if item.folder else "", size, item.licence or "unknown", item.description)
+    Console().print(table)
+
+
+@app.command("pull")
+def pull_models(
+    names: Annotated[list[str], typer.Argument(help="Catalogue names, hub ids or .gguf files.")],
+    revision: Annotated[str | None, typer.Option(help="A commit, tag or branch of a hub model.")] = None,
+    catalogue: CatalogueOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch models and make them ready; afterwards they load without the network."""
+    known = load_catalogue(catalogue)
+    pulled = [_pull(name, revision, known) for name in names]
+    if as_json:
+        _print_json([asdict(model) for model in pulled])
+    else:
+        for model in pulled:
+            typer.echo(f"{model.name}: {model.folder}")
+
+
+@app.command("remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(help="A name that `cachegraph models list` shows.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a pulled model from this disk."""
+    removed = remove(name)
+    if as_json:
+        _print_json({"name": name, "freed_bytes": removed.bytes, "left_in": removed.left_in})
+        return
+    typer.echo(f"{name}: removed, {_size(removed.bytes)} are free again")
+    if removed.left_in:
+        typer.echo(
+            f"The hub's files stay in {removed.left_in}, which other programs may use; to delete them: hf cache rm"
+        )
+
+
+@app.command("info")
+def show_model(
+    name: Annotated[str, typer.Argument(help="A catalogue name, hub id, folder or .gguf file.")],
+    catalogue: CatalogueOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a model comes from, its licence, and where it lies."""
+    known = load_catalogue(catalogue)
+    facts = _facts(name, known, find(ModelSpec(source=name), catalogue=known))
+    if as_json:
+        _print_json(facts)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        if value not in (None, ""):
+            table.add_row(key.replace("_", " "), _size(value) if key == "bytes" else str(value))
+    Console().print(table)
+
+
+def _facts(name: str, catalogue: Catalogue, model: StoredModel | None) -> dict[str, Any]:
+    listed = catalogue.get(name)
+    item = next((item for item in inventory(catalogue) if item.name in (name, model and model.name)), None)
+    facts: dict[str, Any] = {"name": name, "description": listed.entry.description if listed else ""}
+    facts |= {
+        "source": model.source if model else item.source if item else None,
+        "licence": item.licence if item else model.licence if model else None,
+        "licence_url": item.licence_url if item else None,
+        "sha256": listed.entry.sha256 if listed else None,
+        "pulled": model is not None,
+        "identity": model.identity if model else None,
+        "folder": str(model.folder) if model else None,
+        "bytes": item.bytes if item else None,
+    }
+    return facts
+
+
+def _pull(name: str, revision: str | None, catalogue: Catalogue) -> StoredModel:
+    console = Console(stderr=True)
+    spec = ModelSpec(source=name, revision=revision)
+    with _bar(console, name) as progress:
+        return pull(
+            spec, catalogue=catalogue, progress=progress, notice=lambda text: console.print(text, highlight=False)
+        )
+
+
+@contextmanager
+def _bar(console: Console, name: str) -> Iterator[Any]:
+    """A bar for each stage, the finished ones left standing; nothing where stderr is no terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for earlier in tasks.values():
+                    bars.stop_task(earlier)
+                tasks[stage] = bars.add_task(f"{name}: {STAGES.get(stage, stage)}", total=None, count="")
+            count = f"{_size(done)} of {_size(total)}" if stage in ("fetch", "verify") and total else ""
+            bars.update(tasks[stage], completed=done, total=total or None, count=count)
+
+        yield progress
+
+
+def _plain(item: Item) -> dict[str, Any]:
+    return asdict(item) | {"folder": str(item.folder) if item.folder else None, "pulled": item.folder is not None}
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
