@@ -20,8 +20,9 @@ def demo_tokenizers() -> DemoTokenizers:
     from transformers import AutoTokenizer
 
     from cachegraph.engine.models import ensure
+    from cachegraph.engine.spec import ModelSpec
 
-    smollm2 = AutoTokenizer.from_pretrained(ensure("smollm2-135m-instruct").folder)
-    gemma3 = AutoTokenizer.from_pretrained(ensure("gemma-3-270m").folder)
+    smollm2 = AutoTokenizer.from_pretrained(ensure(ModelSpec(source="smollm2-135m-instruct")).folder)
+    gemma3 = AutoTokenizer.from_pretrained(ensure(ModelSpec(source="gemma-3-270m")).folder)
     gemma3.chat_template = (GOLDEN / "gemma_chat_template.jinja").read_text(encoding="utf-8")
     return DemoTokenizers(smollm2, gemma3)
