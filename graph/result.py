@@ -74,9 +74,9 @@ class Result(BaseModel):
         try:
             return cls.model_validate_json(text)
         except (ValidationError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"this is not a result that cachegraph {version('cachegraph')} can read: {error}"
-            ) from error
+            first = error.errors()[0] if isinstance(error, ValidationError) else None
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else f"an edge lacks {error}"
+            raise InputError(f"this is not a result that cachegraph {__version__} can read ({why})") from error
 
 
 class Interrupted(KeyboardInterrupt):

@@ -1,0 +1,146 @@
+"""An agent whose model answers behind an OpenAI-compatible endpoint: words in, words out, no KV cache."""
+
+import os
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from cachegraph.channels.base import Peer
+from cachegraph.channels.message import EdgeReport, Message
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.errors import ConfigError, RecipeError, RunError
+
+from .base import Delivery, Reply, Timing, Tokens, Turn
+from .completions import CompletionsAPI
+from .spec import AgentSpec, EndpointSpec
+from .template import Template, TemplateProblem, compile_template
+
+__all__ = ["EndpointAgent"]
+
+
+class EndpointAgent:
+    """Renders its prompt, asks the endpoint, streams the answer. Nothing is open between two turns."""
+
+    def __init__(
+        self, name: str, spec: AgentSpec, endpoint: EndpointSpec, *, inputs: Sequence[str], upstream: Sequence[str]
+    ):
+        self.name = name
+        self._spec = spec
+        self._endpoint = endpoint
+        known = {*inputs, *upstream}
+        self._prompt = self._compiled("prompt", spec.prompt, known)
+        self._system = None if spec.system is None else self._compiled("system", spec.system, known)
+        self._slots = self._prompt.names | (self._system.names if self._system else frozenset())
+        self._api: CompletionsAPI | None = None
+
+    async def open(self) -> None:
+        """Find the key. Raises ConfigError where its variable is missing, or is none that a recipe may name."""
+        key = None if self._endpoint.api_key_env is None else self._key(self._endpoint.api_key_env)
+        self._api = CompletionsAPI(self.name, self._endpoint.base_url, key, self._endpoint.max_retries)
+
+    def peer(self) -> Peer:
+        why = f"agent {self.name!r} speaks through an endpoint, which gives no access to its KV cache"
+        return Peer(self.name, self._endpoint.model, why_no_cache=why)
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Take one turn. Raises ModelError if the endpoint does not answer."""
+        begin = perf_counter()
+        heard = {delivery.message.sender: await delivery.message.read() for delivery in turn.deliveries}
+        messages = self._messages({**turn.inputs, **heard}, list(heard))
+        edges = {delivery.message.sender: _report(delivery) for delivery in turn.deliveries}
+        if self._spec.generate.max_new_tokens == 0:
+            text = messages[-1]["content"]
+            return Reply(Message(self.name, text), Timing(total=perf_counter() - begin), edges=edges)
+        if self._api is None:
+            raise RunError(f"agent {self.name!r} is not open; await its open() first")
+        body = self._request(messages)
+        sent = perf_counter()
+        said = await self._api.complete(body, turn.on_text)
+        end = perf_counter()
+        first = said.first_piece or end
+        timing = Timing(prefill=first - sent, decode=end - first, first_token=first - begin, total=end - begin)
+        tokens = Tokens(prefilled=said.prompt_tokens, generated=said.completion_tokens)
+        return Reply(Message(self.name, said.text), timing, tokens, edges)
+
+    async def close(self) -> None:
+        self._api = None
+
+    def _messages(self, values: dict[str, str], upstream: list[str]) -> list[dict[str, str]]:
+        """System, then each upstream reply that the prompt has no slot for, then the prompt."""
+        messages = []
+        if self._system is not None:
+            messages.append({"role": "system", "content": self._rendered("system", self._system, values)})
+        messages += [{"role": "user", "content": values[name]} for name in upstream if name not in self._slots]
+        return [*messages, {"role": "user", "content": self._rendered("prompt", self._prompt, values)}]
+
+    def _request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+        spec, usual = self._spec.generate, GenerateSpec()
+        host = urlsplit(self._endpoint.base_url).hostname
+        body = {
+            "model": self._endpoint.model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": spec.temperature,
+            # Its inventor has renamed this one; whoever is compatible with it knows the old name.
+            "max_completion_tokens" if host == "api.openai.com" else "max_tokens": spec.max_new_tokens,
+        }
+        optional = {
+            "top_p": "top_p",
+            "stop": "stop",
+            "seed": "seed",
+            # no part of the original API, and known to most servers that run open models
+            "top_k": "top_k",
+            "min_p": "min_p",
+            "repetition_penalty": "repetition_penalty",
+            "min_new_tokens": "min_tokens",
+            "ignore_eos": "ignore_eos",
+        }
+        for ours, theirs in optional.items():
+            if getattr(spec, ours) != getattr(usual, ours):
+                body[theirs] = getattr(spec, ours)
+        return body
+
+    def _key(self, variable: str) -> str:
+        host = urlsplit(self._endpoint.base_url).hostname
+        if not variable.startswith("CACHEGRAPH_") and (variable, host) != ("OPENAI_API_KEY", "api.openai.com"):
+            raise ConfigError(
+                f"agent {self.name!r} may not send the variable {variable!r} to {host!r}: a recipe may name variables "
+                "that begin with CACHEGRAPH_, and OPENAI_API_KEY for api.openai.com; rename the variable"
+            )
+        key = os.environ.get(variable, "").strip()
+        if not key:
+            raise ConfigError(
+                f"agent {self.name!r} needs a key for {host!r}, and the environment variable {variable!r} is not set"
+            )
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigError(f"the environment variable {variable!r} holds no key: it has characters that no key has")
+        return key
+
+    def _compiled(self, part: str, source: str, known: set[str]) -> Template:
+        try:
+            template = compile_template(source)
+        except TemplateProblem as problem:
+            raise RecipeError(self._place(part, problem)) from problem
+        strangers = sorted(template.names - known)
+        if strangers:
+            raise RecipeError(
+                f"agents.{self.name}.{part} uses {strangers[0]!r}, which is neither an input nor an agent upstream"
+            )
+        return template
+
+    def _rendered(self, part: str, template: Template, values: dict[str, str]) -> str:
+        try:
+            return template.render(values).text
+        except TemplateProblem as problem:
+            raise RunError(self._place(part, problem)) from problem
+
+    def _place(self, part: str, problem: TemplateProblem) -> str:
+        return f"agents.{self.name}.{part}, line {problem.line}: {problem.message}"
+
+
+def _report(delivery: Delivery) -> EdgeReport:
+    route = delivery.route
+    size = len((delivery.message.text or "").encode())
+    return EdgeReport(route.edge.channel, route.used, route.fallback_reason, bytes=size)
