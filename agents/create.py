@@ -40,7 +40,7 @@ def create_agent(
     if isinstance(model, EndpointSpec):
         from .endpoint import EndpointAgent
 
-        return EndpointAgent(name, spec, model, inputs=inputs, upstream=upstream)
+        return EndpointAgent(name, spec, model, upstream=upstream)
     from .local import LocalAgent
 
     return LocalAgent(name, spec, model, folder, inputs=inputs, upstream=upstream)

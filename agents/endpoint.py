@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.errors import ConfigError, RecipeError, RunError
+from cachegraph.errors import ConfigError, RunError
 
 from .base import Delivery, Reply, Timing, Tokens, Turn
 from .completions import CompletionsAPI
+from .prompt import PromptTemplate
 from .spec import AgentSpec, EndpointSpec
-from .template import Template, TemplateProblem, compile_template
 
 __all__ = ["EndpointAgent"]
 
@@ -22,20 +22,15 @@ __all__ = ["EndpointAgent"]
 class EndpointAgent:
     """Renders its prompt, asks the endpoint, streams the answer. Nothing is open between two turns."""
 
-    def __init__(
-        self, name: str, spec: AgentSpec, endpoint: EndpointSpec, *, inputs: Sequence[str], upstream: Sequence[str]
-    ):
+    def __init__(self, name: str, spec: AgentSpec, endpoint: EndpointSpec, *, upstream: Sequence[str] = ()):
         self.name = name
         self._spec = spec
         self._endpoint = endpoint
-        known = {*inputs, *upstream}
-        self._prompt = self._compiled("prompt", spec.prompt, known)
-        self._system = None if spec.system is None else self._compiled("system", spec.system, known)
-        self._slots = self._prompt.names | (self._system.names if self._system else frozenset())
+        self._prompt = PromptTemplate(name, spec, upstream)
         self._api: CompletionsAPI | None = None
 
     async def open(self) -> None:
-        """Find the key. Raises ConfigError where its variable is missing, or is none that a recipe may name."""
+        """Find the key. Raises ConfigError where its variable is missing."""
         key = None if self._endpoint.api_key_env is None else self._key(self._endpoint.api_key_env)
         self._api = CompletionsAPI(self.name, self._endpoint.base_url, key, self._endpoint.max_retries)
 
@@ -47,7 +42,8 @@ class EndpointAgent:
         """Take one turn. Raises ModelError if the endpoint does not answer."""
         begin = perf_counter()
         heard = {delivery.message.sender: await delivery.message.read() for delivery in turn.deliveries}
-        messages = self._messages({**turn.inputs, **heard}, list(heard))
+        prompt = self._prompt.messages({**turn.inputs, **heard})
+        messages = [{"role": message.role, "content": message.content.text} for message in prompt]
         edges = {delivery.message.sender: _report(delivery) for delivery in turn.deliveries}
         if self._spec.generate.max_new_tokens == 0:
             text = messages[-1]["content"]
@@ -65,14 +61,6 @@ class EndpointAgent:
 
     async def close(self) -> None:
         self._api = None
-
-    def _messages(self, values: dict[str, str], upstream: list[str]) -> list[dict[str, str]]:
-        """System, then each upstream reply that the prompt has no slot for, then the prompt."""
-        messages = []
-        if self._system is not None:
-            messages.append({"role": "system", "content": self._rendered("system", self._system, values)})
-        messages += [{"role": "user", "content": values[name]} for name in upstream if name not in self._slots]
-        return [*messages, {"role": "user", "content": self._rendered("prompt", self._prompt, values)}]
 
     def _request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         spec, usual = self._spec.generate, GenerateSpec()
@@ -104,11 +92,6 @@ class EndpointAgent:
 
     def _key(self, variable: str) -> str:
         host = urlsplit(self._endpoint.base_url).hostname
-        if not variable.startswith("CACHEGRAPH_") and (variable, host) != ("OPENAI_API_KEY", "api.openai.com"):
-            raise ConfigError(
-                f"agent {self.name!r} may not send the variable {variable!r} to {host!r}: a recipe may name variables "
-                "that begin with CACHEGRAPH_, and OPENAI_API_KEY for api.openai.com; rename the variable"
-            )
         key = os.environ.get(variable, "").strip()
         if not key:
             raise ConfigError(
@@ -117,27 +100,6 @@ class EndpointAgent:
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(f"the environment variable {variable!r} holds no key: it has characters that no key has")
         return key
-
-    def _compiled(self, part: str, source: str, known: set[str]) -> Template:
-        try:
-            template = compile_template(source)
-        except TemplateProblem as problem:
-            raise RecipeError(self._place(part, problem)) from problem
-        strangers = sorted(template.names - known)
-        if strangers:
-            raise RecipeError(
-                f"agents.{self.name}.{part} uses {strangers[0]!r}, which is neither an input nor an agent upstream"
-            )
-        return template
-
-    def _rendered(self, part: str, template: Template, values: dict[str, str]) -> str:
-        try:
-            return template.render(values).text
-        except TemplateProblem as problem:
-            raise RunError(self._place(part, problem)) from problem
-
-    def _place(self, part: str, problem: TemplateProblem) -> str:
-        return f"agents.{self.name}.{part}, line {problem.line}: {problem.message}"
 
 
 def _report(delivery: Delivery) -> EdgeReport:

@@ -12,13 +12,21 @@ __all__ = ["AgentSpec", "EndpointSpec"]
 class EndpointSpec(Strict):
     """A model behind an OpenAI-compatible chat endpoint. It has no cache to send, so it speaks over text edges."""
 
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+", description="Up to and with /v1.")]
+    base_url: Annotated[
+        str,
+        Field(
+            pattern=r"^https?://[^\s/]+",
+            description="Up to and with /v1.",
+            json_schema_extra={"patternErrorMessage": "a web address such as 'https://host/v1'"},
+        ),
+    ]
     model: Annotated[str, Field(min_length=1, description="The model's name at that endpoint.")]
     api_key_env: Annotated[
         str | None,
         Field(
             pattern=r"^[A-Z][A-Z0-9_]*$",
-            description="The environment variable that holds the key: CACHEGRAPH_..., or OPENAI_API_KEY for api.openai.com.",
+            description="The variable that holds the key: CACHEGRAPH_..., or OPENAI_API_KEY at api.openai.com.",
+            json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
         ),
     ] = None
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2

@@ -12,7 +12,7 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 class Strict(BaseModel):
     """The base of every part of a recipe: unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class ModelSpec(Strict):
@@ -26,6 +26,7 @@ class ModelSpec(Strict):
         Field(
             pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
             description="auto: the visible GPU with most free memory, else the CPU.",
+            json_schema_extra={"patternErrorMessage": "'auto', 'cpu', 'mps', 'cuda' or a GPU such as 'cuda:0'"},
         ),
     ] = "auto"
     chat_template: Annotated[

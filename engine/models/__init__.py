@@ -3,7 +3,7 @@
 from .catalogue import Catalogue, load_catalogue
 from .placement import Placement, place
 from .progress import Notice, Progress
-from .pull import ensure, find, pull
+from .obtain import ensure, find, pull
 from .store import StoredModel, home
 
 __all__ = [

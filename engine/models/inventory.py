@@ -10,7 +10,7 @@ from cachegraph.errors import ModelError
 
 from .catalogue import Catalogue, Listed
 from .progress import silent
-from .pull import find
+from .obtain import find
 from .resolve import describe
 from .store import Store, Stored, file_errors, folder_bytes
 

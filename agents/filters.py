@@ -1,0 +1,280 @@
+"""The filters and methods that a template may use, each linear in what it is given and paid from the render's budget.
+
+They take and give texts, numbers and flat lists only, so nothing here can grow faster than what was paid for.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from jinja2 import Undefined
+from jinja2.exceptions import TemplateRuntimeError
+from jinja2.filters import do_indent
+from jinja2.runtime import LoopContext
+
+__all__ = [
+    "BUDGET",
+    "FILTERS",
+    "METHODS",
+    "Budget",
+    "Value",
+    "count_of",
+    "kind_of",
+    "number_of",
+    "range_of",
+    "spend",
+    "text_of",
+]
+
+MAX_STEPS = 100_000
+MAX_SECONDS = 1.0
+MAX_WORK = 128_000_000  # characters made by filters, methods and operators in one render
+MAX_ITEMS = 100_000  # of one list or range
+MAX_NUMBER = 2**63
+
+
+class Value(str):
+    """A text that remembers which name it came from."""
+
+    __slots__ = ("origin",)
+    origin: str
+
+    def __new__(cls, text: str, origin: str) -> "Value":
+        value = super().__new__(cls, text)
+        value.origin = origin
+        return value
+
+    def __str__(self) -> str:  # compiled templates call str() on what they put out; the origin must survive it
+        return self
+
+
+class Budget:
+    """What one render may still spend."""
+
+    def __init__(self) -> None:
+        self.steps = MAX_STEPS
+        self.work = MAX_WORK
+        self.deadline = time.perf_counter() + MAX_SECONDS
+
+    def spend(self, work: int = 0) -> None:
+        self.steps -= 1
+        self.work -= work
+        if self.steps < 0:
+            raise TemplateRuntimeError(f"the template takes more than {MAX_STEPS:,} steps; loop over less")
+        if self.work < 0:
+            raise TemplateRuntimeError(f"the template makes more than {MAX_WORK:,} characters; repeat less")
+        if time.perf_counter() > self.deadline:
+            raise TemplateRuntimeError(f"the template runs for more than {MAX_SECONDS:g} s; loop over less")
+
+
+BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
+
+
+def spend(work: int = 0) -> None:
+    BUDGET.get().spend(work)
+
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "a text": str,
+    "a truth value": bool,
+    "a number": (int, float),
+    "a list": (list, tuple, range),
+    "'loop'": LoopContext,
+}
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    return next((name for name, kind in KINDS.items() if isinstance(value, kind)), "this")
+
+
+def text_of(value: Any) -> str:
+    if isinstance(value, Undefined):
+        value._fail_with_undefined_error()
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)
+    raise TemplateRuntimeError(f"text is wanted here, not {kind_of(value)}; put a list together with 'join'")
+
+
+def number_of(value: Any) -> int | float:
+    if isinstance(value, int | float) and abs(value) <= MAX_NUMBER:
+        return value
+    raise TemplateRuntimeError("a number of a sensible size is wanted here")
+
+
+def count_of(value: Any) -> int:
+    number = number_of(value)
+    if isinstance(number, int) and abs(number) <= MAX_ITEMS:
+        return number
+    raise TemplateRuntimeError(f"a whole number up to {MAX_ITEMS:,} is wanted here")
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, str) or not isinstance(value, list | tuple | range):
+        raise TemplateRuntimeError("a list is wanted here; split the text first, for example with splitlines()")
+    spend(len(value))
+    return list(value)
+
+
+def _made(text: str) -> str:
+    spend(len(text))
+    return text
+
+
+def _trim(value: Any, chars: str | None = None, side: Callable[..., str] = str.strip) -> str:
+    text = text_of(value)
+    kept = _made(side(text, chars))
+    return Value(kept, text.origin) if isinstance(text, Value) else kept
+
+
+def _replace(value: Any, old: Any, new: Any, count: Any = None) -> str:
+    text, old, new = text_of(value), text_of(old), text_of(new)
+    places = text.count(old) if count is None else min(text.count(old), count_of(count))
+    spend(len(text) + places * max(len(new) - len(old), 0))
+    return text.replace(old, new, places)
+
+
+def _join(value: Any, between: Any = "") -> str:
+    texts, between = [text_of(item) for item in _items(value)], text_of(between)
+    spend(sum(map(len, texts)) + len(between) * len(texts))
+    return between.join(texts)
+
+
+def _listed(parts: list[str]) -> list[str]:
+    spend(sum(map(len, parts)) + 50 * len(parts))
+    if len(parts) > MAX_ITEMS:
+        raise TemplateRuntimeError(f"the text falls into more than {MAX_ITEMS:,} parts")
+    return parts
+
+
+def _split(value: Any, separator: Any = None, most: Any = -1) -> list[str]:
+    most = count_of(most)
+    return _listed(text_of(value).split(separator, most if most >= 0 else MAX_ITEMS + 1))
+
+
+def _splitlines(value: Any) -> list[str]:
+    text = text_of(value)
+    if sum(map(text.count, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")) > 2 * MAX_ITEMS:
+        raise TemplateRuntimeError(f"the text has more than {MAX_ITEMS:,} lines")
+    return _listed(text.splitlines())
+
+
+def _indent(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> str:
+    text, fill = text_of(value), width if isinstance(width, str) else " " * count_of(width)
+    spend(len(text) + (text.count("\n") + 1) * len(fill))
+    return do_indent(str.__str__(text), fill, first, blank)
+
+
+def _truncate(value: Any, length: Any = 255, killwords: bool = False, end: str = "...", leeway: int = 5) -> str:
+    text, end = text_of(value), text_of(end)
+    length = max(count_of(length), len(end))
+    if len(text) <= length + count_of(leeway):
+        return text
+    kept = text[: length - len(end)]
+    return (kept if killwords else kept.rsplit(" ", 1)[0]) + end
+
+
+def _default(value: Any, default: Any = "", boolean: bool = False) -> Any:
+    return default if isinstance(value, Undefined) or (boolean and not value) else value
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list | tuple | range) else len(text_of(value))
+
+
+def _sort(value: Any, reverse: bool = False) -> list[Any]:
+    return sorted(_items(value), key=lambda item: text_of(item).lower(), reverse=bool(reverse))
+
+
+def _reverse(value: Any) -> Any:
+    return _made(value[::-1]) if isinstance(value, str) else _items(value)[::-1]
+
+
+def _int(value: Any, default: int = 0) -> int:
+    try:
+        return int(number_of(int(value)))
+    except (ValueError, OverflowError):
+        return default
+
+
+def _float(value: Any, default: float = 0.0) -> float:
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return default
+
+
+def _round(value: Any, precision: Any = 0) -> float:
+    return round(float(number_of(value)), count_of(precision))
+
+
+def range_of(*bounds: Any) -> range:
+    numbers = range(*map(count_of, bounds))
+    if len(numbers) > MAX_ITEMS:
+        raise TemplateRuntimeError(f"a range has at most {MAX_ITEMS:,} numbers")
+    return numbers
+
+
+def _tojson(value: Any) -> str:
+    return _made(json.dumps(list(value) if isinstance(value, list | tuple) else text_of(value), ensure_ascii=False))
+
+
+def _text_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(value: Any, *args: Any) -> Any:
+        text = text_of(value)
+        spend(len(text))
+        return method(text, *args)
+
+    return guarded
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "abs": lambda value: abs(number_of(value)),
+    "capitalize": _text_method(str.capitalize),
+    "count": _length,
+    "d": _default,
+    "default": _default,
+    "first": lambda value: _items(value)[0],
+    "float": _float,
+    "indent": _indent,
+    "int": _int,
+    "join": _join,
+    "last": lambda value: _items(value)[-1],
+    "length": _length,
+    "lower": _text_method(str.lower),
+    "replace": _replace,
+    "reverse": _reverse,
+    "round": _round,
+    "sort": _sort,
+    "string": text_of,
+    "title": _text_method(str.title),
+    "tojson": _tojson,
+    "trim": _trim,
+    "truncate": _truncate,
+    "unique": lambda value: list(dict.fromkeys(_items(value))),
+    "upper": _text_method(str.upper),
+}
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "capitalize": _text_method(str.capitalize),
+    "count": _text_method(str.count),
+    "endswith": _text_method(str.endswith),
+    "find": _text_method(str.find),
+    "isdigit": _text_method(str.isdigit),
+    "lower": _text_method(str.lower),
+    "lstrip": lambda text, chars=None: _trim(text, chars, str.lstrip),
+    "removeprefix": _text_method(str.removeprefix),
+    "removesuffix": _text_method(str.removesuffix),
+    "replace": _replace,
+    "rstrip": lambda text, chars=None: _trim(text, chars, str.rstrip),
+    "split": _split,
+    "splitlines": _splitlines,
+    "startswith": _text_method(str.startswith),
+    "strip": _trim,
+    "title": _text_method(str.title),
+    "upper": _text_method(str.upper),
+}

@@ -1,0 +1,57 @@
+"""What the edges brought for one turn, by sender, and what became of it."""
+
+from dataclasses import dataclass, field
+
+from cachegraph.channels.cache.plans import FusePlan, GraftPlan
+from cachegraph.channels.create import fall_back
+from cachegraph.channels.message import EdgeReport
+
+from .base import Delivery, Turn
+
+__all__ = ["Inbox"]
+
+
+@dataclass(eq=False)
+class Inbox:
+    """The deliveries of one turn. An edge whose cache turns out not to fit falls back here, for this turn alone."""
+
+    agent: str
+    turn: Turn
+    _reports: dict[str, EdgeReport] = field(default_factory=dict)
+    _fallen: set[str] = field(default_factory=set)
+
+    def report(self, delivery: Delivery) -> EdgeReport:
+        """What this edge did; filled in as the turn goes on."""
+        edge, route = delivery.route.edge, delivery.route
+        if edge.sender not in self._reports:
+            self._reports[edge.sender] = EdgeReport(edge.channel, route.used, route.fallback_reason)
+        return self._reports[edge.sender]
+
+    def grafts(self) -> list[tuple[Delivery, GraftPlan]]:
+        """Edges that bring KV of the same model."""
+        return [(each, plan) for each in self._caching() if isinstance(plan := each.route.plan, GraftPlan)]
+
+    def fuses(self) -> list[tuple[Delivery, FusePlan]]:
+        """Edges whose sharer corrects this agent's own KV."""
+        return [(each, plan) for each in self._caching() if isinstance(plan := each.route.plan, FusePlan)]
+
+    def fall_back(self, delivery: Delivery, reason: str) -> None:
+        """Read this edge's text instead. Raises ChannelError where the recipe forbids it."""
+        route = fall_back(delivery.route.edge, reason)
+        report = self.report(delivery)
+        report.channel_used, report.fallback_reason = "text", route.fallback_reason
+        report.positions_fused = report.positions_grafted = 0
+        self._fallen.add(delivery.route.edge.sender)
+
+    async def texts(self) -> dict[str, str]:
+        """The reply of every sender whose text is read; an empty text where only the cache goes over."""
+        texts = {}
+        for delivery in self.turn.deliveries:
+            sender, report = delivery.route.edge.sender, self.report(delivery)
+            reads = report.channel_used != "cache"
+            texts[sender] = await delivery.message.read() if reads else ""
+            report.bytes = len(texts[sender].encode())
+        return texts
+
+    def _caching(self) -> list[Delivery]:
+        return [each for each in self.turn.deliveries if each.route.edge.sender not in self._fallen]

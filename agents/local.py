@@ -1,0 +1,116 @@
+"""An agent whose model runs on this machine: inbox to prompt, prompt and caches to a reply."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+from cachegraph.channels.base import Peer
+from cachegraph.channels.message import EdgeReport, Message
+from cachegraph.engine.pool import Lease, lease
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.errors import ModelError
+
+from .base import Reply, Timing, Tokens, Turn
+from .inbox import Inbox
+from .prompt import PromptTemplate
+from .reading import Reader, RowSoFar
+from .spec import AgentSpec
+from .writing import write
+
+__all__ = ["LocalAgent"]
+
+
+class LocalAgent:
+    """Speaks with a model of the pool. Holds nothing of a run, so many runs may use it at once."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: AgentSpec,
+        model: str | ModelSpec,
+        folder: Path,
+        *,
+        inputs: Sequence[str],
+        upstream: Sequence[str],
+    ):
+        self.name = name
+        self._spec = spec
+        self._model = ModelSpec(source=model) if isinstance(model, str) else model
+        self._folder = folder
+        self._template = PromptTemplate(name, spec, upstream)
+        self._lease: Lease | None = None
+        self._chat = False
+
+    async def open(self) -> None:
+        """Load the model, unless this agent or another has done so. Raises ModelError or ConfigError."""
+        if self._lease is not None:
+            return
+        taken = await lease(self._model, self._folder)
+        if self._lease is not None:  # another run opened it meanwhile
+            taken.release()
+            return
+        self._lease = taken
+        tokenizer = taken.engine.model.tokenizer
+        if tokenizer is None:
+            raise ModelError(f"agent {self.name!r} can't read: the model {self._model.source!r} has no tokenizer")
+        if self._spec.chat is True and not tokenizer.has_chat:
+            raise ModelError(
+                f"agent {self.name!r} wants a chat template, but {self._model.source!r} has none; "
+                "give the model a chat_template, or leave `chat` out"
+            )
+        self._chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
+
+    def peer(self) -> Peer:
+        """This agent for the channels; its model is the engine."""
+        engine = self._opened.engine
+        reason = engine.model.why_no_cache
+        why = f"{engine.model.name!r} can't take part in a cache edge: {reason}" if reason else None
+        return Peer(self.name, engine.model.name, engine, why)
+
+    async def close(self) -> None:
+        """Give the model back."""
+        if self._lease is not None:
+            taken, self._lease = self._lease, None
+            taken.release()
+
+    @property
+    def _opened(self) -> Lease:
+        assert self._lease is not None, "open the agent first"
+        return self._lease
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Read the prompt with what the edges brought; write, if somebody reads it."""
+        began = perf_counter()
+        engine = self._opened.engine
+        inbox = Inbox(self.name, turn)
+        reader = Reader(engine, self._spec, self._template, self._chat, inbox)
+        reads_only = self._spec.generate.max_new_tokens == 0
+        generates = turn.needs_text and not reads_only
+        timing, tokens = Timing(), Tokens()
+        row: RowSoFar | None = None
+        if generates or turn.needs_cache:
+            row = await reader.read(finish=not generates)
+            timing, tokens = row.timing, row.tokens
+        message = Message(self.name)
+        if generates:
+            assert row is not None
+            row = await write(engine, self.name, self._spec.generate, row, turn, began)
+            message.text = row.text
+        elif reads_only:
+            message.text = await reader.prompt_text()
+        else:
+            message.write = lambda: self._write_later(turn)
+        if turn.needs_cache and row is not None:
+            message.cache = row.plane(engine.model.identity, self.name)
+        timing.total = perf_counter() - began
+        return Reply(message, timing, tokens, _reports(turn, inbox))
+
+    async def _write_later(self, turn: Turn) -> str:
+        """The reply, for somebody who turned out to need it after the turn was over."""
+        again = Turn(turn.inputs, turn.deliveries, needs_text=True)
+        reply = await self.turn(again)
+        return reply.message.text or ""
+
+
+def _reports(turn: Turn, inbox: Inbox) -> dict[str, EdgeReport]:
+    return {delivery.route.edge.sender: inbox.report(delivery) for delivery in turn.deliveries}

@@ -1,0 +1,197 @@
+"""An agent's prompt on its way to tokens: templates to messages, messages to one text, the text to pieces around slots.
+
+Every token remembers the span it came from: which input or which upstream reply, and which characters of it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cachegraph.engine.chat import render_chat
+from cachegraph.engine.tokens import Tokenizer
+from cachegraph.errors import InputError
+
+from .spec import AgentSpec
+from .template import Rendered, Template, TemplateProblem, compile_template
+
+__all__ = ["Message", "Origin", "Piece", "Prompt", "PromptTemplate", "Slot", "join_contents", "tokenize"]
+
+_SLOT = "￼"  # stands for a slot's place while a chat template, which may trim or skip what is empty, is applied
+
+
+class Origin(NamedTuple):
+    """Whose text a token is, and which of its characters it covers: [start, end)."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat, before any chat template."""
+
+    role: str
+    content: Rendered
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that the receiver reads itself. `origins` has one entry a token; None is template text."""
+
+    ids: list[int]
+    origins: list[Origin | None]
+    text: str
+    offsets: list[tuple[int, int]]
+    contents: list[tuple[int, int]] = field(default_factory=list)  # characters of the text that are messages' contents
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a grafted message."""
+
+    sender: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt ready to be read. `messages` is what it was made of, for a sharer that reads it its own way."""
+
+    parts: list[Piece | Slot]
+    messages: list[Message]
+    chat: bool
+    text: str  # the user's prompt alone, without system message and chat template
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for part in self.parts if isinstance(part, Piece) for token in part.ids]
+
+    @property
+    def seen(self) -> set[str]:
+        """The inputs and agents whose text stands in this prompt."""
+        return {origin.name for part in self.parts if isinstance(part, Piece) for origin in part.origins if origin}
+
+
+class PromptTemplate:
+    """An agent's compiled templates."""
+
+    def __init__(self, agent: str, spec: AgentSpec, upstream: Sequence[str]):
+        self._agent = agent
+        self._prompt = compile_template(spec.prompt)
+        self._system = compile_template(spec.system) if spec.system is not None else None
+        used = self._prompt.names | (self._system.names if self._system else frozenset())
+        self._in_front = [name for name in upstream if name not in used]  # no slot: a message of its own
+
+    def messages(self, values: Mapping[str, str], slots: Collection[str] = ()) -> list[Message]:
+        """The agent's messages for one turn. Raises InputError where a template fails on these values."""
+        out = []
+        if self._system is not None:
+            out.append(Message("system", self._render(self._system, values, slots)))
+        for name in self._in_front:
+            if name in slots or values.get(name):
+                alone = compile_template("{{ " + name + " }}")
+                out.append(Message("user", self._render(alone, values, slots)))
+        out.append(Message("user", self._render(self._prompt, values, slots)))
+        return out
+
+    def _render(self, template: Template, values: Mapping[str, str], slots: Collection[str]) -> Rendered:
+        try:
+            return template.render(values, slots)
+        except TemplateProblem as problem:
+            raise InputError(
+                f"the prompt of agent {self._agent!r} can't be rendered: {problem.message} (line {problem.line})"
+            ) from problem
+
+
+def tokenize(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool) -> Prompt:
+    """Apply the chat template, or none, and read the result up to and behind every slot."""
+    contents = [_with_slot_marks(message.content) for message in messages]
+    if chat:
+        plain = [{"role": message.role, "content": text} for message, (text, _) in zip(messages, contents, strict=True)]
+        rendered = render_chat(tokenizer.chat, plain)
+        text = rendered.text
+        places = [(span.start, span.end, span.trimmed_left) for span in rendered.contents]
+    else:
+        text, places = join_contents([text for text, _ in contents])
+    marks: list[tuple[int, int, str, int, str]] = []  # start, end, origin, origin's first character, kind
+    for (start, end, trimmed), (_, spans) in zip(places, contents, strict=True):
+        for span_start, span_end, name, kind in spans:
+            first, last = max(span_start - trimmed, 0), min(span_end - trimmed, end - start)
+            if first < last:
+                marks.append((start + first, start + last, name, max(trimmed - span_start, 0), kind))
+    content_places = [(start, end) for start, end, _ in places]
+    return Prompt(_parts(text, marks, content_places, tokenizer, chat), list(messages), chat, messages[-1].content.text)
+
+
+def _with_slot_marks(content: Rendered) -> tuple[str, list[tuple[int, int, str, str]]]:
+    """The text with one character in each slot's place, and (start, end, origin, kind) of its values and slots."""
+    text: list[str] = []
+    spans: list[tuple[int, int, str, str]] = []
+    length = 0
+    for span in content.spans:
+        piece = _SLOT if span.kind == "slot" else content.text[span.start : span.end]
+        if span.origin is not None:
+            spans.append((length, length + len(piece), span.origin, span.kind))
+        text.append(piece)
+        length += len(piece)
+    return "".join(text), spans
+
+
+def join_contents(contents: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
+    """Messages as one plain text, for models without a chat template, and where each content is in it."""
+    places, text = [], ""
+    for content in contents:
+        if text and content:
+            text += "\n\n"
+        places.append((len(text), len(text) + len(content), 0))
+        text += content
+    return text, places
+
+
+def _parts(
+    text: str,
+    marks: Sequence[tuple[int, int, str, int, str]],
+    contents: Sequence[tuple[int, int]],
+    tokenizer: Tokenizer,
+    chat: bool,
+) -> list[Piece | Slot]:
+    parts: list[Piece | Slot] = []
+    begin = 0
+    for start, end, name, _, kind in sorted(marks):
+        if kind == "slot":
+            parts += [*_piece(text, begin, start, marks, contents, tokenizer, not chat and begin == 0), Slot(name)]
+            begin = end
+    return [*parts, *_piece(text, begin, len(text), marks, contents, tokenizer, not chat and begin == 0)]
+
+
+def _piece(
+    text: str,
+    begin: int,
+    end: int,
+    marks: Sequence[tuple[int, int, str, int, str]],
+    contents: Sequence[tuple[int, int]],
+    tokenizer: Tokenizer,
+    special: bool,
+) -> list[Piece]:
+    """The text from `begin` to `end` as tokens, in a list of its own; none where there is nothing to read."""
+    ids, offsets = tokenizer.encode(text[begin:end], special=special)
+    if not ids:
+        return []
+    values = [(start - begin, stop - begin, name, first) for start, stop, name, first, kind in marks if kind == "value"]
+    inside = [(max(start, begin) - begin, min(stop, end) - begin) for start, stop in contents]
+    return [Piece(ids, _origins(offsets, sorted(values)), text[begin:end], offsets, [c for c in inside if c[0] < c[1]])]
+
+
+def _origins(offsets: Sequence[tuple[int, int]], values: Sequence[tuple[int, int, str, int]]) -> list[Origin | None]:
+    """A token belongs to the span that its last character is in."""
+    origins: list[Origin | None] = []
+    place = 0
+    for start, end in offsets:
+        while place < len(values) and values[place][1] < end:
+            place += 1
+        if place == len(values) or start >= end or values[place][0] >= end:
+            origins.append(None)
+            continue
+        span_start, _, name, first = values[place]
+        origins.append(Origin(name, max(start - span_start, 0) + first, end - span_start + first))
+    return origins

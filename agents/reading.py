@@ -1,0 +1,253 @@
+"""Reading a prompt: the agent's own tokens, grafted KV in its slots, and corrections by sharers that read along."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cachegraph.channels.cache.fuse import Sharer, fused_prefill
+from cachegraph.channels.cache.graft import Graft, graft
+from cachegraph.channels.cache.plane import CachePlane
+from cachegraph.channels.cache.plans import FusePlan, GraftPlan
+from cachegraph.channels.cache.reading import SharedReading
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.kv import KV
+from cachegraph.engine.request import Cost
+from cachegraph.errors import ChannelError, ModelError
+
+from .base import Delivery, Timing, Tokens
+from .inbox import Inbox
+from .prompt import Message, Piece, Prompt, PromptTemplate, tokenize
+from .sharing import shared_reading
+from .spec import AgentSpec
+
+__all__ = ["Reader", "RowSoFar"]
+
+
+@dataclass(eq=False)
+class RowSoFar:
+    """An agent's row: what is computed, what is known and still to be computed, and what it has cost."""
+
+    segments: tuple[KV, ...] = ()
+    pending: list[int] = field(default_factory=list)
+    positions: Tensor | None = None  # of the pending tokens, where they don't follow on
+    ids: list[int] = field(default_factory=list)  # with the pending ones
+    origins: list[Any] = field(default_factory=list)
+    sharers: list[tuple[FusePlan, tuple[KV, ...]]] = field(default_factory=list)  # that also correct the reply
+    text: str = ""
+    timing: Timing = field(default_factory=Timing)
+    tokens: Tokens = field(default_factory=Tokens)
+
+    def add_cost(self, cost: Cost) -> None:
+        self.timing.queued += cost.queued
+        self.timing.prefill += cost.prefill
+        self.timing.decode += cost.decode
+        self.tokens.prefilled += cost.prefilled
+        self.tokens.generated += cost.generated
+
+    def plane(self, identity: str, sender: str) -> CachePlane:
+        """The row for others to take from."""
+        return CachePlane(identity, sender, self.segments, self.ids, self.origins)
+
+
+class Reader:
+    """One agent's reading of one turn's prompt."""
+
+    def __init__(self, engine: Engine, spec: AgentSpec, template: PromptTemplate, chat: bool, inbox: Inbox):
+        self._engine = engine
+        self._spec = spec
+        self._template = template
+        self._chat = chat
+        self._inbox = inbox
+
+    async def prompt_text(self) -> str:
+        """The prompt alone, as an agent that writes nothing hands it over."""
+        return (await self._messages())[-1].content.text
+
+    async def read(self, *, finish: bool) -> RowSoFar:
+        """Read all of the prompt but what decoding begins with; all of it where `finish`."""
+        prompt = tokenize(await self._messages(), self._tokenizer, self._chat)
+        if self._inbox.grafts():
+            row = await self._read_with_grafts(prompt)
+        elif self._inbox.fuses():
+            row = await self._read_with_sharers(prompt)
+        else:
+            row = self._unread(prompt)
+        self._check_room(row)
+        if finish and row.pending:
+            done = await self._engine.prefill(row.pending, row.segments, positions=row.positions)
+            row.segments, row.pending = done.segments, []
+            row.add_cost(done.cost)
+        return row
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._engine.model.tokenizer
+
+    async def _messages(self) -> list[Message]:
+        values = {**self._inbox.turn.inputs, **await self._inbox.texts()}
+        return self._template.messages(values, slots=[each.route.edge.sender for each, _ in self._inbox.grafts()])
+
+    def _unread(self, prompt: Prompt) -> RowSoFar:
+        pieces = [part for part in prompt.parts if isinstance(part, Piece)]
+        ids = [token for piece in pieces for token in piece.ids]
+        origins = [origin for piece in pieces for origin in piece.origins]
+        if not ids:
+            raise ModelError(f"the prompt of agent {self._inbox.agent!r} is empty; give it something to read")
+        return RowSoFar(pending=ids, ids=list(ids), origins=origins)
+
+    def _check_room(self, row: RowSoFar) -> None:
+        limit, model = self._engine.model.info.max_positions, self._engine.model.name
+        if len(row.ids) >= limit:
+            raise ModelError(
+                f"the prompt of agent {self._inbox.agent!r} has {len(row.ids)} tokens, but {model!r} reads at most "
+                f"{limit} with its reply; shorten the inputs"
+            )
+
+    # Grafts
+
+    async def _read_with_grafts(self, prompt: Prompt) -> RowSoFar:
+        """Own pieces are prefilled between the slots; a slot's KV is moved behind what stands before it."""
+        for delivery, _ in self._inbox.fuses():
+            self._inbox.fall_back(
+                delivery, "another edge into this agent grafts, and fusers don't read grafted positions"
+            )
+        plans = {delivery.route.edge.sender: (delivery, plan) for delivery, plan in self._inbox.grafts()}
+        taken = self._take(prompt, plans)
+        if taken is None:  # some edge fell back, so the prompt is another one now
+            return await self._read_again()
+        row = RowSoFar()
+        for part, brought in zip(prompt.parts, taken, strict=True):
+            if isinstance(part, Piece):
+                row.pending += part.ids
+                row.ids += part.ids
+                row.origins += part.origins
+            elif brought is not None:
+                await self._compute_pending(row)
+                self._append(row, brought)
+        self._keep_one_pending(row)
+        return row
+
+    async def _read_again(self) -> RowSoFar:
+        prompt = tokenize(await self._messages(), self._tokenizer, self._chat)
+        if self._inbox.grafts():
+            return await self._read_with_grafts(prompt)
+        return await self._read_with_sharers(prompt) if self._inbox.fuses() else self._unread(prompt)
+
+    def _take(self, prompt: Prompt, plans: dict[str, tuple[Delivery, GraftPlan]]) -> list[Graft | None] | None:
+        """By part of the prompt, what is grafted there; None if an edge had to fall back instead."""
+        seen, position, fell, used = set(prompt.seen), 0, False, set[str]()
+        out: list[Graft | None] = []
+        began = perf_counter()
+        for part in prompt.parts:
+            if isinstance(part, Piece):
+                position += len(part.ids)
+                out.append(None)
+                continue
+            delivery, plan = plans[part.sender]
+            brought = None
+            if part.sender not in used:  # a slot that is written twice is filled once
+                used.add(part.sender)
+                brought = self._graft(delivery, plan, position, seen)
+                fell = fell or brought is None
+            if brought is not None:
+                position += len(brought.ids)
+                seen |= {origin[0] for origin in brought.origins}
+            out.append(brought)
+        self._seconds = perf_counter() - began
+        if not fell and position >= self._engine.model.info.max_positions:
+            for delivery, _ in plans.values():
+                self._inbox.fall_back(delivery, f"with it the prompt has {position} positions, too many for the model")
+            return None
+        return None if fell else out
+
+    def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
+        plane = delivery.message.cache
+        brought = graft(plane, self._engine.model, position, seen, plan.carries) if plane is not None else None
+        report = self._inbox.report(delivery)
+        if brought is None:
+            sender = delivery.route.edge.sender
+            self._inbox.fall_back(delivery, f"agent {self._inbox.agent!r} has itself read all that {sender!r} has")
+            return None
+        report.bytes += brought.kv.nbytes
+        report.positions_grafted = len(brought.ids)
+        return brought
+
+    async def _compute_pending(self, row: RowSoFar) -> None:
+        if row.pending:
+            done = await self._engine.prefill(row.pending, row.segments)
+            row.segments, row.pending = done.segments, []
+            row.add_cost(done.cost)
+
+    def _append(self, row: RowSoFar, brought: Graft) -> None:
+        row.segments = (*row.segments, brought.kv)
+        row.ids += brought.ids
+        row.origins += brought.origins
+        row.tokens.reused += len(brought.ids)
+        row.timing.transfer += self._seconds
+        self._seconds = 0.0
+
+    def _keep_one_pending(self, row: RowSoFar) -> None:
+        """Decoding begins with a token that is computed here: behind a closing slot, the last grafted one once more."""
+        if not row.pending and row.segments:
+            last = row.segments[-1]
+            row.segments = (*row.segments[:-1], last.select(slice(0, len(last) - 1)))
+            row.pending = [row.ids[-1]]
+            row.tokens.reused -= 1
+
+    # Fusing
+
+    async def _read_with_sharers(self, prompt: Prompt) -> RowSoFar:
+        row = self._unread(prompt)
+        sharing = self._inbox.fuses()
+        try:
+            reading = shared_reading(prompt, self._engine, sharing)
+        except ChannelError as error:
+            for delivery, _ in sharing:
+                self._inbox.fall_back(delivery, str(error))
+            return await self._read_again()
+        active = self._active(sharing, reading)
+        if not active:
+            return row  # nothing to correct: exactly the receiver alone
+        fused = await fused_prefill(
+            self._engine,
+            [Sharer(plan.sharer, plan.fuser, _own_cache(delivery, plan)) for delivery, plan in sharing],
+            reading,
+            self._spec.fusion,
+        )
+        done = reading.stretches[-1].end
+        row.segments, row.pending = fused.segments, list(reading.ids[done:])
+        row.positions = _trailing_positions(reading, done)
+        row.add_cost(fused.receiver_cost)
+        row.timing.fuse += fused.fuse_seconds
+        row.sharers = [
+            (plan, kv) for (_, plan), kv in zip(sharing, fused.sharers, strict=True) if plan.include_response
+        ]
+        for index, (delivery, _) in enumerate(sharing):
+            report = self._inbox.report(delivery)
+            report.bytes += fused.nbytes[index]
+            report.positions_fused = _fused_by(reading, index)
+            report.seconds = {"sharer_prefill": fused.sharer_cost.prefill, "fuse": fused.fuse_seconds}
+        return row
+
+    def _active(self, sharing: Sequence[tuple[Delivery, FusePlan]], reading: SharedReading) -> bool:
+        """Whether any sharer has an open gate and a position to correct."""
+        return any(
+            plan.fuser.open_layers and any(index in stretch.pairs for stretch in reading.stretches)
+            for index, (_, plan) in enumerate(sharing)
+        )
+
+
+def _own_cache(delivery: Delivery, plan: FusePlan) -> tuple[KV, ...] | None:
+    return delivery.message.cache.segments if plan.reads == "own-prompt" else None
+
+
+def _trailing_positions(reading: SharedReading, done: int) -> Tensor | None:
+    return None if reading.positions is None else torch.as_tensor(reading.positions[done:])
+
+
+def _fused_by(reading: SharedReading, index: int) -> int:
+    return sum(len(stretch.pairs[index].receiver) for stretch in reading.stretches if index in stretch.pairs)

@@ -1,0 +1,188 @@
+"""What a template may do: a small, bounded part of Jinja2, safe to run for a stranger.
+
+Jinja2's own sandbox keeps code from reaching Python; what is here keeps it from taking time or memory. Every loop
+step, filter, method, operator and comparison goes through a guard that spends from the render's budget, and no
+guard does more than linear work on bounded text. Knows nothing of prompts or agents.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jinja2 import StrictUndefined, Undefined, nodes, pass_context
+from jinja2.exceptions import TemplateRuntimeError
+from jinja2.ext import Extension
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from .filters import FILTERS, METHODS, count_of, kind_of, number_of, range_of, spend, text_of
+
+__all__ = ["ATTRIBUTES", "SANDBOX", "TESTS", "Guarding", "Sandbox"]
+
+MAX_TOKENS = 20_000  # of code; plain text is not counted
+
+LOOP = frozenset(
+    {"changed", "cycle", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
+)
+BOOKKEEPING = ("_loop_vars", "_block_vars")  # compiled code hands these to every call
+ATTRIBUTES = LOOP | METHODS.keys()
+TESTS = (
+    *("defined", "divisibleby", "eq", "even", "ge", "gt", "in", "le", "lt"),
+    *("ne", "none", "number", "odd", "string", "undefined"),
+)
+
+
+@pass_context
+def _finalize(_context: Any, value: Any) -> str:
+    spend()
+    return text_of(value)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja2's sandbox with its roads to time and memory closed. `Guarding` makes compiled code call it."""
+
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
+
+    def __init__(self) -> None:
+        # Unoptimized: the optimizer would compute constants while compiling, before any budget is there.
+        super().__init__(
+            undefined=StrictUndefined,
+            optimized=False,
+            finalize=_finalize,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_TokenLimit],
+        )
+        known = self.tests
+        self.globals = {"range": range_of}
+        self.filters = dict(FILTERS)
+        self.tests = {name: _tested(known[name]) for name in TESTS}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        spend()
+        if operator == "+" and isinstance(left, str) and isinstance(right, str):
+            return self.concat(left, right)
+        if operator == "*" and isinstance(left, str):
+            times = max(count_of(right), 0)
+            spend(len(left) * times)
+            return left * times
+        if operator == "**" and abs(number_of(right)) > 63:
+            raise TemplateRuntimeError("that power is too large")
+        return number_of(self.binop_table[operator](number_of(left), number_of(right)))
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not callable(function) or isinstance(function, Undefined):
+            raise TemplateRuntimeError("only range() and the methods of texts and of 'loop' can be called")
+        spend()
+        return function(*args, **{key: value for key, value in kwargs.items() if key not in BOOKKEEPING})
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, LoopContext) and attribute in LOOP:
+            return getattr(obj, attribute)
+        if isinstance(obj, str) and attribute in METHODS:
+            return lambda *args: METHODS[attribute](obj, *args)
+        return self.undefined(f"{kind_of(obj)} has no {attribute!r}")
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        spend()
+        if isinstance(obj, str | list | tuple | range) and isinstance(argument, int):
+            try:
+                return obj[argument]
+            except IndexError:
+                pass
+        return self.undefined(f"{kind_of(obj)} has no item {argument!r}")
+
+    def each(self, iterable: Any) -> Iterator[Any]:
+        """The items of a loop, a step each."""
+        if isinstance(iterable, Undefined):
+            iterable._fail_with_undefined_error()
+        if not isinstance(iterable, Iterable):
+            raise TemplateRuntimeError(f"{kind_of(iterable)} can't be looped over")
+        for item in iterable:
+            spend()
+            yield item
+
+    def step(self, value: Any) -> Any:
+        """A side of a comparison, which may be long."""
+        spend(len(value) // 16 if isinstance(value, str) else 0)
+        return value
+
+    def slice(self, obj: Any, *bounds: Any) -> Any:
+        """Part of a text or a list."""
+        if not isinstance(obj, str | list | tuple | range):
+            raise TemplateRuntimeError("only texts and lists can be sliced")
+        part = obj[slice(*(None if bound is None else int(number_of(bound)) for bound in bounds))]
+        spend(len(part))
+        return part
+
+    def concat(self, *parts: Any) -> str:  # type: ignore[override]
+        """Texts put together."""
+        texts = [text_of(part) for part in parts]
+        spend(sum(map(len, texts)))
+        return "".join(texts)
+
+    def flat(self, *items: Any) -> list[Any]:
+        """A list of plain values; lists of lists could double with every line."""
+        for item in items:
+            text_of(item)
+        spend(len(items))
+        return list(items)
+
+
+def _tested(test: Callable[..., bool]) -> Callable[..., bool]:
+    def guarded(*args: Any) -> bool:
+        spend(sum(len(arg) // 16 for arg in args if isinstance(arg, str)))
+        return test(*args)
+
+    return guarded
+
+
+class _TokenLimit(Extension):
+    """Ends the reading of endless code."""
+
+    def filter_stream(self, stream: Any) -> Iterator[Any]:  # type: ignore[override]
+        for number, token in enumerate(stream):
+            if number > MAX_TOKENS:
+                raise TemplateRuntimeError(f"a template has at most {MAX_TOKENS:,} words of code")
+            yield token
+
+
+class Guarding(NodeTransformer):
+    """Rewrites a parsed template so that everything that could take long asks the sandbox first."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _guard("each", node, [node.iter])
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _guard("step", node, [node.expr])
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _guard("concat", node, node.nodes)
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _guard("flat", node, node.items)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return _guard("flat", node, node.items) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        none = nodes.Const(None, lineno=node.lineno)
+        bounds = [node.arg.start or none, node.arg.stop or none, node.arg.step or none]
+        return _guard("slice", node, [node.node, *bounds])
+
+
+def _guard(name: str, node: nodes.Node, args: list[nodes.Expr]) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None, lineno=node.lineno)
+
+
+SANDBOX = Sandbox()

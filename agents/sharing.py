@@ -1,0 +1,92 @@
+"""One prompt, read by a receiver and its sharers: from messages to everybody's tokens."""
+
+from collections.abc import Sequence
+
+from cachegraph.channels.cache.align import Reading, SharedSpan, align_offsets
+from cachegraph.channels.cache.plane import CachePlane
+from cachegraph.channels.cache.plans import FusePlan
+from cachegraph.channels.cache.reading import (
+    SharedReading,
+    SharerReading,
+    pair_tokens,
+    read_aligned,
+    read_ids,
+    read_offsets,
+)
+from cachegraph.engine.chat import render_chat
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.tokens import Tokenizer
+from cachegraph.errors import ChannelError
+
+from .base import Delivery
+from .prompt import Message, Piece, Prompt, join_contents
+
+__all__ = ["shared_reading"]
+
+
+def shared_reading(prompt: Prompt, receiver: Engine, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedReading:
+    """How all of them read `prompt`. Raises ChannelError where they can't read it together, or not all of it."""
+    plans = [plan for _, plan in sharing]
+    kinds = {(plan.alignment if plan.alignment == "ids" else "own", plan.reads) for plan in plans}
+    if len(kinds) > 1:
+        raise ChannelError("the fusers of its edges read the prompt in different ways; use fusers trained alike")
+    (piece,) = [part for part in prompt.parts if isinstance(part, Piece)]
+    if plans[0].reads == "own-prompt":
+        reading = _read_own(piece, [delivery.message.cache for delivery, _ in sharing])
+    elif plans[0].alignment == "ids":
+        reading = read_ids(piece.ids, len(plans))
+    else:
+        reading = _read_along(prompt, piece, plans)
+    for plan, text in zip(plans, reading.sharers, strict=True):
+        limit = plan.sharer.model.info.max_positions
+        if len(text.ids) > limit:
+            raise ChannelError(
+                f"the prompt has {len(text.ids)} tokens for {plan.sharer.model.name!r}, which reads {limit}"
+            )
+    return reading
+
+
+def _read_along(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedReading:
+    """Sharers read the receiver's messages in their own chat format."""
+    mine = Reading(piece.ids, piece.offsets, piece.contents)
+    theirs = [_reading(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
+    aligners = [plan.aligner for plan in plans if plan.aligner is not None]
+    if len(aligners) == len(plans):
+        return read_aligned(aligners, mine, theirs)
+    if aligners:
+        raise ChannelError("the fusers of its edges align tokens in different ways; use fusers trained alike")
+    return read_offsets(mine, theirs)
+
+
+def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: bool) -> Reading:
+    assert tokenizer is not None
+    if chat and tokenizer.has_chat:
+        rendered = render_chat(
+            tokenizer.chat, [{"role": message.role, "content": message.content.text} for message in messages]
+        )
+        text, contents = rendered.text, [(span.start, span.end) for span in rendered.contents]
+    else:
+        text, places = join_contents([message.content.text for message in messages])
+        contents = [(start, end) for start, end, _ in places]
+    encoded = tokenizer.encode(text, special=not (chat and tokenizer.has_chat))
+    return Reading(encoded.ids, encoded.offsets, contents)
+
+
+def _read_own(piece: Piece, planes: Sequence[CachePlane]) -> SharedReading:
+    """Sharers have read prompts of their own; what stands in both is paired character by character."""
+    by_sharer = [_same_characters(piece, plane) for plane in planes]
+    return pair_tokens(piece.ids, [SharerReading(plane.ids) for plane in planes], by_sharer)
+
+
+def _same_characters(piece: Piece, plane: CachePlane) -> list[tuple[int, int]]:
+    pairs: list[tuple[int, int]] = []
+    for name in {origin.name for origin in piece.origins if origin}:
+        mine = [index for index, origin in enumerate(piece.origins) if origin and origin.name == name]
+        theirs = [index for index, origin in enumerate(plane.origins) if origin and origin[0] == name]
+        if not theirs:
+            continue
+        here = [piece.origins[index][1:] for index in mine]  # type: ignore[index]
+        there = [tuple(plane.origins[index][1:]) for index in theirs]
+        length = max(end for _, end in there)
+        pairs += [(mine[a], theirs[b]) for a, b in align_offsets(here, there, [SharedSpan(0, 0, length)])]
+    return pairs

@@ -1,0 +1,63 @@
+"""Writing a reply behind what was read, and keeping its cache where an edge hands it on."""
+
+from collections.abc import Callable
+
+from cachegraph.channels.cache.respond import fused_generate
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.request import Generated
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.engine.tokens import TextDecoder
+
+from .base import Turn
+from .prompt import Origin
+from .reading import RowSoFar
+
+__all__ = ["write"]
+
+
+async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, turn: Turn, began: float) -> RowSoFar:
+    """Decode. The row gains the reply's text, and its tokens if an edge takes the cache. `began`: when the turn did."""
+    room = engine.model.info.max_positions - len(row.ids)
+    spec = spec.model_copy(update={"max_new_tokens": min(spec.max_new_tokens, room)})
+    done = await _generate(engine, spec, row, turn.on_text)
+    row.segments, row.pending, row.text = done.segments, [], done.text
+    row.add_cost(done.cost)
+    if done.cost.first_token is not None:
+        row.timing.first_token = done.cost.first_token - began
+    if turn.needs_cache:
+        await _keep(engine, agent, row, done)
+    return row
+
+
+async def _generate(
+    engine: Engine, spec: GenerateSpec, row: RowSoFar, on_text: Callable[[str], None] | None
+) -> Generated:
+    if row.sharers:
+        return await fused_generate(
+            engine, row.sharers, row.pending, row.segments, spec, positions=row.positions, on_text=on_text
+        )
+    return await engine.generate(
+        row.pending,
+        row.segments,
+        spec,
+        positions=row.positions,
+        on_text=on_text,
+        seen=row.ids[: len(row.ids) - len(row.pending)],
+    )
+
+
+async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated) -> None:
+    """Take the reply into the row, its last token too, which decoding never had to read."""
+    if done.ids:
+        last = await engine.prefill(done.ids[-1:], row.segments)
+        row.segments = last.segments
+        row.timing.prefill += last.cost.prefill
+        row.tokens.prefilled += last.cost.prefilled
+    tokenizer = engine.model.tokenizer
+    assert tokenizer is not None
+    decoder = TextDecoder(tokenizer.decode)
+    for token in done.ids:
+        start = len(decoder.text)
+        decoder.push(token)
+        row.ids.append(token)
+        row.origins.append(Origin(agent, start, len(decoder.text)))

@@ -1,0 +1,110 @@
+"""Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import anyio
+
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.kv import KV, LayerKV, concat
+from cachegraph.engine.request import Cost, Prefilled
+
+from ..fusers.base import Fuser
+from .reading import SharedReading, SharerReading, Stretch
+from .residual import FusionMode, Source, fuse_layers
+
+__all__ = ["FusedPrefill", "Sharer", "fused_prefill"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sharer:
+    """One sharer's engine and the fuser that reads its cache; `kv` where it has read its own prompt already."""
+
+    engine: Engine
+    fuser: Fuser
+    kv: tuple[KV, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPrefill:
+    """The receiver's row after all fused stretches, and what it took."""
+
+    segments: tuple[KV, ...]
+    sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row
+    nbytes: tuple[int, ...]  # by sharer: of the K and V that were handed over
+    receiver_cost: Cost
+    sharer_cost: Cost
+    fuse_seconds: float
+
+
+async def fused_prefill(
+    receiver: Engine,
+    sharers: Sequence[Sharer],
+    reading: SharedReading,
+    mode: FusionMode = "parallel",
+    past: tuple[KV, ...] = (),
+    priority: int = 0,
+) -> FusedPrefill:
+    """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers. Sharers prefill concurrently."""
+    rows: list[tuple[KV, ...]] = [()] * len(sharers)
+    costs = [Cost() for _ in sharers]
+
+    async def read(index: int, sharer: Sharer, text: SharerReading) -> None:
+        if sharer.kv is not None:
+            rows[index] = sharer.kv
+            return
+        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, priority=priority)
+        rows[index], costs[index] = done.segments, done.cost
+
+    async with anyio.create_task_group() as group:
+        for index, (sharer, text) in enumerate(zip(sharers, reading.sharers, strict=True)):
+            group.start_soon(read, index, sharer, text)
+    caches = [concat(row) if row else None for row in rows]
+
+    segments, cost, seconds = past, Cost(), 0.0
+    for stretch in reading.stretches:
+        piece = reading.positions[stretch.start : stretch.end] if reading.positions is not None else None
+        done = await receiver.prefill(
+            reading.ids[stretch.start : stretch.end], segments, positions=piece, priority=priority
+        )
+        cost.add(done.cost)
+        segments = done.segments
+        if stretch.pairs and done.kv is not None:
+            began = perf_counter()
+            corrected = await _correct(receiver, sharers, caches, done.kv, stretch, mode)
+            segments = (*segments[:-1], corrected)
+            seconds += perf_counter() - began
+    total = Cost()
+    for each in costs:
+        total.add(each)
+    nbytes = tuple(
+        _bytes(j, sharer, cache, reading) for j, (sharer, cache) in enumerate(zip(sharers, caches, strict=True))
+    )
+    return FusedPrefill(segments, tuple(rows), nbytes, cost, total, seconds)
+
+
+async def _correct(
+    receiver: Engine,
+    sharers: Sequence[Sharer],
+    caches: Sequence[KV | None],
+    kv: KV,
+    stretch: Stretch,
+    mode: FusionMode,
+) -> KV:
+    sources = []
+    for j, pairs in stretch.pairs.items():
+        cache = caches[j]
+        assert cache is not None
+        sources.append(Source(sharers[j].fuser, cache.layers, (pairs.receiver, pairs.sharer)))
+    fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
+    return KV(tuple(LayerKV(*layer) for layer in fused.layers), kv.positions)
+
+
+def _bytes(j: int, sharer: Sharer, cache: KV | None, reading: SharedReading) -> int:
+    """Of the sharer layers that an open gate reads, at the positions that stand for a receiver's."""
+    if cache is None:
+        return 0
+    positions = sum(len(stretch.pairs[j].sharer) for stretch in reading.stretches if j in stretch.pairs)
+    used = {layer for target, layer, _ in sharer.fuser if sharer.fuser.is_open(target)}
+    return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in cache.layers[layer])

@@ -1,0 +1,54 @@
+"""Putting KV that a sender computed into a receiver's row, at the receiver's own positions."""
+
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from cachegraph.engine.kv import KV
+from cachegraph.engine.load import LoadedModel
+
+from .plane import CachePlane
+
+__all__ = ["Graft", "graft", "why_no_graft"]
+
+
+class Graft(NamedTuple):
+    """KV at its new positions, and of each entry the token and whose text it is."""
+
+    kv: KV
+    ids: list[int]
+    origins: list[Any]
+
+
+def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
+    """Why one model's KV can't be grafted into another's as it is; None where it can."""
+    for model in (sender, receiver):
+        if model.why_no_cache is not None:
+            return f"{model.name!r} can't take part in a cache edge: {model.why_no_cache}"
+    if sender.identity != receiver.identity:
+        return f"{sender.name!r} and {receiver.name!r} are different models, and there is no fuser for the pair"
+    if sender.dtype != receiver.dtype:
+        return f"{sender.name!r} runs in {sender.dtype} here and in {receiver.dtype} there"
+    if receiver.rotation.why_not is not None:
+        return f"{receiver.name!r} can't take grafted keys: {receiver.rotation.why_not}"
+    return None
+
+
+def graft(
+    plane: CachePlane,
+    receiver: LoadedModel,
+    start: int,
+    seen: Collection[str],
+    carries: Literal["prompt", "reply", "all"],
+) -> Graft | None:
+    """What the receiver has not read, moved to positions from `start` on; None where it has read it all.
+
+    Keys are rotated (KVCOMM, arXiv 2510.12872, does the same for one offset); values are shared. Entries that already
+    stand where they should are shared whole, however many receivers take them.
+    """
+    private = plane.private(seen, carries)
+    if private is None:
+        return None
+    kv = private.kv.to(receiver.device, receiver.dtype)
+    return Graft(receiver.rotation.move(kv, torch.arange(start, start + len(kv))), private.ids, private.origins)

@@ -1,0 +1,64 @@
+"""What a sender's cache holds, entry by entry: the KV, the token, and whose text it is."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from cachegraph.engine.kv import KV, concat
+
+__all__ = ["CachePlane", "Private"]
+
+
+class Private(NamedTuple):
+    """What only the sender has read: the KV, and of each entry the token and whose text it is."""
+
+    kv: KV
+    ids: list[int]
+    origins: list[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class CachePlane:
+    """One row of a model, as it stood when its agent had finished.
+
+    `origins` has an entry a position: (name, first character, end) of the input or agent whose text it is, or None for
+    template text. The reply's name is the sender's own.
+    """
+
+    identity: str  # of the model
+    sender: str
+    segments: tuple[KV, ...]
+    ids: Sequence[int]
+    origins: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(segment.nbytes for segment in self.segments)
+
+    def private(self, seen: Collection[str], carries: Literal["prompt", "reply", "all"]) -> Private | None:
+        """The entries that a receiver who has seen these texts has not, or None; one run of them shares memory."""
+        wanted = [index for index, origin in enumerate(self.origins) if self._goes(origin, seen, carries)]
+        if not wanted:
+            return None
+        ids, origins = ([each[index] for index in wanted] for each in (self.ids, self.origins))
+        return Private(self._select(wanted), ids, origins)
+
+    def _goes(self, origin: Any, seen: Collection[str], carries: str) -> bool:
+        if origin is None or origin[0] in seen:
+            return False
+        return carries == "all" or (carries == "reply") == (origin[0] == self.sender)
+
+    def _select(self, wanted: Sequence[int]) -> KV:
+        parts, first = [], 0
+        for segment in self.segments:
+            inside = [index - first for index in wanted if first <= index < first + len(segment)]
+            if inside:
+                run = inside[-1] - inside[0] + 1 == len(inside)
+                parts.append(segment.select(slice(inside[0], inside[-1] + 1) if run else torch.tensor(inside)))
+            first += len(segment)
+        return concat(parts)

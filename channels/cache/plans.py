@@ -1,0 +1,31 @@
+"""What a cache edge will do in every run, decided once both models are known."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachegraph.engine.engine import Engine
+
+from ..fusers.base import Fuser
+from ..fusers.card import Alignment
+from .align import Aligner
+
+__all__ = ["FusePlan", "GraftPlan"]
+
+
+@dataclass(frozen=True)
+class GraftPlan:
+    """One model at both ends: the sender's own KV goes over as it is."""
+
+    carries: Literal["prompt", "reply", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class FusePlan:
+    """Two models and the fuser that joins them."""
+
+    sharer: Engine
+    fuser: Fuser
+    alignment: Alignment
+    reads: Literal["receiver-prompt", "own-prompt"]
+    include_response: bool
+    aligner: Aligner | None = field(default=None)  # for strategies that turn single tokens into others

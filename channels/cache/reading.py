@@ -1,0 +1,173 @@
+"""How receiver and sharers read one prompt: everybody's tokens and positions, and which positions stand for each other.
+
+A receiver's prompt is computed section by section. After a section that somebody shares, its K and V are corrected, so
+later sections attend to corrected ones, as in Cache-to-Cache. Padding is never computed: where one model's template is
+longer, the other's positions leave a gap.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cachegraph.errors import ChannelError
+
+from .align import Aligner, Reading, SharedSpan, align_chat, align_offsets
+
+__all__ = [
+    "Pairs",
+    "SharedReading",
+    "SharerReading",
+    "Stretch",
+    "pair_tokens",
+    "read_aligned",
+    "read_ids",
+    "read_offsets",
+]
+
+
+class Pairs(NamedTuple):
+    """Index tensors of one length: receiver positions within a stretch, and rows of the sharer's cache."""
+
+    receiver: Tensor
+    sharer: Tensor
+
+
+class Stretch(NamedTuple):
+    """Receiver tokens [start, end), and by sharer what stands for which; empty: the receiver reads it alone."""
+
+    start: int
+    end: int
+    pairs: Mapping[int, Pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class SharerReading:
+    """What one sharer reads. Positions None: 0, 1, 2, ..."""
+
+    ids: Sequence[int]
+    positions: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SharedReading:
+    """A prompt as the receiver and its sharers read it. Tokens behind the last stretch start the decoding."""
+
+    ids: Sequence[int]
+    positions: Tensor | None
+    sharers: Sequence[SharerReading]
+    stretches: Sequence[Stretch] = field(default=())
+
+    @property
+    def fused(self) -> int:
+        """Receiver positions that at least one sharer corrects."""
+        return sum(
+            len(torch.unique(torch.cat([pair.receiver for pair in each.pairs.values()])))
+            for each in self.stretches
+            if each.pairs
+        )
+
+
+def read_ids(ids: Sequence[int], sharers: int) -> SharedReading:
+    """All models share a tokenizer: all tokens but the last stand for themselves."""
+    shared = len(ids) - 1
+    if shared < 1:
+        return SharedReading(ids, None, [SharerReading([]) for _ in range(sharers)])
+    same = Pairs(torch.arange(shared), torch.arange(shared))
+    stretch = Stretch(0, shared, dict.fromkeys(range(sharers), same))
+    return SharedReading(ids, None, [SharerReading(ids[:shared]) for _ in range(sharers)], [stretch])
+
+
+def read_aligned(aligners: Sequence[Aligner], receiver: Reading, sharers: Sequence[Reading]) -> SharedReading:
+    """Chats with padding, section by section (strategies `first` and `longest`), for any number of sharers at once."""
+    if not receiver.contents:
+        raise ChannelError("the receiver's prompt has no message to align")
+    pairwise = [align_chat(aligner, receiver, sharer) for aligner, sharer in zip(aligners, sharers, strict=True)]
+    own = [_unpadded(chat.receiver_ids, chat.receiver_padding, chat.sections) for chat in pairwise]
+    others = [_unpadded(chat.sharer_ids, chat.sharer_padding, chat.sections) for chat in pairwise]
+    kinds = [section.kind for section in pairwise[0].sections]
+    lengths = [max(len(part) for part in parts) for parts in zip(*own, *others, strict=True)]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    stretches, token, rows = [], 0, [0] * len(sharers)
+    for index, kind in enumerate(kinds):
+        count = len(own[0][index])
+        pairs = {}
+        if kind == "message" and count:
+            pairs = {j: Pairs(torch.arange(count), torch.arange(rows[j], rows[j] + count)) for j in range(len(sharers))}
+        stretches.append(Stretch(token, token + count, pairs))
+        token += count
+        rows = [row + len(parts[index]) for row, parts in zip(rows, others, strict=True)]
+    return SharedReading(
+        _flat(own[0]),
+        _positions(own[0], starts),
+        [SharerReading(_flat(parts), _positions(parts, starts)) for parts in others],
+        _last_token_apart(stretches, token),
+    )
+
+
+def read_offsets(receiver: Reading, sharers: Sequence[Reading]) -> SharedReading:
+    """Everybody reads natively; a receiver token takes the sharer token that covers its last character."""
+    if any(len(each.contents) != len(receiver.contents) for each in sharers):
+        raise ChannelError("receiver and sharer render the same messages into different numbers of contents")
+    by_sharer = []
+    for sharer in sharers:
+        spans = [
+            SharedSpan(mine[0], theirs[0], min(mine[1] - mine[0], theirs[1] - theirs[0]))
+            for mine, theirs in zip(receiver.contents, sharer.contents, strict=True)
+        ]
+        by_sharer.append(align_offsets(receiver.offsets, sharer.offsets, spans))
+    return pair_tokens(receiver.ids, [SharerReading(each.ids) for each in sharers], by_sharer)
+
+
+def pair_tokens(
+    ids: Sequence[int], sharers: Sequence[SharerReading], by_sharer: Sequence[Iterable[tuple[int, int]]]
+) -> SharedReading:
+    """By sharer, (receiver token, sharer token): any pairs, but the last token starts the decoding and has none."""
+    by_token: dict[int, dict[int, int]] = {}
+    for j, pairs in enumerate(by_sharer):
+        for here, there in pairs:
+            by_token.setdefault(here, {})[j] = there
+    by_token.pop(len(ids) - 1, None)
+    return SharedReading(ids, None, sharers, _stretches(by_token, len(ids)))
+
+
+def _stretches(by_token: Mapping[int, Mapping[int, int]], length: int) -> list[Stretch]:
+    """Runs of tokens that some sharer corrects, and the runs between them."""
+    stretches: list[Stretch] = []
+    start = 0
+    for token in range(1, length + 1):
+        if token == length or (token in by_token) != (start in by_token):
+            pairs: dict[int, Pairs] = {}
+            for j in sorted({j for each in range(start, token) for j in by_token.get(each, {})}):
+                mine = [each for each in range(start, token) if j in by_token.get(each, {})]
+                pairs[j] = Pairs(torch.tensor(mine) - start, torch.tensor([by_token[each][j] for each in mine]))
+            stretches.append(Stretch(start, token, pairs))
+            start = token
+    return stretches[:-1] if stretches and not stretches[-1].pairs else stretches
+
+
+def _last_token_apart(stretches: list[Stretch], length: int) -> list[Stretch]:
+    """Up to and with the last fused stretch, and never the last token, from which decoding starts."""
+    while stretches and not stretches[-1].pairs:
+        stretches.pop()
+    if stretches and stretches[-1].end == length:
+        start, end, pairs = stretches.pop()
+        if end - 1 > start:
+            keep = {j: Pairs(pair.receiver[:-1], pair.sharer[:-1]) for j, pair in pairs.items()}
+            stretches.append(Stretch(start, end - 1, keep))
+    return stretches
+
+
+def _unpadded(ids: Sequence[int], padding: Sequence[bool], sections: Sequence[tuple[str, int, int]]) -> list[list[int]]:
+    """By section, the ids that are no padding."""
+    return [[ids[at] for at in range(start, end) if not padding[at]] for _, start, end in sections]
+
+
+def _flat(parts: Sequence[Sequence[int]]) -> list[int]:
+    return [token for part in parts for token in part]
+
+
+def _positions(parts: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    return torch.tensor([start + at for part, start in zip(parts, starts, strict=False) for at in range(len(part))])

@@ -1,0 +1,117 @@
+"""From an edge of a recipe and its two ends to a route: what can travel there, or why it can't."""
+
+from pathlib import Path
+from typing import assert_never
+
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.load import LoadedModel
+from cachegraph.errors import ChannelError, FuserError
+
+from .base import Peer
+from .cache.align import Aligner
+from .cache.graft import why_no_graft
+from .cache.plans import FusePlan, GraftPlan
+from .fusers.base import Fuser
+from .fusers.card import Alignment, Geometry
+from .fusers.find import check_pair, find_fuser
+from .fusers.load import load_fuser
+from .message import Route
+from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
+
+__all__ = ["route"]
+
+_SAME_TOKENS = 0.99  # of the receiver's vocabulary must mean the same to the sharer where both read the same ids
+
+
+def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path) -> Route:
+    """Decide an edge. `folder` is the recipe's. Raises ChannelError where a cache can't travel and text may not."""
+    match edge:
+        case TextEdge():
+            return Route(edge, "text")
+        case CacheEdge() | BothEdge() | AutoEdge():
+            plan = _plan(edge, sender, receiver, folder)
+        case _:
+            assert_never(edge)
+    if isinstance(plan, str):
+        return fall_back(edge, plan)
+    both = isinstance(edge, BothEdge)
+    grafts = isinstance(plan, GraftPlan)
+    return Route(
+        edge,
+        used="both" if both else "cache",
+        needs_text=both or (isinstance(plan, GraftPlan) and plan.carries != "prompt"),
+        needs_cache=grafts or (isinstance(plan, FusePlan) and plan.reads == "own-prompt"),
+        plan=plan,
+    )
+
+
+def fall_back(edge: EdgeSpec, reason: str) -> Route:
+    """Text, with the reason; or the error that the recipe prefers."""
+    if not isinstance(edge, TextEdge | AutoEdge) and edge.fallback == "error":
+        raise ChannelError(f"the {edge.channel} edge {edge.sender!r} -> {edge.receiver!r} can't work: {reason}")
+    return Route(edge, "text", fallback_reason=reason)
+
+
+def _plan(
+    edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path
+) -> GraftPlan | FusePlan | str:
+    """What the edge will do, or why it can't."""
+    if reason := sender.why_no_cache or receiver.why_no_cache:
+        return reason
+    try:
+        fuser = _fuser(edge, sender, receiver, folder)
+    except FuserError as error:
+        return str(error)
+    if fuser is None:
+        reason = why_no_graft(sender.model.model, receiver.model.model)
+        carries = "reply" if isinstance(edge, BothEdge) else edge.carries
+        return reason or GraftPlan(carries)
+    return _fuse_plan(edge, sender.model, receiver.model, fuser)
+
+
+def _fuser(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path) -> Fuser | None:
+    """The fuser that the recipe names; without a name, one that is called after the pair; or None."""
+    here: LoadedModel = receiver.model.model
+    if edge.fuser is not None:
+        place = find_fuser(edge.fuser, folder)
+    elif sender.model.model.identity == here.identity:
+        return None
+    else:
+        try:
+            place = find_fuser(f"{receiver.name}--{sender.name}", folder)
+        except FuserError:
+            return None
+    return load_fuser(place, here.device, here.dtype)
+
+
+def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: Engine, fuser: Fuser) -> FusePlan | str:
+    card, ends = fuser.card, (receiver.model, sharer.model)
+    if card.kind != "fuse" or card.rope != "rotated":
+        return f"this version can't use fusers of kind {card.kind!r} with {card.rope} keys"
+    mine, theirs = (Geometry(model.info.layers, model.info.kv_heads, model.info.head_dim) for model in ends)
+    if reason := check_pair(card, mine, theirs, receiver.model.identity, sharer.model.identity):
+        return reason
+    alignment: Alignment = card.alignment if edge.align == "auto" else edge.align
+    if reason := _why_not_aligned(alignment, receiver.model, sharer.model):
+        return reason
+    aligner = None
+    if alignment in ("first", "longest"):
+        here, there = receiver.model.tokenizer, sharer.model.tokenizer
+        assert here is not None
+        assert there is not None
+        aligner = Aligner(here.raw, there.raw, alignment)
+    return FusePlan(sharer, fuser, alignment, card.reads, edge.include_response, aligner)
+
+
+def _why_not_aligned(alignment: Alignment, receiver: LoadedModel, sharer: LoadedModel) -> str | None:
+    if receiver.tokenizer is None or sharer.tokenizer is None:
+        return f"{(receiver if receiver.tokenizer is None else sharer).name!r} has no tokenizer"
+    if alignment == "ids":
+        mine, theirs = receiver.tokenizer.raw.get_vocab(), sharer.tokenizer.raw.get_vocab()
+        same = sum(theirs.get(token) == id_ for token, id_ in mine.items())
+        if same < _SAME_TOKENS * len(mine) or receiver.info.vocab_size > sharer.info.vocab_size:
+            return (
+                f"the fuser needs both models to read the same token ids, but {receiver.name!r} and {sharer.name!r} "
+                "have different tokenizers"
+            )
+    return None

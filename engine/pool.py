@@ -1,0 +1,88 @@
+"""The models in this process: each loaded once, for as long as somebody uses it."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio.to_thread
+
+from .engine import Engine
+from .models import StoredModel, ensure, place
+from .spec import ModelSpec
+
+__all__ = ["Lease", "lease"]
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One loaded model, or one that is being loaded."""
+
+    loading: threading.Lock = field(default_factory=threading.Lock)
+    engine: Engine | None = None
+    users: int = 0
+
+
+_entries: dict[tuple[str, str, str, str], _Entry] = {}
+_lock = threading.Lock()  # protects _entries and the counts in them
+
+
+@dataclass(eq=False)
+class Lease:
+    """The right to use an engine; `release` gives it back, and the last one back unloads the model."""
+
+    engine: Engine
+    _key: tuple[str, str, str, str]
+
+    def release(self) -> None:
+        with _lock:
+            entry = _entries[self._key]
+            entry.users -= 1
+            if entry.users:
+                return
+            del _entries[self._key]
+        self.engine.close()
+
+
+async def lease(spec: ModelSpec, folder: Path) -> Lease:
+    """The engine of a model, loaded now if it is not yet (and fetched first, if this machine does not have it).
+
+    `folder` is where relative paths start. Raises ModelError or ConfigError.
+    """
+    return await anyio.to_thread.run_sync(_lease, spec, folder)
+
+
+def _lease(spec: ModelSpec, folder: Path) -> Lease:
+    stored = ensure(spec, folder)
+    key = (str(stored.folder), spec.dtype, spec.device, stored.chat_template or "")
+    with _lock:
+        entry = _entries.setdefault(key, _Entry())
+        entry.users += 1
+    try:
+        with entry.loading:
+            if entry.engine is None:
+                entry.engine = _load(spec, stored)
+    except BaseException:
+        with _lock:
+            entry.users -= 1
+            if not entry.users and _entries.get(key) is entry:
+                del _entries[key]
+        raise
+    return Lease(entry.engine, key)
+
+
+def _load(spec: ModelSpec, stored: StoredModel) -> Engine:
+    import torch
+
+    from .load import load_model
+
+    placement = place(stored.folder, spec.dtype, spec.device)
+    return Engine(
+        load_model(
+            stored.folder,
+            name=stored.name,
+            identity=stored.identity,
+            dtype=getattr(torch, placement.dtype),
+            device=placement.device,
+            chat_template=stored.chat_template,
+        )
+    )
