@@ -3,26 +3,26 @@
 Recipe and object are one thing: `spec` is the recipe's value, and everything else follows from it.
 """
 
-import asyncio
 import os
-import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import anyio
+from typing import Any, Self
 
 from cachegraph.agents.create import Create, create_agent
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import ConfigError, InputError
 
+from .blocking import wait
+from .check import check_spec
+from .draft import Permissions
 from .inputs import check_inputs
+from .load import dump_recipe, load_recipe, parse_recipe
 from .many import run_rows
 from .parts import Parts
 from .plan import Plan, plan
-from .result import Interrupted, Result
-from .routes import Cast, Wiring, wire
+from .result import Result
+from .routes import Cast, Wiring, create_agents, wire
 from .runtime import Listener, Run
 from .spec import GraphSpec
 from .stream import RunStream
@@ -30,7 +30,6 @@ from .stream import RunStream
 __all__ = ["Graph"]
 
 Inputs = Mapping[str, Any] | None
-T = TypeVar("T")
 
 
 class Graph:
@@ -55,30 +54,65 @@ class Graph:
         self._cast: Cast | None = None
         self._retired: list[Cast] = []
         self._wired: tuple[Cast, int, Wiring] | None = None
+        self._permissions: Permissions | None = None  # None: built by the caller's own code
+        self._checked: GraphSpec | None = None
         self._planned: tuple[GraphSpec, Plan] | None = None
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str], *, create: Create = create_agent) -> Self:
-        """The graph of a recipe file. Raises RecipeError with every problem and its place."""
-        from .load import load_recipe
+    def from_yaml(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        allow_env: Collection[str] = (),
+        allow_paths: bool = False,
+        create: Create = create_agent,
+    ) -> Self:
+        """The graph of a recipe file. Raises RecipeError with every problem and its place.
 
-        return cls(load_recipe(Path(path)), folder=Path(path).parent, create=create)
+        A recipe may be a stranger's: it reaches environment variables and files outside its folder only as allowed.
+        """
+        path = Path(path)
+        spec = load_recipe(path, allow_env=allow_env, allow_paths=allow_paths)
+        return cls._loaded(spec, path.parent, create, allow_env, allow_paths)
 
     @classmethod
     def from_yaml_text(
-        cls, text: str, folder: str | os.PathLike[str] = ".", *, name: str = "recipe", create: Create = create_agent
+        cls,
+        text: str,
+        folder: str | os.PathLike[str] = ".",
+        *,
+        allow_env: Collection[str] = (),
+        allow_paths: bool = False,
+        create: Create = create_agent,
     ) -> Self:
-        """The graph of a recipe's text; `name` is what problems call it, `folder` where its paths start."""
-        from .load import parse_recipe
-
-        return cls(parse_recipe(text, name, Path(folder)), folder=folder, create=create)
+        """The graph of a recipe's text; its relative paths start at `folder`. See `from_yaml`."""
+        spec = parse_recipe(text, folder=Path(folder), allow_env=allow_env, allow_paths=allow_paths)
+        return cls._loaded(spec, Path(folder), create, allow_env, allow_paths)
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], folder: str | os.PathLike[str] = ".", *, create: Create = create_agent
+        cls,
+        data: Mapping[str, Any],
+        folder: str | os.PathLike[str] = ".",
+        *,
+        allow_env: Collection[str] = (),
+        allow_paths: bool = False,
+        create: Create = create_agent,
     ) -> Self:
-        """The graph of a recipe that was read already, for example from JSON."""
-        return cls(folder=folder, create=create, **{str(key): value for key, value in data.items()}).validate()
+        """The graph of a recipe's data, for example from JSON. See `from_yaml`."""
+        graph = cls(folder=folder, create=create)
+        graph._parts = Parts(None, data)
+        graph._permissions = Permissions(Path(folder), frozenset(allow_env), allow_paths)
+        return graph.validate()
+
+    @classmethod
+    def _loaded(
+        cls, spec: GraphSpec, folder: Path, create: Create, allow_env: Collection[str], allow_paths: bool
+    ) -> Self:
+        graph = cls(spec, folder=folder, create=create)
+        graph._permissions = Permissions(folder, frozenset(allow_env), allow_paths)
+        graph._checked = spec
+        return graph
 
     # building
 
@@ -114,14 +148,16 @@ class Graph:
 
     def validate(self) -> Self:
         """Check everything that can be checked without loading a model. Raises RecipeError with every problem."""
-        if self._planned is None or self._planned[0] is not self.spec:
-            self._planned = (self.spec, plan(self.spec))
+        spec = self.spec
+        if self._checked is not spec:
+            check_spec(spec, self._permissions or _own(spec))
+            self._checked = spec
+        if self._planned is None or self._planned[0] is not spec:
+            self._planned = (spec, plan(spec))
         return self
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """This graph as a recipe; also written to `path` if one is given, whole or not at all."""
-        from .load import dump_recipe
-
         text = dump_recipe(self.validate().spec)
         if path is not None:
             _write_whole(Path(path), text)
@@ -135,6 +171,7 @@ class Graph:
         """
         copy = type(self)(folder=self._folder, create=self._create)
         copy._parts = self.validate()._parts.with_channels(channel)
+        copy._permissions = self._permissions
         copy._cast = self._agents()
         return copy
 
@@ -143,7 +180,7 @@ class Graph:
     def run(self, inputs: Inputs = None, /, **named: Any) -> Result:
         """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with what finished."""
         run = self._run(inputs, named)
-        return _wait(run.execute, "run", "arun", lambda: run.result)
+        return wait(run.execute, "run", "arun", lambda: run.result)
 
     async def arun(self, inputs: Inputs = None, /, **named: Any) -> Result:
         """Run once, under asyncio or trio. Raises InputError, or RunError whose `result` holds what finished."""
@@ -158,7 +195,7 @@ class Graph:
     ) -> list[Result]:
         """Run once for each row and wait; see `amap`."""
         runs = self._rows(rows)
-        return _wait(
+        return wait(
             lambda: run_rows(runs, max_concurrent, return_errors), "map", "amap", lambda: [run.result for run in runs]
         )
 
@@ -176,7 +213,7 @@ class Graph:
 
     def open(self) -> Self:
         """Load all models now rather than with the first run."""
-        _wait(self.aopen, "open", "aopen", lambda: None)
+        wait(self.aopen, "open", "aopen", lambda: None)
         return self
 
     async def aopen(self) -> Self:
@@ -187,7 +224,7 @@ class Graph:
     def close(self) -> None:
         """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
         if any(cast.is_open for cast in self._casts):
-            _wait(self.aclose, "close", "aclose", lambda: None)
+            wait(self.aclose, "close", "aclose", lambda: None)
 
     async def aclose(self) -> None:
         """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
@@ -246,24 +283,7 @@ class Graph:
 
     def _agents(self) -> Cast:
         if self._cast is None:
-            spec = self.spec
-            upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
-            for edge in spec.edges:
-                upstream[edge.receiver].append(edge.sender)
-            inputs = tuple(spec.inputs)
-            self._cast = Cast(
-                {
-                    name: self._create(
-                        name,
-                        agent,
-                        spec.models.get(agent.model, agent.model),
-                        self._folder,
-                        inputs=inputs,
-                        upstream=tuple(upstream[name]),
-                    )
-                    for name, agent in spec.agents.items()
-                }
-            )
+            self._cast = Cast(create_agents(self.spec, self._folder, self._create))
         return self._cast
 
     def _changed(self) -> Self:
@@ -273,16 +293,10 @@ class Graph:
         return self
 
 
-def _wait(work: Callable[[], Coroutine[Any, Any, T]], name: str, instead: str, partial: Callable[[], Any]) -> T:
-    trio = sys.modules.get("trio")
-    if asyncio._get_running_loop() is not None or (trio is not None and trio.lowlevel.in_trio_run()):
-        raise InputError(
-            f"an event loop runs here already (as in a notebook): use `await graph.{instead}(...)`, not {name}()"
-        )
-    try:
-        return anyio.run(work)
-    except KeyboardInterrupt:
-        raise Interrupted(partial()) from None
+def _own(spec: GraphSpec) -> Permissions:
+    """What the caller's own code may do: name any variable and any file."""
+    variables = (getattr(model, "api_key_env", None) for model in spec.models.values())
+    return Permissions(allow_env=frozenset(name for name in variables if name), allow_paths=True)
 
 
 def _write_whole(path: Path, text: str) -> None:

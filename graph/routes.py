@@ -11,6 +11,7 @@ from typing import NamedTuple
 import anyio
 
 from cachegraph.agents.base import Agent
+from cachegraph.agents.create import Create
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Route
 from cachegraph.channels.spec import EdgeSpec, TextEdge
@@ -18,7 +19,7 @@ from cachegraph.channels.spec import EdgeSpec, TextEdge
 from .plan import Plan
 from .spec import GraphSpec
 
-__all__ = ["Cast", "Decide", "Exit", "Node", "Wiring", "wire"]
+__all__ = ["Cast", "Decide", "Exit", "Node", "Wiring", "create_agents", "wire"]
 
 Decide = Callable[[EdgeSpec, Peer, Peer, Path], Route]
 
@@ -63,6 +64,25 @@ class Cast:
                 first = first or error
         if first is not None:
             raise first
+
+
+def create_agents(spec: GraphSpec, folder: Path, create: Create) -> dict[str, Agent]:
+    """The agents of a checked recipe, none of them open."""
+    upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
+    for edge in spec.edges:
+        upstream[edge.receiver].append(edge.sender)
+    inputs = tuple(spec.inputs)
+    return {
+        name: create(
+            name,
+            agent,
+            spec.models.get(agent.model, agent.model),
+            folder,
+            inputs=inputs,
+            upstream=tuple(upstream[name]),
+        )
+        for name, agent in spec.agents.items()
+    }
 
 
 class Exit(NamedTuple):

@@ -1,0 +1,39 @@
+"""Async work for callers that are not async."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+
+from cachegraph.errors import InputError
+
+from .result import Interrupted
+
+__all__ = ["wait"]
+
+T = TypeVar("T")
+
+
+def wait(work: Callable[[], Coroutine[Any, Any, T]], name: str, instead: str, partial: Callable[[], Any]) -> T:
+    """Do it in an event loop of its own. Ctrl-C raises Interrupted with what `partial` gives, when all is freed."""
+    if _in_event_loop():
+        raise InputError(
+            f"{name}() can't wait where an event loop runs already, as in a notebook; use `await graph.{instead}(...)`"
+        )
+    try:
+        return anyio.run(work)
+    except KeyboardInterrupt:
+        raise Interrupted(partial()) from None
+
+
+def _in_event_loop() -> bool:
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        return True
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
