@@ -178,6 +178,8 @@ def _objection(node: nodes.Node) -> tuple[str, str, str] | None:
             if not callable_here or node.dyn_args is not None or node.dyn_kwargs is not None:
                 name = getattr(node.node, "name", "")
                 return "only range() and the methods of texts and of 'loop' can be called in a prompt", name, ""
+        case nodes.Name(name=str() as name) if len(name) > 100:
+            return "a name in the template is longer than 100 characters", "", ""
         case nodes.Const(value=str() as text) if MARK in text:
             return RESERVED, "", ""
         case _ if not isinstance(node, ALLOWED):
