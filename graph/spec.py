@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import EdgeSpec
@@ -11,7 +11,16 @@ from cachegraph.engine.spec import Limits, ModelSpec, Strict
 __all__ = ["GraphSpec", "InputSpec", "ModelEntry"]
 
 # A name must work in a template: {{ name }}.
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Identifier = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        max_length=100,
+        json_schema_extra={
+            "patternErrorMessage": "letters, digits and '_', starting with a letter, as templates use it"
+        },
+    ),
+]
 
 
 class InputSpec(Strict):
@@ -36,14 +45,26 @@ ModelEntry = Annotated[
 ]
 
 
+def _whole(value: Any) -> Any:
+    # True and 1.0 equal 1, but neither is a version.
+    return value if type(value) is int else repr(value)
+
+
 class GraphSpec(Strict):
     """A whole recipe, version 1."""
 
-    version: Literal[1]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    version: Annotated[Literal[1], BeforeValidator(_whole)]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            max_length=100,
+            json_schema_extra={"patternErrorMessage": "letters, digits, '.', '_' and '-'"},
+        ),
+    ]
     description: str = ""
-    models: dict[Identifier, ModelEntry] = {}
-    inputs: dict[Identifier, InputSpec] = {}
+    models: dict[Identifier, ModelEntry] = {}  # noqa: RUF012 (pydantic copies it)
+    inputs: dict[Identifier, InputSpec] = {}  # noqa: RUF012 (pydantic copies it)
     agents: Annotated[dict[Identifier, AgentSpec], Field(min_length=1)]
     edges: tuple[EdgeSpec, ...] = ()
     output: Annotated[str, Field(description="The agent whose reply is the graph's.")]

@@ -12,6 +12,7 @@
 A message is one sentence that says what is wrong, where, and what to do. Messages name things with `repr`.
 """
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,22 @@ class Problem:
         text = f"{place}: {self.message}" if place else self.message
         if self.hint:
             text += f"; {self.hint}"
-        if self.source:
-            caret = " " * max(self.column - 1, 0) + "^"
-            text += f"\n    {self.source}\n    {caret}"
+        if self.source.strip():
+            source, caret = _excerpt(self.source, max(self.column - 1, 0))
+            text += f"\n    {source}\n    {caret}"
         return text
+
+
+def _excerpt(source: str, column: int) -> tuple[str, str]:
+    """The part of a line around a column, fit for a terminal, and the caret below it."""
+    start = max(column - 100, 0) if len(source) > 140 else 0
+    shown = source[start : start + 140]
+    before = shown[: column - start]
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in before)
+    caret = "".join(character if character == "\t" else " " for character in before) + " " * wide + "^"
+    return "".join(
+        character if character == "\t" or character.isprintable() else "\ufffd" for character in shown
+    ), caret
 
 
 class RecipeError(CachegraphError):

@@ -1,0 +1,164 @@
+"""What must hold between the parts of a recipe: names that exist, slots that have edges, agents that somebody reads.
+
+Works on a `Draft`, so that everything that can be said about a broken recipe is said at once.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain, islice
+
+from cachegraph.agents.template import Template, TemplateProblem, compile_template
+from cachegraph.errors import Problem, RecipeError
+
+from .draft import Draft, Finding, Permissions, did_you_mean
+from .plan import find_cycles, unread
+from .safety import check_endpoints, check_paths, looks_like_path
+from .spec import GraphSpec
+
+__all__ = ["check", "check_spec"]
+
+MAX_FINDINGS = 200
+
+# Words that a template reads as its own.
+RESERVED = {
+    *("and", "or", "not", "in", "is", "if", "else", "elif", "for", "true", "false", "none", "True", "False", "None"),
+    *("loop", "range", "self", "caller", "varargs", "kwargs"),
+}
+
+
+def check(draft: Draft, permissions: Permissions) -> list[Finding]:
+    """What is wrong with a recipe that its types can't know: all of it, or the first of very much."""
+    known = all(edge.sender in draft.agents and edge.receiver in draft.agents for edge in draft.edges)
+    findings = chain(
+        _names(draft),
+        _models(draft, permissions),
+        check_endpoints(draft, permissions),
+        check_paths(draft, permissions),
+        _templates(draft),
+        _edges(draft),
+        _shape(draft) if draft.whole and known else (),
+    )
+    return list(islice(findings, MAX_FINDINGS))
+
+
+def check_spec(spec: GraphSpec, permissions: Permissions | None = None) -> None:
+    """Check a graph that was built in Python. Raises RecipeError with all problems; there are no lines to name."""
+    draft = Draft.of(spec.model_dump(by_alias=True))
+    findings = check(draft, permissions or Permissions(allow_paths=True))
+    if findings:
+        raise RecipeError([Problem(finding.message, hint=finding.hint) for finding in findings])
+
+
+def _names(draft: Draft) -> Iterator[Finding]:
+    for name in draft.agents:
+        if name in draft.inputs:
+            message = f"{name!r} is both an agent and an input, and a template couldn't tell them apart"
+            yield Finding(message, ("agents", name), "rename one", at_key=True)
+    for section in ("agents", "inputs"):
+        for name in draft.agents if section == "agents" else draft.inputs:
+            if name in RESERVED:
+                message = f"{section[:-1]} name {name!r} means something else in a template"
+                yield Finding(message, (section, name), "choose another", at_key=True)
+    if draft.output is not None and draft.output not in draft.agents:
+        message = f"output {draft.output!r} is no agent of this recipe"
+        yield Finding(message, ("output",), did_you_mean(draft.output, draft.agents))
+
+
+def _models(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    for agent, body in draft.agents.items():
+        if isinstance(model := body.get("model"), str) and model not in draft.models:
+            yield from _model_name(model, ("agents", agent, "model"), draft, permissions)
+    for key, entry in draft.models.items():
+        source = entry.get("source") if isinstance(entry, dict) else entry
+        path = ("models", key, "source") if isinstance(entry, dict) else ("models", key)
+        if isinstance(source, str):
+            yield from _model_name(source, path, Draft({}, {}, {}, [], None, True), permissions)
+
+
+def _model_name(model: str, path: tuple[str, ...], draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    if not model or looks_like_path(model) or "/" in model:
+        return
+    catalogue = permissions.known_models
+    candidates = [*draft.models, *sorted(catalogue or ())]
+    hint = did_you_mean(model, candidates)
+    if catalogue is not None:
+        wrong = model not in catalogue
+    else:
+        # The catalogue isn't at hand. A plain word that nearly is a key of `models` is a slip of the pen.
+        wrong = not model.isprintable() or " " in model or (model.isidentifier() and hint.startswith("did you"))
+    if wrong:
+        where = "neither a key of 'models' nor in the catalogue" if path[0] == "agents" else "not in the catalogue"
+        yield Finding(f"model {model!r} is {where}", path, hint or "name a hub id, a folder or a .gguf file")
+
+
+def _templates(draft: Draft) -> Iterator[Finding]:
+    senders: dict[str, set[str]] = {}
+    for edge in draft.edges:
+        senders.setdefault(edge.receiver, set()).add(edge.sender)
+    compiled = lru_cache(maxsize=None)(_compile)  # for one check: aliased prompts are compiled once
+    names = {**dict.fromkeys(draft.inputs), **dict.fromkeys(draft.agents)}
+    for agent, body in draft.agents.items():
+        for key in ("prompt", "system"):
+            if not isinstance(source := body.get(key), str):
+                continue
+            result = compiled(source)
+            path = ("agents", agent, key)
+            if isinstance(result, TemplateProblem):
+                message = f"{key} of agent {agent!r}: {result.message}"
+                yield Finding(message, path, result.hint, spot=(result.line, result.column))
+                continue
+            for name in sorted(result.names - draft.inputs.keys() - senders.get(agent, set())):
+                message, hint = _stray(name, agent, key, names, draft)
+                yield Finding(message, path, hint, spot=result.place(name))
+
+
+def _compile(source: str) -> Template | TemplateProblem:
+    try:
+        return compile_template(source)
+    except TemplateProblem as problem:
+        return problem
+
+
+def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: Draft) -> tuple[str, str]:
+    if name == agent:
+        return f"the {key} of agent {agent!r} names the agent itself", "an agent can't read its own reply"
+    if name in draft.agents:
+        message = f"the {key} of agent {agent!r} has a slot for agent {name!r}, but no edge leads from there"
+        return message, f"add '- {{from: {name}, to: {agent}}}' to 'edges'"
+    hint = did_you_mean(name, names) or f"add {name!r} to 'inputs'"
+    return f"the {key} of agent {agent!r} names {name!r}, which is neither an input nor an agent", hint
+
+
+def _edges(draft: Draft) -> Iterator[Finding]:
+    seen: dict[tuple[str, str], int] = {}
+    endpoints = {name for name, entry in draft.models.items() if isinstance(entry, dict) and "base_url" in entry}
+    remote = {name for name, body in draft.agents.items() if str(body.get("model")) in endpoints}
+    for edge in draft.edges:
+        for key, name in (("from", edge.sender), ("to", edge.receiver)):
+            if name not in draft.agents:
+                message = f"edge {edge.sender!r} -> {edge.receiver!r} names {name!r}, which is no agent"
+                yield Finding(message, ("edges", edge.index, key), did_you_mean(name, draft.agents))
+        if edge.sender == edge.receiver and edge.sender in draft.agents:
+            message = f"edge {edge.sender!r} -> {edge.receiver!r} leads back to where it starts"
+            yield Finding(message, ("edges", edge.index), "remove it")
+        first = seen.setdefault((edge.sender, edge.receiver), edge.index)
+        if first != edge.index:
+            message = f"there is already an edge {edge.sender!r} -> {edge.receiver!r}: number {first + 1}"
+            yield Finding(message, ("edges", edge.index), "remove one; 'channel: both' hands over text and cache")
+        far = [name for name in (edge.sender, edge.receiver) if name in remote]
+        if far and edge.channel in ("cache", "both") and edge.fallback == "error":
+            message = f"agent {far[0]!r} sits behind an endpoint, which has no KV cache for a {edge.channel} edge"
+            yield Finding(message, ("edges", edge.index, "fallback"), "write 'fallback: text' or 'channel: text'")
+
+
+def _shape(draft: Draft) -> Iterator[Finding]:
+    index = {(edge.sender, edge.receiver): edge.index for edge in reversed(draft.edges)}
+    pairs = [pair for pair in index if pair[0] != pair[1]]
+    for cycle in find_cycles(draft.agents, pairs):
+        shown = " -> ".join(map(repr, cycle if len(cycle) <= 12 else [*cycle[:10], "...", cycle[-1]]))
+        message = f"agents wait for each other in a cycle without a bound: {shown}"
+        yield Finding(message, ("edges", index[cycle[-2], cycle[-1]]), "remove one of its edges")
+    if draft.output in draft.agents:
+        for name in unread(draft.agents, pairs, draft.output):
+            message = f"agent {name!r} is never read: no way leads from it to the output {draft.output!r}"
+            yield Finding(message, ("agents", name), "add an edge, or remove the agent", at_key=True)

@@ -1,0 +1,94 @@
+"""A recipe as it was written, right or wrong: the part of it that can be checked before, or without, its types."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from .marks import Path
+
+__all__ = ["Draft", "DraftEdge", "Finding", "Permissions", "did_you_mean"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong at a path of the recipe."""
+
+    message: str
+    path: Path
+    hint: str = ""
+    at_key: bool = False  # at the path's last key rather than at its value
+    spot: tuple[int, int] | None = None  # line and column inside the text at the path, from 1
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What the caller lets a recipe do beyond itself, and what is known around it."""
+
+    folder: FilePath = field(default_factory=FilePath)  # where the recipe's own paths start
+    allow_env: frozenset[str] = frozenset()
+    allow_paths: bool = False
+    known_models: frozenset[str] | None = None  # None: any name may be in the catalogue
+
+
+@dataclass(frozen=True)
+class DraftEdge:
+    """An edge whose two ends are texts."""
+
+    index: int
+    sender: str
+    receiver: str
+    channel: str
+    fuser: str | None
+    fallback: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What can be made out of a recipe's data. `whole`: no edge was left out."""
+
+    agents: dict[str, dict[str, Any]]
+    inputs: dict[str, Any]
+    models: dict[str, Any]
+    edges: list[DraftEdge]
+    output: str | None
+    whole: bool
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Draft":
+        """Keep what has the right shape; the types report the rest."""
+        agents = {name: agent for name, agent in _mapping(data, "agents").items() if isinstance(agent, dict)}
+        raw = data.get("edges", ())
+        items = raw if isinstance(raw, tuple | list) else ()
+        edges = [edge for index, item in enumerate(items) if (edge := _edge(index, item)) is not None]
+        output = data.get("output")
+        whole = len(edges) == len(items) and isinstance(raw, tuple | list)
+        inputs, models = _mapping(data, "inputs"), _mapping(data, "models")
+        return cls(agents, inputs, models, edges, output if isinstance(output, str) else None, whole)
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _edge(index: int, item: Any) -> DraftEdge | None:
+    if not isinstance(item, dict):
+        return None
+    sender, receiver = item.get("from"), item.get("to")
+    channel, fuser, fallback = item.get("channel", "text"), item.get("fuser"), item.get("fallback", "text")
+    if not isinstance(sender, str) or not isinstance(receiver, str):
+        return None
+    fuser = fuser if isinstance(fuser, str) else None
+    return DraftEdge(index, sender, receiver, str(channel), fuser, str(fallback))
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A hint: the nearest known name, or the few there are."""
+    # difflib's ratio is quadratic in the length of names and linear in their number: both are bounded here.
+    near = [other for other in known if len(other) <= 100][:500] if len(name) <= 100 else []
+    close = difflib.get_close_matches(name, near, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are {', '.join(map(repr, known))}" if 0 < len(known) <= 8 else ""

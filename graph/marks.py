@@ -1,0 +1,302 @@
+"""YAML as data that knows where it was written.
+
+Built from libyaml's event stream in one pass without recursion: every value has its line and column, duplicate keys
+and foreign tags are problems, and what an alias stands for is counted each time, so that a small file can't grow into
+a large recipe. Knows nothing of what a recipe may say.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from cachegraph.errors import Problem, RecipeError
+
+__all__ = ["Document", "Node", "Path", "read_yaml"]
+
+MAX_DEPTH = 64
+MAX_WEIGHT = 500_000  # values after aliases are written out; a thousand characters weigh as much as a value
+
+Path = tuple[str | int, ...]
+
+BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what ends a line in YAML 1.1
+FORBIDDEN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+TAG = "tag:yaml.org,2002:"
+TEXTS = {"str", "timestamp", "value"}
+# libyaml's event parser alone is used: its composer recurses, so a deep file would end the process.
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = yaml.SafeLoader.yaml_implicit_resolvers
+SCALARS = yaml.constructor.SafeConstructor()
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A value, and where it stands: line and column count from 0, start and end are characters of the file."""
+
+    line: int
+    column: int
+    start: int
+    end: int
+    value: Any = None
+    raw: str | None = None  # a scalar as written, without its quotes
+    style: str | None = None  # of a scalar: ' " | > or None
+    children: "dict[str, Node] | list[Node] | None" = None
+    keys: dict[str, tuple[int, int]] = field(default_factory=dict)
+    weight: int = 1
+
+
+@dataclass(eq=False)
+class Document:
+    """A parsed file."""
+
+    name: str
+    text: str
+    root: Node
+    problems: list[Problem] = field(default_factory=list)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        return BREAK.split(self.text)
+
+    def find(self, path: Path) -> tuple[Node, int]:
+        """The node at the path, or the nearest one above it, and how many steps were found."""
+        node = self.root
+        for steps, part in enumerate(path):
+            children = node.children
+            if isinstance(children, dict) and part in children:
+                node = children[str(part)]
+            elif isinstance(children, list) and isinstance(part, int) and part < len(children):
+                node = children[part]
+            else:
+                return node, steps
+        return node, len(path)
+
+    def problem(self, message: str, path: Path = (), hint: str = "", at_key: bool = False) -> Problem:
+        """A problem that points at the value of a path, or at its last key."""
+        node, _ = self.find(path[:-1] if at_key else path)
+        line, column = node.keys.get(str(path[-1]), (node.line, node.column)) if at_key else (node.line, node.column)
+        return self.at(message, line, column, hint)
+
+    def at(self, message: str, line: int, column: int, hint: str = "") -> Problem:
+        """A problem at a line and column that count from 0."""
+        source = self.lines[line] if line < len(self.lines) else ""
+        message = message if len(message) <= 600 else f"{message[:600]}..."
+        return Problem(message, self.name, line + 1, column + 1, source, hint)
+
+
+def read_yaml(text: str, name: str) -> Document:
+    """Parse one document. Raises RecipeError where the text is no YAML; lesser problems are in `problems`."""
+    builder = _Builder(Document(name, text, Node(0, 0, 0, 0)))
+    try:
+        for event in _events(text):
+            builder.take(event)
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError([_syntax(builder.document, error)]) from error
+    except (yaml.reader.ReaderError, UnicodeEncodeError) as error:
+        bad = FORBIDDEN.search(text)
+        index = bad.start() if bad else 0
+        before = BREAK.split(text[:index])
+        message = f"the file holds the control character {text[index : index + 1]!r}"
+        problem = builder.document.at(message, len(before) - 1, len(before[-1]), "remove it")
+        raise RecipeError([problem]) from error
+    return builder.document
+
+
+def _events(text: str) -> Iterator[Any]:
+    loader = Loader(text)
+    try:
+        while loader.check_event():
+            yield loader.get_event()
+    finally:
+        loader.dispose()
+
+
+class _Builder:
+    def __init__(self, document: Document):
+        self.document = document
+        self.open: list[tuple[Node, str | None]] = []  # containers being read, each with its anchor
+        self.pending: list[tuple[str, tuple[int, int]] | None] = []  # their keys that wait for a value
+        self.anchors: dict[str, Node] = {}
+        self.documents = 0
+        self.weight = 0
+
+    def take(self, event: Any) -> None:
+        match event:
+            case yaml.ScalarEvent():
+                node = self._node(event)
+                self._scalar(node, event)
+                self._close(node, event.anchor)
+            case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
+                self._container(event)
+            case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
+                node, anchor = self.open.pop()
+                self.pending.pop()
+                node.end = event.end_mark.index
+                if isinstance(node.children, list):
+                    node.value = tuple(child.value for child in node.children)
+                self._close(node, anchor)
+            case yaml.AliasEvent():
+                self._alias(event)
+            case yaml.DocumentStartEvent():
+                self.documents += 1
+                if self.documents > 1:
+                    self._stop("a recipe is one YAML document", event, "put the second one into a file of its own")
+
+    def _node(self, event: Any) -> Node:
+        start = event.start_mark
+        return Node(start.line, start.column, start.index, event.end_mark.index)
+
+    def _container(self, event: Any) -> None:
+        node = self._node(event)
+        if len(self.open) >= MAX_DEPTH:
+            self._stop(f"the file nests deeper than {MAX_DEPTH} levels", event, "make it flatter")
+        is_map = isinstance(event, yaml.MappingStartEvent)
+        node.children = {} if is_map else []
+        node.value = {} if is_map else ()
+        if event.tag is not None and event.tag not in (TAG + "map", TAG + "seq", "!"):
+            self._tag(event)
+        self.open.append((node, event.anchor))
+        self.pending.append(None)
+
+    def _scalar(self, node: Node, event: Any) -> None:
+        node.raw, node.style = event.value, event.style
+        node.weight = 1 + len(event.value) // 1000
+        tag = _implicit(event.value) if event.implicit[0] else (event.tag or TAG + "str").removeprefix(TAG)
+        if (event.implicit[0] is False and event.implicit[1]) or tag in TEXTS or tag == "!":
+            node.value = event.value
+        elif tag in ("int", "float", "bool", "null"):
+            node.value = self._construct(tag, event)
+        elif tag == "merge":
+            self._note(
+                "merge keys ('<<') are not part of a recipe", event, "write the keys out, or alias a whole value"
+            )
+            node.value = event.value
+        else:
+            self._tag(event)
+            node.value = event.value
+
+    def _construct(self, tag: str, event: Any) -> Any:
+        scalar = yaml.ScalarNode(TAG + tag, event.value)
+        try:
+            return getattr(SCALARS, f"construct_yaml_{tag}")(scalar)
+        except (ValueError, LookupError, OverflowError, AttributeError):
+            self._note(f"this can't be read as {tag!r}", event, "put it in quotes if text is meant")
+            return event.value
+
+    def _alias(self, event: Any) -> None:
+        target = self.anchors.get(event.anchor)
+        if target is None:
+            self._stop(f"alias '*{event.anchor}' has no finished anchor '&{event.anchor}' before it", event)
+        start = event.start_mark
+        node = Node(start.line, start.column, start.index, event.end_mark.index, target.value, target.raw)
+        # The copy stands where the alias stands, so that problems point at the use; its insides stay where written.
+        node.style, node.children, node.keys, node.weight = "*", target.children, target.keys, target.weight
+        self._close(node, None)
+
+    def _close(self, node: Node, anchor: str | None) -> None:
+        """A value is complete: hand it to what holds it."""
+        if anchor is not None:
+            self.anchors[anchor] = node
+        if not self.open:
+            self.document.root = node
+            return
+        parent = self.open[-1][0]
+        parent.weight += node.weight
+        if parent.weight > MAX_WEIGHT:
+            message = f"the file grows past {MAX_WEIGHT:,} values once its aliases are written out"
+            raise RecipeError([self.document.at(message, node.line, node.column, "use fewer aliases")])
+        if isinstance(parent.children, list):
+            parent.children.append(node)
+        elif isinstance(parent.children, dict):
+            self._entry(parent, parent.children, node)
+
+    def _entry(self, parent: Node, children: dict[str, Node], node: Node) -> None:
+        key, self.pending[-1] = self.pending[-1], None
+        if key is None:
+            self.pending[-1] = self._key(parent, node)
+        elif key[0] in parent.keys:
+            first = parent.keys[key[0]][0] + 1
+            problem = self.document.at(f"duplicate key {key[0]!r}", *key[1], f"line {first} has it first; remove one")
+            self.document.problems.append(problem)
+        else:
+            parent.keys[key[0]] = key[1]
+            children[key[0]] = node
+            parent.value[key[0]] = node.value
+
+    def _key(self, parent: Node, node: Node) -> tuple[str, tuple[int, int]]:
+        place = (node.line, node.column)
+        if node.raw is None:
+            # '{{ x }}' without quotes gets here too; whoever wants text there says so.
+            if not self.document.text.startswith("{{", parent.start):
+                problem = self.document.at("a list or mapping can't be a key", *place, "use plain text")
+                self.document.problems.append(problem)
+            return f"<key at {node.line + 1}:{node.column + 1}>", place
+        if not isinstance(node.value, str):
+            kind = "a truth value" if isinstance(node.value, bool) else "nothing" if node.value is None else "a number"
+            hint = f"write '{node.raw}' in quotes"
+            problem = self.document.at(f"the key {node.raw} is {kind} in YAML, and keys are text", *place, hint)
+            self.document.problems.append(problem)
+        return node.raw, place
+
+    def _tag(self, event: Any) -> None:
+        self._note(f"the tag '{event.tag}' is not part of a recipe", event, "remove it")
+
+    def _note(self, message: str, event: Any, hint: str = "") -> None:
+        mark = event.start_mark
+        self.document.problems.append(self.document.at(message, mark.line, mark.column, hint))
+
+    def _stop(self, message: str, event: Any, hint: str = "") -> Any:
+        mark = event.start_mark
+        raise RecipeError([self.document.at(message, mark.line, mark.column, hint)])
+
+
+def _implicit(text: str) -> str:
+    """What YAML 1.1 takes an unquoted text for."""
+    for tag, pattern in RESOLVERS.get(text[:1], []):
+        if pattern.match(text):
+            return tag.removeprefix(TAG)
+    return "str"
+
+
+SAID = (
+    ("mapping values are not allowed", "a second ': ' in this line", "put a value that holds ': ' in quotes"),
+    ("unexpected end of stream", "a quote is opened and never closed", "close it"),
+    (
+        "unknown escape character",
+        "unknown escape in a double-quoted text",
+        "write \\\\ for a backslash, or use single quotes",
+    ),
+    ("invalid Unicode character escape", "the escape names no character", ""),
+    (
+        "did not find expected ',' or",
+        "a list or mapping in brackets is not closed here",
+        "add a ',' or the closing bracket",
+    ),
+    ("did not find expected key", "this line doesn't fit the mapping around it", "check its indentation and quotes"),
+    ("did not find expected '-' indicator", "this line doesn't fit the list around it", "check its indentation"),
+    ("could not find expected ':'", "a key without ':'", "add ': ' and a value, or quote a long text"),
+    ("incompatible YAML document", "this YAML version is not supported", "remove the %YAML line"),
+)
+
+
+def _syntax(document: Document, error: yaml.MarkedYAMLError) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line, mark.column) if mark is not None else (0, 0)
+    said = error.problem or "this is no YAML"
+    source = document.lines[line] if line < len(document.lines) else ""
+    if "cannot start any token" in said:
+        if source[column : column + 1] == "\t":
+            return document.at("a tab can't indent YAML", line, column, "use spaces")
+        message = f"a value can't start with {source[column : column + 1]!r}"
+        return document.at(message, line, column, "put it in quotes")
+    if re.search(r"[:\-,]\s+\{\{", source):
+        return document.at("a value can't start with '{{'", line, source.index("{{"), "put it in quotes")
+    if error.context_mark is not None and ("end of stream" in said or not source.strip()):
+        line, column = error.context_mark.line, error.context_mark.column
+    for sign, message, hint in SAID:
+        if sign in said:
+            return document.at(message, line, column, hint)
+    return document.at(f"this is no YAML: {said}", line, column)

@@ -1,0 +1,111 @@
+"""What a stranger's recipe may not do: send secrets of this machine away, or read files outside its own folder."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path as FilePath
+from urllib.parse import SplitResult, urlsplit
+
+from .draft import Draft, Finding, Permissions
+from .marks import Path
+
+__all__ = ["check_endpoints", "check_paths", "looks_like_path"]
+
+PATH = re.compile(r"^[./~\\]|^[A-Za-z]:[\\/]|[\\\0]|(^|/)\.\.(/|$)|\.gguf$")
+
+
+def looks_like_path(source: str) -> bool:
+    """Whether a model or fuser names a place on this machine rather than a catalogue name or a hub id."""
+    return PATH.search(source) is not None
+
+
+def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    """Where keys go: only to where the user would send them."""
+    for name, entry in draft.models.items():
+        if isinstance(entry, dict) and isinstance(entry.get("base_url"), str):
+            path: Path = ("models", name)
+            key = entry.get("api_key_env")
+            yield from _endpoint(entry["base_url"], key if isinstance(key, str) else None, path, permissions)
+
+
+def _endpoint(base_url: str, key: str | None, path: Path, permissions: Permissions) -> Iterator[Finding]:
+    url = _split(base_url)
+    if url is None:
+        hint = "write it as 'https://host/v1'"
+        yield Finding(f"base_url {base_url!r} is no plain web address", (*path, "base_url"), hint)
+        return
+    if url.username is not None or url.password is not None:
+        hint = "name the variable that holds the key in 'api_key_env'"
+        yield Finding("base_url holds a user name or password", (*path, "base_url"), hint)
+    if key is None:
+        return
+    if key in permissions.allow_env or key.startswith("CACHEGRAPH_"):
+        pass
+    elif key != "OPENAI_API_KEY":
+        hint = f"use a name that starts with CACHEGRAPH_, or allow this one with --allow-env {key}"
+        yield Finding(f"a recipe has no business with the environment variable {key!r}", (*path, "api_key_env"), hint)
+    elif (url.scheme, url.hostname, url.port or 443) != ("https", "api.openai.com", 443):
+        message = f"'OPENAI_API_KEY' goes to https://api.openai.com only, not to {url.hostname!r}"
+        hint = "use a name that starts with CACHEGRAPH_, or allow it with --allow-env OPENAI_API_KEY"
+        yield Finding(message, (*path, "api_key_env"), hint)
+    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        message = f"{key!r} would travel unencrypted to {url.hostname!r}"
+        yield Finding(message, (*path, "base_url"), "use https, or an address of this machine")
+
+
+def _split(base_url: str) -> SplitResult | None:
+    if not base_url.isascii() or not base_url.isprintable() or re.search(r"[\s\\]", base_url):
+        return None
+    try:
+        url = urlsplit(base_url)
+        well_formed = url.scheme in ("http", "https") and url.hostname and (url.port or 1) > 0
+    except ValueError:
+        return None
+    return url if well_formed else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_paths(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    """Files that a recipe names must lie in its folder, whatever links lead there."""
+    if permissions.allow_paths:
+        return
+    folder = permissions.folder.resolve()
+    # A hub id is no path, but a link of its name in the recipe's folder would make it one: all are resolved.
+    inside = lru_cache(maxsize=None)(lambda place: _inside(folder, place))
+    for path, place in _places(draft):
+        if not inside(place):
+            hint = "move it there, or allow it with --allow-paths"
+            yield Finding(f"the path {place!r} leads out of the recipe's folder", path, hint)
+
+
+def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
+    """Every value that may be a path."""
+    for name, entry in draft.models.items():
+        if isinstance(entry, str):
+            yield ("models", name), entry
+        for key in ("source", "chat_template"):
+            if isinstance(entry, dict) and isinstance(entry.get(key), str):
+                yield ("models", name, key), entry[key]
+    for name, body in draft.agents.items():
+        model = body.get("model")
+        if isinstance(model, str) and model not in draft.models:
+            yield ("agents", name, "model"), model
+    for edge in draft.edges:
+        if edge.fuser is not None:
+            yield ("edges", edge.index, "fuser"), edge.fuser
+
+
+def _inside(folder: FilePath, place: str) -> bool:
+    if place.startswith("~") or "\\" in place or re.match(r"[A-Za-z]:", place):
+        return False
+    try:
+        return (folder / place).resolve().is_relative_to(folder)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long, a NUL
+        return False

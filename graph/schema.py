@@ -1,0 +1,26 @@
+"""The recipe's JSON Schema, for editors that complete and check YAML while it is written."""
+
+from functools import cache
+from typing import Any
+
+from .spec import GraphSpec
+
+__all__ = ["recipe_schema"]
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema = GraphSpec.model_json_schema(by_alias=True)
+    for section in schema["properties"].values():
+        if "patternProperties" in section:
+            # Said so, a name that doesn't match is an error rather than a key that nobody checks.
+            ((pattern, value),) = section.pop("patternProperties").items()
+            section["propertyNames"]["pattern"] = pattern
+            section["additionalProperties"] = value
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A cachegraph recipe"}
+    return {**head, **{key: value for key, value in schema.items() if key != "title"}}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The schema of recipe version 1. Treat it as read-only."""
+    return _schema()
