@@ -1,9 +1,9 @@
 """From a model's name to a folder on this disk, and to the device it runs on. Importing this costs no torch."""
 
 from .catalogue import Catalogue, load_catalogue
+from .obtain import ensure, find, pull
 from .placement import Placement, place
 from .progress import Notice, Progress
-from .obtain import ensure, find, pull
 from .store import StoredModel, home
 
 __all__ = [

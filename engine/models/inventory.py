@@ -9,8 +9,8 @@ from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
 from .catalogue import Catalogue, Listed
-from .progress import silent
 from .obtain import find
+from .progress import silent
 from .resolve import describe
 from .store import Store, Stored, file_errors, folder_bytes
 
