@@ -27,7 +27,6 @@ class Snapshot(NamedTuple):
 
 
 class _Listing(NamedTuple):
-    commit: str
     bytes: int
     licence: str | None
 
@@ -37,7 +36,7 @@ def fetch_snapshot(source: HubSource, progress: Progress) -> Snapshot:
     try:
         listing = _list(source)
         folder = _download(source, listing, progress)
-        return Snapshot(folder, listing.commit, listing.licence)
+        return Snapshot(folder, folder.name, listing.licence)
     except CachegraphError:
         raise
     # The hub's client raises errors of whichever HTTP library it was built on; each is told in our words.
@@ -59,7 +58,7 @@ def _list(source: HubSource) -> _Listing:
     if not any(name.endswith(".safetensors") for name in wanted):
         raise ModelError(_why_no_weights(source, list(files)))
     licence = getattr(info.card_data, "license", None)
-    return _Listing(str(info.sha), sum(files[name] for name in wanted), licence if isinstance(licence, str) else None)
+    return _Listing(sum(files[name] for name in wanted), licence if isinstance(licence, str) else None)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -95,7 +94,7 @@ def _download(source: HubSource, listing: _Listing, progress: Progress) -> Path:
         )
     folder = snapshot_download(
         source.repo,
-        revision=listing.commit,
+        revision=source.revision,  # by its name, so that the cache knows the name when the hub is out of reach
         allow_patterns=WANTED,
         ignore_patterns=UNWANTED,
         tqdm_class=_reporting_bar(progress, listing.bytes),
