@@ -36,7 +36,7 @@ class StoredModel:
 
     name: str
     folder: Path
-    identity: str  # the same weights have the same identity, on every machine
+    identity: str  # the same name and weights have the same identity, on every machine
     licence: str | None
     chat_template: str | None  # to be used in place of the model's own
     source: str
