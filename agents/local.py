@@ -65,7 +65,7 @@ class LocalAgent:
         engine = self._opened.engine
         reason = engine.model.why_no_cache
         why = f"{engine.model.name!r} can't take part in a cache edge: {reason}" if reason else None
-        return Peer(self.name, engine.model.name, engine, why)
+        return Peer(self.name, engine.model.name, engine, why, reads_only=self._spec.generate.max_new_tokens == 0)
 
     async def close(self) -> None:
         """Give the model back."""

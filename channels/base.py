@@ -14,3 +14,4 @@ class Peer:
     name: str  # the model, as people call it
     model: Any = None
     why_no_cache: str | None = None  # set where this end can neither send nor receive a KV cache
+    reads_only: bool = False  # it writes nothing: as a reply it hands over the text of its prompt

@@ -58,13 +58,16 @@ def _plan(
     """What the edge will do, or why it can't."""
     if reason := sender.why_no_cache or receiver.why_no_cache:
         return reason
+    if receiver.reads_only:
+        return f"agent {receiver.agent!r} writes nothing: it hands over its prompt, so it needs the words"
     try:
         fuser = _fuser(edge, sender, receiver, folder)
     except FuserError as error:
         return str(error)
     if fuser is None:
         reason = why_no_graft(sender.model.model, receiver.model.model)
-        carries = "reply" if isinstance(edge, BothEdge) else edge.carries
+        # `both` carries the cache of the text it hands over, which for an agent that only reads is its prompt.
+        carries = edge.carries if not isinstance(edge, BothEdge) else "prompt" if sender.reads_only else "reply"
         return reason or GraftPlan(carries)
     return _fuse_plan(edge, sender.model, receiver.model, fuser)
 
