@@ -16,7 +16,7 @@ from cachegraph.errors import InputError
 __all__ = ["AgentResult", "AgentStatus", "Interrupted", "Result", "RunStatus"]
 
 AgentStatus = Literal["not_started", "running", "finished", "failed", "cancelled"]
-RunStatus = Literal["running", "finished", "partial", "failed", "cancelled"]
+RunStatus = Literal["not_started", "running", "finished", "partial", "failed", "cancelled"]
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Result(BaseModel):
     """One run of a graph. `text` is the output agent's reply, and empty unless that agent has finished.
 
     `status` is `finished` if every agent did, `partial` if the output agent did and another did not, `failed` or
-    `cancelled` if the output agent did not, and `running` in a look at a run that still goes on.
+    `cancelled` if the run was ended before, and `not_started` or `running` in an early look at it.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")

@@ -51,9 +51,9 @@ class Run:
         self._inputs = inputs
         self._prepare = prepare
         self._listener = listener
-        self._began = perf_counter()
-        self._seconds: float | None = None  # set when the run ends
-        self._status: RunStatus = "running"
+        self._began = 0.0
+        self._seconds = 0.0  # set when the run ends
+        self._status: RunStatus = "not_started"
         self._error: str | None = None
         self._agents: dict[str, AgentResult] = {}  # those that have started, or never will
         self._edges: dict[tuple[str, str], EdgeReport] = {}
@@ -76,13 +76,15 @@ class Run:
             output=self._spec.output,
             text=agents[self._spec.output].text or "",
             error=self._error,
-            seconds=self._now() if self._seconds is None else self._seconds,
+            seconds=self._now() if self._status == "running" else self._seconds,
             agents=agents,
             edges=self._edges,
         )
 
     async def execute(self) -> Result:
         """Run to the end. Raises RunError with the result so far; errors of loading models pass as they are."""
+        self._status = "running"
+        self._began = perf_counter()
         try:
             self._wiring = await self._prepare()
             self._waits = list(self._wiring.waits)
@@ -116,6 +118,7 @@ class Run:
         while True:
             if self._limiter is None:
                 ready = await self._serve(node)
+                await checkpoint()  # agents that never wait must not keep others, timeouts and Ctrl-C from their turn
             else:
                 async with self._limiter:
                     ready = await self._serve(node)
@@ -124,7 +127,6 @@ class Run:
             node = ready[0]
             for i in range(1, len(ready)):
                 self._group.start_soon(self._follow, ready[i], name=ready[i].name)
-            await checkpoint()  # agents that never wait must not keep others, timeouts and Ctrl-C from their turn
 
     async def _serve(self, node: Node) -> list[Node]:
         agent = AgentResult("running", model=node.model, started=self._now())
