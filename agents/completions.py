@@ -6,6 +6,7 @@ and goes to no other host: redirects are not followed.
 
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -19,6 +20,8 @@ import anyio
 
 from cachegraph.errors import ModelError
 
+from .sse import EventDecoder, EventTooLong
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -27,7 +30,6 @@ __all__ = ["Completion", "CompletionsAPI"]
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504, 529}
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is out of order for this run
 SILENCE = 300.0  # seconds between two pieces of a reply
-MAX_EVENT = 1 << 20  # bytes
 MAX_BODY = 1 << 24  # bytes of an answer that does not stream
 REMEDIES = {
     401: "check the key in the variable that api_key_env names",
@@ -99,6 +101,8 @@ class CompletionsAPI:
                     self._hear(await _read(got, MAX_BODY), "message", heard, on_text)
                 else:
                     await self._listen(got, heard, on_text)
+        except EventTooLong:
+            raise self._error("sent an event that does not end") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise self._network_error(error, heard) from error
         return heard
@@ -106,15 +110,24 @@ class CompletionsAPI:
     async def _listen(
         self, response: "httpx2.Response", heard: Completion, on_text: Callable[[str], None] | None
     ) -> None:
-        import httpx2
-
-        async for event in httpx2.EventSource(response, max_event_size=MAX_EVENT):
-            if event.data.strip() == "[DONE]":
-                return
-            if event.data:
-                self._hear(event.data, "delta", heard, on_text)
-        if heard.finish is None:
+        kind = response.headers.get("content-type", "")
+        if not kind.startswith("text/event-stream"):
+            raise self._error(f"answered with {self._excerpt(kind)!r} where a stream of events was expected")
+        decoder = EventDecoder()
+        async with _chunks(response) as chunks:
+            async for chunk in chunks:
+                if self._take(decoder.feed(chunk), heard, on_text):
+                    return
+        if not self._take(decoder.close(), heard, on_text) and heard.finish is None:
             raise self._error("ended its reply in the middle; ask for fewer tokens, or look at the server's log")
+
+    def _take(self, events: list[str], heard: Completion, on_text: Callable[[str], None] | None) -> bool:
+        """Take in some events; says whether the stream is over."""
+        for data in events:
+            if data.strip() == "[DONE]":
+                return True
+            self._hear(data, "delta", heard, on_text)
+        return False
 
     def _hear(self, data: str, part: str, heard: Completion, on_text: Callable[[str], None] | None) -> None:
         """Take in one JSON object of the stream, or a whole answer."""
@@ -157,7 +170,7 @@ class CompletionsAPI:
 
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return _Transient(str(self._error("can't be reached; check base_url and that the server runs")))
-        if isinstance(error, httpx2.TransportError) and not heard.text and not isinstance(error, httpx2.SSEError):
+        if isinstance(error, httpx2.TransportError) and not heard.text:
             return _Transient(str(self._error(f"broke off before it answered ({type(error).__name__})")))
         return self._error(
             f"broke off in the middle of its answer ({type(error).__name__}: {self._excerpt(str(error))})"
@@ -187,15 +200,30 @@ def _ssl_context() -> SSLContext:
     return httpx2.create_ssl_context()
 
 
+@asynccontextmanager
+async def _chunks(response: "httpx2.Response") -> AsyncIterator[AsyncIterator[bytes]]:
+    """The bytes of an answer that may be left unread: the client's nested generators are unwound, not abandoned."""
+    import httpx2
+
+    chunks = response.aiter_raw()
+    try:
+        yield chunks
+    finally:
+        await response.aclose()
+        with suppress(httpx2.HTTPError, httpx2.StreamError, anyio.ClosedResourceError):
+            async for _ in chunks:
+                pass
+
+
 async def _read(response: "httpx2.Response", most: int) -> str:
     parts: list[bytes] = []
-    chunks: AsyncIterator[bytes] = response.aiter_bytes()
     size = 0
-    async for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size > most:
-            break
+    async with _chunks(response) as chunks:
+        async for chunk in chunks:
+            parts.append(chunk)
+            size += len(chunk)
+            if size > most:
+                break
     return b"".join(parts)[:most].decode("utf-8", "replace")
 
 

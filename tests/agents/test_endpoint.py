@@ -1,0 +1,311 @@
+"""Agents behind an endpoint, against a real server on this machine that follows a script."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import anyio
+import pytest
+
+from cachegraph.agents.base import Delivery, Reply, Turn
+from cachegraph.agents.endpoint import EndpointAgent
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.channels.message import Message, Route
+from cachegraph.channels.spec import TextEdge
+from cachegraph.errors import CachegraphError, ConfigError, ModelError
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-very-secret-0123456789"
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """Answers its requests with the script's answers, one after the other, the last one again and again."""
+
+    def __init__(self) -> None:
+        self.script: list[Answer] = []
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                server.requests.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                server.headers.append({**dict(self.headers.items()), "path": self.path})
+                answer = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+                with suppress(OSError):  # the client may have left
+                    answer(self)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join(5)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+def event(data: Any) -> bytes:
+    return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
+
+
+def piece(text: str, finish: str | None = None) -> bytes:
+    return event({"choices": [{"delta": {"content": text}, "finish_reason": finish}]})
+
+
+USAGE = event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}})
+DONE = event("[DONE]")
+
+
+def stream(*parts: bytes | threading.Event) -> Answer:
+    """Sends the parts; waits where an event stands."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("content-type", "text/event-stream")
+        request.end_headers()
+        for part in parts:
+            if isinstance(part, threading.Event):
+                part.wait(5)
+            else:
+                request.wfile.write(part)
+                request.wfile.flush()
+
+    return answer
+
+
+def status(code: int, body: str = "", **headers: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        for name, value in headers.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.send_header("content-length", str(len(body.encode())))
+        request.end_headers()
+        request.wfile.write(body.encode())
+
+    return answer
+
+
+def hang_up(request: BaseHTTPRequestHandler) -> None:
+    request.close_connection = True
+
+
+OK = stream(piece("Blue", None), piece(" light", "stop"), USAGE, DONE)
+
+
+async def say(
+    server: Server,
+    *,
+    key: str | None = None,
+    retries: int = 2,
+    on_text: Callable[[str], None] | None = None,
+    upstream: dict[str, str] | None = None,
+    **spec: Any,
+) -> Reply:
+    endpoint = EndpointSpec(base_url=server.url, model="big", api_key_env=key, max_retries=retries)
+    texts = upstream or {}
+    agent_spec = AgentSpec.model_validate({"model": "m", "prompt": "Why, {{ name }}?", **spec})
+    agent = EndpointAgent("x", agent_spec, endpoint, upstream=tuple(texts))
+    await agent.open()
+    assert agent._api is not None
+    object.__setattr__(agent._api, "backoff", 0.001)
+    deliveries = [
+        Delivery(Route(TextEdge.model_validate({"from": name, "to": "x"}), "text"), Message(name, text))
+        for name, text in texts.items()
+    ]
+    with anyio.fail_after(10):
+        reply = await agent.turn(Turn({"name": "Ann"}, deliveries, on_text=on_text))
+    await agent.close()
+    return reply
+
+
+async def refusal(server: Server, **options: Any) -> str:
+    with pytest.raises(CachegraphError) as caught:
+        await say(server, **options)
+    assert KEY not in str(caught.value) + repr(caught.value)
+    assert isinstance(caught.value, ModelError)
+    return str(caught.value)
+
+
+async def test_a_reply_is_streamed_and_counted(server: Server) -> None:
+    server.script = [OK]
+    pieces: list[str] = []
+    reply = await say(server, on_text=pieces.append, system="Be kind.", generate={"max_new_tokens": 9, "top_k": 3})
+    assert reply.message.text == "Blue light"
+    assert pieces == ["Blue", " light"]
+    assert (reply.tokens.prefilled, reply.tokens.generated) == (7, 2)
+    assert reply.timing.first_token is not None
+    assert 0 < reply.timing.first_token <= reply.timing.total
+    assert server.headers[0]["path"] == "/v1/chat/completions"
+    assert server.requests[0] == {
+        "model": "big",
+        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why, Ann?"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.0,
+        "max_tokens": 9,
+        "top_k": 3,
+    }
+
+
+async def test_pieces_come_as_they_are_sent(server: Server) -> None:
+    first_heard = threading.Event()
+    server.script = [stream(piece("one"), first_heard, piece(" two", "stop"), DONE)]
+    reply = await say(server, on_text=lambda _: first_heard.set())
+    assert first_heard.is_set()
+    assert reply.message.text == "one two"
+
+
+async def test_upstream_replies_fill_their_slots_or_stand_in_front(server: Server) -> None:
+    server.script = [OK]
+    reply = await say(server, prompt="{{ a }}, {{ name }}!", upstream={"b": "from b", "a": "from a"})
+    contents = [(message["role"], message["content"]) for message in server.requests[0]["messages"]]
+    assert contents == [("user", "from b"), ("user", "from a, Ann!")]
+    assert reply.edges["b"].bytes == 6
+    assert reply.edges["a"].channel_used == "text"
+
+
+async def test_an_agent_that_only_reads_asks_nobody(server: Server) -> None:
+    reply = await say(server, generate={"max_new_tokens": 0})
+    assert reply.message.text == "Why, Ann?"
+    assert not server.requests
+
+
+async def test_an_answer_that_does_not_stream_is_taken_too(server: Server) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}]})
+    server.script = [status(200, body, content_type="application/json")]
+    assert (await say(server)).message.text == "whole"
+
+
+@pytest.mark.parametrize("trouble", [status(429, retry_after="0"), status(500), status(503, "busy"), hang_up])
+async def test_what_may_pass_is_tried_again(server: Server, trouble: Answer) -> None:
+    server.script = [trouble, trouble, OK]
+    assert (await say(server)).message.text == "Blue light"
+    assert len(server.requests) == 3
+
+
+async def test_patience_ends_after_max_retries(server: Server) -> None:
+    server.script = [status(500, json.dumps({"error": {"message": "out of memory"}}))]
+    text = await refusal(server, retries=1)
+    assert "agent 'x'" in text
+    assert "answered 500: out of memory (2 attempts)" in text
+    assert len(server.requests) == 2
+
+
+async def test_a_wait_that_is_too_long_is_not_waited(server: Server) -> None:
+    server.script = [status(429, retry_after="3600")]
+    assert "answered 429" in await refusal(server)
+    assert len(server.requests) == 1
+
+
+async def test_a_wrong_key_is_not_tried_again_and_never_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEGRAPH_KEY", KEY)
+    server.script = [status(401, json.dumps({"error": {"message": f"Incorrect API key: {KEY}\x1b[31m"}}))]
+    text = await refusal(server, key="CACHEGRAPH_KEY")
+    assert "answered 401: Incorrect API key: *** [31m; check the key" in text
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert len(server.requests) == 1
+
+
+async def test_no_repr_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEGRAPH_KEY", KEY)
+    endpoint = EndpointSpec(base_url="http://127.0.0.1:1/v1", model="big", api_key_env="CACHEGRAPH_KEY")
+    agent = EndpointAgent("x", AgentSpec(model="m", prompt="p"), endpoint)
+    await agent.open()
+    assert KEY not in repr(agent) + repr(agent._api) + repr(agent.peer())
+    assert agent.peer().why_no_cache == "agent 'x' speaks through an endpoint, which gives no access to its KV cache"
+
+
+@pytest.mark.parametrize(("value", "message"), [(None, "'CACHEGRAPH_KEY' is not set"), ("a\nb", "holds no key")])
+async def test_a_key_that_is_missing_or_none_names_its_variable(
+    server: Server, monkeypatch: pytest.MonkeyPatch, value: str | None, message: str
+) -> None:
+    monkeypatch.delenv("CACHEGRAPH_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CACHEGRAPH_KEY", value)
+    with pytest.raises(ConfigError, match=message):
+        await say(server, key="CACHEGRAPH_KEY")
+    assert not server.requests
+
+
+async def test_a_redirect_is_not_followed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEGRAPH_KEY", KEY)
+    server.script = [status(307, location=server.url + "/chat/completions"), OK]
+    assert "redirect (307), which is not followed" in await refusal(server, key="CACHEGRAPH_KEY")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([piece("a"), event("{oops")], "no chat completion: {oops"),
+        ([event("[1, 2]")], "no chat completion"),
+        ([event({"choices": [{"delta": {"content": 5}}]})], "no chat completion"),
+        ([event({"choices": "none"})], "no chat completion"),
+        ([event({"error": {"message": "too many words"}})], "reported an error: too many words"),
+        ([piece("a half")], "ended its reply in the middle"),
+        ([], "ended its reply in the middle"),
+        ([b"data: " + b"x" * 1_200_000], "an event that does not end"),
+        ([event("[" * 100_000)], "no chat completion"),
+    ],
+)
+async def test_a_stream_that_makes_no_sense_is_an_error(server: Server, parts: list[bytes], message: str) -> None:
+    server.script = [stream(*parts)]
+    assert re.search(message, await refusal(server))
+    assert len(server.requests) == 1
+
+
+async def test_an_answer_of_another_kind_is_an_error(server: Server) -> None:
+    server.script = [status(200, "<html>", content_type="text/html")]
+    assert "text/html" in await refusal(server)
+
+
+async def test_a_server_that_is_not_there_is_named(server: Server) -> None:
+    url = server.url
+    server.close()
+    text = await refusal(server)
+    assert f"at {url} can't be reached; check base_url" in text
+    assert "(3 attempts)" in text
+
+
+async def test_a_slow_reply_can_be_cancelled(server: Server) -> None:
+    never = threading.Event()
+    server.script = [stream(piece("one"), never)]
+    with anyio.fail_after(5), anyio.CancelScope() as scope:
+        await say(server, on_text=lambda _: scope.cancel())
+    never.set()
+    assert scope.cancelled_caught
+
+
+async def test_one_agent_serves_runs_in_many_event_loops(server: Server, anyio_backend: str) -> None:
+    server.script = [OK]
+    endpoint = EndpointSpec(base_url=server.url, model="big")
+    agent = EndpointAgent("x", AgentSpec(model="m", prompt="p"), endpoint)
+    await agent.open()
+
+    async def once() -> str | None:
+        return (await agent.turn(Turn({}))).message.text
+
+    def elsewhere() -> str | None:
+        return anyio.run(once, backend=anyio_backend)
+
+    assert await once() == "Blue light"
+    assert await anyio.to_thread.run_sync(elsewhere) == "Blue light"
