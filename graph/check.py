@@ -86,7 +86,7 @@ def _model_name(model: str, path: tuple[str, ...], draft: Draft, permissions: Pe
     else:
         # The catalogue isn't at hand. A plain word that nearly is a key of `models` is a slip of the pen.
         wrong = not model.isprintable() or " " in model or (model.isidentifier() and hint.startswith("did you"))
-    if wrong:
+    if wrong and not (permissions.folder / model).exists():
         where = "neither a key of 'models' nor in the catalogue" if path[0] == "agents" else "not in the catalogue"
         yield Finding(f"model {model!r} is {where}", path, hint or "name a hub id, a folder or a .gguf file")
 

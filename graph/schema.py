@@ -1,11 +1,12 @@
 """The recipe's JSON Schema, for editors that complete and check YAML while it is written."""
 
+import json
 from functools import cache
 from typing import Any
 
 from .spec import GraphSpec
 
-__all__ = ["recipe_schema"]
+__all__ = ["recipe_schema", "schema_text"]
 
 
 @cache
@@ -24,3 +25,8 @@ def _schema() -> dict[str, Any]:
 def recipe_schema() -> dict[str, Any]:
     """The schema of recipe version 1. Treat it as read-only."""
     return _schema()
+
+
+def schema_text() -> str:
+    """The schema as the file that recipes refer to."""
+    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"

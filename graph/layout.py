@@ -1,0 +1,133 @@
+"""Where boxes and lines go when a graph is drawn: layers by the plan, few crossings, no line through a box.
+
+The classic three steps for layered drawings: long edges get a stand-in in every layer they pass, layers are sorted by
+their neighbours' average place, and what overlaps is moved apart. Knows sizes and pairs, nothing of agents.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+__all__ = ["Layout", "Size", "arrange"]
+
+Pair = tuple[str, str]
+Slot = str | tuple[str, str, int]  # an agent, or an edge's stand-in in one layer
+
+GAP = 26  # between neighbours in a layer
+SWEEPS = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """Extent along the layers' direction, and across it."""
+
+    along: float
+    across: float
+
+
+@dataclass
+class Layout:
+    """Centres of boxes, and the points that every edge passes between its ends: (along, across)."""
+
+    boxes: dict[str, tuple[float, float]]
+    routes: dict[Pair, list[tuple[float, float]]]
+    along: float = 0.0
+    across: float = 0.0
+    edges: list[Pair] = field(default_factory=list)
+
+
+def arrange(
+    generations: Sequence[Sequence[str]], edges: Sequence[Pair], sizes: Mapping[str, Size], gaps: Sequence[float]
+) -> Layout:
+    """Place every agent. `gaps` are the free stretches after each layer, where labels will stand."""
+    layer = {name: number for number, names in enumerate(generations) for name in names}
+    layers: list[list[Slot]] = [list(names) for names in generations]
+    chains: dict[Pair, list[Slot]] = {}
+    for sender, receiver in edges:
+        between: list[Slot] = [(sender, receiver, number) for number in range(layer[sender] + 1, layer[receiver])]
+        for number, slot in enumerate(between, layer[sender] + 1):
+            layers[number].append(slot)
+        chains[sender, receiver] = [sender, *between, receiver]
+    neighbours = _neighbours(chains)
+    extent = {slot: sizes[slot].across if isinstance(slot, str) else 14.0 for slots in layers for slot in slots}
+    place = _settle(layers, neighbours, extent)
+    depths = [max(sizes[slot].along for slot in slots if isinstance(slot, str)) for slots in layers]
+    starts = [sum(depths[:number]) + sum(gaps[:number]) for number in range(len(layers))]
+    middles = [start + depth / 2 for start, depth in zip(starts, depths, strict=True)]
+    top = min(place[slot] - extent[slot] / 2 for slot in place)
+    boxes = {name: (middles[layer[name]], place[name] - top) for name in layer}
+    routes: dict[Pair, list[tuple[float, float]]] = {}
+    for pair, chain in chains.items():
+        points: list[tuple[float, float]] = []
+        for number, slot in enumerate(chain[1:-1], layer[pair[0]] + 1):
+            # Straight past the whole layer, so that the curve before and after can't touch its boxes.
+            points += [(starts[number], place[slot] - top), (starts[number] + depths[number], place[slot] - top)]
+        routes[pair] = points
+    bottom = max(place[slot] + extent[slot] / 2 for slot in place)
+    return Layout(boxes, routes, starts[-1] + depths[-1], bottom - top, list(edges))
+
+
+def _neighbours(chains: Mapping[Pair, list[Slot]]) -> tuple[dict[Slot, list[Slot]], dict[Slot, list[Slot]]]:
+    before: dict[Slot, list[Slot]] = {}
+    after: dict[Slot, list[Slot]] = {}
+    for chain in chains.values():
+        for left, right in pairwise(chain):
+            before.setdefault(right, []).append(left)
+            after.setdefault(left, []).append(right)
+    return before, after
+
+
+def _settle(
+    layers: list[list[Slot]],
+    neighbours: tuple[dict[Slot, list[Slot]], dict[Slot, list[Slot]]],
+    extent: Mapping[Slot, float],
+) -> dict[Slot, float]:
+    """Centres across: each slot as near to its neighbours' average as its layer's order and gaps allow."""
+    place: dict[Slot, float] = {}
+    for slots in layers:
+        _pack(slots, dict.fromkeys(slots, 0.0), extent, place)
+    for sweep in range(SWEEPS):
+        beside = neighbours[sweep % 2]
+        for slots in layers if sweep % 2 == 0 else reversed(layers):
+            wish = {slot: _mean([place[other] for other in beside.get(slot, [slot])]) for slot in slots}
+            slots.sort(key=wish.__getitem__)
+            _pack(slots, wish, extent, place)
+    both = {slot: [*neighbours[0].get(slot, []), *neighbours[1].get(slot, [])] or [slot] for slot in place}
+    for _ in range(2):  # orders are fixed; now line up with both sides
+        for slots in layers:
+            _pack(slots, {slot: _mean([place[other] for other in both[slot]]) for slot in slots}, extent, place)
+    return place
+
+
+def _pack(
+    slots: list[Slot], wish: Mapping[Slot, float], extent: Mapping[Slot, float], place: dict[Slot, float]
+) -> None:
+    """Give every slot its wish, or, where wishes collide, the neighbours that collide a fair place together."""
+    blocks: list[tuple[list[Slot], float]] = []  # slots that touch, and the centre of the first
+    for slot in slots:
+        blocks.append(([slot], wish[slot]))
+        while len(blocks) > 1 and _overlap(blocks[-2], blocks[-1], extent):
+            later, earlier = blocks.pop(), blocks.pop()
+            members = earlier[0] + later[0]
+            offsets = _offsets(members, extent)
+            start = _mean([wish[member] - offset for member, offset in zip(members, offsets, strict=True)])
+            blocks.append((members, start))
+    for members, start in blocks:
+        for member, offset in zip(members, _offsets(members, extent), strict=True):
+            place[member] = start + offset
+
+
+def _offsets(members: list[Slot], extent: Mapping[Slot, float]) -> list[float]:
+    offsets = [0.0]
+    for left, right in pairwise(members):
+        offsets.append(offsets[-1] + (extent[left] + extent[right]) / 2 + GAP)
+    return offsets
+
+
+def _overlap(left: tuple[list[Slot], float], right: tuple[list[Slot], float], extent: Mapping[Slot, float]) -> bool:
+    end = left[1] + _offsets(left[0], extent)[-1] + extent[left[0][-1]] / 2
+    return end + GAP > right[1] - extent[right[0][0]] / 2 + 1e-9
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,108 @@
+"""A recipe for people to look at: as text, as a Mermaid diagram, as a picture.
+
+Names and descriptions may be a stranger's, so every one is escaped for where it goes.
+"""
+
+import re
+from textwrap import shorten
+from urllib.parse import urlsplit
+
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.template import TemplateProblem, compile_template
+from cachegraph.channels.spec import EdgeSpec
+from cachegraph.engine.spec import ModelSpec
+
+from .plan import plan
+from .spec import GraphSpec
+from .svg import Box, Line, draw
+
+__all__ = ["to_mermaid", "to_svg", "to_text"]
+
+ARROWS = {"text": "-->", "cache": "==>", "both": "==>", "auto": "-.->"}
+PLAIN = re.compile(r"[^\w .,:/()@+~·-]", re.ASCII)
+
+
+def to_text(spec: GraphSpec) -> str:
+    """The graph as an outline, in the order in which it runs."""
+    order = plan(spec)
+    lines = [_shown(f"{spec.name}: {spec.description}" if spec.description else spec.name)]
+    for name, given in spec.inputs.items():
+        default = "required" if given.default is None else f"default {shorten(given.default, 40, placeholder='...')!r}"
+        lines.append(_shown(f"  input {name} ({default})" + (f": {given.description}" if given.description else "")))
+    wide = max(map(len, spec.agents))
+    for number, generation in enumerate(order.generations, 1):
+        for name in generation:
+            step = order.steps[name]
+            reads = [*_reads(spec, spec.agents[name]), *(f"{e.sender} ({edge_label(e)})" for e in step.incoming)]
+            parts = [f"{number:>3}. {name:<{wide}}  {model_label(spec, name)}"]
+            parts += [f"reads {', '.join(reads)}"] if reads else []
+            parts += ["<- output"] if name == spec.output else []
+            lines.append(_shown("  ".join(parts)))
+    return "\n".join(lines) + "\n"
+
+
+def to_mermaid(spec: GraphSpec) -> str:
+    """The graph as a Mermaid flowchart."""
+    order = plan(spec)
+    number = {name: f"a{index}" for index, name in enumerate(spec.agents)}
+    lines = ["flowchart LR"]
+    for name in order.steps:
+        shape = ('(["', '"])') if name == spec.output else ('["', '"]')
+        body = f"<b>{_mermaid(name)}</b><br/>{_mermaid(model_label(spec, name))}"
+        lines.append(f"    {number[name]}{shape[0]}{body}{shape[1]}")
+    for edge in spec.edges:
+        label = "" if edge.channel == "text" else f'|"{_mermaid(edge_label(edge))}"|'
+        lines.append(f"    {number[edge.sender]} {ARROWS[edge.channel]}{label} {number[edge.receiver]}")
+    return "\n".join(lines) + "\n"
+
+
+def to_svg(spec: GraphSpec) -> str:
+    """The graph as a picture that stands on its own, readable on light and on dark ground."""
+    order = plan(spec)
+    boxes = {
+        name: Box(name, model_label(spec, name), tuple(_reads(spec, spec.agents[name])), name == spec.output)
+        for name in order.steps
+    }
+    lines = [
+        Line(edge.sender, edge.receiver, edge.channel, "" if edge.channel == "text" else edge_label(edge))
+        for edge in spec.edges
+    ]
+    return draw(spec.name, spec.description, order.generations, boxes, lines)
+
+
+def edge_label(edge: EdgeSpec) -> str:
+    """An edge in a few words."""
+    fuser = getattr(edge, "fuser", None)
+    return f"{edge.channel} · {fuser}" if fuser else edge.channel
+
+
+def model_label(spec: GraphSpec, agent: str) -> str:
+    """What an agent runs on."""
+    model = spec.agents[agent].model
+    match spec.models.get(model, model):
+        case ModelSpec(source=source):
+            return source
+        case EndpointSpec(model=name, base_url=url):
+            return f"{name} at {urlsplit(url).hostname}"
+        case name:
+            return name
+
+
+def _reads(spec: GraphSpec, agent: AgentSpec) -> list[str]:
+    """The inputs that an agent's templates name."""
+    names: set[str] = set()
+    for source in (agent.system, agent.prompt):
+        try:
+            names |= compile_template(source or "").names
+        except TemplateProblem:
+            continue  # drawn all the same; checking is another's work
+    return [name for name in spec.inputs if name in names]
+
+
+def _shown(text: str) -> str:
+    """Fit for a terminal: a stranger's escape sequences stay visible and do nothing."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _mermaid(text: str) -> str:
+    return PLAIN.sub(lambda match: f"#{ord(match[0])};", _shown(text))

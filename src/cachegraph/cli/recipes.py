@@ -1,0 +1,118 @@
+"""The commands that read a recipe and run nothing: validate, schema, show."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachegraph.errors import ConfigError, Problem, RecipeError
+
+__all__ = ["register"]
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
+AllowEnv = Annotated[
+    list[str] | None,
+    typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may take a key from."),
+]
+AllowPaths = Annotated[bool, typer.Option("--allow-paths", help="Let recipes name files outside their folder.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.", show_default=False)]
+
+
+class Format(StrEnum):
+    """How `show` draws a graph."""
+
+    text = "text"
+    mermaid = "mermaid"
+    svg = "svg"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(validate)
+    app.command()(schema)
+    app.command()(show)
+
+
+def validate(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes' YAML files.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    allow_env: AllowEnv = None,
+    allow_paths: AllowPaths = False,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option("--catalogue", help="A catalogue of yours, laid over the shipped one.", show_default=False),
+    ] = None,
+) -> None:
+    """Check recipes and name every problem with its line."""
+    from cachegraph.engine.models import load_catalogue
+    from cachegraph.graph.load import load_recipe
+
+    known = frozenset(load_catalogue(catalogue).models)
+    found: dict[str, list[Problem]] = {}
+    for recipe in recipes:
+        try:
+            spec = load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths, known_models=known)
+        except RecipeError as error:
+            found[str(recipe)] = error.problems
+            continue
+        found[str(recipe)] = []
+        if not as_json:
+            typer.echo(f"{recipe}: fine, {_count(len(spec.agents), 'agent')}, {_count(len(spec.edges), 'edge')}")
+    problems = [problem for each in found.values() for problem in each]
+    if as_json:
+        typer.echo(json.dumps([_report(recipe, each) for recipe, each in found.items()], indent=2, ensure_ascii=False))
+        raise typer.Exit(RecipeError.exit_code if problems else 0)
+    if problems:
+        raise RecipeError(problems)
+
+
+def schema(output: Output = None) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from cachegraph.graph.schema import schema_text
+
+    _write(schema_text(), output)
+
+
+def show(
+    recipe: Recipe,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to draw it.")] = Format.text,
+    output: Output = None,
+    allow_env: AllowEnv = None,
+    allow_paths: AllowPaths = False,
+) -> None:
+    """Draw a recipe's graph."""
+    from cachegraph.graph.load import load_recipe
+    from cachegraph.graph.render import to_mermaid, to_svg, to_text
+
+    draw = {Format.text: to_text, Format.mermaid: to_mermaid, Format.svg: to_svg}[format]
+    _write(draw(load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths)), output)
+
+
+def _report(recipe: str, problems: list[Problem]) -> dict[str, object]:
+    keys = ("message", "hint", "file", "line", "column")
+    return {
+        "recipe": recipe,
+        "valid": not problems,
+        "problems": [{key: getattr(problem, key) for key in keys} for problem in problems],
+    }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _write(text: str, output: Path | None) -> None:
+    """To the terminal, or whole into a file: a reader never sees half of it."""
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    draft = output.with_name(f".{output.name}.part")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(output)
+    except (OSError, ValueError) as error:
+        draft.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or "the path can't be used"
+        raise ConfigError(f"can't write {str(output)!r}: {reason}; choose another place") from error
