@@ -251,6 +251,10 @@ class Graph:
     def __repr__(self) -> str:
         return f"<Graph {self._parts.name!r}: {self._parts.size}>"
 
+    def check_inputs(self, inputs: Inputs = None, /, **named: Any) -> dict[str, str]:
+        """The inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
+        return check_inputs(self.validate().spec.inputs, inputs, named)
+
     def _run(self, inputs: Any, named: Mapping[str, Any] | None = None, listener: Listener | None = None) -> Run:
         spec = self.validate().spec
         return Run(spec, check_inputs(spec.inputs, inputs, named), self._prepare, listener)

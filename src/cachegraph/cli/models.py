@@ -16,7 +16,7 @@ from cachegraph.engine.models import Catalogue, StoredModel, find, load_catalogu
 from cachegraph.engine.models.inventory import Item, inventory, remove
 from cachegraph.engine.spec import ModelSpec
 
-__all__ = ["app"]
+__all__ = ["app", "pull_with_bar"]
 
 app = typer.Typer(name="models", help="The models that agents can run.", no_args_is_help=True)
 
@@ -61,7 +61,7 @@ def pull_models(
 ) -> None:
     """Fetch models and make them ready; afterwards they load without the network."""
     known = load_catalogue(catalogue)
-    pulled = [_pull(name, revision, known) for name in names]
+    pulled = [pull_with_bar(ModelSpec(source=name, revision=revision), known) for name in names]
     if as_json:
         _print_json([asdict(model) for model in pulled])
     else:
@@ -124,13 +124,11 @@ def _facts(name: str, catalogue: Catalogue, model: StoredModel | None) -> dict[s
     return facts
 
 
-def _pull(name: str, revision: str | None, catalogue: Catalogue) -> StoredModel:
+def pull_with_bar(spec: ModelSpec, catalogue: Catalogue, folder: Path | None = None) -> StoredModel:
+    """Pull a model and show how far it is. `folder` is where relative paths start."""
     console = Console(stderr=True)
-    spec = ModelSpec(source=name, revision=revision)
-    with _bar(console, name) as progress:
-        return pull(
-            spec, catalogue=catalogue, progress=progress, notice=lambda text: console.print(text, highlight=False)
-        )
+    with _bar(console, spec.source) as progress:
+        return pull(spec, folder, catalogue, progress, lambda text: console.print(text, highlight=False))
 
 
 @contextmanager

@@ -1,0 +1,63 @@
+"""The command line. Each group of commands is a module; errors become one sentence and an exit code here."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cachegraph import __version__
+from cachegraph.errors import CachegraphError
+
+from . import models, recipes, run
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="cachegraph",
+    help="Graphs of LLM agents whose edges hand over words, or KV caches.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "CACHEGRAPH"},
+)
+run.register(app)
+recipes.register(app)
+app.add_typer(models.app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cachegraph {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["CACHEGRAPH_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 130 Ctrl-C."""
+    debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
+    try:
+        app()
+    except CachegraphError as error:
+        if debug:
+            raise
+        typer.echo(f"cachegraph: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("cachegraph: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        typer.echo("cachegraph: out of memory; use a smaller model, shorter inputs or fewer agents", err=True)
+        sys.exit(1)

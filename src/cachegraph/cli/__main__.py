@@ -1,0 +1,5 @@
+"""`python -m cachegraph.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,108 @@
+"""cachegraph run: one recipe, once, or once for each of several channels side by side."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cachegraph.errors import InputError
+
+if TYPE_CHECKING:
+    from cachegraph.channels.spec import Channel
+    from cachegraph.graph.graph import Graph
+    from cachegraph.graph.result import Result
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(run)
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; NAME=@FILE reads a file, NAME=@- stdin."),
+    ] = None,
+    channels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel", "-c", help="Give every edge this channel; repeat it to compare channels side by side."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the reply and nothing else.")] = False,
+    allow_env: Annotated[
+        list[str] | None,
+        typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may take a key from."),
+    ] = None,
+    allow_paths: Annotated[
+        bool, typer.Option("--allow-paths", help="Let the recipe name files outside its folder.")
+    ] = False,
+) -> None:
+    """Run a recipe and print its reply."""
+    from cachegraph.graph.graph import Graph
+
+    from .fetch import fetch_models
+
+    wanted = _channels(channels or [])
+    graph = Graph.from_yaml(recipe, allow_env=allow_env or (), allow_paths=allow_paths)
+    given = _inputs(inputs or [])
+    graph.check_inputs(given)
+    fetch_models(graph.spec, recipe.parent)
+    graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
+    with graph:
+        results = _run_all(graphs, given, quiet or as_json)
+    if as_json:
+        texts = [result.to_json() for result in results]
+        typer.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
+
+
+def _run_all(graphs: "Sequence[Graph]", inputs: dict[str, str], quiet: bool) -> "list[Result]":
+    from .screen import print_comparison, run_and_print, warm_up
+
+    if len(graphs) == 1:
+        return [run_and_print(graphs[0], inputs, quiet)]
+    warm_up(graphs, inputs)
+    results = [run_and_print(graph, inputs, quiet, title=_title(graph)) for graph in graphs]
+    if not quiet:
+        print_comparison(results, [_title(graph) for graph in graphs])
+    return results
+
+
+def _title(graph: "Graph") -> str:
+    return ", ".join(dict.fromkeys(edge.channel for edge in graph.spec.edges)) or "no edges"
+
+
+def _channels(channels: Sequence[str]) -> "list[Channel]":
+    from cachegraph.channels.spec import CHANNELS
+
+    for channel in channels:
+        if channel not in CHANNELS:
+            raise InputError(f"there is no channel {channel!r}; take one of {', '.join(CHANNELS)}")
+    return [channel for channel in CHANNELS for given in channels if channel == given]
+
+
+def _inputs(pairs: Sequence[str]) -> dict[str, str]:
+    inputs: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--input wants NAME=VALUE, got {pair!r}")
+        if name in inputs:
+            raise InputError(f"the input {name!r} is given twice")
+        inputs[name] = _file(name, value[1:]) if value.startswith("@") else value
+    return inputs
+
+
+def _file(name: str, path: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the input {name!r} can't be read from {path!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the input {name!r} can't be read from {path!r}: it is not UTF-8 text") from error
