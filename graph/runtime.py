@@ -98,9 +98,10 @@ class Run:
         except BaseException:  # cancelled from outside, or Ctrl-C
             self._end("cancelled", "the run was cancelled")
             raise
-        if self._status == "failed":
-            raise RunError(self._error or "", self.result) from cause
-        return self.result
+        result = self.result
+        if result.status == "failed":
+            raise RunError(result.error or "", result) from cause
+        return result
 
     async def _all_agents(self) -> None:
         timeout = self._spec.limits.timeout

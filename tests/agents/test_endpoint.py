@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from cachegraph import Graph, RunError
 from cachegraph.agents.base import Delivery, Reply, Turn
 from cachegraph.agents.endpoint import EndpointAgent
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
@@ -309,3 +310,22 @@ async def test_one_agent_serves_runs_in_many_event_loops(server: Server, anyio_b
 
     assert await once() == "Blue light"
     assert await anyio.to_thread.run_sync(elsewhere) == "Blue light"
+
+
+async def test_a_graph_of_endpoints_runs_and_says_why_no_cache_travels(server: Server) -> None:
+    server.script = [OK]
+    graph = Graph(models={"big": {"base_url": server.url, "model": "big-1"}}, output="b")
+    graph.add_agent("a", model="big", prompt="Say a colour.").add_agent("b", model="big", prompt="{{ a }}?")
+    result = await graph.add_edge("a", "b", "auto").arun()
+    assert result.text == "Blue light"
+    assert server.requests[1]["messages"] == [{"role": "user", "content": "Blue light?"}]
+    assert result.agents["a"].model == "big-1"
+    assert result.edges["a", "b"].channel_used == "text"
+    assert "speaks through an endpoint" in (result.edges["a", "b"].fallback_reason or "")
+
+
+async def test_an_endpoint_that_fails_fails_its_agent_in_the_run(server: Server) -> None:
+    server.script = [status(404, "no such model")]
+    graph = Graph(models={"big": {"base_url": server.url, "model": "big-1"}}, output="a")
+    with pytest.raises(RunError, match="agent 'a' failed: the endpoint of agent 'a' at .* answered 404: no such model"):
+        await graph.add_agent("a", model="big", prompt="Hello.").arun()
