@@ -1,6 +1,7 @@
 """From a folder of weights to a model that the engine can run, checked before it is trusted with caches."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .tokens import Tokenizer
 __all__ = ["LoadedModel", "load_model"]
 
 _PROBE = 8  # tokens
+_one_at_a_time = threading.Lock()  # transformers changes process-wide state while it loads a model
 
 
 @dataclass(eq=False)
@@ -58,6 +60,18 @@ def load_model(
     if not (folder / "config.json").is_file():
         raise ModelError(f"{str(folder)!r} holds no model: there is no config.json in it")
     device = torch.device(device)
+    with _one_at_a_time:
+        return _load(folder, name, identity, dtype, device, chat_template)
+
+
+def _load(
+    folder: Path,
+    name: str | None,
+    identity: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    chat_template: str | None,
+) -> LoadedModel:
     network = _read_network(folder, dtype).to(device).eval().requires_grad_(False)
     info = ModelInfo.from_hf(network.config, network.generation_config)
     reason = info.why_no_cache or _why_not_packed(network, info)

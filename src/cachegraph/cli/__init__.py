@@ -61,3 +61,12 @@ def main() -> None:
     except MemoryError:
         typer.echo("cachegraph: out of memory; use a smaller model, shorter inputs or fewer agents", err=True)
         sys.exit(1)
+    except Exception as error:  # a boundary: people get a sentence, and --debug the traceback
+        if debug:
+            raise
+        typer.echo(
+            f"cachegraph: this should not have happened: {type(error).__name__}: {error}; "
+            "run again with --debug and report what it prints",
+            err=True,
+        )
+        sys.exit(1)

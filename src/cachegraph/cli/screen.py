@@ -95,9 +95,9 @@ def _agents(result: Result) -> Table:
 
 def _edges(result: Result) -> Table:
     edges = result.edges
-    columns = {
+    columns: dict[str, list[str]] = {
         "edge": [f"{sender} → {receiver}" for sender, receiver in edges],
-        "asked": [edge.asked for edge in edges.values()],
+        "asked": [str(edge.asked) for edge in edges.values()],
         "used": [_warned(edge.channel_used, edge.fallback_reason is not None) for edge in edges.values()],
         "bytes": [f"{edge.bytes:,}" for edge in edges.values()],
         "fused": [str(edge.positions_fused or "-") for edge in edges.values()],
