@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import anyio
+
 from cachegraph.agents.create import Create, create_agent
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import ConfigError, InputError
@@ -277,7 +279,8 @@ class Graph:
         if self._wired is not None and self._wired[:2] == (cast, cast.epoch):
             return self._wired[2]
         await cast.open()
-        wiring = wire(spec, order, cast.agents, self._folder)
+        # In a thread: fusers are read from the disk here, and the first cache edge imports torch.
+        wiring = await anyio.to_thread.run_sync(wire, spec, order, cast.agents, self._folder)
         self._wired = (cast, cast.epoch, wiring)
         return wiring
 
