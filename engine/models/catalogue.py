@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, PositiveInt, ValidationError, model_validator
 
-from cachegraph.engine.spec import Strict
 from cachegraph.errors import InputError
+
+from ..spec import Strict
 
 __all__ = [
     "Catalogue",

@@ -5,9 +5,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
+from ..spec import ModelSpec
 from .catalogue import Catalogue, Listed
 from .obtain import find
 from .progress import silent

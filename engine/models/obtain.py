@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
-from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
+from ..spec import ModelSpec
 from .catalogue import Catalogue, FolderSource, GgufSource, HubSource, WheelSource, load_catalogue
 from .convert import check_gguf, convert_gguf
 from .hub import fetch_snapshot

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachegraph.engine.spec import DType
 from cachegraph.errors import ConfigError, ModelError
 
+from ..spec import DType
 from .weights import count_parameters
 
 __all__ = ["Device", "Placement", "choose_device", "choose_dtype", "place", "visible_devices"]

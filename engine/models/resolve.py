@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote
 
-from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
+from ..spec import ModelSpec
 from .catalogue import Catalogue, Entry, FolderSource, GgufSource, HubSource, WheelSource
 
 __all__ = ["Wanted", "describe", "resolve"]

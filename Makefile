@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+# On Linux with a GPU any torch does; where pip would fetch gigabytes of CUDA and a CPU is enough:
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo   environment, models, then two recipes over text and over cache"
+	@echo "make test   the test suite"
+	@echo "make check  linter, types, direction of imports"
+	@echo "make bench  the figures of the README"
+
+.venv/ready: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cachegraph needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable . --group dev
+	@touch $@
+
+demo: .venv/ready
+	$(BIN)/cachegraph run recipes/document-relay.yaml --channel text --channel cache
+	$(BIN)/cachegraph run recipes/science-duo.yaml --channel text --channel cache
+
+test: .venv/ready
+	$(BIN)/pytest
+
+check: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/document_relay.py
+	$(BIN)/python benchmarks/runtime_overhead.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,71 @@
+"""Every snippet of the README and the docs: Python runs, recipes are valid, commands exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from cachegraph.cli import app
+from cachegraph.graph.load import parse_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS_MODELS = "# needs the demo models"
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _run_page(page: Path, monkeypatch: pytest.MonkeyPatch, *, with_models: bool) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, object] = {"__name__": "__docs__"}
+    for block in _blocks(page, "python"):
+        if with_models or NEEDS_MODELS not in block:
+            exec(compile(block, f"{page.name}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run_page(page, monkeypatch, with_models=False)
+
+
+@pytest.mark.models
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if NEEDS_MODELS in page.read_text()], ids=lambda page: page.name
+)
+def test_python_of_a_page_runs_with_the_demo_models(
+    page: Path, monkeypatch: pytest.MonkeyPatch, demo_models: object
+) -> None:
+    _run_page(page, monkeypatch, with_models=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_whole_recipes_of_a_page_are_valid(page: Path) -> None:
+    for block in _blocks(page, "yaml"):
+        if re.search(r"^version: 1$", block, re.MULTILINE) and "agents:" in block:
+            parse_recipe(block, name=page.name, folder=ROOT / "recipes")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_exist(page: Path) -> None:
+    commands = get_command(app)
+    for line in (line for block in _blocks(page, "(?:bash|sh|console)") for line in block.splitlines()):
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words[:1] != ["cachegraph"]:
+            continue
+        node = commands
+        for word in words[1:]:
+            if word.startswith("-") or not hasattr(node, "commands"):
+                break
+            assert word in node.commands, f"{page.name}: there is no {line!r}"
+            node = node.commands[word]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
