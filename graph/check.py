@@ -108,6 +108,8 @@ def _templates(draft: Draft) -> Iterator[Finding]:
                 yield Finding(message, path, result.hint, spot=(result.line, result.column))
                 continue
             for name in sorted(result.names - draft.inputs.keys() - senders.get(agent, set())):
+                if name in draft.agents and not draft.whole:
+                    continue  # its edge may be one that couldn't be read
                 message, hint = _stray(name, agent, key, names, draft)
                 yield Finding(message, path, hint, spot=result.place(name))
 

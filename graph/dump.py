@@ -14,7 +14,7 @@ __all__ = ["dump_recipe"]
 AGENT = ("model", "system", "prompt")
 EDGE = ("from", "to", "channel")
 # A block keeps every character but these; a text that has one is escaped in double quotes.
-STRANGE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]|\A[ \n]|[ ]$", re.MULTILINE)
+STRANGE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]|\A[ \n]|[ ]$|\n\n\Z", re.MULTILINE)
 
 Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 

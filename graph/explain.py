@@ -169,6 +169,8 @@ def _wanted(path: Path, schema: dict[str, Any]) -> str:
 
 def _words(schema: dict[str, Any]) -> str:
     """What a schema asks for, in words."""
+    if "patternErrorMessage" in schema:
+        return f"{schema['patternErrorMessage']}{_at_most(schema)}"
     if "anyOf" in schema:
         return _either([_words(option) for option in schema["anyOf"] if option.get("type") != "null"])
     if "enum" in schema or "const" in schema:
@@ -179,13 +181,16 @@ def _words(schema: dict[str, Any]) -> str:
         case "boolean":
             return "true or false"
         case "string":
-            said = schema.get("patternErrorMessage") or ("text" if not schema.get("minLength") else "text, not empty")
-            return f"{said} (at most {schema['maxLength']})" if "maxLength" in schema else str(said)
+            return f"{'text, not empty' if schema.get('minLength') else 'text'}{_at_most(schema)}"
         case "array":
             return "a list"
         case "object" if schema.get("minProperties"):
             return "a mapping that is not empty"
     return "a mapping"
+
+
+def _at_most(schema: dict[str, Any]) -> str:
+    return f" (at most {schema['maxLength']})" if "maxLength" in schema else ""
 
 
 def _bounds(schema: dict[str, Any]) -> str:

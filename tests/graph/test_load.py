@@ -1,0 +1,269 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cachegraph.errors import RecipeError
+from cachegraph.graph.load import load_recipe, parse_recipe
+from cachegraph.graph.spec import GraphSpec
+
+GOOD = """\
+version: 1
+name: duo
+models:
+  small: smollm2
+inputs:
+  question: {}
+agents:
+  expert:
+    model: small
+    prompt: "Facts: {{ question }}"
+  answerer:
+    model: small
+    prompt: |
+      {{ expert }}
+      {{ question }}
+edges:
+  - {from: expert, to: answerer}
+output: answerer
+"""
+
+
+def problems(text: str, folder: Path | None = None, **options: object) -> list[str]:
+    """Each problem as 'line:column message; hint'."""
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r.yaml", folder, **options)  # type: ignore[arg-type]
+    return [f"{p.line}:{p.column} {p.message}" + (f"; {p.hint}" if p.hint else "") for p in caught.value.problems]
+
+
+def broken(old: str, new: str, **options: object) -> list[str]:
+    assert old in GOOD
+    return problems(GOOD.replace(old, new, 1), **options)
+
+
+def test_a_good_recipe_loads() -> None:
+    spec = parse_recipe(GOOD)
+    assert isinstance(spec, GraphSpec)
+    assert spec.edges[0].sender == "expert"
+    assert spec.agents["answerer"].prompt == "{{ expert }}\n{{ question }}\n"
+
+
+def test_a_problem_shows_its_line_a_caret_and_what_was_meant() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(GOOD.replace('prompt: "', 'promt: "'), "r.yaml")
+    assert str(caught.value) == (
+        "r.yaml:10:5: unknown key 'promt'; did you mean 'prompt'?\n        promt: \"Facts: {{ question }}\"\n        ^"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("version: 1", "version: 2", "1:10 'version' must be 1, got 2"),
+        ("version: 1", "version: yes", "1:10 'version' must be 1, got yes"),
+        ("version: 1", "version: '1'", "1:10 'version' must be 1, got '1'; write it without quotes"),
+        ("version: 1\n", "", "1:1 the recipe needs the key 'version'"),
+        ("name: duo", "name: a b", "2:7 'name' must be letters, digits, '.', '_' and '-' (at most 100), got 'a b'"),
+        ("name: duo", "name: on", "(at most 100), got on; write 'on' in quotes"),
+        ("question: {}", "question: {descripton: x}", "6:14 unknown key 'descripton'; did you mean 'description'?"),
+        ("inputs:", "imputs:", "5:1 unknown key 'imputs'; did you mean 'inputs'?"),
+        ("model: small", "model: smal", "9:12 model 'smal' is neither a key of 'models' nor in the catalogue; did you"),
+        ("    model: small\n", "    model: small\n    temperature: 1\n", "write it under 'generate'"),
+        ("    model: small\n", "    model: small\n    generate: {max_new_tokens: many}\n",
+         "10:32 'max_new_tokens' must be a whole number of 0 or more, got 'many'"),
+        ("    model: small\n", "    model: small\n    generate: {max_new_tokens: yes}\n", "of 0 or more, got yes"),
+        ("    model: small\n", "    model: small\n    generate: {temperature: .nan}\n", "from 0 to 10, got .nan"),
+        ("    model: small\n", "    model: small\n    chat: maybe\n", "must be 'auto' or true or false, got"),
+        ("    model: small\n", "    model: small\n    system: no\n", "must be text, got no; write 'no' in quotes"),
+        ("to: answerer", "to: answerr", "17:24 edge 'expert' -> 'answerr' names 'answerr', which is no agent; did"),
+        ("to: answerer", "too: answerer", "17:20 unknown key 'too'; did you mean 'to'?"),
+        ("to: answerer", "to: answerer, channel: cash", "17:43 'channel' must be 'text', 'cache', 'both' or"),
+        ("to: answerer", "to: answerer, channel: on", "got on"),
+        ("to: answerer", "to: answerer, fuser: x", "only edges with 'channel: cache', 'both' or 'auto' have it"),
+        ("to: answerer}", "to: answerer}\n  - {from: expert, to: answerer, channel: cache}", "18:5 there is already"),
+        ("to: answerer}", "to: answerer}\n  - {from: expert, to: expert}", "leads back to where it starts"),
+        ("output: answerer", "output: answrer", "18:9 output 'answrer' is no agent of this recipe; did"),
+        ("output: answerer", "output: expert", "11:3 agent 'answerer' is never read"),
+        ("{from: expert, to: answerer}", "3", "17:5 this must be a mapping, got 3"),
+        ("\"Facts: {{ question }}\"", "{{ question }}", "10:13 'prompt' must be text, got a mapping; put"),
+        ("\"Facts: {{ question }}\"", "{{ question }} x", "10:13 a value can't start with '{{'; put it in quotes"),
+        ("  expert:\n", "  bad-name:\n", "8:3 'bad-name' can't name one of the 'agents'"),
+        ("  expert:\n", "  question:\n", "8:3 'question' is both an agent and an input"),
+        ("  question: {}", "  question: {}\n  loop: {}", "7:3 input name 'loop' means something else in a template"),
+        ("small: smollm2", "small:", "must be text that names a model, or a mapping with 'source' or"),
+        ("small: smollm2", "small: {sauce: x}", "unknown key 'sauce'; did you mean 'source'?"),
+        ("small: smollm2", "small: {source: x, device: gpu}", "'device' must be 'auto', 'cpu', 'mps', 'cuda' or a GPU"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_place(old: str, new: str, said: str) -> None:
+    assert any(said in line for line in broken(old, new)), broken(old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("      {{ expert }}\n", "      hi\n        {{ exprt }}\n",
+         "15:12 the prompt of agent 'answerer' names 'exprt', which is neither an input nor an agent; did you mean"),
+        ("  - {from: expert, to: answerer}", "  []",
+         "but no edge leads from there; add '- {from: expert, to: answerer}' to 'edges'"),
+        ("{{ expert }}", "{{ answerer }}", "14:10 the prompt of agent 'answerer' names the agent itself"),
+        ("{{ question }}\"", "\\n{{ questio }}\"", "10:26 the prompt of agent 'expert' names 'questio'"),
+        ("{{ question }}\"", "{{ question | uper }}\"", "10:35 prompt of agent 'expert': unknown filter 'uper'"),
+        ("{{ question }}\"", "{% include 'x' %}\"", "10:24 prompt of agent 'expert': a prompt can't hold 'include'"),
+        ("{{ question }}\"", "{% for x in y %}\"", "prompt of agent 'expert': template: unexpected end of template"),
+    ],
+)  # fmt: skip
+def test_a_template_s_problem_points_into_the_file(old: str, new: str, said: str) -> None:
+    assert any(said in line for line in broken(old, new)), broken(old, new)
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
+    text = GOOD.replace("version: 1", "version: 3").replace("question: {}", "question: {x: 1}")
+    text = text.replace("{{ expert }}", "{{ exprt }}").replace("output: answerer", "output: nobody")
+    lines = problems(text)
+    assert [line.split(":")[0] for line in lines] == ["1", "6", "14", "18"]
+
+
+def test_cycles_are_named() -> None:
+    text = GOOD.replace("edges:", "edges:\n  - {from: answerer, to: expert}")
+    assert any("cycle without a bound: 'expert' -> 'answerer' -> 'expert'" in line for line in problems(text))
+
+
+def test_catalogue_names_are_checked_where_the_catalogue_is_at_hand() -> None:
+    assert parse_recipe(GOOD, known_models=["smollm2"])
+    said = problems(GOOD, known_models=["smollm3"])
+    assert said == ["4:10 model 'smollm2' is not in the catalogue; did you mean 'smollm3'?"]
+    assert parse_recipe(GOOD.replace("smollm2", "Qwen/Qwen3-0.6B"), known_models=["smollm3"])
+
+
+def test_a_model_may_be_named_without_the_models_section() -> None:
+    assert parse_recipe(GOOD.replace("model: small", "model: smollm2-135m")).agents["expert"].model == "smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "1:1 the file is empty; start with 'version: 1'"),
+        ("- a\n", "1:1 a recipe is a mapping of keys to values"),
+        ("a: 1\na: 2\n", "2:1 duplicate key 'a'; line 1 has it first; remove one"),
+        ("a:\n\tb: 1\n", "2:1 a tab can't indent YAML; use spaces"),
+        ("a: b: c\n", "1:5 a second ': ' in this line"),
+        ("a: 'x\n", "1:4 a quote is opened and never closed"),
+        ("a: [1\nb: 2\n", "2:2 a list or mapping in brackets is not closed here"),
+        ("a: 1\n---\nb: 2\n", "2:1 a recipe is one YAML document"),
+        ("a: *x\n", "1:4 alias '*x' has no finished anchor '&x' before it"),
+        ("a: &x [*x]\n", "1:8 alias '*x' has no finished anchor '&x' before it"),
+        ("a: !!python/object:os.system {}\n", "1:4 the tag 'tag:yaml.org,2002:python/object:os.system' is not part"),
+        ("a: !secret x\n", "1:4 the tag '!secret' is not part of a recipe"),
+        ("a: &x {b: 1}\nc:\n  <<: *x\n", "3:3 merge keys ('<<') are not part of a recipe"),
+        ("on: 1\n", "1:1 the key on is a truth value in YAML, and keys are text; write 'on' in quotes"),
+        ("? [1]\n: 2\n", "1:3 a list or mapping can't be a key"),
+        ("a: b\x01\n", "1:5 the file holds the control character '\\x01'; remove it"),
+        ("a: " + "[" * 100, "1:67 the file nests deeper than 64 levels"),
+        ("a: '\\ud800\n", "1:4 a quote is opened and never closed"),
+        ('a: "\\ud800"\n', "the escape names no character"),
+        ("a: \ud800\n", "1:4 the file holds the control character '\\ud800'"),
+        ("a: " + "9" * 5000 + "\n", "1:4 this can't be read as 'int'"),
+    ],
+)
+def test_what_is_no_recipe_s_yaml_is_refused(text: str, said: str) -> None:
+    assert any(said in line for line in problems(text)), problems(text)
+
+
+def test_an_alias_stands_for_a_whole_value() -> None:
+    text = GOOD.replace('prompt: "Facts', 'generate: &g {seed: 3}\n    prompt: "Facts').replace(
+        "    prompt: |", "    generate: *g\n    prompt: |"
+    )
+    assert parse_recipe(text).agents["answerer"].generate.seed == 3
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)),
+        "- " * 5_000_000,
+        "[" * 5_000_000,
+        "{a: " * 1_000_000,
+        "? " + "a" * 5_000_000 + "\n: 1\n",
+        GOOD.replace("Facts", "{{ " + "a" * 5_000_000 + " }}"),
+        GOOD.replace("Facts", "{{ question }}" * 500_000),
+        GOOD.replace("expert, to", "x" * 1_000_000 + ", to"),
+    ],
+    ids=["aliases", "deep lists", "deep brackets", "deep braces", "long key", "long name", "much code", "long agent"],
+)
+def test_a_bomb_ends_quickly_in_a_short_error(bomb: str) -> None:
+    start = time.process_time()
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(bomb)
+    assert time.process_time() - start < 10  # measured: below 1 s
+    assert len(str(caught.value)) < 10_000
+
+
+def chain(length: int) -> str:
+    agents = "".join(
+        f"  a{i}: {{model: m, prompt: '{{{{ {'q' if i == 0 else f'a{i - 1}'} }}}} and more'}}\n" for i in range(length)
+    )
+    edges = "".join(f"  - {{from: a{i - 1}, to: a{i}}}\n" for i in range(1, length))
+    return f"version: 1\nname: x\ninputs: {{q: {{}}}}\nagents:\n{agents}edges:\n{edges}output: a{length - 1}\n"
+
+
+@pytest.mark.parametrize(
+    "change", [("", ""), ("prompt", "promt"), ("{{ a", "{{ b"), ("from: a", "from: b"), ("model: m", "model: 3")]
+)
+def test_ten_thousand_agents_are_checked_in_seconds_right_or_wrong(change: tuple[str, str]) -> None:
+    text = chain(10_000).replace(*change) if change[0] else chain(10_000)
+    start = time.process_time()
+    if change[0]:
+        assert 100 <= len(problems(text)) <= 201
+    else:
+        assert len(parse_recipe(text).agents) == 10_000
+    assert time.process_time() - start < 20  # measured: 2.5 s
+
+
+@pytest.mark.parametrize("name", ["question", "qestion"])
+def test_a_prompt_of_ten_megabytes_is_checked_in_seconds(name: str) -> None:
+    text = GOOD.replace("      {{ expert }}\n", "      word: { and {\n" * 600_000 + "      {{ expert }} {{ NAME }}\n")
+    text = text.replace("NAME", name)
+    start = time.process_time()
+    if name == "question":
+        assert len(parse_recipe(text).agents["answerer"].prompt) > 8_000_000
+    else:
+        (said,) = problems(text)
+        assert said.startswith("600014:23 the prompt of agent 'answerer' names 'qestion'")
+    assert time.process_time() - start < 20  # measured: 1.5 s
+
+
+def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
+    for name, said in (
+        ("gone.yaml", "there is no such file"),
+        (".", "it is no ordinary file"),
+        ("a\0b", "no such file"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            load_recipe(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="no ordinary file"):
+        load_recipe(tmp_path / "pipe.yaml")
+    (tmp_path / "latin.yaml").write_bytes("version: 1\nname: café".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"latin.yaml:2:10: the file is not UTF-8: byte 0xe9 can't be read"):
+        load_recipe(tmp_path / "latin.yaml")
+    with (tmp_path / "big.yaml").open("wb") as file:
+        file.truncate(64_000_001)
+    with pytest.raises(RecipeError, match="larger than 64 MB"):
+        load_recipe(tmp_path / "big.yaml")
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_recipe(tmp_path / "r.yaml") == parse_recipe(GOOD)
+
+
+def test_problems_never_carry_control_characters_to_a_terminal() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(GOOD.replace("small: smollm2", 'small: {source: "\\e[2J", "\\e]0;x": 1}'))
+    assert "\x1b" not in str(caught.value)
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe("a: \x1b[2J")
+    assert "\x1b" not in str(caught.value)
