@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from cachegraph.channels.message import EdgeReport, Message, Route
 
-__all__ = ["Agent", "Delivery", "Reply", "Timing", "Tokens", "Turn"]
+__all__ = ["Agent", "ChoiceScore", "Control", "Delivery", "Reply", "Scorer", "Timing", "Tokens", "Turn"]
 
 
 @dataclass
@@ -48,6 +48,27 @@ class Turn:
     needs_text: bool = True  # somebody reads the reply: an edge, or the graph's caller
     needs_cache: bool = False  # an edge out of this agent hands over its KV cache
     on_text: Callable[[str], None] | None = None  # called with each piece of the reply as it is decoded
+    control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """What takes the place of the caches that come over the edges of a turn; the words that come stay right.
+
+    zero: as many positions whose keys and values are all 0. mismatched: what the same edges brought in `other`, this
+    agent's turn on another example.
+    """
+
+    kind: Literal["zero", "mismatched"]
+    other: "Turn | None" = None
+
+
+class ChoiceScore(NamedTuple):
+    """How likely a model finds a text behind its prompt: the natural logarithm of its probability, and its length."""
+
+    logprob: float
+    tokens: int
+    characters: int
 
 
 @dataclass(eq=False)
@@ -76,3 +97,10 @@ class Agent(Protocol):
 
     async def close(self) -> None:
         """Let go of what `open` took. Idempotent."""
+
+
+class Scorer(Protocol):
+    """An agent that can also say how likely it finds given replies."""
+
+    async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
+        """Each choice's score as the reply to this turn, all on one prefill; `verbatim` adds no space in front."""

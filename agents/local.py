@@ -1,6 +1,7 @@
 """An agent whose model runs on this machine: inbox to prompt, prompt and caches to a reply."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -10,10 +11,11 @@ from cachegraph.engine.pool import Lease, lease
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
-from .base import Reply, Timing, Tokens, Turn
+from .base import ChoiceScore, Reply, Timing, Tokens, Turn
 from .inbox import Inbox
 from .prompt import PromptTemplate
 from .reading import Reader, RowSoFar
+from .scoring import score_row
 from .spec import AgentSpec
 from .writing import write
 
@@ -83,7 +85,7 @@ class LocalAgent:
         began = perf_counter()
         engine = self._opened.engine
         inbox = Inbox(self.name, turn)
-        reader = Reader(engine, self._spec, self._template, self._chat, inbox)
+        reader = self._reader(inbox)
         reads_only = self._spec.generate.max_new_tokens == 0
         generates = turn.needs_text and not reads_only
         timing, tokens = Timing(), Tokens()
@@ -105,9 +107,21 @@ class LocalAgent:
         timing.total = perf_counter() - began
         return Reply(message, timing, tokens, _reports(turn, inbox))
 
+    async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
+        """How likely this agent finds each choice as its reply to the turn; reads the prompt as `turn` does, once.
+
+        In a chat a choice follows the template at once. In a plain prompt it is read together with the prompt's end,
+        and a space comes between them where there is no white space; `verbatim` leaves that to the caller.
+        """
+        row = await self._reader(Inbox(self.name, turn)).read(finish=False)
+        return await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
+
+    def _reader(self, inbox: Inbox) -> Reader:
+        return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox)
+
     async def _write_later(self, turn: Turn) -> str:
         """The reply, for somebody who turned out to need it after the turn was over."""
-        again = Turn(turn.inputs, turn.deliveries, needs_text=True)
+        again = replace(turn, needs_text=True, needs_cache=False, on_text=None)
         reply = await self.turn(again)
         return reply.message.text or ""
 

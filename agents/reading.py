@@ -13,12 +13,14 @@ from cachegraph.channels.cache.graft import Graft, graft
 from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.cache.plans import FusePlan, GraftPlan
 from cachegraph.channels.cache.reading import SharedReading
+from cachegraph.channels.cache.respond import Along, FusedRow
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV
 from cachegraph.engine.request import Cost
 from cachegraph.errors import ChannelError, ModelError
 
 from .base import Delivery, Timing, Tokens
+from .control import brought_plane, mismatched_reading, zeros
 from .inbox import Inbox
 from .prompt import Message, Piece, Prompt, PromptTemplate, tokenize
 from .sharing import shared_reading
@@ -36,8 +38,9 @@ class RowSoFar:
     positions: Tensor | None = None  # of the pending tokens, where they don't follow on
     ids: list[int] = field(default_factory=list)  # with the pending ones
     origins: list[Any] = field(default_factory=list)
-    sharers: list[tuple[FusePlan, tuple[KV, ...]]] = field(default_factory=list)  # that also correct the reply
+    sharers: Along | None = None  # that also correct what follows
     text: str = ""
+    ending: str = ""  # the prompt's text behind its last slot
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
 
@@ -78,10 +81,19 @@ class Reader:
             row = self._unread(prompt)
         self._check_room(row)
         if finish and row.pending:
-            done = await self._engine.prefill(row.pending, row.segments, positions=row.positions)
-            row.segments, row.pending = done.segments, []
-            row.add_cost(done.cost)
+            await self._finish(row)
         return row
+
+    async def _finish(self, row: RowSoFar) -> None:
+        if row.sharers is not None:
+            fused = FusedRow(self._engine, row.sharers, row.segments)
+            await fused.read(row.pending, row.positions)
+            row.segments, cost = fused.segments, fused.cost
+        else:
+            done = await self._engine.prefill(row.pending, row.segments, positions=row.positions)
+            row.segments, cost = done.segments, done.cost
+        row.pending = []
+        row.add_cost(cost)
 
     @property
     def _tokenizer(self) -> Any:
@@ -97,7 +109,7 @@ class Reader:
         origins = [origin for piece in pieces for origin in piece.origins]
         if not ids:
             raise ModelError(f"the prompt of agent {self._inbox.agent!r} is empty; give it something to read")
-        return RowSoFar(pending=ids, ids=list(ids), origins=origins)
+        return RowSoFar(pending=ids, ids=list(ids), origins=origins, ending=_ending(prompt))
 
     def _check_room(self, row: RowSoFar) -> None:
         limit, model = self._engine.model.info.max_positions, self._engine.model.name
@@ -119,7 +131,7 @@ class Reader:
         taken = self._take(prompt, plans)
         if taken is None:  # some edge fell back, so the prompt is another one now
             return await self._read_again()
-        row = RowSoFar()
+        row = RowSoFar(ending=_ending(prompt))
         for part, brought in zip(prompt.parts, taken, strict=True):
             if isinstance(part, Piece):
                 row.pending += part.ids
@@ -165,8 +177,11 @@ class Reader:
         return None if fell else out
 
     def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
-        plane = delivery.message.cache
+        control = self._inbox.turn.control
+        plane = brought_plane(delivery, control)
         brought = graft(plane, self._engine.model, position, seen, plan.carries) if plane is not None else None
+        if brought is not None and control is not None and control.kind == "zero":
+            brought = brought._replace(kv=zeros(brought.kv))
         report = self._inbox.report(delivery)
         if brought is None:
             sender = delivery.route.edge.sender
@@ -204,7 +219,7 @@ class Reader:
         row = self._unread(prompt)
         sharing = self._inbox.fuses()
         try:
-            reading = shared_reading(prompt, self._engine, sharing)
+            reading = await self._shared_reading(prompt, sharing)
         except ChannelError as error:
             for delivery, _ in sharing:
                 self._inbox.fall_back(delivery, str(error))
@@ -212,26 +227,43 @@ class Reader:
         active = self._active(sharing, reading)
         if not active:
             return row  # nothing to correct: exactly the receiver alone
-        fused = await fused_prefill(
-            self._engine,
-            [Sharer(plan.sharer, plan.fuser, _own_cache(delivery, plan)) for delivery, plan in sharing],
-            reading,
-            self._spec.fusion,
-        )
+        sharers = [self._sharer(delivery, plan) for delivery, plan in sharing]
+        fused = await fused_prefill(self._engine, sharers, reading, self._spec.fusion)
         done = reading.stretches[-1].end
         row.segments, row.pending = fused.segments, list(reading.ids[done:])
         row.positions = _trailing_positions(reading, done)
         row.add_cost(fused.receiver_cost)
         row.timing.fuse += fused.fuse_seconds
-        row.sharers = [
-            (plan, kv) for (_, plan), kv in zip(sharing, fused.sharers, strict=True) if plan.include_response
+        following = [
+            (plan, kv)
+            for (_, plan), kv in zip(sharing, fused.sharers, strict=True)
+            if plan.include_response and plan.fuser.open_layers
         ]
+        if following:
+            plans, rows = zip(*following, strict=True)
+            row.sharers = Along(plans, rows, fused.uncorrected, self._spec.fusion)
         for index, (delivery, _) in enumerate(sharing):
             report = self._inbox.report(delivery)
             report.bytes += fused.nbytes[index]
             report.positions_fused = _fused_by(reading, index)
             report.seconds = {"sharer_prefill": fused.sharer_cost.prefill, "fuse": fused.fuse_seconds}
         return row
+
+    async def _shared_reading(self, prompt: Prompt, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedReading:
+        control = self._inbox.turn.control
+        planes = [brought_plane(delivery, control) for delivery, _ in sharing]
+        reading = shared_reading(prompt, self._engine, sharing, planes)
+        if control is None or control.other is None or sharing[0][1].reads == "own-prompt":
+            return reading
+        theirs = Reader(self._engine, self._spec, self._template, self._chat, Inbox(self._inbox.agent, control.other))
+        other = tokenize(await theirs._messages(), self._tokenizer, self._chat)
+        return mismatched_reading(reading, shared_reading(other, self._engine, sharing, planes))
+
+    def _sharer(self, delivery: Delivery, plan: FusePlan) -> Sharer:
+        control = self._inbox.turn.control
+        plane = brought_plane(delivery, control) if plan.reads == "own-prompt" else None
+        alter = zeros if control is not None and control.kind == "zero" else None
+        return Sharer(plan.sharer, plan.fuser, plane.segments if plane is not None else None, alter)
 
     def _active(self, sharing: Sequence[tuple[Delivery, FusePlan]], reading: SharedReading) -> bool:
         """Whether any sharer has an open gate and a position to correct."""
@@ -241,8 +273,9 @@ class Reader:
         )
 
 
-def _own_cache(delivery: Delivery, plan: FusePlan) -> tuple[KV, ...] | None:
-    return delivery.message.cache.segments if plan.reads == "own-prompt" else None
+def _ending(prompt: Prompt) -> str:
+    last = prompt.parts[-1] if prompt.parts else None
+    return last.text if isinstance(last, Piece) else ""
 
 
 def _trailing_positions(reading: SharedReading, done: int) -> Tensor | None:

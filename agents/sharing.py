@@ -24,15 +24,26 @@ from .prompt import Message, Piece, Prompt, join_contents
 __all__ = ["shared_reading"]
 
 
-def shared_reading(prompt: Prompt, receiver: Engine, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedReading:
-    """How all of them read `prompt`. Raises ChannelError where they can't read it together, or not all of it."""
+def shared_reading(
+    prompt: Prompt,
+    receiver: Engine,
+    sharing: Sequence[tuple[Delivery, FusePlan]],
+    planes: Sequence[CachePlane | None],
+) -> SharedReading:
+    """How all of them read `prompt`; `planes` is what sharers that read their own prompts have brought.
+
+    Raises ChannelError where they can't read it together, or not all of it.
+    """
     plans = [plan for _, plan in sharing]
     kinds = {(plan.alignment if plan.alignment == "ids" else "own", plan.reads) for plan in plans}
     if len(kinds) > 1:
         raise ChannelError("the fusers of its edges read the prompt in different ways; use fusers trained alike")
     (piece,) = [part for part in prompt.parts if isinstance(part, Piece)]
     if plans[0].reads == "own-prompt":
-        reading = _read_own(piece, [delivery.message.cache for delivery, _ in sharing])
+        brought = [plane for plane in planes if plane is not None]
+        if len(brought) < len(plans):
+            raise ChannelError("a sharer that reads its own prompt has handed over no cache")
+        reading = _read_own(piece, brought)
     elif plans[0].alignment == "ids":
         reading = read_ids(piece.ids, len(plans))
     else:

@@ -71,7 +71,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel):
         self.model = model
-        self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[_Job] | Callable[[], None] | None] = queue.SimpleQueue()
         self._scheduler: Scheduler[_Job] = Scheduler()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()  # protects _thread
@@ -92,9 +92,31 @@ class Engine:
         """Read `ids` behind `past`, which is left as it is. Logits are computed only where asked for."""
         job = _Job(self._cache(past), list(ids), Mailbox(), logits, positions, override, priority=priority)
         await self._serve(job)
-        kv = job.cache.tail() if self.model.why_no_cache is None else None
-        joined = torch.cat(job.logits) if job.logits else None
-        return Prefilled(self._segments(job), kv, joined, job.cost)
+        return self._prefilled(job)
+
+    async def prefill_many(
+        self,
+        rows: Sequence[Sequence[int]],
+        past: Sequence[KV] = (),
+        *,
+        positions: Sequence[Tensor] | None = None,
+        logits: Literal["none", "last", "all"] = "none",
+        priority: int = 0,
+    ) -> list[Prefilled]:
+        """Read several rows, none empty, behind the same `past`. They arrive together, so they share their steps."""
+        at: Sequence[Tensor | None] = positions or [None] * len(rows)
+        jobs = [
+            _Job(self._cache(past), list(ids), Mailbox(), logits, where, priority=priority)
+            for ids, where in zip(rows, at, strict=True)
+        ]
+        self._submit(jobs)
+        try:
+            for job in jobs:
+                await self._finished(job)
+        finally:
+            for job in jobs:
+                job.cancelled = True
+        return [self._prefilled(job) for job in jobs]
 
     async def generate(
         self,
@@ -167,20 +189,28 @@ class Engine:
         """Returns when the job is done; cancelled, the job leaves the batch before the next step."""
         if not job.pending:
             return
-        self._submit(job)
+        self._submit([job])
         try:
-            async for item in job.mailbox:
-                if isinstance(item, str):
-                    if on_text is not None:
-                        on_text(item)
-                    continue
-                if job.error is not None:
-                    raise job.error
-                return
+            await self._finished(job, on_text)
         finally:
             job.cancelled = True
 
-    def _submit(self, work: "_Job | Callable[[], None]") -> None:
+    async def _finished(self, job: _Job, on_text: Callable[[str], None] | None = None) -> None:
+        async for item in job.mailbox:
+            if isinstance(item, str):
+                if on_text is not None:
+                    on_text(item)
+                continue
+            if job.error is not None:
+                raise job.error
+            return
+
+    def _prefilled(self, job: _Job) -> Prefilled:
+        kv = job.cache.tail() if self.model.why_no_cache is None else None
+        joined = torch.cat(job.logits) if job.logits else None
+        return Prefilled(self._segments(job), kv, joined, job.cost)
+
+    def _submit(self, work: "list[_Job] | Callable[[], None]") -> None:
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=f"engine {self.model.name}", daemon=True)
@@ -209,8 +239,9 @@ class Engine:
                 return True
             if work is None:
                 return False
-            if isinstance(work, _Job):
-                self._scheduler.add(work)
+            if isinstance(work, list):
+                for job in work:
+                    self._scheduler.add(job)
             else:
                 with self._device:
                     work()
@@ -246,7 +277,7 @@ class Engine:
     def _advance(self, job: _Job, tokens: int, logits: Tensor | None) -> None:
         """A job's tokens were computed: take its logits, and choose its next token where it generates."""
         del job.pending[:tokens]
-        job.positions = job.positions[tokens:] if job.positions is not None else None
+        job.positions = job.positions[tokens:] if job.positions is not None and job.pending else None
         if logits is None or job.spec is None:
             if logits is not None:
                 job.logits.append(logits)
@@ -305,7 +336,7 @@ def _in_our_words(error: Exception, model: LoadedModel) -> Exception:
             f"{model.name!r} ran out of memory on {model.device}; use shorter prompts or fewer concurrent agents"
         )
     wrapped = ModelError(
-        f"{model.name!r} failed in a forward pass: {type(error).__name__}: {str(error).splitlines()[:1]}"
+        f"{model.name!r} failed in a forward pass: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     )
     wrapped.__cause__ = error
     return wrapped

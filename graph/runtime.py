@@ -30,6 +30,7 @@ from .events import (
     RunStarted,
     TextDelta,
 )
+from .probe import Probe
 from .result import AgentResult, Result, RunStatus
 from .routes import Node, Wiring
 from .spec import GraphSpec
@@ -46,11 +47,19 @@ class Run:
     _group: TaskGroup
     _wiring: Wiring
 
-    def __init__(self, spec: GraphSpec, inputs: Mapping[str, str], prepare: Prepare, listener: Listener | None = None):
+    def __init__(
+        self,
+        spec: GraphSpec,
+        inputs: Mapping[str, str],
+        prepare: Prepare,
+        listener: Listener | None = None,
+        probe: Probe | None = None,
+    ):
         self._spec = spec
         self._inputs = inputs
         self._prepare = prepare
         self._listener = listener
+        self._probe = probe
         self._began = 0.0
         self._seconds = 0.0  # set when the run ends
         self._status: RunStatus = "not_started"
@@ -150,19 +159,27 @@ class Run:
         raise RunError(f"it took longer than its timeout of {node.timeout:g} s (agents.{node.name}.timeout)")
 
     async def _turn(self, node: Node) -> Reply:
+        if self._probe is not None and self._probe.skip == node.name:
+            self._next_turn(node)
+            return Reply(Message(node.name, ""))
         # The turn is nobody's variable: it must not outlive the agent's own use of the caches in it.
-        reply = await node.agent.turn(
-            Turn(
-                self._inputs,
-                self._inboxes.pop(node.index, ()),  # type: ignore[arg-type]  # complete, or the node would not run
-                node.needs_text,
-                node.needs_cache,
-                self._deltas(node.name) if self._listener else None,
-            )
-        )
+        reply = await node.agent.turn(self._next_turn(node))
         if node.needs_text and reply.message.text is None:
             await reply.message.read()
         return reply
+
+    def _next_turn(self, node: Node) -> Turn:
+        turn = Turn(
+            self._inputs,
+            self._inboxes.pop(node.index, ()),  # type: ignore[arg-type]  # complete, or the node would not run
+            node.needs_text,
+            node.needs_cache,
+            self._deltas(node.name) if self._listener else None,
+            self._probe.controls.get(node.name) if self._probe else None,
+        )
+        if self._probe is not None:
+            self._probe.turns[node.name] = turn
+        return turn
 
     def _deltas(self, name: str) -> Callable[[str], None]:
         listener = self._listener

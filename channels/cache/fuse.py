@@ -1,6 +1,6 @@
 """Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -19,11 +19,15 @@ __all__ = ["FusedPrefill", "Sharer", "fused_prefill"]
 
 @dataclass(frozen=True, eq=False)
 class Sharer:
-    """One sharer's engine and the fuser that reads its cache; `kv` where it has read its own prompt already."""
+    """One sharer's engine and the fuser that reads its cache; `kv` where it has read its own prompt already.
+
+    `alter` changes the cache before anybody sees it, for controls.
+    """
 
     engine: Engine
     fuser: Fuser
     kv: tuple[KV, ...] | None = None
+    alter: Callable[[KV], KV] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class FusedPrefill:
     """The receiver's row after all fused stretches, and what it took."""
 
     segments: tuple[KV, ...]
+    uncorrected: tuple[KV, ...]  # the same row with the last stretch as the receiver alone made it
     sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row
     nbytes: tuple[int, ...]  # by sharer: of the K and V that were handed over
     receiver_cost: Cost
@@ -54,22 +59,27 @@ async def fused_prefill(
         if sharer.kv is not None:
             rows[index] = sharer.kv
             return
+        if not sharer.fuser.open_layers:
+            return
         done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, priority=priority)
         rows[index], costs[index] = done.segments, done.cost
 
     async with anyio.create_task_group() as group:
         for index, (sharer, text) in enumerate(zip(sharers, reading.sharers, strict=True)):
             group.start_soon(read, index, sharer, text)
+    for index, sharer in enumerate(sharers):
+        if sharer.alter is not None:
+            rows[index] = tuple(map(sharer.alter, rows[index]))
     caches = [concat(row) if row else None for row in rows]
 
-    segments, cost, seconds = past, Cost(), 0.0
+    segments, uncorrected, cost, seconds = past, past, Cost(), 0.0
     for stretch in reading.stretches:
         piece = reading.positions[stretch.start : stretch.end] if reading.positions is not None else None
         done = await receiver.prefill(
             reading.ids[stretch.start : stretch.end], segments, positions=piece, priority=priority
         )
         cost.add(done.cost)
-        segments = done.segments
+        segments = uncorrected = done.segments
         if stretch.pairs and done.kv is not None:
             began = perf_counter()
             corrected = await _correct(receiver, sharers, caches, done.kv, stretch, mode)
@@ -81,7 +91,7 @@ async def fused_prefill(
     nbytes = tuple(
         _bytes(j, sharer, cache, reading) for j, (sharer, cache) in enumerate(zip(sharers, caches, strict=True))
     )
-    return FusedPrefill(segments, tuple(rows), nbytes, cost, total, seconds)
+    return FusedPrefill(segments, uncorrected, tuple(rows), nbytes, cost, total, seconds)
 
 
 async def _correct(
@@ -94,9 +104,8 @@ async def _correct(
 ) -> KV:
     sources = []
     for j, pairs in stretch.pairs.items():
-        cache = caches[j]
-        assert cache is not None
-        sources.append(Source(sharers[j].fuser, cache.layers, (pairs.receiver, pairs.sharer)))
+        if (cache := caches[j]) is not None:
+            sources.append(Source(sharers[j].fuser, cache.layers, (pairs.receiver, pairs.sharer)))
     fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
     return KV(tuple(LayerKV(*layer) for layer in fused.layers), kv.positions)
 

@@ -1,12 +1,16 @@
 """Decoding with sharers that read along: every new position is corrected before anything attends to it.
 
-Each token costs the receiver two passes, as in the reference: one to learn the token's own K and V, one that attends
-to the corrected ones. It is for fusers that were trained so (`include_response`).
+A new token's correction is computed from its K and V in a row that the reply's corrections never touch, as in the
+reference. So each token costs the receiver two passes, one in that row and one that attends to what was corrected. It
+is for fusers that were trained so (`include_response`).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from cachegraph.engine.engine import Engine
@@ -17,39 +21,60 @@ from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import TextDecoder
 
 from .plans import FusePlan
-from .residual import Source, fuse_layers
+from .residual import FusionMode, Source, fuse_layers
 
-__all__ = ["FusedRow", "fused_generate"]
+__all__ = ["Along", "FusedRow", "fused_generate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Along:
+    """Sharers that read a reply along: their plans and rows, and the receiver's row as `fused_prefill` gives it."""
+
+    plans: Sequence[FusePlan]
+    rows: Sequence[tuple[KV, ...]]
+    uncorrected: tuple[KV, ...]
+    mode: FusionMode = "parallel"
 
 
 class FusedRow:
     """A receiver's row and its sharers' rows, read on together."""
 
-    def __init__(self, receiver: Engine, sharers: Sequence[tuple[FusePlan, tuple[KV, ...]]], segments: tuple[KV, ...]):
+    def __init__(self, receiver: Engine, along: Along, segments: tuple[KV, ...]):
         self._receiver = receiver
-        self._plans = [plan for plan, _ in sharers]
-        self._rows = [row for _, row in sharers]
+        self._along = along
         self.segments = segments
         self.cost = Cost()
 
+    @property
+    def sharers(self) -> Sequence[tuple[KV, ...]]:
+        """By sharer: its row so far."""
+        return self._along.rows
+
+    def fork(self) -> "FusedRow":
+        """Another row that continues from here; what has been read is shared."""
+        return FusedRow(self._receiver, self._along, self.segments)
+
     async def read(self, ids: Sequence[int], positions: Tensor | None = None) -> Tensor:
         """Logits (new, vocab) behind these tokens, whose positions all sharers correct."""
-        own = await self._receiver.prefill(ids, self.segments, positions=positions)
+        own = await self._receiver.prefill(ids, self._along.uncorrected, positions=positions)
         assert own.kv is not None
-        sources = []
-        for index, plan in enumerate(self._plans):
-            tokens = plan.aligner.tokens(ids) if plan.aligner is not None else ids
-            theirs = await plan.sharer.prefill(tokens, self._rows[index])
+        rows, sources = [], []
+        for plan, row in zip(self._along.plans, self._along.rows, strict=True):
+            stand_ins = plan.stand_ins(ids)
+            tokens = [token for group in stand_ins for token in group]
+            theirs = await plan.sharer.prefill(tokens, row, positions=positions)
             assert theirs.kv is not None
-            self._rows[index] = _compact(theirs.segments)
-            sources.append(Source(plan.fuser, theirs.kv.layers))
-        kv = own.kv
-        fused = await self._receiver.call(lambda: fuse_layers(kv.layers, sources, "sequential"))
+            rows.append(_compact(theirs.segments))
+            there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
+            sources.append(Source(plan.fuser, theirs.kv.layers, (torch.arange(len(ids)), there)))
+        kv, mode = own.kv, self._along.mode
+        fused = await self._receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
         done: Prefilled = await self._receiver.prefill(
             ids, self.segments, positions=positions, override=[LayerKV(*layer) for layer in fused.layers], logits="all"
         )
         assert done.logits is not None
         self.segments = _compact(done.segments)
+        self._along = replace(self._along, rows=rows, uncorrected=_compact(own.segments))
         self.cost.add(own.cost)
         self.cost.add(done.cost)
         return done.logits
@@ -57,46 +82,40 @@ class FusedRow:
 
 async def fused_generate(
     receiver: Engine,
-    sharers: Sequence[tuple[FusePlan, tuple[KV, ...]]],
+    along: Along,
     ids: Sequence[int],
     segments: tuple[KV, ...],
     spec: GenerateSpec,
     *,
     positions: Tensor | None = None,
     on_text: Callable[[str], None] | None = None,
+    seen: Sequence[int] = (),
 ) -> Generated:
     """As `Engine.generate`, with every position from `ids` on corrected."""
-    row = FusedRow(receiver, sharers, segments)
+    row = FusedRow(receiver, along, segments)
     model = receiver.model
     sampler = Sampler(spec, model.info.eos_ids)
     decoder = TextDecoder(model.tokenizer.decode, spec.stop) if model.tokenizer is not None else None
     reply: list[int] = []
     logits = await row.read(ids, positions)
+    cost, began = replace(row.cost), perf_counter()
     while True:
-        token = sampler.choose(logits[-1], [*ids, *reply], len(reply))
+        token = sampler.choose(logits[-1], [*seen, *ids, *reply], len(reply))
+        cost.first_token = cost.first_token if cost.first_token is not None else perf_counter()
         if token in model.info.eos_ids and not spec.ignore_eos:
-            return _done(row, reply, decoder, "eos", on_text)
+            finish: Literal["eos", "stop", "length"] = "eos"
+            break
         reply.append(token)
-        row.cost.generated += 1
         if decoder is not None and (piece := decoder.push(token)) and on_text is not None:
             on_text(piece)
-        if decoder is not None and decoder.stopped:
-            return _done(row, reply, decoder, "stop", on_text)
-        if len(reply) >= spec.max_new_tokens:
-            return _done(row, reply, decoder, "length", on_text)
+        if (decoder is not None and decoder.stopped) or len(reply) >= spec.max_new_tokens:
+            finish = "stop" if decoder is not None and decoder.stopped else "length"
+            break
         logits = await row.read([token])
-
-
-def _done(
-    row: FusedRow,
-    reply: list[int],
-    decoder: TextDecoder | None,
-    finish: Literal["eos", "stop", "length"],
-    on_text: Callable[[str], None] | None,
-) -> Generated:
     if decoder is not None and (rest := decoder.finish()) and on_text is not None:
         on_text(rest)
-    return Generated(reply, decoder.text if decoder is not None else "", finish, row.segments, row.cost)
+    cost.generated, cost.decode = len(reply), perf_counter() - began
+    return Generated(reply, decoder.text if decoder is not None else "", finish, row.segments, cost)
 
 
 def _compact(segments: tuple[KV, ...]) -> tuple[KV, ...]:

@@ -1,0 +1,91 @@
+"""How likely a model finds given replies: all choices of a question in one batch, behind one prefill of the prompt."""
+
+from collections.abc import Sequence
+
+import anyio
+import torch
+from torch import Tensor
+
+from cachegraph.channels.cache.respond import FusedRow
+from cachegraph.engine.engine import Engine
+from cachegraph.errors import InputError, ModelError
+
+from .base import ChoiceScore
+from .reading import RowSoFar
+
+__all__ = ["score_row"]
+
+
+async def score_row(
+    engine: Engine, row: RowSoFar, choices: Sequence[str], *, chat: bool, verbatim: bool
+) -> list[ChoiceScore]:
+    """Score every choice as what follows the row. The row's pending tokens are computed once for all of them."""
+    if engine.model.why_no_cache is not None:
+        raise ModelError(f"{engine.model.name!r} can't score choices: {engine.model.why_no_cache}")
+    texts = [choice if verbatim else _spaced(choice, row, chat) for choice in choices]
+    tokens = [_tokens(engine, row, text, chat) for text in texts]
+    for choice, ids in zip(choices, tokens, strict=True):
+        if not ids:
+            raise InputError(f"the choice {choice!r} has no tokens for {engine.model.name!r}; give it a text")
+        if len(row.ids) + len(ids) > engine.model.info.max_positions:
+            raise ModelError(
+                f"prompt and choice have {len(row.ids) + len(ids)} tokens, but {engine.model.name!r} reads at most "
+                f"{engine.model.info.max_positions}; shorten the inputs"
+            )
+    logits = await (_fused_logits if row.sharers else _logits)(engine, row, tokens)
+    sums = [_logprob(each, ids) for each, ids in zip(logits, tokens, strict=True)]
+    return [ChoiceScore(total, len(ids), len(choice)) for total, ids, choice in zip(sums, tokens, choices, strict=True)]
+
+
+def _spaced(choice: str, row: RowSoFar, chat: bool) -> str:
+    return choice if chat or not row.ending or row.ending[-1].isspace() or choice[:1].isspace() else f" {choice}"
+
+
+def _tokens(engine: Engine, row: RowSoFar, text: str, chat: bool) -> list[int]:
+    """The text's tokens where it follows the row.
+
+    A plain prompt's last piece is read together with the text, and the tokens behind the piece's own are the text's: as
+    in the field's harnesses. A chat's template ends in special tokens, which nothing merges with.
+    """
+    tokenizer = engine.model.tokenizer
+    assert tokenizer is not None
+    if chat or not row.ending:
+        return tokenizer.encode(text, special=False).ids
+    alone = tokenizer.encode(row.ending, special=False).ids
+    return tokenizer.encode(row.ending + text, special=False).ids[len(alone) :]
+
+
+async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+    """By choice (its tokens, vocab): what each of its tokens was predicted from."""
+    shared, last = row.pending[:-1], row.pending[-1:]
+    segments, positions = row.segments, row.positions
+    if shared:
+        done = await engine.prefill(shared, segments, positions=None if positions is None else positions[:-1])
+        segments = done.segments
+    after = None
+    if positions is not None:
+        after = [positions[-1] + torch.arange(len(ids)) for ids in tokens]
+    rows = await engine.prefill_many([[*last, *ids[:-1]] for ids in tokens], segments, positions=after, logits="all")
+    return [each.logits for each in rows if each.logits is not None]
+
+
+async def _fused_logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The same where sharers correct the reply too, token by token, as they would while it is written."""
+    shared = FusedRow(engine, row.sharers, row.segments)
+    first = (await shared.read(row.pending, row.positions))[-1:]
+    out: list[list[Tensor]] = [[first] for _ in tokens]
+
+    async def read_on(index: int) -> None:
+        fork = shared.fork()
+        for token in tokens[index][:-1]:
+            out[index].append(await fork.read([token]))
+
+    async with anyio.create_task_group() as group:
+        for index in range(len(tokens)):
+            group.start_soon(read_on, index)
+    return [torch.cat(each) for each in out]
+
+
+def _logprob(logits: Tensor, ids: Sequence[int]) -> float:
+    chosen = torch.tensor(ids, device=logits.device)[:, None]
+    return float(logits.float().log_softmax(-1).gather(1, chosen).double().sum())

@@ -1,0 +1,20 @@
+"""Looking into a run, and meddling with it: what comparisons need besides the result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cachegraph.agents.base import Control, Turn
+
+__all__ = ["Probe"]
+
+
+@dataclass(eq=False)
+class Probe:
+    """Given to a run, it keeps every agent's turn, with the caches in it, for as long as the probe lives.
+
+    `controls` holds by agent what takes the place of the caches it gets. The turn of agent `skip` is kept, not taken.
+    """
+
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    skip: str | None = None
+    turns: dict[str, Turn] = field(default_factory=dict)
