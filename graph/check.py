@@ -36,6 +36,7 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
         check_paths(draft, permissions),
         _templates(draft),
         _edges(draft),
+        _evaluated(draft),
         _shape(draft) if draft.whole and known else (),
     )
     return list(islice(findings, MAX_FINDINGS))
@@ -151,6 +152,13 @@ def _edges(draft: Draft) -> Iterator[Finding]:
         if far and edge.channel in ("cache", "both") and edge.fallback == "error":
             message = f"agent {far[0]!r} sits behind an endpoint, which has no KV cache for a {edge.channel} edge"
             yield Finding(message, ("edges", edge.index, "fallback"), "write 'fallback: text' or 'channel: text'")
+
+
+def _evaluated(draft: Draft) -> Iterator[Finding]:
+    for name in draft.evaluated:
+        if name not in draft.inputs:
+            hint = did_you_mean(name, draft.inputs)
+            yield Finding(f"{name!r} is no input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
 
 
 def _shape(draft: Draft) -> Iterator[Finding]:

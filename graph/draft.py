@@ -54,6 +54,7 @@ class Draft:
     edges: list[DraftEdge]
     output: str | None
     whole: bool
+    evaluated: tuple[str, ...] = ()  # inputs that get a column of a data set
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Draft":
@@ -65,7 +66,8 @@ class Draft:
         output = data.get("output")
         whole = len(edges) == len(items) and isinstance(raw, tuple | list)
         inputs, models = _mapping(data, "inputs"), _mapping(data, "models")
-        return cls(agents, inputs, models, edges, output if isinstance(output, str) else None, whole)
+        evaluated = tuple(map(str, _mapping(_mapping(data, "evaluate"), "inputs")))
+        return cls(agents, inputs, models, edges, output if isinstance(output, str) else None, whole, evaluated)
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:

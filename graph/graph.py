@@ -177,6 +177,17 @@ class Graph:
         copy._cast = self._agents()
         return copy
 
+    def with_spec(self, spec: GraphSpec) -> Self:
+        """A graph of another recipe in the same folder, with the same permissions; its models are its own to close."""
+        other = type(self)(spec, folder=self._folder, create=self._create)
+        other._permissions = self._permissions
+        return other
+
+    @property
+    def folder(self) -> Path:
+        """What the recipe's relative paths start from."""
+        return self._folder
+
     # running
 
     def run(self, inputs: Inputs = None, /, **named: Any) -> Result:
@@ -220,8 +231,12 @@ class Graph:
 
     async def aopen(self) -> Self:
         """Load all models now rather than with the first run."""
-        await self._prepare()
+        await self.awire()
         return self
+
+    async def awire(self) -> Wiring:
+        """Load all models, and give the open agents and decided edges, for tools that look into runs."""
+        return await self._prepare()
 
     def close(self) -> None:
         """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""

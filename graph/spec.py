@@ -8,6 +8,8 @@ from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.engine.spec import Limits, ModelSpec, Strict
 
+from .evaluate_spec import EvaluateSpec
+
 __all__ = ["GraphSpec", "InputSpec", "ModelEntry"]
 
 # A name must work in a template: {{ name }}.
@@ -73,3 +75,4 @@ class GraphSpec(Strict):
         Field(description="stop: a failing agent ends the run; continue: only what depends on it is cancelled."),
     ] = "stop"
     limits: Limits = Limits()
+    evaluate: Annotated[EvaluateSpec | None, Field(description="The columns that `cachegraph compare` reads.")] = None

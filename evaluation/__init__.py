@@ -1,0 +1,1 @@
+"""Which channel is better, and by how much: comparisons of one graph's variants on a user's own data."""
