@@ -32,17 +32,13 @@ async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, t
 async def _generate(
     engine: Engine, spec: GenerateSpec, row: RowSoFar, on_text: Callable[[str], None] | None
 ) -> Generated:
-    if row.sharers:
+    seen = row.ids[: len(row.ids) - len(row.pending)]
+    if row.sharers is not None:
         return await fused_generate(
-            engine, row.sharers, row.pending, row.segments, spec, positions=row.positions, on_text=on_text
+            engine, row.sharers, row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen
         )
     return await engine.generate(
-        row.pending,
-        row.segments,
-        spec,
-        positions=row.positions,
-        on_text=on_text,
-        seen=row.ids[: len(row.ids) - len(row.pending)],
+        row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen
     )
 
 

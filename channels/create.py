@@ -98,11 +98,11 @@ def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: 
     if reason := _why_not_aligned(alignment, receiver.model, sharer.model):
         return reason
     aligner = None
-    if alignment in ("first", "longest"):
+    if alignment != "ids":
         here, there = receiver.model.tokenizer, sharer.model.tokenizer
         assert here is not None
         assert there is not None
-        aligner = Aligner(here.raw, there.raw, alignment)
+        aligner = Aligner(here.raw, there.raw, "longest" if alignment == "longest" else "first")
     return FusePlan(sharer, fuser, alignment, card.reads, edge.include_response, aligner)
 
 

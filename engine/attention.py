@@ -130,6 +130,8 @@ def _attend_row(
         return F.scaled_dot_product_attention(
             query, *_repeat_heads(past, groups), is_causal=True, scale=scale
         ).transpose(1, 2)
+    if mask is None and query.dtype == torch.float32:  # to the bit what transformers computes; slower in 16 bits
+        return F.scaled_dot_product_attention(query, *past, scale=scale, enable_gqa=True).transpose(1, 2)
     # The queries that share a KV head stand behind each other: no K or V is repeated.
     packed = query.reshape(1, heads // groups, groups * new, dim)
     mask = mask.repeat(groups, 1) if mask is not None and groups > 1 else mask

@@ -13,6 +13,8 @@ from .kv import LayerKV, RowCache
 
 __all__ = ["Row", "forward"]
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 @dataclass(eq=False)
 class Row:
@@ -32,7 +34,9 @@ def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | N
     logits the output head is not run at all.
     """
     device = next(model.parameters()).device
-    asked, rows = len(rows), _never_one_token(rows)
+    asked = len(rows)
+    if model.dtype in _HALF:
+        rows = _never_one_token(rows)
     positions = [_positions(row) for row in rows]
     ids = torch.tensor([[token for row in rows for token in row.ids]], device=device)  # (1, tokens)
     packed = PackedRows(
@@ -56,7 +60,8 @@ def _never_one_token(rows: Sequence[Row]) -> Sequence[Row]:
     """A lone token gets a companion whose results nobody reads.
 
     Matrix kernels for one row and for several round differently, so without it a row's reply would depend on whether
-    others happen to be decoding. With it, bfloat16 on the CPU gives the same bits alone and in any batch.
+    others happen to be decoding. With it, bfloat16 on the CPU gives the same bits alone and in any batch. float32 does
+    so to a last bit or two only, and is left to compute what transformers does.
     """
     if len(rows) != 1 or len(rows[0].ids) != 1:
         return rows

@@ -1,5 +1,6 @@
 """What a cache edge will do in every run, decided once both models are known."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,4 +29,12 @@ class FusePlan:
     alignment: Alignment
     reads: Literal["receiver-prompt", "own-prompt"]
     include_response: bool
-    aligner: Aligner | None = field(default=None)  # for strategies that turn single tokens into others
+    aligner: Aligner | None = field(default=None)  # where the two have different tokens
+
+    def stand_ins(self, ids: Iterable[int]) -> list[list[int]]:
+        """By receiver token, what the sharer reads for it when it reads a reply along; the last one stands for it."""
+        if self.aligner is None:
+            return [[id_] for id_ in ids]
+        if self.alignment == "offsets":
+            return [self.aligner.candidates(id_) for id_ in ids]
+        return [[id_] for id_ in self.aligner.tokens(ids)]
