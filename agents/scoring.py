@@ -71,6 +71,7 @@ async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]
 
 async def _fused_logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
     """The same where sharers correct the reply too, token by token, as they would while it is written."""
+    assert row.sharers is not None
     shared = FusedRow(engine, row.sharers, row.segments)
     first = (await shared.read(row.pending, row.positions))[-1:]
     out: list[list[Tensor]] = [[first] for _ in tokens]

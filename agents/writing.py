@@ -37,15 +37,14 @@ async def _generate(
         return await fused_generate(
             engine, row.sharers, row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen
         )
-    return await engine.generate(
-        row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen
-    )
+    return await engine.generate(row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen)
 
 
 async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated) -> None:
-    """Take the reply into the row, its last token too, which decoding never had to read."""
-    if done.ids:
-        last = await engine.prefill(done.ids[-1:], row.segments)
+    """Take the reply into the row, its last token too, which decoding may never have had to read."""
+    read = sum(map(len, row.segments)) - len(row.ids)
+    if done.ids[read:]:
+        last = await engine.prefill(done.ids[read:], row.segments)
         row.segments = last.segments
         row.timing.prefill += last.cost.prefill
         row.tokens.prefilled += last.cost.prefilled

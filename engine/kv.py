@@ -22,6 +22,10 @@ class LayerKV(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    def select(self, index: "slice | Tensor") -> "LayerKV":
+        """Those positions alone; a slice shares memory, an index tensor copies."""
+        return LayerKV(self.keys[:, :, index], self.values[:, :, index])
+
 
 @dataclass(frozen=True, eq=False)
 class KV:
@@ -39,7 +43,7 @@ class KV:
 
     def select(self, index: "slice | Tensor") -> "KV":
         """Those entries alone; a slice shares memory, an index tensor copies."""
-        layers = tuple(LayerKV(k[:, :, index], v[:, :, index]) for k, v in self.layers)
+        layers = tuple(layer.select(index) for layer in self.layers)
         return KV(layers, self.positions[index.cpu() if isinstance(index, Tensor) else index])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "KV":
@@ -107,7 +111,7 @@ class RowCache:
         if end > self._tail[layer].keys.shape[2]:
             self._tail[layer] = _room_for(self._tail[layer], start, end)
         buffer = self._tail[layer]
-        if torch.is_grad_enabled() and keys.requires_grad:  # training: no writes in place
+        if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):  # training: no writes in place
             buffer = self._tail[layer] = LayerKV(
                 torch.cat([buffer.keys[:, :, :start], keys], 2), torch.cat([buffer.values[:, :, :start], values], 2)
             )

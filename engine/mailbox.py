@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -32,12 +32,14 @@ class Mailbox(Generic[ItemT]):
     def _wake(self) -> None:
         self._arrived.set()
 
-    async def __aiter__(self) -> AsyncIterator[ItemT]:
-        while True:
+    def __aiter__(self) -> "Mailbox[ItemT]":
+        return self
+
+    async def __anext__(self) -> ItemT:
+        while not self._items:
             await self._arrived.wait()
             self._arrived = anyio.Event()
-            while self._items:
-                yield self._items.popleft()
+        return self._items.popleft()
 
 
 def _run_soon() -> Callable[[Callable[[], None]], Any]:

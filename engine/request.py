@@ -43,7 +43,7 @@ class Prefilled:
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """A reply. `kv` covers the prompt and the reply's tokens but the last, which nobody has read yet."""
+    """A reply. `segments` is the prompt and the reply's tokens, but not the last where the model did not end by itself."""
 
     ids: Sequence[int]
     text: str

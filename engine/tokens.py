@@ -81,6 +81,7 @@ class TextDecoder:
 
     def finish(self) -> str:
         """What was held back; the reply is over."""
+        self._cut_at_stop()
         return self._give(0)
 
     def _give(self, held_back: int) -> str:
