@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 from cachegraph.channels.message import EdgeReport, Message, Route
 
@@ -63,7 +63,8 @@ class Control:
     other: "Turn | None" = None
 
 
-class ChoiceScore(NamedTuple):
+@dataclass(frozen=True)
+class ChoiceScore:
     """How likely a model finds a text behind its prompt: the natural logarithm of its probability, and its length."""
 
     logprob: float

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         RecipeError,
         RunError,
     )
+    from cachegraph.evaluation.compare import acompare, compare
+    from cachegraph.evaluation.comparison import Comparison
     from cachegraph.graph.graph import Graph
     from cachegraph.graph.result import Interrupted, Result
 
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CachegraphError",
     "ChannelError",
+    "Comparison",
     "ConfigError",
     "FuserError",
     "Graph",
@@ -37,12 +40,17 @@ __all__ = [
     "Result",
     "RunError",
     "__version__",
+    "acompare",
+    "compare",
 ]
 
 _HOMES = {
+    "Comparison": "cachegraph.evaluation.comparison",
     "Graph": "cachegraph.graph.graph",
     "Interrupted": "cachegraph.graph.result",
     "Result": "cachegraph.graph.result",
+    "acompare": "cachegraph.evaluation.compare",
+    "compare": "cachegraph.evaluation.compare",
 }
 
 

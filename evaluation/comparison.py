@@ -1,0 +1,188 @@
+"""What a comparison found: one value that prints, saves and loads, and from which a report is drawn. Needs no torch."""
+
+import json
+from os import PathLike, getpid
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cachegraph import __version__
+from cachegraph.errors import ConfigError, InputError
+
+from .environment import Environment
+from .examples import Example
+from .metrics import Unit
+from .records import Memory, Record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["AgentSummary", "Comparison", "Difference", "EdgeSummary", "Estimate", "MetricInfo", "Spread", "VariantRow"]
+
+
+class Estimate(BaseModel):
+    """A mean over examples and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(BaseModel):
+    """`variant` minus `baseline` in one metric, over the same examples."""
+
+    variant: str
+    baseline: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    p: float
+    test: Literal["McNemar, exact", "paired bootstrap"]
+
+    @property
+    def shown(self) -> bool:
+        """Whether a difference is shown: interval and test agree on it."""
+        return (self.low > 0 or self.high < 0) and self.p < 0.05
+
+
+class MetricInfo(BaseModel):
+    """A metric, and whether its values are fractions to be shown as points of 100, nats, or just numbers."""
+
+    name: str
+    unit: Unit
+
+
+class Spread(BaseModel):
+    """Seconds an example."""
+
+    median: float
+    mean: float
+
+
+class AgentSummary(BaseModel):
+    """One agent, means an example."""
+
+    prefilled: float
+    generated: float
+    reused: float
+    queued: float
+    prefill: float
+    transfer: float
+    fuse: float
+    decode: float
+
+
+class EdgeSummary(BaseModel):
+    """One edge: what it was asked for, how often it was what, and means an example."""
+
+    sender: str
+    receiver: str
+    asked: str
+    used: dict[str, int]
+    fallbacks: dict[str, int] = {}  # by reason
+    bytes: float
+    positions_fused: float
+    positions_grafted: float
+
+
+class VariantRow(BaseModel):
+    """A row of the table. `why_not` is set where it could not run; `same_as` where it is another row by definition.
+
+    `cache_share` is how many of the journeys over edges that were asked for a cache had one; None without such edges.
+    """
+
+    name: str
+    description: str
+    same_as: str | None = None
+    why_not: str | None = None
+    examples: int = 0
+    failed: int = 0
+    errors: dict[str, int] = {}
+    quality: dict[str, Estimate] = {}
+    seconds: Spread | None = None
+    first_token: Spread | None = None
+    agents: dict[str, AgentSummary] = {}
+    edges: list[EdgeSummary] = []
+    cache_share: float | None = None
+    memory: Memory = Memory()
+
+
+class Comparison(BaseModel):
+    """Variants of one graph on the same examples. The first metric is the one that verdicts speak of."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+    cachegraph_version: str = __version__
+    graph: str
+    recipe: str  # as YAML
+    metrics: list[MetricInfo]
+    rows: list[VariantRow]
+    differences: list[Difference]
+    verdicts: list[str]
+    environment: Environment
+    examples: list[Example]
+    records: list[Record]
+    results_file: str | None = None
+
+    def row(self, variant: str) -> VariantRow | None:
+        """A variant's row."""
+        return next((row for row in self.rows if row.name == variant), None)
+
+    def difference(self, variant: str, baseline: str, metric: str | None = None) -> Difference | None:
+        """`variant` minus `baseline`, in the first metric unless another is named."""
+        metric = metric or self.metrics[0].name
+        found = (each for each in self.differences if (each.variant, each.baseline) == (variant, baseline))
+        return next((each for each in found if each.metric == metric), None)
+
+    def records_of(self, variant: str) -> list[Record]:
+        """A variant's records by example, also where it shares another's."""
+        row = self.row(variant)
+        name = row.same_as or row.name if row is not None else variant
+        return [record for record in self.records if record.variant == name]
+
+    def to_json(self, indent: int | None = None) -> str:
+        """All of it as JSON text."""
+        return self.model_dump_json(by_alias=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Comparison":
+        """What `to_json` wrote. Raises InputError."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise InputError(f"this is no comparison that cachegraph {__version__} can read ({why})") from error
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it as JSON, whole or not at all. Raises ConfigError."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{getpid()}.part")
+        try:
+            part.write_text(self.to_json(), encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise ConfigError(f"the comparison can't be written to {str(path)!r}: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Comparison":
+        """What `save` wrote. Raises InputError."""
+        try:
+            return cls.from_json(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f"there is no comparison at {str(path)!r}: {error.strerror or error}") from error
+
+    def summary(self) -> dict[str, object]:
+        """Without examples and records: what one reads or keeps in a log."""
+        plain = json.loads(self.model_dump_json(by_alias=True, exclude={"examples", "records", "recipe"}))
+        return dict(plain)
+
+    def table(self) -> "Table":
+        """Quality and cost by variant, for a terminal."""
+        from .table import make_table
+
+        return make_table(self)

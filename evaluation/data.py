@@ -1,0 +1,114 @@
+"""Rows of a data set from a JSON Lines, JSON or CSV file, from the Hugging Face hub, or from Python; nothing is run."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cachegraph.errors import ConfigError, InputError
+
+__all__ = ["Row", "Rows", "read_rows"]
+
+Rows = str | PathLike[str] | Iterable[Mapping[str, Any]]
+FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+
+
+class Row(NamedTuple):
+    """One row, and what to call its place in an error."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+def read_rows(source: Rows) -> list[Row]:
+    """All rows. A text that names no file is a data set of the hub: `owner/name`, `owner/name:config@split`.
+
+    Raises InputError that names the file and the line, or ConfigError where a library is missing.
+    """
+    if isinstance(source, str | PathLike):
+        path = Path(source)
+        is_file = path.suffix.lower() in FILES or path.exists() or isinstance(source, PathLike)
+        rows = list(_file(path) if is_file else _hub(str(source)))
+        name = str(path.name if is_file else source)
+    else:
+        rows = [Row(f"row {number}", values) for number, values in enumerate(source, 1)]
+        name = "the data"
+    if not rows:
+        raise InputError(f"{name!r} has no rows; give it one question a row")
+    for row in rows:
+        if not isinstance(row.values, Mapping):
+            raise InputError(f"{row.place}: a row is a mapping from columns to values, not {_kind(row.values)}")
+    return rows
+
+
+def _file(path: Path) -> Iterator[Row]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"the data can't be read from {str(path)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name!r} is not UTF-8 text (byte {error.start})") from error
+    match path.suffix.lower():
+        case ".csv":
+            yield from _table(path.name, text, ",")
+        case ".tsv":
+            yield from _table(path.name, text, "\t")
+        case ".json":
+            values = _json(text, path.name)
+            if not isinstance(values, list):
+                raise InputError(f"{path.name!r} must hold a list of rows, not {_kind(values)}")
+            yield from (Row(f"{path.name}, row {number}", each) for number, each in enumerate(values, 1))
+        case _:
+            for number, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    yield Row(f"{path.name}, line {number}", _json(line, f"{path.name}, line {number}"))
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{place}: this is not JSON ({error})") from error
+
+
+def _table(name: str, text: str, delimiter: str) -> Iterator[Row]:
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        for values in reader:
+            place = f"{name}, line {reader.line_num}"
+            if None in values or None in values.values():
+                raise InputError(
+                    f"{place}: the row has more or fewer cells than the {len(reader.fieldnames or ())} columns"
+                )
+            yield Row(place, values)
+    except csv.Error as error:
+        raise InputError(f"{name}, line {reader.line_num}: this is not CSV ({error})") from error
+
+
+def _hub(source: str) -> Iterator[Row]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigError(
+            f"there is no file {source!r}, and to read it from the hub the extra is missing: "
+            "pip install 'cachegraph[eval]'"
+        ) from error
+    rest, _, split = source.partition("@")
+    name, _, config = rest.partition(":")
+    try:
+        rows = load_dataset(name, config or None, split=split or "test")
+    except Exception as error:  # the library's many errors, network ones too, in one sentence
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"there is no file {source!r}, and the hub gives no such data set ({reason}); "
+            "a data set is called owner/name, owner/name:config or owner/name:config@split"
+        ) from error
+    for number, values in enumerate(rows, 1):
+        yield Row(f"{source}, row {number}", values)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", dict: "a mapping", str: "a text", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,97 @@
+"""On what a comparison ran: what one needs to repeat it, and to see why numbers may differ elsewhere."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from cachegraph import __version__
+from cachegraph.graph.routes import Wiring
+
+__all__ = ["Environment", "ModelFacts", "batches_exactly", "describe"]
+
+
+class ModelFacts(BaseModel):
+    """One agent's model: `identity` is equal for equal weights."""
+
+    agent: str
+    name: str
+    identity: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+class Environment(BaseModel):
+    """Versions, hardware, models and settings. `key` names recipe, data, models, machine and settings together."""
+
+    key: str = ""
+    cachegraph: str = __version__
+    python: str = platform.python_version()
+    versions: dict[str, str] = {}
+    system: str = ""
+    processor: str = ""
+    cores: int = 0
+    threads: int = 0
+    memory_bytes: int = 0
+    gpus: list[str] = []
+    models: list[ModelFacts] = []
+    recipe_hash: str = ""
+    data: str = ""  # what the data is called
+    data_hash: str = ""
+    rows: int = 0  # in the data
+    limit: int | None = None
+    seeds: list[int] = []
+    concurrency: int = 1
+    started: str = ""  # UTC
+
+
+def describe(wiring: Wiring) -> Environment:
+    """The machine, the versions, and the models of an open graph."""
+    import psutil
+    import torch
+
+    return Environment(
+        versions={name: found for name in ("torch", "transformers", "numpy") if (found := _version(name))},
+        system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=[torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        models=_models(wiring),
+    )
+
+
+def batches_exactly(models: Sequence[ModelFacts]) -> bool:
+    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on the CPU."""
+    return all(model.dtype in (None, "bfloat16") and model.device in (None, "cpu") for model in models)
+
+
+def _models(wiring: Wiring) -> list[ModelFacts]:
+    facts = []
+    for node in wiring.nodes:
+        peer = node.agent.peer()
+        model = getattr(peer.model, "model", None)
+        known = {} if model is None else {"identity": model.identity, "device": str(model.device)}
+        dtype = None if model is None else str(model.dtype).removeprefix("torch.")
+        facts.append(ModelFacts(agent=node.name, name=peer.name, dtype=dtype, **known))
+    return facts
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -1,0 +1,90 @@
+"""One example, once: run the graph, under a control if there is one, and score the choices behind the same caches."""
+
+from collections.abc import Mapping
+from time import perf_counter
+
+from cachegraph.agents.base import ChoiceScore, Control, Turn
+from cachegraph.errors import CachegraphError, RunError
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.probe import Probe
+from cachegraph.graph.result import Result
+from cachegraph.graph.runtime import Run
+
+from .examples import Example
+from .records import EdgeRecord, Record
+from .variants import ControlKind
+
+__all__ = ["Play", "play"]
+
+
+class Play:
+    """A graph and how it is played: the variant its records are called by, the seed, the control."""
+
+    def __init__(self, variant: str, seed: int, graph: Graph, control: ControlKind | None, scores: bool):
+        self.variant = variant
+        self.seed = seed
+        self.graph = graph
+        self.control = control
+        self.scores = scores
+
+
+async def play(how: Play, example: Example, partner: Example | None) -> Record:
+    """The record of one example; of one that failed, its error."""
+    record = Record(variant=how.variant, seed=how.seed, index=example.index)
+    began = perf_counter()
+    try:
+        probe = Probe(await _controls(how, partner))
+        record.partner = partner.index if partner is not None else None
+        began = perf_counter()
+        result = await _run(how.graph, example, probe).execute()
+        record.scores = await _scores(how, probe.turns[how.graph.output], example)
+    except CachegraphError as error:
+        record.error = str(error)
+        record.seconds = perf_counter() - began
+        if isinstance(error, RunError) and isinstance(error.result, Result):
+            _take(record, error.result)
+        return record
+    _take(record, result)
+    return record
+
+
+async def _controls(how: Play, partner: Example | None) -> Mapping[str, Control]:
+    """By agent what it gets instead of its caches. A partner's run stops short of the output agent's turn."""
+    agents = how.graph.spec.agents
+    if how.control == "zero":
+        return dict.fromkeys(agents, Control("zero"))
+    if how.control is None or partner is None:
+        return {}
+    rehearsal = Probe(skip=how.graph.output)
+    await _run(how.graph, partner, rehearsal).execute()
+    return {name: Control("mismatched", turn) for name, turn in rehearsal.turns.items()}
+
+
+def _run(graph: Graph, example: Example, probe: Probe) -> Run:
+    inputs = {name: example.inputs.get(name, spec.default or "") for name, spec in graph.spec.inputs.items()}
+    return Run(graph.spec, inputs, graph.awire, None, probe)
+
+
+async def _scores(how: Play, turn: Turn, example: Example) -> list[ChoiceScore]:
+    if not how.scores or example.choices is None:
+        return []
+    wiring = await how.graph.awire()
+    (agent,) = (node.agent for node in wiring.nodes if node.name == how.graph.output)
+    score = getattr(agent, "score", None)
+    if score is None:
+        raise RunError(f"agent {how.graph.output!r} can't score choices; use a metric of replies, such as 'contains'")
+    scores: list[ChoiceScore] = await score(turn, example.choices)
+    return scores
+
+
+def _take(record: Record, result: Result) -> None:
+    record.reply = result.text
+    record.seconds = result.seconds
+    record.agents = result.agents
+    record.edges = [
+        EdgeRecord(sender=sender, receiver=receiver, report=report)
+        for (sender, receiver), report in result.edges.items()
+    ]
+    output = result.agents[result.output]
+    if output.timing.first_token is not None and output.started is not None:
+        record.first_token = output.started + output.timing.first_token

@@ -1,0 +1,183 @@
+"""From records to rows and differences: complete examples only, so that every number is about the same questions."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+
+from cachegraph.graph.result import AgentResult
+
+from .comparison import AgentSummary, Difference, EdgeSummary, Estimate, Spread, VariantRow
+from .examples import Example
+from .metrics import Metric
+from .records import Memory, Record
+from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided
+from .variants import VARIANTS, Variant
+
+__all__ = ["Summary", "summarise"]
+
+BASELINES = ("text", "mismatched", "alone")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The table, and the paired differences behind the verdicts."""
+
+    rows: list[VariantRow]
+    differences: list[Difference]
+
+
+def summarise(
+    variants: Sequence[Variant],
+    records: Sequence[Record],
+    examples: Sequence[Example],
+    metrics: Sequence[Metric],
+    seed: int,
+) -> Summary:
+    """Rows of all variants, differences of all pairs of a variant and a baseline that ran."""
+    by_name: dict[str, list[Record]] = {variant.name: [] for variant in variants}
+    for variant in variants:
+        by_name[variant.name] = [record for record in records if record.variant == variant.records]
+    running = [
+        variant.name
+        for variant in variants
+        if variant.why_not is None and any(record.error is None for record in by_name[variant.name])
+    ]
+    complete = _complete([by_name[name] for name in running], examples)
+    values = {name: _values(by_name[name], complete, metrics) for name in running}
+    rows = [_row(variant, by_name[variant.name], len(complete)) for variant in variants]
+    if not complete:
+        return Summary(rows, [])
+    return _with_statistics(rows, values, metrics, seed, _once(records, complete))
+
+
+def _complete(all_records: Sequence[Sequence[Record]], examples: Sequence[Example]) -> list[Example]:
+    failed = {record.index for records in all_records for record in records if record.error is not None}
+    return [example for example in examples if example.index not in failed] if all_records else []
+
+
+def _once(records: Sequence[Record], complete: Sequence[Example]) -> bool:
+    """Whether every example has one record a variant, so that right and wrong can be counted."""
+    return len({record.seed for record in records}) <= 1
+
+
+def _values(records: Sequence[Record], examples: Sequence[Example], metrics: Sequence[Metric]) -> Floats:
+    """(examples, metrics), the mean over seeds."""
+    by_index: dict[int, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.seed):
+        by_index.setdefault(record.index, []).append(record)
+    return np.array(
+        [
+            [fmean(metric(example, each.reply, each.scores) for each in by_index[example.index]) for metric in metrics]
+            for example in examples
+        ]
+    )
+
+
+def _with_statistics(
+    rows: Sequence[VariantRow], values: Mapping[str, Floats], metrics: Sequence[Metric], seed: int, once: bool
+) -> Summary:
+    pairs = [(name, base) for name in values for base in BASELINES if base in values and base != name]
+    columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
+    means = bootstrap_means(columns, seed)
+    count = len(metrics)
+    for place, name in enumerate(values):
+        row = next(row for row in rows if row.name == name)
+        for number, metric in enumerate(metrics):
+            ends = interval(means[:, place * count + number])
+            row.quality[metric.name] = Estimate(
+                value=float(values[name][:, number].mean()), low=ends.low, high=ends.high
+            )
+    differences = []
+    for place, (name, base) in enumerate(pairs, len(values)):
+        for number, metric in enumerate(metrics):
+            here, there = values[name][:, number], values[base][:, number]
+            resampled = means[:, place * count + number]
+            differences.append(_difference(name, base, metric.name, here, there, resampled, once))
+    return Summary(list(rows), differences)
+
+
+def _difference(
+    variant: str, baseline: str, metric: str, here: Floats, there: Floats, resampled: Floats, once: bool
+) -> Difference:
+    ends = interval(resampled)
+    binary = once and set(np.unique(np.concatenate([here, there])).tolist()) <= {0.0, 1.0}
+    if binary:
+        p = mcnemar(int((here > there).sum()), int((here < there).sum()))
+    else:
+        p = 1.0 if not np.any(here != there) else two_sided(resampled)
+    return Difference(
+        variant=variant,
+        baseline=baseline,
+        metric=metric,
+        value=float((here - there).mean()),
+        low=ends.low,
+        high=ends.high,
+        p=p,
+        test="McNemar, exact" if binary else "paired bootstrap",
+    )
+
+
+def _row(variant: Variant, records: Sequence[Record], complete: int) -> VariantRow:
+    kind = variant.name.partition(":")[0]
+    row = VariantRow(name=variant.name, description=VARIANTS[kind], why_not=variant.why_not)
+    if variant.why_not is not None:
+        return row
+    row.same_as = variant.records if variant.records != variant.name else None
+    done = [record for record in records if record.error is None]
+    row.failed = len(records) - len(done)
+    row.errors = dict(Counter(record.error for record in records if record.error is not None).most_common(5))
+    row.memory = Memory(
+        rss=max((record.memory.rss for record in records), default=0),
+        gpu=max((record.memory.gpu for record in records), default=0),
+    )
+    if not done:
+        row.why_not = f"every example failed: {next(iter(row.errors), 'none was run')}"
+        return row
+    row.examples = complete
+    row.seconds = _spread([record.seconds for record in done])
+    first = [record.first_token for record in done if record.first_token is not None]
+    row.first_token = _spread(first) if first else None
+    row.agents = {name: _agent([each.agents[name] for each in done if name in each.agents]) for name in done[0].agents}
+    row.edges = _edges(done)
+    asked = [edge for edge in row.edges if edge.asked != "text"]
+    if asked:
+        journeys = sum(sum(edge.used.values()) for edge in asked)
+        row.cache_share = sum(edge.used.get("cache", 0) + edge.used.get("both", 0) for edge in asked) / journeys
+    return row
+
+
+def _spread(seconds: Sequence[float]) -> Spread:
+    return Spread(median=median(seconds), mean=fmean(seconds))
+
+
+def _agent(results: Sequence[AgentResult]) -> AgentSummary:
+    tokens, timing = ("prefilled", "generated", "reused"), ("queued", "prefill", "transfer", "fuse", "decode")
+    means = {name: fmean(getattr(each.tokens, name) for each in results) for name in tokens}
+    means |= {name: fmean(getattr(each.timing, name) for each in results) for name in timing}
+    return AgentSummary(**means)
+
+
+def _edges(records: Sequence[Record]) -> list[EdgeSummary]:
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        for edge in record.edges:
+            found.setdefault((edge.sender, edge.receiver), []).append(record)
+    summaries = []
+    for (sender, receiver), each in found.items():
+        reports = [report for record in each if (report := record.edge(sender, receiver)) is not None]
+        summaries.append(
+            EdgeSummary(
+                sender=sender,
+                receiver=receiver,
+                asked=reports[0].asked,
+                used=dict(Counter(report.channel_used for report in reports)),
+                fallbacks=dict(Counter(report.fallback_reason for report in reports if report.fallback_reason)),
+                bytes=fmean(report.bytes for report in reports),
+                positions_fused=fmean(report.positions_fused for report in reports),
+                positions_grafted=fmean(report.positions_grafted for report in reports),
+            )
+        )
+    return summaries

@@ -1,0 +1,177 @@
+"""The ways in which one graph is run on the same examples: channels, ends alone, and controls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.channels.spec import Channel
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.errors import InputError
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.inputs import meant
+from cachegraph.graph.spec import GraphSpec, InputSpec
+
+__all__ = ["DEFAULT", "VARIANTS", "ControlKind", "Variant", "make_variants", "seeded"]
+
+ControlKind = Literal["zero", "mismatched"]
+
+VARIANTS = {
+    "text": "every edge hands over words",
+    "cache": "every edge hands over its KV cache",
+    "both": "every edge hands over words and their cache",
+    "auto": "every edge takes the cache where it can",
+    "alone": "the output agent without its edges: its slots are empty",
+    "sharer": "the output agent's prompt, its slots empty, answered by the model of each agent before it",
+    "mismatched": "as cache, but every receiver gets the caches of another example",
+    "zero": "as cache, but every key and value that comes is 0",
+    "identical": "as cache, but the receiver's own model is the sharer",
+    "ceiling": "agents upstream hand over, as words, all that they were given",
+    "floor": "the output agent with nothing of what the others were given: the same as alone",
+}
+DEFAULT = ("text", "cache", "alone", "mismatched")
+CONTROLS: tuple[ControlKind, ...] = ("zero", "mismatched")
+BASES: tuple[Channel, ...] = ("cache", "both", "auto")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table. `records` names the variant whose records it shows; `why_not`, why there are none.
+
+    `owns`: the graph is no mere copy with other channels, so whoever opens it closes it.
+    """
+
+    name: str
+    records: str
+    graph: Graph | None = None
+    control: ControlKind | None = None
+    why_not: str | None = None
+    owns: bool = False
+
+
+def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Variant]:
+    """Every variant that was asked for, before any model is loaded. Raises InputError for what can't be meant."""
+    if len(set(names)) < len(names):
+        raise InputError(f"a variant is named twice in {', '.join(names)}")
+    variants: list[Variant] = []
+    for name in names:
+        kind, _, of = name.partition(":")
+        if kind not in VARIANTS or (of and (kind not in CONTROLS or of not in BASES)):
+            raise InputError(f"there is no variant {name!r}{meant(name, VARIANTS)}")
+        if not graph.spec.edges and kind not in ("alone", "floor", "text"):
+            raise InputError(f"the recipe has no edges, so there is no variant {name!r}; only 'alone' can run")
+        if kind == "mismatched" and examples < 2:
+            raise InputError("a mismatched cache is another example's, and there is only one; give more rows")
+        variants += _make(name, kind, of, graph)
+    return variants
+
+
+def seeded(graph: Graph, seed: int) -> Graph | None:
+    """The graph with this seed for all agents that sample and have none of their own; None where no agent samples."""
+    sampling = {
+        name: agent.model_copy(update={"generate": agent.generate.model_copy(update={"seed": seed})})
+        for name, agent in graph.spec.agents.items()
+        if agent.generate.temperature > 0 and agent.generate.seed is None
+    }
+    if not sampling:
+        return None
+    return graph.with_spec(graph.spec.model_copy(update={"agents": {**graph.spec.agents, **sampling}}))
+
+
+def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
+    match kind:
+        case "text" | "cache" | "both" | "auto":
+            return [Variant(name, name, graph.with_channels(kind))]
+        case "mismatched" | "zero":
+            base: Channel = next((each for each in BASES if each == of), "cache")
+            return [Variant(name, name, graph.with_channels(base), kind)]
+        case "alone" | "floor":
+            return [
+                Variant(
+                    name, "alone", graph.with_spec(_alone(graph.spec, graph.spec.agents[graph.output].model)), owns=True
+                )
+            ]
+        case "sharer":
+            return _sharers(name, graph)
+        case "ceiling":
+            return [_ceiling(name, graph)]
+        case _:
+            return [_identical(name, graph)]
+
+
+def _alone(spec: GraphSpec, model: str) -> GraphSpec:
+    """The output agent, with this model, where its slots are inputs that nobody fills."""
+    agent = spec.agents[spec.output].model_copy(update={"model": model})
+    slots = {edge.sender: InputSpec(default="") for edge in spec.edges if edge.receiver == spec.output}
+    update = {"agents": {spec.output: agent}, "edges": (), "inputs": {**spec.inputs, **slots}, "evaluate": None}
+    return spec.model_copy(update=update)
+
+
+def _sharers(name: str, graph: Graph) -> list[Variant]:
+    spec, output = graph.spec, graph.spec.agents[graph.output]
+    senders: dict[str, str] = {}  # model to the first agent that has it
+    for edge in spec.edges:
+        if edge.receiver == graph.output:
+            senders.setdefault(spec.agents[edge.sender].model, edge.sender)
+    models = {
+        model: sender
+        for model, sender in senders.items()
+        if spec.models.get(model, model) != spec.models.get(output.model, output.model)
+    }
+    if not models:
+        return [Variant(name, name, why_not="every agent before the output runs its model: it would be 'alone' again")]
+    names = [name] if len(models) == 1 else [f"{name}:{sender}" for sender in models.values()]
+    return [
+        Variant(each, each, graph.with_spec(_alone(spec, model)), owns=True)
+        for each, model in zip(names, models, strict=True)
+    ]
+
+
+def _ceiling(name: str, graph: Graph) -> Variant:
+    """Text edges, and upstream agents that only read: what they hand over is their prompt, so nothing is lost."""
+    text = graph.with_channels("text")
+    agents = {each: agent if each == text.output else _reads_only(agent) for each, agent in text.spec.agents.items()}
+    if agents == text.spec.agents:
+        return Variant(name, "text", text)
+    return Variant(name, name, graph.with_spec(text.spec.model_copy(update={"agents": agents})), owns=True)
+
+
+def _reads_only(agent: AgentSpec) -> AgentSpec:
+    if agent.generate.max_new_tokens == 0:
+        return agent
+    return agent.model_copy(update={"generate": GenerateSpec(max_new_tokens=0)})
+
+
+def _identical(name: str, graph: Graph) -> Variant:
+    """The sharers of the output agent run its own model, joined to it by that model's fuser with itself."""
+    from cachegraph.channels.fusers.find import find_fuser
+    from cachegraph.errors import FuserError
+
+    spec = graph.with_channels("cache").spec
+    output = spec.agents[spec.output]
+    entry = spec.models.get(output.model, output.model)
+    if isinstance(entry, EndpointSpec):
+        return Variant(name, name, why_not=f"agent {spec.output!r} is behind an endpoint")
+    source = entry if isinstance(entry, str) else entry.source
+    fuser = f"{source}--{source}"
+    sharers = {
+        edge.sender
+        for edge in spec.edges
+        if edge.receiver == spec.output
+        and spec.models.get(spec.agents[edge.sender].model, spec.agents[edge.sender].model) != entry
+    }
+    if not sharers:
+        return Variant(name, name, why_not="every agent before the output runs its model already")
+    try:
+        find_fuser(fuser, graph.folder)
+    except FuserError:
+        return Variant(name, name, why_not=f"there is no fuser {fuser!r} of the receiver's model with itself")
+    agents = {
+        each: agent.model_copy(update={"model": output.model}) if each in sharers else agent
+        for each, agent in spec.agents.items()
+    }
+    edges = tuple(
+        edge.model_copy(update={"fuser": fuser}) if edge.sender in sharers and edge.receiver == spec.output else edge
+        for edge in spec.edges
+    )
+    return Variant(name, name, graph.with_spec(spec.model_copy(update={"agents": agents, "edges": edges})), owns=True)

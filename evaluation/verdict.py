@@ -1,0 +1,129 @@
+"""What the numbers say, in words, and no more than they say.
+
+A difference is shown where its 95 % interval excludes 0 and its p is below 0.05. A cache communicates where the
+receiver is better with it than alone and better with it than with another example's.
+"""
+
+from collections.abc import Sequence
+
+from .comparison import Difference, MetricInfo, VariantRow
+from .table import number
+
+__all__ = ["verdicts"]
+
+FEW = 30
+CACHED = ("cache", "both", "auto")
+
+
+def verdicts(rows: Sequence[VariantRow], differences: Sequence[Difference], metric: MetricInfo) -> list[str]:
+    """Sentences about each variant with cache edges, in the metric; then what limits all of them."""
+    running = {row.name: row for row in rows if row.why_not is None}
+    table = {(each.variant, each.baseline): each for each in differences if each.metric == metric.name}
+    said: list[str] = []
+    for name in CACHED:
+        if name in running:
+            said += _about(running[name], running, table, metric)
+    if not any(name in running for name in CACHED):
+        said.append("no variant with cache edges ran, so nothing can be said about the cache")
+    return said + _limits(rows, running)
+
+
+Table = dict[tuple[str, str], Difference]
+
+
+def _about(row: VariantRow, running: dict[str, VariantRow], table: Table, metric: MetricInfo) -> list[str]:
+    if not row.cache_share:
+        return [f"{row.name}: the cache was never used; {_why_not_used(row)}. This says nothing about the cache."]
+    said = []
+    if row.cache_share < 1:
+        used = f"{row.name}: the cache was used on {row.cache_share:.0%} of the journeys that were to have one"
+        said.append(f"{used}; on the others, {_why_not_used(row)}")
+    if (row.name, "text") in table:
+        said.append(against(table[row.name, "text"], metric))
+    said.append(_communication(row.name, running, table, metric))
+    return said
+
+
+def _why_not_used(row: VariantRow) -> str:
+    reasons: dict[str, int] = {}
+    for edge in row.edges:
+        for reason, count in edge.fallbacks.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    if not reasons:
+        return "it has no edge that could carry one"
+    often = max(reasons, key=lambda reason: reasons[reason])
+    more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+    return f"the edges fell back to text: {often}{more}"
+
+
+def against(difference: Difference, metric: MetricInfo) -> str:
+    """One pair: who beats whom and by how much, or that no difference is shown."""
+    first, second = difference.variant, difference.baseline
+    if not difference.shown:
+        low, high = (number(each, metric, True) for each in (difference.low, difference.high))
+        value = number(difference.value, metric, True)
+        return f"no difference shown between {first} and {second} ({_unit(value, metric)}, {low} to {high})"
+    ends = [difference.low, difference.high]
+    if difference.value < 0:
+        first, second, ends = second, first, [-difference.high, -difference.low]
+    low, high = (number(each, metric) for each in ends)
+    return f"{first} beats {second} by {_unit(number(abs(difference.value), metric), metric)} ({low} to {high})"
+
+
+def _communication(name: str, running: dict[str, VariantRow], table: Table, metric: MetricInfo) -> str:
+    control = "mismatched" if name == "cache" else f"mismatched:{name}"
+    alone = table.get((name, "alone"))
+    wrong = table.get((name, control)) or _mirrored(table, name, control)
+    if alone is None or wrong is None:
+        missing = [each for each, found in (("alone", alone), (control, wrong)) if found is None]
+        return f"{name}: without {' and '.join(missing)} nothing is said about communication; add these variants"
+    if not running[control].cache_share:
+        return f"{name}: no cache was mismatched in {control}, so nothing is said about communication"
+    if _worse(alone):
+        return f"{against(alone, metric)}: the cache does harm"
+    if not _better(alone):
+        beats = f"; {against(wrong, metric)}" if _better(wrong) else ""
+        return f"{against(alone, metric)}: no communication shown{beats}"
+    if _better(wrong):
+        return f"{against(alone, metric)}, and {against(wrong, metric)}: what the cache carries is used"
+    by_wrong = table.get((control, "alone"))
+    if by_wrong is not None and _better(by_wrong):
+        return (
+            f"{name} beats alone, but so does a mismatched cache: this is not communication ({against(wrong, metric)})"
+        )
+    return f"{against(alone, metric)}, but {against(wrong, metric)}: no communication shown"
+
+
+def _mirrored(table: Table, name: str, control: str) -> Difference | None:
+    """`name` minus `control` where only the control's side was computed."""
+    other = table.get((control, name))
+    if other is None:
+        return None
+    update = {"variant": name, "baseline": control, "value": -other.value, "low": -other.high, "high": -other.low}
+    return other.model_copy(update=update)
+
+
+def _better(difference: Difference) -> bool:
+    return difference.shown and difference.value > 0
+
+
+def _worse(difference: Difference) -> bool:
+    return difference.shown and difference.value < 0
+
+
+def _unit(value: str, metric: MetricInfo) -> str:
+    return f"{value} {metric.unit}" if metric.unit else f"{value} in {metric.name}"
+
+
+def _limits(rows: Sequence[VariantRow], running: dict[str, VariantRow]) -> list[str]:
+    said = [f"{row.name} could not run: {row.why_not}" for row in rows if row.why_not is not None]
+    examples = max((row.examples for row in running.values()), default=0)
+    if running and examples == 0:
+        said.append("no example finished in every variant, so there is nothing to compare")
+    elif 0 < examples < FEW:
+        said.append(f"{examples} examples are few: intervals are rough, and small differences can't be shown")
+    for row in running.values():
+        if row.failed and not row.same_as:
+            reason = next(iter(row.errors), "")
+            said.append(f"{row.failed} examples failed in {row.name} and are left out everywhere ({reason})")
+    return said
