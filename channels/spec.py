@@ -26,8 +26,12 @@ class TextEdge(_Edge):
 
 
 class _CacheCapable(_Edge):
-    fuser: Annotated[str | None, Field(description="A fuser's name or folder; none is needed between agents of one model.")] = None
-    fallback: Annotated[Literal["text", "error"], Field(description="What happens where the cache can't travel.")] = "text"
+    fuser: Annotated[
+        str | None, Field(description="A fuser's name or folder; none is needed between agents of one model.")
+    ] = None
+    fallback: Annotated[Literal["text", "error"], Field(description="What happens where the cache can't travel.")] = (
+        "text"
+    )
     align: Annotated[
         Literal["auto", "ids", "first", "longest", "offsets"],
         Field(description="Which sharer token stands for a receiver token; auto: as the fuser was trained."),

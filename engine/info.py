@@ -48,6 +48,8 @@ class ModelInfo:
     @property
     def why_no_rotation(self) -> str | None:
         """Why keys can't be moved to other positions, or None."""
+        if "none" in self.rope_types:
+            return f"{self.model_type!r} models have no RoPE, so their keys are bound to their positions"
         odd = sorted({kind for kind in self.rope_types if kind not in _ROPE_TYPES})
         return f"RoPE type {odd[0]!r} can't be rotated to new positions" if odd else None
 

@@ -18,13 +18,14 @@ from cachegraph.errors import ModelError
 from .attention import NAME
 from .forward import Row, forward
 from .info import ModelInfo
-from .kv import RowCache
+from .kv import KV, RowCache
 from .rope import Rotation
 from .tokens import Tokenizer
 
 __all__ = ["LoadedModel", "load_model"]
 
 _PROBE = 8  # tokens
+_FAR = 61  # positions
 _one_at_a_time = threading.Lock()  # transformers changes process-wide state while it loads a model
 
 
@@ -75,12 +76,16 @@ def _load(
     network = _read_network(folder, dtype).to(device).eval().requires_grad_(False)
     info = ModelInfo.from_hf(network.config, network.generation_config)
     reason = info.why_no_cache or _why_not_packed(network, info)
+    rotation = Rotation(network, info)
+    if reason is None and rotation.why_not is None:
+        places = (0, max(min(_FAR, info.max_positions - _PROBE), 0))
+        rotation.compare(*(_probe(network, info, start)[0] for start in places))
     return LoadedModel(
         name=name or folder.name,
         identity=identity or str(folder.resolve()),
         network=network,
         info=info,
-        rotation=Rotation(network, info),
+        rotation=rotation,
         tokenizer=_read_tokenizer(folder, chat_template),
         device=device,
         dtype=dtype,
@@ -110,24 +115,36 @@ def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None
 
 def _why_not_packed(network: Any, info: ModelInfo) -> str | None:
     """Switch the model to row-wise attention, if it then still computes what it did before."""
-    own, cache = network.config._attn_implementation, RowCache()
-    ids = [1 + index % (info.vocab_size - 1) for index in range(_PROBE)]
+    own = network.config._attn_implementation
     with torch.inference_mode():
-        tokens = torch.tensor([ids], device=network.device)
+        tokens = torch.tensor([_probe_ids(info)], device=network.device)
         expected = network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0].float()
-        with quiet_transformers():
-            network.set_attn_implementation(NAME)
-        try:
-            got = forward(network, info, [Row(ids, cache)])[0]
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
-            got = None
-    filled = len(cache.freeze()) == 1 and len(cache.tail().layers) == info.layers
-    # A wide tolerance: bfloat16 differs between kernels, a wrong mask or a lost attention sink differs by far more.
-    if got is not None and filled and torch.nn.functional.cosine_similarity(got.float(), expected).item() > 0.999:
-        return None
+    with quiet_transformers():
+        network.set_attn_implementation(NAME)
+    try:
+        kv, got = _probe(network, info)
+        # A wide tolerance: bfloat16 differs between kernels, a wrong mask or a lost attention sink differs by far more.
+        if len(kv.layers) == info.layers and torch.nn.functional.cosine_similarity(got, expected).item() > 0.999:
+            return None
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
+        pass  # as below
     with quiet_transformers():
         network.set_attn_implementation(own)
     return f"{info.model_type!r} models compute attention in a way of their own"
+
+
+def _probe_ids(info: ModelInfo) -> list[int]:
+    return [1 + index % (info.vocab_size - 1) for index in range(_PROBE)]
+
+
+def _probe(network: Any, info: ModelInfo, start: int = 0) -> tuple[KV, torch.Tensor]:
+    """What the packed forward pass makes of a few tokens that stand at `start`: their KV, and the last one's logits."""
+    cache = RowCache()
+    with torch.inference_mode():
+        row = Row(_probe_ids(info), cache, positions=torch.arange(start, start + _PROBE))
+        (logits,) = forward(network, info, [row])
+    assert logits is not None
+    return cache.tail(), logits.float()
 
 
 @contextmanager

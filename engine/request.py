@@ -43,7 +43,7 @@ class Prefilled:
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """A reply. `segments` is the prompt and the reply's tokens, but not the last where the model did not end by itself."""
+    """A reply. `segments` is the prompt and the reply, but for its last token where the model did not end by itself."""
 
     ids: Sequence[int]
     text: str

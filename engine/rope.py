@@ -4,11 +4,11 @@ A key in a cache has been rotated by its position (RoPE). Rotations add up, so a
 position q after one more rotation by q - p; values carry no position. The rotation itself is the model's own
 (`apply_rotary_pos_emb` and its rotary module), whatever its pairing of dimensions, its share of the head, its per-layer
 base or its scaling; here it is only called with a difference of positions. Before a model's keys are ever moved, this
-identity is checked on random vectors, and a model that fails it is refused.
+identity is checked on random vectors, and `move` on what the model itself makes of the same tokens at two places; a
+model that fails is refused.
 """
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 from .info import ModelInfo
 from .kv import KV, LayerKV
 
-__all__ = ["Rotation", "consecutive"]
+__all__ = ["Rotation"]
+
+_ALIKE = 0.99  # cosine; bfloat16 rounds to 0.999 through many layers
 
 
 class Rotation:
@@ -29,7 +31,21 @@ class Rotation:
         self._module = getattr(model.get_decoder(), "rotary_emb", None)
         self._apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
         self._share: int | None = None  # how many of a head's dimensions turn, where the model slices them off itself
+        self._still: frozenset[int] = frozenset()  # layers whose keys are not rotated at all
         self.why_not = info.why_no_cache or info.why_no_rotation or self._check()
+
+    def compare(self, here: KV, there: KV) -> None:
+        """Hold `move` to the model's own reading of the same tokens at two places; may set `why_not`."""
+        moved = self.move(here, there.positions)
+        still = set()
+        for index, (old, new, expected) in enumerate(zip(here.layers, moved.layers, there.layers, strict=True)):
+            unmoved, turned = (_likeness(each.keys, expected.keys) for each in (old, new))
+            if unmoved > turned:
+                still.add(index)
+            if min(max(unmoved, turned), _likeness(old.values, expected.values)) < _ALIKE:
+                self.why_not = f"the keys of {self._info.model_type!r} models depend on more than their distance"
+                return
+        self._still = frozenset(still)
 
     def move(self, kv: KV, positions: Tensor) -> KV:
         """The same entries at other positions, (positions,) int64. Shares what needn't change."""
@@ -39,6 +55,9 @@ class Rotation:
         tables: dict[str | None, tuple[Tensor, Tensor]] = {}
         layers = []
         for index, layer in enumerate(kv.layers):
+            if index in self._still:
+                layers.append(layer)
+                continue
             kind = self._kind(index)
             if kind not in tables:
                 tables[kind] = self._tables(shift, kind, layer.keys.device)
@@ -67,7 +86,7 @@ class Rotation:
         return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
 
     def _check(self) -> str | None:
-        if self._apply is None or self._module is None or "none" in self._info.rope_types:
+        if self._apply is None or self._module is None:
             return f"{self._info.model_type!r} models rotate keys in a way of their own"
         device = next(self._module.buffers()).device
         with torch.no_grad():
@@ -93,10 +112,5 @@ class Rotation:
         return None
 
 
-def consecutive(start: int, lengths: Sequence[int]) -> list[Tensor]:
-    """Positions, by stretch, for stretches that stand one behind the other from `start` on."""
-    out = []
-    for length in lengths:
-        out.append(torch.arange(start, start + length))
-        start += length
-    return out
+def _likeness(a: Tensor, b: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0).item()

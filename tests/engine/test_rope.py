@@ -1,0 +1,99 @@
+"""Keys moved to other positions are the keys that the model makes there, or the model is refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import KINDS, Tiny, config_of, load_tiny
+from transformers import models as hf
+
+from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.kv import KV, RowCache
+from cachegraph.engine.load import LoadedModel
+
+IDS = torch.randint(0, 300, (30,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def read_at(model: LoadedModel, start: int) -> KV:
+    cache = RowCache()
+    with torch.inference_mode():
+        positions = torch.arange(start, start + len(IDS))
+        forward(model.network, model.info, [Row(IDS, cache, "none", positions)])
+    return cache.tail()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moved_keys_are_the_keys_of_that_place(kind: str, tiny: Tiny) -> None:
+    model = tiny(kind)
+    assert model.rotation.why_not is None
+    here, there = read_at(model, 3), read_at(model, 90)
+    for moved, expected in (
+        (model.rotation.move(here, there.positions), there),
+        (model.rotation.move(there, here.positions), here),
+    ):
+        assert torch.equal(moved.positions, expected.positions)
+        for ours, theirs in zip(moved.layers, expected.layers, strict=True):
+            torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def some_kv(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, KV]:
+    model = load_tiny(config_of("llama"), tmp_path_factory.mktemp("llama"))
+    return model, read_at(model, 100)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shifts=st.lists(st.integers(-100, 400), min_size=30, max_size=30))
+def test_a_key_moved_there_and_back_is_itself(some_kv: tuple[LoadedModel, KV], shifts: list[int]) -> None:
+    """Every key by a distance of its own."""
+    model, kv = some_kv
+    moved = model.rotation.move(kv, kv.positions + torch.tensor(shifts))
+    back = model.rotation.move(moved, kv.positions)
+    for ours, theirs in zip(back.layers, kv.layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_that_stay_are_shared_and_values_always_are(some_kv: tuple[LoadedModel, KV]) -> None:
+    model, kv = some_kv
+    assert model.rotation.move(kv, kv.positions) is kv
+    moved = model.rotation.move(kv, kv.positions + 1)
+    assert all(a.values is b.values for a, b in zip(moved.layers, kv.layers, strict=True))
+
+
+def test_layers_without_rope_keep_their_keys(tiny: Tiny) -> None:
+    model = tiny("smollm3")
+    kv = read_at(model, 0)
+    moved = model.rotation.move(kv, kv.positions + 50)
+    assert [a is b for a, b in zip(moved.layers, kv.layers, strict=True)] == [False, False, True]
+
+
+def test_longrope_is_refused_by_name(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    config = hf.phi3.Phi3Config(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        original_max_position_embeddings=128,
+        rope_parameters={**rope, "original_max_position_embeddings": 128},
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    model = load_tiny(config, tmp_path)
+    assert model.why_no_cache is None
+    assert model.rotation.why_not == "RoPE type 'longrope' can't be rotated to new positions"
+
+
+def test_learned_positions_are_refused_by_name(tmp_path: Path) -> None:
+    config = hf.gpt2.GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0
+    )
+    model = load_tiny(config, tmp_path)
+    assert model.rotation.why_not == "'gpt2' models have no RoPE, so their keys are bound to their positions"

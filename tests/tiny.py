@@ -1,0 +1,140 @@
+"""Tiny random models of every kind that tests need, and a byte-level tokenizer for them. Nothing is downloaded."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import models as hf
+
+from cachegraph.engine.load import LoadedModel, load_model, quiet_transformers
+
+__all__ = ["CHATML", "KINDS", "ROPE_KINDS", "Tiny", "config_of", "load_tiny", "save_model", "save_tokenizer"]
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+Tiny = Callable[..., LoadedModel]
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def _llama(**rope: Any) -> Any:
+    return hf.llama.LlamaConfig(**_SIZES, rope_parameters={"rope_theta": 10000.0, **rope})
+
+
+def _gemma3(window: int) -> Any:
+    full, sliding = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e4}
+    return hf.gemma3.Gemma3TextConfig(
+        **_SIZES,
+        head_dim=16,
+        sliding_window=window,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={"full_attention": full, "sliding_attention": sliding},
+        query_pre_attn_scalar=16,
+    )
+
+
+ROPE_KINDS = {
+    "default": lambda: _llama(rope_type="default"),
+    "linear": lambda: _llama(rope_type="linear", factor=4.0),
+    "dynamic": lambda: _llama(rope_type="dynamic", factor=2.0),
+    "yarn": lambda: _llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=128),
+    "llama3": lambda: _llama(
+        rope_type="llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=64,
+    ),
+}
+
+KINDS = {
+    "llama": ROPE_KINDS["default"],
+    "qwen2": lambda: hf.qwen2.Qwen2Config(**_SIZES),
+    "qwen3": lambda: hf.qwen3.Qwen3Config(**_SIZES, head_dim=16),
+    "phi": lambda: hf.phi.PhiConfig(**_SIZES, partial_rotary_factor=0.5),
+    "gpt_neox": lambda: hf.gpt_neox.GPTNeoXConfig(
+        **{key: value for key, value in _SIZES.items() if key != "num_key_value_heads"}, rotary_pct=0.25
+    ),
+    "olmo2": lambda: hf.olmo2.Olmo2Config(**_SIZES),
+    "gpt_oss": lambda: hf.gpt_oss.GptOssConfig(
+        **_SIZES,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+        },
+        sliding_window=12,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "mistral": lambda: hf.mistral.MistralConfig(**_SIZES, sliding_window=12),
+    "gemma3_short_window": lambda: _gemma3(12),
+    "gemma3_long_window": lambda: _gemma3(256),
+    "gemma2": lambda: hf.gemma2.Gemma2Config(**_SIZES, head_dim=8, sliding_window=12, query_pre_attn_scalar=8),
+    "smollm3": lambda: hf.smollm3.SmolLM3Config(**_SIZES, no_rope_layers=[1, 1, 0]),
+    "cohere2": lambda: hf.cohere2.Cohere2Config(
+        **_SIZES, sliding_window=12, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
+    ),
+    **{f"llama_{name}": make for name, make in ROPE_KINDS.items() if name != "default"},
+}
+
+
+def config_of(kind: str) -> Any:
+    return KINDS[kind]()
+
+
+def save_model(config: Any, folder: Path, *, seed: int = 0) -> Path:
+    """A model with random weights, as `from_pretrained` reads it."""
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(seed)
+        network = AutoModelForCausalLM.from_config(config)
+        for name, parameter in network.named_parameters():
+            if name.endswith("sinks"):
+                torch.nn.init.normal_(parameter)
+        network.save_pretrained(folder)
+    return folder
+
+
+def save_tokenizer(
+    folder: Path, *, vocabulary: int = 300, template: str | None = CHATML, special: Sequence[str] = ()
+) -> None:
+    """A byte-level tokenizer with a few merges: any text has tokens, and most characters outside ASCII take several."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    added = ["<|im_start|>", "<|im_end|>", *special]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=added,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the sky is blue and the sea is green, what is the question of the answer"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+
+
+def load_tiny(config: Any, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> LoadedModel:
+    return load_model(save_model(config, folder, seed=seed), dtype=dtype)
