@@ -3,51 +3,30 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from cachegraph.errors import CachegraphError, InputError
+from cachegraph.errors import CachegraphError
 from cachegraph.graph.blocking import wait
 from cachegraph.graph.graph import Graph
 
 from .comparison import Comparison, MetricInfo
-from .data import Rows, read_rows
+from .data import Rows
 from .environment import Environment, batches_exactly, describe
-from .examples import Example, data_hash, make_examples, merge_mapping
+from .examples import data_hash
 from .journal import Journal
-from .metrics import Metric, UserMetric, pick_metrics
-from .partners import partners, sample
+from .metrics import UserMetric
 from .play import Play
 from .rounds import Progress, Round, play_rounds
 from .summary import summarise
-from .variants import DEFAULT, Variant, make_variants, seeded
+from .task import Task, make_task
+from .variants import DEFAULT, Variant, seeded
 from .verdict import verdicts
 
-__all__ = ["Progress", "acompare", "compare", "default_results_file"]
+__all__ = ["Progress", "acompare", "compare", "default_results_file", "run_task"]
 
 BATCH = 8  # examples at a time, where batches don't change bits
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What was asked for, checked: nothing here needs a model."""
-
-    graph: Graph
-    examples: list[Example]
-    rows: int
-    data: str
-    metrics: list[Metric]
-    variants: list[Variant]
-    seeds: list[int]
-    limit: int | None
-    partners: dict[int, list[Example] | None]  # by seed
-
-    @property
-    def scores(self) -> bool:
-        return any(metric.of_choices for metric in self.metrics)
 
 
 def compare(
@@ -73,9 +52,8 @@ def compare(
     many as give the same bits as one at a time. Finished results go to the file `out`, and an interrupted comparison
     goes on from there.
     """
-    task = _task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency)
-    work = partial(_compare, task, concurrency, out, on_progress)
-    return wait(work, "compare", "acompare", lambda: None)
+    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency)
+    return run_task(task, out, on_progress)
 
 
 async def acompare(
@@ -93,8 +71,15 @@ async def acompare(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """`compare`, under asyncio or trio."""
-    task = _task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency)
-    return await _compare(task, concurrency, out, on_progress)
+    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency)
+    return await _compare(task, out, on_progress)
+
+
+def run_task(
+    task: Task, out: str | PathLike[str] | None = None, on_progress: Callable[[Progress], None] | None = None
+) -> Comparison:
+    """Do what was asked for and checked, and wait."""
+    return wait(lambda: _compare(task, out, on_progress), "compare", "acompare", lambda: None)
 
 
 def default_results_file(graph: Graph, rows: Rows, settings: Mapping[str, object]) -> Path:
@@ -103,67 +88,14 @@ def default_results_file(graph: Graph, rows: Rows, settings: Mapping[str, object
     return Path(f"cachegraph-compare-{_hash([graph.to_yaml(), source, dict(settings)])[:12]}.jsonl")
 
 
-def _task(
-    graph: Graph,
-    source: Rows,
-    names: Sequence[str],
-    wanted: Sequence[str | UserMetric] | None,
-    columns: Mapping[str, str] | None,
-    limit: int | None,
-    seed: int,
-    seeds: int,
-    concurrency: int | None,
-) -> _Task:
-    for name, value in (("limit", limit), ("seeds", seeds), ("concurrency", concurrency)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be 1 or more, not {value}")
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more, not {seed}")
-    spec = graph.validate().spec
-    rows = read_rows(source)
-    examples = make_examples(rows, spec, merge_mapping(spec.evaluate, columns or {}, list(spec.inputs)))
-    metrics = pick_metrics(wanted, examples[0])
-    _check_scoring(graph, metrics)
-    picked = sample(examples, limit, seed)
-    variants = make_variants(names, graph, len(picked))
-    every = list(range(seed, seed + seeds))
-    pairs = {each: partners(picked, each) if len(picked) > 1 else None for each in every}
-    if pairs[seed] is None:
-        why = "all examples give the agents the same inputs, so no cache is another's"
-        variants = [
-            Variant(each.name, each.records, why_not=why) if each.control == "mismatched" else each for each in variants
-        ]
-    data = Path(source).name if isinstance(source, str | PathLike) else "rows given in Python"
-    return _Task(graph, picked, len(rows), data, metrics, variants, every, limit, pairs)
-
-
-def _check_scoring(graph: Graph, metrics: Sequence[Metric]) -> None:
-    needs = next((metric.name for metric in metrics if metric.of_choices), None)
-    if needs is None:
-        return
-    agent = graph.spec.agents[graph.output]
-    model = graph.spec.models.get(agent.model)
-    if hasattr(model, "base_url"):
-        raise InputError(
-            f"the metric {needs!r} needs probabilities, and the output agent {graph.output!r} is behind an endpoint; "
-            "take a metric of replies, such as 'contains'"
-        )
-    if agent.generate.max_new_tokens == 0:
-        raise InputError(
-            f"the metric {needs!r} scores replies, and the output agent {graph.output!r} writes none "
-            "(max_new_tokens: 0); make an agent that answers the output"
-        )
-
-
 async def _compare(
-    task: _Task,
-    concurrency: int | None,
+    task: Task,
     out: str | PathLike[str] | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Comparison:
     base = task.graph.with_channels("text") if task.graph.spec.edges else task.graph
     environment = describe(await base.awire())
-    many = concurrency or (BATCH if batches_exactly(environment.models) else 1)
+    many = task.concurrency or (BATCH if batches_exactly(environment.models) else 1)
     _complete_facts(environment, task, many)
     header = {"environment": environment.model_dump(), "graph": task.graph.spec.name}
     journal = Journal(Path(out) if out is not None else None, environment.key, header)
@@ -182,7 +114,7 @@ async def _compare(
     return _sum_up(task, variants, journal, environment)
 
 
-async def _rounds(task: _Task, derived: list[Graph]) -> tuple[list[Round], dict[str, str]]:
+async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[str, str]]:
     """What is to be played, and by variant why it can't be. Graphs with models of their own go to `derived`."""
     rounds: list[Round] = []
     refused: dict[str, str] = {}
@@ -204,7 +136,7 @@ async def _rounds(task: _Task, derived: list[Graph]) -> tuple[list[Round], dict[
     return rounds, refused
 
 
-def _complete_facts(environment: Environment, task: _Task, concurrency: int) -> None:
+def _complete_facts(environment: Environment, task: Task, concurrency: int) -> None:
     environment.recipe_hash = _hash(task.graph.to_yaml())
     environment.data, environment.data_hash = task.data, data_hash(task.examples)
     environment.rows, environment.limit, environment.seeds = task.rows, task.limit, task.seeds
@@ -214,7 +146,7 @@ def _complete_facts(environment: Environment, task: _Task, concurrency: int) -> 
     environment.key = _hash([same, task.scores])
 
 
-def _sum_up(task: _Task, variants: list[Variant], journal: Journal, environment: Environment) -> Comparison:
+def _sum_up(task: Task, variants: list[Variant], journal: Journal, environment: Environment) -> Comparison:
     shown = {variant.records for variant in variants}
     order = {example.index: place for place, example in enumerate(task.examples)}
     records = [

@@ -16,7 +16,7 @@ from .metrics import Unit
 from .records import Memory, Record
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 __all__ = ["AgentSummary", "Comparison", "Difference", "EdgeSummary", "Estimate", "MetricInfo", "Spread", "VariantRow"]
 
@@ -181,8 +181,8 @@ class Comparison(BaseModel):
         plain = json.loads(self.model_dump_json(by_alias=True, exclude={"examples", "records", "recipe"}))
         return dict(plain)
 
-    def table(self) -> "Table":
-        """Quality and cost by variant, for a terminal."""
-        from .table import make_table
+    def table(self) -> "Group":
+        """Quality and cost by variant, for `rich.print`."""
+        from .table import make_tables
 
-        return make_table(self)
+        return make_tables(self)

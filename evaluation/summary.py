@@ -16,7 +16,7 @@ from .records import Memory, Record
 from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided
 from .variants import VARIANTS, Variant
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "fallback", "summarise"]
 
 BASELINES = ("text", "mismatched", "alone")
 
@@ -40,27 +40,20 @@ def summarise(
     by_name: dict[str, list[Record]] = {variant.name: [] for variant in variants}
     for variant in variants:
         by_name[variant.name] = [record for record in records if record.variant == variant.records]
-    running = [
-        variant.name
-        for variant in variants
-        if variant.why_not is None and any(record.error is None for record in by_name[variant.name])
-    ]
+    rows = [_row(variant, by_name[variant.name]) for variant in variants]
+    running = [row.name for row in rows if row.why_not is None]
     complete = _complete([by_name[name] for name in running], examples)
     values = {name: _values(by_name[name], complete, metrics) for name in running}
-    rows = [_row(variant, by_name[variant.name], len(complete)) for variant in variants]
+    for row in rows:
+        row.examples = len(complete) if row.name in running else 0
     if not complete:
         return Summary(rows, [])
-    return _with_statistics(rows, values, metrics, seed, _once(records, complete))
+    return _with_statistics(rows, values, metrics, seed, once=len({record.seed for record in records}) <= 1)
 
 
 def _complete(all_records: Sequence[Sequence[Record]], examples: Sequence[Example]) -> list[Example]:
     failed = {record.index for records in all_records for record in records if record.error is not None}
     return [example for example in examples if example.index not in failed] if all_records else []
-
-
-def _once(records: Sequence[Record], complete: Sequence[Example]) -> bool:
-    """Whether every example has one record a variant, so that right and wrong can be counted."""
-    return len({record.seed for record in records}) <= 1
 
 
 def _values(records: Sequence[Record], examples: Sequence[Example], metrics: Sequence[Metric]) -> Floats:
@@ -79,6 +72,7 @@ def _values(records: Sequence[Record], examples: Sequence[Example], metrics: Seq
 def _with_statistics(
     rows: Sequence[VariantRow], values: Mapping[str, Floats], metrics: Sequence[Metric], seed: int, once: bool
 ) -> Summary:
+    """`once`: every example has one record a variant, so that right and wrong can be counted."""
     pairs = [(name, base) for name in values for base in BASELINES if base in values and base != name]
     columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
     means = bootstrap_means(columns, seed)
@@ -120,7 +114,7 @@ def _difference(
     )
 
 
-def _row(variant: Variant, records: Sequence[Record], complete: int) -> VariantRow:
+def _row(variant: Variant, records: Sequence[Record]) -> VariantRow:
     kind = variant.name.partition(":")[0]
     row = VariantRow(name=variant.name, description=VARIANTS[kind], why_not=variant.why_not)
     if variant.why_not is not None:
@@ -136,7 +130,6 @@ def _row(variant: Variant, records: Sequence[Record], complete: int) -> VariantR
     if not done:
         row.why_not = f"every example failed: {next(iter(row.errors), 'none was run')}"
         return row
-    row.examples = complete
     row.seconds = _spread([record.seconds for record in done])
     first = [record.first_token for record in done if record.first_token is not None]
     row.first_token = _spread(first) if first else None
@@ -146,7 +139,20 @@ def _row(variant: Variant, records: Sequence[Record], complete: int) -> VariantR
     if asked:
         journeys = sum(sum(edge.used.values()) for edge in asked)
         row.cache_share = sum(edge.used.get("cache", 0) + edge.used.get("both", 0) for edge in asked) / journeys
+    if variant.control is not None and not row.cache_share:
+        row.why_not = f"no cache came that could be taken away: {fallback(row)}"
     return row
+
+
+def fallback(row: VariantRow) -> str:
+    """Why edges that were to carry a cache did not, in most cases."""
+    reasons: Counter[str] = Counter()
+    for edge in row.edges:
+        reasons.update(edge.fallbacks)
+    if not reasons:
+        return "it has no edge that could carry one"
+    more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+    return f"the edges fell back to text: {reasons.most_common(1)[0][0]}{more}"
 
 
 def _spread(seconds: Sequence[float]) -> Spread:

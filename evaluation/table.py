@@ -1,41 +1,83 @@
-"""A comparison for a terminal."""
+"""A comparison for a terminal: what it is worth, then what it costs."""
 
+from collections.abc import Sequence
+
+from rich.console import Group
 from rich.table import Table
 
 from .comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
 
-__all__ = ["make_table", "number"]
+__all__ = ["make_tables", "number"]
 
 
-def make_table(comparison: Comparison) -> Table:
-    """One row a variant: the first metric with its intervals and differences, the others' values, time and bytes."""
-    first, *others = comparison.metrics
-    table = Table(title=f"{comparison.graph}: {_count(comparison)}", title_justify="left", box=None, pad_edge=False)
-    table.add_column("variant", no_wrap=True)
-    baselines = [name for name in ("text", "mismatched") if _runs(comparison, name)]
-    for title in [_title(first), *(f"- {name}" for name in baselines), *map(_title, others)]:
-        table.add_column(title, justify="right")
-    for title in ("seconds", "first token", "prefilled", "generated", "sent"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in comparison.rows:
-        if row.why_not is not None:
-            table.add_row(row.name, f"[dim]not available: {row.why_not}")
-            continue
-        differences = [comparison.difference(row.name, baseline) for baseline in baselines]
-        table.add_row(
-            row.name + (f" (= {row.same_as})" if row.same_as else ""),
-            _estimate(row.quality.get(first.name), first),
-            *(_difference(each, first) for each in differences),
-            *(_value(row.quality.get(metric.name), metric) for metric in others),
-            *_costs(row),
-        )
-    return table
+def make_tables(comparison: Comparison) -> Group:
+    """The first metric with its intervals and differences; the other metrics; time, tokens and bytes."""
+    return Group(*(table for table in (_quality(comparison), _others(comparison), _costs(comparison)) if table))
 
 
 def number(value: float, metric: MetricInfo, sign: bool = False) -> str:
     """A value or difference in its metric's unit: points with one decimal, nats and other numbers with more."""
     shown = f"{value * 100:+.1f}" if metric.unit == "points" else f"{value:+.3f}"
     return shown if sign else shown.removeprefix("+")
+
+
+def _quality(comparison: Comparison) -> Table:
+    metric = comparison.metrics[0]
+    baselines = [name for name in ("text", "mismatched") if _runs(comparison, name)]
+    table = _table(f"{comparison.graph}, {_count(comparison)}", ["variant", _title(metric)])
+    for name in baselines:
+        table.add_column(f"minus {name}", justify="right", no_wrap=True)
+    for row in comparison.rows:
+        if row.why_not is not None:
+            table.add_row(row.name, "[dim]not available")  # the verdicts say why
+            continue
+        differences = [_difference(comparison.difference(row.name, baseline), metric) for baseline in baselines]
+        name = row.name + (f" (= {row.same_as})" if row.same_as else "")
+        table.add_row(name, _estimate(row.quality.get(metric.name), metric), *differences)
+    if any(difference.shown and difference.metric == metric.name for difference in comparison.differences):
+        table.caption = "* the interval excludes 0 and p is below 0.05"
+        table.caption_justify = "left"
+    return table
+
+
+def _others(comparison: Comparison) -> Table | None:
+    others = comparison.metrics[1:]
+    if not others:
+        return None
+    table = _table(None, ["variant", *map(_title, others)])
+    for row in comparison.rows:
+        if row.why_not is None:
+            values = (row.quality.get(metric.name) for metric in others)
+            shown = (number(each.value, metric) if each else "" for each, metric in zip(values, others, strict=True))
+            table.add_row(row.name, *shown)
+    return table
+
+
+def _costs(comparison: Comparison) -> Table:
+    table = _table(None, ["variant", "seconds", "first token", "prefilled", "generated", "sent", "memory"])
+    for row in comparison.rows:
+        if row.why_not is None and row.same_as is None:
+            table.add_row(row.name, *_cost(row))
+    return table
+
+
+def _cost(row: VariantRow) -> tuple[str, ...]:
+    agents = row.agents.values()
+    return (
+        f"{row.seconds.median:.3f}" if row.seconds else "",
+        f"{row.first_token.median:.3f}" if row.first_token else "",
+        f"{sum(agent.prefilled for agent in agents):.0f}",
+        f"{sum(agent.generated for agent in agents):.1f}",
+        _bytes(sum(edge.bytes for edge in row.edges)),
+        _bytes(row.memory.gpu or row.memory.rss),
+    )
+
+
+def _table(title: str | None, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=index < 2)
+    return table
 
 
 def _runs(comparison: Comparison, name: str) -> bool:
@@ -60,25 +102,16 @@ def _estimate(estimate: Estimate | None, metric: MetricInfo) -> str:
     return f"{number(estimate.value, metric)} [dim]({low} to {high})[/]"
 
 
-def _value(estimate: Estimate | None, metric: MetricInfo) -> str:
-    return number(estimate.value, metric) if estimate is not None else ""
-
-
 def _difference(difference: Difference | None, metric: MetricInfo) -> str:
     if difference is None:
         return ""
     low, high = number(difference.low, metric, True), number(difference.high, metric, True)
-    text = f"{number(difference.value, metric, True)} [dim]({low} to {high}) p {difference.p:.2g}[/]"
-    return f"[bold]{text}[/]" if difference.shown else text
+    star = "*" if difference.shown else " "
+    return f"{number(difference.value, metric, True)} [dim]({low} to {high})[/]{star}"
 
 
-def _costs(row: VariantRow) -> tuple[str, ...]:
-    agents = row.agents.values()
-    sent = sum(edge.bytes for edge in row.edges)
-    return (
-        f"{row.seconds.median:.3f}" if row.seconds else "",
-        f"{row.first_token.median:.3f}" if row.first_token else "",
-        f"{sum(agent.prefilled for agent in agents):.0f}",
-        f"{sum(agent.generated for agent in agents):.1f}",
-        f"{sent / 1e6:.2f} MB" if sent >= 1e5 else f"{sent:.0f} B",
-    )
+def _bytes(count: float) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"

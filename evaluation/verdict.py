@@ -7,6 +7,7 @@ receiver is better with it than alone and better with it than with another examp
 from collections.abc import Sequence
 
 from .comparison import Difference, MetricInfo, VariantRow
+from .summary import fallback
 from .table import number
 
 __all__ = ["verdicts"]
@@ -33,27 +34,15 @@ Table = dict[tuple[str, str], Difference]
 
 def _about(row: VariantRow, running: dict[str, VariantRow], table: Table, metric: MetricInfo) -> list[str]:
     if not row.cache_share:
-        return [f"{row.name}: the cache was never used; {_why_not_used(row)}. This says nothing about the cache."]
+        return [f"{row.name}: the cache was never used; {fallback(row)}. This says nothing about the cache."]
     said = []
     if row.cache_share < 1:
         used = f"{row.name}: the cache was used on {row.cache_share:.0%} of the journeys that were to have one"
-        said.append(f"{used}; on the others, {_why_not_used(row)}")
+        said.append(f"{used}; on the others, {fallback(row)}")
     if (row.name, "text") in table:
         said.append(against(table[row.name, "text"], metric))
     said.append(_communication(row.name, running, table, metric))
     return said
-
-
-def _why_not_used(row: VariantRow) -> str:
-    reasons: dict[str, int] = {}
-    for edge in row.edges:
-        for reason, count in edge.fallbacks.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    if not reasons:
-        return "it has no edge that could carry one"
-    often = max(reasons, key=lambda reason: reasons[reason])
-    more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
-    return f"the edges fell back to text: {often}{more}"
 
 
 def against(difference: Difference, metric: MetricInfo) -> str:
@@ -77,8 +66,6 @@ def _communication(name: str, running: dict[str, VariantRow], table: Table, metr
     if alone is None or wrong is None:
         missing = [each for each, found in (("alone", alone), (control, wrong)) if found is None]
         return f"{name}: without {' and '.join(missing)} nothing is said about communication; add these variants"
-    if not running[control].cache_share:
-        return f"{name}: no cache was mismatched in {control}, so nothing is said about communication"
     if _worse(alone):
         return f"{against(alone, metric)}: the cache does harm"
     if not _better(alone):

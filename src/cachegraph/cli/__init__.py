@@ -9,7 +9,7 @@ import typer
 from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
-from . import models, recipes, run
+from . import compare, models, recipes, run
 
 __all__ = ["app", "main"]
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"auto_envvar_prefix": "CACHEGRAPH"},
 )
 run.register(app)
+compare.register(app)
 recipes.register(app)
 app.add_typer(models.app)
 

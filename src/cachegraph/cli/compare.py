@@ -1,0 +1,190 @@
+"""cachegraph compare: one recipe's edges swapped, on a user's own data, with controls."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cachegraph.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from cachegraph.evaluation.comparison import Comparison
+    from cachegraph.evaluation.rounds import Progress as Made
+
+__all__ = ["register"]
+
+DEFAULT_VARIANTS = "text,cache,alone,mismatched"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(compare)
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            help="JSON Lines, JSON or CSV, or a hub data set: owner/name:config@split.",
+            show_default=False,
+        ),
+    ],
+    variants: Annotated[
+        str,
+        typer.Option(
+            "--variants", help="Of text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, floor."
+        ),
+    ] = DEFAULT_VARIANTS,
+    limit: Annotated[int | None, typer.Option(help="As many rows, drawn by the seed.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Draws rows, partners, samples and intervals.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Repeat what is random with as many seeds.")] = 1,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "-m",
+            show_default=False,
+            help="accuracy, accuracy_per_character, answer_logprob, exact_match, contains or f1; "
+            "the first is the verdict's.",
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="NAME=COLUMN",
+            show_default=False,
+            help="The column of an input, or of choices, labels, answer, references or id.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples at a time; 1 for single-stream latencies. "
+            "By default 8 where that leaves every bit as it is, else 1.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Keep finished results here; by default in this folder, named after the comparison.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report.", show_default=False)] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the whole comparison as JSON.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts and nothing else.")] = False,
+    allow_env: Annotated[
+        list[str] | None,
+        typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may take a key from."),
+    ] = None,
+    allow_paths: Annotated[
+        bool, typer.Option("--allow-paths", help="Let the recipe name files outside its folder.")
+    ] = False,
+) -> None:
+    """Swap the edges of a recipe on your data, and say which way is better: with controls."""
+    from cachegraph.evaluation.compare import default_results_file, run_task
+    from cachegraph.evaluation.task import make_task
+    from cachegraph.graph.graph import Graph
+
+    from .fetch import fetch_models
+
+    wanted = [name.strip() for name in variants.split(",") if name.strip()]
+    _no_code(metrics or [])
+    graph = Graph.from_yaml(recipe, allow_env=allow_env or (), allow_paths=allow_paths)
+    settings: dict[str, Any] = {"map": sorted(columns or []), "limit": limit, "seed": seed, "seeds": seeds}
+    results = out or default_results_file(graph, data, settings)
+    for path in (results, report, save):
+        _check_place(path)
+    task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency)
+    fetch_models(graph.spec, recipe.parent)
+    console = Console(stderr=True, quiet=quiet)
+    console.print(f"results: {results} (Ctrl-C is safe: the same command goes on)", highlight=False, soft_wrap=True)
+    try:
+        with _Bar(console) as bar:
+            found = run_task(task, results, bar.show)
+    finally:
+        graph.close()
+    _hand_out(found, save, report, as_json, quiet)
+
+
+def _hand_out(found: "Comparison", save: Path | None, report: Path | None, as_json: bool, quiet: bool) -> None:
+    if save is not None:
+        found.save(save)
+    if report is not None:
+        from cachegraph.evaluation.report import write_report
+
+        write_report(found, report)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+        return
+    if not quiet:
+        Console().print(found.table())
+        typer.echo()
+    for verdict in found.verdicts:
+        typer.echo(verdict)
+
+
+class _Bar:
+    """A bar with the time that is left, on stderr where that is a terminal."""
+
+    def __init__(self, console: Console):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        hidden = console.quiet or not console.is_terminal
+        self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden)
+        self._task = self._progress.add_task("loading", total=None)
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, made: "Made") -> None:
+        """Called with every result."""
+        seed = f", seed {made.seed}" if made.seed else ""
+        self._progress.update(self._task, description=f"{made.variant}{seed}", completed=made.done, total=made.total)
+
+
+def _check_place(path: Path | None) -> None:
+    """Whether a file can come there, before hours of work are lost."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(
+            f"{str(path)!r} can't be written: {'it is a folder' if path.is_dir() else 'its folder does not exist'}"
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{str(path)!r} can't be written: this account may not")
+
+
+def _no_code(metrics: Sequence[str]) -> None:
+    for metric in metrics:
+        if ":" in metric:
+            raise InputError(f"the metric {metric!r} is code of yours; hand it to cachegraph.compare in Python")
+
+
+def _mapping(pairs: Sequence[str]) -> dict[str, str]:
+    mapping: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--map wants NAME=COLUMN, got {pair!r}")
+        if name in mapping:
+            raise InputError(f"{name!r} is mapped twice")
+        mapping[name] = column
+    return mapping
