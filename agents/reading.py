@@ -128,7 +128,7 @@ class Reader:
                 delivery, "another edge into this agent grafts, and fusers don't read grafted positions"
             )
         plans = {delivery.route.edge.sender: (delivery, plan) for delivery, plan in self._inbox.grafts()}
-        taken = self._take(prompt, plans)
+        taken = await self._take(prompt, plans)
         if taken is None:  # some edge fell back, so the prompt is another one now
             return await self._read_again()
         row = RowSoFar(ending=_ending(prompt))
@@ -149,7 +149,7 @@ class Reader:
             return await self._read_with_grafts(prompt)
         return await self._read_with_sharers(prompt) if self._inbox.fuses() else self._unread(prompt)
 
-    def _take(self, prompt: Prompt, plans: dict[str, tuple[Delivery, GraftPlan]]) -> list[Graft | None] | None:
+    async def _take(self, prompt: Prompt, plans: dict[str, tuple[Delivery, GraftPlan]]) -> list[Graft | None] | None:
         """By part of the prompt, what is grafted there; None if an edge had to fall back instead."""
         seen, position, fell, used = set(prompt.seen), 0, False, set[str]()
         out: list[Graft | None] = []
@@ -163,7 +163,7 @@ class Reader:
             brought = None
             if part.sender not in used:  # a slot that is written twice is filled once
                 used.add(part.sender)
-                brought = self._graft(delivery, plan, position, seen)
+                brought = await self._graft(delivery, plan, position, seen)
                 fell = fell or brought is None
             if brought is not None:
                 position += len(brought.ids)
@@ -176,10 +176,13 @@ class Reader:
             return None
         return None if fell else out
 
-    def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
+    async def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
         control = self._inbox.turn.control
         plane = brought_plane(delivery, control)
-        brought = graft(plane, self._engine.model, position, seen, plan.carries) if plane is not None else None
+        brought = None
+        if plane is not None:
+            model, already = self._engine.model, frozenset(seen)
+            brought = await self._engine.call(lambda: graft(plane, model, position, already, plan.carries))
         if brought is not None and control is not None and control.kind == "zero":
             brought = brought._replace(kv=zeros(brought.kv))
         report = self._inbox.report(delivery)

@@ -45,10 +45,15 @@ def graft(
     """What the receiver has not read, moved to positions from `start` on; None where it has read it all.
 
     Keys are rotated (KVCOMM, arXiv 2510.12872, does the same for one offset); values are shared. Entries that already
-    stand where they should are shared whole, however many receivers take them.
+    stand where they should are shared whole, and receivers that want the same thing at the same place share one copy.
     """
-    private = plane.private(seen, carries)
-    if private is None:
-        return None
-    kv = private.kv.to(receiver.device, receiver.dtype)
-    return Graft(receiver.rotation.move(kv, torch.arange(start, start + len(kv))), private.ids, private.origins)
+    wanted = (receiver.device, start, carries, frozenset(seen) & plane.names)
+    if wanted not in plane.grafts:
+        private = plane.private(seen, carries)
+        if private is None:
+            return None
+        kv = private.kv.to(receiver.device, receiver.dtype)
+        moved = receiver.rotation.move(kv, torch.arange(start, start + len(kv)))
+        plane.grafts[wanted] = Graft(moved, private.ids, private.origins)
+    taken: Graft = plane.grafts[wanted]
+    return taken

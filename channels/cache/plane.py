@@ -1,7 +1,8 @@
 """What a sender's cache holds, entry by entry: the KV, the token, and whose text it is."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,6 +33,12 @@ class CachePlane:
     segments: tuple[KV, ...]
     ids: Sequence[int]
     origins: Sequence[Any]
+    grafts: dict[Any, Any] = field(default_factory=dict)  # what was grafted before, for the next who wants the same
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of all inputs and agents whose text is in here."""
+        return frozenset(origin[0] for origin in self.origins if origin is not None)
 
     def __len__(self) -> int:
         return len(self.ids)
