@@ -139,9 +139,9 @@ def _replace(value: Any, old: Any, new: Any, count: Any = None) -> str:
 
 
 def _join(value: Any, between: Any = "") -> str:
-    texts, between = [text_of(item) for item in _items(value)], text_of(between)
-    spend(sum(map(len, texts)) + len(between) * len(texts))
-    return between.join(texts)
+    texts, glue = [text_of(item) for item in _items(value)], text_of(between)
+    spend(sum(map(len, texts)) + len(glue) * len(texts))
+    return glue.join(texts)
 
 
 def _listed(parts: list[str]) -> list[str]:

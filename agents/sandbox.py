@@ -6,7 +6,7 @@ guard does more than linear work on bounded text. Knows nothing of prompts or ag
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import StrictUndefined, Undefined, nodes, pass_context
 from jinja2.exceptions import TemplateRuntimeError
@@ -53,7 +53,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             extensions=[_TokenLimit],
         )
-        known = self.tests
+        known: dict[str, Any] = dict(self.tests)
         self.globals = {"range": range_of}
         self.filters = dict(FILTERS)
         self.tests = {name: _tested(known[name]) for name in TESTS}
@@ -115,7 +115,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         spend(len(part))
         return part
 
-    def concat(self, *parts: Any) -> str:  # type: ignore[override]
+    def concat(self, *parts: Any) -> str:
         """Texts put together."""
         texts = [text_of(part) for part in parts]
         spend(sum(map(len, texts)))
@@ -140,7 +140,7 @@ def _tested(test: Callable[..., bool]) -> Callable[..., bool]:
 class _TokenLimit(Extension):
     """Ends the reading of endless code."""
 
-    def filter_stream(self, stream: Any) -> Iterator[Any]:  # type: ignore[override]
+    def filter_stream(self, stream: Any) -> Iterator[Any]:
         for number, token in enumerate(stream):
             if number > MAX_TOKENS:
                 raise TemplateRuntimeError(f"a template has at most {MAX_TOKENS:,} words of code")
@@ -152,7 +152,7 @@ class Guarding(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _guard("each", node, [node.iter])
+        node.iter = _guard("each", node, [cast(nodes.Expr, node.iter)])
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:

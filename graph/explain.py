@@ -21,7 +21,7 @@ __all__ = ["explain"]
 
 MAX_PROBLEMS = 200
 # The types behind the tags of the two unions of a recipe, which pydantic puts into the path of an error.
-UNIONS = {
+UNIONS: dict[Any, dict[Any, str | None]] = {
     "edges": {"text": "TextEdge", "cache": "CacheEdge", "both": "BothEdge", "auto": "AutoEdge"},
     "models": {"local": "ModelSpec", "endpoint": "EndpointSpec", "name": None},
 }
@@ -142,7 +142,7 @@ def _elsewhere(name: str, path: Path, known: dict[str, Any]) -> str:
 
 def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
     """The schema of the value at a path. `loc` tells which type of a union pydantic chose."""
-    schema = recipe_schema()
+    schema: dict[str, Any] = recipe_schema()
     definitions = schema["$defs"]
     for depth, part in enumerate(path):
         if "properties" in schema and part in schema["properties"]:

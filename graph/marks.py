@@ -134,7 +134,8 @@ class _Builder:
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                 node, anchor = self.open.pop()
                 self.pending.pop()
-                node.end = event.end_mark.index
+                end: Any = event.end_mark
+                node.end = end.index
                 if isinstance(node.children, list):
                     node.value = tuple(child.value for child in node.children)
                 self._close(node, anchor)
@@ -187,9 +188,9 @@ class _Builder:
             return event.value
 
     def _alias(self, event: Any) -> None:
-        target = self.anchors.get(event.anchor)
-        if target is None:
+        if event.anchor not in self.anchors:
             self._stop(f"alias '*{event.anchor}' has no finished anchor '&{event.anchor}' before it", event)
+        target = self.anchors[event.anchor]
         start = event.start_mark
         node = Node(start.line, start.column, start.index, event.end_mark.index, target.value, target.raw)
         # The copy stands where the alias stands, so that problems point at the use; its insides stay where written.

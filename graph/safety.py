@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path as FilePath
 from urllib.parse import SplitResult, urlsplit
 
+from cachegraph.channels.fusers.name import is_hub_fuser
+
 from .draft import Draft, Finding, Permissions
 from .marks import Path
 
@@ -98,7 +100,7 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
         if isinstance(model, str) and model not in draft.models:
             yield ("agents", name, "model"), model
     for edge in draft.edges:
-        if edge.fuser is not None:
+        if edge.fuser is not None and not is_hub_fuser(edge.fuser):
             yield ("edges", edge.index, "fuser"), edge.fuser
 
 

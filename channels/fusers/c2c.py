@@ -111,7 +111,8 @@ class C2CProjector(Projector):
         weight = _wide(weight.transpose(1, 2).unsqueeze(-1))
         if self.training:
             weight = self._soft_gate(side, (batch, heads, positions, 1)) * weight
-        return weight * by_head
+        residual: Tensor = weight * by_head
+        return residual
 
     def _soft_gate(self, side: Side, shape: tuple[int, ...]) -> Tensor:
         logit = self.key_gate_logit if side == "key" else self.value_gate_logit
