@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def _json(text: str, place: str) -> Any:
 
 
 def _table(name: str, text: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for values in reader:
             place = f"{name}, line {reader.line_num}"
@@ -84,7 +85,7 @@ def _table(name: str, text: str, delimiter: str) -> Iterator[Row]:
                 )
             yield Row(place, values)
     except csv.Error as error:
-        raise InputError(f"{name}, line {reader.line_num}: this is not CSV ({error})") from error
+        raise InputError(f"{name}, line {reader.reader.line_num}: this is not CSV ({error})") from error
 
 
 def _hub(source: str) -> Iterator[Row]:

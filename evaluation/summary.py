@@ -73,7 +73,7 @@ def _with_statistics(
     rows: Sequence[VariantRow], values: Mapping[str, Floats], metrics: Sequence[Metric], seed: int, once: bool
 ) -> Summary:
     """`once`: every example has one record a variant, so that right and wrong can be counted."""
-    pairs = [(name, base) for name in values for base in BASELINES if base in values and base != name]
+    pairs = [(name, base) for name in values for base in _baselines(name) if base in values and base != name]
     columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
     means = bootstrap_means(columns, seed)
     count = len(metrics)
@@ -91,6 +91,10 @@ def _with_statistics(
             resampled = means[:, place * count + number]
             differences.append(_difference(name, base, metric.name, here, there, resampled, once))
     return Summary(list(rows), differences)
+
+
+def _baselines(name: str) -> tuple[str, ...]:
+    return (*BASELINES, f"mismatched:{name}")
 
 
 def _difference(

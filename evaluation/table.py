@@ -26,13 +26,13 @@ def _quality(comparison: Comparison) -> Table:
     baselines = [name for name in ("text", "mismatched") if _runs(comparison, name)]
     table = _table(f"{comparison.graph}, {_count(comparison)}", ["variant", _title(metric)])
     for name in baselines:
-        table.add_column(f"minus {name}", justify="right", no_wrap=True)
+        table.add_column(f"minus {name}", justify="right")
     for row in comparison.rows:
         if row.why_not is not None:
             table.add_row(row.name, "[dim]not available")  # the verdicts say why
             continue
         differences = [_difference(comparison.difference(row.name, baseline), metric) for baseline in baselines]
-        name = row.name + (f" (= {row.same_as})" if row.same_as else "")
+        name = row.name + (f" = {row.same_as}" if row.same_as else "")
         table.add_row(name, _estimate(row.quality.get(metric.name), metric), *differences)
     if any(difference.shown and difference.metric == metric.name for difference in comparison.differences):
         table.caption = "* the interval excludes 0 and p is below 0.05"
@@ -76,7 +76,7 @@ def _cost(row: VariantRow) -> tuple[str, ...]:
 def _table(title: str | None, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=index < 2)
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
     return table
 
 

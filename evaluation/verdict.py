@@ -62,7 +62,7 @@ def against(difference: Difference, metric: MetricInfo) -> str:
 def _communication(name: str, running: dict[str, VariantRow], table: Table, metric: MetricInfo) -> str:
     control = "mismatched" if name == "cache" else f"mismatched:{name}"
     alone = table.get((name, "alone"))
-    wrong = table.get((name, control)) or _mirrored(table, name, control)
+    wrong = table.get((name, control))
     if alone is None or wrong is None:
         missing = [each for each, found in (("alone", alone), (control, wrong)) if found is None]
         return f"{name}: without {' and '.join(missing)} nothing is said about communication; add these variants"
@@ -79,15 +79,6 @@ def _communication(name: str, running: dict[str, VariantRow], table: Table, metr
             f"{name} beats alone, but so does a mismatched cache: this is not communication ({against(wrong, metric)})"
         )
     return f"{against(alone, metric)}, but {against(wrong, metric)}: no communication shown"
-
-
-def _mirrored(table: Table, name: str, control: str) -> Difference | None:
-    """`name` minus `control` where only the control's side was computed."""
-    other = table.get((control, name))
-    if other is None:
-        return None
-    update = {"variant": name, "baseline": control, "value": -other.value, "low": -other.high, "high": -other.low}
-    return other.model_copy(update=update)
 
 
 def _better(difference: Difference) -> bool:

@@ -1,0 +1,76 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachegraph.evaluation.stats import bootstrap_means, interval, mcnemar, two_sided
+
+
+def slow_mcnemar(b: int, c: int) -> float:
+    """The two-sided binomial test by adding up every outcome that is no likelier than the one seen."""
+    n = b + c
+    chances = [Fraction(math.comb(n, k), 2**n) for k in range(n + 1)]
+    return float(min(Fraction(1), sum((chance for chance in chances if chance <= chances[b]), Fraction(0))))
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
+    assert mcnemar(b, c) == pytest.approx(slow_mcnemar(b, c), rel=1e-12)
+    assert mcnemar(b, c) == mcnemar(c, b)
+
+
+def test_mcnemar_has_the_known_values() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(0, 6) == 2 / 64
+    assert mcnemar(1, 9) == pytest.approx(2 * 11 / 1024)
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(0, 5000) == 0.0  # too small for a float, and no overflow
+    assert 0 < mcnemar(400, 600) < 1e-8
+
+
+def test_resampled_means_are_those_of_drawing_examples_again() -> None:
+    columns = np.random.default_rng(5).normal(size=(40, 2))
+    means = bootstrap_means(columns, seed=1, resamples=20_000)
+    draws = np.random.default_rng(2).integers(0, 40, size=(20_000, 40))  # the slow way: drawn one by one
+    slow = columns[draws].mean(axis=1)
+    assert np.allclose(
+        np.quantile(means, [0.025, 0.5, 0.975], axis=0), np.quantile(slow, [0.025, 0.5, 0.975], axis=0), atol=0.02
+    )
+    assert np.allclose(np.cov(means.T), np.cov(slow.T), atol=0.002)
+
+
+def test_all_columns_see_the_same_draws() -> None:
+    column = np.random.default_rng(5).normal(size=50)
+    means = bootstrap_means(np.stack([column, column, column - column], axis=1), seed=3)
+    assert np.allclose(means[:, 0], means[:, 1])
+    assert not means[:, 2].any()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    columns = np.random.default_rng(5).normal(size=(30, 3))
+    assert np.array_equal(bootstrap_means(columns, 7), bootstrap_means(columns, 7))
+    assert not np.array_equal(bootstrap_means(columns, 7), bootstrap_means(columns, 8))
+
+
+def test_the_interval_is_that_of_the_binomial_where_that_is_known() -> None:
+    rights = np.array([1.0] * 60 + [0.0] * 40)[:, None]
+    low, high = interval(bootstrap_means(rights, 0)[:, 0])
+    assert (low, high) == (pytest.approx(0.50, abs=0.011), pytest.approx(0.69, abs=0.011))
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(11)
+    samples = generator.normal(size=(60, 200))  # 200 experiments of 60 examples whose true mean is 0
+    means = bootstrap_means(samples, 0, resamples=1000)
+    ends = [interval(means[:, each]) for each in range(200)]
+    assert 0.90 <= np.mean([low <= 0 <= high for low, high in ends]) <= 0.98
+
+
+def test_two_sided_p_is_small_only_where_zero_is_rare() -> None:
+    assert two_sided(np.full(9999, 1.0)) == 2 / 10_000
+    assert two_sided(np.zeros(100)) == 1.0
+    assert two_sided(np.linspace(-1, 1, 1001)) == pytest.approx(1.0)
+    assert two_sided(np.r_[np.full(975, 1.0), np.full(25, -1.0)]) == pytest.approx(2 * 26 / 1001)
