@@ -36,6 +36,7 @@ class Scheduler(Generic[JobT]):
     """Rows that decode always run; prompts share what is left of a step's budget, by priority, then by arrival."""
 
     max_rows: int = 64
+    chunk: int = CHUNK
     jobs: list[JobT] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -51,10 +52,10 @@ class Scheduler(Generic[JobT]):
     def next_step(self) -> list[Share[JobT]]:
         """The shares of the next step; at least one where there is a job."""
         decoding = [Share(job, 1) for job in self.jobs if job.remaining == 1][: self.max_rows]
-        room, budget = self.max_rows - len(decoding), CHUNK
+        room, budget = self.max_rows - len(decoding), self.chunk
         chosen = list(decoding)
         for job in self._by_urgency():
-            tokens = min(job.remaining, CHUNK)
+            tokens = min(job.remaining, self.chunk)
             if room == 0 or (tokens > budget and chosen):
                 break
             chosen.append(Share(job, tokens))

@@ -1,6 +1,7 @@
 """An engine's thread: what has arrived joins the running batch, one step is computed, what is done leaves."""
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,8 @@ class Worker:
     def __init__(self, model: LoadedModel):
         self._model = model
         self._inbox: queue.SimpleQueue[list[Job] | Callable[[], None] | None] = queue.SimpleQueue()
-        self._scheduler: Scheduler[Job] = Scheduler()
+        # A recurrent model's prompt is read at once: transformers begins anew with every piece of several tokens.
+        self._scheduler: Scheduler[Job] = Scheduler() if model.why_no_cache is None else Scheduler(chunk=sys.maxsize)
         self._device = _device_locks.setdefault(model.device, threading.Lock())
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
         self._thread.start()
