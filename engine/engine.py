@@ -88,6 +88,9 @@ class Engine:
     ) -> Generated:
         """Read `ids` (at least one) behind `past`, then decode. `seen`: tokens of `past`, for the penalty."""
         spec = spec or GenerateSpec()
+        if spec.max_new_tokens == 0:
+            done = await self.prefill(ids, past, positions=positions, priority=priority)
+            return Generated([], "", "length", done.segments, done.cost)
         tokenizer = self.model.tokenizer
         job = Job(
             self._cache(past),
