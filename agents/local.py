@@ -67,7 +67,8 @@ class LocalAgent:
         engine = self._opened.engine
         reason = engine.model.why_no_cache
         why = f"{engine.model.name!r} can't take part in a cache edge: {reason}" if reason else None
-        return Peer(self.name, engine.model.name, engine, why, reads_only=self._spec.generate.max_new_tokens == 0)
+        reads_only = self._spec.generate.max_new_tokens == 0
+        return Peer(self.name, engine.model.name, engine, why, reads_only, self._template.names)
 
     async def close(self) -> None:
         """Give the model back."""

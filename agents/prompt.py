@@ -81,6 +81,7 @@ class PromptTemplate:
         self._system = compile_template(spec.system) if spec.system is not None else None
         used = self._prompt.names | (self._system.names if self._system else frozenset())
         self._in_front = [name for name in upstream if name not in used]  # no slot: a message of its own
+        self.names = used | frozenset(self._in_front)  # the inputs and agents whose text it may hold
 
     def messages(self, values: Mapping[str, str], slots: Collection[str] = ()) -> list[Message]:
         """The agent's messages for one turn. Raises InputError where a template fails on these values."""

@@ -14,6 +14,7 @@ from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.cache.plans import FusePlan, GraftPlan
 from cachegraph.channels.cache.reading import SharedReading
 from cachegraph.channels.cache.respond import Along, FusedRow
+from cachegraph.channels.create import nothing_private
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV
 from cachegraph.engine.request import Cost
@@ -187,8 +188,7 @@ class Reader:
             brought = brought._replace(kv=zeros(brought.kv))
         report = self._inbox.report(delivery)
         if brought is None:
-            sender = delivery.route.edge.sender
-            self._inbox.fall_back(delivery, f"agent {self._inbox.agent!r} has itself read all that {sender!r} has")
+            self._inbox.fall_back(delivery, nothing_private(delivery.route.edge.sender, self._inbox.agent))
             return None
         report.bytes += brought.kv.nbytes
         report.positions_grafted = len(brought.ids)
