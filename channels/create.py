@@ -5,7 +5,7 @@ from typing import assert_never
 
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.load import LoadedModel
-from cachegraph.errors import ChannelError, FuserError
+from cachegraph.errors import ChannelError, ConfigError, FuserError
 
 from .base import Peer
 from .cache.align import Aligner
@@ -18,7 +18,7 @@ from .fusers.load import load_fuser
 from .message import Route
 from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 
-__all__ = ["route"]
+__all__ = ["fall_back", "nothing_private", "route"]
 
 _SAME_TOKENS = 0.99  # of the receiver's vocabulary must mean the same to the sharer where both read the same ids
 
@@ -52,6 +52,14 @@ def fall_back(edge: EdgeSpec, reason: str) -> Route:
     return Route(edge, "text", fallback_reason=reason)
 
 
+def nothing_private(sender: str, receiver: str) -> str:
+    """Why there is nothing to graft."""
+    return (
+        f"agent {receiver!r} itself reads all that {sender!r} has read, so there is nothing to graft; "
+        "`carries: reply` grafts what it wrote"
+    )
+
+
 def _plan(
     edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path
 ) -> GraftPlan | FusePlan | str:
@@ -62,12 +70,14 @@ def _plan(
         return f"agent {receiver.agent!r} writes nothing: it hands over its prompt, so it needs the words"
     try:
         fuser = _fuser(edge, sender, receiver, folder)
-    except FuserError as error:
+    except (FuserError, ConfigError) as error:
         return str(error)
     if fuser is None:
         reason = why_no_graft(sender.model.model, receiver.model.model)
         # `both` carries the cache of the text it hands over, which for an agent that only reads is its prompt.
         carries = edge.carries if not isinstance(edge, BothEdge) else "prompt" if sender.reads_only else "reply"
+        if reason is None and carries == "prompt" and sender.reads <= receiver.reads - {sender.agent}:
+            reason = nothing_private(sender.agent, receiver.agent)
         return reason or GraftPlan(carries)
     return _fuse_plan(edge, sender.model, receiver.model, fuser)
 
