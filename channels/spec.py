@@ -27,7 +27,8 @@ class TextEdge(_Edge):
 
 class _CacheCapable(_Edge):
     fuser: Annotated[
-        str | None, Field(description="A fuser's name or folder; none is needed between agents of one model.")
+        str | None,
+        Field(description="A fuser's name, folder or hub:ORGANISATION/NAME/FOLDER; agents of one model need none."),
     ] = None
     fallback: Annotated[Literal["text", "error"], Field(description="What happens where the cache can't travel.")] = (
         "text"

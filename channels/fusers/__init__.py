@@ -5,7 +5,9 @@ base.py        Projector (one receiver layer) and Fuser (all of them, with the c
 c2c.py         the architecture of the Cache-to-Cache paper
 create.py      architectures by name; a new fuser
 weights.py     our folder: fuser.safetensors and card.json
-reference.py   the folder the paper's authors publish, in and out
+published.py   which projectors the folder names that the paper's authors publish; no torch
+reference.py   that folder, in and out
 find.py        a name or a path to a folder; does it fit these two models
+hub.py         a fuser of the Hugging Face hub; name.py: how a recipe names one
 load.py        a folder of either kind to a Fuser
 """

@@ -5,16 +5,25 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
-from cachegraph.engine.models import home
+from cachegraph.engine.models import Progress, home
+from cachegraph.engine.models.progress import silent
 from cachegraph.errors import FuserError
 
 from .card import Card, Geometry
+from .hub import fetch_fuser, find_cached_fuser
+from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
 
 __all__ = ["check_pair", "find_fuser", "fuser_names"]
 
 
-def find_fuser(name_or_path: str, base: Path) -> Path:
-    """The folder that a recipe in `base` means: one beside it, an absolute path, or an installed or shipped name."""
+def find_fuser(name_or_path: str, base: Path, progress: Progress = silent) -> Path:
+    """The folder that a recipe in `base` means: one beside it, an absolute path, or an installed or shipped name.
+
+    `hub:...` is a fuser of the hub, fetched if this machine does not have it. Raises FuserError, or ConfigError where
+    the hub can't be reached.
+    """
+    if is_hub_fuser(name_or_path):
+        return _from_hub(name_or_path, progress)
     path = Path(os.path.expanduser(name_or_path))
     beside = base / path
     if os.path.isdir(beside):
@@ -55,6 +64,13 @@ def check_pair(
 def fuser_names() -> list[str]:
     """All fusers that a recipe can call by name."""
     return sorted({entry.name for shelf in _shelves() if shelf.is_dir() for entry in shelf.iterdir() if entry.is_dir()})
+
+
+def _from_hub(name: str, progress: Progress) -> Path:
+    wanted = parse_hub_fuser(name)
+    if wanted is None:
+        raise FuserError(f"{name!r} is no fuser of the hub; write {HUB_FORM}")
+    return find_cached_fuser(wanted) or fetch_fuser(wanted, progress)
 
 
 def _shelves() -> tuple[Path, Path]:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from cachegraph.engine.spec import Strict
 from cachegraph.errors import FuserError
 
 from ..cache.layers import LayerPair
@@ -27,11 +26,11 @@ from .base import Fuser, Projector
 from .c2c import C2CParams
 from .card import Alignment, Card, checked_card
 from .folder import read_json, replaced_folder
+from .published import CONFIG, PublishedSharer, read_sharers, weights_folder
 from .weights import expected_state, filled_projector
 
 __all__ = ["export_reference", "is_reference", "load_reference"]
 
-CONFIG = "projector_config.json"
 LARGEST_PICKLE = 1 << 20
 
 
@@ -44,25 +43,19 @@ class _InitArgs(C2CParams):
     zero_init: bool = False
 
 
-class _Sharer(Strict):
-    """One sharer's part of the configuration: (sharer layer, projector) by receiver layer."""
-
-    layers: dict[int, tuple[int, int]] = Field(min_length=1)
-
-
 def is_reference(folder: Path) -> bool:
-    return _weights_folder(folder) is not None
+    return weights_folder(folder) is not None
 
 
 def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
     """The fusers in a published folder, one a sharer, in the order of the sharers' numbers."""
-    found = _weights_folder(Path(folder))
+    found = weights_folder(Path(folder))
     if found is None:
         inside = sorted(path.parent.parent.name for path in Path(folder).glob(f"*/final/{CONFIG}"))
         hint = f"name one of its folders: {', '.join(map(repr, inside))}" if inside else "check the path"
         raise FuserError(f"{str(folder)!r} holds no {CONFIG!r}; {hint}")
     training = _training_config(found)
-    sharers = _sharers(found / CONFIG)
+    sharers = read_sharers(found)
     return tuple(_fuser(found, sharer, training, len(sharers) == 1) for sharer in sharers)
 
 
@@ -85,10 +78,6 @@ def export_reference(fuser: Fuser, folder: Path | str) -> None:
         _write_json(fresh / "config.json", {"model": _model_config(card, params)})
 
 
-def _weights_folder(folder: Path) -> Path | None:
-    return next((path for path in (folder, folder / "final") if (path / CONFIG).is_file()), None)
-
-
 def _training_config(folder: Path) -> dict[str, Any]:
     for path in (folder / "config.json", folder.parent / "config.json"):
         if path.is_file():
@@ -97,38 +86,7 @@ def _training_config(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _sharers(path: Path) -> list[_Sharer]:
-    config = read_json(path)
-    if len(config) != 1:
-        raise FuserError(f"{str(path)!r} names {len(config)} receivers; a fuser has one, split the file")
-    by_sharer = next(iter(config.values()))
-    if not isinstance(by_sharer, dict) or not by_sharer:
-        raise FuserError(f"{str(path)!r} names no sharer; get the fuser again from its source")
-    return [_sharer(by_sharer[number], path) for number in sorted(by_sharer, key=_as_number)]
-
-
-def _sharer(layers: Any, path: Path) -> _Sharer:
-    chosen = {}
-    for layer, pairs in layers.items() if isinstance(layers, dict) else ():
-        if isinstance(pairs, list) and len(pairs) > 1:
-            raise FuserError(
-                f"{str(path)!r} gives receiver layer {layer} {len(pairs)} projectors; the published code reads only "
-                "the first, so delete the others if that is meant"
-            )
-        chosen[layer] = pairs[0] if isinstance(pairs, list) and pairs else None
-    try:
-        sharer = _Sharer.model_validate({"layers": chosen})
-    except ValidationError as error:
-        raise FuserError(
-            f"{str(path)!r} is not of the form {{receiver: {{sharer: {{layer: [[layer, projector]]}}}}}} "
-            f"({error.errors()[0]['msg']}); get the fuser again from its source"
-        ) from error
-    if min(min(layer, *pair) for layer, pair in sharer.layers.items()) < 0:
-        raise FuserError(f"{str(path)!r} holds a negative number; get the fuser again from its source")
-    return sharer
-
-
-def _fuser(folder: Path, sharer: _Sharer, training: Mapping[str, Any], only: bool) -> Fuser:
+def _fuser(folder: Path, sharer: PublishedSharer, training: Mapping[str, Any], only: bool) -> Fuser:
     args = {number: _init_args(folder / f"projector_{number}.json") for _, number in sharer.layers.values()}
     first, *others = args.values()
     if any(_sizes(other) != _sizes(first) for other in others):
@@ -161,7 +119,7 @@ def _sizes(args: _InitArgs) -> dict[str, Any]:
     return args.model_dump(exclude={"dtype", "zero_init"})
 
 
-def _card(folder: Path, args: _InitArgs, sharer: _Sharer, training: Mapping[str, Any], only: bool) -> Card:
+def _card(folder: Path, args: _InitArgs, sharer: PublishedSharer, training: Mapping[str, Any], only: bool) -> Card:
     pairs = [LayerPair(layer, source) for layer, (source, _) in sorted(sharer.layers.items())]
     geometry = _geometry(max(pair.receiver for pair in pairs), args.target_num_heads, args.target_dim)
     source = _geometry(max(pair.sharer for pair in pairs), args.source_num_heads, args.source_dim)
@@ -193,10 +151,6 @@ def _alignment(training: Mapping[str, Any]) -> Alignment:
 
 def _name(value: Any, default: str) -> str:
     return value if isinstance(value, str) and value else default
-
-
-def _as_number(key: str) -> int:
-    return int(key) if key.isdecimal() else -1
 
 
 def _read_pt(path: Path) -> dict[str, Tensor]:

@@ -1,14 +1,18 @@
-"""Having all of a recipe's models on this disk before anything runs, with a bar where one must be fetched."""
+"""Having all of a recipe's models and fusers on this disk before anything runs, with a bar for what must be fetched."""
 
 from pathlib import Path
 
+from cachegraph.channels.fusers.find import find_fuser
+from cachegraph.channels.fusers.name import is_hub_fuser
+from cachegraph.channels.spec import TextEdge
 from cachegraph.engine.models import find, load_catalogue
 from cachegraph.engine.spec import ModelSpec
+from cachegraph.errors import ConfigError, FuserError
 from cachegraph.graph.spec import GraphSpec
 
-from .models import pull_with_bar
+from .models import bar, pull_with_bar
 
-__all__ = ["fetch_models"]
+__all__ = ["fetch_fusers", "fetch_models"]
 
 
 def fetch_models(spec: GraphSpec, folder: Path) -> None:
@@ -17,6 +21,19 @@ def fetch_models(spec: GraphSpec, folder: Path) -> None:
     for model in _local_models(spec):
         if find(model, folder, catalogue) is None:
             pull_with_bar(model, catalogue, folder)
+
+
+def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
+    """Fetch what is missing. Raises FuserError or ConfigError where the recipe allows no text instead."""
+    for edge in spec.edges:
+        if isinstance(edge, TextEdge) or edge.fuser is None or not is_hub_fuser(edge.fuser):
+            continue
+        try:
+            with bar(edge.fuser) as progress:
+                find_fuser(edge.fuser, folder, progress)
+        except (FuserError, ConfigError):
+            if edge.channel != "auto" and edge.fallback == "error":
+                raise  # else the edge falls back, and the result says why
 
 
 def _local_models(spec: GraphSpec) -> list[ModelSpec]:

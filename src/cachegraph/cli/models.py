@@ -16,7 +16,7 @@ from cachegraph.engine.models import Catalogue, StoredModel, find, load_catalogu
 from cachegraph.engine.models.inventory import Item, inventory, remove
 from cachegraph.engine.spec import ModelSpec
 
-__all__ = ["app", "pull_with_bar"]
+__all__ = ["app", "bar", "pull_with_bar"]
 
 app = typer.Typer(name="models", help="The models that agents can run.", no_args_is_help=True)
 
@@ -127,13 +127,14 @@ def _facts(name: str, catalogue: Catalogue, model: StoredModel | None) -> dict[s
 def pull_with_bar(spec: ModelSpec, catalogue: Catalogue, folder: Path | None = None) -> StoredModel:
     """Pull a model and show how far it is. `folder` is where relative paths start."""
     console = Console(stderr=True)
-    with _bar(console, spec.source) as progress:
+    with bar(spec.source, console) as progress:
         return pull(spec, folder, catalogue, progress, lambda text: console.print(text, highlight=False))
 
 
 @contextmanager
-def _bar(console: Console, name: str) -> Iterator[Any]:
+def bar(name: str, console: Console | None = None) -> Iterator[Any]:
     """A bar for each stage, the finished ones left standing; nothing where stderr is no terminal."""
+    console = console or Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}

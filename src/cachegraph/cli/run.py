@@ -47,14 +47,16 @@ def run(
     """Run a recipe and print its reply."""
     from cachegraph.graph.graph import Graph
 
-    from .fetch import fetch_models
+    from .fetch import fetch_fusers, fetch_models
 
     wanted = _channels(channels or [])
     graph = Graph.from_yaml(recipe, allow_env=allow_env or (), allow_paths=allow_paths)
     given = _inputs(inputs or [])
     graph.check_inputs(given)
-    fetch_models(graph.spec, recipe.parent)
+    fetch_models(graph.spec, graph.folder)
     graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
+    for each in graphs:
+        fetch_fusers(each.spec, graph.folder)
     with graph:
         results = _run_all(graphs, given, quiet or as_json)
     if as_json:

@@ -1,18 +1,13 @@
 """Hub models, against a hub of a few lines on this machine: what is fetched, what is refused, what works offline."""
 
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
-COMMIT = "c" * 40
+from fake_hub import COMMIT, hub_environment, serve_hub
 
 PULL = """
 import json, sys
@@ -28,73 +23,20 @@ except CachegraphError as error:
 """
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The three addresses of the hub's interface that a snapshot needs."""
-
-    repos: dict[str, dict[str, bytes]] = {}
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        repo = next((repo for repo in self.repos if f"/{repo}/" in f"{path}/"), None)
-        if repo is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        files = self.repos[repo]
-        if "/resolve/" in path:
-            self._send(files[path.rsplit("/", 1)[1]], "application/octet-stream")
-        elif "/tree/" in path:
-            self._json([{"type": "file", "path": n, "size": len(c), "oid": oid(c)} for n, c in files.items()])
-        else:
-            siblings = [{"rfilename": n, "size": len(c), "blobId": oid(c)} for n, c in files.items()]
-            self._json({"id": repo, "sha": COMMIT, "siblings": siblings, "cardData": {"license": "mit"}})
-
-    def _json(self, value: object) -> None:
-        self._send(json.dumps(value).encode(), "application/json")
-
-    def _send(self, content: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{oid(content)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def oid(content: bytes) -> str:
-    return sha1(content).hexdigest()
-
-
 @pytest.fixture
 def hub(tiny_folder: Path) -> Iterator[str]:
     model = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
-    Hub.repos = {
+    repos = {
         "org/tiny": model | {"pytorch_model.bin": b"pickle", "README.md": b"#"},
         "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
         "org/ggufs": {"x.gguf": b"GGUF"},
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve_hub(repos) as (address, _):
+        yield address
 
 
 def ask(name: str, tmp_path: Path, **environment: str) -> str:
-    variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    variables |= {"HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"} | environment
+    variables = hub_environment(tmp_path, **environment)
     run = subprocess.run([sys.executable, "-c", PULL, name], env=variables, capture_output=True, text=True, check=False)
     assert "Traceback" not in run.stderr
     return run.stdout.strip()
