@@ -6,7 +6,7 @@ longer, the other's positions leave a gap.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -99,12 +99,9 @@ def read_aligned(aligners: Sequence[Aligner], receiver: Reading, sharers: Sequen
         stretches.append(Stretch(token, token + count, pairs))
         token += count
         rows = [row + len(parts[index]) for row, parts in zip(rows, others, strict=True)]
-    return SharedReading(
-        _flat(own[0]),
-        _positions(own[0], starts),
-        [SharerReading(_flat(parts), _positions(parts, starts)) for parts in others],
-        _last_token_apart(stretches, token),
-    )
+    stretches = _last_token_apart(stretches, token)
+    readings = [SharerReading(_flat(parts), _positions(parts, starts)) for parts in others]
+    return SharedReading(_flat(own[0]), _positions(own[0], starts), _needed(readings, stretches), stretches)
 
 
 def read_offsets(receiver: Reading, sharers: Sequence[Reading]) -> SharedReading:
@@ -118,7 +115,8 @@ def read_offsets(receiver: Reading, sharers: Sequence[Reading]) -> SharedReading
             for mine, theirs in zip(receiver.contents, sharer.contents, strict=True)
         ]
         by_sharer.append(align_offsets(receiver.offsets, sharer.offsets, spans))
-    return pair_tokens(receiver.ids, [SharerReading(each.ids) for each in sharers], by_sharer)
+    reading = pair_tokens(receiver.ids, [SharerReading(each.ids) for each in sharers], by_sharer)
+    return replace(reading, sharers=_needed(reading.sharers, reading.stretches))
 
 
 def pair_tokens(
@@ -158,6 +156,15 @@ def _last_token_apart(stretches: list[Stretch], length: int) -> list[Stretch]:
             keep = {j: Pairs(pair.receiver[:-1], pair.sharer[:-1]) for j, pair in pairs.items()}
             stretches.append(Stretch(start, end - 1, keep))
     return stretches
+
+
+def _needed(sharers: Sequence[SharerReading], stretches: Sequence[Stretch]) -> list[SharerReading]:
+    """Each sharer's reading up to its last token that stands for one of the receiver's; nobody looks at the rest."""
+    cut = []
+    for j, (ids, positions) in enumerate((each.ids, each.positions) for each in sharers):
+        end = max((int(at.pairs[j].sharer.max()) + 1 for at in stretches if j in at.pairs), default=0)
+        cut.append(SharerReading(ids[:end], positions[:end] if positions is not None else None))
+    return cut
 
 
 def _unpadded(ids: Sequence[int], padding: Sequence[bool], sections: Sequence[tuple[str, int, int]]) -> list[list[int]]:

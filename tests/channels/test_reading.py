@@ -1,0 +1,171 @@
+"""How receiver and sharers read one prompt: which tokens, at which positions, and which stand for each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CHATML, save_tokenizer
+from transformers import AutoTokenizer
+
+from cachegraph.channels.cache.align import Aligner, Reading
+from cachegraph.channels.cache.reading import (
+    SharedReading,
+    SharerReading,
+    pair_tokens,
+    read_aligned,
+    read_ids,
+    read_offsets,
+)
+from cachegraph.engine.chat import render_chat
+from cachegraph.engine.tokens import Tokenizer
+from cachegraph.errors import ChannelError
+
+LONG = (
+    "{% for m in messages %}<start>of a turn by the {{ m.role }} who says\n{{ m.content | trim }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<start>of a turn by the model{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer, Tokenizer]:
+    """One receiver and two sharers: another vocabulary, and another chat template too, longer than the receiver's."""
+    out = []
+    for vocabulary, template in ((300, CHATML), (270, CHATML), (310, LONG)):
+        folder = tmp_path_factory.mktemp("tokenizer")
+        save_tokenizer(folder, vocabulary=vocabulary, template=template)
+        out.append(Tokenizer(AutoTokenizer.from_pretrained(folder)))
+    return out[0], out[1], out[2]
+
+
+def read(tokenizer: Tokenizer, *contents: str) -> Reading:
+    chat = render_chat(tokenizer.chat, [{"role": "user", "content": content} for content in contents])
+    encoded = tokenizer.encode(chat.text, special=False)
+    return Reading(encoded.ids, encoded.offsets, [(span.start, span.end) for span in chat.contents])
+
+
+def check(reading: SharedReading) -> None:
+    """What holds of every reading."""
+    at = 0
+    for stretch in reading.stretches:
+        assert stretch.start == at < stretch.end
+        at = stretch.end
+        for j, (here, there) in stretch.pairs.items():
+            assert len(here) == len(there) > 0
+            assert 0 <= int(here.min()) <= int(here.max()) < stretch.end - stretch.start
+            assert len(set(here.tolist())) == len(here)
+            assert 0 <= int(there.min()) <= int(there.max()) < len(reading.sharers[j].ids)
+    assert at < len(reading.ids)  # decoding starts from the last token, which nobody corrects
+    if reading.stretches:
+        assert reading.stretches[-1].pairs
+    if reading.positions is not None:
+        for positions in (reading.positions, *(each.positions for each in reading.sharers)):
+            assert positions is not None
+            assert bool((positions.diff() > 0).all())
+
+
+def stand_ins(reading: SharedReading, j: int) -> list[tuple[int, int]]:
+    """(receiver token, sharer token) of all pairs."""
+    return [
+        (reading.ids[stretch.start + here], reading.sharers[j].ids[there])
+        for stretch in reading.stretches
+        if j in stretch.pairs
+        for here, there in zip(*(x.tolist() for x in stretch.pairs[j]), strict=True)
+    ]
+
+
+TEXTS = st.one_of(st.text("the sky is blue? 🙂中\n", min_size=1, max_size=20), st.text(min_size=1, max_size=15))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from(["first", "longest"]))
+def test_aligned_chats_share_their_messages_position_by_position(models: Any, texts: list[str], strategy: Any) -> None:
+    receiver, *others = models
+    aligners = [Aligner(receiver.raw, other.raw, strategy) for other in others]
+    mine = read(receiver, *texts)
+    reading = read_aligned(aligners, mine, [read(other, *texts) for other in others])
+    check(reading)
+    assert list(reading.ids) == list(mine.ids)
+    assert reading.positions is not None
+    for j, aligner in enumerate(aligners):
+        positions = reading.sharers[j].positions
+        assert positions is not None
+        for stretch in reading.stretches:
+            if stretch.pairs:
+                here, there = stretch.pairs[j]
+                assert torch.equal(reading.positions[stretch.start + here], positions[there])
+        assert all(aligner.token(ours) == theirs for ours, theirs in stand_ins(reading, j))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(TEXTS, min_size=1, max_size=3))
+def test_by_offsets_everybody_reads_natively(models: Any, texts: list[str]) -> None:
+    receiver, *others = models
+    mine, theirs = read(receiver, *texts), [read(other, *texts) for other in others]
+    reading = read_offsets(mine, theirs)
+    check(reading)
+    assert list(reading.ids) == list(mine.ids)
+    for own, sharer in zip(theirs, reading.sharers, strict=True):
+        assert list(own.ids[: len(sharer.ids)]) == list(sharer.ids)
+
+
+def test_sharers_read_no_further_than_somebody_looks(models: Any) -> None:
+    """Not what their own templates put behind the last message."""
+    receiver, _, other = models
+    full = read(other, "the sky")
+    for reading in (
+        read_aligned([Aligner(receiver.raw, other.raw)], read(receiver, "the sky"), [full]),
+        read_offsets(read(receiver, "the sky"), [full]),
+    ):
+        assert len(reading.sharers[0].ids) < len(full.ids)
+        last = reading.stretches[-1].pairs[0].sharer
+        assert int(last.max()) == len(reading.sharers[0].ids) - 1
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_prompt_of_one_token_has_nothing_to_share(count: int) -> None:
+    reading = read_ids([5] * count, 2)
+    assert (reading.fused, list(reading.stretches)) == (0, [])
+
+
+def test_one_tokenizer_shares_all_but_the_last_token() -> None:
+    reading = read_ids([5, 6, 7], 2)
+    check(reading)
+    assert reading.fused == 2
+    assert [each.ids for each in reading.sharers] == [[5, 6], [5, 6]]
+
+
+def test_a_message_that_ends_the_prompt_keeps_its_last_token_apart(models: Any) -> None:
+    """Where the template writes nothing behind the message."""
+    receiver, other, _ = models
+    ids, offsets = receiver.encode("the sky", special=False)
+    mine = Reading(ids, offsets, [(0, 7)])
+    theirs = Reading(*other.encode("the sky", special=False), [(0, 7)])
+    for reading in (read_aligned([Aligner(receiver.raw, other.raw)], mine, [theirs]), read_offsets(mine, [theirs])):
+        check(reading)
+        assert reading.fused == len(ids) - 1
+
+
+@given(
+    st.integers(2, 20),
+    st.lists(st.dictionaries(st.integers(0, 19), st.integers(0, 9), max_size=20), min_size=1, max_size=3),
+)
+def test_any_pairs_are_kept_but_the_last_tokens(length: int, pairs: list[dict[int, int]]) -> None:
+    """Runs of corrected tokens and runs between them; each sharer's pairs where they were."""
+    wanted = [{here: there for here, there in each.items() if here < length - 1} for each in pairs]
+    reading = pair_tokens(
+        list(range(length)), [SharerReading(list(range(10)))] * len(pairs), [each.items() for each in wanted]
+    )
+    check(reading)
+    assert [dict(stand_ins(reading, j)) for j in range(len(pairs))] == wanted
+    assert reading.fused == len({here for each in wanted for here in each})
+
+
+def test_a_chat_without_messages_is_refused(models: Any, tmp_path: Path) -> None:
+    receiver, other, _ = models
+    with pytest.raises(ChannelError, match="no message"):
+        read_aligned([Aligner(receiver.raw, other.raw)], Reading([1], [(0, 1)], []), [Reading([1], [(0, 1)], [])])
+    with pytest.raises(ChannelError, match="different numbers of contents"):
+        read_offsets(Reading([1], [(0, 1)], [(0, 1)]), [Reading([1], [(0, 1)], [])])
