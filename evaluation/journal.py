@@ -83,7 +83,7 @@ def _whole_lines(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"the results file {str(path)!r} can't be read: {error.strerror or error}") from error
     end = data.rfind(b"\n") + 1
-    lines = data[:end].decode("utf-8", "replace").splitlines()
+    lines = data[:end].decode("utf-8", "replace").split("\n")[:-1]
     if lines and _key(lines[0]) is not None and end < len(data):
         try:
             with path.open("r+b") as file:

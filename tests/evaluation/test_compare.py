@@ -1,0 +1,267 @@
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from cachegraph import Comparison, acompare, compare
+from cachegraph.agents.testing import ScriptedAgent
+from cachegraph.errors import InputError, ModelError
+from cachegraph.evaluation.rounds import Progress
+
+from .conftest import Answerer, Reader, rows, story_graph
+
+pytestmark = pytest.mark.usefixtures("caches_travel")
+ALL = ("text", "cache", "alone", "mismatched", "zero", "ceiling", "floor")
+
+
+def quality(found: Comparison) -> dict[str, float]:
+    return {row.name: row.quality["accuracy"].value for row in found.rows if row.why_not is None}
+
+
+def test_a_cache_that_is_read_beats_its_absence_and_every_control() -> None:
+    found = compare(story_graph(), rows(), variants=ALL)
+    assert quality(found) == {
+        "text": 1.0, "cache": 1.0, "alone": 0.0, "mismatched": 0.0, "zero": 0.0, "ceiling": 1.0, "floor": 0.0,
+    }  # fmt: skip
+    plainly, used = found.verdicts
+    assert plainly == "no difference shown between cache and text (+0.0 points, +0.0 to +0.0)"
+    assert used.startswith("cache beats alone by 100.0 points (100.0 to 100.0), and cache beats mismatched by 100.0")
+    assert used.endswith("what the cache carries is used")
+    assert {row.name: row.same_as for row in found.rows if row.same_as} == {"ceiling": "text", "floor": "alone"}
+    assert len(found.records) == 5 * 40  # nothing is played twice
+    assert found.records_of("floor") == found.records_of("alone")
+
+
+def test_a_receiver_that_likes_any_cache_is_found_out() -> None:
+    dazzled = Answerer("answerer", knows=lambda heard, story: heard.startswith("story"))
+    found = compare(story_graph(dazzled), rows())
+    assert "cache beats alone, but so does a mismatched cache: this is not communication" in found.verdicts[1]
+
+
+def test_every_mismatched_example_names_its_partner() -> None:
+    found = compare(story_graph(), rows(), variants=["mismatched"])
+    partners = [record.partner for record in found.records]
+    assert sorted(each for each in partners if each is not None) == list(range(40))
+    assert all(record.partner != record.index for record in found.records)
+
+
+def test_replies_scores_edges_and_costs_are_kept_by_example() -> None:
+    found = compare(story_graph(), rows(3), variants=["cache"])
+    first = found.records[0]
+    assert (first.reply, [score.logprob for score in first.scores]) == ("right", [-5.0, -1.0])
+    assert first.edge("reader", "answerer") is not None
+    assert first.seconds > 0
+    assert first.memory.rss > 1e6
+    (row,) = found.rows
+    assert row.cache_share == 1.0
+    assert row.agents["answerer"].generated == 1
+    assert row.seconds is not None
+
+
+def test_the_same_call_gives_the_same_numbers_and_another_seed_other_partners() -> None:
+    def numbers(seed: int) -> Any:
+        found = compare(story_graph(), rows(), limit=25, seed=seed)
+        return [row.quality for row in found.rows], found.differences, [each.partner for each in found.records]
+
+    assert numbers(3) == numbers(3)
+    assert numbers(3)[2] != numbers(4)[2]
+
+
+def test_a_comparison_survives_being_written_and_read(tmp_path: Path) -> None:
+    found = compare(story_graph(), rows(3), variants=["text", "cache", "zero", "sharer"])
+    found.save(tmp_path / "c.json")
+    assert Comparison.load(tmp_path / "c.json") == found
+    assert "examples" not in found.summary()
+    with pytest.raises(InputError, match=r"no comparison .*schema_version"):
+        Comparison.from_json(found.to_json().replace('"schema_version":1', '"schema_version":9', 1))
+    with pytest.raises(InputError, match="there is no comparison at"):
+        Comparison.load(tmp_path / "none.json")
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(count: int) -> Any:
+    def progress(made: Progress) -> None:
+        if made.made == count:
+            raise Stop
+
+    return progress
+
+
+def test_what_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    whole = compare(story_graph(), rows())
+    with pytest.raises(Stop):
+        compare(story_graph(), rows(), out=out, on_progress=stop_after(57), concurrency=1)
+    out.write_bytes(out.read_bytes()[:-9])  # as if the power had failed in the last line
+    seen: list[Progress] = []
+    reader = Reader("reader")
+    found = compare(story_graph(reader), rows(), out=out, on_progress=seen.append, concurrency=1)
+    assert (seen[0].done, seen[-1].done, seen[-1].made) == (56, 160, 104)
+    assert len(reader.turns) == 1 + 24 + 2 * 40  # a waking run; the rest of cache; both runs of mismatched
+    assert [row.quality for row in found.rows] == [row.quality for row in whole.rows]
+    assert (found.differences, found.verdicts) == (whole.differences, whole.verdicts)
+
+
+def test_a_finished_comparison_runs_nothing_again_and_takes_more_variants(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    compare(story_graph(), rows(), out=out, variants=["text"])
+    reader = Reader("reader")
+    compare(story_graph(reader), rows(), out=out, variants=["text"])
+    assert not reader.turns
+    found = compare(story_graph(reader), rows(), out=out, variants=["text", "alone"])
+    assert not reader.turns
+    assert quality(found) == {"text": 1.0, "alone": 0.0}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_data_or_another_recipe_begins_a_file_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    compare(story_graph(), rows(4), out=out, variants=["text"])
+    other = compare(story_graph(), rows(5), out=out, variants=["text"])
+    compare(story_graph(description="another"), rows(4), out=out, variants=["text"])
+    assert len(list(tmp_path.iterdir())) == 3
+    assert other.results_file != "r.jsonl"
+
+
+def test_an_example_that_fails_is_left_out_everywhere() -> None:
+    class Fragile(Reader):
+        async def turn(self, turn: Any) -> Any:
+            if turn.inputs["context"] == "story 7" and turn.needs_cache:
+                raise ModelError("too long")
+            return await super().turn(turn)
+
+    found = compare(story_graph(Fragile("reader")), rows(), variants=["text", "cache"])
+    text, cache = found.rows
+    assert (text.examples, cache.examples, text.failed, cache.failed) == (39, 39, 0, 1)
+    assert "1 examples failed in cache and are left out everywhere (agent 'reader' failed: too long)" in found.verdicts
+
+
+def test_a_variant_in_which_all_fails_is_not_available_and_the_rest_stands() -> None:
+    class Broken(Reader):
+        async def turn(self, turn: Any) -> Any:
+            if turn.needs_cache:
+                raise ModelError("no room")
+            return await super().turn(turn)
+
+    found = compare(story_graph(Broken("reader")), rows())
+    assert quality(found) == {"text": 1.0, "alone": 0.0}
+    assert "cache could not run: every example failed: agent 'reader' failed: no room" in found.verdicts
+
+
+def sampling(**generate: Any) -> dict[str, Any]:
+    return {
+        "reader": {"model": "small", "prompt": "{{ context }}", "generate": {"max_new_tokens": 0}},
+        "answerer": {"model": "small", "prompt": "{{ reader }}", "generate": {"temperature": 1.0, **generate}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("parts", "runs"),
+    [({}, {"text": 1, "mismatched": 3}), ({"agents": sampling()}, {"text": 3, "mismatched": 3})],
+)
+def test_only_what_is_random_is_repeated(parts: dict[str, Any], runs: dict[str, int]) -> None:
+    found = compare(story_graph(**parts), rows(4), variants=list(runs), seeds=3, seed=5)
+    for name, count in runs.items():
+        assert {record.seed for record in found.records_of(name)} == set(range(5, 5 + count))
+    assert {difference.test for difference in found.differences} == {"paired bootstrap"}
+
+
+def test_the_sharer_alone_answers_the_receivers_prompt_with_its_own_model() -> None:
+    agents = {
+        "reader": {"model": "big", "prompt": "{{ context }}"},
+        "answerer": {"model": "small", "prompt": "{{ reader }} {{ question }}"},
+    }
+    found = compare(story_graph(agents=agents), rows(4), variants=["sharer", "identical"])
+    sharer, identical = found.rows
+    assert sharer.quality["accuracy"].value == 0.0
+    assert identical.why_not == "there is no fuser 'm--m' of the receiver's model with itself"
+    same = compare(story_graph(), rows(4), variants=["sharer", "alone"])
+    assert same.rows[0].why_not is not None
+
+
+def test_the_ceiling_hands_over_all_that_a_writer_read() -> None:
+    agents = {
+        "reader": {"model": "small", "prompt": "{{ context }}"},
+        "answerer": {"model": "small", "prompt": "{{ reader }} {{ question }}"},
+    }
+    found = compare(story_graph(agents=agents), rows(4), variants=["text", "ceiling"])
+    assert [row.same_as for row in found.rows] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variants": ["cahce"]}, "no variant 'cahce'; did you mean 'cache'"),
+        ({"variants": ["text:both"]}, "no variant 'text:both'"),
+        ({"variants": ["text", "text"]}, "named twice"),
+        ({"limit": 0}, "limit must be 1 or more"),
+        ({"seeds": 0}, "seeds must be 1 or more"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"concurrency": 0}, "concurrency must be 1 or more"),
+        ({"limit": 1}, "there is only one; give more rows"),
+        ({"metrics": ["bleu"]}, "no metric 'bleu'"),
+        ({"columns": {"qestion": "q"}}, "did you mean 'question'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said_before_anything_loads(options: dict[str, Any], message: str) -> None:
+    reader = Reader("reader")
+    with pytest.raises(InputError, match=message):
+        compare(story_graph(reader), rows(), **options)
+    assert not reader.opened
+
+
+def test_choices_need_an_output_agent_that_writes_and_is_here() -> None:
+    silent = {**sampling(), "answerer": {"model": "small", "prompt": "{{ reader }}", "generate": {"max_new_tokens": 0}}}
+    with pytest.raises(InputError, match="'answerer' writes none"):
+        compare(story_graph(agents=silent), rows())
+    models = {"small": {"base_url": "http://localhost:1/v1", "model": "x"}}
+    with pytest.raises(InputError, match="'answerer' is behind an endpoint; take a metric of replies"):
+        compare(story_graph(models=models), rows())
+
+
+def test_an_agent_that_can_not_score_fails_its_examples_with_a_remedy() -> None:
+    found = compare(story_graph(ScriptedAgent("answerer")), rows(3), variants=["text"])
+    assert "can't score choices; use a metric of replies" in str(found.rows[0].why_not)
+    replies = compare(story_graph(ScriptedAgent("answerer", "right")), rows(3), variants=["text"], metrics=["contains"])
+    assert replies.rows[0].quality["contains"].value == 1.0
+
+
+def test_examples_that_are_alike_have_no_mismatched_cache() -> None:
+    found = compare(story_graph(), rows(1) * 5)
+    assert "mismatched could not run: all examples give the agents the same inputs" in found.verdicts[-2]
+
+
+def test_edges_without_a_cache_leave_the_controls_without_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    found = compare(story_graph(), rows(4), variants=["text", "cache", "mismatched"])
+    assert (
+        "cache: the cache was never used; the edges fell back to text: agent 'reader' follows a script"
+        in found.verdicts[0]
+    )
+    assert "no cache came that could be taken away" in str(found.rows[2].why_not)
+
+
+def test_the_users_own_agents_stay_open_and_those_of_variants_are_closed() -> None:
+    reader, answerer = Reader("reader"), Answerer("answerer")
+    graph = story_graph(reader, answerer)
+    compare(graph, rows(3))
+    assert (reader.opened, reader.closed) == (1, 0)
+    assert (answerer.opened, answerer.closed) == (2, 1)  # once as the graph's, once alone
+    graph.close()
+    assert (reader.closed, answerer.closed) == (1, 2)
+
+
+@pytest.mark.anyio
+async def test_it_runs_under_both_event_loops_and_can_be_cancelled(tmp_path: Path) -> None:
+    found = await acompare(story_graph(), rows(5), out=tmp_path / "a.jsonl")
+    assert quality(found)["cache"] == 1.0
+    stuck = Answerer("answerer")
+    stuck.gate, stuck.entered = anyio.Event(), anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(acompare, story_graph(stuck), rows(5))
+        await stuck.entered.wait()
+        group.cancel_scope.cancel()
