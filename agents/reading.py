@@ -245,10 +245,10 @@ class Reader:
         if following:
             plans, rows = zip(*following, strict=True)
             row.sharers = Along(plans, rows, fused.uncorrected, self._spec.fusion)
-        for index, (delivery, _) in enumerate(sharing):
+        for index, (delivery, plan) in enumerate(sharing):
             report = self._inbox.report(delivery)
             report.bytes += fused.nbytes[index]
-            report.positions_fused = _fused_by(reading, index)
+            report.positions_fused = _fused_by(reading, index) if plan.fuser.open_layers else 0
             report.seconds = {"sharer_prefill": fused.sharer_cost.prefill, "fuse": fused.fuse_seconds}
         return row
 
