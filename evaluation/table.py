@@ -7,7 +7,7 @@ from rich.table import Table
 
 from .comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
 
-__all__ = ["make_tables", "number"]
+__all__ = ["make_tables", "number", "size"]
 
 
 def make_tables(comparison: Comparison) -> Group:
@@ -68,8 +68,8 @@ def _cost(row: VariantRow) -> tuple[str, ...]:
         f"{row.first_token.median:.3f}" if row.first_token else "",
         f"{sum(agent.prefilled for agent in agents):.0f}",
         f"{sum(agent.generated for agent in agents):.1f}",
-        _bytes(sum(edge.bytes for edge in row.edges)),
-        _bytes(row.memory.gpu or row.memory.rss),
+        size(sum(edge.bytes for edge in row.edges)),
+        size(row.memory.gpu or row.memory.rss),
     )
 
 
@@ -110,8 +110,9 @@ def _difference(difference: Difference | None, metric: MetricInfo) -> str:
     return f"{number(difference.value, metric, True)} [dim]({low} to {high})[/]{star}"
 
 
-def _bytes(count: float) -> str:
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
+def size(count: float) -> str:
+    """So many bytes, for people."""
+    for step, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= step:
+            return f"{count / step:.2f} {unit}"
     return f"{count:.0f} B"
