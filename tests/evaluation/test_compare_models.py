@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_models"), pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "story-qa.yaml"
 STORIES = """
-Mila found a green key under the mat. She gave it to her uncle Ben. | What did Mila find? | a green key | a loaf of bread
+Mila found a green key under the mat. She gave it to Ben. | What did Mila find? | a green key | a loaf of bread
 Every Friday the baker Olaf rows to the island to sell bread. | How does Olaf get to the island? | he rows | he flies
 The old tram stopped because a goose had built its nest on the rails. | What stopped the tram? | a nest | heavy snow
 Nia painted the garden door yellow, since her brother likes lemons. | Which colour is the door? | yellow | purple
