@@ -54,3 +54,5 @@ class EdgeReport:
     positions_fused: int = 0
     positions_grafted: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # transfer, fuse
+    # By receiver layer, what a fuser added to keys and to values, as a part of their size; None: the gate is closed.
+    residuals: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from cachegraph.engine.request import Cost, Prefilled
 from ..fusers.base import Fuser
 from .reading import SharedReading, SharerReading, Stretch
 from .residual import FusionMode, Source, fuse_layers
+from .sizes import Sizes
 
 __all__ = ["FusedPrefill", "Sharer", "fused_prefill"]
 
@@ -38,6 +39,7 @@ class FusedPrefill:
     uncorrected: tuple[KV, ...]  # the same row with the last stretch as the receiver alone made it
     sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row
     nbytes: tuple[int, ...]  # by sharer: of the K and V that were handed over
+    sizes: tuple[Sizes, ...]  # by sharer: of its corrections
     receiver_cost: Cost
     sharer_cost: Cost
     fuse_seconds: float
@@ -73,6 +75,7 @@ async def fused_prefill(
     caches = [concat(row) if row else None for row in rows]
 
     segments, uncorrected, cost, seconds = past, past, Cost(), 0.0
+    sizes = tuple(Sizes() for _ in sharers)
     for stretch in reading.stretches:
         piece = reading.positions[stretch.start : stretch.end] if reading.positions is not None else None
         done = await receiver.prefill(
@@ -82,7 +85,7 @@ async def fused_prefill(
         segments = uncorrected = done.segments
         if stretch.pairs and done.kv is not None:
             began = perf_counter()
-            corrected = await _correct(receiver, sharers, caches, done.kv, stretch, mode)
+            corrected = await _correct(receiver, sharers, caches, done.kv, stretch, mode, sizes)
             segments = (*segments[:-1], corrected)
             seconds += perf_counter() - began
     total = Cost()
@@ -91,7 +94,7 @@ async def fused_prefill(
     nbytes = tuple(
         _bytes(j, sharer, cache, reading) for j, (sharer, cache) in enumerate(zip(sharers, caches, strict=True))
     )
-    return FusedPrefill(segments, uncorrected, tuple(rows), nbytes, cost, total, seconds)
+    return FusedPrefill(segments, uncorrected, tuple(rows), nbytes, sizes, cost, total, seconds)
 
 
 async def _correct(
@@ -101,11 +104,12 @@ async def _correct(
     kv: KV,
     stretch: Stretch,
     mode: FusionMode,
+    sizes: Sequence[Sizes],
 ) -> KV:
     sources = []
     for j, pairs in stretch.pairs.items():
         if (cache := caches[j]) is not None:
-            sources.append(Source(sharers[j].fuser, cache.layers, (pairs.receiver, pairs.sharer)))
+            sources.append(Source(sharers[j].fuser, cache.layers, (pairs.receiver, pairs.sharer), sizes[j]))
     fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
     return KV(tuple(LayerKV(*layer) for layer in fused.layers), kv.positions)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from cachegraph.errors import ChannelError
 
 from ..fusers.base import Fuser, Projector
+from .sizes import Sizes
 
 __all__ = ["FusedLayers", "FusionMode", "LayerKV", "Source", "fuse_layers"]
 
@@ -22,12 +23,13 @@ class Source:
     """One sharer: its cache, the fuser that reads it, and which position stands for which.
 
     `pairs` is two index tensors of one length, receiver positions (each at most once) and sharer positions; None where
-    both have the same positions.
+    both have the same positions. `sizes`, where given, learns how large the corrections are.
     """
 
     fuser: Fuser
     layers: Sequence[LayerKV]
     pairs: tuple[Tensor, Tensor] | None = None
+    sizes: Sizes | None = None
 
 
 class FusedLayers(NamedTuple):
@@ -70,7 +72,7 @@ def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source]) -> tuple[Layer
         for layer, other, projector in source.fuser:
             if any(projector.gates):
                 keys, values = parts.setdefault(layer, ([], []))
-                _project(projector, receiver[layer], source.layers[other], source.pairs, keys, values)
+                _project(projector, layer, receiver[layer], source.layers[other], source, keys, values)
     layers = list(receiver)
     for layer, (keys, values) in parts.items():
         old_k, old_v = receiver[layer]
@@ -80,17 +82,19 @@ def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source]) -> tuple[Layer
 
 def _project(
     projector: Projector,
+    layer: int,
     receiver: LayerKV,
     sharer: LayerKV,
-    pairs: tuple[Tensor, Tensor] | None,
+    source: Source,
     keys: list[_Part],
     values: list[_Part],
 ) -> None:
     """Append one layer's corrections by one source to `keys` and `values`."""
-    here, there = pairs if pairs is not None else (None, None)
-    k, v = projector.residual(
-        *(_taken(x, there, projector) for x in sharer), *(_taken(x, here, projector) for x in receiver)
-    )
+    here, there = source.pairs if source.pairs is not None else (None, None)
+    own_k, own_v = (_taken(x, here, projector) for x in receiver)
+    k, v = residual = projector.residual(*(_taken(x, there, projector) for x in sharer), own_k, own_v)
+    if source.sizes is not None:
+        source.sizes.add(layer, residual, own_k, own_v)
     if k is not None:
         keys.append(_Part(k, here))
     if v is not None:

@@ -1,0 +1,39 @@
+"""How large a fuser's corrections are beside what they correct: to see which layers it works on, and how hard."""
+
+import torch
+from torch import Tensor
+
+from ..fusers.base import Fuser, Residual
+
+__all__ = ["Sizes"]
+
+
+class Sizes:
+    """One source's corrections, summed up over the stretches of a prompt."""
+
+    def __init__(self) -> None:
+        self._squares: dict[int, Tensor] = {}  # by receiver layer: (keys and values, what was added and what was there)
+
+    @torch.no_grad()
+    def add(self, layer: int, residual: Residual, k: Tensor, v: Tensor) -> None:
+        """A layer's correction of these keys and values."""
+        here = torch.stack([_square(each) for pair in ((residual.k, k), (residual.v, v)) for each in pair]).view(2, 2)
+        self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
+
+    def by_layer(self, fuser: Fuser) -> dict[int, tuple[float | None, float | None]]:
+        """By receiver layer, the corrections of its keys and of its values as parts of their size (L2); None where the
+        gate is closed. Empty where nothing was corrected."""
+        if not self._squares:
+            return {}
+        device = next(iter(self._squares.values())).device
+        added, there = torch.stack([each.to(device) for each in self._squares.values()]).unbind(-1)
+        ratios = dict(zip(self._squares, (added / there.clamp_min(1e-30)).sqrt().tolist(), strict=True))
+        found: dict[int, tuple[float | None, float | None]] = {}
+        for layer, _, projector in fuser:
+            key, value = ratios.get(layer, (0.0, 0.0))
+            found[layer] = (key if projector.gates.key else None, value if projector.gates.value else None)
+        return found
+
+
+def _square(x: Tensor | None) -> Tensor:
+    return torch.zeros(()) if x is None else x.float().square().sum()
