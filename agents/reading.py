@@ -152,9 +152,9 @@ class Reader:
 
     async def _take(self, prompt: Prompt, plans: dict[str, tuple[Delivery, GraftPlan]]) -> list[Graft | None] | None:
         """By part of the prompt, what is grafted there; None if an edge had to fall back instead."""
-        seen, position, fell, used = set(prompt.seen), 0, False, set[str]()
+        seen, position, used = set(prompt.seen), 0, set[str]()
         out: list[Graft | None] = []
-        began = perf_counter()
+        began, fell = perf_counter(), False
         for part in prompt.parts:
             if isinstance(part, Piece):
                 position += len(part.ids)
@@ -165,7 +165,9 @@ class Reader:
             if part.sender not in used:  # a slot that is written twice is filled once
                 used.add(part.sender)
                 brought = await self._graft(delivery, plan, position, seen)
-                fell = fell or brought is None
+                if brought is None and not self._is_there(delivery, plan, prompt.seen):
+                    self._inbox.fall_back(delivery, nothing_private(part.sender, self._inbox.agent))
+                    fell = True
             if brought is not None:
                 position += len(brought.ids)
                 seen |= {origin[0] for origin in brought.origins}
@@ -186,13 +188,16 @@ class Reader:
             brought = await self._engine.call(lambda: graft(plane, model, position, already, plan.carries))
         if brought is not None and control is not None and control.kind == "zero":
             brought = brought._replace(kv=zeros(brought.kv))
-        report = self._inbox.report(delivery)
-        if brought is None:
-            self._inbox.fall_back(delivery, nothing_private(delivery.route.edge.sender, self._inbox.agent))
-            return None
-        report.bytes += brought.kv.nbytes
-        report.positions_grafted = len(brought.ids)
+        if brought is not None:
+            report = self._inbox.report(delivery)
+            report.bytes += brought.kv.nbytes
+            report.positions_grafted = len(brought.ids)
         return brought
+
+    def _is_there(self, delivery: Delivery, plan: GraftPlan, read: set[str]) -> bool:
+        """Whether other grafts brought all that the receiver has not read itself, so that nothing is missing."""
+        plane = brought_plane(delivery, self._inbox.turn.control)
+        return plane is not None and plane.private(read, plan.carries) is not None
 
     async def _compute_pending(self, row: RowSoFar) -> None:
         if row.pending:
@@ -250,6 +255,7 @@ class Reader:
             report.bytes += fused.nbytes[index]
             report.positions_fused = _fused_by(reading, index) if plan.fuser.open_layers else 0
             report.seconds = {"sharer_prefill": fused.sharer_cost.prefill, "fuse": fused.fuse_seconds}
+            report.residuals = fused.sizes[index].by_layer(plan.fuser)
         return row
 
     async def _shared_reading(self, prompt: Prompt, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedReading:

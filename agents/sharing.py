@@ -61,7 +61,7 @@ def _read_along(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> Shar
     """Sharers read the receiver's messages in their own chat format."""
     mine = Reading(piece.ids, piece.offsets, piece.contents)
     theirs = [_reading(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
-    aligners = [plan.aligner for plan in plans if plan.aligner is not None]
+    aligners = [plan.aligner for plan in plans if plan.aligner is not None and plan.alignment != "offsets"]
     if len(aligners) == len(plans):
         return read_aligned(aligners, mine, theirs)
     if aligners:

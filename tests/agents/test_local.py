@@ -1,0 +1,483 @@
+"""Agents on models of this machine: what they read, reuse and write, over every kind of edge."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import save_model, save_tokenizer
+from transformers import models as hf
+
+from cachegraph.agents.base import Reply
+from cachegraph.channels.cache.plane import CachePlane
+from cachegraph.channels.fusers.card import Geometry
+from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.engine.kv import KV, concat
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.errors import ChannelError, ModelError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """Both event loops are the engine's tests' matter; here the messages are looked at."""
+    return "asyncio"
+
+
+DOCUMENT = "the sea is green and the sky is blue, and what is the answer of the question"
+QUESTION = "what is the sky?"
+SHORT = {"max_new_tokens": 8}
+READS = {"max_new_tokens": 0}
+
+
+def plane(reply: Reply) -> CachePlane:
+    found = reply.message.cache
+    assert isinstance(found, CachePlane)
+    return found
+
+
+def row(reply: Reply) -> KV:
+    return concat(plane(reply).segments)
+
+
+def same_bits(a: KV, b: KV) -> bool:
+    pairs = zip([x for layer in a.layers for x in layer], [x for layer in b.layers for x in layer], strict=True)
+    return torch.equal(a.positions, b.positions) and all(torch.equal(x, y) for x, y in pairs)
+
+
+def check_row(reply: Reply) -> None:
+    """Every entry has a token and an origin, and a position of its own, without gaps."""
+    held = plane(reply)
+    count = sum(map(len, held.segments))
+    assert count == len(held.ids) == len(held.origins)
+    assert row(reply).positions.tolist() == list(range(count))
+
+
+def fuser(folder: Path, *, receiver: Any, sharer: Any, gate: float = 1.0, **card: Any) -> str:
+    """An untrained fuser of two tiny models, saved; its name as a recipe gives it."""
+    ends = [Geometry(each.layers, each.kv_heads, each.head_dim) for each in (receiver, sharer)]
+    made = new_fuser("c2c", *ends, gate_logit=gate, hidden_dim=16, intermediate_dim=16, names=("here", "there"))
+    object.__setattr__(made, "card", made.card.model_copy(update=card))
+    name = f"fuser{len(list(folder.iterdir()))}"
+    save_fuser(made, folder / name)
+    return name
+
+
+def info(players: Any, agent: str) -> Any:
+    return players.agents[agent].peer().model.model.info
+
+
+# Grafting
+
+
+async def test_a_grafted_document_gives_the_reply_that_reading_it_gives(cast: Any) -> None:
+    """Reader and answerer begin their chats alike, so that what is grafted is to the bit what a prefill makes."""
+    agents = {
+        "reader": {"model": "small", "prompt": "{{ document }}", "generate": READS},
+        "answerer": {"model": "small", "prompt": "{{ reader }}\n\n{{ question }}", "generate": SHORT},
+    }
+    found = {}
+    for channel in ("text", "cache"):
+        edges = [{"from": "reader", "to": "answerer", "channel": channel}]
+        async with cast(agents, edges, document=DOCUMENT, question=QUESTION) as players:
+            replies = await players.play(keep=["answerer"])
+            found[channel] = replies["answerer"]
+            assert replies["reader"].message.text == DOCUMENT
+            check_row(found[channel])
+    text, cache = found["text"], found["cache"]
+    assert cache.message.text == text.message.text
+    assert list(plane(cache).ids) == list(plane(text).ids)
+    for ours, theirs in zip(row(cache).layers, row(text).layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-4, atol=1e-4)
+    report = cache.edges["reader"]
+    assert (report.channel_used, report.fallback_reason) == ("cache", None)
+    assert report.positions_grafted == cache.tokens.reused > 0
+    assert report.bytes == report.positions_grafted * 3 * 2 * 2 * 8 * 4
+    assert cache.tokens.prefilled + cache.tokens.reused == text.tokens.prefilled
+
+
+async def test_what_stands_in_front_of_a_slot_moves_the_graft(cast: Any) -> None:
+    agents = {
+        "reader": {"model": "small", "prompt": "{{ document }}", "generate": READS},
+        "answerer": {"model": "small", "prompt": "Before it: {{ reader }} {{ question }}", "generate": SHORT},
+    }
+    async with cast(
+        agents, [{"from": "reader", "to": "answerer", "channel": "cache"}], document=DOCUMENT, question="so?"
+    ) as players:
+        replies = await players.play(keep=["answerer"])
+        check_row(replies["answerer"])
+        mine, theirs = plane(replies["answerer"]), plane(replies["reader"])
+        assert [o for o in mine.origins if o and o[0] == "document"] == [o for o in theirs.origins if o]
+
+
+@pytest.mark.parametrize("kind", ["small", "plain"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{{ a }}{{ b }}{{ question }}",
+        "{{ question }} {{ a }} {{ b }}",
+        "{{ b }}{{ question }}{{ a }}",
+        "{{ a }} {{ a }}{{ b }}",
+        "{{ question }}",
+    ],
+)
+async def test_several_grafts_stand_where_their_slots_are(cast: Any, kind: str, prompt: str) -> None:
+    """At the beginning, in the middle, at the end, twice, or in messages of their own; nothing is read twice."""
+    agents = {
+        "a": {"model": kind, "prompt": "First: {{ one }}", "generate": READS},
+        "b": {"model": kind, "prompt": "{{ two }} was second, and {{ one }} first", "generate": READS},
+        "answerer": {"model": kind, "prompt": prompt, "generate": SHORT},
+    }
+    edges = [{"from": name, "to": "answerer", "channel": "cache"} for name in "ab"]
+    async with cast(agents, edges, one="the sea", two="the sky", question=QUESTION) as players:
+        replies = await players.play(keep=["answerer"])
+        answer = replies["answerer"]
+        check_row(answer)
+        names = [origin[0] for origin in plane(answer).origins if origin and origin[0] in ("one", "two")]
+        order = sorted(set(names), key=names.index)
+        assert order == (["two", "one"] if prompt.startswith("{{ b }}") else ["one", "two"])
+        assert {answer.edges[name].channel_used for name in "ab"} == {"cache"}
+        grafted = sum(answer.edges[name].positions_grafted for name in "ab")
+        assert len(names) == grafted  # what two have read goes over once
+        # Where nothing follows the last graft, its last token is read again to decode from.
+        at_the_end = kind == "plain" and prompt.endswith("{{ b }}")
+        assert answer.tokens.reused == grafted - at_the_end
+        assert answer.tokens.prefilled + answer.tokens.reused + answer.tokens.generated >= len(plane(answer).ids)
+
+
+async def test_four_answerers_hold_one_document(cast: Any) -> None:
+    agents: dict[str, Any] = {"reader": {"model": "small", "prompt": "{{ document }}", "generate": READS}}
+    agents |= {
+        f"a{n}": {"model": "small", "prompt": f"{{{{ reader }}}} question {n}", "generate": SHORT} for n in range(4)
+    }
+    edges = [{"from": "reader", "to": f"a{n}", "channel": "cache"} for n in range(4)]
+    async with cast(agents, edges, document=DOCUMENT) as players:
+        replies = await players.play(keep=[f"a{n}" for n in range(4)])
+        before = [layer.values.clone() for layer in row(replies["reader"]).layers]
+        grafted = replies["a0"].edges["reader"].positions_grafted
+        storages = set()
+        for n in range(4):
+            (held,) = [s for s in plane(replies[f"a{n}"]).segments if len(s) == grafted]
+            storages.add(held.layers[0].keys.untyped_storage().data_ptr())
+            assert held.layers[0].values.untyped_storage().data_ptr() in {
+                s.layers[0].values.untyped_storage().data_ptr() for s in plane(replies["reader"]).segments
+            }
+        assert len(storages) == 1
+        assert all(torch.equal(a, b.values) for a, b in zip(before, row(replies["reader"]).layers, strict=True))
+        assert len({replies[f"a{n}"].message.text for n in range(4)}) > 1
+
+
+@pytest.mark.parametrize("carries", ["reply", "all"])
+async def test_a_reply_goes_on_as_cache(cast: Any, carries: str) -> None:
+    """The writer's tokens and their origins are in step, whether it stopped at its bound or by itself."""
+    agents = {
+        "writer": {"model": "small", "prompt": "{{ document }}", "generate": {**SHORT, "temperature": 1.0, "seed": 3}},
+        "answerer": {"model": "small", "prompt": "{{ writer }} {{ question }}", "generate": SHORT},
+    }
+    edges = [{"from": "writer", "to": "answerer", "channel": "cache", "carries": carries}]
+    async with cast(agents, edges, document=DOCUMENT, question=QUESTION) as players:
+        model = players.agents["writer"].peer().model.model
+        usual, replies = model.info, await players.play(keep=["answerer"])
+        check_row(replies["writer"])
+        spoken = [
+            id_
+            for id_, origin in zip(plane(replies["writer"]).ids, plane(replies["writer"]).origins, strict=True)
+            if origin and origin[0] == "writer"
+        ]
+        assert model.tokenizer.decode(spoken) == replies["writer"].message.text
+        assert len(spoken) == 8
+        try:
+            model.info = type(usual)(**{**usual.__dict__, "eos_ids": frozenset([spoken[4]])})
+            ended = await players.play(keep=["answerer"])
+        finally:
+            model.info = usual
+        check_row(ended["writer"])
+        check_row(ended["answerer"])
+        count = [origin[0] for origin in plane(ended["writer"]).origins if origin].count("writer")
+        assert count == spoken.index(spoken[4])
+        taken = [o[0] for o in plane(ended["answerer"]).origins if o]
+        assert taken.count("writer") == count
+        assert (taken.count("document") > 0) == (carries == "all")
+
+
+async def test_a_chain_hands_on_what_it_was_handed(cast: Any) -> None:
+    agents = {
+        "first": {"model": "small", "prompt": "{{ document }}", "generate": READS},
+        "second": {"model": "small", "prompt": "{{ first }} and {{ question }}", "generate": SHORT},
+        "third": {"model": "small", "prompt": "{{ second }} so?", "generate": SHORT},
+    }
+    edges = [
+        {"from": "first", "to": "second", "channel": "cache"},
+        {"from": "second", "to": "third", "channel": "cache", "carries": "all"},
+    ]
+    async with cast(agents, edges, document=DOCUMENT, question=QUESTION) as players:
+        replies = await players.play(keep=["third"])
+        check_row(replies["third"])
+        assert {o[0] for o in plane(replies["third"]).origins if o} == {"document", "question", "second", "third"}
+
+
+async def test_what_both_have_read_is_not_grafted_and_the_reason_is_given(cast: Any) -> None:
+    agents = {
+        "reader": {"model": "small", "prompt": "{{ document }}", "generate": SHORT},
+        "answerer": {"model": "small", "prompt": "{{ document }} {{ reader }}", "generate": SHORT},
+    }
+    async with cast(agents, [{"from": "reader", "to": "answerer", "channel": "cache"}], document=DOCUMENT) as players:
+        replies = await players.play()
+        report = replies["answerer"].edges["reader"]
+        assert report.channel_used == "text"
+        assert report.fallback_reason is not None
+        assert "'answerer' itself reads all that 'reader' has read" in report.fallback_reason
+        assert report.bytes == len((replies["reader"].message.text or "").encode())
+
+
+# Fusing
+
+PANEL: dict[str, Any] = {
+    "one": {"model": "other", "prompt": "Think: {{ question }}", "generate": SHORT},
+    "two": {"model": "third", "prompt": "{{ question }}", "generate": SHORT},
+    "answerer": {"model": "small", "system": "Be brief.", "prompt": "Well: {{ question }}", "generate": SHORT},
+}
+
+
+def panel(*names: str) -> dict[str, Any]:
+    return {name: PANEL[name] for name in names}
+
+
+@pytest.mark.parametrize("reads", ["receiver-prompt", "own-prompt"])
+@pytest.mark.parametrize("align", ["first", "longest", "offsets"])
+@pytest.mark.parametrize("include_response", [False, True])
+async def test_a_fuser_corrects_what_both_have_read(
+    cast: Any, tmp_path: Path, reads: str, align: str, include_response: bool
+) -> None:
+    agents = panel("one", "answerer")
+    async with cast(agents, question=QUESTION) as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(
+            tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment=align, reads=reads
+        )
+    edges = [
+        {
+            "from": "one",
+            "to": "answerer",
+            "channel": "cache",
+            "fuser": name,
+            "include_response": include_response,
+            "fallback": "error",
+        }
+    ]
+    async with cast(agents, edges, question=QUESTION) as players:
+        first = (await players.play(keep=["answerer"]))["answerer"]
+        again = (await players.play(keep=["answerer"]))["answerer"]
+    check_row(first) if reads == "own-prompt" or align == "offsets" else None
+    report = first.edges["one"]
+    assert report.channel_used == "cache"
+    assert report.positions_fused > 0
+    assert report.bytes > 0
+    assert (first.message.text, same_bits(row(first), row(again))) == (again.message.text, True)
+    assert first.timing.first_token is not None
+    prompt = len(plane(alone).ids) - 8
+    assert list(plane(first).ids)[:prompt] == list(plane(alone).ids)[:prompt]
+    assert first.tokens.generated == 8
+    apart = (row(first).layers[0].keys[:, :, :prompt] - row(alone).layers[0].keys[:, :, :prompt]).abs().amax((0, 1, 3))
+    if align == "offsets" and not include_response:
+        assert int((apart > 1e-3).sum()) == report.positions_fused
+
+
+async def test_closed_gates_leave_the_receiver_alone_to_the_bit(cast: Any, tmp_path: Path) -> None:
+    agents = panel("one", "answerer")
+    async with cast(agents, question=QUESTION) as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(
+            tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), gate=-1.0, alignment="offsets"
+        )
+    async with cast(
+        agents, [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}], question=QUESTION
+    ) as players:
+        fused = (await players.play(keep=["answerer"]))["answerer"]
+    assert fused.message.text == alone.message.text
+    assert same_bits(row(fused), row(alone))
+    report = fused.edges["one"]
+    assert (report.channel_used, report.positions_fused, report.bytes) == ("cache", 0, 0)
+
+
+async def test_without_a_shared_span_the_receiver_is_alone_to_the_bit(cast: Any, tmp_path: Path) -> None:
+    """The sharer has read something else."""
+    agents = {**panel("answerer"), "one": {"model": "other", "prompt": "{{ document }}", "generate": SHORT}}
+    agents = {name: agents[name] for name in ("one", "answerer")}
+    async with cast(agents, question=QUESTION, document=DOCUMENT) as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(
+            tmp_path,
+            receiver=info(players, "answerer"),
+            sharer=info(players, "one"),
+            alignment="offsets",
+            reads="own-prompt",
+        )
+    edges = [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}]
+    async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
+        fused = (await players.play(keep=["answerer"]))["answerer"]
+    assert fused.message.text == alone.message.text
+    assert same_bits(row(fused), row(alone))
+
+
+@pytest.mark.parametrize("include_response", [False, True])
+async def test_the_order_of_parallel_sharers_changes_no_bit(cast: Any, tmp_path: Path, include_response: bool) -> None:
+    async with cast(PANEL, question=QUESTION) as players:
+        names = {
+            name: fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, name), alignment="offsets")
+            for name in ("one", "two")
+        }
+    found = []
+    for order in (("one", "two"), ("two", "one")):
+        edges = [
+            {
+                "from": name,
+                "to": "answerer",
+                "channel": "cache",
+                "fuser": names[name],
+                "include_response": include_response,
+            }
+            for name in order
+        ]
+        async with cast(PANEL, edges, question=QUESTION) as players:
+            found.append((await players.play(keep=["answerer"]))["answerer"])
+    assert found[0].message.text == found[1].message.text
+    assert same_bits(row(found[0]), row(found[1]))
+    assert [found[0].edges[name].positions_fused > 0 for name in ("one", "two")] == [True, True]
+
+
+async def test_fusers_that_read_differently_fall_back_together(cast: Any, tmp_path: Path) -> None:
+    async with cast(PANEL, question=QUESTION) as players:
+        made = [
+            fuser(
+                tmp_path,
+                receiver=info(players, "answerer"),
+                sharer=info(players, name),
+                alignment="offsets",
+                reads=reads,
+            )
+            for name, reads in (("one", "own-prompt"), ("two", "receiver-prompt"))
+        ]
+    edges = [
+        {"from": name, "to": "answerer", "channel": "cache", "fuser": each}
+        for name, each in zip(("one", "two"), made, strict=True)
+    ]
+    async with cast(PANEL, edges, question=QUESTION) as players:
+        reply = (await players.play())["answerer"]
+    for name in ("one", "two"):
+        assert reply.edges[name].channel_used == "text"
+        assert "read the prompt in different ways" in (reply.edges[name].fallback_reason or "")
+
+
+async def test_a_fuser_of_other_models_falls_back_with_the_reason_or_fails(cast: Any, tmp_path: Path) -> None:
+    agents = panel("one", "answerer")
+    async with cast(agents, question=QUESTION) as players:
+        here, there = info(players, "answerer"), info(players, "one")
+        wrong = fuser(tmp_path, receiver=there, sharer=here, alignment="offsets")
+        right = fuser(tmp_path, receiver=here, sharer=there, alignment="offsets")
+        revised = fuser(tmp_path, receiver=here, sharer=there, alignment="offsets")
+        card = (tmp_path / revised / "card.json").read_text()
+        (tmp_path / revised / "card.json").write_text(card.replace('"identity": null', '"identity": "sha256:0"', 1))
+        unknown = fuser(tmp_path, receiver=here, sharer=there, alignment="ids")
+    reasons = {
+        wrong: "the fuser was made for the receiver 'here' with",
+        revised: "the fuser was trained with other weights of the receiver 'here'",
+        unknown: "have different tokenizers",
+        "missing": "there is no fuser 'missing'",
+    }
+    for name, reason in reasons.items():
+        edge = {"from": "one", "to": "answerer", "channel": "cache", "fuser": name}
+        async with cast(agents, [edge], question=QUESTION) as players:
+            report = (await players.play())["answerer"].edges["one"]
+            assert (report.asked, report.channel_used) == ("cache", "text")
+            assert reason in (report.fallback_reason or "")
+        async with cast(agents, [{**edge, "fallback": "error"}], question=QUESTION) as players:
+            with pytest.raises(ChannelError, match="the cache edge 'one' -> 'answerer' can't work: "):
+                players.decide()
+    async with cast(
+        agents, [{"from": "one", "to": "answerer", "channel": "cache", "fuser": right}], question=QUESTION
+    ) as players:
+        players.decide()
+        assert players.routes["one", "answerer"].used == "cache"
+
+
+async def test_grafts_and_fusers_do_not_meet(cast: Any, tmp_path: Path) -> None:
+    """Into one receiver: the graft stays, the fused edge falls back for this turn."""
+    agents = {"reader": {"model": "small", "prompt": "{{ document }}", "generate": READS}, **panel("one", "answerer")}
+    async with cast(agents, question=QUESTION, document=DOCUMENT) as players:
+        name = fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment="offsets")
+    edges = [
+        {"from": "reader", "to": "answerer", "channel": "cache"},
+        {"from": "one", "to": "answerer", "channel": "both", "fuser": name},
+    ]
+    async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
+        reply = (await players.play())["answerer"]
+    assert reply.edges["reader"].channel_used == "cache"
+    assert reply.edges["one"].channel_used == "text"
+    assert "another edge into this agent grafts" in (reply.edges["one"].fallback_reason or "")
+
+
+async def test_prompts_of_one_token_are_answered(cast: Any, tmp_path: Path) -> None:
+    agents = {
+        "one": {"model": "other", "prompt": "{{ q }}", "generate": SHORT, "chat": False},
+        "answerer": {"model": "plain", "prompt": "{{ q }}", "generate": SHORT},
+    }
+    async with cast(agents, q="a") as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment="offsets")
+    async with cast(agents, [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}], q="a") as players:
+        fused = (await players.play(keep=["answerer"]))["answerer"]
+    assert len(plane(alone).ids) == 9
+    assert same_bits(row(fused), row(alone))
+
+
+# What can't be
+
+
+async def test_an_empty_prompt_is_named(cast: Any) -> None:
+    async with cast({"reader": {"model": "plain", "prompt": "{{ q }}"}}, q="") as players:
+        with pytest.raises(ModelError, match="the prompt of agent 'reader' is empty"):
+            await players.play()
+
+
+async def test_a_prompt_that_leaves_no_room_is_named(cast: Any) -> None:
+    async with cast({"reader": {"model": "plain", "prompt": "{{ q }}"}}, q="x" * 600) as players:
+        with pytest.raises(ModelError, match=r"has 600 tokens, but 'plain' reads at most 512 with its reply"):
+            await players.play()
+
+
+async def test_a_reply_ends_where_the_model_can_read_no_more(cast: Any) -> None:
+    async with cast(
+        {"reader": {"model": "plain", "prompt": "{{ q }}", "generate": {"max_new_tokens": 50}}}, q="x" * 500
+    ) as players:
+        assert (await players.play())["reader"].tokens.generated == 12
+
+
+async def test_models_without_a_travelling_cache_speak_over_text(cast: Any, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    save_model(hf.mamba.MambaConfig(**sizes, state_size=8, num_hidden_layers=2), tmp_path / "mamba")
+    save_tokenizer(tmp_path / "mamba")
+    mamba = ModelSpec(source=str(tmp_path / "mamba"), dtype="float32", device="cpu")
+    agents = {"one": {"model": "mamba", "prompt": "{{ question }}", "generate": SHORT}, **panel("answerer")}
+    for channel in ("auto", "cache", "both"):
+        edge = {"from": "one", "to": "answerer", "channel": channel}
+        async with cast(agents, [edge], {"mamba": mamba}, question=QUESTION) as players:
+            replies = await players.play()
+            report = replies["answerer"].edges["one"]
+            assert report.channel_used == "text"
+            assert (
+                report.fallback_reason
+                == "'mamba' can't take part in a cache edge: its 'linear_attention' layers keep no KV cache"
+            )
+            assert replies["one"].tokens.generated == 8
+    async with cast(agents, [{**edge, "fallback": "error"}], {"mamba": mamba}, question=QUESTION) as players:
+        with pytest.raises(ChannelError, match="'linear_attention' layers keep no KV cache"):
+            players.decide()
