@@ -96,7 +96,6 @@ def test_shipped_recipes_take_the_usual_columns(name: str, more: dict[str, Any])
     row = {"question": "Who?", "choices": ["a", "b"], "answer": 0, **more}
     (example,) = make_examples(read_rows([row]), spec, merge_mapping(spec.evaluate, {}, list(spec.inputs)))
     assert example.inputs == {"question": "Who?", **more}
+    del row["question"]
     with pytest.raises(InputError, match="there is no column 'question'"):
-        make_examples(
-            read_rows([{"choices": ["a", "b"], "answer": 0, **more}]), spec, merge_mapping(spec.evaluate, {}, [])
-        )
+        make_examples(read_rows([row]), spec, merge_mapping(spec.evaluate, {}, list(spec.inputs)))
