@@ -20,7 +20,7 @@ def wait(work: Callable[[], Coroutine[Any, Any, T]], name: str, instead: str, pa
     """Do it in an event loop of its own. Ctrl-C raises Interrupted with what `partial` gives, when all is freed."""
     if _in_event_loop():
         raise InputError(
-            f"{name}() can't wait where an event loop runs already, as in a notebook; use `await graph.{instead}(...)`"
+            f"{name}() can't wait where an event loop runs already, as in a notebook; use `await {instead}(...)`"
         )
     try:
         return anyio.run(work)

@@ -193,7 +193,7 @@ class Graph:
     def run(self, inputs: Inputs = None, /, **named: Any) -> Result:
         """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with what finished."""
         run = self._run(inputs, named)
-        return wait(run.execute, "run", "arun", lambda: run.result)
+        return wait(run.execute, "run", "graph.arun", lambda: run.result)
 
     async def arun(self, inputs: Inputs = None, /, **named: Any) -> Result:
         """Run once, under asyncio or trio. Raises InputError, or RunError whose `result` holds what finished."""
@@ -209,7 +209,10 @@ class Graph:
         """Run once for each row and wait; see `amap`."""
         runs = self._rows(rows)
         return wait(
-            lambda: run_rows(runs, max_concurrent, return_errors), "map", "amap", lambda: [run.result for run in runs]
+            lambda: run_rows(runs, max_concurrent, return_errors),
+            "map",
+            "graph.amap",
+            lambda: [run.result for run in runs],
         )
 
     async def amap(
@@ -226,7 +229,7 @@ class Graph:
 
     def open(self) -> Self:
         """Load all models now rather than with the first run."""
-        wait(self.aopen, "open", "aopen", lambda: None)
+        wait(self.aopen, "open", "graph.aopen", lambda: None)
         return self
 
     async def aopen(self) -> Self:
@@ -241,7 +244,7 @@ class Graph:
     def close(self) -> None:
         """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
         if any(cast.is_open for cast in self._casts):
-            wait(self.aclose, "close", "aclose", lambda: None)
+            wait(self.aclose, "close", "graph.aclose", lambda: None)
 
     async def aclose(self) -> None:
         """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
