@@ -79,6 +79,7 @@ class Run:
         agents = {name: self._agents.get(name) or AgentResult() for name in self._spec.agents}
         if self._status == "running":
             agents = {name: replace(agent) for name, agent in agents.items()}
+        pairs = [(edge.sender, edge.receiver) for edge in self._spec.edges]
         return Result(
             graph=self._spec.name,
             status=self._status,
@@ -87,7 +88,7 @@ class Run:
             error=self._error,
             seconds=self._now() if self._status == "running" else self._seconds,
             agents=agents,
-            edges=self._edges,
+            edges={pair: self._edges[pair] for pair in pairs if pair in self._edges},
         )
 
     async def execute(self) -> Result:

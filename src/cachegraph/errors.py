@@ -59,8 +59,8 @@ class Problem:
 
 def _excerpt(source: str, column: int) -> tuple[str, str]:
     """The part of a line around a column, fit for a terminal, and the caret below it."""
-    start = max(column - 100, 0) if len(source) > 140 else 0
-    shown = source[start : start + 140]
+    start = max(column - 50, 0) if len(source) > 75 else 0
+    shown = source[start : start + 75]
     before = shown[: column - start]
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in before)
     caret = "".join(character if character == "\t" else " " for character in before) + " " * wide + "^"

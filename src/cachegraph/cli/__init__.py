@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -50,8 +51,9 @@ def main() -> None:
         app()
     except CachegraphError as error:
         if debug:
-            raise
-        typer.echo(f"cachegraph: {error}", err=True)
+            traceback.print_exc()
+        else:
+            typer.echo(f"cachegraph: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("cachegraph: interrupted", err=True)

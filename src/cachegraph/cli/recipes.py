@@ -1,6 +1,7 @@
 """The commands that read a recipe and run nothing: validate, schema, show."""
 
 import json
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -113,6 +114,7 @@ def _write(text: str, output: Path | None) -> None:
         draft.write_text(text, encoding="utf-8")
         draft.replace(output)
     except (OSError, ValueError) as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # it may not even have been a folder
+            draft.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "the path can't be used"
         raise ConfigError(f"can't write {str(output)!r}: {reason}; choose another place") from error

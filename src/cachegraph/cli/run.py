@@ -62,6 +62,9 @@ def run(
     if as_json:
         texts = [result.to_json() for result in results]
         typer.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
+    elif quiet:
+        for result in results:
+            typer.echo(result.text)
 
 
 def _run_all(graphs: "Sequence[Graph]", inputs: dict[str, str], quiet: bool) -> "list[Result]":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import anyio
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cachegraph.errors import RunError
 from cachegraph.graph.events import AgentFailed, AgentFinished, Event, TextDelta
@@ -31,8 +32,10 @@ def run_and_print(graph: Graph, inputs: Mapping[str, str], quiet: bool, title: s
     stream = graph.stream(inputs)
     try:
         anyio.run(_follow, stream, graph.output, quiet, console)
-    except (KeyboardInterrupt, RunError):
+    except (KeyboardInterrupt, RunError) as error:
         if not quiet:
+            if isinstance(error, KeyboardInterrupt):
+                console.print(Text("interrupted; this is how far it came:", "yellow"))
             print_tables(stream.result, console)
         raise
     if not quiet:
@@ -42,33 +45,45 @@ def run_and_print(graph: Graph, inputs: Mapping[str, str], quiet: bool, title: s
 
 async def _follow(stream: RunStream, output: str, quiet: bool, console: Console) -> None:
     streamed = False
-    async with stream:
-        async for event in stream:
-            if isinstance(event, TextDelta) and event.agent == output and not quiet:
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-                streamed = True
-            elif not quiet:
-                _note(event, output, console)
-    if streamed:
-        sys.stdout.write("\n")
-    elif not quiet:
-        sys.stdout.write(f"{stream.result.text}\n")
+    try:
+        async with stream:
+            async for event in stream:
+                if quiet:
+                    continue
+                if isinstance(event, TextDelta) and event.agent == output:
+                    _write(event.text)
+                    streamed = True
+                else:
+                    _note(event, output, console)
+    finally:
+        if streamed:
+            _write("\n")
+    if not (quiet or streamed):
+        _write(f"{stream.result.text}\n")
+
+
+def _write(text: str) -> None:
+    """A reply, as it is into a file or pipe; a terminal gets no control characters, which could be commands to it."""
+    sys.stdout.write(_visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def _visible(text: str) -> str:
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
 def _note(event: Event, output: str, console: Console) -> None:
     if isinstance(event, AgentFinished) and event.agent != output:
-        text = " ".join((event.result.text or "").split())
+        text = _visible(" ".join((event.result.text or "").split()))
         shown = text if len(text) <= 100 else f"{text[:99]}…"
-        console.print(f"[dim]{event.agent}: {_escaped(shown) or '(hands over its cache)'}[/]", highlight=False)
+        console.print(Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim"))
     elif isinstance(event, AgentFailed):
-        console.print(f"[red]{event.agent}: {_escaped(event.error)}[/]", highlight=False)
+        console.print(Text(f"{event.agent}: {_visible(event.error)}", "red"))
 
 
 def print_tables(result: Result, console: Console) -> None:
     """Agents and edges of one run; why an edge did not go as asked stands below."""
-    console.print(_agents(result))
+    _print_agents(result, console)
     if result.edges:
         console.print(_edges(result))
     reasons: dict[str, list[str]] = {}
@@ -76,51 +91,70 @@ def print_tables(result: Result, console: Console) -> None:
         if edge.fallback_reason:
             reasons.setdefault(edge.fallback_reason, []).append(f"{sender} → {receiver}")
     for reason, edges in reasons.items():
-        console.print(f"[yellow]text instead of a cache[/] ({', '.join(edges)}): {_escaped(reason)}", highlight=False)
+        console.print(Text.assemble(("text instead of a cache", "yellow"), f" ({', '.join(edges)}): {reason}"))
 
 
-def _agents(result: Result) -> Table:
-    columns: dict[str, list[str]] = {
+def _print_agents(result: Result, console: Console) -> None:
+    """The agents' table; where the terminal is too narrow for it, their models stand below."""
+    columns = _agents(result)
+    models = columns.pop("model")
+    agents = columns.pop("agent")
+    whole = _table({"agent": agents, "model": models, **columns}, left=("agent", "model"))
+    if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(whole)
+        return
+    console.print(_table({"agent": agents, **columns}, left=("agent",), gap=1))
+    users: dict[str, list[str]] = {}
+    for name, agent in result.agents.items():
+        users.setdefault(agent.model, []).append(name)
+    for model, names in users.items():
+        if model:
+            console.print(Text(f"{model}: {', '.join(names)}", "dim"))
+
+
+def _agents(result: Result) -> dict[str, list[Text]]:
+    agents = result.agents.values()
+    columns: dict[str, list[Text]] = {
         "agent": [_named(name, agent.status) for name, agent in result.agents.items()],
-        "model": [agent.model for agent in result.agents.values()],
+        "model": [Text(agent.model or "-") for agent in agents],
     }
     for title, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
-        columns[title] = [str(getattr(agent.tokens, kind) or "-") for agent in result.agents.values()]
+        columns[title] = [Text(str(getattr(agent.tokens, kind) or "-")) for agent in agents]
     for title in ("queued", "prefill", "transfer", "fuse", "decode", "first_token", "total"):
-        columns[title.removesuffix("_token")] = [
-            _seconds(getattr(agent.timing, title)) for agent in result.agents.values()
-        ]
-    return _table({title: cells for title, cells in columns.items() if set(cells) != {"-"}}, left=("agent", "model"))
+        columns[title.removesuffix("_token")] = [Text(_seconds(getattr(agent.timing, title))) for agent in agents]
+    return {title: cells for title, cells in columns.items() if title in ("agent", "model") or _says_much(cells)}
 
 
 def _edges(result: Result) -> Table:
     edges = result.edges
-    columns: dict[str, list[str]] = {
-        "edge": [f"{sender} → {receiver}" for sender, receiver in edges],
-        "asked": [str(edge.asked) for edge in edges.values()],
-        "used": [_warned(edge.channel_used, edge.fallback_reason is not None) for edge in edges.values()],
-        "bytes": [f"{edge.bytes:,}" for edge in edges.values()],
-        "fused": [str(edge.positions_fused or "-") for edge in edges.values()],
-        "grafted": [str(edge.positions_grafted or "-") for edge in edges.values()],
+    columns: dict[str, list[Text]] = {
+        "edge": [Text(f"{sender} → {receiver}") for sender, receiver in edges],
+        "asked": [Text(str(edge.asked)) for edge in edges.values()],
+        "used": [Text(edge.channel_used, "yellow" if edge.fallback_reason else "") for edge in edges.values()],
+        "bytes": [Text(f"{edge.bytes:,}") for edge in edges.values()],
+        "fused": [Text(str(edge.positions_fused or "-")) for edge in edges.values()],
+        "grafted": [Text(str(edge.positions_grafted or "-")) for edge in edges.values()],
     }
-    return _table({title: cells for title, cells in columns.items() if set(cells) != {"-"}}, ("edge", "asked", "used"))
+    return _table({title: cells for title, cells in columns.items() if _says_much(cells)}, ("edge", "asked", "used"))
 
 
-def _table(columns: Mapping[str, Sequence[str]], left: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in columns:
-        table.add_column(title, justify="left" if title in left else "right", no_wrap=True)
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
+def _says_much(cells: Sequence[Text]) -> bool:
+    return any(cell.plain != "-" for cell in cells)
+
+
+def _table(columns: Mapping[str, Sequence[Text]], left: Sequence[str], gap: int = 2) -> Table:
+    """A table whose numbers are never cut: what doesn't fit is cut off the names."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    for title, cells in columns.items():
+        width = max(len(title), *(cell.cell_len for cell in cells)) if title not in left else None
+        table.add_column(title, justify="left" if title in left else "right", no_wrap=True, min_width=width)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
-def _named(name: str, status: str) -> str:
-    return name if status == "finished" else f"[red]{name} ({status})[/]"
-
-
-def _warned(text: str, warned: bool) -> str:
-    return f"[yellow]{text}[/]" if warned else text
+def _named(name: str, status: str) -> Text:
+    return Text(name) if status == "finished" else Text(f"{name} ({status.replace('_', ' ')})", "red")
 
 
 def print_comparison(results: Sequence[Result], titles: Sequence[str]) -> None:
@@ -156,7 +190,3 @@ def _as_asked(result: Result) -> str:
 
 def _seconds(value: float | None) -> str:
     return f"{value:.2f}" if value else "-"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

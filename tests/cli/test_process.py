@@ -1,0 +1,91 @@
+"""What only a process of its own shows: how fast help is, Ctrl-C, pipes that close, no network."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cachegraph.graph.load import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+LONG = """\
+version: 1
+name: long
+models: {small: smollm2-135m-instruct}
+agents:
+  quick: {model: small, prompt: "Say hello.", generate: {max_new_tokens: 2}}
+  slow: {model: small, prompt: "{{ quick }} Count.", generate: {max_new_tokens: 4000, ignore_eos: true}}
+edges: [{from: quick, to: slow}]
+output: slow
+"""
+
+HELP = """
+import sys, time
+began = time.process_time()
+from cachegraph.cli import main
+for words in (["--help"], *([each, "--help"] for each in sys.argv[1:])):
+    sys.argv = ["cachegraph", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, words
+assert "torch" not in sys.modules
+assert "transformers" not in sys.modules
+print("seconds", time.process_time() - began)
+"""
+
+
+def test_help_of_every_command_is_quick_and_needs_no_torch():
+    commands = ("run", "validate", "show", "schema", "models", "compare")
+    done = subprocess.run([sys.executable, "-c", HELP, *commands], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(f"Usage: cachegraph {command}" in done.stdout for command in commands)
+    assert float(done.stdout.rsplit(maxsplit=1)[1]) < 1  # of the processor: all of them, so each
+
+
+def test_the_module_is_the_command(spawn):
+    ended = spawn("--version")
+    assert ended.code == 0
+    assert ended.out.startswith("cachegraph 0.")
+
+
+def test_published_c2c_is_valid_and_without_network_ends_in_one_sentence(spawn):
+    edge = load_recipe(RECIPES / "published-c2c.yaml").edges[0]
+    assert edge.fuser == "hub:nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
+    ended = spawn("run", RECIPES / "published-c2c.yaml", HF_HUB_OFFLINE="1")
+    assert ended.code == 3
+    assert ended.out == ""
+    assert ended.err.startswith("cachegraph: the hub model 'Qwen/Qwen2.5-0.5B-Instruct' is not on this disk")
+    assert ended.err.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m cachegraph schema | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+@pytest.mark.models
+def test_ctrl_c_prints_what_finished_and_frees_everything(demo_models, tmp_path):
+    (tmp_path / "long.yaml").write_text(LONG)
+    command = [sys.executable, "-m", "cachegraph", "run", str(tmp_path / "long.yaml")]
+    home = next(iter(demo_models.values())).folder.parents[1]
+    variables = os.environ | {"CACHEGRAPH_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
+    assert process.stdout is not None
+    process.stdout.read(1)  # the first word of the reply
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 20
+    shown = err.decode()
+    assert "Traceback" not in shown
+    assert "interrupted" in shown
+    assert "quick: Hello" in shown
+    assert "slow (cancelled)" in shown

@@ -1,0 +1,126 @@
+"""cachegraph run: what it prints where, and the exit code it ends with."""
+
+import json
+
+import pytest
+
+from cachegraph.cli import screen
+from cachegraph.graph.result import Result
+
+
+def test_a_run_prints_its_reply_on_stdout_and_the_rest_on_stderr(recipes, call):
+    ended = call("run", recipes / "duo.yaml", "-i", "question=what")
+    assert ended.code == 0
+    assert ended.out.endswith("\n")
+    assert "agent" not in ended.out
+    for shown in ("reader:", "prefill", "decode", "reader → writer", "cache", "grafted"):
+        assert shown in ended.err
+
+
+def test_quiet_prints_the_reply_and_json_a_result_that_can_be_read_back(recipes, call):
+    quiet = call("run", recipes / "duo.yaml", "-i", "question=what", "-q")
+    whole = call("run", recipes / "duo.yaml", "-i", "question=what", "--json")
+    assert (quiet.code, quiet.err, whole.code, whole.err) == (0, "", 0, "")
+    result = Result.from_json(whole.out)
+    assert quiet.out == f"{result.text}\n"
+    assert result.edges["reader", "writer"].channel_used == "cache"
+
+
+def test_several_channels_are_shown_side_by_side_in_one_order(recipes, call):
+    ended = call("run", recipes / "duo.yaml", "-i", "question=what", "-c", "cache", "-c", "text")
+    assert ended.code == 0
+    assert "side by side" in ended.err
+    assert any(line.split() == ["text", "cache"] for line in ended.err.splitlines())
+    both = json.loads(call("run", recipes / "duo.yaml", "-i", "question=x", "-c", "cache", "-c", "text", "--json").out)
+    assert [each["edges"][0]["channel_used"] for each in both] == ["text", "cache"]
+
+
+def test_a_fallback_is_reported_with_its_reason_and_fails_the_run_where_it_is_forbidden(recipes, call):
+    ended = call("run", recipes / "fallback.yaml", "-i", "question=x")
+    assert ended.code == 0
+    assert "text instead of a cache (reader → writer): 'qwen2' and 'llama' are different" in " ".join(ended.err.split())
+    strict = call("run", recipes / "strict.yaml", "-i", "question=x")
+    assert strict.code == 1
+    assert strict.err.startswith("cachegraph: the cache edge 'reader' -> 'writer' can't work: ")
+
+
+def test_a_failed_run_prints_what_finished_and_why(recipes, call):
+    ended = call("run", recipes / "failing.yaml", "-i", "question=x")
+    assert ended.code == 1
+    assert "writer (failed)" in ended.err
+    assert ended.err.splitlines()[-1].startswith("cachegraph: agent 'writer' failed: it took longer than its timeout")
+    assert call("run", recipes / "failing.yaml", "-i", "question=x", "-q").err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["typo.yaml"], "unknown key 'max_new_token'; did you mean 'max_new_tokens'?"),
+        (["none.yaml"], "none.yaml"),
+        (["duo.yaml"], "input 'question' is missing (Anything.)"),
+        (["duo.yaml", "-i", "question=x", "-i", "quest=y"], "there is no input 'quest'; did you mean 'question'?"),
+        (["duo.yaml", "-i", "question=x", "-i", "question=y"], "the input 'question' is given twice"),
+        (["duo.yaml", "-i", "question"], "--input wants NAME=VALUE, got 'question'"),
+        (["duo.yaml", "-i", "question=@none.txt"], "the input 'question' can't be read from 'none.txt': No such file"),
+        (["duo.yaml", "-i", "question=@binary"], "it is not UTF-8 text"),
+        (
+            ["duo.yaml", "-i", "question=x", "-c", "cash"],
+            "there is no channel 'cash'; take one of text, cache, both, auto",
+        ),
+    ],
+)
+def test_a_wrong_recipe_input_or_channel_is_one_sentence_and_code_2(recipes, call, monkeypatch, arguments, said):
+    monkeypatch.chdir(recipes)
+    (recipes / "binary").write_bytes(b"\xff\xfe\x00")
+    ended = call("run", *arguments)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("cachegraph: ")
+    assert said in ended.err
+
+
+def test_an_input_comes_from_a_file_or_from_stdin(recipes, call, tmp_path):
+    (tmp_path / "question.txt").write_text("what is the sea = ?")
+    read = [
+        Result.from_json(
+            call("run", recipes / "duo.yaml", "-i", f"question={value}", "--json", stdin="what is the sea = ?").out
+        )
+        for value in ("what is the sea = ?", f"@{tmp_path / 'question.txt'}", "@-")
+    ]
+    assert read[0].text == read[1].text == read[2].text
+    assert read[0].agents["writer"].tokens == read[2].agents["writer"].tokens
+
+
+def test_a_missing_model_is_a_failed_run(recipes, call):
+    ended = call("run", recipes / "modelless.yaml", "-i", "question=x")
+    assert ended.code == 1
+    assert ended.err.startswith("cachegraph: ")
+    assert "none" in ended.err
+
+
+def test_an_error_has_a_traceback_with_debug_only(recipes, spawn):
+    plain = spawn("run", recipes / "typo.yaml")
+    debug = spawn("--debug", "run", recipes / "typo.yaml")
+    assert "Traceback" not in plain.err
+    assert debug.err.startswith("Traceback")
+    assert "RecipeError" in debug.err
+    assert (plain.code, debug.code) == (2, 2)
+
+
+def test_a_terminal_gets_no_commands_from_a_model(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    screen._write("a\x1b[2Jb\tc\n\x07é")
+    assert capsys.readouterr().out == "a\ufffd[2Jb\tc\n\ufffdé"
+
+
+def test_replies_and_errors_are_not_read_as_markup(recipes, call):
+    recipe = recipes / "latex.yaml"
+    text = (recipes / "duo.yaml").read_text().replace('prompt: "the sky"', "prompt: '\\[/x\\] [bold]'")
+    recipe.write_text(
+        text.replace("max_new_tokens: 4, ignore_eos: true", "max_new_tokens: 0").replace(
+            "cache, carries: reply", "text"
+        )
+    )
+    ended = call("run", recipe, "-i", "question=x")
+    assert ended.code == 0
+    assert "\\[/x\\] [bold]" in ended.err
