@@ -1,0 +1,145 @@
+"""The real demo models and an untrained fuser between them, through the path that a recipe takes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import torch
+
+from cachegraph.agents.base import Reply
+from cachegraph.channels.fusers.card import Geometry
+from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.engine.kv import concat
+from cachegraph.engine.models import StoredModel
+from cachegraph.engine.pool import lease
+from cachegraph.engine.spec import ModelSpec
+
+pytestmark = [pytest.mark.models, pytest.mark.anyio]
+
+SMALL, OTHER = "smollm2-135m-instruct", "gemma-3-270m"
+MODELS = {"small": ModelSpec(source=SMALL, device="cpu"), "other": ModelSpec(source=OTHER, device="cpu")}
+QUESTION = "Why is the sky blue? 空はなぜ青いの？🙂"
+SHORT = {"max_new_tokens": 3}
+AGENTS: dict[str, Any] = {
+    "expert": {"model": "other", "prompt": "Question: {{ question }}\nWhat one needs to know:", "generate": SHORT},
+    "answerer": {
+        "model": "small",
+        "system": "Answer in one short sentence.",
+        "prompt": "{{ expert }}\n{{ question }}",
+        "generate": SHORT,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_memory(demo_models: dict[str, StoredModel]) -> Iterator[None]:
+    leases = [anyio.run(lease, spec, Path()) for spec in MODELS.values()]
+    yield
+    for each in leases:
+        each.release()
+
+
+def fuser(folder: Path, players: Any, *, gate: float = 1.0, **card: Any) -> str:
+    """SmolLM2 corrected by Gemma: 30 layers of 3 heads of 64 by 18 layers of 1 head of 256."""
+    ends = []
+    for name in ("answerer", "expert"):
+        info = players.agents[name].peer().model.model.info
+        ends.append(Geometry(info.layers, info.kv_heads, info.head_dim))
+    made = new_fuser("c2c", *ends, gate_logit=gate, hidden_dim=64, intermediate_dim=64)
+    object.__setattr__(made, "card", made.card.model_copy(update=card))
+    save_fuser(made, folder / "fuser")
+    return "fuser"
+
+
+def same_bits(a: Reply, b: Reply) -> bool:
+    one, other = concat(a.message.cache.segments), concat(b.message.cache.segments)
+    return all(
+        torch.equal(x, y) for p, q in zip(one.layers, other.layers, strict=True) for x, y in zip(p, q, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("align", "reads", "include_response"),
+    [
+        ("first", "receiver-prompt", False),
+        ("longest", "receiver-prompt", False),
+        ("offsets", "receiver-prompt", True),
+        ("offsets", "own-prompt", True),
+    ],
+)
+async def test_an_untrained_fuser_corrects_the_receivers_cache(
+    cast: Any, tmp_path: Path, align: str, reads: str, include_response: bool
+) -> None:
+    async with cast(AGENTS, models=MODELS, question=QUESTION) as players:
+        name = fuser(tmp_path, players, alignment=align, reads=reads)
+    edge = {"from": "expert", "to": "answerer", "channel": "cache", "fuser": name, "fallback": "error"}
+    async with cast(AGENTS, [{**edge, "include_response": include_response}], MODELS, question=QUESTION) as players:
+        first = (await players.play(keep=["answerer"]))["answerer"]
+        again = (await players.play(keep=["answerer"]))["answerer"]
+    report = first.edges["expert"]
+    assert (report.channel_used, report.fallback_reason) == ("cache", None)
+    assert report.positions_fused > 10
+    # 18 sharer layers of keys and values, 256 numbers of 2 or 4 bytes a position
+    assert report.bytes in {report.positions_fused * 18 * 2 * 256 * size for size in (2, 4)}
+    assert first.message.text == again.message.text
+    assert same_bits(first, again)
+
+
+async def test_closed_gates_leave_the_receiver_alone_to_the_bit(cast: Any, tmp_path: Path) -> None:
+    alone = {"answerer": {**AGENTS["answerer"], "prompt": "\n{{ question }}"}}
+    async with cast(alone, models=MODELS, question=QUESTION) as players:
+        expected = (await players.play(keep=["answerer"]))["answerer"]
+    async with cast(AGENTS, models=MODELS, question=QUESTION) as players:
+        name = fuser(tmp_path, players, gate=-1.0, alignment="offsets")
+    edge = {"from": "expert", "to": "answerer", "channel": "cache", "fuser": name, "fallback": "error"}
+    async with cast(AGENTS, [edge], MODELS, question=QUESTION) as players:
+        fused = (await players.play(keep=["answerer"]))["answerer"]
+    assert fused.message.text == expected.message.text
+    assert same_bits(fused, expected)
+    assert fused.edges["expert"].positions_fused == 0
+
+
+async def test_without_a_fuser_the_edge_falls_back_with_the_reason(cast: Any) -> None:
+    for channel, reason in (("auto", "there is no fuser for the pair"), ("cache", "there is no fuser for the pair")):
+        async with cast(
+            AGENTS, [{"from": "expert", "to": "answerer", "channel": channel}], MODELS, question=QUESTION
+        ) as players:
+            replies = await players.play()
+            report = replies["answerer"].edges["expert"]
+            assert report.channel_used == "text"
+            assert report.fallback_reason is not None
+            assert reason in report.fallback_reason
+            assert report.bytes == len((replies["expert"].message.text or "").encode())
+
+
+async def test_a_grafted_document_gives_the_reply_that_reading_it_gives(cast: Any) -> None:
+    """One system message for both, so that the document stands where it stood."""
+    story = "Anna keeps bees on the roof of the old library in Lisbon."
+    system = "Answer with a few words from the text."
+    agents = {
+        "reader": {"model": "small", "system": system, "prompt": "{{ story }}", "generate": {"max_new_tokens": 0}},
+        "answerer": {"model": "small", "system": system, "prompt": "{{ reader }}\n\n{{ question }}", "generate": SHORT},
+    }
+    found = []
+    for channel in ("text", "cache"):
+        async with cast(
+            agents,
+            [{"from": "reader", "to": "answerer", "channel": channel}],
+            MODELS,
+            story=story,
+            question="Where are the bees?",
+        ) as players:
+            found.append((await players.play(keep=["answerer"]))["answerer"])
+    text, cache = found
+    assert list(cache.message.cache.ids) == list(text.message.cache.ids)
+    assert cache.message.text == text.message.text
+    assert cache.tokens.reused > 10
+    assert cache.tokens.prefilled + cache.tokens.reused == text.tokens.prefilled
