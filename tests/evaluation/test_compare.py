@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ def test_what_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(reader.turns) == 1 + 24 + 2 * 40  # a waking run; the rest of cache; both runs of mismatched
     assert [row.quality for row in found.rows] == [row.quality for row in whole.rows]
     assert (found.differences, found.verdicts) == (whole.differences, whole.verdicts)
+
+
+def test_ctrl_c_frees_everything_and_loses_nothing(tmp_path: Path) -> None:
+    def interrupt(made: Progress) -> None:
+        if made.made == 30:
+            signal.raise_signal(signal.SIGINT)
+
+    answerer = Answerer("answerer")
+    with pytest.raises(KeyboardInterrupt):
+        compare(story_graph(answerer), rows(), out=tmp_path / "r.jsonl", on_progress=interrupt)
+    assert answerer.closed == 1  # the one of `alone`
+    seen: list[Progress] = []
+    found = compare(story_graph(), rows(), out=tmp_path / "r.jsonl", on_progress=seen.append)
+    assert 30 <= seen[0].done < 160
+    assert found.verdicts == compare(story_graph(), rows()).verdicts
 
 
 def test_a_finished_comparison_runs_nothing_again_and_takes_more_variants(tmp_path: Path) -> None:
