@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from cachegraph.channels.message import EdgeReport, Message, Route
 
-__all__ = ["Agent", "ChoiceScore", "Control", "Delivery", "Reply", "Scorer", "Timing", "Tokens", "Turn"]
+__all__ = ["Agent", "ChoiceScore", "Control", "Delivery", "Reply", "Scored", "Scorer", "Timing", "Tokens", "Turn"]
 
 
 @dataclass
@@ -70,6 +70,14 @@ class ChoiceScore:
     logprob: float
     tokens: int
     characters: int
+    greedy: bool = False  # whether greedy decoding would write it
+
+
+class Scored(NamedTuple):
+    """The scores of choices, and by sender what the edges brought to the prompt they stand behind."""
+
+    scores: list[ChoiceScore]
+    edges: dict[str, EdgeReport]
 
 
 @dataclass(eq=False)
@@ -105,3 +113,6 @@ class Scorer(Protocol):
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
         """Each choice's score as the reply to this turn, all on one prefill; `verbatim` adds no space in front."""
+
+    async def judge(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> Scored:
+        """The scores, and what the edges did."""

@@ -11,7 +11,7 @@ from cachegraph.engine.pool import Lease, lease
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
-from .base import ChoiceScore, Reply, Timing, Tokens, Turn
+from .base import ChoiceScore, Reply, Scored, Timing, Tokens, Turn
 from .inbox import Inbox
 from .prompt import PromptTemplate
 from .reading import Reader, RowSoFar
@@ -114,8 +114,14 @@ class LocalAgent:
         In a chat a choice follows the template at once. In a plain prompt it is read together with the prompt's end,
         and a space comes between them where there is no white space; `verbatim` leaves that to the caller.
         """
-        row = await self._reader(Inbox(self.name, turn)).read(finish=False)
-        return await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
+        return (await self.judge(turn, choices, verbatim=verbatim)).scores
+
+    async def judge(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> Scored:
+        """The same with what the edges did, as `turn` reports it: an edge may fall back while the prompt is read."""
+        inbox = Inbox(self.name, turn)
+        row = await self._reader(inbox).read(finish=False)
+        scores = await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
+        return Scored(scores, _reports(turn, inbox))
 
     def _reader(self, inbox: Inbox) -> Reader:
         return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox)

@@ -1,6 +1,7 @@
 """How likely a model finds given replies: all choices of a question in one batch, behind one prefill of the prompt."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import anyio
 import torch
@@ -13,15 +14,20 @@ from cachegraph.errors import InputError, ModelError
 from .base import ChoiceScore
 from .reading import RowSoFar
 
-__all__ = ["score_row"]
+__all__ = ["TokenScore", "score_row", "score_tokens"]
+
+
+class TokenScore(NamedTuple):
+    """The natural logarithm of the tokens' probability, and whether each of them is the likeliest one."""
+
+    logprob: float
+    greedy: bool
 
 
 async def score_row(
     engine: Engine, row: RowSoFar, choices: Sequence[str], *, chat: bool, verbatim: bool
 ) -> list[ChoiceScore]:
     """Score every choice as what follows the row. The row's pending tokens are computed once for all of them."""
-    if engine.model.why_no_cache is not None:
-        raise ModelError(f"{engine.model.name!r} can't score choices: {engine.model.why_no_cache}")
     texts = [choice if verbatim else _spaced(choice, row, chat) for choice in choices]
     tokens = [_tokens(engine, row, text, chat) for text in texts]
     for choice, ids in zip(choices, tokens, strict=True):
@@ -32,9 +38,19 @@ async def score_row(
                 f"prompt and choice have {len(row.ids) + len(ids)} tokens, but {engine.model.name!r} reads at most "
                 f"{engine.model.info.max_positions}; shorten the inputs"
             )
+    found = await score_tokens(engine, row, tokens)
+    return [
+        ChoiceScore(each.logprob, len(ids), len(choice), each.greedy)
+        for each, ids, choice in zip(found, tokens, choices, strict=True)
+    ]
+
+
+async def score_tokens(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[TokenScore]:
+    """Score each of these lists of tokens, none empty, behind the same row. All must fit the model with it."""
+    if engine.model.why_no_cache is not None:
+        raise ModelError(f"{engine.model.name!r} can't score replies: {engine.model.why_no_cache}")
     logits = await (_fused_logits if row.sharers else _logits)(engine, row, tokens)
-    sums = [_logprob(each, ids) for each, ids in zip(logits, tokens, strict=True)]
-    return [ChoiceScore(total, len(ids), len(choice)) for total, ids, choice in zip(sums, tokens, choices, strict=True)]
+    return [_score(each, ids) for each, ids in zip(logits, tokens, strict=True)]
 
 
 def _spaced(choice: str, row: RowSoFar, chat: bool) -> str:
@@ -87,6 +103,7 @@ async def _fused_logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence
     return [torch.cat(each) for each in out]
 
 
-def _logprob(logits: Tensor, ids: Sequence[int]) -> float:
+def _score(logits: Tensor, ids: Sequence[int]) -> TokenScore:
     chosen = torch.tensor(ids, device=logits.device)[:, None]
-    return float(logits.float().log_softmax(-1).gather(1, chosen).double().sum())
+    logprob = logits.float().log_softmax(-1).gather(1, chosen).double().sum()
+    return TokenScore(float(logprob), bool((logits.argmax(-1, keepdim=True) == chosen).all()))
