@@ -1,0 +1,38 @@
+"""The harness's own command line, where `--model cachegraph` is known.
+
+The harness looks models up in a table that only an import can add to, so its own `lm_eval` can't find ours.
+"""
+
+import sys
+from importlib import import_module
+
+from cachegraph.errors import CachegraphError, ConfigError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command. Exit codes are those of `cachegraph`."""
+    try:
+        _evaluate()
+    except CachegraphError as error:
+        sys.stderr.write(f"cachegraph: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("cachegraph: interrupted\n")
+        sys.exit(130)
+
+
+def _evaluate() -> None:
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the module {error.name!r} is missing; install the harness with: pip install 'cachegraph[eval]'"
+        ) from error
+    import_module("cachegraph.evaluation.harness.model")  # adds it to the harness's table
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""A recipe that is nothing but its model, played as the harness's own `hf` model plays it, token for token.
+
+So it also reads what a prompt can't hold: an empty context, one that is too long and loses its beginning, and a text
+that is scored as a whole.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from cachegraph.agents.reading import RowSoFar
+from cachegraph.agents.scoring import score_tokens
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.engine.tokens import Tokenizer
+from cachegraph.errors import InputError, ModelError
+
+from .player import Likelihood
+
+__all__ = ["BarePlayer"]
+
+Ids = list[int]
+
+
+class BarePlayer:
+    """Plays on an engine, without agents."""
+
+    def __init__(self, engine: Engine, max_length: int | None):
+        assert engine.model.tokenizer is not None
+        self._engine = engine
+        self._tokenizer: Tokenizer = engine.model.tokenizer
+        self._max_length = min(max_length or engine.model.info.max_positions, engine.model.info.max_positions)
+
+    async def likelihoods(self, context: str, continuations: Sequence[str]) -> list[Likelihood]:
+        """How likely each continuation is; those behind the same tokens share their prefill."""
+        return await self._score([self._pair(context, text) for text in continuations])
+
+    async def rolling(self, text: str) -> float:
+        """How likely the text is as a whole, in windows as long as the model reads."""
+        windows = get_rolling_token_windows(self._encode(text), self._prefix, self._max_length, context_len=1)
+        found = await self._score([make_disjoint_window(window) for window in windows])
+        return sum(logprob for logprob, _ in found)
+
+    async def write(self, context: str, spec: GenerateSpec) -> str:
+        """The reply. A context that leaves no room for it loses its beginning."""
+        room = self._max_length - spec.max_new_tokens
+        if room <= 0:
+            raise InputError(
+                f"a reply of {spec.max_new_tokens} tokens leaves no room for a prompt: {self._engine.model.name!r} "
+                f"reads at most {self._max_length} (max_gen_toks)"
+            )
+        ids = self._encode(context)[-room:]
+        if not ids:
+            raise InputError("the context is empty; give the model something to continue")
+        return (await self._engine.generate(ids, (), spec)).text
+
+    async def close(self) -> None:
+        """Nothing is held here."""
+
+    # Chats, where the harness itself writes them out
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own."""
+        template: str | None = self._tokenizer.chat_template or self._tokenizer.raw.chat_template
+        return template
+
+    def chat(self, history: Sequence[Mapping[str, str]], reply_follows: bool) -> str:
+        """The messages in the model's chat format; where no reply follows, the last one is still open."""
+        text: str = self._tokenizer.raw.apply_chat_template(
+            [dict(message) for message in history],
+            tokenize=False,
+            add_generation_prompt=reply_follows,
+            continue_final_message=not reply_follows,
+            chat_template=self._tokenizer.chat_template,
+        )
+        return text
+
+    # Tokens
+
+    @property
+    def _prefix(self) -> int:
+        """The token that stands before a text with nothing before it."""
+        raw = self._tokenizer.raw
+        prefix: int | None = raw.bos_token_id if raw.bos_token_id is not None else raw.eos_token_id
+        if prefix is None:
+            raise ModelError(
+                f"{self._engine.model.name!r} has neither a first nor a last token, so nothing can stand before a text "
+                "without a context"
+            )
+        return prefix
+
+    def _encode(self, text: str) -> Ids:
+        """With the tokens that the model expects around a text, unless the text brings them, as a written-out chat."""
+        raw = self._tokenizer.raw
+        first = raw.bos_token or raw.eos_token
+        return self._tokenizer.encode(text, special=not (first and text.startswith(first))).ids
+
+    def _pair(self, context: str, text: str) -> tuple[Ids, Ids]:
+        """Both are read together, and white space between them is the continuation's."""
+        if not context:
+            ids = self._tokenizer.encode(text, special=False).ids
+            return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] else ([self._prefix], ids)
+        bare = context.rstrip()
+        before = self._encode(bare)
+        return before, self._encode(context + text)[len(before) :]
+
+    async def _score(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Likelihood]:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (before, ids) in enumerate(pairs):
+            groups.setdefault(tuple(self._fit(before, ids)), []).append(index)
+        found: dict[int, Likelihood] = {}
+        for shared, members in groups.items():
+            row = RowSoFar(pending=list(shared), ids=list(shared))
+            scores = await score_tokens(self._engine, row, [pairs[index][1] for index in members])
+            found.update((index, (each.logprob, each.greedy)) for index, each in zip(members, scores, strict=True))
+        return [found[index] for index in range(len(pairs))]
+
+    def _fit(self, before: Ids, ids: Ids) -> Ids:
+        """The context, without its beginning where the model can't read both. The last token is only predicted."""
+        if not before or not ids:
+            raise InputError("a context or a continuation has no tokens; give both a text")
+        if len(ids) > self._max_length:
+            raise InputError(
+                f"a continuation has {len(ids)} tokens, but {self._engine.model.name!r} "
+                f"reads at most {self._max_length}"
+            )
+        return before[-(self._max_length + 1 - len(ids)) :]

@@ -1,0 +1,42 @@
+"""From a request's generation arguments, which are those of transformers, to how an agent decodes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval.models.utils import normalize_gen_kwargs
+from pydantic import ValidationError
+
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.errors import InputError
+from cachegraph.graph.inputs import meant
+
+__all__ = ["MAX_GEN_TOKS", "generate_spec"]
+
+MAX_GEN_TOKS = 256  # where a task does not say, as in the harness's own models
+SAME = ("top_p", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "seed")
+
+
+def generate_spec(recipe: GenerateSpec, arguments: Mapping[str, Any], seed: int) -> GenerateSpec:
+    """The request's way of decoding: the task decides length, stop strings and temperature, the recipe the rest.
+
+    `seed` is for a reply that is sampled and has none by recipe or task. Raises InputError for what we can't do.
+    """
+    asked: dict[str, Any] = dict(normalize_gen_kwargs(dict(arguments), MAX_GEN_TOKS))
+    update = {
+        "max_new_tokens": asked.pop("max_gen_toks"),
+        "stop": tuple(dict.fromkeys(each for each in [*asked.pop("until"), *recipe.stop] if each)),
+        "temperature": asked.pop("temperature", 0.0),
+    }
+    if not asked.pop("do_sample"):
+        update["temperature"] = 0.0
+    for name in asked:
+        if name not in SAME:
+            raise InputError(f"the task asks for generation argument {name!r}{meant(name, SAME)}; leave it out")
+    if update["temperature"] and recipe.seed is None:
+        update["seed"] = seed
+    try:
+        return GenerateSpec.model_validate({**recipe.model_dump(), **update, **asked})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(each) for each in first["loc"])
+        raise InputError(f"the task's generation argument {name!r} is wrong: {first['msg']}") from error
