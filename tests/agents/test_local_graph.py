@@ -13,7 +13,7 @@ from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ChannelError
 
-DOCUMENT = "the sea is green and the sky is blue"
+DOCUMENT = "the sea is green and the sky is blue, " * 6
 SHORT = {"max_new_tokens": 6}
 
 
