@@ -142,7 +142,7 @@ def _complete_facts(environment: Environment, task: Task, concurrency: int) -> N
     environment.rows, environment.limit, environment.seeds = task.rows, task.limit, task.seeds
     environment.concurrency = concurrency
     environment.started = datetime.now(UTC).isoformat(timespec="seconds")
-    same = environment.model_dump(exclude={"key", "started", "memory_bytes", "rows", "data"})
+    same = environment.model_dump(exclude={"key", "started", "memory_bytes", "rows", "data", "command"})
     environment.key = _hash([same, task.scores])
 
 

@@ -46,6 +46,7 @@ class Environment(BaseModel):
     seeds: list[int] = []
     concurrency: int = 1
     started: str = ""  # UTC
+    command: str = ""  # as it was typed, where it was
 
 
 def describe(wiring: Wiring) -> Environment:

@@ -1,6 +1,8 @@
 """cachegraph compare: one recipe's edges swapped, on a user's own data, with controls."""
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,6 +109,10 @@ def compare(
     results = out or default_results_file(graph, data, settings)
     for path in (results, report, save):
         _check_place(path)
+    if report is not None:
+        from cachegraph.evaluation.report import needs
+
+        needs()
     task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency)
     fetch_models(graph.spec, recipe.parent)
     console = Console(stderr=True, quiet=quiet)
@@ -116,6 +122,7 @@ def compare(
             found = run_task(task, results, bar.show)
     finally:
         graph.close()
+    found.environment.command = shlex.join(["cachegraph", *sys.argv[1:]])
     _hand_out(found, save, report, as_json, quiet)
 
 

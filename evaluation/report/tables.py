@@ -1,0 +1,177 @@
+"""The report's tables: the same numbers as in a terminal, with room for all of them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ..comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
+from ..environment import Environment
+from ..table import number, size
+
+__all__ = ["Cell", "Table", "agents", "costs", "differences", "edges", "environment", "other_differences", "quality"]
+
+
+class Cell(NamedTuple):
+    """What is shown, and the number that it is sorted by; None: sorted as text."""
+
+    text: str
+    value: float | None = None
+
+
+class Table(NamedTuple):
+    """Rows under headings; a row's first cell names it."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+EMPTY = Cell("–")
+
+
+def quality(comparison: Comparison) -> Table:
+    """Every metric of every variant."""
+    rows = []
+    for row in comparison.rows:
+        name = Cell(row.name + (f" = {row.same_as}" if row.same_as else ""))
+        about = Cell(row.description if row.why_not is None else f"not available: {row.why_not}")
+        counts = [Cell(str(row.examples), row.examples), Cell(str(row.failed), row.failed)]
+        rows.append([name, about, *(_estimate(row.quality.get(m.name), m) for m in comparison.metrics), *counts])
+    columns = ["variant", "what it is", *map(_title, comparison.metrics), "examples", "failed"]
+    return Table("Quality: means over examples, with 95 % intervals", columns, rows)
+
+
+def differences(comparison: Comparison) -> Table:
+    """Every pair of a variant and a baseline, in the first metric."""
+    return _differences(f"Differences in {_title(comparison.metrics[0])}, over the same examples", comparison, slice(1))
+
+
+def other_differences(comparison: Comparison) -> Table:
+    """Every pair in the other metrics."""
+    return _differences("Differences in the other metrics", comparison, slice(1, None))
+
+
+def _differences(caption: str, comparison: Comparison, which: slice) -> Table:
+    metrics = {metric.name: metric for metric in comparison.metrics[which]}
+    rows = [_difference(each, metrics[each.metric]) for each in comparison.differences if each.metric in metrics]
+    return Table(caption, ["variant", "minus", "metric", "difference", "95 % interval", "p", "test", "shown"], rows)
+
+
+def costs(comparison: Comparison) -> Table:
+    """What an example of every variant takes."""
+    rows = [[Cell(row.name), *_cost(row)] for row in _measured(comparison)]
+    columns = [
+        "variant", "median s", "mean s", "first token, median s", "tokens prefilled", "tokens generated",
+        "positions reused", "sent", "journeys by cache", "peak memory",
+    ]  # fmt: skip
+    return Table("Cost: an example of each variant", columns, rows)
+
+
+def agents(comparison: Comparison) -> Table:
+    """Tokens and seconds of every agent."""
+    rows = []
+    for row in _measured(comparison):
+        for name, each in row.agents.items():
+            tokens = [_count(value) for value in (each.prefilled, each.generated, each.reused)]
+            seconds = [_seconds(value) for value in (each.queued, each.prefill, each.transfer, each.fuse, each.decode)]
+            rows.append([Cell(row.name), Cell(name), *tokens, *seconds])
+    columns = [
+        "variant", "agent", "prefilled", "generated", "reused",
+        "queue s", "prefill s", "transfer s", "fuse s", "decode s",
+    ]  # fmt: skip
+    return Table("Agents: tokens and mean seconds an example", columns, rows)
+
+
+def edges(comparison: Comparison) -> Table:
+    """What every edge was asked for and did."""
+    rows = []
+    for row in _measured(comparison):
+        for edge in row.edges:
+            used = ", ".join(f"{name} {count}" for name, count in edge.used.items())
+            why = "; ".join(f"{reason} ({count})" for reason, count in edge.fallbacks.items())
+            positions = [_count(edge.positions_fused), _count(edge.positions_grafted)]
+            sent = Cell(size(edge.bytes), edge.bytes)
+            way = Cell(f"{edge.sender} → {edge.receiver}")
+            rows.append([Cell(row.name), way, Cell(edge.asked), Cell(used), sent, *positions, Cell(why or "–")])
+    columns = ["variant", "edge", "asked", "used", "sent", "positions fused", "positions grafted", "fell back because"]
+    return Table("Edges: means an example", columns, rows)
+
+
+def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
+    """What one needs to repeat it, as names and values."""
+    versions = {"cachegraph": found.cachegraph, "Python": found.python, **found.versions}
+    models = [
+        f"{model.agent}: {model.name}"
+        + "".join(f", {each}" for each in (model.dtype, model.device, model.identity) if each)
+        for model in found.models
+    ]
+    listed: list[tuple[str, Any]] = [
+        ("command", found.command),
+        ("started", found.started),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("system", found.system),
+        ("processor", f"{found.processor}, {found.cores} cores, {found.threads} threads"),
+        ("memory", size(found.memory_bytes) if found.memory_bytes else ""),
+        ("GPUs", ", ".join(found.gpus) or "none"),
+        ("models by agent", "\n".join(models)),
+        ("data", f"{found.data}, {rows} of {found.rows} rows"),
+        ("data hash", found.data_hash),
+        ("recipe hash", found.recipe_hash),
+        ("seeds", ", ".join(map(str, found.seeds))),
+        ("examples at a time", str(found.concurrency)),
+        ("comparison", found.key),
+    ]
+    return [(name, value) for name, value in listed if value]
+
+
+def _measured(comparison: Comparison) -> list[VariantRow]:
+    return [row for row in comparison.rows if row.why_not is None and row.same_as is None]
+
+
+def _title(metric: MetricInfo) -> str:
+    return metric.name.replace("_", " ") + {"points": " %", "nats": ", nats"}.get(metric.unit, "")
+
+
+def _estimate(estimate: Estimate | None, metric: MetricInfo) -> Cell:
+    if estimate is None:
+        return EMPTY
+    ends = f"{number(estimate.low, metric)} to {number(estimate.high, metric)}"
+    return Cell(f"{number(estimate.value, metric)} ({ends})", estimate.value)
+
+
+def _difference(each: Difference, metric: MetricInfo) -> list[Cell]:
+    ends = f"{number(each.low, metric, True)} to {number(each.high, metric, True)}"
+    p = "< 0.001" if each.p < 0.001 else f"{each.p:.3f}"
+    return [
+        Cell(each.variant),
+        Cell(each.baseline),
+        Cell(_title(metric)),
+        Cell(number(each.value, metric, True), each.value),
+        Cell(ends, each.low),
+        Cell(p, each.p),
+        Cell(each.test),
+        Cell("yes" if each.shown else "no"),
+    ]
+
+
+def _cost(row: VariantRow) -> list[Cell]:
+    every = row.agents.values()
+    seconds = [(row.seconds.median, row.seconds.mean)] if row.seconds else [(None, None)]
+    share = EMPTY if row.cache_share is None else Cell(f"{row.cache_share:.0%}", row.cache_share)
+    sent = sum(edge.bytes for edge in row.edges)
+    memory = row.memory.gpu or row.memory.rss
+    return [
+        *map(_seconds, seconds[0]),
+        _seconds(row.first_token.median if row.first_token else None),
+        *(_count(sum(getattr(agent, name) for agent in every)) for name in ("prefilled", "generated", "reused")),
+        Cell(size(sent), sent),
+        share,
+        Cell(size(memory) + (" GPU" if row.memory.gpu else ""), memory),
+    ]
+
+
+def _seconds(value: float | None) -> Cell:
+    return EMPTY if value is None else Cell(f"{value:.3f}", value)
+
+
+def _count(value: float) -> Cell:
+    return Cell(f"{value:,.1f}".removesuffix(".0"), value)

@@ -1,0 +1,118 @@
+"""A page in a real browser, over its debugging protocol on a pipe: no port is opened and nothing is downloaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["Page", "chromium", "open_page"]
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+]  # fmt: skip
+
+
+def chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+class Page:
+    """One tab. `events` is everything that the browser told."""
+
+    def __init__(self, reading: IO[bytes], writing: IO[bytes]):
+        self._in, self._out = reading, writing
+        self._left, self._number = b"", 0
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        self._out.write(json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._number:
+            self.events.append(answer)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def open(self, path: Path) -> None:
+        self.call("Page.navigate", url=path.as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def run(self, script: str) -> Any:
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in result:
+            raise RuntimeError(result["exceptionDetails"])
+        return result["result"].get("value")
+
+    def media(self, media: str = "", scheme: str = "light") -> None:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
+
+    def width(self, pixels: int) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=1, mobile=False)
+
+    def pdf(self) -> bytes:
+        return b64decode(self.call("Page.printToPDF")["data"])
+
+    def seen(self, method: str) -> list[dict[str, Any]]:
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._left:
+            piece = self._in.read(65536)
+            if not piece:
+                raise RuntimeError("the browser has gone")
+            self._left += piece
+        line, _, self._left = self._left.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+# The browser reads commands from descriptor 3 and answers on 4.
+START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD_CLOEXEC, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+@contextmanager
+def open_page() -> Iterator[Page]:
+    """A browser with a new, empty profile, and its one page."""
+    program = chromium()
+    assert program is not None
+    to_it, ours = os.pipe()
+    mine, from_it = os.pipe()
+    with ExitStack() as stack:
+        profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        writing = stack.enter_context(os.fdopen(ours, "wb", 0))
+        reading = stack.enter_context(os.fdopen(mine, "rb", 0))
+        command = [sys.executable, "-c", START, str(to_it), str(from_it), program, *FLAGS, f"--user-data-dir={profile}"]
+        quiet = subprocess.DEVNULL
+        browser = subprocess.Popen(command, pass_fds=(to_it, from_it), stdout=quiet, stderr=quiet)
+        stack.callback(browser.wait)
+        stack.callback(browser.kill)
+        os.close(to_it)
+        os.close(from_it)
+        yield Page(reading, writing)
