@@ -91,10 +91,11 @@ def _project(
 ) -> None:
     """Append one layer's corrections by one source to `keys` and `values`."""
     here, there = source.pairs if source.pairs is not None else (None, None)
-    own_k, own_v = (_taken(x, here, projector) for x in receiver)
-    k, v = residual = projector.residual(*(_taken(x, there, projector) for x in sharer), own_k, own_v)
+    theirs = [_taken(x, there, projector) for x in sharer]
+    own = [_taken(x, here, projector) for x in receiver]
+    k, v = residual = projector.residual(*theirs, *own)
     if source.sizes is not None:
-        source.sizes.add(layer, residual, own_k, own_v)
+        source.sizes.add(layer, residual, *own)
     if k is not None:
         keys.append(_Part(k, here))
     if v is not None:
