@@ -102,7 +102,7 @@ class LocalAgent:
         elif reads_only:
             message.text = await reader.prompt_text()
         else:
-            message.write = lambda: self._write_later(turn)
+            message.write = lambda: self._write_later(turn, row)
         if turn.needs_cache and row is not None:
             message.cache = row.plane(engine.model.identity, self.name)
         timing.total = perf_counter() - began
@@ -126,11 +126,14 @@ class LocalAgent:
     def _reader(self, inbox: Inbox) -> Reader:
         return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox)
 
-    async def _write_later(self, turn: Turn) -> str:
-        """The reply, for somebody who turned out to need it after the turn was over."""
+    async def _write_later(self, turn: Turn, row: RowSoFar | None) -> str:
+        """The reply, for somebody who turned out to need it after the turn was over; from its cache if there is one."""
         again = replace(turn, needs_text=True, needs_cache=False, on_text=None)
-        reply = await self.turn(again)
-        return reply.message.text or ""
+        if row is not None and row.sharers is None:
+            row = replace(row, timing=Timing(), tokens=Tokens())
+            row.reopen()
+            return (await write(self._opened.engine, self.name, self._spec.generate, row, again, perf_counter())).text
+        return (await self.turn(again)).message.text or ""
 
 
 def _reports(turn: Turn, inbox: Inbox) -> dict[str, EdgeReport]:

@@ -52,6 +52,12 @@ class RowSoFar:
         self.tokens.prefilled += cost.prefilled
         self.tokens.generated += cost.generated
 
+    def reopen(self) -> None:
+        """Forget the last token's KV, so that it is computed once more and decoding can begin with it."""
+        *front, last = self.segments
+        self.segments = (*front, last.select(slice(0, -1)))
+        self.pending, self.positions = self.ids[-1:], last.positions[-1:]
+
     def plane(self, identity: str, sender: str) -> CachePlane:
         """The row for others to take from."""
         return CachePlane(identity, sender, self.segments, self.ids, self.origins)
@@ -216,9 +222,7 @@ class Reader:
     def _keep_one_pending(self, row: RowSoFar) -> None:
         """Decoding begins with a token that is computed here: behind a closing slot, the last grafted one once more."""
         if not row.pending and row.segments:
-            last = row.segments[-1]
-            row.segments = (*row.segments[:-1], last.select(slice(0, len(last) - 1)))
-            row.pending = [row.ids[-1]]
+            row.reopen()
             row.tokens.reused -= 1
 
     # Fusing

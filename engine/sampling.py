@@ -16,7 +16,11 @@ class Sampler:
     def __init__(self, spec: GenerateSpec, eos_ids: frozenset[int]):
         self._spec = spec
         self._eos_ids = sorted(eos_ids)
-        self._generator = torch.Generator().manual_seed(spec.seed if spec.seed is not None else torch.seed() % 2**63)
+        self._generator = torch.Generator()
+        if spec.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(spec.seed % 2**63)
 
     def choose(self, logits: Tensor, seen: Sequence[int], generated: int) -> int:
         """The next token. `logits`: (vocab,); `seen`: the prompt and the reply; `generated`: the reply's length."""
@@ -33,7 +37,8 @@ class Sampler:
     def _probabilities(self, logits: Tensor) -> Tensor:
         """(vocab,) after temperature, top-k, top-p and min-p, on the CPU."""
         spec = self._spec
-        scaled = logits.float().cpu() / spec.temperature
+        scaled = logits.double().cpu()
+        scaled = (scaled - scaled.max()) / spec.temperature  # the most likely at 0: no temperature is too low
         if 0 < spec.top_k < len(scaled):
             scaled = scaled.masked_fill(scaled < scaled.topk(spec.top_k).values[-1], float("-inf"))
         probabilities = scaled.softmax(-1)

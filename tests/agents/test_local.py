@@ -202,6 +202,36 @@ async def test_a_reply_goes_on_as_cache(cast: Any, carries: str) -> None:
         assert (taken.count("document") > 0) == (carries == "all")
 
 
+async def test_words_that_are_wanted_later_are_written_from_the_cache(
+    cast: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the agent would have written them at once, without reading its prompt again."""
+    agents = {
+        "reader": {"model": "small", "prompt": "{{ document }}", "generate": SHORT},
+        "answerer": {"model": "small", "prompt": "{{ reader }} {{ question }}", "generate": SHORT},
+    }
+    async with cast({"reader": agents["reader"]}, document=DOCUMENT) as players:
+        expected = (await players.play())["reader"].message.text
+    async with cast(
+        agents, [{"from": "reader", "to": "answerer", "channel": "cache"}], document=DOCUMENT, question=QUESTION
+    ) as players:
+        message = (await players.play())["reader"].message
+        engine, before = players.agents["reader"].peer().model, digest_of(message.cache)
+        read: list[int] = []
+        generate = engine.generate
+        monkeypatch.setattr(
+            engine, "generate", lambda ids, *rest, **more: (read.append(len(ids)), generate(ids, *rest, **more))[1]
+        )
+        assert message.text is None
+        assert await message.read() == expected
+        assert read == [1]
+        assert digest_of(message.cache) == before
+
+
+def digest_of(held: CachePlane) -> list[float]:
+    return [float(x.double().sum()) for segment in held.segments for layer in segment.layers for x in layer]
+
+
 async def test_a_chain_hands_on_what_it_was_handed(cast: Any) -> None:
     agents = {
         "first": {"model": "small", "prompt": "{{ document }}", "generate": READS},

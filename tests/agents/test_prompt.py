@@ -150,6 +150,18 @@ def test_a_slot_is_a_place_even_where_the_message_holds_nothing_else(tokenizer: 
     assert prompt.seen == set()
 
 
+def test_a_template_may_branch_on_whether_there_is_a_message(tokenizer: Tokenizer) -> None:
+    """A slot is something; an empty text is nothing."""
+    template = "{% if a %}It says: {{ a }}\n{% endif %}{{ q }}"
+    slot = prompt_of(tokenizer, template, {"q": "why?", "a": ""}, slots=["a"], upstream=["a"])
+    assert [part.sender for part in slot.parts if isinstance(part, Slot)] == ["a"]
+    assert "It says: " in text_of(slot)
+    text = prompt_of(tokenizer, template, {"q": "why?", "a": "so"}, upstream=["a"])
+    assert value_of(text, "a", "so") == "so"
+    nothing = prompt_of(tokenizer, template, {"q": "why?", "a": ""}, upstream=["a"])
+    assert "It says" not in text_of(nothing)
+
+
 def test_an_upstream_agent_without_a_slot_comes_first_in_a_message_of_its_own(tokenizer: Tokenizer) -> None:
     compiled = PromptTemplate("reader", AgentSpec(model="m", prompt="Now {{ q }}", system="Be brief."), ["a", "b"])
     messages = compiled.messages({"q": "why?", "a": "said a", "b": ""}, slots=())

@@ -90,6 +90,22 @@ def test_a_seed_makes_draws_repeatable_and_its_absence_does_not() -> None:
     assert draws(spec(temperature=1.0), logits) != draws(spec(temperature=1.0), logits)
 
 
+def test_no_temperature_is_too_low_and_no_seed_too_large() -> None:
+    logits = torch.tensor([3.0, 90.0, -7.0])
+    assert set(draws(spec(temperature=5e-324, seed=0), logits, 5)) == {1}
+    assert draws(spec(temperature=1.0, seed=2**200), logits, 5) == draws(spec(temperature=1.0, seed=2**200), logits, 5)
+    assert len(draws(spec(temperature=1.0, seed=-1), logits, 5)) == 5
+
+
+def test_choosing_leaves_torchs_own_random_numbers_alone() -> None:
+    """A program that seeds torch gets the numbers it expects, whether it samples here or not."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    draws(spec(temperature=1.0), torch.zeros(9), 5)
+    assert torch.equal(torch.rand(3), expected)
+
+
 @given(LOGITS, st.lists(st.integers(0, VOCABULARY - 1), max_size=20), st.sampled_from([0.5, 1.3, 4.0]))
 def test_tokens_that_occurred_are_penalised_once(values: list[float], seen: list[int], penalty: float) -> None:
     logits = torch.tensor(values)
