@@ -96,6 +96,7 @@ def test_a_fused_edge_with_closed_gates_is_the_receiver_alone(
         report = result.edges["expert", "answerer"]
         assert report.channel_used == "cache"
         assert (report.positions_fused > 0) == (gate > 0)
+        assert any(key for key, _ in report.residuals.values()) == (gate > 0)
         assert result.agents["expert"].text is None
         assert result.agents["expert"].tokens.generated == 0
     alone.close()
