@@ -103,7 +103,7 @@ def breakdown(comparison: Comparison) -> Chart | None:
             bars += _edges(comparison, row)
     if not any(sum(spent.values()) for _, spent in bars):
         return None
-    figure, axes = canvas(2 * WIDE, 96 + 21 * len(bars))
+    figure, axes = canvas(860, 96 + 21 * len(bars))
     _names(axes, [name for name, _ in bars])
     left = [0.0] * len(bars)
     for part in PARTS:
