@@ -100,7 +100,7 @@ def compare(
     from cachegraph.evaluation.task import make_task
     from cachegraph.graph.graph import Graph
 
-    from .fetch import fetch_models
+    from .fetch import fetch_fusers, fetch_models
 
     wanted = [name.strip() for name in variants.split(",") if name.strip()]
     _no_code(metrics or [])
@@ -114,7 +114,8 @@ def compare(
 
         needs()
     task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency)
-    fetch_models(graph.spec, recipe.parent)
+    fetch_models(graph.spec, graph.folder)
+    fetch_fusers(graph.spec, graph.folder)
     console = Console(stderr=True, quiet=quiet)
     console.print(f"results: {results} (Ctrl-C is safe: the same command goes on)", highlight=False, soft_wrap=True)
     try:
