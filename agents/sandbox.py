@@ -152,7 +152,7 @@ class Guarding(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _guard("each", node, [cast(nodes.Expr, node.iter)])
+        node.iter = _guard("each", node, [cast("nodes.Expr", node.iter)])
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
