@@ -18,17 +18,21 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable . --group dev
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/dev: .venv/ready
+	$(BIN)/pip install --quiet --group dev
 	@touch $@
 
 demo: .venv/ready
 	$(BIN)/cachegraph run recipes/document-relay.yaml --channel text --channel cache
 	$(BIN)/cachegraph run recipes/science-duo.yaml --channel text --channel cache
 
-test: .venv/ready
+test: .venv/dev
 	$(BIN)/pytest
 
-check: .venv/ready
+check: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
