@@ -94,6 +94,16 @@ def _slowly(engine: Any, prompt: list[int], choice: str) -> float:
     return float(predicted.gather(1, torch.tensor(ids)[:, None]).sum())
 
 
+def test_one_model_answers_the_same_over_text_and_over_cache(exact: Graph) -> None:
+    found = compare(exact, ROWS[:4], variants=["text", "cache"])
+    text, cache = found.records_of("text"), found.records_of("cache")
+    assert [each.reply for each in text] == [each.reply for each in cache]
+    for mine, other in zip(cache, text, strict=True):
+        assert [each.logprob for each in mine.scores] == pytest.approx(
+            [each.logprob for each in other.scores], abs=1e-4
+        )
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_scores_do_not_depend_on_the_other_choices(exact: Graph) -> None:
