@@ -1,0 +1,222 @@
+"""Agents whose caches are corrected by sharers: what is fused, what is not, and what is said of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_rows import check_row, fuser, info, plane, row, same_bits
+
+from cachegraph.errors import ChannelError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """Both event loops are the engine's tests' matter; here the messages are looked at."""
+    return "asyncio"
+
+
+DOCUMENT = "the sea is green and the sky is blue, and what is the answer of the question"
+QUESTION = "what is the sky?"
+SHORT = {"max_new_tokens": 8}
+READS = {"max_new_tokens": 0}
+
+
+PANEL: dict[str, Any] = {
+    "one": {"model": "other", "prompt": "Think: {{ question }}", "generate": SHORT},
+    "two": {"model": "third", "prompt": "{{ question }}", "generate": SHORT},
+    "answerer": {"model": "small", "system": "Be brief.", "prompt": "Well: {{ question }}", "generate": SHORT},
+}
+
+
+def panel(*names: str) -> dict[str, Any]:
+    return {name: PANEL[name] for name in names}
+
+
+@pytest.mark.parametrize("reads", ["receiver-prompt", "own-prompt"])
+@pytest.mark.parametrize("align", ["first", "longest", "offsets"])
+@pytest.mark.parametrize("include_response", [False, True])
+async def test_a_fuser_corrects_what_both_have_read(
+    cast: Any, tmp_path: Path, reads: str, align: str, include_response: bool
+) -> None:
+    agents = panel("one", "answerer")
+    async with cast(agents, question=QUESTION) as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(
+            tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment=align, reads=reads
+        )
+    edges = [
+        {
+            "from": "one",
+            "to": "answerer",
+            "channel": "cache",
+            "fuser": name,
+            "include_response": include_response,
+            "fallback": "error",
+        }
+    ]
+    async with cast(agents, edges, question=QUESTION) as players:
+        first = (await players.play(keep=["answerer"]))["answerer"]
+        again = (await players.play(keep=["answerer"]))["answerer"]
+    check_row(first) if reads == "own-prompt" or align == "offsets" else None
+    report = first.edges["one"]
+    assert report.channel_used == "cache"
+    assert report.positions_fused > 0
+    assert report.bytes > 0
+    assert (first.message.text, same_bits(row(first), row(again))) == (again.message.text, True)
+    assert first.timing.first_token is not None
+    prompt = len(plane(alone).ids) - 8
+    assert list(plane(first).ids)[:prompt] == list(plane(alone).ids)[:prompt]
+    assert first.tokens.generated == 8
+    apart = (row(first).layers[0].keys[:, :, :prompt] - row(alone).layers[0].keys[:, :, :prompt]).abs().amax((0, 1, 3))
+    if align == "offsets" and not include_response:
+        assert int((apart > 1e-3).sum()) == report.positions_fused
+
+
+async def test_closed_gates_leave_the_receiver_alone_to_the_bit(cast: Any, tmp_path: Path) -> None:
+    agents = panel("one", "answerer")
+    async with cast(agents, question=QUESTION) as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(
+            tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), gate=-1.0, alignment="offsets"
+        )
+    async with cast(
+        agents, [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}], question=QUESTION
+    ) as players:
+        fused = (await players.play(keep=["answerer"]))["answerer"]
+    assert fused.message.text == alone.message.text
+    assert same_bits(row(fused), row(alone))
+    report = fused.edges["one"]
+    assert (report.channel_used, report.positions_fused, report.bytes) == ("cache", 0, 0)
+
+
+async def test_without_a_shared_span_the_receiver_is_alone_to_the_bit(cast: Any, tmp_path: Path) -> None:
+    """The sharer has read something else."""
+    agents = {**panel("answerer"), "one": {"model": "other", "prompt": "{{ document }}", "generate": SHORT}}
+    agents = {name: agents[name] for name in ("one", "answerer")}
+    async with cast(agents, question=QUESTION, document=DOCUMENT) as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(
+            tmp_path,
+            receiver=info(players, "answerer"),
+            sharer=info(players, "one"),
+            alignment="offsets",
+            reads="own-prompt",
+        )
+    edges = [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}]
+    async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
+        fused = (await players.play(keep=["answerer"]))["answerer"]
+    assert fused.message.text == alone.message.text
+    assert same_bits(row(fused), row(alone))
+
+
+@pytest.mark.parametrize("include_response", [False, True])
+async def test_the_order_of_parallel_sharers_changes_no_bit(cast: Any, tmp_path: Path, include_response: bool) -> None:
+    async with cast(PANEL, question=QUESTION) as players:
+        names = {
+            name: fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, name), alignment="offsets")
+            for name in ("one", "two")
+        }
+    found = []
+    for order in (("one", "two"), ("two", "one")):
+        edges = [
+            {
+                "from": name,
+                "to": "answerer",
+                "channel": "cache",
+                "fuser": names[name],
+                "include_response": include_response,
+            }
+            for name in order
+        ]
+        async with cast(PANEL, edges, question=QUESTION) as players:
+            found.append((await players.play(keep=["answerer"]))["answerer"])
+    assert found[0].message.text == found[1].message.text
+    assert same_bits(row(found[0]), row(found[1]))
+    assert [found[0].edges[name].positions_fused > 0 for name in ("one", "two")] == [True, True]
+
+
+async def test_fusers_that_read_differently_fall_back_together(cast: Any, tmp_path: Path) -> None:
+    async with cast(PANEL, question=QUESTION) as players:
+        made = [
+            fuser(
+                tmp_path,
+                receiver=info(players, "answerer"),
+                sharer=info(players, name),
+                alignment="offsets",
+                reads=reads,
+            )
+            for name, reads in (("one", "own-prompt"), ("two", "receiver-prompt"))
+        ]
+    edges = [
+        {"from": name, "to": "answerer", "channel": "cache", "fuser": each}
+        for name, each in zip(("one", "two"), made, strict=True)
+    ]
+    async with cast(PANEL, edges, question=QUESTION) as players:
+        reply = (await players.play())["answerer"]
+    for name in ("one", "two"):
+        assert reply.edges[name].channel_used == "text"
+        assert "read the prompt in different ways" in (reply.edges[name].fallback_reason or "")
+
+
+async def test_a_fuser_of_other_models_falls_back_with_the_reason_or_fails(cast: Any, tmp_path: Path) -> None:
+    agents = panel("one", "answerer")
+    async with cast(agents, question=QUESTION) as players:
+        here, there = info(players, "answerer"), info(players, "one")
+        wrong = fuser(tmp_path, receiver=there, sharer=here, alignment="offsets")
+        right = fuser(tmp_path, receiver=here, sharer=there, alignment="offsets")
+        revised = fuser(tmp_path, receiver=here, sharer=there, alignment="offsets")
+        card = (tmp_path / revised / "card.json").read_text()
+        (tmp_path / revised / "card.json").write_text(card.replace('"identity": null', '"identity": "sha256:0"', 1))
+        unknown = fuser(tmp_path, receiver=here, sharer=there, alignment="ids")
+    reasons = {
+        wrong: "the fuser was made for the receiver 'here' with",
+        revised: "the fuser was trained with other weights of the receiver 'here'",
+        unknown: "have different tokenizers",
+        "missing": "there is no fuser 'missing'",
+    }
+    for name, reason in reasons.items():
+        edge = {"from": "one", "to": "answerer", "channel": "cache", "fuser": name}
+        async with cast(agents, [edge], question=QUESTION) as players:
+            report = (await players.play())["answerer"].edges["one"]
+            assert (report.asked, report.channel_used) == ("cache", "text")
+            assert reason in (report.fallback_reason or "")
+        async with cast(agents, [{**edge, "fallback": "error"}], question=QUESTION) as players:
+            with pytest.raises(ChannelError, match="the cache edge 'one' -> 'answerer' can't work: "):
+                players.decide()
+    async with cast(
+        agents, [{"from": "one", "to": "answerer", "channel": "cache", "fuser": right}], question=QUESTION
+    ) as players:
+        players.decide()
+        assert players.routes["one", "answerer"].used == "cache"
+
+
+async def test_grafts_and_fusers_do_not_meet(cast: Any, tmp_path: Path) -> None:
+    """Into one receiver: the graft stays, the fused edge falls back for this turn."""
+    agents = {"reader": {"model": "small", "prompt": "{{ document }}", "generate": READS}, **panel("one", "answerer")}
+    async with cast(agents, question=QUESTION, document=DOCUMENT) as players:
+        name = fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment="offsets")
+    edges = [
+        {"from": "reader", "to": "answerer", "channel": "cache"},
+        {"from": "one", "to": "answerer", "channel": "both", "fuser": name},
+    ]
+    async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
+        reply = (await players.play())["answerer"]
+    assert reply.edges["reader"].channel_used == "cache"
+    assert reply.edges["one"].channel_used == "text"
+    assert "another edge into this agent grafts" in (reply.edges["one"].fallback_reason or "")
+
+
+async def test_prompts_of_one_token_are_answered(cast: Any, tmp_path: Path) -> None:
+    agents = {
+        "one": {"model": "other", "prompt": "{{ q }}", "generate": SHORT, "chat": False},
+        "answerer": {"model": "plain", "prompt": "{{ q }}", "generate": SHORT},
+    }
+    async with cast(agents, q="a") as players:
+        alone = (await players.play(keep=["answerer"]))["answerer"]
+        name = fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment="offsets")
+    async with cast(agents, [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}], q="a") as players:
+        fused = (await players.play(keep=["answerer"]))["answerer"]
+    assert len(plane(alone).ids) == 9
+    assert same_bits(row(fused), row(alone))
