@@ -38,7 +38,11 @@ class Journal:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         if not lines:
-            self._write(json.dumps({"kind": "header", "schema_version": 1, "key": key, **header}))
+            try:
+                self._write(json.dumps({"kind": "header", "schema_version": 1, "key": key, **header}))
+            except ConfigError:
+                self.close()
+                raise
 
     def add(self, record: Record) -> None:
         """Keep a record; it is in the file when this returns."""
