@@ -26,7 +26,7 @@ help:
 	@touch $@
 
 demo: .venv/ready
-	$(BIN)/cachegraph run recipes/document-relay.yaml --input document=@recipes/bees.txt --channel text --channel cache
+	$(BIN)/cachegraph run recipes/document-relay.yaml --channel text --channel cache
 	$(BIN)/cachegraph run recipes/science-duo.yaml --channel text --channel cache
 
 test: .venv/dev
