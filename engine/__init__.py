@@ -1,1 +1,11 @@
-"""."""
+"""One model on one device.
+
+models/       from a model's name to a folder on this disk
+load.py       from the folder to a model, checked before it is trusted with caches; info.py, its geometry
+kv.py         KV caches as values; attention.py and forward.py, rows of different lengths in one pass
+rope.py       moving keys to other positions
+engine.py     requests from any event loop; worker.py, the thread that serves them; scheduler.py, who runs next
+tokens.py     text to tokens and back; chat.py, chat templates with the place of every content
+native.py     models whose cache can't travel
+pool.py       each model loaded once, for as long as somebody uses it
+"""
