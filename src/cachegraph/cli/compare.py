@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cachegraph.errors import ConfigError, InputError
 
+from .options import AllowEnv, AllowPaths, Recipe
+
 if TYPE_CHECKING:
     from cachegraph.evaluation.comparison import Comparison
     from cachegraph.evaluation.rounds import Progress as Made
@@ -28,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    recipe: Recipe,
     data: Annotated[
         str,
         typer.Option(
@@ -87,13 +89,8 @@ def compare(
     save: Annotated[Path | None, typer.Option(help="Write the whole comparison as JSON.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts and nothing else.")] = False,
-    allow_env: Annotated[
-        list[str] | None,
-        typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may take a key from."),
-    ] = None,
-    allow_paths: Annotated[
-        bool, typer.Option("--allow-paths", help="Let the recipe name files outside its folder.")
-    ] = False,
+    allow_env: AllowEnv = None,
+    allow_paths: AllowPaths = False,
 ) -> None:
     """Swap the edges of a recipe on your data, and say which way is better: with controls."""
     from cachegraph.evaluation.compare import default_results_file, run_task

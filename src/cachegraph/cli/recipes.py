@@ -10,14 +10,10 @@ import typer
 
 from cachegraph.errors import ConfigError, Problem, RecipeError
 
+from .options import AllowEnv, AllowPaths, Recipe
+
 __all__ = ["register"]
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
-AllowEnv = Annotated[
-    list[str] | None,
-    typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may take a key from."),
-]
-AllowPaths = Annotated[bool, typer.Option("--allow-paths", help="Let recipes name files outside their folder.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.", show_default=False)]
 
 

@@ -9,6 +9,8 @@ import typer
 
 from cachegraph.errors import InputError
 
+from .options import AllowEnv, AllowPaths, Recipe
+
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
     from cachegraph.graph.graph import Graph
@@ -23,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)],
+    recipe: Recipe,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; NAME=@FILE reads a file, NAME=@- stdin."),
@@ -36,13 +38,8 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the reply and nothing else.")] = False,
-    allow_env: Annotated[
-        list[str] | None,
-        typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may take a key from."),
-    ] = None,
-    allow_paths: Annotated[
-        bool, typer.Option("--allow-paths", help="Let the recipe name files outside its folder.")
-    ] = False,
+    allow_env: AllowEnv = None,
+    allow_paths: AllowPaths = False,
 ) -> None:
     """Run a recipe and print its reply."""
     from cachegraph.graph.graph import Graph
