@@ -67,14 +67,17 @@ class Graph:
         *,
         allow_env: Collection[str] = (),
         allow_paths: bool = False,
+        known_models: Collection[str] | None = None,
         create: Create = create_agent,
     ) -> Self:
         """The graph of a recipe file. Raises RecipeError with every problem and its place.
 
         A recipe may be a stranger's: it reaches environment variables and files outside its folder only as allowed.
+        `known_models` are a catalogue's names: with them a misspelt one is a problem with its place, too; without, it
+        shows when the models are opened.
         """
         path = Path(path)
-        spec = load_recipe(path, allow_env=allow_env, allow_paths=allow_paths)
+        spec = load_recipe(path, allow_env=allow_env, allow_paths=allow_paths, known_models=known_models)
         return cls._loaded(spec, path.parent, create, allow_env, allow_paths)
 
     @classmethod

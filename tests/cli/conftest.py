@@ -57,6 +57,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken = DUO.replace('"{{ reader }} {{ question }}"', '"{{ reader }} {{ question }}" ').replace("./llama", "./none")
     (folder / "modelless.yaml").write_text(broken)
     (folder / "typo.yaml").write_text(DUO.replace("max_new_tokens: 6", "max_new_token: 6"))
+    (folder / "misnamed.yaml").write_text(DUO.replace("./llama", "smolm2-135m-instruct"))
     return folder
 
 

@@ -57,6 +57,7 @@ def test_a_failed_run_prints_what_finished_and_why(recipes, call):
     [
         (["typo.yaml"], "unknown key 'max_new_token'; did you mean 'max_new_tokens'?"),
         (["none.yaml"], "none.yaml"),
+        (["misnamed.yaml"], "model 'smolm2-135m-instruct' is not in the catalogue; did you mean"),
         (["duo.yaml"], "input 'question' is missing (Anything.)"),
         (["duo.yaml", "-i", "question=x", "-i", "quest=y"], "there is no input 'quest'; did you mean 'question'?"),
         (["duo.yaml", "-i", "question=x", "-i", "question=y"], "the input 'question' is given twice"),

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cachegraph.errors import ConfigError, InputError
 
-from .options import AllowEnv, AllowPaths, Recipe
+from .options import AllowEnv, AllowPaths, Recipe, open_graph
 
 if TYPE_CHECKING:
     from cachegraph.evaluation.comparison import Comparison
@@ -95,13 +95,12 @@ def compare(
     """Swap the edges of a recipe on your data, and say which way is better: with controls."""
     from cachegraph.evaluation.compare import default_results_file, run_task
     from cachegraph.evaluation.task import make_task
-    from cachegraph.graph.graph import Graph
 
     from .fetch import fetch_fusers, fetch_models
 
     wanted = [name.strip() for name in variants.split(",") if name.strip()]
     _no_code(metrics or [])
-    graph = Graph.from_yaml(recipe, allow_env=allow_env or (), allow_paths=allow_paths)
+    graph = open_graph(recipe, allow_env, allow_paths)
     settings: dict[str, Any] = {"map": sorted(columns or []), "limit": limit, "seed": seed, "seeds": seeds}
     results = out or default_results_file(graph, data, settings)
     for path in (results, report, save):

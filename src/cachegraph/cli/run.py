@@ -9,7 +9,7 @@ import typer
 
 from cachegraph.errors import InputError
 
-from .options import AllowEnv, AllowPaths, Recipe
+from .options import AllowEnv, AllowPaths, Recipe, open_graph
 
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
@@ -42,12 +42,10 @@ def run(
     allow_paths: AllowPaths = False,
 ) -> None:
     """Run a recipe and print its reply."""
-    from cachegraph.graph.graph import Graph
-
     from .fetch import fetch_fusers, fetch_models
 
     wanted = _channels(channels or [])
-    graph = Graph.from_yaml(recipe, allow_env=allow_env or (), allow_paths=allow_paths)
+    graph = open_graph(recipe, allow_env, allow_paths)
     given = _inputs(inputs or [])
     graph.check_inputs(given)
     fetch_models(graph.spec, graph.folder)
