@@ -33,6 +33,7 @@ class PackedRows:
     positions: Sequence[Tensor]  # by row: (new,) RoPE positions of its new tokens
     windows: Sequence[int | None]  # by layer
     overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
+    sees: Sequence[Tensor | None] = ()  # by row: (new, new) of bool, instead of causality among the new tokens
     _masks: dict[tuple[int, int | None], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
@@ -46,13 +47,16 @@ class PackedRows:
         past, new = len(self.caches[row]), len(self.positions[row])
         entries = torch.cat([self.caches[row].positions, self.positions[row]])  # (entries,)
         near = None
-        if window is not None and int(entries[-1] - entries[0]) >= window:
+        if window is not None and int(entries.max() - entries.min()) >= window:
             near = self.positions[row][:, None] - entries[None, :] < window  # (new, entries)
+        sees = self.sees[row] if self.sees else None
         if new == 1:
             return near.to(device) if near is not None else None
-        if past == 0 and near is None:
+        if past == 0 and near is None and sees is None:
             return None
         causal = torch.ones(new, past + new, dtype=torch.bool).tril(past)
+        if sees is not None:
+            causal[:, past:] = sees
         return (causal if near is None else causal & near).to(device)
 
 

@@ -22,15 +22,16 @@ class Row:
 
     ids: Sequence[int]
     cache: RowCache
-    logits: Literal["none", "last", "all"] = "last"
+    logits: Literal["none", "last", "all"] | Sequence[int] = "last"  # or: behind these of the new tokens
     positions: Tensor | None = None  # (new,) int64; default: on from the cache's end
     override: Sequence[LayerKV] | None = None  # by layer: K and V of the new tokens to use instead of their own
+    sees: Tensor | None = None  # (new, new) of bool, lower triangular: which new tokens each sees, for branches
 
 
 def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:
     """Run all rows' new tokens at once.
 
-    Returns, by row, the logits of its new tokens that were asked for, (new or 1, vocab), or None. Where no row wants
+    Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
     logits the output head is not run at all.
     """
     device = next(model.parameters()).device
@@ -44,6 +45,7 @@ def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | N
         positions=positions,
         windows=info.windows,
         overrides=[row.override for row in rows] if any(row.override for row in rows) else (),
+        sees=[row.sees for row in rows] if any(row.sees is not None for row in rows) else (),
     )
     wanted = _wanted(rows)
     with packed_rows(packed) as cache:
@@ -75,12 +77,19 @@ def _positions(row: Row) -> Tensor:
     return torch.arange(start, start + len(row.ids))
 
 
+def _asked(row: Row) -> Sequence[int]:
+    """Behind which of the row's new tokens logits are wanted."""
+    new = len(row.ids)
+    if isinstance(row.logits, str):
+        return {"none": range(0), "last": range(new - 1, new), "all": range(new)}[row.logits]
+    return row.logits
+
+
 def _wanted(rows: Sequence[Row]) -> list[int]:
     wanted, start = [], 0
     for row in rows:
-        end = start + len(row.ids)
-        wanted += {"none": [], "last": [end - 1], "all": list(range(start, end))}[row.logits]
-        start = end
+        wanted += [start + index for index in _asked(row)]
+        start += len(row.ids)
     return wanted
 
 
@@ -88,7 +97,7 @@ def _by_row(rows: Sequence[Row], logits: Tensor) -> list[Tensor | None]:
     out: list[Tensor | None] = []
     start = 0
     for row in rows:
-        count = {"none": 0, "last": 1, "all": len(row.ids)}[row.logits]
+        count = len(_asked(row))
         out.append(logits[start : start + count] if count else None)
         start += count
     return out

@@ -48,4 +48,5 @@ def _run(network: Any, row: Row) -> Tensor | None:
     out = network(input_ids=ids, **{name: cache.state}, use_cache=True)
     cache.seen += len(row.ids)
     logits: Tensor = out.logits[0]
+    assert isinstance(row.logits, str)
     return {"none": None, "last": logits[-1:], "all": logits[-len(row.ids) :]}[row.logits]

@@ -158,3 +158,19 @@ def test_a_failed_pass_leaves_its_rows_as_they_were(tiny: Tiny) -> None:
     assert rest is not None
     assert len(cache) == 8
     torch.testing.assert_close(rest, expected[3:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window"])
+def test_branches_of_one_row_are_rows_of_their_own(kind: str, tiny: Tiny) -> None:
+    """Two continuations of a shared past as one row: each token sees its own branch alone."""
+    model = tiny(kind)
+    past = read(model, tokens(20))[0].tail()
+    branches = [tokens(5, 1), tokens(7, 2)]
+    sees = torch.zeros(12, 12, dtype=torch.bool)
+    sees[:5, :5], sees[5:, 5:] = True, True
+    positions = torch.cat([20 + torch.arange(5), 20 + torch.arange(7)])
+    row = Row([*branches[0], *branches[1]], RowCache([past]), [3, 4, 11], positions, sees=sees.tril())
+    with torch.inference_mode():
+        (logits,) = forward(model.network, model.info, [row])
+    apart = [read(model, ids, past)[1] for ids in branches]
+    torch.testing.assert_close(logits, torch.stack([apart[0][3], apart[0][4], apart[1][6]]), rtol=1e-4, atol=1e-4)
