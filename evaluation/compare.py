@@ -9,12 +9,12 @@ from pathlib import Path
 
 from cachegraph.errors import CachegraphError
 from cachegraph.graph.blocking import wait
+from cachegraph.graph.examples import data_hash
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.rows import Rows
 
 from .comparison import Comparison, MetricInfo
-from .data import Rows
 from .environment import Environment, batches_exactly, describe
-from .examples import data_hash
 from .journal import Journal
 from .metrics import UserMetric
 from .play import Play

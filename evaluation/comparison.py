@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cachegraph import __version__
 from cachegraph.errors import ConfigError, InputError
+from cachegraph.graph.examples import Example
 
 from .environment import Environment
-from .examples import Example
 from .metrics import Unit
 from .records import Memory, Record
 

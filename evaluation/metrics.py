@@ -12,9 +12,8 @@ from typing import Literal
 
 from cachegraph.agents.base import ChoiceScore
 from cachegraph.errors import InputError
+from cachegraph.graph.examples import Example
 from cachegraph.graph.inputs import meant
-
-from .examples import Example
 
 __all__ = ["METRICS", "Metric", "Unit", "UserMetric", "choose", "chosen", "pick_metrics", "words"]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .examples import Example
+from cachegraph.graph.examples import Example
 
 __all__ = ["partners", "sample"]
 

@@ -5,12 +5,12 @@ from time import perf_counter
 
 from cachegraph.agents.base import ChoiceScore, Control, Turn
 from cachegraph.errors import CachegraphError, RunError
+from cachegraph.graph.examples import Example
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.probe import Probe
 from cachegraph.graph.result import Result
 from cachegraph.graph.runtime import Run
 
-from .examples import Example
 from .records import EdgeRecord, Record
 from .variants import ControlKind
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import anyio
 
-from .examples import Example
+from cachegraph.graph.examples import Example
+
 from .journal import Journal
 from .measure import PeakMemory
 from .play import Play, play

@@ -7,10 +7,10 @@ from statistics import fmean, median
 
 import numpy as np
 
+from cachegraph.graph.examples import Example
 from cachegraph.graph.result import AgentResult
 
 from .comparison import AgentSummary, Difference, EdgeSummary, Estimate, Spread, VariantRow
-from .examples import Example
 from .metrics import Metric
 from .records import Memory, Record
 from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided

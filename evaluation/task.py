@@ -6,10 +6,10 @@ from os import PathLike
 from pathlib import Path
 
 from cachegraph.errors import InputError
+from cachegraph.graph.examples import Example, make_examples, merge_mapping
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.rows import Rows, read_rows
 
-from .data import Rows, read_rows
-from .examples import Example, make_examples, merge_mapping
 from .metrics import Metric, UserMetric, pick_metrics
 from .partners import partners, sample
 from .variants import Variant, make_variants

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from cachegraph.errors import InputError
-from cachegraph.graph.evaluate_spec import EvaluateSpec
-from cachegraph.graph.inputs import check_inputs, meant
-from cachegraph.graph.spec import GraphSpec
 
-from .data import Row
+from .evaluate_spec import EvaluateSpec
+from .inputs import check_inputs, meant
+from .rows import Row
+from .spec import GraphSpec
 
 __all__ = ["Example", "data_hash", "make_examples", "merge_mapping"]
 

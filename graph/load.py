@@ -15,7 +15,7 @@ from .explain import explain
 from .marks import BREAK, Document, Node, read_yaml
 from .spec import GraphSpec
 
-__all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
+__all__ = ["dump_recipe", "load_recipe", "parse_recipe", "read_text"]
 
 MAX_BYTES = 64_000_000
 MAX_PROBLEMS = 200
@@ -35,7 +35,7 @@ def load_recipe(
     """
     path = Path(path)
     return parse_recipe(
-        _read(path),
+        read_text(path),
         str(path),
         path.resolve().parent,
         allow_env=allow_env,
@@ -73,7 +73,8 @@ def parse_recipe(
     return spec
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a recipe's file. Raises RecipeError where it can't be read, or is no UTF-8."""
     try:
         if not path.is_file():
             kind = "it is no ordinary file" if path.exists() else "there is no such file"

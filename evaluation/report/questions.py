@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..comparison import Comparison
-from ..examples import Example
+from cachegraph.graph.examples import Example
 from ..metrics import METRICS, Metric, choose
 from ..records import Record
 

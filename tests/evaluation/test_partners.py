@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.evaluation.examples import Example
 from cachegraph.evaluation.partners import partners, sample
+from cachegraph.graph.examples import Example
 
 
 def questions(*inputs: dict[str, str]) -> list[Example]:

@@ -12,7 +12,6 @@ from cachegraph.channels.message import EdgeReport
 from cachegraph.errors import ConfigError
 from cachegraph.evaluation.comparison import Comparison, MetricInfo
 from cachegraph.evaluation.environment import Environment
-from cachegraph.evaluation.examples import Example
 from cachegraph.evaluation.metrics import METRICS
 from cachegraph.evaluation.records import EdgeRecord, Record
 from cachegraph.evaluation.report import write_report
@@ -20,6 +19,7 @@ from cachegraph.evaluation.report.latency import median_interval
 from cachegraph.evaluation.summary import summarise
 from cachegraph.evaluation.variants import Variant
 from cachegraph.evaluation.verdict import verdicts
+from cachegraph.graph.examples import Example
 from cachegraph.graph.result import AgentResult
 
 from .browser import Page, chromium, open_page

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cachegraph.errors import ConfigError, InputError
-from cachegraph.evaluation.data import read_rows
-from cachegraph.evaluation.examples import Example, data_hash, make_examples, merge_mapping
+from cachegraph.graph.examples import Example, data_hash, make_examples, merge_mapping
+from cachegraph.graph.rows import read_rows
 from cachegraph.graph.spec import GraphSpec
 
 SPEC = GraphSpec.model_validate(
