@@ -191,7 +191,9 @@ class Reader:
         brought = None
         if plane is not None:
             model, already = self._engine.model, frozenset(seen)
-            brought = await self._engine.call(lambda: graft(plane, model, position, already, plan.carries))
+            brought = await self._engine.call(
+                lambda: graft(plane, model, position, already, plan.carries, plan.translation)
+            )
         if brought is not None and control is not None and control.kind == "zero":
             brought = brought._replace(kv=zeros(brought.kv))
         if brought is not None:

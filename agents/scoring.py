@@ -9,12 +9,13 @@ from torch import Tensor
 
 from cachegraph.channels.cache.respond import FusedRow
 from cachegraph.engine.engine import Engine
+from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import InputError, ModelError
 
 from .base import ChoiceScore
 from .reading import RowSoFar
 
-__all__ = ["TokenScore", "score_row", "score_tokens"]
+__all__ = ["TokenScore", "reply_tokens", "score_row", "score_tokens"]
 
 
 class TokenScore(NamedTuple):
@@ -28,8 +29,9 @@ async def score_row(
     engine: Engine, row: RowSoFar, choices: Sequence[str], *, chat: bool, verbatim: bool
 ) -> list[ChoiceScore]:
     """Score every choice as what follows the row. The row's pending tokens are computed once for all of them."""
-    texts = [choice if verbatim else _spaced(choice, row, chat) for choice in choices]
-    tokens = [_tokens(engine, row, text, chat) for text in texts]
+    tokenizer = engine.model.tokenizer
+    assert tokenizer is not None
+    tokens = [reply_tokens(tokenizer, row.ending, choice, chat, verbatim) for choice in choices]
     for choice, ids in zip(choices, tokens, strict=True):
         if not ids:
             raise InputError(f"the choice {choice!r} has no tokens for {engine.model.name!r}; give it a text")
@@ -53,22 +55,18 @@ async def score_tokens(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[
     return [_score(each, ids) for each, ids in zip(logits, tokens, strict=True)]
 
 
-def _spaced(choice: str, row: RowSoFar, chat: bool) -> str:
-    return choice if chat or not row.ending or row.ending[-1].isspace() or choice[:1].isspace() else f" {choice}"
-
-
-def _tokens(engine: Engine, row: RowSoFar, text: str, chat: bool) -> list[int]:
-    """The text's tokens where it follows the row.
+def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verbatim: bool = False) -> list[int]:
+    """The tokens of a reply where it follows a prompt that ends in `ending`.
 
     A plain prompt's last piece is read together with the text, and the tokens behind the piece's own are the text's: as
-    in the field's harnesses. A chat's template ends in special tokens, which nothing merges with.
+    in the field's harnesses; a space comes between them where there is no white space, unless `verbatim`. A chat's
+    template ends in special tokens, which nothing merges with.
     """
-    tokenizer = engine.model.tokenizer
-    assert tokenizer is not None
-    if chat or not row.ending:
+    if chat or not ending:
         return tokenizer.encode(text, special=False).ids
-    alone = tokenizer.encode(row.ending, special=False).ids
-    return tokenizer.encode(row.ending + text, special=False).ids[len(alone) :]
+    spaced = text if verbatim or ending[-1].isspace() or text[:1].isspace() else f" {text}"
+    alone = tokenizer.encode(ending, special=False).ids
+    return tokenizer.encode(ending + spaced, special=False).ids[len(alone) :]
 
 
 async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:

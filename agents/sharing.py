@@ -1,6 +1,7 @@
 """One prompt, read by a receiver and its sharers: from messages to everybody's tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from cachegraph.channels.cache.align import Reading, SharedSpan, align_offsets
 from cachegraph.channels.cache.plane import CachePlane
@@ -21,7 +22,7 @@ from cachegraph.errors import ChannelError
 from .base import Delivery
 from .prompt import Message, Piece, Prompt, join_contents
 
-__all__ = ["shared_reading"]
+__all__ = ["pair_own", "read_along", "shared_reading"]
 
 
 def shared_reading(
@@ -43,11 +44,11 @@ def shared_reading(
         brought = [plane for plane in planes if plane is not None]
         if len(brought) < len(plans):
             raise ChannelError("a sharer that reads its own prompt has handed over no cache")
-        reading = _read_own(piece, brought)
+        reading = pair_own(piece, [(plane.ids, plane.origins) for plane in brought])
     elif plans[0].alignment == "ids":
         reading = read_ids(piece.ids, len(plans))
     else:
-        reading = _read_along(prompt, piece, plans)
+        reading = read_along(prompt, piece, plans)
     for plan, text in zip(plans, reading.sharers, strict=True):
         limit = plan.sharer.model.info.max_positions
         if len(text.ids) > limit:
@@ -57,7 +58,7 @@ def shared_reading(
     return reading
 
 
-def _read_along(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedReading:
+def read_along(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedReading:
     """Sharers read the receiver's messages in their own chat format."""
     mine = Reading(piece.ids, piece.offsets, piece.contents)
     theirs = [_reading(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
@@ -83,21 +84,21 @@ def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: boo
     return Reading(encoded.ids, encoded.offsets, contents)
 
 
-def _read_own(piece: Piece, planes: Sequence[CachePlane]) -> SharedReading:
-    """Sharers have read prompts of their own; what stands in both is paired character by character."""
-    by_sharer = [_same_characters(piece, plane) for plane in planes]
-    return pair_tokens(piece.ids, [SharerReading(plane.ids) for plane in planes], by_sharer)
+def pair_own(piece: Piece, sharers: Sequence[tuple[Sequence[int], Sequence[Any]]]) -> SharedReading:
+    """Sharers have read prompts of their own, (ids, origins); what stands in both is paired character by character."""
+    by_sharer = [_same_characters(piece, origins) for _, origins in sharers]
+    return pair_tokens(piece.ids, [SharerReading(ids) for ids, _ in sharers], by_sharer)
 
 
-def _same_characters(piece: Piece, plane: CachePlane) -> list[tuple[int, int]]:
+def _same_characters(piece: Piece, origins: Sequence[Any]) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
     for name in {origin.name for origin in piece.origins if origin}:
         mine = [index for index, origin in enumerate(piece.origins) if origin and origin.name == name]
-        theirs = [index for index, origin in enumerate(plane.origins) if origin and origin[0] == name]
+        theirs = [index for index, origin in enumerate(origins) if origin and origin[0] == name]
         if not theirs:
             continue
         here = [piece.origins[index][1:] for index in mine]  # type: ignore[index]
-        there = [tuple(plane.origins[index][1:]) for index in theirs]
+        there = [tuple(origins[index][1:]) for index in theirs]
         length = max(end for _, end in there)
         pairs += [(mine[a], theirs[b]) for a, b in align_offsets(here, there, [SharedSpan(0, 0, length)])]
     return pairs

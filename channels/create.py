@@ -11,10 +11,11 @@ from .base import Peer
 from .cache.align import Aligner
 from .cache.graft import why_no_graft
 from .cache.plans import FusePlan, GraftPlan
+from .cache.translate import Translation
 from .fusers.base import Fuser
-from .fusers.card import Alignment, Geometry
+from .fusers.card import Alignment, Card, Geometry
 from .fusers.find import check_pair, find_fuser
-from .fusers.load import load_fuser
+from .fusers.load import is_translator, load_fuser, load_translator
 from .message import Route
 from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 
@@ -69,40 +70,70 @@ def _plan(
     if receiver.reads_only:
         return f"agent {receiver.agent!r} writes nothing: it hands over its prompt, so it needs the words"
     try:
-        fuser = _fuser(edge, sender, receiver, folder)
+        place = _place(edge, sender, receiver, folder)
+        if place is not None and is_translator(place):
+            return _translate_plan(edge, sender, receiver, place)
+        fuser = load_fuser(place, receiver.model.model.device, receiver.model.model.dtype) if place else None
     except (FuserError, ConfigError) as error:
         return str(error)
     if fuser is None:
         reason = why_no_graft(sender.model.model, receiver.model.model)
-        # `both` carries the cache of the text it hands over, which for an agent that only reads is its prompt.
-        carries = edge.carries if not isinstance(edge, BothEdge) else "prompt" if sender.reads_only else "reply"
-        if reason is None and carries == "prompt" and sender.reads <= receiver.reads - {sender.agent}:
-            reason = nothing_private(sender.agent, receiver.agent)
-        return reason or GraftPlan(carries)
+        return reason or _graft_plan(edge, sender, receiver, None)
     return _fuse_plan(edge, sender.model, receiver.model, fuser)
 
 
-def _fuser(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path) -> Fuser | None:
-    """The fuser that the recipe names; without a name, one that is called after the pair; or None."""
-    here: LoadedModel = receiver.model.model
+def _graft_plan(
+    edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, translation: Translation | None
+) -> GraftPlan | str:
+    # `both` carries the cache of the text it hands over, which for an agent that only reads is its prompt.
+    carries = edge.carries if not isinstance(edge, BothEdge) else "prompt" if sender.reads_only else "reply"
+    if carries == "prompt" and sender.reads <= receiver.reads - {sender.agent}:
+        return nothing_private(sender.agent, receiver.agent)
+    return GraftPlan(carries, translation)
+
+
+def _translate_plan(
+    edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, place: Path
+) -> GraftPlan | str:
+    """Raises FuserError where the folder holds no whole translator."""
+    mine, theirs = receiver.model.model, sender.model.model
+    translator = load_translator(place, mine.device, mine.dtype)
+    if reason := _why_not_this_pair(translator.card, receiver.model, sender.model):
+        return reason
+    for model in (theirs, mine):
+        if model.rotation.why_not is not None:
+            return f"the keys of {model.name!r} can't be unrotated: {model.rotation.why_not}"
+    assert mine.tokenizer is not None
+    assert theirs.tokenizer is not None
+    backwards = Aligner(theirs.tokenizer.raw, mine.tokenizer.raw)
+    return _graft_plan(edge, sender, receiver, Translation(translator, theirs, backwards))
+
+
+def _place(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path) -> Path | None:
+    """The folder of the fuser that the recipe names; without a name, of one that is called after the pair; or None."""
     if edge.fuser is not None:
-        place = find_fuser(edge.fuser, folder)
-    elif sender.model.model.identity == here.identity:
+        return find_fuser(edge.fuser, folder)
+    if sender.model.model.identity == receiver.model.model.identity:
         return None
-    else:
-        try:
-            place = find_fuser(f"{receiver.name}--{sender.name}", folder)
-        except FuserError:
-            return None
-    return load_fuser(place, here.device, here.dtype)
+    try:
+        return find_fuser(f"{receiver.name}--{sender.name}", folder)
+    except FuserError:
+        return None
+
+
+def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | None:
+    mine, theirs = (
+        Geometry(model.info.layers, model.info.kv_heads, model.info.head_dim)
+        for model in (receiver.model, sharer.model)
+    )
+    return check_pair(card, mine, theirs, receiver.model.identity, sharer.model.identity)
 
 
 def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: Engine, fuser: Fuser) -> FusePlan | str:
-    card, ends = fuser.card, (receiver.model, sharer.model)
+    card, _ends = fuser.card, (receiver.model, sharer.model)
     if card.kind != "fuse" or card.rope != "rotated":
         return f"this version can't use fusers of kind {card.kind!r} with {card.rope} keys"
-    mine, theirs = (Geometry(model.info.layers, model.info.kv_heads, model.info.head_dim) for model in ends)
-    if reason := check_pair(card, mine, theirs, receiver.model.identity, sharer.model.identity):
+    if reason := _why_not_this_pair(card, receiver, sharer):
         return reason
     alignment: Alignment = card.alignment if edge.align == "auto" else edge.align
     if reason := _why_not_aligned(alignment, receiver.model, sharer.model):

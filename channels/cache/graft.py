@@ -9,6 +9,7 @@ from cachegraph.engine.kv import KV
 from cachegraph.engine.load import LoadedModel
 
 from .plane import CachePlane
+from .translate import Translation
 
 __all__ = ["Graft", "graft", "why_no_graft"]
 
@@ -41,19 +42,24 @@ def graft(
     start: int,
     seen: Collection[str],
     carries: Literal["prompt", "reply", "all"],
+    translation: Translation | None = None,
 ) -> Graft | None:
     """What the receiver has not read, moved to positions from `start` on; None where it has read it all.
 
     Keys are rotated (KVCOMM, arXiv 2510.12872, does the same for one offset); values are shared. Entries that already
     stand where they should are shared whole, and receivers that want the same thing at the same place share one copy.
+    Another model's entries are translated first, each to one of the receiver's.
     """
-    wanted = (receiver.device, start, carries, frozenset(seen) & plane.names)
+    wanted = (receiver.device, start, carries, frozenset(seen) & plane.names, translation)
     if wanted not in plane.grafts:
         private = plane.private(seen, carries)
         if private is None:
             return None
-        kv = private.kv.to(receiver.device, receiver.dtype)
+        kv, ids = private.kv, private.ids
+        if translation is not None:
+            kv, ids = translation.kv(kv), translation.ids(ids)
+        kv = kv.to(receiver.device, receiver.dtype)
         moved = receiver.rotation.move(kv, torch.arange(start, start + len(kv)))
-        plane.grafts[wanted] = Graft(moved, private.ids, private.origins)
+        plane.grafts[wanted] = Graft(moved, ids, private.origins)
     taken: Graft = plane.grafts[wanted]
     return taken

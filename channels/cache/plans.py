@@ -9,15 +9,17 @@ from cachegraph.engine.engine import Engine
 from ..fusers.base import Fuser
 from ..fusers.card import Alignment
 from .align import Aligner
+from .translate import Translation
 
 __all__ = ["FusePlan", "GraftPlan"]
 
 
 @dataclass(frozen=True)
 class GraftPlan:
-    """One model at both ends: the sender's own KV goes over as it is."""
+    """The sender's own KV goes over: as it is between agents of one model, else translated."""
 
     carries: Literal["prompt", "reply", "all"]
+    translation: Translation | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,12 @@
 card.py        what a fuser is and was trained on; no torch
 base.py        Projector (one receiver layer) and Fuser (all of them, with the card)
 c2c.py         the architecture of the Cache-to-Cache paper
+translator.py  one network for all layers, that makes a receiver's cache out of a sharer's
 create.py      architectures by name; a new fuser
 weights.py     our folder: fuser.safetensors and card.json
 published.py   which projectors the folder names that the paper's authors publish; no torch
 reference.py   that folder, in and out
 find.py        a name or a path to a folder; does it fit these two models
 hub.py         a fuser of the Hugging Face hub; name.py: how a recipe names one
-load.py        a folder of either kind to a Fuser
+load.py        a folder of either kind to a Fuser, or to a Translator
 """

@@ -50,7 +50,12 @@ class Card(Strict):
     version: Literal[1] = 1
     receiver: ModelEnd
     sharer: ModelEnd
-    layer_map: Annotated[tuple[LayerPair, ...], Field(description="[receiver layer, sharer layer] pairs.")]
+    layer_map: Annotated[
+        tuple[LayerPair, ...], Field(default=(), description="[receiver layer, sharer layer] pairs; of a fuser.")
+    ]
+    sharer_layers: Annotated[
+        tuple[int, ...], Field(default=(), description="The layers that a translator reads, for all receiver layers.")
+    ]
     architecture: Annotated[str, Field(min_length=1)] = "c2c"
     params: Annotated[
         dict[str, int | float | str], Field(default_factory=dict, description="The architecture's own sizes.")
@@ -62,7 +67,10 @@ class Card(Strict):
     rope: Annotated[
         Literal["rotated", "unrotated"], Field(description="Whether keys are corrected with RoPE on, or taken off.")
     ] = "rotated"
-    kind: Literal["fuse", "graft"] = "fuse"
+    kind: Annotated[
+        Literal["fuse", "graft"],
+        Field(description="Corrects what both ends have read, or translates what only the sharer has read."),
+    ] = "fuse"
     trained_on: str | None = None
     metrics: Annotated[dict[str, float], Field(default_factory=dict)]
     licence: str | None = None
@@ -72,6 +80,13 @@ class Card(Strict):
     @model_validator(mode="after")
     def _layers_exist(self) -> "Card":
         check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
+        layers = self.sharer_layers
+        if (self.kind == "graft") != bool(layers) or (self.kind == "graft") == bool(self.layer_map):
+            raise ValueError(
+                "a card of kind 'graft' has sharer_layers and no layer_map, one of kind 'fuse' the reverse"
+            )
+        if list(layers) != sorted(set(layers)) or any(not 0 <= i < self.sharer.geometry.layers for i in layers):
+            raise ValueError(f"sharer_layers must ascend, and the sharer has {self.sharer.geometry.layers} layers")
         return self
 
 

@@ -8,9 +8,22 @@ from cachegraph.errors import FuserError
 
 from .base import Fuser
 from .reference import is_reference, load_reference
-from .weights import CARD, read_fuser
+from .translator import Translator
+from .weights import CARD, read_card, read_fuser, read_translator
 
-__all__ = ["load_fuser"]
+__all__ = ["is_translator", "load_fuser", "load_translator"]
+
+
+def is_translator(folder: Path | str) -> bool:
+    """Whether a folder's card is that of a translator, for grafts. Raises FuserError where the card is damaged."""
+    return (Path(folder) / CARD).is_file() and read_card(folder).kind == "graft"
+
+
+def load_translator(
+    folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Translator:
+    """The translator in a folder; `dtype` None keeps the number type it was saved in."""
+    return read_translator(folder).to(device, dtype)
 
 
 def load_fuser(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Fuser:

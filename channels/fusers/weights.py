@@ -16,8 +16,19 @@ from .base import Fuser, Projector
 from .card import Card, checked_card
 from .create import build_projector
 from .folder import read_json, replaced_folder
+from .translator import Translator, build_translator
 
-__all__ = ["CARD", "WEIGHTS", "Expected", "expected_state", "filled_projector", "read_card", "read_fuser", "save_fuser"]
+__all__ = [
+    "CARD",
+    "WEIGHTS",
+    "Expected",
+    "expected_state",
+    "filled_projector",
+    "read_card",
+    "read_fuser",
+    "read_translator",
+    "save_fuser",
+]
 
 CARD = "card.json"
 WEIGHTS = "fuser.safetensors"
@@ -34,13 +45,17 @@ class _Name(NamedTuple):
         return f"layers.{self.layer}.{self.parameter}"
 
 
-def save_fuser(fuser: Fuser, folder: Path | str) -> Card:
-    """Write the fuser to a folder, both files or none; returns the card with the weights' hash."""
-    tensors = {
-        str(_Name(layer, name)): tensor.detach().to("cpu").contiguous().clone()
-        for layer, _, projector in fuser
-        for name, tensor in projector.state_dict().items()
-    }
+def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
+    """Write the fuser or translator to a folder, both files or none; returns the card with the weights' hash."""
+    if isinstance(fuser, Translator):
+        named = dict(fuser.network.state_dict())
+    else:
+        named = {
+            str(_Name(layer, name)): tensor
+            for layer, _, projector in fuser
+            for name, tensor in projector.state_dict().items()
+        }
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in named.items()}
     with replaced_folder(Path(folder), frozenset({CARD, WEIGHTS})) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
         card = fuser.card.model_copy(update={"sha256": _sha256(fresh / WEIGHTS)})
@@ -56,29 +71,48 @@ def read_card(folder: Path | str) -> Card:
 
 def read_fuser(folder: Path | str) -> Fuser:
     """The fuser in a folder of ours, checked against its card before anything is allocated."""
-    folder = Path(folder)
     card = read_card(folder)
-    path = folder / WEIGHTS
+    if card.kind != "fuse":
+        raise FuserError(f"{str(folder)!r} is a translator, which grafts; it can't fuse")
+    expected = expected_state(card)
+    names = {_Name(layer, name): shape for layer, _ in card.layer_map for name, shape in expected.items()}
+    path = Path(folder) / WEIGHTS
+    stored = _read_tensors(path, card, {str(name): shape for name, shape in names.items()})
+    projectors = {}
+    for layer, _ in card.layer_map:
+        state = {name: stored.pop(str(_Name(layer, name))) for name in expected}
+        projectors[layer] = filled_projector(card, state, expected, f"layer {layer} of {str(path)!r}")
+    return Fuser(card, projectors).train(False)
+
+
+def read_translator(folder: Path | str) -> Translator:
+    """The translator in a folder of ours, checked as a fuser is."""
+    card = read_card(folder)
+    with torch.device("meta"):
+        translator = build_translator(card)
+    expected = {name: tuple(tensor.shape) for name, tensor in translator.network.state_dict().items()}
+    path = Path(folder) / WEIGHTS
+    state = _checked(_read_tensors(path, card, expected), expected, repr(str(path)))
+    translator.network.load_state_dict(state, assign=True)
+    return translator.train(False)
+
+
+def _read_tensors(path: Path, card: Card, expected: Expected) -> dict[str, Tensor]:
+    """All tensors of the file, if it is the card's and holds just what is expected."""
     if not path.is_file():
         raise FuserError(f"the fuser lacks {str(path)!r}; get it again from its source")
     if card.sha256 is None or card.sha256 != _sha256(path):
         raise FuserError(
             f"{str(path)!r} is not the file its card describes (sha256 differs); get the fuser again from its source"
         )
-    expected = expected_state(card)
     try:
         with safe_open(path, "pt") as file:
-            _check_names(set(file.keys()), card, expected, path)
-            projectors = {}
-            for layer, _ in card.layer_map:
-                names = {name: str(_Name(layer, name)) for name in expected}
-                for name, stored in names.items():
-                    _check_shape(stored, tuple(file.get_slice(stored).get_shape()), expected[name], path)
-                state = {name: file.get_tensor(stored) for name, stored in names.items()}
-                projectors[layer] = filled_projector(card, state, expected, f"layer {layer} of {str(path)!r}")
+            _check_names(set(file.keys()), set(expected), path)
+            for name, shape in expected.items():
+                _check_shape(name, tuple(file.get_slice(name).get_shape()), shape, path)
+            return {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise FuserError(f"{str(path)!r} is no safetensors file ({error}); get the fuser again") from error
-    return Fuser(card, projectors).train(False)
 
 
 def expected_state(card: Card) -> Expected:
@@ -90,6 +124,15 @@ def expected_state(card: Card) -> Expected:
 
 def filled_projector(card: Card, state: Mapping[str, Tensor], expected: Expected, where: str) -> Projector:
     """A projector that holds these tensors, if they are what the card promises: dense, of one float type, finite."""
+    checked = _checked(state, expected, where)
+    with torch.device("meta"):
+        projector = build_projector(card.architecture, card.params, card.receiver.geometry, card.sharer.geometry)
+    projector.load_state_dict(checked, assign=True)
+    return projector
+
+
+def _checked(state: Mapping[str, Tensor], expected: Expected, where: str) -> dict[str, Tensor]:
+    """Copies of these tensors, if they are plain and finite numbers of one type."""
     if state.keys() != expected.keys():
         odd = sorted(state.keys() ^ expected.keys())[0]
         verb = "lacks" if odd in expected else "has an unknown"
@@ -104,14 +147,10 @@ def filled_projector(card: Card, state: Mapping[str, Tensor], expected: Expected
     for name, tensor in copies.items():
         if not tensor.isfinite().all():
             raise FuserError(f"{name!r} in {where} holds NaN or infinity; the fuser is broken, get another one")
-    with torch.device("meta"):
-        projector = build_projector(card.architecture, card.params, card.receiver.geometry, card.sharer.geometry)
-    projector.load_state_dict(copies, assign=True)
-    return projector
+    return copies
 
 
-def _check_names(stored: set[str], card: Card, expected: Expected, path: Path) -> None:
-    wanted = {str(_Name(layer, name)) for layer, _ in card.layer_map for name in expected}
+def _check_names(stored: set[str], wanted: set[str], path: Path) -> None:
     if stored != wanted:
         odd = sorted(stored ^ wanted)[0]
         verb = "lacks" if odd in wanted else "has an unknown"

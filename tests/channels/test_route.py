@@ -119,7 +119,7 @@ REFUSED = {
     "a missing fuser": "there is no fuser 'fuser'",
     "a fuser of other sizes": "the fuser was made for the receiver 'receiver' with 3 layers of 4 KV heads of 8",
     "another revision": "the fuser was trained with other weights of the sharer 'sharer'",
-    "a graft fuser": "this version can't use fusers of kind 'graft' with rotated keys",
+    "a graft fuser": "a card of kind 'graft' has sharer_layers",
     "no tokenizer": "'silent' has no tokenizer",
     "other token ids": "'llama' and 'qwen' have different tokenizers",
 }

@@ -1,0 +1,33 @@
+"""A sharer's entries as the receiver's own, where the two are different models."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from cachegraph.engine.kv import KV
+from cachegraph.engine.load import LoadedModel
+
+from ..fusers.translator import Translator
+from .align import Aligner
+
+__all__ = ["Translation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """What turns one model's cache into another's: the network, whose keys it unrotates, and both tokenizers."""
+
+    translator: Translator
+    sharer: LoadedModel
+    backwards: Aligner  # from the sharer's tokens to the receiver's
+
+    def kv(self, kv: KV) -> KV:
+        """One receiver entry a sharer entry, at position 0: keys as they are before RoPE."""
+        origin = torch.zeros(len(kv), dtype=torch.int64)
+        still = self.sharer.rotation.move(kv, origin)
+        return KV(self.translator.translate(still.layers), origin)
+
+    def ids(self, ids: Iterable[int]) -> list[int]:
+        """For each sharer token the last of the receiver tokens that spell it: what the entry stands for."""
+        return [self.backwards.candidates(token)[-1] for token in ids]
