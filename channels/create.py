@@ -100,9 +100,8 @@ def _translate_plan(
     translator = load_translator(place, mine.device, mine.dtype)
     if reason := _why_not_this_pair(translator.card, receiver.model, sender.model):
         return reason
-    for model in (theirs, mine):
-        if model.rotation.why_not is not None:
-            return f"the keys of {model.name!r} can't be unrotated: {model.rotation.why_not}"
+    if reason := _why_not_unrotated(theirs, mine):
+        return reason
     assert mine.tokenizer is not None
     assert theirs.tokenizer is not None
     backwards = Aligner(theirs.tokenizer.raw, mine.tokenizer.raw)
@@ -121,6 +120,11 @@ def _place(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, 
         return None
 
 
+def _why_not_unrotated(*models: LoadedModel) -> str | None:
+    bad = next((model for model in models if model.rotation.why_not is not None), None)
+    return None if bad is None else f"the keys of {bad.name!r} can't be unrotated: {bad.rotation.why_not}"
+
+
 def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | None:
     mine, theirs = (
         Geometry(model.info.layers, model.info.kv_heads, model.info.head_dim)
@@ -130,10 +134,10 @@ def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | No
 
 
 def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: Engine, fuser: Fuser) -> FusePlan | str:
-    card, _ends = fuser.card, (receiver.model, sharer.model)
-    if card.kind != "fuse" or card.rope != "rotated":
-        return f"this version can't use fusers of kind {card.kind!r} with {card.rope} keys"
+    card = fuser.card
     if reason := _why_not_this_pair(card, receiver, sharer):
+        return reason
+    if card.rope == "unrotated" and (reason := _why_not_unrotated(sharer.model, receiver.model)):
         return reason
     alignment: Alignment = card.alignment if edge.align == "auto" else edge.align
     if reason := _why_not_aligned(alignment, receiver.model, sharer.model):

@@ -1,6 +1,8 @@
 """The models in this process: each loaded once, for as long as somebody uses it."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from .engine import Engine
 from .models import StoredModel, ensure, place
 from .spec import ModelSpec
 
-__all__ = ["Lease", "lease"]
+__all__ = ["Lease", "lease", "leased"]
 
 
 @dataclass(eq=False)
@@ -49,6 +51,16 @@ async def lease(spec: ModelSpec, folder: Path) -> Lease:
     `folder` is where relative paths start. Raises ModelError or ConfigError.
     """
     return await anyio.to_thread.run_sync(_lease, spec, folder)
+
+
+@contextmanager
+def leased(spec: ModelSpec, folder: Path) -> Iterator[Engine]:
+    """The same for code that is not asynchronous, given back at the end of the block."""
+    taken = _lease(spec, folder)
+    try:
+        yield taken.engine
+    finally:
+        taken.release()
 
 
 def _lease(spec: ModelSpec, folder: Path) -> Lease:

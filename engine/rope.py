@@ -68,6 +68,16 @@ class Rotation:
             layers.append(LayerKV(self._turn(layer.keys, *tables[kind]), layer.values))
         return KV(tuple(layers), positions)
 
+    def turn(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
+        """One layer's keys, (1, kv_heads, positions, head_dim), turned further by `shift`, (positions,) int64."""
+        if layer in self._still:
+            return keys
+        return self._turn(keys, *self._tables(shift, self._kind(layer), keys.device))
+
+    def unrotated(self, kv: KV) -> KV:
+        """The same entries with keys as they are before RoPE: at position 0."""
+        return self.move(kv, torch.zeros_like(kv.positions))
+
     def _kind(self, layer: int) -> str | None:
         """The rotary module's name for a layer's kind, where it keeps several bases."""
         return self._kinds[layer] if self._kinds and hasattr(self._module, f"{self._kinds[layer]}_inv_freq") else None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import anyio
+from torch import Tensor
 
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV, LayerKV, concat
@@ -12,10 +13,10 @@ from cachegraph.engine.request import Cost, Prefilled
 
 from ..fusers.base import Fuser
 from .reading import SharedReading, SharerReading, Stretch
-from .residual import FusionMode, Source, fuse_layers
+from .residual import FusionMode, Source, Turning, fuse_layers
 from .sizes import Sizes
 
-__all__ = ["FusedPrefill", "Sharer", "fused_prefill"]
+__all__ = ["FusedPrefill", "Sharer", "fused_prefill", "turning_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ async def fused_prefill(
     for index, sharer in enumerate(sharers):
         if sharer.alter is not None:
             rows[index] = tuple(map(sharer.alter, rows[index]))
-    caches = [concat(row) if row else None for row in rows]
+    caches = [_readable(sharer, row) for sharer, row in zip(sharers, rows, strict=True)]
 
     segments, uncorrected, cost, seconds = past, past, Cost(), 0.0
     sizes = tuple(Sizes() for _ in sharers)
@@ -109,9 +110,24 @@ async def _correct(
     sources = []
     for j, pairs in stretch.pairs.items():
         if (cache := caches[j]) is not None:
-            sources.append(Source(sharers[j].fuser, cache.layers, (pairs.receiver, pairs.sharer), sizes[j]))
+            fuser, both = sharers[j].fuser, (pairs.receiver, pairs.sharer)
+            turning = turning_of(fuser, receiver, kv.positions)
+            sources.append(Source(fuser, cache.layers, both, sizes[j], turning))
     fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
     return KV(tuple(LayerKV(*layer) for layer in fused.layers), kv.positions)
+
+
+def turning_of(fuser: Fuser, receiver: Engine, positions: Tensor) -> Turning | None:
+    """How the receiver's keys at these positions are rotated, for a fuser that reads them unrotated."""
+    return Turning(receiver.model.rotation, positions) if fuser.card.rope == "unrotated" else None
+
+
+def _readable(sharer: Sharer, row: tuple[KV, ...]) -> KV | None:
+    """A sharer's row as its fuser reads it, in one piece."""
+    if not row:
+        return None
+    kv = concat(row)
+    return sharer.engine.model.rotation.unrotated(kv) if sharer.fuser.card.rope == "unrotated" else kv
 
 
 def _bytes(j: int, sharer: Sharer, cache: KV | None, reading: SharedReading) -> int:

@@ -7,15 +7,23 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cachegraph.engine.rope import Rotation
 from cachegraph.errors import ChannelError
 
-from ..fusers.base import Fuser, Projector
+from ..fusers.base import Fuser, Projector, Residual
 from .sizes import Sizes
 
-__all__ = ["FusedLayers", "FusionMode", "LayerKV", "Source", "fuse_layers"]
+__all__ = ["FusedLayers", "FusionMode", "LayerKV", "Source", "Turning", "fuse_layers"]
 
 LayerKV = tuple[Tensor, Tensor]  # keys and values, each (batch, kv_heads, positions, head_dim)
 FusionMode = Literal["parallel", "sequential"]
+
+
+class Turning(NamedTuple):
+    """The receiver's RoPE, and the RoPE positions of its entries, (positions,) int64."""
+
+    rotation: Rotation
+    positions: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +31,15 @@ class Source:
     """One sharer: its cache, the fuser that reads it, and which position stands for which.
 
     `pairs` is two index tensors of one length, receiver positions (each at most once) and sharer positions; None where
-    both have the same positions. `sizes`, where given, learns how large the corrections are.
+    both have the same positions. `sizes`, where given, learns how large the corrections are. For a fuser of unrotated
+    keys, `layers` hold such keys, and `turning` says how the receiver's are rotated.
     """
 
     fuser: Fuser
     layers: Sequence[LayerKV]
     pairs: tuple[Tensor, Tensor] | None = None
     sizes: Sizes | None = None
+    turning: Turning | None = None
 
 
 class FusedLayers(NamedTuple):
@@ -93,13 +103,26 @@ def _project(
     here, there = source.pairs if source.pairs is not None else (None, None)
     theirs = [_taken(x, there, projector) for x in sharer]
     own = [_taken(x, here, projector) for x in receiver]
-    k, v = residual = projector.residual(*theirs, *own)
+    if source.turning is None:
+        k, v = residual = projector.residual(*theirs, *own)
+    else:
+        k, v = residual = _unrotated(projector, layer, theirs, own, source.turning, here)
     if source.sizes is not None:
         source.sizes.add(layer, residual, *own)
     if k is not None:
         keys.append(_Part(k, here))
     if v is not None:
         values.append(_Part(v, here))
+
+
+def _unrotated(
+    projector: Projector, layer: int, theirs: list[Tensor], own: list[Tensor], turning: Turning, here: Tensor | None
+) -> Residual:
+    """The correction of keys without RoPE, turned to where they stand: rotation is linear, so it can be added there."""
+    positions = turning.positions if here is None else turning.positions[here.cpu()]
+    still = turning.rotation.turn(layer, own[0], -positions)
+    k, v = projector.residual(theirs[0], theirs[1], still, own[1])
+    return Residual(None if k is None else turning.rotation.turn(layer, k, positions), v)
 
 
 def _taken(x: Tensor, positions: Tensor | None, projector: Projector) -> Tensor:

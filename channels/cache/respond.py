@@ -20,6 +20,7 @@ from cachegraph.engine.sampling import Sampler
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import TextDecoder
 
+from .fuse import turning_of
 from .plans import FusePlan
 from .residual import FusionMode, Source, fuse_layers
 
@@ -66,7 +67,10 @@ class FusedRow:
             assert theirs.kv is not None
             rows.append(_compact(theirs.segments))
             there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
-            sources.append(Source(plan.fuser, theirs.kv.layers, (torch.arange(len(ids)), there)))
+            unrotated = plan.fuser.card.rope == "unrotated"
+            read = plan.sharer.model.rotation.unrotated(theirs.kv) if unrotated else theirs.kv
+            turning = turning_of(plan.fuser, self._receiver, own.kv.positions)
+            sources.append(Source(plan.fuser, read.layers, (torch.arange(len(ids)), there), turning=turning))
         kv, mode = own.kv, self._along.mode
         fused = await self._receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
         done: Prefilled = await self._receiver.prefill(

@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from cachegraph.engine.kv import KV
 from cachegraph.engine.load import LoadedModel
 
@@ -24,9 +22,8 @@ class Translation:
 
     def kv(self, kv: KV) -> KV:
         """One receiver entry a sharer entry, at position 0: keys as they are before RoPE."""
-        origin = torch.zeros(len(kv), dtype=torch.int64)
-        still = self.sharer.rotation.move(kv, origin)
-        return KV(self.translator.translate(still.layers), origin)
+        still = self.sharer.rotation.unrotated(kv)
+        return KV(self.translator.translate(still.layers), still.positions)
 
     def ids(self, ids: Iterable[int]) -> list[int]:
         """For each sharer token the last of the receiver tokens that spell it: what the entry stands for."""

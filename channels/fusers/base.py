@@ -43,7 +43,7 @@ class Projector(nn.Module, ABC):
         Computed in float32 or wider from where weights and gates apply, so that a half-precision cache is rounded once.
         """
 
-    def anneal(self, step: int) -> None:  # noqa: B027
+    def anneal(self, step: int) -> None:
         """Sharpen gates that are soft while training; nothing where there are none."""
 
     @property

@@ -9,7 +9,6 @@ layer decides whether any of it counts:
 The names of the parameters are those of the published state dicts.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -20,12 +19,12 @@ from cachegraph.engine.spec import Strict
 
 from .base import Gates, Projector, Residual
 from .card import Geometry
+from .gate import Noise, annealed, soft_gate
 
-__all__ = ["C2CParams", "C2CProjector", "Noise"]
+__all__ = ["C2CParams", "C2CProjector"]
 
 Width = Annotated[int, Field(gt=0, le=1 << 20)]
 Side = Literal["key", "value"]
-Noise = Callable[[tuple[int, ...]], Tensor]  # uniform numbers in [0, 1) of a shape
 
 
 class C2CParams(Strict):
@@ -98,8 +97,8 @@ class C2CProjector(Projector):
     def anneal(self, step: int) -> None:
         """Sharpen the soft gates as training goes on, from the initial to the final temperature."""
         p = self.params
-        part = min(step / p.anneal_steps, 1.0)
-        self.gate_temperature.fill_(p.initial_temperature * (p.final_temperature / p.initial_temperature) ** part)
+        temperature = annealed(step, p.anneal_steps, p.initial_temperature, p.final_temperature)
+        self.gate_temperature.fill_(temperature)
 
     def _correct(self, side: Side, sharer: Tensor, receiver: Tensor) -> Tensor:
         batch, heads, positions, head_dim = receiver.shape
@@ -116,9 +115,7 @@ class C2CProjector(Projector):
 
     def _soft_gate(self, side: Side, shape: tuple[int, ...]) -> Tensor:
         logit = self.key_gate_logit if side == "key" else self.value_gate_logit
-        drawn = self.noise(shape) if self.noise else torch.rand(shape, device=logit.device, dtype=logit.dtype)
-        gumbel = -torch.log(-torch.log(drawn + 1e-20) + 1e-20)
-        return torch.sigmoid((logit + gumbel) / self.gate_temperature)
+        return soft_gate(logit, self.gate_temperature, shape, self.noise)
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -24,7 +24,13 @@ def _c2c(params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
     return C2CProjector(C2CParams.model_validate(dict(params)), receiver, sharer)
 
 
-ARCHITECTURES: dict[str, Builder] = {"c2c": _c2c}
+def _lean(params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
+    from .lean import LeanParams, LeanProjector
+
+    return LeanProjector(LeanParams.model_validate(dict(params)), receiver, sharer)
+
+
+ARCHITECTURES: dict[str, Builder] = {"c2c": _c2c, "lean": _lean}
 
 
 def build_projector(architecture: str, params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
@@ -49,31 +55,36 @@ def new_fuser(
     *,
     layer_map: Literal["last_aligned", "k_nearest"] | Iterable[tuple[int, int]] = "last_aligned",
     names: tuple[str, str] = ("receiver", "sharer"),
-    gate_logit: float = 0.0,
+    gate_logit: float | None = None,
     seed: int = 0,
+    card: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> Fuser:
-    """A fuser with random weights, ready to be trained; above 0, `gate_logit` opens all gates for inference."""
-    card = checked_card(
+    """A fuser with random weights, ready to be trained. `card` has what else is known of it: alignment, reads, rope.
+
+    Above 0, `gate_logit` opens all gates for inference; None leaves them where the architecture has them.
+    """
+    full = checked_card(
         {
             "receiver": {"name": names[0], "geometry": receiver},
             "sharer": {"name": names[1], "geometry": sharer},
             "layer_map": _layer_map(layer_map, receiver, sharer),
             "architecture": architecture,
             "params": params,
+            **(card or {}),
         },
         "the new fuser",
     )
     projectors: dict[int, Projector] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for layer, _ in card.layer_map:
+        for layer, _ in full.layer_map:
             projectors[layer] = build_projector(architecture, params, receiver, sharer)
     for projector in projectors.values():
         for name, parameter in projector.named_parameters():
-            if name.endswith("gate_logit"):
+            if name.endswith("gate_logit") and gate_logit is not None:
                 torch.nn.init.constant_(parameter, gate_logit)
-    return Fuser(card, projectors).train(False)
+    return Fuser(full, projectors).train(False)
 
 
 def _layer_map(

@@ -37,7 +37,7 @@ class TranslatorParams(Strict):
 
 
 class TranslatorNetwork(nn.Module):
-    """(positions, sharer layers * 2 * width) to (positions, receiver layers * 2 * width): a layer's keys, its values."""
+    """(positions, sharer layers * 2 * width) to (positions, receiver layers * 2 * width); keys before values."""
 
     mean: Tensor
     deviation: Tensor

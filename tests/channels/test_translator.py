@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import KINDS, config_of, load_tiny
+from tiny import KINDS, config_of, save_model, save_tokenizer
 
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.cache.graft import graft
@@ -19,7 +19,7 @@ from cachegraph.channels.fusers.translator import Translator, new_translator
 from cachegraph.channels.fusers.weights import CARD, WEIGHTS, save_fuser
 from cachegraph.engine.forward import Row, forward
 from cachegraph.engine.kv import KV, LayerKV, RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.load import LoadedModel, load_model
 from cachegraph.errors import ChannelError, FuserError
 
 RECEIVER = ModelEnd(name="receiver", geometry=Geometry(3, 2, 8))
@@ -151,20 +151,25 @@ def end(model: LoadedModel) -> ModelEnd:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, LoadedModel]:
-    mine, theirs = (load_tiny(config_of(kind), tmp_path_factory.mktemp(kind)) for kind in ("llama", "gemma3_short_window"))
-    return mine, theirs
+    made = []
+    for kind in ("llama", "gemma3_short_window"):
+        folder = save_model(config_of(kind), tmp_path_factory.mktemp(kind))
+        save_tokenizer(folder)
+        made.append(load_model(folder))
+    return made[0], made[1]
 
 
 def grafted(pair: tuple[LoadedModel, LoadedModel], made: Translator, *, read_at: int, start: int) -> KV:
     receiver, sharer = pair
-    ids = [5, 9, 200, 31, 7, 77]
-    plane = CachePlane("x", "reader", (read(sharer, ids, read_at),), ids, [("text", i, i + 1) for i in range(6)])
     assert receiver.tokenizer is not None
     assert sharer.tokenizer is not None
+    ids = sharer.tokenizer.encode("a tale", special=False).ids
+    origins = [("text", i, i + 1) for i in range(len(ids))]
+    plane = CachePlane("x", "reader", (read(sharer, ids, read_at),), ids, origins)
     translation = Translation(made, sharer, Aligner(sharer.tokenizer.raw, receiver.tokenizer.raw))
     found = graft(plane, receiver, start, set(), "prompt", translation)
     assert found is not None
-    assert found.ids == ids  # the tiny models share a tokenizer
+    assert found.ids == ids  # both have the same tokenizer
     return found.kv
 
 
@@ -175,12 +180,13 @@ def test_a_graft_stands_at_the_receivers_positions_wherever_the_sharer_read_it(
     receiver, sharer = pair
     made = new_translator(end(receiver), end(sharer), rank=8, hidden=0, seed=3)
     near, far = (grafted(pair, made, read_at=at, start=11) for at in (0, 40))
-    assert near.positions.tolist() == list(range(11, 17))
+    assert near.positions.tolist() == list(range(11, 11 + len(near)))
     for one, other in zip(near.layers, far.layers, strict=True):
         torch.testing.assert_close(one.keys, other.keys, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(one.values, other.values, rtol=1e-3, atol=1e-4)
-    still = receiver.rotation.move(near, torch.zeros(6, dtype=torch.int64))
-    elsewhere = receiver.rotation.move(grafted(pair, made, read_at=0, start=0), torch.zeros(6, dtype=torch.int64))
+    origin = torch.zeros(len(near), dtype=torch.int64)
+    still = receiver.rotation.move(near, origin)
+    elsewhere = receiver.rotation.move(grafted(pair, made, read_at=0, start=0), origin)
     for one, other in zip(still.layers, elsewhere.layers, strict=True):
         torch.testing.assert_close(one.keys, other.keys, rtol=1e-4, atol=1e-5)
 

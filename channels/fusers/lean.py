@@ -1,0 +1,93 @@
+"""The projector of Latent Cache Flow (arXiv 2605.22863): keys and values of both ends through one low-rank bottleneck.
+
+    x = [S_K, S_V, R_K, R_V];  z = MLP(down x), split into z_K and z_V;  R_i' = R_i + gate * alpha_i * up_i(z_i)
+
+with one gate a layer and one alpha a KV head. It is meant for unrotated keys, so that a correction does not depend on
+where in its prompt each end has read the text. `up` starts at zero: a new fuser changes nothing.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from cachegraph.engine.spec import Strict
+
+from .base import Gates, Projector, Residual
+from .card import Geometry
+from .gate import Noise, annealed, soft_gate
+
+__all__ = ["LeanParams", "LeanProjector"]
+
+
+class LeanParams(Strict):
+    """The sizes that the models leave open (`width`: of each half of z), and the training schedule of the gate."""
+
+    width: Annotated[int, Field(gt=0, le=1 << 16)] = 128
+    initial_temperature: PositiveFloat = 1.0
+    final_temperature: PositiveFloat = 0.001
+    anneal_steps: PositiveInt = 300
+
+
+class LeanProjector(Projector):
+    """Its gate is hard at inference (logit > 0) and a Gumbel-sigmoid sample while training."""
+
+    gate_temperature: Tensor
+
+    def __init__(self, params: LeanParams, receiver: Geometry, sharer: Geometry):
+        super().__init__()
+        self.params = params
+        self.noise: Noise | None = None  # replaces torch.rand
+        z = 2 * params.width
+        self.gate_logit = nn.Parameter(torch.ones(()))  # from 0, training stalls (the paper's section 4)
+        self.register_buffer("gate_temperature", torch.tensor(params.initial_temperature))
+        self.norm = nn.LayerNorm(2 * (sharer.width + receiver.width))
+        self.down = nn.Linear(2 * (sharer.width + receiver.width), z)
+        self.mix = nn.Linear(z, z)
+        self.key_up = nn.Linear(params.width, receiver.width)
+        self.value_up = nn.Linear(params.width, receiver.width)
+        self.key_alpha = nn.Parameter(torch.ones(receiver.kv_heads))
+        self.value_alpha = nn.Parameter(torch.ones(receiver.kv_heads))
+        for up in (self.key_up, self.value_up):
+            nn.init.zeros_(up.weight)
+            nn.init.zeros_(up.bias)
+
+    @property
+    def gates(self) -> Gates:
+        is_open = self.training or bool(self.gate_logit > 0)
+        return Gates(is_open, is_open)
+
+    def anneal(self, step: int) -> None:
+        """Sharpen the soft gate as training goes on, from the initial to the final temperature."""
+        p = self.params
+        temperature = annealed(step, p.anneal_steps, p.initial_temperature, p.final_temperature)
+        self.gate_temperature.fill_(temperature)
+
+    def residual(self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor) -> Residual:
+        if not any(self.gates):
+            return Residual(None, None)
+        x = torch.cat([_flat(each) for each in (sharer_k, sharer_v, receiver_k, receiver_v)], dim=-1)
+        z = nn.functional.gelu(self.down(self.norm(x)))  # (batch, positions, 2 * width)
+        z_k, z_v = (z + self.mix(z)).chunk(2, dim=-1)
+        k = self._weighted(self.key_up(z_k), self.key_alpha, receiver_k)
+        v = self._weighted(self.value_up(z_v), self.value_alpha, receiver_v)
+        if not self.training:
+            return Residual(k, v)
+        gate = soft_gate(self.gate_logit, self.gate_temperature, (k.shape[0], 1, k.shape[2], 1), self.noise)
+        return Residual(gate * k, gate * v)
+
+    def _weighted(self, delta: Tensor, alpha: Tensor, receiver: Tensor) -> Tensor:
+        """(batch, positions, width) to (batch, kv_heads, positions, head_dim), each head times its alpha."""
+        batch, heads, positions, head_dim = receiver.shape
+        by_head = delta.view(batch, positions, heads, head_dim).transpose(1, 2)
+        return _wide(alpha)[:, None, None] * _wide(by_head)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(batch, heads, positions, head_dim) to (batch, positions, heads * head_dim)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
