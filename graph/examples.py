@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -157,6 +158,8 @@ def _answer(row: Row, mapping: EvaluateSpec, choices: Sequence[str]) -> int:
         if index is not None and 0 <= index < len(choices) and choices[index] != value:
             raise InputError(f"column {column!r}: {value!r} may be an index or a choice; name a column of labels")
         return choices.index(value)
+    if isinstance(value, str) and value in tuple(ascii_uppercase[: len(choices)]):
+        return ascii_uppercase.index(value)
     if index is None:
         raise InputError(f"column {column!r}: {value!r} is no index and none of the choices")
     if not 0 <= index < len(choices):

@@ -23,15 +23,17 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
 
 
-def read_rows(source: Rows) -> list[Row]:
+def read_rows(source: Rows, split: str = "test") -> list[Row]:
     """All rows. A text that names no file is a data set of the hub: `owner/name`, `owner/name:config@split`.
+
+    `split` is the hub's split where the text names none.
 
     Raises InputError that names the file and the line, or ConfigError where a library is missing.
     """
     if isinstance(source, str | PathLike):
         path = Path(source)
         is_file = path.suffix.lower() in FILES or path.exists() or isinstance(source, PathLike)
-        rows = list(_file(path) if is_file else _hub(str(source)))
+        rows = list(_file(path) if is_file else _hub(str(source), split))
         name = str(path.name if is_file else source)
     else:
         rows = [Row(f"row {number}", values) for number, values in enumerate(source, 1)]
@@ -47,10 +49,11 @@ def read_rows(source: Rows) -> list[Row]:
 def _file(path: Path) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"the data can't be read from {str(path)!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name!r} is not UTF-8 text (byte {error.start})") from error
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"the data can't be read from {str(path)!r}: {reason}; check the path") from error
     match path.suffix.lower():
         case ".csv":
             yield from _table(path.name, text, ",")
@@ -70,7 +73,7 @@ def _file(path: Path) -> Iterator[Row]:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise InputError(f"{place}: this is not JSON ({error})") from error
 
 
@@ -88,7 +91,7 @@ def _table(name: str, text: str, delimiter: str) -> Iterator[Row]:
         raise InputError(f"{name}, line {reader.reader.line_num}: this is not CSV ({error})") from error
 
 
-def _hub(source: str) -> Iterator[Row]:
+def _hub(source: str, usual: str) -> Iterator[Row]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -99,7 +102,12 @@ def _hub(source: str) -> Iterator[Row]:
     rest, _, split = source.partition("@")
     name, _, config = rest.partition(":")
     try:
-        rows = load_dataset(name, config or None, split=split or "test")
+        rows = load_dataset(name, config or None, split=split or usual)
+    except ConnectionError as error:
+        raise InputError(
+            f"there is no file {source!r}, and the hub can't be reached for a data set of that name ({error}); "
+            "go online once, or write the rows to a .jsonl file and name that"
+        ) from error
     except Exception as error:  # the library's many errors, network ones too, in one sentence
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
