@@ -1,0 +1,1 @@
+"""Fusers from data."""

@@ -1,0 +1,67 @@
+"""What the frozen models make of prompts: computed once, kept while there is room. No gradients."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.kv import KV, RowCache
+from cachegraph.engine.load import LoadedModel
+
+__all__ = ["Shelf", "read"]
+
+TOKENS_AT_ONCE = 2048
+T = TypeVar("T")
+
+
+@torch.no_grad()  # and not inference mode: what is read here takes part in graphs of gradients
+def read(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    past: Sequence[tuple[KV, ...]] | None = None,
+    positions: Sequence[Tensor | None] | None = None,
+) -> list[KV]:
+    """Prefill these prompts, none empty, each behind its own past; returns what each added. Many short ones at once."""
+    at = positions or [None] * len(prompts)
+    behind = past or [()] * len(prompts)
+    rows = [
+        Row(list(ids), RowCache(segments), "none", where)
+        for ids, segments, where in zip(prompts, behind, at, strict=True)
+    ]
+    batch: list[Row] = []
+    for index, row in enumerate(rows):
+        batch.append(row)
+        if index + 1 == len(rows) or sum(len(each.ids) for each in batch) + len(rows[index + 1].ids) > TOKENS_AT_ONCE:
+            forward(model.network, model.info, batch)
+            batch = []
+    return [row.cache.tail() for row in rows]
+
+
+class Shelf(Generic[T]):
+    """Values by key up to a number of bytes; the one not used for longest goes first."""
+
+    def __init__(self, limit: int, nbytes: Callable[[T], int]):
+        self._limit = limit
+        self._nbytes = nbytes
+        self._held: OrderedDict[Hashable, T] = OrderedDict()
+        self._used = 0
+
+    def get(self, keys: Sequence[Hashable], make: Callable[[list[int]], Sequence[T]]) -> list[T]:
+        """The values of these keys; `make` is asked once, for the places in `keys` whose value is not here."""
+        missing = [index for index, key in enumerate(keys) if key not in self._held and key not in keys[:index]]
+        made = dict(zip([keys[index] for index in missing], make(missing), strict=True)) if missing else {}
+        found = []
+        for key in keys:
+            if key in self._held:
+                self._held.move_to_end(key)
+            found.append(made[key] if key in made else self._held[key])
+        for key, value in made.items():
+            self._held[key] = value
+            self._used += self._nbytes(value)
+        while self._used > self._limit and self._held:
+            _, old = self._held.popitem(last=False)
+            self._used -= self._nbytes(old)
+        return found

@@ -1,0 +1,117 @@
+"""Where a training stands, on disk: written whole or not at all, checked when it is read. No pickles.
+
+RUN/step-000200/   weights.safetensors, optimizer.safetensors, state.json with their hashes
+RUN/best/          the best fuser so far, as a fuser's folder
+RUN/log.jsonl      one record a step and a judgement
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cachegraph.errors import FuserError
+
+__all__ = ["State", "newest", "restore", "save"]
+
+KEPT = 2
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class State:
+    """How far a training is. `recipe` is a hash of all that decides the loss curve."""
+
+    recipe: str
+    step: int = 0
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    best_rank: tuple[float, float] | None = None
+    without_progress: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    seconds: float = 0.0
+
+
+def save(run: Path, state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    """Write a checkpoint; older ones but the last go. Raises FuserError where there is no room."""
+    target = run / f"step-{state.step:06d}"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=".step-", dir=run))
+        try:
+            save_file({name: x.detach().cpu().contiguous() for name, x in module.state_dict().items()}, fresh / WEIGHTS)
+            save_file(_flat(optimizer), fresh / OPTIMIZER)
+            hashes = {name: _sha256(fresh / name) for name in (WEIGHTS, OPTIMIZER)}
+            (fresh / STATE).write_text(json.dumps({**asdict(state), "sha256": hashes}, indent=1), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(fresh, target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise FuserError(
+            f"the checkpoint of step {state.step} can't be written to {str(run)!r} ({error}); make room and resume"
+        ) from error
+    for old in _checkpoints(run)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest(run: Path) -> tuple[Path, State] | None:
+    """The last whole checkpoint, or None; damaged ones are passed over."""
+    for folder in _checkpoints(run):
+        try:
+            fields: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            hashes = fields.pop("sha256")
+            if all(_sha256(folder / name) == hashes[name] for name in (WEIGHTS, OPTIMIZER)):
+                rank = fields.pop("best_rank")
+                return folder, State(**fields, best_rank=tuple(rank) if rank is not None else None)
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return None
+
+
+def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's numbers back. Raises FuserError where they are another network's."""
+    try:
+        module.load_state_dict(load_file(folder / WEIGHTS))
+        _fill(optimizer, load_file(folder / OPTIMIZER))
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise FuserError(f"the checkpoint {str(folder)!r} is not of this fuser ({first}); start anew") from error
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted(run.glob("step-*"), reverse=True) if run.is_dir() else []
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's state by place and name; all of it tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{place}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for place, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _fill(optimizer: torch.optim.Optimizer, flat: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in flat.items():
+        place, _, name = key.partition(".")
+        state.setdefault(int(place), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""From a training recipe and two models to what learns."""
+
+from typing import Any
+
+import psutil
+
+from cachegraph.channels.cache.align import Aligner
+from cachegraph.channels.fusers.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.translator import new_translator
+from cachegraph.engine.load import LoadedModel
+from cachegraph.errors import ConfigError
+
+from .fuse import FuseLearner
+from .graft import GraftLearner
+from .learner import Learner
+from .pair import Pair
+from .spec import FuseSpec, GraftSpec, TrainSpec
+
+__all__ = ["new_learner"]
+
+SHELF_SHARE = 0.25  # of the memory that is free: for the sharer's caches of texts
+
+
+def new_learner(spec: TrainSpec, pair: Pair) -> "Learner[object]":
+    """Raises ConfigError or FuserError where the recipe doesn't fit the models."""
+    receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
+    ends = model_end(receiver), model_end(sharer)
+    zero = spec.control == "zero"
+    if isinstance(spec.fuser, GraftSpec):
+        for model in (receiver, sharer):
+            _check_rotation(model)
+        fuser = spec.fuser
+        translator = new_translator(
+            *ends,
+            sharer_layers=None if fuser.layers == "all" else fuser.layers,
+            seed=spec.seed,
+            rank=fuser.rank,
+            hidden=fuser.hidden,
+        )
+        shelf = int(psutil.virtual_memory().available * SHELF_SHARE)
+        return GraftLearner(pair, translator, zero=zero, ridge=fuser.ridge, shelf=shelf, seed=spec.seed)  # type: ignore[return-value]
+    return _fuse_learner(spec, spec.fuser, pair, ends, zero)
+
+
+def _fuse_learner(
+    spec: TrainSpec, wanted: FuseSpec, pair: Pair, ends: tuple[ModelEnd, ModelEnd], zero: bool
+) -> "Learner[object]":
+    receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
+    rope = wanted.rope if wanted.rope != "auto" else "rotated" if wanted.architecture == "c2c" else "unrotated"
+    if rope == "unrotated":
+        for model in (receiver, sharer):
+            _check_rotation(model)
+    params: dict[str, Any] = {"anneal_steps": wanted.anneal_steps or spec.optim.steps, **wanted.params}
+    fuser = new_fuser(
+        wanted.architecture,
+        ends[0].geometry,
+        ends[1].geometry,
+        layer_map=wanted.layer_map,
+        seed=spec.seed,
+        card={
+            "receiver": ends[0],
+            "sharer": ends[1],
+            "alignment": wanted.alignment,
+            "reads": wanted.reads,
+            "rope": rope,
+        },
+        **params,
+    )
+    aligner = None
+    if wanted.alignment in ("first", "longest"):
+        assert receiver.tokenizer is not None
+        assert sharer.tokenizer is not None
+        aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.raw, wanted.alignment)
+    return FuseLearner(pair, fuser, aligner, zero=zero)  # type: ignore[return-value]
+
+
+def model_end(model: LoadedModel) -> ModelEnd:
+    """A model as a card names it."""
+    info = model.info
+    geometry = Geometry(info.layers, info.kv_heads, info.head_dim)
+    return ModelEnd(name=model.name, identity=model.identity, geometry=geometry, vocab=info.vocab_size)
+
+
+def _check_rotation(model: LoadedModel) -> None:
+    if model.rotation.why_not is not None:
+        raise ConfigError(f"the keys of {model.name!r} can't be unrotated: {model.rotation.why_not}")

@@ -1,0 +1,115 @@
+"""A fuser in training: the receiver's own cache, corrected where both models have read the same text."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cachegraph.agents.control import mismatched_reading
+from cachegraph.channels.cache.align import Aligner
+from cachegraph.channels.cache.fuse import turning_of
+from cachegraph.channels.cache.reading import SharedReading, SharerReading
+from cachegraph.channels.cache.residual import Source, fuse_layers
+from cachegraph.channels.fusers.base import Fuser
+from cachegraph.channels.fusers.card import Card
+from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.kv import KV, LayerKV, RowCache
+
+from .branches import Branch, Tree
+from .caches import read
+from .data import Example
+from .learner import Learner
+from .lesson import FuseLesson, Replies, fuse_lesson
+from .pair import Pair
+
+__all__ = ["FuseLearner"]
+
+
+class FuseLearner(Learner[FuseLesson]):
+    """Holds the fuser; `zero` feeds it zeros in the place of every sharer's cache."""
+
+    def __init__(self, pair: Pair, fuser: Fuser, aligner: Aligner | None, *, zero: bool):
+        self._pair = pair
+        self._fuser = fuser
+        self._aligner = aligner
+        self._zero = zero
+        self.module = nn.ModuleList(fuser.projectors.values())
+
+    def lesson(self, example: Example) -> FuseLesson:
+        return fuse_lesson(self._pair, example, self._fuser, self._aligner)
+
+    def replies(self, lesson: FuseLesson) -> Replies:
+        return lesson.replies
+
+    def group(self, lesson: FuseLesson) -> Hashable:
+        return lesson.group
+
+    def prompt_tokens(self, lessons: Sequence[FuseLesson]) -> int:
+        return sum(len(lesson.reading.ids) + len(lesson.reading.sharers[0].ids) for lesson in lessons)
+
+    def anneal(self, step: int) -> None:
+        for projector in self._fuser.projectors.values():
+            projector.anneal(step)
+
+    def trees(
+        self, lessons: Sequence[FuseLesson], others: Sequence[FuseLesson] | None = None, right_only: bool = False
+    ) -> tuple[list[Tree], list[int]]:
+        readings = [lesson.reading for lesson in lessons]
+        if others is not None:
+            pairs = zip(readings, others, strict=True)
+            readings = [mismatched_reading(mine, other.reading) for mine, other in pairs]
+        rows = self._fused_rows(readings, self._sharer_caches(readings))
+        trees = []
+        for lesson, reading, segments in zip(lessons, readings, rows, strict=True):
+            done = reading.stretches[-1].end if reading.stretches else 0
+            replies = lesson.replies.alone() if right_only else lesson.replies
+            positions = None if reading.positions is None else reading.positions[done:]
+            trees.append(Tree(segments, [Branch(reading.ids[done:], replies, positions)]))
+        return trees, list(range(len(lessons)))
+
+    def _sharer_caches(self, readings: Sequence[SharedReading]) -> list[KV | None]:
+        """None where the sharer has nothing to read."""
+        sharers: list[SharerReading] = [reading.sharers[0] for reading in readings]
+        full = [each for each in sharers if each.ids]
+        model = self._pair.sharer.engine.model
+        found = iter(read(model, [each.ids for each in full], positions=[each.positions for each in full]))
+        caches = [next(found) if each.ids else None for each in sharers]
+        if self._fuser.card.rope == "unrotated":
+            caches = [kv if kv is None else model.rotation.unrotated(kv) for kv in caches]
+        return [kv if kv is None or not self._zero else _zeros(kv) for kv in caches]
+
+    def _fused_rows(self, readings: Sequence[SharedReading], caches: Sequence[KV | None]) -> list[tuple[KV, ...]]:
+        """Stretch by stretch, all readings' at once; what comes behind a correction sees it, with its gradients."""
+        model = self._pair.receiver.engine.model
+        segments: list[tuple[KV, ...]] = [()] * len(readings)
+        for index in range(max((len(reading.stretches) for reading in readings), default=0)):
+            members = [i for i, reading in enumerate(readings) if index < len(reading.stretches)]
+            rows = []
+            for i in members:
+                reading, (start, end, _) = readings[i], readings[i].stretches[index]
+                positions = None if reading.positions is None else reading.positions[start:end]
+                rows.append(Row(reading.ids[start:end], RowCache(segments[i]), "none", positions))
+            forward(model.network, model.info, rows)
+            for i, row in zip(members, rows, strict=True):
+                own, cache = row.cache.tail(), caches[i]
+                pairs = readings[i].stretches[index].pairs
+                if pairs and cache is not None:
+                    own = self._corrected(own, cache, (pairs[0].receiver, pairs[0].sharer))
+                segments[i] = (*segments[i], own)
+        return segments
+
+    def _corrected(self, own: KV, cache: KV, pairs: tuple[torch.Tensor, torch.Tensor]) -> KV:
+        turning = turning_of(self._fuser, self._pair.receiver.engine, own.positions)
+        fused = fuse_layers(own.layers, [Source(self._fuser, cache.layers, pairs, turning=turning)])
+        return KV(tuple(LayerKV(*layer) for layer in fused.layers), own.positions)
+
+    def save(self, folder: Path, card: dict[str, object], dtype: torch.dtype) -> Card:
+        full = Card.model_validate({**self._fuser.card.model_dump(), **card})
+        return save_fuser(replace(self._fuser.to("cpu", dtype), card=full), folder)
+
+
+def _zeros(kv: KV) -> KV:
+    return KV(tuple(LayerKV(torch.zeros_like(k), torch.zeros_like(v)) for k, v in kv.layers), kv.positions)

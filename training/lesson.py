@@ -1,0 +1,166 @@
+"""One example as both models will read it: the same templates, chat formats and alignment as when the graph runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cachegraph.agents.prompt import Message, Piece, Prompt, Slot, tokenize
+from cachegraph.agents.scoring import reply_tokens
+from cachegraph.agents.sharing import pair_own, read_along
+from cachegraph.channels.cache.align import Aligner, SharedSpan, align_offsets
+from cachegraph.channels.cache.plans import FusePlan
+from cachegraph.channels.cache.reading import SharedReading
+from cachegraph.channels.fusers.base import Fuser
+from cachegraph.errors import ChannelError, InputError
+
+from .data import Example
+from .pair import End, Pair
+
+__all__ = ["FuseLesson", "GraftLesson", "Replies", "Text", "fuse_lesson", "graft_lesson", "text_pairs"]
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What may follow the prompt, as tokens of the receiver; `right` is the one to learn."""
+
+    ids: tuple[tuple[int, ...], ...]
+    right: int
+
+    def alone(self) -> "Replies":
+        """The right one without the others."""
+        return Replies((self.ids[self.right],), 0)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What only the sharer reads: its tokens up to the last private one, which of them are private, and the words.
+
+    `spans` has, for each private token, the input it is of and the characters it covers. Equal texts are one.
+    """
+
+    ids: tuple[int, ...]
+    private: tuple[int, ...]
+    spans: tuple[tuple[str, int, int], ...]
+    words: tuple[tuple[str, str], ...]  # (input, its value)
+
+
+@dataclass(frozen=True)
+class GraftLesson:
+    """The receiver reads `before`, then the text's translated cache, then `after`."""
+
+    before: tuple[int, ...]
+    text: Text
+    after: tuple[int, ...]
+    replies: Replies
+
+
+@dataclass(frozen=True, eq=False)
+class FuseLesson:
+    """The receiver reads its prompt corrected as `reading` says; `group` is equal where the sharer reads the same."""
+
+    reading: SharedReading
+    group: tuple[int, ...]
+    replies: Replies
+
+
+def graft_lesson(pair: Pair, example: Example) -> GraftLesson:
+    """Raises InputError where nothing is private, or the prompt or its reply doesn't fit."""
+    prompt, theirs = _prompts(pair, example, slots=True)
+    (piece,) = [part for part in theirs.parts if isinstance(part, Piece)]
+    seen = prompt.seen
+    private = [i for i, origin in enumerate(piece.origins) if origin is not None and origin.name not in seen]
+    if not private:
+        raise InputError(
+            f"{example.place}: agent {pair.sharer.agent!r} reads nothing that {pair.receiver.agent!r} does not "
+            "read itself, so there is nothing to graft; train a fuser of kind 'fuse' for this edge"
+        )
+    at = next(i for i, part in enumerate(prompt.parts) if isinstance(part, Slot))
+    before, after = (
+        tuple(token for part in parts if isinstance(part, Piece) for token in part.ids)
+        for parts in (prompt.parts[:at], prompt.parts[at + 1 :])
+    )
+    if not after:
+        raise InputError(f"the prompt of agent {pair.receiver.agent!r} ends with the slot; put words behind it")
+    spans = tuple((origin.name, origin.start, origin.end) for i in private if (origin := piece.origins[i]))
+    words = tuple((name, example.inputs[name]) for name in dict.fromkeys(name for name, _, _ in spans))
+    text = Text(tuple(piece.ids[: private[-1] + 1]), tuple(private), spans, words)
+    replies = _replies(pair.receiver, prompt, example)
+    _check_room(pair.receiver, len(before) + len(private) + len(after), replies, example)
+    _check_room(pair.sharer, len(text.ids), None, example)
+    return GraftLesson(before, text, after, replies)
+
+
+def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | None) -> FuseLesson:
+    """Raises InputError where the prompt doesn't fit, or the two can't be aligned."""
+    prompt, theirs = _prompts(pair, example, slots=False)
+    (piece,) = [part for part in prompt.parts if isinstance(part, Piece)]
+    card = fuser.card
+    try:
+        if card.reads == "own-prompt":
+            (own,) = [part for part in theirs.parts if isinstance(part, Piece)]
+            reading = pair_own(piece, [(own.ids, own.origins)])
+        else:
+            plan = FusePlan(pair.sharer.engine, fuser, card.alignment, card.reads, False, aligner)
+            reading = read_along(prompt, piece, [plan])
+    except ChannelError as error:
+        raise InputError(f"{example.place}: {error}") from error
+    replies = _replies(pair.receiver, prompt, example)
+    _check_room(pair.receiver, len(reading.ids), replies, example)
+    _check_room(pair.sharer, len(reading.sharers[0].ids), None, example)
+    return FuseLesson(reading, tuple(reading.sharers[0].ids), replies)
+
+
+def text_pairs(text: Text, receiver: End) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """For each of the text's inputs: the receiver's own tokens of it, and (private token, receiver token) pairs.
+
+    A private token stands beside the receiver token that covers its last character: the first to have read all of it.
+    """
+    tokenizer = receiver.engine.model.tokenizer
+    assert tokenizer is not None
+    found = []
+    for name, value in text.words:
+        own = tokenizer.encode(value, special=False)
+        theirs = [(start, end) if of == name else (0, 0) for of, start, end in text.spans]
+        found.append((own.ids, list(align_offsets(theirs, own.offsets, [SharedSpan(0, 0, len(value))]))))
+    return found
+
+
+def _prompts(pair: Pair, example: Example, *, slots: bool) -> tuple[Prompt, Prompt]:
+    """The receiver's prompt, with a slot for the sharer's message or without a word of it, and the sharer's."""
+    empty = dict.fromkeys((*pair.receiver.template.names, *pair.sharer.template.names), "")
+    values = {**empty, **example.inputs}
+    mine = _read(pair.receiver, values, [pair.sharer.agent] if slots else [])
+    theirs = _read(pair.sharer, values, [])
+    if slots and not any(isinstance(part, Slot) for part in mine.parts):
+        raise InputError(f"the prompt of agent {pair.receiver.agent!r} has no slot for {pair.sharer.agent!r}")
+    return mine, theirs
+
+
+def _read(end: End, values: Mapping[str, str], slots: Sequence[str]) -> Prompt:
+    tokenizer = end.engine.model.tokenizer
+    assert tokenizer is not None
+    messages: list[Message] = end.template.messages(values, slots=slots)
+    return tokenize(messages, tokenizer, end.chat)
+
+
+def _replies(receiver: End, prompt: Prompt, example: Example) -> Replies:
+    """The row's choices, or its response alone, tokenised as when the graph scores them."""
+    tokenizer = receiver.engine.model.tokenizer
+    assert tokenizer is not None
+    last = prompt.parts[-1]
+    ending = last.text if isinstance(last, Piece) else ""
+    texts = example.choices or (example.response,)
+    ids = tuple(tuple(reply_tokens(tokenizer, ending, text, receiver.chat)) for text in texts)
+    if empty := [text for text, tokens in zip(texts, ids, strict=True) if not tokens]:
+        raise InputError(f"{example.place}: the response {empty[0]!r} has no tokens")
+    return Replies(ids, example.answer if example.choices and example.answer is not None else 0)
+
+
+def _check_room(end: End, prompt: int, replies: Replies | None, example: Example) -> None:
+    limit = end.engine.model.info.max_positions
+    longest = max(map(len, replies.ids)) if replies is not None else 0
+    if prompt + longest > limit:
+        raise InputError(
+            f"{example.place}: the prompt of agent {end.agent!r} has {prompt} tokens"
+            + (f" and its response {longest}" if longest else "")
+            + f", but {end.engine.model.name!r} reads at most {limit}; drop long rows, or shorten them"
+        )

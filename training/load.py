@@ -1,0 +1,73 @@
+"""A training recipe from YAML, with everything that is wrong in it, each at its line and column."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from cachegraph.errors import ConfigError, Problem, RecipeError
+from cachegraph.graph.draft import did_you_mean
+from cachegraph.graph.load import read_text
+from cachegraph.graph.marks import Document, read_yaml
+
+from .spec import TrainSpec
+
+__all__ = ["changed", "load_training"]
+
+
+def load_training(path: Path | str) -> TrainSpec:
+    """Read and check a training recipe. Raises RecipeError with all its problems."""
+    document = read_yaml(read_text(Path(path)).removeprefix("\ufeff"), str(path))
+    data = document.root.value
+    if not isinstance(data, dict):
+        problem = document.problem("a training recipe is a mapping of keys to values", (), "start with 'version: 1'")
+        raise RecipeError([*document.problems, problem])
+    try:
+        spec = TrainSpec.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError([*document.problems, *(_problem(each, document) for each in error.errors())]) from error
+    if document.problems:
+        raise RecipeError(list(document.problems))
+    return spec
+
+
+def changed(spec: TrainSpec, settings: Mapping[str, Any]) -> TrainSpec:
+    """The same with other values, by dotted key: {"optim.steps": 20}. Raises ConfigError for a key that isn't there."""
+    data = spec.model_dump(by_alias=True)
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        place: Any = data
+        for part in path:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError(f"a training recipe has no key {key!r}")
+        place[last] = value
+    try:
+        return TrainSpec.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"the training recipe would be wrong at {where!r}: {first['msg']}") from error
+
+
+def _problem(detail: ErrorDetails, document: Document) -> Problem:
+    path = tuple(part for part in detail["loc"] if part not in ("graft", "fuse"))  # pydantic's own words for a kind
+    if detail["type"] == "missing":
+        return document.problem(f"the key {path[-1]!r} is missing", path[:-1])
+    if detail["type"] == "extra_forbidden":
+        return document.problem(f"unknown key {path[-1]!r}", path, _meant(path), at_key=True)
+    path = path[: document.find(path)[1]]
+    name = repr(path[-1]) if path else "the training recipe"
+    message = detail["msg"].removeprefix("Value error, ")
+    return document.problem(f"{name}: {message[:1].lower()}{message[1:]}", path)
+
+
+def _meant(path: tuple[Any, ...]) -> str:
+    """What a misspelt key was probably meant to be, from the keys of the part that it stands in."""
+    names: set[str] = set()
+    schema = TrainSpec.model_json_schema()
+    for part in [schema, *schema.get("$defs", {}).values()]:
+        names |= set(part.get("properties", {}))
+    return did_you_mean(str(path[-1]), sorted(names))

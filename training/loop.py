@@ -1,0 +1,204 @@
+"""The steps: rows, losses, gradients, weights; judged now and then, on disk before anything can be lost."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cachegraph.engine.load import LoadedModel
+from cachegraph.errors import FuserError
+
+from . import checkpoint
+from .branches import reply_logprobs
+from .checkpoint import State
+from .judge import Judgement, judge, partner
+from .learner import Learner
+from .loss import Losses, losses
+from .spec import TrainSpec
+from .steps import Steps
+from .watch import Log, Watch
+
+__all__ = ["Loop"]
+
+
+@dataclass(eq=False)
+class Loop:
+    """One training under way. Every process of a launch has one; they share their gradients after each step."""
+
+    spec: TrainSpec
+    learner: Learner[Any]
+    receiver: LoadedModel
+    train: Sequence[Any]  # lessons
+    dev: Sequence[Any]
+    run: Path
+    state: State
+    watch: Watch
+    accelerator: Accelerator
+
+    def __post_init__(self) -> None:
+        optim = self.spec.optim
+        self.module = self.learner.module.to(self.receiver.device, torch.float32).requires_grad_(True).train()
+        self.optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, betas=(0.9, 0.98)
+        )
+        groups = [self.learner.group(lesson) for lesson in self.train]
+        lengths = [self.learner.prompt_tokens([lesson]) for lesson in self.train]
+        self.steps = Steps(groups, lengths, texts=optim.texts, rows=optim.rows, seed=self.spec.seed)
+
+    @property
+    def main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def start(self) -> None:
+        """From a checkpoint, if the state is one's; else from the fuser's own start."""
+        found = checkpoint.newest(self.run) if self.state.step else None
+        if found is not None:
+            checkpoint.restore(found[0], self.module, self.optimizer)
+        else:
+            torch.manual_seed(self.spec.seed)
+            self.learner.start(self.train, self.watch.phase)
+        if self.main:
+            self.log = Log(self.run / "log.jsonl", self.state.step)
+        if found is None:
+            self.judge()
+
+    def finish(self) -> None:
+        """All steps that are left, or until nothing gets better. A KeyboardInterrupt leaves a checkpoint behind."""
+        optim, spec = self.spec.optim, self.spec.judge
+        try:
+            while self.state.step < optim.steps and not self._stalled():
+                numbers = self.step()
+                self.watch.step(self.state.step, optim.steps, numbers)
+                if self.main:
+                    self.log.add("step", self.state.step, numbers)
+                if self.state.step % spec.every == 0 or self.state.step == optim.steps:
+                    self.judge()
+                    self._save()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+
+    def step(self) -> dict[str, float]:
+        """One movement of the weights; returns what there is to say of it."""
+        began = perf_counter()
+        state, optim = self.state, self.spec.optim
+        torch.manual_seed(hash((self.spec.seed, state.step, self.accelerator.process_index)) % 2**63)
+        self.learner.anneal(state.step)
+        rate = optim.learning_rate * schedule(state.step, optim.steps, optim.warmup, optim.final)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, float] = {}
+        prompt = response = 0
+        for part in range(optim.accumulate):
+            lessons = self._lessons(state.step * optim.accumulate + part)
+            found = self._losses(lessons)
+            (found.total / optim.accumulate).backward()  # type: ignore[no-untyped-call]
+            for name, value in found.numbers().items():
+                sums[name] = sums.get(name, 0.0) + value / optim.accumulate
+            prompt += self.learner.prompt_tokens(lessons)
+            response += sum(len(ids) for lesson in lessons for ids in self.learner.replies(lesson).ids)
+        norm = self._gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.prompt_tokens += prompt
+        state.response_tokens += response
+        seconds = perf_counter() - began
+        state.seconds += seconds
+        return {
+            **sums,
+            "gradient": norm,
+            "learning_rate": rate,
+            "seconds": seconds,
+            "prompt_tokens_per_second": prompt / seconds,
+            "response_tokens_per_second": response / seconds,
+        }
+
+    def judge(self) -> Judgement:
+        """Judge the dev rows; the fuser is kept in `best` if it is the best so far."""
+        found = judge(self.learner, self.receiver, self.dev)
+        state = self.state
+        best = state.best_rank is None or found.rank > state.best_rank
+        if best:
+            state.best_rank, state.best, state.best_step, state.without_progress = (
+                found.rank,
+                found.numbers(),
+                state.step,
+                0,
+            )
+        else:
+            state.without_progress += 1
+        if self.main:
+            if best:
+                self.learner.save(self.run / "best", self.card(), self.receiver.dtype)
+            self.log.add("judgement", state.step, found.numbers())
+        self.watch.judged(state.step, found.numbers(), best)
+        return found
+
+    def card(self) -> dict[str, object]:
+        """What the best fuser's card says of its training."""
+        state, spec = self.state, self.spec
+        metrics = {f"dev_{name}": round(value, 4) for name, value in state.best.items()}
+        return {
+            "metrics": {**metrics, "step": state.best_step, "seed": spec.seed},
+            "licence": spec.licence,
+        }
+
+    def _lessons(self, step: int) -> list[Any]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return [self.train[row] for row in self.steps.rows(step * world + rank)]
+
+    def _losses(self, lessons: list[Any]) -> Losses:
+        replies = [self.learner.replies(lesson) for lesson in lessons]
+        own = self._logprobs(lessons)
+        other = None
+        if self.spec.loss.mismatched:
+            others = [lessons[i] for i in partner([self.learner.group(lesson) for lesson in lessons])]
+            other = self._logprobs(lessons, others)
+        return losses(self.spec.loss, replies, own, other)
+
+    def _logprobs(self, lessons: list[Any], others: list[Any] | None = None) -> list[Tensor]:
+        half = self.receiver.dtype in (torch.bfloat16, torch.float16)
+        precision = self.spec.optim.precision
+        with torch.autocast(
+            self.receiver.device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and half)
+        ):
+            trees, places = self.learner.trees(lessons, others, right_only=others is not None)
+        flat = [scores for tree in reply_logprobs(self.receiver, trees) for scores in tree]
+        return [flat[place] for place in places]
+
+    def _gradients(self) -> float:
+        """Mean over the processes, clipped; returns the norm before. Raises FuserError where it is no number."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if self.accelerator.num_processes > 1:
+            for gradient in gradients:
+                gradient.copy_(self.accelerator.reduce(gradient, "mean"))
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.spec.optim.clip))
+        if not math.isfinite(norm):
+            raise FuserError(
+                f"the gradient of step {self.state.step + 1} is {norm}; lower the learning rate and resume from the "
+                f"last checkpoint in {str(self.run)!r}"
+            )
+        return norm
+
+    def _stalled(self) -> bool:
+        patience = self.spec.judge.patience
+        return patience is not None and self.state.without_progress >= patience
+
+    def _save(self) -> None:
+        if self.main:
+            checkpoint.save(self.run, self.state, self.module, self.optimizer)
+
+
+def schedule(step: int, steps: int, warmup: int, final: float) -> float:
+    """The part of the learning rate at a step, from 0: up in a line, then down a cosine."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    part = (step - warmup) / max(steps - warmup, 1)
+    return final + (1 - final) * (1 + math.cos(math.pi * part)) / 2

@@ -1,0 +1,88 @@
+"""What a training will take: parameters, memory, time. The time is of a few real steps, run and thrown away."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from cachegraph.engine.load import LoadedModel
+
+from .checkpoint import State
+from .loop import Loop
+from .spec import TrainSpec
+from .train import opened
+from .watch import Silent, Watch
+
+__all__ = ["Plan", "make_plan"]
+
+TRIED = 4  # steps; the first one warms up and doesn't count
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes and seconds are estimates; `left_out` says what they don't hold."""
+
+    receiver: str
+    sharer: str
+    fuser: str  # where it will be
+    rows: int
+    dev_rows: int
+    texts: int
+    parameters: int
+    model_bytes: int
+    training_bytes: int  # weights, gradients and two moments, in float32
+    resident_bytes: int  # of this process, after the steps that were tried
+    fuser_bytes: int  # on disk
+    steps: int
+    seconds_a_step: float
+    prompt_tokens_per_second: float
+    left_out: str = "the ridge start and the judgements take their time on top"
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.seconds_a_step
+
+
+def make_plan(
+    spec: TrainSpec, folder: Path, data_folder: Path, watch: Watch | None = None, accelerator: Accelerator | None = None
+) -> Plan:
+    """Load everything, run a few steps from random weights, and say what was seen. Writes nothing."""
+    accelerator = accelerator or Accelerator()
+    watch = watch or Silent()
+    with opened(spec, folder, data_folder, watch, accelerator) as found, TemporaryDirectory() as nowhere:
+        receiver = found.pair.receiver.engine.model
+        sharer = found.pair.sharer.engine.model
+        loop = Loop(spec, found.learner, receiver, found.train, found.dev, Path(nowhere), State(""), watch, accelerator)
+        numbers = []
+        for done in range(TRIED):
+            watch.phase("trying steps", done, TRIED)
+            numbers.append(loop.step())
+        watch.phase("trying steps", TRIED, TRIED)
+        counted = numbers[1:]
+        parameters = sum(p.numel() for p in found.learner.module.parameters())
+        groups = {found.learner.group(lesson) for lesson in found.train}
+        return Plan(
+            receiver=receiver.name,
+            sharer=sharer.name,
+            fuser=str(found.folder),
+            rows=len(found.train),
+            dev_rows=len(found.dev),
+            texts=len(groups),
+            parameters=parameters,
+            model_bytes=sum(_bytes(model) for model in {id(m): m for m in (receiver, sharer)}.values()),
+            training_bytes=parameters * 4 * 4,
+            resident_bytes=psutil.Process().memory_info().rss,
+            fuser_bytes=parameters * torch.finfo(receiver.dtype).bits // 8,
+            steps=spec.optim.steps,
+            seconds_a_step=sum(each["seconds"] for each in counted) / len(counted),
+            prompt_tokens_per_second=sum(each["prompt_tokens_per_second"] for each in counted) / len(counted),
+        )
+
+
+def _bytes(model: LoadedModel) -> int:
+    parameters: Any = model.network.parameters()
+    return sum(p.nbytes for p in parameters)

@@ -1,0 +1,36 @@
+"""The finished fuser: the best checkpoint's weights, and a card that says where they come from."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cachegraph.channels.fusers.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.graph.rows import FILES
+
+from .checkpoint import State
+from .spec import TrainSpec
+
+__all__ = ["finish_card", "move_fuser"]
+
+
+def finish_card(spec: TrainSpec, state: State, rows: int) -> dict[str, object]:
+    """What is known of the training once it is over."""
+    trained_on = f"{_titles(spec)}: {rows} rows, {state.step} steps, {state.prompt_tokens} prompt tokens"
+    if spec.control != "none":
+        trained_on += f"; control {spec.control!r}: not for use"
+    return {
+        "trained_on": trained_on,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def move_fuser(best: Path, folder: Path, card: dict[str, object]) -> None:
+    """Write the fuser in `best` to its place, with these additions to its card."""
+    fuser = load_translator(best) if is_translator(best) else load_fuser(best)
+    save_fuser(replace(fuser, card=fuser.card.model_copy(update=card)), folder)
+
+
+def _titles(spec: TrainSpec) -> str:
+    """Files by their names alone: where they lay is nobody's business."""
+    return ", ".join(Path(source).name if source.endswith(tuple(FILES)) else source for source in spec.data.sources)

@@ -1,0 +1,133 @@
+"""A training recipe as typed values: which edge of which graph learns, from what, how, and when it is good."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cachegraph.engine.spec import Strict
+from cachegraph.graph.spec import Identifier, ModelEntry
+
+from .data_spec import DataSpec
+
+__all__ = [
+    "Control",
+    "FuseSpec",
+    "FuserSpec",
+    "GraftSpec",
+    "JudgeSpec",
+    "LossSpec",
+    "OptimSpec",
+    "RidgeSpec",
+    "TrainSpec",
+]
+
+Control = Literal["none", "identical", "zero"]
+
+
+class RidgeSpec(Strict):
+    """The closed-form start of a translator, from texts that both models read (arXiv 2608.03893)."""
+
+    tokens: Annotated[PositiveInt, Field(description="How many sharer tokens of the training texts are read.")] = 60_000
+    penalty: Annotated[PositiveFloat, Field(description="Lambda, for features of variance 1.")] = 0.01
+
+
+class GraftSpec(Strict):
+    """A translator, for text that only the sharer reads."""
+
+    kind: Literal["graft"]
+    rank: PositiveInt = 768
+    hidden: NonNegativeInt = 768
+    layers: Annotated[
+        Literal["all"] | tuple[NonNegativeInt, ...], Field(description="The sharer layers that it reads.")
+    ] = "all"
+    ridge: Annotated[RidgeSpec | None, Field(description="null: start from random weights.")] = RidgeSpec()
+
+
+class FuseSpec(Strict):
+    """A fuser, for text that both read."""
+
+    kind: Literal["fuse"]
+    architecture: Literal["c2c", "lean"] = "lean"
+    params: Annotated[dict[str, int | float | str], Field(description="The architecture's own sizes.")] = {}  # noqa: RUF012
+    layer_map: Literal["last_aligned", "k_nearest"] = "last_aligned"
+    alignment: Literal["ids", "first", "longest", "offsets"] = "offsets"
+    reads: Literal["receiver-prompt", "own-prompt"] = "receiver-prompt"
+    rope: Annotated[
+        Literal["auto", "rotated", "unrotated"], Field(description="auto: rotated for c2c, unrotated for lean.")
+    ] = "auto"
+    anneal_steps: Annotated[PositiveInt | None, Field(description="Of the gates' temperature; null: all steps.")] = None
+
+
+FuserSpec = Annotated[GraftSpec | FuseSpec, Field(discriminator="kind")]
+
+
+class LossSpec(Strict):
+    """What is minimised: a sum of these, each with its weight."""
+
+    next_token: Annotated[NonNegativeFloat, Field(description="Nats a token of the response.")] = 1.0
+    choices: Annotated[
+        NonNegativeFloat, Field(description="Cross-entropy of the right choice among the row's choices.")
+    ] = 0.0
+    mismatched: Annotated[
+        NonNegativeFloat,
+        Field(description="Contrast: the response must be likelier with its own text's cache than with another's."),
+    ] = 0.0
+    margin: Annotated[NonNegativeFloat, Field(description="Of the contrast, in nats.")] = 4.0
+
+
+class OptimSpec(Strict):
+    """AdamW with a warm-up and a cosine."""
+
+    steps: PositiveInt = 600
+    texts: Annotated[PositiveInt, Field(description="Texts a step; all of a text's rows share its cache.")] = 2
+    rows: Annotated[PositiveInt, Field(description="Rows a text and step, drawn anew each time.")] = 4
+    accumulate: Annotated[PositiveInt, Field(description="Steps of gradients before the weights move.")] = 1
+    learning_rate: PositiveFloat = 2e-4
+    final: Annotated[float, Field(ge=0, le=1, description="The last step's part of the learning rate.")] = 0.05
+    warmup: NonNegativeInt = 20
+    weight_decay: NonNegativeFloat = 0.0
+    clip: Annotated[PositiveFloat, Field(description="Of the gradient's norm.")] = 1.0
+    precision: Annotated[
+        Literal["auto", "no", "bf16", "fp16"], Field(description="Of the fuser's arithmetic; auto: the receiver's.")
+    ] = "auto"
+
+
+class JudgeSpec(Strict):
+    """How a checkpoint is judged on the dev rows: by task accuracy and by the gap to another text's cache."""
+
+    every: Annotated[PositiveInt, Field(description="Steps.")] = 100
+    rows: PositiveInt = 128
+    patience: Annotated[PositiveInt | None, Field(description="Judgements without progress before it stops.")] = None
+
+
+class TrainSpec(Strict):
+    """A whole training recipe, version 1."""
+
+    version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    description: str = ""
+    graph: Annotated[str, Field(alias="for", description="The recipe of the graph that the fuser will serve.")]
+    edge: Annotated[str | None, Field(description="sender:receiver; needless where only one edge can be meant.")] = None
+    models: Annotated[
+        dict[Identifier, ModelEntry], Field(description="Other models in the place of some of the graph's.")
+    ] = {}  # noqa: RUF012
+    data: DataSpec
+    fuser: FuserSpec
+    loss: LossSpec = LossSpec()
+    optim: OptimSpec = OptimSpec()
+    judge: JudgeSpec = JudgeSpec()
+    control: Annotated[
+        Control,
+        Field(description="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros."),
+    ] = "none"
+    seed: NonNegativeInt = 0
+    licence: Annotated[str | None, Field(description="Of what is trained, for its card.")] = None
+    output: Annotated[str | None, Field(description="The fuser's folder; by default called after the pair.")] = None
+
+    @model_validator(mode="after")
+    def _edge_has_two_ends(self) -> "TrainSpec":
+        if self.edge is not None and len([part for part in self.edge.split(":") if part]) != 2:
+            raise ValueError(f"edge is written sender:receiver, not {self.edge!r}")
+        if not (self.loss.next_token or self.loss.choices):
+            raise ValueError("loss: next_token or choices must be above 0")
+        return self

@@ -1,0 +1,173 @@
+"""`train`: from a training recipe to a fuser with a card."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from accelerate import Accelerator
+
+from cachegraph.channels.fusers.card import Card
+from cachegraph.channels.fusers.weights import read_card
+from cachegraph.errors import ConfigError, FuserError, InputError
+from cachegraph.graph.load import load_recipe
+
+from . import checkpoint
+from .checkpoint import State
+from .create import new_learner
+from .data import hold_back, read_examples
+from .learner import Learner
+from .load import load_training
+from .loop import Loop
+from .pair import Pair, choose_edge, open_pair
+from .publish import finish_card, move_fuser
+from .spec import TrainSpec
+from .watch import Silent, Watch
+
+__all__ = ["Trained", "opened", "train"]
+
+MAX_COMPLAINTS = 5
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training. `metrics` are the best checkpoint's on the dev rows; see the card for the rest."""
+
+    folder: Path
+    card: Card
+    metrics: dict[str, float]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A training whose models are loaded and whose rows are read."""
+
+    spec: TrainSpec
+    pair: Pair
+    learner: Learner[Any]
+    train: Sequence[Any]
+    dev: Sequence[Any]
+    folder: Path  # where the fuser will be
+
+
+def train(
+    recipe: TrainSpec | Path | str,
+    *,
+    folder: Path | str | None = None,
+    data_folder: Path | str | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    watch: Watch | None = None,
+    accelerator: Accelerator | None = None,
+) -> Trained:
+    """Train the fuser of a recipe, a file or a TrainSpec whose relative paths start at `folder`; those of its data at
+    `data_folder`, if that is given.
+
+    An interrupted training goes on with `resume` and is thrown away with `restart`. Raises RecipeError, InputError,
+    ConfigError, ModelError or FuserError.
+    """
+    accelerator = accelerator or Accelerator()
+    watch = watch or Silent()
+    if isinstance(recipe, TrainSpec):
+        spec, base = recipe, Path(folder or ".")
+    else:
+        spec, base = load_training(recipe), Path(folder or Path(recipe).resolve().parent)
+    with opened(spec, base, Path(data_folder or base), watch, accelerator) as found:
+        run = found.folder.with_name(f"{found.folder.name}.training")
+        state = _state(spec, run, resume, restart)
+        loop = Loop(
+            spec,
+            found.learner,
+            found.pair.receiver.engine.model,
+            found.train,
+            found.dev,
+            run,
+            state,
+            watch,
+            accelerator,
+        )
+        loop.start()
+        loop.finish()
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            move_fuser(run / "best", found.folder, finish_card(found.spec, state, len(found.train)))
+        accelerator.wait_for_everyone()
+        return Trained(found.folder, read_card(found.folder), state.best, state.step, state.seconds)
+
+
+@contextmanager
+def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, accelerator: Accelerator) -> Iterator[Opened]:
+    """Read the graph, the models and the rows. Raises what is wrong with them before anything is learnt."""
+    graph_file = base / Path(spec.graph).expanduser()
+    graph = load_recipe(graph_file, allow_paths=True)
+    edge = choose_edge(graph, spec.edge)
+    train_rows, dev_rows = (
+        read_examples(sources, spec.data, graph, data_folder) for sources in (spec.data.sources, spec.data.dev_sources)
+    )
+    device = str(accelerator.device) if accelerator.num_processes > 1 else None
+    with open_pair(graph, edge, spec.models, spec.control, graph_file.resolve().parent, device) as pair:
+        learner = new_learner(spec, pair)
+        train = _lessons(learner, train_rows, "training", watch)
+        if isinstance(spec.data.dev, float):
+            groups = [learner.group(lesson) for lesson in train]
+            train, dev = hold_back(train, groups, spec.data.dev, spec.data.seed)
+        else:
+            dev = _lessons(learner, dev_rows, "dev", watch)
+            read = {learner.group(lesson) for lesson in dev}
+            train = [lesson for lesson in train if learner.group(lesson) not in read]
+            Random(f"{spec.data.seed} judge").shuffle(dev)  # noqa: S311
+        yield Opened(spec, pair, learner, train, dev[: spec.judge.rows], _target(spec, pair, base))
+
+
+def _lessons(learner: Learner[Any], rows: Sequence[Any], what: str, watch: Watch) -> list[Any]:
+    """Rows that don't fit are left out, unless they are too many."""
+    lessons, complaints = [], []
+    for done, row in enumerate(rows):
+        try:
+            lessons.append(learner.lesson(row))
+        except InputError as error:
+            complaints.append(str(error))
+        if done % 100 == 0:
+            watch.phase(f"{what} rows", done, len(rows))
+    watch.phase(f"{what} rows", len(rows), len(rows))
+    if len(complaints) > len(rows) // 10 or not lessons:
+        shown = "; ".join(complaints[:MAX_COMPLAINTS]) or "there are none"
+        raise InputError(f"{len(complaints)} of {len(rows)} {what} rows can't be used: {shown}")
+    return lessons
+
+
+def _target(spec: TrainSpec, pair: Pair, base: Path) -> Path:
+    """Where the fuser goes: named in the recipe, else beside all that this machine has, called after the pair."""
+    if spec.output is not None:
+        return base / Path(spec.output).expanduser()
+    from cachegraph.engine.models import home
+
+    names = (pair.receiver.engine.model.name, pair.sharer.engine.model.name)
+    control = "" if spec.control == "none" else f"--{spec.control}"
+    return home() / "fusers" / f"{names[0]}--{names[1]}{control}"
+
+
+def _state(spec: TrainSpec, run: Path, resume: bool, restart: bool) -> State:
+    """Where to begin. Raises ConfigError where that isn't clear."""
+    recipe = hashlib.sha256(spec.model_dump_json(exclude={"output", "description", "licence"}).encode()).hexdigest()
+    found = None if restart else checkpoint.newest(run)
+    if resume and found is None:
+        raise FuserError(f"there is no whole checkpoint in {str(run)!r} to resume from; start anew with --restart")
+    if found is None:
+        if run.exists() and not restart and any(run.glob("step-*")):
+            raise ConfigError(f"{str(run)!r} holds checkpoints, none of them whole; start anew with --restart")
+        return State(recipe)
+    folder, state = found
+    if not resume:
+        raise ConfigError(
+            f"{str(run)!r} holds a training that stands at step {state.step}; go on with --resume, throw it away with "
+            "--restart, or name another output"
+        )
+    if state.recipe != recipe:
+        raise ConfigError(f"the checkpoint {str(folder)!r} is of another recipe; undo the change, or --restart")
+    return state

@@ -1,0 +1,124 @@
+"""Who follows a training: the log on disk, and whoever shows it. Torch is not needed to watch."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from cachegraph.errors import ConfigError, FuserError
+
+__all__ = ["Log", "Silent", "Watch", "tracked"]
+
+
+class Watch(Protocol):
+    """What a training tells while it runs."""
+
+    def phase(self, what: str, done: int, total: int) -> None:
+        """Work outside of the steps: reading rows, the ridge start, a judgement."""
+
+    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
+        """A step is done: losses, gradient norm, learning rate, tokens a second."""
+
+    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+        """The dev rows were judged."""
+
+
+class Silent:
+    """Nobody looks."""
+
+    def phase(self, what: str, done: int, total: int) -> None: ...
+    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None: ...
+    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None: ...
+
+
+class Log:
+    """log.jsonl: a record a step and a judgement, each on disk before the next step begins."""
+
+    def __init__(self, path: Path, after: int):
+        """Keeps the records up to step `after`; what a killed run wrote behind its last checkpoint is written again."""
+        self._path = path
+        kept = [line for line in _lines(path) if _step(line) <= after] if after else []
+        self._write("".join(f"{line}\n" for line in kept), "w")
+
+    def add(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._write(json.dumps({"kind": kind, "step": step, **numbers}) + "\n", "a")
+
+    def _write(self, text: str, mode: str) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open(mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise FuserError(f"the log {str(self._path)!r} can't be written ({error.strerror}); make room") from error
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return float("inf")  # half a line, as a kill leaves it
+
+
+@contextmanager
+def tracked(watch: Watch, names: Sequence[str], run: Path, about: Mapping[str, Any]) -> Iterator[Watch]:
+    """The same watch, and accelerate's trackers of these names beside it: tensorboard (below `run`), wandb.
+
+    Raises ConfigError where one is unknown or not installed.
+    """
+    trackers = [_tracker(name, run) for name in names]
+    for tracker in trackers:
+        tracker.store_init_configuration({key: str(value) for key, value in about.items()})
+    try:
+        yield _Tracked(watch, trackers) if trackers else watch
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+
+
+class _Tracked:
+    def __init__(self, watch: Watch, trackers: Sequence[Any]):
+        self._watch = watch
+        self._trackers = trackers
+
+    def phase(self, what: str, done: int, total: int) -> None:
+        self._watch.phase(what, done, total)
+
+    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
+        self._watch.step(step, steps, numbers)
+        self._log("train", step, numbers)
+
+    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+        self._watch.judged(step, numbers, best)
+        self._log("dev", step, numbers)
+
+    def _log(self, part: str, step: int, numbers: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log({f"{part}/{name}": value for name, value in numbers.items()}, step=step)
+
+
+def _tracker(name: str, run: Path) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+    from accelerate.utils import is_tensorboard_available, is_wandb_available
+
+    PartialState()  # trackers speak on the main process alone, and ask this which one that is
+    known: dict[str, tuple[Any, Any]] = {
+        "tensorboard": (is_tensorboard_available, lambda: TensorBoardTracker("tensorboard", run)),
+        "wandb": (is_wandb_available, lambda: WandBTracker(run.name)),
+    }
+    if name not in known:
+        raise ConfigError(f"there is no tracker {name!r}; there are {', '.join(map(repr, known))}")
+    installed, make = known[name]
+    if not installed():
+        raise ConfigError(f"the tracker {name!r} is not installed: pip install {name}")
+    tracker = make()
+    tracker.start()
+    return tracker
