@@ -10,7 +10,7 @@ import typer
 from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
-from . import compare, models, recipes, run
+from . import compare, models, recipes, run, train
 
 __all__ = ["app", "main"]
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 run.register(app)
 compare.register(app)
+train.register(app)
 recipes.register(app)
 app.add_typer(models.app)
 

@@ -1,0 +1,214 @@
+"""cachegraph train: a fuser from a training recipe, or for an edge of a graph."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cachegraph.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cachegraph.training.plan import Plan
+    from cachegraph.training.spec import TrainSpec
+
+__all__ = ["register"]
+
+EXAMPLE = "cachegraph train --for recipes/science-duo.yaml --edge expert:answerer --data questions.jsonl"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A training recipe's YAML file.", show_default=False)] = None,
+    graph: Annotated[
+        Path | None, typer.Option("--for", help="The graph that the fuser will serve, in place of a training recipe.")
+    ] = None,
+    edge: Annotated[str | None, typer.Option(metavar="SENDER:RECEIVER", help="Which of its edges learns.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="fuse: both read the text; graft: the sharer alone does. By default, what the edge needs."),
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Rows to learn from; may be repeated.")] = None,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Where the recipe's data files lie; by default beside it.", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The fuser's folder.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is random.", show_default=False)] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(help="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, such as optim.learning_rate=5e-5."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stands.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw an interrupted training away.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Load everything, try a few steps, and say what it will take.")
+    ] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or wandb, where installed; log.jsonl is always written.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Train a fuser or a translator; both models stay as they are."""
+    from cachegraph.training.load import changed
+
+    spec, folder = _spec(recipe, graph, edge, kind, data)
+    given: dict[str, Any] = {"optim.steps": steps, "seed": seed, "control": control}
+    if recipe is not None:
+        given["edge"] = edge
+        given["data.source"] = [str(Path(each).absolute()) if Path(each).exists() else each for each in data or []]
+    if output is not None:
+        given["output"] = str(output.absolute())
+    spec = changed(spec, {key: value for key, value in given.items() if value not in (None, [])})
+    spec = changed(spec, dict(map(_setting, settings or [])))
+    place = (data_folder or folder).absolute()
+    console = Console(stderr=True)
+    _fetch(spec, folder)
+    if dry_run:
+        from cachegraph.training.plan import make_plan
+
+        with _Bar(console) as bar:
+            plan = make_plan(spec, folder, place, bar)
+        _show_plan(plan, as_json)
+        return
+    _train(spec, folder, place, resume, restart, track or [], console, as_json)
+
+
+def _train(
+    spec: "TrainSpec",
+    folder: Path,
+    data_folder: Path,
+    resume: bool,
+    restart: bool,
+    track: list[str],
+    console: Console,
+    as_json: bool,
+) -> None:
+    from cachegraph.training.train import train
+    from cachegraph.training.watch import tracked
+
+    try:
+        with _Bar(console) as bar, tracked(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as watch:
+            made = train(spec, folder=folder, data_folder=data_folder, resume=resume, restart=restart, watch=watch)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command with --resume goes on from the last step", style="yellow")
+        raise typer.Exit(130) from None
+    if as_json:
+        found = {"fuser": str(made.folder), "steps": made.steps, "seconds": made.seconds, "metrics": made.metrics}
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(f"{made.folder}: {made.steps} steps in {_time(made.seconds)}")
+    for name, value in made.metrics.items():
+        typer.echo(f"  {name:28} {value:.4g}")
+
+
+def _spec(
+    recipe: Path | None, graph: Path | None, edge: str | None, kind: str | None, data: list[str] | None
+) -> tuple["TrainSpec", Path]:
+    """The training recipe, and where its paths start."""
+    from cachegraph.training.default import default_spec
+    from cachegraph.training.load import load_training
+
+    if (recipe is None) == (graph is None):
+        raise ConfigError(f"name a training recipe, or a graph with --for and --data; for example: {EXAMPLE}")
+    if recipe is not None:
+        return load_training(recipe), recipe.resolve().parent
+    assert graph is not None
+    if not data:
+        raise ConfigError(f"--for needs --data, the rows to learn from; for example: {EXAMPLE}")
+    return default_spec(graph.resolve(), edge, kind, data), Path.cwd()
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set wants KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _fetch(spec: "TrainSpec", folder: Path) -> None:
+    from cachegraph.graph.load import load_recipe
+
+    from .fetch import fetch_models
+
+    file = folder / Path(spec.graph).expanduser()
+    graph = load_recipe(file, allow_paths=True)
+    fetch_models(graph.model_copy(update={"models": {**graph.models, **spec.models}}), file.resolve().parent)
+
+
+def _show_plan(plan: "Plan", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        typer.echo(json.dumps({**asdict(plan), "seconds": plan.seconds}, indent=2))
+        return
+    memory = (
+        f"{plan.model_bytes / 1e9:.2f} GB models, {plan.training_bytes / 1e9:.2f} GB fuser in training; "
+        f"{plan.resident_bytes / 1e9:.1f} GB in use after a few steps"
+    )
+    table = Table(show_header=False, box=None)
+    for name, value in (
+        ("receiver", plan.receiver),
+        ("sharer", plan.sharer),
+        ("rows", f"{plan.rows} about {plan.texts} texts, {plan.dev_rows} to judge by"),
+        ("parameters", f"{plan.parameters / 1e6:.1f} M, {plan.fuser_bytes / 1e6:.1f} MB on disk"),
+        ("memory", memory),
+        ("time", f"{plan.steps} steps of {plan.seconds_a_step:.2f} s: {_time(plan.seconds)}; {plan.left_out}"),
+        ("prompt tokens a second", f"{plan.prompt_tokens_per_second:.0f}"),
+        ("fuser", plan.fuser),
+    ):
+        table.add_row(name, value)
+    Console(soft_wrap=True).print(table)
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class _Bar:
+    """Steps with tokens a second and the time that is left, on stderr; plain lines where that is no terminal."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, what: str, done: int, total: int) -> None:
+        self._show("phase", what, done, total)
+
+    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
+        text = f"loss {numbers['loss']:.3f}, {numbers['prompt_tokens_per_second']:.0f} prompt tokens/s"
+        self._show("steps", text, step, steps)
+
+    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+        said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "rows")
+        self._console.print(f"step {step}: {said}{' (best)' if best else ''}", highlight=False, soft_wrap=True)
+
+    def _show(self, task: str, text: str, done: int, total: int) -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(text, total=total)
+        self._progress.update(self._tasks[task], description=text, completed=done, total=total)
