@@ -1,5 +1,6 @@
 """A training recipe from YAML, with everything that is wrong in it, each at its line and column."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cachegraph.graph.marks import Document, read_yaml
 
 from .spec import TrainSpec
 
-__all__ = ["changed", "load_training"]
+__all__ = ["changed", "load_training", "training_schema"]
 
 
 def load_training(path: Path | str) -> TrainSpec:
@@ -50,6 +51,12 @@ def changed(spec: TrainSpec, settings: Mapping[str, Any]) -> TrainSpec:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"the training recipe would be wrong at {where!r}: {first['msg']}") from error
+
+
+def training_schema() -> str:
+    """The JSON Schema of training recipes, as a file."""
+    schema = {**TrainSpec.model_json_schema(by_alias=True), "title": "A cachegraph training recipe"}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def _problem(detail: ErrorDetails, document: Document) -> Problem:

@@ -96,7 +96,7 @@ class Loop:
         sums: dict[str, float] = {}
         prompt = response = 0
         for part in range(optim.accumulate):
-            lessons = self._lessons(state.step * optim.accumulate + part)
+            lessons = self.lessons(state.step * optim.accumulate + part)
             found = self._losses(lessons)
             (found.total / optim.accumulate).backward()  # type: ignore[no-untyped-call]
             for name, value in found.numbers().items():
@@ -150,7 +150,8 @@ class Loop:
             "licence": spec.licence,
         }
 
-    def _lessons(self, step: int) -> list[Any]:
+    def lessons(self, step: int) -> list[Any]:
+        """This process's rows of a step, from 0."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         return [self.train[row] for row in self.steps.rows(step * world + rank)]
 

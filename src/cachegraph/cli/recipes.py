@@ -65,8 +65,15 @@ def validate(
         raise RecipeError(problems)
 
 
-def schema(output: Output = None) -> None:
+def schema(
+    training: Annotated[bool, typer.Option("--training", help="Of training recipes.")] = False, output: Output = None
+) -> None:
     """Print the JSON Schema of recipes, for editors."""
+    if training:
+        from cachegraph.training.load import training_schema
+
+        _write(training_schema(), output)
+        return
     from cachegraph.graph.schema import schema_text
 
     _write(schema_text(), output)
