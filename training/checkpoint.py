@@ -35,11 +35,21 @@ class State:
     step: int = 0
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    best_rank: tuple[float, float] | None = None
+    best_score: float | None = None
+    best_logprob: float | None = None
+    top_score: float | None = None  # the highest so far, whoever has it
     without_progress: int = 0
     prompt_tokens: int = 0
     response_tokens: int = 0
     seconds: float = 0.0
+
+    def improves(self, score: float, noise: float, logprob: float) -> bool:
+        """Whether a checkpoint takes the place of the best: the likeliest answers among those whose score is within
+        the noise of the highest one."""
+        if self.best_score is None or self.best_logprob is None or self.top_score is None:
+            return True
+        floor = max(self.top_score, score) - noise
+        return score >= floor and (self.best_score < floor or logprob > self.best_logprob)
 
 
 def save(run: Path, state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
@@ -73,8 +83,7 @@ def newest(run: Path) -> tuple[Path, State] | None:
             fields: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
             hashes = fields.pop("sha256")
             if all(_sha256(folder / name) == hashes[name] for name in (WEIGHTS, OPTIMIZER)):
-                rank = fields.pop("best_rank")
-                return folder, State(**fields, best_rank=tuple(rank) if rank is not None else None)
+                return folder, State(**fields)
         except (OSError, ValueError, TypeError, KeyError):
             continue
     return None

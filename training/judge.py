@@ -3,6 +3,7 @@
 Training loss predicts neither (arXiv 2605.22863), so checkpoints are chosen by this.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,12 +31,16 @@ class Judgement:
     answer_logprob_mismatched: float
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """Higher is better: accuracy and its gap to the mismatched cache count alike, then the answer's likelihood."""
-        gap = self.answer_logprob - self.answer_logprob_mismatched
+    def score(self) -> float:
+        """Higher is better: accuracy, and its gap to the mismatched cache; nats where there are no choices."""
         if self.accuracy is None or self.accuracy_mismatched is None:
-            return (gap + self.answer_logprob, 0.0)
-        return (round(2 * self.accuracy - self.accuracy_mismatched, 6), self.answer_logprob)
+            return 2 * self.answer_logprob - self.answer_logprob_mismatched
+        return 2 * self.accuracy - self.accuracy_mismatched
+
+    @property
+    def noise(self) -> float:
+        """About one standard error of the score: no two checkpoints are told apart by less."""
+        return 0.0 if self.accuracy is None else 1 / math.sqrt(self.rows)
 
     def numbers(self) -> dict[str, float]:
         return {name: value for name, value in asdict(self).items() if value is not None}

@@ -124,16 +124,13 @@ class Loop:
         """Judge the dev rows; the fuser is kept in `best` if it is the best so far."""
         found = judge(self.learner, self.receiver, self.dev)
         state = self.state
-        best = state.best_rank is None or found.rank > state.best_rank
+        best = state.improves(found.score, found.noise, found.answer_logprob)
         if best:
-            state.best_rank, state.best, state.best_step, state.without_progress = (
-                found.rank,
-                found.numbers(),
-                state.step,
-                0,
-            )
+            state.best, state.best_step, state.without_progress = found.numbers(), state.step, 0
+            state.best_score, state.best_logprob = found.score, found.answer_logprob
         else:
             state.without_progress += 1
+        state.top_score = found.score if state.top_score is None else max(state.top_score, found.score)
         if self.main:
             if best:
                 self.learner.save(self.run / "best", self.card(), self.receiver.dtype)
