@@ -19,7 +19,7 @@ from .fusers.load import is_translator, load_fuser, load_translator
 from .message import Route
 from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 
-__all__ = ["fall_back", "nothing_private", "route"]
+__all__ = ["fall_back", "nothing_private", "route", "why_not_aligned"]
 
 _SAME_TOKENS = 0.99  # of the receiver's vocabulary must mean the same to the sharer where both read the same ids
 
@@ -140,7 +140,7 @@ def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: 
     if card.rope == "unrotated" and (reason := _why_not_unrotated(sharer.model, receiver.model)):
         return reason
     alignment: Alignment = card.alignment if edge.align == "auto" else edge.align
-    if reason := _why_not_aligned(alignment, receiver.model, sharer.model):
+    if reason := why_not_aligned(alignment, receiver.model, sharer.model):
         return reason
     aligner = None
     if alignment != "ids":
@@ -151,7 +151,8 @@ def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: 
     return FusePlan(sharer, fuser, alignment, card.reads, edge.include_response, aligner)
 
 
-def _why_not_aligned(alignment: Alignment, receiver: LoadedModel, sharer: LoadedModel) -> str | None:
+def why_not_aligned(alignment: Alignment, receiver: LoadedModel, sharer: LoadedModel) -> str | None:
+    """Why tokens can't be brought together in this way."""
     if receiver.tokenizer is None or sharer.tokenizer is None:
         return f"{(receiver if receiver.tokenizer is None else sharer).name!r} has no tokenizer"
     if alignment == "ids":

@@ -5,6 +5,7 @@ from typing import Any
 import psutil
 
 from cachegraph.channels.cache.align import Aligner
+from cachegraph.channels.create import why_not_aligned
 from cachegraph.channels.fusers.card import Geometry, ModelEnd
 from cachegraph.channels.fusers.create import new_fuser
 from cachegraph.channels.fusers.translator import new_translator
@@ -51,6 +52,8 @@ def _fuse_learner(
     if rope == "unrotated":
         for model in (receiver, sharer):
             _check_rotation(model)
+    if reason := why_not_aligned(wanted.alignment, receiver, sharer):
+        raise ConfigError(f"{reason}; take another alignment")
     params: dict[str, Any] = {"anneal_steps": wanted.anneal_steps or spec.optim.steps, **wanted.params}
     fuser = new_fuser(
         wanted.architecture,

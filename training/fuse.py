@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cachegraph.agents.control import mismatched_reading
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.cache.fuse import turning_of
 from cachegraph.channels.cache.reading import SharedReading, SharerReading
@@ -59,8 +58,7 @@ class FuseLearner(Learner[FuseLesson]):
     ) -> tuple[list[Tree], list[int]]:
         readings = [lesson.reading for lesson in lessons]
         if others is not None:
-            pairs = zip(readings, others, strict=True)
-            readings = [mismatched_reading(mine, other.reading) for mine, other in pairs]
+            readings = [mine.mismatched(other) for mine, other in zip(lessons, others, strict=True)]
         rows = self._fused_rows(readings, self._sharer_caches(readings))
         trees = []
         for lesson, reading, segments in zip(lessons, readings, rows, strict=True):

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cachegraph.agents.control import mismatched_reading
 from cachegraph.agents.prompt import Message, Piece, Prompt, Slot, tokenize
 from cachegraph.agents.scoring import reply_tokens
 from cachegraph.agents.sharing import pair_own, read_along
 from cachegraph.channels.cache.align import Aligner, SharedSpan, align_offsets
 from cachegraph.channels.cache.plans import FusePlan
-from cachegraph.channels.cache.reading import SharedReading
+from cachegraph.channels.cache.reading import SharedReading, read_ids
 from cachegraph.channels.fusers.base import Fuser
 from cachegraph.errors import ChannelError, InputError
 
@@ -55,11 +56,22 @@ class GraftLesson:
 
 @dataclass(frozen=True, eq=False)
 class FuseLesson:
-    """The receiver reads its prompt corrected as `reading` says; `group` is equal where the sharer reads the same."""
+    """The receiver reads its prompt corrected as `reading` says; `group` is equal where the sharer reads the same.
+
+    `own` is the sharer's prompt where it reads one of its own, and `prompt` the receiver's.
+    """
 
     reading: SharedReading
     group: tuple[int, ...]
     replies: Replies
+    prompt: Piece
+    own: Piece | None = None
+
+    def mismatched(self, other: "FuseLesson") -> SharedReading:
+        """How this prompt is read with the sharer's cache of that other lesson, as in a comparison's control."""
+        if other.own is not None:
+            return pair_own(self.prompt, [(other.own.ids, other.own.origins)])
+        return mismatched_reading(self.reading, other.reading)
 
 
 def graft_lesson(pair: Pair, example: Example) -> GraftLesson:
@@ -94,19 +106,27 @@ def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | N
     prompt, theirs = _prompts(pair, example, slots=False)
     (piece,) = [part for part in prompt.parts if isinstance(part, Piece)]
     card = fuser.card
+    own = None
     try:
         if card.reads == "own-prompt":
             (own,) = [part for part in theirs.parts if isinstance(part, Piece)]
             reading = pair_own(piece, [(own.ids, own.origins)])
+        elif card.alignment == "ids":
+            reading = read_ids(piece.ids, 1)
         else:
             plan = FusePlan(pair.sharer.engine, fuser, card.alignment, card.reads, False, aligner)
             reading = read_along(prompt, piece, [plan])
     except ChannelError as error:
         raise InputError(f"{example.place}: {error}") from error
+    if not any(stretch.pairs for stretch in reading.stretches):
+        raise InputError(
+            f"{example.place}: agents {pair.sharer.agent!r} and {pair.receiver.agent!r} read nothing in common, so "
+            "there is nothing to fuse; train a translator, of kind 'graft', for this edge"
+        )
     replies = _replies(pair.receiver, prompt, example)
     _check_room(pair.receiver, len(reading.ids), replies, example)
     _check_room(pair.sharer, len(reading.sharers[0].ids), None, example)
-    return FuseLesson(reading, tuple(reading.sharers[0].ids), replies)
+    return FuseLesson(reading, tuple(reading.sharers[0].ids), replies, piece, own)
 
 
 def text_pairs(text: Text, receiver: End) -> list[tuple[list[int], list[tuple[int, int]]]]:
