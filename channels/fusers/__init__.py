@@ -11,4 +11,8 @@ reference.py   that folder, in and out
 find.py        a name or a path to a folder; does it fit these two models
 hub.py         a fuser of the Hugging Face hub; name.py: how a recipe names one
 load.py        a folder of either kind to a Fuser, or to a Translator
+verify.py      a stranger's folder, opened whole or refused
+inventory.py   what is on this disk, what is known of each, removal
+install.py     import, export, pull; publish.py: push to the hub, with the model card of readme.py
+words.py       a card in words
 """

@@ -13,7 +13,7 @@ from .card import Card, Geometry
 from .hub import fetch_fuser, find_cached_fuser
 from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
 
-__all__ = ["check_pair", "find_fuser", "fuser_names"]
+__all__ = ["check_pair", "find_fuser", "fuser_names", "on_shelf", "shelves"]
 
 
 def find_fuser(name_or_path: str, base: Path, progress: Progress = silent) -> Path:
@@ -33,11 +33,11 @@ def find_fuser(name_or_path: str, base: Path, progress: Progress = silent) -> Pa
             )
         return beside
     if _is_name(name_or_path):
-        for shelf in _shelves():
+        for shelf in shelves():
             if os.path.isdir(shelf / name_or_path):
                 return shelf / name_or_path
     near = get_close_matches(name_or_path, fuser_names(), n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"put its folder into {str(_shelves()[0])!r}"
+    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"put its folder into {str(shelves()[0])!r}"
     raise FuserError(f"there is no fuser {name_or_path!r}, neither a folder of {str(base)!r} nor installed; {hint}")
 
 
@@ -63,7 +63,18 @@ def check_pair(
 
 def fuser_names() -> list[str]:
     """All fusers that a recipe can call by name."""
-    return sorted({entry.name for shelf in _shelves() if shelf.is_dir() for entry in shelf.iterdir() if entry.is_dir()})
+    return sorted({folder.name for shelf in shelves() for folder in on_shelf(shelf)})
+
+
+def shelves() -> tuple[Path, Path]:
+    """Where fusers that are called by name lie: those installed, which win, and those that ship."""
+    return home() / "fusers", Path(str(files("cachegraph"))) / "recipes" / "fusers"
+
+
+def on_shelf(shelf: Path) -> list[Path]:
+    """The folders of a shelf by name, but for those that a save cut short left."""
+    found = shelf.iterdir() if shelf.is_dir() else ()
+    return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
 
 
 def _from_hub(name: str, progress: Progress) -> Path:
@@ -71,10 +82,6 @@ def _from_hub(name: str, progress: Progress) -> Path:
     if wanted is None:
         raise FuserError(f"{name!r} is no fuser of the hub; write {HUB_FORM}")
     return find_cached_fuser(wanted) or fetch_fuser(wanted, progress)
-
-
-def _shelves() -> tuple[Path, Path]:
-    return home() / "fusers", Path(str(files("cachegraph"))) / "recipes" / "fusers"
 
 
 def _is_name(text: str) -> bool:

@@ -19,6 +19,11 @@ class HubFuser(NamedTuple):
     revision: str | None
     folder: str  # "": the repository itself
 
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        inside = f"/{self.folder}" if self.folder else ""
+        return f"hub:{self.repo}{at}{inside}"
+
 
 def is_hub_fuser(name: str) -> bool:
     """Whether this is meant to be such a name; it is then never read as a path."""

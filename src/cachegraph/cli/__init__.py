@@ -10,7 +10,7 @@ import typer
 from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
-from . import compare, models, recipes, run, train
+from . import compare, fusers, models, recipes, run, train
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,7 @@ compare.register(app)
 train.register(app)
 recipes.register(app)
 app.add_typer(models.app)
+app.add_typer(fusers.app)
 
 
 def _version(wanted: bool) -> None:

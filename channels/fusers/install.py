@@ -1,0 +1,100 @@
+"""Fusers on their way in and out of this machine's shelf: folders, and repositories of the hub."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from cachegraph.engine.models.progress import Progress
+from cachegraph.errors import FuserError
+
+from .base import Fuser
+from .card import Card
+from .find import on_shelf, shelves
+from .hub import fetch_fuser
+from .name import HUB_FORM, parse_hub_fuser
+from .reference import export_reference
+from .verify import open_fuser, open_fusers
+from .weights import save_fuser
+
+__all__ = ["Format", "export_fuser", "import_fusers", "pull_fuser"]
+
+Format = Literal["ours", "reference"]
+
+NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
+
+
+def import_fusers(folder: Path, name: str | None = None, *, force: bool = False) -> list[Path]:
+    """Verify the fusers in a folder, of either format, and install them in ours; the folders they now have.
+
+    One fuser is called `name`, or as its folder; of several sharers each gets one, `<name>--sharer-<n>`. Nothing is
+    written unless all are whole. Raises FuserError, also where a name is taken, unless `force` says to replace it.
+    """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise FuserError(
+            f"there is no folder {str(folder)!r}; check the path (fusers of the hub: cachegraph fusers pull)"
+        )
+    stem = name if name is not None else _own_name(folder)
+    if not NAME.fullmatch(stem):
+        raise FuserError(
+            f"{stem!r} can't be a fuser's name: letters, digits and . _ + - only, a letter or digit first; "
+            "give another with --name"
+        )
+    fusers = open_fusers(folder)
+    names = [stem] if len(fusers) == 1 else [f"{stem}--sharer-{number}" for number in range(1, len(fusers) + 1)]
+    if not force:
+        _check_free(names)
+    targets = [shelves()[0] / each for each in names]
+    for fuser, target in zip(fusers, targets, strict=True):
+        save_fuser(fuser, target)
+    return targets
+
+
+def export_fuser(source: Path, folder: Path, form: Format = "ours") -> None:
+    """Write the fuser in `source` to a new folder, in our format or as the authors of Cache-to-Cache publish theirs."""
+    folder = folder.expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FuserError(f"{str(folder)!r} is there already and not empty; choose another folder")
+    fuser = open_fuser(source)
+    if form == "ours":
+        save_fuser(fuser, folder)
+        return
+    if not isinstance(fuser, Fuser):
+        raise FuserError(f"{str(source)!r} is a translator, which has no published format; export it as 'ours'")
+    if fuser.card.architecture == "c2c":
+        _check_sayable(fuser.card, source)
+    export_reference(fuser, folder)  # which refuses other architectures
+
+
+def pull_fuser(name: str, progress: Progress) -> Path:
+    """Fetch a fuser of the hub into the hub's own cache; its folder there. Raises FuserError or ConfigError."""
+    wanted = parse_hub_fuser(name)
+    if wanted is None:
+        raise FuserError(f"{name!r} is no fuser of the hub; write {HUB_FORM}")
+    return fetch_fuser(wanted, progress)
+
+
+def _own_name(folder: Path) -> str:
+    """Published weights lie in a folder `final`, which says nothing."""
+    real = folder.resolve()
+    return real.parent.name if real.name == "final" else real.name
+
+
+def _check_free(names: list[str]) -> None:
+    installed, shipped = ({folder.name for folder in on_shelf(shelf)} for shelf in shelves())
+    for name in names:
+        if name in installed:
+            raise FuserError(f"the fuser {name!r} is installed already; replace it with --force, or give --name")
+        if name in shipped:
+            raise FuserError(f"{name!r} is a fuser that ships; take its place with --force, or give --name")
+
+
+def _check_sayable(card: Card, source: Path) -> None:
+    """Refuse what the published format can't state: the folder would load, and compute something else."""
+    implied = {"rope": ("rotated",), "reads": ("receiver-prompt",), "alignment": ("ids", "first", "longest")}
+    for field, sayable in implied.items():
+        if getattr(card, field) not in sayable:
+            raise FuserError(
+                f"the published format can't state {field} {getattr(card, field)!r}, which {str(source)!r} was "
+                "trained with; export it as 'ours'"
+            )

@@ -1,0 +1,109 @@
+"""What fusers there are on this disk, what is known of each, and the removal of one. Opening them needs torch."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from cachegraph.engine.models.store import folder_bytes
+from cachegraph.errors import CachegraphError, ConfigError, FuserError
+
+from .card import Card
+from .find import find_fuser, on_shelf, shelves
+from .hub import find_cached_fuser
+from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+
+__all__ = ["Facts", "Item", "Where", "describe", "inventory", "locate", "remove_fuser"]
+
+Where = Literal["installed", "shipped"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What opening a fuser shows, beside its card."""
+
+    card: Card
+    parameters: int
+    open_layers: tuple[int, ...] | None  # receiver layers; None: a translator, which has no such gates
+    gates_open: float | None  # the part of all gates
+
+
+@dataclass(frozen=True)
+class Item:
+    """One folder of a shelf: a fuser, or the reason why it is none."""
+
+    name: str
+    where: Where
+    folder: Path
+    bytes: int
+    facts: Facts | None
+    problem: str | None
+
+
+def inventory() -> list[Item]:
+    """All fusers that a recipe can call by name, each opened and verified whole: that reads all of them."""
+    wheres: tuple[Where, Where] = ("installed", "shipped")
+    return [_item(folder, where) for where, shelf in zip(wheres, shelves(), strict=True) for folder in on_shelf(shelf)]
+
+
+def describe(folder: Path) -> Facts:
+    """Open the one fuser in a folder. Raises FuserError where it is damaged."""
+    from .base import Fuser
+    from .verify import open_fuser
+
+    opened = open_fuser(folder)
+    if isinstance(opened, Fuser):
+        return Facts(opened.card, opened.parameter_count, opened.open_layers, opened.openness)
+    return Facts(opened.card, opened.parameter_count, None, None)
+
+
+def locate(name_or_path: str) -> Path:
+    """The folder of a fuser that is on this disk: a path, a name, or a fetched one of the hub. Raises FuserError."""
+    if is_hub_fuser(name_or_path):
+        wanted = parse_hub_fuser(name_or_path)
+        if wanted is None:
+            raise FuserError(f"{name_or_path!r} is no fuser of the hub; write {HUB_FORM}")
+        folder = find_cached_fuser(wanted)
+        if folder is None:
+            raise FuserError(
+                f"{name_or_path!r} is not on this disk; fetch it with: cachegraph fusers pull {name_or_path}"
+            )
+        return folder
+    path = Path(os.path.expanduser(name_or_path))
+    return path if os.path.isdir(path) else find_fuser(name_or_path, Path.cwd())
+
+
+def remove_fuser(name: str) -> int:
+    """Delete an installed fuser, damaged or not; the bytes that are free again. Raises FuserError or ConfigError."""
+    shelf, shipped = shelves()
+    installed = {folder.name: folder for folder in on_shelf(shelf)}
+    if name not in installed:
+        if name in {folder.name for folder in on_shelf(shipped)}:
+            raise FuserError(f"{name!r} ships with cachegraph and stays; only fusers in {str(shelf)!r} can be removed")
+        near = get_close_matches(name, installed, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see what is with: cachegraph fusers list"
+        raise FuserError(f"{name!r} is not installed in {str(shelf)!r}, so there is nothing to remove; {hint}")
+    folder = installed[name]
+    try:
+        if folder.is_symlink():  # what it leads to is not ours
+            folder.unlink()
+            return 0
+        freed = folder_bytes(folder)
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise ConfigError(f"{str(folder)!r} can't be removed ({error.strerror}); check its permissions") from error
+    return freed
+
+
+def _item(folder: Path, where: Where) -> Item:
+    size, facts, problem = 0, None, None
+    try:
+        size = folder_bytes(folder)
+        facts = describe(folder)
+    except CachegraphError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{str(folder)!r} can't be read ({error.strerror}); check its permissions"
+    return Item(folder.name, where, folder, size, facts, problem)

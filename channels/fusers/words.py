@@ -1,0 +1,30 @@
+"""A card in words, the same on a terminal and on the hub. No torch."""
+
+from .card import Card
+
+__all__ = ["card_words"]
+
+
+def card_words(card: Card, parameters: int) -> dict[str, str]:
+    """All that the card says but licence and metrics, by title; what it doesn't say is left out."""
+    words: dict[str, str | None] = {}
+    for role, end in (("receiver", card.receiver), ("sharer", card.sharer)):
+        words[role] = end.name
+        words[f"{role} weights"] = end.identity or "unknown"
+        words[f"{role} cache"] = str(end.geometry)
+        words[f"{role} vocabulary"] = f"{end.vocab:,}" if end.vocab else None
+    pairs = ", ".join(f"{receiver} ← {sharer}" for receiver, sharer in card.layer_map)
+    words |= {
+        "kind": card.kind,
+        "architecture": card.architecture,
+        "sizes": ", ".join(f"{key} {value}" for key, value in card.params.items()),
+        "parameters": f"{parameters:,}",
+        "layers": pairs or f"all ← {', '.join(map(str, card.sharer_layers))}",
+        "alignment": card.alignment,
+        "sharer reads": card.reads,
+        "keys": card.rope,
+        "trained on": card.trained_on,
+        "created": card.created,
+        "sha256": card.sha256,
+    }
+    return {title: value for title, value in words.items() if value}

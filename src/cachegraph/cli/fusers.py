@@ -1,0 +1,203 @@
+"""cachegraph fusers: what there is on this disk, and bringing fusers in, out, and to and from the hub."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cachegraph.channels.fusers.inventory import Facts, Item, describe, inventory, locate, remove_fuser
+from cachegraph.channels.fusers.words import card_words
+from cachegraph.engine.models.store import folder_bytes
+
+from .models import bar
+
+__all__ = ["app"]
+
+app = typer.Typer(name="fusers", help="The trained networks that cache edges need.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Fuser = Annotated[str, typer.Argument(metavar="FUSER", help="A name, a folder, or a hub: name that was pulled.")]
+
+
+@app.command("list")
+def list_fusers(as_json: JsonOption = False) -> None:
+    """Show the installed and the shipped fusers, each opened and verified; damaged ones with the reason."""
+    items = inventory()
+    if as_json:
+        _print_json([_listed(item) for item in items])
+        return
+    if not items:
+        typer.echo("no fusers yet: install one with cachegraph fusers import, or fetch one with cachegraph fusers pull")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "sharer → receiver", "kind", "parameters", "size", "where"):
+        right, words = title in ("parameters", "size"), title in ("name", "sharer → receiver")
+        table.add_column(title, justify="right" if right else "left", no_wrap=not words, overflow="fold")
+    for item in items:
+        card = item.facts.card if item.facts else None
+        pair = f"{card.sharer.name} → {card.receiver.name}" if card else ""
+        kind = f"{card.kind} {card.architecture}" if card else "damaged"
+        count = _number(item.facts.parameters) if item.facts else ""
+        table.add_row(*map(_shown, (item.name, pair, kind, count, _size(item.bytes), item.where)))
+    Console().print(table)
+    for item in items:
+        if item.problem:
+            typer.echo(_visible(f"{item.name} is damaged: {item.problem}"))
+
+
+@app.command("info")
+def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
+    """Show all that a fuser's card says, how large it is, and how many of its gates are open."""
+    folder = locate(name)
+    facts, size = describe(folder), folder_bytes(folder)
+    if as_json:
+        own = {"name": name, "folder": str(folder), "bytes": size, "parameters": facts.parameters}
+        gates = {"gates_open": facts.gates_open, "open_layers": facts.open_layers}
+        _print_json(own | gates | {"card": facts.card.model_dump(mode="json")})
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, value in _rows(facts).items():
+        table.add_row(title, _shown(value))
+    table.add_row("size", _size(size))
+    table.add_row("folder", _shown(str(folder)))
+    Console().print(table)
+
+
+@app.command("import")
+def import_fuser(
+    folder: Annotated[Path, typer.Argument(help="A folder of ours, or as the authors of Cache-to-Cache publish.")],
+    name: Annotated[str | None, typer.Option(help="What recipes call it.", show_default="the folder's name")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a fuser of that name.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a folder's fuser and install it; one that joins several sharers becomes a fuser for each."""
+    from cachegraph.channels.fusers.install import import_fusers
+
+    installed = import_fusers(folder, name, force=force)
+    if as_json:
+        _print_json([{"name": each.name, "folder": str(each)} for each in installed])
+        return
+    for each in installed:
+        typer.echo(f"{each.name}: {each}")
+
+
+@app.command("export")
+def export_fuser(
+    name: Fuser,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    format: Annotated[
+        Literal["ours", "reference"],
+        typer.Option(help="reference: as the authors of Cache-to-Cache publish; c2c fusers only."),
+    ] = "ours",
+) -> None:
+    """Write a fuser to a folder."""
+    from cachegraph.channels.fusers.install import export_fuser
+
+    export_fuser(locate(name), folder, format)
+    typer.echo(f"{name}: {folder}")
+
+
+@app.command("pull")
+def pull_fuser(
+    name: Annotated[str, typer.Argument(help="hub:ORGANISATION/NAME, then @REVISION and /FOLDER where needed.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a fuser of the Hugging Face hub and verify it; recipes name it just so."""
+    from cachegraph.channels.fusers.install import pull_fuser
+
+    with bar(name) as progress:
+        folder = pull_fuser(name, progress)
+    facts = describe(folder)
+    if as_json:
+        _print_json({"name": name, "folder": str(folder), "parameters": facts.parameters})
+    else:
+        typer.echo(f"{name}: {folder}")
+
+
+@app.command("push")
+def push_fuser(
+    name: Fuser,
+    target: Annotated[str, typer.Argument(help="hub:ORGANISATION/NAME, then /FOLDER where needed.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a fuser to the Hugging Face hub, with a model card made from its card."""
+    from cachegraph.channels.fusers.publish import push_fuser
+
+    pushed = push_fuser(locate(name), target, private=private, quiet=not sys.stderr.isatty())
+    pinned = str(pushed)
+    if as_json:
+        _print_json({"name": name, "fuser": target, "pinned": pinned, "commit": pushed.revision})
+        return
+    typer.echo(f"{name}: pushed; recipes name it {target}, or, to pin these very weights, {pinned}")
+
+
+@app.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(help="An installed fuser that `cachegraph fusers list` shows.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete an installed fuser from this disk."""
+    freed = remove_fuser(name)
+    if as_json:
+        _print_json({"name": name, "freed_bytes": freed})
+    else:
+        typer.echo(f"{name}: removed, {_size(freed)} are free again")
+
+
+def _listed(item: Item) -> dict[str, Any]:
+    listed: dict[str, Any] = {"name": item.name, "where": item.where, "folder": str(item.folder), "bytes": item.bytes}
+    card = item.facts.card if item.facts else None
+    return listed | {
+        "receiver": card.receiver.name if card else None,
+        "sharer": card.sharer.name if card else None,
+        "kind": card.kind if card else None,
+        "architecture": card.architecture if card else None,
+        "parameters": item.facts.parameters if item.facts else None,
+        "gates_open": item.facts.gates_open if item.facts else None,
+        "problem": item.problem,
+    }
+
+
+def _rows(facts: Facts) -> dict[str, str]:
+    rows = card_words(facts.card, facts.parameters)
+    rows["metrics"] = ", ".join(f"{name} {value:.6g}" for name, value in facts.card.metrics.items()) or "none stated"
+    rows["licence"] = facts.card.licence or "unknown"
+    if facts.gates_open is not None and facts.open_layers is not None:
+        some = 0 < facts.gates_open < 1
+        rows["gates open"] = f"{facts.gates_open:.1%}" + (
+            f", in layers {', '.join(map(str, facts.open_layers))}" if some else ""
+        )
+    return rows
+
+
+def _shown(text: str) -> Text:
+    """A stranger's words in a table, not read as markup."""
+    return Text(_visible(text))
+
+
+def _visible(text: str) -> str:
+    """Without control characters, which could be commands to a terminal."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _number(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
+
+
+def _size(number: int) -> str:
+    for unit, least in (("GB", 1e9), ("MB", 1e6)):
+        if number >= least:
+            return f"{number / least:.2f} {unit}"
+    return f"{number / 1e3:.1f} kB"

@@ -1,0 +1,156 @@
+"""cachegraph fusers: what each command prints where, and the exit code it ends with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cachegraph.channels.fusers.card import Geometry
+from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.weights import CARD, save_fuser
+
+CKPT = Path(__file__).parents[1] / "golden" / "ckpt"
+
+
+@pytest.fixture
+def lean(tmp_path):
+    fuser = new_fuser(
+        "lean",
+        Geometry(2, 1, 4),
+        Geometry(2, 1, 4),
+        names=("org/receiver", "[bold]sharer\x1b[2J"),
+        card={
+            "receiver": {"name": "org/receiver", "identity": "abc123", "geometry": Geometry(2, 1, 4), "vocab": 50},
+            "trained_on": "ten rows",
+            "licence": "MIT",
+            "metrics": {"accuracy": 0.75},
+            "rope": "unrotated",
+        },
+        width=4,
+    )
+    save_fuser(fuser, tmp_path / "lean")
+    return tmp_path / "lean"
+
+
+def shipped(call):
+    """What the package brings, so that these tests do not depend on it."""
+    return [each for each in json.loads(call("fusers", "list", "--json").out) if each["where"] == "shipped"]
+
+
+def test_import_list_and_remove_tell_one_story(call, lean, tmp_path):
+    before = shipped(call)
+    assert call("fusers", "import", lean) == (0, f"lean: {tmp_path / 'home' / 'fusers' / 'lean'}\n", "")
+    first, *rest = json.loads(call("fusers", "list", "--json").out)
+    assert rest == before
+    size = sum(path.stat().st_size for path in lean.iterdir())
+    assert first == {
+        "name": "lean",
+        "where": "installed",
+        "folder": str(tmp_path / "home" / "fusers" / "lean"),
+        "bytes": size,
+        "receiver": "org/receiver",
+        "sharer": "[bold]sharer\x1b[2J",
+        "kind": "fuse",
+        "architecture": "lean",
+        "parameters": first["parameters"],
+        "gates_open": 1.0,
+        "problem": None,
+    }
+    assert json.loads(call("fusers", "remove", "lean", "--json").out) == {"name": "lean", "freed_bytes": size}
+    assert shipped(call) == json.loads(call("fusers", "list", "--json").out) == before
+    assert call("fusers", "remove", "lean").code == 1
+
+
+def test_a_table_shows_a_stranger_s_words_as_they_are_but_for_commands_to_the_terminal(call, lean):
+    call("fusers", "import", lean)
+    for shown in (call("fusers", "list").out, call("fusers", "info", "lean").out):
+        assert "[bold]sharer\ufffd[2J" in "".join(shown.split())
+        assert "\x1b" not in shown
+
+
+def test_a_damaged_fuser_is_listed_as_such_and_spoils_nothing(call, lean, tmp_path):
+    call("fusers", "import", lean)
+    broken = Path(shutil.copytree(lean, tmp_path / "home" / "fusers" / "broken"))
+    (broken / CARD).write_text("{")
+    ended = call("fusers", "list")
+    assert (ended.code, ended.err) == (0, "")
+    assert "broken is damaged: " in ended.out
+    assert "is no JSON" in ended.out
+    assert "lean" in ended.out
+    by_name = {each["name"]: each for each in json.loads(call("fusers", "list", "--json").out)}
+    assert "is no JSON" in by_name["broken"]["problem"]
+    assert by_name["broken"]["parameters"] is None
+    info = call("fusers", "info", "broken")
+    assert (info.code, info.out) == (1, "")
+    assert info.err.startswith("cachegraph: ")
+    assert info.err.count("\n") == 1
+
+
+def test_info_shows_the_whole_card_by_name_or_path(call, lean):
+    facts = json.loads(call("fusers", "info", lean, "--json").out)
+    assert facts["card"] == json.loads((lean / CARD).read_text())
+    assert (facts["gates_open"], facts["open_layers"]) == (1.0, [0, 1])
+    assert facts["bytes"] == sum(path.stat().st_size for path in lean.iterdir())
+    call("fusers", "import", lean)
+    out = " ".join(call("fusers", "info", "lean").out.split())
+    for shown in (
+        "receiver weights abc123",
+        "sharer weights unknown",
+        "receiver cache 2 layers of 1 KV heads of 4",
+        "receiver vocabulary 50",
+        "architecture lean",
+        "layers 0 ← 0, 1 ← 1",
+        "keys unrotated",
+        "trained on ten rows",
+        "metrics accuracy 0.75",
+        "licence MIT",
+        "gates open 100.0%",
+        f"parameters {facts['parameters']:,}",
+    ):
+        assert shown in out
+
+
+def test_info_tells_which_layers_are_open(call):
+    assert "gates open 62.5%, in layers 0, 1, 3" in " ".join(call("fusers", "info", CKPT / "a").out.split())
+
+
+def test_a_taken_name_is_code_1_and_goes_by_force_or_another_name(call, lean, tmp_path):
+    call("fusers", "import", lean)
+    taken = call("fusers", "import", lean)
+    assert (taken.code, taken.out) == (1, "")
+    assert taken.err == "cachegraph: the fuser 'lean' is installed already; replace it with --force, or give --name\n"
+    assert call("fusers", "import", lean, "--force").code == 0
+    other = json.loads(call("fusers", "import", lean, "--name", "other", "--json").out)
+    assert other == [{"name": "other", "folder": str(tmp_path / "home" / "fusers" / "other")}]
+
+
+def test_export_writes_both_formats_and_says_what_has_none(call, lean, tmp_path):
+    for format in ("ours", "reference"):
+        ended = call("fusers", "export", CKPT / "a", tmp_path / format, "--format", format)
+        assert ended == (0, f"{CKPT / 'a'}: {tmp_path / format}\n", "")
+        assert json.loads(call("fusers", "info", tmp_path / format, "--json").out)["parameters"] == 249112
+    refused = call("fusers", "export", lean, tmp_path / "no", "--format", "reference")
+    assert refused.code == 1
+    assert refused.err.startswith("cachegraph: a 'lean' fuser has no published format")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["pull", "org/x"], 1, "'org/x' is no fuser of the hub; write hub:ORGANISATION/NAME"),
+        (["pull", "hub:org/x"], 3, "'org/x' is not on this disk, and HF_HUB_OFFLINE forbids to fetch it"),
+        (["push", "LEAN", "org/x"], 1, "'org/x' is no place for a fuser on the hub; write hub:ORGANISATION/NAME"),
+        (["push", "LEAN", "hub:org/x"], 3, "needs a token that may write; log in with: hf auth login"),
+        (["info", "none"], 1, "there is no fuser 'none'"),
+        (["export", "none", "out"], 1, "there is no fuser 'none'"),
+        (["import", "none"], 1, "there is no folder 'none'"),
+    ],
+)
+def test_what_can_t_be_done_is_one_sentence(spawn, lean, arguments, code, said):
+    words = [str(lean) if word == "LEAN" else word for word in arguments]
+    ended = spawn("fusers", *words, HF_HUB_OFFLINE="1", HF_TOKEN="")
+    assert (ended.code, ended.out) == (code, "")
+    assert ended.err.startswith("cachegraph: ")
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
