@@ -33,6 +33,7 @@ class State:
 
     recipe: str
     step: int = 0
+    judged_step: int | None = None  # the last one that was judged; None: nothing has begun
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_score: float | None = None
@@ -57,6 +58,8 @@ def save(run: Path, state: State, module: nn.Module, optimizer: torch.optim.Opti
     target = run / f"step-{state.step:06d}"
     try:
         run.mkdir(parents=True, exist_ok=True)
+        for half in run.glob(".step-*"):  # that a kill left behind
+            shutil.rmtree(half, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=".step-", dir=run))
         try:
             save_file({name: x.detach().cpu().contiguous() for name, x in module.state_dict().items()}, fresh / WEIGHTS)

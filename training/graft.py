@@ -58,7 +58,8 @@ class GraftLearner(Learner[GraftLesson]):
         def make(missing: list[int]) -> list[Tensor]:
             model = self._pair.sharer.engine.model
             found = []
-            for index, kv in zip(missing, read(model, [texts[i].ids for i in missing]), strict=True):
+            for index in missing:
+                (kv,) = read(model, [texts[index].ids])  # alone: company changes last bits, and a resumed run has other
                 chosen = kv.select(torch.tensor(texts[index].private))
                 still = model.rotation.unrotated(chosen)
                 found.append(self._translator.read(still.layers))
@@ -71,7 +72,7 @@ class GraftLearner(Learner[GraftLesson]):
         """The receiver's own cache in front of the slot; none where the slot comes first."""
         model = self._pair.receiver.engine.model
         full = [prompt for prompt in prompts if prompt]
-        found = iter(self._before.get(full, lambda missing: read(model, [full[i] for i in missing])))
+        found = iter(self._before.get(full, lambda missing: [read(model, [full[i]])[0] for i in missing]))
         return [(next(found),) if prompt else () for prompt in prompts]
 
     def trees(

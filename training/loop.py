@@ -1,7 +1,10 @@
 """The steps: rows, losses, gradients, weights; judged now and then, on disk before anything can be lost."""
 
 import math
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -50,6 +53,7 @@ class Loop:
         groups = [self.learner.group(lesson) for lesson in self.train]
         lengths = [self.learner.prompt_tokens([lesson]) for lesson in self.train]
         self.steps = Steps(groups, lengths, texts=optim.texts, rows=optim.rows, seed=self.spec.seed)
+        self.log: Log | None = None  # begins with `start`
 
     @property
     def main(self) -> bool:
@@ -57,29 +61,24 @@ class Loop:
 
     def start(self) -> None:
         """From a checkpoint, if the state is one's; else from the fuser's own start."""
-        found = checkpoint.newest(self.run) if self.state.step else None
+        found = checkpoint.newest(self.run) if self.state.judged_step is not None else None
         if found is not None:
             checkpoint.restore(found[0], self.module, self.optimizer)
         else:
             torch.manual_seed(self.spec.seed)
             self.learner.start(self.train, self.watch.phase)
         if self.main:
-            self.log = Log(self.run / "log.jsonl", self.state.step)
-        if found is None:
-            self.judge()
+            self.log = Log(self.run / "log.jsonl", self.state.step if found is not None else None)
 
     def finish(self) -> None:
         """All steps that are left, or until nothing gets better. A KeyboardInterrupt leaves a checkpoint behind."""
-        optim, spec = self.spec.optim, self.spec.judge
+        steps = self.spec.optim.steps
         try:
-            while self.state.step < optim.steps and not self._stalled():
+            self._judge_if_due()
+            while self.state.step < steps and not self._stalled():
                 numbers = self.step()
-                self.watch.step(self.state.step, optim.steps, numbers)
-                if self.main:
-                    self.log.add("step", self.state.step, numbers)
-                if self.state.step % spec.every == 0 or self.state.step == optim.steps:
-                    self.judge()
-                    self._save()
+                self.watch.step(self.state.step, steps, numbers)
+                self._judge_if_due()
         except KeyboardInterrupt:
             self._save()
             raise
@@ -104,37 +103,43 @@ class Loop:
             prompt += self.learner.prompt_tokens(lessons)
             response += sum(len(ids) for lesson in lessons for ids in self.learner.replies(lesson).ids)
         norm = self._gradients()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        state.prompt_tokens += prompt
-        state.response_tokens += response
-        seconds = perf_counter() - began
-        state.seconds += seconds
-        return {
-            **sums,
-            "gradient": norm,
-            "learning_rate": rate,
-            "seconds": seconds,
-            "prompt_tokens_per_second": prompt / seconds,
-            "response_tokens_per_second": response / seconds,
-        }
+        with unbroken():
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.prompt_tokens += prompt
+            state.response_tokens += response
+            seconds = perf_counter() - began
+            state.seconds += seconds
+            numbers = {
+                **sums,
+                "gradient": norm,
+                "learning_rate": rate,
+                "seconds": seconds,
+                "prompt_tokens_per_second": prompt / seconds,
+                "response_tokens_per_second": response / seconds,
+            }
+            if self.log is not None:
+                self.log.add("step", state.step, numbers)
+        return numbers
 
     def judge(self) -> Judgement:
         """Judge the dev rows; the fuser is kept in `best` if it is the best so far."""
         found = judge(self.learner, self.receiver, self.dev)
         state = self.state
-        best = state.improves(found.score, found.noise, found.answer_logprob)
-        if best:
-            state.best, state.best_step, state.without_progress = found.numbers(), state.step, 0
-            state.best_score, state.best_logprob = found.score, found.answer_logprob
-        else:
-            state.without_progress += 1
-        state.top_score = found.score if state.top_score is None else max(state.top_score, found.score)
-        if self.main:
+        with unbroken():
+            best = state.improves(found.score, found.noise, found.answer_logprob)
             if best:
+                state.best, state.best_step, state.without_progress = found.numbers(), state.step, 0
+                state.best_score, state.best_logprob = found.score, found.answer_logprob
+            else:
+                state.without_progress += 1
+            state.top_score = found.score if state.top_score is None else max(state.top_score, found.score)
+            if self.main and best:
                 self.learner.save(self.run / "best", self.card(), self.receiver.dtype)
-            self.log.add("judgement", state.step, found.numbers())
+            if self.log is not None:
+                self.log.add("judgement", state.step, found.numbers())
+            state.judged_step = state.step
         self.watch.judged(state.step, found.numbers(), best)
         return found
 
@@ -173,10 +178,11 @@ class Loop:
 
     def _gradients(self) -> float:
         """Mean over the processes, clipped; returns the norm before. Raises FuserError where it is no number."""
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         if self.accelerator.num_processes > 1:
-            for gradient in gradients:
-                gradient.copy_(self.accelerator.reduce(gradient, "mean"))
+            for parameter in self.module.parameters():
+                if parameter.grad is None:  # the processes take turns together, so none may be missing
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "mean"))
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.spec.optim.clip))
         if not math.isfinite(norm):
             raise FuserError(
@@ -185,6 +191,13 @@ class Loop:
             )
         return norm
 
+    def _judge_if_due(self) -> None:
+        """At the start, now and then, and at the end; a step that was judged before an interruption isn't again."""
+        step = self.state.step
+        if step != self.state.judged_step and (step % self.spec.judge.every == 0 or step == self.spec.optim.steps):
+            self.judge()
+            self._save()
+
     def _stalled(self) -> bool:
         patience = self.spec.judge.patience
         return patience is not None and self.state.without_progress >= patience
@@ -192,6 +205,23 @@ class Loop:
     def _save(self) -> None:
         if self.main:
             checkpoint.save(self.run, self.state, self.module, self.optimizer)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """A Ctrl-C waits for the end of what is inside: half a step is no place to go on from."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *seen: came.append(seen))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(*came[0])
 
 
 def schedule(step: int, steps: int, warmup: int, final: float) -> float:

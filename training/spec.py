@@ -88,7 +88,7 @@ class OptimSpec(Strict):
     weight_decay: NonNegativeFloat = 0.0
     clip: Annotated[PositiveFloat, Field(description="Of the gradient's norm.")] = 1.0
     precision: Annotated[
-        Literal["auto", "no", "bf16", "fp16"], Field(description="Of the fuser's arithmetic; auto: the receiver's.")
+        Literal["auto", "no", "bf16"], Field(description="Of the fuser's arithmetic; auto: the receiver's.")
     ] = "auto"
 
 

@@ -1,6 +1,7 @@
 """`train`: from a training recipe to a fuser with a card."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ def train(
     with opened(spec, base, Path(data_folder or base), watch, accelerator) as found:
         run = found.folder.with_name(f"{found.folder.name}.training")
         state = _state(spec, run, resume, restart)
+        accelerator.wait_for_everyone()
+        if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
+            shutil.rmtree(run, ignore_errors=True)
         loop = Loop(
             spec,
             found.learner,

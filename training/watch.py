@@ -35,10 +35,11 @@ class Silent:
 class Log:
     """log.jsonl: a record a step and a judgement, each on disk before the next step begins."""
 
-    def __init__(self, path: Path, after: int):
-        """Keeps the records up to step `after`; what a killed run wrote behind its last checkpoint is written again."""
+    def __init__(self, path: Path, after: int | None):
+        """Keeps the records up to step `after`, None: none; what a killed run wrote behind its last checkpoint is
+        written again."""
         self._path = path
-        kept = [line for line in _lines(path) if _step(line) <= after] if after else []
+        kept = [line for line in _lines(path) if _step(line) <= after] if after is not None else []
         self._write("".join(f"{line}\n" for line in kept), "w")
 
     def add(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:

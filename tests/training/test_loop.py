@@ -1,0 +1,309 @@
+"""The steps: what they change and what they don't, what they end with, and that they are the same each time."""
+
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cachegraph.channels.fusers.load import load_fuser, load_translator
+from cachegraph.engine.load import LoadedModel
+from cachegraph.errors import FuserError
+from cachegraph.training.branches import reply_logprobs
+from cachegraph.training.checkpoint import State
+from cachegraph.training.judge import Judgement, partner
+from cachegraph.training.lesson import Replies
+from cachegraph.training.loop import Loop, schedule, unbroken
+from cachegraph.training.loss import losses
+from cachegraph.training.spec import LossSpec
+from cachegraph.training.train import Opened, train
+from cachegraph.training.watch import Silent
+
+from .conftest import THINGS, Task, read_log, write_task
+
+KINDS = ("graft", "fuse")
+
+
+@pytest.fixture(params=KINDS)
+def task(request: pytest.FixtureRequest, tmp_path: Path, tiny_folders: dict[str, Path]) -> Task:
+    return write_task(tmp_path / "task", tiny_folders, request.param)
+
+
+def loop(found: Opened, folder: Path, watch: Any = None) -> Loop:
+    from accelerate import Accelerator
+
+    receiver = found.pair.receiver.engine.model
+    return Loop(
+        found.spec, found.learner, receiver, found.train, found.dev, folder, State(""), watch or Silent(), Accelerator()
+    )
+
+
+def run(task: Task, **settings: Any) -> list[dict[str, Any]]:
+    train(task.spec(**settings), folder=task.folder, restart=True)
+    return task.log()
+
+
+def of(kind: str, log: list[dict[str, Any]], name: str) -> list[float]:
+    return [each[name] for each in log if each["kind"] == kind]
+
+
+def weights(model: LoadedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+def test_the_loss_falls_and_the_two_models_stay_bit_for_bit(task: Task) -> None:
+    settings = {"data__limit": 8, "optim__steps": 30, "optim__texts": 3, "fuser__ridge": None}
+    if task.spec().fuser.kind == "fuse":
+        del settings["fuser__ridge"]
+    with task.opened(**settings) as found:
+        models = [end.engine.model for end in (found.pair.receiver, found.pair.sharer)]
+        before = [weights(model) for model in models]
+        learnt = {name: tensor.clone() for name, tensor in found.learner.module.named_parameters()}
+        going = loop(found, task.folder / "run")
+        going.start()
+        going.finish()
+        for model, old in zip(models, before, strict=True):
+            assert all(torch.equal(tensor, old[name]) for name, tensor in model.network.state_dict().items())
+            assert all(parameter.grad is None for parameter in model.network.parameters())
+        changed = [name for name, tensor in found.learner.module.named_parameters() if not tensor.equal(learnt[name])]
+        assert len(changed) > 0.7 * len(learnt)  # a gate that closes leaves what is behind it
+    loss = of("step", read_log(task.folder / "run"), "loss")
+    assert len(loss) == 30
+    assert sum(loss[-5:]) < 0.8 * sum(loss[:5])
+
+
+def test_the_same_seed_gives_the_same_log_and_another_one_another(task: Task) -> None:
+    first = run(task)
+    assert first == run(task)
+    other = run(task, seed=1)
+    assert of("step", first, "loss") != of("step", other, "loss")
+    assert [each["step"] for each in first] == [each["step"] for each in other] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def outputs(found: Opened) -> list[list[Tensor]]:
+    """The caches, corrected or grafted, that the receiver sees of one question about different texts."""
+    lessons = found.train
+    with torch.no_grad():
+        trees, _ = found.learner.trees([lessons[0]] * 3, [lessons[0], lessons[4], lessons[6]])
+    return [[x for segment in tree.segments for layer in segment.layers for x in layer] for tree in trees]
+
+
+def test_without_the_sharers_cache_nothing_that_it_read_reaches_the_receiver(
+    tmp_path: Path, tiny_folders: dict[str, Path]
+) -> None:
+    """All texts are of one length here, so what differs could only be their words."""
+    rows = [
+        {"context": f"It was {letter} and {letter}.", "question": "What?", "choices": ["a", "b"], "answer": 0}
+        for letter in "acegikmoqs"
+    ]
+    for kind in KINDS:
+        task = write_task(tmp_path / kind, tiny_folders, kind, rows=rows)
+        for control in ("zero", "none"):
+            with task.opened(control=control) as found:
+                _open_up(found)
+                first, *others = outputs(found)
+                same = [all(map(torch.equal, first, other)) for other in others]
+                assert same == [control == "zero"] * 2
+
+
+def _open_up(found: Opened) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in found.learner.module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).abs() * 0.1)
+    found.learner.module.eval()
+
+
+def test_under_the_control_identical_the_receivers_model_is_its_own_sharer(task: Task) -> None:
+    with task.opened(control="identical") as found:
+        assert found.pair.receiver.engine.model is found.pair.sharer.engine.model
+        assert found.pair.sharer.agent == "reader"
+    made = train(task.spec(control="identical"), folder=task.folder)
+    assert made.card.sharer == made.card.receiver
+    assert "control 'identical': not for use" in str(made.card.trained_on)
+
+
+class Scripted:
+    """Judgements in the place of real ones: by step, (accuracy, log-probability)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *judgements: tuple[float, float]):
+        self._left = list(judgements)
+        monkeypatch.setattr("cachegraph.training.loop.judge", self)
+
+    def __call__(self, *_: Any) -> Judgement:
+        accuracy, logprob = self._left.pop(0)
+        return Judgement(400, accuracy, 0.5, logprob, -9.0)
+
+
+def test_it_stops_when_nothing_gets_better(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scripted(monkeypatch, (0.5, -2.0), (0.9, -1.0), (0.5, -3.0), (0.5, -3.0), (0.99, 0.0))
+    made = train(graft_task.spec(optim__steps=40, judge__every=2, judge__patience=2), folder=graft_task.folder)
+    assert made.steps == 6
+    assert made.metrics["accuracy"] == 0.9
+    assert made.card.metrics["step"] == 2
+
+
+def test_the_best_fuser_is_kept_whatever_came_later(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are those of the step that was judged best, not the last one's."""
+    made = []
+    for steps in (3, 6):
+        Scripted(monkeypatch, (0.5, -2.0), (0.9, -1.0), (0.6, -0.5))
+        settings = {"optim__steps": steps, "optim__warmup": 40}  # a warm-up that is the same for both
+        made.append(train(graft_task.spec(**settings, output=f"of{steps}"), folder=graft_task.folder))
+    short, long = (load_translator(each.folder).network.state_dict() for each in made)
+    assert all(torch.equal(short[name], long[name]) for name in short)
+    assert made[1].card.metrics["step"] == 3
+    assert made[1].steps == 6
+
+
+def test_among_scores_that_noise_explains_the_likelier_answers_win() -> None:
+    state = State("")
+    assert state.improves(0.5, 0.05, -1.0)
+    state.best_score, state.best_logprob, state.top_score = 0.5, -1.0, 0.5
+    assert state.improves(0.48, 0.05, -0.9)
+    assert not state.improves(0.52, 0.05, -1.1)
+    assert not state.improves(0.44, 0.05, -0.1)
+    assert state.improves(0.60, 0.05, -3.0)
+
+
+def test_a_gradient_that_is_no_number_ends_it_with_a_remedy(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        found = losses(*_)
+        return type(found)(found.total * float("nan"), found.next_token, None, None)
+
+    with graft_task.opened() as found:
+        going = loop(found, graft_task.folder / "run")
+        going.step()
+        before = {name: tensor.clone() for name, tensor in going.module.state_dict().items()}
+        monkeypatch.setattr("cachegraph.training.loop.losses", broken)
+        with pytest.raises(FuserError, match=r"gradient of step 2 is nan; lower the learning rate and resume"):
+            going.step()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in going.module.state_dict().items())
+
+
+def test_accumulated_steps_are_the_mean_of_their_gradients(graft_task: Task) -> None:
+    """Two parts of a step weigh as one step of both would."""
+    with graft_task.opened(optim__accumulate=2, optim__texts=1, loss__choices=0) as found:
+        going = loop(found, graft_task.folder / "run")
+        both = [*going.lessons(0), *going.lessons(1)]
+        going._losses(both).total.backward()  # type: ignore[no-untyped-call]
+        wanted = [p.grad.clone() for p in going.module.parameters() if p.grad is not None]
+        going.optimizer.zero_grad()
+        for part in range(2):
+            (going._losses(going.lessons(part)).total / 2).backward()  # type: ignore[no-untyped-call]
+        got = [p.grad for p in going.module.parameters() if p.grad is not None]
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_of_a_tree_scores_as_it_does_alone(task: Task) -> None:
+    with task.opened() as found:
+        _open_up(found)
+        lessons, model = list(found.train[:6]), found.pair.receiver.engine.model
+        with torch.no_grad():
+            trees, places = found.learner.trees(lessons)
+            flat = [each for tree in reply_logprobs(model, trees) for each in tree]
+            for lesson, place in zip(lessons, places, strict=True):
+                (tree,), _ = found.learner.trees([lesson])
+                ((alone,),) = reply_logprobs(model, [tree])
+                torch.testing.assert_close(flat[place], alone, rtol=1e-4, atol=1e-4)
+                (tree,), _ = found.learner.trees([lesson], right_only=True)
+                ((right,),) = reply_logprobs(model, [tree])
+                torch.testing.assert_close(right[0], alone[lesson.replies.right], rtol=1e-4, atol=1e-4)
+
+
+def test_losses_are_means_over_the_rows_as_their_names_say() -> None:
+    replies = [Replies(((1, 2), (3,)), 0), Replies(((4,),), 0)]
+    own = [torch.tensor([-2.0, -1.0]), torch.tensor([-3.0])]
+    found = losses(
+        LossSpec(choices=2, mismatched=1, margin=4), replies, own, [torch.tensor([-5.0]), torch.tensor([0.0])]
+    )
+    right = -torch.tensor([-2.0, -1.0]).log_softmax(0)[0]
+    assert float(found.next_token) == pytest.approx((2 / 2 + 3) / 2)
+    assert found.choices is not None
+    assert float(found.choices) == pytest.approx(float(right))
+    assert found.mismatched is not None
+    assert float(found.mismatched) == pytest.approx((1 + 7) / 2)
+    assert float(found.total) == pytest.approx(2.0 + 2 * float(right) + 4.0)
+
+
+def test_a_contrast_with_another_texts_cache_is_part_of_the_loss(task: Task) -> None:
+    log = run(task, loss__mismatched=0.5, loss__margin=200)
+    for step in (each for each in log if each["kind"] == "step"):
+        assert step["mismatched"] > 0
+        whole = step["next_token"] + step["choices"] + 0.5 * step["mismatched"]
+        assert step["loss"] == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_last_part() -> None:
+    rates = [schedule(step, 100, 10, 0.1) for step in range(100)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-2)
+
+
+@pytest.mark.parametrize("groups", [["a", "b", "a", "c"], ["a", "b"], ["a"]])
+def test_a_partner_read_another_text_where_there_is_one(groups: list[str]) -> None:
+    found = partner(groups)
+    assert all(groups[i] != groups[j] for i, j in enumerate(found)) == (len(set(groups)) > 1)
+    assert found == partner(groups)
+
+
+def test_an_interruption_waits_for_what_must_be_whole() -> None:
+    seen = []
+
+    def interrupted() -> None:
+        with unbroken():
+            signal.raise_signal(signal.SIGINT)
+            seen.append("whole")
+        seen.append("and no more")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == ["whole"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_what_is_made_says_where_it_comes_from(task: Task) -> None:
+    made = train(task.spec(licence="CC0", seed=3), folder=task.folder)
+    again = load_translator(made.folder) if task.spec().fuser.kind == "graft" else load_fuser(made.folder)
+    card = again.card
+    assert (card.licence, card.metrics["seed"], card.receiver.name, card.sharer.name) == ("CC0", 3, "small", "other")
+    assert str(card.trained_on).startswith("rows.jsonl: 18 rows, 6 steps, ")
+    assert card.receiver.identity
+    assert card.sharer.identity
+    assert card.metrics["dev_answer_logprob"] == pytest.approx(made.metrics["answer_logprob"], abs=1e-4)
+    tokens = of("step", [json.loads(line) for line in (task.run / "log.jsonl").read_text().splitlines()], "seconds")
+    assert made.seconds == pytest.approx(sum(tokens))
+
+
+def test_dev_rows_share_no_text_with_those_that_are_learnt(task: Task) -> None:
+    with task.opened() as found:
+        mine, theirs = ({found.learner.group(each) for each in rows} for rows in (found.train, found.dev))
+        assert mine
+        assert theirs
+        assert not mine & theirs
+    rows = [json.loads(line) for line in (task.folder / "rows.jsonl").read_text().splitlines()]
+    (task.folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    with task.opened(data__dev="dev.jsonl") as found:
+        assert len(found.dev) == 6
+        assert len(found.train) == len(rows) - 6
+
+
+def test_replies_without_choices_are_learnt_token_by_token(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    rows = [{"context": f"Day {n}.", "question": "What?", "response": THINGS[n % 6]} for n in range(20)]
+    task = write_task(tmp_path, tiny_folders, "graft", rows=rows, loss={"next_token": 1})
+    graph: str = (tmp_path / "graph.yaml").read_text()
+    (tmp_path / "graph.yaml").write_text(graph[: graph.index("evaluate:")])
+    log = run(task)
+    assert all("accuracy" not in each for each in log)
+    assert all("choices" not in each for each in log)
+    assert of("judgement", log, "answer_logprob")
+    told: Mapping[str, float] = log[0]
+    assert told["rows"] == 5

@@ -1,0 +1,245 @@
+"""What a killed training loses: nothing that its next run doesn't do again, to the last bit."""
+
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cachegraph.channels.fusers.weights import WEIGHTS
+from cachegraph.errors import CachegraphError, ConfigError, FuserError
+from cachegraph.training import checkpoint
+from cachegraph.training.loop import Loop
+from cachegraph.training.train import train
+
+from .conftest import Task, read_log, write_task
+
+STEPS = 20
+SETTINGS = {"optim__steps": STEPS, "judge__every": 4, "output": "killed"}
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["cachegraph.training.train", "torch"])  # a server of clean processes that imported these
+
+Begin = Callable[..., Any]
+
+
+@pytest.fixture
+def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Call it to train in a process of its own."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # the new process need not know what pytest is
+
+    def start(task: Task, **options: Any) -> Any:
+        process = FORKS.Process(target=train, args=(task.spec(**SETTINGS),), kwargs={"folder": task.folder, **options})
+        process.start()
+        return process
+
+    return start
+
+
+def whole(task: Task, **settings: Any) -> Path:
+    """The same training undisturbed; returns its fuser's folder."""
+    return train(task.spec(**{**SETTINGS, **settings, "output": "whole"}), folder=task.folder).folder
+
+
+def records(run: Path) -> int:
+    log = run / "log.jsonl"
+    return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+
+def wait_for(done: Callable[[], bool], process: Any) -> None:
+    until = time.monotonic() + 60
+    while process.is_alive() and not done():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def assert_same(task: Task) -> None:
+    ours, theirs = (read_log(task.folder / f"{name}.training") for name in ("killed", "whole"))
+    assert ours == theirs
+    mine, other = (load_file(task.folder / name / WEIGHTS) for name in ("killed", "whole"))
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+    assert len([each for each in ours if each["kind"] == "step"]) == STEPS
+
+
+@pytest.mark.parametrize("kind", ["graft", "fuse"])
+def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
+    tmp_path: Path, tiny_folders: dict[str, Path], begin: Begin, kind: str
+) -> None:
+    task = write_task(tmp_path, tiny_folders, kind)
+    run = tmp_path / "killed.training"
+    whole(task)
+    for count in (2, 9, 16):  # records: before a judgement, behind one, anywhere
+        process = begin(task, resume=checkpoint.newest(run) is not None)
+        wait_for(lambda count=count: records(run) >= count, process)  # type: ignore[misc]
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not (tmp_path / "killed").exists()
+    last = begin(task, resume=True)
+    last.join()
+    assert last.exitcode == 0
+    assert_same(task)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: bool = False) -> None:
+    """Ctrl-C at the `call`th call of this method of the loop, as it begins or as it ends."""
+    plain, calls = getattr(Loop, name), []
+
+    def method(self: Loop, *arguments: Any) -> Any:
+        calls.append(1)
+        if after:
+            found = plain(self, *arguments)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return found if after else plain(self, *arguments)
+
+    monkeypatch.setattr(Loop, name, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "after"),
+    [("judge", 1, False), ("judge", 1, True), ("judge", 3, False), ("judge", 6, False), ("step", 6, False),
+     ("step", 8, True), ("_gradients", 7, True), ("_save", 2, False)],
+)  # fmt: skip
+def test_ctrl_c_anywhere_is_gone_on_from(
+    graft_task: Task, monkeypatch: pytest.MonkeyPatch, name: str, call: int, after: bool
+) -> None:
+    spec = graft_task.spec(**SETTINGS)
+    with monkeypatch.context() as patch:
+        interrupt(patch, name, call, after=after)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, folder=graft_task.folder)
+    found = checkpoint.newest(graft_task.folder / "killed.training")
+    assert found is not None
+    train(spec, folder=graft_task.folder, resume=True)
+    whole(graft_task)
+    assert_same(graft_task)
+
+
+def test_ctrl_c_while_the_weights_move_waits_for_the_end_of_the_step(
+    graft_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = torch.optim.AdamW.step, []
+
+    def step(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        found = plain(self, *arguments)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    spec = graft_task.spec(**SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, folder=graft_task.folder)
+    found = checkpoint.newest(graft_task.folder / "killed.training")
+    assert found is not None
+    assert found[1].step == 5
+    train(spec, folder=graft_task.folder, resume=True)
+    whole(graft_task)
+    assert_same(graft_task)
+
+
+def stopped(task: Task, monkeypatch: pytest.MonkeyPatch, step: int = 14) -> list[Path]:
+    """Interrupt a training behind this step; returns its checkpoints, the newest first."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, "step", step, after=True)
+        with pytest.raises(KeyboardInterrupt):
+            train(task.spec(**SETTINGS), folder=task.folder)
+    return sorted((task.folder / "killed.training").glob("step-*"), reverse=True)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("weights.safetensors", cut), ("weights.safetensors", flip), ("optimizer.safetensors", cut),
+     ("state.json", cut), ("state.json", Path.unlink), ("optimizer.safetensors", Path.unlink)],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    graft_task: Task, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None]
+) -> None:
+    newest, older = stopped(graft_task, monkeypatch)
+    damage(newest / name)
+    found = checkpoint.newest(newest.parent)
+    assert found is not None
+    assert (found[0], found[1].step) == (older, 12)
+    if damage is cut:
+        train(graft_task.spec(**SETTINGS), folder=graft_task.folder, resume=True)
+        whole(graft_task)
+        assert_same(graft_task)
+
+
+def test_only_the_last_two_checkpoints_stay_and_no_halves(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = graft_task.folder / "killed.training"
+    (run / ".step-half").mkdir(parents=True)
+    newest, older = stopped(graft_task, monkeypatch)
+    assert [newest.name, older.name] == ["step-000014", "step-000012"]
+    assert sorted(path.name for path in run.iterdir()) == ["best", "log.jsonl", older.name, newest.name]
+
+
+def refused(task: Task, error: type[CachegraphError], words: Sequence[str], **options: Any) -> None:
+    settings = {**SETTINGS, **options.pop("settings", {})}
+    with pytest.raises(error) as raised:
+        train(task.spec(**settings), folder=task.folder, **options)
+    for each in words:
+        assert each in str(raised.value)
+
+
+def test_what_can_not_be_gone_on_from_is_refused_with_the_remedy(
+    graft_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(graft_task, FuserError, ["no whole checkpoint", "killed.training", "--restart"], resume=True)
+    newest, older = stopped(graft_task, monkeypatch)
+    other = {"optim__learning_rate": 0.5}
+    refused(graft_task, ConfigError, ["of another recipe", "--restart"], resume=True, settings=other)
+    refused(graft_task, ConfigError, ["stands at step 14", "--resume", "--restart", "another output"])
+    for folder in (newest, older):
+        cut(folder / "state.json")
+    refused(graft_task, ConfigError, ["none of them whole", "--restart"])
+    refused(graft_task, FuserError, ["no whole checkpoint"], resume=True)
+
+
+def test_a_restart_forgets_what_was(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is interrupted before it gets as far as the first one."""
+    stopped(graft_task, monkeypatch, step=18)
+    with monkeypatch.context() as patch:
+        interrupt(patch, "step", 6, after=True)
+        with pytest.raises(KeyboardInterrupt):
+            train(graft_task.spec(**SETTINGS), folder=graft_task.folder, restart=True)
+    found = checkpoint.newest(graft_task.folder / "killed.training")
+    assert found is not None
+    assert found[1].step == 6
+    train(graft_task.spec(**SETTINGS), folder=graft_task.folder, resume=True)
+    whole(graft_task)
+    assert_same(graft_task)
+
+
+def test_what_does_not_decide_the_loss_may_change_in_between(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(graft_task, monkeypatch)
+    made = train(graft_task.spec(**SETTINGS, licence="CC0"), folder=graft_task.folder, resume=True)
+    assert made.card.licence in ("CC0", None)  # of the step that was best
+    assert made.steps == STEPS
+
+
+def test_a_checkpoint_of_another_network_is_refused(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest, _ = stopped(graft_task, monkeypatch)
+    network = torch.nn.Linear(2, 2)
+    with pytest.raises(FuserError, match="is not of this fuser .*; start anew"):
+        checkpoint.restore(newest, network, torch.optim.AdamW(network.parameters()))
