@@ -16,7 +16,7 @@ from .reading import SharedReading, SharerReading, Stretch
 from .residual import FusionMode, Source, Turning, fuse_layers
 from .sizes import Sizes
 
-__all__ = ["FusedPrefill", "Sharer", "fused_prefill", "turning_of"]
+__all__ = ["FusedPrefill", "Sharer", "as_read", "fused_prefill", "turning_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +73,14 @@ async def fused_prefill(
     for index, sharer in enumerate(sharers):
         if sharer.alter is not None:
             rows[index] = tuple(map(sharer.alter, rows[index]))
-    caches = [_readable(sharer, row) for sharer, row in zip(sharers, rows, strict=True)]
+    began = perf_counter()
+    caches = [
+        await as_read(concat(row), sharer.fuser, sharer.engine) if row else None
+        for sharer, row in zip(sharers, rows, strict=True)
+    ]
+    seconds = perf_counter() - began
 
-    segments, uncorrected, cost, seconds = past, past, Cost(), 0.0
+    segments, uncorrected, cost = past, past, Cost()
     sizes = tuple(Sizes() for _ in sharers)
     for stretch in reading.stretches:
         piece = reading.positions[stretch.start : stretch.end] if reading.positions is not None else None
@@ -122,12 +127,9 @@ def turning_of(fuser: Fuser, receiver: Engine, positions: Tensor) -> Turning | N
     return Turning(receiver.model.rotation, positions) if fuser.card.rope == "unrotated" else None
 
 
-def _readable(sharer: Sharer, row: tuple[KV, ...]) -> KV | None:
-    """A sharer's row as its fuser reads it, in one piece."""
-    if not row:
-        return None
-    kv = concat(row)
-    return sharer.engine.model.rotation.unrotated(kv) if sharer.fuser.card.rope == "unrotated" else kv
+async def as_read(kv: KV, fuser: Fuser, sharer: Engine) -> KV:
+    """A sharer's cache as its fuser reads it: unrotated, where the card says so, in the turn of the sharer's engine."""
+    return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
 
 
 def _bytes(j: int, sharer: Sharer, cache: KV | None, reading: SharedReading) -> int:

@@ -20,7 +20,7 @@ from cachegraph.engine.sampling import Sampler
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import TextDecoder
 
-from .fuse import turning_of
+from .fuse import as_read, turning_of
 from .plans import FusePlan
 from .residual import FusionMode, Source, fuse_layers
 
@@ -67,8 +67,7 @@ class FusedRow:
             assert theirs.kv is not None
             rows.append(_compact(theirs.segments))
             there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
-            unrotated = plan.fuser.card.rope == "unrotated"
-            read = plan.sharer.model.rotation.unrotated(theirs.kv) if unrotated else theirs.kv
+            read = await as_read(theirs.kv, plan.fuser, plan.sharer)
             turning = turning_of(plan.fuser, self._receiver, own.kv.positions)
             sources.append(Source(plan.fuser, read.layers, (torch.arange(len(ids)), there), turning=turning))
         kv, mode = own.kv, self._along.mode

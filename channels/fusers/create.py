@@ -10,7 +10,7 @@ from cachegraph.errors import FuserError
 
 from ..cache.layers import LayerPair, k_nearest, last_aligned
 from .base import Fuser, Projector
-from .card import Geometry, checked_card
+from .card import Alignment, Geometry, checked_card
 
 __all__ = ["ARCHITECTURES", "build_projector", "new_fuser"]
 
@@ -55,22 +55,32 @@ def new_fuser(
     *,
     layer_map: Literal["last_aligned", "k_nearest"] | Iterable[tuple[int, int]] = "last_aligned",
     names: tuple[str, str] = ("receiver", "sharer"),
+    identities: tuple[str | None, str | None] = (None, None),
+    alignment: Alignment = "ids",
+    reads: Literal["receiver-prompt", "own-prompt"] = "receiver-prompt",
+    rope: Literal["rotated", "unrotated"] = "rotated",
+    kind: Literal["fuse"] = "fuse",
     gate_logit: float | None = None,
     seed: int = 0,
     card: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> Fuser:
-    """A fuser with random weights, ready to be trained. `card` has what else is known of it: alignment, reads, rope.
+    """A fuser with random weights, ready to be trained; translators are made by `new_translator`.
 
-    Above 0, `gate_logit` opens all gates for inference; None leaves them where the architecture has them.
+    `names` and `identities` are of the receiver and the sharer. `card` has fields of the card that are known otherwise;
+    they win. Above 0, `gate_logit` opens all gates for inference; None leaves them where the architecture has them.
     """
     full = checked_card(
         {
-            "receiver": {"name": names[0], "geometry": receiver},
-            "sharer": {"name": names[1], "geometry": sharer},
+            "receiver": {"name": names[0], "identity": identities[0], "geometry": receiver},
+            "sharer": {"name": names[1], "identity": identities[1], "geometry": sharer},
             "layer_map": _layer_map(layer_map, receiver, sharer),
             "architecture": architecture,
             "params": params,
+            "alignment": alignment,
+            "reads": reads,
+            "rope": rope,
+            "kind": kind,
             **(card or {}),
         },
         "the new fuser",

@@ -1,10 +1,13 @@
 """The lean architecture, and fusing with unrotated keys."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import config_of, load_tiny
 
 from cachegraph.channels.cache.residual import Source, Turning, fuse_layers
@@ -16,15 +19,18 @@ from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.engine.forward import Row, forward
 from cachegraph.engine.kv import KV, LayerKV, RowCache
 from cachegraph.engine.load import LoadedModel
+from cachegraph.errors import FuserError
 
 RECEIVER, SHARER = Geometry(3, 2, 8), Geometry(4, 1, 16)
 POSITIONS = 5
+AT = st.integers(0, POSITIONS - 1)
+ENDS = ((RECEIVER, 0), (SHARER, 1), (SHARER, 5))
 
 
-def lean(*, gate: float | None = None, filled: bool = True, **card: Any) -> Fuser:
-    made = new_fuser("lean", RECEIVER, SHARER, width=6, gate_logit=gate, seed=2, card=card)
+def lean(*, gate: float | None = None, filled: bool = True, seed: int = 2, **card: Any) -> Fuser:
+    made = new_fuser("lean", RECEIVER, SHARER, width=6, gate_logit=gate, seed=seed, card=card)
     if filled:
-        numbers = torch.Generator().manual_seed(3)
+        numbers = torch.Generator().manual_seed(seed + 1)
         with torch.no_grad():
             for projector in made.projectors.values():
                 for name, parameter in projector.named_parameters():
@@ -64,9 +70,11 @@ def test_the_correction_is_alpha_times_up_of_its_half_of_the_bottleneck() -> Non
     x = torch.cat([t[0].transpose(0, 1).flatten(1) for t in (*theirs[other], *mine[layer])], dim=-1)
     z = torch.nn.functional.gelu(p.down(p.norm(x)))
     z = z + p.mix(z)
-    expected = (p.value_up(z[:, 6:]).view(POSITIONS, 2, 8) * p.value_alpha[:, None]).transpose(0, 1)[None]
     fused = fuse_layers(mine, [Source(made, theirs)]).layers[layer]
-    torch.testing.assert_close(fused[1] - mine[layer].values, expected)
+    halves = (p.key_up, p.key_alpha, z[:, :6]), (p.value_up, p.value_alpha, z[:, 6:])
+    for new, old, (up, alpha, half) in zip(fused, mine[layer], halves, strict=True):
+        expected = (up(half).view(POSITIONS, 2, 8) * alpha[:, None]).transpose(0, 1)[None]
+        torch.testing.assert_close(new - old, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_grow_with_the_width_alone() -> None:
@@ -84,6 +92,85 @@ def test_training_reaches_every_parameter_through_a_soft_gate() -> None:
         for name, parameter in projector.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_first_step_of_a_new_fuser_moves_what_lets_corrections_through() -> None:
+    """`up` starts at zero, so all that lies before it and the gate behind it wait for it."""
+    made = lean(filled=False).train()
+    fused = fuse_layers(layers(RECEIVER, 0), [Source(made, layers(SHARER, 1))])
+    sum((k.square().sum() + v.square().sum()) for k, v in fused.layers).backward()  # type: ignore[union-attr]
+    for projector in made.projectors.values():
+        moved = {name for name, each in projector.named_parameters() if each.grad is not None and each.grad.any()}
+        assert moved == {"key_up.weight", "key_up.bias", "value_up.weight", "value_up.bias"}
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    """Of two sharers' corrections of paired positions, in float64, with the same noise every time."""
+    fusers = [lean(seed=seed).to("cpu", torch.float64).train() for seed in (2, 4)]
+    for made in fusers:
+        for projector in made.projectors.values():
+            projector.noise = lambda shape: torch.linspace(0.2, 0.8, shape[2], dtype=torch.float64).view(1, 1, -1, 1)
+    mine, one, other = ([(k.double(), v.double()) for k, v in layers(*each)] for each in ENDS)
+    pairs = torch.tensor([1, 3, 4]), torch.tensor([0, 2, 2])
+    named = [(p, name) for made in fusers for p in made.projectors.values() for name in ("gate_logit", "key_alpha")]
+    leaves = [p.get_parameter(name) for p, name in named]
+
+    def corrected(*_: Any) -> tuple[torch.Tensor, ...]:
+        fused = fuse_layers(mine, [Source(fusers[0], one, pairs), Source(fusers[1], other)])
+        return tuple(x for layer in fused.layers for x in layer)
+
+    assert torch.autograd.gradcheck(corrected, leaves)
+
+
+def test_the_soft_gate_is_the_sigmoid_of_logit_and_gumbel_noise_over_temperature() -> None:
+    """One sample a position, for keys and values and all heads; hard, it is 1."""
+    made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
+    hard = fuse_layers(mine, [Source(made, theirs)]).layers
+    drawn, shapes = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]), []
+    for projector in made.train().projectors.values():
+        projector.noise = lambda shape: shapes.append(shape) or drawn.view(shape)  # type: ignore[func-returns-value]
+        projector.anneal(150)
+    soft = fuse_layers(mine, [Source(made, theirs)]).layers
+    gate = torch.sigmoid((1.0 - torch.log(-torch.log(drawn))) / 0.001**0.5)[:, None]
+    assert shapes == [(1, 1, POSITIONS, 1)] * 3
+    for clean, one, other in zip(mine, soft, hard, strict=True):
+        for a, b, c in zip(clean, one, other, strict=True):
+            torch.testing.assert_close(b - a, gate * (c - a), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.none() | st.lists(st.tuples(AT, AT), min_size=1, unique_by=lambda pair: pair[0]), min_size=2, max_size=3
+    )
+)
+def test_the_order_of_parallel_sharers_changes_no_bit(all_pairs: list[list[tuple[int, int]] | None]) -> None:
+    sources = [
+        Source(lean(seed=i), layers(SHARER, i), both and tuple(torch.tensor(each) for each in zip(*both, strict=True)))
+        for i, both in enumerate(all_pairs)
+    ]
+    first, *others = [fuse_layers(layers(RECEIVER, 9), order).layers for order in itertools.permutations(sources)]
+    for other in others:
+        close(other, first, rtol=0, atol=0)
+
+
+def test_a_new_fuser_carries_what_its_card_shall_say() -> None:
+    made = new_fuser(
+        architecture="lean",
+        receiver=RECEIVER,
+        sharer=SHARER,
+        identities=("one", None),
+        alignment="offsets",
+        reads="own-prompt",
+        rope="unrotated",
+        kind="fuse",
+    )
+    card = made.card
+    assert (card.receiver.identity, card.sharer.identity) == ("one", None)
+    assert (card.alignment, card.reads, card.rope, card.kind) == ("offsets", "own-prompt", "unrotated", "fuse")
+    assert new_fuser("lean", RECEIVER, SHARER, rope="rotated", card={"rope": "unrotated"}).card.rope == "unrotated"
+    with pytest.raises(FuserError, match="kind 'graft' has sharer_layers"):
+        new_fuser("lean", RECEIVER, SHARER, kind="graft")  # type: ignore[arg-type]
 
 
 def test_gates_sharpen_as_training_goes_on() -> None:
