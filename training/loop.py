@@ -186,8 +186,7 @@ class Loop:
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.spec.optim.clip))
         if not math.isfinite(norm):
             raise FuserError(
-                f"the gradient of step {self.state.step + 1} is {norm}; lower the learning rate and resume from the "
-                f"last checkpoint in {str(self.run)!r}"
+                f"the gradient of step {self.state.step + 1} is {norm}; lower the learning rate and --restart"
             )
         return norm
 

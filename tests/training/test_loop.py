@@ -180,7 +180,7 @@ def test_a_gradient_that_is_no_number_ends_it_with_a_remedy(graft_task: Task, mo
         going.step()
         before = {name: tensor.clone() for name, tensor in going.module.state_dict().items()}
         monkeypatch.setattr("cachegraph.training.loop.losses", broken)
-        with pytest.raises(FuserError, match=r"gradient of step 2 is nan; lower the learning rate and resume"):
+        with pytest.raises(FuserError, match=r"gradient of step 2 is nan; lower the learning rate and --restart"):
             going.step()
         assert all(torch.equal(tensor, before[name]) for name, tensor in going.module.state_dict().items())
 
