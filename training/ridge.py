@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["fit_ridge"]
 
 TEXTS_AT_ONCE = 8
+ROWS_AT_ONCE = 4096  # in float32; all of them together stay in the caches' number types
 _SMALLEST = 1e-3
 
 
@@ -50,19 +51,23 @@ def fit_ridge(
         )
     report("ridge: solving", 0, 1)
     mean, deviation, offset, scale = _moments(x, y, receiver.engine.model.info.layers * 2)
-    features, targets = ((each.float() - m) / d for each, m, d in ((x, mean, deviation), (y, offset, scale)))
-    gram = _product(features, features)
-    penalty = spec.penalty * len(x)
+    gram, cross = torch.zeros(x.shape[1], x.shape[1]), torch.zeros(x.shape[1], y.shape[1])
+    for part, goal in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
+        features = (part.float() - mean) / deviation
+        gram += _product(features, features)
+        cross += _product(features, (goal.float() - offset) / scale)
+    gram.diagonal().add_(spec.penalty * len(x))
     try:
-        factor = torch.linalg.cholesky(gram + penalty * torch.eye(len(gram)))
+        factor = torch.linalg.cholesky(gram)
     except RuntimeError as error:
         raise InputError(f"the ridge start can't be solved with a penalty of {spec.penalty}; raise it") from error
-    weights = torch.cholesky_solve(_product(features, targets), factor)  # (features, targets)
+    weights = torch.cholesky_solve(cross, factor)  # (features, targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _, _, directions = torch.svd_lowrank(factor.T @ weights, q=rank, niter=2)  # (targets, rank)
     down = weights @ directions
-    spread = (features[:: max(len(x) // 4096, 1)] @ down).std(0).clamp_min(_SMALLEST)
+    some = (x[:: max(len(x) // ROWS_AT_ONCE, 1)].float() - mean) / deviation
+    spread = (some @ down).std(0).clamp_min(_SMALLEST)
     with torch.no_grad():
         for buffer, value in ((network.mean, mean), (network.deviation, deviation), (network.scale, scale)):
             buffer.copy_(value)
@@ -114,10 +119,13 @@ def _chunks(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
 
 def _moments(x: Tensor, y: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and deviation of every feature; mean of every target, and one deviation for a layer's keys or values."""
-    sums = [each.float() for each in (x, y)]
-    mean, offset = (each.mean(0) for each in sums)
-    deviation = sums[0].std(0).clamp_min(_SMALLEST)
-    by_block = (sums[1] - offset).view(len(y), blocks, -1).square().mean((0, 2)).sqrt().clamp_min(_SMALLEST)
+    mean, offset = (sum(part.float().sum(0) for part in each.split(ROWS_AT_ONCE)) / len(each) for each in (x, y))
+    spread, height = (
+        sum((part.float() - middle).square().sum(0) for part in each.split(ROWS_AT_ONCE)) / len(each)
+        for each, middle in ((x, mean), (y, offset))
+    )
+    deviation = (spread * len(x) / (len(x) - 1)).sqrt().clamp_min(_SMALLEST)
+    by_block = height.view(blocks, -1).mean(1).sqrt().clamp_min(_SMALLEST)
     return mean, deviation, offset, by_block.repeat_interleave(y.shape[1] // blocks)
 
 
