@@ -52,7 +52,7 @@ def fit_ridge(
     report("ridge: solving", 0, 1)
     mean, deviation, offset, scale = _moments(x, y, receiver.engine.model.info.layers * 2)
     gram, cross = torch.zeros(x.shape[1], x.shape[1]), torch.zeros(x.shape[1], y.shape[1])
-    for part, goal in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
+    for part, goal in zip(_parts(x), _parts(y), strict=True):
         features = (part.float() - mean) / deviation
         gram += _product(features, features)
         cross += _product(features, (goal.float() - offset) / scale)
@@ -119,14 +119,24 @@ def _chunks(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
 
 def _moments(x: Tensor, y: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and deviation of every feature; mean of every target, and one deviation for a layer's keys or values."""
-    mean, offset = (sum(part.float().sum(0) for part in each.split(ROWS_AT_ONCE)) / len(each) for each in (x, y))
-    spread, height = (
-        sum((part.float() - middle).square().sum(0) for part in each.split(ROWS_AT_ONCE)) / len(each)
-        for each, middle in ((x, mean), (y, offset))
-    )
-    deviation = (spread * len(x) / (len(x) - 1)).sqrt().clamp_min(_SMALLEST)
+    mean, offset = _sum(x) / len(x), _sum(y) / len(y)
+    spread, height = _sum(x, mean) / (len(x) - 1), _sum(y, offset) / len(y)
+    deviation = spread.sqrt().clamp_min(_SMALLEST)
     by_block = height.view(blocks, -1).mean(1).sqrt().clamp_min(_SMALLEST)
     return mean, deviation, offset, by_block.repeat_interleave(y.shape[1] // blocks)
+
+
+def _parts(x: Tensor) -> Iterator[Tensor]:
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        yield x[start : start + ROWS_AT_ONCE]
+
+
+def _sum(x: Tensor, middle: Tensor | None = None) -> Tensor:
+    """Of all rows, or of their squared distances to `middle`; in float32."""
+    total = torch.zeros(x.shape[1])
+    for part in _parts(x):
+        total += part.float().sum(0) if middle is None else (part.float() - middle).square().sum(0)
+    return total
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
