@@ -113,7 +113,9 @@ def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, acceler
     train_rows, dev_rows = (
         read_examples(sources, spec.data, graph, data_folder) for sources in (spec.data.sources, spec.data.dev_sources)
     )
-    device = str(accelerator.device) if accelerator.num_processes > 1 else None
+    device = None
+    if accelerator.num_processes > 1:  # which numbers CPUs, too
+        device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     with open_pair(graph, edge, spec.models, spec.control, graph_file.resolve().parent, device) as pair:
         learner = new_learner(spec, pair)
         train = _lessons(learner, train_rows, "training", watch)

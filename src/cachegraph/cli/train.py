@@ -96,6 +96,8 @@ def _train(
     console: Console,
     as_json: bool,
 ) -> None:
+    from accelerate import PartialState
+
     from cachegraph.training.train import train
     from cachegraph.training.watch import tracked
 
@@ -105,6 +107,8 @@ def _train(
     except KeyboardInterrupt:
         console.print("interrupted; the same command with --resume goes on from the last step", style="yellow")
         raise typer.Exit(130) from None
+    if not PartialState().is_main_process:
+        return
     if as_json:
         found = {"fuser": str(made.folder), "steps": made.steps, "seconds": made.seconds, "metrics": made.metrics}
         typer.echo(json.dumps(found, indent=2))
