@@ -1,21 +1,23 @@
 """A fuser in training: the receiver's own cache, corrected where both models have read the same text."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.cache.fuse import turning_of
-from cachegraph.channels.cache.reading import SharedReading, SharerReading
+from cachegraph.channels.cache.reading import Pairs, SharedReading, SharerReading
 from cachegraph.channels.cache.residual import Source, fuse_layers
 from cachegraph.channels.fusers.base import Fuser
 from cachegraph.channels.fusers.card import Card
 from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, LayerKV, RowCache
+from cachegraph.engine.kv import KV, LayerKV, RowCache, concat
 
 from .branches import Branch, Tree
 from .caches import read
@@ -25,6 +27,14 @@ from .lesson import FuseLesson, Replies, fuse_lesson
 from .pair import Pair
 
 __all__ = ["FuseLearner"]
+
+
+class _Shared(NamedTuple):
+    """A row of the receiver's whose stretch the sharer has read too."""
+
+    row: int
+    cache: KV
+    pairs: Pairs
 
 
 class FuseLearner(Learner[FuseLesson]):
@@ -75,8 +85,6 @@ class FuseLearner(Learner[FuseLesson]):
         model = self._pair.sharer.engine.model
         found = iter(read(model, [each.ids for each in full], positions=[each.positions for each in full]))
         caches = [next(found) if each.ids else None for each in sharers]
-        if self._fuser.card.rope == "unrotated":
-            caches = [kv if kv is None else model.rotation.unrotated(kv) for kv in caches]
         return [kv if kv is None or not self._zero else _zeros(kv) for kv in caches]
 
     def _fused_rows(self, readings: Sequence[SharedReading], caches: Sequence[KV | None]) -> list[tuple[KV, ...]]:
@@ -91,22 +99,41 @@ class FuseLearner(Learner[FuseLesson]):
                 positions = None if reading.positions is None else reading.positions[start:end]
                 rows.append(Row(reading.ids[start:end], RowCache(segments[i]), "none", positions))
             forward(model.network, model.info, rows)
-            for i, row in zip(members, rows, strict=True):
-                own, cache = row.cache.tail(), caches[i]
-                pairs = readings[i].stretches[index].pairs
-                if pairs and cache is not None:
-                    own = self._corrected(own, cache, (pairs[0].receiver, pairs[0].sharer))
+            owns = [row.cache.tail() for row in rows]
+            shared = [
+                _Shared(place, cache, pairs[0])
+                for place, i in enumerate(members)
+                if (pairs := readings[i].stretches[index].pairs) and (cache := caches[i]) is not None
+            ]
+            for i, own in zip(members, self._corrected(owns, shared), strict=True):
                 segments[i] = (*segments[i], own)
         return segments
 
-    def _corrected(self, own: KV, cache: KV, pairs: tuple[torch.Tensor, torch.Tensor]) -> KV:
-        turning = turning_of(self._fuser, self._pair.receiver.engine, own.positions)
-        fused = fuse_layers(own.layers, [Source(self._fuser, cache.layers, pairs, turning=turning)])
-        return KV(tuple(LayerKV(*layer) for layer in fused.layers), own.positions)
+    def _corrected(self, owns: list[KV], shared: Sequence[_Shared]) -> list[KV]:
+        """Projectors work position by position, so all rows stand side by side and each layer is computed once."""
+        if not shared:
+            return owns
+        mine, theirs = concat([owns[each.row] for each in shared]), concat([each.cache for each in shared])
+        if self._fuser.card.rope == "unrotated":
+            theirs = self._pair.sharer.engine.model.rotation.unrotated(theirs)
+        starts = [_starts(len(owns[each.row]) for each in shared), _starts(len(each.cache) for each in shared)]
+        here = torch.cat([each.pairs.receiver + start for each, start in zip(shared, starts[0], strict=True)])
+        there = torch.cat([each.pairs.sharer + start for each, start in zip(shared, starts[1], strict=True)])
+        turning = turning_of(self._fuser, self._pair.receiver.engine, mine.positions)
+        fused = fuse_layers(mine.layers, [Source(self._fuser, theirs.layers, (here, there), turning=turning)])
+        joined = KV(tuple(LayerKV(*layer) for layer in fused.layers), mine.positions)
+        corrected = list(owns)
+        for each, start in zip(shared, starts[0], strict=True):
+            corrected[each.row] = joined.select(slice(start, start + len(owns[each.row])))
+        return corrected
 
     def save(self, folder: Path, card: dict[str, object], dtype: torch.dtype) -> Card:
         full = Card.model_validate({**self._fuser.card.model_dump(), **card})
         return save_fuser(replace(self._fuser.to("cpu", dtype), card=full), folder)
+
+
+def _starts(lengths: Iterable[int]) -> list[int]:
+    return [0, *accumulate(lengths)][:-1]
 
 
 def _zeros(kv: KV) -> KV:
