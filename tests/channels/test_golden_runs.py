@@ -24,8 +24,8 @@ RUNS = [name for name, case in CASES.items() if not case.about.get("train")]
 TRAINING = [name for name, case in CASES.items() if case.about.get("train")]
 
 # float32: rounding alone, from sums taken in another order where the published rows were padded, batched or read in
-# pieces; elsewhere there is no difference at all. Below 1e-5 on an AMD EPYC, up to 1.8e-5 on an Intel Xeon with AMX, where
-# two sharers correct one receiver. bfloat16: no difference either on the kind of CPU it was recorded on;
+# pieces; elsewhere there is no difference at all. Below 1e-5 on an AMD EPYC, up to 1.8e-5 on an Intel Xeon with AMX
+# where two sharers correct one receiver. bfloat16: no difference either on the kind of CPU it was recorded on;
 # elsewhere a logit between 16 and 32 may be rounded to its neighbour, which is 0.125 away.
 TOLERANCE = {"float32": 2.5e-5, "bfloat16": 0.125}
 OVER_STEPS = 3  # times as much for the logits of all 16 decoded tokens, each of which adds its own rounding
