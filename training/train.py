@@ -54,6 +54,7 @@ class Opened:
     train: Sequence[Any]
     dev: Sequence[Any]
     folder: Path  # where the fuser will be
+    content: str  # a hash of the graph and of all rows
 
 
 def train(
@@ -80,7 +81,7 @@ def train(
         spec, base = load_training(recipe), Path(folder or Path(recipe).resolve().parent)
     with opened(spec, base, Path(data_folder or base), watch, accelerator) as found:
         run = found.folder.with_name(f"{found.folder.name}.training")
-        state = _state(spec, run, resume, restart)
+        state = _state(spec, found.content, run, resume, restart)
         accelerator.wait_for_everyone()
         if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
             shutil.rmtree(run, ignore_errors=True)
@@ -127,7 +128,11 @@ def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, acceler
             read = {learner.group(lesson) for lesson in dev}
             train = [lesson for lesson in train if learner.group(lesson) not in read]
             Random(f"{spec.data.seed} judge").shuffle(dev)  # noqa: S311
-        yield Opened(spec, pair, learner, train, dev[: spec.judge.rows], _target(spec, pair, base))
+        content = hashlib.sha256(graph.model_dump_json().encode())
+        for row in (*train_rows, *dev_rows):
+            content.update(row.model_dump_json().encode())
+        target = _target(spec, pair, base)
+        yield Opened(spec, pair, learner, train, dev[: spec.judge.rows], target, content.hexdigest())
 
 
 def _lessons(learner: Learner[Any], rows: Sequence[Any], what: str, watch: Watch) -> list[Any]:
@@ -158,9 +163,10 @@ def _target(spec: TrainSpec, pair: Pair, base: Path) -> Path:
     return home() / "fusers" / f"{names[0]}--{names[1]}{control}"
 
 
-def _state(spec: TrainSpec, run: Path, resume: bool, restart: bool) -> State:
+def _state(spec: TrainSpec, content: str, run: Path, resume: bool, restart: bool) -> State:
     """Where to begin. Raises ConfigError where that isn't clear."""
-    recipe = hashlib.sha256(spec.model_dump_json(exclude={"output", "description", "licence"}).encode()).hexdigest()
+    decides = spec.model_dump_json(exclude={"graph", "output", "description", "licence"}) + content
+    recipe = hashlib.sha256(decides.encode()).hexdigest()
     found = None if restart else checkpoint.newest(run)
     if resume and found is None:
         raise FuserError(f"there is no whole checkpoint in {str(run)!r} to resume from; start anew with --restart")
@@ -175,5 +181,7 @@ def _state(spec: TrainSpec, run: Path, resume: bool, restart: bool) -> State:
             "--restart, or name another output"
         )
     if state.recipe != recipe:
-        raise ConfigError(f"the checkpoint {str(folder)!r} is of another recipe; undo the change, or --restart")
+        raise ConfigError(
+            f"the checkpoint {str(folder)!r} is of another recipe, graph or data; undo the change, or --restart"
+        )
     return state
