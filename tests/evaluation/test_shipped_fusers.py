@@ -1,0 +1,31 @@
+"""What the fusers that ship do with the demo models, on stories written for this test."""
+
+from pathlib import Path
+
+import pytest
+from stories import ROWS
+
+from cachegraph import Graph, compare
+
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_models"), pytest.mark.timeout(600)]
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_the_shipped_translator_hands_over_the_story_and_not_just_any() -> None:
+    """Six stories: the right answer is likelier with its own story's cache than with another's or none."""
+    with Graph.from_yaml(RECIPES / "story-relay.yaml") as graph:
+        found = compare(graph, ROWS, variants=("cache", "alone", "mismatched"))
+    likely = {row.name: row.quality["answer_logprob"].value for row in found.rows}
+    assert likely["cache"] > likely["mismatched"] + 2  # nats
+    assert likely["cache"] > likely["alone"] + 2
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("story-relay", "grafted"), ("science-duo", "fused")])
+def test_a_recipe_of_the_two_models_uses_its_fuser_by_default(recipe: str, kind: str) -> None:
+    with Graph.from_yaml(RECIPES / f"{recipe}.yaml") as graph:
+        result = graph.run()
+    (edge,) = result.edges.values()
+    assert (edge.channel_used, edge.fallback_reason) == ("cache", None)
+    assert {"grafted": edge.positions_grafted, "fused": edge.positions_fused}[kind] > 10
+    assert result.text.strip()
