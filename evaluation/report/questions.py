@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ..comparison import Comparison
 from cachegraph.graph.examples import Example
+
+from ..comparison import Comparison
 from ..metrics import METRICS, Metric, choose
 from ..records import Record
 
