@@ -62,8 +62,8 @@ def _never_one_token(rows: Sequence[Row]) -> Sequence[Row]:
     """A lone token gets a companion whose results nobody reads.
 
     Matrix kernels for one row and for several round differently, so without it a row's reply would depend on whether
-    others happen to be decoding. With it, bfloat16 on the CPU gives the same bits alone and in any batch. float32 does
-    so to a last bit or two only, and is left to compute what transformers does.
+    others happen to be decoding. With it, bfloat16 on a CPU without AMX gives the same bits alone and in any batch.
+    float32 does so to a last bit or two only, and is left to compute what transformers does.
     """
     if len(rows) != 1 or len(rows[0].ids) != 1:
         return rows

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from cachegraph import __version__
 from cachegraph.graph.routes import Wiring
 
-__all__ = ["Environment", "ModelFacts", "batches_exactly", "describe"]
+__all__ = ["Environment", "ModelFacts", "batches_exactly", "describe", "has_amx"]
 
 
 class ModelFacts(BaseModel):
@@ -66,9 +66,19 @@ def describe(wiring: Wiring) -> Environment:
     )
 
 
+def has_amx() -> bool:
+    """Whether this CPU multiplies in tiles (AMX); a row's rounding then depends on how many rows there are."""
+    import torch
+
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported is not None and supported())
+
+
 def batches_exactly(models: Sequence[ModelFacts]) -> bool:
-    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on the CPU."""
-    return all(model.dtype in (None, "bfloat16") and model.device in (None, "cpu") for model in models)
+    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on a CPU without AMX."""
+    local = [model for model in models if model.dtype is not None]
+    exact = all(model.dtype == "bfloat16" and model.device in (None, "cpu") for model in local)
+    return exact and not (local and has_amx())
 
 
 def _models(wiring: Wiring) -> list[ModelFacts]:

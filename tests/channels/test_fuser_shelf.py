@@ -44,14 +44,15 @@ def same_weights(one: Fuser, other: Fuser) -> bool:
 
 @pytest.fixture(autouse=True)
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The installed fusers' folder; nothing ships, unless a test says so."""
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("cachegraph.channels.fusers.find.files", lambda package: tmp_path / package)
     return tmp_path / "home" / "fusers"
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shipped(tmp_path: Path, shelf: Path) -> Path:
     """A package that ships one fuser."""
-    monkeypatch.setattr("cachegraph.channels.fusers.find.files", lambda package: tmp_path / package)
     folder = tmp_path / "cachegraph" / "recipes" / "fusers" / "ours"
     save_fuser(small(), folder)
     return folder

@@ -62,7 +62,10 @@ def test_import_list_and_remove_tell_one_story(call, lean, tmp_path):
     assert call("fusers", "remove", "lean").code == 1
 
 
-def test_a_table_shows_a_stranger_s_words_as_they_are_but_for_commands_to_the_terminal(call, lean):
+def test_a_table_shows_a_stranger_s_words_as_they_are_but_for_commands_to_the_terminal(
+    call, lean, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cachegraph.channels.fusers.find.files", lambda package: tmp_path)  # nothing ships
     call("fusers", "import", lean)
     for shown in (call("fusers", "list").out, call("fusers", "info", "lean").out):
         assert "[bold]sharer\ufffd[2J" in "".join(shown.split())
