@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -11,9 +12,10 @@ from .attention import PackedRows, packed_rows
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
 
-__all__ = ["Row", "forward"]
+__all__ = ["Row", "cache_argument", "forward"]
 
 _HALF = (torch.bfloat16, torch.float16)
+_cache_arguments: dict[type, str] = {}
 
 
 @dataclass(eq=False)
@@ -49,13 +51,23 @@ def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | N
     )
     wanted = _wanted(rows)
     with packed_rows(packed) as cache:
-        inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None].to(device), "past_key_values": cache}
+        inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None].to(device), cache_argument(model): cache}
         if not wanted:
             model.get_decoder()(**inputs, use_cache=True)
             return [None] * asked
         keep = torch.tensor(wanted, device=device)
         logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]  # (wanted, vocab)
     return _by_row(rows, logits)[:asked]
+
+
+def cache_argument(model: Any) -> str:
+    """What this model's forward pass calls its cache: transformers 5.24 renamed it, and recurrent models differ."""
+    kind = type(model)
+    if kind not in _cache_arguments:
+        parameters = signature(kind.forward).parameters
+        names = ("cache", "past_key_values", "cache_params")
+        _cache_arguments[kind] = next(name for name in names if name in parameters)
+    return _cache_arguments[kind]
 
 
 def _never_one_token(rows: Sequence[Row]) -> Sequence[Row]:

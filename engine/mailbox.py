@@ -1,12 +1,12 @@
 """From an engine's thread back into an event loop, whichever loop that is."""
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import anyio
-import sniffio
 
 __all__ = ["Mailbox"]
 
@@ -44,8 +44,7 @@ class Mailbox(Generic[ItemT]):
 
 def _run_soon() -> Callable[[Callable[[], None]], Any]:
     """The running loop's own way of being called from other threads without waiting for it."""
-    if sniffio.current_async_library() == "trio":
-        import trio
-
-        return trio.lowlevel.current_trio_token().run_sync_soon
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_trio_token().run_sync_soon  # type: ignore[no-any-return]
     return asyncio.get_running_loop().call_soon_threadsafe

@@ -4,14 +4,13 @@ Serves models with recurrent layers and others that the packed forward pass can'
 """
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .forward import Row
+from .forward import Row, cache_argument
 from .kv import RowCache
 
 __all__ = ["NativeCache", "native_forward"]
@@ -44,8 +43,7 @@ def _run(network: Any, row: Row) -> Tensor | None:
     ids = torch.tensor([list(row.ids)], device=network.device)
     if cache.state is None:
         cache.state = DynamicCache(config=network.config)
-    name = "past_key_values" if "past_key_values" in signature(network.forward).parameters else "cache_params"
-    out = network(input_ids=ids, **{name: cache.state}, use_cache=True)
+    out = network(input_ids=ids, **{cache_argument(network): cache.state}, use_cache=True)
     cache.seen += len(row.ids)
     logits: Tensor = out.logits[0]
     assert isinstance(row.logits, str)

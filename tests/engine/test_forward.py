@@ -9,7 +9,7 @@ from tiny import KINDS, Tiny, config_of, save_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.forward import Row, cache_argument, forward
 from cachegraph.engine.kv import KV, RowCache, concat
 from cachegraph.engine.load import LoadedModel
 
@@ -35,7 +35,7 @@ def test_a_row_is_what_transformers_computes(kind: str, tiny: Tiny, tmp_path: Pa
     model, ids = tiny(kind), tokens(40)
     cache = DynamicCache(config=network.config)
     with torch.inference_mode():
-        expected = network(torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]
+        expected = network(torch.tensor([ids]), **{cache_argument(network): cache}, use_cache=True).logits[0]
     row, logits = read(model, ids)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     for window, ours, theirs in zip(model.info.windows, row.tail().layers, cache.layers, strict=True):
