@@ -2,11 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cachegraph.channels.message import EdgeReport, Message, Route
 
-__all__ = ["Agent", "ChoiceScore", "Control", "Delivery", "Reply", "Scored", "Scorer", "Timing", "Tokens", "Turn"]
+__all__ = [
+    "Agent",
+    "ChoiceScore",
+    "Control",
+    "Delivery",
+    "Rebuilder",
+    "Reply",
+    "Scored",
+    "Scorer",
+    "Timing",
+    "Tokens",
+    "Turn",
+]
 
 
 @dataclass
@@ -88,6 +100,8 @@ class Reply:
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
     edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender: what came in
+    ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
+    recalled: bool = False  # the turn was taken before, by a run that this one goes on with
 
 
 class Agent(Protocol):
@@ -106,6 +120,14 @@ class Agent(Protocol):
 
     async def close(self) -> None:
         """Let go of what `open` took. Idempotent."""
+
+
+@runtime_checkable
+class Rebuilder(Protocol):
+    """An agent that can have the cache of a turn again that it took in a process which is gone."""
+
+    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> Any:
+        """The cache plane of this turn whose reply has these tokens: read again, not decoded."""
 
 
 class Scorer(Protocol):

@@ -6,6 +6,7 @@ from pathlib import Path
 from time import perf_counter
 
 from cachegraph.channels.base import Peer
+from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.engine.pool import Lease, lease
 from cachegraph.engine.spec import ModelSpec
@@ -17,7 +18,7 @@ from .prompt import PromptTemplate
 from .reading import Reader, RowSoFar
 from .scoring import score_row
 from .spec import AgentSpec
-from .writing import write
+from .writing import add_reply, write
 
 __all__ = ["LocalAgent"]
 
@@ -95,10 +96,13 @@ class LocalAgent:
             row = await reader.read(finish=not generates)
             timing, tokens = row.timing, row.tokens
         message = Message(self.name)
+        ids: list[int] = []
         if generates:
             assert row is not None
+            read = len(row.ids)
             row = await write(engine, self.name, self._spec.generate, row, turn, began)
             message.text = row.text
+            ids = row.ids[read:]
         elif reads_only:
             message.text = await reader.prompt_text()
         else:
@@ -106,7 +110,14 @@ class LocalAgent:
         if turn.needs_cache and row is not None:
             message.cache = row.plane(engine.model.identity, self.name)
         timing.total = perf_counter() - began
-        return Reply(message, timing, tokens, _reports(turn, inbox))
+        return Reply(message, timing, tokens, _reports(turn, inbox), ids)
+
+    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> CachePlane:
+        """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
+        engine = self._opened.engine
+        row = await self._reader(Inbox(self.name, turn)).read(finish=True, reply=ids)
+        add_reply(engine, self.name, row, ids)
+        return row.plane(engine.model.identity, self.name)
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
         """How likely this agent finds each choice as its reply to the turn; reads the prompt as `turn` does, once.

@@ -58,6 +58,13 @@ class RowSoFar:
         self.segments = (*front, last.select(slice(0, -1)))
         self.pending, self.positions = self.ids[-1:], last.positions[-1:]
 
+    def expect(self, reply: Sequence[int]) -> None:
+        """Tokens that are known to follow become pending too."""
+        if self.positions is not None:
+            following = self.positions[-1] + 1 + torch.arange(len(reply))
+            self.positions = torch.cat([self.positions, following.to(self.positions)])
+        self.pending = [*self.pending, *reply]
+
     def plane(self, identity: str, sender: str) -> CachePlane:
         """The row for others to take from."""
         return CachePlane(identity, sender, self.segments, self.ids, self.origins)
@@ -77,8 +84,8 @@ class Reader:
         """The prompt alone, as an agent that writes nothing hands it over."""
         return (await self._messages())[-1].content.text
 
-    async def read(self, *, finish: bool) -> RowSoFar:
-        """Read all of the prompt but what decoding begins with; all of it where `finish`."""
+    async def read(self, *, finish: bool, reply: Sequence[int] = ()) -> RowSoFar:
+        """Read all of the prompt but what decoding begins with; all of it, and a known reply, where `finish`."""
         prompt = tokenize(await self._messages(), self._tokenizer, self._chat)
         if self._inbox.grafts():
             row = await self._read_with_grafts(prompt)
@@ -87,7 +94,8 @@ class Reader:
         else:
             row = self._unread(prompt)
         self._check_room(row)
-        if finish and row.pending:
+        if finish and (row.pending or reply):
+            row.expect(reply)
             await self._finish(row)
         return row
 

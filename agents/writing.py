@@ -1,6 +1,6 @@
 """Writing a reply behind what was read, and keeping its cache where an edge hands it on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cachegraph.channels.cache.respond import fused_generate
 from cachegraph.engine.engine import Engine
@@ -12,7 +12,7 @@ from .base import Turn
 from .prompt import Origin
 from .reading import RowSoFar
 
-__all__ = ["write"]
+__all__ = ["add_reply", "write"]
 
 
 async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, turn: Turn, began: float) -> RowSoFar:
@@ -48,10 +48,15 @@ async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated) -> N
         row.segments = last.segments
         row.timing.prefill += last.cost.prefill
         row.tokens.prefilled += last.cost.prefilled
+    add_reply(engine, agent, row, done.ids)
+
+
+def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int]) -> None:
+    """Note whose text the reply's entries in the row's cache are."""
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
     decoder = TextDecoder(tokenizer.decode)
-    for token in done.ids:
+    for token in ids:
         start = len(decoder.text)
         decoder.push(token)
         row.ids.append(token)

@@ -23,12 +23,20 @@ class Message:
     text: str | None = None
     cache: Any = None  # channels.cache.plane.CachePlane: what the sender read and wrote, and its KV
     write: Callable[[], Awaitable[str]] | None = None
+    data: Any = None  # a JSON value beside the text: a structured reply, what a function returned
+    rebuild: Callable[[], Awaitable[Any]] | None = None  # for a cache that was lost with the process that had it
 
     async def read(self) -> str:
         """The text plane, written now if it was not before."""
         if self.text is None:
             self.text = await self.write() if self.write is not None else ""
         return self.text
+
+    async def restore(self) -> None:
+        """Have the cache plane again, if it was lost."""
+        if self.rebuild is not None:
+            self.cache = await self.rebuild()
+            self.rebuild = None
 
 
 @dataclass(frozen=True)

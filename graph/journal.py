@@ -1,0 +1,107 @@
+"""What of a run outlives the process that runs it: every finished turn, so that it is never taken twice.
+
+A journal is asked before a turn and told after it. A turn that it recalls is stood in for: its words are as recorded,
+and its KV cache, which no journal keeps, is computed again from them when a receiver needs it. Knows of no store.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+import anyio
+
+from cachegraph.agents.base import Agent, Rebuilder, Reply, Timing, Tokens, Turn
+from cachegraph.channels.message import EdgeReport, Message
+
+from .result import AgentResult
+
+__all__ = ["Journal", "Recorded", "note", "take_turn"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One finished turn as plain values, ready for JSON."""
+
+    text: str | None
+    data: Any = None
+    ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
+    agent: Mapping[str, Any] = field(default_factory=dict)  # an AgentResult
+    edges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # EdgeReports by sender
+
+
+class Journal(Protocol):
+    """What a run asks and tells. A run without one has none of the cost."""
+
+    def recall(self, turn: str) -> Recorded | None:
+        """What is recorded of this turn, or None if it has not been finished."""
+
+    async def record(self, turn: str, recorded: Recorded) -> None:
+        """Keep a finished turn; when this returns, the turn is safe."""
+
+
+async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn) -> Reply:
+    """The agent's reply: stood in for where the journal recalls this turn (`reply.recalled`), else taken now."""
+    if journal is None:
+        return await agent.turn(turn)
+    recorded = journal.recall(name)
+    if recorded is not None:
+        return _stand_in(agent, turn, recorded)
+    await _restore(turn)
+    return await agent.turn(turn)
+
+
+async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -> None:
+    """Record a turn that has just finished; one that was recalled is recorded already."""
+    if reply.recalled:
+        return
+    edges = {sender: asdict(report) for sender, report in reply.edges.items()}
+    message = reply.message
+    await journal.record(name, Recorded(message.text, message.data, tuple(reply.ids), asdict(result), edges))
+
+
+def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
+    lost = _Lost(agent, turn, recorded)
+    message = Message(agent.name, recorded.text, data=recorded.data, write=lost.write)
+    if turn.needs_cache and isinstance(agent, Rebuilder):
+        message.rebuild = lost.rebuild
+    timing, tokens = (recorded.agent.get(key) or {} for key in ("timing", "tokens"))
+    edges = {sender: _report(report) for sender, report in recorded.edges.items()}
+    return Reply(message, Timing(**timing), Tokens(**tokens), edges, recalled=True)
+
+
+def _report(plain: Mapping[str, Any]) -> EdgeReport:
+    report = EdgeReport(**plain)
+    # JSON has texts as keys and no tuples.
+    report.residuals = {int(layer): (keys, values) for layer, (keys, values) in report.residuals.items()}
+    return report
+
+
+async def _restore(turn: Turn) -> None:
+    """Have the caches again that this turn reads and that were lost."""
+    for delivery in turn.deliveries:
+        if delivery.route.needs_cache:
+            await delivery.message.restore()
+
+
+class _Lost:
+    """What a finished turn no longer has: its cache, and words that nobody had asked for."""
+
+    def __init__(self, agent: Agent, turn: Turn, recorded: Recorded):
+        self._agent = agent
+        self._turn = replace(turn, on_text=None)
+        self._recorded = recorded
+        self._busy = anyio.Lock()
+        self._cache: Any = None
+
+    async def rebuild(self) -> Any:
+        async with self._busy:  # several receivers may want it at the same time
+            if self._cache is None:
+                assert isinstance(self._agent, Rebuilder)
+                await _restore(self._turn)
+                self._cache = await self._agent.rebuild(self._turn, self._recorded.ids)
+        return self._cache
+
+    async def write(self) -> str:
+        await _restore(self._turn)
+        reply = await self._agent.turn(replace(self._turn, needs_text=True, needs_cache=False))
+        return await reply.message.read()

@@ -1,0 +1,74 @@
+"""A journal's turns: recorded once, stood in for ever after."""
+
+import pytest
+
+from cachegraph.agents.base import Delivery, Reply, Turn
+from cachegraph.agents.testing import ScriptedAgent
+from cachegraph.channels.message import EdgeReport, Message, Route
+from cachegraph.channels.spec import TextEdge
+from cachegraph.graph.journal import Recorded, note, take_turn
+from cachegraph.graph.result import AgentResult
+
+pytestmark = pytest.mark.anyio
+
+
+class Memory:
+    """A journal that forgets when the test ends."""
+
+    def __init__(self) -> None:
+        self.turns: dict[str, Recorded] = {}
+
+    def recall(self, turn: str) -> Recorded | None:
+        return self.turns.get(turn)
+
+    async def record(self, turn: str, recorded: Recorded) -> None:
+        assert turn not in self.turns
+        self.turns[turn] = recorded
+
+
+class Caching(ScriptedAgent):
+    """Hands over a cache that says how it came to be."""
+
+    async def turn(self, turn: Turn) -> Reply:
+        reply = await super().turn(turn)
+        reply.message.cache, reply.ids = "decoded", [1, 2]
+        reply.edges = {"before": EdgeReport("cache", "cache", residuals={3: (0.5, None)})}
+        return reply
+
+    async def rebuild(self, turn: Turn, ids: object) -> str:
+        heard = [delivery.message.cache for delivery in turn.deliveries]
+        return f"reread {ids} {heard}"
+
+
+def over_cache(message: Message) -> Delivery:
+    edge = TextEdge.model_validate({"from": message.sender, "to": "x"})
+    return Delivery(Route(edge, "cache", needs_cache=True), message)
+
+
+async def test_a_recalled_turn_is_not_taken_and_says_what_it_said() -> None:
+    journal, agent, turn = Memory(), Caching("a", "yes"), Turn({"q": "why"}, needs_cache=True)
+    first = await take_turn(journal, "a", agent, turn)
+    await note(journal, "a", AgentResult("finished", first.message.text, tokens=first.tokens), first)
+    again = await take_turn(journal, "a", agent, turn)
+    await note(journal, "a", AgentResult("finished"), again)  # recorded already: nothing happens
+    assert len(agent.turns) == 1
+    assert (again.recalled, again.message.text, again.tokens, again.edges) == (True, "yes", first.tokens, first.edges)
+    assert again.message.cache is None
+
+
+async def test_lost_caches_come_back_from_the_first_one_on_and_only_when_they_are_needed() -> None:
+    journal = Memory()
+    journal.turns = {"a": Recorded("A", ids=[7]), "b": Recorded("B", ids=[8, 9])}
+    a = await take_turn(journal, "a", Caching("a"), Turn({}, needs_cache=True))
+    b = await take_turn(journal, "b", Caching("b"), Turn({}, [over_cache(a.message)], needs_cache=True))
+    assert a.message.cache is b.message.cache is None
+    await take_turn(journal, "c", ScriptedAgent("c"), Turn({}, [over_cache(b.message)]))
+    assert b.message.cache == "reread [8, 9] ['reread [7] []']"
+
+
+async def test_words_that_nobody_had_asked_for_are_written_when_somebody_does() -> None:
+    journal, agent = Memory(), Caching("a", "yes")
+    journal.turns["a"] = Recorded(None)
+    reply = await take_turn(journal, "a", agent, Turn({"q": "why"}, needs_text=False, needs_cache=True))
+    assert not agent.turns
+    assert await reply.message.read() == "yes"
