@@ -1,9 +1,10 @@
 """What happens during a run, as it happens. Each event says when, in seconds since the run began.
 
-`to_dict()` is the stable form for JSON: a `type`, then the fields. Events are built only if somebody listens.
+`to_dict()` is the stable form for JSON, described in docs/events.md: the version of that form, a `type`, then the
+fields. Events are built only if somebody listens.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from cachegraph.channels.message import EdgeReport
@@ -11,7 +12,9 @@ from cachegraph.channels.message import EdgeReport
 from .result import AgentResult, Result
 
 __all__ = [
+    "EVENTS_VERSION",
     "AgentCancelled",
+    "AgentEvent",
     "AgentFailed",
     "AgentFinished",
     "AgentStarted",
@@ -21,6 +24,8 @@ __all__ = [
     "RunStarted",
     "TextDelta",
 ]
+
+EVENTS_VERSION = 1  # grows when a field goes or changes its meaning; new types and fields come without
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,10 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for `json.dumps`."""
-        return {"type": self.type, **asdict(self)}
+        return {"schema_version": EVENTS_VERSION, "type": self.type, **self._fields()}
+
+    def _fields(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -46,21 +54,30 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True)
-class AgentStarted(Event):
+class AgentEvent(Event):
+    """The base of what happens in one agent's turn. `turn` is the agent's name unless it takes several in a run."""
+
+    agent: str
+    turn: str = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.turn:
+            object.__setattr__(self, "turn", self.agent)
+
+
+@dataclass(frozen=True)
+class AgentStarted(AgentEvent):
     """All that this agent waited for has arrived."""
 
     type = "agent_started"
 
-    agent: str
-
 
 @dataclass(frozen=True)
-class TextDelta(Event):
+class TextDelta(AgentEvent):
     """The next piece of an agent's reply."""
 
     type = "text_delta"
 
-    agent: str
     text: str
 
 
@@ -73,35 +90,40 @@ class EdgeTravelled(Event):
     sender: str
     receiver: str
     report: EdgeReport
+    sender_turn: str = field(default="", kw_only=True)
+    turn: str = field(default="", kw_only=True)  # the receiver's
+
+    def __post_init__(self) -> None:
+        if not self.sender_turn:
+            object.__setattr__(self, "sender_turn", self.sender)
+        if not self.turn:
+            object.__setattr__(self, "turn", self.receiver)
 
 
 @dataclass(frozen=True)
-class AgentFinished(Event):
+class AgentFinished(AgentEvent):
     """An agent's reply is complete."""
 
     type = "agent_finished"
 
-    agent: str
     result: AgentResult
 
 
 @dataclass(frozen=True)
-class AgentFailed(Event):
+class AgentFailed(AgentEvent):
     """An agent's turn ended in an error, or took longer than its timeout."""
 
     type = "agent_failed"
 
-    agent: str
     error: str
 
 
 @dataclass(frozen=True)
-class AgentCancelled(Event):
+class AgentCancelled(AgentEvent):
     """An agent won't start, because `because_of` failed upstream."""
 
     type = "agent_cancelled"
 
-    agent: str
     because_of: str
 
 
@@ -113,5 +135,5 @@ class RunFinished(Event):
 
     result: Result
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"type": self.type, "at": self.at, "result": self.result.model_dump(mode="json")}
+    def _fields(self) -> dict[str, Any]:
+        return {"at": self.at, "result": self.result.model_dump(mode="json")}

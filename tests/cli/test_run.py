@@ -125,3 +125,28 @@ def test_replies_and_errors_are_not_read_as_markup(recipes, call):
     ended = call("run", recipe, "-i", "question=x")
     assert ended.code == 0
     assert "\\[/x\\] [bold]" in ended.err
+
+
+def test_events_are_written_as_lines_that_end_with_the_result(recipes, call, tmp_path):
+    path = tmp_path / "run.jsonl"
+    assert call("run", recipes / "duo.yaml", "-i", "question=x", "-q", "--events", path).code == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [lines[0]["type"], lines[-1]["type"]] == ["run_started", "run_finished"]
+    assert {line["schema_version"] for line in lines} == {1}
+    assert lines[-1]["result"]["status"] == "finished"
+    assert call("run", recipes / "failing.yaml", "-i", "question=x", "-q", "--events", path).code == 1
+    assert json.loads(path.read_text().splitlines()[-1])["result"]["status"] == "failed"
+
+
+def test_events_of_several_channels_follow_each_other(recipes, call, tmp_path):
+    path = tmp_path / "run.jsonl"
+    assert call("run", recipes / "duo.yaml", "-i", "question=x", "-q", "-c", "text", "-c", "cache", "--events", path)
+    edges = [json.loads(line) for line in path.read_text().splitlines() if '"edge_travelled"' in line]
+    assert [edge["report"]["channel_used"] for edge in edges] == ["text", "cache"]
+
+
+def test_a_place_that_events_can_not_be_written_to_is_told_before_the_run(recipes, call, tmp_path):
+    ended = call("run", recipes / "modelless.yaml", "-i", "question=x", "--events", tmp_path / "none" / "run.jsonl")
+    assert ended.code == 3
+    assert "can't write" in ended.err
+    assert "choose another place" in ended.err

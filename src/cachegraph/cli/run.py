@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cachegraph.graph.graph import Graph
     from cachegraph.graph.result import Result
 
+    from .recording import Record
+
 __all__ = ["register"]
 
 
@@ -38,22 +40,27 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the reply and nothing else.")] = False,
+    events: Annotated[
+        Path | None, typer.Option("--events", metavar="FILE", help="Write each event of the run as a line of JSON.")
+    ] = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
 ) -> None:
     """Run a recipe and print its reply."""
     from .fetch import fetch_fusers, fetch_models
+    from .recording import recording
 
     wanted = _channels(channels or [])
     graph = open_graph(recipe, allow_env, allow_paths)
     given = _inputs(inputs or [])
     graph.check_inputs(given)
-    fetch_models(graph.spec, graph.folder)
-    graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
-    for each in graphs:
-        fetch_fusers(each.spec, graph.folder)
-    with graph:
-        results = _run_all(graphs, given, quiet or as_json)
+    with recording(events) as records:
+        fetch_models(graph.spec, graph.folder)
+        graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
+        for each in graphs:
+            fetch_fusers(each.spec, graph.folder)
+        with graph:
+            results = _run_all(graphs, given, quiet or as_json, records)
     if as_json:
         texts = [result.to_json() for result in results]
         typer.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
@@ -62,13 +69,15 @@ def run(
             typer.echo(result.text)
 
 
-def _run_all(graphs: "Sequence[Graph]", inputs: dict[str, str], quiet: bool) -> "list[Result]":
+def _run_all(
+    graphs: "Sequence[Graph]", inputs: dict[str, str], quiet: bool, records: "Sequence[Record]"
+) -> "list[Result]":
     from .screen import print_comparison, run_and_print, warm_up
 
     if len(graphs) == 1:
-        return [run_and_print(graphs[0], inputs, quiet)]
+        return [run_and_print(graphs[0], inputs, quiet, records)]
     warm_up(graphs, inputs)
-    results = [run_and_print(graph, inputs, quiet, title=_title(graph)) for graph in graphs]
+    results = [run_and_print(graph, inputs, quiet, records, title=_title(graph)) for graph in graphs]
     if not quiet:
         print_comparison(results, [_title(graph) for graph in graphs])
     return results

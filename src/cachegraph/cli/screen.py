@@ -9,10 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cachegraph.errors import RunError
-from cachegraph.graph.events import AgentFailed, AgentFinished, Event, TextDelta
+from cachegraph.graph.events import AgentFailed, AgentFinished, Event, RunFinished, TextDelta
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.result import Result
 from cachegraph.graph.stream import RunStream
+
+from .recording import Record
 
 __all__ = ["print_comparison", "run_and_print", "warm_up"]
 
@@ -24,14 +26,16 @@ def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
         graphs[0].run(inputs)
 
 
-def run_and_print(graph: Graph, inputs: Mapping[str, str], quiet: bool, title: str | None = None) -> Result:
-    """Run once. Ctrl-C, or a failing run, still prints what finished."""
+def run_and_print(
+    graph: Graph, inputs: Mapping[str, str], quiet: bool, records: Sequence[Record] = (), title: str | None = None
+) -> Result:
+    """Run once; `records` get every event. Ctrl-C, or a failing run, still prints what finished."""
     console = Console(stderr=True, quiet=quiet)
     if title:
         console.rule(f"[bold]{title}")
     stream = graph.stream(inputs)
     try:
-        anyio.run(_follow, stream, graph.output, quiet, console)
+        anyio.run(_follow, stream, graph.output, quiet, console, records)
     except (KeyboardInterrupt, RunError) as error:
         if not quiet:
             if isinstance(error, KeyboardInterrupt):
@@ -43,11 +47,15 @@ def run_and_print(graph: Graph, inputs: Mapping[str, str], quiet: bool, title: s
     return stream.result
 
 
-async def _follow(stream: RunStream, output: str, quiet: bool, console: Console) -> None:
+async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, records: Sequence[Record]) -> None:
     streamed = False
+    ended = False
     try:
         async with stream:
             async for event in stream:
+                ended = isinstance(event, RunFinished)
+                for record in records:
+                    record(event)
                 if quiet:
                     continue
                 if isinstance(event, TextDelta) and event.agent == output:
@@ -58,6 +66,9 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console)
     finally:
         if streamed:
             _write("\n")
+        if not ended:  # interrupted: the reader left before the run did
+            for record in records:
+                record(RunFinished(stream.result.seconds, stream.result))
     if not (quiet or streamed):
         _write(f"{stream.result.text}\n")
 
