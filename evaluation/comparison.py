@@ -95,9 +95,11 @@ class VariantRow(BaseModel):
 
     name: str
     description: str
+    recorded_as: str | None = None  # what its records are called, where that is not its name
     same_as: str | None = None
     why_not: str | None = None
     examples: int = 0
+    groups: int | None = None  # that these examples form; None: they are independent
     failed: int = 0
     errors: dict[str, int] = {}
     quality: dict[str, Estimate] = {}
@@ -140,7 +142,7 @@ class Comparison(BaseModel):
     def records_of(self, variant: str) -> list[Record]:
         """A variant's records by example, also where it shares another's."""
         row = self.row(variant)
-        name = row.same_as or row.name if row is not None else variant
+        name = (row.recorded_as or row.same_as or row.name) if row is not None else variant
         return [record for record in self.records if record.variant == name]
 
     def to_json(self, indent: int | None = None) -> str:

@@ -1,6 +1,7 @@
-"""Intervals and p-values for paired examples: the bootstrap over examples, and McNemar's exact test."""
+"""Intervals and p-values for paired examples: the bootstrap over examples or their groups, and McNemar's exact test."""
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,20 +20,33 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_means(columns: Floats, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """(resamples, columns): the mean of each column over as many examples drawn again, the same ones for all columns.
+def bootstrap_means(
+    columns: Floats, seed: int, resamples: int = RESAMPLES, groups: Sequence[Hashable] | None = None
+) -> Floats:
+    """(resamples, columns): the mean of each column over examples drawn again, the same ones for all columns.
 
-    `columns` is (examples, columns). How often each example is drawn is multinomial, which needs no list of draws.
+    `columns` is (examples, columns). `groups` has an entry an example: those of one group are drawn together, as many
+    groups as there are (the cluster bootstrap). How often each is drawn is multinomial, which needs no list of draws.
     """
-    examples = len(columns)
+    sums, sizes = (columns, np.ones(len(columns))) if groups is None else _by_group(columns, groups)
+    count = len(sums)
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, columns.shape[1]))
-    step = max(1, 2_000_000 // examples)
+    step = max(1, 2_000_000 // count)
     for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        drawn = generator.multinomial(examples, np.full(examples, 1 / examples), size=count)
-        means[start : start + count] = drawn.astype(np.float64) @ columns
-    return means / examples
+        part = slice(start, min(start + step, resamples))
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=part.stop - start).astype(np.float64)
+        means[part] = drawn @ sums / (drawn @ sizes)[:, None]
+    return means
+
+
+def _by_group(columns: Floats, groups: Sequence[Hashable]) -> tuple[Floats, Floats]:
+    """By group, the sum of its examples' rows and how many they are."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    where = np.array([places[group] for group in groups])
+    sums = np.zeros((len(places), columns.shape[1]))
+    np.add.at(sums, where, columns)
+    return sums, np.bincount(where, minlength=len(places)).astype(np.float64)
 
 
 def interval(means: Floats) -> Interval:

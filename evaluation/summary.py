@@ -14,11 +14,9 @@ from .comparison import AgentSummary, Difference, EdgeSummary, Estimate, Spread,
 from .metrics import Metric
 from .records import Memory, Record
 from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided
-from .variants import VARIANTS, Variant
+from .variants import VARIANTS, Name, Variant, control_of
 
 __all__ = ["Summary", "fallback", "summarise"]
-
-BASELINES = ("text", "mismatched", "alone")
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,14 @@ def summarise(
     running = [row.name for row in rows if row.why_not is None]
     complete = _complete([by_name[name] for name in running], examples)
     values = {name: _values(by_name[name], complete, metrics) for name in running}
+    groups = [example.index if example.group is None else example.group for example in complete]
     for row in rows:
         row.examples = len(complete) if row.name in running else 0
+        row.groups = len(set(groups)) if row.examples > len(set(groups)) else None
     if not complete:
         return Summary(rows, [])
-    return _with_statistics(rows, values, metrics, seed, once=len({record.seed for record in records}) <= 1)
+    once = len({record.seed for record in records}) <= 1
+    return _with_statistics(rows, values, metrics, seed, groups, once)
 
 
 def _complete(all_records: Sequence[Sequence[Record]], examples: Sequence[Example]) -> list[Example]:
@@ -70,12 +71,18 @@ def _values(records: Sequence[Record], examples: Sequence[Example], metrics: Seq
 
 
 def _with_statistics(
-    rows: Sequence[VariantRow], values: Mapping[str, Floats], metrics: Sequence[Metric], seed: int, once: bool
+    rows: Sequence[VariantRow],
+    values: Mapping[str, Floats],
+    metrics: Sequence[Metric],
+    seed: int,
+    groups: Sequence[int | str],
+    once: bool,
 ) -> Summary:
     """`once`: every example has one record a variant, so that right and wrong can be counted."""
     pairs = [(name, base) for name in values for base in _baselines(name) if base in values and base != name]
     columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
-    means = bootstrap_means(columns, seed)
+    apart, lone = len(set(groups)) == len(groups), len(set(groups)) == 1 < len(groups)
+    means = bootstrap_means(columns, seed, groups=None if apart else groups)
     count = len(metrics)
     for place, name in enumerate(values):
         row = next(row for row in rows if row.name == name)
@@ -89,23 +96,27 @@ def _with_statistics(
         for number, metric in enumerate(metrics):
             here, there = values[name][:, number], values[base][:, number]
             resampled = means[:, place * count + number]
-            differences.append(_difference(name, base, metric.name, here, there, resampled, once))
+            differences.append(_difference(name, base, metric.name, here, there, resampled, once and apart, lone))
     return Summary(list(rows), differences)
 
 
 def _baselines(name: str) -> tuple[str, ...]:
-    return (*BASELINES, f"mismatched:{name}")
+    """What a variant is compared with; its own fuser's controls, if it has one of its own."""
+    own = f"@{fuser}" if (fuser := Name.parse(name).fuser) else ""
+    return tuple(dict.fromkeys(("text", f"mismatched{own}", "alone", control_of(name))))
 
 
 def _difference(
-    variant: str, baseline: str, metric: str, here: Floats, there: Floats, resampled: Floats, once: bool
+    variant: str, baseline: str, metric: str, here: Floats, there: Floats, resampled: Floats, counts: bool, lone: bool
 ) -> Difference:
+    """`counts`: examples are independent and have one value each, so that McNemar's test applies to right and wrong.
+    `lone`: all are of one group, from which nothing follows for others."""
     ends = interval(resampled)
-    binary = once and set(np.unique(np.concatenate([here, there])).tolist()) <= {0.0, 1.0}
+    binary = counts and set(np.unique(np.concatenate([here, there])).tolist()) <= {0.0, 1.0}
     if binary:
         p = mcnemar(int((here > there).sum()), int((here < there).sum()))
     else:
-        p = 1.0 if not np.any(here != there) else two_sided(resampled)
+        p = 1.0 if lone or not np.any(here != there) else two_sided(resampled)
     return Difference(
         variant=variant,
         baseline=baseline,
@@ -119,11 +130,12 @@ def _difference(
 
 
 def _row(variant: Variant, records: Sequence[Record]) -> VariantRow:
-    kind = variant.name.partition(":")[0]
-    row = VariantRow(name=variant.name, description=VARIANTS[kind], why_not=variant.why_not)
+    kind, _, fuser = Name.parse(variant.name)
+    description = VARIANTS[kind] + (f"; by the fuser {fuser}" if fuser else "")
+    row = VariantRow(name=variant.name, description=description, why_not=variant.why_not, recorded_as=variant.records)
     if variant.why_not is not None:
         return row
-    row.same_as = variant.records if variant.records != variant.name else None
+    row.same_as = variant.records if variant.records.partition("#")[0] != variant.name else None
     done = [record for record in records if record.error is None]
     row.failed = len(records) - len(done)
     row.errors = dict(Counter(record.error for record in records if record.error is not None).most_common(5))

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from .comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
+from .variants import Name
 
 __all__ = ["make_tables", "number", "size"]
 
@@ -23,15 +24,18 @@ def number(value: float, metric: MetricInfo, sign: bool = False) -> str:
 
 def _quality(comparison: Comparison) -> Table:
     metric = comparison.metrics[0]
-    baselines = [name for name in ("text", "mismatched") if _runs(comparison, name)]
+    running = {Name.parse(row.name).kind for row in comparison.rows if row.why_not is None}
+    baselines = [name for name in ("text", "mismatched") if name in running]
     table = _table(f"{comparison.graph}, {_count(comparison)}", ["variant", _title(metric)])
-    for name in baselines:
-        table.add_column(f"minus {name}", justify="right")
+    for baseline in baselines:
+        table.add_column(f"minus {baseline}", justify="right")
     for row in comparison.rows:
         if row.why_not is not None:
             table.add_row(row.name, "[dim]not available")  # the verdicts say why
             continue
-        differences = [_difference(comparison.difference(row.name, baseline), metric) for baseline in baselines]
+        differences = [
+            _difference(comparison.difference(row.name, _own(baseline, row.name)), metric) for baseline in baselines
+        ]
         name = row.name + (f" = {row.same_as}" if row.same_as else "")
         table.add_row(name, _estimate(row.quality.get(metric.name), metric), *differences)
     if any(difference.shown and difference.metric == metric.name for difference in comparison.differences):
@@ -80,15 +84,18 @@ def _table(title: str | None, columns: Sequence[str]) -> Table:
     return table
 
 
-def _runs(comparison: Comparison, name: str) -> bool:
-    row = comparison.row(name)
-    return row is not None and row.why_not is None
+def _own(baseline: str, name: str) -> str:
+    """The control of a variant with a fuser of its own has that fuser, too."""
+    fuser = Name.parse(name).fuser
+    return f"{baseline}@{fuser}" if baseline == "mismatched" and fuser else baseline
 
 
 def _count(comparison: Comparison) -> str:
     examples = max((row.examples for row in comparison.rows), default=0)
+    groups = next((row.groups for row in comparison.rows if row.groups is not None), None)
     seeds = len(comparison.environment.seeds)
-    return f"{examples} examples" + (f", {seeds} seeds" if seeds > 1 else "")
+    together = f" in {groups} groups" if groups is not None else ""
+    return f"{examples} examples{together}" + (f", {seeds} seeds" if seeds > 1 else "")
 
 
 def _title(metric: MetricInfo) -> str:

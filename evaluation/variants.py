@@ -1,18 +1,22 @@
-"""The ways in which one graph is run on the same examples: channels, ends alone, and controls."""
+"""The ways in which one graph is run on the same examples: channels, ends alone, controls, and other fusers.
+
+A variant is called KIND, for a control on another channel KIND:CHANNEL, and with another fuser than the recipe's
+KIND@FUSER: `mismatched`, `zero:both`, `cache@my-fuser`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
-from cachegraph.channels.spec import Channel
+from cachegraph.channels.spec import Channel, EdgeSpec, TextEdge
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.errors import InputError
+from cachegraph.errors import FuserError, InputError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.inputs import meant
 from cachegraph.graph.spec import GraphSpec, InputSpec
 
-__all__ = ["DEFAULT", "VARIANTS", "ControlKind", "Variant", "make_variants", "seeded"]
+__all__ = ["DEFAULT", "VARIANTS", "ControlKind", "Name", "Variant", "control_of", "make_variants", "seeded"]
 
 ControlKind = Literal["zero", "mismatched"]
 
@@ -34,9 +38,30 @@ CONTROLS: tuple[ControlKind, ...] = ("zero", "mismatched")
 BASES: tuple[Channel, ...] = ("cache", "both", "auto")
 
 
+class Name(NamedTuple):
+    """A variant's name in parts; `of` and `fuser` are empty where they aren't said."""
+
+    kind: str
+    of: str
+    fuser: str
+
+    @classmethod
+    def parse(cls, name: str) -> "Name":
+        head, _, fuser = name.partition("@")
+        kind, _, of = head.partition(":")
+        return cls(kind, of, fuser)
+
+
+def control_of(name: str) -> str:
+    """The mismatched control that a variant with caches is held to: on the same channel, with the same fuser."""
+    head, at, fuser = name.partition("@")
+    return f"mismatched{'' if head == 'cache' else f':{head}'}{at}{fuser}"
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table. `records` names the variant whose records it shows; `why_not`, why there are none.
+    """A row of the table. `records` names the variant whose records it shows, and those of another fuser with its hash;
+    `why_not`, why there are none.
 
     `owns`: the graph is no mere copy with other channels, so whoever opens it closes it.
     """
@@ -55,14 +80,18 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
         raise InputError(f"a variant is named twice in {', '.join(names)}")
     variants: list[Variant] = []
     for name in names:
-        kind, _, of = name.partition(":")
+        kind, of, fuser = Name.parse(name)
         if kind not in VARIANTS or (of and (kind not in CONTROLS or of not in BASES)):
             raise InputError(f"there is no variant {name!r}{meant(name, VARIANTS)}")
+        if "@" in name and (not fuser or kind not in (*BASES, *CONTROLS)):
+            raise InputError(
+                f"the variant {name!r} can't be meant: a fuser stands behind a variant with caches, as in cache@NAME"
+            )
         if not graph.spec.edges and kind not in ("alone", "floor", "text"):
             raise InputError(f"the recipe has no edges, so there is no variant {name!r}; only 'alone' can run")
         if kind == "mismatched" and examples < 2:
             raise InputError("a mismatched cache is another example's, and there is only one; give more rows")
-        variants += _make(name, kind, of, graph)
+        variants += _fused(name, graph) if fuser else _make(name, kind, of, graph)
     return variants
 
 
@@ -97,6 +126,38 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
             return [_ceiling(name, graph)]
         case _:
             return [_identical(name, graph)]
+
+
+def _fused(name: str, graph: Graph) -> list[Variant]:
+    """As the variant without the fuser's name, on edges that name a fuser; where none does, on those that need one."""
+    from cachegraph.channels.fusers.find import find_fuser
+    from cachegraph.channels.fusers.folder import read_json
+
+    kind, of, fuser = Name.parse(name)
+    try:
+        folder = find_fuser(fuser, graph.folder)
+        card = folder / "card.json"
+        mark = str(read_json(card).get("sha256"))[:8] if card.is_file() else ""
+    except FuserError as error:
+        raise InputError(f"the variant {name!r} can't run: {error}") from error
+    (plain,) = _make(name, kind, of, graph)
+    assert plain.graph is not None
+    spec = plain.graph.spec
+    named = any(not isinstance(edge, TextEdge) and edge.fuser is not None for edge in spec.edges)
+    edges = tuple(
+        edge.model_copy(update={"fuser": fuser})
+        if not isinstance(edge, TextEdge) and (edge.fuser is not None if named else _differ(spec, edge))
+        else edge
+        for edge in spec.edges
+    )
+    changed = graph.with_spec(spec.model_copy(update={"edges": edges}))
+    return [Variant(name, f"{name}#{mark}" if mark else name, changed, plain.control, owns=True)]
+
+
+def _differ(spec: GraphSpec, edge: EdgeSpec) -> bool:
+    """Whether the two ends run different models."""
+    one, other = (spec.agents[name].model for name in (edge.sender, edge.receiver))
+    return spec.models.get(one, one) != spec.models.get(other, other)
 
 
 def _alone(spec: GraphSpec, model: str) -> GraphSpec:
@@ -145,7 +206,6 @@ def _reads_only(agent: AgentSpec) -> AgentSpec:
 def _identical(name: str, graph: Graph) -> Variant:
     """The sharers of the output agent run its own model, joined to it by that model's fuser with itself."""
     from cachegraph.channels.fusers.find import find_fuser
-    from cachegraph.errors import FuserError
 
     spec = graph.with_channels("cache").spec
     output = spec.agents[spec.output]

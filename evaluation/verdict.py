@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .comparison import Difference, MetricInfo, VariantRow
 from .summary import fallback
 from .table import number
+from .variants import Name, control_of
 
 __all__ = ["verdicts"]
 
@@ -21,12 +22,16 @@ def verdicts(rows: Sequence[VariantRow], differences: Sequence[Difference], metr
     running = {row.name: row for row in rows if row.why_not is None}
     table = {(each.variant, each.baseline): each for each in differences if each.metric == metric.name}
     said: list[str] = []
-    for name in CACHED:
-        if name in running:
-            said += _about(running[name], running, table, metric)
-    if not any(name in running for name in CACHED):
+    cached = sorted((name for name in running if Name.parse(name).kind in CACHED), key=_order)
+    for name in cached:
+        said += _about(running[name], running, table, metric)
+    if not cached:
         said.append("no variant with cache edges ran, so nothing can be said about the cache")
     return said + _limits(rows, running)
+
+
+def _order(name: str) -> int:
+    return CACHED.index(Name.parse(name).kind)
 
 
 Table = dict[tuple[str, str], Difference]
@@ -60,7 +65,7 @@ def against(difference: Difference, metric: MetricInfo) -> str:
 
 
 def _communication(name: str, running: dict[str, VariantRow], table: Table, metric: MetricInfo) -> str:
-    control = "mismatched" if name == "cache" else f"mismatched:{name}"
+    control = control_of(name)
     alone = table.get((name, "alone"))
     wrong = table.get((name, control))
     if alone is None or wrong is None:
@@ -100,6 +105,9 @@ def _limits(rows: Sequence[VariantRow], running: dict[str, VariantRow]) -> list[
         said.append("no example finished in every variant, so there is nothing to compare")
     elif 0 < examples < FEW:
         said.append(f"{examples} examples are few: intervals are rough, and small differences can't be shown")
+    groups = next((row.groups for row in running.values() if row.groups is not None), None)
+    if groups is not None and groups < FEW <= examples:
+        said.append(f"{examples} examples of {groups} groups: so few groups make intervals rough")
     for row in running.values():
         if row.failed and not row.same_as:
             reason = next(iter(row.errors), "")

@@ -25,4 +25,8 @@ class EvaluateSpec(Strict):
     references: Annotated[
         Column | None, Field(description="Right replies, a text or a list of texts; without it, the right choice.")
     ] = None
+    group: Annotated[
+        Column | None,
+        Field(description="Rows that are alike in it stand together in intervals: questions about one story."),
+    ] = None
     id: Annotated[Column | None, Field(description="What the report calls a row; usually 'id'.")] = None

@@ -18,11 +18,12 @@ from .spec import GraphSpec
 __all__ = ["Example", "data_hash", "make_examples", "merge_mapping"]
 
 SHOWN = 5
-ROLES = ("choices", "labels", "answer", "references", "id")
+ROLES = ("choices", "labels", "answer", "references", "group", "id")
 
 
 class Example(BaseModel):
-    """One question. `index` is its row in the data, from 0; `references` are right replies."""
+    """One question. `index` is its row in the data, from 0; `references` are right replies; examples of one `group` are
+    not independent of each other."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,6 +33,7 @@ class Example(BaseModel):
     choices: tuple[str, ...] | None = None
     answer: int | None = None
     references: tuple[str, ...] = ()
+    group: str | None = None
 
 
 def merge_mapping(spec: EvaluateSpec | None, given: Mapping[str, str], inputs: Sequence[str]) -> EvaluateSpec:
@@ -95,6 +97,7 @@ def _example(index: int, row: Row, graph: GraphSpec, mapping: EvaluateSpec) -> E
         choices=choices,
         answer=answer,
         references=references,
+        group=str(_column(row, mapping.group, "the role 'group'")) if mapping.group is not None else None,
     )
 
 

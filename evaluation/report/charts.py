@@ -42,7 +42,9 @@ def quality(comparison: Comparison, metric: MetricInfo, name: str) -> Chart | No
         label = f"{number(estimate.value, metric)} ({number(estimate.low, metric)} to {number(estimate.high, metric)})"
         axes.annotate(label, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=11)
     _room(axes, [row.quality[metric.name] for row in rows], metric)
-    note = "Means over examples, with 95 % intervals (bootstrap over examples)."
+    note = (
+        "Means over examples, with 95 % intervals (bootstrap over examples, or over their groups where they have some)."
+    )
     chance = _chance(comparison, metric)
     if chance is not None:
         axes.axvline(chance, color=COLOURS["soft"], linestyle=(0, (2, 3)), linewidth=1.2)

@@ -1,3 +1,4 @@
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -5,12 +6,12 @@ from typing import Any
 import anyio
 import pytest
 
-from cachegraph import Comparison, acompare, compare
+from cachegraph import Comparison, Graph, acompare, compare
 from cachegraph.agents.testing import ScriptedAgent
 from cachegraph.errors import InputError, ModelError
 from cachegraph.evaluation.rounds import Progress
 
-from .conftest import Answerer, Reader, rows, story_graph
+from .conftest import STORY, Answerer, Reader, rows, story_graph
 
 pytestmark = pytest.mark.usefixtures("caches_travel")
 ALL = ("text", "cache", "alone", "mismatched", "zero", "ceiling", "floor")
@@ -38,6 +39,64 @@ def test_a_receiver_that_likes_any_cache_is_found_out() -> None:
     dazzled = Answerer("answerer", knows=lambda heard, story: heard.startswith("story"))
     found = compare(story_graph(dazzled), rows())
     assert "cache beats alone, but so does a mismatched cache: this is not communication" in found.verdicts[1]
+
+
+def test_questions_about_one_story_are_drawn_together() -> None:
+    lucky = Answerer("answerer", knows=lambda heard, story: bool(heard) and int(story.split()[1]) % 2 == 0)
+    questions = [{**row, "question": f"{row['question']} {ask}"} for row in rows(12) for ask in range(4)]
+    apart = compare(story_graph(lucky), questions, variants=["cache", "alone"])
+    together = compare(story_graph(lucky), questions, variants=["cache", "alone"], columns={"group": "context"})
+    one, other = (found.row("cache").quality["accuracy"] for found in (apart, together))  # type: ignore[union-attr]
+    assert one.value == other.value == 0.5
+    assert other.high - other.low > 1.5 * (one.high - one.low)
+    assert [row.groups for row in together.rows] == [12, 12]
+    assert apart.differences[0].test == "McNemar, exact"  # which takes every question for a witness of its own
+    assert together.differences[0].test == "paired bootstrap"
+    assert "48 examples of 12 groups: so few groups make intervals rough" in together.verdicts
+
+
+def test_nothing_is_shown_by_one_story() -> None:
+    questions = [{**rows(1)[0], "question": f"q{ask}"} for ask in range(40)]
+    found = compare(story_graph(), questions, variants=["cache", "alone"], columns={"group": "context"})
+    assert found.differences[0].value == 1.0
+    assert not found.differences[0].shown
+
+
+def write_card(folder: Path, sha256: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "card.json").write_text(json.dumps({"sha256": sha256}))
+
+
+def test_fusers_stand_side_by_side_each_held_to_its_own_control(tmp_path: Path) -> None:
+    def graph() -> Graph:
+        edges = [{**STORY["edges"][0], "fuser": "./first"}]
+        return story_graph(edges=edges, folder=tmp_path)
+
+    for name in ("first", "second"):
+        write_card(tmp_path / name, name[0] * 64)
+    names = ["alone", "cache", "mismatched", "cache@./second", "mismatched@./second", "zero:both@./second"]
+    found = compare(graph(), rows(), variants=names)
+    assert [row.name for row in found.rows] == names
+    assert found.rows[3].description == "every edge hands over its KV cache; by the fuser ./second"
+    assert found.rows[3].same_as is None
+    assert len(found.records_of("cache@./second")) == 40
+    assert found.difference("cache@./second", "mismatched@./second") is not None
+    assert found.difference("cache@./second", "mismatched") is None
+    used = [line for line in found.verdicts if line.endswith("what the cache carries is used")]
+    assert [line.split()[0] for line in used] == ["cache", "cache@./second"]
+
+
+def test_another_training_of_a_fuser_is_played_anew(tmp_path: Path) -> None:
+    def played(sha256: str) -> int:
+        write_card(tmp_path / "made", sha256)
+        reader = Reader("reader")
+        graph = story_graph(reader, folder=tmp_path)
+        compare(graph, rows(4), variants=["alone", "cache@./made"], out=tmp_path / "r.jsonl")
+        return len(reader.turns)
+
+    assert played("a" * 64) > 0
+    assert played("a" * 64) == 0
+    assert played("b" * 64) > 0
 
 
 def test_every_mismatched_example_names_its_partner() -> None:
@@ -214,6 +273,9 @@ def test_the_ceiling_hands_over_all_that_a_writer_read() -> None:
         ({"variants": ["cahce"]}, "no variant 'cahce'; did you mean 'cache'"),
         ({"variants": ["text:both"]}, "no variant 'text:both'"),
         ({"variants": ["text", "text"]}, "named twice"),
+        ({"variants": ["text@./made"]}, "a fuser stands behind a variant with caches"),
+        ({"variants": ["cache@"]}, "a fuser stands behind a variant with caches"),
+        ({"variants": ["cache@nobody"]}, "'cache@nobody' can't run: there is no fuser 'nobody'"),
         ({"limit": 0}, "limit must be 1 or more"),
         ({"seeds": 0}, "seeds must be 1 or more"),
         ({"seed": -1}, "seed must be 0 or more"),

@@ -75,3 +75,35 @@ def test_two_sided_p_is_small_only_where_zero_is_rare() -> None:
     assert two_sided(np.zeros(100)) == 1.0
     assert two_sided(np.linspace(-1, 1, 1001)) == pytest.approx(1.0)
     assert two_sided(np.r_[np.full(975, 1.0), np.full(25, -1.0)]) == pytest.approx(2 * 26 / 1001)
+
+
+def test_groups_are_drawn_whole() -> None:
+    columns = np.random.default_rng(5).normal(size=(30, 2))
+    groups = [f"story {place % 7}" for place in range(30)]
+    means = bootstrap_means(columns, seed=1, resamples=20_000, groups=groups)
+    members = [[place for place, group in enumerate(groups) if group == f"story {number}"] for number in range(7)]
+    generator = np.random.default_rng(2)
+    slow = np.array(  # the slow way: stories drawn one by one, and all their questions with them
+        [
+            columns[[place for story in generator.integers(0, 7, size=7) for place in members[story]]].mean(axis=0)
+            for _ in range(20_000)
+        ]
+    )
+    assert np.allclose(
+        np.quantile(means, [0.025, 0.5, 0.975], axis=0), np.quantile(slow, [0.025, 0.5, 0.975], axis=0), atol=0.02
+    )
+
+
+def test_groups_of_one_are_examples() -> None:
+    columns = np.random.default_rng(5).normal(size=(30, 2))
+    assert np.array_equal(bootstrap_means(columns, 7), bootstrap_means(columns, 7, groups=range(30)))
+
+
+def test_questions_that_stand_or_fall_with_their_story_have_the_interval_of_the_stories() -> None:
+    stories = np.random.default_rng(3).integers(0, 2, size=40).astype(float)
+    questions = np.repeat(stories, 5)[:, None]
+    groups = np.repeat(np.arange(40), 5).tolist()
+    grouped = interval(bootstrap_means(questions, 0, groups=groups)[:, 0])
+    assert grouped == pytest.approx(interval(bootstrap_means(stories[:, None], 0)[:, 0]))
+    naive = interval(bootstrap_means(questions, 0)[:, 0])
+    assert naive.high - naive.low < 0.6 * (grouped.high - grouped.low)

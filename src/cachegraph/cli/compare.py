@@ -43,7 +43,9 @@ def compare(
     variants: Annotated[
         str,
         typer.Option(
-            "--variants", help="Of text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, floor."
+            "--variants",
+            help="Of text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, floor; "
+            "cache@NAME is cache with another fuser.",
         ),
     ] = DEFAULT_VARIANTS,
     limit: Annotated[int | None, typer.Option(help="As many rows, drawn by the seed.", show_default=False)] = None,
