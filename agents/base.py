@@ -55,11 +55,12 @@ class Delivery:
 class Turn:
     """All that an agent gets for one turn."""
 
-    inputs: Mapping[str, str]
+    inputs: Mapping[str, Any]
     deliveries: Sequence[Delivery] = ()
     needs_text: bool = True  # somebody reads the reply: an edge, or the graph's caller
     needs_cache: bool = False  # an edge out of this agent hands over its KV cache
     on_text: Callable[[str], None] | None = None  # called with each piece of the reply as it is decoded
+    id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` where the agent takes several in a run
     control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
 
 

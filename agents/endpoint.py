@@ -13,6 +13,7 @@ from cachegraph.errors import ConfigError, RunError
 
 from .base import Delivery, Reply, Timing, Tokens, Turn
 from .completions import CompletionsAPI
+from .filters import Value
 from .prompt import PromptTemplate
 from .spec import AgentSpec, EndpointSpec
 
@@ -41,7 +42,7 @@ class EndpointAgent:
     async def turn(self, turn: Turn) -> Reply:
         """Take one turn. Raises ModelError if the endpoint does not answer."""
         begin = perf_counter()
-        heard = {delivery.message.sender: await delivery.message.read() for delivery in turn.deliveries}
+        heard = {each.message.sender: await _value(each.message) for each in turn.deliveries}
         prompt = self._prompt.messages({**turn.inputs, **heard})
         messages = [{"role": message.role, "content": message.content.text} for message in prompt]
         edges = {delivery.message.sender: _report(delivery) for delivery in turn.deliveries}
@@ -100,6 +101,10 @@ class EndpointAgent:
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(f"the environment variable {variable!r} holds no key: it has characters that no key has")
         return key
+
+
+async def _value(message: Message) -> Value:
+    return Value(await message.read(), message.sender, message.data)
 
 
 def _report(delivery: Delivery) -> EdgeReport:

@@ -36,14 +36,16 @@ MAX_NUMBER = 2**63
 
 
 class Value(str):
-    """A text that remembers which name it came from."""
+    """A text that remembers which name it came from, and the structured data that came with it."""
 
-    __slots__ = ("origin",)
+    __slots__ = ("data", "origin")
     origin: str
+    data: Any  # a JSON value
 
-    def __new__(cls, text: str, origin: str) -> "Value":
+    def __new__(cls, text: str, origin: str, data: Any = None) -> "Value":
         value = super().__new__(cls, text)
         value.origin = origin
+        value.data = data
         return value
 
     def __str__(self) -> str:  # compiled templates call str() on what they put out; the origin must survive it
@@ -81,12 +83,15 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "a truth value": bool,
     "a number": (int, float),
     "a list": (list, tuple, range),
+    "an object": dict,
     "'loop'": LoopContext,
 }
 
 
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
+    if value is None:
+        return "nothing"
     return next((name for name, kind in KINDS.items() if isinstance(value, kind)), "this")
 
 
@@ -97,7 +102,8 @@ def text_of(value: Any) -> str:
         return value
     if value is None or isinstance(value, bool | int | float):
         return str(value)
-    raise TemplateRuntimeError(f"text is wanted here, not {kind_of(value)}; put a list together with 'join'")
+    remedy = "name a field of it, or write 'tojson'" if isinstance(value, dict) else "put a list together with 'join'"
+    raise TemplateRuntimeError(f"text is wanted here, not {kind_of(value)}; {remedy}")
 
 
 def number_of(value: Any) -> int | float:
@@ -183,7 +189,7 @@ def _default(value: Any, default: Any = "", boolean: bool = False) -> Any:
 
 
 def _length(value: Any) -> int:
-    return len(value) if isinstance(value, list | tuple | range) else len(text_of(value))
+    return len(value) if isinstance(value, list | tuple | range | dict) else len(text_of(value))
 
 
 def _sort(value: Any, reverse: bool = False) -> list[Any]:
@@ -220,7 +226,9 @@ def range_of(*bounds: Any) -> range:
 
 
 def _tojson(value: Any) -> str:
-    return _made(json.dumps(list(value) if isinstance(value, list | tuple) else text_of(value), ensure_ascii=False))
+    if not isinstance(value, dict | list | tuple | bool | int | float | None):
+        value = text_of(value)
+    return _made(json.dumps(value, ensure_ascii=False))
 
 
 def _text_method(method: Callable[..., Any]) -> Callable[..., Any]:

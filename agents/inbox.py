@@ -7,6 +7,7 @@ from cachegraph.channels.create import fall_back
 from cachegraph.channels.message import EdgeReport
 
 from .base import Delivery, Turn
+from .filters import Value
 
 __all__ = ["Inbox"]
 
@@ -43,13 +44,14 @@ class Inbox:
         report.positions_fused = report.positions_grafted = 0
         self._fallen.add(delivery.route.edge.sender)
 
-    async def texts(self) -> dict[str, str]:
-        """The reply of every sender whose text is read; an empty text where only the cache goes over."""
+    async def texts(self) -> dict[str, Value]:
+        """The reply of every sender whose text is read, with its data; an empty text where only the cache goes over."""
         texts = {}
         for delivery in self.turn.deliveries:
             sender, report = delivery.route.edge.sender, self.report(delivery)
             reads = report.channel_used != "cache"
-            texts[sender] = await delivery.message.read() if reads else ""
+            text = await delivery.message.read() if reads else ""
+            texts[sender] = Value(text, delivery.message.turn or sender, delivery.message.data)
             report.bytes = len(texts[sender].encode())
         return texts
 

@@ -108,7 +108,7 @@ class LocalAgent:
         else:
             message.write = lambda: self._write_later(turn, row)
         if turn.needs_cache and row is not None:
-            message.cache = row.plane(engine.model.identity, self.name)
+            message.cache = row.plane(engine.model.identity, turn.id or self.name)
         timing.total = perf_counter() - began
         return Reply(message, timing, tokens, _reports(turn, inbox), ids)
 

@@ -5,7 +5,7 @@ Every token remembers the span it came from: which input or which upstream reply
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cachegraph.engine.chat import render_chat
 from cachegraph.engine.tokens import Tokenizer
@@ -77,15 +77,19 @@ class PromptTemplate:
 
     def __init__(self, agent: str, spec: AgentSpec, upstream: Sequence[str]):
         self._agent = agent
-        self._prompt = compile_template(spec.prompt)
-        self._system = compile_template(spec.system) if spec.system is not None else None
+        self._prompt = compile_template(spec.prompt, None)
+        self._system = compile_template(spec.system, None) if spec.system is not None else None
         used = self._prompt.names | (self._system.names if self._system else frozenset())
+        self._upstream = dict.fromkeys(upstream, "")
         self._in_front = [name for name in upstream if name not in used]  # no slot: a message of its own
         self.names = used | frozenset(self._in_front)  # the inputs and agents whose text it may hold
 
-    def messages(self, values: Mapping[str, str], slots: Collection[str] = ()) -> list[Message]:
-        """The agent's messages for one turn. Raises InputError where a template fails on these values."""
-        out = []
+    def messages(self, values: Mapping[str, Any], slots: Collection[str] = ()) -> list[Message]:
+        """The agent's messages for one turn; of who has sent nothing the slot is empty.
+
+        Raises InputError where a template fails on these values.
+        """
+        values, out = {**self._upstream, **values}, []
         if self._system is not None:
             out.append(Message("system", self._render(self._system, values, slots)))
         for name in self._in_front:
@@ -95,7 +99,7 @@ class PromptTemplate:
         out.append(Message("user", self._render(self._prompt, values, slots)))
         return out
 
-    def _render(self, template: Template, values: Mapping[str, str], slots: Collection[str]) -> Rendered:
+    def _render(self, template: Template, values: Mapping[str, Any], slots: Collection[str]) -> Rendered:
         try:
             return template.render(values, slots)
         except TemplateProblem as problem:

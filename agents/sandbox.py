@@ -15,7 +15,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from .filters import FILTERS, METHODS, count_of, kind_of, number_of, range_of, spend, text_of
+from .filters import FILTERS, METHODS, Value, count_of, kind_of, number_of, range_of, spend, text_of
 
 __all__ = ["ATTRIBUTES", "SANDBOX", "TESTS", "Guarding", "Sandbox"]
 
@@ -25,7 +25,7 @@ LOOP = frozenset(
     {"changed", "cycle", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
 )
 BOOKKEEPING = ("_loop_vars", "_block_vars")  # compiled code hands these to every call
-ATTRIBUTES = LOOP | METHODS.keys()
+ATTRIBUTES = LOOP | METHODS.keys() | {"data"}
 TESTS = (
     *("defined", "divisibleby", "eq", "even", "ge", "gt", "in", "le", "lt"),
     *("ne", "none", "number", "odd", "string", "undefined"),
@@ -79,8 +79,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, LoopContext) and attribute in LOOP:
             return getattr(obj, attribute)
+        if isinstance(obj, Value) and attribute == "data":
+            return obj.data
         if isinstance(obj, str) and attribute in METHODS:
             return lambda *args: METHODS[attribute](obj, *args)
+        if isinstance(obj, dict) and attribute in obj:
+            return obj[attribute]
         return self.undefined(f"{kind_of(obj)} has no {attribute!r}")
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -90,6 +94,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 return obj[argument]
             except IndexError:
                 pass
+        if isinstance(obj, dict) and isinstance(argument, str) and argument in obj:
+            return obj[argument]
         return self.undefined(f"{kind_of(obj)} has no item {argument!r}")
 
     def each(self, iterable: Any) -> Iterator[Any]:

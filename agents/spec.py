@@ -1,12 +1,16 @@
-"""The agents' slice of a recipe: who speaks, with which model, from which prompt."""
+"""The agents' slice of a recipe: who speaks, with which model, from which prompt.
 
-from typing import Annotated, Literal
+An entry of `agents` is told by the key that only its kind has: `model`, `graph`, ... A further kind is a class here, a
+member of `AgentEntry`, a line in `KINDS`, and whatever `create_agents` of the graph makes of it.
+"""
 
-from pydantic import Field, PositiveFloat
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, PositiveFloat, Tag
 
 from cachegraph.engine.spec import GenerateSpec, Strict
 
-__all__ = ["AgentSpec", "EndpointSpec"]
+__all__ = ["KINDS", "AgentEntry", "AgentSpec", "EndpointSpec", "Entry", "SubgraphSpec"]
 
 
 class EndpointSpec(Strict):
@@ -32,7 +36,13 @@ class EndpointSpec(Strict):
     max_retries: Annotated[int, Field(ge=0, le=10)] = 2
 
 
-class AgentSpec(Strict):
+class Entry(Strict):
+    """What every entry of `agents` may say, whatever stands behind it."""
+
+    timeout: Annotated[PositiveFloat | None, Field(description="Seconds.")] = None
+
+
+class AgentSpec(Entry):
     """One agent: a model and the prompt it answers."""
 
     model: Annotated[str, Field(min_length=1, description="A key of `models`, or a model's name.")]
@@ -46,4 +56,25 @@ class AgentSpec(Strict):
         Literal["parallel", "sequential"],
         Field(description="Several sharers: sum of residuals from the clean cache, or one after the other."),
     ] = "parallel"
-    timeout: Annotated[PositiveFloat | None, Field(description="Seconds.")] = None
+
+
+class SubgraphSpec(Entry):
+    """Another recipe in an agent's place: what it is given are its inputs, what it replies is its output."""
+
+    graph: Annotated[str, Field(min_length=1, description="A recipe's file, seen from this one.")]
+    inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
+
+
+# By the key that tells them apart; an entry with none of them is meant to have a model.
+KINDS: dict[str, type[Entry]] = {"graph": SubgraphSpec, "model": AgentSpec}
+
+
+def _kind(value: Any) -> str:
+    has = value.__contains__ if isinstance(value, dict) else lambda key: hasattr(value, key)
+    return next((key for key in KINDS if has(key)), "model")
+
+
+AgentEntry = Annotated[
+    Annotated[AgentSpec, Tag("model")] | Annotated[SubgraphSpec, Tag("graph")],
+    Discriminator(_kind),
+]

@@ -6,51 +6,26 @@ output piece by piece and values are `str` objects that know their name, so span
 that went through an operator is found again by its mark. What a template may do is `sandbox.py`'s matter.
 """
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
-from jinja2 import TemplateError, meta, nodes
-from jinja2.exceptions import TemplateSyntaxError
+from jinja2 import TemplateError, nodes
 
-from .filters import BUDGET, FILTERS, Budget, Value
-from .sandbox import ATTRIBUTES, SANDBOX, TESTS, Guarding
+from .filters import BUDGET, Budget, Value
+from .parse import CODE, MARK, TemplateProblem, locate, parse
+from .sandbox import SANDBOX, Guarding
 
-__all__ = ["Rendered", "Span", "Template", "TemplateProblem", "compile_template"]
+__all__ = ["Rendered", "Span", "Template", "TemplateProblem", "as_value", "compile_template"]
 
 MAX_OUTPUT = 64_000_000  # characters
-MAX_DEPTH = 60  # of nested code
 
 # A slot is two characters that no prompt holds: a noncharacter, then the slot's number in a private plane.
-MARK = "\ufdd0"
 PRIVATE = 0xF0000
 SLOT = re.compile("\ufdd0([\U000f0000-\U000ffffd])")
-
-RESERVED = "the template holds the character U+FDD0, which is reserved"
-CODE = re.compile(r"\{\{|\{%|\{#")
-ALLOWED = (
-    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Assign, nodes.With),
-    *(nodes.Name, nodes.Const, nodes.List, nodes.Tuple, nodes.Getattr, nodes.Getitem, nodes.Slice),
-    *(nodes.Filter, nodes.Test, nodes.Call, nodes.Keyword, nodes.CondExpr, nodes.Compare, nodes.Operand),
-    *(nodes.And, nodes.Or, nodes.Not, nodes.Concat, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
-    *(nodes.Mod, nodes.Pow, nodes.Neg, nodes.Pos),
-)
-BLOCKS = {"AssignBlock": "set block", "CallBlock": "call block", "FilterBlock": "filter block", "FromImport": "from"}
-
-
-class TemplateProblem(Exception):
-    """A template that can't be compiled or rendered. Line and column are the template's own and count from 1."""
-
-    def __init__(self, message: str, line: int = 1, column: int = 1, hint: str = ""):
-        super().__init__(message)
-        self.message = message
-        self.line = line
-        self.column = column
-        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +52,23 @@ class Template:
 
     source: str
     names: frozenset[str]  # what `render` must be given
+    fields: frozenset[str]  # those of them whose `data` it reads
     _tree: nodes.Template | None = field(repr=False, compare=False)  # None: plain text
 
     def place(self, name: str) -> tuple[int, int]:
         """The line and column where the template first uses `name`."""
         lines = [node.lineno for node in self._tree.find_all(nodes.Name) if node.name == name] if self._tree else [1]
-        return _locate(self.source, min(lines, default=1), name)
+        return locate(self.source, min(lines, default=1), name)
 
-    def render(self, values: Mapping[str, str], slots: Collection[str] = ()) -> Rendered:
+    def render(self, values: Mapping[str, Any], slots: Collection[str] = ()) -> Rendered:
         """The text for these values; a name in `slots` leaves an empty span. Raises TemplateProblem."""
         if self._tree is None:
             return _assemble([_plain(self.source)], [])
         names = sorted(self.names)
-        texts = {name: Value(str(value).replace(MARK, "\ufffd"), name) for name, value in values.items()}
+        texts = {name: as_value(values[name], name) for name in names if name in values}
         for number, name in enumerate(names):
             if name in slots:
-                texts[name] = Value(MARK + chr(PRIVATE + number), name)
+                texts[name] = Value(MARK + chr(PRIVATE + number), name, getattr(texts.get(name), "data", None))
         token = BUDGET.set(Budget())
         try:
             return _assemble(self._pieces(texts), [name if name in slots else "" for name in names])
@@ -101,7 +77,7 @@ class Template:
         finally:
             BUDGET.reset(token)
 
-    def _pieces(self, texts: dict[str, Value]) -> Iterator[str]:
+    def _pieces(self, texts: dict[str, Any]) -> Iterator[str]:
         code = self._code
         for piece in code.root_render_func(code.new_context(texts)):
             BUDGET.get().spend()
@@ -124,99 +100,39 @@ class Template:
                 line = self._code.get_corresponding_lineno(trace.tb_lineno)
             trace = trace.tb_next
         message = str(error) if isinstance(error, TemplateError) else f"the template's code fails: {error}"
-        return TemplateProblem(message, *_locate(self.source, line, ""))
+        return TemplateProblem(message, *locate(self.source, line, ""))
 
 
-def compile_template(source: str) -> Template:
-    """Read and check a template. Raises TemplateProblem for anything that a prompt's template may not hold."""
-    if MARK in source:
-        raise TemplateProblem(RESERVED, *_place(source, MARK))
-    if CODE.search(source) is None:
-        return Template(source, frozenset(), None)
-    try:
-        tree = SANDBOX.parse(source)
-        _check(tree, source)
-        names = frozenset(meta.find_undeclared_variables(tree))
-    except TemplateSyntaxError as error:
-        raise _syntax(error, source) from error
-    except TemplateError as error:
-        raise TemplateProblem(str(error)) from error
-    except (RecursionError, ValueError) as error:
-        raise TemplateProblem("the template's code is too deep or too large to read; make it simpler") from error
-    called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
-    return Template(source, names - called, tree)
+def compile_template(source: str, objects: Collection[str] | None = ()) -> Template:
+    """Read and check a template. Raises TemplateProblem for anything that a prompt's template may not hold.
+
+    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may.
+    """
+    if MARK not in source and CODE.search(source) is None:
+        return Template(source, frozenset(), frozenset(), None)
+    code = parse(source, objects)
+    return Template(source, code.names, code.fields, code.tree)
 
 
-def _check(tree: nodes.Template, source: str) -> None:
-    todo: list[tuple[nodes.Node, int]] = [(tree, 0)]
-    while todo:
-        node, depth = todo.pop()
-        problem = _objection(node) if depth <= MAX_DEPTH else ("the template's code is nested too deeply", "", "")
-        if problem is not None:
-            message, word, hint = problem
-            raise TemplateProblem(message, *_locate(source, node.lineno, word), hint)
-        depth += 4 if isinstance(node, nodes.For) else 1  # Python nests at most 20 loops
-        todo.extend((child, depth) for child in node.iter_child_nodes())
+def as_value(value: Any, name: str) -> Any:
+    """A value as templates may have it: a text knows its name, and nothing in it could be taken for a slot."""
+    if isinstance(value, Value):
+        if MARK not in value and value.data is None:
+            return value
+        return Value(value.replace(MARK, "\ufffd"), value.origin, _plain_data(value.data))
+    return Value(value.replace(MARK, "\ufffd"), name) if isinstance(value, str) else _plain_data(value)
 
 
-def _objection(node: nodes.Node) -> tuple[str, str, str] | None:
-    """Why a template may not hold this: a message, the word to point at, a hint."""
-    kind = type(node).__name__
-    match node:
-        case nodes.For(recursive=True):
-            return "a loop in a prompt can't be recursive", "recursive", ""
-        case nodes.Filter():
-            if node.node is None:
-                return "a prompt can't have filter blocks", "filter", "apply the filter with '|'"
-            return None if node.name in FILTERS else _unknown("filter", node.name, FILTERS)
-        case nodes.Test():
-            return None if node.name in TESTS else _unknown("test", node.name, TESTS)
-        case nodes.Getattr():
-            return None if node.attr in ATTRIBUTES else _unknown("attribute", node.attr, ATTRIBUTES)
-        case nodes.Call():
-            callable_here = isinstance(node.node, nodes.Getattr) or getattr(node.node, "name", "") == "range"
-            if not callable_here or node.dyn_args is not None or node.dyn_kwargs is not None:
-                name = getattr(node.node, "name", "")
-                return "only range() and the methods of texts and of 'loop' can be called in a prompt", name, ""
-        case nodes.Name(name=str() as name) if len(name) > 100:
-            return "a name in the template is longer than 100 characters", "", ""
-        case nodes.Const(value=str() as text) if MARK in text:
-            return RESERVED, "", ""
-        case _ if not isinstance(node, ALLOWED):
-            what = BLOCKS.get(kind, kind.lower())
-            return f"a prompt can't hold {what!r}", what.removesuffix(" block"), "it may use if, for, set and with"
-    return None
-
-
-def _unknown(what: str, name: str, known: Collection[str]) -> tuple[str, str, str]:
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-    return f"unknown {what} {name!r} in the template", name, hint
-
-
-def _syntax(error: TemplateSyntaxError, source: str) -> TemplateProblem:
-    message = (error.message or "the template can't be read").rstrip(".")
-    quoted = re.search(r"'([^']+)'", message)
-    message = message[0].lower() + message[1:]
-    return TemplateProblem(f"template: {message}", *_locate(source, error.lineno, quoted[1] if quoted else ""))
-
-
-def _locate(source: str, line: int, word: str) -> tuple[int, int]:
-    """Jinja2 knows lines only: the column of `word` in the line's code, else of the code itself."""
-    lines = re.split(r"\r\n|\r|\n", source)
-    line = min(max(line, 1), len(lines))
-    text = lines[line - 1]
-    code = CODE.search(text)
-    start = code.start() if code else 0
-    found = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)" if word.isidentifier() else re.escape(word)).search(
-        text, start
-    )
-    return line, (found.start() if word and found else start) + 1
-
-
-def _place(source: str, character: str) -> tuple[int, int]:
-    index = source.index(character)
-    return source.count("\n", 0, index) + 1, index - source.rfind("\n", 0, index)
+def _plain_data(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace(MARK, "\ufffd") if MARK in value else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_data(item) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise TemplateProblem(f"a template's values are JSON values, and {type(value).__name__} is none")
 
 
 def _plain(source: str) -> str:

@@ -21,7 +21,8 @@ class ScriptedAgent:
 
     `reply` is a text, or a function from the turn to one; by default the agent repeats what it was sent. It waits for
     `gate` before it speaks and sets `entered` when its turn begins; `fail` is raised instead of speaking. `cache` is
-    handed over as the cache plane where somebody asks for one.
+    handed over as the cache plane where somebody asks for one; `data`, a value or a function from the turn to one, goes
+    with the text.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ScriptedAgent:
         fail: Exception | None = None,
         fail_open: Exception | None = None,
         cache: Callable[[], Any] | None = None,
+        data: Any = None,
     ):
         self.name = name
         self.reply = reply
@@ -42,6 +44,7 @@ class ScriptedAgent:
         self.fail = fail
         self.fail_open = fail_open
         self.cache = cache
+        self.data = data
         self.opened = 0
         self.closed = 0
         self.turns: list[dict[str, str]] = []  # what each turn was told: the inputs, then the replies by sender
@@ -68,8 +71,9 @@ class ScriptedAgent:
         if turn.on_text is not None:
             for i, word in enumerate(words):
                 turn.on_text(word if i == 0 else f" {word}")
+        data = self.data(turn) if callable(self.data) else self.data
         cache = self.cache() if self.cache is not None and turn.needs_cache else None
-        return Reply(Message(self.name, text, cache), tokens=Tokens(generated=len(words)))
+        return Reply(Message(self.name, text, cache, data=data), tokens=Tokens(generated=len(words)))
 
     def _say(self, turn: Turn, heard: Mapping[str, str]) -> str:
         if callable(self.reply):

@@ -25,7 +25,7 @@ async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, t
     if done.cost.first_token is not None:
         row.timing.first_token = done.cost.first_token - began
     if turn.needs_cache:
-        await _keep(engine, agent, row, done)
+        await _keep(engine, turn.id or agent, row, done)
     return row
 
 

@@ -25,6 +25,7 @@ class Message:
     write: Callable[[], Awaitable[str]] | None = None
     data: Any = None  # a JSON value beside the text: a structured reply, what a function returned
     rebuild: Callable[[], Awaitable[Any]] | None = None  # for a cache that was lost with the process that had it
+    turn: str = ""  # the id of the turn that this is the reply of; set by the graph
 
     async def read(self) -> str:
         """The text plane, written now if it was not before."""

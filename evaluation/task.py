@@ -76,7 +76,7 @@ def _check_scoring(graph: Graph, metrics: Sequence[Metric]) -> None:
     needs = next((metric.name for metric in metrics if metric.of_choices), None)
     if needs is None:
         return
-    agent = graph.spec.agents[graph.output]
+    agent = graph.spec.speaker(graph.output)
     model = graph.spec.models.get(agent.model)
     if hasattr(model, "base_url"):
         raise InputError(

@@ -99,7 +99,7 @@ def seeded(graph: Graph, seed: int) -> Graph | None:
     """The graph with this seed for all agents that sample and have none of their own; None where no agent samples."""
     sampling = {
         name: agent.model_copy(update={"generate": agent.generate.model_copy(update={"seed": seed})})
-        for name, agent in graph.spec.agents.items()
+        for name, agent in graph.spec.speakers.items()
         if agent.generate.temperature > 0 and agent.generate.seed is None
     }
     if not sampling:
@@ -117,7 +117,10 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
         case "alone" | "floor":
             return [
                 Variant(
-                    name, "alone", graph.with_spec(_alone(graph.spec, graph.spec.agents[graph.output].model)), owns=True
+                    name,
+                    "alone",
+                    graph.with_spec(_alone(graph.spec, graph.spec.speaker(graph.output).model)),
+                    owns=True,
                 )
             ]
         case "sharer":
@@ -162,18 +165,18 @@ def _differ(spec: GraphSpec, edge: EdgeSpec) -> bool:
 
 def _alone(spec: GraphSpec, model: str) -> GraphSpec:
     """The output agent, with this model, where its slots are inputs that nobody fills."""
-    agent = spec.agents[spec.output].model_copy(update={"model": model})
+    agent = spec.speaker(spec.output).model_copy(update={"model": model})
     slots = {edge.sender: InputSpec(default="") for edge in spec.edges if edge.receiver == spec.output}
     update = {"agents": {spec.output: agent}, "edges": (), "inputs": {**spec.inputs, **slots}, "evaluate": None}
     return spec.model_copy(update=update)
 
 
 def _sharers(name: str, graph: Graph) -> list[Variant]:
-    spec, output = graph.spec, graph.spec.agents[graph.output]
+    spec, output = graph.spec, graph.spec.speaker(graph.output)
     senders: dict[str, str] = {}  # model to the first agent that has it
     for edge in spec.edges:
-        if edge.receiver == graph.output:
-            senders.setdefault(spec.agents[edge.sender].model, edge.sender)
+        if edge.receiver == graph.output and edge.sender in spec.speakers:
+            senders.setdefault(spec.speakers[edge.sender].model, edge.sender)
     models = {
         model: sender
         for model, sender in senders.items()
@@ -191,7 +194,10 @@ def _sharers(name: str, graph: Graph) -> list[Variant]:
 def _ceiling(name: str, graph: Graph) -> Variant:
     """Text edges, and upstream agents that only read: what they hand over is their prompt, so nothing is lost."""
     text = graph.with_channels("text")
-    agents = {each: agent if each == text.output else _reads_only(agent) for each, agent in text.spec.agents.items()}
+    speakers = {
+        each: agent if each == text.output else _reads_only(agent) for each, agent in text.spec.speakers.items()
+    }
+    agents = {**text.spec.agents, **speakers}
     if agents == text.spec.agents:
         return Variant(name, "text", text)
     return Variant(name, name, graph.with_spec(text.spec.model_copy(update={"agents": agents})), owns=True)
@@ -208,7 +214,7 @@ def _identical(name: str, graph: Graph) -> Variant:
     from cachegraph.channels.fusers.find import find_fuser
 
     spec = graph.with_channels("cache").spec
-    output = spec.agents[spec.output]
+    output = spec.speaker(spec.output)
     entry = spec.models.get(output.model, output.model)
     if isinstance(entry, EndpointSpec):
         return Variant(name, name, why_not=f"agent {spec.output!r} is behind an endpoint")
@@ -218,7 +224,8 @@ def _identical(name: str, graph: Graph) -> Variant:
         edge.sender
         for edge in spec.edges
         if edge.receiver == spec.output
-        and spec.models.get(spec.agents[edge.sender].model, spec.agents[edge.sender].model) != entry
+        and (sender := spec.speakers.get(edge.sender)) is not None
+        and spec.models.get(sender.model, sender.model) != entry
     }
     if not sharers:
         return Variant(name, name, why_not="every agent before the output runs its model already")
@@ -226,10 +233,8 @@ def _identical(name: str, graph: Graph) -> Variant:
         find_fuser(fuser, graph.folder)
     except FuserError:
         return Variant(name, name, why_not=f"there is no fuser {fuser!r} of the receiver's model with itself")
-    agents = {
-        each: agent.model_copy(update={"model": output.model}) if each in sharers else agent
-        for each, agent in spec.agents.items()
-    }
+    moved = {each: spec.speaker(each).model_copy(update={"model": output.model}) for each in sharers}
+    agents = {**spec.agents, **moved}
     edges = tuple(
         edge.model_copy(update={"fuser": fuser}) if edge.sender in sharers and edge.receiver == spec.output else edge
         for edge in spec.edges

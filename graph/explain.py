@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cachegraph.agents.spec import KINDS
 from cachegraph.channels.spec import CHANNELS
 from cachegraph.errors import Problem
 
@@ -20,9 +21,10 @@ from .schema import recipe_schema
 __all__ = ["explain"]
 
 MAX_PROBLEMS = 200
-# The types behind the tags of the two unions of a recipe, which pydantic puts into the path of an error.
+# The types behind the tags of the unions of a recipe, which pydantic puts into the path of an error.
 UNIONS: dict[Any, dict[Any, str | None]] = {
     "edges": {"text": "TextEdge", "cache": "CacheEdge", "both": "BothEdge", "auto": "AutoEdge"},
+    "agents": {key: kind.__name__ for key, kind in KINDS.items()},
     "models": {"local": "ModelSpec", "endpoint": "EndpointSpec", "name": None},
 }
 

@@ -126,9 +126,9 @@ class Graph:
         self._parts.add_input(name, {"description": description, "default": default})
         return self._changed()
 
-    def add_agent(self, name: str, *, model: str, prompt: str, **options: Any) -> Self:
-        """Add an agent; the options are those of the recipe (`system`, `generate`, `timeout`, ...)."""
-        self._parts.add_agent(name, {"model": model, "prompt": prompt, **options})
+    def add_agent(self, name: str, **entry: Any) -> Self:
+        """Add an agent with what the recipe says of one: `model`, `prompt`, `system`, `generate`, `timeout`, ..."""
+        self._parts.add_agent(name, entry)
         return self._changed()
 
     def add_edge(self, sender: str, receiver: str, channel: Channel = "text", **options: Any) -> Self:

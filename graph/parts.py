@@ -4,11 +4,11 @@ Remembers what the cache edges were told when their channel is swapped, so that 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from cachegraph.agents.spec import AgentSpec
+from cachegraph.agents.spec import KINDS, Entry
 from cachegraph.channels.spec import CHANNELS, Channel, EdgeSpec
 from cachegraph.errors import InputError, Problem, RecipeError
 
@@ -60,7 +60,7 @@ class Parts:
         self._add("inputs", name, _checked(InputSpec, data, f"inputs.{name}"))
 
     def add_agent(self, name: str, data: Mapping[str, Any]) -> None:
-        self._add("agents", name, _checked(AgentSpec, data, f"agents.{name}"))
+        self._add("agents", name, _agent(name, data))
 
     def add_edge(self, data: Mapping[str, Any]) -> None:
         if data["channel"] not in CHANNELS:
@@ -112,6 +112,11 @@ def _edge(data: Mapping[str, Any]) -> EdgeSpec:
         return EDGE.validate_python(dict(data))
     except ValidationError as error:
         raise RecipeError(_problems(error, f"the edge from {data['from']!r} to {data['to']!r}")) from error
+
+
+def _agent(name: str, data: Mapping[str, Any]) -> Entry:
+    kind = next((kind for key, kind in KINDS.items() if key in data), KINDS["model"])
+    return cast("Entry", _checked(kind, data, f"agents.{name}"))
 
 
 def _checked(kind: type[BaseModel], data: Mapping[str, Any], place: str) -> BaseModel:

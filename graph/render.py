@@ -7,7 +7,7 @@ import re
 from textwrap import shorten
 from urllib.parse import urlsplit
 
-from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, SubgraphSpec
 from cachegraph.agents.template import TemplateProblem, compile_template
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.engine.spec import ModelSpec
@@ -78,7 +78,10 @@ def edge_label(edge: EdgeSpec) -> str:
 
 def model_label(spec: GraphSpec, agent: str) -> str:
     """What an agent runs on."""
-    model = spec.agents[agent].model
+    entry = spec.agents[agent]
+    if isinstance(entry, SubgraphSpec):
+        return entry.graph
+    model = entry.model
     match spec.models.get(model, model):
         case ModelSpec(source=source):
             return source
@@ -88,10 +91,11 @@ def model_label(spec: GraphSpec, agent: str) -> str:
             return name
 
 
-def _reads(spec: GraphSpec, agent: AgentSpec) -> list[str]:
+def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
     """The inputs that an agent's templates name."""
     names: set[str] = set()
-    for source in (agent.system, agent.prompt):
+    sources = (agent.system, agent.prompt) if isinstance(agent, AgentSpec) else agent.inputs.values()
+    for source in sources:
         try:
             names |= compile_template(source or "").names
         except TemplateProblem:

@@ -25,11 +25,13 @@ class AgentResult:
 
     status: AgentStatus = "not_started"
     text: str | None = None
+    data: Any = None  # a JSON value beside the text: a structured reply, what a function returned
     error: str | None = None  # why it failed, or was cancelled
     model: str = ""
     started: float | None = None  # seconds since the run began
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
+    turn: str = ""  # the id of the turn that this tells of: the agent's name, unless it takes several in a run
 
 
 class Result(BaseModel):

@@ -3,7 +3,7 @@
 Made once a graph, after its models are loaded, and shared by all its runs: nothing here changes while they run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +12,12 @@ import anyio
 
 from cachegraph.agents.base import Agent
 from cachegraph.agents.create import Create
+from cachegraph.agents.spec import AgentSpec, SubgraphSpec
+from cachegraph.agents.template import compile_template
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Route
 from cachegraph.channels.spec import EdgeSpec, TextEdge
+from cachegraph.errors import ConfigError
 
 from .plan import Plan
 from .spec import GraphSpec
@@ -72,17 +75,13 @@ def create_agents(spec: GraphSpec, folder: Path, create: Create) -> dict[str, Ag
     for edge in spec.edges:
         upstream[edge.receiver].append(edge.sender)
     inputs = tuple(spec.inputs)
-    return {
-        name: create(
-            name,
-            agent,
-            spec.models.get(agent.model, agent.model),
-            folder,
-            inputs=inputs,
-            upstream=tuple(upstream[name]),
-        )
-        for name, agent in spec.agents.items()
-    }
+    agents: dict[str, Agent] = {}
+    for name, entry in spec.agents.items():
+        if isinstance(entry, SubgraphSpec):
+            raise ConfigError(f"agent {name!r} is a graph, and this version can't run those yet")
+        model = spec.models.get(entry.model, entry.model)
+        agents[name] = create(name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]))
+    return agents
 
 
 class Exit(NamedTuple):
@@ -130,6 +129,7 @@ def wire(
         receiver = index[edge.receiver]
         exits[index[edge.sender]].append(Exit(receiver, len(entries[receiver]), route))
         entries[receiver].append(route)
+    told = {spec.output, *_whose_data_is_read(spec)}
     depth = [order.steps[name].depth for name in index]  # who is furthest from the output starts first
     nodes = tuple(
         Node(
@@ -140,7 +140,7 @@ def wire(
             timeout=spec.agents[name].timeout,
             entries=tuple(entries[i]),
             exits=tuple(sorted(exits[i], key=lambda exit: -depth[exit.receiver])),
-            needs_text=name == spec.output or any(exit.route.needs_text for exit in exits[i]),
+            needs_text=name in told or any(exit.route.needs_text for exit in exits[i]),
             needs_cache=any(exit.route.needs_cache for exit in exits[i]),
         )
         for name, i in index.items()
@@ -148,6 +148,16 @@ def wire(
     waits = tuple(len(routes) for routes in entries)
     first = sorted((node for node in nodes if not node.entries), key=lambda node: -depth[node.index])
     return Wiring(nodes, waits, tuple(first))
+
+
+def _whose_data_is_read(spec: GraphSpec) -> Iterator[str]:
+    """Senders of which a receiver reads the data, which comes with the text, whatever the edge carries."""
+    for edge in spec.edges:
+        receiver = spec.agents[edge.receiver]
+        if isinstance(edge, TextEdge) or not isinstance(receiver, AgentSpec):
+            continue
+        if any(edge.sender in compile_template(each or "", None).fields for each in (receiver.prompt, receiver.system)):
+            yield edge.sender
 
 
 def _route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, decide: Decide | None) -> Route:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -50,7 +51,7 @@ class Run:
     def __init__(
         self,
         spec: GraphSpec,
-        inputs: Mapping[str, str],
+        inputs: Mapping[str, Any],
         prepare: Prepare,
         listener: Listener | None = None,
         probe: Probe | None = None,
@@ -140,7 +141,7 @@ class Run:
                 self._group.start_soon(self._follow, ready[i], name=ready[i].name)
 
     async def _serve(self, node: Node) -> list[Node]:
-        agent = AgentResult("running", model=node.model, started=self._now())
+        agent = AgentResult("running", model=node.model, started=self._now(), turn=node.name)
         self._agents[node.name] = agent
         if self._listener:
             self._listener(AgentStarted(self._now(), node.name))
@@ -165,6 +166,7 @@ class Run:
             return Reply(Message(node.name, ""))
         # The turn is nobody's variable: it must not outlive the agent's own use of the caches in it.
         reply = await node.agent.turn(self._next_turn(node))
+        reply.message.turn = node.name
         if node.needs_text and reply.message.text is None:
             await reply.message.read()
         return reply
@@ -176,6 +178,7 @@ class Run:
             node.needs_text,
             node.needs_cache,
             self._deltas(node.name) if self._listener else None,
+            node.name,
             self._probe.controls.get(node.name) if self._probe else None,
         )
         if self._probe is not None:
@@ -190,6 +193,7 @@ class Run:
     def _finish(self, node: Node, agent: AgentResult, reply: Reply) -> None:
         agent.status = "finished"
         agent.text = reply.message.text
+        agent.data = reply.message.data
         agent.timing = timing = reply.timing
         agent.tokens = reply.tokens
         timing.total = timing.total or self._now() - (agent.started or 0.0)
@@ -282,7 +286,7 @@ def _as_needed(message: Message, route: Route) -> Message:
     """The message without its cache where only its text is read, so that no reader of words keeps a cache alive."""
     if message.cache is None or route.needs_cache or message.text is None:
         return message
-    return Message(message.sender, message.text)
+    return Message(message.sender, message.text, data=message.data, turn=message.turn)
 
 
 def _sentence(error: BaseException) -> str:

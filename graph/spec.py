@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.engine.spec import Limits, ModelSpec, Strict
+from cachegraph.errors import InputError
 
 from .evaluate_spec import EvaluateSpec
 
@@ -67,7 +68,7 @@ class GraphSpec(Strict):
     description: str = ""
     models: dict[Identifier, ModelEntry] = {}  # noqa: RUF012 (pydantic copies it)
     inputs: dict[Identifier, InputSpec] = {}  # noqa: RUF012 (pydantic copies it)
-    agents: Annotated[dict[Identifier, AgentSpec], Field(min_length=1)]
+    agents: Annotated[dict[Identifier, AgentEntry], Field(min_length=1)]
     edges: tuple[EdgeSpec, ...] = ()
     output: Annotated[str, Field(description="The agent whose reply is the graph's.")]
     on_error: Annotated[
@@ -76,3 +77,15 @@ class GraphSpec(Strict):
     ] = "stop"
     limits: Limits = Limits()
     evaluate: Annotated[EvaluateSpec | None, Field(description="The columns that `cachegraph compare` reads.")] = None
+
+    def speaker(self, name: str) -> AgentSpec:
+        """The agent of this name where it must be one with a model. Raises InputError."""
+        agent = self.agents[name]
+        if not isinstance(agent, AgentSpec):
+            raise InputError(f"agent {name!r} has no model of its own, and here it needs one")
+        return agent
+
+    @property
+    def speakers(self) -> dict[str, AgentSpec]:
+        """The agents that have a model."""
+        return {name: agent for name, agent in self.agents.items() if isinstance(agent, AgentSpec)}

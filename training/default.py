@@ -39,7 +39,7 @@ def default_spec(graph_file: Path, edge: str | None, kind: str | None, data: Seq
 def private_names(graph: GraphSpec, sender: str, receiver: str) -> frozenset[str]:
     """What the sender's prompt holds and the receiver's does not."""
     mine, theirs = (
-        PromptTemplate(name, graph.agents[name], [edge.sender for edge in graph.edges if edge.receiver == name]).names
+        PromptTemplate(name, graph.speaker(name), [edge.sender for edge in graph.edges if edge.receiver == name]).names
         for name in (receiver, sender)
     )
     return theirs - (mine - {sender})

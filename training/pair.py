@@ -62,7 +62,7 @@ def open_pair(
 ) -> Iterator[Pair]:
     """Load both models (one, where they are the same), onto `device` if given. Raises ModelError or ConfigError."""
     known = {**graph.models, **models}
-    sharer, receiver = (_model(graph.agents[name], name, known) for name in edge)
+    sharer, receiver = (_model(graph.speaker(name), name, known) for name in edge)
     if device is not None:
         sharer, receiver = (spec.model_copy(update={"device": device}) for spec in (sharer, receiver))
     if control == "identical":
@@ -79,7 +79,7 @@ def _model(spec: AgentSpec, agent: str, known: dict[str, ModelEntry]) -> ModelSp
 
 
 def _end(graph: GraphSpec, agent: str, engine: Engine) -> End:
-    spec, model = graph.agents[agent], engine.model
+    spec, model = graph.speaker(agent), engine.model
     if model.why_no_cache is not None:
         raise ModelError(f"{model.name!r} can't take part in a cache edge: {model.why_no_cache}")
     if model.tokenizer is None:

@@ -68,7 +68,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """By (context, generation arguments). A context that is asked again is sampled with another seed."""
         graph, seed = self._options.graph, self._options.seed
-        recipe = graph.spec.agents[graph.output].generate
+        recipe = graph.spec.speaker(graph.output).generate
         asked: Counter[str] = Counter()
         jobs = []
         for request in requests:
@@ -114,7 +114,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
     def tokenizer_name(self) -> str:
         """A name for the template, by which the harness keeps requests."""
         self._chat_player()
-        return self._options.graph.spec.agents[self._options.graph.output].model.replace("/", "__")
+        return self._options.graph.spec.speaker(self._options.graph.output).model.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The model's own template."""

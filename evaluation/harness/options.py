@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
-from cachegraph.agents.spec import EndpointSpec
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import InputError
 from cachegraph.graph.graph import Graph
@@ -56,7 +56,7 @@ def read_options(given: Mapping[str, Any], seed: int) -> Options:
 def is_bare(spec: GraphSpec, name: str) -> bool:
     """Whether the graph is nothing but a model of ours: one agent whose whole prompt is the input, outside any chat."""
     (agent, *others) = spec.agents.values()
-    if others or agent.system is not None or agent.chat is not False:
+    if others or not isinstance(agent, AgentSpec) or agent.system is not None or agent.chat is not False:
         return False
     prompt = re.fullmatch(r"\{\{\s*(\w+)\s*\}\}", agent.prompt)
     return prompt is not None and prompt[1] == name and not isinstance(spec.models.get(agent.model), EndpointSpec)

@@ -70,7 +70,7 @@ class GraphPlayer:
     def _decoding(self, spec: GenerateSpec) -> Graph:
         if spec not in self._written:
             recipe = self._graph.spec
-            output = recipe.agents[recipe.output].model_copy(update={"generate": spec})
+            output = recipe.speaker(recipe.output).model_copy(update={"generate": spec})
             agents = {**recipe.agents, recipe.output: output}
             self._written[spec] = self._graph.with_spec(recipe.model_copy(update={"agents": agents}))
         return self._written[spec]
@@ -88,7 +88,7 @@ class GraphPlayer:
 
 
 def _in_chat(graph: Graph, agent: Any) -> bool:
-    asked = graph.spec.agents[graph.output].chat
+    asked = graph.spec.speaker(graph.output).chat
     if asked != "auto":
         return asked
     model = getattr(agent.peer().model, "model", None)

@@ -38,7 +38,7 @@ def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
 
 def _local_models(spec: GraphSpec) -> list[ModelSpec]:
     models: dict[str, ModelSpec] = {}
-    for agent in spec.agents.values():
+    for agent in spec.speakers.values():
         entry = spec.models.get(agent.model, agent.model)
         if isinstance(entry, str):
             models.setdefault(entry, ModelSpec(source=entry))

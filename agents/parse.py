@@ -1,0 +1,159 @@
+"""Reading the code of templates and expressions, and refusing what they may not hold, with its place.
+
+What the code may do once it runs is `sandbox.py`'s matter.
+"""
+
+import difflib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from jinja2 import TemplateError, meta, nodes
+from jinja2.exceptions import TemplateSyntaxError
+
+from .filters import FILTERS
+from .sandbox import ATTRIBUTES, SANDBOX, TESTS
+
+__all__ = ["CODE", "MARK", "Code", "TemplateProblem", "locate", "parse"]
+
+MAX_DEPTH = 60  # of nested code
+TOO_DEEP = ("the template's code is nested too deeply", "", "")
+
+MARK = "\ufdd0"  # a noncharacter, with which slots are marked while a template is rendered
+RESERVED = "the template holds the character U+FDD0, which is reserved"
+CODE = re.compile(r"\{\{|\{%|\{#")
+ALLOWED = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Assign, nodes.With),
+    *(nodes.Name, nodes.Const, nodes.List, nodes.Tuple, nodes.Getattr, nodes.Getitem, nodes.Slice),
+    *(nodes.Filter, nodes.Test, nodes.Call, nodes.Keyword, nodes.CondExpr, nodes.Compare, nodes.Operand),
+    *(nodes.And, nodes.Or, nodes.Not, nodes.Concat, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
+    *(nodes.Mod, nodes.Pow, nodes.Neg, nodes.Pos),
+)
+BLOCKS = {"AssignBlock": "set block", "CallBlock": "call block", "FilterBlock": "filter block", "FromImport": "from"}
+
+
+class TemplateProblem(Exception):
+    """A template that can't be compiled or rendered. Line and column are the template's own and count from 1."""
+
+    def __init__(self, message: str, line: int = 1, column: int = 1, hint: str = ""):
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.column = column
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Code:
+    """Checked code: its tree, the names it must be given, and those of which it reads the `data`."""
+
+    tree: nodes.Template
+    names: frozenset[str]
+    fields: frozenset[str]
+
+
+def parse(source: str, objects: Collection[str] | None = ()) -> Code:
+    """Read and check a template's code. Raises TemplateProblem for anything that it may not hold.
+
+    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may.
+    """
+    if MARK in source:
+        raise TemplateProblem(RESERVED, *_place(source, MARK))
+    try:
+        tree = SANDBOX.parse(source)
+        _check(tree, source, objects)
+        names = frozenset(meta.find_undeclared_variables(tree))
+    except TemplateSyntaxError as error:
+        raise _syntax(error, source) from error
+    except TemplateError as error:
+        raise TemplateProblem(str(error)) from error
+    except (RecursionError, ValueError) as error:
+        raise TemplateProblem("the template's code is too deep or too large to read; make it simpler") from error
+    called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
+    reads = tree.find_all(nodes.Getattr)
+    fields = {each.node.name for each in reads if each.attr == "data" and isinstance(each.node, nodes.Name)}
+    return Code(tree, names - called, names & fields)
+
+
+def _check(tree: nodes.Template, source: str, objects: Collection[str] | None) -> None:
+    bound = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
+    known = None if objects is None else {*objects, *bound}
+    todo: list[tuple[nodes.Node, int]] = [(tree, 0)]
+    while todo:
+        node, depth = todo.pop()
+        problem = _objection(node, known) if depth <= MAX_DEPTH else TOO_DEEP
+        if problem is not None:
+            message, word, hint = problem
+            raise TemplateProblem(message, *locate(source, node.lineno, word), hint)
+        depth += 4 if isinstance(node, nodes.For) else 1  # Python nests at most 20 loops
+        todo.extend((child, depth) for child in node.iter_child_nodes())
+
+
+def _objection(node: nodes.Node, objects: Collection[str] | None) -> tuple[str, str, str] | None:
+    """Why a template may not hold this: a message, the word to point at, a hint."""
+    kind = type(node).__name__
+    match node:
+        case nodes.For(recursive=True):
+            return "a loop in a prompt can't be recursive", "recursive", ""
+        case nodes.Filter():
+            if node.node is None:
+                return "a prompt can't have filter blocks", "filter", "apply the filter with '|'"
+            return None if node.name in FILTERS else _unknown("filter", node.name, FILTERS)
+        case nodes.Test():
+            return None if node.name in TESTS else _unknown("test", node.name, TESTS)
+        case nodes.Getattr():
+            known = node.attr in ATTRIBUTES or _in_object(node.node, objects)
+            return None if known else _unknown("attribute", node.attr, ATTRIBUTES)
+        case nodes.Call():
+            callable_here = isinstance(node.node, nodes.Getattr) or getattr(node.node, "name", "") == "range"
+            if not callable_here or node.dyn_args is not None or node.dyn_kwargs is not None:
+                name = getattr(node.node, "name", "")
+                return "only range() and the methods of texts and of 'loop' can be called in a prompt", name, ""
+        case nodes.Name(name=str() as name) if len(name) > 100:
+            return "a name in the template is longer than 100 characters", "", ""
+        case nodes.Const(value=str() as text) if MARK in text:
+            return RESERVED, "", ""
+        case _ if not isinstance(node, ALLOWED):
+            what = BLOCKS.get(kind, kind.lower())
+            return f"a prompt can't hold {what!r}", what.removesuffix(" block"), "it may use if, for, set and with"
+    return None
+
+
+def _in_object(node: nodes.Node, objects: Collection[str] | None) -> bool:
+    """Whether this may be structured data, so that its attributes are its keys."""
+    while isinstance(node, nodes.Getattr | nodes.Getitem):
+        if isinstance(node, nodes.Getattr) and node.attr == "data":
+            return True
+        node = node.node
+    return isinstance(node, nodes.Name) and node.name != "loop" and (objects is None or node.name in objects)
+
+
+def _unknown(what: str, name: str, known: Collection[str]) -> tuple[str, str, str]:
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"unknown {what} {name!r} in the template", name, hint
+
+
+def _syntax(error: TemplateSyntaxError, source: str) -> TemplateProblem:
+    message = (error.message or "the template can't be read").rstrip(".")
+    quoted = re.search(r"'([^']+)'", message)
+    message = message[0].lower() + message[1:]
+    return TemplateProblem(f"template: {message}", *locate(source, error.lineno, quoted[1] if quoted else ""))
+
+
+def locate(source: str, line: int, word: str) -> tuple[int, int]:
+    """Jinja2 knows lines only: the column of `word` in the line's code, else of the code itself."""
+    lines = re.split(r"\r\n|\r|\n", source)
+    line = min(max(line, 1), len(lines))
+    text = lines[line - 1]
+    code = CODE.search(text)
+    start = code.start() if code else 0
+    found = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)" if word.isidentifier() else re.escape(word)).search(
+        text, start
+    )
+    return line, (found.start() if word and found else start) + 1
+
+
+def _place(source: str, character: str) -> tuple[int, int]:
+    index = source.index(character)
+    return source.count("\n", 0, index) + 1, index - source.rfind("\n", 0, index)
