@@ -116,8 +116,9 @@ class LocalAgent:
         """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
         engine = self._opened.engine
         row = await self._reader(Inbox(self.name, turn)).read(finish=True, reply=ids)
-        add_reply(engine, self.name, row, ids)
-        return row.plane(engine.model.identity, self.name)
+        name = turn.id or self.name
+        add_reply(engine, name, row, ids)
+        return row.plane(engine.model.identity, name)
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
         """How likely this agent finds each choice as its reply to the turn; reads the prompt as `turn` does, once.

@@ -31,6 +31,7 @@ from .events import (
     RunStarted,
     TextDelta,
 )
+from .journal import Journal, note, take_turn
 from .probe import Probe
 from .result import AgentResult, Result, RunStatus
 from .routes import Node, Wiring
@@ -55,12 +56,14 @@ class Run:
         prepare: Prepare,
         listener: Listener | None = None,
         probe: Probe | None = None,
+        journal: Journal | None = None,
     ):
         self._spec = spec
         self._inputs = inputs
         self._prepare = prepare
         self._listener = listener
         self._probe = probe
+        self._journal = journal
         self._began = 0.0
         self._seconds = 0.0  # set when the run ends
         self._status: RunStatus = "not_started"
@@ -151,6 +154,8 @@ class Run:
             self._fail(node, agent, error)
             return []
         self._finish(node, agent, reply)
+        if self._journal is not None:
+            await note(self._journal, node.name, agent, reply)
         return self._hand_over(node, reply.message)
 
     async def _reply(self, node: Node) -> Reply:
@@ -165,7 +170,7 @@ class Run:
             self._next_turn(node)
             return Reply(Message(node.name, ""))
         # The turn is nobody's variable: it must not outlive the agent's own use of the caches in it.
-        reply = await node.agent.turn(self._next_turn(node))
+        reply = await take_turn(self._journal, node.name, node.agent, self._next_turn(node))
         reply.message.turn = node.name
         if node.needs_text and reply.message.text is None:
             await reply.message.read()

@@ -16,6 +16,8 @@ from cachegraph.agents.testing import ScriptedAgent, scripted
 from cachegraph.channels.message import Route
 from cachegraph.graph import routes
 from cachegraph.graph.events import AgentCancelled, AgentFailed, Event
+from cachegraph.graph.journal import Recorded
+from cachegraph.graph.runtime import Run
 
 pytestmark = pytest.mark.anyio
 
@@ -308,3 +310,29 @@ async def test_a_run_that_ends_badly_keeps_no_cache(monkeypatch: pytest.MonkeyPa
     assert len(errors) == (how != "cancelled")
     assert len(born) == 1
     assert alive(born) == 0
+
+
+async def test_a_journal_is_asked_before_a_turn_and_told_after_it() -> None:
+    class Memory:
+        turns = {"a": Recorded("remembered", data={"n": 1})}  # noqa: RUF012
+
+        def recall(self, turn: str) -> Recorded | None:
+            return self.turns.get(turn)
+
+        async def record(self, turn: str, recorded: Recorded) -> None:
+            self.turns[turn] = recorded
+
+    first, memory = ScriptedAgent("a"), Memory()
+    graph = build("a>b", first, ScriptedAgent("b", data=[2]), output="b")
+    result = await Run(graph.spec, {}, graph.awire, journal=memory).execute()
+    assert not first.turns
+    assert result.text == "b(remembered)"
+    assert (result.agents["a"].data, result.agents["b"].data) == ({"n": 1}, [2])
+    assert memory.turns["b"].text == "b(remembered)"
+
+
+async def test_messages_know_their_turn_and_carry_data() -> None:
+    seen: list[tuple[str, Any]] = []
+    last = ScriptedAgent("b", lambda turn: seen.extend((d.message.turn, d.message.data) for d in turn.deliveries) or "")
+    await build("a>b", ScriptedAgent("a", data={"kind": "bug"}), last, output="b").arun()
+    assert seen == [("a", {"kind": "bug"})]
