@@ -159,8 +159,9 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
 
 def _differ(spec: GraphSpec, edge: EdgeSpec) -> bool:
     """Whether the two ends run different models."""
-    one, other = (spec.agents[name].model for name in (edge.sender, edge.receiver))
-    return spec.models.get(one, one) != spec.models.get(other, other)
+    ends = [spec.speakers.get(name) for name in (edge.sender, edge.receiver)]
+    one, other = (spec.models.get(end.model, end.model) if end is not None else None for end in ends)
+    return one != other
 
 
 def _alone(spec: GraphSpec, model: str) -> GraphSpec:
