@@ -25,7 +25,7 @@ class Recorded:
     text: str | None
     data: Any = None
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
-    agent: Mapping[str, Any] = field(default_factory=dict)  # an AgentResult
+    agent: Mapping[str, Any] = field(default_factory=dict)  # an AgentResult without its text
     edges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # EdgeReports by sender
 
 
@@ -55,8 +55,9 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
     if reply.recalled:
         return
     edges = {sender: asdict(report) for sender, report in reply.edges.items()}
+    agent = {key: value for key, value in asdict(result).items() if key not in ("text", "data")}  # the message's own
     message = reply.message
-    await journal.record(name, Recorded(message.text, message.data, tuple(reply.ids), asdict(result), edges))
+    await journal.record(name, Recorded(message.text, message.data, tuple(reply.ids), agent, edges))
 
 
 def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:

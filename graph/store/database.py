@@ -1,0 +1,160 @@
+"""Opening the store's database, and its errors in our words.
+
+SQLite runs in WAL mode with synchronous=FULL. A process that is killed loses nothing either way; FULL also keeps what
+was committed when the power goes, for one fsync a commit, which is little beside an agent's turn.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoResultFound, SQLAlchemyError
+
+from cachegraph.engine.models.store import home
+from cachegraph.errors import ConfigError
+
+from .schema import STEPS, migrate, version_of
+
+__all__ = ["Database"]
+
+PATIENCE = 15.0  # seconds to wait for another process that writes
+
+
+class Database:
+    """One database, opened when it is first used and brought up to date then."""
+
+    def __init__(self, place: str | os.PathLike[str] | None, patience: float = PATIENCE):
+        self._url = _url(place)
+        self._patience = patience
+        self._engine: Engine | None = None
+        file = self._url.database if self._url.get_backend_name() == "sqlite" else None
+        self._file = Path(file) if file is not None else None
+
+    @property
+    def place(self) -> str:
+        """Where it is, as people call it; never with a password."""
+        return repr(str(self._file)) if self._file is not None else repr(self._url.render_as_string())
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads. Raises ConfigError."""
+        with self._errors(), self._opened().connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes: on disk when the block ends, or not at all. Raises ConfigError."""
+        with self._errors(), self._opened().connect() as connection, _writes(connection):
+            yield connection
+
+    def close(self) -> None:
+        """Let go of the connections; the next use opens new ones."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            engine.dispose()
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            engine = self._connectable()
+            with engine.connect() as connection:
+                with connection.begin():
+                    current = version_of(connection) == len(STEPS)
+                if not current:
+                    with _writes(connection):
+                        migrate(connection, self.place)
+            self._engine = engine
+        return self._engine
+
+    def _connectable(self) -> Engine:
+        if self._file is None:
+            try:
+                return sqlalchemy.create_engine(self._url, pool_pre_ping=True)
+            except ModuleNotFoundError as error:
+                raise ConfigError(
+                    f"the run store {self.place} needs {error.name!r}; pip install 'cachegraph[postgres]'"
+                ) from error
+        _make_private(self._file)
+        engine = sqlalchemy.create_engine(self._url, connect_args={"timeout": self._patience})
+        event.listen(engine, "connect", _on_connect)
+        event.listen(engine, "begin", _on_begin)
+        return engine
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise ConfigError(self._sentence(error.orig)) from error
+        except NoResultFound as error:
+            raise ConfigError(self._sentence("it has no version")) from error
+        except SQLAlchemyError as error:
+            raise ConfigError(f"the run store {self.place} can't be used: {error}") from error
+
+    def _sentence(self, error: object) -> str:
+        words = " ".join(str(error).split())
+        if self._file is None:
+            return f"the run store {self.place} can't be used: {words}; check CACHEGRAPH_STORE and that the server runs"
+        if "locked" in words or "busy" in words:
+            return (
+                f"the run store {self.place} is locked: another process has been writing for {self._patience:g} s; "
+                "try again when it has ended"
+            )
+        if "full" in words:
+            return f"the disk of the run store {self.place} is full; make room"
+        if "readonly" in words or "unable to open" in words:
+            return f"the run store {self.place} can't be written ({words}); point CACHEGRAPH_STORE to a place of yours"
+        return (
+            f"the run store {self.place} is damaged, or no run store ({words}); move it away and a new one is begun, "
+            "or point CACHEGRAPH_STORE to another"
+        )
+
+
+def _url(place: str | os.PathLike[str] | None) -> URL:
+    named = os.fspath(place) if place is not None else os.environ.get("CACHEGRAPH_STORE") or str(home() / "runs.db")
+    if "://" not in named:
+        return URL.create("sqlite", database=str(Path(named).expanduser().absolute()))
+    try:
+        url = make_url(named)
+    except ArgumentError as error:
+        raise ConfigError("CACHEGRAPH_STORE is no database's address; write postgresql://user@host/name") from error
+    backend = url.get_backend_name()
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or not url.database:
+        raise ConfigError(f"a run store is a SQLite file or a PostgreSQL database, not {backend!r}")
+    return url
+
+
+def _make_private(file: Path) -> None:
+    """Runs hold what people asked: the file is theirs alone."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise ConfigError(
+            f"the run store {str(file)!r} can't be written ({error.strerror}); "
+            "point CACHEGRAPH_STORE or CACHEGRAPH_HOME to a place of yours"
+        ) from error
+
+
+def _on_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # sqlite3 would begin transactions by itself, and none around a CREATE TABLE
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    # A transaction that reads first and writes later could find itself overtaken: writers queue at the start.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _writes(connection: Connection) -> Iterator[None]:
+    with connection.execution_options(writes=True).begin():
+        yield

@@ -1,0 +1,35 @@
+"""A run that is recorded while it goes on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from anyio.to_thread import run_sync
+
+from ..result import Result
+from ..runtime import Run
+from .session import Session
+
+__all__ = ["StoredExecution"]
+
+
+class StoredExecution(Run):
+    """A run with a journal, which is opened when the run begins and told how it ended."""
+
+    def __init__(self, *args: Any, open_session: Callable[[], Session], **options: Any):
+        super().__init__(*args, **options)
+        self._open_session = open_session
+        self._session: Session | None = None
+
+    @property
+    def result(self) -> Result:
+        run = self._session.run if self._session is not None else None
+        return super().result.model_copy(update={"run_id": run})
+
+    async def execute(self) -> Result:
+        session = self._session = self._journal = await run_sync(self._open_session)
+        try:
+            return await super().execute()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_sync(session.end, self.result)

@@ -1,0 +1,56 @@
+"""One run being recorded: what a run asks and tells as its journal, and how it ends in the store."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from sqlalchemy import update
+
+from ..journal import Recorded
+from ..result import Result
+from .records import Outcome, Unfinished
+from .schema import runs
+
+if TYPE_CHECKING:
+    from .database import Database
+    from .writer import Writer
+
+__all__ = ["Session"]
+
+DONE = ("finished", "not_started")
+
+
+class Session:
+    """The journal of a run that is this process's own."""
+
+    def __init__(self, database: "Database", writer: "Writer", run: str, token: str, known: Mapping[str, Recorded]):
+        self.run = run
+        self._database = database
+        self._writer = writer
+        self._token = token
+        self._known = known  # as it stood when the run was resumed; what it records is not kept here
+
+    def recall(self, turn: str) -> Recorded | None:
+        return self._known.get(turn)
+
+    async def record(self, turn: str, recorded: Recorded) -> None:
+        await self._writer.add(self.run, turn, to_json(recorded))
+
+    def end(self, result: Result) -> None:
+        """Note how the run ended, and let go of it."""
+        self._writer.release(self.run)
+        outcome = Outcome(result.error, _unfinished(result)).to_json()
+        mine = (runs.c.id == self.run) & (runs.c.token == self._token)
+        values = {"status": result.status, "outcome": outcome, "owner": None, "heartbeat": None}
+        with self._database.writing() as connection:
+            connection.execute(update(runs).where(mine).values(values, seconds=runs.c.seconds + result.seconds))
+
+
+def to_json(recorded: Recorded) -> str:
+    return json.dumps(asdict(recorded), separators=(",", ":"))
+
+
+def _unfinished(result: Result) -> dict[str, Unfinished]:
+    agents = result.agents.items()
+    return {name: Unfinished(agent.status, agent.error) for name, agent in agents if agent.status not in DONE}

@@ -1,0 +1,159 @@
+"""The run store as Python sees it: list, show, begin, resume, remove."""
+
+import os
+from collections.abc import Sequence
+from secrets import token_hex
+from time import time
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+
+from cachegraph.errors import InputError
+
+from .database import Database
+from .owner import is_alive, me, take
+from .records import Outcome, RunInfo, Setting, StoredRun, read_turn, status_of
+from .schema import runs, turns
+from .session import Session, to_json
+from .writer import Writer
+
+__all__ = ["Store"]
+
+OVER = ("finished",)
+
+
+class Store:
+    """Runs on disk. `place` is a file or a postgresql:// address.
+
+    Without one: the variable CACHEGRAPH_STORE, or runs.db in CACHEGRAPH_HOME. Opened when it is first used; safe to use
+    from several threads, and from several processes at once.
+    """
+
+    def __init__(self, place: str | os.PathLike[str] | None = None):
+        self._database = Database(place)
+        self._writer = Writer(self._database)
+
+    @property
+    def place(self) -> str:
+        """Where it is, without a password."""
+        return self._database.place
+
+    def list(
+        self, limit: int = 20, *, skip: int = 0, graph: str | None = None, status: str | None = None
+    ) -> Sequence[RunInfo]:
+        """Runs, the newest first."""
+        counted = select(func.count()).where(turns.c.run == runs.c.id).scalar_subquery().label("finished_turns")
+        columns = [runs.c[name] for name in ("id", "graph", "status", "created", "seconds", "owner", "heartbeat")]
+        query = select(*columns, counted).order_by(runs.c.created.desc(), runs.c.id)
+        if graph is not None:
+            query = query.where(runs.c.graph == graph)
+        if status is not None:
+            query = query.where(runs.c.status == ("running" if status == "interrupted" else status))
+        if status not in ("running", "interrupted"):
+            query = query.limit(limit).offset(skip)
+        with self._database.reading() as connection:
+            found = [
+                RunInfo(row.id, row.graph, status_of(row), row.created, row.seconds, row.finished_turns)
+                for row in connection.execute(query)
+            ]
+        if status in ("running", "interrupted"):  # which of the two only the processes can tell
+            return [run for run in found if run.status == status][skip : skip + limit]
+        return found
+
+    def get(self, run: str) -> StoredRun:
+        """A whole run by its id, or by as much of it as no other has. Raises InputError."""
+        with self._database.reading() as connection:
+            return _whole(connection, _find(connection, run, self.place))
+
+    def remove(self, *named: str) -> Sequence[str]:
+        """Delete runs, all of them or none; gives their ids. Raises InputError for one that is at work."""
+        with self._database.writing() as connection:
+            found = [_find(connection, each, self.place) for each in named]
+            for row in connection.execute(select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.id.in_(found))):
+                if is_alive(row.owner, row.heartbeat):
+                    raise InputError(f"run {row.id!r} is at work and can't be removed; wait for it, or end its process")
+            _delete(connection, runs.c.id.in_(found))
+        return found
+
+    def prune(self, older_than: float) -> int:
+        """Delete runs that were begun more than so many seconds ago, but those at work; gives how many."""
+        with self._database.writing() as connection:
+            old = select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.created < time() - older_than)
+            doomed = [row.id for row in connection.execute(old) if not is_alive(row.owner, row.heartbeat)]
+            for start in range(0, len(doomed), 500):
+                _delete(connection, runs.c.id.in_(doomed[start : start + 500]))
+        return len(doomed)
+
+    def begin(self, graph: str, recipe: str, setting: Setting) -> Session:
+        """Enter a new run."""
+        run, token, now = token_hex(6), token_hex(8), time()
+        row = {"id": run, "graph": graph, "status": "running", "created": now, "seconds": 0.0, "recipe": recipe}
+        mine = {"owner": me(), "token": token, "heartbeat": now}
+        with self._database.writing() as connection:
+            connection.execute(
+                insert(runs).values(**row, **mine, setting=setting.to_json(), outcome=Outcome().to_json())
+            )
+        return self._session(run, token, {})
+
+    def resume(self, named: str) -> Session:
+        """Go on with a run. Raises InputError for one that has finished, or that another process is at work on."""
+        token = token_hex(8)
+        with self._database.writing() as connection:
+            run = _find(connection, named, self.place)
+            row = take(connection, run, token)
+            if row.status in OVER:
+                raise InputError(f"run {run!r} has finished; `cachegraph runs show {run}` shows what it gave")
+            known = {each.turn: each.recorded for each in _turns(connection, run)}
+            connection.execute(update(runs).where(runs.c.id == run).values(outcome=Outcome().to_json()))
+        return self._session(run, token, known)
+
+    def close(self) -> None:
+        """Let go of the database; a later use opens it again."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.place}>"
+
+    def _session(self, run: str, token: str, known: Any) -> Session:
+        self._writer.hold(run, token)
+        return Session(self._database, self._writer, run, token, known)
+
+
+def _find(connection: Connection, named: str, place: str) -> str:
+    """The id that begins with these letters."""
+    last = named + "\uffff"
+    found = [row.id for row in connection.execute(select(runs.c.id).where(runs.c.id >= named, runs.c.id <= last).limit(9))]
+    if named in found or (named and len(found) == 1):
+        return named if named in found else str(found[0])
+    if not named or not found:
+        raise InputError(f"there is no run {named!r} in {place}; `cachegraph runs list` shows those there are")
+    shown = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+    raise InputError(f"several runs begin with {named!r}: {shown}; give more letters")
+
+
+def _whole(connection: Connection, run: str) -> StoredRun:
+    row = connection.execute(select(runs).where(runs.c.id == run)).one()
+    setting, outcome = Setting.from_json(row.setting), Outcome.from_json(row.outcome)
+    finished = _turns(connection, run)
+    return StoredRun(
+        run, row.graph, status_of(row), row.created, row.seconds, row.recipe, setting, outcome, finished
+    )
+
+
+def _turns(connection: Connection, run: str) -> "list[Any]":
+    found = connection.execute(select(turns).where(turns.c.run == run).order_by(turns.c.recorded))
+    return [read_turn(row) for row in found]
+
+
+def _delete(connection: Connection, which: ColumnElement[bool]) -> None:
+    connection.execute(delete(turns).where(turns.c.run.in_(select(runs.c.id).where(which))))
+    connection.execute(delete(runs).where(which))
