@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
@@ -15,6 +15,7 @@ from cachegraph.agents.create import Create, create_agent
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import ConfigError, InputError
 
+from . import kept
 from .blocking import wait
 from .check import check_spec
 from .draft import Permissions
@@ -28,6 +29,9 @@ from .routes import Cast, Wiring, create_agents, wire
 from .runtime import Listener, Run
 from .spec import GraphSpec
 from .stream import RunStream
+
+if TYPE_CHECKING:
+    from .store import Store
 
 __all__ = ["Graph"]
 
@@ -57,6 +61,7 @@ class Graph:
         self._retired: list[Cast] = []
         self._wired: tuple[Cast, int, Wiring] | None = None
         self._permissions: Permissions | None = None  # None: built by the caller's own code
+        self._file: Path | None = None  # the recipe's, if it was read from one
         self._checked: GraphSpec | None = None
         self._planned: tuple[GraphSpec, Plan] | None = None
 
@@ -78,7 +83,9 @@ class Graph:
         """
         path = Path(path)
         spec = load_recipe(path, allow_env=allow_env, allow_paths=allow_paths, known_models=known_models)
-        return cls._loaded(spec, path.parent, create, allow_env, allow_paths)
+        graph = cls._loaded(spec, path.parent, create, allow_env, allow_paths)
+        graph._file = path
+        return graph
 
     @classmethod
     def from_yaml_text(
@@ -155,7 +162,7 @@ class Graph:
         """Check everything that can be checked without loading a model. Raises RecipeError with every problem."""
         spec = self.spec
         if self._checked is not spec:
-            check_spec(spec, self._permissions or _own(spec))
+            check_spec(spec, self.permissions)
             self._checked = spec
         if self._planned is None or self._planned[0] is not spec:
             self._planned = (spec, plan(spec))
@@ -177,6 +184,7 @@ class Graph:
         copy = type(self)(folder=self._folder, create=self._create)
         copy._parts = self.validate()._parts.with_channels(channel)
         copy._permissions = self._permissions
+        copy._file = self._file
         copy._cast = self._agents()
         return copy
 
@@ -191,20 +199,55 @@ class Graph:
         """What the recipe's relative paths start from."""
         return self._folder
 
+    @property
+    def file(self) -> Path | None:
+        """The recipe's file, if the graph was read from one."""
+        return self._file
+
+    @property
+    def permissions(self) -> Permissions:
+        """What the recipe may reach."""
+        return self._permissions or _own(self.spec)
+
     # running
 
-    def run(self, inputs: Inputs = None, /, **named: Any) -> Result:
-        """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with what finished."""
-        run = self._run(inputs, named)
+    def run(self, inputs: Inputs = None, /, *, store: "Store | None" = None, **named: Any) -> Result:
+        """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with what finished.
+
+        With a `store` every finished turn is kept there, and `resume` goes on with the run from another process.
+        """
+        run = self._run(inputs, named, store=store)
         return wait(run.execute, "run", "graph.arun", lambda: run.result)
 
-    async def arun(self, inputs: Inputs = None, /, **named: Any) -> Result:
+    async def arun(self, inputs: Inputs = None, /, *, store: "Store | None" = None, **named: Any) -> Result:
         """Run once, under asyncio or trio. Raises InputError, or RunError whose `result` holds what finished."""
-        return await self._run(inputs, named).execute()
+        return await self._run(inputs, named, store=store).execute()
 
-    def stream(self, inputs: Inputs = None, /, **named: Any) -> RunStream:
+    def stream(self, inputs: Inputs = None, /, *, store: "Store | None" = None, **named: Any) -> RunStream:
         """Run once and watch: an async iterator of events. Inputs are checked now, the run begins when it is read."""
-        return RunStream(lambda listener: self._run(inputs, named, listener))
+        return RunStream(lambda listener: self._run(inputs, named, listener, store))
+
+    @classmethod
+    def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
+        """The graph of a run in the store, with its recipe, folder and permissions as they were. Raises InputError."""
+        return kept.graph_of(cls, run, store, create)
+
+    def resume(self, run: str, *, store: "Store | None" = None) -> Result:
+        """Go on with a run of this graph where it stood, and wait: turns that have finished are not taken again.
+
+        `run` is its id or the beginning of it. Raises InputError for a run that has finished, that another process is
+        at work on, or whose recipe is not this graph's (`Graph.from_run` gives the one it has).
+        """
+        execution = kept.resumed(self, run, store)
+        return wait(execution.execute, "resume", "graph.aresume", lambda: execution.result)
+
+    async def aresume(self, run: str, *, store: "Store | None" = None) -> Result:
+        """Go on with a run of this graph, under asyncio or trio; see `resume`."""
+        return await (await anyio.to_thread.run_sync(lambda: kept.resumed(self, run, store))).execute()
+
+    def stream_resumed(self, run: str, *, store: "Store | None" = None) -> RunStream:
+        """Go on with a run of this graph and watch; see `resume` and `stream`. What was recalled is told again."""
+        return RunStream(lambda listener: kept.resumed(self, run, store, listener))
 
     def map(
         self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, return_errors: bool = False
@@ -278,9 +321,18 @@ class Graph:
         """The inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
         return check_inputs(self.validate().spec.inputs, inputs, named)
 
-    def _run(self, inputs: Any, named: Mapping[str, Any] | None = None, listener: Listener | None = None) -> Run:
+    def _run(
+        self,
+        inputs: Any,
+        named: Mapping[str, Any] | None = None,
+        listener: Listener | None = None,
+        store: "Store | None" = None,
+    ) -> Run:
         spec = self.validate().spec
-        return Run(spec, check_inputs(spec.inputs, inputs, named), self._prepare, listener)
+        given = check_inputs(spec.inputs, inputs, named)
+        if store is not None:
+            return kept.begun(self, given, store, listener)
+        return Run(spec, given, self._prepare, listener)
 
     def _rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Run]:
         runs = []

@@ -46,6 +46,7 @@ class Result(BaseModel):
     schema_version: Literal[1] = 1
     cachegraph_version: str = __version__
     graph: str
+    run_id: str | None = None  # in the store, if the run is kept in one
     status: RunStatus
     output: str  # the output agent's name
     text: str = ""

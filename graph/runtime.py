@@ -150,12 +150,13 @@ class Run:
             self._listener(AgentStarted(self._now(), node.name))
         try:
             reply = await self._reply(node)
+            self._fill(agent, reply)
+            if self._journal is not None:
+                await note(self._journal, node.name, agent, reply)
         except Exception as error:
             self._fail(node, agent, error)
             return []
         self._finish(node, agent, reply)
-        if self._journal is not None:
-            await note(self._journal, node.name, agent, reply)
         return self._hand_over(node, reply.message)
 
     async def _reply(self, node: Node) -> Reply:
@@ -195,13 +196,15 @@ class Run:
         assert listener is not None
         return lambda text: listener(TextDelta(self._now(), name, text))
 
-    def _finish(self, node: Node, agent: AgentResult, reply: Reply) -> None:
+    def _fill(self, agent: AgentResult, reply: Reply) -> None:
         agent.status = "finished"
         agent.text = reply.message.text
         agent.data = reply.message.data
         agent.timing = timing = reply.timing
         agent.tokens = reply.tokens
         timing.total = timing.total or self._now() - (agent.started or 0.0)
+
+    def _finish(self, node: Node, agent: AgentResult, reply: Reply) -> None:
         for route in node.entries:
             edge = route.edge
             report = reply.edges.get(edge.sender) or EdgeReport(edge.channel, route.used, route.fallback_reason)

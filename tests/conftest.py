@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Async tests run under both event loops that the runtime promises to work with."""
     backend: str = request.param
     return backend
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_run_store_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that tests start from the command line are kept in a store that nobody looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHEGRAPH_STORE", str(tmp_path_factory.mktemp("store") / "runs.db"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from .schema import STEPS, migrate, version_of
 
 __all__ = ["Database"]
 
+DAMAGE = ("malformed", "not a database", "no such table", "no such column", "no version", "disk I/O error")
 PATIENCE = 15.0  # seconds to wait for another process that writes
 
 
@@ -108,10 +109,12 @@ class Database:
             return f"the disk of the run store {self.place} is full; make room"
         if "readonly" in words or "unable to open" in words:
             return f"the run store {self.place} can't be written ({words}); point CACHEGRAPH_STORE to a place of yours"
-        return (
-            f"the run store {self.place} is damaged, or no run store ({words}); move it away and a new one is begun, "
-            "or point CACHEGRAPH_STORE to another"
-        )
+        if any(sign in words for sign in DAMAGE):
+            return (
+                f"the run store {self.place} is damaged, or no run store ({words}); move it away and a new one is "
+                "begun, or point CACHEGRAPH_STORE to another"
+            )
+        return f"the run store {self.place} can't be used: {words}"
 
 
 def _url(place: str | os.PathLike[str] | None) -> URL:

@@ -12,7 +12,7 @@ from time import time
 from typing import Any
 
 import psutil
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, select, update
 
 from cachegraph.errors import InputError
 
@@ -36,11 +36,11 @@ def is_alive(owner: str | None, heartbeat: float | None) -> bool:
         return False
     who = json.loads(owner)
     if who["host"] == socket.gethostname():
-        return abs(_since(who["pid"]) - who["since"]) < ADJUSTED
+        return abs(_since(who["pid"]) - float(who["since"])) < ADJUSTED
     return time() - (heartbeat or 0.0) < SILENCE
 
 
-def take(connection: Connection, run: str, token: str) -> Row[Any]:
+def take(connection: Connection, run: str, token: str) -> Any:
     """Make a run this process's own; gives its row. Raises InputError while another one is at it."""
     row = connection.execute(select(runs).where(runs.c.id == run).with_for_update()).one()
     if is_alive(row.owner, row.heartbeat):

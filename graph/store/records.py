@@ -7,14 +7,22 @@ from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Any
 
-from sqlalchemy import Row
-
 from cachegraph import __version__
 
 from ..journal import Recorded
 from .owner import is_alive
 
-__all__ = ["Outcome", "RunInfo", "Setting", "StoredRun", "StoredTurn", "Unfinished", "installed", "read_turn", "status_of"]
+__all__ = [
+    "Outcome",
+    "RunInfo",
+    "Setting",
+    "StoredRun",
+    "StoredTurn",
+    "Unfinished",
+    "installed",
+    "read_turn",
+    "status_of",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class Setting:
 
     inputs: Mapping[str, Any]
     folder: str  # where the recipe's relative paths start
-    recipe_file: str | None = None
+    file: str | None = None  # the recipe's
+    digest: str | None = None  # of that file, as it was
     allow_env: Sequence[str] = ()
     allow_paths: bool = True
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -101,13 +110,13 @@ class StoredRun:
         return asdict(self)
 
 
-def status_of(row: Row[Any]) -> str:
+def status_of(row: Any) -> str:
     """A run's status; one that nobody is at work on any more was interrupted."""
     interrupted = row.status == "running" and not is_alive(row.owner, row.heartbeat)
     return "interrupted" if interrupted else str(row.status)
 
 
-def read_turn(row: Row[Any]) -> StoredTurn:
+def read_turn(row: Any) -> StoredTurn:
     return StoredTurn(row.turn, row.recorded, Recorded(**json.loads(row.body)))
 
 

@@ -42,9 +42,10 @@ class Session:
         self._writer.release(self.run)
         outcome = Outcome(result.error, _unfinished(result)).to_json()
         mine = (runs.c.id == self.run) & (runs.c.token == self._token)
-        values = {"status": result.status, "outcome": outcome, "owner": None, "heartbeat": None}
+        seconds = runs.c.seconds + result.seconds
+        values = {"status": result.status, "outcome": outcome, "owner": None, "heartbeat": None, "seconds": seconds}
         with self._database.writing() as connection:
-            connection.execute(update(runs).where(mine).values(values, seconds=runs.c.seconds + result.seconds))
+            connection.execute(update(runs).where(mine).values(values))
 
 
 def to_json(recorded: Recorded) -> str:

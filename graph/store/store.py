@@ -15,7 +15,7 @@ from .database import Database
 from .owner import is_alive, me, take
 from .records import Outcome, RunInfo, Setting, StoredRun, read_turn, status_of
 from .schema import runs, turns
-from .session import Session, to_json
+from .session import Session
 from .writer import Writer
 
 __all__ = ["Store"]
@@ -70,7 +70,9 @@ class Store:
         """Delete runs, all of them or none; gives their ids. Raises InputError for one that is at work."""
         with self._database.writing() as connection:
             found = [_find(connection, each, self.place) for each in named]
-            for row in connection.execute(select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.id.in_(found))):
+            for row in connection.execute(
+                select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.id.in_(found))
+            ):
                 if is_alive(row.owner, row.heartbeat):
                     raise InputError(f"run {row.id!r} is at work and can't be removed; wait for it, or end its process")
             _delete(connection, runs.c.id.in_(found))
@@ -131,7 +133,9 @@ class Store:
 def _find(connection: Connection, named: str, place: str) -> str:
     """The id that begins with these letters."""
     last = named + "\uffff"
-    found = [row.id for row in connection.execute(select(runs.c.id).where(runs.c.id >= named, runs.c.id <= last).limit(9))]
+    found = [
+        row.id for row in connection.execute(select(runs.c.id).where(runs.c.id >= named, runs.c.id <= last).limit(9))
+    ]
     if named in found or (named and len(found) == 1):
         return named if named in found else str(found[0])
     if not named or not found:
@@ -144,9 +148,7 @@ def _whole(connection: Connection, run: str) -> StoredRun:
     row = connection.execute(select(runs).where(runs.c.id == run)).one()
     setting, outcome = Setting.from_json(row.setting), Outcome.from_json(row.outcome)
     finished = _turns(connection, run)
-    return StoredRun(
-        run, row.graph, status_of(row), row.created, row.seconds, row.recipe, setting, outcome, finished
-    )
+    return StoredRun(run, row.graph, status_of(row), row.created, row.seconds, row.recipe, setting, outcome, finished)
 
 
 def _turns(connection: Connection, run: str) -> "list[Any]":

@@ -10,7 +10,7 @@ import typer
 from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
-from . import compare, fusers, models, recipes, run, train
+from . import compare, fusers, models, recipes, run, runs, train
 
 __all__ = ["app", "main"]
 
@@ -27,6 +27,7 @@ train.register(app)
 recipes.register(app)
 app.add_typer(models.app)
 app.add_typer(fusers.app)
+app.add_typer(runs.app)
 
 
 def _version(wanted: bool) -> None:

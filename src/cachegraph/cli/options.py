@@ -8,8 +8,9 @@ import typer
 
 if TYPE_CHECKING:
     from cachegraph.graph.graph import Graph
+    from cachegraph.graph.store import Store
 
-__all__ = ["AllowEnv", "AllowPaths", "Recipe", "open_graph"]
+__all__ = ["AllowEnv", "AllowPaths", "Recipe", "open_graph", "open_store"]
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
 AllowEnv = Annotated[
@@ -26,3 +27,12 @@ def open_graph(recipe: Path, allow_env: Collection[str] | None, allow_paths: boo
 
     known = frozenset(load_catalogue().models)
     return Graph.from_yaml(recipe, allow_env=allow_env or (), allow_paths=allow_paths, known_models=known)
+
+
+def open_store() -> "Store":
+    """The run store of this machine, or the one that CACHEGRAPH_STORE names. Raises ConfigError if it is of no use."""
+    from cachegraph.graph.store import Store
+
+    store = Store()
+    store.list(0)  # whatever is wrong with it is said before a model is loaded
+    return store

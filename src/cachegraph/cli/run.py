@@ -9,12 +9,13 @@ import typer
 
 from cachegraph.errors import InputError
 
-from .options import AllowEnv, AllowPaths, Recipe, open_graph
+from .options import AllowEnv, AllowPaths, Recipe, open_graph, open_store
 
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
     from cachegraph.graph.graph import Graph
     from cachegraph.graph.result import Result
+    from cachegraph.graph.store import Store
 
     from .recording import Record
 
@@ -43,6 +44,13 @@ def run(
     events: Annotated[
         Path | None, typer.Option("--events", metavar="FILE", help="Write each event of the run as a line of JSON.")
     ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--store/--no-store",
+            help="Keep the run in the run store, so that `cachegraph runs resume` can go on with it.",
+        ),
+    ] = True,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
 ) -> None:
@@ -54,13 +62,14 @@ def run(
     graph = open_graph(recipe, allow_env, allow_paths)
     given = _inputs(inputs or [])
     graph.check_inputs(given)
+    store = open_store() if keep else None
     with recording(events) as records:
         fetch_models(graph.spec, graph.folder)
         graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
         for each in graphs:
             fetch_fusers(each.spec, graph.folder)
         with graph:
-            results = _run_all(graphs, given, quiet or as_json, records)
+            results = _run_all(graphs, given, quiet or as_json, records, store)
     if as_json:
         texts = [result.to_json() for result in results]
         typer.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
@@ -70,14 +79,21 @@ def run(
 
 
 def _run_all(
-    graphs: "Sequence[Graph]", inputs: dict[str, str], quiet: bool, records: "Sequence[Record]"
+    graphs: "Sequence[Graph]",
+    inputs: dict[str, str],
+    quiet: bool,
+    records: "Sequence[Record]",
+    store: "Store | None",
 ) -> "list[Result]":
     from .screen import print_comparison, run_and_print, warm_up
 
     if len(graphs) == 1:
-        return [run_and_print(graphs[0], inputs, quiet, records)]
+        return [run_and_print(graphs[0].stream(inputs, store=store), graphs[0].output, quiet, records)]
     warm_up(graphs, inputs)
-    results = [run_and_print(graph, inputs, quiet, records, title=_title(graph)) for graph in graphs]
+    results = [
+        run_and_print(graph.stream(inputs, store=store), graph.output, quiet, records, title=_title(graph))
+        for graph in graphs
+    ]
     if not quiet:
         print_comparison(results, [_title(graph) for graph in graphs])
     return results

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cachegraph.errors import RunError
-from cachegraph.graph.events import AgentFailed, AgentFinished, Event, RunFinished, TextDelta
+from cachegraph.graph.events import AgentFailed, AgentFinished, Event, RunFinished, RunStarted, TextDelta
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.result import Result
 from cachegraph.graph.stream import RunStream
@@ -27,20 +27,21 @@ def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
 
 
 def run_and_print(
-    graph: Graph, inputs: Mapping[str, str], quiet: bool, records: Sequence[Record] = (), title: str | None = None
+    stream: RunStream, output: str, quiet: bool, records: Sequence[Record] = (), title: str | None = None
 ) -> Result:
-    """Run once; `records` get every event. Ctrl-C, or a failing run, still prints what finished."""
+    """Run once; `records` get every event. Ctrl-C, or a failing run, still prints what finished and how to go on."""
     console = Console(stderr=True, quiet=quiet)
     if title:
         console.rule(f"[bold]{title}")
-    stream = graph.stream(inputs)
     try:
-        anyio.run(_follow, stream, graph.output, quiet, console, records)
+        anyio.run(_follow, stream, output, quiet, console, records)
     except (KeyboardInterrupt, RunError) as error:
         if not quiet:
             if isinstance(error, KeyboardInterrupt):
                 console.print(Text("interrupted; this is how far it came:", "yellow"))
             print_tables(stream.result, console)
+            if stream.result.run_id:
+                console.print(f"To go on where it stands: cachegraph runs resume {stream.result.run_id}")
         raise
     if not quiet:
         print_tables(stream.result, console)
@@ -61,6 +62,8 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
                 if isinstance(event, TextDelta) and event.agent == output:
                     _write(event.text)
                     streamed = True
+                elif isinstance(event, RunStarted) and (run := stream.result.run_id):
+                    console.print(Text(f"run {run}", "dim"))
                 else:
                     _note(event, output, console)
     finally:

@@ -1,0 +1,102 @@
+"""Where a graph and the run store meet: a run that is kept, and one that is gone on with.
+
+SQLAlchemy is imported here only when somebody has a store.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cachegraph.agents.create import Create
+from cachegraph.errors import InputError
+
+from .load import dump_recipe, parse_recipe
+from .runtime import Listener, Run
+
+if TYPE_CHECKING:
+    from .graph import Graph
+    from .store import Store
+    from .store.records import Setting, StoredRun
+
+__all__ = ["begun", "digest", "graph_of", "resumed"]
+
+GraphT = TypeVar("GraphT", bound="Graph")
+
+
+def begun(graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None) -> Run:
+    """A run that enters the store when it begins."""
+    from .store.execution import StoredExecution
+
+    spec, recipe, setting = graph.spec, dump_recipe(graph.spec), _setting(graph, inputs)
+    return StoredExecution(
+        spec, inputs, graph.awire, listener, open_session=lambda: store.begin(spec.name, recipe, setting)
+    )
+
+
+def resumed(graph: "Graph", run: str, store: "Store | None", listener: Listener | None = None) -> Run:
+    """A run of this graph that goes on where it stood. Raises InputError if its recipe is another one."""
+    from .store import Store
+    from .store.execution import StoredExecution
+
+    store = store or Store()
+    stored = store.get(run)
+    spec = graph.validate().spec
+    if _recipe_of(stored) != spec:
+        raise InputError(
+            f"run {stored.id!r} was begun with another recipe than this graph's; "
+            f"Graph.from_run({stored.id!r}) has the one it needs"
+        )
+    return StoredExecution(
+        spec, stored.setting.inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id)
+    )
+
+
+def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:
+    """The graph of a run in the store, as it was when the run began."""
+    from .store import Store
+
+    stored = (store or Store()).get(run)
+    setting = stored.setting
+    return kind.from_yaml_text(
+        stored.recipe, setting.folder, allow_env=setting.allow_env, allow_paths=setting.allow_paths, create=create
+    )
+
+
+def digest(file: Path | None) -> str | None:
+    """What tells a recipe's file from a later state of it; None where it can't be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
+    except OSError:
+        return None
+
+
+def _setting(graph: "Graph", inputs: Mapping[str, Any]) -> "Setting":
+    from .store.records import Setting, installed
+
+    try:
+        json.dumps(inputs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a run with these inputs can't be kept in a store: {error}") from error
+    file, may = graph.file, graph.permissions
+    return Setting(
+        inputs=inputs,
+        folder=str(graph.folder.absolute()),
+        file=str(file.absolute()) if file is not None else None,
+        digest=digest(file),
+        allow_env=sorted(may.allow_env),
+        allow_paths=may.allow_paths,
+        versions=installed(),
+    )
+
+
+def _recipe_of(stored: "StoredRun") -> Any:
+    setting = stored.setting
+    return parse_recipe(
+        stored.recipe,
+        f"the recipe of run {stored.id}",
+        Path(setting.folder),
+        allow_env=setting.allow_env,
+        allow_paths=setting.allow_paths,
+    )

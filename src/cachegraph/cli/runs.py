@@ -1,0 +1,206 @@
+"""cachegraph runs: what the run store keeps, and going on with it."""
+
+import json
+import re
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cachegraph.errors import InputError
+
+from .options import open_store
+
+if TYPE_CHECKING:
+    from cachegraph.graph.store.records import StoredRun
+
+__all__ = ["app"]
+
+app = typer.Typer(name="runs", help="The runs that are kept, and going on with them.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Run = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the beginning of it.")]
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+COLOURS = {"finished": "green", "running": "cyan", "paused": "yellow", "interrupted": "yellow"}
+
+
+@app.command("list")
+def list_runs(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many of the newest.")] = 0,
+    graph: Annotated[str | None, typer.Option(help="Of this graph only.", show_default=False)] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(help="finished, partial, failed, cancelled, interrupted, paused or running.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the newest runs."""
+    found = open_store().list(limit, skip=skip, graph=graph, status=status)
+    if as_json:
+        typer.echo(json.dumps([asdict(run) for run in found], indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("id", "graph", "status", "begun", "seconds", "turns"):
+        table.add_column(title, justify="right" if title in ("seconds", "turns") else "left", no_wrap=True)
+    for run in found:
+        figures = (f"{run.seconds:.1f}", str(run.turns))
+        table.add_row(run.id, run.graph, _status(run.status), _when(run.created), *figures)
+    Console().print(table)
+    if len(found) == limit:
+        typer.echo(f"More: --skip {skip + limit}", err=True)
+
+
+@app.command("show")
+def show_run(
+    run: Run,
+    turn: Annotated[
+        str | None, typer.Option(help="Print what this turn wrote, and nothing else.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run: what it was given, what every agent did, what stopped it."""
+    stored = open_store().get(run)
+    if turn is not None:
+        known = {each.turn: each.recorded for each in stored.turns}
+        if turn not in known:
+            raise InputError(f"run {stored.id!r} has finished no turn {turn!r}; it has {', '.join(known) or 'none'}")
+        typer.echo(json.dumps(asdict(known[turn]), indent=2) if as_json else known[turn].text or "")
+    elif as_json:
+        typer.echo(json.dumps(stored.to_dict(), indent=2))
+    else:
+        _print(stored)
+
+
+@app.command("resume")
+def resume_run(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the reply and nothing else.")] = False,
+) -> None:
+    """Go on with a run where it stood: what has finished is not done again."""
+    from cachegraph.graph.graph import Graph
+
+    from .fetch import fetch_fusers, fetch_models
+    from .screen import run_and_print
+
+    store = open_store()
+    stored = store.get(run)
+    for note in _changes(stored):
+        typer.echo(note, err=True)
+    graph = Graph.from_run(stored.id, store)
+    fetch_models(graph.spec, graph.folder)
+    fetch_fusers(graph.spec, graph.folder)
+    with graph:
+        result = run_and_print(graph.stream_resumed(stored.id, store=store), graph.output, quiet or as_json)
+    if as_json:
+        typer.echo(result.to_json())
+    elif quiet:
+        typer.echo(result.text)
+
+
+@app.command("rm")
+def remove_runs(
+    runs: Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or their beginnings.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete runs from the store."""
+    removed = open_store().remove(*runs)
+    typer.echo(json.dumps(removed) if as_json else f"removed {', '.join(removed)}")
+
+
+@app.command("prune")
+def prune_runs(
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Such as 90m, 12h, 30d or 8w.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Delete all runs that were begun longer ago, but those at work."""
+    number = open_store().prune(_seconds(older_than))
+    typer.echo(json.dumps({"removed": number}) if as_json else f"removed {number} run{'s' * (number != 1)}")
+
+
+def _seconds(age: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", age)
+    if match is None:
+        raise InputError(f"--older-than wants a number and a unit, such as 90m, 12h, 30d or 8w, got {age!r}")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def _changes(stored: "StoredRun") -> list[str]:
+    """What is no longer as it was when the run began."""
+    from cachegraph.graph.kept import digest
+    from cachegraph.graph.store.records import installed
+
+    setting, notes = stored.setting, []
+    if setting.file is not None and digest(Path(setting.file)) != setting.digest:
+        notes.append(f"{setting.file} has changed since the run began; the run goes on with the recipe as it was then")
+    now = installed()
+    changed = [f"{name} {was} → {now.get(name)}" for name, was in setting.versions.items() if now.get(name) != was]
+    if changed:
+        notes.append(f"since the run began: {', '.join(changed)}; what follows may differ from an undisturbed run")
+    return notes
+
+
+def _print(stored: "StoredRun") -> None:
+    console, setting = Console(), stored.setting
+    console.print(Text.assemble((stored.id, "bold"), f"  {stored.graph}  ", _status(stored.status)))
+    facts = {
+        "begun": _when(stored.created),
+        "seconds": f"{stored.seconds:.1f}",
+        "recipe": setting.file or f"in {setting.folder}",
+        "versions": ", ".join(f"{name} {each}" for name, each in setting.versions.items()),
+        **{f"input {name}": _short(value, 200) for name, value in setting.inputs.items()},
+        "error": _visible(stored.outcome.error or ""),
+    }
+    for name, fact in facts.items():
+        if fact:
+            console.print(Text.assemble((f"{name}: ", "dim"), fact), soft_wrap=True)
+    console.print(_turns(stored))
+    for name, each in stored.outcome.unfinished.items():
+        console.print(
+            Text.assemble((f"{name} ({each.status})", "red"), f" {_visible(each.error or '')}"), soft_wrap=True
+        )
+        if each.prompt is not None:
+            console.print(Text(_indented(_visible(each.prompt)), "dim"), soft_wrap=True)
+
+
+def _turns(stored: "StoredRun") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("turn", "read", "wrote", "seconds"):
+        table.add_column(title, justify="left" if title == "turn" else "right", no_wrap=True)
+    table.add_column("reply", no_wrap=True, overflow="ellipsis")
+    for each in stored.turns:
+        agent = each.recorded.agent
+        tokens, timing = agent.get("tokens") or {}, agent.get("timing") or {}
+        figures = [str(tokens.get(kind) or "-") for kind in ("prefilled", "generated")]
+        reply = _short(each.recorded.text, 300) if each.recorded.text is not None else "(hands over its cache)"
+        table.add_row(each.turn, *figures, f"{timing.get('total') or 0.0:.2f}", reply)
+    return table
+
+
+def _status(status: str) -> Text:
+    return Text(status, COLOURS.get(status, "red"))
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _short(value: object, most: int) -> str:
+    words = " ".join(_visible(value if isinstance(value, str) else json.dumps(value)).split())
+    return words if len(words) <= most else f"{words[: most - 1]}…"
+
+
+def _visible(text: str) -> str:
+    """Without control characters, which could be commands to a terminal."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
