@@ -11,6 +11,7 @@ __all__ = [
     "ChoiceScore",
     "Control",
     "Delivery",
+    "Paused",
     "Rebuilder",
     "Reply",
     "Scored",
@@ -60,6 +61,8 @@ class Turn:
     needs_text: bool = True  # somebody reads the reply: an edge, or the graph's caller
     needs_cache: bool = False  # an edge out of this agent hands over its KV cache
     on_text: Callable[[str], None] | None = None  # called with each piece of the reply as it is decoded
+    on_prompt: Callable[[str], None] | None = None  # called with the prompt once it is rendered
+    most_tokens: int | None = None  # to write at most: what is left of the run's budget
     id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` where the agent takes several in a run
     control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
 
@@ -121,6 +124,14 @@ class Agent(Protocol):
 
     async def close(self) -> None:
         """Let go of what `open` took. Idempotent."""
+
+
+class Paused(Exception):
+    """Raised by an agent that waits for a person: the run can go on when there is an answer to this question."""
+
+    def __init__(self, question: str):
+        self.question = question
+        super().__init__(question)
 
 
 @runtime_checkable

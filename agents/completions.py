@@ -20,6 +20,7 @@ import anyio
 
 from cachegraph.errors import ModelError
 
+from .spec import RetrySpec, Trouble
 from .sse import EventDecoder, EventTooLong
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Completion:
 class _Transient(Exception):
     """Something that may go better next time; `wait` is what the server asked for, in seconds."""
 
-    def __init__(self, message: str, wait: float | None = None):
+    def __init__(self, message: str, kind: Trouble, wait: float | None = None):
+        self.kind = kind
         self.wait = wait
         super().__init__(message)
 
@@ -64,19 +66,20 @@ class CompletionsAPI:
     agent: str
     base_url: str
     key: str | None = field(repr=False)
-    max_retries: int = 2
-    backoff: float = 0.5  # seconds before the first retry; doubles with each
+    retry: RetrySpec = field(default_factory=RetrySpec)
 
     async def complete(self, body: dict[str, Any], on_text: Callable[[str], None] | None = None) -> Completion:
         """Ask for one reply and hear it to its end; `on_text` gets each piece as it comes. Raises ModelError."""
-        for attempt in count():
+        for attempt in count(1):
             try:
                 return await self._attempt(body, on_text)
             except _Transient as trouble:
-                if attempt >= self.max_retries or (trouble.wait or 0) > LONGEST_WAIT:
-                    tries = f" ({attempt + 1} attempts)" if attempt else ""
+                hopeless = trouble.kind not in self.retry.retry_on or (trouble.wait or 0) > LONGEST_WAIT
+                if hopeless or attempt >= self.retry.max_attempts:
+                    tries = f" ({attempt} attempts)" if attempt > 1 else ""
                     raise ModelError(f"{trouble}{tries}") from trouble.__cause__
-                wait = self.backoff * 2**attempt * (0.5 + random()) if trouble.wait is None else trouble.wait  # noqa: S311
+                backoff = self.retry.backoff * 2 ** (attempt - 1) * (0.5 + random())  # noqa: S311
+                wait = backoff if trouble.wait is None else trouble.wait
             await anyio.sleep(min(wait, LONGEST_WAIT))
         raise AssertionError("unreachable")
 
@@ -161,7 +164,8 @@ class CompletionsAPI:
         detail = self._excerpt(await _read(response, 4096))
         message = f"answered {status}" + (f": {detail}" if detail else "")
         if status in TRANSIENT:
-            raise _Transient(str(self._error(message)), _retry_after(response.headers.get("retry-after")))
+            kind: Trouble = "rate_limit" if status == 429 else "server"
+            raise _Transient(str(self._error(message)), kind, _retry_after(response.headers.get("retry-after")))
         remedy = f"; {REMEDIES[status]}" if status in REMEDIES else ""
         raise self._error(message + remedy)
 
@@ -169,9 +173,12 @@ class CompletionsAPI:
         import httpx2
 
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return _Transient(str(self._error("can't be reached; check base_url and that the server runs")))
+            return _Transient(
+                str(self._error("can't be reached; check base_url and that the server runs")), "connection"
+            )
         if isinstance(error, httpx2.TransportError) and not heard.text:
-            return _Transient(str(self._error(f"broke off before it answered ({type(error).__name__})")))
+            what = f"broke off before it answered ({type(error).__name__})"
+            return _Transient(str(self._error(what)), "connection")
         return self._error(
             f"broke off in the middle of its answer ({type(error).__name__}: {self._excerpt(str(error))})"
         )

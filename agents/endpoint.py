@@ -12,10 +12,10 @@ from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ConfigError, RunError
 
 from .base import Delivery, Reply, Timing, Tokens, Turn
+from .budget import within_budget
 from .completions import CompletionsAPI
-from .filters import Value
-from .prompt import PromptTemplate
-from .spec import AgentSpec, EndpointSpec
+from .prompt import PromptTemplate, heard, readable
+from .spec import AgentSpec, EndpointSpec, RetrySpec
 
 __all__ = ["EndpointAgent"]
 
@@ -28,12 +28,13 @@ class EndpointAgent:
         self._spec = spec
         self._endpoint = endpoint
         self._prompt = PromptTemplate(name, spec, upstream)
+        self._retry = spec.retry or RetrySpec(max_attempts=endpoint.max_retries + 1)
         self._api: CompletionsAPI | None = None
 
     async def open(self) -> None:
         """Find the key. Raises ConfigError where its variable is missing."""
         key = None if self._endpoint.api_key_env is None else self._key(self._endpoint.api_key_env)
-        self._api = CompletionsAPI(self.name, self._endpoint.base_url, key, self._endpoint.max_retries)
+        self._api = CompletionsAPI(self.name, self._endpoint.base_url, key, self._retry)
 
     def peer(self) -> Peer:
         why = f"agent {self.name!r} speaks through an endpoint, which gives no access to its KV cache"
@@ -42,8 +43,9 @@ class EndpointAgent:
     async def turn(self, turn: Turn) -> Reply:
         """Take one turn. Raises ModelError if the endpoint does not answer."""
         begin = perf_counter()
-        heard = {each.message.sender: await _value(each.message) for each in turn.deliveries}
-        prompt = self._prompt.messages({**turn.inputs, **heard})
+        prompt = self._prompt.messages({**turn.inputs, **await heard(turn)})
+        if turn.on_prompt is not None:
+            turn.on_prompt(readable(prompt))
         messages = [{"role": message.role, "content": message.content.text} for message in prompt]
         edges = {delivery.message.sender: _report(delivery) for delivery in turn.deliveries}
         if self._spec.generate.max_new_tokens == 0:
@@ -51,7 +53,7 @@ class EndpointAgent:
             return Reply(Message(self.name, text), Timing(total=perf_counter() - begin), edges=edges)
         if self._api is None:
             raise RunError(f"agent {self.name!r} is not open; await its open() first")
-        body = self._request(messages)
+        body = self._request(messages, within_budget(self._spec.generate, turn))
         sent = perf_counter()
         said = await self._api.complete(body, turn.on_text)
         end = perf_counter()
@@ -63,8 +65,8 @@ class EndpointAgent:
     async def close(self) -> None:
         self._api = None
 
-    def _request(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        spec, usual = self._spec.generate, GenerateSpec()
+    def _request(self, messages: list[dict[str, str]], spec: GenerateSpec) -> dict[str, Any]:
+        usual = GenerateSpec()
         host = urlsplit(self._endpoint.base_url).hostname
         body = {
             "model": self._endpoint.model,
@@ -101,10 +103,6 @@ class EndpointAgent:
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(f"the environment variable {variable!r} holds no key: it has characters that no key has")
         return key
-
-
-async def _value(message: Message) -> Value:
-    return Value(await message.read(), message.sender, message.data)
 
 
 def _report(delivery: Delivery) -> EdgeReport:

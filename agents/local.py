@@ -13,6 +13,7 @@ from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
 from .base import ChoiceScore, Reply, Scored, Timing, Tokens, Turn
+from .budget import within_budget
 from .inbox import Inbox
 from .prompt import PromptTemplate
 from .reading import Reader, RowSoFar
@@ -90,6 +91,7 @@ class LocalAgent:
         reader = self._reader(inbox)
         reads_only = self._spec.generate.max_new_tokens == 0
         generates = turn.needs_text and not reads_only
+        spec = within_budget(self._spec.generate, turn) if generates else self._spec.generate
         timing, tokens = Timing(), Tokens()
         row: RowSoFar | None = None
         if generates or turn.needs_cache:
@@ -100,7 +102,7 @@ class LocalAgent:
         if generates:
             assert row is not None
             read = len(row.ids)
-            row = await write(engine, self.name, self._spec.generate, row, turn, began)
+            row = await write(engine, self.name, spec, row, turn, began)
             message.text = row.text
             ids = row.ids[read:]
         elif reads_only:

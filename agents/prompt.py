@@ -11,10 +11,23 @@ from cachegraph.engine.chat import render_chat
 from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import InputError
 
+from .base import Turn
+from .filters import Value
 from .spec import AgentSpec
 from .template import Rendered, Template, TemplateProblem, compile_template
 
-__all__ = ["Message", "Origin", "Piece", "Prompt", "PromptTemplate", "Slot", "join_contents", "tokenize"]
+__all__ = [
+    "Message",
+    "Origin",
+    "Piece",
+    "Prompt",
+    "PromptTemplate",
+    "Slot",
+    "heard",
+    "join_contents",
+    "readable",
+    "tokenize",
+]
 
 _SLOT = "￼"  # stands for a slot's place while a chat template, which may trim or skip what is empty, is applied
 
@@ -106,6 +119,19 @@ class PromptTemplate:
             raise InputError(
                 f"the prompt of agent {self._agent!r} can't be rendered: {problem.message} (line {problem.line})"
             ) from problem
+
+
+async def heard(turn: Turn) -> dict[str, Value]:
+    """By sender the reply, for agents that read words alone; written now where it was not."""
+    messages = [delivery.message for delivery in turn.deliveries]
+    return {each.sender: Value(await each.read(), each.turn or each.sender, each.data) for each in messages}
+
+
+def readable(messages: Sequence[Message]) -> str:
+    """A prompt as people read it; who speaks is said where it isn't the user."""
+    return "\n\n".join(
+        each.content.text if each.role == "user" else f"{each.role}: {each.content.text}" for each in messages
+    )
 
 
 def tokenize(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool) -> Prompt:

@@ -23,7 +23,7 @@ from cachegraph.errors import ChannelError, ModelError
 from .base import Delivery, Timing, Tokens
 from .control import brought_plane, mismatched_reading, zeros
 from .inbox import Inbox
-from .prompt import Message, Piece, Prompt, PromptTemplate, tokenize
+from .prompt import Message, Piece, Prompt, PromptTemplate, readable, tokenize
 from .sharing import shared_reading
 from .spec import AgentSpec
 
@@ -116,7 +116,11 @@ class Reader:
 
     async def _messages(self) -> list[Message]:
         values = {**self._inbox.turn.inputs, **await self._inbox.texts()}
-        return self._template.messages(values, slots=[each.route.edge.sender for each, _ in self._inbox.grafts()])
+        slots = [each.route.edge.sender for each, _ in self._inbox.grafts()]
+        messages = self._template.messages(values, slots=slots)
+        if self._inbox.turn.on_prompt is not None:
+            self._inbox.turn.on_prompt(readable(messages))
+        return messages
 
     def _unread(self, prompt: Prompt) -> RowSoFar:
         pieces = [part for part in prompt.parts if isinstance(part, Piece)]

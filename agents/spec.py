@@ -10,7 +10,17 @@ from pydantic import Discriminator, Field, PositiveFloat, Tag
 
 from cachegraph.engine.spec import GenerateSpec, Strict
 
-__all__ = ["KINDS", "AgentEntry", "AgentSpec", "EndpointSpec", "Entry", "SubgraphSpec"]
+__all__ = [
+    "KINDS",
+    "AgentEntry",
+    "AgentSpec",
+    "EndpointSpec",
+    "Entry",
+    "PauseSpec",
+    "RetrySpec",
+    "SubgraphSpec",
+    "Trouble",
+]
 
 
 class EndpointSpec(Strict):
@@ -33,7 +43,25 @@ class EndpointSpec(Strict):
             json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
         ),
     ] = None
-    max_retries: Annotated[int, Field(ge=0, le=10)] = 2
+    max_retries: Annotated[
+        int, Field(ge=0, le=10, description="How often its agents try again, unless they have a `retry` of their own.")
+    ] = 2
+
+
+Trouble = Literal["connection", "rate_limit", "server"]
+
+
+class RetrySpec(Strict):
+    """When an agent behind an endpoint tries again, as long as nothing of the reply has been heard."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=20, description="The first one included.")] = 3
+    backoff: Annotated[
+        PositiveFloat, Field(description="Seconds before the second attempt, about; doubles with each.")
+    ] = 0.5
+    retry_on: Annotated[
+        tuple[Trouble, ...],
+        Field(description="No connection; 429; 408, 425 and the 5xx that pass. Retry-After is kept to."),
+    ] = ("connection", "rate_limit", "server")
 
 
 class Entry(Strict):
@@ -56,6 +84,9 @@ class AgentSpec(Entry):
         Literal["parallel", "sequential"],
         Field(description="Several sharers: sum of residuals from the clean cache, or one after the other."),
     ] = "parallel"
+    retry: Annotated[
+        RetrySpec | None, Field(description="For a model behind an endpoint; instead of its max_retries.")
+    ] = None
 
 
 class SubgraphSpec(Entry):
@@ -65,8 +96,14 @@ class SubgraphSpec(Entry):
     inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
 
 
+class PauseSpec(Entry):
+    """A question to a person: the run pauses there, and goes on when it is resumed with the answer."""
+
+    pause: Annotated[str, Field(description="The question, a template as prompts are.")]
+
+
 # By the key that tells them apart; an entry with none of them is meant to have a model.
-KINDS: dict[str, type[Entry]] = {"graph": SubgraphSpec, "model": AgentSpec}
+KINDS: dict[str, type[Entry]] = {"graph": SubgraphSpec, "pause": PauseSpec, "model": AgentSpec}
 
 
 def _kind(value: Any) -> str:
@@ -75,6 +112,6 @@ def _kind(value: Any) -> str:
 
 
 AgentEntry = Annotated[
-    Annotated[AgentSpec, Tag("model")] | Annotated[SubgraphSpec, Tag("graph")],
+    Annotated[AgentSpec, Tag("model")] | Annotated[SubgraphSpec, Tag("graph")] | Annotated[PauseSpec, Tag("pause")],
     Discriminator(_kind),
 ]

@@ -57,4 +57,7 @@ class Limits(Strict):
     """Bounds of a whole run."""
 
     timeout: Annotated[PositiveFloat | None, Field(description="Seconds.")] = None
+    max_tokens: Annotated[
+        PositiveInt | None, Field(description="That all agents together may write; the last one is cut short.")
+    ] = None
     max_concurrent: Annotated[PositiveInt | None, Field(description="Agents at work at the same time.")] = None

@@ -37,6 +37,7 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
         check_paths(draft, permissions),
         _templates(draft),
         _edges(draft),
+        _retries(draft),
         _evaluated(draft),
         _shape(draft) if draft.whole and known else (),
     )
@@ -100,7 +101,7 @@ def _templates(draft: Draft) -> Iterator[Finding]:
     compiled = lru_cache(maxsize=None)(_compile)  # for one check: aliased prompts are compiled once
     names = {**dict.fromkeys(draft.inputs), **dict.fromkeys(draft.agents)}
     for agent, body in draft.agents.items():
-        for key in ("prompt", "system"):
+        for key in ("prompt", "system", "pause"):
             if not isinstance(source := body.get(key), str):
                 continue
             result = compiled(source)
@@ -155,6 +156,14 @@ def _edges(draft: Draft) -> Iterator[Finding]:
         if far and edge.channel in ("cache", "both") and edge.fallback == "error":
             message = f"agent {far[0]!r} sits behind an endpoint, which has no KV cache for a {edge.channel} edge"
             yield Finding(message, ("edges", edge.index, "fallback"), "write 'fallback: text' or 'channel: text'")
+
+
+def _retries(draft: Draft) -> Iterator[Finding]:
+    for name, body in draft.agents.items():
+        model = draft.models.get(str(body.get("model")))
+        if body.get("retry") is not None and not (isinstance(model, dict) and "base_url" in model):
+            message = f"agent {name!r} runs on this machine, where nothing is tried again"
+            yield Finding(message, ("agents", name, "retry"), "remove it; 'retry' is for models behind an endpoint")
 
 
 def _evaluated(draft: Draft) -> Iterator[Finding]:

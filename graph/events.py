@@ -17,6 +17,7 @@ __all__ = [
     "AgentEvent",
     "AgentFailed",
     "AgentFinished",
+    "AgentPaused",
     "AgentStarted",
     "EdgeTravelled",
     "Event",
@@ -116,6 +117,16 @@ class AgentFailed(AgentEvent):
     type = "agent_failed"
 
     error: str
+
+
+@dataclass(frozen=True)
+class AgentPaused(Event):
+    """An agent waits for a person. What doesn't depend on it goes on; then the run ends, to be resumed."""
+
+    type = "agent_paused"
+
+    agent: str
+    question: str
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from cachegraph.agents.create import Create, create_agent
+from cachegraph.agents.spec import PauseSpec
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import ConfigError, InputError
 
@@ -24,7 +25,7 @@ from .load import dump_recipe, load_recipe, parse_recipe
 from .many import run_rows
 from .parts import Parts
 from .plan import Plan, plan
-from .result import Result
+from .result import UNKEPT, Result
 from .routes import Cast, Wiring, create_agents, wire
 from .runtime import Listener, Run
 from .spec import GraphSpec
@@ -232,22 +233,29 @@ class Graph:
         """The graph of a run in the store, with its recipe, folder and permissions as they were. Raises InputError."""
         return kept.graph_of(cls, run, store, create)
 
-    def resume(self, run: str, *, store: "Store | None" = None) -> Result:
+    def resume(
+        self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
+    ) -> Result:
         """Go on with a run of this graph where it stood, and wait: turns that have finished are not taken again.
 
-        `run` is its id or the beginning of it. Raises InputError for a run that has finished, that another process is
-        at work on, or whose recipe is not this graph's (`Graph.from_run` gives the one it has).
+        `run` is its id or the beginning of it; `answer` is what a person says to a paused run, and `turn` to whose
+        question where there are several. Raises InputError for a run that has finished, that another process is at work
+        on, or whose recipe is not this graph's (`Graph.from_run` gives the one it has).
         """
-        execution = kept.resumed(self, run, store)
+        execution = kept.resumed(self, run, store, answer, turn)
         return wait(execution.execute, "resume", "graph.aresume", lambda: execution.result)
 
-    async def aresume(self, run: str, *, store: "Store | None" = None) -> Result:
+    async def aresume(
+        self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
+    ) -> Result:
         """Go on with a run of this graph, under asyncio or trio; see `resume`."""
-        return await (await anyio.to_thread.run_sync(lambda: kept.resumed(self, run, store))).execute()
+        return await (await anyio.to_thread.run_sync(kept.resumed, self, run, store, answer, turn)).execute()
 
-    def stream_resumed(self, run: str, *, store: "Store | None" = None) -> RunStream:
+    def stream_resumed(
+        self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
+    ) -> RunStream:
         """Go on with a run of this graph and watch; see `resume` and `stream`. What was recalled is told again."""
-        return RunStream(lambda listener: kept.resumed(self, run, store, listener))
+        return RunStream(lambda listener: kept.resumed(self, run, store, answer, turn, listener))
 
     def map(
         self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, return_errors: bool = False
@@ -332,6 +340,9 @@ class Graph:
         given = check_inputs(spec.inputs, inputs, named)
         if store is not None:
             return kept.begun(self, given, store, listener)
+        for name, agent in spec.agents.items():
+            if isinstance(agent, PauseSpec):
+                raise InputError(f"agent {name!r} can't be asked: {UNKEPT}")
         return Run(spec, given, self._prepare, listener)
 
     def _rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Run]:

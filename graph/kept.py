@@ -35,7 +35,14 @@ def begun(graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: L
     )
 
 
-def resumed(graph: "Graph", run: str, store: "Store | None", listener: Listener | None = None) -> Run:
+def resumed(
+    graph: "Graph",
+    run: str,
+    store: "Store | None",
+    answer: str | None = None,
+    turn: str | None = None,
+    listener: Listener | None = None,
+) -> Run:
     """A run of this graph that goes on where it stood. Raises InputError if its recipe is another one."""
     from .store import Store
     from .store.execution import StoredExecution
@@ -48,9 +55,29 @@ def resumed(graph: "Graph", run: str, store: "Store | None", listener: Listener 
             f"run {stored.id!r} was begun with another recipe than this graph's; "
             f"Graph.from_run({stored.id!r}) has the one it needs"
         )
+    said = _answered(stored, answer, turn)
     return StoredExecution(
-        spec, stored.setting.inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id)
+        spec, stored.setting.inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said)
     )
+
+
+def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict[str, str]:
+    """The answer by the turn it is for. Raises InputError where a question is open and nothing said, or vice versa."""
+    asked = {name: each.prompt or "" for name, each in stored.outcome.unfinished.items() if each.status == "paused"}
+    who = f"run {stored.id!r}"
+    if answer is None:
+        if asked and stored.status == "paused":
+            name, question = next(iter(asked.items()))
+            raise InputError(f"{who} waits for an answer to {name!r}: {question!r}; give it with answer= or --answer")
+        return {}
+    if not asked:
+        raise InputError(f"{who} asks nothing (its status is {stored.status!r}); resume it without an answer")
+    if turn is None and len(asked) > 1:
+        raise InputError(f"{who} asks several things; say whose question this answers: {', '.join(asked)}")
+    turn = turn or next(iter(asked))
+    if turn not in asked:
+        raise InputError(f"{who} has no open question {turn!r}; there is {', '.join(asked)}")
+    return {turn: answer}
 
 
 def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:

@@ -4,10 +4,11 @@ Names and descriptions may be a stranger's, so every one is escaped for where it
 """
 
 import re
+from collections.abc import Iterable
 from textwrap import shorten
 from urllib.parse import urlsplit
 
-from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, SubgraphSpec
+from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, PauseSpec, SubgraphSpec
 from cachegraph.agents.template import TemplateProblem, compile_template
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.engine.spec import ModelSpec
@@ -81,6 +82,8 @@ def model_label(spec: GraphSpec, agent: str) -> str:
     entry = spec.agents[agent]
     if isinstance(entry, SubgraphSpec):
         return entry.graph
+    if isinstance(entry, PauseSpec):
+        return "a person"
     model = entry.model
     match spec.models.get(model, model):
         case ModelSpec(source=source):
@@ -94,7 +97,13 @@ def model_label(spec: GraphSpec, agent: str) -> str:
 def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
     """The inputs that an agent's templates name."""
     names: set[str] = set()
-    sources = (agent.system, agent.prompt) if isinstance(agent, AgentSpec) else agent.inputs.values()
+    match agent:
+        case AgentSpec():
+            sources: Iterable[str | None] = (agent.system, agent.prompt)
+        case PauseSpec():
+            sources = (agent.pause,)
+        case _:
+            sources = agent.inputs.values()
     for source in sources:
         try:
             names |= compile_template(source or "").names

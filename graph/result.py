@@ -13,10 +13,15 @@ from cachegraph.agents.base import Timing, Tokens
 from cachegraph.channels.message import EdgeReport
 from cachegraph.errors import InputError
 
-__all__ = ["AgentResult", "AgentStatus", "Interrupted", "Result", "RunStatus"]
+__all__ = ["UNKEPT", "AgentResult", "AgentStatus", "Interrupted", "Result", "RunStatus"]
 
-AgentStatus = Literal["not_started", "running", "finished", "failed", "cancelled"]
-RunStatus = Literal["not_started", "running", "finished", "partial", "failed", "cancelled"]
+UNKEPT = (
+    "it waits for a person, and nothing keeps the run until there is an answer; run it with a store (`store=Store()`, "
+    "or on the command line without --no-store)"
+)
+
+AgentStatus = Literal["not_started", "running", "finished", "paused", "failed", "cancelled"]
+RunStatus = Literal["not_started", "running", "finished", "partial", "paused", "failed", "cancelled"]
 
 
 @dataclass
@@ -27,6 +32,7 @@ class AgentResult:
     text: str | None = None
     data: Any = None  # a JSON value beside the text: a structured reply, what a function returned
     error: str | None = None  # why it failed, or was cancelled
+    prompt: str | None = None  # what it was given, if it failed; what it asks, if it is paused
     model: str = ""
     started: float | None = None  # seconds since the run began
     timing: Timing = field(default_factory=Timing)
@@ -37,8 +43,9 @@ class AgentResult:
 class Result(BaseModel):
     """One run of a graph. `text` is the output agent's reply, and empty unless that agent has finished.
 
-    `status` is `finished` if every agent did, `partial` if the output agent did and another did not, `failed` or
-    `cancelled` if the run was ended before, and `not_started` or `running` in an early look at it.
+    `status` is `finished` if every agent did, `partial` if the output agent did and another did not, `paused` if it
+    can go on when a person has answered, `failed` or `cancelled` if the run was ended before, and `not_started` or
+    `running` in an early look at it.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")

@@ -12,7 +12,7 @@ import anyio
 
 from cachegraph.agents.base import Agent
 from cachegraph.agents.create import Create
-from cachegraph.agents.spec import AgentSpec, SubgraphSpec
+from cachegraph.agents.spec import AgentSpec, PauseSpec, SubgraphSpec
 from cachegraph.agents.template import compile_template
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Route
@@ -77,6 +77,11 @@ def create_agents(spec: GraphSpec, folder: Path, create: Create) -> dict[str, Ag
     inputs = tuple(spec.inputs)
     agents: dict[str, Agent] = {}
     for name, entry in spec.agents.items():
+        if isinstance(entry, PauseSpec):
+            from cachegraph.agents.pause import PauseAgent
+
+            agents[name] = PauseAgent(name, entry, upstream=tuple(upstream[name]))
+            continue
         if isinstance(entry, SubgraphSpec):
             raise ConfigError(f"agent {name!r} is a graph, and this version can't run those yet")
         model = spec.models.get(entry.model, entry.model)

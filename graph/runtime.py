@@ -9,6 +9,7 @@ as the recipe says. Knows nothing of models, channels or YAML.
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,14 +17,15 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from cachegraph.agents.base import Delivery, Reply, Turn
+from cachegraph.agents.base import Delivery, Paused, Reply, Turn
 from cachegraph.channels.message import EdgeReport, Message, Route
-from cachegraph.errors import CachegraphError, RunError
+from cachegraph.errors import CachegraphError, InputError, RunError
 
 from .events import (
     AgentCancelled,
     AgentFailed,
     AgentFinished,
+    AgentPaused,
     AgentStarted,
     EdgeTravelled,
     Event,
@@ -33,7 +35,7 @@ from .events import (
 )
 from .journal import Journal, note, take_turn
 from .probe import Probe
-from .result import AgentResult, Result, RunStatus
+from .result import UNKEPT, AgentResult, Result, RunStatus
 from .routes import Node, Wiring
 from .spec import GraphSpec
 
@@ -74,6 +76,7 @@ class Run:
         self._inboxes: dict[int, list[Delivery | None]] = {}  # a message lives here until its receiver takes it
         self._cancelled: set[int] = set()
         self._failures: dict[str, Exception] = {}
+        self._written = 0  # tokens, by all agents
         most = spec.limits.max_concurrent
         self._limiter = None if most is None else anyio.CapacityLimiter(most)
 
@@ -153,6 +156,9 @@ class Run:
             self._fill(agent, reply)
             if self._journal is not None:
                 await note(self._journal, node.name, agent, reply)
+        except Paused as pause:
+            self._pause(node, agent, pause.question)
+            return []
         except Exception as error:
             self._fail(node, agent, error)
             return []
@@ -184,6 +190,8 @@ class Run:
             node.needs_text,
             node.needs_cache,
             self._deltas(node.name) if self._listener else None,
+            partial(setattr, self._agents[node.name], "prompt"),
+            most - self._written if (most := self._spec.limits.max_tokens) is not None else None,
             node.name,
             self._probe.controls.get(node.name) if self._probe else None,
         )
@@ -197,7 +205,8 @@ class Run:
         return lambda text: listener(TextDelta(self._now(), name, text))
 
     def _fill(self, agent: AgentResult, reply: Reply) -> None:
-        agent.status = "finished"
+        agent.status, agent.prompt = "finished", None
+        self._written += reply.tokens.generated
         agent.text = reply.message.text
         agent.data = reply.message.data
         agent.timing = timing = reply.timing
@@ -228,6 +237,14 @@ class Run:
             if not self._waits[receiver]:
                 ready.append(self._wiring.nodes[receiver])
         return ready
+
+    def _pause(self, node: Node, agent: AgentResult, question: str) -> None:
+        if self._journal is None:
+            self._fail(node, agent, InputError(UNKEPT))
+            return
+        agent.status, agent.prompt = "paused", question
+        if self._listener:
+            self._listener(AgentPaused(self._now(), node.name, question))
 
     def _fail(self, node: Node, agent: AgentResult, error: Exception) -> None:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
@@ -264,7 +281,8 @@ class Run:
             self._end("failed", self._error)
             return None
         if not self._failures:
-            self._end("finished", None)
+            paused = any(agent.status == "paused" for agent in self._agents.values())
+            self._end("paused" if paused else "finished", None)
             return None
         name, cause = next(iter(self._failures.items()))
         others = len(self._failures) - 1
@@ -292,7 +310,7 @@ class Run:
 
 def _as_needed(message: Message, route: Route) -> Message:
     """The message without its cache where only its text is read, so that no reader of words keeps a cache alive."""
-    if message.cache is None or route.needs_cache or message.text is None:
+    if (message.cache is None and message.rebuild is None) or route.needs_cache or message.text is None:
         return message
     return Message(message.sender, message.text, data=message.data, turn=message.turn)
 

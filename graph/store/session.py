@@ -53,5 +53,8 @@ def to_json(recorded: Recorded) -> str:
 
 
 def _unfinished(result: Result) -> dict[str, Unfinished]:
-    agents = result.agents.items()
-    return {name: Unfinished(agent.status, agent.error) for name, agent in agents if agent.status not in DONE}
+    return {
+        agent.turn or name: Unfinished(agent.status, agent.error, agent.prompt)
+        for name, agent in result.agents.items()
+        if agent.status not in DONE
+    }

@@ -1,7 +1,7 @@
 """The run store as Python sees it: list, show, begin, resume, remove."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from secrets import token_hex
 from time import time
 from types import TracebackType
@@ -11,11 +11,12 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from cachegraph.errors import InputError
 
+from ..journal import Recorded
 from .database import Database
 from .owner import is_alive, me, take
 from .records import Outcome, RunInfo, Setting, StoredRun, read_turn, status_of
 from .schema import runs, turns
-from .session import Session
+from .session import Session, to_json
 from .writer import Writer
 
 __all__ = ["Store"]
@@ -98,14 +99,20 @@ class Store:
             )
         return self._session(run, token, {})
 
-    def resume(self, named: str) -> Session:
-        """Go on with a run. Raises InputError for one that has finished, or that another process is at work on."""
+    def resume(self, named: str, answers: Mapping[str, str] | None = None) -> Session:
+        """Go on with a run; `answers` are what people say to its pauses, by turn.
+
+        Raises InputError for a run that has finished, or that another process is at work on.
+        """
         token = token_hex(8)
         with self._database.writing() as connection:
             run = _find(connection, named, self.place)
             row = take(connection, run, token)
             if row.status in OVER:
                 raise InputError(f"run {run!r} has finished; `cachegraph runs show {run}` shows what it gave")
+            for turn, answer in (answers or {}).items():
+                body = to_json(Recorded(answer))
+                connection.execute(insert(turns).values(run=run, turn=turn, recorded=time(), body=body))
             known = {each.turn: each.recorded for each in _turns(connection, run)}
             connection.execute(update(runs).where(runs.c.id == run).values(outcome=Outcome().to_json()))
         return self._session(run, token, known)

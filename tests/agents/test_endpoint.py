@@ -118,22 +118,22 @@ async def say(
     key: str | None = None,
     retries: int = 2,
     on_text: Callable[[str], None] | None = None,
+    most_tokens: int | None = None,
     upstream: dict[str, str] | None = None,
     **spec: Any,
 ) -> Reply:
-    endpoint = EndpointSpec(base_url=server.url, model="big", api_key_env=key, max_retries=retries)
+    endpoint = EndpointSpec(base_url=server.url, model="big", api_key_env=key)
     texts = upstream or {}
+    spec = {"retry": {"max_attempts": retries + 1, "backoff": 0.001}, **spec}
     agent_spec = AgentSpec.model_validate({"model": "m", "prompt": "Why, {{ name }}?", **spec})
     agent = EndpointAgent("x", agent_spec, endpoint, upstream=tuple(texts))
     await agent.open()
-    assert agent._api is not None
-    object.__setattr__(agent._api, "backoff", 0.001)
     deliveries = [
         Delivery(Route(TextEdge.model_validate({"from": name, "to": "x"}), "text"), Message(name, text))
         for name, text in texts.items()
     ]
     with anyio.fail_after(10):
-        reply = await agent.turn(Turn({"name": "Ann"}, deliveries, on_text=on_text))
+        reply = await agent.turn(Turn({"name": "Ann"}, deliveries, on_text=on_text, most_tokens=most_tokens))
     await agent.close()
     return reply
 
@@ -208,6 +208,50 @@ async def test_patience_ends_after_max_retries(server: Server) -> None:
     text = await refusal(server, retries=1)
     assert "agent 'x'" in text
     assert "answered 500: out of memory (2 attempts)" in text
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"), [(status(429), "rate_limit"), (status(503), "server"), (hang_up, "connection")]
+)
+async def test_only_what_the_agent_retries_on_is_tried_again(server: Server, trouble: Answer, kind: str) -> None:
+    others = [each for each in ("connection", "rate_limit", "server") if each != kind]
+    server.script = [trouble, OK]
+    await refusal(server, retry={"backoff": 0.001, "retry_on": others})
+    assert len(server.requests) == 1
+    server.script = [trouble, OK]
+    assert (await say(server, retry={"backoff": 0.001, "retry_on": [kind]})).message.text == "Blue light"
+
+
+async def test_an_endpoints_max_retries_hold_for_agents_that_have_no_retry_of_their_own() -> None:
+    endpoint = EndpointSpec(base_url="http://127.0.0.1:9/v1", model="big", max_retries=4)
+    for spec, attempts in (({}, 5), ({"retry": {"max_attempts": 1}}, 1)):
+        agent = EndpointAgent("x", AgentSpec.model_validate({"model": "m", "prompt": "p", **spec}), endpoint)
+        await agent.open()
+        assert agent._api is not None
+        assert agent._api.retry.max_attempts == attempts
+
+
+async def test_waits_double_from_the_backoff_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("cachegraph.agents.completions.anyio.sleep", sleep)
+    monkeypatch.setattr("cachegraph.agents.completions.random", lambda: 0.5)
+    server.script = [status(500)]
+    await refusal(server, retry={"max_attempts": 4, "backoff": 2})
+    assert waits == [2, 4, 8]
+
+
+async def test_no_more_is_asked_for_than_is_left_of_the_runs_budget(server: Server) -> None:
+    server.script = [OK]
+    await say(server, most_tokens=5)
+    await say(server, most_tokens=500, generate={"max_new_tokens": 9})
+    assert [request["max_tokens"] for request in server.requests] == [5, 9]
+    with pytest.raises(RunError, match=r"used up \(limits\.max_tokens\)"):
+        await say(server, most_tokens=0)
     assert len(server.requests) == 2
 
 

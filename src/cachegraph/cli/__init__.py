@@ -48,7 +48,10 @@ def _options(
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 130 Ctrl-C."""
+    """Run a command.
+
+    Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 4 a run waits for a person, 130 Ctrl-C.
+    """
     debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
     try:
         app()

@@ -1,6 +1,6 @@
 """What several commands do with a recipe, said once: their options, and opening it as a graph."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,9 +8,10 @@ import typer
 
 if TYPE_CHECKING:
     from cachegraph.graph.graph import Graph
+    from cachegraph.graph.result import Result
     from cachegraph.graph.store import Store
 
-__all__ = ["AllowEnv", "AllowPaths", "Recipe", "open_graph", "open_store"]
+__all__ = ["AllowEnv", "AllowPaths", "Recipe", "exit_if_paused", "open_graph", "open_store"]
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
 AllowEnv = Annotated[
@@ -36,3 +37,9 @@ def open_store() -> "Store":
     store = Store()
     store.list(0)  # whatever is wrong with it is said before a model is loaded
     return store
+
+
+def exit_if_paused(results: "Sequence[Result]") -> None:
+    """End with 4 where a run waits for a person, so that a script knows that there is no reply yet."""
+    if any(result.status == "paused" for result in results):
+        raise typer.Exit(4)

@@ -9,7 +9,7 @@ import typer
 
 from cachegraph.errors import InputError
 
-from .options import AllowEnv, AllowPaths, Recipe, open_graph, open_store
+from .options import AllowEnv, AllowPaths, Recipe, exit_if_paused, open_graph, open_store
 
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
@@ -76,6 +76,7 @@ def run(
     elif quiet:
         for result in results:
             typer.echo(result.text)
+    exit_if_paused(results)
 
 
 def _run_all(

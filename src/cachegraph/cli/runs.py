@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from cachegraph.errors import InputError
 
-from .options import open_store
+from .options import exit_if_paused, open_store
 
 if TYPE_CHECKING:
     from cachegraph.graph.store.records import StoredRun
@@ -81,6 +82,15 @@ def show_run(
 @app.command("resume")
 def resume_run(
     run: Run,
+    answer: Annotated[
+        str | None, typer.Option("--answer", "-a", help="What to say to a paused run.", show_default=False)
+    ] = None,
+    answer_file: Annotated[
+        Path | None, typer.Option(help="The same from a file; - is stdin.", show_default=False, allow_dash=True)
+    ] = None,
+    turn: Annotated[
+        str | None, typer.Option(help="Whose question it answers, where there are several.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the reply and nothing else.")] = False,
 ) -> None:
@@ -92,17 +102,21 @@ def resume_run(
 
     store = open_store()
     stored = store.get(run)
+    if answer_file is not None:
+        answer = _read(answer, answer_file)
     for note in _changes(stored):
         typer.echo(note, err=True)
     graph = Graph.from_run(stored.id, store)
     fetch_models(graph.spec, graph.folder)
     fetch_fusers(graph.spec, graph.folder)
     with graph:
-        result = run_and_print(graph.stream_resumed(stored.id, store=store), graph.output, quiet or as_json)
+        stream = graph.stream_resumed(stored.id, answer=answer, turn=turn, store=store)
+        result = run_and_print(stream, graph.output, quiet or as_json)
     if as_json:
         typer.echo(result.to_json())
     elif quiet:
         typer.echo(result.text)
+    exit_if_paused([result])
 
 
 @app.command("rm")
@@ -130,6 +144,16 @@ def _seconds(age: str) -> float:
     if match is None:
         raise InputError(f"--older-than wants a number and a unit, such as 90m, 12h, 30d or 8w, got {age!r}")
     return float(match[1]) * UNITS[match[2]]
+
+
+def _read(answer: str | None, file: Path) -> str:
+    if answer is not None:
+        raise InputError("--answer and --answer-file both say something; give one")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the answer can't be read from {str(file)!r}: {error}") from error
+    return text.removesuffix("\n")
 
 
 def _changes(stored: "StoredRun") -> list[str]:
@@ -163,9 +187,8 @@ def _print(stored: "StoredRun") -> None:
             console.print(Text.assemble((f"{name}: ", "dim"), fact), soft_wrap=True)
     console.print(_turns(stored))
     for name, each in stored.outcome.unfinished.items():
-        console.print(
-            Text.assemble((f"{name} ({each.status})", "red"), f" {_visible(each.error or '')}"), soft_wrap=True
-        )
+        status = (f"{name} ({each.status})", COLOURS.get(each.status, "red"))
+        console.print(Text.assemble(status, f" {_visible(each.error or '')}"), soft_wrap=True)
         if each.prompt is not None:
             console.print(Text(_indented(_visible(each.prompt)), "dim"), soft_wrap=True)
 

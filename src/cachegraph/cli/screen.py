@@ -45,7 +45,16 @@ def run_and_print(
         raise
     if not quiet:
         print_tables(stream.result, console)
+        _print_questions(stream.result, console)
     return stream.result
+
+
+def _print_questions(result: Result, console: Console) -> None:
+    for name, agent in result.agents.items():
+        if agent.status == "paused":
+            console.print(Text.assemble((f"{name} asks:", "bold yellow"), f" {_visible(agent.prompt or '')}"))
+    if result.status == "paused":
+        console.print(f"To answer: cachegraph runs resume {result.run_id} --answer ...")
 
 
 async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, records: Sequence[Record]) -> None:
@@ -72,7 +81,7 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
         if not ended:  # interrupted: the reader left before the run did
             for record in records:
                 record(RunFinished(stream.result.seconds, stream.result))
-    if not (quiet or streamed):
+    if not (quiet or streamed or stream.result.status == "paused"):
         _write(f"{stream.result.text}\n")
 
 

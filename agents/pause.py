@@ -1,0 +1,31 @@
+"""A question to a person in an agent's place. The run ends there, and its answer comes with the run that goes on."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cachegraph.channels.base import Peer
+
+from .base import Paused, Turn
+from .prompt import PromptTemplate, heard, readable
+from .spec import AgentSpec, PauseSpec
+
+__all__ = ["PauseAgent"]
+
+
+class PauseAgent:
+    """Renders its question and pauses the run. It never speaks: a journal recalls the answer in its stead."""
+
+    def __init__(self, name: str, spec: PauseSpec, *, upstream: Sequence[str] = ()):
+        self.name = name
+        self._question = PromptTemplate(name, AgentSpec(model="a person", prompt=spec.pause), upstream)
+
+    async def open(self) -> None: ...
+
+    def peer(self) -> Peer:
+        return Peer(self.name, "a person", why_no_cache=f"agent {self.name!r} is a person, who has no KV cache")
+
+    async def turn(self, turn: Turn) -> NoReturn:
+        """Raises Paused with the question."""
+        raise Paused(readable(self._question.messages({**turn.inputs, **await heard(turn)})))
+
+    async def close(self) -> None: ...
