@@ -120,12 +120,11 @@ class AgentFailed(AgentEvent):
 
 
 @dataclass(frozen=True)
-class AgentPaused(Event):
+class AgentPaused(AgentEvent):
     """An agent waits for a person. What doesn't depend on it goes on; then the run ends, to be resumed."""
 
     type = "agent_paused"
 
-    agent: str
     question: str
 
 

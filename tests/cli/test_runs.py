@@ -64,6 +64,35 @@ def test_a_finished_run_is_not_resumed(recipes, call):
     assert ended.err.splitlines()[-1].startswith(f"cachegraph: run '{run}' has finished")
 
 
+def test_a_run_that_asks_ends_with_4_and_goes_on_with_an_answer(recipes, call, tmp_path):
+    text = (recipes / "duo.yaml").read_text().replace("./llama", str(recipes / "llama"))
+    text = text.replace("agents:\n", 'agents:\n  ok: {pause: "{{ reader }} Go on?"}\n').replace(
+        "{{ reader }} {{", "{{ ok }} {{"
+    )
+    text = text.replace(
+        "  - {from: reader, to: writer, channel: cache, carries: reply}\n",
+        "  - {from: reader, to: ok}\n  - {from: ok, to: writer}\n",
+    )
+    recipe = tmp_path / "asks.yaml"
+    recipe.write_text(text)
+    ended = call("run", recipe, "-i", "question=x", "--allow-paths")
+    (run,) = ids(call)
+    assert (ended.code, ended.out) == (4, "")
+    assert "ok asks:" in ended.err
+    assert "Go on?" in ended.err
+    assert f"cachegraph runs resume {run} --answer" in ended.err
+    assert "ok (paused)" in call("runs", "show", run).out
+    assert call("runs", "resume", run).code == 2
+    (tmp_path / "answer.txt").write_text("yes, please\n")
+    both = call("runs", "resume", run, "--answer", "yes", "--answer-file", tmp_path / "answer.txt")
+    assert "both say something" in both.err
+    assert "can't be read" in call("runs", "resume", run, "--answer-file", tmp_path / "nowhere.txt").err
+    assert call("runs", "resume", run, "--answer-file", tmp_path / "answer.txt", "-q").code == 0
+    assert call("runs", "show", run, "--turn", "ok").out == "yes, please\n"
+    refused = call("run", recipe, "-i", "question=x", "--allow-paths", "--no-store")
+    assert (refused.code, "without --no-store" in refused.err) == (2, True)
+
+
 def test_runs_are_removed_and_pruned(recipes, call):
     for _ in range(3):
         call("run", recipes / "duo.yaml", "-i", "question=what", "-q")

@@ -1,10 +1,13 @@
 """What a run that did not end well leaves behind: who failed, why, and with what before it."""
 
+import anyio
 import pytest
 
-from cachegraph import RecipeError, RunError
+from cachegraph import Graph, RecipeError, RunError
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.testing import ScriptedAgent
+from cachegraph.agents.budget import within_budget
+from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.engine.spec import GenerateSpec
 from cachegraph.graph.store import Store
 
 from .conftest import chain
@@ -29,15 +32,9 @@ def test_a_failed_agents_prompt_is_in_the_result_and_in_the_store(store: Store) 
 
 
 def test_a_timeout_is_kept_with_its_limit(store: Store) -> None:
-    import anyio
-
     slow = ScriptedAgent("b", gate=anyio.Event())
-    graph = chain(slow)
-    parts = graph.spec.model_dump(by_alias=True)
+    parts = chain(slow).spec.model_dump(by_alias=True)
     parts["agents"]["b"]["timeout"] = 0.01
-    from cachegraph import Graph
-    from cachegraph.agents.testing import scripted
-
     with pytest.raises(RunError) as caught:
         Graph.from_dict(parts, create=scripted(slow)).run(question="q", store=store)
     assert "timeout of 0.01 s" in (store.get(caught.value.result.run_id).outcome.unfinished["b"].error or "")
@@ -47,9 +44,6 @@ class Writing(ScriptedAgent):
     """Writes as many tokens as it may, and notes how many that were."""
 
     async def turn(self, turn: Turn) -> Reply:
-        from cachegraph.agents.budget import within_budget
-        from cachegraph.engine.spec import GenerateSpec
-
         reply = await super().turn(turn)
         reply.tokens.generated = within_budget(GenerateSpec(max_new_tokens=40), turn).max_new_tokens
         return reply
