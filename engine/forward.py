@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from .attention import PackedRows, packed_rows
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
+
+if TYPE_CHECKING:
+    from .cpu.decoder import Decoder
 
 __all__ = ["Row", "cache_argument", "forward"]
 
@@ -30,12 +33,28 @@ class Row:
     sees: Tensor | None = None  # (new, new) of bool, lower triangular: which new tokens each sees, for branches
 
 
-def forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:
-    """Run all rows' new tokens at once.
+def forward(model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder | None" = None) -> list[Tensor | None]:
+    """Run all rows' new tokens at once; `decoder` computes those that only decode, where there is one.
 
     Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
     logits the output head is not run at all.
     """
+    if decoder is None or not (decoding := [row for row in rows if _only_decodes(row)]):
+        return _forward(model, info, rows)
+    logits = decoder.step([row.ids[0] for row in decoding], [row.cache for row in decoding])  # (decoding, vocab)
+    others = [row for row in rows if not _only_decodes(row)]
+    by_row: dict[int, Tensor | None] = {id(row): out[None] for row, out in zip(decoding, logits, strict=True)}
+    by_row |= {id(row): out for row, out in zip(others, _forward(model, info, others) if others else (), strict=True)}
+    return [by_row[id(row)] for row in rows]
+
+
+def _only_decodes(row: Row) -> bool:
+    """One token behind the cache's end, with nothing odd about it."""
+    odd = row.positions is not None or row.override is not None or row.sees is not None
+    return len(row.ids) == 1 and row.logits == "last" and not odd
+
+
+def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:
     device = next(model.parameters()).device
     asked = len(rows)
     if model.dtype in _HALF:

@@ -124,6 +124,18 @@ class RowCache:
         parts = [segment.layers[layer] for segment in self.segments] + [tail]
         return LayerKV(torch.cat([part.keys for part in parts], 2), torch.cat([part.values for part in parts], 2))
 
+    def room_for_one(self, layers: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[list[LayerKV], int]:
+        """The tail's buffers on the CPU, each (1, heads, room, dim), and how many entries are written.
+
+        For code that writes one more entry into every layer by itself; `reserve` and `commit` then make it count.
+        """
+        if not self._tail:
+            empty = torch.empty(1, heads, 0, dim, dtype=dtype)
+            self._tail = [LayerKV(empty, empty)] * layers
+        if self._used == self._tail[0].keys.shape[2]:
+            self._tail = [_room_for(buffer, self._used, self._used + 1) for buffer in self._tail]
+        return self._tail, self._used
+
     def commit(self) -> None:
         """The forward pass is over: the reserved entries count."""
         self._used = len(self._tail_positions)

@@ -16,6 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cachegraph.errors import ModelError
 
 from .attention import NAME
+from .cpu.build import Kernels, kernels
+from .cpu.decoder import Decoder, Unsupported
+from .cpu.linear import widen
 from .forward import Row, forward
 from .info import ModelInfo
 from .kv import KV, RowCache
@@ -26,6 +29,7 @@ __all__ = ["LoadedModel", "load_model"]
 
 _PROBE = 8  # tokens
 _FAR = 61  # positions
+_KERNELS_PAY = 2**24  # parameters; a smaller model's step is over before a kernel could help
 _one_at_a_time = threading.Lock()  # transformers changes process-wide state while it loads a model
 
 
@@ -42,6 +46,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     why_no_cache: str | None
+    decoder: Decoder | None = None  # the CPU kernels for this model; without them torch decodes
 
 
 def load_model(
@@ -74,6 +79,7 @@ def _load(
     chat_template: str | None,
 ) -> LoadedModel:
     network = _read_network(folder, dtype).to(device).eval().requires_grad_(False)
+    widen(network)
     info = ModelInfo.from_hf(network.config, network.generation_config)
     reason = info.why_no_cache or _why_not_packed(network, info)
     rotation = Rotation(network, info)
@@ -90,7 +96,26 @@ def _load(
         device=device,
         dtype=dtype,
         why_no_cache=reason,
+        decoder=_decoder(network, info) if reason is None else None,
     )
+
+
+def _decoder(network: Any, info: ModelInfo) -> Decoder | None:
+    """The kernels for this model, if there are any and they compute what the model does."""
+    plain = network.device.type == "cpu" and network.dtype in (torch.bfloat16, torch.float32)
+    if not plain or network.num_parameters() < _KERNELS_PAY or not isinstance(found := kernels(), Kernels):
+        return None
+    try:
+        decoder = Decoder(network, info, found)
+    except Unsupported:
+        return None
+    (cache, _), (other, _) = (_probe(network, info) for _ in range(2))
+    with torch.inference_mode():
+        (expected,) = forward(network, info, [Row([1], RowCache([cache]))])
+        got = decoder.step([1], [RowCache([other])])[0]
+    assert expected is not None
+    alike = torch.nn.functional.cosine_similarity(got, expected[0].float(), dim=0).item()
+    return decoder if alike > 0.999 else None
 
 
 def _read_network(folder: Path, dtype: torch.dtype) -> Any:

@@ -148,7 +148,7 @@ class Worker:
 
     def _forward(self, rows: list[Row]) -> list[Tensor | None]:
         if self._model.why_no_cache is None:
-            return forward(self._model.network, self._model.info, rows)
+            return forward(self._model.network, self._model.info, rows, self._model.decoder)
         return native_forward(self._model.network, rows)
 
     @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from cachegraph.errors import ConfigError, ModelError
 
+from ..cpu import computes_bfloat16
 from ..spec import DType
 from .weights import count_parameters
 
@@ -94,16 +95,7 @@ def _cuda(torch: Any, index: int) -> Device:
 def _cpu(torch: Any) -> Device:
     import psutil
 
-    return Device("cpu", psutil.virtual_memory().available, "bfloat16" if _cpu_computes_bfloat16(torch) else "float32")
-
-
-def _cpu_computes_bfloat16(torch: Any) -> bool:
-    """Whether there are instructions for it; without them bfloat16 is emulated, slower than float32."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        can = torch.cpu.get_capabilities()
-        return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
-    # Older versions of torch have no public way to ask.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return Device("cpu", psutil.virtual_memory().available, "bfloat16" if computes_bfloat16(torch) else "float32")
 
 
 def _size(number: float, unit: float) -> str:

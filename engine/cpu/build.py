@@ -1,0 +1,112 @@
+"""Compile the kernels for the CPU that will run them, once, and load them.
+
+A compiler is all that is needed: no headers of Python or torch. What was compiled is kept in the home folder under a
+name that changes with the source, the compiler and the CPU. Without a compiler everything works, slower.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import threading
+from functools import cache
+from pathlib import Path
+
+import filelock
+
+__all__ = ["SWITCH", "Kernels", "kernels", "status"]
+
+SWITCH = "CACHEGRAPH_KERNELS"  # "off": torch alone
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread")
+_SECONDS = 120
+_one_at_a_time = threading.Lock()  # one compilation in this process; a file lock keeps other processes waiting
+
+Pointer, Integer = ctypes.c_void_p, ctypes.c_int64
+
+
+class Kernels:
+    """The compiled functions. `block`: every inner dimension must be a multiple of it."""
+
+    def __init__(self, path: Path):
+        library = ctypes.CDLL(str(path))
+        self.linear = library.cachegraph_linear
+        self.linear.argtypes = [Pointer, Integer, Integer, Pointer, Integer, Pointer, Integer]
+        self.step = library.cachegraph_step
+        self.step.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Pointer, Integer]
+        self.linear.restype = self.step.restype = None
+        library.cachegraph_block.restype = Integer
+        self.block: int = library.cachegraph_block()
+
+
+def kernels() -> "Kernels | str":
+    """The kernels of this machine, compiled now if they were not yet; or why there are none."""
+    if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
+        return f"{SWITCH} turns them off"
+    with _one_at_a_time:
+        return _kernels()
+
+
+def status() -> str:
+    """One line for people: whether this machine has the kernels, or why not."""
+    found = kernels()
+    return f"compiled for this CPU, {found.block} weights at a time" if isinstance(found, Kernels) else f"none: {found}"
+
+
+@cache
+def _kernels() -> "Kernels | str":
+    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
+    if compiler is None:
+        return "there is no C++ compiler (install g++ or clang++ for faster decoding)"
+    from ..models.store import home  # late: placing a model asks this folder what the CPU can do
+
+    try:
+        version = _run([compiler, "--version"])
+        key = "\n".join([_SOURCE.read_text(), version, *_FLAGS, _cpu()])
+        path = home() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        _compile(compiler, path)
+        try:
+            return Kernels(path)
+        except OSError:  # it was cut short, or came here from another machine
+            path.unlink()
+            _compile(compiler, path)
+            return Kernels(path)
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return f"{compiler!r} can't compile them: {told[0] if told else type(error).__name__}"
+
+
+def _compilers() -> list[str]:
+    named = os.environ.get("CXX")
+    return [named] if named else ["g++", "clang++", "c++"]
+
+
+def _compile(compiler: str, path: Path) -> None:
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        if path.is_file():
+            return
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            _run([compiler, *_FLAGS, str(_SOURCE), "-o", str(part)])
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)  # noqa: S603
+    return done.stdout
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

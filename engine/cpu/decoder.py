@@ -1,0 +1,274 @@
+"""A transformers model as the kernels see it: where its weights lie, how it norms, rotates and gates.
+
+Nothing is believed of a model's class: a `Decoder` is used only after a step of it gave what the model itself gives.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..info import ModelInfo
+from ..kv import LayerKV, RowCache
+from .build import Kernels
+
+__all__ = ["Decoder", "Unsupported"]
+
+_ROPE = {"default", "linear", "llama3", "yarn"}  # cosines and sines depend on the position alone
+
+
+class Unsupported(Exception):
+    """Raised by `Decoder` for a model that the kernels can't compute; the message says what is odd about it."""
+
+
+class _Matrix(Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64)]
+
+
+class _Layer(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("norm_in", "norm_attention", "norm_mlp", "norm_out", "q_norm", "k_norm")),
+        *((name, _Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        ("rope", c_int64),
+        ("window", c_int64),
+    ]
+
+
+class _Model(Structure):
+    _fields_ = [
+        ("layers", POINTER(_Layer)),
+        *((name, c_int64) for name in ("depth", "hidden", "inner", "heads", "kv_heads", "head_dim")),
+        ("eps", c_float),
+        ("scale", c_float),
+        ("gelu", c_int64),
+        ("is_bf16", c_int64),
+        ("norm", c_void_p),
+        ("head", _Matrix),
+    ]
+
+
+class _Segment(Structure):
+    _fields_ = [("keys", c_void_p), ("values", c_void_p), ("key_stride", c_int64), ("value_stride", c_int64)]
+
+
+class _Row(Structure):
+    _fields_ = [
+        ("segments", POINTER(_Segment)),
+        ("lengths", POINTER(c_int64)),
+        ("positions", c_void_p),
+        ("count", c_int64),
+        ("position", c_int64),
+    ]
+
+
+class Decoder:
+    """One model's decoding steps by the kernels. Raises Unsupported for a model that they can't compute."""
+
+    def __init__(self, network: Any, info: ModelInfo, kernels: Kernels):
+        self._kernels = kernels
+        self._info = info
+        self._embed = network.get_input_embeddings()
+        self._rotary: Any = getattr(network.get_decoder(), "rotary_emb", None)
+        self._kept: list[Tensor] = []  # what the kernels point to
+        self._kinds = list(dict.fromkeys(_kinds(network, info)))
+        self._tables: list[Tensor] = []  # by kind: (positions, 2, head_dim)
+        self._rows: WeakKeyDictionary[RowCache, _View] = WeakKeyDictionary()
+        self._dtype: torch.dtype = network.dtype
+        try:
+            self._model = self._describe(network)
+        except (AttributeError, IndexError, TypeError) as error:  # it is built of other parts
+            raise Unsupported(str(error)) from error
+
+    def step(self, ids: Sequence[int], caches: Sequence[RowCache]) -> Tensor:
+        """Read one new token a row behind its cache, which is appended to. Returns logits, (rows, vocab), float32."""
+        places = [cache.next_position for cache in caches]
+        self._reach(max(places) + 1)
+        x = self._embed(torch.tensor(ids)).float()  # (rows, hidden)
+        logits = torch.empty(len(ids), self._model.head.outputs)
+        rows = (_Row * len(ids))(*(self._view(cache).row(cache) for cache in caches))
+        tables = (c_void_p * len(self._tables))(*(table.data_ptr() for table in self._tables))
+        self._kernels.step(
+            ctypes.addressof(self._model),
+            ctypes.addressof(rows),
+            len(ids),
+            ctypes.addressof(tables),
+            x.data_ptr(),
+            logits.data_ptr(),
+            torch.get_num_threads(),
+        )
+        for cache, place in zip(caches, places, strict=True):
+            cache.reserve(torch.tensor([place]))
+            cache.commit()
+        return logits
+
+    def _view(self, cache: RowCache) -> "_View":
+        view = self._rows.get(cache)
+        if view is None:
+            view = self._rows[cache] = _View(cache, self._info, self._dtype)
+        return view
+
+    def _reach(self, positions: int) -> None:
+        """Cosines and sines for positions below this."""
+        if self._tables and len(self._tables[0]) >= positions:
+            return
+        places = torch.arange(max(256, 2 * positions))[None]
+        probe = torch.empty(1)
+        self._tables = []
+        for kind in self._kinds:
+            cos, sin = self._rotary(probe, places, *([kind] if kind is not None else []))
+            self._tables.append(torch.stack([cos[0], sin[0]], dim=1).float().contiguous())
+
+    # What a model is made of, read once
+
+    def _describe(self, network: Any) -> _Model:
+        layers, head = list(network.get_decoder().layers), network.get_output_embeddings()
+        first, attention = layers[0].mlp, layers[0].self_attn
+        inner = first.gate_proj.weight.shape[0]
+        norm = network.get_decoder().norm
+        described = (_Layer * len(layers))()
+        for index, layer in enumerate(layers):
+            self._describe_layer(layer, described[index], index, _kinds(network, self._info)[index])
+        self._described = described
+        hidden = norm.weight.shape[0]
+        for size in (hidden, inner, self._info.head_dim, attention.o_proj.weight.shape[1]):
+            if size % self._kernels.block:
+                raise Unsupported(f"an inner dimension of {size} is no multiple of {self._kernels.block}")
+        return _Model(
+            described,
+            len(layers),
+            hidden,
+            inner,
+            attention.q_proj.weight.shape[0] // self._info.head_dim,
+            self._info.kv_heads,
+            self._info.head_dim,
+            _eps(norm),
+            attention.scaling,
+            _is_gelu(first.act_fn),
+            self._dtype == torch.bfloat16,
+            self._gain(norm),
+            self._matrix(head),
+        )
+
+    def _describe_layer(self, layer: Any, to: _Layer, index: int, kind: str | None) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma norms what a block gives, too
+        to.norm_in = self._gain(layer.input_layernorm)
+        after = self._gain(layer.post_attention_layernorm)
+        to.norm_attention, to.norm_mlp = (after, None) if sandwich else (None, after)
+        if sandwich:
+            to.norm_mlp = self._gain(layer.pre_feedforward_layernorm)
+            to.norm_out = self._gain(layer.post_feedforward_layernorm)
+        if hasattr(attention, "q_norm"):
+            to.q_norm, to.k_norm = self._gain(attention.q_norm), self._gain(attention.k_norm)
+        for name in ("q", "k", "v", "o"):
+            setattr(to, name, self._matrix(getattr(attention, f"{name}_proj")))
+        for name in ("gate", "up", "down"):
+            setattr(to, name, self._matrix(getattr(mlp, f"{name}_proj")))
+        to.rope = self._kinds.index(kind)
+        to.window = self._info.windows[index] or 0
+
+    def _matrix(self, linear: Any) -> _Matrix:
+        weight = linear.weight
+        if not isinstance(linear, nn.Linear) or weight.dtype != self._dtype or not weight.is_contiguous():
+            raise Unsupported("a linear layer is no plain one")
+        bias = None if linear.bias is None else self._keep(linear.bias.float())
+        return _Matrix(self._keep(weight), bias, weight.shape[0])
+
+    def _gain(self, norm: Any) -> int:
+        """What an RMS norm multiplies by, read off its results: models store it as it is, or less 1."""
+        weight = norm.weight.float()
+        probe = torch.linspace(0.5, 1.5, len(weight))
+        plain = probe / (probe.square().mean() + _eps(norm)).sqrt()
+        with torch.no_grad():
+            got = norm(probe.to(norm.weight.dtype)).float()
+        gain = min(weight, 1 + weight, key=lambda gain: float((plain * gain - got).norm()))
+        if (plain * gain - got).norm() > 0.02 * got.norm():
+            raise Unsupported("a norm is no RMS norm")
+        return self._keep(gain.contiguous())
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+class _View:
+    """One row's cache as the kernels see it: pointers that change only when the tail moves."""
+
+    def __init__(self, cache: RowCache, info: ModelInfo, dtype: torch.dtype):
+        self._info = info
+        self._dtype = dtype
+        self._count = len(cache.segments) + 1
+        self._table = (_Segment * (info.layers * self._count))()  # (layers, count): the tail is each layer's last
+        self._lengths = (c_int64 * self._count)(*map(len, cache.segments), 0)
+        self._positions = torch.empty(0, dtype=torch.int64)  # room to spare
+        self._entries = 0  # of them, those that are known
+        self._tail_at = 0
+        shared = [[_laid_out(layer, dtype) for layer in segment.layers] for segment in cache.segments]
+        self._kept = shared  # as long as the kernels point to it
+        for index, layers in enumerate(shared):
+            for number, layer in enumerate(layers):
+                self._table[number * self._count + index] = _segment(layer)
+
+    def row(self, cache: RowCache) -> _Row:
+        """The row as it is now, with room for one new entry."""
+        info = self._info
+        tail, used = cache.room_for_one(info.layers, info.kv_heads, info.head_dim, self._dtype)
+        if tail[0].keys.data_ptr() != self._tail_at:
+            self._tail_at = tail[0].keys.data_ptr()
+            for number, layer in enumerate(tail):
+                self._table[number * self._count + self._count - 1] = _segment(layer)
+        self._lengths[self._count - 1] = used
+        position = cache.next_position
+        positions = self._all_positions(cache, position) if any(info.windows) else None
+        return _Row(self._table, self._lengths, positions, self._count, position)
+
+    def _all_positions(self, cache: RowCache, new: int) -> int:
+        entries = len(cache)
+        if entries != self._entries or entries == len(self._positions):
+            self._positions = torch.cat([cache.positions, torch.empty(entries + 64, dtype=torch.int64)])
+        self._positions[entries] = new
+        self._entries = entries + 1
+        return self._positions.data_ptr()
+
+
+def _segment(layer: LayerKV) -> _Segment:
+    keys, values = layer
+    return _Segment(keys.data_ptr(), values.data_ptr(), keys.stride(1), values.stride(1))
+
+
+def _laid_out(layer: LayerKV, dtype: torch.dtype) -> LayerKV:
+    """As the kernels read it: a head's entries behind each other. Itself where nothing changes."""
+
+    def lay_out(x: Tensor) -> Tensor:  # (1, kv_heads, entries, head_dim)
+        x = x.to(dtype)
+        return x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous()
+
+    return LayerKV(lay_out(layer.keys), lay_out(layer.values))
+
+
+def _kinds(network: Any, info: ModelInfo) -> list[str | None]:
+    """By layer: which of the model's tables of cosines it uses."""
+    if strange := sorted(set(info.rope_types) - _ROPE):
+        raise Unsupported(f"its RoPE is of type {strange[0]!r}")
+    config = network.config.get_text_config(decoder=True)
+    kinds = list(getattr(config, "layer_types", None) or [])
+    rotary = getattr(network.get_decoder(), "rotary_emb", None)
+    several = bool(kinds) and hasattr(rotary, f"{kinds[0]}_inv_freq")
+    return [kinds[index] if several else None for index in range(info.layers)]
+
+
+def _eps(norm: Any) -> float:
+    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
+
+
+def _is_gelu(activation: Any) -> bool:
+    probe = torch.linspace(-3, 3, 13)
+    got = activation(probe)
+    for gelu, expected in ((True, nn.functional.gelu(probe, approximate="tanh")), (False, nn.functional.silu(probe))):
+        if torch.allclose(got, expected, atol=1e-5):
+            return gelu
+    raise Unsupported("its activation is neither SiLU nor GELU")

@@ -1,0 +1,82 @@
+"""Linear layers in bfloat16 on CPUs that have no instructions for it.
+
+There torch emulates bfloat16 matrix products, several times slower than float32. These read the same weights, multiply
+and add in float32, and round once at the end, as the instructions would. A row gets the same bits whatever stands
+beside it. Without compiled kernels the weights are widened for each call, and float32 products do the rest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import computes_bfloat16
+from .build import Kernels, kernels
+
+__all__ = ["WideLinear", "widen"]
+
+_WORTH_IT = 2**17  # weights; below, a call costs more than it saves
+_AT_ONCE = 2**23  # weights that are widened at a time
+
+
+class WideLinear(nn.Linear):
+    """A bfloat16 linear layer that computes in float32. Made of a `nn.Linear` by changing its class."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs), in the input's dtype."""
+        if input.dtype != torch.bfloat16 or self.weight.dtype != torch.bfloat16 or self.weight.device.type != "cpu":
+            return super().forward(input)
+        flat = input.reshape(-1, self.in_features)  # (rows, inputs)
+        out: Tensor = _Product.apply(flat, self.weight)  # type: ignore[no-untyped-call]  # (rows, outputs)
+        out = out if self.bias is None else out + self.bias
+        return out.reshape(*input.shape[:-1], self.out_features)
+
+
+class _Product(torch.autograd.Function):
+    """x W' with a gradient for x alone: models stay as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        (grad,) = grads
+        total = torch.zeros(grad.shape[0], weight.shape[1])  # (rows, inputs)
+        for begin, piece in _pieces(weight):
+            total += grad[:, begin : begin + len(piece)].float() @ piece.float()
+        return total.to(grad.dtype), None
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """(rows, inputs), (outputs, inputs) -> (rows, outputs)."""
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    compiled = kernels()
+    if isinstance(compiled, Kernels) and weight.shape[1] % compiled.block == 0 and weight.is_contiguous():
+        x = x.contiguous()
+        size, threads = (*weight.shape, x.data_ptr(), x.shape[0]), torch.get_num_threads()
+        compiled.linear(weight.data_ptr(), *size, out.data_ptr(), threads)
+        return out
+    wide = x.float()
+    for begin, piece in _pieces(weight):
+        out[:, begin : begin + len(piece)] = wide @ piece.float().T
+    return out
+
+
+def _pieces(weight: Tensor) -> "list[tuple[int, Tensor]]":
+    rows = max(1, _AT_ONCE // weight.shape[1])
+    return [(begin, weight[begin : begin + rows]) for begin in range(0, len(weight), rows)]
+
+
+def widen(network: nn.Module, native: Callable[[Any], bool] = computes_bfloat16) -> None:
+    """Give every large bfloat16 linear layer of a network on the CPU this way of computing, where it is the faster."""
+    if native(torch):
+        return
+    for module in network.modules():
+        if type(module) is not nn.Linear or module.weight.numel() < _WORTH_IT:
+            continue
+        if module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu":
+            module.__class__ = WideLinear

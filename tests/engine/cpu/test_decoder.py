@@ -1,0 +1,158 @@
+"""A decoding step by the kernels is the model's own step."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import models as hf
+
+from cachegraph.engine.cpu.build import Kernels, kernels
+from cachegraph.engine.cpu.decoder import Decoder, Unsupported
+from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.kv import KV, RowCache
+from cachegraph.engine.load import LoadedModel, load_model
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+FULL, SLIDING = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e4}
+MODELS = {
+    "llama": lambda: hf.llama.LlamaConfig(**SIZES),
+    "qwen2 with biases": lambda: hf.qwen2.Qwen2Config(**(SIZES | {"hidden_size": 128})),
+    "qwen3 with norms of heads": lambda: hf.qwen3.Qwen3Config(**SIZES),
+    "mistral with a window": lambda: hf.mistral.MistralConfig(**SIZES, sliding_window=12),
+    "gemma3 with two ropes": lambda: hf.gemma3.Gemma3TextConfig(
+        **SIZES,
+        sliding_window=12,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={"full_attention": FULL, "sliding_attention": SLIDING},
+        query_pre_attn_scalar=32,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Kernels:
+    found = kernels()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path: Any) -> LoadedModel:
+    return load_model(tiny.save_model(MODELS[request.param](), tmp_path), dtype=torch.float32)
+
+
+def read(model: LoadedModel, count: int, past: tuple[KV, ...] = ()) -> tuple[KV, ...]:
+    cache = RowCache(past)
+    with torch.inference_mode():
+        forward(model.network, model.info, [Row([7 + 3 * i for i in range(count)], cache, "none")])
+    return cache.freeze()
+
+
+@torch.inference_mode()
+def test_steps_behind_shared_segments_give_the_models_own_logits_and_caches(
+    model: LoadedModel, compiled: Kernels
+) -> None:
+    decoder = Decoder(model.network, model.info, compiled)
+    past = read(model, 5, read(model, 20))
+    ours, own = RowCache(past), RowCache(past)
+    for token in range(1, 40):  # past a window of 12, and past the tail's first buffer
+        (expected,) = forward(model.network, model.info, [Row([token], own)])
+        torch.testing.assert_close(decoder.step([token], [ours])[0], expected[0], rtol=1e-3, atol=1e-3)
+    for got, wanted in zip(ours.tail().layers, own.tail().layers, strict=True):
+        torch.testing.assert_close(got.keys, wanted.keys, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(got.values, wanted.values, rtol=1e-3, atol=1e-4)
+    assert torch.equal(ours.positions, own.positions)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_row_gets_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype, compiled: Kernels, tmp_path: Any) -> None:
+    model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype)
+    decoder = Decoder(model.network, model.info, compiled)
+    pasts = [read(model, count) for count in (3, 17, 40, 1, 8, 25, 33)]
+    alone = [decoder.step([5 + i], [RowCache(past)])[0] for i, past in enumerate(pasts)]
+    for size in range(1, len(pasts) + 1):
+        together = decoder.step([5 + i for i in range(size)], [RowCache(past) for past in pasts[:size]])
+        assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=False))
+
+
+@torch.inference_mode()
+def test_shared_segments_are_left_as_they_are(model: LoadedModel, compiled: Kernels) -> None:
+    past = read(model, 9)
+    before = [layer.keys.clone() for layer in past[0].layers]
+    decoder = Decoder(model.network, model.info, compiled)
+    first, second = RowCache(past), RowCache(past)
+    for token in range(3):
+        decoder.step([token, token + 9], [first, second])
+    assert all(torch.equal(old, layer.keys) for old, layer in zip(before, past[0].layers, strict=True))
+    frozen = first.freeze()[-1]
+    kept = frozen.layers[0].keys.clone()
+    decoder.step([1], [first])
+    assert torch.equal(frozen.layers[0].keys, kept)
+
+
+@torch.inference_mode()
+def test_a_segment_that_lies_in_another_order_is_read_right(model: LoadedModel, compiled: Kernels) -> None:
+    (past,) = read(model, 9)
+    shuffled = KV(
+        tuple(
+            type(layer)(*(x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for x in layer))
+            for layer in past.layers
+        ),
+        past.positions,
+    )
+    decoder = Decoder(model.network, model.info, compiled)
+    assert torch.equal(decoder.step([3], [RowCache([past])]), decoder.step([3], [RowCache([shuffled])]))
+
+
+@torch.inference_mode()
+def test_rows_that_decode_and_rows_that_read_share_a_forward_pass(model: LoadedModel, compiled: Kernels) -> None:
+    decoder = Decoder(model.network, model.info, compiled)
+    past = read(model, 6)
+
+    def rows() -> list[Row]:
+        return [
+            Row([1, 2, 3], RowCache(past), "all"),
+            Row([4], RowCache(past)),
+            Row([5, 6], RowCache(), "none"),
+            Row([7], RowCache(past)),
+        ]
+
+    expected = forward(model.network, model.info, rows())
+    got = forward(model.network, model.info, rows(), decoder)
+    assert got[2] is None
+    for index in (0, 1, 3):
+        torch.testing.assert_close(got[index], expected[index], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["phi", "gpt_neox", "olmo2", "gpt_oss", "llama_dynamic"])
+def test_models_of_other_parts_are_refused(kind: str, compiled: Kernels, tmp_path: Any) -> None:
+    model = load_model(tiny.save_model(tiny.config_of(kind), tmp_path), dtype=torch.float32)
+    with pytest.raises(Unsupported):
+        Decoder(model.network, model.info, compiled)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+@torch.inference_mode()
+def test_demo_models_decode_with_the_kernels(name: str, compiled: Kernels, demo_models: Any) -> None:
+    model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
+    assert model.decoder is not None
+    past = read(model, 30)
+    (expected,) = forward(model.network, model.info, [Row([9], RowCache(past))])
+    got = model.decoder.step([9], [RowCache(past)])[0]
+    assert torch.nn.functional.cosine_similarity(got, expected[0].float(), dim=0) > 0.9995
