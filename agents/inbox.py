@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from cachegraph.channels.cache.plans import FusePlan, GraftPlan
+from cachegraph.channels.cache.plans import FusePlan, GraftPlan, JointPlan
 from cachegraph.channels.create import fall_back
 from cachegraph.channels.message import EdgeReport
 
@@ -29,12 +29,18 @@ class Inbox:
         return self._reports[edge.sender]
 
     def grafts(self) -> list[tuple[Delivery, GraftPlan]]:
-        """Edges that bring KV of the same model."""
-        return [(each, plan) for each in self._caching() if isinstance(plan := each.route.plan, GraftPlan)]
+        """Edges that bring KV for the prompt's slots."""
+        parts = (
+            (each, plan.graft if isinstance(plan := each.route.plan, JointPlan) else plan) for each in self._caching()
+        )
+        return [(each, plan) for each, plan in parts if isinstance(plan, GraftPlan)]
 
     def fuses(self) -> list[tuple[Delivery, FusePlan]]:
         """Edges whose sharer corrects this agent's own KV."""
-        return [(each, plan) for each in self._caching() if isinstance(plan := each.route.plan, FusePlan)]
+        parts = (
+            (each, plan.fuse if isinstance(plan := each.route.plan, JointPlan) else plan) for each in self._caching()
+        )
+        return [(each, plan) for each, plan in parts if isinstance(plan, FusePlan)]
 
     def fall_back(self, delivery: Delivery, reason: str) -> None:
         """Read this edge's text instead. Raises ChannelError where the recipe forbids it."""

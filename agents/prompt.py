@@ -5,6 +5,7 @@ Every token remembers the span it came from: which input or which upstream reply
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from cachegraph.engine.chat import render_chat
@@ -56,7 +57,7 @@ class Piece:
     origins: list[Origin | None]
     text: str
     offsets: list[tuple[int, int]]
-    contents: list[tuple[int, int]] = field(default_factory=list)  # characters of the text that are messages' contents
+    contents: list[tuple[int, int]] = field(default_factory=list)  # of a whole prompt: where messages' contents are
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,31 @@ class Prompt:
     messages: list[Message]
     chat: bool
     text: str  # the user's prompt alone, without system message and chat template
+    contents: list[tuple[int, int]]  # by message, where its content is in the text of all pieces
+
+    @property
+    def whole(self) -> Piece:
+        """All pieces as one, as if nothing stood in the slots."""
+        pieces = [part for part in self.parts if isinstance(part, Piece)]
+        starts = [0, *accumulate(len(piece.text) for piece in pieces)]
+        offsets = [
+            (first + start, last + start)
+            for piece, start in zip(pieces, starts, strict=False)
+            for first, last in piece.offsets
+        ]
+        origins = [origin for piece in pieces for origin in piece.origins]
+        return Piece(self.ids, origins, "".join(piece.text for piece in pieces), offsets, self.contents)
+
+    @property
+    def slots(self) -> list[tuple[int, str]]:
+        """By slot, how many tokens of the whole stand before it, and whose message it is for."""
+        found, before = [], 0
+        for part in self.parts:
+            if isinstance(part, Slot):
+                found.append((before, part.sender))
+            else:
+                before += len(part.ids)
+        return found
 
     @property
     def ids(self) -> list[int]:
@@ -150,8 +176,15 @@ def tokenize(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool) -> P
             first, last = max(span_start - trimmed, 0), min(span_end - trimmed, end - start)
             if first < last:
                 marks.append((start + first, start + last, name, max(trimmed - span_start, 0), kind))
-    content_places = [(start, end) for start, end, _ in places]
-    return Prompt(_parts(text, marks, content_places, tokenizer, chat), list(messages), chat, messages[-1].content.text)
+    parts = _parts(text, marks, tokenizer, chat)
+    slots = [start for start, _, _, _, kind in marks if kind == "slot"]
+    inside = [(start - _before(slots, start), end - _before(slots, end)) for start, end, _ in places]
+    return Prompt(parts, list(messages), chat, messages[-1].content.text, inside)
+
+
+def _before(slots: Sequence[int], character: int) -> int:
+    """The marks of slots in front of a character: one character each, which no piece has."""
+    return sum(slot < character for slot in slots)
 
 
 def _with_slot_marks(content: Rendered) -> tuple[str, list[tuple[int, int, str, str]]]:
@@ -180,19 +213,15 @@ def join_contents(contents: Sequence[str]) -> tuple[str, list[tuple[int, int, in
 
 
 def _parts(
-    text: str,
-    marks: Sequence[tuple[int, int, str, int, str]],
-    contents: Sequence[tuple[int, int]],
-    tokenizer: Tokenizer,
-    chat: bool,
+    text: str, marks: Sequence[tuple[int, int, str, int, str]], tokenizer: Tokenizer, chat: bool
 ) -> list[Piece | Slot]:
     parts: list[Piece | Slot] = []
     begin = 0
     for start, end, name, _, kind in sorted(marks):
         if kind == "slot":
-            parts += [*_piece(text, begin, start, marks, contents, tokenizer, not chat and begin == 0), Slot(name)]
+            parts += [*_piece(text, begin, start, marks, tokenizer, not chat and begin == 0), Slot(name)]
             begin = end
-    return [*parts, *_piece(text, begin, len(text), marks, contents, tokenizer, not chat and begin == 0)]
+    return [*parts, *_piece(text, begin, len(text), marks, tokenizer, not chat and begin == 0)]
 
 
 def _piece(
@@ -200,7 +229,6 @@ def _piece(
     begin: int,
     end: int,
     marks: Sequence[tuple[int, int, str, int, str]],
-    contents: Sequence[tuple[int, int]],
     tokenizer: Tokenizer,
     special: bool,
 ) -> list[Piece]:
@@ -209,8 +237,7 @@ def _piece(
     if not ids:
         return []
     values = [(start - begin, stop - begin, name, first) for start, stop, name, first, kind in marks if kind == "value"]
-    inside = [(max(start, begin) - begin, min(stop, end) - begin) for start, stop in contents]
-    return [Piece(ids, _origins(offsets, sorted(values)), text[begin:end], offsets, [c for c in inside if c[0] < c[1]])]
+    return [Piece(ids, _origins(offsets, sorted(values)), text[begin:end], offsets)]
 
 
 def _origins(offsets: Sequence[tuple[int, int]], values: Sequence[tuple[int, int, str, int]]) -> list[Origin | None]:

@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cachegraph.channels.cache.fuse import Sharer, fused_prefill
-from cachegraph.channels.cache.graft import Graft, graft
+from cachegraph.channels.cache.graft import Graft
 from cachegraph.channels.cache.plane import CachePlane
-from cachegraph.channels.cache.plans import FusePlan, GraftPlan
-from cachegraph.channels.cache.reading import SharedReading
+from cachegraph.channels.cache.plans import FusePlan
+from cachegraph.channels.cache.reading import SharedReading, make_room
 from cachegraph.channels.cache.respond import Along, FusedRow
-from cachegraph.channels.create import nothing_private
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV
 from cachegraph.engine.request import Cost
@@ -22,8 +20,9 @@ from cachegraph.errors import ChannelError, ModelError
 
 from .base import Delivery, Timing, Tokens
 from .control import brought_plane, mismatched_reading, zeros
+from .grafting import Grafting
 from .inbox import Inbox
-from .prompt import Message, Piece, Prompt, PromptTemplate, readable, tokenize
+from .prompt import Message, Piece, Prompt, PromptTemplate, Slot, readable, tokenize
 from .sharing import shared_reading
 from .spec import AgentSpec
 
@@ -87,17 +86,23 @@ class Reader:
     async def read(self, *, finish: bool, reply: Sequence[int] = ()) -> RowSoFar:
         """Read all of the prompt but what decoding begins with; all of it, and a known reply, where `finish`."""
         prompt = tokenize(await self._messages(), self._tokenizer, self._chat)
-        if self._inbox.grafts():
-            row = await self._read_with_grafts(prompt)
-        elif self._inbox.fuses():
-            row = await self._read_with_sharers(prompt)
-        else:
-            row = self._unread(prompt)
+        row = await self._read(prompt)
         self._check_room(row)
         if finish and (row.pending or reply):
             row.expect(reply)
             await self._finish(row)
         return row
+
+    async def _read(self, prompt: Prompt) -> RowSoFar:
+        if not prompt.parts:
+            raise ModelError(f"the prompt of agent {self._inbox.agent!r} is empty; give it something to read")
+        if self._inbox.fuses():
+            return await self._read_with_sharers(prompt)
+        return await self._read_with_grafts(prompt) if self._inbox.grafts() else self._unread(prompt)
+
+    async def _read_again(self) -> RowSoFar:
+        """Some edge fell back, so the prompt is another one now."""
+        return await self._read(tokenize(await self._messages(), self._tokenizer, self._chat))
 
     async def _finish(self, row: RowSoFar) -> None:
         if row.sharers is not None:
@@ -126,8 +131,6 @@ class Reader:
         pieces = [part for part in prompt.parts if isinstance(part, Piece)]
         ids = [token for piece in pieces for token in piece.ids]
         origins = [origin for piece in pieces for origin in piece.origins]
-        if not ids:
-            raise ModelError(f"the prompt of agent {self._inbox.agent!r} is empty; give it something to read")
         return RowSoFar(pending=ids, ids=list(ids), origins=origins, ending=_ending(prompt))
 
     def _check_room(self, row: RowSoFar) -> None:
@@ -142,15 +145,13 @@ class Reader:
 
     async def _read_with_grafts(self, prompt: Prompt) -> RowSoFar:
         """Own pieces are prefilled between the slots; a slot's KV is moved behind what stands before it."""
-        for delivery, _ in self._inbox.fuses():
-            self._inbox.fall_back(
-                delivery, "another edge into this agent grafts, and fusers don't read grafted positions"
-            )
-        plans = {delivery.route.edge.sender: (delivery, plan) for delivery, plan in self._inbox.grafts()}
-        taken = await self._take(prompt, plans)
-        if taken is None:  # some edge fell back, so the prompt is another one now
-            return await self._read_again()
+        grafting = Grafting(self._engine, self._inbox)
+        taken = await grafting.take(prompt)
+        return await self._read_again() if taken is None else await self._read_around(prompt, taken, grafting.seconds)
+
+    async def _read_around(self, prompt: Prompt, taken: Sequence[Graft | None], seconds: float) -> RowSoFar:
         row = RowSoFar(ending=_ending(prompt))
+        row.timing.transfer += seconds
         for part, brought in zip(prompt.parts, taken, strict=True):
             if isinstance(part, Piece):
                 row.pending += part.ids
@@ -161,63 +162,6 @@ class Reader:
                 self._append(row, brought)
         self._keep_one_pending(row)
         return row
-
-    async def _read_again(self) -> RowSoFar:
-        prompt = tokenize(await self._messages(), self._tokenizer, self._chat)
-        if self._inbox.grafts():
-            return await self._read_with_grafts(prompt)
-        return await self._read_with_sharers(prompt) if self._inbox.fuses() else self._unread(prompt)
-
-    async def _take(self, prompt: Prompt, plans: dict[str, tuple[Delivery, GraftPlan]]) -> list[Graft | None] | None:
-        """By part of the prompt, what is grafted there; None if an edge had to fall back instead."""
-        seen, position, used = set(prompt.seen), 0, set[str]()
-        out: list[Graft | None] = []
-        began, fell = perf_counter(), False
-        for part in prompt.parts:
-            if isinstance(part, Piece):
-                position += len(part.ids)
-                out.append(None)
-                continue
-            delivery, plan = plans[part.sender]
-            brought = None
-            if part.sender not in used:  # a slot that is written twice is filled once
-                used.add(part.sender)
-                brought = await self._graft(delivery, plan, position, seen)
-                if brought is None and not self._is_there(delivery, plan, prompt.seen):
-                    self._inbox.fall_back(delivery, nothing_private(part.sender, self._inbox.agent))
-                    fell = True
-            if brought is not None:
-                position += len(brought.ids)
-                seen |= {origin[0] for origin in brought.origins}
-            out.append(brought)
-        self._seconds = perf_counter() - began
-        if not fell and position >= self._engine.model.info.max_positions:
-            for delivery, _ in plans.values():
-                self._inbox.fall_back(delivery, f"with it the prompt has {position} positions, too many for the model")
-            return None
-        return None if fell else out
-
-    async def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
-        control = self._inbox.turn.control
-        plane = brought_plane(delivery, control)
-        brought = None
-        if plane is not None:
-            model, already = self._engine.model, frozenset(seen)
-            brought = await self._engine.call(
-                lambda: graft(plane, model, position, already, plan.carries, plan.translation)
-            )
-        if brought is not None and control is not None and control.kind == "zero":
-            brought = brought._replace(kv=zeros(brought.kv))
-        if brought is not None:
-            report = self._inbox.report(delivery)
-            report.bytes += brought.kv.nbytes
-            report.positions_grafted = len(brought.ids)
-        return brought
-
-    def _is_there(self, delivery: Delivery, plan: GraftPlan, read: set[str]) -> bool:
-        """Whether other grafts brought all that the receiver has not read itself, so that nothing is missing."""
-        plane = brought_plane(delivery, self._inbox.turn.control)
-        return plane is not None and plane.private(read, plan.carries) is not None
 
     async def _compute_pending(self, row: RowSoFar) -> None:
         if row.pending:
@@ -230,8 +174,6 @@ class Reader:
         row.ids += brought.ids
         row.origins += brought.origins
         row.tokens.reused += len(brought.ids)
-        row.timing.transfer += self._seconds
-        self._seconds = 0.0
 
     def _keep_one_pending(self, row: RowSoFar) -> None:
         """Decoding begins with a token that is computed here: behind a closing slot, the last grafted one once more."""
@@ -242,8 +184,9 @@ class Reader:
     # Fusing
 
     async def _read_with_sharers(self, prompt: Prompt) -> RowSoFar:
-        row = self._unread(prompt)
+        """Grafts, if there are any, take their places in the prompt; the receiver's own positions are corrected."""
         sharing = self._inbox.fuses()
+        grafting = Grafting(self._engine, self._inbox)
         try:
             reading = await self._shared_reading(prompt, sharing)
         except ChannelError as error:
@@ -251,13 +194,34 @@ class Reader:
                 self._inbox.fall_back(delivery, str(error))
             return await self._read_again()
         active = self._active(sharing, reading)
-        if not active:
-            return row  # nothing to correct: exactly the receiver alone
+        taken = await grafting.take(prompt, reading.positions if active else None)
+        if taken is None:
+            return await self._read_again()
+        if not active:  # nothing to correct: exactly the receiver without these edges
+            grafts = any(brought is not None for brought in taken)
+            return await self._read_around(prompt, taken, grafting.seconds) if grafts else self._unread(prompt)
+        placed = _placed(prompt, taken)
+        room = make_room(reading, [(token, len(brought.ids)) for token, brought in placed])
+        row = await self._fuse(room, sharing, placed)
+        row.ending = _ending(prompt)
+        row.timing.transfer += grafting.seconds
+        self._lay_out(row, prompt, taken)
+        self._keep_one_pending(row)
+        return row
+
+    async def _fuse(
+        self,
+        reading: SharedReading,
+        sharing: Sequence[tuple[Delivery, FusePlan]],
+        placed: Sequence[tuple[int, Graft]],
+    ) -> RowSoFar:
         sharers = [self._sharer(delivery, plan) for delivery, plan in sharing]
-        fused = await fused_prefill(self._engine, sharers, reading, self._spec.fusion)
-        done = reading.stretches[-1].end
-        row.segments, row.pending = fused.segments, list(reading.ids[done:])
-        row.positions = _trailing_positions(reading, done)
+        grafts: dict[int, list[KV]] = {}
+        for token, brought in placed:
+            grafts.setdefault(token, []).append(brought.kv)
+        fused = await fused_prefill(self._engine, sharers, reading, self._spec.fusion, grafts=grafts)
+        row = RowSoFar(segments=fused.segments, pending=list(reading.ids[reading.end :]))
+        row.positions = _trailing_positions(reading)
         row.add_cost(fused.receiver_cost)
         row.timing.fuse += fused.fuse_seconds
         following = [
@@ -267,7 +231,8 @@ class Reader:
         ]
         if following:
             plans, rows = zip(*following, strict=True)
-            row.sharers = Along(plans, rows, fused.uncorrected, self._spec.fusion)
+            count = sum(len(brought.ids) for _, brought in placed)
+            row.sharers = Along(plans, rows, fused.uncorrected, self._spec.fusion, count)
         for index, (delivery, plan) in enumerate(sharing):
             report = self._inbox.report(delivery)
             report.bytes += fused.nbytes[index]
@@ -276,10 +241,23 @@ class Reader:
             report.residuals = fused.sizes[index].by_layer(plan.fuser)
         return row
 
+    def _lay_out(self, row: RowSoFar, prompt: Prompt, taken: Sequence[Graft | None]) -> None:
+        """Whose text stands where in a row that was read in one go."""
+        for part, brought in zip(prompt.parts, taken, strict=True):
+            if isinstance(part, Piece):
+                row.ids += part.ids
+                row.origins += part.origins
+            elif brought is not None:
+                row.ids += brought.ids
+                row.origins += brought.origins
+                row.tokens.reused += len(brought.ids)
+
     async def _shared_reading(self, prompt: Prompt, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedReading:
         control = self._inbox.turn.control
         planes = [brought_plane(delivery, control) for delivery, _ in sharing]
         reading = shared_reading(prompt, self._engine, sharing, planes)
+        if isinstance(prompt.parts[-1], Slot) and any(plan.include_response for _, plan in sharing):
+            raise ChannelError("the prompt ends with a graft, behind which no sharer can read the reply along")
         if control is None or control.other is None or sharing[0][1].reads == "own-prompt":
             return reading
         theirs = Reader(self._engine, self._spec, self._template, self._chat, Inbox(self._inbox.agent, control.other))
@@ -305,8 +283,21 @@ def _ending(prompt: Prompt) -> str:
     return last.text if isinstance(last, Piece) else ""
 
 
-def _trailing_positions(reading: SharedReading, done: int) -> Tensor | None:
-    return None if reading.positions is None else torch.as_tensor(reading.positions[done:])
+def _placed(prompt: Prompt, taken: Sequence[Graft | None]) -> list[tuple[int, Graft]]:
+    """What is grafted, and the prompt's own token that it stands in front of."""
+    slots = iter(prompt.slots)
+    found = []
+    for part, brought in zip(prompt.parts, taken, strict=True):
+        if isinstance(part, Piece):
+            continue
+        token, _ = next(slots)
+        if brought is not None:
+            found.append((token, brought))
+    return found
+
+
+def _trailing_positions(reading: SharedReading) -> Tensor | None:
+    return None if reading.positions is None else torch.as_tensor(reading.positions[reading.end :])
 
 
 def _fused_by(reading: SharedReading, index: int) -> int:

@@ -87,6 +87,8 @@ async def _fused_logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence
     """The same where sharers correct the reply too, token by token, as they would while it is written."""
     assert row.sharers is not None
     shared = FusedRow(engine, row.sharers, row.segments)
+    for ids in tokens:
+        shared.check([*row.pending, *ids[:-1]])
     first = (await shared.read(row.pending, row.positions))[-1:]
     out: list[list[Tensor]] = [[first] for _ in tokens]
 

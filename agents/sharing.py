@@ -39,7 +39,7 @@ def shared_reading(
     kinds = {(plan.alignment if plan.alignment == "ids" else "own", plan.reads) for plan in plans}
     if len(kinds) > 1:
         raise ChannelError("the fusers of its edges read the prompt in different ways; use fusers trained alike")
-    (piece,) = [part for part in prompt.parts if isinstance(part, Piece)]
+    piece = prompt.whole
     if plans[0].reads == "own-prompt":
         brought = [plane for plane in planes if plane is not None]
         if len(brought) < len(plans):

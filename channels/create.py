@@ -1,7 +1,7 @@
 """From an edge of a recipe and its two ends to a route: what can travel there, or why it can't."""
 
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, NamedTuple, assert_never
 
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.load import LoadedModel
@@ -10,18 +10,25 @@ from cachegraph.errors import ChannelError, ConfigError, FuserError
 from .base import Peer
 from .cache.align import Aligner
 from .cache.graft import why_no_graft
-from .cache.plans import FusePlan, GraftPlan
+from .cache.plans import FusePlan, GraftPlan, JointPlan
 from .cache.translate import Translation
-from .fusers.base import Fuser
 from .fusers.card import Alignment, Card, Geometry
 from .fusers.find import check_pair, find_fuser
 from .fusers.load import is_translator, load_fuser, load_translator
+from .fusers.pair import is_pair
 from .message import Route
-from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
+from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, FuserPair, TextEdge
 
 __all__ = ["fall_back", "nothing_private", "route", "why_not_aligned"]
 
 _SAME_TOKENS = 0.99  # of the receiver's vocabulary must mean the same to the sharer where both read the same ids
+
+
+class _Both(NamedTuple):
+    """The folders of an edge's two networks."""
+
+    fuse: Path
+    graft: Path
 
 
 def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path) -> Route:
@@ -36,12 +43,12 @@ def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path) -> Route:
     if isinstance(plan, str):
         return fall_back(edge, plan)
     both = isinstance(edge, BothEdge)
-    grafts = isinstance(plan, GraftPlan)
+    graft = plan.graft if isinstance(plan, JointPlan) else plan if isinstance(plan, GraftPlan) else None
     return Route(
         edge,
         used="both" if both else "cache",
-        needs_text=both or (isinstance(plan, GraftPlan) and plan.carries != "prompt"),
-        needs_cache=grafts or (isinstance(plan, FusePlan) and plan.reads == "own-prompt"),
+        needs_text=both or (graft is not None and graft.carries != "prompt"),
+        needs_cache=graft is not None or (isinstance(plan, FusePlan) and plan.reads == "own-prompt"),
         plan=plan,
     )
 
@@ -63,7 +70,7 @@ def nothing_private(sender: str, receiver: str) -> str:
 
 def _plan(
     edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path
-) -> GraftPlan | FusePlan | str:
+) -> GraftPlan | FusePlan | JointPlan | str:
     """What the edge will do, or why it can't."""
     if reason := sender.why_no_cache or receiver.why_no_cache:
         return reason
@@ -71,25 +78,46 @@ def _plan(
         return f"agent {receiver.agent!r} writes nothing: it hands over its prompt, so it needs the words"
     try:
         place = _place(edge, sender, receiver, folder)
-        if place is not None and is_translator(place):
+        if isinstance(place, _Both):
+            return _joint_plan(edge, sender, receiver, place)
+        if place is None:
+            reason = why_no_graft(sender.model.model, receiver.model.model)
+            return reason or _graft_plan(edge, sender, receiver, None)
+        if is_translator(place):
             return _translate_plan(edge, sender, receiver, place)
-        fuser = load_fuser(place, receiver.model.model.device, receiver.model.model.dtype) if place else None
+        return _fuse_plan(edge, sender.model, receiver.model, place)
     except (FuserError, ConfigError) as error:
         return str(error)
-    if fuser is None:
-        reason = why_no_graft(sender.model.model, receiver.model.model)
-        return reason or _graft_plan(edge, sender, receiver, None)
-    return _fuse_plan(edge, sender.model, receiver.model, fuser)
+
+
+def _joint_plan(
+    edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, places: _Both
+) -> GraftPlan | FusePlan | JointPlan | str:
+    """Both networks at work; one alone where there can be nothing for the other."""
+    fuse = _fuse_plan(edge, sender.model, receiver.model, places.fuse)
+    if isinstance(fuse, str) or not _grafts_something(edge, sender, receiver):
+        return fuse
+    graft = _translate_plan(edge, sender, receiver, places.graft)
+    if isinstance(graft, str) or (fuse.reads == "own-prompt" and not sender.reads & receiver.reads):
+        return graft
+    return JointPlan(graft, fuse)
 
 
 def _graft_plan(
     edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, translation: Translation | None
 ) -> GraftPlan | str:
-    # `both` carries the cache of the text it hands over, which for an agent that only reads is its prompt.
-    carries = edge.carries if not isinstance(edge, BothEdge) else "prompt" if sender.reads_only else "reply"
-    if carries == "prompt" and sender.reads <= receiver.reads - {sender.agent}:
+    if not _grafts_something(edge, sender, receiver):
         return nothing_private(sender.agent, receiver.agent)
-    return GraftPlan(carries, translation)
+    return GraftPlan(_carries(edge, sender), translation)
+
+
+def _carries(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer) -> Literal["prompt", "reply", "all"]:
+    """`both` carries the cache of the text it hands over, which for an agent that only reads is its prompt."""
+    return edge.carries if not isinstance(edge, BothEdge) else "prompt" if sender.reads_only else "reply"
+
+
+def _grafts_something(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer) -> bool:
+    return _carries(edge, sender) != "prompt" or not sender.reads <= receiver.reads - {sender.agent}
 
 
 def _translate_plan(
@@ -108,16 +136,28 @@ def _translate_plan(
     return _graft_plan(edge, sender, receiver, Translation(translator, theirs, backwards))
 
 
-def _place(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path) -> Path | None:
+def _place(edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path) -> Path | _Both | None:
     """The folder of the fuser that the recipe names; without a name, of one that is called after the pair; or None."""
+    if isinstance(edge.fuser, FuserPair):
+        fuse, graft = find_fuser(edge.fuser.fuse, folder), find_fuser(edge.fuser.graft, folder)
+        if is_translator(fuse) or not is_translator(graft):
+            raise FuserError(
+                f"{edge.fuser.fuse!r} must be a fuser and {edge.fuser.graft!r} a translator, and they are not; see "
+                "which is which with: cachegraph fusers list"
+            )
+        return _Both(fuse, graft)
     if edge.fuser is not None:
-        return find_fuser(edge.fuser, folder)
+        return _parts(find_fuser(edge.fuser, folder))
     if sender.model.model.identity == receiver.model.model.identity:
         return None
     try:
-        return find_fuser(f"{receiver.name}--{sender.name}", folder)
+        return _parts(find_fuser(f"{receiver.name}--{sender.name}", folder))
     except FuserError:
         return None
+
+
+def _parts(place: Path) -> Path | _Both:
+    return _Both(place / "fuse", place / "graft") if is_pair(place) else place
 
 
 def _why_not_unrotated(*models: LoadedModel) -> str | None:
@@ -133,7 +173,9 @@ def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | No
     return check_pair(card, mine, theirs, receiver.model.identity, sharer.model.identity)
 
 
-def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: Engine, fuser: Fuser) -> FusePlan | str:
+def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
+    """Raises FuserError where the folder holds no whole fuser."""
+    fuser = load_fuser(place, receiver.model.device, receiver.model.dtype)
     card = fuser.card
     if reason := _why_not_this_pair(card, receiver, sharer):
         return reason

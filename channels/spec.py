@@ -6,7 +6,17 @@ from pydantic import Discriminator, Field, Tag
 
 from cachegraph.engine.spec import Strict
 
-__all__ = ["CHANNELS", "AutoEdge", "BothEdge", "CacheEdge", "Channel", "EdgeSpec", "TextEdge"]
+__all__ = [
+    "CHANNELS",
+    "AutoEdge",
+    "BothEdge",
+    "CacheEdge",
+    "Channel",
+    "EdgeSpec",
+    "FuserPair",
+    "TextEdge",
+    "named_fusers",
+]
 
 Channel = Literal["text", "cache", "both", "auto"]
 CHANNELS: tuple[Channel, ...] = ("text", "cache", "both", "auto")
@@ -25,10 +35,31 @@ class TextEdge(_Edge):
     channel: Literal["text"] = "text"
 
 
+class FuserPair(Strict):
+    """Two networks for one edge."""
+
+    fuse: Annotated[Name, Field(description="The fuser, for what both ends have read.")]
+    graft: Annotated[Name, Field(description="The translator, for what only the sender has read.")]
+
+
+def _shape(value: object) -> str:
+    return "pair" if isinstance(value, dict | FuserPair) else "name"
+
+
+def named_fusers(fuser: str | FuserPair | None) -> tuple[str, ...]:
+    """The names in an edge's `fuser`."""
+    if isinstance(fuser, FuserPair):
+        return fuser.fuse, fuser.graft
+    return () if fuser is None else (fuser,)
+
+
 class _CacheCapable(_Edge):
     fuser: Annotated[
-        str | None,
-        Field(description="A fuser's name, folder or hub:ORGANISATION/NAME/FOLDER; agents of one model need none."),
+        Annotated[Annotated[str, Tag("name")] | Annotated[FuserPair, Tag("pair")], Discriminator(_shape)] | None,
+        Field(
+            description="A fuser's name, folder or hub:ORGANISATION/NAME/FOLDER; two, for what both have read and for "
+            "what only the sender has read, as {fuse: ..., graft: ...}; agents of one model need none."
+        ),
     ] = None
     fallback: Annotated[Literal["text", "error"], Field(description="What happens where the cache can't travel.")] = (
         "text"

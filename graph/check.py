@@ -150,8 +150,9 @@ def _edges(draft: Draft) -> Iterator[Finding]:
         if first != edge.index:
             message = f"there is already an edge {edge.sender!r} -> {edge.receiver!r}: number {first + 1}"
             yield Finding(message, ("edges", edge.index), "remove one; 'channel: both' hands over text and cache")
-        if edge.fuser is not None and is_hub_fuser(edge.fuser) and parse_hub_fuser(edge.fuser) is None:
-            yield Finding(f"{edge.fuser!r} is no fuser of the hub", ("edges", edge.index, "fuser"), f"write {HUB_FORM}")
+        for place, fuser in edge.fusers:
+            if is_hub_fuser(fuser) and parse_hub_fuser(fuser) is None:
+                yield Finding(f"{fuser!r} is no fuser of the hub", ("edges", edge.index, *place), f"write {HUB_FORM}")
         far = [name for name in (edge.sender, edge.receiver) if name in remote]
         if far and edge.channel in ("cache", "both") and edge.fallback == "error":
             message = f"agent {far[0]!r} sits behind an endpoint, which has no KV cache for a {edge.channel} edge"

@@ -40,7 +40,7 @@ class DraftEdge:
     sender: str
     receiver: str
     channel: str
-    fuser: str | None
+    fusers: list[tuple[Path, str]]  # below the edge, and what is named there
     fallback: str
 
 
@@ -79,11 +79,16 @@ def _edge(index: int, item: Any) -> DraftEdge | None:
     if not isinstance(item, dict):
         return None
     sender, receiver = item.get("from"), item.get("to")
-    channel, fuser, fallback = item.get("channel", "text"), item.get("fuser"), item.get("fallback", "text")
+    channel, fallback = item.get("channel", "text"), item.get("fallback", "text")
     if not isinstance(sender, str) or not isinstance(receiver, str):
         return None
-    fuser = fuser if isinstance(fuser, str) else None
-    return DraftEdge(index, sender, receiver, str(channel), fuser, str(fallback))
+    return DraftEdge(index, sender, receiver, str(channel), _fusers(item.get("fuser")), str(fallback))
+
+
+def _fusers(value: Any) -> list[tuple[Path, str]]:
+    if isinstance(value, dict):
+        return [(("fuser", key), name) for key, name in value.items() if isinstance(name, str)]
+    return [(("fuser",), value)] if isinstance(value, str) else []
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

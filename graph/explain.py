@@ -50,6 +50,8 @@ def _path(detail: ErrorDetails, document: Document) -> tuple[Path, bool]:
         return path[:-1], True
     if len(path) > 2 and path[0] in UNIONS and path[2] in UNIONS[str(path[0])]:
         path = path[:2] + path[3:]
+    if path[0:1] == ("edges",) and path[2:3] == ("fuser",) and path[3:4] in (("name",), ("pair",)):
+        path = path[:3] + path[4:]
     if detail["type"] == "union_tag_invalid":
         return (*path, "channel"), False
     if detail["type"] in ("missing", "extra_forbidden"):
@@ -156,6 +158,8 @@ def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
         if depth == 1 and path[0] in UNIONS and len(loc) > 2:
             chosen = UNIONS[str(path[0])].get(str(loc[2]))
             schema = definitions[chosen] if chosen else schema
+        if part == "fuser" and depth + 1 < len(path):
+            schema = definitions["FuserPair"]
         if "$ref" in schema:
             schema = definitions[schema["$ref"].rsplit("/", 1)[1]]
     return schema
@@ -173,8 +177,8 @@ def _words(schema: dict[str, Any]) -> str:
     """What a schema asks for, in words."""
     if "patternErrorMessage" in schema:
         return f"{schema['patternErrorMessage']}{_at_most(schema)}"
-    if "anyOf" in schema:
-        return _either([_words(option) for option in schema["anyOf"] if option.get("type") != "null"])
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        return _either([_words(option) for option in options if option.get("type") != "null"])
     if "enum" in schema or "const" in schema:
         return _either([repr(option) for option in schema.get("enum", [schema.get("const")])])
     match schema.get("type"):

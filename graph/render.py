@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, PauseSpec, SubgraphSpec
 from cachegraph.agents.template import TemplateProblem, compile_template
-from cachegraph.channels.spec import EdgeSpec
+from cachegraph.channels.spec import EdgeSpec, named_fusers
 from cachegraph.engine.spec import ModelSpec
 
 from .plan import plan
@@ -73,8 +73,8 @@ def to_svg(spec: GraphSpec) -> str:
 
 def edge_label(edge: EdgeSpec) -> str:
     """An edge in a few words."""
-    fuser = getattr(edge, "fuser", None)
-    return f"{edge.channel} · {fuser}" if fuser else edge.channel
+    fusers = " + ".join(named_fusers(getattr(edge, "fuser", None)))
+    return f"{edge.channel} · {fusers}" if fusers else edge.channel
 
 
 def model_label(spec: GraphSpec, agent: str) -> str:

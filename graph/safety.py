@@ -100,8 +100,9 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
         if isinstance(model, str) and model not in draft.models:
             yield ("agents", name, "model"), model
     for edge in draft.edges:
-        if edge.fuser is not None and not is_hub_fuser(edge.fuser):
-            yield ("edges", edge.index, "fuser"), edge.fuser
+        for below, fuser in edge.fusers:
+            if not is_hub_fuser(fuser):
+                yield ("edges", edge.index, *below), fuser
 
 
 def _inside(folder: FilePath, place: str) -> bool:

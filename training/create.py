@@ -14,9 +14,10 @@ from cachegraph.errors import ConfigError
 
 from .fuse import FuseLearner
 from .graft import GraftLearner
+from .joint import JointLearner
 from .learner import Learner
 from .pair import Pair
-from .spec import FuseSpec, GraftSpec, TrainSpec
+from .spec import FuseSpec, GraftSpec, JointSpec, TrainSpec
 
 __all__ = ["new_learner"]
 
@@ -25,29 +26,35 @@ SHELF_SHARE = 0.25  # of the memory that is free: for the sharer's caches of tex
 
 def new_learner(spec: TrainSpec, pair: Pair) -> "Learner[object]":
     """Raises ConfigError or FuserError where the recipe doesn't fit the models."""
+    wanted = spec.fuser
+    if isinstance(wanted, JointSpec):
+        fuse = _fuse_learner(spec, wanted.fuse, pair)
+        return JointLearner(pair, fuse, _graft_learner(spec, wanted.graft, pair))  # type: ignore[return-value]
+    if isinstance(wanted, GraftSpec):
+        return _graft_learner(spec, wanted, pair)  # type: ignore[return-value]
+    return _fuse_learner(spec, wanted, pair)  # type: ignore[return-value]
+
+
+def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair) -> GraftLearner:
+    receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
+    for model in (receiver, sharer):
+        _check_rotation(model)
+    translator = new_translator(
+        model_end(receiver),
+        model_end(sharer),
+        sharer_layers=None if wanted.layers == "all" else wanted.layers,
+        seed=spec.seed,
+        rank=wanted.rank,
+        hidden=wanted.hidden,
+    )
+    shelf = int(psutil.virtual_memory().available * SHELF_SHARE)
+    zero = spec.control == "zero"
+    return GraftLearner(pair, translator, zero=zero, ridge=wanted.ridge, shelf=shelf, seed=spec.seed)
+
+
+def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
     receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
     ends = model_end(receiver), model_end(sharer)
-    zero = spec.control == "zero"
-    if isinstance(spec.fuser, GraftSpec):
-        for model in (receiver, sharer):
-            _check_rotation(model)
-        fuser = spec.fuser
-        translator = new_translator(
-            *ends,
-            sharer_layers=None if fuser.layers == "all" else fuser.layers,
-            seed=spec.seed,
-            rank=fuser.rank,
-            hidden=fuser.hidden,
-        )
-        shelf = int(psutil.virtual_memory().available * SHELF_SHARE)
-        return GraftLearner(pair, translator, zero=zero, ridge=fuser.ridge, shelf=shelf, seed=spec.seed)  # type: ignore[return-value]
-    return _fuse_learner(spec, spec.fuser, pair, ends, zero)
-
-
-def _fuse_learner(
-    spec: TrainSpec, wanted: FuseSpec, pair: Pair, ends: tuple[ModelEnd, ModelEnd], zero: bool
-) -> "Learner[object]":
-    receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
     rope = wanted.rope if wanted.rope != "auto" else "rotated" if wanted.architecture == "c2c" else "unrotated"
     if rope == "unrotated":
         for model in (receiver, sharer):
@@ -75,7 +82,7 @@ def _fuse_learner(
         assert receiver.tokenizer is not None
         assert sharer.tokenizer is not None
         aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.raw, wanted.alignment)
-    return FuseLearner(pair, fuser, aligner, zero=zero)  # type: ignore[return-value]
+    return FuseLearner(pair, fuser, aligner, zero=spec.control == "zero")
 
 
 def model_end(model: LoadedModel) -> ModelEnd:

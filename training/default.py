@@ -10,19 +10,17 @@ from cachegraph.graph.spec import GraphSpec
 
 from .data_spec import DataSpec
 from .pair import choose_edge
-from .spec import FuserSpec, FuseSpec, GraftSpec, LossSpec, OptimSpec, TrainSpec
+from .spec import FuserSpec, FuseSpec, GraftSpec, JointSpec, LossSpec, OptimSpec, TrainSpec
 
 __all__ = ["default_spec"]
 
 
 def default_spec(graph_file: Path, edge: str | None, kind: str | None, data: Sequence[str]) -> TrainSpec:
-    """A translator where the sender reads what the receiver does not, else a fuser. Raises RecipeError, ConfigError."""
+    """A translator where the sender reads what the receiver does not, a fuser where both read the same, and both where
+    there is both. Raises RecipeError or ConfigError."""
     graph = load_recipe(graph_file, allow_paths=True)
     sender, receiver = choose_edge(graph, edge)
-    kind = kind or ("graft" if private_names(graph, sender, receiver) else "fuse")
-    if kind not in ("graft", "fuse"):
-        raise ConfigError(f"a fuser is of kind 'fuse' or 'graft', not {kind!r}")
-    fuser: FuserSpec = GraftSpec(kind="graft") if kind == "graft" else FuseSpec(kind="fuse")
+    fuser = _fuser(kind or _needed(graph, sender, receiver))
     choices = graph.evaluate is not None and graph.evaluate.choices is not None
     return TrainSpec(
         version=1,
@@ -32,14 +30,27 @@ def default_spec(graph_file: Path, edge: str | None, kind: str | None, data: Seq
         data=DataSpec(source=tuple(data)),
         fuser=fuser,
         loss=LossSpec(choices=1.0 if choices else 0.0),
-        optim=OptimSpec() if kind == "graft" else OptimSpec(texts=16, rows=1),
+        optim=OptimSpec(texts=16, rows=1) if fuser.kind == "fuse" else OptimSpec(),
     )
 
 
-def private_names(graph: GraphSpec, sender: str, receiver: str) -> frozenset[str]:
-    """What the sender's prompt holds and the receiver's does not."""
+def _fuser(kind: str) -> FuserSpec:
+    match kind:
+        case "graft":
+            return GraftSpec()
+        case "fuse":
+            return FuseSpec()
+        case "joint":
+            return JointSpec(kind="joint")
+    raise ConfigError(f"a fuser is of kind 'fuse', 'graft' or 'joint', not {kind!r}")
+
+
+def _needed(graph: GraphSpec, sender: str, receiver: str) -> str:
+    """By what the sender's prompt holds: what the receiver's holds too, or what it does not."""
     mine, theirs = (
         PromptTemplate(name, graph.speaker(name), [edge.sender for edge in graph.edges if edge.receiver == name]).names
         for name in (receiver, sender)
     )
-    return theirs - (mine - {sender})
+    if not theirs - (mine - {sender}):
+        return "fuse"
+    return "joint" if theirs & (mine - {sender}) else "graft"

@@ -69,16 +69,15 @@ class FuseLearner(Learner[FuseLesson]):
         readings = [lesson.reading for lesson in lessons]
         if others is not None:
             readings = [mine.mismatched(other) for mine, other in zip(lessons, others, strict=True)]
-        rows = self._fused_rows(readings, self._sharer_caches(readings))
+        rows = self.fused_rows(readings, self.sharer_caches(readings))
         trees = []
         for lesson, reading, segments in zip(lessons, readings, rows, strict=True):
-            done = reading.stretches[-1].end if reading.stretches else 0
             replies = lesson.replies.alone() if right_only else lesson.replies
-            positions = None if reading.positions is None else reading.positions[done:]
-            trees.append(Tree(segments, [Branch(reading.ids[done:], replies, positions)]))
+            positions = None if reading.positions is None else reading.positions[reading.end :]
+            trees.append(Tree(segments, [Branch(reading.ids[reading.end :], replies, positions)]))
         return trees, list(range(len(lessons)))
 
-    def _sharer_caches(self, readings: Sequence[SharedReading]) -> list[KV | None]:
+    def sharer_caches(self, readings: Sequence[SharedReading]) -> list[KV | None]:
         """None where the sharer has nothing to read."""
         sharers: list[SharerReading] = [reading.sharers[0] for reading in readings]
         full = [each for each in sharers if each.ids]
@@ -87,8 +86,16 @@ class FuseLearner(Learner[FuseLesson]):
         caches = [next(found) if each.ids else None for each in sharers]
         return [kv if kv is None or not self._zero else _zeros(kv) for kv in caches]
 
-    def _fused_rows(self, readings: Sequence[SharedReading], caches: Sequence[KV | None]) -> list[tuple[KV, ...]]:
-        """Stretch by stretch, all readings' at once; what comes behind a correction sees it, with its gradients."""
+    def fused_rows(
+        self,
+        readings: Sequence[SharedReading],
+        caches: Sequence[KV | None],
+        grafts: Sequence[tuple[int, KV]] | None = None,
+    ) -> list[tuple[KV, ...]]:
+        """Stretch by stretch, all readings' at once; what comes behind a correction sees it, with its gradients.
+
+        `grafts` has an entry a reading, which has room for it: what stands in front of one of its tokens.
+        """
         model = self._pair.receiver.engine.model
         segments: list[tuple[KV, ...]] = [()] * len(readings)
         for index in range(max((len(reading.stretches) for reading in readings), default=0)):
@@ -96,6 +103,8 @@ class FuseLearner(Learner[FuseLesson]):
             rows = []
             for i in members:
                 reading, (start, end, _) = readings[i], readings[i].stretches[index]
+                if grafts is not None and grafts[i][0] == start:
+                    segments[i] = (*segments[i], grafts[i][1])
                 positions = None if reading.positions is None else reading.positions[start:end]
                 rows.append(Row(reading.ids[start:end], RowCache(segments[i]), "none", positions))
             forward(model.network, model.info, rows)

@@ -82,7 +82,7 @@ class GraftLearner(Learner[GraftLesson]):
         keys = [(lesson.before, text) for lesson, text in zip(lessons, texts, strict=True)]
         unique = list(dict.fromkeys(keys))
         rows = [[i for i, key in enumerate(keys) if key == each] for each in unique]
-        grafts = self._grafts([text for _, text in unique], [len(before) for before, _ in unique])
+        grafts = self.grafts([text for _, text in unique], [len(before) for before, _ in unique])
         trees = [
             Tree(
                 (*past, graft),
@@ -96,7 +96,7 @@ class GraftLearner(Learner[GraftLesson]):
         order = [i for members in rows for i in members]
         return trees, [order.index(i) for i in range(len(lessons))]
 
-    def _grafts(self, texts: Sequence[Text], starts: Sequence[int]) -> list[KV]:
+    def grafts(self, texts: Sequence[Text], starts: Sequence[int]) -> list[KV]:
         """Each text's cache as the receiver's, at its positions, with gradients to the translator."""
         receiver = self._pair.receiver.engine.model
         parts = self.features(texts)

@@ -16,7 +16,17 @@ from cachegraph.errors import ChannelError, InputError
 from .data import Example
 from .pair import End, Pair
 
-__all__ = ["FuseLesson", "GraftLesson", "Replies", "Text", "fuse_lesson", "graft_lesson", "text_pairs"]
+__all__ = [
+    "FuseLesson",
+    "GraftLesson",
+    "JointLesson",
+    "Replies",
+    "Text",
+    "fuse_lesson",
+    "graft_lesson",
+    "joint_lesson",
+    "text_pairs",
+]
 
 
 @dataclass(frozen=True)
@@ -74,27 +84,57 @@ class FuseLesson:
         return mismatched_reading(self.reading, other.reading)
 
 
+@dataclass(frozen=True, eq=False)
+class JointLesson:
+    """The receiver reads `graft`'s prompt around the text's translated cache, and where `reading` says so its own
+    tokens are corrected; `own` is the sharer's prompt, `prompt` the receiver's."""
+
+    graft: GraftLesson
+    reading: SharedReading
+    prompt: Piece
+    own: Piece
+
+    @property
+    def at(self) -> int:
+        """The receiver's own tokens in front of the text."""
+        return len(self.graft.before)
+
+    def mismatched(self, other: "JointLesson") -> SharedReading:
+        """What both have read, where the sharer's cache is that of the other lesson."""
+        return pair_own(self.prompt, [(other.own.ids, other.own.origins)])
+
+
 def graft_lesson(pair: Pair, example: Example) -> GraftLesson:
     """Raises InputError where nothing is private, or the prompt or its reply doesn't fit."""
     prompt, theirs = _prompts(pair, example, slots=True)
-    (piece,) = [part for part in theirs.parts if isinstance(part, Piece)]
-    seen = prompt.seen
-    private = [i for i, origin in enumerate(piece.origins) if origin is not None and origin.name not in seen]
+    return _graft_lesson(pair, example, prompt, theirs.whole)
+
+
+def joint_lesson(pair: Pair, example: Example) -> JointLesson:
+    """Raises InputError as the two others do."""
+    prompt, theirs = _prompts(pair, example, slots=True)
+    mine, own = prompt.whole, theirs.whole
+    lesson = _graft_lesson(pair, example, prompt, own)
+    reading = pair_own(mine, [(own.ids, own.origins)])
+    _check_shared(pair, example, reading)
+    _check_room(pair.sharer, len(own.ids), None, example)
+    return JointLesson(lesson, reading, mine, own)
+
+
+def _graft_lesson(pair: Pair, example: Example, prompt: Prompt, own: Piece) -> GraftLesson:
+    private = [i for i, origin in enumerate(own.origins) if origin is not None and origin.name not in prompt.seen]
     if not private:
         raise InputError(
             f"{example.place}: agent {pair.sharer.agent!r} reads nothing that {pair.receiver.agent!r} does not "
             "read itself, so there is nothing to graft; train a fuser of kind 'fuse' for this edge"
         )
-    at = next(i for i, part in enumerate(prompt.parts) if isinstance(part, Slot))
-    before, after = (
-        tuple(token for part in parts if isinstance(part, Piece) for token in part.ids)
-        for parts in (prompt.parts[:at], prompt.parts[at + 1 :])
-    )
+    at = prompt.slots[0][0]
+    before, after = tuple(prompt.ids[:at]), tuple(prompt.ids[at:])
     if not after:
         raise InputError(f"the prompt of agent {pair.receiver.agent!r} ends with the slot; put words behind it")
-    spans = tuple((origin.name, origin.start, origin.end) for i in private if (origin := piece.origins[i]))
+    spans = tuple((origin.name, origin.start, origin.end) for i in private if (origin := own.origins[i]))
     words = tuple((name, example.inputs[name]) for name in dict.fromkeys(name for name, _, _ in spans))
-    text = Text(tuple(piece.ids[: private[-1] + 1]), tuple(private), spans, words)
+    text = Text(tuple(own.ids[: private[-1] + 1]), tuple(private), spans, words)
     replies = _replies(pair.receiver, prompt, example)
     _check_room(pair.receiver, len(before) + len(private) + len(after), replies, example)
     _check_room(pair.sharer, len(text.ids), None, example)
@@ -104,12 +144,12 @@ def graft_lesson(pair: Pair, example: Example) -> GraftLesson:
 def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | None) -> FuseLesson:
     """Raises InputError where the prompt doesn't fit, or the two can't be aligned."""
     prompt, theirs = _prompts(pair, example, slots=False)
-    (piece,) = [part for part in prompt.parts if isinstance(part, Piece)]
+    piece = prompt.whole
     card = fuser.card
     own = None
     try:
         if card.reads == "own-prompt":
-            (own,) = [part for part in theirs.parts if isinstance(part, Piece)]
+            own = theirs.whole
             reading = pair_own(piece, [(own.ids, own.origins)])
         elif card.alignment == "ids":
             reading = read_ids(piece.ids, 1)
@@ -118,15 +158,19 @@ def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | N
             reading = read_along(prompt, piece, [plan])
     except ChannelError as error:
         raise InputError(f"{example.place}: {error}") from error
+    _check_shared(pair, example, reading)
+    replies = _replies(pair.receiver, prompt, example)
+    _check_room(pair.receiver, len(reading.ids), replies, example)
+    _check_room(pair.sharer, len(reading.sharers[0].ids), None, example)
+    return FuseLesson(reading, tuple(reading.sharers[0].ids), replies, piece, own)
+
+
+def _check_shared(pair: Pair, example: Example, reading: SharedReading) -> None:
     if not any(stretch.pairs for stretch in reading.stretches):
         raise InputError(
             f"{example.place}: agents {pair.sharer.agent!r} and {pair.receiver.agent!r} read nothing in common, so "
             "there is nothing to fuse; train a translator, of kind 'graft', for this edge"
         )
-    replies = _replies(pair.receiver, prompt, example)
-    _check_room(pair.receiver, len(reading.ids), replies, example)
-    _check_room(pair.sharer, len(reading.sharers[0].ids), None, example)
-    return FuseLesson(reading, tuple(reading.sharers[0].ids), replies, piece, own)
 
 
 def text_pairs(text: Text, receiver: End) -> list[tuple[list[int], list[tuple[int, int]]]]:

@@ -60,7 +60,9 @@ def training_schema() -> str:
 
 
 def _problem(detail: ErrorDetails, document: Document) -> Problem:
-    path = tuple(part for part in detail["loc"] if part not in ("graft", "fuse"))  # pydantic's own words for a kind
+    path = detail["loc"]
+    if path[:1] == ("fuser",) and path[1:2] in (("graft",), ("fuse",), ("joint",)):  # pydantic's own word for a kind
+        path = (*path[:1], *path[2:])
     if detail["type"] == "missing":
         return document.problem(f"the key {path[-1]!r} is missing", path[:-1])
     if detail["type"] == "extra_forbidden":

@@ -71,7 +71,8 @@ class Loop:
             self.log = Log(self.run / "log.jsonl", self.state.step if found is not None else None)
 
     def finish(self) -> None:
-        """All steps that are left, or until nothing gets better. A KeyboardInterrupt leaves a checkpoint behind."""
+        """All steps that are left, or until nothing gets better. A KeyboardInterrupt leaves a checkpoint behind, unless
+        nothing has begun."""
         steps = self.spec.optim.steps
         try:
             self._judge_if_due()
@@ -80,7 +81,8 @@ class Loop:
                 self.watch.step(self.state.step, steps, numbers)
                 self._judge_if_due()
         except KeyboardInterrupt:
-            self._save()
+            if self.state.judged_step is not None:
+                self._save()
             raise
 
     def step(self) -> dict[str, float]:

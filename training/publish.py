@@ -4,7 +4,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cachegraph.channels.fusers.folder import replaced_folder
 from cachegraph.channels.fusers.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.pair import PARTS, is_pair
 from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.graph.rows import FILES
 
@@ -26,7 +28,16 @@ def finish_card(spec: TrainSpec, state: State, rows: int) -> dict[str, object]:
 
 
 def move_fuser(best: Path, folder: Path, card: dict[str, object]) -> None:
-    """Write the fuser in `best` to its place, with these additions to its card."""
+    """Write the fuser in `best`, or both networks of a pair, to its place, with these additions to the cards."""
+    if not is_pair(best):
+        _write(best, folder, card)
+        return
+    with replaced_folder(folder, frozenset(PARTS)) as fresh:
+        for part in PARTS:
+            _write(best / part, fresh / part, card)
+
+
+def _write(best: Path, folder: Path, card: dict[str, object]) -> None:
     fuser = load_translator(best) if is_translator(best) else load_fuser(best)
     save_fuser(replace(fuser, card=fuser.card.model_copy(update=card)), folder)
 

@@ -14,9 +14,11 @@ __all__ = [
     "FuseSpec",
     "FuserSpec",
     "GraftSpec",
+    "JointSpec",
     "JudgeSpec",
     "LossSpec",
     "OptimSpec",
+    "OwnFuseSpec",
     "RidgeSpec",
     "TrainSpec",
 ]
@@ -34,7 +36,7 @@ class RidgeSpec(Strict):
 class GraftSpec(Strict):
     """A translator, for text that only the sharer reads."""
 
-    kind: Literal["graft"]
+    kind: Literal["graft"] = "graft"
     rank: PositiveInt = 768
     hidden: NonNegativeInt = 768
     layers: Annotated[
@@ -46,7 +48,7 @@ class GraftSpec(Strict):
 class FuseSpec(Strict):
     """A fuser, for text that both read."""
 
-    kind: Literal["fuse"]
+    kind: Literal["fuse"] = "fuse"
     architecture: Literal["c2c", "lean"] = "lean"
     params: Annotated[dict[str, int | float | str], Field(description="The architecture's own sizes.")] = {}  # noqa: RUF012
     layer_map: Literal["last_aligned", "k_nearest"] = "last_aligned"
@@ -58,7 +60,21 @@ class FuseSpec(Strict):
     anneal_steps: Annotated[PositiveInt | None, Field(description="Of the gates' temperature; null: all steps.")] = None
 
 
-FuserSpec = Annotated[GraftSpec | FuseSpec, Field(discriminator="kind")]
+class OwnFuseSpec(FuseSpec):
+    """A fuser of what stands in both agents' own prompts."""
+
+    reads: Literal["own-prompt"] = "own-prompt"
+
+
+class JointSpec(Strict):
+    """Both at once: what stands in both agents' prompts is fused, what only the sharer reads is translated."""
+
+    kind: Literal["joint"]
+    fuse: OwnFuseSpec = OwnFuseSpec()
+    graft: GraftSpec = GraftSpec()
+
+
+FuserSpec = Annotated[GraftSpec | FuseSpec | JointSpec, Field(discriminator="kind")]
 
 
 class LossSpec(Strict):

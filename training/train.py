@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from cachegraph.channels.fusers.card import Card
+from cachegraph.channels.fusers.pair import fuser_parts
 from cachegraph.channels.fusers.weights import read_card
 from cachegraph.errors import ConfigError, FuserError, InputError
 from cachegraph.graph.load import load_recipe
@@ -24,6 +25,7 @@ from .learner import Learner
 from .load import load_training
 from .loop import Loop
 from .pair import Pair, choose_edge, open_pair
+from .place import fuser_place
 from .publish import finish_card, move_fuser
 from .spec import TrainSpec
 from .watch import Silent, Watch
@@ -35,13 +37,19 @@ MAX_COMPLAINTS = 5
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training. `metrics` are the best checkpoint's on the dev rows; see the card for the rest."""
+    """What came of a training. `metrics` are the best checkpoint's on the dev rows; see the cards for the rest: one, or
+    two of a joint training."""
 
     folder: Path
-    card: Card
+    cards: tuple[Card, ...]
     metrics: dict[str, float]
     steps: int
     seconds: float
+
+    @property
+    def card(self) -> Card:
+        """The first card."""
+        return self.cards[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +110,8 @@ def train(
         if accelerator.is_main_process:
             move_fuser(run / "best", found.folder, finish_card(found.spec, state, len(found.train)))
         accelerator.wait_for_everyone()
-        return Trained(found.folder, read_card(found.folder), state.best, state.step, state.seconds)
+        cards = tuple(read_card(part) for part in fuser_parts(found.folder))
+        return Trained(found.folder, cards, state.best, state.step, state.seconds)
 
 
 @contextmanager
@@ -131,7 +140,7 @@ def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, acceler
         content = hashlib.sha256(graph.model_dump_json().encode())
         for row in (*train_rows, *dev_rows):
             content.update(row.model_dump_json().encode())
-        target = _target(spec, pair, base)
+        target = fuser_place(spec, pair, base, graph, edge)
         yield Opened(spec, pair, learner, train, dev[: spec.judge.rows], target, content.hexdigest())
 
 
@@ -150,17 +159,6 @@ def _lessons(learner: Learner[Any], rows: Sequence[Any], what: str, watch: Watch
         shown = "; ".join(complaints[:MAX_COMPLAINTS]) or "there are none"
         raise InputError(f"{len(complaints)} of {len(rows)} {what} rows can't be used: {shown}")
     return lessons
-
-
-def _target(spec: TrainSpec, pair: Pair, base: Path) -> Path:
-    """Where the fuser goes: named in the recipe, else beside all that this machine has, called after the pair."""
-    if spec.output is not None:
-        return base / Path(spec.output).expanduser()
-    from cachegraph.engine.models import home
-
-    names = (pair.receiver.engine.model.name, pair.sharer.engine.model.name)
-    control = "" if spec.control == "none" else f"--{spec.control}"
-    return home() / "fusers" / f"{names[0]}--{names[1]}{control}"
 
 
 def _state(spec: TrainSpec, content: str, run: Path, resume: bool, restart: bool) -> State:

@@ -1,6 +1,6 @@
 """Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -53,8 +53,13 @@ async def fused_prefill(
     mode: FusionMode = "parallel",
     past: tuple[KV, ...] = (),
     priority: int = 0,
+    grafts: Mapping[int, Sequence[KV]] | None = None,
 ) -> FusedPrefill:
-    """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers. Sharers prefill concurrently."""
+    """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers. Sharers prefill concurrently.
+
+    `grafts` is what stands in front of a token, at its positions; a stretch must begin there, or the last one end
+    (see `make_room`). It is taken as it is.
+    """
     rows: list[tuple[KV, ...]] = [()] * len(sharers)
     costs = [Cost() for _ in sharers]
 
@@ -82,7 +87,9 @@ async def fused_prefill(
 
     segments, uncorrected, cost = past, past, Cost()
     sizes = tuple(Sizes() for _ in sharers)
+    placed = dict(grafts or {})
     for stretch in reading.stretches:
+        segments = (*segments, *placed.pop(stretch.start, ()))
         piece = reading.positions[stretch.start : stretch.end] if reading.positions is not None else None
         done = await receiver.prefill(
             reading.ids[stretch.start : stretch.end], segments, positions=piece, priority=priority
@@ -94,6 +101,8 @@ async def fused_prefill(
             corrected = await _correct(receiver, sharers, caches, done.kv, stretch, mode, sizes)
             segments = (*segments[:-1], corrected)
             seconds += perf_counter() - began
+    behind = placed.pop(reading.end, ())
+    segments, uncorrected = (*segments, *behind), (*uncorrected, *behind)
     total = Cost()
     for each in costs:
         total.add(each)

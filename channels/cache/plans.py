@@ -11,7 +11,7 @@ from ..fusers.card import Alignment
 from .align import Aligner
 from .translate import Translation
 
-__all__ = ["FusePlan", "GraftPlan"]
+__all__ = ["FusePlan", "GraftPlan", "JointPlan"]
 
 
 @dataclass(frozen=True)
@@ -40,3 +40,11 @@ class FusePlan:
         if self.alignment == "offsets":
             return [self.aligner.candidates(id_) for id_ in ids]
         return [[id_] for id_ in self.aligner.tokens(ids)]
+
+
+@dataclass(frozen=True, eq=False)
+class JointPlan:
+    """What only the sender has read is grafted, and what both have read is fused."""
+
+    graft: GraftPlan
+    fuse: FusePlan

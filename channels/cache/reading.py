@@ -21,6 +21,7 @@ __all__ = [
     "SharedReading",
     "SharerReading",
     "Stretch",
+    "make_room",
     "pair_tokens",
     "read_aligned",
     "read_ids",
@@ -59,6 +60,11 @@ class SharedReading:
     positions: Tensor | None
     sharers: Sequence[SharerReading]
     stretches: Sequence[Stretch] = field(default=())
+
+    @property
+    def end(self) -> int:
+        """Where the last stretch ends, and decoding starts."""
+        return self.stretches[-1].end if self.stretches else 0
 
     @property
     def fused(self) -> int:
@@ -129,6 +135,36 @@ def pair_tokens(
             by_token.setdefault(here, {})[j] = there
     by_token.pop(len(ids) - 1, None)
     return SharedReading(ids, None, sharers, _stretches(by_token, len(ids)))
+
+
+def make_room(reading: SharedReading, grafts: Sequence[tuple[int, int]]) -> SharedReading:
+    """The same reading with entries of somebody else's between the receiver's tokens: (the token that they stand in
+    front of, how many). A stretch begins at each such token, and positions behind it, where they are given, move up."""
+    cuts = [token for token, _ in grafts]
+    stretches = list(reading.stretches)
+    covered = stretches[-1].end if stretches else 0
+    if cuts and cuts[-1] > covered:
+        stretches.append(Stretch(covered, cuts[-1], {}))
+    for cut in cuts:
+        stretches = [part for at in stretches for part in (_cut(at, cut) if at.start < cut < at.end else [at])]
+    positions = reading.positions
+    if positions is not None:
+        positions = positions.clone()
+        for token, count in grafts:
+            positions[token:] += count
+    return replace(reading, stretches=stretches, positions=positions)
+
+
+def _cut(at: Stretch, token: int) -> list[Stretch]:
+    """A stretch as two, in front of this token."""
+    front: dict[int, Pairs] = {}
+    back: dict[int, Pairs] = {}
+    for j, (here, there) in at.pairs.items():
+        before = here < token - at.start
+        for half, chosen, moved in ((front, before, 0), (back, ~before, token - at.start)):
+            if bool(chosen.any()):
+                half[j] = Pairs(here[chosen] - moved, there[chosen])
+    return [Stretch(at.start, token, front), Stretch(token, at.end, back)]
 
 
 def _stretches(by_token: Mapping[int, Mapping[int, int]], length: int) -> list[Stretch]:

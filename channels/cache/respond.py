@@ -19,6 +19,7 @@ from cachegraph.engine.request import Cost, Generated, Prefilled
 from cachegraph.engine.sampling import Sampler
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import TextDecoder
+from cachegraph.errors import ModelError
 
 from .fuse import as_read, turning_of
 from .plans import FusePlan
@@ -35,6 +36,7 @@ class Along:
     rows: Sequence[tuple[KV, ...]]
     uncorrected: tuple[KV, ...]
     mode: FusionMode = "parallel"
+    grafted: int = 0  # positions in front that only the receiver has
 
 
 class FusedRow:
@@ -55,15 +57,34 @@ class FusedRow:
         """Another row that continues from here; what has been read is shared."""
         return FusedRow(self._receiver, self._along, self.segments)
 
+    def full(self, ids: Sequence[int]) -> FusePlan | None:
+        """The first sharer whose context has no room for these tokens too, or None."""
+        for plan, row in zip(self._along.plans, self._along.rows, strict=True):
+            last = int(row[-1].positions[-1]) if row else -1
+            if last + sum(map(len, plan.stand_ins(ids))) >= plan.sharer.model.info.max_positions:
+                return plan
+        return None
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raise ModelError where one of the sharers can't read so far."""
+        if (full := self.full(ids)) is not None:
+            model = full.sharer.model
+            raise ModelError(
+                f"prompt and reply are too long for {model.name!r}, which reads the reply along and at most "
+                f"{model.info.max_positions} tokens; shorten the inputs"
+            )
+
     async def read(self, ids: Sequence[int], positions: Tensor | None = None) -> Tensor:
-        """Logits (new, vocab) behind these tokens, whose positions all sharers correct."""
+        """Logits (new, vocab) behind these tokens, whose positions all sharers correct. Raises as `check` does."""
+        self.check(ids)
         own = await self._receiver.prefill(ids, self._along.uncorrected, positions=positions)
         assert own.kv is not None
         rows, sources = [], []
         for plan, row in zip(self._along.plans, self._along.rows, strict=True):
             stand_ins = plan.stand_ins(ids)
             tokens = [token for group in stand_ins for token in group]
-            theirs = await plan.sharer.prefill(tokens, row, positions=positions)
+            at = None if positions is None else positions - self._along.grafted
+            theirs = await plan.sharer.prefill(tokens, row, positions=at)
             assert theirs.kv is not None
             rows.append(_compact(theirs.segments))
             there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
@@ -111,7 +132,8 @@ async def fused_generate(
         reply.append(token)
         if decoder is not None and (piece := decoder.push(token)) and on_text is not None:
             on_text(piece)
-        if (decoder is not None and decoder.stopped) or len(reply) >= spec.max_new_tokens:
+        ended = (decoder is not None and decoder.stopped) or len(reply) >= spec.max_new_tokens
+        if ended or row.full([token]) is not None:
             finish = "stop" if decoder is not None and decoder.stopped else "length"
             break
         logits = await row.read([token])

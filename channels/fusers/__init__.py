@@ -10,6 +10,7 @@ published.py   which projectors the folder names that the paper's authors publis
 reference.py   that folder, in and out
 find.py        a name or a path to a folder; does it fit these two models
 hub.py         a fuser of the Hugging Face hub; name.py: how a recipe names one
+pair.py        a folder that holds a fuser and a translator
 load.py        a folder of either kind to a Fuser, or to a Translator
 verify.py      a stranger's folder, opened whole or refused
 inventory.py   what is on this disk, what is known of each, removal

@@ -12,6 +12,7 @@ from cachegraph.errors import FuserError
 from .card import Card, Geometry
 from .hub import fetch_fuser, find_cached_fuser
 from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from .pair import PARTS
 
 __all__ = ["check_pair", "find_fuser", "fuser_names", "on_shelf", "shelves"]
 
@@ -32,7 +33,8 @@ def find_fuser(name_or_path: str, base: Path, progress: Progress = silent) -> Pa
                 f"the fuser {name_or_path!r} leaves the recipe's folder; move it there or give its full path"
             )
         return beside
-    if _is_name(name_or_path):
+    name, _, part = name_or_path.rpartition("/")
+    if _is_name(name_or_path) or (part in PARTS and _is_name(name)):
         for shelf in shelves():
             if os.path.isdir(shelf / name_or_path):
                 return shelf / name_or_path

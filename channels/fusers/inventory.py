@@ -14,6 +14,7 @@ from .card import Card
 from .find import find_fuser, on_shelf, shelves
 from .hub import find_cached_fuser
 from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from .pair import fuser_parts
 
 __all__ = ["Facts", "Item", "Where", "describe", "inventory", "locate", "remove_fuser"]
 
@@ -32,7 +33,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Item:
-    """One folder of a shelf: a fuser, or the reason why it is none."""
+    """One fuser of a shelf, in a folder of its own or as part of a pair; or the reason why it is none."""
 
     name: str
     where: Where
@@ -45,7 +46,12 @@ class Item:
 def inventory() -> list[Item]:
     """All fusers that a recipe can call by name, each opened and verified whole: that reads all of them."""
     wheres: tuple[Where, Where] = ("installed", "shipped")
-    return [_item(folder, where) for where, shelf in zip(wheres, shelves(), strict=True) for folder in on_shelf(shelf)]
+    return [
+        _item(part, str(part.relative_to(shelf)), where)
+        for where, shelf in zip(wheres, shelves(), strict=True)
+        for folder in on_shelf(shelf)
+        for part in fuser_parts(folder)
+    ]
 
 
 def describe(folder: Path) -> Facts:
@@ -97,7 +103,7 @@ def remove_fuser(name: str) -> int:
     return freed
 
 
-def _item(folder: Path, where: Where) -> Item:
+def _item(folder: Path, name: str, where: Where) -> Item:
     size, facts, problem = 0, None, None
     try:
         size = folder_bytes(folder)
@@ -106,4 +112,4 @@ def _item(folder: Path, where: Where) -> Item:
         problem = str(error)
     except OSError as error:
         problem = f"{str(folder)!r} can't be read ({error.strerror}); check its permissions"
-    return Item(folder.name, where, folder, size, facts, problem)
+    return Item(name, where, folder, size, facts, problem)

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 from agent_rows import check_row, fuser, info, plane, row, same_bits
+from tiny import config_of, save_model, save_tokenizer
 
-from cachegraph.errors import ChannelError
+from cachegraph.agents.base import Delivery, Turn
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.errors import ChannelError, ModelError
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +23,6 @@ def anyio_backend() -> str:
 DOCUMENT = "the sea is green and the sky is blue, and what is the answer of the question"
 QUESTION = "what is the sky?"
 SHORT = {"max_new_tokens": 8}
-READS = {"max_new_tokens": 0}
 
 
 PANEL: dict[str, Any] = {
@@ -192,22 +194,6 @@ async def test_a_fuser_of_other_models_falls_back_with_the_reason_or_fails(cast:
         assert players.routes["one", "answerer"].used == "cache"
 
 
-async def test_grafts_and_fusers_do_not_meet(cast: Any, tmp_path: Path) -> None:
-    """Into one receiver: the graft stays, the fused edge falls back for this turn."""
-    agents = {"reader": {"model": "small", "prompt": "{{ document }}", "generate": READS}, **panel("one", "answerer")}
-    async with cast(agents, question=QUESTION, document=DOCUMENT) as players:
-        name = fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment="offsets")
-    edges = [
-        {"from": "reader", "to": "answerer", "channel": "cache"},
-        {"from": "one", "to": "answerer", "channel": "both", "fuser": name},
-    ]
-    async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
-        reply = (await players.play())["answerer"]
-    assert reply.edges["reader"].channel_used == "cache"
-    assert reply.edges["one"].channel_used == "text"
-    assert "another edge into this agent grafts" in (reply.edges["one"].fallback_reason or "")
-
-
 async def test_prompts_of_one_token_are_answered(cast: Any, tmp_path: Path) -> None:
     agents = {
         "one": {"model": "other", "prompt": "{{ q }}", "generate": SHORT, "chat": False},
@@ -220,3 +206,27 @@ async def test_prompts_of_one_token_are_answered(cast: Any, tmp_path: Path) -> N
         fused = (await players.play(keep=["answerer"]))["answerer"]
     assert len(plane(alone).ids) == 9
     assert same_bits(row(fused), row(alone))
+
+
+async def test_a_reply_ends_where_a_sharers_context_does(cast: Any, tmp_path: Path) -> None:
+    config = config_of("qwen2")
+    config.max_position_embeddings = 32
+    save_tokenizer(save_model(config, tmp_path / "short"))
+    short = {"brief": ModelSpec(source=str(tmp_path / "short"), dtype="float32", device="cpu")}
+    long = {"max_new_tokens": 64, "ignore_eos": True}
+    agents = {
+        "one": {"model": "brief", "prompt": "{{ q }}", "generate": SHORT, "chat": False},
+        "answerer": {"model": "plain", "prompt": "{{ q }}", "generate": long, "chat": False},
+    }
+    async with cast(agents, models=short, q=QUESTION) as players:
+        name = fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment="offsets")
+    edge = {"from": "one", "to": "answerer", "channel": "cache", "fuser": name, "fallback": "error"}
+    async with cast(agents, [{**edge, "include_response": True}], models=short, q=QUESTION) as players:
+        along = (await players.play(keep=["answerer"]))["answerer"]
+        turn = Turn({"q": QUESTION}, [Delivery(players.routes["one", "answerer"], players.replies["one"].message)])
+        with pytest.raises(ModelError, match="too long for .*, which reads the reply along and at most 32 tokens"):
+            await players.agents["answerer"].score(turn, ["sea " * 40, "sky"])
+    async with cast(agents, [edge], models=short, q=QUESTION) as players:
+        apart = (await players.play())["answerer"]
+    assert apart.tokens.generated == 64
+    assert 0 < along.tokens.generated < 32

@@ -193,9 +193,22 @@ def test_templates_own_words_belong_to_nobody(tokenizer: Tokenizer) -> None:
 
 def test_contents_are_where_the_messages_are(tokenizer: Tokenizer) -> None:
     prompt = prompt_of(tokenizer, "  {{ q }} ", {"q": "why?"}, system="Be brief.")
-    (piece,) = [part for part in prompt.parts if isinstance(part, Piece)]
-    contents = [piece.text[start:end].strip() for start, end in piece.contents]
+    contents = [prompt.whole.text[start:end].strip() for start, end in prompt.whole.contents]
     assert contents == ["Be brief.", "why?"]
+
+
+def test_a_whole_prompt_is_what_stands_around_its_slots(tokenizer: Tokenizer) -> None:
+    text, values = "A {{ a }} B {{ q }} C {{ a }}", {"q": "why?", "a": ""}
+    around = prompt_of(tokenizer, text, values, slots=["a"], upstream=["a"])
+    whole = around.whole
+    assert whole.text.replace(" ", "") == prompt_of(tokenizer, text, values).whole.text.replace(" ", "")
+    assert [whole.text[start:end] for start, end in whole.contents] == ["A  B why? C "]
+    ends = [whole.text.index(words) + 2 for words in ("A ", "C ")]
+    assert [whole.offsets[before - 1][1] for before, _ in around.slots] == ends
+    for token, (start, end) in zip(whole.ids, whole.offsets, strict=True):
+        assert tokenizer.raw.decode([token]) == whole.text[start:end]
+    spelt = [whole.text[slice(*at)] for at, origin in zip(whole.offsets, whole.origins, strict=True) if origin]
+    assert "".join(spelt).strip() == "why?"
 
 
 def test_a_template_that_fails_on_its_values_is_named() -> None:

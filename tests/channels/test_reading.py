@@ -14,6 +14,7 @@ from cachegraph.channels.cache.align import Aligner, Reading
 from cachegraph.channels.cache.reading import (
     SharedReading,
     SharerReading,
+    make_room,
     pair_tokens,
     read_aligned,
     read_ids,
@@ -169,3 +170,32 @@ def test_a_chat_without_messages_is_refused(models: Any, tmp_path: Path) -> None
         read_aligned([Aligner(receiver.raw, other.raw)], Reading([1], [(0, 1)], []), [Reading([1], [(0, 1)], [])])
     with pytest.raises(ChannelError, match="different numbers of contents"):
         read_offsets(Reading([1], [(0, 1)], [(0, 1)]), [Reading([1], [(0, 1)], [])])
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_room_for_grafts_moves_what_is_behind_and_keeps_all_pairs(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 12))
+    tokens = st.integers(0, count - 1)
+    pairs = data.draw(st.lists(st.tuples(tokens, st.integers(0, 8)), unique_by=lambda pair: pair[0], max_size=count))
+    grafts = sorted(data.draw(st.lists(st.tuples(st.integers(0, count), st.integers(1, 4)), max_size=3)))
+    plain = pair_tokens(list(range(count)), [SharerReading(list(range(9)))], [pairs])
+    plain = SharedReading(plain.ids, torch.arange(count) * 2, plain.sharers, plain.stretches)
+    room = make_room(plain, grafts)
+
+    def flat(reading: SharedReading) -> set[tuple[int, int]]:
+        return {
+            (at.start + int(here), int(there))
+            for at in reading.stretches
+            for each in at.pairs.values()
+            for here, there in zip(*each, strict=True)
+        }
+
+    assert flat(room) == flat(plain)
+    ends = [0, *(at.end for at in room.stretches)]
+    assert [at.start for at in room.stretches] == ends[:-1]
+    assert {token for token, _ in grafts} <= set(ends)
+    assert room.positions is not None
+    assert room.positions.tolist() == [
+        2 * token + sum(many for before, many in grafts if before <= token) for token in range(count)
+    ]

@@ -27,6 +27,11 @@ THINGS = ("a key", "a loaf", "two cats", "the map", "a red hat", "some tea")
 SMALL: dict[str, dict[str, Any]] = {
     "graft": {"kind": "graft", "rank": 6, "hidden": 4, "ridge": {"tokens": 200}},
     "fuse": {"kind": "fuse", "architecture": "lean", "params": {"width": 4}},
+    "joint": {
+        "kind": "joint",
+        "fuse": {"params": {"width": 4}},
+        "graft": {"rank": 6, "hidden": 4, "ridge": {"tokens": 200}},
+    },
 }
 
 
@@ -126,9 +131,14 @@ def write_task(
     edge: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> Task:
-    """A graft's graph, in which the reader alone reads a story, or a fuse's, in which both do."""
-    grafts = kind == "graft"
+    """A graft's graph, in which the reader alone reads a story, a fuse's, in which both do, or a joint one's, in which
+    both read the question."""
     both = "Read: {{ context }} {{ question }}"
+    prompts = {
+        "graft": ("{{ context }} So:", "Hear: {{ reader }}\n{{ question }}"),
+        "fuse": (both, "{{ reader }}" + both + " Say:"),
+        "joint": ("Now: {{ context }} {{ question }} So:", "Hear: {{ reader }}\n{{ question }} Say:"),
+    }[kind]
     graph = {
         "version": 1,
         "name": "tiny",
@@ -138,11 +148,11 @@ def write_task(
         },
         "inputs": {"context": {}, "question": {}},
         "agents": {
-            "reader": {"model": "theirs", "prompt": "{{ context }} So:" if grafts else both},
+            "reader": {"model": "theirs", "prompt": prompts[0]},
             "answerer": {
                 "model": "mine",
                 "system": "Be brief.",
-                "prompt": "Hear: {{ reader }}\n{{ question }}" if grafts else "{{ reader }}" + both + " Say:",
+                "prompt": prompts[1],
                 "generate": {"max_new_tokens": 1},
             },
         },

@@ -140,6 +140,15 @@ async def test_models_that_share_a_tokenizer_may_read_the_same_tokens(
     await check(write_task(tmp_path, tiny_folders, "fuse", sharer="twin", fuser=fuser))
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(("receiver", "sharer"), PAIRS)
+async def test_a_translator_and_a_fuser_of_one_edge_give_the_graphs_scores(
+    tmp_path: Path, tiny_folders: dict[str, Path], receiver: str, sharer: str
+) -> None:
+    await check(write_task(tmp_path, tiny_folders, "joint", receiver=receiver, sharer=sharer))
+
+
 def test_models_with_different_tokenizers_can_not_read_the_same_tokens(
     tmp_path: Path, tiny_folders: dict[str, Path]
 ) -> None:

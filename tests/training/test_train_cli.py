@@ -17,6 +17,7 @@ import pytest
 import yaml
 from accelerate.utils import is_tensorboard_available
 
+from cachegraph import Graph
 from cachegraph.channels.fusers.weights import read_card
 from cachegraph.cli import main
 from cachegraph.training import checkpoint
@@ -88,30 +89,52 @@ def test_options_and_settings_change_the_recipe(graft_task: Task, call: Call) ->
     assert "control 'zero': not for use" in str(card.trained_on)
 
 
-@pytest.mark.parametrize("kind", ["graft", "fuse"])
+SMALLER = {
+    "graft": ("--set", "fuser.rank=4", "--set", "fuser.hidden=4"),
+    "fuse": ("--set", "fuser.params.width=4"),
+    "joint": ("--set", "fuser.graft.rank=4", "--set", "fuser.graft.hidden=4", "--set", "fuser.fuse.params.width=4"),
+}
+
+
+@pytest.mark.parametrize("kind", ["graft", "fuse", "joint"])
+@pytest.mark.parametrize("named", [None, "story", "./made"])
 def test_a_graph_needs_no_recipe(
-    kind: str, tmp_path: Path, tiny_folders: dict[str, Path], call: Call, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    named: str | None,
+    tmp_path: Path,
+    tiny_folders: dict[str, Path],
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The kind is what the edge needs, and the fuser goes where this machine's are."""
-    task = write_task(tmp_path / "task", tiny_folders, kind)
+    """The kind is what the edge needs, and the fuser goes where the graph will look for it."""
+    task = write_task(tmp_path / "task", tiny_folders, kind, edge={"fuser": named})
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    small = (
-        ("--set", "fuser.rank=4", "--set", "fuser.hidden=4")
-        if kind == "graft"
-        else (
-            "--set",
-            "fuser.params.width=4",
-        )
-    )
     done = call("--for", "../task/graph.yaml", "--edge", "reader:answerer", "--data", "../task/rows.jsonl",
-                "--steps", "1", "--json", *small)  # fmt: skip
+                "--steps", "1", "--json", *SMALLER[kind])  # fmt: skip
     assert done.code == 0, done.err
     fuser = Path(json.loads(done.out)["fuser"])
-    assert fuser == tmp_path / "home" / "fusers" / "small--other"
-    assert read_card(fuser).kind == kind
+    shelf = tmp_path / "home" / "fusers"
+    assert fuser == {None: shelf / "small--other", "story": shelf / "story", "./made": task.folder / "made"}[named]
+    if kind == "joint":
+        assert [read_card(fuser / part).kind for part in ("fuse", "graft")] == ["fuse", "graft"]
+        assert read_card(fuser / "fuse").reads == "own-prompt"
+    else:
+        assert read_card(fuser).kind == kind
+    with Graph.from_yaml(task.folder / "graph.yaml", allow_paths=True) as graph:
+        ran = graph.run(context="Ann saw a key on day 3.", question="Which day?")
+    assert ran.edges["reader", "answerer"].channel_used == "cache"
     assert not files(tmp_path / "work")
-    assert task.folder.exists()
+
+
+def test_a_control_is_never_called_what_the_graph_looks_for(
+    tmp_path: Path, tiny_folders: dict[str, Path], call: Call
+) -> None:
+    task = write_task(tmp_path / "task", tiny_folders, "graft", edge={"fuser": "story"})
+    done = call("--for", task.folder / "graph.yaml", "--data", task.folder / "rows.jsonl", "--steps", "1",
+                "--control", "zero", "--json", *SMALLER["graft"])  # fmt: skip
+    assert done.code == 0, done.err
+    assert Path(json.loads(done.out)["fuser"]) == tmp_path / "home" / "fusers" / "story--zero"
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(graft_task: Task, call: Call, tmp_path: Path) -> None:
@@ -220,7 +243,7 @@ REFUSED: list[tuple[list[str], int, str]] = [
     ([], 3, "name a training recipe, or a graph with --for and --data; for example: cachegraph train"),
     (["R", "--for", "G"], 3, "name a training recipe, or a graph"),
     (["--for", "G"], 3, "--for needs --data"),
-    (["--for", "G", "--data", "D", "--kind", "grft"], 3, "of kind 'fuse' or 'graft', not 'grft'"),
+    (["--for", "G", "--data", "D", "--kind", "grft"], 3, "of kind 'fuse', 'graft' or 'joint', not 'grft'"),
     (["--for", "G", "--data", "D", "--edge", "a:b"], 3, "no edge 'a:b'; it has reader:answerer"),
     (["R", "--set", "optim.steps"], 3, "--set wants KEY=VALUE, got 'optim.steps'"),
     (["R", "--set", "optm.steps=1"], 3, "has no key 'optm.steps'"),
@@ -300,6 +323,24 @@ def test_ctrl_c_leaves_a_checkpoint_and_ends_with_130(graft_task: Task, call: Ca
     step = found[1].step
     steps = [each for each in graft_task.log() if each["kind"] == "step"]
     assert step == len(steps) >= 3
+
+
+def test_ctrl_c_before_the_first_step_promises_nothing(graft_task: Task, call: Call) -> None:
+    recipe = yaml.safe_load(graft_task.recipe.read_text())
+    os.mkfifo(graft_task.folder / "slow.jsonl")  # whoever reads it waits
+    graft_task.recipe.write_text(yaml.safe_dump({**recipe, "data": {"source": "slow.jsonl"}}))
+    command = [sys.executable, "-m", "cachegraph", "train", str(graft_task.recipe)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen(command, env=lone_environment(), **pipes) as process,
+        (graft_task.folder / "slow.jsonl").open("w"),  # which opens once it is read
+    ):
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "interrupted; no step was taken yet, so nothing was kept: give the same command again" in err
+    assert "Traceback" not in err
+    assert not graft_task.run.exists()
 
 
 def launched(task: Task, processes: int) -> list[Ended]:

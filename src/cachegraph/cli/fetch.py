@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cachegraph.channels.fusers.find import find_fuser
 from cachegraph.channels.fusers.name import is_hub_fuser
-from cachegraph.channels.spec import TextEdge
+from cachegraph.channels.spec import TextEdge, named_fusers
 from cachegraph.engine.models import find, load_catalogue
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, FuserError
@@ -25,12 +25,15 @@ def fetch_models(spec: GraphSpec, folder: Path) -> None:
 
 def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
     """Fetch what is missing. Raises FuserError or ConfigError where the recipe allows no text instead."""
-    for edge in spec.edges:
-        if isinstance(edge, TextEdge) or edge.fuser is None or not is_hub_fuser(edge.fuser):
+    wanted = [
+        (edge, name) for edge in spec.edges if not isinstance(edge, TextEdge) for name in named_fusers(edge.fuser)
+    ]
+    for edge, name in wanted:
+        if not is_hub_fuser(name):
             continue
         try:
-            with bar(edge.fuser) as progress:
-                find_fuser(edge.fuser, folder, progress)
+            with bar(name) as progress:
+                find_fuser(name, folder, progress)
         except (FuserError, ConfigError):
             if edge.channel != "auto" and edge.fallback == "error":
                 raise  # else the edge falls back, and the result says why

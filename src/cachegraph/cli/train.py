@@ -34,7 +34,10 @@ def train(
     edge: Annotated[str | None, typer.Option(metavar="SENDER:RECEIVER", help="Which of its edges learns.")] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="fuse: both read the text; graft: the sharer alone does. By default, what the edge needs."),
+        typer.Option(
+            help="fuse: both read the text; graft: the sharer alone does; joint: there is some of both. "
+            "By default, what the edge needs."
+        ),
     ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Rows to learn from; may be repeated.")] = None,
     data_folder: Annotated[
@@ -101,11 +104,15 @@ def _train(
     from cachegraph.training.train import train
     from cachegraph.training.watch import tracked
 
+    bar = _Bar(console)
     try:
-        with _Bar(console) as bar, tracked(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as watch:
+        with bar, tracked(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as watch:
             made = train(spec, folder=folder, data_folder=data_folder, resume=resume, restart=restart, watch=watch)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command with --resume goes on from the last step", style="yellow")
+        said = "the same command with --resume goes on from the last step"
+        if not bar.judged_once and not resume:
+            said = "no step was taken yet, so nothing was kept: give the same command again"
+        console.print(f"interrupted; {said}", style="yellow", soft_wrap=True)
         raise typer.Exit(130) from None
     if not PartialState().is_main_process:
         return
@@ -193,6 +200,7 @@ class _Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
+        self.judged_once = False  # from then on there is a checkpoint
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -209,6 +217,7 @@ class _Bar:
         self._show("steps", text, step, steps)
 
     def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+        self.judged_once = True
         said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "rows")
         self._console.print(f"step {step}: {said}{' (best)' if best else ''}", highlight=False, soft_wrap=True)
 

@@ -1,0 +1,90 @@
+"""What the edges graft into one prompt: each slot's KV at its place, or the reason why an edge hands over words."""
+
+from collections.abc import Mapping
+from time import perf_counter
+
+from torch import Tensor
+
+from cachegraph.channels.cache.graft import Graft, graft
+from cachegraph.channels.cache.plans import GraftPlan
+from cachegraph.channels.create import nothing_private
+from cachegraph.engine.engine import Engine
+
+from .base import Delivery
+from .control import brought_plane, zeros
+from .inbox import Inbox
+from .prompt import Piece, Prompt
+
+__all__ = ["Grafting"]
+
+
+class Grafting:
+    """The grafts of one prompt. `seconds` is how long taking them took."""
+
+    def __init__(self, engine: Engine, inbox: Inbox):
+        self._engine = engine
+        self._inbox = inbox
+        self._plans: Mapping[str, tuple[Delivery, GraftPlan]] = {
+            delivery.route.edge.sender: (delivery, plan) for delivery, plan in inbox.grafts()
+        }
+        self._fusing = {delivery.route.edge.sender for delivery, _ in inbox.fuses()}
+        self.seconds = 0.0
+
+    async def take(self, prompt: Prompt, positions: Tensor | None = None) -> list[Graft | None] | None:
+        """By part of the prompt, what is grafted there; None if an edge had to fall back instead.
+
+        `positions` are those of the prompt's own tokens where they leave gaps.
+        """
+        seen, own, grafted, used = set(prompt.seen), 0, 0, set[str]()
+        out: list[Graft | None] = []
+        began, fell = perf_counter(), False
+        for part in prompt.parts:
+            if isinstance(part, Piece):
+                own += len(part.ids)
+                out.append(None)
+                continue
+            delivery, plan = self._plans[part.sender]
+            brought = None
+            if part.sender not in used:  # a slot that is written twice is filled once
+                used.add(part.sender)
+                start = own if positions is None or not own else int(positions[own - 1]) + 1
+                brought = await self._graft(delivery, plan, start + grafted, seen)
+                if brought is None and not self._is_there(delivery, plan, prompt.seen):
+                    self._inbox.fall_back(delivery, nothing_private(part.sender, self._inbox.agent))
+                    fell = True
+            if brought is not None:
+                grafted += len(brought.ids)
+                seen |= {origin[0] for origin in brought.origins}
+            out.append(brought)
+        self.seconds = perf_counter() - began
+        if not fell and own + grafted >= self._engine.model.info.max_positions:
+            for delivery, _ in self._plans.values():
+                count = own + grafted
+                self._inbox.fall_back(delivery, f"with it the prompt has {count} positions, too many for the model")
+            return None
+        return None if fell else out
+
+    async def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
+        control = self._inbox.turn.control
+        plane = brought_plane(delivery, control)
+        brought = None
+        if plane is not None:
+            model, already = self._engine.model, frozenset(seen)
+            brought = await self._engine.call(
+                lambda: graft(plane, model, position, already, plan.carries, plan.translation)
+            )
+        if brought is not None and control is not None and control.kind == "zero":
+            brought = brought._replace(kv=zeros(brought.kv))
+        if brought is not None:
+            report = self._inbox.report(delivery)
+            report.bytes += brought.kv.nbytes
+            report.positions_grafted = len(brought.ids)
+        return brought
+
+    def _is_there(self, delivery: Delivery, plan: GraftPlan, read: set[str]) -> bool:
+        """Whether nothing is missing: other grafts brought all that the receiver has not read itself, or the same edge
+        fuses what both have read."""
+        if delivery.route.edge.sender in self._fusing:
+            return True
+        plane = brought_plane(delivery, self._inbox.turn.control)
+        return plane is not None and plane.private(read, plan.carries) is not None
