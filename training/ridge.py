@@ -109,7 +109,18 @@ def _collect(
             break
     if not xs:
         raise InputError("the texts of the two models have no token in common, so there is no ridge start")
-    return torch.cat(xs), torch.cat(ys)
+    return _joined(xs), _joined(ys)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All rows as one tensor. The parts are let go of one by one, so that nothing is held twice."""
+    joined = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1])
+    end = len(joined)
+    while parts:
+        part = parts.pop()
+        joined[end - len(part) : end] = part
+        end -= len(part)
+    return joined
 
 
 def _chunks(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:

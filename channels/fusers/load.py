@@ -7,6 +7,7 @@ import torch
 from cachegraph.errors import FuserError
 
 from .base import Fuser
+from .pair import refuse_pair
 from .reference import is_reference, load_reference
 from .translator import Translator
 from .weights import CARD, read_card, read_fuser, read_translator
@@ -31,6 +32,7 @@ def load_fuser(folder: Path | str, device: torch.device | str = "cpu", dtype: to
     folder = Path(folder)
     if (folder / CARD).is_file():
         return read_fuser(folder).to(device, dtype)
+    refuse_pair(folder)
     if not is_reference(folder) and not folder.is_dir():
         raise FuserError(f"there is no fuser folder {str(folder)!r}; check the path")
     fusers = load_reference(folder)

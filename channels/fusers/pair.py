@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-__all__ = ["PARTS", "fuser_parts", "is_pair"]
+from cachegraph.errors import FuserError
+
+__all__ = ["PARTS", "fuser_parts", "is_pair", "refuse_pair"]
 
 PARTS = ("fuse", "graft")
 
@@ -15,3 +17,17 @@ def is_pair(folder: Path) -> bool:
 def fuser_parts(folder: Path) -> list[Path]:
     """The folders of the networks that lie here: both of a pair, else this one."""
     return [folder / part for part in PARTS] if is_pair(folder) else [folder]
+
+
+def refuse_pair(folder: Path) -> None:
+    """Raise FuserError where one network is asked for and a pair lies here, or half of one."""
+    if is_pair(folder):
+        names = " or ".join(repr(f"{folder.name}/{part}") for part in PARTS)
+        raise FuserError(f"{str(folder)!r} holds a fuser and a translator; name one of them: {names}")
+    whole = [part for part in PARTS if (folder / part / "card.json").is_file()]
+    if whole:
+        missing = next(part for part in PARTS if part not in whole)
+        raise FuserError(
+            f"{str(folder)!r} holds {whole[0]!r} and lacks {missing!r} beside it; get the pair again, or name "
+            f"{f'{folder.name}/{whole[0]}'!r}"
+        )

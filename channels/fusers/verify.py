@@ -8,6 +8,7 @@ from cachegraph.errors import FuserError
 
 from .base import Fuser
 from .load import load_fuser, load_translator
+from .pair import refuse_pair
 from .reference import load_reference
 from .translator import Translator
 from .weights import CARD, WEIGHTS, read_card
@@ -30,6 +31,7 @@ def open_fusers(folder: Path) -> tuple[Fuser | Translator, ...]:
     """Everything in a folder, one fuser a sharer. Raises FuserError."""
     try:
         _check_files(folder)
+        refuse_pair(folder)
         if not any((folder / name).is_file() for name in (CARD, WEIGHTS)):
             return load_reference(folder)
         return (load_translator(folder) if read_card(folder).kind == "graft" else load_fuser(folder),)

@@ -358,3 +358,32 @@ class TestRemove:
             remove_fuser("ours")
         assert fuser_names() == ["mine", "ours"]
         assert outside.is_dir()
+
+
+def save_pair(folder: Path) -> Path:
+    end = ModelEnd(name="m", geometry=GEOMETRY)
+    save_fuser(small(), folder / "fuse")
+    save_fuser(new_translator(end, end, rank=3, hidden=0), folder / "graft")
+    return folder
+
+
+def test_a_pair_is_called_by_one_name_and_each_network_by_its_own(shelf: Path, tmp_path: Path) -> None:
+    save_pair(shelf / "story")
+    assert find_fuser("story", tmp_path) == shelf / "story"
+    assert find_fuser("story/graft", tmp_path) == shelf / "story" / "graft"
+    assert [(item.name, item.problem) for item in inventory()] == [("story/fuse", None), ("story/graft", None)]
+    assert describe(locate("story/graft")).card.kind == "graft"
+    with pytest.raises(FuserError, match="there is no fuser 'story/other'"):
+        find_fuser("story/other", tmp_path)
+    remove_fuser("story")
+    assert not (shelf / "story").exists()
+
+
+def test_where_one_network_is_wanted_a_pair_is_refused(tmp_path: Path) -> None:
+    pair = save_pair(tmp_path / "story")
+    for opens in (open_fuser, load_fuser):
+        with pytest.raises(FuserError, match="name one of them: 'story/fuse' or 'story/graft'"):
+            opens(pair)
+    shutil.rmtree(pair / "fuse")
+    with pytest.raises(FuserError, match="holds 'graft' and lacks 'fuse' beside it; get the pair again"):
+        load_fuser(pair)
