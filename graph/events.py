@@ -117,6 +117,7 @@ class AgentFailed(AgentEvent):
     type = "agent_failed"
 
     error: str
+    kind: str = field(default="Exception", kw_only=True)
 
 
 @dataclass(frozen=True)

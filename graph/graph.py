@@ -30,6 +30,7 @@ from .routes import Cast, Wiring, create_agents, wire
 from .runtime import Listener, Run
 from .spec import GraphSpec
 from .stream import RunStream
+from .tracing.watch import watched
 
 if TYPE_CHECKING:
     from .store import Store
@@ -338,6 +339,7 @@ class Graph:
     ) -> Run:
         spec = self.validate().spec
         given = check_inputs(spec.inputs, inputs, named)
+        listener = watched(spec, given, listener)
         if store is not None:
             return kept.begun(self, given, store, listener)
         for name, agent in spec.agents.items():

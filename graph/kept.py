@@ -14,6 +14,7 @@ from cachegraph.errors import InputError
 
 from .load import dump_recipe, parse_recipe
 from .runtime import Listener, Run
+from .tracing.watch import watched
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -55,10 +56,9 @@ def resumed(
             f"run {stored.id!r} was begun with another recipe than this graph's; "
             f"Graph.from_run({stored.id!r}) has the one it needs"
         )
-    said = _answered(stored, answer, turn)
-    return StoredExecution(
-        spec, stored.setting.inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said)
-    )
+    said, inputs = _answered(stored, answer, turn), stored.setting.inputs
+    listener = watched(spec, inputs, listener)
+    return StoredExecution(spec, inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said))
 
 
 def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict[str, str]:

@@ -254,7 +254,7 @@ class Run:
         agent.error = _sentence(error)
         self._failures[node.name] = error
         if self._listener:
-            self._listener(AgentFailed(self._now(), node.name, agent.error))
+            self._listener(AgentFailed(self._now(), node.name, agent.error, kind=type(error).__name__))
         self._cancel_dependents(node)
         if self._spec.on_error == "stop":
             self._group.cancel_scope.cancel()

@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.util._once import Once
 from typer.main import get_command
 
 from cachegraph.cli import app
@@ -13,6 +15,13 @@ from cachegraph.graph.load import parse_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS_MODELS = "# needs the demo models"
+
+
+@pytest.fixture(autouse=True)
+def own_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page configures is gone after it."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
 
 
 def _blocks(page: Path, language: str) -> list[str]:

@@ -1,0 +1,68 @@
+"""Every name that leaves this process: spans, attributes, metrics.
+
+The GenAI names are those of the GenAI semantic conventions 0.1 (github.com/open-telemetry/semantic-conventions-genai),
+which are still in development: when they move, they move here. What they don't know is called `cachegraph.*`.
+"""
+
+# Operations, the first word of a span's name
+WORKFLOW = "invoke_workflow"
+AGENT = "invoke_agent"
+CHAT = "chat"
+
+# Attributes of the conventions
+OPERATION = "gen_ai.operation.name"
+PROVIDER = "gen_ai.provider.name"
+AGENT_NAME = "gen_ai.agent.name"
+WORKFLOW_NAME = "gen_ai.workflow.name"
+REQUEST_MODEL = "gen_ai.request.model"
+RESPONSE_MODEL = "gen_ai.response.model"
+MAX_TOKENS = "gen_ai.request.max_tokens"
+TEMPERATURE = "gen_ai.request.temperature"
+TOP_P = "gen_ai.request.top_p"
+TOP_K = "gen_ai.request.top_k"
+SEED = "gen_ai.request.seed"
+STOP_SEQUENCES = "gen_ai.request.stop_sequences"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"  # a part of the input tokens
+FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
+INPUT_MESSAGES = "gen_ai.input.messages"
+OUTPUT_MESSAGES = "gen_ai.output.messages"
+TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 (no secret)
+ERROR_TYPE = "error.type"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+
+# Providers: who has the model
+LOCAL = "cachegraph"
+ENDPOINT = "openai"  # the conventions' name for whatever speaks its API
+
+# Attributes of ours
+TURN = "cachegraph.turn"
+STATUS = "cachegraph.status"
+CHANNEL = "cachegraph.channel"  # the span of an edge, and what its attributes begin with
+SENDER = "cachegraph.channel.sender"
+RECEIVER = "cachegraph.channel.receiver"
+ASKED = "cachegraph.channel.asked"
+USED = "cachegraph.channel.used"
+BYTES = "cachegraph.channel.bytes"
+FUSED = "cachegraph.channel.positions_fused"
+GRAFTED = "cachegraph.channel.positions_grafted"
+FALLBACK_REASON = "cachegraph.channel.fallback_reason"
+SECONDS = "cachegraph.seconds"  # of a chat, by phase: .queued, .prefill, .transfer, .fuse, .decode
+
+# Metrics of the conventions
+TOKEN_USAGE = "gen_ai.client.token.usage"  # noqa: S105 (no secret)
+OPERATION_DURATION = "gen_ai.client.operation.duration"
+TIME_TO_FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
+TIME_TO_FIRST_TOKEN = "gen_ai.server.time_to_first_token"  # noqa: S105 (no secret)
+TIME_PER_OUTPUT_TOKEN = "gen_ai.server.time_per_output_token"  # noqa: S105 (no secret)
+AGENT_DURATION = "gen_ai.invoke_agent.duration"
+
+# Metrics of ours
+CHANNEL_BYTES = "cachegraph.channel.bytes"
+CHANNEL_FALLBACKS = "cachegraph.channel.fallbacks"
+
+# What an environment variable must say for replies and inputs to be captured
+CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+CAPTURED = ("true", "span_only", "span_and_event")

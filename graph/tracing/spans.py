@@ -1,0 +1,241 @@
+"""A run's events as spans: invoke_workflow > invoke_agent > chat, and one for each edge that was travelled.
+
+Events say when they happened, so spans get their times from them. While an agent is at work its innermost span is the
+current one in its own task: what it calls (an HTTP client, a tool) hangs below it.
+"""
+
+import json
+from collections.abc import Mapping
+from contextvars import Token
+from dataclasses import dataclass
+from time import time_ns
+from typing import Any
+
+from opentelemetry import context, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
+
+from ..events import AgentFailed, AgentFinished, AgentStarted, EdgeTravelled, Event, RunFinished, RunStarted
+from ..result import AgentResult
+from ..spec import GraphSpec
+from . import names
+from .instruments import Instruments
+from .models import Model
+
+__all__ = ["Spans"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """An agent's turn under way. `inner` is the span of its model call, if it makes any."""
+
+    agent: str
+    began: float
+    outer: Span
+    inner: Span | None
+    token: "Token[Context]"
+
+
+class Spans:
+    """The listener of one run. `inputs` are given where what was said may be captured."""
+
+    def __init__(
+        self,
+        spec: GraphSpec,
+        models: Mapping[str, Model],
+        tracer: Tracer,
+        instruments: Instruments | None,
+        inputs: Mapping[str, Any] | None,
+    ):
+        self._spec = spec
+        self._models = models
+        self._tracer = tracer
+        self._instruments = instruments
+        self._inputs = inputs
+        self._around = context.get_current()  # the caller's: its span is the run's parent
+        self._zero: int | None = None  # when the run began, on the clock that spans have
+        self._run: Span | None = None
+        self._open: dict[str, _Open] = {}  # by turn
+        self._ended: dict[str, SpanContext] = {}  # by turn: what edges out of it link to
+
+    def __call__(self, event: Event) -> None:
+        if self._zero is None:
+            self._zero = time_ns() - int(event.at * 1e9)
+        match event:
+            case RunStarted():
+                self._start_run()
+            case AgentStarted():
+                self._start(event)
+            case EdgeTravelled():
+                self._edge(event)
+            case AgentFinished():
+                self._finish(event)
+            case AgentFailed():
+                self._fail(event)
+            case RunFinished():
+                self._end_run(event)
+
+    def _time(self, at: float) -> int:
+        return (self._zero or 0) + int(at * 1e9)
+
+    # The run
+
+    def _start_run(self) -> Span:
+        attributes = {
+            names.OPERATION: names.WORKFLOW,
+            names.AGENT_NAME: self._spec.name,
+            names.WORKFLOW_NAME: self._spec.name,
+        }
+        name = f"{names.WORKFLOW} {self._spec.name}"
+        self._run = self._tracer.start_span(name, self._around, attributes=attributes, start_time=self._time(0.0))
+        if self._inputs is not None:
+            self._run.set_attribute(names.INPUT_MESSAGES, _said("user", json.dumps(dict(self._inputs), default=str)))
+        return self._run
+
+    def _end_run(self, event: RunFinished) -> None:
+        run, result = self._run or self._start_run(), event.result
+        for turn in list(self._open):  # those that a cancelled run has cut off
+            self._error(self._close(turn, detach=False), event.at, "cancelled", "the run was ended first")
+        run.set_attribute(names.STATUS, result.status)
+        about: dict[str, Any] = {names.OPERATION: names.WORKFLOW, names.AGENT_NAME: self._spec.name}
+        if result.status in ("failed", "cancelled"):
+            about[names.ERROR_TYPE] = result.status
+            run.set_attribute(names.ERROR_TYPE, result.status)
+            run.set_status(Status(StatusCode.ERROR, result.error))
+        elif self._inputs is not None:
+            run.set_attribute(names.OUTPUT_MESSAGES, _said("assistant", result.text, "stop"))
+        run.end(self._time(event.at))
+        if self._instruments is not None:
+            self._instruments.turn.record(event.at, about)
+
+    # Turns
+
+    def _start(self, event: AgentStarted) -> None:
+        model = self._models.get(event.agent)
+        about = model.attributes if model is not None else {}
+        start, parent = self._time(event.at), self._parent(event.turn)
+        attributes = {
+            names.OPERATION: names.AGENT,
+            names.AGENT_NAME: event.agent,
+            names.WORKFLOW_NAME: self._spec.name,
+            names.TURN: event.turn,
+            **about,
+        }
+        outer = self._tracer.start_span(f"{names.AGENT} {event.agent}", parent, attributes=attributes, start_time=start)
+        inner = None
+        if model is not None:
+            attributes = {names.OPERATION: names.CHAT, names.AGENT_NAME: event.agent, **about, **model.request}
+            kind = SpanKind.INTERNAL if model.is_local else SpanKind.CLIENT
+            inner = self._tracer.start_span(
+                f"{names.CHAT} {model.name}",
+                trace.set_span_in_context(outer, parent),
+                kind,
+                attributes=attributes,
+                start_time=start,
+            )
+        token = context.attach(trace.set_span_in_context(inner or outer, self._around))
+        self._open[event.turn] = _Open(event.agent, event.at, outer, inner, token)
+
+    def _parent(self, turn: str) -> Context:
+        """Below the run, or below the turn of the agent whose sub-graph this turn is in."""
+        within = self._open.get(turn.rpartition("/")[0])
+        span = within.outer if within is not None else self._run
+        return trace.set_span_in_context(span or trace.INVALID_SPAN, self._around)
+
+    def _finish(self, event: AgentFinished) -> None:
+        if event.turn not in self._open:
+            return
+        turn, result, end = self._close(event.turn), event.result, self._time(event.at)
+        seconds = event.at - turn.began
+        if turn.inner is not None:
+            turn.inner.set_attributes(_usage(result))
+            turn.inner.set_attributes(_phases(result))
+            if self._inputs is not None and result.text:
+                finish = "length" if result.tokens.generated >= self._models[turn.agent].max_new_tokens else "stop"
+                turn.inner.set_attribute(names.OUTPUT_MESSAGES, _said("assistant", result.text, finish))
+            turn.inner.end(end)
+        turn.outer.end(end)
+        if self._instruments is not None:
+            if turn.inner is not None:
+                self._instruments.chat(self._models[turn.agent], result, seconds)
+            self._instruments.turn.record(seconds, self._about(turn))
+
+    def _fail(self, event: AgentFailed) -> None:
+        if event.turn in self._open:
+            self._error(self._close(event.turn), event.at, event.kind, event.error)
+
+    def _close(self, name: str, *, detach: bool = True) -> _Open:
+        """Forget an open turn. What this task's current span was before, it is again, unless the task has ended."""
+        turn = self._open.pop(name)
+        if detach:
+            context.detach(turn.token)
+        self._ended[name] = turn.outer.get_span_context()
+        return turn
+
+    def _error(self, turn: _Open, at: float, kind: str, error: str) -> None:
+        for span in (turn.inner, turn.outer):
+            if span is not None:
+                span.set_attribute(names.ERROR_TYPE, kind)
+                span.set_status(Status(StatusCode.ERROR, error))
+                span.end(self._time(at))
+        if self._instruments is not None:
+            if turn.inner is not None:
+                self._instruments.failed_chat(self._models[turn.agent], kind, at - turn.began)
+            self._instruments.turn.record(at - turn.began, {**self._about(turn), names.ERROR_TYPE: kind})
+
+    def _about(self, turn: _Open) -> dict[str, Any]:
+        return {names.OPERATION: names.AGENT, names.AGENT_NAME: turn.agent, names.WORKFLOW_NAME: self._spec.name}
+
+    # Edges
+
+    def _edge(self, event: EdgeTravelled) -> None:
+        turn, sender, report = self._open.get(event.turn), self._ended.get(event.sender_turn), event.report
+        if turn is None:
+            return
+        attributes: dict[str, Any] = {
+            names.SENDER: event.sender,
+            names.RECEIVER: event.receiver,
+            names.ASKED: report.asked,
+            names.USED: report.channel_used,
+            names.BYTES: report.bytes,
+            names.FUSED: report.positions_fused,
+            names.GRAFTED: report.positions_grafted,
+            **({names.FALLBACK_REASON: report.fallback_reason} if report.fallback_reason else {}),
+        }
+        # Edges report how long, not when: their spans begin with the turn.
+        span = self._tracer.start_span(
+            f"{names.CHANNEL} {event.sender}",
+            trace.set_span_in_context(turn.outer, self._around),
+            attributes=attributes,
+            links=[Link(sender)] if sender is not None else [],
+            start_time=self._time(turn.began),
+        )
+        span.end(self._time(min(turn.began + sum(report.seconds.values()), event.at)))
+        if self._instruments is not None:
+            self._instruments.edge(report)
+
+
+def _usage(result: AgentResult) -> dict[str, Any]:
+    tokens, first = result.tokens, result.timing.first_token
+    return {
+        names.RESPONSE_MODEL: result.model,
+        names.INPUT_TOKENS: tokens.prefilled + tokens.reused,
+        names.CACHED_TOKENS: tokens.reused,
+        names.OUTPUT_TOKENS: tokens.generated,
+        **({names.FIRST_CHUNK: first} if first is not None else {}),
+    }
+
+
+def _phases(result: AgentResult) -> dict[str, float]:
+    timing = result.timing
+    return {
+        f"{names.SECONDS}.{phase}": seconds
+        for phase in ("queued", "prefill", "transfer", "fuse", "decode")
+        if (seconds := getattr(timing, phase))
+    }
+
+
+def _said(role: str, text: str, finish: str | None = None) -> str:
+    """One message as the conventions write it: JSON in an attribute."""
+    message: dict[str, Any] = {"role": role, "parts": [{"type": "text", "content": text}]}
+    return json.dumps([{**message, "finish_reason": finish} if finish is not None else message], ensure_ascii=False)
