@@ -150,3 +150,21 @@ def test_a_place_that_events_can_not_be_written_to_is_told_before_the_run(recipe
     assert ended.code == 3
     assert "can't write" in ended.err
     assert "choose another place" in ended.err
+
+
+def test_a_trace_is_written_of_a_run_that_finished_failed_or_was_interrupted(recipes, call, tmp_path, monkeypatch):
+    def traced(recipe, code):
+        path = tmp_path / "trace.json"
+        assert call("run", recipes / recipe, "-i", "question=x", "--trace", path).code == code
+        return {each["name"]: each for each in json.loads(path.read_text())["traceEvents"] if each["ph"] == "X"}
+
+    whole = traced("duo.yaml", 0)
+    assert {"duo", "reader", "writer", "decode", "prefill writer"} <= whole.keys()
+    assert "cache" in whole["writer"]["args"]["from reader"]
+    assert "timeout" in traced("failing.yaml", 1)["writer"]["args"]["error"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(screen, "_note", interrupt)
+    assert traced("duo.yaml", 130)["duo"]["args"]["status"] == "cancelled"

@@ -1,32 +1,56 @@
-"""What a run leaves in files while it goes on: its events, one JSON object a line."""
+"""What runs leave in files: their events, one JSON object a line, while they go on; a trace, once they are over."""
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from cachegraph.errors import ConfigError
-from cachegraph.graph.events import Event
+from cachegraph.graph.events import Event, TextDelta
 
-__all__ = ["Record", "recording"]
+__all__ = ["Record", "Recorder", "recording"]
 
 Record = Callable[[Event], None]
 
 
+class Recorder:
+    """Takes the events of one run after another."""
+
+    def __init__(self, events: IO[str] | None, keeps: bool):
+        self._events = events
+        self._keeps = keeps
+        self.runs: list[tuple[str, list[Event]]] = []
+
+    def begin(self, title: str) -> Record:
+        """What to call with every event of the run that begins now."""
+        told: list[Event] = []
+        self.runs.append((title, told))
+
+        def record(event: Event) -> None:
+            if self._events is not None:
+                self._events.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+                self._events.flush()  # somebody may be reading along
+            if self._keeps and not isinstance(event, TextDelta):
+                told.append(event)
+
+        return record
+
+
 @contextmanager
-def recording(events: Path | None) -> Iterator[list[Record]]:
-    """What to call with every event. Raises ConfigError at once where a file can't be written."""
-    if events is None:
-        yield []
-        return
-    with _opened(events) as file:
-        yield [lambda event: _write_line(file, event)]
+def recording(events: Path | None, trace: Path | None) -> Iterator[Recorder]:
+    """Raises ConfigError at once where a file can't be written. The trace is written however the runs end."""
+    with ExitStack() as files:
+        lines = files.enter_context(_opened(events)) if events is not None else None
+        whole = files.enter_context(_opened(trace)) if trace is not None else None
+        recorder = Recorder(lines, keeps=whole is not None)
+        try:
+            yield recorder
+        finally:
+            if whole is not None:
+                from cachegraph.graph.tracing.chrome import chrome_trace
 
-
-def _write_line(file: IO[str], event: Event) -> None:
-    file.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-    file.flush()  # somebody may be reading along
+                json.dump(chrome_trace(recorder.runs), whole, ensure_ascii=False)
 
 
 def _opened(path: Path) -> IO[str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cachegraph.graph.result import Result
     from cachegraph.graph.store import Store
 
-    from .recording import Record
+    from .recording import Recorder
 
 __all__ = ["register"]
 
@@ -51,6 +51,10 @@ def run(
             help="Keep the run in the run store, so that `cachegraph runs resume` can go on with it.",
         ),
     ] = True,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Write a trace for ui.perfetto.dev or chrome://tracing."),
+    ] = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
 ) -> None:
@@ -63,13 +67,13 @@ def run(
     given = _inputs(inputs or [])
     graph.check_inputs(given)
     store = open_store() if keep else None
-    with recording(events) as records:
+    with recording(events, trace) as recorder:
         fetch_models(graph.spec, graph.folder)
         graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
         for each in graphs:
             fetch_fusers(each.spec, graph.folder)
         with graph:
-            results = _run_all(graphs, given, quiet or as_json, records, store)
+            results = _run_all(graphs, given, quiet or as_json, recorder, store)
     if as_json:
         texts = [result.to_json() for result in results]
         typer.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
@@ -83,16 +87,23 @@ def _run_all(
     graphs: "Sequence[Graph]",
     inputs: dict[str, str],
     quiet: bool,
-    records: "Sequence[Record]",
+    recorder: "Recorder",
     store: "Store | None",
 ) -> "list[Result]":
     from .screen import print_comparison, run_and_print, warm_up
 
     if len(graphs) == 1:
-        return [run_and_print(graphs[0].stream(inputs, store=store), graphs[0].output, quiet, records)]
+        record = recorder.begin(graphs[0].spec.name)
+        return [run_and_print(graphs[0].stream(inputs, store=store), graphs[0].output, quiet, record)]
     warm_up(graphs, inputs)
     results = [
-        run_and_print(graph.stream(inputs, store=store), graph.output, quiet, records, title=_title(graph))
+        run_and_print(
+            graph.stream(inputs, store=store),
+            graph.output,
+            quiet,
+            recorder.begin(f"{graph.spec.name}, {_title(graph)}"),
+            _title(graph),
+        )
         for graph in graphs
     ]
     if not quiet:

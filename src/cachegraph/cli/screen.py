@@ -27,14 +27,14 @@ def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
 
 
 def run_and_print(
-    stream: RunStream, output: str, quiet: bool, records: Sequence[Record] = (), title: str | None = None
+    stream: RunStream, output: str, quiet: bool, record: Record | None = None, title: str | None = None
 ) -> Result:
-    """Run once; `records` get every event. Ctrl-C, or a failing run, still prints what finished and how to go on."""
+    """Run once; `record` gets every event. Ctrl-C, or a failing run, still prints what finished and how to go on."""
     console = Console(stderr=True, quiet=quiet)
     if title:
         console.rule(f"[bold]{title}")
     try:
-        anyio.run(_follow, stream, output, quiet, console, records)
+        anyio.run(_follow, stream, output, quiet, console, record)
     except (KeyboardInterrupt, RunError) as error:
         if not quiet:
             if isinstance(error, KeyboardInterrupt):
@@ -57,14 +57,14 @@ def _print_questions(result: Result, console: Console) -> None:
         console.print(f"To answer: cachegraph runs resume {result.run_id} --answer ...")
 
 
-async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, records: Sequence[Record]) -> None:
+async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, record: Record | None) -> None:
     streamed = False
     ended = False
     try:
         async with stream:
             async for event in stream:
                 ended = isinstance(event, RunFinished)
-                for record in records:
+                if record is not None:
                     record(event)
                 if quiet:
                     continue
@@ -78,9 +78,8 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
     finally:
         if streamed:
             _write("\n")
-        if not ended:  # interrupted: the reader left before the run did
-            for record in records:
-                record(RunFinished(stream.result.seconds, stream.result))
+        if record is not None and not ended:  # interrupted: the reader left before the run did
+            record(RunFinished(stream.result.seconds, stream.result))
     if not (quiet or streamed or stream.result.status == "paused"):
         _write(f"{stream.result.text}\n")
 

@@ -1,0 +1,200 @@
+"""Runs as a trace that chrome://tracing and ui.perfetto.dev open: a track an agent, slices, arrows for edges.
+
+The format is the JSON one of Chrome's trace viewer: complete events ("X"), flows ("s" and "f") and names ("M"), times
+in microseconds. Phases are known by how long they took, not when: inside a turn they are drawn in their usual order.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..events import AgentFailed, AgentFinished, AgentStarted, EdgeTravelled, Event, RunFinished
+from ..result import AgentResult
+
+__all__ = ["chrome_trace"]
+
+PHASES = ("queued", "transfer", "prefill", "fuse", "decode")
+ENGINES = 1000  # process ids: a run's agents have the run's number, its models this and the run's number
+
+
+@dataclass
+class _Slice:
+    """One turn as it is drawn: on which agent's track, from when to when."""
+
+    agent: str
+    turn: str
+    start: float
+    end: float
+    lane: int
+    result: AgentResult | None = None
+    error: str | None = None
+    edges: list[EdgeTravelled] = field(default_factory=list)
+
+
+def chrome_trace(runs: Sequence[tuple[str, Iterable[Event]]]) -> dict[str, Any]:
+    """Each run's title and events as one trace; a run that was cut off ends where its last event says."""
+    events: list[dict[str, Any]] = []
+    for number, (title, told) in enumerate(runs, 1):
+        events += _run(number, title, told)
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _run(number: int, title: str, told: Iterable[Event]) -> list[dict[str, Any]]:
+    slices, end, ending = _slices(told)
+    tracks = _Tracks(number)
+    out = [_named("process_name", number, 0, f"{title}: agents"), _named("process_sort_index", number, 0, number)]
+    out.append(_slice(number, 0, title, 0.0, end, ending))
+    for each in slices.values():
+        track = tracks.agent(each)
+        out.append(_slice(number, track, each.turn, each.start, each.end, _about(each)))
+        out += _phases(each, number, track)
+        out += _on_engine(each, number, tracks)
+    out += _arrows(slices, number, tracks)
+    return [*out, *tracks.names(title)]
+
+
+def _slices(told: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, Any]]:
+    """By turn; and when the run ended, and how."""
+    slices: dict[str, _Slice] = {}
+    busy: dict[str, set[int]] = {}  # by agent: lanes on which a turn is under way
+    end, ending = 0.0, {}
+    for event in told:
+        end = max(end, event.at)
+        match event:
+            case AgentStarted():
+                lanes = busy.setdefault(event.agent, set())
+                lane = next(each for each in range(len(lanes) + 1) if each not in lanes)
+                lanes.add(lane)
+                slices[event.turn] = _Slice(event.agent, event.turn, event.at, -1.0, lane)
+            case EdgeTravelled() if event.turn in slices:
+                slices[event.turn].edges.append(event)
+            case AgentFinished() | AgentFailed() if event.turn in slices:
+                turn = slices[event.turn]
+                turn.end = event.at
+                busy[event.agent].discard(turn.lane)
+                if isinstance(event, AgentFinished):
+                    turn.result = event.result
+                else:
+                    turn.error = event.error
+            case RunFinished():
+                ending = {"status": event.result.status, "error": event.result.error}
+    for turn in slices.values():
+        if turn.end < 0:
+            turn.end, turn.error = end, "cancelled: the run was ended first"
+    return slices, end, ending
+
+
+class _Tracks:
+    """Thread ids, in the order in which tracks are first used. Turns of one agent that overlap get one each."""
+
+    def __init__(self, number: int):
+        self._number = number
+        self._agents: dict[tuple[str, int], int] = {}
+        self._engines: dict[tuple[str, int], int] = {}
+        self._free: dict[tuple[str, int], float] = {}
+
+    def agent(self, each: _Slice) -> int:
+        return self._agents.setdefault((each.agent, each.lane), len(self._agents) + 1)
+
+    def engine(self, model: str, start: float, end: float) -> int:
+        """A lane of the model's that is free by then: what shares a batch is drawn one below the other."""
+        lane = 0
+        while self._free.get((model, lane), 0.0) > start + 1e-9:
+            lane += 1
+        self._free[model, lane] = end
+        return self._engines.setdefault((model, lane), len(self._engines) + 1)
+
+    def names(self, title: str) -> list[dict[str, Any]]:
+        out = [_named("thread_name", self._number, 0, "run")]
+        out += [_named("thread_name", self._number, track, _lane(*key)) for key, track in self._agents.items()]
+        if self._engines:
+            process = ENGINES + self._number
+            out.append(_named("process_name", process, 0, f"{title}: models"))
+            out.append(_named("process_sort_index", process, 0, process))
+            out += [_named("thread_name", process, track, _lane(*key)) for key, track in self._engines.items()]
+        return out
+
+
+def _lane(name: str, lane: int) -> str:
+    return name if lane == 0 else f"{name} ({lane + 1})"
+
+
+def _spans(each: _Slice) -> list[tuple[str, float, float]]:
+    """A turn's phases, one after the other."""
+    if each.result is None:
+        return []
+    spans, at = [], each.start
+    for phase in PHASES:
+        seconds = getattr(each.result.timing, phase)
+        if seconds > 0 and at < each.end:
+            until = min(at + seconds, each.end)  # what ran side by side adds up to more than the turn
+            spans.append((phase, at, until))
+            at = until
+    return spans
+
+
+def _phases(each: _Slice, process: int, track: int) -> list[dict[str, Any]]:
+    return [_slice(process, track, phase, start, end) for phase, start, end in _spans(each)]
+
+
+def _on_engine(each: _Slice, number: int, tracks: _Tracks) -> list[dict[str, Any]]:
+    """The same phases, without the waiting, on the track of the model that did them."""
+    spans = [span for span in _spans(each) if span[0] != "queued"]
+    if each.result is None or not spans:
+        return []
+    track = tracks.engine(each.result.model, spans[0][1], spans[-1][2])
+    process = ENGINES + number
+    return [_slice(process, track, f"{phase} {each.turn}", start, end) for phase, start, end in spans]
+
+
+def _arrows(slices: dict[str, _Slice], number: int, tracks: _Tracks) -> list[dict[str, Any]]:
+    out = []
+    for each in slices.values():
+        for edge in each.edges:
+            sender = slices.get(edge.sender_turn)
+            if sender is None:
+                continue
+            arrow = {
+                "name": edge.report.channel_used,
+                "cat": "edge",
+                "id": f"{number}:{edge.sender_turn}>{edge.turn}",
+                "pid": number,
+            }
+            out.append({**arrow, "ph": "s", "tid": tracks.agent(sender), "ts": _micro(sender.end)})
+            out.append({**arrow, "ph": "f", "bp": "e", "tid": tracks.agent(each), "ts": _micro(each.start)})
+    return out
+
+
+def _about(each: _Slice) -> dict[str, Any]:
+    if each.result is None:
+        return {"error": each.error}
+    tokens, first = each.result.tokens, each.result.timing.first_token
+    about: dict[str, Any] = {
+        "model": each.result.model,
+        "tokens read": tokens.prefilled,
+        "tokens reused": tokens.reused,
+        "tokens written": tokens.generated,
+        "first token, s": first,
+    }
+    for edge in each.edges:
+        report = edge.report
+        about[f"from {edge.sender_turn}"] = f"{report.channel_used}, {report.bytes:,} bytes" + (
+            f"; not {report.asked}: {report.fallback_reason}" if report.fallback_reason else ""
+        )
+    return about
+
+
+def _slice(
+    process: int, track: int, name: str, start: float, end: float, about: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    whole = {"name": name, "cat": "cachegraph", "ph": "X", "pid": process, "tid": track}
+    return {**whole, "ts": _micro(start), "dur": _micro(end) - _micro(start), "args": about or {}}
+
+
+def _named(kind: str, process: int, track: int, name: str | int) -> dict[str, Any]:
+    what = "sort_index" if kind.endswith("sort_index") else "name"
+    return {"name": kind, "ph": "M", "pid": process, "tid": track, "args": {what: name}}
+
+
+def _micro(seconds: float) -> float:
+    return round(seconds * 1e6, 3)
