@@ -103,11 +103,12 @@ class EdgeTravelled(Event):
 
 @dataclass(frozen=True)
 class AgentFinished(AgentEvent):
-    """An agent's reply is complete."""
+    """An agent's reply is complete; `recalled`: it was so in an earlier part of this run, and is not computed again."""
 
     type = "agent_finished"
 
     result: AgentResult
+    recalled: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)

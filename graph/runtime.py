@@ -221,7 +221,7 @@ class Run:
             if self._listener:
                 self._listener(EdgeTravelled(self._now(), edge.sender, node.name, report))
         if self._listener:
-            self._listener(AgentFinished(self._now(), node.name, agent))
+            self._listener(AgentFinished(self._now(), node.name, agent, recalled=reply.recalled))
 
     def _hand_over(self, node: Node, message: Message) -> list[Node]:
         """Put the message into the inboxes it goes to; gives the nodes that now have all they waited for."""

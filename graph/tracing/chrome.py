@@ -27,6 +27,7 @@ class _Slice:
     end: float
     lane: int
     result: AgentResult | None = None
+    recalled: bool = False  # the result is of an earlier part of the run
     error: str | None = None
     edges: list[EdgeTravelled] = field(default_factory=list)
 
@@ -73,7 +74,7 @@ def _slices(told: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, 
                 turn.end = event.at
                 busy[event.agent].discard(turn.lane)
                 if isinstance(event, AgentFinished):
-                    turn.result = event.result
+                    turn.result, turn.recalled = event.result, event.recalled
                 else:
                     turn.error = event.error
             case RunFinished():
@@ -121,7 +122,7 @@ def _lane(name: str, lane: int) -> str:
 
 def _spans(each: _Slice) -> list[tuple[str, float, float]]:
     """A turn's phases, one after the other."""
-    if each.result is None:
+    if each.result is None or each.recalled:
         return []
     spans, at = [], each.start
     for phase in PHASES:
@@ -168,6 +169,8 @@ def _arrows(slices: dict[str, _Slice], number: int, tracks: _Tracks) -> list[dic
 def _about(each: _Slice) -> dict[str, Any]:
     if each.result is None:
         return {"error": each.error}
+    if each.recalled:
+        return {"recalled": "finished in an earlier part of this run"}
     tokens, first = each.result.tokens, each.result.timing.first_token
     about: dict[str, Any] = {
         "model": each.result.model,

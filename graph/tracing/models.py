@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cachegraph.agents.spec import EndpointSpec
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
 
 from ..spec import GraphSpec
@@ -31,9 +31,8 @@ def models(spec: GraphSpec) -> dict[str, Model]:
     """By agent; agents that run no model are not in it."""
     found = {}
     for name, agent in spec.agents.items():
-        label = getattr(agent, "model", None)
-        if label is not None:
-            found[name] = _model(spec.models.get(label, label), agent.generate)
+        if isinstance(agent, AgentSpec):
+            found[name] = _model(spec.models.get(agent.model, agent.model), agent.generate)
     return found
 
 

@@ -39,6 +39,7 @@ ENDPOINT = "openai"  # the conventions' name for whatever speaks its API
 
 # Attributes of ours
 TURN = "cachegraph.turn"
+RECALLED = "cachegraph.recalled"
 STATUS = "cachegraph.status"
 CHANNEL = "cachegraph.channel"  # the span of an edge, and what its attributes begin with
 SENDER = "cachegraph.channel.sender"

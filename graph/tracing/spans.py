@@ -147,6 +147,12 @@ class Spans:
             return
         turn, result, end = self._close(event.turn), event.result, self._time(event.at)
         seconds = event.at - turn.began
+        if event.recalled:  # what it took is in the trace of the run that it was taken in
+            for span in (turn.inner, turn.outer):
+                if span is not None:
+                    span.set_attribute(names.RECALLED, True)
+                    span.end(end)
+            return
         if turn.inner is not None:
             turn.inner.set_attributes(_usage(result))
             turn.inner.set_attributes(_phases(result))

@@ -1,0 +1,39 @@
+"""A resumed run: turns that were taken before are seen, and not counted again."""
+
+import pytest
+from telemetry import Seen
+
+from cachegraph import Graph
+from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.graph.events import Event
+from cachegraph.graph.journal import Recorded
+from cachegraph.graph.runtime import Run
+from cachegraph.graph.tracing.chrome import chrome_trace
+from cachegraph.graph.tracing.watch import watched
+
+pytestmark = pytest.mark.anyio
+
+
+class Remembers:
+    def recall(self, turn: str) -> Recorded | None:
+        tokens = {"prefilled": 9, "generated": 9}
+        return Recorded("as before", agent={"tokens": tokens, "timing": {"decode": 5.0}}) if turn == "a" else None
+
+    async def record(self, turn: str, recorded: Recorded) -> None: ...
+
+
+async def test_a_recalled_turn_is_marked_and_its_tokens_are_not_counted_again(seen: Seen) -> None:
+    graph = Graph(name="pair", create=scripted(ScriptedAgent("b", "one two three")))
+    graph.add_agent("a", model="m", prompt="").add_agent("b", model="m", prompt="{{ a }}").add_edge(
+        "a", "b"
+    ).output = "b"
+    events: list[Event] = []
+    listener = watched(graph.spec, {}, events.append)
+    await Run(graph.validate().spec, {}, graph._prepare, listener, journal=Remembers()).execute()
+    spans = seen.spans
+    assert spans["invoke_agent a"].attributes["cachegraph.recalled"] is True
+    assert "cachegraph.recalled" not in spans["invoke_agent b"].attributes
+    assert sum(point.sum for point in seen.points("gen_ai.client.token.usage")) == 3
+    slices = {each["name"]: each for each in chrome_trace([("pair", events)])["traceEvents"] if each["ph"] == "X"}
+    assert "recalled" in slices["a"]["args"]
+    assert "decode" not in slices
