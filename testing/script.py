@@ -1,0 +1,127 @@
+"""Agents that say what a test tells them, by their names, and remember what they were told."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from cachegraph.agents.base import Agent, Reply, Turn
+from cachegraph.agents.create import Create
+from cachegraph.agents.prompt import PromptTemplate
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.testing import ScriptedAgent
+from cachegraph.channels.base import Peer
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.errors import InputError
+
+__all__ = ["Say", "Script", "Told"]
+
+
+@dataclass(frozen=True)
+class Say:
+    """A reply with more to it: `data` beside the text, `after` some seconds; or an `error` in place of a reply."""
+
+    text: str = ""
+    data: Any = None
+    after: float = 0.0
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an agent was told for one turn: its rendered prompt, and by name the inputs and the replies upstream."""
+
+    turn: str
+    prompt: str
+    system: str | None
+    values: Mapping[str, Any]
+
+
+Line = str | dict[str, Any] | Exception | Say | Callable[[Told], Any]
+
+
+class Script:
+    """What every agent of a graph will say; give it as `create=` where a graph is made.
+
+    A line is a text, a mapping (structured data, and its JSON as text), an exception, a `Say`, or a function from what
+    the agent was told to one of these. A list of lines has one a turn. Agents that have no line are made by
+    `otherwise`, or are an error. `told` holds by agent what each turn was told.
+    """
+
+    def __init__(
+        self,
+        lines: Mapping[str, Line | Sequence[Line]] | None = None,
+        /,
+        *,
+        otherwise: Create | None = None,
+        **named: Any,
+    ):
+        self._lines = {**(lines or {}), **named}
+        self._otherwise = otherwise
+        self.told: dict[str, list[Told]] = {name: [] for name in self._lines}
+
+    def __call__(
+        self,
+        name: str,
+        spec: AgentSpec,
+        model: str | ModelSpec | EndpointSpec,
+        folder: Path,
+        *,
+        inputs: Sequence[str],
+        upstream: Sequence[str],
+    ) -> Agent:
+        if name in self._lines:
+            return _Actor(self, name, PromptTemplate(name, spec, upstream))
+        if self._otherwise is None:
+            known = ", ".join(map(repr, self._lines)) or "nobody"
+            raise InputError(f"agent {name!r} has no line in the script, which has lines for {known}; give it one")
+        return self._otherwise(name, spec, model, folder, inputs=inputs, upstream=upstream)
+
+    def line(self, told: Told, agent: str) -> Say:
+        """What the agent says next."""
+        said = self._lines[agent]
+        if isinstance(said, list | tuple):
+            turn = len(self.told[agent])
+            if turn > len(said):
+                raise InputError(f"the script has {len(said)} lines for agent {agent!r}, and this is its turn {turn}")
+            said = said[turn - 1]
+        if callable(said):
+            said = said(told)
+        if isinstance(said, Exception):
+            return Say(error=said)
+        if isinstance(said, Mapping):
+            return Say(json.dumps(said, ensure_ascii=False), said)
+        return said if isinstance(said, Say) else Say(str(said))
+
+
+class _Actor:
+    """One agent that follows a script. Safe in many runs at once: a turn is a scripted agent of its own."""
+
+    def __init__(self, script: Script, name: str, template: PromptTemplate):
+        self.name = name
+        self._script = script
+        self._template = template
+
+    async def open(self) -> None: ...
+
+    def peer(self) -> Peer:
+        return ScriptedAgent(self.name).peer()
+
+    async def turn(self, turn: Turn) -> Reply:
+        told = await self._told(turn)
+        self._script.told[self.name].append(told)
+        said = self._script.line(told, self.name)
+        if said.after:
+            await anyio.sleep(said.after)
+        return await ScriptedAgent(self.name, said.text, data=said.data, fail=said.error).turn(turn)
+
+    async def close(self) -> None: ...
+
+    async def _told(self, turn: Turn) -> Told:
+        heard = {delivery.message.sender: await delivery.message.read() for delivery in turn.deliveries}
+        prompts = self._template.messages({**turn.inputs, **heard})
+        contents = {message.role: message.content.text for message in prompts}
+        return Told(turn.id or self.name, contents.get("user", ""), contents.get("system"), {**turn.inputs, **heard})

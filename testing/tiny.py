@@ -1,0 +1,99 @@
+"""Models for tests of cache edges: random weights from a seed, bytes as tokens. Nothing is downloaded.
+
+What they say means nothing and is the same every time. What a recipe does with their caches (grafts, fuses, falls back)
+is what it does with real ones.
+"""
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.channels.spec import TextEdge
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.spec import GraphSpec
+
+__all__ = ["tiny_model", "with_tiny_models"]
+
+
+def tiny_model(seed: int = 0) -> str:
+    """A folder with a model, made now if this process has none of that seed: a `source` for a recipe's `models`."""
+    return str(_model(seed))
+
+
+def with_tiny_models(graph: Graph) -> Graph:
+    """A graph of the same recipe on tiny models: one for each model on this machine that it names.
+
+    Endpoints stay as they are. A cache edge between two models gets a fuser with random weights in place of its own.
+    """
+    spec = graph.validate().spec
+    locals_ = dict.fromkeys(
+        agent.model
+        for agent in spec.agents.values()
+        if isinstance(agent, AgentSpec) and not isinstance(spec.models.get(agent.model), EndpointSpec)
+    )
+    seeds = {source: seed for seed, source in enumerate(dict.fromkeys(_source(spec, label) for label in locals_))}
+    keys = {label: f"tiny_{seeds[_source(spec, label)]}" for label in locals_}
+    models = {
+        **{name: entry for name, entry in spec.models.items() if isinstance(entry, EndpointSpec)},
+        **{f"tiny_{seed}": _entry(seed) for seed in seeds.values()},
+    }
+    agents = {
+        name: agent.model_copy(update={"model": keys[agent.model]})
+        if isinstance(agent, AgentSpec) and agent.model in keys
+        else agent
+        for name, agent in spec.agents.items()
+    }
+    changed = spec.model_copy(update={"models": models, "agents": agents})
+    made = graph.with_spec(_with_fusers(changed))
+    made._permissions = None  # the folders that the recipe names now are ours, not the recipe's author's
+    return made
+
+
+def _source(spec: GraphSpec, label: str) -> str:
+    entry = spec.models.get(label, label)
+    return entry.source if isinstance(entry, ModelSpec) else str(entry)
+
+
+def _entry(seed: int) -> ModelSpec:
+    return ModelSpec(source=tiny_model(seed), dtype="float32", device="cpu")
+
+
+def _with_fusers(spec: GraphSpec) -> GraphSpec:
+    edges = []
+    for edge in spec.edges:
+        ends = [getattr(spec.agents[name], "model", "") for name in (edge.receiver, edge.sender)]
+        fuser = None
+        if not isinstance(edge, TextEdge) and ends[0] != ends[1] and all(end.startswith("tiny_") for end in ends):
+            fuser = str(_fuser(*(int(end.removeprefix("tiny_")) for end in ends)))
+        edges.append(edge if isinstance(edge, TextEdge) else edge.model_copy(update={"fuser": fuser, "align": "auto"}))
+    return spec.model_copy(update={"edges": tuple(edges)})
+
+
+@cache
+def _room() -> Path:
+    """A folder for as long as this process lives."""
+    room = Path(tempfile.mkdtemp(prefix="cachegraph-tiny-"))
+    atexit.register(shutil.rmtree, room, ignore_errors=True)
+    return room
+
+
+@cache
+def _model(seed: int) -> Path:
+    from .weights import save_tiny_model
+
+    folder = _room() / f"tiny-{seed}"
+    save_tiny_model(folder, seed)
+    return folder
+
+
+@cache
+def _fuser(receiver: int, sharer: int) -> Path:
+    from .weights import save_tiny_fuser
+
+    folder = _room() / f"tiny-{receiver}--tiny-{sharer}"
+    save_tiny_fuser(folder, _model(receiver), _model(sharer))
+    return folder
