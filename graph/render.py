@@ -26,10 +26,10 @@ PLAIN = re.compile(r"[^\w .,:/()@+~·-]", re.ASCII)
 def to_text(spec: GraphSpec) -> str:
     """The graph as an outline, in the order in which it runs."""
     order = plan(spec)
-    lines = [_shown(f"{spec.name}: {spec.description}" if spec.description else spec.name)]
+    lines = [visible(f"{spec.name}: {spec.description}" if spec.description else spec.name)]
     for name, given in spec.inputs.items():
         default = "required" if given.default is None else f"default {shorten(given.default, 40, placeholder='...')!r}"
-        lines.append(_shown(f"  input {name} ({default})" + (f": {given.description}" if given.description else "")))
+        lines.append(visible(f"  input {name} ({default})" + (f": {given.description}" if given.description else "")))
     wide = max(map(len, spec.agents))
     for number, generation in enumerate(order.generations, 1):
         for name in generation:
@@ -38,7 +38,7 @@ def to_text(spec: GraphSpec) -> str:
             parts = [f"{number:>3}. {name:<{wide}}  {model_label(spec, name)}"]
             parts += [f"reads {', '.join(reads)}"] if reads else []
             parts += ["<- output"] if name == spec.output else []
-            lines.append(_shown("  ".join(parts)))
+            lines.append(visible("  ".join(parts)))
     return "\n".join(lines) + "\n"
 
 
@@ -49,10 +49,10 @@ def to_mermaid(spec: GraphSpec) -> str:
     lines = ["flowchart LR"]
     for name in order.steps:
         shape = ('(["', '"])') if name == spec.output else ('["', '"]')
-        body = f"<b>{_mermaid(name)}</b><br/>{_mermaid(model_label(spec, name))}"
+        body = f"<b>{escape_mermaid(name)}</b><br/>{escape_mermaid(model_label(spec, name))}"
         lines.append(f"    {number[name]}{shape[0]}{body}{shape[1]}")
     for edge in spec.edges:
-        label = "" if edge.channel == "text" else f'|"{_mermaid(edge_label(edge))}"|'
+        label = "" if edge.channel == "text" else f'|"{escape_mermaid(edge_label(edge))}"|'
         lines.append(f"    {number[edge.sender]} {ARROWS[edge.channel]}{label} {number[edge.receiver]}")
     return "\n".join(lines) + "\n"
 
@@ -112,10 +112,11 @@ def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
     return [name for name in spec.inputs if name in names]
 
 
-def _shown(text: str) -> str:
+def visible(text: str) -> str:
     """Fit for a terminal: a stranger's escape sequences stay visible and do nothing."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _mermaid(text: str) -> str:
-    return PLAIN.sub(lambda match: f"#{ord(match[0])};", _shown(text))
+def escape_mermaid(text: str) -> str:
+    """Fit for a label in Mermaid, which reads HTML and marks of its own."""
+    return PLAIN.sub(lambda match: f"#{ord(match[0])};", visible(text))

@@ -30,10 +30,15 @@ text{font-family:system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;f
 .auto{stroke:#0969da;stroke-width:2;stroke-dasharray:7 4}
 .tip-text{fill:#6e7781}.tip-cache,.tip-auto{fill:#0969da}.tip-both{fill:#8250df}
 .label-cache,.label-auto{fill:#0550ae}.label-both{fill:#6639ba}
+.finished{fill:#dafbe1;stroke:#1a7f37}.failed{fill:#ffebe9;stroke:#cf222e}.running{fill:#ddf4ff;stroke:#0969da}
+.paused{fill:#fff8c5;stroke:#9a6700}.cancelled,.skipped,.not_started{stroke-dasharray:5 4}
+.none{stroke:#8c959f;stroke-dasharray:2 4}.tip-none{fill:#8c959f}.fell{stroke:#bc4c00}.label-fell{fill:#bc4c00}
 @media (prefers-color-scheme:dark){
 .ground{fill:#0d1117}.box{fill:#161b22;stroke:#656c76}.output{stroke:#3fb950}text{fill:#e6edf3}.small{fill:#9198a1}
 .mark{fill:#3fb950}.label{stroke:#0d1117}.line{stroke:#9198a1}.core{stroke:#0d1117}
 .cache,.auto{stroke:#4493f8}.both{stroke:#ab7df8}.tip-text{fill:#9198a1}.tip-cache,.tip-auto{fill:#4493f8}
+.finished{fill:#12261e;stroke:#3fb950}.failed{fill:#301b1e;stroke:#f85149}.running{fill:#10233c;stroke:#4493f8}
+.paused{fill:#272115;stroke:#d29922}.fell{stroke:#db6d28}.label-fell{fill:#f0883e}
 .tip-both{fill:#ab7df8}.label-cache,.label-auto{fill:#79c0ff}.label-both{fill:#d2a8ff}}
 """
 MEANINGS = {"text": "text", "cache": "KV cache", "both": "text and cache", "auto": "cache where it can, else text"}
@@ -47,11 +52,15 @@ class Box:
     model: str
     reads: tuple[str, ...]
     is_output: bool
+    status: str = ""  # of a run: decides the colour
+    notes: tuple[str, ...] = ()
+    error: str = ""
 
     @property
     def rows(self) -> list[tuple[str, str]]:
         """Texts with their classes, from the top."""
         rows = [("name", _clip(self.name, 26)), ("small", _clip(self.model, 30))]
+        rows += [("small", _clip(note, 40)) for note in self.notes]
         return [*rows, ("small", _clip(f"reads {', '.join(self.reads)}", 30))] if self.reads else rows
 
     @property
@@ -68,6 +77,7 @@ class Line:
     receiver: str
     channel: str
     label: str
+    fell: str = ""  # of a run: why it went otherwise than asked
 
 
 def draw(
@@ -172,7 +182,8 @@ class _Canvas:
             middle = (along + to_along) / 2
             corners = [self._at(middle, across), self._at(middle, to_across), self._at(to_along, to_across)]
             path += " C" + " ".join(f"{x} {y}" for x, y in corners)
-        self.parts.append(f'<path class="line {line.channel}" d="{path}"/>')
+        why = f"><title>{_xml(line.fell)}</title></path>" if line.fell else "/>"
+        self.parts.append(f'<path class="line {line.channel}{" fell" if line.fell else ""}" d="{path}"{why}')
         if line.channel == "both":
             self.parts.append(f'<path class="core" d="{path}"/>')
         tip, across = points[-1]
@@ -182,9 +193,9 @@ class _Canvas:
     def _box(self, name: str, box: Box) -> None:
         x, y = self._at(*self.layout.boxes[name])
         wide, tall = box.size
-        kind = "box output" if box.is_output else "box"
+        kind = " ".join(filter(None, ["box", box.status, "output" if box.is_output else ""]))
         left, top = round(x - wide / 2, 1), round(y - tall / 2, 1)
-        whole = " | ".join([box.name, box.model, *box.reads])
+        whole = " | ".join(filter(None, [box.name, box.model, *box.reads, *box.notes, box.error]))
         self.parts.append(f"<g><title>{_xml(whole)}</title>")
         self.parts.append(
             f'<rect class="{kind}" x="{left}" y="{top}" width="{round(wide, 1)}" height="{tall}" rx="8"/>'
@@ -210,7 +221,7 @@ class _Canvas:
             while any(abs(x - other) < half + wide and abs(y - height) < 14 for other, height, wide in taken):
                 y += 14
             taken.append((x, y, half))
-            self.parts.append(_text(f"label label-{line.channel}", x, y, text))
+            self.parts.append(_text(f"label label-{'fell' if line.fell else line.channel}", x, y, text))
 
     def _legend(self, y: float) -> tuple[list[str], float]:
         channels = [channel for channel in MEANINGS if any(line.channel == channel for line in self.lines)]

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cachegraph.errors import ConfigError, Problem, RecipeError
+from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
-from .options import AllowEnv, AllowPaths, Recipe
+from .options import AllowEnv, AllowPaths
 
 __all__ = ["register"]
 
@@ -80,18 +80,32 @@ def schema(
 
 
 def show(
-    recipe: Recipe,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe's YAML file; with --run the run's own if left out.")
+    ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How to draw it.")] = Format.text,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="ID|FILE", help="Draw what happened in this run of the store, or in a result."),
+    ] = None,
     output: Output = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
 ) -> None:
-    """Draw a recipe's graph."""
+    """Draw a recipe's graph, or what happened on it in a run."""
     from cachegraph.graph.load import load_recipe
     from cachegraph.graph.render import to_mermaid, to_svg, to_text
 
+    spec = None if recipe is None else load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths)
+    if run is not None:
+        from .happened import draw_run
+
+        _write(draw_run(spec, run, format.value), output)
+        return
+    if spec is None:
+        raise InputError("show wants a recipe's file, or --run with the id of a run in the store")
     draw = {Format.text: to_text, Format.mermaid: to_mermaid, Format.svg: to_svg}[format]
-    _write(draw(load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths)), output)
+    _write(draw(spec), output)
 
 
 def _report(recipe: str, problems: list[Problem]) -> dict[str, object]:
