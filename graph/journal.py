@@ -5,7 +5,7 @@ and its KV cache, which no journal keeps, is computed again from them when a rec
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import anyio
@@ -54,8 +54,10 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
     """Record a turn that has just finished; one that was recalled is recorded already."""
     if reply.recalled:
         return
-    edges = {sender: asdict(report) for sender, report in reply.edges.items()}
-    agent = {key: value for key, value in asdict(result).items() if key not in ("text", "data")}  # the message's own
+    # Not dataclasses.asdict, which copies every value of them in Python: this is done for each turn.
+    edges = {sender: dict(vars(report)) for sender, report in reply.edges.items()}
+    agent = {**vars(result), "timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
+    del agent["text"], agent["data"]  # the message has them
     message = reply.message
     await journal.record(name, Recorded(message.text, message.data, tuple(reply.ids), agent, edges))
 

@@ -14,6 +14,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoResultFound, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from cachegraph.engine.models.store import home
 from cachegraph.errors import ConfigError
@@ -27,7 +28,11 @@ PATIENCE = 15.0  # seconds to wait for another process that writes
 
 
 class Database:
-    """One database, opened when it is first used and brought up to date then."""
+    """One database, brought up to date when it is first used.
+
+    Every transaction has a connection of its own, so that none is left open in a program that forgets to close a store,
+    and none crosses into a forked process.
+    """
 
     def __init__(self, place: str | os.PathLike[str] | None, patience: float = PATIENCE):
         self._url = _url(place)
@@ -48,13 +53,25 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that writes: on disk when the block ends, or not at all. Raises ConfigError."""
+    def writing(self, connection: Connection | None = None) -> Iterator[Connection]:
+        """A transaction that writes: on disk when the block ends, or not at all. Raises ConfigError.
+
+        Whoever writes again and again brings a `connection`, made by `connect`.
+        """
+        if connection is not None:
+            with self._errors(), _writes(connection):
+                yield connection
+            return
         with self._errors(), self._opened().connect() as connection, _writes(connection):
             yield connection
 
+    def connect(self) -> Connection:
+        """A connection for several transactions, to be closed by the caller. Raises ConfigError."""
+        with self._errors():
+            return self._opened().connect()
+
     def close(self) -> None:
-        """Let go of the connections; the next use opens new ones."""
+        """Look at the database afresh with the next use."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
             engine.dispose()
@@ -74,13 +91,15 @@ class Database:
     def _connectable(self) -> Engine:
         if self._file is None:
             try:
-                return sqlalchemy.create_engine(self._url, pool_pre_ping=True)
+                return sqlalchemy.create_engine(self._url, poolclass=NullPool)
             except ModuleNotFoundError as error:
                 raise ConfigError(
                     f"the run store {self.place} needs {error.name!r}; pip install 'cachegraph[postgres]'"
                 ) from error
         _make_private(self._file)
-        engine = sqlalchemy.create_engine(self._url, connect_args={"timeout": self._patience})
+        engine = sqlalchemy.create_engine(
+            self._url, poolclass=NullPool, connect_args={"timeout": self._patience, "check_same_thread": False}
+        )
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)
         return engine

@@ -46,6 +46,7 @@ runs = Table(
     Column("heartbeat", Double),
     Index("cachegraph_runs_created", "created", "id"),
     Index("cachegraph_runs_status", "status", "created", "id"),
+    Index("cachegraph_runs_graph", "graph", "created", "id"),
 )
 
 turns = Table(
@@ -55,6 +56,7 @@ turns = Table(
     Column("turn", String(400), primary_key=True),
     Column("recorded", Double, nullable=False),
     Column("body", Text, nullable=False),  # JSON: a Recorded
+    sqlite_with_rowid=False,  # one tree, so that a turn is one page to write
 )
 
 
@@ -75,6 +77,8 @@ def version_of(connection: Connection) -> int:
 
 def migrate(connection: Connection, place: str) -> None:
     """Bring the store up to date, in the caller's transaction: wholly or not at all. Raises ConfigError."""
+    if connection.dialect.name == "postgresql":  # SQLite's writers queue by themselves
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5072719)")
     version = version_of(connection)
     if version > len(STEPS):
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sqlalchemy import update
@@ -49,7 +48,7 @@ class Session:
 
 
 def to_json(recorded: Recorded) -> str:
-    return json.dumps(asdict(recorded), separators=(",", ":"))
+    return json.dumps(vars(recorded), separators=(",", ":"))
 
 
 def _unfinished(result: Result) -> dict[str, Unfinished]:

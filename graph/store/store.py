@@ -46,7 +46,7 @@ class Store:
         """Runs, the newest first."""
         counted = select(func.count()).where(turns.c.run == runs.c.id).scalar_subquery().label("finished_turns")
         columns = [runs.c[name] for name in ("id", "graph", "status", "created", "seconds", "owner", "heartbeat")]
-        query = select(*columns, counted).order_by(runs.c.created.desc(), runs.c.id)
+        query = select(*columns, counted).order_by(runs.c.created.desc(), runs.c.id.desc())
         if graph is not None:
             query = query.where(runs.c.graph == graph)
         if status is not None:
@@ -118,7 +118,8 @@ class Store:
         return self._session(run, token, known)
 
     def close(self) -> None:
-        """Let go of the database; a later use opens it again."""
+        """Let go of the database when all runs have ended; a later use opens it again."""
+        self._writer.wait()
         self._database.close()
 
     def __enter__(self) -> Self:

@@ -1,17 +1,22 @@
 """The thread that commits. What several runs record at the same time becomes one transaction.
 
-It also gives each run's sign of life, and sees by the same statement whether the run is still this process's own.
+Each statement also sees whether the run is still this process's own.
 """
 
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from queue import Empty, SimpleQueue
 from time import monotonic, time
 
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection, Dialect, Double, Insert, String, Text, Update, bindparam, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from cachegraph.engine.mailbox import Mailbox
-from cachegraph.errors import CachegraphError, RunError
+from cachegraph.errors import RunError
 
 from .database import Database
 from .owner import BEAT
@@ -21,11 +26,19 @@ __all__ = ["Writer"]
 
 MOST = 256  # entries a transaction
 
-ADD = turns.insert()
-SIGN = (
-    update(runs)
-    .where(runs.c.id == bindparam("run"), runs.c.token == bindparam("its_token"))
-    .values(heartbeat=bindparam("now"))
+MINE = (runs.c.id == bindparam("run", type_=String)) & (runs.c.token == bindparam("token", type_=String))
+SIGN = update(runs).where(MINE).values(heartbeat=bindparam("now", type_=Double))
+# Adds nothing where the run is not this process's own; on PostgreSQL nobody takes it over meanwhile.
+ADD = turns.insert().from_select(
+    ["run", "turn", "recorded", "body"],
+    select(
+        runs.c.id,
+        bindparam("turn", type_=String),
+        bindparam("now", type_=Double),
+        bindparam("body", type_=Text),
+    )
+    .where(MINE)
+    .with_for_update(read=True),
 )
 
 
@@ -40,6 +53,10 @@ class _Entry:
 _Queue = SimpleQueue[_Entry | None]  # None: nobody records any more
 
 
+class _NotOurs(Exception):
+    """Some run belongs to another process by now."""
+
+
 class Writer:
     """Commits for all runs of a store that this process is at work on; its thread lives as long as there is one."""
 
@@ -48,6 +65,7 @@ class Writer:
         self._lock = threading.Lock()
         self._held: dict[str, str] = {}  # run, token
         self._queue: _Queue | None = None
+        self._thread: threading.Thread | None = None
         self._signed = monotonic()
 
     def hold(self, run: str, token: str) -> None:
@@ -56,7 +74,9 @@ class Writer:
             self._held[run] = token
             if self._queue is None:
                 self._queue = SimpleQueue()
-                threading.Thread(target=self._work, args=(self._queue,), name="cachegraph-store", daemon=True).start()
+                name = "cachegraph-store"
+                self._thread = threading.Thread(target=self._work, args=(self._queue,), name=name, daemon=True)
+                self._thread.start()
 
     def release(self, run: str) -> None:
         """No longer give it."""
@@ -65,6 +85,13 @@ class Writer:
             if not self._held and self._queue is not None:
                 self._queue.put(None)
                 self._queue = None
+
+    def wait(self) -> None:
+        """Until the thread has ended, if nobody records any more."""
+        with self._lock:
+            thread = self._thread if self._queue is None else None
+        if thread is not None:
+            thread.join()
 
     async def add(self, run: str, turn: str, body: str) -> None:
         """Returns when the turn is on disk. Raises ConfigError, or RunError if the run is another process's by now."""
@@ -76,35 +103,77 @@ class Writer:
             raise error
 
     def _work(self, queue: _Queue) -> None:
+        connection: Connection | None = None
         while True:
             batch = _next(queue)
             entries = [entry for entry in batch if entry is not None]
-            outcome = self._commit(entries)
+            outcome: dict[str, Exception] = {}
+            try:
+                connection = connection or self._database.connect()
+                outcome = self._commit(connection, entries)
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                outcome = {entry.run: error for entry in entries}
+                _close(connection)
+                connection = None  # the next batch tries with a new one
             for entry in entries:
                 entry.done.post(outcome.get(entry.run))
             if None in batch:
+                _close(connection)
                 return
 
-    def _commit(self, entries: list[_Entry]) -> dict[str, Exception]:
-        """Write the entries and the signs of life; gives what went wrong, by run."""
+    def _commit(self, connection: Connection, entries: list[_Entry]) -> dict[str, Exception]:
+        """Write the entries, and the signs of life when it is time; gives by run what went wrong."""
         with self._lock:
             held = dict(self._held)
-        all_due = monotonic() - self._signed > BEAT
-        signing = list(held if all_due else {entry.run: None for entry in entries})
-        if not signing:
+        if held and monotonic() - self._signed > BEAT:
+            self._sign(connection, held)
+        if not entries or self._add(connection, entries, held):
             return {}
+        by_run: dict[str, list[_Entry]] = {}
+        for entry in entries:
+            by_run.setdefault(entry.run, []).append(entry)
+        return {run: _taken(run) for run, its in by_run.items() if not self._add(connection, its, held)}
+
+    def _sign(self, connection: Connection, held: Mapping[str, str]) -> None:
+        with self._database.writing(connection):
+            _execute(connection, SIGN, [{"run": run, "token": held[run], "now": time()} for run in held])
+        self._signed = monotonic()
+
+    def _add(self, connection: Connection, entries: list[_Entry], held: Mapping[str, str]) -> bool:
+        """Commit the entries if all their runs are this process's own, else none of them."""
+        now = time()
+        rows = [
+            {"run": entry.run, "turn": entry.turn, "body": entry.body, "now": now, "token": held.get(entry.run, "")}
+            for entry in entries
+        ]
         try:
-            with self._database.writing() as connection:
-                lost = {run for run in signing if not _sign(connection, run, held.get(run, ""))}
-                kept = [entry for entry in entries if entry.run not in lost]
-                if kept:
-                    now = time()
-                    connection.execute(ADD, [_row(entry, now) for entry in kept])
-        except CachegraphError as error:
-            return {entry.run: error for entry in entries}
-        if all_due:
-            self._signed = monotonic()
-        return {run: _taken(run) for run in lost}
+            with self._database.writing(connection):
+                if _execute(connection, ADD, rows) < len(rows):
+                    raise _NotOurs
+        except _NotOurs:
+            return False
+        return True
+
+
+def _execute(connection: Connection, statement: Insert | Update, rows: list[dict[str, object]]) -> int:
+    """Run a statement for all rows and give how many it reached. By the driver itself: half the work a turn."""
+    sql, names = _compiled(statement, connection.dialect)
+    values = [tuple(row[name] for name in names) for row in rows] if names is not None else rows
+    return connection.exec_driver_sql(sql, values).rowcount
+
+
+@lru_cache(maxsize=8)
+def _compiled(statement: Insert | Update, dialect: Dialect) -> tuple[str, list[str] | None]:
+    """A statement as this database's driver takes it, and the order of its values where they have no names."""
+    compiled = statement.compile(dialect=dialect)
+    assert isinstance(compiled, SQLCompiler)
+    return str(compiled), compiled.positiontup
+
+
+def _close(connection: Connection | None) -> None:
+    if connection is not None:
+        with suppress(SQLAlchemyError):
+            connection.close()
 
 
 def _next(queue: _Queue) -> list[_Entry | None]:
@@ -117,14 +186,6 @@ def _next(queue: _Queue) -> list[_Entry | None]:
     except Empty:
         pass
     return batch
-
-
-def _sign(connection: Connection, run: str, token: str) -> bool:
-    return connection.execute(SIGN, {"run": run, "its_token": token, "now": time()}).rowcount == 1
-
-
-def _row(entry: _Entry, now: float) -> dict[str, object]:
-    return {"run": entry.run, "turn": entry.turn, "recorded": now, "body": entry.body}
 
 
 def _taken(run: str) -> RunError:
