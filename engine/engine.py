@@ -99,9 +99,8 @@ class Engine:
             "last",
             positions,
             spec=spec,
-            sampler=Sampler(spec, self.model.info.eos_ids),
+            sampler=Sampler(spec, self.model.info.eos_ids, [*seen, *ids]),
             decoder=TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None,
-            seen=[*seen, *ids],
             priority=priority,
         )
         await self._serve(job, on_text)

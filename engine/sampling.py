@@ -1,60 +1,171 @@
-"""From logits to the next token, row by row."""
+"""From logits to the next tokens: all rows of a step in one batch of operations, on the device where the logits are.
 
-from collections.abc import Sequence
+What a row draws depends on its own seed and on how many tokens it has drawn, on nothing else: one number a token, found
+by hashing the two, then looked up in the row's cumulative probabilities. So a row gets the same tokens alone and in any
+batch, and nothing has to be undone where a step is repeated.
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from secrets import randbits
 
 import torch
 from torch import Tensor
 
+from cachegraph.errors import ModelError
+
 from .spec import GenerateSpec
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "choose"]
+
+_LIKELY = (
+    1024  # as many of the likeliest tokens as usually hold all of top_p; sorting a whole vocabulary is slow on CPUs
+)
 
 
 class Sampler:
-    """One row's way of choosing tokens; keeps its own random state, so neighbours don't change its draws."""
+    """One row's way of choosing tokens, and what it remembers from token to token."""
 
-    def __init__(self, spec: GenerateSpec, eos_ids: frozenset[int]):
-        self._spec = spec
+    def __init__(self, spec: GenerateSpec, eos_ids: frozenset[int], seen: Sequence[int] = ()):
+        self.spec = spec
+        self.taken = 0
         self._eos_ids = sorted(eos_ids)
-        self._generator = torch.Generator()
-        if spec.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(spec.seed % 2**63)
+        self._seed = randbits(64) if spec.seed is None else spec.seed % 2**63
+        self._before = list(seen) if spec.repetition_penalty != 1.0 else []
+        self._seen: Tensor | None = None
 
-    def choose(self, logits: Tensor, seen: Sequence[int], generated: int) -> int:
-        """The next token. `logits`: (vocab,); `seen`: the prompt and the reply; `generated`: the reply's length."""
-        spec = self._spec
-        if spec.repetition_penalty != 1.0 and seen:
-            logits = _penalise(logits, seen, spec.repetition_penalty)
-        if self._eos_ids and (spec.ignore_eos or generated < spec.min_new_tokens):
-            logits = logits.clone()
-            logits[self._eos_ids] = float("-inf")
-        if spec.temperature == 0:
-            return int(logits.argmax())
-        return int(torch.multinomial(self._probabilities(logits), 1, generator=self._generator))
+    @property
+    def barred(self) -> list[int]:
+        """Tokens that must not come next."""
+        return self._eos_ids if self.spec.ignore_eos or self.taken < self.spec.min_new_tokens else []
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        """(vocab,) after temperature, top-k, top-p and min-p, on the CPU."""
-        spec = self._spec
-        scaled = logits.double().cpu()
-        scaled = (scaled - scaled.max()) / spec.temperature  # the most likely at 0: no temperature is too low
-        if 0 < spec.top_k < len(scaled):
-            scaled = scaled.masked_fill(scaled < scaled.topk(spec.top_k).values[-1], float("-inf"))
-        probabilities = scaled.softmax(-1)
-        if spec.top_p < 1:
-            ranked, order = probabilities.sort(descending=True)
-            beyond = ranked.cumsum(-1) - ranked >= spec.top_p  # the first token always stays
-            probabilities[order[beyond]] = 0
-        if spec.min_p > 0:
-            probabilities[probabilities < spec.min_p * probabilities.max()] = 0
-        return probabilities / probabilities.sum()
+    def seen(self, vocabulary: int, device: torch.device) -> Tensor:
+        """(vocab,) of bool: the tokens of the prompt and of the reply."""
+        if self._seen is None:
+            self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+            self._seen[torch.tensor(self._before, dtype=torch.int64, device=device)] = True
+        return self._seen
+
+    def number(self) -> float:
+        """Where in its cumulative probabilities the next token is: in [0, 1)."""
+        digest = blake2b(b"%d %d" % (self._seed, self.taken), digest_size=8).digest()
+        return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+    def take(self, token: int) -> int:
+        """This one comes next. Raises ModelError where `choose` found none."""
+        if token < 0:
+            raise ModelError("its logits are not numbers; use another dtype, such as float32, or other weights")
+        self.taken += 1
+        if self._seen is not None:
+            self._seen[token] = True
+        return token
 
 
-def _penalise(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """Make tokens that occurred less likely (CTRL, arXiv 1909.05858)."""
-    logits = logits.clone()
-    ids = torch.tensor(sorted(set(seen)), device=logits.device)
-    values = logits[ids]
-    logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
-    return logits
+def choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> list[int]:
+    """By row, the next token; -1 where there is none because no logit is a number. `logits`: (vocab,) each, unchanged.
+
+    The ids that come back are the only thing that is copied from the device.
+    """
+    greedy = [row for row, sampler in enumerate(samplers) if sampler.spec.temperature == 0]
+    drawing = [row for row, sampler in enumerate(samplers) if sampler.spec.temperature != 0]
+    picked = []
+    for rows, pick in ((greedy, _likeliest), (drawing, _draw)):
+        if rows:
+            chosen = [samplers[row] for row in rows]
+            picked.append(pick(chosen, _edited(chosen, [logits[row] for row in rows])))
+    ids = torch.cat(picked).tolist()
+    return [token for _, token in sorted(zip(greedy + drawing, ids, strict=True))]
+
+
+# Each takes the samplers of a batch and its logits, (rows, vocab).
+
+
+def _likeliest(_: Sequence[Sampler], logits: Tensor) -> Tensor:
+    value, token = logits.max(-1)  # the first of equals, as argmax, which is slower in 16 bits
+    return torch.where(value > float("-inf"), token, -1)
+
+
+def _draw(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
+    """(rows,) tokens, each where its row's number falls in the cumulative probabilities."""
+    cumulative = probabilities(samplers, logits).cumsum(-1)
+    total = cumulative[:, -1:]
+    at = _column(samplers, Sampler.number, cumulative) * total
+    at = torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))  # a product may be rounded up to the total
+    tokens = torch.searchsorted(cumulative, at, right=True)
+    return torch.where(total > 0, tokens, -1).squeeze(-1)
+
+
+def probabilities(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
+    """(rows, vocab) after temperature, top-k, top-p and min-p, up to a factor a row."""
+    # Cumulative sums over a vocabulary need the longer number; Apple's GPUs have none.
+    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    temperature = _column(samplers, lambda sampler: sampler.spec.temperature, logits)
+    temperature = temperature.clamp_min(torch.finfo(logits.dtype).tiny)
+    # The likeliest at 0: no temperature is too low.
+    scaled = (logits - logits.max(-1, keepdim=True).values) / temperature
+    top_k = [min(sampler.spec.top_k or scaled.shape[-1], scaled.shape[-1]) for sampler in samplers]
+    if min(top_k) < scaled.shape[-1]:
+        scaled = scaled.masked_fill(scaled < _bar_of_top_k(scaled, top_k), float("-inf"))
+    found = scaled.softmax(-1)
+    if any(sampler.spec.top_p < 1 for sampler in samplers):
+        top_p = _column(samplers, lambda sampler: sampler.spec.top_p, found)
+        found = torch.where((found < _bar_of_top_p(found, top_p)) & (top_p < 1), 0, found)
+    if any(sampler.spec.min_p > 0 for sampler in samplers):
+        bar = _column(samplers, lambda sampler: sampler.spec.min_p, found) * found.max(-1, keepdim=True).values
+        found = torch.where(found < bar, 0, found)
+    return found
+
+
+def _bar_of_top_k(scaled: Tensor, top_k: Sequence[int]) -> Tensor:
+    """(rows, 1): the least that stays."""
+    limited = [k for k in top_k if k < scaled.shape[-1]]
+    ranked = scaled.topk(max(limited)).values
+    last = torch.tensor([[min(k, ranked.shape[-1]) - 1] for k in top_k], device=scaled.device)
+    unlimited = torch.tensor([[k == scaled.shape[-1]] for k in top_k], device=scaled.device)
+    return ranked.gather(-1, last).masked_fill(unlimited, float("-inf"))
+
+
+def _bar_of_top_p(found: Tensor, top_p: Tensor) -> Tensor:
+    """(rows, 1): the least likely of as many as it takes to reach top_p. The first one always stays."""
+    if found.device.type == "cpu" and found.shape[-1] > _LIKELY:
+        ranked = found.topk(_LIKELY).values
+        if bool(((ranked.cumsum(-1)[:, -1:] >= top_p) | (top_p == 1)).all()):
+            return _crossing(ranked, top_p)
+    return _crossing(found.sort(descending=True).values, top_p)
+
+
+def _crossing(ranked: Tensor, top_p: Tensor) -> Tensor:
+    last = (ranked.cumsum(-1) < top_p).sum(-1, keepdim=True)
+    return ranked.gather(-1, last.clamp_max(ranked.shape[-1] - 1))
+
+
+# What changes logits before anything is chosen
+
+
+def _edited(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
+    """(rows, vocab): the rows' logits with what their samplers change; they themselves stay as they are."""
+    penalised = [row for row, sampler in enumerate(samplers) if sampler.spec.repetition_penalty != 1.0]
+    barred = [(row, token) for row, sampler in enumerate(samplers) for token in sampler.barred]
+    if len(logits) == 1 and not (penalised or barred):
+        return logits[0][None]
+    together = torch.stack(list(logits))
+    if penalised:
+        rows = torch.tensor(penalised, device=together.device)
+        together[rows] = _penalised([samplers[row] for row in penalised], together[rows])
+    if barred:
+        rows, tokens = torch.tensor(barred, device=together.device).unbind(-1)
+        together[rows, tokens] = float("-inf")
+    return together
+
+
+def _penalised(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
+    """Tokens that occurred are made less likely (CTRL, arXiv 1909.05858)."""
+    seen = torch.stack([sampler.seen(logits.shape[-1], logits.device) for sampler in samplers])
+    wide = logits.float()
+    penalty = _column(samplers, lambda sampler: sampler.spec.repetition_penalty, wide)
+    return torch.where(seen, torch.where(wide > 0, wide / penalty, wide * penalty).to(logits.dtype), logits)
+
+
+def _column(samplers: Sequence[Sampler], value: Callable[[Sampler], float], like: Tensor) -> Tensor:
+    """(rows, 1) of one value a row."""
+    return torch.tensor([[value(sampler)] for sampler in samplers], dtype=like.dtype, device=like.device)

@@ -20,7 +20,7 @@ from .load import LoadedModel
 from .mailbox import Mailbox
 from .native import native_forward
 from .request import Cost
-from .sampling import Sampler
+from .sampling import Sampler, choose
 from .scheduler import Scheduler, Share
 from .spec import GenerateSpec
 from .tokens import TextDecoder
@@ -45,7 +45,6 @@ class Job:
     spec: GenerateSpec | None = None
     sampler: Sampler | None = None
     decoder: TextDecoder | None = None
-    seen: list[int] = field(default_factory=list)  # the prompt and the reply, for the repetition penalty
     reply: list[int] = field(default_factory=list)
 
     priority: int = 0
@@ -143,8 +142,28 @@ class Worker:
                     self._compute([share])
             return
         for (job, tokens), out in zip(shares, logits, strict=True):
+            _advance(job, tokens, out)
+        ready = [
+            (job, out[-1]) for (job, _), out in zip(shares, logits, strict=True) if out is not None and job.sampler
+        ]
+        self._choose(ready)
+
+    def _choose(self, ready: list[tuple[Job, Tensor]]) -> None:
+        """Every row's next token, in one batch. Where that fails the rows choose one by one, as above."""
+        if not ready:
+            return
+        try:
+            tokens = choose([job.sampler for job, _ in ready if job.sampler], [logits for _, logits in ready])
+        except Exception as error:  # as above
+            if len(ready) == 1:
+                ready[0][0].error = _in_our_words(error, self._model)
+            else:
+                for each in ready:
+                    self._choose([each])
+            return
+        for (job, _), token in zip(ready, tokens, strict=True):
             with self._blaming(job):
-                _advance(job, tokens, out, self._model.info.eos_ids)
+                _take(job, token, self._model.info.eos_ids)
 
     def _forward(self, rows: list[Row]) -> list[Tensor | None]:
         if self._model.why_no_cache is None:
@@ -168,23 +187,23 @@ def _row(job: Job, tokens: int) -> Row:
     return Row(job.pending[:tokens], job.cache, wanted, positions, override)
 
 
-def _advance(job: Job, tokens: int, logits: Tensor | None, eos_ids: frozenset[int]) -> None:
-    """A job's tokens were computed: take its logits, and choose its next token where it generates."""
+def _advance(job: Job, tokens: int, logits: Tensor | None) -> None:
+    """A job's tokens were computed: take its logits where it is they that somebody wants."""
     del job.pending[:tokens]
     job.positions = job.positions[tokens:] if job.positions is not None and job.pending else None
     if job.override is not None:
         job.override = [layer.select(slice(tokens, None)) for layer in job.override]
-    if logits is None or job.spec is None:
-        if logits is not None:
-            job.logits.append(logits)
-        return
+    if logits is not None and job.sampler is None:
+        job.logits.append(logits)
+
+
+def _take(job: Job, token: int, eos_ids: frozenset[int]) -> None:
+    """A job's next token is known: its reply ends or grows."""
     assert job.sampler is not None
-    token = job.sampler.choose(logits[-1], job.seen, len(job.reply))
-    if token in eos_ids and not job.spec.ignore_eos:
+    if job.sampler.take(token) in eos_ids and not job.sampler.spec.ignore_eos:
         job.finish = "eos"
         return
     job.reply.append(token)
-    job.seen.append(token)
     job.pending.append(token)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Generated, Prefilled
-from cachegraph.engine.sampling import Sampler
+from cachegraph.engine.sampling import Sampler, choose
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import TextDecoder
 from cachegraph.errors import ModelError
@@ -118,13 +118,13 @@ async def fused_generate(
     """As `Engine.generate`, with every position from `ids` on corrected."""
     row = FusedRow(receiver, along, segments)
     model = receiver.model
-    sampler = Sampler(spec, model.info.eos_ids)
+    sampler = Sampler(spec, model.info.eos_ids, [*seen, *ids])
     decoder = TextDecoder(model.tokenizer.decode, spec.stop) if model.tokenizer is not None else None
     reply: list[int] = []
     logits = await row.read(ids, positions)
     cost, began = replace(row.cost), perf_counter()
     while True:
-        token = sampler.choose(logits[-1], [*seen, *ids, *reply], len(reply))
+        token = sampler.take(choose([sampler], [logits[-1]])[0])
         cost.first_token = cost.first_token if cost.first_token is not None else perf_counter()
         if token in model.info.eos_ids and not spec.ignore_eos:
             finish: Literal["eos", "stop", "length"] = "eos"

@@ -12,8 +12,9 @@ from tiny import Tiny
 from torch import Tensor
 
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.sampling import Sampler
+from cachegraph.engine.sampling import Sampler, choose, probabilities
 from cachegraph.engine.spec import GenerateSpec
+from cachegraph.errors import ModelError
 
 VOCABULARY = 12
 LOGITS = st.lists(st.floats(-6, 6, width=32), min_size=VOCABULARY, max_size=VOCABULARY)
@@ -25,13 +26,25 @@ def spec(**values: Any) -> GenerateSpec:
 
 def draws(spec: GenerateSpec, logits: Tensor, count: int = 400) -> list[int]:
     sampler = Sampler(spec, frozenset())
-    return [sampler.choose(logits, [], 0) for _ in range(count)]
+    return [sampler.take(choose([sampler], [logits])[0]) for _ in range(count)]
+
+
+def chosen(spec: GenerateSpec, logits: Tensor, seen: Sequence[int] = ()) -> int:
+    return choose([Sampler(spec, frozenset(), seen)], [logits])[0]
 
 
 @given(LOGITS)
 def test_without_a_temperature_the_most_likely_token_is_taken(values: list[float]) -> None:
-    logits = torch.tensor(values)
-    assert values[Sampler(spec(), frozenset()).choose(logits, [], 0)] == max(values)
+    assert values[chosen(spec(), torch.tensor(values))] == max(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_of_equals_the_first_is_taken_as_argmax_takes_it(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for width in (7, 300, 5001):
+        rows = torch.randint(0, 9, (6, width), generator=generator).to(dtype)
+        ours = choose([Sampler(spec(), frozenset()) for _ in rows], list(rows))
+        assert ours == [int(row.argmax()) for row in rows]
 
 
 def allowed(logits: Sequence[float], temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
@@ -68,7 +81,8 @@ def test_what_may_be_drawn_is_what_the_rules_say(
 ) -> None:
     logits = [value / 7 for value in values]
     sampler = Sampler(spec(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=0), frozenset())
-    ours = sampler._probabilities(torch.tensor(logits))
+    ours = probabilities([sampler], torch.tensor([logits]))[0]
+    ours = ours / ours.sum()
     theirs = allowed(logits, temperature, top_k, top_p, min_p)
     assert set(ours.nonzero().flatten().tolist()) == set(theirs)
     for token, probability in theirs.items():
@@ -113,18 +127,104 @@ def test_tokens_that_occurred_are_penalised_once(values: list[float], seen: list
     for token in set(seen):
         expected[token] = expected[token] / penalty if expected[token] > 0 else expected[token] * penalty
     before = logits.clone()
-    chosen = Sampler(spec(repetition_penalty=penalty), frozenset()).choose(logits, seen, len(seen))
-    assert expected[chosen] == pytest.approx(max(expected), rel=1e-5, abs=1e-6)
+    assert expected[chosen(spec(repetition_penalty=penalty), logits, seen)] == pytest.approx(
+        max(expected), rel=1e-5, abs=1e-6
+    )
     assert torch.equal(logits, before)
 
 
 def test_the_end_is_not_chosen_before_its_time() -> None:
     logits = torch.tensor([0.0, 9.0, 1.0])
     ends = frozenset([1])
-    assert Sampler(spec(), ends).choose(logits, [], 0) == 1
-    assert Sampler(spec(ignore_eos=True), ends).choose(logits, [], 5) == 2
-    patient = Sampler(spec(min_new_tokens=2), ends)
-    assert [patient.choose(logits, [], generated) for generated in range(3)] == [2, 2, 1]
+    for wanted, expected in (
+        (spec(), [1]),
+        (spec(ignore_eos=True), [2, 2, 2]),
+        (spec(min_new_tokens=2), [2, 2, 1]),
+    ):
+        sampler = Sampler(wanted, ends)
+        assert [sampler.take(choose([sampler], [logits])[0]) for _ in expected] == expected
+
+
+def test_tokens_of_the_reply_are_penalised_too() -> None:
+    assert draws(spec(repetition_penalty=10.0), torch.tensor([4.0, 3.0, 2.0, 0.1]), 4) == [0, 1, 2, 0]
+
+
+SPECS = st.builds(
+    GenerateSpec,
+    temperature=st.sampled_from([0.0, 0.0, 0.4, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 0, 2, 40]),
+    top_p=st.sampled_from([0.3, 0.9, 1.0, 1.0]),
+    min_p=st.sampled_from([0.0, 0.0, 0.2]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 0.7, 1.5]),
+    seed=st.integers(-5, 2**70),
+    min_new_tokens=st.sampled_from([0, 2]),
+    ignore_eos=st.booleans(),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(specs=st.lists(SPECS, min_size=1, max_size=6), seed=st.integers(0, 10**6), dtype=st.sampled_from([16, 32]))
+@pytest.mark.parametrize("width", [40, 1500])
+def test_a_row_gets_the_same_tokens_alone_and_in_any_batch(
+    specs: list[GenerateSpec], seed: int, dtype: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randn(4, len(specs), width, generator=generator) * 3
+    steps = steps.to(torch.bfloat16 if dtype == 16 else torch.float32)
+    seen = [[row, row + 7] for row in range(len(specs))]
+    before = steps.clone()
+
+    def make() -> list[Sampler]:
+        return [Sampler(each, frozenset([3, 5]), past) for each, past in zip(specs, seen, strict=True)]
+
+    def follow(samplers: list[Sampler], rows: list[int]) -> list[list[int]]:
+        found = []
+        for step in steps:
+            tokens = choose([samplers[row] for row in rows], [step[row] for row in rows])
+            found.append([samplers[row].take(token) for row, token in zip(rows, tokens, strict=True)])
+        return list(map(list, zip(*found, strict=True)))
+
+    everybody = list(range(len(specs)))
+    together = follow(make(), everybody)
+    alone = make()
+    assert [follow(alone, [row])[0] for row in everybody] == together
+    assert follow(make(), everybody[::-1])[::-1] == together
+    assert torch.equal(steps, before)
+
+
+@pytest.mark.parametrize("top_p", [0.2, 0.999, 1 - 1e-9])
+def test_the_likeliest_few_stand_for_the_whole_vocabulary_where_they_hold_enough(
+    top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row never notices which way its neighbours made necessary."""
+    from cachegraph.engine import sampling
+
+    logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1)) * 4
+    sampler = Sampler(spec(temperature=1.0, top_p=top_p), frozenset())
+    quick = probabilities([sampler], logits)
+    monkeypatch.setattr(sampling, "_LIKELY", 10**9)
+    assert torch.equal(probabilities([sampler], logits), quick)
+    assert 0 < int((quick > 0).sum()) < 5000
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_told(temperature: float) -> None:
+    sampler = Sampler(spec(temperature=temperature), frozenset())
+    for logits in (torch.full((9,), float("nan")), torch.full((9,), float("-inf"))):
+        with pytest.raises(ModelError, match="logits are not numbers"):
+            sampler.take(choose([sampler], [logits])[0])
+
+
+def test_only_the_ids_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows there are: one look at a result by the host, a wait for the device where it is a GPU."""
+    looks: list[int] = []
+    original = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: looks.append(self.numel()) or original(self))
+    for name in ("item", "__bool__", "__int__", "__float__", "nonzero", "cpu", "numpy"):
+        monkeypatch.setattr(Tensor, name, lambda self, *_: pytest.fail("a result was looked at"))
+    many = [spec(), spec(temperature=1.0, seed=1, top_k=3), spec(temperature=2.0, min_p=0.1, top_p=0.9)]
+    choose([Sampler(each, frozenset([1])) for each in many], list(torch.randn(3, 50)))
+    assert looks == [3]
 
 
 def test_a_rows_draws_do_not_depend_on_its_neighbours(tiny: Tiny) -> None:
