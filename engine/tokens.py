@@ -61,6 +61,7 @@ class TextDecoder:
         self._stop = stop
         self._ids: list[int] = []
         self._settled = 0  # ids whose text is final
+        self._points = [0]  # how many were settled at some moments before: between two characters
         self._before = ""  # text of the settled ids
         self._given = 0  # characters handed out
         self.text = ""
@@ -69,12 +70,16 @@ class TextDecoder:
     def push(self, token: int) -> str:
         """The text that this token makes certain."""
         self._ids.append(token)
-        # Only the unsettled ids are decoded anew, after a little context, since some tokenizers join pieces.
-        context = self._ids[max(self._settled - 4, 0) : self._settled]
+        # Only the unsettled ids are decoded anew, after a little context, since some tokenizers join pieces. It begins
+        # between two characters: a byte of a broken one would spoil all bytes behind it.
+        context = self._ids[self._points[0] : self._settled]
         fresh = self._decode([*context, *self._ids[self._settled :]])[len(self._decode(context)) :]
         self.text = self._before + fresh
         if not fresh.endswith("�"):
             self._before, self._settled = self.text, len(self._ids)
+            self._points.append(self._settled)
+            while self._points[1] <= self._settled - 4:
+                del self._points[0]
             self._cut_at_stop()
             return self._give(self._held_back())
         return ""

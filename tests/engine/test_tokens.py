@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import config_of, load_tiny, save_tokenizer
+from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from cachegraph.engine.engine import Engine
@@ -54,6 +55,14 @@ def test_pieces_add_up_to_the_text_and_hold_whole_characters(tokenizer: Tokenize
     pieces, decoder = pieces_of(tokenizer, text)
     assert "".join(pieces) == decoder.text == text
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@given(st.text("空🙂é", max_size=20))
+def test_long_runs_of_single_bytes_stay_whole(text: str) -> None:
+    """Where a byte of a broken character spoils its neighbours, as in tokenizers that fall back to bytes."""
+    fallback = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    decoder = TextDecoder(lambda ids: fallback.decode([f"<0x{each:02X}>" for each in ids]))
+    assert "".join(decoder.push(each) for each in text.encode()) == decoder.text == text
 
 
 @pytest.mark.models
