@@ -4,6 +4,7 @@ spec.py       what a recipe says of an agent; base.py, what the graph knows of o
 template.py   prompt templates in a sandbox that keeps track of whose text is whose
 prompt.py     templates to messages, messages to tokens
 local.py      an agent whose model runs here: inbox.py, reading.py, writing.py, scoring.py are its turn
+structured.py replies that are data
 endpoint.py   an agent behind an OpenAI-compatible endpoint
 testing.py    scripted agents, for tests
 """

@@ -13,9 +13,10 @@ from cachegraph.errors import ConfigError, RunError
 
 from .base import Delivery, Reply, Timing, Tokens, Turn
 from .budget import within_budget
-from .completions import CompletionsAPI
+from .completions import Completion, CompletionsAPI
 from .prompt import PromptTemplate, heard, readable
 from .spec import AgentSpec, EndpointSpec, RetrySpec
+from .structured import cut_short, parse_reply
 
 __all__ = ["EndpointAgent"]
 
@@ -60,7 +61,7 @@ class EndpointAgent:
         first = said.first_piece or end
         timing = Timing(prefill=first - sent, decode=end - first, first_token=first - begin, total=end - begin)
         tokens = Tokens(prefilled=said.prompt_tokens, generated=said.completion_tokens)
-        return Reply(Message(self.name, said.text), timing, tokens, edges)
+        return Reply(Message(self.name, said.text, data=self._data(said)), timing, tokens, edges)
 
     async def close(self) -> None:
         self._api = None
@@ -91,7 +92,19 @@ class EndpointAgent:
         for ours, theirs in optional.items():
             if getattr(spec, ours) != getattr(usual, ours):
                 body[theirs] = getattr(spec, ours)
+        if spec.json_schema is not None:
+            named = {"name": self.name[:64], "schema": spec.json_schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
         return body
+
+    def _data(self, said: Completion) -> Any:
+        """The reply as a JSON value, where it has to be one. A server may have ignored the schema."""
+        spec = self._spec.generate
+        if spec.json_schema is None:
+            return None
+        if said.finish == "length":
+            raise cut_short(self.name, spec.max_new_tokens, "length")
+        return parse_reply(self.name, said.text, spec.json_schema)
 
     def _key(self, variable: str) -> str:
         host = urlsplit(self._endpoint.base_url).hostname

@@ -62,6 +62,7 @@ class LocalAgent:
                 f"agent {self.name!r} wants a chat template, but {self._model.source!r} has none; "
                 "give the model a chat_template, or leave `chat` out"
             )
+        await taken.engine.sampler(self._spec.generate)  # compiles its json_schema
         self._chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
 
     def peer(self) -> Peer:
@@ -103,7 +104,7 @@ class LocalAgent:
             assert row is not None
             read = len(row.ids)
             row = await write(engine, self.name, spec, row, turn, began)
-            message.text = row.text
+            message.text, message.data = row.text, row.data
             ids = row.ids[read:]
         elif reads_only:
             message.text = await reader.prompt_text()

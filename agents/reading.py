@@ -40,6 +40,7 @@ class RowSoFar:
     origins: list[Any] = field(default_factory=list)
     sharers: Along | None = None  # that also correct what follows
     text: str = ""
+    data: Any = None  # the reply as a JSON value, where it is one by schema
     ending: str = ""  # the prompt's text behind its last slot
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)

@@ -11,6 +11,7 @@ from cachegraph.engine.tokens import TextDecoder
 from .base import Turn
 from .prompt import Origin
 from .reading import RowSoFar
+from .structured import cut_short, parse_reply
 
 __all__ = ["add_reply", "write"]
 
@@ -22,6 +23,11 @@ async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, t
     done = await _generate(engine, spec, row, turn.on_text)
     row.segments, row.pending, row.text = done.segments, [], done.text
     row.add_cost(done.cost)
+    if spec.json_schema is not None:
+        if not done.whole:
+            full = spec.max_new_tokens == room
+            raise cut_short(agent, len(done.ids), "stop" if done.finish == "stop" else "room" if full else "length")
+        row.data = parse_reply(agent, done.text, spec.json_schema)
     if done.cost.first_token is not None:
         row.timing.first_token = done.cost.first_token - began
     if turn.needs_cache:

@@ -6,6 +6,7 @@ kv.py         KV caches as values; attention.py and forward.py, rows of differen
 rope.py       moving keys to other positions
 engine.py     requests from any event loop; worker.py, the thread that serves them; scheduler.py, who runs next
 tokens.py     text to tokens and back; chat.py, chat templates with the place of every content
+sampling.py   from logits to tokens; grammar.py, json_schema.py, replies that obey a schema
 native.py     models whose cache can't travel
 pool.py       each model loaded once, for as long as somebody uses it
 """

@@ -8,9 +8,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
+import anyio.to_thread
 import torch
 from torch import Tensor
 
+from cachegraph.errors import ModelError
+
+from .grammar import Grammars
 from .kv import KV, LayerKV, RowCache
 from .load import LoadedModel
 from .mailbox import Mailbox
@@ -31,6 +35,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel):
         self.model = model
+        self._grammars = Grammars(model.tokenizer, model.info.eos_ids) if model.tokenizer is not None else None
         self._worker: Worker | None = None
         self._starting = threading.Lock()  # protects _worker, and that nothing is given to one that was stopped
 
@@ -91,6 +96,7 @@ class Engine:
         if spec.max_new_tokens == 0:
             done = await self.prefill(ids, past, positions=positions, priority=priority)
             return Generated([], "", "length", done.segments, done.cost)
+        sampler = await self.sampler(spec, [*seen, *ids])
         tokenizer = self.model.tokenizer
         job = Job(
             self._cache(past),
@@ -99,13 +105,23 @@ class Engine:
             "last",
             positions,
             spec=spec,
-            sampler=Sampler(spec, self.model.info.eos_ids, [*seen, *ids]),
+            sampler=sampler,
             decoder=TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None,
             priority=priority,
         )
         await self._serve(job, on_text)
         text = job.decoder.text if job.decoder is not None else ""
-        return Generated(job.reply, text, job.finish or "length", self._segments(job), job.cost)
+        return Generated(job.reply, text, job.finish or "length", self._segments(job), job.cost, sampler.whole)
+
+    async def sampler(self, spec: GenerateSpec, seen: Sequence[int] = ()) -> Sampler:
+        """What chooses a reply's tokens. The first with a json_schema takes seconds, off the event loop."""
+        if spec.json_schema is None:
+            return Sampler(spec, self.model.info.eos_ids, seen)
+        if self._grammars is None:
+            raise ModelError(f"{self.model.name!r} has no tokenizer, so its replies can't be held to a json_schema")
+        start = self._grammars.start
+        grammar = await anyio.to_thread.run_sync(start, spec.json_schema, abandon_on_cancel=True)
+        return Sampler(spec, self.model.info.eos_ids, seen, grammar)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a function in this engine's turn on its device, off the event loop."""

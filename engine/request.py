@@ -43,10 +43,14 @@ class Prefilled:
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """A reply. `segments` is the prompt and the reply, but for its last token where the model did not end by itself."""
+    """A reply. `segments` is the prompt and the reply, but for its last token where the model did not end by itself.
+
+    `whole` is false where a reply that had to be JSON ended inside it.
+    """
 
     ids: Sequence[int]
     text: str
     finish: Literal["eos", "stop", "length"]
     segments: tuple[KV, ...]
     cost: Cost = field(default_factory=Cost)
+    whole: bool = True

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cachegraph.errors import ModelError
 
+from .grammar import Obedience, allowed
 from .spec import GenerateSpec
 
 __all__ = ["Sampler", "choose"]
@@ -26,8 +27,11 @@ _LIKELY = (
 class Sampler:
     """One row's way of choosing tokens, and what it remembers from token to token."""
 
-    def __init__(self, spec: GenerateSpec, eos_ids: frozenset[int], seen: Sequence[int] = ()):
+    def __init__(
+        self, spec: GenerateSpec, eos_ids: frozenset[int], seen: Sequence[int] = (), grammar: Obedience | None = None
+    ):
         self.spec = spec
+        self.grammar = grammar
         self.taken = 0
         self._eos_ids = sorted(eos_ids)
         self._seed = randbits(64) if spec.seed is None else spec.seed % 2**63
@@ -35,8 +39,20 @@ class Sampler:
         self._seen: Tensor | None = None
 
     @property
+    def over(self) -> bool:
+        """Whether the reply is whole and can't go on."""
+        return self.grammar is not None and self.grammar.over
+
+    @property
+    def whole(self) -> bool:
+        """Whether the reply may end where it is."""
+        return self.grammar is None or self.grammar.whole
+
+    @property
     def barred(self) -> list[int]:
-        """Tokens that must not come next."""
+        """Tokens that must not come next. Where there is a grammar, it alone says when the reply may end."""
+        if self.grammar is not None:
+            return []
         return self._eos_ids if self.spec.ignore_eos or self.taken < self.spec.min_new_tokens else []
 
     def seen(self, vocabulary: int, device: torch.device) -> Tensor:
@@ -56,6 +72,8 @@ class Sampler:
         if token < 0:
             raise ModelError("its logits are not numbers; use another dtype, such as float32, or other weights")
         self.taken += 1
+        if self.grammar is not None:
+            self.grammar.take(token)
         if self._seen is not None:
             self._seen[token] = True
         return token
@@ -146,7 +164,8 @@ def _edited(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
     """(rows, vocab): the rows' logits with what their samplers change; they themselves stay as they are."""
     penalised = [row for row, sampler in enumerate(samplers) if sampler.spec.repetition_penalty != 1.0]
     barred = [(row, token) for row, sampler in enumerate(samplers) for token in sampler.barred]
-    if len(logits) == 1 and not (penalised or barred):
+    held = [row for row, sampler in enumerate(samplers) if sampler.grammar is not None]
+    if len(logits) == 1 and not (penalised or barred or held):
         return logits[0][None]
     together = torch.stack(list(logits))
     if penalised:
@@ -155,6 +174,11 @@ def _edited(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
     if barred:
         rows, tokens = torch.tensor(barred, device=together.device).unbind(-1)
         together[rows, tokens] = float("-inf")
+    if held:
+        masks = [grammar.mask() for sampler in samplers if (grammar := sampler.grammar) is not None]
+        rows = torch.tensor(held, device=together.device)
+        may = allowed(masks, together.shape[-1], together.device)
+        together[rows] = together[rows].masked_fill(~may, float("-inf"))
     return together
 
 

@@ -1,6 +1,6 @@
 """The engine's slice of a recipe: which model, where it runs, how it generates."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -51,6 +51,13 @@ class GenerateSpec(Strict):
     seed: int | None = None
     min_new_tokens: NonNegativeInt = 0
     ignore_eos: Annotated[bool, Field(description="Decode to max_new_tokens whatever the model says.")] = False
+    json_schema: Annotated[
+        dict[str, Any] | None,
+        Field(description="The reply is JSON that this schema allows, and becomes the message's data."),
+    ] = None
+
+    def __hash__(self) -> int:  # a schema has no hash of its own
+        return hash(self.model_dump_json())
 
 
 class Limits(Strict):

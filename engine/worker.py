@@ -205,6 +205,8 @@ def _take(job: Job, token: int, eos_ids: frozenset[int]) -> None:
         return
     job.reply.append(token)
     job.pending.append(token)
+    if job.sampler.over:
+        job.finish = "stop"
 
 
 def _pass_on(job: Job) -> None:

@@ -9,6 +9,7 @@ from itertools import chain, islice
 
 from cachegraph.agents.template import Template, TemplateProblem, compile_template
 from cachegraph.channels.fusers.name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from cachegraph.engine.json_schema import find_flaw
 from cachegraph.errors import Problem, RecipeError
 
 from .draft import Draft, Finding, Permissions, did_you_mean
@@ -36,6 +37,7 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
         check_endpoints(draft, permissions),
         check_paths(draft, permissions),
         _templates(draft),
+        _schemas(draft),
         _edges(draft),
         _retries(draft),
         _evaluated(draft),
@@ -115,6 +117,26 @@ def _templates(draft: Draft) -> Iterator[Finding]:
                     continue  # its edge may be one that couldn't be read
                 message, hint = _stray(name, agent, key, names, draft)
                 yield Finding(message, path, hint, spot=result.place(name))
+
+
+def _schemas(draft: Draft) -> Iterator[Finding]:
+    for agent, body in draft.agents.items():
+        generate = body.get("generate")
+        if not isinstance(generate, dict) or not isinstance(schema := generate.get("json_schema"), dict):
+            continue
+        path = ("agents", agent, "generate")
+        for key, wrong in (("ignore_eos", True), ("max_new_tokens", 0)):
+            if generate.get(key) == wrong:
+                message = f"agent {agent!r} has a json_schema, which its {key!r} leaves no way to fulfil"
+                yield Finding(message, (*path, key), f"leave out {key!r}, or the schema")
+        if generate.get("min_new_tokens"):
+            message = f"agent {agent!r} has a json_schema, and that alone says how short a reply may be"
+            yield Finding(
+                message, (*path, "min_new_tokens"), "leave it out; the schema may have minLength and minItems"
+            )
+        if (flaw := find_flaw(schema)) is not None:
+            message = f"json_schema of agent {agent!r}: {flaw.message}"
+            yield Finding(message, (*path, "json_schema", *flaw.path), flaw.hint, at_key=flaw.at_key)
 
 
 def _compile(source: str) -> Template | TemplateProblem:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Generated, Prefilled
-from cachegraph.engine.sampling import Sampler, choose
+from cachegraph.engine.sampling import choose
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import TextDecoder
 from cachegraph.errors import ModelError
@@ -118,7 +118,7 @@ async def fused_generate(
     """As `Engine.generate`, with every position from `ids` on corrected."""
     row = FusedRow(receiver, along, segments)
     model = receiver.model
-    sampler = Sampler(spec, model.info.eos_ids, [*seen, *ids])
+    sampler = await receiver.sampler(spec, [*seen, *ids])
     decoder = TextDecoder(model.tokenizer.decode, spec.stop) if model.tokenizer is not None else None
     reply: list[int] = []
     logits = await row.read(ids, positions)
@@ -132,15 +132,16 @@ async def fused_generate(
         reply.append(token)
         if decoder is not None and (piece := decoder.push(token)) and on_text is not None:
             on_text(piece)
-        ended = (decoder is not None and decoder.stopped) or len(reply) >= spec.max_new_tokens
-        if ended or row.full([token]) is not None:
-            finish = "stop" if decoder is not None and decoder.stopped else "length"
+        stopped = sampler.over or (decoder is not None and decoder.stopped)
+        if stopped or len(reply) >= spec.max_new_tokens or row.full([token]) is not None:
+            finish = "stop" if stopped else "length"
             break
         logits = await row.read([token])
     if decoder is not None and (rest := decoder.finish()) and on_text is not None:
         on_text(rest)
     cost.generated, cost.decode = len(reply), perf_counter() - began
-    return Generated(reply, decoder.text if decoder is not None else "", finish, row.segments, cost)
+    text = decoder.text if decoder is not None else ""
+    return Generated(reply, text, finish, row.segments, cost, sampler.whole)
 
 
 def _compact(segments: tuple[KV, ...]) -> tuple[KV, ...]:

@@ -167,6 +167,40 @@ async def test_a_reply_is_streamed_and_counted(server: Server) -> None:
     }
 
 
+SORTED = {"type": "object", "properties": {"kind": {"enum": ["bug", "idea"]}}, "required": ["kind"]}
+
+
+async def test_a_schema_is_passed_on_and_the_reply_becomes_data(server: Server) -> None:
+    server.script = [stream(piece('{"kind": '), piece('"bug"}', "stop"), DONE)]
+    reply = await say(server, generate={"json_schema": SORTED})
+    assert reply.message.data == {"kind": "bug"}
+    assert server.requests[0]["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": SORTED, "strict": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "said"),
+    [
+        (
+            '{"kind": "b',
+            "length",
+            "the reply of agent 'x' was cut off after 128 tokens, before its JSON was whole; raise",
+        ),
+        (
+            '{"kind": "joke"}',
+            "stop",
+            "the reply of agent 'x' does not fit its json_schema at $.kind: 'joke' is not one of",
+        ),
+        ("A bug.", "stop", "the reply of agent 'x' is no JSON"),
+    ],
+)
+async def test_a_server_that_ignores_the_schema_is_found_out(server: Server, text: str, finish: str, said: str) -> None:
+    server.script = [stream(piece(text, finish), DONE)]
+    assert said in await refusal(server, generate={"json_schema": SORTED})
+
+
 async def test_pieces_come_as_they_are_sent(server: Server) -> None:
     first_heard = threading.Event()
     server.script = [stream(piece("one"), first_heard, piece(" two", "stop"), DONE)]

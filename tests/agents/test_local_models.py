@@ -1,10 +1,12 @@
 """The real demo models and an untrained fuser between them, through the path that a recipe takes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import jsonschema
 import pytest
 import torch
 
@@ -146,3 +148,27 @@ async def test_a_grafted_document_gives_the_reply_that_reading_it_gives(cast: An
     assert cache.message.text == text.message.text
     assert cache.tokens.reused > 10
     assert cache.tokens.prefilled + cache.tokens.reused == text.tokens.prefilled
+
+
+@pytest.mark.parametrize("model", ["small", "other"])
+async def test_replies_are_data_where_a_schema_says_so(cast: Any, model: str) -> None:
+    """Whole words, bytes, pieces that begin with a space: what the tokens allow is what the text becomes."""
+    place = {"type": "object", "properties": {"name": {"type": "string", "pattern": "^[A-Zà-ü 空]{3,12}$"}}}
+    schema = {
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["blue", "sea green", "空色"]},
+            "places": {"type": "array", "items": {**place, "required": ["name"], "additionalProperties": False}},
+            "degrees": {"type": "integer", "minimum": -5, "maximum": 105},
+        },
+        "required": ["colour", "places", "degrees"],
+        "additionalProperties": False,
+    }
+    schema["properties"]["places"].update(minItems=2, maxItems=2)  # type: ignore[index]
+    for values in ({}, {"temperature": 1.0, "seed": 1}):
+        generate = {"max_new_tokens": 160, "json_schema": schema, **values}
+        agents = {"answerer": {"model": model, "prompt": "{{ question }}", "generate": generate}}
+        async with cast(agents, models=MODELS, question=QUESTION) as players:
+            message = (await players.play())["answerer"].message
+        assert json.loads(message.text) == message.data
+        jsonschema.validate(message.data, schema)

@@ -118,6 +118,50 @@ def test_a_template_s_problem_points_into_the_file(old: str, new: str, said: str
     assert any(said in line for line in broken(old, new)), broken(old, new)
 
 
+@pytest.mark.parametrize(
+    ("generate", "place", "said", "hint"),
+    [
+        (
+            "{json_schema: {properties: {kind: {typ: string}}}}",
+            "typ",
+            "json_schema of agent 'expert': 'typ' is no word of a JSON schema that can be enforced",
+            "did you mean 'type'?",
+        ),
+        (
+            "{json_schema: {properties: {kind: {type: strng}}}}",
+            "{type: strng",
+            "json_schema of agent 'expert': the schema can't be enforced: Invalid type: strng",
+            None,
+        ),
+        (
+            "{ignore_eos: true, json_schema: {type: object}}",
+            "true",
+            "agent 'expert' has a json_schema, which its 'ignore_eos' leaves no way to fulfil",
+            "leave out 'ignore_eos', or the schema",
+        ),
+        (
+            "{max_new_tokens: 0, json_schema: {type: object}}",
+            "0",
+            "agent 'expert' has a json_schema, which its 'max_new_tokens' leaves no way to fulfil",
+            "leave out 'max_new_tokens', or the schema",
+        ),
+        (
+            "{min_new_tokens: 5, json_schema: {type: object}}",
+            "5",
+            "agent 'expert' has a json_schema, and that alone says how short a reply may be",
+            "leave it out; the schema may have minLength and minItems",
+        ),
+        ("{json_schema: true}", "true", "'json_schema' must be a mapping, got true", None),
+    ],
+)
+def test_a_json_schema_that_can_t_be_enforced_is_refused_where_it_stands(
+    generate: str, place: str, said: str, hint: str | None
+) -> None:
+    line = f"    generate: {generate}"
+    found = broken('    prompt: "Facts', f'{line}\n    prompt: "Facts')
+    assert found == [f"10:{line.index(place) + 1} {said}" + (f"; {hint}" if hint else "")]
+
+
 def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
     text = GOOD.replace("version: 1", "version: 3").replace("question: {}", "question: {x: 1}")
     text = text.replace("{{ expert }}", "{{ exprt }}").replace("output: answerer", "output: nobody")
