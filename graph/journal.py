@@ -25,7 +25,7 @@ class Recorded:
     text: str | None
     data: Any = None
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
-    agent: Mapping[str, Any] = field(default_factory=dict)  # an AgentResult without its text
+    agent: Mapping[str, Any] = field(default_factory=dict)  # of an AgentResult, what is this turn's own
     edges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # EdgeReports by sender
 
 
@@ -56,8 +56,9 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
         return
     # Not dataclasses.asdict, which copies every value of them in Python: this is done for each turn.
     edges = {sender: dict(vars(report)) for sender, report in reply.edges.items()}
-    agent = {**vars(result), "timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
-    del agent["text"], agent["data"]  # the message has them
+    # And not its text and data, which the message has, nor its earlier turns, which are recorded already.
+    agent: dict[str, Any] = {key: getattr(result, key) for key in ("status", "model", "started", "turn")}
+    agent |= {"timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
     message = reply.message
     await journal.record(name, Recorded(message.text, message.data, tuple(reply.ids), agent, edges))
 
