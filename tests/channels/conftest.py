@@ -1,5 +1,6 @@
 """Tokenizers of the two demo models, which share nothing but the texts they read."""
 
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,9 @@ class DemoTokenizers(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def demo_tokenizers() -> DemoTokenizers:
-    from transformers import AutoTokenizer
-
-    from cachegraph.engine.models import ensure
-    from cachegraph.engine.spec import ModelSpec
-
-    smollm2 = AutoTokenizer.from_pretrained(ensure(ModelSpec(source="smollm2-135m-instruct")).folder)
-    gemma3 = AutoTokenizer.from_pretrained(ensure(ModelSpec(source="gemma-3-270m")).folder)
+def demo_tokenizers(demo_engines: dict[str, Any]) -> DemoTokenizers:
+    smollm2, gemma3 = (
+        copy(demo_engines[name].model.tokenizer.raw) for name in ("smollm2-135m-instruct", "gemma-3-270m")
+    )
     gemma3.chat_template = (GOLDEN / "gemma_chat_template.jinja").read_text(encoding="utf-8")
     return DemoTokenizers(smollm2, gemma3)

@@ -1,7 +1,5 @@
 """Pushing a fuser, against a hub of a few lines on this machine that takes uploads; and the model card it gets."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 from fake_hub import hub_environment, serve_hub
 from huggingface_hub import ModelCard
 from push_hub import COMMIT, PushHub, serve_push_hub
+from warm import run_warm
 
 from cachegraph.channels.fusers.card import Card, Geometry
 from cachegraph.channels.fusers.create import new_fuser
@@ -57,10 +56,7 @@ def card(tmp_path: Path) -> Card:
 def run(code: str, tmp_path: Path, *arguments: str, **environment: str) -> str:
     """In a process of its own: the hub's client reads its settings when it is imported."""
     variables = {"HF_TOKEN": "hf_secret"} | environment
-    command = [sys.executable, "-c", code, *arguments]
-    ended = subprocess.run(
-        command, env=hub_environment(tmp_path, **variables), capture_output=True, text=True, check=False, timeout=120
-    )
+    ended = run_warm(code, *arguments, env=hub_environment(tmp_path, **variables))
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     return ended.stdout.strip()

@@ -14,7 +14,6 @@ from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.models import StoredModel
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import TextDecoder, Tokenizer
 from cachegraph.errors import ModelError
@@ -67,8 +66,9 @@ def test_long_runs_of_single_bytes_stay_whole(text: str) -> None:
 
 @pytest.mark.models
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
-def test_real_tokenizers_stream_what_they_decode(demo_models: dict[str, StoredModel], name: str) -> None:
-    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(demo_models[name].folder))
+def test_real_tokenizers_stream_what_they_decode(demo_engines: dict[str, Engine], name: str) -> None:
+    tokenizer = demo_engines[name].model.tokenizer
+    assert tokenizer is not None
     for text in [*TEXTS, " ".join(TEXTS) * 3]:
         pieces, decoder = pieces_of(tokenizer, text)
         assert "".join(pieces) == decoder.text == tokenizer.decode(tokenizer.encode(text, special=False).ids)

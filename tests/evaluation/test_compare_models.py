@@ -12,7 +12,7 @@ from cachegraph import Comparison, Graph, compare
 from cachegraph.agents.base import Control, Delivery, Turn
 from cachegraph.evaluation.environment import has_amx
 
-pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_models"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_engines"), pytest.mark.timeout(600)]
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "story-qa.yaml"
 

@@ -7,7 +7,7 @@ from stories import ROWS
 
 from cachegraph import Graph, compare
 
-pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_models"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_engines"), pytest.mark.timeout(600)]
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
