@@ -11,7 +11,7 @@ help:
 	@echo "make demo   environment, models, then two recipes over text and over cache"
 	@echo "make test   the test suite, in up to four processes"
 	@echo "make check  linter, types, direction of imports"
-	@echo "make bench  the figures of the README"
+	@echo "make bench  the figures of the README and of docs/benchmarks.md"
 
 .venv/ready: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cachegraph needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
@@ -41,6 +41,11 @@ check: .venv/dev
 bench: .venv/ready
 	$(BIN)/python benchmarks/document_relay.py
 	$(BIN)/python benchmarks/runtime_overhead.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/concurrency.py
+	$(BIN)/python benchmarks/many_runs.py
+	$(BIN)/python benchmarks/fused_overhead.py
+	$(BIN)/python benchmarks/first_token.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,9 +13,11 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
+from measuring import Range, alternate, machine, ratios
+from texts import QUESTIONS, document
 
 from cachegraph import Graph
 from cachegraph.engine.engine import Engine
@@ -23,7 +25,6 @@ from cachegraph.engine.kv import KV, RowCache
 from cachegraph.graph.result import Result
 
 MODEL = "smollm2-135m-instruct"
-QUESTIONS = ("Who may use this?", "What is a Work?", "What is granted?", "What must be kept?", "Who is liable?")
 
 
 def build(answerers: int, reply: int) -> Graph:
@@ -48,14 +49,6 @@ def build(answerers: int, reply: int) -> Graph:
         graph.add_edge(name, "answers")
     graph.output = "answers"
     return graph
-
-
-def document(graph: Graph, tokens: int) -> str:
-    engine = engine_of(graph)
-    assert engine.model.tokenizer is not None
-    text = (Path(__file__).parents[1] / "LICENSE").read_text()
-    offsets = engine.model.tokenizer.encode(text, special=False).offsets
-    return text[: offsets[min(tokens, len(offsets)) - 1][1]]
 
 
 def engine_of(graph: Graph) -> Engine:
@@ -129,23 +122,24 @@ def main() -> None:
     options = parser.parse_args()
 
     cache = build(options.answerers, options.reply)
-    text = document(cache, options.tokens)
+    tokenizer = engine_of(cache).model.tokenizer
+    assert tokenizer is not None
+    text = document(tokenizer, options.tokens)
     graphs = {"text": cache.with_channels("text"), "cache": cache}
-    for graph in graphs.values():
-        graph.run(document=text)  # warm up
-    rounds = [{name: measure(graph, text) for name, graph in graphs.items()} for _ in range(options.repeats)]
+    rounds = alternate({name: partial(measure, graph, text) for name, graph in graphs.items()}, options.repeats)
     model = engine_of(cache).model
     report: dict[str, object] = {
         "model": model.name,
         "dtype": str(model.dtype),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
+        "machine": machine(),
         **vars(options),
     }
     for key in ("wall", "first_mean", "first_best", "first_of_run", "prefilled"):
-        values = {name: statistics.median(each[name][key] for each in rounds) for name in graphs}
-        ratios = [each["text"][key] / each["cache"][key] for each in rounds]
-        report[key] = {**values, "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+        values = {name: [each[key] for each in rounds[name]] for name in graphs}
+        medians = {name: Range(each)["median"] for name, each in values.items()}
+        report[key] = {**medians, "ratio": ratios(values["text"], values["cache"])}
     report["peak_kv_bytes"] = {name: peak_kv_bytes(graph, text) for name, graph in graphs.items()}
     cache.close()
     print(json.dumps(report, indent=2) if options.json else as_text(report))
@@ -169,10 +163,7 @@ def as_text(report: dict[str, object]) -> str:
     for key, title in titles.items():
         row = report[key]
         assert isinstance(row, dict)
-        low, high = row["ratio_range"]
-        lines.append(
-            f"{title:58} {row['text']:9.2f} {row['cache']:9.2f}  {row['ratio']:.2f}x ({low:.2f} to {high:.2f})"
-        )
+        lines.append(f"{title:58} {row['text']:9.2f} {row['cache']:9.2f}  {row['ratio']:.2f}")
     kv = report["peak_kv_bytes"]
     assert isinstance(kv, dict)
     text, cache = kv["text"] / 1e6, kv["cache"] / 1e6

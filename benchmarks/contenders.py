@@ -1,0 +1,123 @@
+"""Who decodes in benchmarks/decode.py: an engine of ours, transformers' own `generate`, llama.cpp."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import anyio
+import torch
+from llamacpp import LlamaCpp
+from transformers import AutoModelForCausalLM
+
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.spec import GenerateSpec
+
+__all__ = ["Answers", "Ours", "Stream", "Theirs", "Transformers"]
+
+Ids = Sequence[int]
+
+
+class Stream(NamedTuple):
+    """One reply: how soon it began, how fast it went on."""
+
+    first: float
+    rate: float  # tokens a second, behind the first
+    ids: list[int]
+
+
+class Answers(NamedTuple):
+    """Several replies to one document: all of it, and the decoding once all had begun."""
+
+    wall: float
+    rate: float
+
+
+class Ours:
+    """An engine, as agents use it."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+
+    def stream(self, ids: Ids, count: int) -> Stream:
+        began = perf_counter()
+        done = anyio.run(partial(self.engine.generate, ids, spec=_plain(count)))
+        assert done.cost.first_token is not None
+        return _stream(began, done.cost.first_token, list(done.ids))
+
+    def answers(self, document: Ids, questions: Sequence[Ids], count: int) -> Answers:
+        return anyio.run(self._answers, document, questions, count)
+
+    async def _answers(self, document: Ids, questions: Sequence[Ids], count: int) -> Answers:
+        began, firsts = perf_counter(), []
+        read = await self.engine.prefill(document)
+
+        async def answer(question: Ids) -> None:
+            done = await self.engine.generate(question, read.segments, _plain(count))
+            firsts.append(done.cost.first_token or 0.0)
+
+        async with anyio.create_task_group() as group:
+            for question in questions:
+                group.start_soon(answer, question)
+        return _answers(began, max(firsts), len(questions), count)
+
+
+class Transformers:
+    """transformers' own `generate`, with the attention that it chooses itself."""
+
+    def __init__(self, folder: Path, dtype: str):
+        self.network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+        self.network.generation_config.eos_token_id = None  # it goes on to the last token
+        self.network.generation_config.pad_token_id = 0
+
+    def stream(self, ids: Ids, count: int) -> Stream:
+        clock = _Clock()
+        given = torch.tensor([list(ids)])
+        began = perf_counter()
+        out = self.network.generate(
+            given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, streamer=clock
+        )
+        return _stream(began, clock.times[1], out[0, len(ids) :].tolist())
+
+
+class _Clock:
+    """What `generate` tells of each token, the prompt first."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: torch.Tensor) -> None:
+        self.times.append(perf_counter())
+
+    def end(self) -> None: ...
+
+
+class Theirs:
+    """llama.cpp, through its C interface."""
+
+    def __init__(self, rival: LlamaCpp):
+        self.rival = rival
+
+    def stream(self, ids: Ids, count: int) -> Stream:
+        began = perf_counter()
+        reply, first = self.rival.generate(ids, count)
+        return _stream(began, first, reply)
+
+    def answers(self, document: Ids, questions: Sequence[Ids], count: int) -> Answers:
+        began = perf_counter()
+        _, first = self.rival.answers(document, questions, count)
+        return _answers(began, first, len(questions), count)
+
+
+def _plain(count: int) -> GenerateSpec:
+    return GenerateSpec(max_new_tokens=count, ignore_eos=True)
+
+
+def _stream(began: float, first: float, ids: list[int]) -> Stream:
+    return Stream(first - began, (len(ids) - 1) / (perf_counter() - first), ids)
+
+
+def _answers(began: float, first: float, rows: int, count: int) -> Answers:
+    ended = perf_counter()
+    return Answers(ended - began, rows * (count - 1) / (ended - first))

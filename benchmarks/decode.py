@@ -1,0 +1,174 @@
+"""Greedy decoding in one stream, and the answers of several to one document; beside transformers and llama.cpp.
+
+All have the same weights, dtype and number of threads, decode the same number of tokens behind the same prompt, and
+take turns in one process. A step reads every weight once, so no stream is faster than the memory's bandwidth over the
+bytes of the weights; the bandwidth is measured in the same rounds. llama.cpp takes part where llama-cpp-python is
+installed (benchmarks/requirements.txt), with a GGUF file written from the same folder.
+
+    python benchmarks/decode.py [--model smollm2-135m-instruct] [--gguf-dtypes bf16 f16] [--quick] [--profile] [--json]
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+from contenders import Answers, Ours, Theirs, Transformers
+from llamacpp import LlamaCpp
+from measuring import Range, alternate, options, parsed, profiled, ratios, show
+from safetensors import safe_open
+from texts import QUESTIONS, document_ids, fresh
+from to_gguf import DTYPES, write_gguf
+
+from cachegraph.engine.models import ensure
+from cachegraph.engine.pool import leased
+from cachegraph.engine.spec import ModelSpec
+
+
+def bandwidth(buffer: torch.Tensor) -> float:
+    """Bytes a second that all threads together read from memory: the fastest of three kinds of reading."""
+    rows = buffer.view(-1, 4096)
+    column = torch.ones(4096)
+    fastest = 0.0
+    for read in (lambda: buffer.sum(), lambda: torch.dot(buffer, buffer), lambda: rows @ column):
+        began = perf_counter()
+        read()
+        fastest = max(fastest, buffer.nbytes / (perf_counter() - began))
+    return fastest
+
+
+def weight_bytes(folder: Path) -> int:
+    """What one step reads, at two bytes a number: everything but an embedding that is not the output head, too."""
+    numbers = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            sizes = {name: torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()}  # noqa: SIM118
+        tied = "lm_head.weight" not in sizes
+        numbers += sum(size for name, size in sizes.items() if tied or not name.endswith("embed_tokens.weight"))
+    return 2 * numbers
+
+
+@contextmanager
+def contenders(chosen: Namespace) -> Iterator[dict[str, Any]]:
+    stored = ensure(ModelSpec(source=chosen.model))
+    with ExitStack() as stack:
+        engine = stack.enter_context(leased(ModelSpec(source=chosen.model, dtype="bfloat16", device="cpu"), Path()))
+        found: dict[str, Any] = {"cachegraph": Ours(engine), "transformers": Transformers(stored.folder, "bfloat16")}
+        room = Path(stack.enter_context(TemporaryDirectory()))
+        if find_spec("llama_cpp") is None:
+            print("llama-cpp-python is not installed (benchmarks/requirements.txt): without llama.cpp", file=sys.stderr)
+            chosen.gguf_dtypes = []
+        for dtype in chosen.gguf_dtypes:
+            context = chosen.document + chosen.streams * (chosen.tokens + 64) + 256
+            gguf = write_gguf(stored.folder, room / f"{dtype}.gguf", dtype)
+            rival = LlamaCpp(gguf, threads=chosen.threads, context=context, rows=chosen.streams)
+            stack.callback(rival.close)
+            found[f"llama.cpp {dtype}"] = Theirs(rival)
+        yield found
+
+
+def measure(chosen: Namespace, by_name: dict[str, Any]) -> dict[str, Any]:
+    ours: Ours = by_name["cachegraph"]
+    tokenizer = ours.engine.model.tokenizer
+    assert tokenizer is not None
+    text = document_ids(tokenizer, chosen.document)
+    asked = [tokenizer.encode(QUESTIONS[row % len(QUESTIONS)], special=False).ids for row in range(chosen.streams)]
+    buffer = torch.ones(chosen.buffer * 1_000_000 // 4 // 4096 * 4096)
+    streams: dict[str, Callable[[], Any]] = {
+        name: lambda one=one: one.stream(fresh(text[: chosen.prompt]), chosen.tokens) for name, one in by_name.items()
+    }
+    answering: dict[str, Callable[[], Any]] = {
+        name: lambda one=one: one.answers(fresh(text), asked, chosen.tokens)
+        for name, one in by_name.items()
+        if hasattr(one, "answers")
+    }
+    given = alternate({**streams, "memory": lambda: bandwidth(buffer)}, chosen.repeats)
+    together = alternate(answering, chosen.repeats)
+    same = text[: chosen.prompt]
+    replies = {name: one.stream(same, chosen.tokens).ids for name, one in by_name.items()}
+    return report(chosen, weight_bytes(ensure(ModelSpec(source=chosen.model)).folder), given, together, replies)
+
+
+def report(
+    chosen: Namespace,
+    weights: int,
+    given: dict[str, list[Any]],
+    together: dict[str, list[Answers]],
+    replies: dict[str, list[int]],
+) -> dict[str, Any]:
+    memory = given.pop("memory")
+    rates = {name: [each.rate for each in streams] for name, streams in given.items()}
+    walls = {name: [each.wall for each in answers] for name, answers in together.items()}
+    decoding = {name: [each.rate for each in answers] for name, answers in together.items()}
+    return {
+        "title": (
+            f"{chosen.model}, bfloat16: a prompt of {chosen.prompt} tokens, {chosen.tokens} decoded; and "
+            f"{chosen.streams} answers of {chosen.tokens} tokens to one document of {chosen.document}"
+        ),
+        "n": chosen.repeats,
+        "weights_mb": weights / 1e6,
+        "bandwidth_gb_s": Range([each / 1e9 for each in memory]),
+        "one_stream_tokens_s": {name: Range(values) for name, values in rates.items()},
+        "one_stream_ours_over": {name: ratios(rates["cachegraph"], values) for name, values in rates.items()},
+        "of_the_bound": {
+            name: Range([rate * weights / read for rate, read in zip(values, memory, strict=True)])
+            for name, values in rates.items()
+        },
+        "same_tokens_as_ours": {name: _agree(ids, replies["cachegraph"]) for name, ids in replies.items()},
+        "answers_wall_s": {name: Range(values) for name, values in walls.items()},
+        "answers_ours_faster": {name: ratios(values, walls["cachegraph"]) for name, values in walls.items()},
+        "answers_tokens_s": {name: Range(values) for name, values in decoding.items()},
+    }
+
+
+def _agree(ids: list[int], ours: list[int]) -> int:
+    """How many tokens two greedy replies begin with alike: another rounding decides a tie differently."""
+    return next((at for at, (a, b) in enumerate(zip(ids, ours, strict=True)) if a != b), len(ids))
+
+
+def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    names = list(found["one_stream_tokens_s"])
+    none = "-"
+
+    def row(title: str, key: str, form: str) -> list[str]:
+        return [title, *(f"{found[key][name]:{form}}" if name in found[key] else none for name in names)]
+
+    weights, memory = found["weights_mb"], found["bandwidth_gb_s"]
+    return ["", *names], [
+        row("one stream, tokens/s", "one_stream_tokens_s", ".1f"),
+        row("  cachegraph over it", "one_stream_ours_over", ".2f"),
+        row(f"  of the bound ({memory['median']:.1f} GB/s over {weights:.0f} MB)", "of_the_bound", ".0%"),
+        row("  tokens alike with cachegraph", "same_tokens_as_ours", "d"),
+        row("answers to a document, all, s", "answers_wall_s", ".2f"),
+        row("  its time over cachegraph's", "answers_ours_faster", ".2f"),
+        row("  decoding, tokens/s of all", "answers_tokens_s", ".1f"),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = options(
+        __doc__ or "", tokens=(128, 4), prompt=(64, 8), document=(1000, 40), streams=(8, 2), buffer=(1000, 20)
+    )
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="a catalogue name or a folder")
+    parser.add_argument("--gguf-dtypes", nargs="*", choices=DTYPES, default=["bf16", "f16"])
+    chosen = parsed(parser, arguments)
+    with contenders(chosen) as by_name:
+        if chosen.profile:
+            ours = by_name["cachegraph"]
+            ids = document_ids(ours.engine.model.tokenizer, chosen.prompt)
+            ours.stream(ids, chosen.tokens)
+            with profiled():
+                ours.stream(ids, chosen.tokens)
+            return
+        found = measure(chosen, by_name)
+    show(found, *table(found), json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()

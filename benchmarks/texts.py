@@ -1,0 +1,28 @@
+"""What the benchmarks have models read: the beginning of this repository's LICENSE, cut at a number of tokens."""
+
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from cachegraph.engine.tokens import Tokenizer
+
+__all__ = ["QUESTIONS", "document", "document_ids", "fresh"]
+
+QUESTIONS = ("Who may use this?", "What is a Work?", "What is granted?", "What must be kept?", "Who is liable?")
+_LICENSE = Path(__file__).parents[1] / "LICENSE"
+_numbers = count(1)
+
+
+def document(tokenizer: Tokenizer, tokens: int) -> str:
+    text = _LICENSE.read_text(encoding="utf-8")
+    offsets = tokenizer.encode(text, special=False).offsets
+    return text[: offsets[min(tokens, len(offsets)) - 1][1]]
+
+
+def document_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
+    return tokenizer.encode(_LICENSE.read_text(encoding="utf-8"), special=False).ids[:tokens]
+
+
+def fresh(ids: Sequence[int]) -> list[int]:
+    """The same number of tokens, never the same ones twice: nothing of it can be known from before."""
+    return [10 + next(_numbers) % 200, *ids[1:]]

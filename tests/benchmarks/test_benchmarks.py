@@ -1,0 +1,119 @@
+"""Every benchmark runs, at its smallest and with tiny models, and prints what it promises. How fast, nobody asks."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import concurrency
+import decode
+import document_relay
+import first_token
+import fused_overhead
+import many_runs
+import pytest
+import torch
+from lean_fusers import lean
+from measuring import Range, alternate, ratios
+from tiny import config_of, save_model, save_tokenizer
+
+from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.engine.load import load_model
+
+Told = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, a fuser between them, and a recipe that uses all three."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, kind in enumerate(("llama", "qwen2")):
+        save_tokenizer(save_model(config_of(kind), folder / kind, seed=seed))
+    save_fuser(lean(load_model(folder / "llama"), load_model(folder / "qwen2")), folder / "fuser")
+    (folder / "duo.yaml").write_text(
+        "version: 1\nname: duo\nmodels: {small: ./llama, other: ./qwen2}\ninputs: {question: {}}\nagents:\n"
+        '  expert: {model: other, prompt: "{{ question }}", generate: {max_new_tokens: 3}}\n'
+        '  answerer: {model: small, prompt: "{{ expert }} {{ question }}", generate: {max_new_tokens: 3}}\n'
+        "edges: [{from: expert, to: answerer, channel: cache, fuser: ./fuser}]\noutput: answerer\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """Call it with a benchmark and its options: what it prints as JSON; as a table it has the same title."""
+
+    def run(benchmark: Any, *arguments: object) -> dict[str, Any]:
+        given = ["--quick", *map(str, arguments)]
+        benchmark.main([*given, "--json"])
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        benchmark.main(given)
+        table = capsys.readouterr().out.splitlines()
+        assert table[0] == found["title"]
+        assert table[-1].startswith("cpu ")
+        assert {"cpu", "threads", "torch", "cachegraph"} <= found["machine"].keys()
+        return found
+
+    return run
+
+
+def test_decode(models: Path, told: Told) -> None:
+    found = told(decode, "--model", models / "llama")
+    assert found["same_tokens_as_ours"]["cachegraph"] == 4
+    assert {"cachegraph", "transformers"} <= found["one_stream_tokens_s"].keys()
+    assert found["answers_wall_s"]["cachegraph"]["median"] > 0
+    assert found["of_the_bound"]["cachegraph"]["median"] > 0
+
+
+def test_concurrency(models: Path, told: Told) -> None:
+    found = told(concurrency, "--model", models / "llama", "--dtype", "float32")
+    assert found["over_one"].keys() == {"1", "2"}
+    assert found["over_one"]["1"]["median"] == 1
+
+
+def test_many_runs(models: Path, told: Told) -> None:
+    found = told(many_runs, "--recipe", models / "duo.yaml", "--dtype", "float32")
+    assert found["same_replies"] == {"text": 2, "cache": 2}
+
+
+def test_fused_overhead(models: Path, told: Told) -> None:
+    ends = ("--receiver", models / "llama", "--sharer", models / "qwen2", "--fuser", models / "fuser")
+    found = told(fused_overhead, *ends, "--dtype", "float32")
+    split = found["prompts"]["16"]["fused_split_s"]
+    assert split["fuse"] > 0
+    assert split["sharer prefill"] > 0
+    assert found["prompts"]["16"]["alone_split_s"]["fuse"] == 0
+
+
+def test_first_token(models: Path, told: Told) -> None:
+    found = told(first_token, "--model", models / "llama", "--dtype", "float32")
+    assert {"prefilled", "grafted", "moved"} <= found["sooner"].keys()
+
+
+@pytest.mark.parametrize("benchmark", [decode, concurrency, first_token], ids=lambda each: each.__name__)
+def test_a_profile_names_operations(benchmark: Any, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["--quick", "--profile", "--model", str(models / "llama")])
+    assert "aten::" in capsys.readouterr().out
+
+
+def test_contenders_take_turns_in_both_orders_and_are_compared_round_by_round() -> None:
+    order: list[str] = []
+    given = alternate({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 2)
+    assert "".join(order) == "ab" + "ab" + "ba"
+    assert ratios(given["b"], given["a"]) == Range([4 / 3, 5 / 6])
+    assert Range([3, 1, 2]) == {"median": 2, "low": 1, "high": 3, "n": 3}
+
+
+def test_document_relay(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["document_relay.py", "--tokens=40", "--answerers=2", "--reply=2", "--repeats=1"])
+    monkeypatch.setattr(document_relay, "MODEL", str(models / "llama"))
+    document_relay.main()
+    assert "text/cache (range)" in capsys.readouterr().out
