@@ -12,6 +12,7 @@ from llamacpp import LlamaCpp
 from transformers import AutoModelForCausalLM
 
 from cachegraph.engine.engine import Engine
+from cachegraph.engine.load import quiet_transformers
 from cachegraph.engine.spec import GenerateSpec
 
 __all__ = ["Answers", "Ours", "Stream", "Theirs", "Transformers"]
@@ -67,7 +68,9 @@ class Transformers:
     """transformers' own `generate`, with the attention that it chooses itself."""
 
     def __init__(self, folder: Path, dtype: str):
-        self.network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+        with quiet_transformers():
+            network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        self.network: Any = network.eval()
         self.network.generation_config.eos_token_id = None  # it goes on to the last token
         self.network.generation_config.pad_token_id = 0
 

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from measuring import Range, alternate, machine, ratios
-from texts import QUESTIONS, document
+from texts import QUESTIONS, document, fresh_text
 
 from cachegraph import Graph
 from cachegraph.engine.engine import Engine
@@ -60,7 +60,7 @@ def engine_of(graph: Graph) -> Engine:
 
 def measure(graph: Graph, text: str) -> dict[str, float]:
     began = time.perf_counter()
-    result = graph.run(document=text)
+    result = graph.run(document=fresh_text(text))
     wall = time.perf_counter() - began
     answerers = [agent for name, agent in result.agents.items() if name.startswith("answerer")]
     first = [agent.timing.first_token or 0.0 for agent in answerers]

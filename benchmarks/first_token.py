@@ -8,12 +8,11 @@ before; where it is found again, the same agent has. No other document is used t
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from measuring import Range, alternate, options, parsed, profiled, ratios, show
-from texts import document
+from texts import document, fresh_text
 
 from cachegraph import Graph
 from cachegraph.engine.pool import leased
@@ -48,24 +47,24 @@ def build(model: str, dtype: str, system: str) -> Graph:
 
 
 class Asking:
-    """The same document again and again, each time with another beginning."""
+    """The same document again and again, each time behind another number."""
 
     def __init__(self, text: str):
         self._text = text
-        self._numbers = count(1)
 
     def new(self, graph: Graph) -> float:
-        return _first(self._ask(graph, next(self._numbers), "Who may use this?"))
+        return _first(_ask(graph, fresh_text(self._text), "Who may use this?"))
 
     def again(self, graph: Graph) -> float | None:
         """None where the second question has the document read again."""
-        number = next(self._numbers)
-        self._ask(graph, number, "Who may use this?")
-        answerer = self._ask(graph, number, "What must be kept?")
+        text = fresh_text(self._text)
+        _ask(graph, text, "Who may use this?")
+        answerer = _ask(graph, text, "What must be kept?")
         return _first(answerer) if answerer.tokens.reused > answerer.tokens.prefilled else None
 
-    def _ask(self, graph: Graph, number: int, question: str) -> AgentResult:
-        return graph.run(document=f"{number}. {self._text}", question=question).agents["answerer"]
+
+def _ask(graph: Graph, text: str, question: str) -> AgentResult:
+    return graph.run(document=text, question=question).agents["answerer"]
 
 
 def _first(answerer: AgentResult) -> float:

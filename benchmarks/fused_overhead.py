@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from measuring import Range, alternate, options, parsed, profiled, ratios, show
-from texts import document
+from texts import document, fresh_text
 
 from cachegraph import Graph
 from cachegraph.engine.pool import leased
@@ -60,7 +60,7 @@ def _add_answerer(graph: Graph, prompt: str, reply: int) -> None:
 
 def read(graph: Graph, question: str) -> Reading:
     began = perf_counter()
-    result = graph.run(question=question)
+    result = graph.run(question=fresh_text(question))
     wall = perf_counter() - began
     return Reading(wall, _parts(result, wall))
 

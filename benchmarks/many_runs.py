@@ -1,17 +1,24 @@
 """Many concurrent runs of a graph of two models, against the same runs one after another; over text and over cache.
 
-python benchmarks/many_runs.py [--recipe recipes/science-duo.yaml] [--runs 32] [--quick] [--profile] [--json]
+Replies go on to their full length, so that all rounds do the same work. No question is asked twice, but where replies
+are compared, so that no prompt is known from before.
+
+    python benchmarks/many_runs.py [--recipe recipes/science-duo.yaml] [--runs 32] [--quick] [--profile] [--json]
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from measuring import Range, alternate, options, parsed, profiled, ratios, show
+from texts import fresh_text
 
 from cachegraph import Graph
+
+Rows = list[dict[str, Any]]
 
 CHANNELS = ("text", "cache")
 RECIPE = Path(__file__).parents[1] / "recipes" / "science-duo.yaml"
@@ -23,12 +30,10 @@ THINGS = (
 ASKING = ("Why is {}?", "Is it always so that {} is what we see, and why is {}?")
 
 
-class Runs(NamedTuple):
-    seconds: float
-    texts: list[str | None]
+Run = Callable[[Graph, Rows], list[str | None]]
 
 
-def questions(count: int) -> list[dict[str, Any]]:
+def questions(count: int) -> Rows:
     rows = []
     for number in range(count):
         thing = THINGS[number % len(THINGS)]
@@ -36,26 +41,36 @@ def questions(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def together(graph: Graph, rows: list[dict[str, Any]]) -> Runs:
+def together(graph: Graph, rows: Rows) -> list[str | None]:
+    return [result.text for result in graph.map(rows, max_concurrent=len(rows))]
+
+
+def in_turn(graph: Graph, rows: Rows) -> list[str | None]:
+    return [graph.run(row).text for row in rows]
+
+
+HOW: dict[str, Run] = {"one after another": in_turn, "together": together}
+
+
+def timed(run: Run, graph: Graph, rows: Rows) -> float:
+    new = [{"question": fresh_text(row["question"])} for row in rows]
     began = perf_counter()
-    results = graph.map(rows, max_concurrent=len(rows))
-    return Runs(perf_counter() - began, [result.text for result in results])
+    run(graph, new)
+    return perf_counter() - began
 
 
-def in_turn(graph: Graph, rows: list[dict[str, Any]]) -> Runs:
-    began = perf_counter()
-    results = [graph.run(row) for row in rows]
-    return Runs(perf_counter() - began, [result.text for result in results])
-
-
-def with_dtype(graph: Graph, dtype: str) -> Graph:
-    """The same graph, every model in this dtype."""
+def as_measured(graph: Graph, dtype: str) -> Graph:
+    """The same graph, every model in this dtype, every reply of its full length."""
     spec = graph.spec.model_dump(by_alias=True, exclude_unset=True)
     models = {
         name: {**(model if isinstance(model, dict) else {"source": model}), "dtype": dtype}
         for name, model in spec["models"].items()
     }
-    return graph.with_spec(type(graph.spec).model_validate({**spec, "models": models}))
+    agents = {
+        name: {**agent, "generate": {**agent.get("generate", {}), "ignore_eos": True}}
+        for name, agent in spec["agents"].items()
+    }
+    return graph.with_spec(type(graph.spec).model_validate({**spec, "models": models, "agents": agents}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,19 +80,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parsed(parser, arguments)
     rows = questions(chosen.runs)
     with ExitStack() as stack:
-        whole = stack.enter_context(with_dtype(Graph.from_yaml(chosen.recipe, allow_paths=True), chosen.dtype))
+        whole = stack.enter_context(as_measured(Graph.from_yaml(chosen.recipe, allow_paths=True), chosen.dtype))
         graphs = {channel: whole.with_channels(channel) for channel in CHANNELS}
         if chosen.profile:
             together(graphs["cache"], rows)
             with profiled():
                 together(graphs["cache"], rows)
             return
-        contenders: dict[str, Callable[[], Runs]] = {}
+        contenders: dict[str, Callable[[], float]] = {}
         for channel, graph in graphs.items():
-            contenders[f"{channel}, one after another"] = lambda graph=graph: in_turn(graph, rows)
-            contenders[f"{channel}, together"] = lambda graph=graph: together(graph, rows)
+            for how, run in HOW.items():
+                contenders[f"{channel}, {how}"] = partial(timed, run, graph, rows)
         given = alternate(contenders, chosen.repeats)
-    found = report(chosen.recipe.stem, chosen.dtype, chosen.runs, chosen.repeats, given)
+        same = {
+            channel: sum(a == b for a, b in zip(in_turn(graph, rows), together(graph, rows), strict=True))
+            for channel, graph in graphs.items()
+        }
+    found = {
+        "title": f"{chosen.runs} runs of {chosen.recipe.stem}, {chosen.dtype}",
+        "n": chosen.repeats,
+        "seconds": {name: Range(values) for name, values in given.items()},
+        "faster": {channel: ratios(*(given[f"{channel}, {how}"] for how in HOW)) for channel in CHANNELS},
+        "same_replies": same,
+    }
     table = [
         [
             channel,
@@ -90,21 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     head = ["edges", "one after another, s", "together, s", "faster", "same replies"]
     show(found, head, table, json=chosen.json)
-
-
-def report(recipe: str, dtype: str, runs: int, repeats: int, given: dict[str, list[Runs]]) -> dict[str, Any]:
-    seconds = {name: [each.seconds for each in values] for name, values in given.items()}
-    both = {channel: (f"{channel}, one after another", f"{channel}, together") for channel in CHANNELS}
-    return {
-        "title": f"{runs} runs of {recipe}, {dtype}",
-        "n": repeats,
-        "seconds": {name: Range(values) for name, values in seconds.items()},
-        "faster": {channel: ratios(seconds[one], seconds[many]) for channel, (one, many) in both.items()},
-        "same_replies": {
-            channel: sum(a == b for a, b in zip(given[one][-1].texts, given[many][-1].texts, strict=True))
-            for channel, (one, many) in both.items()
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cachegraph.engine.tokens import Tokenizer
 
-__all__ = ["QUESTIONS", "document", "document_ids", "fresh"]
+__all__ = ["QUESTIONS", "document", "document_ids", "fresh", "fresh_text"]
 
 QUESTIONS = ("Who may use this?", "What is a Work?", "What is granted?", "What must be kept?", "Who is liable?")
 _LICENSE = Path(__file__).parents[1] / "LICENSE"
@@ -23,6 +23,11 @@ def document_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
     return tokenizer.encode(_LICENSE.read_text(encoding="utf-8"), special=False).ids[:tokens]
 
 
+def fresh_text(text: str) -> str:
+    """The same text behind a number that no other has had: nothing of it can be known from before."""
+    return f"{next(_numbers)}. {text}"
+
+
 def fresh(ids: Sequence[int]) -> list[int]:
-    """The same number of tokens, never the same ones twice: nothing of it can be known from before."""
+    """The same for tokens, as many as they were; the first of them changes, for 200 times."""
     return [10 + next(_numbers) % 200, *ids[1:]]
