@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..events import AgentFailed, AgentFinished, AgentStarted, EdgeTravelled, Event, RunFinished
+from ..events import AgentFailed, AgentFinished, AgentPaused, AgentStarted, EdgeTravelled, Event, RunFinished
 from ..result import AgentResult
 
 __all__ = ["chrome_trace"]
@@ -69,14 +69,14 @@ def _slices(told: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, 
                 slices[event.turn] = _Slice(event.agent, event.turn, event.at, -1.0, lane)
             case EdgeTravelled() if event.turn in slices:
                 slices[event.turn].edges.append(event)
-            case AgentFinished() | AgentFailed() if event.turn in slices:
+            case AgentFinished() | AgentFailed() | AgentPaused() if event.turn in slices:
                 turn = slices[event.turn]
                 turn.end = event.at
                 busy[event.agent].discard(turn.lane)
                 if isinstance(event, AgentFinished):
                     turn.result, turn.recalled = event.result, event.recalled
                 else:
-                    turn.error = event.error
+                    turn.error = f"asks: {event.question}" if isinstance(event, AgentPaused) else event.error
             case RunFinished():
                 ending = {"status": event.result.status, "error": event.result.error}
     for turn in slices.values():
@@ -168,7 +168,7 @@ def _arrows(slices: dict[str, _Slice], number: int, tracks: _Tracks) -> list[dic
 
 def _about(each: _Slice) -> dict[str, Any]:
     if each.result is None:
-        return {"error": each.error}
+        return {"unfinished": each.error}
     if each.recalled:
         return {"recalled": "finished in an earlier part of this run"}
     tokens, first = each.result.tokens, each.result.timing.first_token

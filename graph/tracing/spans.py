@@ -15,7 +15,16 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 
-from ..events import AgentFailed, AgentFinished, AgentStarted, EdgeTravelled, Event, RunFinished, RunStarted
+from ..events import (
+    AgentFailed,
+    AgentFinished,
+    AgentPaused,
+    AgentStarted,
+    EdgeTravelled,
+    Event,
+    RunFinished,
+    RunStarted,
+)
 from ..result import AgentResult
 from ..spec import GraphSpec
 from . import names
@@ -72,6 +81,8 @@ class Spans:
                 self._finish(event)
             case AgentFailed():
                 self._fail(event)
+            case AgentPaused():
+                self._pause(event)
             case RunFinished():
                 self._end_run(event)
 
@@ -169,6 +180,15 @@ class Spans:
     def _fail(self, event: AgentFailed) -> None:
         if event.turn in self._open:
             self._error(self._close(event.turn), event.at, event.kind, event.error)
+
+    def _pause(self, event: AgentPaused) -> None:
+        """It waits for a person: no error, and the run that goes on will have spans of its own."""
+        if event.turn in self._open:
+            turn = self._close(event.turn)
+            turn.outer.set_attribute(names.STATUS, "paused")
+            for span in (turn.inner, turn.outer):
+                if span is not None:
+                    span.end(self._time(event.at))
 
     def _close(self, name: str, *, detach: bool = True) -> _Open:
         """Forget an open turn. What this task's current span was before, it is again, unless the task has ended."""

@@ -161,7 +161,7 @@ def test_a_trace_is_written_of_a_run_that_finished_failed_or_was_interrupted(rec
     whole = traced("duo.yaml", 0)
     assert {"duo", "reader", "writer", "decode", "prefill writer"} <= whole.keys()
     assert "cache" in whole["writer"]["args"]["from reader"]
-    assert "timeout" in traced("failing.yaml", 1)["writer"]["args"]["error"]
+    assert "timeout" in traced("failing.yaml", 1)["writer"]["args"]["unfinished"]
 
     def interrupt(*_):
         raise KeyboardInterrupt

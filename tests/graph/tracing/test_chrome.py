@@ -96,8 +96,8 @@ async def test_a_failed_run_shows_what_failed_and_what_it_cut_off() -> None:
     slow = ScriptedAgent("right", gate=anyio.Event())
     events = checked(chrome_trace([("fan", await told(fan(ScriptedAgent("left", fail=ValueError("no")), slow)))]))
     about = {each["name"]: each["args"] for each in events if each["ph"] == "X"}
-    assert about["left"]["error"] == "ValueError: no"
-    assert about["right"]["error"].startswith("cancelled")
+    assert about["left"]["unfinished"] == "ValueError: no"
+    assert about["right"]["unfinished"].startswith("cancelled")
     assert about["fan"]["status"] == "failed"
 
 

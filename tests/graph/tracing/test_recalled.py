@@ -1,5 +1,7 @@
 """A resumed run: turns that were taken before are seen, and not counted again."""
 
+from pathlib import Path
+
 import pytest
 from telemetry import Seen
 
@@ -8,6 +10,7 @@ from cachegraph.agents.testing import ScriptedAgent, scripted
 from cachegraph.graph.events import Event
 from cachegraph.graph.journal import Recorded
 from cachegraph.graph.runtime import Run
+from cachegraph.graph.store import Store
 from cachegraph.graph.tracing.chrome import chrome_trace
 from cachegraph.graph.tracing.watch import watched
 
@@ -37,3 +40,17 @@ async def test_a_recalled_turn_is_marked_and_its_tokens_are_not_counted_again(se
     slices = {each["name"]: each for each in chrome_trace([("pair", events)])["traceEvents"] if each["ph"] == "X"}
     assert "recalled" in slices["a"]["args"]
     assert "decode" not in slices
+
+
+async def test_an_agent_that_waits_for_a_person_is_no_error(seen: Seen, tmp_path: Path) -> None:
+    graph = Graph(name="asking", agents={"person": {"pause": "Go on?"}}, output="person")
+    events: list[Event] = []
+    async with graph.stream(store=Store(tmp_path / "runs.db")) as stream:
+        events += [event async for event in stream]
+    span = seen.spans["invoke_agent person"]
+    assert span.attributes["cachegraph.status"] == "paused"
+    assert "error.type" not in span.attributes
+    assert seen.spans["invoke_workflow asking"].status.is_ok
+    assert seen.spans["invoke_workflow asking"].attributes["cachegraph.status"] == "paused"
+    slices = {each["name"]: each for each in chrome_trace([("asking", events)])["traceEvents"] if each["ph"] == "X"}
+    assert slices["person"]["args"] == {"unfinished": "asks: Go on?"}
