@@ -65,6 +65,7 @@ class Turn:
     most_tokens: int | None = None  # to write at most: what is left of the run's budget
     id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` where the agent takes several in a run
     control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
+    within: Any = None  # what the run shares with an agent that is a run of its own; opaque to agents
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,7 @@ class Reply:
     edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender: what came in
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
     recalled: bool = False  # the turn was taken before, by a run that this one goes on with
+    inside: Mapping[str, Any] = field(default_factory=dict)  # of a graph in an agent's place: its agents' results
 
 
 class Agent(Protocol):

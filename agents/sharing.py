@@ -44,6 +44,8 @@ def shared_reading(
         brought = [plane for plane in planes if plane is not None]
         if len(brought) < len(plans):
             raise ChannelError("a sharer that reads its own prompt has handed over no cache")
+        if any(plane.replies for plane in brought):
+            raise ChannelError("a fuser reads the cache of one turn, and this one is joined of several")
         reading = pair_own(piece, [(plane.ids, plane.origins) for plane in brought])
     elif plans[0].alignment == "ids":
         reading = read_ids(piece.ids, len(plans))

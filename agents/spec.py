@@ -6,7 +6,7 @@ member of `AgentEntry`, a line in `KINDS`, and whatever `create_agents` of the g
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveFloat, Tag
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
 from cachegraph.engine.spec import GenerateSpec, Strict
 
@@ -18,6 +18,7 @@ __all__ = [
     "Entry",
     "PauseSpec",
     "RetrySpec",
+    "RouteCase",
     "SubgraphSpec",
     "Trouble",
 ]
@@ -64,10 +65,38 @@ class RetrySpec(Strict):
     ] = ("connection", "rate_limit", "server")
 
 
+class RouteCase(Strict):
+    """One way on from an agent, and its condition."""
+
+    when: Annotated[str | None, Field(description="An expression; the case without one is the last.")] = None
+    to: Annotated[str, Field(min_length=1, description="The agent that then receives.")]
+
+
 class Entry(Strict):
     """What every entry of `agents` may say, whatever stands behind it."""
 
-    timeout: Annotated[PositiveFloat | None, Field(description="Seconds.")] = None
+    timeout: Annotated[PositiveFloat | None, Field(description="Seconds, of one turn.")] = None
+    join: Annotated[
+        Literal["all", "any"] | PositiveInt,
+        Field(description="Start when all messages are there, at the first, or at so many."),
+    ] = "all"
+    route: Annotated[
+        tuple[RouteCase, ...], Field(description="Exactly one of these receives: the first whose condition is true.")
+    ] = ()
+    for_each: Annotated[
+        str | None, Field(description="An expression that gives a list: the agent takes a turn for every item.")
+    ] = None
+    item: Annotated[
+        str,
+        Field(
+            alias="as",
+            pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+            max_length=100,
+            description="What the item is called in templates.",
+            json_schema_extra={"patternErrorMessage": "letters, digits and '_', as templates use it"},
+        ),
+    ] = "item"
+    max_concurrent: Annotated[PositiveInt | None, Field(description="Items at work at the same time.")] = None
 
 
 class AgentSpec(Entry):

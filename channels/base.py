@@ -16,3 +16,4 @@ class Peer:
     why_no_cache: str | None = None  # set where this end can neither send nor receive a KV cache
     reads_only: bool = False  # it writes nothing: as a reply it hands over the text of its prompt
     reads: frozenset[str] = frozenset()  # the inputs and agents whose text its prompt may hold
+    why_none_in: str | None = None  # set where this end can send a KV cache and receive none

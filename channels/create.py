@@ -72,7 +72,7 @@ def _plan(
     edge: CacheEdge | BothEdge | AutoEdge, sender: Peer, receiver: Peer, folder: Path
 ) -> GraftPlan | FusePlan | JointPlan | str:
     """What the edge will do, or why it can't."""
-    if reason := sender.why_no_cache or receiver.why_no_cache:
+    if reason := sender.why_no_cache or receiver.why_none_in or receiver.why_no_cache:
         return reason
     if receiver.reads_only:
         return f"agent {receiver.agent!r} writes nothing: it hands over its prompt, so it needs the words"

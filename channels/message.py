@@ -1,12 +1,14 @@
 """What travels on an edge, and what is known of the journey. Knows no torch: the cache plane is opaque here."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .spec import Channel, EdgeSpec
 
-__all__ = ["EdgeReport", "Message", "Route", "Used"]
+__all__ = ["EdgeReport", "Message", "Route", "Used", "join_messages"]
+
+JOINT = "\n\n"
 
 Used = Literal["text", "cache", "both"]
 
@@ -38,6 +40,35 @@ class Message:
         if self.rebuild is not None:
             self.cache = await self.rebuild()
             self.rebuild = None
+
+
+def join_messages(sender: str, turn: str, messages: Sequence[Message]) -> Message:
+    """Several turns' messages as one: texts with a blank line between, caches behind each other, the newest data."""
+
+    def cache() -> Any:
+        from .cache.plane import join_planes
+
+        planes = [message.cache for message in messages if message.cache is not None]
+        return join_planes(turn, planes) if planes else None
+
+    async def write() -> str:
+        return JOINT.join([await message.read() for message in messages])
+
+    async def rebuild() -> Any:
+        for message in messages:
+            await message.restore()
+        return cache()
+
+    joined = Message(sender, turn=turn, data=messages[-1].data if messages else None)
+    if any(message.text is None for message in messages):
+        joined.write = write
+    else:
+        joined.text = JOINT.join(message.text or "" for message in messages)
+    if any(message.rebuild is not None for message in messages):
+        joined.rebuild = rebuild
+    elif any(message.cache is not None for message in messages):
+        joined.cache = cache()
+    return joined
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, PositiveInt, Tag
 
 from cachegraph.engine.spec import Strict
 
@@ -27,6 +27,16 @@ Name = Annotated[str, Field(min_length=1)]
 class _Edge(Strict):
     sender: Annotated[Name, Field(alias="from", description="The agent that sends.")]
     receiver: Annotated[Name, Field(alias="to", description="The agent that receives.")]
+    when: Annotated[
+        str | None, Field(description="An expression over inputs and replies; where it is false, nothing goes over.")
+    ] = None
+    max_rounds: Annotated[
+        PositiveInt | None, Field(description="This edge leads back: how often its loop goes round at most.")
+    ] = None
+    until: Annotated[str | None, Field(description="An expression; where it is true, the loop ends before.")] = None
+    rounds: Annotated[
+        Literal["newest", "all"], Field(description="Out of a loop's agent: its newest message, or all so far as one.")
+    ] = "newest"
 
 
 class TextEdge(_Edge):

@@ -61,7 +61,10 @@ async def _controls(how: Play, partner: Example | None) -> Mapping[str, Control]
 
 
 def _run(graph: Graph, example: Example, probe: Probe) -> Run:
-    inputs = {name: example.inputs.get(name, spec.default or "") for name, spec in graph.spec.inputs.items()}
+    inputs = {
+        name: example.inputs.get(name, "" if spec.default is None else spec.default)
+        for name, spec in graph.spec.inputs.items()
+    }
     return Run(graph.spec, inputs, graph.awire, None, probe)
 
 

@@ -6,16 +6,21 @@ Works on a `Draft`, so that everything that can be said about a broken recipe is
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain, islice
+from typing import Any
+
+from pydantic import ValidationError
 
 from cachegraph.agents.template import Template, TemplateProblem, compile_template
 from cachegraph.channels.fusers.name import HUB_FORM, is_hub_fuser, parse_hub_fuser
 from cachegraph.engine.json_schema import find_flaw
 from cachegraph.errors import Problem, RecipeError
 
+from .check_flow import check_flow, check_shape, item_of, structured
 from .draft import Draft, Finding, Permissions, did_you_mean
-from .plan import find_cycles, unread
+from .inputs import why_not
+from .marks import Path
 from .safety import check_endpoints, check_paths, looks_like_path
-from .spec import GraphSpec
+from .spec import GraphSpec, InputSpec
 
 __all__ = ["check", "check_spec"]
 
@@ -33,6 +38,7 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
     known = all(edge.sender in draft.agents and edge.receiver in draft.agents for edge in draft.edges)
     findings = chain(
         _names(draft),
+        _inputs(draft),
         _models(draft, permissions),
         check_endpoints(draft, permissions),
         check_paths(draft, permissions),
@@ -41,14 +47,15 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
         _edges(draft),
         _retries(draft),
         _evaluated(draft),
-        _shape(draft) if draft.whole and known else (),
+        check_shape(draft) if draft.whole and known else (),
+        check_flow(draft) if known else (),
     )
     return list(islice(findings, MAX_FINDINGS))
 
 
 def check_spec(spec: GraphSpec, permissions: Permissions | None = None) -> None:
     """Check a graph that was built in Python. Raises RecipeError with all problems; there are no lines to name."""
-    draft = Draft.of(spec.model_dump(by_alias=True))
+    draft = Draft.of(spec.model_dump(by_alias=True, exclude_defaults=True))
     findings = check(draft, permissions or Permissions(allow_paths=True))
     if findings:
         raise RecipeError([Problem(finding.message, hint=finding.hint) for finding in findings])
@@ -64,9 +71,26 @@ def _names(draft: Draft) -> Iterator[Finding]:
             if name in RESERVED:
                 message = f"{section[:-1]} name {name!r} means something else in a template"
                 yield Finding(message, (section, name), "choose another", at_key=True)
-    if draft.output is not None and draft.output not in draft.agents:
-        message = f"output {draft.output!r} is no agent of this recipe"
-        yield Finding(message, ("output",), did_you_mean(draft.output, draft.agents))
+    for name, path in draft.outputs:
+        if name not in draft.agents:
+            yield Finding(f"output {name!r} is no agent of this recipe", path, did_you_mean(name, draft.agents))
+
+
+def _inputs(draft: Draft) -> Iterator[Finding]:
+    """Defaults that their own declaration refuses."""
+    for name, entry in draft.inputs.items():
+        if not isinstance(entry, dict) or entry.get("default") is None:
+            continue
+        try:
+            spec = InputSpec.model_validate(entry)
+        except ValidationError:
+            continue  # the types report it
+        default = entry["default"]
+        wrong = why_not(spec, default)
+        if spec.kind == "string" and not isinstance(default, str):
+            yield Finding(f"'default' must be text, got {default}", ("inputs", name, "default"), "write it in quotes")
+        elif wrong is not None:
+            yield Finding(f"the default of input {name!r} {wrong}", ("inputs", name, "default"))
 
 
 def _models(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
@@ -77,7 +101,7 @@ def _models(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
         source = entry.get("source") if isinstance(entry, dict) else entry
         path = ("models", key, "source") if isinstance(entry, dict) else ("models", key)
         if isinstance(source, str):
-            yield from _model_name(source, path, Draft({}, {}, {}, [], None, True), permissions)
+            yield from _model_name(source, path, Draft({}, {}, {}, [], [], True), permissions)
 
 
 def _model_name(model: str, path: tuple[str, ...], draft: Draft, permissions: Permissions) -> Iterator[Finding]:
@@ -102,17 +126,19 @@ def _templates(draft: Draft) -> Iterator[Finding]:
         senders.setdefault(edge.receiver, set()).add(edge.sender)
     compiled = lru_cache(maxsize=None)(_compile)  # for one check: aliased prompts are compiled once
     names = {**dict.fromkeys(draft.inputs), **dict.fromkeys(draft.agents)}
+    structured_inputs = structured(draft)
     for agent, body in draft.agents.items():
-        for key in ("prompt", "system", "pause"):
-            if not isinstance(source := body.get(key), str):
-                continue
-            result = compiled(source)
-            path = ("agents", agent, key)
+        item = {item_of(body)} if "for_each" in body else set()
+        objects = structured_inputs | item
+        given = senders.get(agent, set()) | item
+        for path, source in _sources(agent, body):
+            key = str(path[-1])
+            result = compiled(source, objects)
             if isinstance(result, TemplateProblem):
                 message = f"{key} of agent {agent!r}: {result.message}"
                 yield Finding(message, path, result.hint, spot=(result.line, result.column))
                 continue
-            for name in sorted(result.names - draft.inputs.keys() - senders.get(agent, set())):
+            for name in sorted(result.names - draft.inputs.keys() - given):
                 if name in draft.agents and not draft.whole:
                     continue  # its edge may be one that couldn't be read
                 message, hint = _stray(name, agent, key, names, draft)
@@ -139,9 +165,20 @@ def _schemas(draft: Draft) -> Iterator[Finding]:
             yield Finding(message, (*path, "json_schema", *flaw.path), flaw.hint, at_key=flaw.at_key)
 
 
-def _compile(source: str) -> Template | TemplateProblem:
+def _sources(agent: str, body: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The templates of an agent, and where they stand."""
+    for key in ("prompt", "system", "pause"):
+        if isinstance(source := body.get(key), str):
+            yield ("agents", agent, key), source
+    inputs = body.get("inputs")
+    for key, source in inputs.items() if isinstance(inputs, dict) else ():
+        if isinstance(source, str):
+            yield ("agents", agent, "inputs", key), source
+
+
+def _compile(source: str, objects: frozenset[str]) -> Template | TemplateProblem:
     try:
-        return compile_template(source)
+        return compile_template(source, objects)
     except TemplateProblem as problem:
         return problem
 
@@ -165,9 +202,9 @@ def _edges(draft: Draft) -> Iterator[Finding]:
             if name not in draft.agents:
                 message = f"edge {edge.sender!r} -> {edge.receiver!r} names {name!r}, which is no agent"
                 yield Finding(message, ("edges", edge.index, key), did_you_mean(name, draft.agents))
-        if edge.sender == edge.receiver and edge.sender in draft.agents:
+        if edge.sender == edge.receiver and edge.sender in draft.agents and not edge.leads_back:
             message = f"edge {edge.sender!r} -> {edge.receiver!r} leads back to where it starts"
-            yield Finding(message, ("edges", edge.index), "remove it")
+            yield Finding(message, ("edges", edge.index), "remove it, or give it 'max_rounds'")
         first = seen.setdefault((edge.sender, edge.receiver), edge.index)
         if first != edge.index:
             message = f"there is already an edge {edge.sender!r} -> {edge.receiver!r}: number {first + 1}"
@@ -194,16 +231,3 @@ def _evaluated(draft: Draft) -> Iterator[Finding]:
         if name not in draft.inputs:
             hint = did_you_mean(name, draft.inputs)
             yield Finding(f"{name!r} is no input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
-
-
-def _shape(draft: Draft) -> Iterator[Finding]:
-    index = {(edge.sender, edge.receiver): edge.index for edge in reversed(draft.edges)}
-    pairs = [pair for pair in index if pair[0] != pair[1]]
-    for cycle in find_cycles(draft.agents, pairs):
-        shown = " -> ".join(map(repr, cycle if len(cycle) <= 12 else [*cycle[:10], "...", cycle[-1]]))
-        message = f"agents wait for each other in a cycle without a bound: {shown}"
-        yield Finding(message, ("edges", index[cycle[-2], cycle[-1]]), "remove one of its edges")
-    if draft.output in draft.agents:
-        for name in unread(draft.agents, pairs, draft.output):
-            message = f"agent {name!r} is never read: no way leads from it to the output {draft.output!r}"
-            yield Finding(message, ("agents", name), "add an edge, or remove the agent", at_key=True)

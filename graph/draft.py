@@ -42,6 +42,10 @@ class DraftEdge:
     channel: str
     fusers: list[tuple[Path, str]]  # below the edge, and what is named there
     fallback: str
+    when: str | None = None
+    until: str | None = None
+    leads_back: bool = False  # it has a bound, so it may close a cycle
+    rounds: str = "newest"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Draft:
     inputs: dict[str, Any]
     models: dict[str, Any]
     edges: list[DraftEdge]
-    output: str | None
+    outputs: list[tuple[str, Path]]  # agents' names, and where they are named
     whole: bool
     evaluated: tuple[str, ...] = ()  # inputs that get a column of a data set
 
@@ -63,11 +67,19 @@ class Draft:
         raw = data.get("edges", ())
         items = raw if isinstance(raw, tuple | list) else ()
         edges = [edge for index, item in enumerate(items) if (edge := _edge(index, item)) is not None]
-        output = data.get("output")
         whole = len(edges) == len(items) and isinstance(raw, tuple | list)
         inputs, models = _mapping(data, "inputs"), _mapping(data, "models")
         evaluated = tuple(map(str, _mapping(_mapping(data, "evaluate"), "inputs")))
-        return cls(agents, inputs, models, edges, output if isinstance(output, str) else None, whole, evaluated)
+        return cls(agents, inputs, models, edges, _outputs(data.get("output")), whole, evaluated)
+
+
+def _outputs(raw: Any) -> list[tuple[str, Path]]:
+    if isinstance(raw, str):
+        return [(raw, ("output",))]
+    if isinstance(raw, dict):
+        return [(name, ("output", key)) for key, name in raw.items() if isinstance(name, str)]
+    items = enumerate(raw) if isinstance(raw, tuple | list) else ()
+    return [(name, ("output", number)) for number, name in items if isinstance(name, str)]
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -82,7 +94,10 @@ def _edge(index: int, item: Any) -> DraftEdge | None:
     channel, fallback = item.get("channel", "text"), item.get("fallback", "text")
     if not isinstance(sender, str) or not isinstance(receiver, str):
         return None
-    return DraftEdge(index, sender, receiver, str(channel), _fusers(item.get("fuser")), str(fallback))
+    when, until = (each if isinstance(each := item.get(key), str) else None for key in ("when", "until"))
+    leads_back = item.get("max_rounds") is not None
+    fusers, rounds = _fusers(item.get("fuser")), str(item.get("rounds", "newest"))
+    return DraftEdge(index, sender, receiver, str(channel), fusers, str(fallback), when, until, leads_back, rounds)
 
 
 def _fusers(value: Any) -> list[tuple[Path, str]]:

@@ -11,7 +11,7 @@ from .spec import GraphSpec
 __all__ = ["dump_recipe"]
 
 # The first keys of each, in the order in which people write them; the rest as declared.
-AGENT = ("model", "system", "prompt")
+AGENT = ("model", "graph", "for_each", "as", "system", "prompt")
 EDGE = ("from", "to", "channel")
 # A block keeps every character but these; a text that has one is escaped in double quotes.
 STRANGE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]|\A[ \n]|[ ]$|\n\n\Z", re.MULTILINE)
@@ -28,7 +28,8 @@ def dump_recipe(spec: GraphSpec) -> str:
     if edges:
         # libyaml can't indent a list; people do.
         sections["edges"] = "".join(["edges:\n", *edges])
-    return "".join(_spaced([sections[key] for key in type(spec).model_fields if key in sections]))
+    order = [declared.alias or name for name, declared in type(spec).model_fields.items()]
+    return "".join(_spaced([sections[key] for key in order if key in sections]))
 
 
 def _yaml(value: Any) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "AgentFailed",
     "AgentFinished",
     "AgentPaused",
+    "AgentSkipped",
     "AgentStarted",
     "EdgeTravelled",
     "Event",
@@ -131,8 +132,15 @@ class AgentPaused(AgentEvent):
 
 
 @dataclass(frozen=True)
+class AgentSkipped(AgentEvent):
+    """An agent won't start in this round, because every edge to it was skipped."""
+
+    type = "agent_skipped"
+
+
+@dataclass(frozen=True)
 class AgentCancelled(AgentEvent):
-    """An agent won't start, because `because_of` failed upstream."""
+    """An agent won't start, because `because_of` failed upstream; or it is stopped, because nobody waits for it."""
 
     type = "agent_cancelled"
 

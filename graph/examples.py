@@ -29,7 +29,7 @@ class Example(BaseModel):
 
     index: int
     id: str
-    inputs: dict[str, str]
+    inputs: dict[str, Any]
     choices: tuple[str, ...] | None = None
     answer: int | None = None
     references: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ Recipe and object are one thing: `spec` is the recipe's value, and everything el
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,15 +18,17 @@ from cachegraph.errors import ConfigError, InputError
 
 from . import kept
 from .blocking import wait
+from .cast import Cast
 from .check import check_spec
 from .draft import Permissions
 from .inputs import check_inputs
-from .load import dump_recipe, load_recipe, parse_recipe
+from .load import check_included, dump_recipe, load_recipe, parse_recipe
+from .make import create_agents
 from .many import run_rows
 from .parts import Parts
 from .plan import Plan, plan
 from .result import UNKEPT, Result
-from .routes import Cast, Wiring, create_agents, wire
+from .routes import Wiring, wire
 from .runtime import Listener, Run
 from .spec import GraphSpec
 from .stream import RunStream
@@ -130,9 +132,9 @@ class Graph:
 
     # building
 
-    def add_input(self, name: str, description: str = "", default: str | None = None) -> Self:
-        """Declare a value that the caller gives; without a default it is required."""
-        self._parts.add_input(name, {"description": description, "default": default})
+    def add_input(self, name: str, description: str = "", default: Any = None, **options: Any) -> Self:
+        """Declare a value that the caller gives; without a default it is required. Options: `type`, `schema`."""
+        self._parts.add_input(name, {"description": description, "default": default, **options})
         return self._changed()
 
     def add_agent(self, name: str, **entry: Any) -> Self:
@@ -151,7 +153,7 @@ class Graph:
         return self.spec.output
 
     @output.setter
-    def output(self, name: str) -> None:
+    def output(self, name: str | Sequence[str] | Mapping[str, str]) -> None:
         self._parts.output(name)
         self._changed()
 
@@ -165,6 +167,7 @@ class Graph:
         spec = self.spec
         if self._checked is not spec:
             check_spec(spec, self.permissions)
+            check_included(spec, self.permissions, self._folder)
             self._checked = spec
         if self._planned is None or self._planned[0] is not spec:
             self._planned = (spec, plan(spec))
@@ -326,7 +329,7 @@ class Graph:
     def __repr__(self) -> str:
         return f"<Graph {self._parts.name!r}: {self._parts.size}>"
 
-    def check_inputs(self, inputs: Inputs = None, /, **named: Any) -> dict[str, str]:
+    def check_inputs(self, inputs: Inputs = None, /, **named: Any) -> dict[str, Any]:
         """The inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
         return check_inputs(self.validate().spec.inputs, inputs, named)
 

@@ -1,5 +1,6 @@
 """What the caller gives to a run, checked against what the recipe declares; all complaints at once."""
 
+import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -8,36 +9,90 @@ from cachegraph.errors import InputError
 
 from .spec import InputSpec
 
-__all__ = ["check_inputs", "meant"]
+__all__ = ["check_inputs", "meant", "parse_inputs", "why_not"]
+
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "string": ((str,), "text"),
+    "number": ((int, float), "a number"),
+    "boolean": ((bool,), "true or false"),
+    "list": ((list, tuple), "a list"),
+    "object": ((Mapping,), "an object"),
+}
 
 
 def check_inputs(
     declared: Mapping[str, InputSpec], given: Any, named: Mapping[str, Any] | None = None
-) -> dict[str, str]:
-    """The value of every declared input. Numbers become text, defaults fill in; the rest raises InputError."""
+) -> dict[str, Any]:
+    """The value of every declared input. Where text is wanted numbers become text, defaults fill in.
+
+    The rest raises InputError.
+    """
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"inputs must be a mapping from names to values, not {type(given).__name__}")
     given, named = given or {}, named or {}
     problems = [f"input {name!r} is given twice, in the mapping and by name" for name in given if name in named]
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {}
     for name, value in {**given, **named}.items():
         if name not in declared:
             problems.append(f"there is no input {name!r}{meant(name, declared)}")
-        elif isinstance(value, str):
-            values[name] = value
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            values[name] = str(value)
+        elif (reason := why_not(declared[name], value)) is not None:
+            problems.append(f"input {name!r} {reason}")
         else:
-            problems.append(f"input {name!r} must be text or a number, not {type(value).__name__}")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            values[name] = str(value) if declared[name].kind == "string" and is_number else value
     for name, spec in declared.items():
         if name in values or name in given or name in named:
             continue
-        if spec.default is None:
+        if spec.is_required:
             problems.append(f"input {name!r} is missing" + (f" ({spec.description})" if spec.description else ""))
         else:
             values[name] = spec.default
     if problems:
         raise InputError("; ".join(problems))
+    return values
+
+
+def why_not(spec: InputSpec, value: Any) -> str | None:
+    """Why a value can't be this input, as the end of a sentence; None where it can."""
+    if spec.kind == "string":
+        fits = isinstance(value, str | int | float) and not isinstance(value, bool)
+        return None if fits else f"must be text or a number, not {type(value).__name__}"
+    if spec.kind in KINDS:
+        types, words = KINDS[spec.kind]
+        if not isinstance(value, types) or (isinstance(value, bool) and spec.kind != "boolean"):
+            return f"must be {words}, not {type(value).__name__}"
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return "must be a JSON value: text, numbers, true, false, null, and lists and objects of those"
+    return _why_not_by_schema(spec.json_schema, value) if spec.json_schema is not None else None
+
+
+def _why_not_by_schema(schema: Mapping[str, Any], value: Any) -> str | None:
+    from jsonschema import SchemaError, ValidationError, validate
+
+    try:
+        validate(json.loads(json.dumps(value)), schema)
+    except ValidationError as error:
+        place = f" at {error.json_path}" if error.absolute_path else ""
+        return f"doesn't satisfy its schema{place}: {error.message}"
+    except SchemaError as error:
+        return f"has a schema that is none: {error.message}"
+    return None
+
+
+def parse_inputs(declared: Mapping[str, InputSpec], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values from a command line: texts as they are, everything else as JSON. Raises InputError."""
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        if name not in declared or declared[name].kind == "string":
+            values[name] = text
+            continue
+        try:
+            values[name] = json.loads(text)
+        except ValueError as error:
+            kind = declared[name].kind
+            raise InputError(f"input {name!r} is of type {kind!r}, and what is given is no JSON: {error}") from error
     return values
 
 

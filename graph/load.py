@@ -1,11 +1,12 @@
 """A recipe from YAML, with all its problems at once, each at its line and column."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from cachegraph.agents.spec import SubgraphSpec
 from cachegraph.errors import Problem, RecipeError
 
 from .check import check
@@ -13,9 +14,10 @@ from .draft import Draft, Finding, Permissions
 from .dump import dump_recipe
 from .explain import explain
 from .marks import BREAK, Document, Node, read_yaml
+from .nested import Chain, Load, check_nested, own_file
 from .spec import GraphSpec
 
-__all__ = ["dump_recipe", "load_recipe", "parse_recipe", "read_text"]
+__all__ = ["check_included", "dump_recipe", "load_recipe", "parse_recipe", "read_spec", "read_text"]
 
 MAX_BYTES = 64_000_000
 MAX_PROBLEMS = 200
@@ -27,11 +29,12 @@ def load_recipe(
     allow_env: Collection[str] = (),
     allow_paths: bool = False,
     known_models: Collection[str] | None = None,
+    chain: Chain = (),
 ) -> GraphSpec:
     """Read and check a recipe's file. Raises RecipeError with everything that is wrong.
 
     `allow_env` are environment variables that its endpoints may name; `allow_paths` lets it name files outside its
-    folder; `known_models` are the catalogue's names, where they are at hand.
+    folder; `known_models` are the catalogue's names, where they are at hand; `chain` are the recipes that include it.
     """
     path = Path(path)
     return parse_recipe(
@@ -41,6 +44,7 @@ def load_recipe(
         allow_env=allow_env,
         allow_paths=allow_paths,
         known_models=known_models,
+        chain=chain or (path.resolve(),),
     )
 
 
@@ -52,6 +56,7 @@ def parse_recipe(
     allow_env: Collection[str] = (),
     allow_paths: bool = False,
     known_models: Collection[str] | None = None,
+    chain: Chain = (),
 ) -> GraphSpec:
     """Check a recipe's text. `name` is what problems call it; its relative paths start at `folder`."""
     document = read_yaml(text.removeprefix("\ufeff"), name)
@@ -68,9 +73,45 @@ def parse_recipe(
     except ValidationError as error:
         problems += explain(error, document)
     problems += [_problem(finding, document) for finding in check(Draft.of(data), permissions)]
+    if spec is not None and not problems:
+        found = check_nested(spec, permissions.folder, chain, _loader(permissions))
+        problems = [each if isinstance(each, Problem) else _problem(each, document) for each in found]
     if spec is None or problems:
         raise RecipeError(_ordered(problems, name))
     return spec
+
+
+def check_included(spec: GraphSpec, permissions: Permissions, folder: Path) -> None:
+    """Check the recipes that a graph built in Python includes. Raises RecipeError."""
+    found = list(check_nested(spec, folder, (), _loader(permissions)))
+    if found:
+        raise RecipeError([x if isinstance(x, Problem) else Problem(x.message, hint=x.hint) for x in found])
+
+
+def read_spec(path: Path) -> GraphSpec:
+    """The value of a recipe that was checked before, with the one that includes it."""
+    return GraphSpec.model_validate(
+        read_yaml(read_text(path).removeprefix("\ufeff"), str(path)).root.value, strict=True
+    )
+
+
+def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
+    """The recipes that a checked one includes itself, each with its folder."""
+    for entry in spec.agents.values():
+        if isinstance(entry, SubgraphSpec):
+            file = own_file(entry, folder)
+            yield read_spec(file), file.parent
+
+
+def _loader(permissions: Permissions) -> Load:
+    """Loads included recipes with what the outer one is allowed."""
+    return lambda path, chain: load_recipe(
+        path,
+        allow_env=permissions.allow_env,
+        allow_paths=permissions.allow_paths,
+        known_models=permissions.known_models,
+        chain=chain,
+    )
 
 
 def read_text(path: Path) -> str:

@@ -19,6 +19,7 @@ __all__ = ["Parts"]
 
 EDGE: TypeAdapter[EdgeSpec] = TypeAdapter(EdgeSpec)
 Pair = tuple[str, str]
+FLOW = {"when", "max_rounds", "until", "rounds"}  # what an edge is told whatever its channel
 
 
 class Parts:
@@ -67,8 +68,9 @@ class Parts:
             raise RecipeError(f"there is no channel {data['channel']!r}{meant(data['channel'], CHANNELS)}")
         self._set("edges", (*(self._parts.get("edges") or ()), _edge(data)))
 
-    def output(self, name: str) -> None:
-        self._set("output", name)
+    def output(self, name: Any) -> None:
+        self._parts.pop("output", None)
+        self._set("answers", name)
 
     def with_channels(self, channel: Channel | Mapping[Pair, Channel]) -> "Parts":
         """A copy with other channels. Raises InputError for an edge or a channel that there is not."""
@@ -102,9 +104,10 @@ def _swapped(edge: EdgeSpec, channel: Channel, kept: dict[Pair, dict[str, Any]])
         return edge
     pair = (edge.sender, edge.receiver)
     if edge.channel != "text":
-        kept[pair] = edge.model_dump(exclude={"sender", "receiver", "channel"}, exclude_unset=True)
+        kept[pair] = edge.model_dump(exclude={"sender", "receiver", "channel", *FLOW}, exclude_unset=True)
     told = kept.get(pair, {}) if channel != "text" else {}
-    return _edge({"from": edge.sender, "to": edge.receiver, "channel": channel, **told})
+    flow = edge.model_dump(include=FLOW, exclude_unset=True)
+    return _edge({"from": edge.sender, "to": edge.receiver, "channel": channel, **flow, **told})
 
 
 def _edge(data: Mapping[str, Any]) -> EdgeSpec:

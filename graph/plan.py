@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.errors import RecipeError
 
+from .loops import Loop, find_loops
 from .spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -30,13 +31,28 @@ class Plan:
     """A graph that can run: no agent waits for itself, and everything leads to the output."""
 
     steps: Mapping[str, Step]  # in an order in which they could run one by one
-    generations: tuple[tuple[str, ...], ...]  # agents that may run at the same time
+    generations: tuple[tuple[str, ...], ...]  # agents that may run at the same time, in a loop's first round
     output: str
+    loops: tuple[Loop, ...] = ()  # the outer before the inner
 
     @property
     def critical_path(self) -> int:
         """How many agents the longest chain holds."""
         return len(self.generations)
+
+    def loop_back(self, edge: EdgeSpec) -> int | None:
+        """The loop that an edge leads back in."""
+        pair = (edge.sender, edge.receiver)
+        return next((number for number, loop in enumerate(self.loops) if pair in loop.back), None)
+
+    def left_by(self, edge: EdgeSpec) -> int | None:
+        """The outermost loop that an edge leads out of."""
+        ways = (n for n, loop in enumerate(self.loops) if edge.sender in loop.body and edge.receiver not in loop.body)
+        return next(ways, None)
+
+    def innermost(self, name: str) -> int | None:
+        """The innermost loop that an agent is in."""
+        return next((n for n, loop in reversed(list(enumerate(self.loops))) if name in loop.body), None)
 
     def ancestors(self, name: str) -> frozenset[str]:
         """All agents that this one waits for, near or far."""
@@ -54,12 +70,21 @@ def plan(spec: GraphSpec) -> Plan:
     import networkx as nx
 
     strangers = [edge for edge in spec.edges if edge.sender not in spec.agents or edge.receiver not in spec.agents]
-    if strangers or spec.output not in spec.agents:
-        what = f"edge {strangers[0].sender!r} -> {strangers[0].receiver!r}" if strangers else f"output {spec.output!r}"
+    lost = [name for name in spec.outputs.values() if name not in spec.agents]
+    if strangers or lost:
+        what = f"edge {strangers[0].sender!r} -> {strangers[0].receiver!r}" if strangers else f"output {lost[0]!r}"
         raise RecipeError(f"{what} names an agent that the recipe doesn't have; add it to 'agents'")
-    pairs = [(edge.sender, edge.receiver) for edge in spec.edges]
+    pairs = [(edge.sender, edge.receiver) for edge in spec.edges if edge.max_rounds is None]
     if cycles := find_cycles(spec.agents, pairs):
-        raise RecipeError(f"agents wait for each other in a cycle: {' -> '.join(cycles[0])}; remove one of its edges")
+        cycle = " -> ".join(cycles[0])
+        raise RecipeError(
+            f"agents wait for each other in a cycle: {cycle}; give one of its edges 'max_rounds', or remove it"
+        )
+    back = [(edge.sender, edge.receiver) for edge in spec.edges if edge.max_rounds is not None]
+    loops, closing_none = find_loops(pairs, back)
+    if closing_none:
+        sender, receiver = closing_none[0]
+        raise RecipeError(f"edge {sender!r} -> {receiver!r} has 'max_rounds' and closes no cycle; leave it out")
     graph = _digraph(spec.agents, pairs)
     generations = tuple(tuple(generation) for generation in nx.topological_generations(graph))
     order = [name for generation in generations for name in generation]
@@ -73,7 +98,7 @@ def plan(spec: GraphSpec) -> Plan:
         incoming[edge.receiver].append(edge)
         outgoing[edge.sender].append(edge)
     steps = {name: Step(name, tuple(incoming[name]), tuple(outgoing[name]), depth[name]) for name in order}
-    return Plan(steps, generations, spec.output)
+    return Plan(steps, generations, spec.output, tuple(loops))
 
 
 def find_cycles(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
@@ -91,12 +116,12 @@ def find_cycles(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list
     return cycles
 
 
-def unread(agents: Iterable[str], pairs: Iterable[tuple[str, str]], output: str) -> list[str]:
-    """Agents from which no way leads to the output."""
+def unread(agents: Iterable[str], pairs: Iterable[tuple[str, str]], outputs: Iterable[str]) -> list[str]:
+    """Agents from which no way leads to any of the outputs."""
     import networkx as nx
 
     graph = _digraph(agents, pairs)
-    read = nx.ancestors(graph, output) | {output}
+    read = {name for output in outputs for name in (*nx.ancestors(graph, output), output)}
     return [name for name in graph if name not in read]
 
 

@@ -28,16 +28,23 @@ def to_text(spec: GraphSpec) -> str:
     order = plan(spec)
     lines = [visible(f"{spec.name}: {spec.description}" if spec.description else spec.name)]
     for name, given in spec.inputs.items():
-        default = "required" if given.default is None else f"default {shorten(given.default, 40, placeholder='...')!r}"
+        default = (
+            "required" if given.default is None else f"default {shorten(str(given.default), 40, placeholder='...')!r}"
+        )
         lines.append(visible(f"  input {name} ({default})" + (f": {given.description}" if given.description else "")))
+    outputs = spec.outputs.values()
     wide = max(map(len, spec.agents))
     for number, generation in enumerate(order.generations, 1):
         for name in generation:
             step = order.steps[name]
-            reads = [*_reads(spec, spec.agents[name]), *(f"{e.sender} ({edge_label(e)})" for e in step.incoming)]
+            reads = [
+                *_reads(spec, spec.agents[name]),
+                *(f"{e.sender} ({_label(spec, e) or e.channel})" for e in step.incoming),
+            ]
             parts = [f"{number:>3}. {name:<{wide}}  {model_label(spec, name)}"]
             parts += [f"reads {', '.join(reads)}"] if reads else []
-            parts += ["<- output"] if name == spec.output else []
+            parts += _notes(spec.agents[name])
+            parts += ["<- output"] if name in outputs else []
             lines.append(visible("  ".join(parts)))
     return "\n".join(lines) + "\n"
 
@@ -48,11 +55,13 @@ def to_mermaid(spec: GraphSpec) -> str:
     number = {name: f"a{index}" for index, name in enumerate(spec.agents)}
     lines = ["flowchart LR"]
     for name in order.steps:
-        shape = ('(["', '"])') if name == spec.output else ('["', '"]')
+        shape = ('(["', '"])') if name in spec.outputs.values() else _shape(spec.agents[name])
         body = f"<b>{escape_mermaid(name)}</b><br/>{escape_mermaid(model_label(spec, name))}"
+        body += "".join(f"<br/>{escape_mermaid(note)}" for note in _notes(spec.agents[name]))
         lines.append(f"    {number[name]}{shape[0]}{body}{shape[1]}")
     for edge in spec.edges:
-        label = "" if edge.channel == "text" else f'|"{escape_mermaid(edge_label(edge))}"|'
+        said = _label(spec, edge)
+        label = f'|"{escape_mermaid(said)}"|' if said else ""
         lines.append(f"    {number[edge.sender]} {ARROWS[edge.channel]}{label} {number[edge.receiver]}")
     return "\n".join(lines) + "\n"
 
@@ -61,11 +70,24 @@ def to_svg(spec: GraphSpec) -> str:
     """The graph as a picture that stands on its own, readable on light and on dark ground."""
     order = plan(spec)
     boxes = {
-        name: Box(name, model_label(spec, name), tuple(_reads(spec, spec.agents[name])), name == spec.output)
+        name: Box(
+            name,
+            model_label(spec, name),
+            tuple(_reads(spec, spec.agents[name])),
+            name in spec.outputs.values(),
+            notes=tuple(_notes(spec.agents[name])),
+        )
         for name in order.steps
     }
     lines = [
-        Line(edge.sender, edge.receiver, edge.channel, "" if edge.channel == "text" else edge_label(edge))
+        Line(
+            edge.sender,
+            edge.receiver,
+            edge.channel,
+            _label(spec, edge),
+            leads_back=edge.max_rounds is not None,
+            may_be_skipped=edge.when is not None or _case(spec, edge) is not None,
+        )
         for edge in spec.edges
     ]
     return draw(spec.name, spec.description, order.generations, boxes, lines)
@@ -75,6 +97,42 @@ def edge_label(edge: EdgeSpec) -> str:
     """An edge in a few words."""
     fusers = " + ".join(named_fusers(getattr(edge, "fuser", None)))
     return f"{edge.channel} · {fusers}" if fusers else edge.channel
+
+
+def _label(spec: GraphSpec, edge: EdgeSpec) -> str:
+    """What is to be said of an edge: its channel where it is no text, and when it is travelled."""
+    parts = [] if edge.channel == "text" else [edge_label(edge)]
+    case = _case(spec, edge)
+    parts += [case] if case is not None else []
+    parts += [f"if {shorten(edge.when, 40, placeholder='...')}"] if edge.when is not None else []
+    parts += [f"up to {edge.max_rounds} rounds"] if edge.max_rounds is not None else []
+    parts += [f"until {shorten(edge.until, 40, placeholder='...')}"] if edge.until is not None else []
+    parts += ["all rounds"] if edge.rounds == "all" else []
+    return ", ".join(parts)
+
+
+def _case(spec: GraphSpec, edge: EdgeSpec) -> str | None:
+    """The condition under which the sender routes here; None where its route doesn't name the receiver."""
+    cases = [case for case in spec.agents[edge.sender].route if case.to == edge.receiver]
+    if not cases:
+        return None
+    when = cases[0].when
+    return "otherwise" if when is None else f"if {shorten(when, 40, placeholder='...')}"
+
+
+def _notes(entry: AgentEntry) -> list[str]:
+    """How often and when an agent takes its turn, where that is unusual."""
+    notes = (
+        [] if entry.for_each is None else [f"for each {entry.item} of {shorten(entry.for_each, 30, placeholder='...')}"]
+    )
+    return notes if entry.join == "all" else [*notes, f"joins {entry.join}"]
+
+
+def _shape(entry: AgentEntry) -> tuple[str, str]:
+    """Mermaid's brackets: a hexagon where an agent decides, two frames for a graph."""
+    if isinstance(entry, SubgraphSpec):
+        return '[["', '"]]'
+    return ('{{"', '"}}') if entry.route else ('["', '"]')
 
 
 def model_label(spec: GraphSpec, agent: str) -> str:

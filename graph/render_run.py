@@ -76,7 +76,16 @@ def run_to_svg(spec: GraphSpec, run: Happened) -> str:
         reports = run.edges.get((edge.sender, edge.receiver), [])
         channel = _used(reports) or "none"
         fell = "; ".join(dict.fromkeys(each.fallback_reason for each in reports if each.fallback_reason))
-        lines.append(Line(edge.sender, edge.receiver, channel, _edge(reports) if reports else "", fell))
+        lines.append(
+            Line(
+                edge.sender,
+                edge.receiver,
+                channel,
+                _edge(reports) if reports else "",
+                fell,
+                edge.max_rounds is not None,
+            )
+        )
     return draw(spec.name, _ending(run), order.generations, boxes, lines)
 
 

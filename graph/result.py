@@ -20,7 +20,7 @@ UNKEPT = (
     "or on the command line without --no-store)"
 )
 
-AgentStatus = Literal["not_started", "running", "finished", "paused", "failed", "cancelled"]
+AgentStatus = Literal["not_started", "running", "finished", "skipped", "paused", "failed", "cancelled"]
 RunStatus = Literal["not_started", "running", "finished", "partial", "paused", "failed", "cancelled"]
 
 
@@ -38,14 +38,18 @@ class AgentResult:
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
     turn: str = ""  # the id of the turn that this tells of: the agent's name, unless it takes several in a run
+    turns: int = 0  # how many it has begun: a loop's agent takes one a round, and this tells of the last
+    earlier: "list[AgentResult]" = field(default_factory=list)  # the turns before it, at most 8
+    items: "list[AgentResult]" = field(default_factory=list)  # of a turn an item, each of them
+    inside: "dict[str, AgentResult]" = field(default_factory=dict)  # of a graph in an agent's place: its agents
 
 
 class Result(BaseModel):
-    """One run of a graph. `text` is the output agent's reply, and empty unless that agent has finished.
+    """One run of a graph. `text` is the output's reply, of several outputs the first that ran; empty if none has.
 
-    `status` is `finished` if every agent did, `partial` if the output agent did and another did not, `paused` if it
-    can go on when a person has answered, `failed` or `cancelled` if the run was ended before, and `not_started` or
-    `running` in an early look at it.
+    `status` is `finished` if every agent did that was not skipped, `partial` if an output did and another agent failed,
+    `paused` if it can go on when a person has answered, `failed` or `cancelled` if the run was ended before, and
+    `not_started` or `running` in an early look at it.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -57,6 +61,7 @@ class Result(BaseModel):
     status: RunStatus
     output: str  # the output agent's name
     text: str = ""
+    outputs: dict[str, str] = {}  # by the outputs' names, the replies of those that ran
     error: str | None = None
     seconds: float = 0.0
     agents: dict[str, AgentResult] = {}

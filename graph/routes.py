@@ -8,93 +8,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import anyio
-
 from cachegraph.agents.base import Agent
-from cachegraph.agents.create import Create
-from cachegraph.agents.spec import AgentSpec, PauseSpec, SubgraphSpec
+from cachegraph.agents.expression import Expression, compile_expression
+from cachegraph.agents.spec import AgentSpec, SubgraphSpec
 from cachegraph.agents.template import compile_template
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Route
 from cachegraph.channels.spec import EdgeSpec, TextEdge
-from cachegraph.errors import ConfigError
 
 from .plan import Plan
 from .spec import GraphSpec
 
-__all__ = ["Cast", "Decide", "Exit", "Node", "Wiring", "create_agents", "wire"]
+__all__ = ["Case", "Decide", "Exit", "ForEach", "LoopWiring", "Node", "Wiring", "wire"]
 
 Decide = Callable[[EdgeSpec, Peer, Peer, Path], Route]
 
 
-class Cast:
-    """The agents of a graph, opened together. A graph shares them with its copies that differ in channels only."""
-
-    def __init__(self, agents: Mapping[str, Agent]):
-        self.agents = agents
-        self.is_open = False
-        self.epoch = 0  # grows when the agents are closed: what was wired before is then void
-
-    async def open(self) -> None:
-        """Open all agents at once. Safe to call from many runs; raises the first agent's error in recipe order."""
-        if self.is_open:
-            return
-        errors: dict[str, Exception] = {}
-
-        async def open_one(name: str) -> None:
-            try:
-                await self.agents[name].open()
-            except Exception as error:
-                errors[name] = error
-
-        async with anyio.create_task_group() as group:
-            for name in self.agents:
-                group.start_soon(open_one, name)
-        for name in self.agents:
-            if name in errors:
-                raise errors[name]
-        self.is_open = True
-
-    async def close(self) -> None:
-        """Close all agents, even if one of them fails to; raises the first error then."""
-        self.is_open = False
-        self.epoch += 1
-        first: Exception | None = None
-        for agent in self.agents.values():
-            try:
-                await agent.close()
-            except Exception as error:
-                first = first or error
-        if first is not None:
-            raise first
-
-
-def create_agents(spec: GraphSpec, folder: Path, create: Create) -> dict[str, Agent]:
-    """The agents of a checked recipe, none of them open."""
-    upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
-    for edge in spec.edges:
-        upstream[edge.receiver].append(edge.sender)
-    inputs = tuple(spec.inputs)
-    agents: dict[str, Agent] = {}
-    for name, entry in spec.agents.items():
-        if isinstance(entry, PauseSpec):
-            from cachegraph.agents.pause import PauseAgent
-
-            agents[name] = PauseAgent(name, entry, upstream=tuple(upstream[name]))
-            continue
-        if isinstance(entry, SubgraphSpec):
-            raise ConfigError(f"agent {name!r} is a graph, and this version can't run those yet")
-        model = spec.models.get(entry.model, entry.model)
-        agents[name] = create(name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]))
-    return agents
-
-
 class Exit(NamedTuple):
-    """Where a reply goes: to which node, into which place of its inbox, by which route."""
+    """Where a reply goes: to which node, into which place of its inbox, by which route, and when."""
 
     receiver: int
     place: int
     route: Route
+    plain: bool = True  # always, at once, and forward: nothing below is set
+    when: Expression | None = None
+    chosen: bool = False  # the sender's `route` chooses between this and others
+    held_by: int | None = None  # the loop that it leaves, at whose end it goes
+    leads_back: int | None = None  # the loop in which it goes to the next round
+    until: Expression | None = None
+    keeps_all: bool = False  # every round's message, as one
+
+
+class Case(NamedTuple):
+    """One case of an agent's `route`; the last has no condition."""
+
+    when: Expression | None
+    receiver: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForEach:
+    """An agent's turn for every item of a list."""
+
+    items: Expression
+    name: str
+    most: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,59 +68,134 @@ class Node:
     exits: tuple[Exit, ...]
     needs_text: bool
     needs_cache: bool
+    waits: int = 0  # messages before its first turn
+    join: int = 0  # messages that are enough; 0: all
+    loop: int | None = None  # the innermost
+    cases: tuple[Case, ...] = ()
+    for_each: ForEach | None = None
+    is_graph: bool = False  # its agent is a run of its own
+
+
+@dataclass(frozen=True, slots=True)
+class LoopWiring:
+    """A loop by its nodes. `inside` are all of them, `members` those in no inner loop."""
+
+    inside: frozenset[int]
+    members: frozenset[int]
+    loops: frozenset[int]  # directly inside
+    parent: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """The nodes of a graph in recipe order, how many messages each waits for, and which of them wait for none."""
+    """The nodes of a graph in recipe order, which of them wait for nobody, and its loops."""
 
     nodes: tuple[Node, ...]
-    waits: tuple[int, ...]
     first: tuple[Node, ...]
+    outputs: tuple[int, ...]
+    loops: tuple[LoopWiring, ...] = ()
+    joins_early: bool = False  # some agent starts before all it could hear of has arrived
 
 
 def wire(
     spec: GraphSpec, order: Plan, agents: Mapping[str, Agent], folder: Path, decide: Decide | None = None
 ) -> Wiring:
     """Decide every edge of a checked recipe whose agents are open. Raises ChannelError where one may not fall back."""
-    index = {name: i for i, name in enumerate(spec.agents)}
-    peers: dict[str, Peer] = {name: agents[name].peer() for name in index}
-    entries: list[list[Route]] = [[] for _ in index]
-    exits: list[list[Exit]] = [[] for _ in index]
-    for edge in spec.edges:
-        route = _route(edge, peers[edge.sender], peers[edge.receiver], folder, decide)
-        receiver = index[edge.receiver]
-        exits[index[edge.sender]].append(Exit(receiver, len(entries[receiver]), route))
-        entries[receiver].append(route)
-    told = {spec.output, *_whose_data_is_read(spec)}
-    depth = [order.steps[name].depth for name in index]  # who is furthest from the output starts first
-    nodes = tuple(
-        Node(
+    return _Wirer(spec, order, agents, folder, decide).wiring()
+
+
+class _Wirer:
+    def __init__(self, spec: GraphSpec, order: Plan, agents: Mapping[str, Agent], folder: Path, decide: Decide | None):
+        self.spec, self.order, self.agents, self.folder, self.decide = spec, order, agents, folder, decide
+        self.index = {name: i for i, name in enumerate(spec.agents)}
+        self.peers: dict[str, Peer] = {name: agents[name].peer() for name in self.index}
+        self.depth = [order.steps[name].depth for name in self.index]  # who is furthest from the output starts first
+        self.entries: list[list[Route]] = [[] for _ in self.index]
+        self.exits: list[list[Exit]] = [[] for _ in self.index]
+        self.told = {*spec.outputs.values(), *_whose_words_are_read(spec)}
+
+    def wiring(self) -> Wiring:
+        for edge in self.spec.edges:
+            exit = self._exit(edge)
+            self.exits[self.index[edge.sender]].append(exit)
+            self.entries[exit.receiver].append(exit.route)
+        nodes = tuple(self._node(name) for name in self.index)
+        first = sorted((node for node in nodes if not node.waits), key=lambda node: -self.depth[node.index])
+        outputs = tuple(self.index[name] for name in self.spec.outputs.values())
+        return Wiring(nodes, tuple(first), outputs, self._loops(), any(node.join for node in nodes))
+
+    def _exit(self, edge: EdgeSpec) -> Exit:
+        route = self._route(edge)
+        receiver = self.index[edge.receiver]
+        place = len(self.entries[receiver])
+        loop = self.order.loop_back(edge) if edge.max_rounds is not None else None
+        held = self.order.left_by(edge)
+        chosen = any(case.to == edge.receiver for case in self.spec.agents[edge.sender].route)
+        when, until = (None if each is None else compile_expression(each, None) for each in (edge.when, edge.until))
+        plain = when is None and held is None and loop is None and not chosen and edge.rounds == "newest"
+        return Exit(receiver, place, route, plain, when, chosen, held, loop, until, edge.rounds == "all")
+
+    def _node(self, name: str) -> Node:
+        i, entry = self.index[name], self.spec.agents[name]
+        cases = (
+            Case(None if c.when is None else compile_expression(c.when, None), self.index[c.to]) for c in entry.route
+        )
+        needs_cache = any(exit.route.needs_cache for exit in self.exits[i])
+        loop = self.order.innermost(name)
+        incoming = self.order.steps[name].incoming
+        return Node(
             index=i,
             name=name,
-            agent=agents[name],
-            model=peers[name].name,
-            timeout=spec.agents[name].timeout,
-            entries=tuple(entries[i]),
-            exits=tuple(sorted(exits[i], key=lambda exit: -depth[exit.receiver])),
-            needs_text=name in told or any(exit.route.needs_text for exit in exits[i]),
-            needs_cache=any(exit.route.needs_cache for exit in exits[i]),
+            agent=self.agents[name],
+            model=self.peers[name].name,
+            timeout=entry.timeout,
+            entries=tuple(self.entries[i]),
+            exits=tuple(sorted(self.exits[i], key=lambda exit: -self.depth[exit.receiver])),
+            # Who goes round keeps no turn of the round before it alive just to write what nobody has asked for.
+            needs_text=name in self.told
+            or any(exit.route.needs_text for exit in self.exits[i])
+            or (loop is not None and (not needs_cache or _is_fused(self.entries[i]))),
+            needs_cache=needs_cache,
+            waits=sum(edge.max_rounds is None for edge in incoming),
+            join=0 if entry.join == "all" else 1 if entry.join == "any" else entry.join,
+            loop=loop,
+            cases=tuple(cases),
+            for_each=None
+            if entry.for_each is None
+            else ForEach(compile_expression(entry.for_each, None), entry.item, entry.max_concurrent),
+            is_graph=isinstance(entry, SubgraphSpec),
         )
-        for name, i in index.items()
-    )
-    waits = tuple(len(routes) for routes in entries)
-    first = sorted((node for node in nodes if not node.entries), key=lambda node: -depth[node.index])
-    return Wiring(nodes, waits, tuple(first))
+
+    def _loops(self) -> tuple[LoopWiring, ...]:
+        loops = self.order.loops
+        wired = []
+        for number, loop in enumerate(loops):
+            inner = [other for other, each in enumerate(loops) if each.parent == number]
+            inside = frozenset(self.index[name] for name in loop.body)
+            members = inside - {self.index[name] for other in inner for name in loops[other].body}
+            wired.append(LoopWiring(inside, members, frozenset(inner), loop.parent))
+        return tuple(wired)
+
+    def _route(self, edge: EdgeSpec) -> Route:
+        return _route(edge, self.peers[edge.sender], self.peers[edge.receiver], self.folder, self.decide)
 
 
-def _whose_data_is_read(spec: GraphSpec) -> Iterator[str]:
-    """Senders of which a receiver reads the data, which comes with the text, whatever the edge carries."""
+def _is_fused(entries: list[Route]) -> bool:
+    return any(route.used != "text" and not route.needs_cache for route in entries)
+
+
+def _whose_words_are_read(spec: GraphSpec) -> Iterator[str]:
+    """Agents that must write their reply whatever their edges carry: a condition or a field of data needs it."""
     for edge in spec.edges:
+        for source in (edge.when, edge.until):
+            yield from compile_expression(source, None).names if source is not None else ()
         receiver = spec.agents[edge.receiver]
-        if isinstance(edge, TextEdge) or not isinstance(receiver, AgentSpec):
-            continue
-        if any(edge.sender in compile_template(each or "", None).fields for each in (receiver.prompt, receiver.system)):
-            yield edge.sender
+        if not isinstance(edge, TextEdge) and isinstance(receiver, AgentSpec):
+            templates = [compile_template(each or "", None) for each in (receiver.prompt, receiver.system)]
+            yield from (edge.sender for template in templates if edge.sender in template.fields)
+    for entry in spec.agents.values():
+        for source in (entry.for_each, *(case.when for case in entry.route)):
+            yield from compile_expression(source, None).names if source is not None else ()
 
 
 def _route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, decide: Decide | None) -> Route:

@@ -1,15 +1,14 @@
 """One execution of a graph: every agent starts as soon as all it waits for has arrived.
 
-A counter per agent says how many messages are still to come; whoever brings it to zero starts the agent. The task that
-finished an agent goes on with the first one it has set free and starts a new task for each of the others, so a chain of
-any length is one task. An agent's error is a value here, not an exception: it ends the run or only what depends on it,
-as the recipe says. Knows nothing of models, channels or YAML.
+Who that is, `arrivals.py` knows; how an agent's turn is taken, `turns.py`; where its reply goes, `ways.py`. The task
+that finished an agent goes on with the first one that it has set free and starts a new task for each of the others, so
+a chain of any length is one task. An agent's error is a value here, not an exception: it ends the run or only what
+depends on it, as the recipe says. Knows nothing of models, channels or YAML.
 """
 
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,32 +16,35 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from cachegraph.agents.base import Delivery, Paused, Reply, Turn
-from cachegraph.channels.message import EdgeReport, Message, Route
+from cachegraph.agents.base import Delivery, Paused, Reply
+from cachegraph.agents.filters import Value
+from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.errors import CachegraphError, InputError, RunError
 
+from .arrivals import Arrivals
 from .events import (
     AgentCancelled,
     AgentFailed,
     AgentFinished,
     AgentPaused,
+    AgentSkipped,
     AgentStarted,
     EdgeTravelled,
-    Event,
     RunFinished,
     RunStarted,
-    TextDelta,
 )
-from .journal import Journal, note, take_turn
+from .journal import Journal, note
 from .probe import Probe
 from .result import UNKEPT, AgentResult, Result, RunStatus
 from .routes import Node, Wiring
 from .spec import GraphSpec
+from .turns import Listener, Spent, Surroundings, Turns, record_reply
+from .ways import Ways
 
 __all__ = ["Listener", "Prepare", "Run"]
 
-Listener = Callable[[Event], None]
 Prepare = Callable[[], Awaitable[Wiring]]
+KEPT = 8  # turns of an agent before its last that a result holds
 
 
 class Run:
@@ -50,6 +52,8 @@ class Run:
 
     _group: TaskGroup
     _wiring: Wiring
+    _arrivals: Arrivals
+    _turns: Turns
 
     def __init__(
         self,
@@ -59,26 +63,28 @@ class Run:
         listener: Listener | None = None,
         probe: Probe | None = None,
         journal: Journal | None = None,
+        within: Surroundings | None = None,
     ):
         self._spec = spec
         self._inputs = inputs
         self._prepare = prepare
-        self._listener = listener
         self._probe = probe
-        self._journal = journal
-        self._began = 0.0
+        self._journal = journal  # a kept run has its own once it has begun
+        self._ways = Ways()
         self._seconds = 0.0  # set when the run ends
         self._status: RunStatus = "not_started"
         self._error: str | None = None
         self._agents: dict[str, AgentResult] = {}  # those that have started, or never will
         self._edges: dict[tuple[str, str], EdgeReport] = {}
-        self._waits: list[int] = []
-        self._inboxes: dict[int, list[Delivery | None]] = {}  # a message lives here until its receiver takes it
-        self._cancelled: set[int] = set()
         self._failures: dict[str, Exception] = {}
-        self._written = 0  # tokens, by all agents
         most = spec.limits.max_concurrent
-        self._limiter = None if most is None else anyio.CapacityLimiter(most)
+        limiter = None if most is None else anyio.CapacityLimiter(most)
+        self._inside = within is not None
+        around = within or Surroundings(0.0, listener)
+        tokens = spec.limits.max_tokens
+        spent = around.spent if tokens is None else Spent(tokens, around.spent)
+        self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
+        self.replies: dict[str, Message] = {}  # the outputs', for a graph around this one
 
     @property
     def result(self) -> Result:
@@ -87,13 +93,15 @@ class Run:
         if self._status == "running":
             agents = {name: replace(agent) for name, agent in agents.items()}
         pairs = [(edge.sender, edge.receiver) for edge in self._spec.edges]
+        outputs = {key: agents[name].text or "" for key, name in self._spec.outputs.items() if _has_run(agents[name])}
         return Result(
             graph=self._spec.name,
             status=self._status,
             output=self._spec.output,
-            text=agents[self._spec.output].text or "",
+            text=next(iter(outputs.values()), ""),
+            outputs=outputs,
             error=self._error,
-            seconds=self._now() if self._status == "running" else self._seconds,
+            seconds=self._around.now() if self._status == "running" else self._seconds,
             agents=agents,
             edges={pair: self._edges[pair] for pair in pairs if pair in self._edges},
         )
@@ -101,12 +109,14 @@ class Run:
     async def execute(self) -> Result:
         """Run to the end. Raises RunError with the result so far; errors of loading models pass as they are."""
         self._status = "running"
-        self._began = perf_counter()
+        if not self._inside:
+            self._around = replace(self._around, began=perf_counter(), journal=self._journal)
         try:
             self._wiring = await self._prepare()
-            self._waits = list(self._wiring.waits)
-            if self._listener:
-                self._listener(RunStarted(self._now(), self._spec.name))
+            self._arrivals = Arrivals(self._wiring, self._skip, self._cancel)
+            self._turns = Turns(self._around, self._inputs, self._probe, self._wiring.outputs)
+            if self._around.listener and not self._inside:
+                self._around.listener(RunStarted(self._around.now(), self._spec.name))
             await self._all_agents()
             cause = self._conclude()
         except Exception as error:
@@ -124,7 +134,7 @@ class Run:
         timeout = self._spec.limits.timeout
         with anyio.move_on_after(timeout) as clock:
             async with anyio.create_task_group() as self._group:
-                for node in self._wiring.first:
+                for node in self._ready():
                     self._group.start_soon(self._follow, node, name=node.name)
         if clock.cancelled_caught:
             busy = ", ".join(repr(name) for name, agent in self._agents.items() if agent.status == "running")
@@ -134,117 +144,87 @@ class Run:
     async def _follow(self, node: Node) -> None:
         """Serve a node, then one of those it has set free, and so on; the others get tasks of their own."""
         while True:
-            if self._limiter is None:
-                ready = await self._serve(node)
-                await checkpoint()  # agents that never wait must not keep others, timeouts and Ctrl-C from their turn
-            else:
-                async with self._limiter:
-                    ready = await self._serve(node)
+            await self._serve(node)
+            ready = self._ready()
+            if self._wiring.joins_early and all(map(self._arrivals.is_over, self._wiring.outputs)):
+                self._group.cancel_scope.cancel()  # who is still at work lost a race
+            await checkpoint()  # agents that never wait must not keep others, timeouts and Ctrl-C from their turn
             if not ready:
                 return
             node = ready[0]
             for i in range(1, len(ready)):
                 self._group.start_soon(self._follow, ready[i], name=ready[i].name)
 
-    async def _serve(self, node: Node) -> list[Node]:
-        agent = AgentResult("running", model=node.model, started=self._now(), turn=node.name)
-        self._agents[node.name] = agent
-        if self._listener:
-            self._listener(AgentStarted(self._now(), node.name))
-        try:
-            reply = await self._reply(node)
-            self._fill(agent, reply)
-            if self._journal is not None:
-                await note(self._journal, node.name, agent, reply)
-        except Paused as pause:
-            self._pause(node, agent, pause.question)
-            return []
-        except Exception as error:
-            self._fail(node, agent, error)
-            return []
-        self._finish(node, agent, reply)
-        return self._hand_over(node, reply.message)
-
-    async def _reply(self, node: Node) -> Reply:
-        if node.timeout is None:
-            return await self._turn(node)
-        with anyio.move_on_after(node.timeout):
-            return await self._turn(node)
-        raise RunError(f"it took longer than its timeout of {node.timeout:g} s (agents.{node.name}.timeout)")
-
-    async def _turn(self, node: Node) -> Reply:
-        if self._probe is not None and self._probe.skip == node.name:
-            self._next_turn(node)
-            return Reply(Message(node.name, ""))
-        # The turn is nobody's variable: it must not outlive the agent's own use of the caches in it.
-        reply = await take_turn(self._journal, node.name, node.agent, self._next_turn(node))
-        reply.message.turn = node.name
-        if node.needs_text and reply.message.text is None:
-            await reply.message.read()
-        return reply
-
-    def _next_turn(self, node: Node) -> Turn:
-        turn = Turn(
-            self._inputs,
-            self._inboxes.pop(node.index, ()),  # type: ignore[arg-type]  # complete, or the node would not run
-            node.needs_text,
-            node.needs_cache,
-            self._deltas(node.name) if self._listener else None,
-            partial(setattr, self._agents[node.name], "prompt"),
-            most - self._written if (most := self._spec.limits.max_tokens) is not None else None,
-            node.name,
-            self._probe.controls.get(node.name) if self._probe else None,
-        )
-        if self._probe is not None:
-            self._probe.turns[node.name] = turn
-        return turn
-
-    def _deltas(self, name: str) -> Callable[[str], None]:
-        listener = self._listener
-        assert listener is not None
-        return lambda text: listener(TextDelta(self._now(), name, text))
-
-    def _fill(self, agent: AgentResult, reply: Reply) -> None:
-        agent.status, agent.prompt = "finished", None
-        self._written += reply.tokens.generated
-        agent.text = reply.message.text
-        agent.data = reply.message.data
-        agent.timing = timing = reply.timing
-        agent.tokens = reply.tokens
-        timing.total = timing.total or self._now() - (agent.started or 0.0)
-
-    def _finish(self, node: Node, agent: AgentResult, reply: Reply) -> None:
-        for route in node.entries:
-            edge = route.edge
-            report = reply.edges.get(edge.sender) or EdgeReport(edge.channel, route.used, route.fallback_reason)
-            self._edges[edge.sender, node.name] = report
-            if self._listener:
-                self._listener(EdgeTravelled(self._now(), edge.sender, node.name, report))
-        if self._listener:
-            self._listener(AgentFinished(self._now(), node.name, agent, recalled=reply.recalled))
-
-    def _hand_over(self, node: Node, message: Message) -> list[Node]:
-        """Put the message into the inboxes it goes to; gives the nodes that now have all they waited for."""
-        ready = []
-        for receiver, place, route in node.exits:
-            if receiver in self._cancelled:
-                continue
-            inbox = self._inboxes.get(receiver)
-            if inbox is None:
-                inbox = self._inboxes[receiver] = [None] * self._wiring.waits[receiver]
-            inbox[place] = Delivery(route, _as_needed(message, route))
-            self._waits[receiver] -= 1
-            if not self._waits[receiver]:
-                ready.append(self._wiring.nodes[receiver])
+    def _ready(self) -> list[Node]:
+        ready, self._arrivals.ready = self._arrivals.ready, []
         return ready
 
+    async def _serve(self, node: Node) -> None:
+        agent = self._begin(node)
+        deliveries = [each for each in self._arrivals.take(node) if each is not None]
+        try:
+            reply, agent.items = await self._turns.take(node, agent, deliveries)
+            record_reply(agent, reply, self._around.now())
+            ways = self._ways.out_of(node, reply.message, self._values, self._arrivals.goes_round)
+            if self._around.journal is not None and node.for_each is None and not node.is_graph:
+                await note(self._around.journal, agent.turn, agent, reply)
+        except Paused as pause:
+            self._pause(node, agent, pause.question)
+            return
+        except Exception as error:
+            deliveries = []  # the error's traceback must not keep their caches
+            self._fail(node, agent, error)
+            return
+        if self._inside and node.index in self._wiring.outputs:
+            self.replies[node.name] = reply.message
+        self._finish(node, agent, reply, deliveries)
+        self._arrivals.finished(node, ways)
+
+    def _begin(self, node: Node) -> AgentResult:
+        around, name = self._around, node.name
+        before = self._agents.get(name)
+        turns = before.turns + 1 if before else 1
+        turn_id = around.turns + (name if turns == 1 else f"{name}#{turns}")
+        agent = AgentResult("running", model=node.model, started=around.now(), turn=turn_id, turns=turns)
+        if before and before.turns:
+            agent.earlier = [*before.earlier, replace(before, earlier=[])][-KEPT:]
+        self._agents[name] = agent
+        if around.listener:
+            around.listener(AgentStarted(around.now(), around.agents + name, turn=turn_id))
+        return agent
+
+    def _values(self, names: Collection[str]) -> Mapping[str, Any]:
+        """What conditions may name: the inputs, and the newest reply of every agent that has one."""
+        values = {name: self._inputs[name] for name in names if name in self._inputs}
+        for name in names:
+            agent = self._agents.get(name)
+            if agent is not None and _has_run(agent):
+                values[name] = Value(agent.text or "", name, agent.data)
+        return values
+
+    def _finish(self, node: Node, agent: AgentResult, reply: Reply, deliveries: Sequence[Delivery]) -> None:
+        around = self._around
+        for each in deliveries:
+            edge, route = each.route.edge, each.route
+            report = reply.edges.get(edge.sender) or EdgeReport(edge.channel, route.used, route.fallback_reason)
+            self._edges[edge.sender, node.name] = report
+            if around.listener:
+                ends = (around.agents + edge.sender, around.agents + node.name)
+                came = EdgeTravelled(around.now(), *ends, report, sender_turn=each.message.turn, turn=agent.turn)
+                around.listener(came)
+        if around.listener:
+            around.listener(
+                AgentFinished(around.now(), around.agents + node.name, agent, turn=agent.turn, recalled=reply.recalled)
+            )
+
     def _pause(self, node: Node, agent: AgentResult, question: str) -> None:
-        if self._journal is None:
+        around = self._around
+        if around.journal is None:
             self._fail(node, agent, InputError(UNKEPT))
             return
         agent.status, agent.prompt = "paused", question
-        if self._listener:
-            self._listener(AgentPaused(self._now(), node.name, question))
+        if around.listener:
+            around.listener(AgentPaused(around.now(), around.agents + node.name, question, turn=agent.turn))
 
     def _fail(self, node: Node, agent: AgentResult, error: Exception) -> None:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
@@ -253,27 +233,29 @@ class Run:
         agent.status = "failed"
         agent.error = _sentence(error)
         self._failures[node.name] = error
-        if self._listener:
-            self._listener(AgentFailed(self._now(), node.name, agent.error, kind=type(error).__name__))
-        self._cancel_dependents(node)
+        around = self._around
+        if around.listener:
+            name, kind = around.agents + node.name, type(error).__name__
+            around.listener(AgentFailed(around.now(), name, agent.error, turn=agent.turn, kind=kind))
+        self._arrivals.failed(node)
         if self._spec.on_error == "stop":
             self._group.cancel_scope.cancel()
 
-    def _cancel_dependents(self, failed: Node) -> None:
-        doomed = [failed]
-        while doomed:
-            for receiver, _, _ in doomed.pop().exits:
-                if receiver in self._cancelled:
-                    continue
-                self._cancelled.add(receiver)
-                self._inboxes.pop(receiver, None)
-                node = self._wiring.nodes[receiver]
-                self._agents[node.name] = AgentResult(
-                    "cancelled", error=f"agent {failed.name!r} upstream of it failed", model=node.model
-                )
-                if self._listener:
-                    self._listener(AgentCancelled(self._now(), node.name, failed.name))
-                doomed.append(node)
+    def _skip(self, node: Node) -> None:
+        around = self._around
+        if node.name not in self._agents:  # else it ran in an earlier round, and its result stands
+            self._agents[node.name] = AgentResult("skipped", model=node.model, turn=around.turns + node.name)
+        if around.listener:
+            around.listener(AgentSkipped(around.now(), around.agents + node.name, turn=self._agents[node.name].turn))
+
+    def _cancel(self, node: Node, failed: Node) -> None:
+        why = f"agent {failed.name!r} upstream of it failed"
+        self._agents[node.name] = AgentResult("cancelled", error=why, model=node.model)
+        around = self._around
+        if around.listener:
+            turn_id = around.turns + node.name
+            because = around.agents + failed.name
+            around.listener(AgentCancelled(around.now(), around.agents + node.name, because, turn=turn_id))
 
     def _conclude(self) -> Exception | None:
         """End the run with the status it deserves; gives the error to blame if it failed."""
@@ -282,37 +264,45 @@ class Run:
             return None
         if not self._failures:
             paused = any(agent.status == "paused" for agent in self._agents.values())
+            if not paused:
+                self._stop_losers()
             self._end("paused" if paused else "finished", None)
             return None
         name, cause = next(iter(self._failures.items()))
         others = len(self._failures) - 1
         message = f"agent {name!r} failed: {self._agents[name].error}"
         message += f" (and {others} more failed)" if others else ""
-        goes_on = self._spec.on_error == "continue" and self._agents[self._spec.output].status == "finished"
-        self._end("partial" if goes_on else "failed", message)
+        answered = any(_has_run(self._agents.get(name)) for name in self._spec.outputs.values())
+        self._end("partial" if self._spec.on_error == "continue" and answered else "failed", message)
         return cause
+
+    def _stop_losers(self) -> None:
+        """Say of the agents whose replies an early join no longer waits for that they were stopped."""
+        for node in self._wiring.nodes if self._wiring.joins_early else ():
+            agent = self._agents.setdefault(node.name, AgentResult(model=node.model))
+            if agent.status in ("running", "not_started"):
+                agent.status, agent.error = "cancelled", "nobody waits for its reply any more"
+                around, output = self._around, self._around.agents + self._spec.output
+                if around.listener:
+                    name = around.agents + node.name
+                    around.listener(AgentCancelled(around.now(), name, output, turn=agent.turn))
 
     def _end(self, status: RunStatus, error: str | None) -> None:
         self._status = status
         self._error = error
-        self._seconds = self._now()
-        self._inboxes.clear()
+        self._seconds = self._around.now()
+        if hasattr(self, "_arrivals"):
+            self._arrivals.clear()
         if status != "finished":
             for agent in self._agents.values():
                 if agent.status == "running":
                     agent.status = "cancelled"
-        if self._listener:
-            self._listener(RunFinished(self._seconds, self.result))
-
-    def _now(self) -> float:
-        return perf_counter() - self._began
+        if self._around.listener and not self._inside:
+            self._around.listener(RunFinished(self._seconds, self.result))
 
 
-def _as_needed(message: Message, route: Route) -> Message:
-    """The message without its cache where only its text is read, so that no reader of words keeps a cache alive."""
-    if (message.cache is None and message.rebuild is None) or route.needs_cache or message.text is None:
-        return message
-    return Message(message.sender, message.text, data=message.data, turn=message.turn)
+def _has_run(agent: AgentResult | None) -> bool:
+    return agent is not None and (agent.status == "finished" or agent.text is not None)
 
 
 def _sentence(error: BaseException) -> str:

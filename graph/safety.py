@@ -99,6 +99,8 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
         model = body.get("model")
         if isinstance(model, str) and model not in draft.models:
             yield ("agents", name, "model"), model
+        if isinstance(graph := body.get("graph"), str):
+            yield ("agents", name, "graph"), graph
     for edge in draft.edges:
         for below, fuser in edge.fusers:
             if not is_hub_fuser(fuser):

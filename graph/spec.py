@@ -26,11 +26,28 @@ Identifier = Annotated[
 ]
 
 
+InputType = Literal["string", "number", "boolean", "list", "object"]
+
+
 class InputSpec(Strict):
     """A value that the caller gives; without a default it is required."""
 
     description: str = ""
-    default: str | None = None
+    type: InputType | None = None
+    json_schema: Annotated[
+        dict[str, Any] | None, Field(alias="schema", description="A JSON schema that the value must satisfy.")
+    ] = None
+    default: Any = None
+
+    @property
+    def kind(self) -> str:
+        """The type; `any` where a schema alone says what it may be."""
+        return self.type or ("string" if self.json_schema is None else "any")
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the caller must give it."""
+        return self.default is None
 
 
 def _model_kind(value: Any) -> str:
@@ -46,6 +63,10 @@ ModelEntry = Annotated[
     | Annotated[EndpointSpec, Tag("endpoint")],
     Discriminator(_model_kind),
 ]
+
+
+def _output_kind(value: Any) -> str:
+    return "list" if isinstance(value, tuple | list) else "named" if isinstance(value, dict) else "one"
 
 
 def _whole(value: Any) -> Any:
@@ -70,13 +91,31 @@ class GraphSpec(Strict):
     inputs: dict[Identifier, InputSpec] = {}  # noqa: RUF012 (pydantic copies it)
     agents: Annotated[dict[Identifier, AgentEntry], Field(min_length=1)]
     edges: tuple[EdgeSpec, ...] = ()
-    output: Annotated[str, Field(description="The agent whose reply is the graph's.")]
+    answers: Annotated[
+        Annotated[str, Tag("one")]
+        | Annotated[tuple[str, ...], Field(min_length=1), Tag("list")]
+        | Annotated[dict[Identifier, str], Field(min_length=1), Tag("named")],
+        Discriminator(_output_kind),
+        Field(alias="output", description="The agent whose reply is the graph's; or several, by name or as a list."),
+    ]
     on_error: Annotated[
         Literal["stop", "continue"],
         Field(description="stop: a failing agent ends the run; continue: only what depends on it is cancelled."),
     ] = "stop"
     limits: Limits = Limits()
     evaluate: Annotated[EvaluateSpec | None, Field(description="The columns that `cachegraph compare` reads.")] = None
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """By the outputs' names, the agents whose replies they are."""
+        if isinstance(self.answers, str):
+            return {self.answers: self.answers}
+        return dict(self.answers) if isinstance(self.answers, dict) else {name: name for name in self.answers}
+
+    @property
+    def output(self) -> str:
+        """The agent whose reply is the graph's, or the first of several."""
+        return next(iter(self.outputs.values()))
 
     def speaker(self, name: str) -> AgentSpec:
         """The agent of this name where it must be one with a model. Raises InputError."""

@@ -16,6 +16,7 @@ __all__ = ["Box", "Line", "draw"]
 MAX_BOXES = 400
 MAX_LINES = 1500
 MARGIN = 24
+LANE = 30.0  # for each line that leads back
 LETTER = 7.3  # average width of a letter at 13 px
 PORT = 9.0  # between lines that end at one side of a box
 
@@ -53,7 +54,7 @@ class Box:
     reads: tuple[str, ...]
     is_output: bool
     status: str = ""  # of a run: decides the colour
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what its turns depend on, and what became of them
     error: str = ""
 
     @property
@@ -78,6 +79,8 @@ class Line:
     channel: str
     label: str
     fell: str = ""  # of a run: why it went otherwise than asked
+    leads_back: bool = False  # drawn below the boxes
+    may_be_skipped: bool = False
 
 
 def draw(
@@ -98,7 +101,10 @@ class _Canvas:
         boxes: Mapping[str, Box],
         lines: Sequence[Line],
     ):
-        self.title, self.description, self.boxes, self.lines = title, description, boxes, lines
+        self.title, self.description, self.boxes = title, description, boxes
+        self.lines = [line for line in lines if not line.leads_back]
+        self.back = [line for line in lines if line.leads_back]
+        lines = self.lines
         # Reads like a page: to the right, and downwards only where that would get too wide.
         self.down = len(generations) > 6 and max(map(len, generations)) <= 3
         level = {name: number for number, names in enumerate(generations) for name in names}
@@ -136,10 +142,12 @@ class _Canvas:
     def svg(self) -> str:
         for line in self.lines:
             self._line(line)
+        for number, line in enumerate(self.back):
+            self._back_line(number, line)
         for name, box in self.boxes.items():
             self._box(name, box)
         self._labels()
-        across, along = self.layout.across, self.layout.along
+        across, along = self.layout.across + LANE * len(self.back) + (8 if self.back else 0), self.layout.along
         width, height = (across, along) if self.down else (along, across)
         output_room = 0 if self.down else 64
         legend = self._legend(height + self.head + MARGIN)
@@ -182,13 +190,32 @@ class _Canvas:
             middle = (along + to_along) / 2
             corners = [self._at(middle, across), self._at(middle, to_across), self._at(to_along, to_across)]
             path += " C" + " ".join(f"{x} {y}" for x, y in corners)
+        dashes = ' stroke-dasharray="2 4"' if line.may_be_skipped and line.channel != "auto" else ""
         why = f"><title>{_xml(line.fell)}</title></path>" if line.fell else "/>"
-        self.parts.append(f'<path class="line {line.channel}{" fell" if line.fell else ""}" d="{path}"{why}')
+        self.parts.append(f'<path class="line {line.channel}{" fell" if line.fell else ""}" d="{path}"{dashes}{why}')
         if line.channel == "both":
             self.parts.append(f'<path class="core" d="{path}"/>')
         tip, across = points[-1]
         corners = [self._at(tip + 9, across), self._at(tip - 1, across - 5), self._at(tip - 1, across + 5)]
         self.parts.append(f'<polygon class="tip-{line.channel}" points="{" ".join(f"{x},{y}" for x, y in corners)}"/>')
+
+    def _back_line(self, number: int, line: Line) -> None:
+        """Out of the sender's lower side, along a lane of its own, and up into the receiver."""
+        lane = self.layout.across + 8 + LANE * number + 8
+        half = 0 if self.down else 1
+        (start, left), (end, right) = self.layout.boxes[line.sender], self.layout.boxes[line.receiver]
+        shift = 14 + 7 * number
+        start, end = start + shift, end - shift
+        left, right = left + self.boxes[line.sender].size[half] / 2, right + self.boxes[line.receiver].size[half] / 2
+        corners = [(start, left), (start, lane), (end, lane), (end, right + 9)]
+        path = " L".join("{} {}".format(*self._at(*corner)) for corner in corners)
+        self.parts.append(f'<path class="line {line.channel}" d="M{path}"/>')
+        tip = [self._at(end, right), self._at(end - 5, right + 10), self._at(end + 5, right + 10)]
+        self.parts.append(f'<polygon class="tip-{line.channel}" points="{" ".join(f"{x},{y}" for x, y in tip)}"/>')
+        x, y = self._at((start + end) / 2, lane)
+        anchor = "start" if self.down else "middle"
+        style = f"label label-{line.channel}"
+        self.parts.append(_text(style, x + (6 if self.down else 0), y - 5, _clip(line.label, 40), anchor))
 
     def _box(self, name: str, box: Box) -> None:
         x, y = self._at(*self.layout.boxes[name])
@@ -205,6 +232,8 @@ class _Canvas:
         self.parts.append("</g>")
         if box.is_output:
             place = (x, y + tall / 2 + 17, "middle") if self.down else (x + wide / 2 + 8, y + 4, "start")
+            if any(line.sender == name for line in self.lines):  # its lines leave there
+                place = (x, y - tall / 2 - 6, "middle")
             self.parts.append(_text("mark", place[0], place[1], "output", place[2]))
 
     def _labels(self) -> None:
@@ -224,7 +253,8 @@ class _Canvas:
             self.parts.append(_text(f"label label-{'fell' if line.fell else line.channel}", x, y, text))
 
     def _legend(self, y: float) -> tuple[list[str], float]:
-        channels = [channel for channel in MEANINGS if any(line.channel == channel for line in self.lines)]
+        drawn = {line.channel for line in (*self.lines, *self.back)}
+        channels = [channel for channel in MEANINGS if channel in drawn]
         if not channels or channels == ["text"]:
             return [], 0.0
         parts, x, y = [], float(MARGIN), y + 22 + (22 if self.down else 0)

@@ -9,7 +9,7 @@ import torch
 
 from cachegraph.engine.kv import KV, concat
 
-__all__ = ["CachePlane", "Private"]
+__all__ = ["CachePlane", "Private", "join_planes"]
 
 
 class Private(NamedTuple):
@@ -33,6 +33,7 @@ class CachePlane:
     segments: tuple[KV, ...]
     ids: Sequence[int]
     origins: Sequence[Any]
+    replies: frozenset[str] = frozenset()  # the turns whose replies are in here, where it is joined of several
     grafts: dict[Any, Any] = field(default_factory=dict)  # what was grafted before, for the next who wants the same
 
     @cached_property
@@ -58,7 +59,7 @@ class CachePlane:
     def _goes(self, origin: Any, seen: Collection[str], carries: str) -> bool:
         if origin is None or origin[0] in seen:
             return False
-        return carries == "all" or (carries == "reply") == (origin[0] == self.sender)
+        return carries == "all" or (carries == "reply") == (origin[0] == self.sender or origin[0] in self.replies)
 
     def _select(self, wanted: Sequence[int]) -> KV:
         parts, first = [], 0
@@ -69,3 +70,20 @@ class CachePlane:
                 parts.append(segment.select(slice(inside[0], inside[-1] + 1) if run else torch.tensor(inside)))
             first += len(segment)
         return concat(parts)
+
+
+def join_planes(turn: str, planes: Sequence[CachePlane]) -> CachePlane:
+    """Caches of one agent's turns behind each other. A text that several of them have read counts once."""
+    seen: set[str] = set()
+    origins: list[Any] = []
+    for plane in planes:
+        origins += [None if origin is not None and origin[0] in seen else origin for origin in plane.origins]
+        seen |= plane.names
+    return CachePlane(
+        planes[0].identity,
+        turn,
+        tuple(segment for plane in planes for segment in plane.segments),
+        [token for plane in planes for token in plane.ids],
+        origins,
+        frozenset().union(*(plane.replies or {plane.sender} for plane in planes)),
+    )

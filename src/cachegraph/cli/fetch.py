@@ -8,6 +8,7 @@ from cachegraph.channels.spec import TextEdge, named_fusers
 from cachegraph.engine.models import find, load_catalogue
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, FuserError
+from cachegraph.graph.load import included
 from cachegraph.graph.spec import GraphSpec
 
 from .models import bar, pull_with_bar
@@ -21,6 +22,8 @@ def fetch_models(spec: GraphSpec, folder: Path) -> None:
     for model in _local_models(spec):
         if find(model, folder, catalogue) is None:
             pull_with_bar(model, catalogue, folder)
+    for inner, place in included(spec, folder):
+        fetch_models(inner, place)
 
 
 def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
@@ -37,6 +40,8 @@ def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
         except (FuserError, ConfigError):
             if edge.channel != "auto" and edge.fallback == "error":
                 raise  # else the edge falls back, and the result says why
+    for inner, place in included(spec, folder):
+        fetch_fusers(inner, place)
 
 
 def _local_models(spec: GraphSpec) -> list[ModelSpec]:

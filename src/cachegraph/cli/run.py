@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,12 @@ def run(
     recipe: Recipe,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; NAME=@FILE reads a file, NAME=@- stdin."),
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="NAME=VALUE",
+            help="An input, JSON if no text; NAME=@FILE reads a file, @- stdin.",
+        ),
     ] = None,
     channels: Annotated[
         list[str] | None,
@@ -59,12 +64,14 @@ def run(
     allow_paths: AllowPaths = False,
 ) -> None:
     """Run a recipe and print its reply."""
+    from cachegraph.graph.inputs import parse_inputs
+
     from .fetch import fetch_fusers, fetch_models
     from .recording import recording
 
     wanted = _channels(channels or [])
     graph = open_graph(recipe, allow_env, allow_paths)
-    given = _inputs(inputs or [])
+    given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
     graph.check_inputs(given)
     store = open_store() if keep else None
     with recording(events, trace) as recorder:
@@ -85,7 +92,7 @@ def run(
 
 def _run_all(
     graphs: "Sequence[Graph]",
-    inputs: dict[str, str],
+    inputs: dict[str, Any],
     quiet: bool,
     recorder: "Recorder",
     store: "Store | None",

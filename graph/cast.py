@@ -1,0 +1,51 @@
+"""The agents of a graph, opened and closed together."""
+
+from collections.abc import Mapping
+
+import anyio
+
+from cachegraph.agents.base import Agent
+
+__all__ = ["Cast"]
+
+
+class Cast:
+    """The agents of a graph, opened together. A graph shares them with its copies that differ in channels only."""
+
+    def __init__(self, agents: Mapping[str, Agent]):
+        self.agents = agents
+        self.is_open = False
+        self.epoch = 0  # grows when the agents are closed: what was wired before is then void
+
+    async def open(self) -> None:
+        """Open all agents at once. Safe to call from many runs; raises the first agent's error in recipe order."""
+        if self.is_open:
+            return
+        errors: dict[str, Exception] = {}
+
+        async def open_one(name: str) -> None:
+            try:
+                await self.agents[name].open()
+            except Exception as error:
+                errors[name] = error
+
+        async with anyio.create_task_group() as group:
+            for name in self.agents:
+                group.start_soon(open_one, name)
+        for name in self.agents:
+            if name in errors:
+                raise errors[name]
+        self.is_open = True
+
+    async def close(self) -> None:
+        """Close all agents, even if one of them fails to; raises the first error then."""
+        self.is_open = False
+        self.epoch += 1
+        first: Exception | None = None
+        for agent in self.agents.values():
+            try:
+                await agent.close()
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first

@@ -1,0 +1,40 @@
+"""Several turns' replies as one: what a fan-out hands on."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from cachegraph.agents.base import Reply, Timing, Tokens
+from cachegraph.channels.message import EdgeReport, join_messages
+
+__all__ = ["join_replies"]
+
+
+def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
+    """The replies in their order as one. Seconds and positions are summed; the turns may have overlapped."""
+    message = join_messages(agent, turn_id, [reply.message for reply in replies])
+    parts = [part.message for part in replies]
+    message.data = [part.text if part.data is None else part.data for part in parts]
+    edges: dict[str, EdgeReport] = {}
+    for reply in replies:
+        for sender, report in reply.edges.items():
+            edges[sender] = _sum_reports(edges[sender], report) if sender in edges else replace(report)
+    timing = Timing(
+        **{each.name: sum(getattr(reply.timing, each.name) or 0.0 for reply in replies) for each in fields(Timing)}
+    )
+    timing.first_token = next((reply.timing.first_token for reply in replies), None)
+    timing.total = 0.0  # of the whole: by the clock
+    tokens = Tokens(
+        **{each.name: sum(getattr(reply.tokens, each.name) for reply in replies) for each in fields(Tokens)}
+    )
+    return Reply(message, timing, tokens, edges)
+
+
+def _sum_reports(total: EdgeReport, report: EdgeReport) -> EdgeReport:
+    return replace(
+        report,
+        fallback_reason=total.fallback_reason or report.fallback_reason,
+        bytes=total.bytes + report.bytes,
+        positions_fused=total.positions_fused + report.positions_fused,
+        positions_grafted=total.positions_grafted + report.positions_grafted,
+        seconds={key: total.seconds.get(key, 0.0) + value for key, value in report.seconds.items()},
+    )

@@ -1,0 +1,77 @@
+"""Loops: which agents go round together, by the edges that are allowed to lead back.
+
+An edge with `max_rounds` leads back: without it the graph has no cycle. Its loop holds every agent on a way from its
+receiver to its sender. Loops that share agents are one loop, unless one lies wholly inside the other: then the inner
+one goes round to its end in every round of the outer one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Loop", "find_loops", "reachable"]
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Agents that take turns round by round. `parent` is the loop around this one, by its place in the list."""
+
+    body: frozenset[str]
+    back: tuple[Pair, ...]  # the edges that lead back, sender and receiver
+    parent: int | None = None
+
+
+def find_loops(forward: Iterable[Pair], back: Iterable[Pair]) -> tuple[list[Loop], list[Pair]]:
+    """All loops, the outer before the inner; and the edges of `back` that close none."""
+    after, before = _neighbours(forward)
+    found: list[tuple[frozenset[str], list[Pair]]] = []
+    closing_none = []
+    for sender, receiver in back:
+        body = (reachable(after, receiver) & reachable(before, sender)) if sender != receiver else frozenset({sender})
+        if body:
+            found.append((body, [(sender, receiver)]))
+        else:
+            closing_none.append((sender, receiver))
+    merged = sorted(_merged(found), key=lambda each: -len(each[0]))
+    loops = []
+    for number, (body, pairs) in enumerate(merged):
+        around = [other for other in range(number) if body < merged[other][0]]
+        loops.append(Loop(body, tuple(pairs), around[-1] if around else None))
+    return loops, closing_none
+
+
+def reachable(after: Mapping[str, Sequence[str]], start: str) -> frozenset[str]:
+    """The start and all that follows it."""
+    found, todo = {start}, [start]
+    while todo:
+        new = set(after.get(todo.pop(), ())) - found
+        found |= new
+        todo.extend(new)
+    return frozenset(found)
+
+
+def _merged(found: list[tuple[frozenset[str], list[Pair]]]) -> list[tuple[frozenset[str], list[Pair]]]:
+    loops: list[tuple[frozenset[str], list[Pair]]] = []
+    for body, pairs in found:
+        while True:
+            other = next((each for each in loops if _tangled(each[0], body)), None)
+            if other is None:
+                break
+            loops.remove(other)
+            body, pairs = other[0] | body, other[1] + pairs
+        loops.append((body, pairs))
+    return loops
+
+
+def _tangled(one: frozenset[str], other: frozenset[str]) -> bool:
+    return bool(one & other) and not one < other and not other < one
+
+
+def _neighbours(pairs: Iterable[Pair]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    after: dict[str, list[str]] = {}
+    before: dict[str, list[str]] = {}
+    for sender, receiver in pairs:
+        after.setdefault(sender, []).append(receiver)
+        before.setdefault(receiver, []).append(sender)
+    return after, before

@@ -1,0 +1,41 @@
+"""From a recipe's entries to agents, none of them open; a graph in an agent's place with all that is in it."""
+
+from pathlib import Path
+
+from cachegraph.agents.base import Agent
+from cachegraph.agents.create import Create
+from cachegraph.agents.spec import PauseSpec, SubgraphSpec
+
+from .load import read_spec
+from .nested import own_file
+from .spec import GraphSpec
+from .subgraph import SubgraphAgent
+
+__all__ = ["create_agents"]
+
+
+def create_agents(spec: GraphSpec, folder: Path, create: Create) -> dict[str, Agent]:
+    """The agents of a checked recipe, none of them open."""
+    upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
+    for edge in spec.edges:
+        upstream[edge.receiver].append(edge.sender)
+    agents: dict[str, Agent] = {}
+    for name, entry in spec.agents.items():
+        if isinstance(entry, PauseSpec):
+            from cachegraph.agents.pause import PauseAgent
+
+            agents[name] = PauseAgent(name, entry, upstream=tuple(upstream[name]))
+            continue
+        if isinstance(entry, SubgraphSpec):
+            agents[name] = _subgraph(name, entry, folder, create)
+            continue
+        inputs = (*spec.inputs, entry.item) if entry.for_each is not None else tuple(spec.inputs)
+        model = spec.models.get(entry.model, entry.model)
+        agents[name] = create(name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]))
+    return agents
+
+
+def _subgraph(name: str, entry: SubgraphSpec, folder: Path, create: Create) -> SubgraphAgent:
+    file = own_file(entry, folder)
+    inner = read_spec(file)
+    return SubgraphAgent(name, entry, inner, file.parent, create_agents(inner, file.parent, create))

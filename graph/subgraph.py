@@ -1,0 +1,125 @@
+"""A recipe in an agent's place: what it is given becomes its inputs, its output's message becomes its reply."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import anyio
+
+from cachegraph.agents.base import Agent, Reply, Timing, Tokens, Turn
+from cachegraph.agents.expression import Expression, compile_expression
+from cachegraph.agents.filters import Value
+from cachegraph.agents.spec import SubgraphSpec
+from cachegraph.agents.template import Template, TemplateProblem, compile_template
+from cachegraph.channels.base import Peer
+from cachegraph.channels.message import Message
+from cachegraph.errors import InputError
+
+from .cast import Cast
+from .inputs import check_inputs
+from .plan import plan
+from .result import AgentResult, Result
+from .routes import Wiring, wire
+from .runtime import Run
+from .spec import GraphSpec
+from .turns import Surroundings
+
+__all__ = ["SubgraphAgent"]
+
+
+class SubgraphAgent:
+    """An agent that runs a graph. Holds nothing of a run, so many runs may use it at once."""
+
+    def __init__(self, name: str, entry: SubgraphSpec, spec: GraphSpec, folder: Path, agents: Mapping[str, Agent]):
+        self.name = name
+        self._file = entry.graph
+        self._spec = spec
+        self._folder = folder
+        self._cast = Cast(agents)
+        self._given = {key: _read(source) for key, source in entry.inputs.items()}
+        self._wiring: Wiring | None = None
+
+    async def open(self) -> None:
+        """Open all agents inside. Raises the first one's error."""
+        if self._wiring is None:
+            await self._cast.open()
+            order = plan(self._spec)
+            self._wiring = await anyio.to_thread.run_sync(wire, self._spec, order, self._cast.agents, self._folder)
+
+    def peer(self) -> Peer:
+        """Its output agent as a sender; what it receives are inputs, which are words."""
+        inner: Peer = self._cast.agents[self._spec.output].peer()
+        why = f"agent {self.name!r} is a graph, and what a graph is given are words"
+        return replace(
+            inner, agent=self.name, why_none_in=why, reads=frozenset(f"{self.name}/{n}" for n in inner.reads)
+        )
+
+    async def close(self) -> None:
+        """Close all agents inside."""
+        self._wiring = None
+        await self._cast.close()
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Run the graph. Raises RunError with the inner agent's name."""
+        inputs = check_inputs(self._spec.inputs, await self._inputs(turn))
+        around = turn.within or Surroundings(perf_counter())
+        inside = replace(
+            around, agents=f"{around.agents}{self.name}/", turns=f"{turn.id}/", wants_cache=turn.needs_cache
+        )
+        run = Run(self._spec, inputs, self._wired, within=inside)
+        result = await run.execute()
+        message = self._message(run, result, turn)
+        tokens = Tokens(**{each.name: _sum(result, "tokens", each.name) for each in fields(Tokens)})
+        seconds = ("queued", "prefill", "transfer", "fuse", "decode")
+        timing = Timing(**{name: _sum(result, "timing", name) for name in seconds})
+        return Reply(message, timing, tokens, inside=result.agents)
+
+    async def _wired(self) -> Wiring:
+        assert self._wiring is not None, "open the agent first"
+        return self._wiring
+
+    def _message(self, run: Run, result: Result, turn: Turn) -> Message:
+        answers = [run.replies[name] for name in self._spec.outputs.values() if name in run.replies]
+        answer = answers[0] if answers else Message(self.name, "")
+        several = len(self._spec.outputs) > 1
+        return Message(
+            self.name,
+            answer.text,
+            answer.cache,
+            answer.write,
+            dict(result.outputs) if several else answer.data,
+            answer.rebuild,
+            turn=turn.id,
+        )
+
+    async def _inputs(self, turn: Turn) -> dict[str, Any]:
+        values: dict[str, Any] = dict(turn.inputs)
+        for each in turn.deliveries:
+            message = each.message
+            values[each.route.edge.sender] = Value(await message.read(), message.turn, message.data)
+        try:
+            return {key: self._value(key, given, values, turn) for key, given in self._given.items()}
+        except TemplateProblem as problem:
+            raise InputError(f"the inputs of agent {self.name!r} can't be made: {problem.message}") from problem
+
+    def _value(self, key: str, given: Expression | Template, values: Mapping[str, Any], turn: Turn) -> Any:
+        known = {**dict.fromkeys(given.names, ""), **values}  # who was skipped has said nothing
+        value = given.evaluate(known) if isinstance(given, Expression) else given.render(known).text
+        if isinstance(value, Value):
+            return value  # it is the same text inside: what both sides have read, nobody grafts
+        return Value(value, f"{turn.id}/{key}") if isinstance(value, str) else value
+
+
+def _read(source: str) -> Expression | Template:
+    """One expression in braces keeps its value's type; anything else is text."""
+    try:
+        return compile_expression(source, None) if source.strip().startswith("{{") else compile_template(source, None)
+    except TemplateProblem:
+        return compile_template(source, None)
+
+
+def _sum(result: Result, part: str, name: str) -> Any:
+    agents: list[AgentResult] = list(result.agents.values())
+    return sum(getattr(getattr(agent, part), name) for agent in agents)

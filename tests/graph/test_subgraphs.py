@@ -1,0 +1,124 @@
+"""A recipe in an agent's place: inputs, outputs, turn ids, results, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from cachegraph import Graph, RecipeError, RunError
+from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.graph.events import AgentFinished, AgentStarted, EdgeTravelled, RunStarted
+
+pytestmark = pytest.mark.anyio
+
+INNER = """\
+version: 1
+name: research
+inputs: {topic: {}, tone: {default: plain}}
+agents:
+  reader: {model: m, prompt: "{{ topic }}"}
+  summer: {model: m, prompt: "{{ reader }}"}
+edges: [{from: reader, to: summer}]
+output: summer
+"""
+OUTER = """\
+version: 1
+name: outer
+inputs: {question: {}}
+agents:
+  asker: {model: m, prompt: "{{ question }}"}
+  research: {graph: inner.yaml, inputs: {topic: "{{ asker }} and {{ question }}"}}
+  writer: {model: m, prompt: "{{ research }}"}
+edges:
+  - {from: asker, to: research}
+  - {from: research, to: writer}
+output: writer
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "inner.yaml").write_text(INNER)
+    (tmp_path / "outer.yaml").write_text(OUTER)
+    return tmp_path
+
+
+def load(folder: Path, *agents: ScriptedAgent) -> Graph:
+    return Graph.from_yaml(folder / "outer.yaml", create=scripted(*agents))
+
+
+async def test_a_recipe_takes_an_agents_turn(folder: Path) -> None:
+    reader = ScriptedAgent("reader", lambda turn: f"read: {turn.inputs['topic']}")
+    graph = load(folder, reader)
+    events = [event async for event in graph.stream(question="why")]
+    result = await graph.arun(question="why")
+    assert result.text == "writer(summer(read: asker(why) and why))"
+    inside = result.agents["research"].inside
+    assert (inside["reader"].text, inside["reader"].turn) == ("read: asker(why) and why", "research/reader")
+    assert result.agents["research"].tokens.generated > 0
+    finished = [(event.agent, event.turn) for event in events if isinstance(event, AgentFinished)]
+    names = ["asker", "research/reader", "research/summer", "research", "writer"]
+    assert finished == [(name, name) for name in names]
+    assert sum(isinstance(event, RunStarted) for event in events) == 1
+    edges = [(event.sender, event.receiver) for event in events if isinstance(event, EdgeTravelled)]
+    assert ("research/reader", "research/summer") in edges
+    assert all(earlier.at <= later.at for earlier, later in zip(events, events[1:], strict=False))
+
+
+async def test_rounds_and_items_are_in_the_ids_of_the_turns_inside(folder: Path) -> None:
+    text = OUTER.replace("inputs: {topic:", "for_each: question.split(), as: word, inputs: {topic:").replace(
+        "{{ asker }} and {{ question }}", "{{ word }}"
+    )
+    (folder / "outer.yaml").write_text(text)
+    started = [event.turn async for event in load(folder).stream(question="a b") if isinstance(event, AgentStarted)]
+    assert {"research[0]/reader", "research[1]/summer"} <= set(started)
+
+
+async def test_an_error_inside_names_both_agents(folder: Path) -> None:
+    graph = load(folder, ScriptedAgent("reader", fail=ValueError("no")))
+    with pytest.raises(RunError, match="agent 'research' failed: agent 'reader' failed: ValueError: no"):
+        await graph.arun(question="why")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("topic:", "topci:"), "outer.yaml:6:42: the recipe 'inner.yaml' of agent 'research' has no input 'topci'"),
+        (("topic:", "tone:"), "outer.yaml:6:21: agent 'research' gives its recipe 'inner.yaml' no 'topic', which it"),
+        (("{{ asker }} and", "{{ nobody }}"), "of agent 'research' names 'nobody'"),
+        (("inner.yaml", "gone.yaml"), "there is no such file"),
+        (("inner.yaml", "../x.yaml"), "leads out of the recipe's folder"),
+        (
+            ("inner.yaml", "outer.yaml"),
+            "outer.yaml:6:21: the recipe of agent 'research' includes itself: 'outer.yaml' -> ",
+        ),
+        (("graph: inner.yaml, ", "graph: inner.yaml, prompt: x, "), "unknown key 'prompt'"),
+    ],
+)
+def test_what_a_recipe_is_given_is_checked_with_its_place(folder: Path, change: tuple[str, str], said: str) -> None:
+    (folder / "outer.yaml").write_text(OUTER.replace(*change))
+    with pytest.raises(RecipeError) as caught:
+        load(folder)
+    assert said in str(caught.value)
+
+
+def test_problems_of_an_included_recipe_are_told_at_their_place(folder: Path) -> None:
+    (folder / "inner.yaml").write_text(INNER.replace("{{ reader }}", "{{ readr }}"))
+    with pytest.raises(RecipeError, match=r"inner.yaml:6:34: the prompt of agent 'summer' names 'readr'"):
+        load(folder)
+
+
+def test_recipes_that_include_each_other_are_refused_with_the_chain(folder: Path) -> None:
+    inner = INNER.replace(
+        'reader: {model: m, prompt: "{{ topic }}"}', 'reader: {graph: outer.yaml, inputs: {question: "{{ topic }}"}}'
+    )
+    (folder / "inner.yaml").write_text(inner)
+    with pytest.raises(RecipeError, match="includes itself: 'outer.yaml' -> 'inner.yaml' -> 'outer.yaml'"):
+        load(folder)
+
+
+def test_a_graph_with_a_graph_in_it_is_written_and_read_back(folder: Path) -> None:
+    graph = load(folder)
+    assert Graph.from_yaml_text(graph.to_yaml(), folder).spec == graph.spec
+    built = Graph(folder=folder, output="r", create=scripted()).add_input("q")
+    built.add_agent("r", graph="inner.yaml", inputs={"topic": "{{ q }}"})
+    assert built.run(q="why").text == "summer(reader(why, plain))"
