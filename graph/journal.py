@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from cachegraph.agents.base import Agent, Rebuilder, Reply, Timing, Tokens, Turn
+from cachegraph.agents.base import Agent, Paused, Rebuilder, Reply, Timing, Tokens, Turn
 from cachegraph.channels.message import EdgeReport, Message
 
 from .result import AgentResult
@@ -38,6 +38,9 @@ class Journal(Protocol):
     async def record(self, turn: str, recorded: Recorded) -> None:
         """Keep a finished turn; when this returns, the turn is safe."""
 
+    def asked(self, turn: str, question: str) -> None:
+        """Hear that this turn waits for a person; the answer will be recalled as its reply."""
+
 
 async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn) -> Reply:
     """The agent's reply: stood in for where the journal recalls this turn (`reply.recalled`), else taken now."""
@@ -47,7 +50,11 @@ async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn
     if recorded is not None:
         return _stand_in(agent, turn, recorded)
     await _restore(turn)
-    return await agent.turn(turn)
+    try:
+        return await agent.turn(turn)
+    except Paused as pause:
+        journal.asked(name, pause.question)
+        raise
 
 
 async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -> None:

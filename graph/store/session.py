@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-DONE = ("finished", "not_started")
+DONE = ("finished", "skipped", "not_started", "paused")  # who has asked is known by the turn, be it inside a sub-graph
 
 
 class Session:
@@ -28,6 +28,7 @@ class Session:
         self._database = database
         self._writer = writer
         self._token = token
+        self._asked: dict[str, Unfinished] = {}
         self._known = known  # as it stood when the run was resumed; what it records is not kept here
 
     def recall(self, turn: str) -> Recorded | None:
@@ -36,10 +37,13 @@ class Session:
     async def record(self, turn: str, recorded: Recorded) -> None:
         await self._writer.add(self.run, turn, to_json(recorded))
 
+    def asked(self, turn: str, question: str) -> None:
+        self._asked[turn] = Unfinished("paused", prompt=question)
+
     def end(self, result: Result) -> None:
         """Note how the run ended, and let go of it."""
         self._writer.release(self.run)
-        outcome = Outcome(result.error, _unfinished(result)).to_json()
+        outcome = Outcome(result.error, {**_unfinished(result), **self._asked}).to_json()
         mine = (runs.c.id == self.run) & (runs.c.token == self._token)
         seconds = runs.c.seconds + result.seconds
         values = {"status": result.status, "outcome": outcome, "owner": None, "heartbeat": None, "seconds": seconds}
