@@ -46,6 +46,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/many_runs.py
 	$(BIN)/python benchmarks/fused_overhead.py
 	$(BIN)/python benchmarks/first_token.py
+	$(BIN)/python benchmarks/mixed_load.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

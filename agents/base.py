@@ -37,11 +37,12 @@ class Timing:
 
 @dataclass
 class Tokens:
-    """How many positions an agent computed."""
+    """How many positions an agent computed, and how much memory they took."""
 
     prefilled: int = 0
     generated: int = 0
-    reused: int = 0  # positions that came as KV and were not prefilled: grafted
+    reused: int = 0  # positions that were not prefilled: grafted, or found among prompts that were read before
+    kv_bytes: int = 0  # of the largest row it had, with what that shares with others
 
 
 @dataclass(frozen=True, eq=False)

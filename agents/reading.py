@@ -51,6 +51,8 @@ class RowSoFar:
         self.timing.decode += cost.decode
         self.tokens.prefilled += cost.prefilled
         self.tokens.generated += cost.generated
+        self.tokens.reused += cost.reused
+        self.tokens.kv_bytes = max(self.tokens.kv_bytes, cost.kv_bytes)
 
     def reopen(self) -> None:
         """Forget the last token's KV, so that it is computed once more and decoding can begin with it."""

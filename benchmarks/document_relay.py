@@ -8,6 +8,7 @@ is the beginning of this repository's LICENSE, cut at a number of tokens.
 
 import argparse
 import json
+import os
 import statistics
 import threading
 import time
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    os.environ["CACHEGRAPH_PREFIX_REUSE"] = "0"  # every repetition reads anew
 
     cache = build(options.answerers, options.reply)
     tokenizer = engine_of(cache).model.tokenizer

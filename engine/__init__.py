@@ -4,7 +4,11 @@ models/       from a model's name to a folder on this disk
 load.py       from the folder to a model, checked before it is trusted with caches; info.py, its geometry
 kv.py         KV caches as values; attention.py and forward.py, rows of different lengths in one pass
 rope.py       moving keys to other positions
-engine.py     requests from any event loop; worker.py, the thread that serves them; scheduler.py, who runs next
+engine.py     requests from any event loop; worker.py, the thread that serves them; job.py, one request at work
+scheduler.py  who runs next; account.py, on whose behalf
+rows.py       who has memory; memory.py, what is counted against the budget; swap.py, tails that are elsewhere meanwhile
+prefixes.py   prompts that were read before
+machine.py    what this machine has for models
 tokens.py     text to tokens and back; chat.py, chat templates with the place of every content
 sampling.py   from logits to tokens; grammar.py, json_schema.py, replies that obey a schema
 native.py     models whose cache can't travel

@@ -15,15 +15,17 @@ from torch import Tensor
 from cachegraph.errors import ModelError
 
 from .grammar import Grammars
+from .job import Job
 from .kv import KV, LayerKV, RowCache
 from .load import LoadedModel
 from .mailbox import Mailbox
+from .memory import choose_budget
 from .native import NativeCache
-from .request import Generated, Prefilled
+from .request import Generated, KVUse, Prefilled
 from .sampling import Sampler
 from .spec import GenerateSpec
 from .tokens import TextDecoder
-from .worker import Job, Worker
+from .worker import Worker
 
 __all__ = ["Engine"]
 
@@ -31,11 +33,15 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Serves one loaded model. Its thread starts with the first request and ends with `close`."""
+    """Serves one loaded model. Its thread starts with the first request and ends with `close`.
 
-    def __init__(self, model: LoadedModel):
+    `kv_memory` is how many bytes its caches may take; by default what the environment says, or a part of what is free.
+    """
+
+    def __init__(self, model: LoadedModel, kv_memory: int | None = None):
         self.model = model
         self._grammars = Grammars(model.tokenizer, model.info.eos_ids) if model.tokenizer is not None else None
+        self.kv_memory = choose_budget(kv_memory, str(model.device))
         self._worker: Worker | None = None
         self._starting = threading.Lock()  # protects _worker, and that nothing is given to one that was stopped
 
@@ -49,12 +55,11 @@ class Engine:
         positions: Tensor | None = None,
         logits: Literal["none", "last", "all"] = "none",
         override: Sequence[LayerKV] | None = None,
-        priority: int = 0,
     ) -> Prefilled:
         """Read `ids` behind `past`, which is left as it is. Logits are computed only where asked for."""
-        job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override, priority=priority)
+        job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override)
         await self._serve(job)
-        return self._prefilled(job)
+        return self._prefilled(job, past)
 
     async def prefill_many(
         self,
@@ -63,13 +68,11 @@ class Engine:
         *,
         positions: Sequence[Tensor] | None = None,
         logits: Literal["none", "last", "all"] = "none",
-        priority: int = 0,
     ) -> list[Prefilled]:
         """Read several rows, none empty, behind the same `past`. They arrive together, so they share their steps."""
         at: Sequence[Tensor | None] = positions or [None] * len(rows)
         jobs = [
-            Job(self._cache(past), list(ids), Mailbox(), logits, where, priority=priority)
-            for ids, where in zip(rows, at, strict=True)
+            Job(self._cache(past), list(ids), Mailbox(), logits, where) for ids, where in zip(rows, at, strict=True)
         ]
         self._submit(jobs)
         try:
@@ -78,7 +81,7 @@ class Engine:
         finally:
             for job in jobs:
                 job.cancelled = True
-        return [self._prefilled(job) for job in jobs]
+        return [self._prefilled(job, past) for job in jobs]
 
     async def generate(
         self,
@@ -89,12 +92,11 @@ class Engine:
         positions: Tensor | None = None,
         on_text: Callable[[str], None] | None = None,
         seen: Sequence[int] = (),
-        priority: int = 0,
     ) -> Generated:
         """Read `ids` (at least one) behind `past`, then decode. `seen`: tokens of `past`, for the penalty."""
         spec = spec or GenerateSpec()
         if spec.max_new_tokens == 0:
-            done = await self.prefill(ids, past, positions=positions, priority=priority)
+            done = await self.prefill(ids, past, positions=positions)
             return Generated([], "", "length", done.segments, done.cost)
         sampler = await self.sampler(spec, [*seen, *ids])
         tokenizer = self.model.tokenizer
@@ -107,7 +109,6 @@ class Engine:
             spec=spec,
             sampler=sampler,
             decoder=TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None,
-            priority=priority,
         )
         await self._serve(job, on_text)
         text = job.decoder.text if job.decoder is not None else ""
@@ -140,6 +141,20 @@ class Engine:
                 raise error
             return value  # type: ignore[return-value]
         raise AssertionError
+
+    def kv_use(self) -> KVUse:
+        """How much of the budget is taken at this moment."""
+        with self._starting:
+            worker = self._worker
+        if worker is None:
+            return KVUse(self.kv_memory)
+        return KVUse(self.kv_memory, worker.memory.used, worker.prefixes.nbytes, worker.memory.peak)
+
+    async def forget(self) -> None:
+        """Drop what is kept of earlier prompts."""
+        worker = self._worker
+        if worker is not None:
+            await self.call(worker.prefixes.clear)
 
     def close(self) -> None:
         """End the thread. Requests under way fail; later ones start it anew."""
@@ -179,13 +194,13 @@ class Engine:
                 raise job.error
             return
 
-    def _prefilled(self, job: Job) -> Prefilled:
-        kv = job.cache.tail() if self.model.why_no_cache is None else None
+    def _prefilled(self, job: Job, past: Sequence[KV]) -> Prefilled:
         joined = torch.cat(job.logits) if job.logits else None
-        return Prefilled(self._segments(job), kv, joined, job.cost)
+        segments = self._segments(job)
+        return Prefilled(segments, len(segments) - sum(1 for each in past if len(each)), joined, job.cost)
 
     def _submit(self, work: "list[Job] | Callable[[], None]") -> None:
         with self._starting:
             if self._worker is None:
-                self._worker = Worker(self.model)
+                self._worker = Worker(self.model, self.kv_memory)
             self._worker.submit(work)

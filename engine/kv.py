@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["KV", "LayerKV", "RowCache", "concat"]
+__all__ = ["BLOCK", "KV", "LayerKV", "RowCache", "concat"]
+
+BLOCK = 32  # positions: tails have room for a whole number of these
 
 
 class LayerKV(NamedTuple):
@@ -72,12 +74,14 @@ def concat(parts: Sequence[KV]) -> KV:
 class RowCache:
     """What one running row attends to: shared segments in front, then a tail that it alone writes.
 
-    The tail grows by doubling, so decoding does not copy it at every step.
+    The tail's buffers have room to spare, so decoding does not copy them at every step. They grow by a quarter.
     """
 
     def __init__(self, segments: Sequence[KV] = ()):
         self.segments = [segment for segment in segments if len(segment)]
-        self._tail: list[LayerKV] = []  # buffers with room to spare
+        self.capacity = 0  # positions that the tail's buffers have room for, or will have when next written
+        self.moves = 0  # how often a buffer of the tail has got another address
+        self._tail: list[LayerKV] = []  # buffers, by layer (1, kv_heads, capacity, head_dim)
         self._tail_positions = torch.empty(0, dtype=torch.int64)
         self._used = 0  # entries of the tail that are written in every layer
 
@@ -99,18 +103,43 @@ class RowCache:
         """(positions,) of all entries."""
         return torch.cat([*(segment.positions for segment in self.segments), self._tail_positions[: self._used]])
 
+    # Room
+
+    def capacity_for(self, new: int) -> int:
+        """What the capacity has to be for `new` more entries."""
+        needed = self._used + new
+        if needed <= self.capacity:
+            return self.capacity
+        return -(-max(needed, self._used + self._used // 4) // BLOCK) * BLOCK
+
+    def make_room(self, new: int) -> None:
+        """Let the tail have room for `new` more entries; a buffer is made, or moved, when its layer is next written."""
+        self.capacity = self.capacity_for(new)
+
+    @property
+    def used(self) -> int:
+        """How many entries of the tail are written."""
+        return self._used
+
+    def _with_room(self, buffer: LayerKV) -> LayerKV:
+        if buffer.keys.shape[2] >= self.capacity:
+            return buffer
+        self.moves += 1
+        return LayerKV(*(_moved(each, self._used, self.capacity) for each in buffer))
+
+    # One forward pass: announced, written layer by layer, committed
+
     def reserve(self, positions: Tensor) -> None:
         """Announce the entries that the coming forward pass appends, in every layer, at these positions."""
         self._tail_positions = torch.cat([self._tail_positions[: self._used], positions])
+        self.make_room(len(positions))
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> LayerKV:
         """Write one layer's new entries, (1, kv_heads, new, head_dim); returns all that the layer now attends to."""
         if layer == len(self._tail):
-            self._tail.append(_room_for(LayerKV(keys, values), 0, keys.shape[2]))
+            self._tail.append(LayerKV(keys[:, :, :0], values[:, :, :0]))
         start, end = self._used, self._used + keys.shape[2]
-        if end > self._tail[layer].keys.shape[2]:
-            self._tail[layer] = _room_for(self._tail[layer], start, end)
-        buffer = self._tail[layer]
+        buffer = self._tail[layer] = self._with_room(self._tail[layer])
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):  # training: no writes in place
             buffer = self._tail[layer] = LayerKV(
                 torch.cat([buffer.keys[:, :, :start], keys], 2), torch.cat([buffer.values[:, :, :start], values], 2)
@@ -132,8 +161,9 @@ class RowCache:
         if not self._tail:
             empty = torch.empty(1, heads, 0, dim, dtype=dtype)
             self._tail = [LayerKV(empty, empty)] * layers
-        if self._used == self._tail[0].keys.shape[2]:
-            self._tail = [_room_for(buffer, self._used, self._used + 1) for buffer in self._tail]
+        self.make_room(1)
+        if self._tail[0].keys.shape[2] < self.capacity:
+            self._tail = [self._with_room(buffer) for buffer in self._tail]
         return self._tail, self._used
 
     def commit(self) -> None:
@@ -150,12 +180,20 @@ class RowCache:
         """The segments that another row may continue from, sharing all memory with this one."""
         return (*self.segments, self.tail()) if self._used else tuple(self.segments)
 
+    # While a row waits, its tail may be elsewhere
 
-def _room_for(buffer: LayerKV, used: int, needed: int) -> LayerKV:
-    def grow(old: Tensor) -> Tensor:
-        batch, heads, _, dim = old.shape
-        new = old.new_empty(batch, heads, max(needed + 32, 2 * used), dim)
-        new[:, :, :used] = old[:, :, :used]
-        return new
+    def take_tail(self) -> list[LayerKV]:
+        """The tail's buffers, which are no longer this row's until `put_tail`."""
+        taken, self._tail = self._tail, []
+        return taken
 
-    return LayerKV(grow(buffer.keys), grow(buffer.values))
+    def put_tail(self, buffers: list[LayerKV]) -> None:
+        """Buffers with the same entries written, and room for `capacity`."""
+        self._tail = buffers
+        self.moves += 1
+
+
+def _moved(old: Tensor, used: int, capacity: int) -> Tensor:
+    new = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+    new[:, :, :used] = old[:, :, :used]
+    return new

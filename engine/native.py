@@ -22,14 +22,14 @@ class NativeCache(RowCache):
     def __init__(self) -> None:
         super().__init__()
         self.state: Any = None
-        self.seen = 0
-
-    def __len__(self) -> int:
-        return self.seen
 
     @property
     def next_position(self) -> int:
-        return self.seen
+        return self._used
+
+    def grew(self, new: int) -> None:
+        """transformers' cache has read so many more tokens."""
+        self._used += new
 
 
 def native_forward(network: Any, rows: Sequence[Row]) -> list[Tensor | None]:
@@ -44,7 +44,7 @@ def _run(network: Any, row: Row) -> Tensor | None:
     if cache.state is None:
         cache.state = DynamicCache(config=network.config)
     out = network(input_ids=ids, **{cache_argument(network): cache.state}, use_cache=True)
-    cache.seen += len(row.ids)
+    cache.grew(len(row.ids))
     logits: Tensor = out.logits[0]
     assert isinstance(row.logits, str)
     return {"none": None, "last": logits[-1:], "all": logits[-len(row.ids) :]}[row.logits]

@@ -24,7 +24,8 @@ class _Entry:
     users: int = 0
 
 
-_entries: dict[tuple[str, str, str, str], _Entry] = {}
+_Key = tuple[str, str, str, str, int | None]
+_entries: dict[_Key, _Entry] = {}
 _lock = threading.Lock()  # protects _entries and the counts in them
 
 
@@ -33,7 +34,7 @@ class Lease:
     """The right to use an engine; `release` gives it back, and the last one back unloads the model."""
 
     engine: Engine
-    _key: tuple[str, str, str, str]
+    _key: _Key
 
     def release(self) -> None:
         with _lock:
@@ -65,7 +66,7 @@ def leased(spec: ModelSpec, folder: Path) -> Iterator[Engine]:
 
 def _lease(spec: ModelSpec, folder: Path) -> Lease:
     stored = ensure(spec, folder)
-    key = (str(stored.folder), spec.dtype, spec.device, stored.chat_template or "")
+    key = (str(stored.folder), spec.dtype, spec.device, stored.chat_template or "", spec.kv_memory)
     with _lock:
         entry = _entries.setdefault(key, _Entry())
         entry.users += 1
@@ -96,5 +97,6 @@ def _load(spec: ModelSpec, stored: StoredModel) -> Engine:
             dtype=getattr(torch, placement.dtype),
             device=placement.device,
             chat_template=stored.chat_template,
-        )
+        ),
+        spec.kv_memory,
     )

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from .kv import KV
+from .kv import KV, concat
 
-__all__ = ["Cost", "Generated", "Prefilled"]
+__all__ = ["Cost", "Generated", "KVUse", "Prefilled"]
 
 
 @dataclass
@@ -19,7 +20,9 @@ class Cost:
     prefill: float = 0.0
     decode: float = 0.0
     prefilled: int = 0
+    reused: int = 0  # positions of the prompt that had been read before
     generated: int = 0
+    kv_bytes: int = 0  # of the row at its end, with what it shares; together, the most of any
     first_token: float | None = None  # the clock (time.perf_counter) when the first token was there
 
     def add(self, other: "Cost") -> None:
@@ -27,18 +30,26 @@ class Cost:
         self.prefill += other.prefill
         self.decode += other.decode
         self.prefilled += other.prefilled
+        self.reused += other.reused
         self.generated += other.generated
+        self.kv_bytes = max(self.kv_bytes, other.kv_bytes)
         self.first_token = self.first_token if self.first_token is not None else other.first_token
 
 
 @dataclass(frozen=True, eq=False)
 class Prefilled:
-    """A prompt that was read. `segments` is the whole row, to continue from; `kv`, what this request computed of it."""
+    """A prompt that was read. `segments` is the whole row, to continue from; its last `own` are of these ids."""
 
     segments: tuple[KV, ...]
-    kv: KV | None
+    own: int
     logits: Tensor | None = None  # (1 or new, vocab), where asked for
     cost: Cost = field(default_factory=Cost)
+
+    @cached_property
+    def kv(self) -> KV | None:
+        """Of the tokens that were asked for alone; None where there are none, or the model's cache can't travel."""
+        own = self.segments[len(self.segments) - self.own :]
+        return concat(own) if own else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,3 +65,12 @@ class Generated:
     segments: tuple[KV, ...]
     cost: Cost = field(default_factory=Cost)
     whole: bool = True
+
+
+class KVUse(NamedTuple):
+    """An engine's KV memory, in bytes."""
+
+    budget: int
+    used: int = 0
+    prefixes: int = 0  # of what is used: kept of earlier prompts, and given up first
+    peak: int = 0

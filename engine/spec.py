@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, WithJsonSchema
 
 __all__ = ["DType", "GenerateSpec", "Limits", "ModelSpec", "Strict"]
 
@@ -29,6 +29,11 @@ class ModelSpec(Strict):
             json_schema_extra={"patternErrorMessage": "'auto', 'cpu', 'mps', 'cuda' or a GPU such as 'cuda:0'"},
         ),
     ] = "auto"
+    kv_memory: Annotated[
+        Annotated[ByteSize, Field(gt=0)] | None,
+        Field(description="How much its KV caches may take, as '2GB' or in bytes; default: a part of what is free."),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}]}),
+    ] = None
     chat_template: Annotated[
         str | None, Field(description="A Jinja file beside the recipe, for a model that ships no chat template.")
     ] = None

@@ -1,13 +1,12 @@
 """An engine's thread: what has arrived joins the running batch, one step is computed, what is done leaves."""
 
+import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,60 +14,34 @@ from torch import Tensor
 from cachegraph.errors import CachegraphError, ModelError
 
 from .forward import Row, forward
-from .kv import LayerKV, RowCache
+from .job import Job
 from .load import LoadedModel
-from .mailbox import Mailbox
+from .memory import Memory, position_bytes
 from .native import native_forward
-from .request import Cost
-from .sampling import Sampler, choose
-from .scheduler import Scheduler, Share
-from .spec import GenerateSpec
-from .tokens import TextDecoder
+from .prefixes import Prefixes, chain
+from .rows import Rows
+from .sampling import choose
+from .scheduler import CHUNK, Scheduler, Share
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Worker"]
 
 # One computation at a time on a device: two that share its cores or its memory are slower than one after the other.
 _device_locks: dict[torch.device, threading.Lock] = {}
-
-
-@dataclass(eq=False)
-class Job:
-    """One row at work."""
-
-    cache: RowCache
-    pending: list[int]  # known, not yet computed
-    mailbox: "Mailbox[Job | str]"
-    logits_wanted: Literal["none", "last", "all"] = "none"
-    positions: Tensor | None = None
-    override: Sequence[LayerKV] | None = None
-    # Where the row generates:
-    spec: GenerateSpec | None = None
-    sampler: Sampler | None = None
-    decoder: TextDecoder | None = None
-    reply: list[int] = field(default_factory=list)
-
-    priority: int = 0
-    arrived: float = field(default_factory=time.perf_counter)
-    started: bool = False
-    cost: Cost = field(default_factory=Cost)
-    logits: list[Tensor] = field(default_factory=list)
-    finish: Literal["eos", "stop", "length"] | None = None
-    error: BaseException | None = None
-    cancelled: bool = False
-
-    @property
-    def remaining(self) -> int:
-        return len(self.pending)
+_LOOK_AGAIN = 0.2  # seconds
 
 
 class Worker:
     """A running thread and its jobs. Once stopped it is gone."""
 
-    def __init__(self, model: LoadedModel):
+    def __init__(self, model: LoadedModel, budget: int):
         self._model = model
         self._inbox: queue.SimpleQueue[list[Job] | Callable[[], None] | None] = queue.SimpleQueue()
         # A recurrent model's prompt is read at once: transformers begins anew with every piece of several tokens.
-        self._scheduler: Scheduler[Job] = Scheduler() if model.why_no_cache is None else Scheduler(chunk=sys.maxsize)
+        scheduler: Scheduler[Job] = Scheduler() if model.why_no_cache is None else Scheduler(chunk=sys.maxsize)
+        self.memory = Memory(budget)
+        self.prefixes = Prefixes(self.memory)
+        self._reuses = os.environ.get("CACHEGRAPH_PREFIX_REUSE", "1") != "0"
+        self._rows = Rows(scheduler, self.memory, position_bytes(model), self.prefixes, model.name)
         self._device = _device_locks.setdefault(model.device, threading.Lock())
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
         self._thread.start()
@@ -86,36 +59,65 @@ class Worker:
 
     def _work(self) -> None:
         while self._take_arrivals():
-            self._scheduler.discard([job for job in self._scheduler.jobs if job.cancelled])
-            if self._scheduler:
-                self._step(self._scheduler.next_step())
-        for job in self._scheduler.jobs:
+            self._drop_cancelled()
+            self._run_step()
+        for job in self._rows.jobs:
             job.error = ModelError(f"the engine of {self._model.name!r} was closed")
-            job.mailbox.post(job)
-        self._scheduler.jobs.clear()
+        self._take_out(self._rows.jobs)
+        self.prefixes.clear()
 
     def _take_arrivals(self) -> bool:
-        """Everything that has arrived; waits where there is nothing else to do. False: stop."""
+        """Everything that has arrived; waits for the first where there is nothing else to do. False: stop."""
+        wait = not self._rows.at_work
         while True:
             try:
-                work = self._inbox.get(block=not self._scheduler)
+                # What rows in line wait for is freed by others, who don't say so.
+                work = self._inbox.get(wait, _LOOK_AGAIN if self._rows.in_line else None)
             except queue.Empty:
                 return True
+            wait = False
             if work is None:
                 return False
             if isinstance(work, list):
-                for job in work:
-                    self._scheduler.add(job)
+                self._welcome(work)
             else:
                 with self._device:
                     work()
             work = None
+
+    def _welcome(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            with self._blaming(job):
+                self.memory.hold(job.cache.segments, job.account.run)
+                self._rows.add(job)
+            if job.error is not None:
+                job.mailbox.post(job)
+
+    def _drop_cancelled(self) -> None:
+        self._rows.discard([job for job in self._rows.jobs if job.cancelled])
+
+    def _run_step(self) -> None:
+        with self._device, torch.inference_mode():
+            shares = self._rows.next_step()
+        self._take_out([job for job in self._rows.jobs if job.error is not None])
+        if shares:
+            self._step(shares)
+
+    def _take_out(self, jobs: list[Job]) -> None:
+        """They are done or have failed: whoever asked gets them."""
+        self._rows.discard(jobs)
+        for job in jobs:
+            job.cost.kv_bytes = sum(segment.nbytes for segment in job.cache.freeze())
+            self.memory.hold([job.cache.tail()], job.account.run)  # what it leaves behind
+            job.mailbox.post(job)
 
     def _step(self, shares: list[Share[Job]]) -> None:
         began = time.perf_counter()
         for job, _ in shares:
             if not job.started:
                 job.started, job.cost.queued = True, began - job.arrived
+                self._reuse(job)
+        shares = [Share(job, min(tokens, job.remaining)) for job, tokens in shares]
         with self._device, torch.inference_mode():
             for together in [shares] if self._model.why_no_cache is None else [[share] for share in shares]:
                 self._compute(together)
@@ -123,18 +125,41 @@ class Worker:
         for job, tokens in shares:
             with self._blaming(job):
                 _account(job, tokens, seconds)
+                self._keep(job, tokens)
                 if job.error is None and job.spec is not None:
                     _pass_on(job)
             if job.error is not None or job.finish is not None or not job.pending:
                 done.append(job)
-                job.mailbox.post(job)
-        self._scheduler.discard(done)
+        self._take_out(done)
+
+    def _reuse(self, job: Job) -> None:
+        """Take the beginning of a plain prompt from what was read before."""
+        if self._model.why_no_cache is not None or not (self._reuses and job.is_plain):
+            return
+        job.chain = chain(job.pending, job.account.tenant)
+        if job.logits_wanted == "all":
+            return
+        job.cache.segments = self.prefixes.find(job.chain[: (job.remaining - 1) // CHUNK])
+        job.cost.reused = len(job.cache)
+        if job.cost.reused:
+            del job.pending[: job.cost.reused]
+            self._rows.shrink(job)
+
+    def _keep(self, job: Job, tokens: int) -> None:
+        """Its last tokens may have been a whole block of a plain prompt, which others can take."""
+        blocks, rest = divmod(len(job.cache), CHUNK)
+        if job.error is None and tokens == CHUNK and not rest and blocks <= len(job.chain):
+            with torch.inference_mode():
+                self.prefixes.keep(job.chain, blocks - 1, job.cache.tail())
 
     def _compute(self, shares: list[Share[Job]]) -> None:
         """One forward pass. Where it fails the rows run again one by one, so that only who is to blame fails."""
         try:
             logits = self._forward([_row(*share) for share in shares])
         except Exception as error:  # a boundary: whatever a model raises belongs to whoever asked, not to this thread
+            if isinstance(error, torch.OutOfMemoryError):
+                self.prefixes.clear()
+                torch.cuda.empty_cache()
             if len(shares) == 1:
                 shares[0].job.error = _in_our_words(error, self._model)
             else:

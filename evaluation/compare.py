@@ -3,10 +3,12 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 
+from cachegraph.engine.account import account, asking
 from cachegraph.errors import CachegraphError
 from cachegraph.graph.blocking import wait
 from cachegraph.graph.examples import data_hash
@@ -102,7 +104,8 @@ async def _compare(
     derived: list[Graph] = []
     try:
         rounds, refused = await _rounds(task, derived)
-        await play_rounds(rounds, task.examples, journal, many, on_progress)
+        with asking(replace(account(), reuse=False)):  # a variant must not find what another has read
+            await play_rounds(rounds, task.examples, journal, many, on_progress)
     finally:
         journal.close()
         for graph in derived:

@@ -74,6 +74,7 @@ class Node:
     cases: tuple[Case, ...] = ()
     for_each: ForEach | None = None
     is_graph: bool = False  # its agent is a run of its own
+    depth: int = 0  # how urgent it is for the models' engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ class _Wirer:
             if entry.for_each is None
             else ForEach(compile_expression(entry.for_each, None), entry.item, entry.max_concurrent),
             is_graph=isinstance(entry, SubgraphSpec),
+            depth=self.depth[i],
         )
 
     def _loops(self) -> tuple[LoopWiring, ...]:

@@ -16,6 +16,7 @@ from cachegraph.agents.base import Delivery, Reply, Turn
 from cachegraph.agents.filters import Value
 from cachegraph.agents.template import TemplateProblem
 from cachegraph.channels.message import Message
+from cachegraph.engine.account import asking, taking_part
 from cachegraph.errors import CachegraphError, RunError
 
 from .events import AgentFinished, AgentStarted, Event, TextDelta
@@ -119,16 +120,17 @@ class Turns:
     async def _answer(self, node: Node, turn: Turn) -> Reply:
         if self._around.spent is not None and (left := self._around.spent.left) is not None:
             turn = replace(turn, most_tokens=left)
-        if self._around.journal is None or node.is_graph:
-            reply = await node.agent.turn(turn)
-        else:
-            reply = await take_turn(self._around.journal, turn.id, node.agent, turn)
-        message = reply.message
-        message.turn = turn.id
-        if self._around.spent is not None and not node.is_graph:
-            self._around.spent.add(reply.tokens.generated)
-        if node.needs_text and message.text is None:
-            await message.read()
+        with asking(taking_part(self, node.depth)):
+            if self._around.journal is None or node.is_graph:
+                reply = await node.agent.turn(turn)
+            else:
+                reply = await take_turn(self._around.journal, turn.id, node.agent, turn)
+            message = reply.message
+            message.turn = turn.id
+            if self._around.spent is not None and not node.is_graph:
+                self._around.spent.add(reply.tokens.generated)
+            if node.needs_text and message.text is None:
+                await message.read()
         return reply
 
     def _deltas(self, node: Node, turn_id: str) -> Callable[[str], None]:

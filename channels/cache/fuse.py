@@ -52,7 +52,6 @@ async def fused_prefill(
     reading: SharedReading,
     mode: FusionMode = "parallel",
     past: tuple[KV, ...] = (),
-    priority: int = 0,
     grafts: Mapping[int, Sequence[KV]] | None = None,
 ) -> FusedPrefill:
     """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers. Sharers prefill concurrently.
@@ -69,7 +68,7 @@ async def fused_prefill(
             return
         if not sharer.fuser.open_layers:
             return
-        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, priority=priority)
+        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions)
         rows[index], costs[index] = done.segments, done.cost
 
     async with anyio.create_task_group() as group:
@@ -91,15 +90,14 @@ async def fused_prefill(
     for stretch in reading.stretches:
         segments = (*segments, *placed.pop(stretch.start, ()))
         piece = reading.positions[stretch.start : stretch.end] if reading.positions is not None else None
-        done = await receiver.prefill(
-            reading.ids[stretch.start : stretch.end], segments, positions=piece, priority=priority
-        )
+        before = segments
+        done = await receiver.prefill(reading.ids[stretch.start : stretch.end], segments, positions=piece)
         cost.add(done.cost)
         segments = uncorrected = done.segments
         if stretch.pairs and done.kv is not None:
             began = perf_counter()
             corrected = await _correct(receiver, sharers, caches, done.kv, stretch, mode, sizes)
-            segments = (*segments[:-1], corrected)
+            segments = (*before, corrected)
             seconds += perf_counter() - began
     behind = placed.pop(reading.end, ())
     segments, uncorrected = (*segments, *behind), (*uncorrected, *behind)

@@ -206,7 +206,7 @@ class _View:
         self._lengths = (c_int64 * self._count)(*map(len, cache.segments), 0)
         self._positions = torch.empty(0, dtype=torch.int64)  # room to spare
         self._entries = 0  # of them, those that are known
-        self._tail_at = 0
+        self._moves = -1  # the cache's, when its tail was last looked up
         shared = [[_laid_out(layer, dtype) for layer in segment.layers] for segment in cache.segments]
         self._kept = shared  # as long as the kernels point to it
         for index, layers in enumerate(shared):
@@ -217,8 +217,8 @@ class _View:
         """The row as it is now, with room for one new entry."""
         info = self._info
         tail, used = cache.room_for_one(info.layers, info.kv_heads, info.head_dim, self._dtype)
-        if tail[0].keys.data_ptr() != self._tail_at:
-            self._tail_at = tail[0].keys.data_ptr()
+        if cache.moves != self._moves:
+            self._moves = cache.moves
             for number, layer in enumerate(tail):
                 self._table[number * self._count + self._count - 1] = _segment(layer)
         self._lengths[self._count - 1] = used

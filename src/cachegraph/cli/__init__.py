@@ -10,7 +10,7 @@ import typer
 from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
-from . import compare, fusers, models, recipes, run, runs, train
+from . import compare, doctor, fusers, models, recipes, run, runs, train
 
 __all__ = ["app", "main"]
 
@@ -25,6 +25,7 @@ run.register(app)
 compare.register(app)
 train.register(app)
 recipes.register(app)
+doctor.register(app)
 app.add_typer(models.app)
 app.add_typer(fusers.app)
 app.add_typer(runs.app)

@@ -142,6 +142,7 @@ def _agents(result: Result) -> dict[str, list[Text]]:
     }
     for title, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
         columns[title] = [Text(str(getattr(agent.tokens, kind) or "-")) for agent in agents]
+    columns["kv memory"] = [Text(_bytes(agent.tokens.kv_bytes)) for agent in agents]
     for title in ("queued", "prefill", "transfer", "fuse", "decode", "first_token", "total"):
         columns[title.removesuffix("_token")] = [Text(_seconds(getattr(agent.timing, title))) for agent in agents]
     return {title: cells for title, cells in columns.items() if title in ("agent", "model") or _says_much(cells)}
@@ -212,3 +213,7 @@ def _as_asked(result: Result) -> str:
 
 def _seconds(value: float | None) -> str:
     return f"{value:.2f}" if value else "-"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size else "-"

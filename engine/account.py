@@ -1,0 +1,45 @@
+"""On whose behalf an engine is asked. Set around a turn, and seen by every request that is made inside it.
+
+A turn asks an engine in many places: for prefills, sharers' readings, scores, replies. None of them passes this along.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+__all__ = ["Account", "account", "asking", "taking_part"]
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """Who asks. An engine is fair between runs; within one, whoever has most agents waiting behind it goes first."""
+
+    run: object = None  # requests of one run share its turns; None: every request is a run of its own
+    depth: int = 0  # agents on the longest way from here to the run's output
+    tenant: str | None = None  # what one tenant has prefilled is never found by another
+    reuse: bool = True  # take what was prefilled before; off where time is measured
+
+
+_asking: ContextVar[Account] = ContextVar("cachegraph_account", default=Account())  # noqa: B039  # frozen
+
+
+def account() -> Account:
+    """On whose behalf this task asks."""
+    return _asking.get()
+
+
+@contextmanager
+def asking(who: Account) -> Iterator[None]:
+    """Requests in this block, and in tasks started in it, are made for `who`."""
+    token = _asking.set(who)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
+
+
+def taking_part(run: object, depth: int) -> Account:
+    """An agent's account in a run; a run inside another one's agent takes that one's turns."""
+    outer = account()
+    return replace(outer, run=run if outer.run is None else outer.run, depth=outer.depth + depth)

@@ -1,0 +1,271 @@
+"""The rows of one engine: at work as far as there is memory for them, the others in line. Knows no torch.
+
+A row gets memory for its whole prompt before it begins, and more, block by block, as its reply grows. Where there is
+none left for a row that grows, those that began last give theirs up: their tails go elsewhere, and come back when there
+is room. So the row that began first always goes on, and everybody's turn comes.
+"""
+
+import gc
+import time
+from collections.abc import Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from cachegraph.errors import ModelError
+
+from .memory import Memory, size_words
+from .scheduler import Scheduler, Share
+
+__all__ = ["PATIENCE", "Rows"]
+
+PATIENCE = 60.0  # seconds for which a row waits while nothing runs and nothing is freed
+SPARE = 32  # positions by which every row at work may grow before somebody new comes in
+
+
+class _Segment(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+class _Cache(Protocol):
+    """As a RowCache."""
+
+    capacity: int
+
+    @property
+    def segments(self) -> Sequence[_Segment]: ...
+    def capacity_for(self, new: int) -> int: ...
+    def make_room(self, new: int) -> None: ...
+
+
+class _Job(Protocol):
+    """As a Job."""
+
+    admitted: int
+    error: BaseException | None
+
+    @property
+    def cache(self) -> _Cache: ...
+    @property
+    def remaining(self) -> int: ...
+    @property
+    def run(self) -> object: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def can_swap(self) -> bool: ...
+    def swap_out(self) -> None: ...
+    def swap_in(self) -> None: ...
+
+
+class _Store(Protocol):
+    """As Prefixes: what is given up first."""
+
+    nbytes: int
+
+    def drop(self) -> bool: ...
+
+
+JobT = TypeVar("JobT", bound=_Job)
+
+
+class Rows(Generic[JobT]):
+    """Jobs at work and jobs in line. A job that can't go on gets its `error`; whoever calls takes it out."""
+
+    def __init__(self, scheduler: Scheduler[JobT], memory: Memory, position: int, store: _Store, name: str):
+        self.memory = memory
+        self._scheduler = scheduler
+        self._position = position  # bytes of one
+        self._store = store
+        self._name = name  # of the model
+        self._waiting: list[JobT] = []  # as they came
+        self._swapped: list[JobT] = []  # as they were admitted
+        self._admitted = 0
+        self._given: dict[object, int] = {}  # by run: a counter of memory, as the scheduler's are of tokens
+        self._stuck: tuple[int, float] | None = None  # the memory in use, and since when it has been so
+
+    @property
+    def at_work(self) -> bool:
+        return bool(self._scheduler)
+
+    @property
+    def in_line(self) -> bool:
+        return bool(self._waiting or self._swapped)
+
+    @property
+    def jobs(self) -> list[JobT]:
+        return [*self._scheduler.jobs, *self._swapped, *self._waiting]
+
+    def add(self, job: JobT) -> None:
+        """Get in line. Raises ModelError where all of the budget is not enough."""
+        self._check_size(job, job.remaining, 0)
+        self._given.setdefault(job.run, min(self._given.values(), default=0))
+        self._waiting.append(job)
+
+    def discard(self, done: Iterable[JobT]) -> None:
+        """They are over, or nobody wants them any more: what was reserved for them is free."""
+        gone = {id(job) for job in done}
+        if not gone:
+            return
+        for row in gone:
+            self.memory.release(row)
+        self._scheduler.discard([job for job in self._scheduler.jobs if id(job) in gone])
+        self._waiting = [job for job in self._waiting if id(job) not in gone]
+        self._swapped = [job for job in self._swapped if id(job) not in gone]
+        runs = {job.run for job in self.jobs}
+        self._given = {run: size for run, size in self._given.items() if run in runs}
+
+    def next_step(self) -> list[Share[JobT]]:
+        """The shares of the next step; every row has room for its own. None where all rows wait for memory."""
+        if self.in_line:
+            self._admit()
+        granted: set[int] = set()
+        shares = self._scheduler.next_step() if self._scheduler else []
+        for job, tokens in sorted(shares, key=lambda share: share.job.admitted):
+            if job not in self._swapped and self._grow(job, tokens):
+                granted.add(id(job))
+        return [share for share in shares if id(share.job) in granted]
+
+    def shrink(self, job: JobT) -> None:
+        """Part of its prompt was found, so it needs less room. Nothing may be written in its tail yet."""
+        job.cache.capacity = 0
+        job.cache.make_room(job.remaining)
+        self._reserve(job)
+
+    # Who comes in
+
+    def _admit(self) -> None:
+        """Rows that were swapped out and rows of runs that hold memory come first: they are the ones who free it.
+
+        Where one waits for room nobody new overtakes it, however little the other needs.
+        """
+        room = True
+        for job in list(self._swapped):
+            room = self._enter(job) and room
+        for job in self._line():
+            if room or self.memory.held_by(job.run):
+                room = self._enter(job) and room
+        if self._scheduler or not self.in_line:
+            self._stuck = None
+        else:
+            self._unblock()
+
+    def _line(self) -> list[JobT]:
+        """Who waits, in order: between runs, who was given least, then who came first; within one by depth."""
+        came: dict[object, int] = {}
+        for place, job in enumerate(self._waiting):
+            came.setdefault(job.run, place)
+        return sorted(
+            self._waiting,
+            key=lambda job: (not self.memory.held_by(job.run), self._given[job.run], came[job.run], -job.depth),
+        )
+
+    def _enter(self, job: JobT) -> bool:
+        needed = self._needed(job) + SPARE * self._position * len(self._scheduler.jobs)
+        if needed > self.memory.room + self._store.nbytes:
+            return False
+        while needed > self.memory.room:
+            if not self._store.drop():
+                return False
+        self._let_in(job)
+        return True
+
+    def _let_in(self, job: JobT) -> None:
+        job.cache.make_room(job.remaining)
+        self._reserve(job)
+        if job in self._swapped:
+            self._swapped.remove(job)
+            job.swap_in()
+        else:
+            self._waiting.remove(job)
+            self._admitted += 1
+            self._given[job.run] += job.cache.capacity
+            job.admitted = self._admitted
+        self._scheduler.add(job)
+
+    def _unblock(self) -> None:
+        """Nothing runs, so nothing will be freed here: what is in use is held by runs between two of their turns.
+
+        Of those one goes on beyond the budget, so that it can finish and free what it holds. A run that holds nothing
+        waits for them.
+        """
+        if self._stuck is None:
+            gc.collect()  # of caches that nothing but cycles of objects hold
+            self._stuck = (self.memory.held, time.monotonic())
+        first = next(iter([*self._swapped, *self._line()]))
+        if first in self._swapped or self.memory.held_by(first.run):
+            try:
+                self._check_size(first, first.remaining, self.memory.held_by(first.run))
+            except ModelError as error:
+                first.error = error
+            else:
+                self._let_in(first)
+        elif self._stuck[0] != self.memory.held:
+            self._stuck = (self.memory.held, time.monotonic())
+        elif time.monotonic() - self._stuck[1] > PATIENCE:
+            first.error = ModelError(
+                f"{self._name!r} has waited {PATIENCE:g} s for KV memory: {size_words(self.memory.held)} of "
+                f"{size_words(self.memory.budget)} are held by caches that nobody gives back; {_REMEDY}"
+            )
+
+    # Who grows, and who makes room for it
+
+    def _grow(self, job: JobT, tokens: int) -> bool:
+        """Room for so many more tokens. False: it has to sit this step out."""
+        capacity = job.cache.capacity_for(tokens)
+        if capacity == job.cache.capacity:
+            return True
+        more = (capacity - job.cache.capacity) * self._position
+        while more > self.memory.room:
+            if not (self._store.drop() or self._swap_out_one(job)):
+                return self._go_beyond(job, tokens)
+        job.cache.make_room(tokens)
+        self._reserve(job)
+        return True
+
+    def _swap_out_one(self, job: JobT) -> bool:
+        """The row that began last gives up its memory, if it began after this one."""
+        younger = [each for each in self._scheduler.jobs if each.admitted > job.admitted and each.can_swap]
+        if not younger:
+            return False
+        last = max(younger, key=lambda each: each.admitted)
+        self._scheduler.discard([last])
+        self.memory.release(id(last))
+        self._swapped.append(last)
+        self._swapped.sort(key=lambda each: each.admitted)
+        try:
+            last.swap_out()
+        except ModelError as error:
+            last.error = error
+        return True
+
+    def _go_beyond(self, job: JobT, tokens: int) -> bool:
+        """No younger row is left to take memory from. The oldest goes on all the same, if its own fits the budget."""
+        if any(each.admitted < job.admitted for each in self._scheduler.jobs):
+            return False
+        try:
+            self._check_size(job, tokens, 0)
+        except ModelError as error:
+            job.error = error
+            return False
+        job.cache.make_room(tokens)
+        self._reserve(job)
+        return True
+
+    def _needed(self, job: JobT) -> int:
+        return job.cache.capacity_for(job.remaining) * self._position
+
+    def _reserve(self, job: JobT) -> None:
+        self.memory.reserve(id(job), job.cache.capacity * self._position)
+
+    def _check_size(self, job: JobT, tokens: int, held: int) -> None:
+        """Raises ModelError where a row with so many more tokens, and what its run holds, is more than the budget."""
+        own = job.cache.capacity_for(tokens) * self._position
+        shared = max(held, sum(segment.nbytes for segment in job.cache.segments))
+        if own + shared > self.memory.budget:
+            raise ModelError(
+                f"{self._name!r} can't read this: {tokens} tokens need {size_words(own)} of KV memory behind "
+                f"{size_words(shared)} that are there, and its budget is {size_words(self.memory.budget)}; {_REMEDY}"
+            )
+
+
+_REMEDY = "give the model more kv_memory, or set CACHEGRAPH_KV_MEMORY, or shorten what it reads"

@@ -1,0 +1,72 @@
+"""cachegraph doctor: what this machine has, what `auto` makes of it, and what keeps models from running."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cachegraph.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cachegraph.engine.machine import Machine
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(doctor)
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show what this machine has for models. Exit code 3 where something keeps them from running."""
+    from cachegraph.engine.machine import examine
+
+    machine = examine()
+    if as_json:
+        typer.echo(json.dumps(asdict(machine), indent=2))
+    else:
+        _print(machine)
+    if machine.problems:
+        raise ConfigError("; ".join(machine.problems))
+
+
+def _print(machine: "Machine") -> None:
+    from cachegraph.engine.machine import budget_words
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    facts = {
+        "versions": ", ".join(f"{name} {number}" for name, number in machine.versions.items()),
+        "processor": f"{machine.processor}, {machine.cores} cores, {machine.threads} threads",
+        "instructions": ", ".join(machine.features) or "unknown",
+        "kernels": machine.kernels,
+        "auto": machine.auto,
+        "KV memory": budget_words(),
+        "home": f"{machine.home}, {_size(machine.home_free_bytes)} free",
+        "temporary": f"{machine.temporary}, {_size(machine.temporary_free_bytes)} free",
+        "models": ", ".join(f"{name} ({_size(size)})" for name, size in machine.models.items()) or "none yet",
+    }
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    console = Console()
+    console.print(table)
+    console.print(_devices(machine))
+
+
+def _devices(machine: "Machine") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("device", "free", "dtype", "KV memory of an engine"):
+        table.add_column(title, no_wrap=True)
+    for each in machine.devices:
+        table.add_row(each.name, _size(each.free_bytes), each.dtype, _size(each.kv_budget_bytes))
+    return table
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -1,0 +1,35 @@
+"""cachegraph doctor: what a machine has, and what is wrong with it."""
+
+import json
+
+import pytest
+
+
+def test_it_says_what_is_there_and_what_auto_makes_of_it(call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "new"))
+    monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", "3GB")
+    ended = call("doctor", "--json")
+    assert ended.code == 0
+    facts = json.loads(ended.out)
+    assert facts["versions"].keys() == {"cachegraph", "python", "torch", "transformers", "anyio"}
+    (cpu,) = [each for each in facts["devices"] if each["name"] == "cpu"]
+    assert cpu["kv_budget_bytes"] == 3_000_000_000
+    assert cpu["free_bytes"] > 0
+    assert facts["auto"].split()[0] in {each["name"] for each in facts["devices"]}
+    assert (facts["models"], facts["problems"]) == ({}, [])
+    assert facts["home_free_bytes"] > 0
+    shown = call("doctor").out
+    assert "CACHEGRAPH_KV_MEMORY=3GB" in shown
+    assert "none yet" in shown
+
+
+def test_what_keeps_models_from_running_ends_with_exit_code_3(call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", "plenty")
+    ended = call("doctor", "--json")
+    assert ended.code == 3
+    problems = json.loads(ended.out)["problems"]
+    assert any("CACHEGRAPH_KV_MEMORY is 'plenty', which is no size" in each for each in problems)
+    assert any("point CACHEGRAPH_HOME to a folder of yours" in each for each in problems)
+    assert ended.err.count("\n") == 1

@@ -1,0 +1,195 @@
+"""Prompts that were read before are found by their tokens, and change nothing but what is computed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import Tiny
+
+from cachegraph.engine.account import Account, asking
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.kv import KV, LayerKV, concat
+from cachegraph.engine.memory import Memory, position_bytes
+from cachegraph.engine.prefixes import Prefixes, chain
+from cachegraph.engine.scheduler import CHUNK
+from cachegraph.engine.spec import GenerateSpec
+
+WRITE = GenerateSpec(max_new_tokens=4)
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, 300, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.fixture
+def engine(tiny: Tiny) -> Iterator[Engine]:
+    engine = Engine(tiny("llama"), 10**8)
+    yield engine
+    engine.close()
+
+
+def same(a: Sequence[KV], b: Sequence[KV]) -> bool:
+    """To the bit, whatever segments they come in."""
+    ends = [[each for layer in part.layers for each in layer] for part in map(concat, (a, b))]
+    return all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
+
+
+PROMPTS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from([0, 1, 2]), max_size=3),  # which blocks it begins with
+        st.integers(1, CHUNK + 20),  # what follows
+        st.integers(0, 1),
+        st.sampled_from(["generate", "last", "none"]),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PROMPTS)
+def test_results_are_to_the_bit_those_without_it(engine: Engine, prompts: Any) -> None:
+    async def ask(reuse: bool) -> list[Any]:
+        await engine.forget()
+        results = []
+        with asking(Account(reuse=reuse)):
+            for blocks, rest, seed, how in prompts:
+                ids = [token for block in blocks for token in tokens(CHUNK, seed=100 + block)] + tokens(rest, seed)
+                if how == "generate":
+                    results.append(await engine.generate(ids, spec=WRITE))
+                else:
+                    results.append(await engine.prefill(ids, logits=how))
+        return results
+
+    plain, found = anyio.run(ask, False), anyio.run(ask, True)
+    for a, b in zip(plain, found, strict=True):
+        assert a.cost.reused == 0
+        assert b.cost.reused + b.cost.prefilled == a.cost.prefilled
+        assert same(a.segments, b.segments)
+        if hasattr(a, "ids"):
+            assert a.ids == b.ids
+        else:
+            assert same([a.kv], [b.kv])
+            assert a.logits is b.logits is None or torch.equal(a.logits, b.logits)
+
+
+@pytest.mark.anyio
+async def test_whole_blocks_are_found_and_at_least_one_token_is_read(engine: Engine) -> None:
+    ids = tokens(2 * CHUNK)
+    costs = [(await engine.prefill(ids[:count])).cost for count in (2 * CHUNK, 2 * CHUNK, CHUNK + 1, CHUNK, 5)]
+    assert [(cost.reused, cost.prefilled) for cost in costs] == [
+        (0, 2 * CHUNK),
+        (CHUNK, CHUNK),
+        (CHUNK, 1),
+        (0, CHUNK),
+        (0, 5),
+    ]
+
+
+@pytest.mark.anyio
+async def test_another_beginning_another_tenant_and_whoever_wants_none_find_nothing(engine: Engine) -> None:
+    ids = tokens(CHUNK + 3)
+    await engine.prefill(ids)
+    assert (await engine.prefill([1, *ids[1:]])).cost.reused == 0
+    for who, found in ((Account(tenant="t"), 0), (Account(tenant="t"), CHUNK), (Account(reuse=False), 0)):
+        with asking(who):
+            assert (await engine.prefill(ids)).cost.reused == found
+
+
+@pytest.mark.anyio
+async def test_nothing_but_plain_prompts_is_kept_or_found(engine: Engine) -> None:
+    """Not behind another cache, not at other positions, not where K and V were given, and no reply."""
+    ids = tokens(CHUNK + 3)
+    past = await engine.prefill(tokens(5, seed=1))
+    plain = await engine.prefill(tokens(3, seed=2))
+    assert plain.kv is not None
+    with asking(Account(reuse=False)):
+        own = await engine.prefill(ids)
+    assert own.kv is not None
+    worker = engine._worker
+    assert worker is not None
+
+    async def altered() -> list[int]:
+        replies = [
+            await engine.prefill(ids, past.segments),
+            await engine.prefill(ids, positions=torch.arange(len(ids)) + 1),
+            await engine.prefill(ids, override=own.kv.layers if own.kv else None),
+        ]
+        return [each.cost.reused for each in replies]
+
+    assert await altered() == [0, 0, 0]
+    await engine.generate(tokens(CHUNK - 4), spec=GenerateSpec(max_new_tokens=12, ignore_eos=True))
+    assert len(worker.prefixes) == 0
+    await engine.prefill(ids)
+    assert len(worker.prefixes) == 1
+    assert await altered() == [0, 0, 0]
+
+
+@pytest.mark.anyio
+async def test_many_that_come_together_read_what_they_share_little_more_than_once(engine: Engine) -> None:
+    shared = tokens(3 * CHUNK)
+    costs: list[Any] = []
+
+    async def ask(number: int) -> None:
+        costs.append((await engine.generate([*shared, number], spec=WRITE)).cost)
+
+    async with anyio.create_task_group() as group:
+        for number in range(10):
+            group.start_soon(ask, number)
+    assert sum(cost.reused for cost in costs) >= 6 * len(shared)
+
+
+@pytest.mark.anyio
+async def test_it_is_given_up_first_where_rows_need_the_memory(tiny: Tiny) -> None:
+    model = tiny("llama")
+    engine = Engine(model, 8 * CHUNK * position_bytes(model))
+    await engine.prefill(tokens(2 * CHUNK))
+    assert engine.kv_use().prefixes == 2 * CHUNK * position_bytes(model)
+    whole = await engine.prefill(tokens(8 * CHUNK, seed=1))
+    assert engine.kv_use().used == whole.cost.kv_bytes == engine.kv_memory
+    assert engine.kv_use().prefixes == 0
+    engine.close()
+
+
+@pytest.mark.anyio
+async def test_another_engine_finds_nothing_of_this_one(engine: Engine, tiny: Tiny) -> None:
+    ids = tokens(CHUNK + 3)
+    await engine.prefill(ids)
+    other = Engine(replace(tiny("llama"), name="other"), 10**8)
+    assert (await other.prefill(ids)).cost.reused == 0
+    other.close()
+
+
+def block(count: int = CHUNK) -> KV:
+    return KV((LayerKV(torch.zeros(1, 1, count, 1), torch.zeros(1, 1, count, 1)),), torch.arange(count))
+
+
+def test_the_block_that_was_not_used_for_longest_goes_first_and_none_before_those_that_need_it() -> None:
+    size = block().nbytes
+    prefixes = Prefixes(Memory(4 * 3 * size))  # three blocks are a quarter of it
+    one, other, third = (chain(tokens(2 * CHUNK, seed), None) for seed in range(3))
+    prefixes.keep(one, 1, block())
+    assert len(prefixes) == 0  # without what comes before, nobody could find it
+    prefixes.keep(one, 0, block())
+    prefixes.keep(one, 1, block(2 * CHUNK))
+    prefixes.keep(other, 0, block())
+    assert len(prefixes.find(one)) == 2
+    prefixes.keep(third, 0, block())
+    assert [len(prefixes.find(each)) for each in (one, other, third)] == [2, 0, 1]
+    prefixes.keep(other, 0, block())
+    assert [len(prefixes.find(each)) for each in (one, other, third)] == [1, 1, 1]
+    assert prefixes.nbytes == 3 * size
+
+
+def test_a_digest_stands_for_all_tokens_before_it_and_their_tenant() -> None:
+    ids = tokens(2 * CHUNK + 5)
+    digests = chain(ids, None)
+    assert len(digests) == 2
+    assert chain(ids[: 2 * CHUNK], None) == digests
+    assert chain([ids[0] + 1, *ids[1:]], None)[1] != digests[1]
+    assert chain(ids, "t")[0] != chain(ids, "None")[0] != digests[0]

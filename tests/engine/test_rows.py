@@ -1,0 +1,257 @@
+"""Who gets memory and who gives it up, told with plain numbers: a position is one byte."""
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachegraph.engine import rows as rows_module
+from cachegraph.engine.memory import Memory
+from cachegraph.engine.rows import SPARE, Rows
+from cachegraph.engine.scheduler import Scheduler
+from cachegraph.errors import ModelError
+
+
+@dataclass
+class Segment:
+    nbytes: int
+
+
+@dataclass
+class Cache:
+    segments: list[Segment] = field(default_factory=list)
+    capacity: int = 0
+    used: int = 0
+
+    def capacity_for(self, new: int) -> int:
+        return max(self.capacity, -(-(self.used + new) // 32) * 32)
+
+    def make_room(self, new: int) -> None:
+        self.capacity = self.capacity_for(new)
+
+
+@dataclass(eq=False)
+class Job:
+    remaining: int
+    writes: int = 0  # tokens of its reply
+    run: Any = field(default_factory=object)
+    depth: int = 0
+    cache: Cache = field(default_factory=Cache)
+    admitted: int = 0
+    error: BaseException | None = None
+    can_swap: bool = True
+    out: bool = False
+    swaps: int = 0
+
+    def swap_out(self) -> None:
+        assert not self.out
+        self.out, self.swaps = True, self.swaps + 1
+
+    def swap_in(self) -> None:
+        assert self.out
+        self.out = False
+
+
+@dataclass
+class Store:
+    """Blocks of 32 bytes, which may be given up."""
+
+    memory: Memory
+    nbytes: int = 0
+
+    def fill(self, size: int) -> None:
+        self.nbytes = size
+        self.memory.reserve(-1, size)
+
+    def drop(self) -> bool:
+        if not self.nbytes:
+            return False
+        self.fill(self.nbytes - 32)
+        return True
+
+
+def rows(budget: int) -> Rows[Job]:
+    memory = Memory(budget)
+    made: Rows[Job] = Rows(Scheduler(), memory, 1, Store(memory), "m")
+    return made
+
+
+def step(work: Rows[Job]) -> list[Job]:
+    """Take a step; those that are done, or can't be, leave."""
+    shares = work.next_step()
+    for job, tokens in shares:
+        assert not job.out
+        assert job.cache.used + tokens <= job.cache.capacity
+        job.cache.used += tokens
+        job.remaining -= tokens
+        if not job.remaining and job.writes:
+            job.remaining, job.writes = 1, job.writes - 1
+    work.discard([job for job in work.jobs if job.error or not job.remaining])
+    return [job for job, _ in shares]
+
+
+def hold(work: Rows[Job], run: object, size: int) -> None:
+    """As if a run had left so much behind."""
+    work.memory._held += size
+    work.memory._by_run[run] += size
+
+
+def test_a_request_that_does_not_fit_waits_and_goes_when_another_is_done() -> None:
+    work = rows(128)
+    first, second = Job(64, writes=3), Job(64)
+    work.add(first)
+    work.add(second)
+    for _ in range(3):
+        assert step(work) == [first]
+    step(work)
+    assert step(work) == [second]
+    assert not work.jobs
+    assert work.memory.used == 0
+
+
+def test_a_request_that_could_never_fit_is_refused_at_once_with_the_sizes() -> None:
+    with pytest.raises(ModelError, match=r"'m' can't read this: 300 tokens need 320B .* its budget is 128B; give"):
+        rows(128).add(Job(300))
+    with pytest.raises(ModelError, match=r"64 tokens need 64B of KV memory behind 100B that are there"):
+        rows(128).add(Job(64, cache=Cache([Segment(100)])))
+
+
+def test_the_row_that_began_last_is_swapped_out_where_an_older_one_grows() -> None:
+    work = rows(64 + 32 + 2 * SPARE)
+    old, young = Job(32, writes=100), Job(32, writes=40)
+    for job in (old, young):
+        work.add(job)
+    while not young.swaps:
+        assert old in step(work)
+    assert old.swaps == 0
+    while young.out:
+        step(work)
+    assert old.writes == 0
+    while work.jobs:
+        step(work)
+    assert work.memory.used == 0
+    assert (young.writes, young.error) == (0, None)
+
+
+def test_what_was_kept_of_earlier_prompts_is_given_up_before_anybody_waits() -> None:
+    work = rows(128)
+    store: Any = work._store
+    store.fill(96)
+    job = Job(64, writes=40)
+    work.add(job)
+    assert step(work) == [job]
+    assert store.nbytes == 64
+    while work.jobs:
+        step(work)
+    assert store.nbytes == 0 or work.memory.used == store.nbytes
+
+
+def test_small_requests_do_not_overtake_a_large_one_that_waits() -> None:
+    work = rows(256)
+    first, large, small = Job(128, writes=20), Job(192), Job(8)
+    for job in (first, large, small):
+        work.add(job)
+    order = []
+    while work.jobs:
+        order += [job for job in step(work) if job not in order]
+    assert order == [first, large, small]
+
+
+def test_a_run_that_holds_memory_goes_before_others_and_beyond_the_budget_where_nobody_else_can_go_on() -> None:
+    work = rows(256)
+    hold(work, "holds", 128)
+    hold(work, "other", 128)
+    new, goes_on = Job(32), Job(64, run="holds")
+    work.add(new)
+    work.add(goes_on)
+    assert step(work) == [goes_on]
+    assert work.memory.peak == 256 + 64
+    assert step(work) == []
+    hold(work, "holds", -128)
+    assert step(work) == [new]
+
+
+def test_a_run_that_holds_too_much_itself_is_told_so() -> None:
+    work = rows(256)
+    hold(work, "holds", 224)
+    job = Job(64, run="holds")
+    work.add(job)
+    assert step(work) == []
+    assert str(job.error).startswith("'m' can't read this: 64 tokens need 64B of KV memory behind 224B")
+
+
+def test_nobody_waits_for_ever_for_memory_that_is_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(rows_module.time, "monotonic", lambda: clock[0])
+    work = rows(256)
+    hold(work, None, 250)
+    job = Job(64)
+    work.add(job)
+    for clock[0] in (0.0, 50.0):
+        assert step(work) == []
+        assert job.error is None
+    hold(work, None, -1)  # something moves: the wait begins anew
+    for clock[0] in (70.0, 120.0):
+        step(work)
+        assert job.error is None
+    clock[0] = 131.0
+    step(work)
+    assert str(job.error).startswith("'m' has waited 60 s for KV memory: 249B of 256B are held by caches")
+
+
+def test_the_run_that_was_given_least_comes_in_first_and_within_a_run_the_deepest() -> None:
+    work = rows(64)
+    flood = [Job(33, run="flood", depth=depth) for depth in (0, 0, 2)]
+    late = Job(33, run="late")
+    for job in (*flood, late):
+        work.add(job)
+    order = []
+    while work.jobs:
+        order += [job for job in step(work) if job not in order]
+    assert order == [flood[2], late, flood[0], flood[1]]
+
+
+requests = st.lists(
+    st.builds(Job, st.integers(1, 200), st.integers(0, 150), st.sampled_from("abc"), st.integers(0, 2)),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(requests, st.integers(1, 10), st.randoms(use_true_random=False))
+def test_all_that_fit_the_budget_alone_are_done_within_it_whoever_is_cancelled_when(
+    jobs: list[Job], blocks: int, random: Random
+) -> None:
+    budget = 224 + 32 * blocks
+    work = rows(budget)
+    asked = {id(job): job.remaining + job.writes for job in jobs}
+    refused, cancelled = [], set()
+    steps = 0
+    while jobs or work.jobs:
+        for job in jobs[: random.randint(0, 3)] if steps < 30 else jobs[:]:
+            jobs.remove(job)
+            try:
+                work.add(job)
+            except ModelError:
+                refused.append(job)
+        doomed = [job for job in work.jobs if steps < 30 and random.random() < 0.02]
+        cancelled |= {id(job) for job in doomed}
+        work.discard(doomed)
+        before = work.jobs
+        ran = step(work)
+        assert ran or not before or any(job.error for job in before)
+        assert work.memory.peak <= budget
+        for job in before:
+            if job.error is not None:
+                refused.append(job)
+            elif job not in work.jobs:
+                assert job.remaining == job.writes == 0
+        steps += 1
+        assert steps < 10_000
+    assert work.memory.used == 0
+    for job in refused:
+        assert asked[id(job)] + 31 > budget
