@@ -6,11 +6,14 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cachegraph.channels.message import EdgeReport, Message, Route
 
+from .sessions.session import Recollection
+
 __all__ = [
     "Agent",
     "ChoiceScore",
     "Control",
     "Delivery",
+    "MemoryReport",
     "Paused",
     "Rebuilder",
     "Reply",
@@ -18,6 +21,7 @@ __all__ = [
     "Scorer",
     "Timing",
     "Tokens",
+    "ToolCall",
     "Turn",
 ]
 
@@ -45,6 +49,27 @@ class Tokens:
     kv_bytes: int = 0  # of the largest row it had, with what that shares with others
 
 
+@dataclass(frozen=True)
+class ToolCall:
+    """One call of a tool during a turn, and what came back."""
+
+    tool: str  # server.tool, or what the model called where there is no such tool
+    arguments: dict[str, Any]
+    result: str
+    error: bool = False  # the tool could not do what it was asked; the model was told so
+    seconds: float = 0.0
+    round: int = 1  # the how manieth reply made it
+
+
+@dataclass
+class MemoryReport:
+    """What a session brought to a turn."""
+
+    turns: int = 0  # that stood in front of the prompt
+    reused: int = 0  # positions whose cache was kept, and that were not prefilled
+    refused: str | None = None  # why the kept cache was not used
+
+
 @dataclass(frozen=True, eq=False)
 class Delivery:
     """A message, and the route by which it came."""
@@ -67,6 +92,8 @@ class Turn:
     id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` where the agent takes several in a run
     control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
     within: Any = None  # what the run shares with an agent that is a run of its own; opaque to agents
+    memory: Recollection | None = None  # what this agent remembers of the run's session
+    on_tool: Callable[[ToolCall], None] | None = None  # called with each call of a tool, when its result is there
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +136,8 @@ class Reply:
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
     recalled: bool = False  # the turn was taken before, by a run that this one goes on with
     inside: Mapping[str, Any] = field(default_factory=dict)  # of a graph in an agent's place: its agents' results
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    memory: MemoryReport | None = None  # where the turn belongs to a session
 
 
 class Agent(Protocol):

@@ -48,6 +48,16 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_piece: float | None = None  # perf_counter() when it came
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)  # of tools, by their number: id, name, arguments
+
+    def hear_calls(self, pieces: list[dict[str, Any]]) -> None:
+        """Take in pieces of calls: a call's first one names it, the others go on with the JSON of its arguments."""
+        for number, piece in enumerate(pieces):
+            call = self.calls.setdefault(int(piece.get("index", number)), {"id": "", "name": "", "arguments": ""})
+            function = piece.get("function") or {}
+            call["id"] = piece.get("id") or call["id"]
+            call["name"] += function.get("name") or ""
+            call["arguments"] += function.get("arguments") or ""
 
 
 class _Transient(Exception):
@@ -138,6 +148,7 @@ class CompletionsAPI:
             said = json.loads(data)
             choice = (said.get("choices") or [{}])[0]
             text = (choice.get(part) or {}).get("content") or ""
+            heard.hear_calls((choice.get(part) or {}).get("tool_calls") or [])
             usage = said.get("usage") or {}
             error = said.get("error")
             heard.finish = choice.get("finish_reason") or heard.finish
@@ -176,7 +187,7 @@ class CompletionsAPI:
             return _Transient(
                 str(self._error("can't be reached; check base_url and that the server runs")), "connection"
             )
-        if isinstance(error, httpx2.TransportError) and not heard.text:
+        if isinstance(error, httpx2.TransportError) and not (heard.text or heard.calls):
             what = f"broke off before it answered ({type(error).__name__})"
             return _Transient(str(self._error(what)), "connection")
         return self._error(

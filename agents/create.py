@@ -8,6 +8,7 @@ from cachegraph.engine.spec import ModelSpec
 
 from .base import Agent
 from .spec import AgentSpec, EndpointSpec
+from .tools.toolbox import Toolbox
 
 __all__ = ["Create", "create_agent"]
 
@@ -24,6 +25,7 @@ class Create(Protocol):
         *,
         inputs: Sequence[str],
         upstream: Sequence[str],
+        toolbox: Toolbox | None = None,
     ) -> Agent: ...
 
 
@@ -35,12 +37,16 @@ def create_agent(
     *,
     inputs: Sequence[str],
     upstream: Sequence[str],
+    toolbox: Toolbox | None = None,
 ) -> Agent:
-    """An agent that is not open yet. `folder` is the recipe's; `inputs` and `upstream` name what its prompt may use."""
+    """An agent that is not open yet. `folder` is the recipe's; `inputs` and `upstream` name what its prompt may use.
+
+    `toolbox` holds the recipe's tool servers.
+    """
     if isinstance(model, EndpointSpec):
         from .endpoint import EndpointAgent
 
-        return EndpointAgent(name, spec, model, upstream=upstream)
+        return EndpointAgent(name, spec, model, upstream=upstream, toolbox=toolbox)
     from .local import LocalAgent
 
-    return LocalAgent(name, spec, model, folder, inputs=inputs, upstream=upstream)
+    return LocalAgent(name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox)

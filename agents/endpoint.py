@@ -1,7 +1,8 @@
 """An agent whose model answers behind an OpenAI-compatible endpoint: words in, words out, no KV cache."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,12 +12,16 @@ from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ConfigError, RunError
 
-from .base import Delivery, Reply, Timing, Tokens, Turn
+from .base import Delivery, MemoryReport, Reply, Timing, Tokens, ToolCall, Turn
 from .budget import within_budget
 from .completions import Completion, CompletionsAPI
+from .framing import Frame, plain, remembered
 from .prompt import PromptTemplate, heard, readable
 from .spec import AgentSpec, EndpointSpec, RetrySpec
 from .structured import cut_short, parse_reply
+from .tools.belt import Belt, Turns
+from .tools.remote import complete_with_tools
+from .tools.toolbox import Toolbox
 
 __all__ = ["EndpointAgent"]
 
@@ -24,18 +29,29 @@ __all__ = ["EndpointAgent"]
 class EndpointAgent:
     """Renders its prompt, asks the endpoint, streams the answer. Nothing is open between two turns."""
 
-    def __init__(self, name: str, spec: AgentSpec, endpoint: EndpointSpec, *, upstream: Sequence[str] = ()):
+    def __init__(
+        self,
+        name: str,
+        spec: AgentSpec,
+        endpoint: EndpointSpec,
+        *,
+        upstream: Sequence[str] = (),
+        toolbox: Toolbox | None = None,
+    ):
         self.name = name
         self._spec = spec
         self._endpoint = endpoint
         self._prompt = PromptTemplate(name, spec, upstream)
         self._retry = spec.retry or RetrySpec(max_attempts=endpoint.max_retries + 1)
         self._api: CompletionsAPI | None = None
+        self._belt = Belt(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
 
     async def open(self) -> None:
-        """Find the key. Raises ConfigError where its variable is missing."""
+        """Find the key, connect to the tools. Raises ConfigError where the key's variable is missing, or ToolError."""
         key = None if self._endpoint.api_key_env is None else self._key(self._endpoint.api_key_env)
         self._api = CompletionsAPI(self.name, self._endpoint.base_url, key, self._retry)
+        if self._belt is not None:
+            await self._belt.open()
 
     def peer(self) -> Peer:
         why = f"agent {self.name!r} speaks through an endpoint, which gives no access to its KV cache"
@@ -44,29 +60,48 @@ class EndpointAgent:
     async def turn(self, turn: Turn) -> Reply:
         """Take one turn. Raises ModelError if the endpoint does not answer."""
         begin = perf_counter()
-        prompt = self._prompt.messages({**turn.inputs, **await heard(turn)})
+        own = self._prompt.messages({**turn.inputs, **await heard(turn)})
+        past = turn.memory.history(None, _about_tokens) if turn.memory is not None else []
+        framed = Frame([plain(role, text) for role, text in past]).around(own)
         if turn.on_prompt is not None:
-            turn.on_prompt(readable(prompt))
-        messages = [{"role": message.role, "content": message.content.text} for message in prompt]
+            turn.on_prompt(readable(framed))
+        messages: list[dict[str, Any]] = [{"role": message.role, "content": message.content.text} for message in framed]
         edges = {delivery.message.sender: _report(delivery) for delivery in turn.deliveries}
         if self._spec.generate.max_new_tokens == 0:
             text = messages[-1]["content"]
             return Reply(Message(self.name, text), Timing(total=perf_counter() - begin), edges=edges)
-        if self._api is None:
-            raise RunError(f"agent {self.name!r} is not open; await its open() first")
-        body = self._request(messages, within_budget(self._spec.generate, turn))
+        ask = partial(self._ask, within_budget(self._spec.generate, turn))
         sent = perf_counter()
-        said = await self._api.complete(body, turn.on_text)
+        calls: list[ToolCall] = []
+        if self._belt is None:
+            said = await ask(messages, turn.on_text)
+        else:
+            turns = Turns(self.name, self._belt, calls, turn.on_tool)
+            said = await complete_with_tools(ask, messages, turns, turn.on_text)
         end = perf_counter()
         first = said.first_piece or end
         timing = Timing(prefill=first - sent, decode=end - first, first_token=first - begin, total=end - begin)
         tokens = Tokens(prefilled=said.prompt_tokens, generated=said.completion_tokens)
-        return Reply(Message(self.name, said.text, data=self._data(said)), timing, tokens, edges)
+        report = None
+        if turn.memory is not None:
+            report = MemoryReport(turn.memory.told)
+            turn.memory.add(remembered(own), said.text)
+        message = Message(self.name, said.text, data=self._data(said))
+        return Reply(message, timing, tokens, edges, tool_calls=calls, memory=report)
 
     async def close(self) -> None:
         self._api = None
+        if self._belt is not None:
+            await self._belt.close()
 
-    def _request(self, messages: list[dict[str, str]], spec: GenerateSpec) -> dict[str, Any]:
+    async def _ask(
+        self, spec: GenerateSpec, messages: list[dict[str, Any]], on_text: Callable[[str], None] | None
+    ) -> Completion:
+        if self._api is None:
+            raise RunError(f"agent {self.name!r} is not open; await its open() first")
+        return await self._api.complete(self._request(messages, spec), on_text)
+
+    def _request(self, messages: list[dict[str, Any]], spec: GenerateSpec) -> dict[str, Any]:
         usual = GenerateSpec()
         host = urlsplit(self._endpoint.base_url).hostname
         body = {
@@ -78,6 +113,8 @@ class EndpointAgent:
             # Its inventor has renamed this one; whoever is compatible with it knows the old name.
             "max_completion_tokens" if host == "api.openai.com" else "max_tokens": spec.max_new_tokens,
         }
+        if self._belt is not None:
+            body["tools"] = self._belt.schema
         optional = {
             "top_p": "top_p",
             "stop": "stop",
@@ -116,6 +153,11 @@ class EndpointAgent:
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(f"the environment variable {variable!r} holds no key: it has characters that no key has")
         return key
+
+
+def _about_tokens(text: str) -> int:
+    """An endpoint's tokenizer is its own; four characters a token is what most come to."""
+    return len(text) // 4
 
 
 def _report(delivery: Delivery) -> EdgeReport:

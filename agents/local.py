@@ -9,16 +9,21 @@ from cachegraph.channels.base import Peer
 from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.engine.pool import Lease, lease
-from cachegraph.engine.spec import ModelSpec
+from cachegraph.engine.spec import GenerateSpec, ModelSpec
 from cachegraph.errors import ModelError
 
-from .base import ChoiceScore, Reply, Scored, Timing, Tokens, Turn
+from .base import ChoiceScore, Reply, Scored, Timing, Tokens, ToolCall, Turn
 from .budget import within_budget
+from .framing import Frame, knows_tools
 from .inbox import Inbox
 from .prompt import PromptTemplate
 from .reading import Reader, RowSoFar
+from .remembering import Remembering
 from .scoring import score_row
 from .spec import AgentSpec
+from .tools.belt import Belt, Turns
+from .tools.rounds import Told, write_with_tools
+from .tools.toolbox import Toolbox
 from .writing import add_reply, write
 
 __all__ = ["LocalAgent"]
@@ -36,6 +41,7 @@ class LocalAgent:
         *,
         inputs: Sequence[str],
         upstream: Sequence[str],
+        toolbox: Toolbox | None = None,
     ):
         self.name = name
         self._spec = spec
@@ -44,9 +50,13 @@ class LocalAgent:
         self._template = PromptTemplate(name, spec, upstream)
         self._lease: Lease | None = None
         self._chat = False
+        self._belt = Belt(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
+        self._frame = Frame()
 
     async def open(self) -> None:
         """Load the model, unless this agent or another has done so. Raises ModelError or ConfigError."""
+        if self._belt is not None:
+            await self._belt.open()
         if self._lease is not None:
             return
         taken = await lease(self._model, self._folder)
@@ -64,6 +74,9 @@ class LocalAgent:
             )
         await taken.engine.sampler(self._spec.generate)  # compiles its json_schema
         self._chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
+        if self._belt is not None:
+            told = self._chat and knows_tools(tokenizer, self._belt.schema)
+            self._frame = Frame(tools=self._belt.schema) if told else Frame(notes=self._belt.in_words())
 
     def peer(self) -> Peer:
         """This agent for the channels; its model is the engine."""
@@ -78,6 +91,8 @@ class LocalAgent:
         if self._lease is not None:
             taken, self._lease = self._lease, None
             taken.release()
+        if self._belt is not None:
+            await self._belt.close()
 
     @property
     def _opened(self) -> Lease:
@@ -89,23 +104,30 @@ class LocalAgent:
         began = perf_counter()
         engine = self._opened.engine
         inbox = Inbox(self.name, turn)
-        reader = self._reader(inbox)
+        memory = self._remembering(turn)
+        reader = self._reader(inbox, memory)
         reads_only = self._spec.generate.max_new_tokens == 0
-        generates = turn.needs_text and not reads_only
+        generates = not reads_only and (turn.needs_text or self._belt is not None or memory is not None)
         spec = within_budget(self._spec.generate, turn) if generates else self._spec.generate
         timing, tokens = Timing(), Tokens()
+        calls: list[ToolCall] = []
         row: RowSoFar | None = None
         if generates or turn.needs_cache:
             row = await reader.read(finish=not generates)
             timing, tokens = row.timing, row.tokens
+            if memory is not None:
+                await memory.take_up(row)
         message = Message(self.name)
         ids: list[int] = []
         if generates:
             assert row is not None
             read = len(row.ids)
-            row = await write(engine, self.name, spec, row, turn, began)
+            keeping = turn if memory is None else replace(turn, needs_cache=True)
+            row = await self._write(row, spec, keeping, began, calls)
             message.text, message.data = row.text, row.data
             ids = row.ids[read:]
+            if memory is not None:
+                memory.add(reader.own, row.text, row)
         elif reads_only:
             message.text = await reader.prompt_text()
         else:
@@ -113,15 +135,28 @@ class LocalAgent:
         if turn.needs_cache and row is not None:
             message.cache = row.plane(engine.model.identity, turn.id or self.name)
         timing.total = perf_counter() - began
-        return Reply(message, timing, tokens, _reports(turn, inbox), ids)
+        report = memory.report if memory is not None else None
+        return Reply(message, timing, tokens, _reports(turn, inbox), ids, tool_calls=calls, memory=report)
 
     async def rebuild(self, turn: Turn, ids: Sequence[int]) -> CachePlane:
         """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
         engine = self._opened.engine
-        row = await self._reader(Inbox(self.name, turn)).read(finish=True, reply=ids)
+        reader = self._reader(Inbox(self.name, turn), self._remembering(turn))
+        row = await reader.read(finish=True, reply=ids)
         name = turn.id or self.name
         add_reply(engine, name, row, ids)
         return row.plane(engine.model.identity, name)
+
+    async def _write(
+        self, row: RowSoFar, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall]
+    ) -> RowSoFar:
+        engine = self._opened.engine
+        if self._belt is None:
+            return await write(engine, self.name, spec, row, turn, began)
+        assert engine.model.tokenizer is not None
+        told = Told(self._frame.tokenizer(engine.model.tokenizer), self._chat)
+        turns = Turns(self.name, self._belt, calls, turn.on_tool)
+        return await write_with_tools(engine, self.name, spec, row, turn, began, turns, told)
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
         """How likely this agent finds each choice as its reply to the turn; reads the prompt as `turn` does, once.
@@ -138,8 +173,14 @@ class LocalAgent:
         scores = await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
         return Scored(scores, _reports(turn, inbox))
 
-    def _reader(self, inbox: Inbox) -> Reader:
-        return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox)
+    def _reader(self, inbox: Inbox, memory: Remembering | None = None) -> Reader:
+        frame = self._frame if memory is None else replace(self._frame, history=memory.history)
+        return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox, frame)
+
+    def _remembering(self, turn: Turn) -> Remembering | None:
+        if turn.memory is None or self._spec.generate.max_new_tokens == 0:
+            return None
+        return Remembering(self.name, turn.memory, self._opened.engine)
 
     async def _write_later(self, turn: Turn, row: RowSoFar | None) -> str:
         """The reply, for somebody who turned out to need it after the turn was over; from its cache if there is one."""

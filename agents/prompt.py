@@ -26,6 +26,7 @@ __all__ = [
     "Slot",
     "heard",
     "join_contents",
+    "read_piece",
     "readable",
     "tokenize",
 ]
@@ -219,12 +220,12 @@ def _parts(
     begin = 0
     for start, end, name, _, kind in sorted(marks):
         if kind == "slot":
-            parts += [*_piece(text, begin, start, marks, tokenizer, not chat and begin == 0), Slot(name)]
+            parts += [*read_piece(text, begin, start, marks, tokenizer, not chat and begin == 0), Slot(name)]
             begin = end
-    return [*parts, *_piece(text, begin, len(text), marks, tokenizer, not chat and begin == 0)]
+    return [*parts, *read_piece(text, begin, len(text), marks, tokenizer, not chat and begin == 0)]
 
 
-def _piece(
+def read_piece(
     text: str,
     begin: int,
     end: int,

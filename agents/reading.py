@@ -20,6 +20,7 @@ from cachegraph.errors import ChannelError, ModelError
 
 from .base import Delivery, Timing, Tokens
 from .control import brought_plane, mismatched_reading, zeros
+from .framing import Frame
 from .grafting import Grafting
 from .inbox import Inbox
 from .prompt import Message, Piece, Prompt, PromptTemplate, Slot, readable, tokenize
@@ -75,8 +76,18 @@ class RowSoFar:
 class Reader:
     """One agent's reading of one turn's prompt."""
 
-    def __init__(self, engine: Engine, spec: AgentSpec, template: PromptTemplate, chat: bool, inbox: Inbox):
+    def __init__(
+        self,
+        engine: Engine,
+        spec: AgentSpec,
+        template: PromptTemplate,
+        chat: bool,
+        inbox: Inbox,
+        frame: Frame = Frame(),
+    ):
         self._engine = engine
+        self._frame = frame
+        self.own: list[Message] = []  # what the agent's templates made, once it is read
         self._spec = spec
         self._template = template
         self._chat = chat
@@ -120,12 +131,13 @@ class Reader:
 
     @property
     def _tokenizer(self) -> Any:
-        return self._engine.model.tokenizer
+        return self._frame.tokenizer(self._engine.model.tokenizer)  # type: ignore[arg-type]
 
     async def _messages(self) -> list[Message]:
         values = {**self._inbox.turn.inputs, **await self._inbox.texts()}
         slots = [each.route.edge.sender for each, _ in self._inbox.grafts()]
-        messages = self._template.messages(values, slots=slots)
+        self.own = self._template.messages(values, slots)
+        messages = self._frame.around(self.own)
         if self._inbox.turn.on_prompt is not None:
             self._inbox.turn.on_prompt(readable(messages))
         return messages
@@ -263,7 +275,8 @@ class Reader:
             raise ChannelError("the prompt ends with a graft, behind which no sharer can read the reply along")
         if control is None or control.other is None or sharing[0][1].reads == "own-prompt":
             return reading
-        theirs = Reader(self._engine, self._spec, self._template, self._chat, Inbox(self._inbox.agent, control.other))
+        inbox = Inbox(self._inbox.agent, control.other)
+        theirs = Reader(self._engine, self._spec, self._template, self._chat, inbox, self._frame)
         other = tokenize(await theirs._messages(), self._tokenizer, self._chat)
         return mismatched_reading(reading, shared_reading(other, self._engine, sharing, planes))
 

@@ -10,12 +10,16 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
 from cachegraph.engine.spec import GenerateSpec, Strict
 
+from .sessions.spec import Memory
+from .tools.spec import ToolLimits, ToolName
+
 __all__ = [
     "KINDS",
     "AgentEntry",
     "AgentSpec",
     "EndpointSpec",
     "Entry",
+    "FunctionSpec",
     "PauseSpec",
     "RetrySpec",
     "RouteCase",
@@ -116,6 +120,13 @@ class AgentSpec(Entry):
     retry: Annotated[
         RetrySpec | None, Field(description="For a model behind an endpoint; instead of its max_retries.")
     ] = None
+    tools: Annotated[
+        tuple[ToolName, ...], Field(description="Keys of the recipe's `tools`, or single tools as `server.tool`.")
+    ] = ()
+    tool_limits: ToolLimits = ToolLimits()
+    memory: Annotated[
+        Memory, Field(description="Remember earlier turns of the run's session; true, or how much of them.")
+    ] = False
 
 
 class SubgraphSpec(Entry):
@@ -125,6 +136,19 @@ class SubgraphSpec(Entry):
     inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
 
 
+class FunctionSpec(Entry):
+    """A Python function in an agent's place. A recipe may name one only where its caller allows code (--allow-code)."""
+
+    function: Annotated[
+        str,
+        Field(
+            pattern=r"^[^:\s]+:[^:\s]+$",
+            description="`package.module:name`, or `file.py:name` of the recipe's folder.",
+            json_schema_extra={"patternErrorMessage": "a function such as 'package.module:name' or 'file.py:name'"},
+        ),
+    ]
+
+
 class PauseSpec(Entry):
     """A question to a person: the run pauses there, and goes on when it is resumed with the answer."""
 
@@ -132,7 +156,12 @@ class PauseSpec(Entry):
 
 
 # By the key that tells them apart; an entry with none of them is meant to have a model.
-KINDS: dict[str, type[Entry]] = {"graph": SubgraphSpec, "pause": PauseSpec, "model": AgentSpec}
+KINDS: dict[str, type[Entry]] = {
+    "graph": SubgraphSpec,
+    "function": FunctionSpec,
+    "pause": PauseSpec,
+    "model": AgentSpec,
+}
 
 
 def _kind(value: Any) -> str:
@@ -141,6 +170,9 @@ def _kind(value: Any) -> str:
 
 
 AgentEntry = Annotated[
-    Annotated[AgentSpec, Tag("model")] | Annotated[SubgraphSpec, Tag("graph")] | Annotated[PauseSpec, Tag("pause")],
+    Annotated[AgentSpec, Tag("model")]
+    | Annotated[SubgraphSpec, Tag("graph")]
+    | Annotated[FunctionSpec, Tag("function")]
+    | Annotated[PauseSpec, Tag("pause")],
     Discriminator(_kind),
 ]

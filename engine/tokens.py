@@ -22,6 +22,7 @@ class Tokenizer:
 
     raw: Any
     chat_template: str | None = None  # overrides the tokenizer's own
+    tools: Sequence[Mapping[str, Any]] = ()  # that the chat template tells the model of
 
     @property
     def has_chat(self) -> bool:
@@ -46,6 +47,8 @@ class Tokenizer:
         }
         if self.chat_template is not None:
             arguments["chat_template"] = self.chat_template
+        if self.tools:
+            arguments["tools"] = [dict(tool) for tool in self.tools]
         try:
             text: str = self.raw.apply_chat_template([dict(message) for message in messages], **arguments)
         except Exception as error:  # templates are the model author's code: whatever it raises is about these messages

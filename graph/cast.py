@@ -34,6 +34,7 @@ class Cast:
                 group.start_soon(open_one, name)
         for name in self.agents:
             if name in errors:
+                await self.close()  # nobody else would: a graph that never was open is not closed
                 raise errors[name]
         self.is_open = True
 

@@ -15,6 +15,7 @@ from cachegraph.channels.fusers.name import HUB_FORM, is_hub_fuser, parse_hub_fu
 from cachegraph.engine.json_schema import find_flaw
 from cachegraph.errors import Problem, RecipeError
 
+from .check_code import check_code, check_tools
 from .check_flow import check_flow, check_shape, item_of, structured
 from .draft import Draft, Finding, Permissions, did_you_mean
 from .inputs import why_not
@@ -42,11 +43,14 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
         _models(draft, permissions),
         check_endpoints(draft, permissions),
         check_paths(draft, permissions),
+        check_code(draft, permissions),
+        check_tools(draft, permissions),
         _templates(draft),
         _schemas(draft),
         _edges(draft),
         _retries(draft),
         _evaluated(draft),
+        _memories(draft),
         check_shape(draft) if draft.whole and known else (),
         check_flow(draft) if known else (),
     )
@@ -56,7 +60,7 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
 def check_spec(spec: GraphSpec, permissions: Permissions | None = None) -> None:
     """Check a graph that was built in Python. Raises RecipeError with all problems; there are no lines to name."""
     draft = Draft.of(spec.model_dump(by_alias=True, exclude_defaults=True))
-    findings = check(draft, permissions or Permissions(allow_paths=True))
+    findings = check(draft, permissions or Permissions(allow_paths=True, allow_code=True))
     if findings:
         raise RecipeError([Problem(finding.message, hint=finding.hint) for finding in findings])
 
@@ -197,6 +201,7 @@ def _edges(draft: Draft) -> Iterator[Finding]:
     seen: dict[tuple[str, str], int] = {}
     endpoints = {name for name, entry in draft.models.items() if isinstance(entry, dict) and "base_url" in entry}
     remote = {name for name, body in draft.agents.items() if str(body.get("model")) in endpoints}
+    functions = {name for name, body in draft.agents.items() if "function" in body}
     for edge in draft.edges:
         for key, name in (("from", edge.sender), ("to", edge.receiver)):
             if name not in draft.agents:
@@ -212,9 +217,10 @@ def _edges(draft: Draft) -> Iterator[Finding]:
         for place, fuser in edge.fusers:
             if is_hub_fuser(fuser) and parse_hub_fuser(fuser) is None:
                 yield Finding(f"{fuser!r} is no fuser of the hub", ("edges", edge.index, *place), f"write {HUB_FORM}")
-        far = [name for name in (edge.sender, edge.receiver) if name in remote]
+        far = [name for name in (edge.sender, edge.receiver) if name in remote | functions]
         if far and edge.channel in ("cache", "both") and edge.fallback == "error":
-            message = f"agent {far[0]!r} sits behind an endpoint, which has no KV cache for a {edge.channel} edge"
+            what = "sits behind an endpoint" if far[0] in remote else "is a function"
+            message = f"agent {far[0]!r} {what}, which has no KV cache for a {edge.channel} edge"
             yield Finding(message, ("edges", edge.index, "fallback"), "write 'fallback: text' or 'channel: text'")
 
 
@@ -231,3 +237,10 @@ def _evaluated(draft: Draft) -> Iterator[Finding]:
         if name not in draft.inputs:
             hint = did_you_mean(name, draft.inputs)
             yield Finding(f"{name!r} is no input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
+
+
+def _memories(draft: Draft) -> Iterator[Finding]:
+    for name, body in draft.agents.items():
+        if body.get("memory") and "for_each" in body:
+            message = f"agent {name!r} takes many turns at once, so there is no order in which it could remember them"
+            yield Finding(message, ("agents", name, "memory"), "drop 'memory' or 'for_each'", at_key=True)

@@ -30,6 +30,8 @@ class Permissions:
     allow_env: frozenset[str] = frozenset()
     allow_paths: bool = False
     known_models: frozenset[str] | None = None  # None: any name may be in the catalogue
+    allow_code: bool = False
+    registered: frozenset[str] = frozenset()  # agents whose functions the caller's own code has given
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Draft:
     outputs: list[tuple[str, Path]]  # agents' names, and where they are named
     whole: bool
     evaluated: tuple[str, ...] = ()  # inputs that get a column of a data set
+    tools: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Draft":
@@ -70,7 +73,9 @@ class Draft:
         whole = len(edges) == len(items) and isinstance(raw, tuple | list)
         inputs, models = _mapping(data, "inputs"), _mapping(data, "models")
         evaluated = tuple(map(str, _mapping(_mapping(data, "evaluate"), "inputs")))
-        return cls(agents, inputs, models, edges, _outputs(data.get("output")), whole, evaluated)
+        return cls(
+            agents, inputs, models, edges, _outputs(data.get("output")), whole, evaluated, _mapping(data, "tools")
+        )
 
 
 def _outputs(raw: Any) -> list[tuple[str, Path]]:

@@ -7,6 +7,7 @@ fields. Events are built only if somebody listens.
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from cachegraph.agents.base import ToolCall
 from cachegraph.channels.message import EdgeReport
 
 from .result import AgentResult, Result
@@ -25,6 +26,7 @@ __all__ = [
     "RunFinished",
     "RunStarted",
     "TextDelta",
+    "ToolCalled",
 ]
 
 EVENTS_VERSION = 1  # grows when a field goes or changes its meaning; new types and fields come without
@@ -81,6 +83,15 @@ class TextDelta(AgentEvent):
     type = "text_delta"
 
     text: str
+
+
+@dataclass(frozen=True)
+class ToolCalled(AgentEvent):
+    """An agent has called a tool, and the result is there."""
+
+    type = "tool_called"
+
+    call: ToolCall
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,12 @@ MAX_PROBLEMS = 200
 # The types behind the tags of the unions of a recipe, which pydantic puts into the path of an error.
 UNIONS: dict[Any, dict[Any, str | None]] = {
     "edges": {"text": "TextEdge", "cache": "CacheEdge", "both": "BothEdge", "auto": "AutoEdge"},
+    "tools": {"command": "CommandTools", "url": "UrlTools"},
     "agents": {key: kind.__name__ for key, kind in KINDS.items()},
     "models": {"local": "ModelSpec", "endpoint": "EndpointSpec", "name": None},
 }
+
+MEMORY = ("flag", "limits")  # likewise, of the two ways to write an agent's memory
 
 
 def explain(error: ValidationError, document: Document) -> list[Problem]:
@@ -52,6 +55,7 @@ def _path(detail: ErrorDetails, document: Document) -> tuple[Path, bool]:
         path = path[:2] + path[3:]
     if path[0:1] == ("edges",) and path[2:3] == ("fuser",) and path[3:4] in (("name",), ("pair",)):
         path = path[:3] + path[4:]
+    path = tuple(part for at, part in enumerate(path) if not (at and path[at - 1] == "memory" and part in MEMORY))
     if detail["type"] == "union_tag_invalid":
         return (*path, "channel"), False
     if detail["type"] in ("missing", "extra_forbidden"):
@@ -60,7 +64,7 @@ def _path(detail: ErrorDetails, document: Document) -> tuple[Path, bool]:
 
 
 def _problem(detail: ErrorDetails, path: Path, at_key: bool, document: Document) -> Problem:
-    schema = _schema_at(path[:-1], detail["loc"]) if path else recipe_schema()
+    schema = _mapping_of(_schema_at(path[:-1], detail["loc"])) if path else recipe_schema()
     if detail["type"] == "missing":
         return document.problem(f"{_owner(path[:-1])} needs the key {path[-1]!r}", path[:-1])
     if detail["type"] == "extra_forbidden":
@@ -149,6 +153,7 @@ def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
     schema: dict[str, Any] = recipe_schema()
     definitions = schema["$defs"]
     for depth, part in enumerate(path):
+        schema = _mapping_of(schema)
         if "properties" in schema and part in schema["properties"]:
             schema = schema["properties"][part]
         elif isinstance(schema.get("additionalProperties"), dict):
@@ -163,6 +168,15 @@ def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
         if "$ref" in schema:
             schema = definitions[schema["$ref"].rsplit("/", 1)[1]]
     return schema
+
+
+def _mapping_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """The one mapping that a value may be where it may also be something else."""
+    mappings = [option["$ref"] for option in schema.get("oneOf", ()) if "$ref" in option]
+    if len(mappings) != 1:
+        return schema
+    definition: dict[str, Any] = recipe_schema()["$defs"][mappings[0].rsplit("/", 1)[1]]
+    return definition
 
 
 def _wanted(path: Path, schema: dict[str, Any]) -> str:

@@ -4,17 +4,21 @@ Recipe and object are one thing: `spec` is the recipe's value, and everything el
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import anyio
 
 from cachegraph.agents.create import Create, create_agent
+from cachegraph.agents.functions.find import Function, name_of
+from cachegraph.agents.sessions.session import Session
 from cachegraph.agents.spec import PauseSpec
 from cachegraph.channels.spec import Channel
-from cachegraph.errors import ConfigError, InputError
+from cachegraph.errors import ConfigError, InputError, RecipeError
 
 from . import kept
 from .blocking import wait
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Graph"]
 
+F = TypeVar("F", bound=Function)
 Inputs = Mapping[str, Any] | None
 
 
@@ -61,6 +66,7 @@ class Graph:
         self._parts = Parts(spec, parts)
         self._folder = Path(folder)
         self._create = create
+        self._functions: dict[str, Function] = {}
         self._cast: Cast | None = None
         self._retired: list[Cast] = []
         self._wired: tuple[Cast, int, Wiring] | None = None
@@ -76,18 +82,23 @@ class Graph:
         *,
         allow_env: Collection[str] = (),
         allow_paths: bool = False,
+        allow_code: bool = False,
         known_models: Collection[str] | None = None,
         create: Create = create_agent,
     ) -> Self:
         """The graph of a recipe file. Raises RecipeError with every problem and its place.
 
-        A recipe may be a stranger's: it reaches environment variables and files outside its folder only as allowed.
+        A recipe may be a stranger's: it reaches environment variables and files outside its folder, and names functions
+        and programs to run, only as allowed.
         `known_models` are a catalogue's names: with them a misspelt one is a problem with its place, too; without, it
         shows when the models are opened.
         """
         path = Path(path)
-        spec = load_recipe(path, allow_env=allow_env, allow_paths=allow_paths, known_models=known_models)
-        graph = cls._loaded(spec, path.parent, create, allow_env, allow_paths)
+        spec = load_recipe(
+            path, allow_env=allow_env, allow_paths=allow_paths, allow_code=allow_code, known_models=known_models
+        )
+        permissions = Permissions(path.parent, frozenset(allow_env), allow_paths, allow_code=allow_code)
+        graph = cls._loaded(spec, create, permissions)
         graph._file = path
         return graph
 
@@ -99,11 +110,15 @@ class Graph:
         *,
         allow_env: Collection[str] = (),
         allow_paths: bool = False,
+        allow_code: bool = False,
         create: Create = create_agent,
     ) -> Self:
         """The graph of a recipe's text; its relative paths start at `folder`. See `from_yaml`."""
-        spec = parse_recipe(text, folder=Path(folder), allow_env=allow_env, allow_paths=allow_paths)
-        return cls._loaded(spec, Path(folder), create, allow_env, allow_paths)
+        permissions = Permissions(Path(folder), frozenset(allow_env), allow_paths, allow_code=allow_code)
+        spec = parse_recipe(
+            text, folder=Path(folder), allow_env=allow_env, allow_paths=allow_paths, allow_code=allow_code
+        )
+        return cls._loaded(spec, create, permissions)
 
     @classmethod
     def from_dict(
@@ -113,20 +128,19 @@ class Graph:
         *,
         allow_env: Collection[str] = (),
         allow_paths: bool = False,
+        allow_code: bool = False,
         create: Create = create_agent,
     ) -> Self:
         """The graph of a recipe's data, for example from JSON. See `from_yaml`."""
         graph = cls(folder=folder, create=create)
         graph._parts = Parts(None, data)
-        graph._permissions = Permissions(Path(folder), frozenset(allow_env), allow_paths)
+        graph._permissions = Permissions(Path(folder), frozenset(allow_env), allow_paths, allow_code=allow_code)
         return graph.validate()
 
     @classmethod
-    def _loaded(
-        cls, spec: GraphSpec, folder: Path, create: Create, allow_env: Collection[str], allow_paths: bool
-    ) -> Self:
-        graph = cls(spec, folder=folder, create=create)
-        graph._permissions = Permissions(folder, frozenset(allow_env), allow_paths)
+    def _loaded(cls, spec: GraphSpec, create: Create, permissions: Permissions) -> Self:
+        graph = cls(spec, folder=permissions.folder, create=create)
+        graph._permissions = permissions
         graph._checked = spec
         return graph
 
@@ -140,6 +154,30 @@ class Graph:
     def add_agent(self, name: str, **entry: Any) -> Self:
         """Add an agent with what the recipe says of one: `model`, `prompt`, `system`, `generate`, `timeout`, ..."""
         self._parts.add_agent(name, entry)
+        return self._changed()
+
+    @overload
+    def function(self, function: F, /, *, name: str | None = None, timeout: float | None = None) -> F: ...
+
+    @overload
+    def function(self, /, *, name: str | None = None, timeout: float | None = None) -> Callable[[F], F]: ...
+
+    def function(self, function: Any = None, /, *, name: str | None = None, timeout: float | None = None) -> Any:
+        """Add a Python function as an agent: `@graph.function`. It gets inputs and what agents upstream said, by name.
+
+        It may be async. What it returns becomes text, or data with its JSON as text. Gives the function back.
+        """
+        if function is None:
+            return partial(self.function, name=name, timeout=timeout)
+        agent = name or function.__name__
+        self._parts.add_agent(agent, {"function": name_of(function), "timeout": timeout})
+        self._functions[agent] = function
+        self._changed()
+        return function
+
+    def add_tools(self, name: str, **options: Any) -> Self:
+        """Add a tool server: `command=[...]`, or `url=...`, and the recipe's other options."""
+        self._parts.add_tools(name, options)
         return self._changed()
 
     def add_edge(self, sender: str, receiver: str, channel: Channel = "text", **options: Any) -> Self:
@@ -175,6 +213,11 @@ class Graph:
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """This graph as a recipe; also written to `path` if one is given, whole or not at all."""
+        for agent, function in self._functions.items():
+            if "<" in name_of(function) or function.__module__ == "__main__":
+                raise RecipeError(
+                    f"the function of agent {agent!r} can't be named in a recipe; define it at the top of a module"
+                )
         text = dump_recipe(self.validate().spec)
         if path is not None:
             _write_whole(Path(path), text)
@@ -190,6 +233,7 @@ class Graph:
         copy._parts = self.validate()._parts.with_channels(channel)
         copy._permissions = self._permissions
         copy._file = self._file
+        copy._functions = self._functions
         copy._cast = self._agents()
         return copy
 
@@ -197,6 +241,7 @@ class Graph:
         """A graph of another recipe in the same folder, with the same permissions; its models are its own to close."""
         other = type(self)(spec, folder=self._folder, create=self._create)
         other._permissions = self._permissions
+        other._functions = self._functions
         return other
 
     @property
@@ -212,25 +257,32 @@ class Graph:
     @property
     def permissions(self) -> Permissions:
         """What the recipe may reach."""
-        return self._permissions or _own(self.spec)
+        return replace(self._permissions or _own(self.spec), registered=frozenset(self._functions))
 
     # running
 
-    def run(self, inputs: Inputs = None, /, *, store: "Store | None" = None, **named: Any) -> Result:
+    def run(
+        self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
+    ) -> Result:
         """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with what finished.
 
         With a `store` every finished turn is kept there, and `resume` goes on with the run from another process.
+        `session` names a conversation: agents with `memory` go on with it.
         """
-        run = self._run(inputs, named, store=store)
+        run = self._run(inputs, named, store=store, session=session)
         return wait(run.execute, "run", "graph.arun", lambda: run.result)
 
-    async def arun(self, inputs: Inputs = None, /, *, store: "Store | None" = None, **named: Any) -> Result:
+    async def arun(
+        self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
+    ) -> Result:
         """Run once, under asyncio or trio. Raises InputError, or RunError whose `result` holds what finished."""
-        return await self._run(inputs, named, store=store).execute()
+        return await self._run(inputs, named, store=store, session=session).execute()
 
-    def stream(self, inputs: Inputs = None, /, *, store: "Store | None" = None, **named: Any) -> RunStream:
+    def stream(
+        self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
+    ) -> RunStream:
         """Run once and watch: an async iterator of events. Inputs are checked now, the run begins when it is read."""
-        return RunStream(lambda listener: self._run(inputs, named, listener, store))
+        return RunStream(lambda listener: self._run(inputs, named, listener, store, session))
 
     @classmethod
     def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
@@ -339,16 +391,28 @@ class Graph:
         named: Mapping[str, Any] | None = None,
         listener: Listener | None = None,
         store: "Store | None" = None,
+        session: str | None = None,
     ) -> Run:
         spec = self.validate().spec
         given = check_inputs(spec.inputs, inputs, named)
         listener = watched(spec, given, listener)
         if store is not None:
-            return kept.begun(self, given, store, listener)
+            return kept.begun(self, given, store, listener, session)
         for name, agent in spec.agents.items():
             if isinstance(agent, PauseSpec):
                 raise InputError(f"agent {name!r} can't be asked: {UNKEPT}")
-        return Run(spec, given, self._prepare, listener)
+        run = Run(spec, given, self._prepare, listener)
+        run.conversation = self.conversation(session)
+        return run
+
+    def conversation(self, session: str | None) -> Session | None:
+        """The session of this name, for agents that remember. Raises InputError where none does."""
+        spec = self.spec
+        if session is None:
+            return None
+        if not any(agent.memory for agent in spec.speakers.values()):
+            raise InputError(f"no agent of {spec.name!r} remembers a session; give one of them `memory: true`")
+        return Session(session, spec.name)
 
     def _rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Run]:
         runs = []
@@ -379,7 +443,7 @@ class Graph:
 
     def _agents(self) -> Cast:
         if self._cast is None:
-            self._cast = Cast(create_agents(self.spec, self._folder, self._create))
+            self._cast = Cast(create_agents(self.spec, self._folder, self._create, self._functions))
         return self._cast
 
     def _changed(self) -> Self:
@@ -391,8 +455,8 @@ class Graph:
 
 def _own(spec: GraphSpec) -> Permissions:
     """What the caller's own code may do: name any variable and any file."""
-    variables = (getattr(model, "api_key_env", None) for model in spec.models.values())
-    return Permissions(allow_env=frozenset(name for name in variables if name), allow_paths=True)
+    variables = (getattr(each, "api_key_env", None) for each in (*spec.models.values(), *spec.tools.values()))
+    return Permissions(allow_env=frozenset(name for name in variables if name), allow_paths=True, allow_code=True)
 
 
 def _write_whole(path: Path, text: str) -> None:

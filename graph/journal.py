@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from cachegraph.agents.base import Agent, Paused, Rebuilder, Reply, Timing, Tokens, Turn
+from cachegraph.agents.base import Agent, MemoryReport, Paused, Rebuilder, Reply, Timing, Tokens, ToolCall, Turn
 from cachegraph.channels.message import EdgeReport, Message
 
 from .result import AgentResult
@@ -77,7 +77,9 @@ def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
         message.rebuild = lost.rebuild
     timing, tokens = (recorded.agent.get(key) or {} for key in ("timing", "tokens"))
     edges = {sender: _report(report) for sender, report in recorded.edges.items()}
-    return Reply(message, Timing(**timing), Tokens(**tokens), edges, recalled=True)
+    calls = [ToolCall(**call) for call in recorded.agent.get("tool_calls") or ()]
+    memory = MemoryReport(**recorded.agent["memory"]) if recorded.agent.get("memory") else None
+    return Reply(message, Timing(**timing), Tokens(**tokens), edges, recalled=True, tool_calls=calls, memory=memory)
 
 
 def _report(plain: Mapping[str, Any]) -> EdgeReport:

@@ -26,14 +26,18 @@ __all__ = ["begun", "digest", "graph_of", "resumed"]
 GraphT = TypeVar("GraphT", bound="Graph")
 
 
-def begun(graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None) -> Run:
+def begun(
+    graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None, session: str | None = None
+) -> Run:
     """A run that enters the store when it begins."""
     from .store.execution import StoredExecution
 
-    spec, recipe, setting = graph.spec, dump_recipe(graph.spec), _setting(graph, inputs)
-    return StoredExecution(
+    spec, recipe, setting = graph.spec, dump_recipe(graph.spec), _setting(graph, inputs, session)
+    run = StoredExecution(
         spec, inputs, graph.awire, listener, open_session=lambda: store.begin(spec.name, recipe, setting)
     )
+    run.conversation = graph.conversation(session)
+    return run
 
 
 def resumed(
@@ -58,7 +62,9 @@ def resumed(
         )
     said, inputs = _answered(stored, answer, turn), stored.setting.inputs
     listener = watched(spec, inputs, listener)
-    return StoredExecution(spec, inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said))
+    execution = StoredExecution(spec, inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said))
+    execution.conversation = graph.conversation(stored.setting.session)
+    return execution
 
 
 def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict[str, str]:
@@ -87,7 +93,12 @@ def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create
     stored = (store or Store()).get(run)
     setting = stored.setting
     return kind.from_yaml_text(
-        stored.recipe, setting.folder, allow_env=setting.allow_env, allow_paths=setting.allow_paths, create=create
+        stored.recipe,
+        setting.folder,
+        allow_env=setting.allow_env,
+        allow_paths=setting.allow_paths,
+        allow_code=setting.allow_code,
+        create=create,
     )
 
 
@@ -99,7 +110,7 @@ def digest(file: Path | None) -> str | None:
         return None
 
 
-def _setting(graph: "Graph", inputs: Mapping[str, Any]) -> "Setting":
+def _setting(graph: "Graph", inputs: Mapping[str, Any], session: str | None) -> "Setting":
     from .store.records import Setting, installed
 
     try:
@@ -114,6 +125,8 @@ def _setting(graph: "Graph", inputs: Mapping[str, Any]) -> "Setting":
         digest=digest(file),
         allow_env=sorted(may.allow_env),
         allow_paths=may.allow_paths,
+        allow_code=may.allow_code or bool(may.registered),
+        session=session,
         versions=installed(),
     )
 
@@ -126,4 +139,5 @@ def _recipe_of(stored: "StoredRun") -> Any:
         Path(setting.folder),
         allow_env=setting.allow_env,
         allow_paths=setting.allow_paths,
+        allow_code=setting.allow_code,
     )

@@ -28,13 +28,15 @@ def load_recipe(
     *,
     allow_env: Collection[str] = (),
     allow_paths: bool = False,
+    allow_code: bool = False,
     known_models: Collection[str] | None = None,
     chain: Chain = (),
 ) -> GraphSpec:
     """Read and check a recipe's file. Raises RecipeError with everything that is wrong.
 
     `allow_env` are environment variables that its endpoints may name; `allow_paths` lets it name files outside its
-    folder; `known_models` are the catalogue's names, where they are at hand; `chain` are the recipes that include it.
+    folder, `allow_code` functions and programs to run; `known_models` are the catalogue's names, if they are at hand;
+    `chain` are the recipes that include it.
     """
     path = Path(path)
     return parse_recipe(
@@ -43,6 +45,7 @@ def load_recipe(
         path.resolve().parent,
         allow_env=allow_env,
         allow_paths=allow_paths,
+        allow_code=allow_code,
         known_models=known_models,
         chain=chain or (path.resolve(),),
     )
@@ -55,6 +58,7 @@ def parse_recipe(
     *,
     allow_env: Collection[str] = (),
     allow_paths: bool = False,
+    allow_code: bool = False,
     known_models: Collection[str] | None = None,
     chain: Chain = (),
 ) -> GraphSpec:
@@ -65,7 +69,7 @@ def parse_recipe(
         message = "the file is empty" if not text.strip() else "a recipe is a mapping of keys to values"
         raise RecipeError([*document.problems, document.problem(message, (), "start with 'version: 1'")])
     models = None if known_models is None else frozenset(known_models)
-    permissions = Permissions(folder or Path(), frozenset(allow_env), allow_paths, models)
+    permissions = Permissions(folder or Path(), frozenset(allow_env), allow_paths, models, allow_code)
     problems = list(document.problems)
     spec: GraphSpec | None = None
     try:
@@ -109,6 +113,7 @@ def _loader(permissions: Permissions) -> Load:
         path,
         allow_env=permissions.allow_env,
         allow_paths=permissions.allow_paths,
+        allow_code=permissions.allow_code,
         known_models=permissions.known_models,
         chain=chain,
     )

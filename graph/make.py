@@ -1,10 +1,14 @@
 """From a recipe's entries to agents, none of them open; a graph in an agent's place with all that is in it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cachegraph.agents.base import Agent
 from cachegraph.agents.create import Create
-from cachegraph.agents.spec import PauseSpec, SubgraphSpec
+from cachegraph.agents.functions.agent import FunctionAgent
+from cachegraph.agents.functions.find import Function
+from cachegraph.agents.spec import FunctionSpec, PauseSpec, SubgraphSpec
+from cachegraph.agents.tools.toolbox import Toolbox
 
 from .load import read_spec
 from .nested import own_file
@@ -14,8 +18,11 @@ from .subgraph import SubgraphAgent
 __all__ = ["create_agents"]
 
 
-def create_agents(spec: GraphSpec, folder: Path, create: Create) -> dict[str, Agent]:
-    """The agents of a checked recipe, none of them open."""
+def create_agents(
+    spec: GraphSpec, folder: Path, create: Create, functions: Mapping[str, Function] | None = None
+) -> dict[str, Agent]:
+    """The agents of a checked recipe, none of them open. `functions`: by agent, those that are not to be imported."""
+    toolbox = Toolbox(spec.tools, folder)
     upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
     for edge in spec.edges:
         upstream[edge.receiver].append(edge.sender)
@@ -30,8 +37,16 @@ def create_agents(spec: GraphSpec, folder: Path, create: Create) -> dict[str, Ag
             agents[name] = _subgraph(name, entry, folder, create)
             continue
         inputs = (*spec.inputs, entry.item) if entry.for_each is not None else tuple(spec.inputs)
+        if isinstance(entry, FunctionSpec):
+            given = (functions or {}).get(name)
+            agents[name] = FunctionAgent(
+                name, entry.function, given, folder, inputs=inputs, upstream=tuple(upstream[name])
+            )
+            continue
         model = spec.models.get(entry.model, entry.model)
-        agents[name] = create(name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]))
+        agents[name] = create(
+            name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]), toolbox=toolbox
+        )
     return agents
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cachegraph.agents.spec import KINDS, Entry
+from cachegraph.agents.tools.spec import CommandTools, UrlTools
 from cachegraph.channels.spec import CHANNELS, Channel, EdgeSpec
 from cachegraph.errors import InputError, Problem, RecipeError
 
@@ -62,6 +63,10 @@ class Parts:
 
     def add_agent(self, name: str, data: Mapping[str, Any]) -> None:
         self._add("agents", name, _agent(name, data))
+
+    def add_tools(self, name: str, data: Mapping[str, Any]) -> None:
+        kind = UrlTools if "url" in data else CommandTools
+        self._add("tools", name, _checked(kind, data, f"tools.{name}"))
 
     def add_edge(self, data: Mapping[str, Any]) -> None:
         if data["channel"] not in CHANNELS:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from textwrap import shorten
 from urllib.parse import urlsplit
 
-from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, PauseSpec, SubgraphSpec
+from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, FunctionSpec, PauseSpec, SubgraphSpec
 from cachegraph.agents.template import TemplateProblem, compile_template
 from cachegraph.channels.spec import EdgeSpec, named_fusers
 from cachegraph.engine.spec import ModelSpec
@@ -142,6 +142,8 @@ def model_label(spec: GraphSpec, agent: str) -> str:
         return entry.graph
     if isinstance(entry, PauseSpec):
         return "a person"
+    if isinstance(entry, FunctionSpec):
+        return entry.function
     model = entry.model
     match spec.models.get(model, model):
         case ModelSpec(source=source):
@@ -154,6 +156,8 @@ def model_label(spec: GraphSpec, agent: str) -> str:
 
 def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
     """The inputs that an agent's templates name."""
+    if isinstance(agent, FunctionSpec):
+        return list(spec.inputs)  # which of them its parameters name is known when it is imported
     names: set[str] = set()
     match agent:
         case AgentSpec():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
 
 from cachegraph import __version__
-from cachegraph.agents.base import Timing, Tokens
+from cachegraph.agents.base import MemoryReport, Timing, Tokens, ToolCall
 from cachegraph.channels.message import EdgeReport
 from cachegraph.errors import InputError
 
@@ -37,6 +37,8 @@ class AgentResult:
     started: float | None = None  # seconds since the run began
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    memory: MemoryReport | None = None  # what the run's session brought to it
     turn: str = ""  # the id of the turn that this tells of: the agent's name, unless it takes several in a run
     turns: int = 0  # how many it has begun: a loop's agent takes one a round, and this tells of the last
     earlier: "list[AgentResult]" = field(default_factory=list)  # the turns before it, at most 8

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cachegraph.agents.base import Agent
 from cachegraph.agents.expression import Expression, compile_expression
+from cachegraph.agents.sessions.spec import Memory
 from cachegraph.agents.spec import AgentSpec, SubgraphSpec
 from cachegraph.agents.template import compile_template
 from cachegraph.channels.base import Peer
@@ -75,6 +76,7 @@ class Node:
     for_each: ForEach | None = None
     is_graph: bool = False  # its agent is a run of its own
     depth: int = 0  # how urgent it is for the models' engines
+    memory: Memory = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class _Wirer:
             agent=self.agents[name],
             model=self.peers[name].name,
             timeout=entry.timeout,
+            memory=entry.memory if isinstance(entry, AgentSpec) else False,
             entries=tuple(self.entries[i]),
             exits=tuple(sorted(self.exits[i], key=lambda exit: -self.depth[exit.receiver])),
             # Who goes round keeps no turn of the round before it alive just to write what nobody has asked for.

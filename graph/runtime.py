@@ -18,6 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from cachegraph.agents.base import Delivery, Paused, Reply
 from cachegraph.agents.filters import Value
+from cachegraph.agents.sessions.session import Session
 from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.errors import CachegraphError, InputError, RunError
 
@@ -71,6 +72,7 @@ class Run:
         self._probe = probe
         self._journal = journal  # a kept run has its own once it has begun
         self._ways = Ways()
+        self.conversation: Session | None = None  # that this run goes on with
         self._seconds = 0.0  # set when the run ends
         self._status: RunStatus = "not_started"
         self._error: str | None = None
@@ -108,9 +110,17 @@ class Run:
 
     async def execute(self) -> Result:
         """Run to the end. Raises RunError with the result so far; errors of loading models pass as they are."""
+        if self.conversation is None:
+            return await self._execute()
+        async with self.conversation:
+            return await self._execute()
+
+    async def _execute(self) -> Result:
         self._status = "running"
         if not self._inside:
-            self._around = replace(self._around, began=perf_counter(), journal=self._journal)
+            self._around = replace(
+                self._around, began=perf_counter(), journal=self._journal, conversation=self.conversation
+            )
         try:
             self._wiring = await self._prepare()
             self._arrivals = Arrivals(self._wiring, self._skip, self._cancel)

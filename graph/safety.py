@@ -12,7 +12,7 @@ from cachegraph.channels.fusers.name import is_hub_fuser
 from .draft import Draft, Finding, Permissions
 from .marks import Path
 
-__all__ = ["check_endpoints", "check_paths", "looks_like_path"]
+__all__ = ["check_address", "check_endpoints", "check_paths", "is_loopback", "looks_like_path"]
 
 PATH = re.compile(r"^[./~\\]|^[A-Za-z]:[\\/]|[\\\0]|(^|/)\.\.(/|$)|\.gguf$")
 
@@ -28,32 +28,37 @@ def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]
         if isinstance(entry, dict) and isinstance(entry.get("base_url"), str):
             path: Path = ("models", name)
             key = entry.get("api_key_env")
-            yield from _endpoint(entry["base_url"], key if isinstance(key, str) else None, path, permissions)
+            yield from check_address(
+                entry["base_url"], key if isinstance(key, str) else None, (*path, "base_url"), permissions
+            )
 
 
-def _endpoint(base_url: str, key: str | None, path: Path, permissions: Permissions) -> Iterator[Finding]:
-    url = _split(base_url)
+def check_address(address: str, key: str | None, path: Path, permissions: Permissions) -> Iterator[Finding]:
+    """A web address at `path`, to which the key in this environment variable is sent."""
+    url = _split(address)
+    name = str(path[-1])
     if url is None:
-        hint = "write it as 'https://host/v1'"
-        yield Finding(f"base_url {base_url!r} is no plain web address", (*path, "base_url"), hint)
+        yield Finding(f"{name} {address!r} is no plain web address", path, "write it as 'https://host/...'")
         return
     if url.username is not None or url.password is not None:
         hint = "name the variable that holds the key in 'api_key_env'"
-        yield Finding("base_url holds a user name or password", (*path, "base_url"), hint)
+        yield Finding(f"{name} holds a user name or password", path, hint)
     if key is None:
         return
     if key in permissions.allow_env or key.startswith("CACHEGRAPH_"):
         pass
     elif key != "OPENAI_API_KEY":
         hint = f"use a name that starts with CACHEGRAPH_, or allow this one with --allow-env {key}"
-        yield Finding(f"a recipe has no business with the environment variable {key!r}", (*path, "api_key_env"), hint)
+        yield Finding(
+            f"a recipe has no business with the environment variable {key!r}", (*path[:-1], "api_key_env"), hint
+        )
     elif (url.scheme, url.hostname, url.port or 443) != ("https", "api.openai.com", 443):
         message = f"'OPENAI_API_KEY' goes to https://api.openai.com only, not to {url.hostname!r}"
         hint = "use a name that starts with CACHEGRAPH_, or allow it with --allow-env OPENAI_API_KEY"
-        yield Finding(message, (*path, "api_key_env"), hint)
-    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        yield Finding(message, (*path[:-1], "api_key_env"), hint)
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
         message = f"{key!r} would travel unencrypted to {url.hostname!r}"
-        yield Finding(message, (*path, "base_url"), "use https, or an address of this machine")
+        yield Finding(message, path, "use https, or an address of this machine")
 
 
 def _split(base_url: str) -> SplitResult | None:
@@ -67,7 +72,7 @@ def _split(base_url: str) -> SplitResult | None:
     return url if well_formed else None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -101,6 +106,9 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
             yield ("agents", name, "model"), model
         if isinstance(graph := body.get("graph"), str):
             yield ("agents", name, "graph"), graph
+        function = body.get("function")
+        if isinstance(function, str) and (file := function.rpartition(":")[0]).endswith(".py"):
+            yield ("agents", name, "function"), file
     for edge in draft.edges:
         for below, fuser in edge.fusers:
             if not is_hub_fuser(fuser):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec
+from cachegraph.agents.tools.spec import ToolServerSpec
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.engine.spec import Limits, ModelSpec, Strict
 from cachegraph.errors import InputError
@@ -88,6 +89,9 @@ class GraphSpec(Strict):
     ]
     description: str = ""
     models: dict[Identifier, ModelEntry] = {}  # noqa: RUF012 (pydantic copies it)
+    tools: Annotated[
+        dict[Identifier, ToolServerSpec], Field(description="Servers of the Model Context Protocol, used by agents.")
+    ] = {}  # noqa: RUF012 (pydantic copies it)
     inputs: dict[Identifier, InputSpec] = {}  # noqa: RUF012 (pydantic copies it)
     agents: Annotated[dict[Identifier, AgentEntry], Field(min_length=1)]
     edges: tuple[EdgeSpec, ...] = ()

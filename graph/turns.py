@@ -12,14 +12,15 @@ from typing import Any
 
 import anyio
 
-from cachegraph.agents.base import Delivery, Reply, Turn
+from cachegraph.agents.base import Delivery, Reply, ToolCall, Turn
 from cachegraph.agents.filters import Value
+from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.agents.template import TemplateProblem
 from cachegraph.channels.message import Message
 from cachegraph.engine.account import asking, taking_part
 from cachegraph.errors import CachegraphError, RunError
 
-from .events import AgentFinished, AgentStarted, Event, TextDelta
+from .events import AgentFinished, AgentStarted, Event, TextDelta, ToolCalled
 from .items import join_replies
 from .journal import Journal, note, take_turn
 from .probe import Probe
@@ -60,6 +61,7 @@ class Surroundings:
     began: float
     listener: Listener | None = None
     journal: Journal | None = None
+    conversation: Session | None = None  # that agents with a memory go on with
     limiter: anyio.CapacityLimiter | None = None
     agents: str = ""
     turns: str = ""
@@ -95,6 +97,8 @@ class Turns:
             id=turn_id,
             control=self._probe.controls.get(node.name) if self._probe else None,
             within=around if node.is_graph else None,
+            memory=self._memory(node),
+            on_tool=self._tool_calls(node, turn_id) if around.listener else None,
         )
         if self._probe is not None:
             self._probe.turns[node.name] = turn
@@ -138,6 +142,15 @@ class Turns:
         assert listener is not None
         return lambda text: listener(TextDelta(around.now(), name, text, turn=turn_id))
 
+    def _tool_calls(self, node: Node, turn_id: str) -> Callable[[ToolCall], None]:
+        around, listener, name = self._around, self._around.listener, self._around.agents + node.name
+        assert listener is not None
+        return lambda call: listener(ToolCalled(around.now(), name, call, turn=turn_id))
+
+    def _memory(self, node: Node) -> Recollection | None:
+        conversation = self._around.conversation
+        return conversation.of(self._around.agents + node.name, node.memory) if conversation and node.memory else None
+
     # a turn an item
 
     async def _all_items(self, node: Node, for_each: ForEach, turn: Turn) -> tuple[Reply, list[AgentResult]]:
@@ -171,7 +184,8 @@ class Turns:
         on_text = self._deltas(node, turn_id) if around.listener else None
         result = AgentResult("running", model=node.model, started=around.now(), turn=turn_id)
         inputs, on_prompt = {**turn.inputs, for_each.name: value}, partial(setattr, result, "prompt")
-        mine = replace(turn, inputs=inputs, id=turn_id, on_text=on_text, on_prompt=on_prompt)
+        on_tool = self._tool_calls(node, turn_id) if around.listener else None
+        mine = replace(turn, inputs=inputs, id=turn_id, on_text=on_text, on_prompt=on_prompt, on_tool=on_tool)
         if around.listener:
             around.listener(AgentStarted(around.now(), name, turn=turn_id))
         reply = await self._one(node, mine)
@@ -190,6 +204,8 @@ def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
     result.data = reply.message.data
     result.timing = timing = reply.timing
     result.tokens = reply.tokens
+    result.tool_calls = reply.tool_calls
+    result.memory = reply.memory
     result.inside = dict(reply.inside)
     timing.total = timing.total or now - (result.started or 0.0)
 

@@ -35,6 +35,8 @@ class Setting:
     digest: str | None = None  # of that file, as it was
     allow_env: Sequence[str] = ()
     allow_paths: bool = True
+    allow_code: bool = False
+    session: str | None = None  # the conversation that the run goes on with
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Problem,
         RecipeError,
         RunError,
+        ToolError,
     )
     from cachegraph.evaluation.compare import acompare, compare
     from cachegraph.evaluation.comparison import Comparison
@@ -39,6 +40,7 @@ __all__ = [
     "RecipeError",
     "Result",
     "RunError",
+    "ToolError",
     "__version__",
     "acompare",
     "compare",

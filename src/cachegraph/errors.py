@@ -7,6 +7,7 @@
     ├── ModelError                   1   a model can't be found, fetched, read or placed
     ├── FuserError                   1   a fuser's folder is unreadable, hostile, or made for another pair
     ├── ChannelError                 1   a cache edge can't carry what it was asked to; falls back unless forbidden
+    ├── ToolError                    1   a tool server can't be started, reached or understood
     └── RunError                     1   a run failed; holds what finished
 
 A message is one sentence that says what is wrong, where, and what to do. Messages name things with `repr`.
@@ -26,6 +27,7 @@ __all__ = [
     "Problem",
     "RecipeError",
     "RunError",
+    "ToolError",
 ]
 
 
@@ -101,6 +103,10 @@ class FuserError(CachegraphError):
 
 class ChannelError(CachegraphError):
     """A cache edge that can't work here; where the recipe allows it, the edge falls back to text instead."""
+
+
+class ToolError(CachegraphError):
+    """A tool server that can't be started or reached, or that breaks off; what a tool complains of is no error."""
 
 
 class RunError(CachegraphError):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +16,9 @@ from cachegraph import Graph, RunError
 from cachegraph.agents.base import Delivery, Reply, Turn
 from cachegraph.agents.endpoint import EndpointAgent
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.tools.connection import Tool
+from cachegraph.agents.tools.content import Content
+from cachegraph.agents.tools.toolbox import Toolbox
 from cachegraph.channels.message import Message, Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.errors import CachegraphError, ConfigError, ModelError
@@ -407,3 +411,89 @@ async def test_an_endpoint_that_fails_fails_its_agent_in_the_run(server: Server)
     graph = Graph(models={"big": {"base_url": server.url, "model": "big-1"}}, output="a")
     with pytest.raises(RunError, match="agent 'a' failed: the endpoint of agent 'a' at .* answered 404: no such model"):
         await graph.add_agent("a", model="big", prompt="Hello.").arun()
+
+
+# Tools and memory
+
+
+class Adder:
+    """Stands in for a connected tool server."""
+
+    name = "calc"
+
+    async def tools(self) -> list[Tool]:
+        return [Tool("add", "Adds.", {"type": "object", "properties": {"a": {}, "b": {}}})]
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> Content:
+        return Content(str(arguments["a"] + arguments["b"]))
+
+    async def close(self) -> None: ...
+
+
+def calling(*pieces: dict[str, Any]) -> Answer:
+    parts = [event({"choices": [{"delta": {"tool_calls": [part]}}]}) for part in pieces]
+    return stream(*parts, event({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}), USAGE, DONE)
+
+
+async def with_tools(server: Server, **parts: Any) -> tuple[Reply, list[str]]:
+    box = Toolbox()
+    box._servers, box._users = {"calc": Adder()}, {"calc": set()}  # type: ignore[dict-item]
+    spec = AgentSpec.model_validate({"model": "m", "prompt": "1+2?", "tools": ["calc"], **parts})
+    agent = EndpointAgent("solver", spec, EndpointSpec(base_url=server.url, model="m"), toolbox=box)
+    heard: list[str] = []
+    await agent.open()
+    try:
+        return await agent.turn(Turn({}, on_text=heard.append)), heard
+    finally:
+        await agent.close()
+
+
+async def test_calls_of_the_api_are_made_and_their_results_sent_back(server: Server) -> None:
+    first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1,'}}
+    rest = {"index": 0, "function": {"arguments": ' "b": 2}'}}
+    server.script = [calling(first, rest), stream(piece("It is 3."), USAGE, DONE)]
+    reply, heard = await with_tools(server)
+    assert reply.message.text == "".join(heard) == "It is 3."
+    assert (reply.tokens.prefilled, reply.tokens.generated) == (14, 4)
+    assert [(c.tool, c.arguments, c.result) for c in reply.tool_calls] == [("calc.add", {"a": 1, "b": 2}, "3")]
+    assert server.requests[0]["tools"][0]["function"]["name"] == "add"
+    user, asked, answered = server.requests[1]["messages"]
+    assert user == {"role": "user", "content": "1+2?"}
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+    assert asked == {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert answered == {"role": "tool", "tool_call_id": "c1", "content": "3"}
+
+
+async def test_calls_in_the_text_are_made_too(server: Server) -> None:
+    call = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+    server.script = [stream(piece(call), USAGE, DONE), stream(piece("It is 3."), USAGE, DONE)]
+    reply, heard = await with_tools(server)
+    assert reply.message.text == "".join(heard) == "It is 3."
+    assert server.requests[1]["messages"][1:] == [
+        {"role": "assistant", "content": call},
+        {"role": "user", "content": "<tool_response>\n3\n</tool_response>"},
+    ]
+
+
+async def test_an_endpoint_that_does_nothing_but_call_is_stopped(server: Server) -> None:
+    server.script = [calling({"index": 0, "id": "c", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}})]
+    with pytest.raises(RunError, match="its limit is 2 rounds"):
+        await with_tools(server, tool_limits={"rounds": 2})
+    assert len(server.requests) == 3
+
+
+async def test_earlier_turns_of_a_session_are_sent_in_front(server: Server, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path))
+    server.script = [stream(piece("One."), USAGE, DONE), stream(piece("Two."), USAGE, DONE)]
+    graph = Graph(name="chat", models={"far": EndpointSpec(base_url=server.url, model="m")})
+    graph.add_input("q")
+    graph.add_agent("talker", model="far", system="Be brief.", prompt="{{ q }}", memory=True)
+    graph.output = "talker"
+    async with graph:
+        await graph.arun(q="first?", session="s")
+        result = await graph.arun(q="second?", session="s")
+    said = [(message["role"], message["content"]) for message in server.requests[1]["messages"]]
+    assert said == [("system", "Be brief."), ("user", "first?"), ("assistant", "One."), ("user", "second?")]
+    report = result.agents["talker"].memory
+    assert report is not None
+    assert (report.turns, report.reused) == (1, 0)

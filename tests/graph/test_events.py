@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.agents.base import Timing, Tokens
+from cachegraph.agents.base import MemoryReport, Timing, Tokens, ToolCall
 from cachegraph.channels.message import EdgeReport
 from cachegraph.graph import events
 from cachegraph.graph.events import AgentEvent, AgentStarted, EdgeTravelled, Event
@@ -23,6 +23,8 @@ OBJECTS = {
     "agent result": {each.name for each in fields(AgentResult)},
     "timing": {each.name for each in fields(Timing)},
     "tokens": {each.name for each in fields(Tokens)},
+    "tool call": {each.name for each in fields(ToolCall)},
+    "memory": {each.name for each in fields(MemoryReport)},
     "report": {each.name for each in fields(EdgeReport)},
     "result": set(Result.model_fields),
 }

@@ -10,7 +10,7 @@ import typer
 from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
-from . import compare, doctor, fusers, models, recipes, run, runs, train
+from . import compare, doctor, fusers, models, recipes, run, runs, sessions, train
 
 __all__ = ["app", "main"]
 
@@ -29,6 +29,7 @@ doctor.register(app)
 app.add_typer(models.app)
 app.add_typer(fusers.app)
 app.add_typer(runs.app)
+app.add_typer(sessions.app)
 
 
 def _version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cachegraph.errors import ConfigError, InputError
 
-from .options import AllowEnv, AllowPaths, Recipe, open_graph
+from .options import AllowCode, AllowEnv, AllowPaths, Recipe, open_graph
 
 if TYPE_CHECKING:
     from cachegraph.evaluation.comparison import Comparison
@@ -93,6 +93,7 @@ def compare(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts and nothing else.")] = False,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Swap the edges of a recipe on your data, and say which way is better: with controls."""
     from cachegraph.evaluation.compare import default_results_file, run_task
@@ -102,7 +103,7 @@ def compare(
 
     wanted = [name.strip() for name in variants.split(",") if name.strip()]
     _no_code(metrics or [])
-    graph = open_graph(recipe, allow_env, allow_paths)
+    graph = open_graph(recipe, allow_env, allow_paths, allow_code)
     settings: dict[str, Any] = {"map": sorted(columns or []), "limit": limit, "seed": seed, "seeds": seeds}
     results = out or default_results_file(graph, data, settings)
     for path in (results, report, save):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cachegraph.graph.result import Result
     from cachegraph.graph.store import Store
 
-__all__ = ["AllowEnv", "AllowPaths", "Recipe", "exit_if_paused", "open_graph", "open_store"]
+__all__ = ["AllowCode", "AllowEnv", "AllowPaths", "Recipe", "exit_if_paused", "open_graph", "open_store"]
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
 AllowEnv = Annotated[
@@ -20,14 +20,20 @@ AllowEnv = Annotated[
 ]
 AllowPaths = Annotated[bool, typer.Option("--allow-paths", help="Let recipes name files outside their folder.")]
 
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Let the recipe run functions and programs, and use tools of this machine.")
+]
 
-def open_graph(recipe: Path, allow_env: Collection[str] | None, allow_paths: bool) -> "Graph":
+
+def open_graph(recipe: Path, allow_env: Collection[str] | None, allow_paths: bool, allow_code: bool = False) -> "Graph":
     """The recipe as a graph, its models' names checked against the catalogue. Raises RecipeError."""
     from cachegraph.engine.models import load_catalogue
     from cachegraph.graph.graph import Graph
 
     known = frozenset(load_catalogue().models)
-    return Graph.from_yaml(recipe, allow_env=allow_env or (), allow_paths=allow_paths, known_models=known)
+    return Graph.from_yaml(
+        recipe, allow_env=allow_env or (), allow_paths=allow_paths, allow_code=allow_code, known_models=known
+    )
 
 
 def open_store() -> "Store":

@@ -10,7 +10,7 @@ import typer
 
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
-from .options import AllowEnv, AllowPaths
+from .options import AllowCode, AllowEnv, AllowPaths
 
 __all__ = ["register"]
 
@@ -37,6 +37,7 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
+    allow_code: AllowCode = False,
     catalogue: Annotated[
         Path | None,
         typer.Option("--catalogue", help="A catalogue of yours, laid over the shipped one.", show_default=False),
@@ -50,7 +51,9 @@ def validate(
     found: dict[str, list[Problem]] = {}
     for recipe in recipes:
         try:
-            spec = load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths, known_models=known)
+            spec = load_recipe(
+                recipe, allow_env=allow_env or (), allow_paths=allow_paths, allow_code=allow_code, known_models=known
+            )
         except RecipeError as error:
             found[str(recipe)] = error.problems
             continue
@@ -91,12 +94,15 @@ def show(
     output: Output = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Draw a recipe's graph, or what happened on it in a run."""
     from cachegraph.graph.load import load_recipe
     from cachegraph.graph.render import to_mermaid, to_svg, to_text
 
-    spec = None if recipe is None else load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths)
+    spec = None
+    if recipe is not None:
+        spec = load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths, allow_code=allow_code)
     if run is not None:
         from .happened import draw_run
 

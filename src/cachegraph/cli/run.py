@@ -9,7 +9,7 @@ import typer
 
 from cachegraph.errors import InputError
 
-from .options import AllowEnv, AllowPaths, Recipe, exit_if_paused, open_graph, open_store
+from .options import AllowCode, AllowEnv, AllowPaths, Recipe, exit_if_paused, open_graph, open_store
 
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
@@ -60,8 +60,12 @@ def run(
         Path | None,
         typer.Option("--trace", metavar="FILE", help="Write a trace for ui.perfetto.dev or chrome://tracing."),
     ] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="NAME", help="Go on with this conversation, or begin it.")
+    ] = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a recipe and print its reply."""
     from cachegraph.graph.inputs import parse_inputs
@@ -70,7 +74,9 @@ def run(
     from .recording import recording
 
     wanted = _channels(channels or [])
-    graph = open_graph(recipe, allow_env, allow_paths)
+    if session is not None and len(wanted) > 1:
+        raise InputError("--session goes on with one conversation, so it takes one --channel at most")
+    graph = open_graph(recipe, allow_env, allow_paths, allow_code)
     given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
     graph.check_inputs(given)
     store = open_store() if keep else None
@@ -80,7 +86,7 @@ def run(
         for each in graphs:
             fetch_fusers(each.spec, graph.folder)
         with graph:
-            results = _run_all(graphs, given, quiet or as_json, recorder, store)
+            results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
     if as_json:
         texts = [result.to_json() for result in results]
         typer.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
@@ -96,12 +102,14 @@ def _run_all(
     quiet: bool,
     recorder: "Recorder",
     store: "Store | None",
+    session: str | None,
 ) -> "list[Result]":
     from .screen import print_comparison, run_and_print, warm_up
 
     if len(graphs) == 1:
         record = recorder.begin(graphs[0].spec.name)
-        return [run_and_print(graphs[0].stream(inputs, store=store), graphs[0].output, quiet, record)]
+        stream = graphs[0].stream(inputs, store=store, session=session)
+        return [run_and_print(stream, graphs[0].output, quiet, record)]
     warm_up(graphs, inputs)
     results = [
         run_and_print(

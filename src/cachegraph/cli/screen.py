@@ -9,7 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from cachegraph.errors import RunError
-from cachegraph.graph.events import AgentFailed, AgentFinished, Event, RunFinished, RunStarted, TextDelta
+from cachegraph.graph.events import (
+    AgentFailed,
+    AgentFinished,
+    Event,
+    RunFinished,
+    RunStarted,
+    TextDelta,
+    ToolCalled,
+)
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.result import Result
 from cachegraph.graph.stream import RunStream
@@ -96,11 +104,21 @@ def _visible(text: str) -> str:
 
 def _note(event: Event, output: str, console: Console) -> None:
     if isinstance(event, AgentFinished) and event.agent != output:
-        text = _visible(" ".join((event.result.text or "").split()))
-        shown = text if len(text) <= 100 else f"{text[:99]}…"
+        shown = _short(event.result.text or "")
         console.print(Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim"))
+    elif isinstance(event, ToolCalled):
+        call = event.call
+        given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        console.print(
+            Text(_short(f"{event.agent}: {call.tool}({given}) → {call.result}"), "red" if call.error else "dim")
+        )
     elif isinstance(event, AgentFailed):
         console.print(Text(f"{event.agent}: {_visible(event.error)}", "red"))
+
+
+def _short(text: str) -> str:
+    line = _visible(" ".join(text.split()))
+    return line if len(line) <= 100 else f"{line[:99]}…"
 
 
 def print_tables(result: Result, console: Console) -> None:

@@ -1,0 +1,112 @@
+"""An agent that is a Python function: its parameters are inputs and upstream messages by name, typed with pydantic."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import anyio.to_thread
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from cachegraph.channels.base import Peer
+from cachegraph.channels.message import EdgeReport, Message
+from cachegraph.errors import RunError
+
+from ..base import Reply, Timing, Turn
+from .arguments import arguments_of, fit
+from .find import Function, find_function
+
+__all__ = ["FunctionAgent"]
+
+
+class FunctionAgent:
+    """Calls a function once a turn. One that is not async runs in a thread; what it has begun, nothing can stop."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        function: Function | None,
+        folder: Path,
+        *,
+        inputs: Sequence[str],
+        upstream: Sequence[str],
+    ):
+        self.name = name
+        self._path = path
+        self._folder = folder
+        self._function = function
+        self._known = (*inputs, *upstream)
+        self._arguments: dict[str, TypeAdapter[Any]] = {}
+
+    async def open(self) -> None:
+        """Import the function if it was only named. Raises ConfigError, or RecipeError for what nobody gives it."""
+        if self._function is None:
+            self._function = await anyio.to_thread.run_sync(find_function, self._path, self.name, self._folder)
+        self._arguments = arguments_of(self._function, self.name, self._known)
+
+    def peer(self) -> Peer:
+        why = f"agent {self.name!r} is a function, which has no KV cache"
+        return Peer(self.name, self._path, why_no_cache=why)
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Call it. Raises RunError with what it raised, or InputError that names the argument that doesn't fit."""
+        began = perf_counter()
+        assert self._function is not None, "open the agent first"
+        messages = {delivery.message.sender: delivery.message for delivery in turn.deliveries}
+        values = {name: _planes(value) for name, value in turn.inputs.items()}
+        values |= {name: _planes(message.data, await message.read()) for name, message in messages.items()}
+        wanted = {name: adapter for name, adapter in self._arguments.items() if name in values}
+        given = {name: fit(self._path, name, adapter, values[name]) for name, adapter in wanted.items()}
+        text, data = _reply(await self._call(self._function, given), self._path)
+        if turn.on_text is not None and text:
+            turn.on_text(text)
+        edges = {
+            delivery.message.sender: EdgeReport(
+                delivery.route.edge.channel,
+                delivery.route.used,
+                delivery.route.fallback_reason,
+                bytes=len((delivery.message.text or "").encode()),
+            )
+            for delivery in turn.deliveries
+        }
+        return Reply(Message(self.name, text, data=data), Timing(total=perf_counter() - began), edges=edges)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def _call(self, function: Function, given: Mapping[str, Any]) -> Any:
+        try:
+            if _is_async(function):
+                return await function(**given)
+            result = await anyio.to_thread.run_sync(partial(function, **given), abandon_on_cancel=True)
+            return await result if inspect.isawaitable(result) else result
+        except Exception as error:
+            raise RunError(f"the function {self._path!r} raised {type(error).__name__}: {error}") from error
+
+
+def _is_async(function: Function) -> bool:
+    target = function.func if isinstance(function, partial) else function
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
+
+
+def _planes(*planes: Any) -> list[Any]:
+    """What an argument may be made of: the data of a message, else its text."""
+    return [plane for plane in planes if plane is not None]
+
+
+def _reply(value: Any, path: str) -> tuple[str, Any]:
+    """What a function returned, as text and as data. Text is text alone; nothing is an empty text."""
+    if value is None or isinstance(value, str):
+        return value or "", None
+    try:
+        data = to_jsonable_python(value)
+        return json.dumps(data, ensure_ascii=False, allow_nan=False), data
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"the function {path!r} returned {type(value).__name__}, which is neither text nor a JSON value: {error}"
+        ) from error

@@ -1,0 +1,118 @@
+"""A conversation that a run continues: taken by one run at a time, and kept only if the run succeeds."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+
+from cachegraph.errors import InputError
+
+from .folder import AgentRecord, Exchange, SessionRecord, read, sweep, taken, write
+from .spec import Memory, MemorySpec
+
+__all__ = ["Recollection", "Session"]
+
+Save = Callable[[Path], Any]  # writes a cache into a folder, gives the KeptCache
+
+
+@dataclass(eq=False)
+class Recollection:
+    """What one agent remembers in one run. What it adds is kept when the run has succeeded."""
+
+    folder: Path
+    record: AgentRecord
+    limits: MemorySpec
+    added: bool = False
+    save: Save | None = None  # of the cache as it stands after the last turn
+
+    @property
+    def told(self) -> int:
+        """How many earlier exchanges go in front of the next prompt."""
+        return len(self.record.exchanges) - self.record.left_out
+
+    def history(self, tokens: int | None, count: Callable[[str], int]) -> list[tuple[str, str]]:
+        """The messages, role and content, that go in front of the next prompt. `tokens`: the limit where none is said.
+
+        Beyond a limit the older half is left out for good: were it one exchange at a time, every turn's prompt would
+        begin differently, and no cache of it would last.
+        """
+        limits = self.limits
+        most = limits.tokens if limits.tokens is not None else tokens
+        told = self.record.exchanges[self.record.left_out :]
+        sizes = [sum(count(content) for _, content in _messages([each])) for each in told]
+        if len(told) > limits.turns or (most is not None and sum(sizes) > most):
+            while told and (len(told) > limits.turns // 2 or (most is not None and sum(sizes) > most // 2)):
+                told, sizes = told[1:], sizes[1:]
+            self.record.left_out = len(self.record.exchanges) - len(told)
+        return _messages(told)
+
+    def add(self, messages: list[tuple[str, str]], reply: str, save: Save | None = None) -> None:
+        """Remember a turn, and the cache that it leaves."""
+        self.record.exchanges.append(Exchange(messages=messages, reply=reply))
+        self.added, self.save = True, save
+
+
+class Session:
+    """A session in the hands of one run: `async with` takes it. Raises InputError where another run has it."""
+
+    def __init__(self, name: str, graph: str):
+        self.name = name
+        self._graph = graph
+        self._taken: AbstractContextManager[Path] | None = None
+        self._record: SessionRecord | None = None
+        self._recollections: dict[str, Recollection] = {}
+
+    async def __aenter__(self) -> Self:
+        await anyio.to_thread.run_sync(self._take)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._let_go, error is None)
+
+    def of(self, agent: str, memory: Memory) -> Recollection:
+        """What this agent remembers, within its limits."""
+        assert self._record is not None
+        if agent not in self._recollections:
+            record = self._record.agents.setdefault(agent, AgentRecord())
+            limits = memory if isinstance(memory, MemorySpec) else MemorySpec()
+            self._recollections[agent] = Recollection(self._folder, record, limits)
+        return self._recollections[agent]
+
+    def _take(self) -> None:
+        self._taken = taken(self.name)
+        self._folder = self._taken.__enter__()
+        try:
+            self._record = read(self.name) or SessionRecord(session=self.name, graph=self._graph)
+            if self._record.graph != self._graph:
+                raise InputError(
+                    f"the session {self.name!r} is one of the graph {self._record.graph!r}, not of {self._graph!r}; "
+                    "take another name"
+                )
+        except BaseException:
+            self._taken.__exit__(None, None, None)
+            raise
+
+    def _let_go(self, keep: bool) -> None:
+        assert self._taken is not None
+        assert self._record is not None
+        try:
+            if keep:
+                for each in self._recollections.values():
+                    if each.added:
+                        each.record.cache = each.save(self._folder) if each.save is not None else None
+                write(self._record)
+                sweep()
+        finally:
+            self._taken.__exit__(None, None, None)
+
+
+def _messages(exchanges: Iterable[Exchange]) -> list[tuple[str, str]]:
+    return [message for each in exchanges for message in (*each.messages, ("assistant", each.reply))]

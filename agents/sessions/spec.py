@@ -1,0 +1,28 @@
+"""The sessions' slice of a recipe: how much an agent remembers."""
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, PositiveInt, Tag
+
+from cachegraph.engine.spec import Strict
+
+__all__ = ["Memory", "MemorySpec"]
+
+
+class MemorySpec(Strict):
+    """What of a session goes in front of the prompt. Beyond a limit the older half is left out, so that caches last."""
+
+    turns: Annotated[PositiveInt, Field(description="Earlier turns, a prompt and a reply each.")] = 50
+    tokens: Annotated[
+        PositiveInt | None, Field(description="Of all of them; by default half of what a model of this machine reads.")
+    ] = None
+
+
+def _kind(value: Any) -> str:
+    return "flag" if isinstance(value, bool) else "limits"
+
+
+Memory = Annotated[
+    Annotated[bool, Tag("flag")] | Annotated[MemorySpec, Tag("limits")],
+    Discriminator(_kind),
+]

@@ -1,0 +1,125 @@
+"""From a model's reply to the tool calls in it, in the forms that open models were trained on.
+
+JSON in <tool_call> tags (Hermes, Qwen, SmolLM2), or a bare JSON object or array of them (Llama, Mistral), also in a
+code fence. The arguments stand under `arguments` or `parameters`, as an object or as JSON text of one.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Call", "Heard", "Speaker", "call_of", "hear"]
+
+TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
+TAG = "<tool_call>"
+OPENINGS = (TAG, "{", "[", "```")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call as the model asked for it. `problem` says why it can't be made as it stands."""
+
+    tool: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A reply taken apart: what it says, and what it calls."""
+
+    said: str
+    calls: tuple[Call, ...]
+
+
+def hear(text: str, tools: Collection[str]) -> Heard:
+    """The calls in a reply. Bare JSON is a call only if it names one of `tools`; in tags it always is."""
+    found = list(TAGGED.finditer(text))
+    if found:
+        calls = [call for match in found for call in _tagged(match[1])]
+        return Heard(text[: found[0].start()], tuple(calls))
+    bare = text.strip()
+    fenced = FENCE.match(bare)
+    value = _json(fenced[1] if fenced else bare)
+    items = value if isinstance(value, list) else [value]
+    calls = [call for item in items if (call := call_of(item)) is not None and call.tool in tools]
+    return Heard("", tuple(calls)) if calls and len(calls) == len(items) else Heard(text, ())
+
+
+class Speaker:
+    """Hands on what a model says and keeps back what it calls. `text` is all that was handed on, over all rounds."""
+
+    def __init__(self, on_text: Callable[[str], None] | None):
+        self._on_text = on_text
+        self._round = ""
+        self._given = 0  # characters of this round that were handed on
+        self.text = ""
+
+    def push(self, piece: str) -> None:
+        """The next piece of a reply, of which words go on as soon as they can't become a call."""
+        self._round += piece
+        self._give(self._round[: _certain(self._round)])
+
+    def end(self, said: str) -> None:
+        """The reply is over, and this is what it says beside its calls: it begins with what was handed on."""
+        if self._given or said.strip():
+            self._give(said)
+        self._round, self._given = "", 0
+
+    def _give(self, said: str) -> None:
+        piece = said[self._given :]
+        if not piece:
+            return
+        if not self._given and self.text:
+            piece = f"\n\n{piece}"
+        self._given = len(said)
+        self.text += piece
+        if self._on_text is not None:
+            self._on_text(piece)
+
+
+def _certain(text: str) -> int:
+    """How many first characters of a reply are words, whatever follows."""
+    start = text.lstrip()
+    if any(start.startswith(opening) or opening.startswith(start) for opening in OPENINGS):
+        return 0
+    if TAG in text:
+        return text.index(TAG)
+    return len(text) - next((n for n in range(len(TAG) - 1, 0, -1) if text.endswith(TAG[:n])), 0)
+
+
+def _tagged(body: str) -> list[Call]:
+    value = _json(body.strip())
+    items = value if isinstance(value, list) else [value]
+    return [call_of(item) or Call("", problem=_why_not(body)) for item in items]
+
+
+def _why_not(body: str) -> str:
+    shown = body.strip() if len(body) <= 200 else f"{body.strip()[:200]}..."
+    return f'this is no call: {shown!r}; write {{"name": "...", "arguments": {{...}}}}'
+
+
+def call_of(value: Any) -> Call | None:
+    """The call that a JSON value stands for, or None where it stands for none."""
+    if not isinstance(value, dict):
+        return None
+    value = value.get("function", value) if isinstance(value.get("function"), dict) else value
+    name = value.get("name")
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        arguments = _json(arguments or "{}")
+    if not isinstance(name, str) or not name:
+        return None
+    if not isinstance(arguments, dict):
+        return Call(name, problem="the arguments must be a JSON object")
+    return Call(name, arguments)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

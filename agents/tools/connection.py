@@ -1,0 +1,196 @@
+"""A client of one tool server in a thread of its own: runs and their event loops come and go while a server stays."""
+
+import asyncio
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import Context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
+
+import anyio
+
+from cachegraph.errors import CachegraphError, ConfigError, ToolError
+
+from .content import Content, content_of
+from .spec import CommandTools, ToolServerSpec, UrlTools
+
+if TYPE_CHECKING:
+    import mcp
+
+__all__ = ["Connection", "Tool"]
+
+STOPPING = 15.0  # seconds; the client itself kills a program that does not end within about 6
+INSTALL = "agents with `tools` need the MCP SDK; install it with: pip install 'cachegraph[tools]'"
+
+T = TypeVar("T")
+
+
+class Tool(NamedTuple):
+    """A tool as its server describes it; `schema` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    schema: dict[str, Any]
+
+
+class Connection:
+    """A thread in which a client is connected, from the first moment to `stop`. `ready` tells when, or why not."""
+
+    _client: "mcp.Client"
+
+    def __init__(self, name: str, spec: ToolServerSpec, folder: Path):
+        self.ready: Future[None] = Future()
+        self.lost = False
+        self._name, self._spec, self._folder = name, spec, folder
+        self._inside: Future[tuple[asyncio.AbstractEventLoop, anyio.CancelScope]] = Future()
+        self._thread = threading.Thread(target=self._run, name=f"tools-{name}", daemon=True)
+        self._thread.start()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Do it in this connection's event loop. Raises ToolError where that has ended."""
+        try:
+            # In a context of its own: the caller's says which kind of event loop the caller is in.
+            return Context().run(asyncio.run_coroutine_threadsafe, work, self._inside.result()[0])
+        except RuntimeError:
+            work.close()
+            raise self._error("has ended") from None
+
+    def stop(self) -> None:
+        """Disconnect and wait until it is done. Idempotent; called from any other thread."""
+        loop, scope = self._inside.result()
+        with suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(scope.cancel)
+        self._thread.join(STOPPING)
+
+    # In the thread
+
+    async def list_tools(self) -> list[Tool]:
+        found: list[Tool] = []
+        cursor = None
+        while True:
+            with self._answering(), anyio.fail_after(self._spec.timeout):
+                page = await self._client.list_tools(cursor=cursor)
+            found += [Tool(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> Content:
+        from mcp import MCPError
+        from mcp.types import CONNECTION_CLOSED
+
+        with self._answering():
+            try:
+                return content_of(await self._client.call_tool(tool, arguments))
+            except MCPError as error:
+                if error.code == CONNECTION_CLOSED:
+                    raise
+                return Content(error.message, error=True)  # a request that the server refuses: the model may mend it
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Whatever goes wrong here is the connection's fault, which is then not used again."""
+        try:
+            yield
+        except Exception as error:
+            self.lost = True
+            raise self._error(f"does not answer: {_words(error)}") from error
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._live)
+        except BaseException as error:  # the end of a thread: whoever waits gets it
+            self._end(error)
+        else:
+            self._end(self._error("was stopped before it was ready"))
+
+    async def _live(self) -> None:
+        with anyio.CancelScope() as scope, tempfile.TemporaryFile("w+", errors="replace") as log:
+            self._inside.set_result((asyncio.get_running_loop(), scope))
+            try:
+                with anyio.move_on_after(self._spec.timeout) as starting:
+                    async with _client(self._name, self._spec, self._folder, log) as self._client:
+                        starting.deadline = float("inf")
+                        self.ready.set_result(None)
+                        await anyio.sleep_forever()
+            except CachegraphError:
+                raise
+            except Exception as error:
+                raise self._error(f"can't be used: {_words(error)}{_last_words(log)}") from error
+            if starting.cancelled_caught and not scope.cancel_called:
+                raise self._error(f"did not answer within its timeout of {self._spec.timeout:g} s{_last_words(log)}")
+
+    def _end(self, error: BaseException) -> None:
+        self.lost = True
+        if not self.ready.done():
+            self.ready.set_exception(error)
+
+    def _error(self, what: str) -> ToolError:
+        return ToolError(f"the tool server {self._name!r} {what}")
+
+
+@asynccontextmanager
+async def _client(name: str, spec: ToolServerSpec, folder: Path, log: TextIO) -> "AsyncIterator[mcp.Client]":
+    try:
+        import mcp
+    except ImportError as error:
+        raise ConfigError(INSTALL) from error
+    if isinstance(spec, CommandTools):
+        program, *arguments = spec.command
+        env = {**_inherited(name, spec), **spec.env}
+        started = mcp.StdioServerParameters(command=program, args=arguments, env=env, cwd=folder)
+        async with mcp.Client(mcp.stdio_client(started, errlog=log)) as client:
+            yield client
+        return
+    async with _web_client(name, spec) as client:
+        yield client
+
+
+@asynccontextmanager
+async def _web_client(name: str, spec: UrlTools) -> "AsyncIterator[mcp.Client]":
+    import httpx2
+    import mcp
+    from mcp.client.streamable_http import streamable_http_client
+
+    headers = {}
+    if spec.api_key_env is not None:
+        headers["Authorization"] = f"Bearer {_key(name, spec.api_key_env)}"
+    timeout = httpx2.Timeout(spec.timeout, connect=10.0)
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=timeout) as http,
+        mcp.Client(streamable_http_client(spec.url, http_client=http)) as client,
+    ):
+        yield client
+
+
+def _inherited(name: str, spec: CommandTools) -> dict[str, str]:
+    for variable in spec.inherit_env:
+        if variable not in os.environ:
+            raise ConfigError(f"the tool server {name!r} needs the environment variable {variable!r}, which is not set")
+    return {variable: os.environ[variable] for variable in spec.inherit_env}
+
+
+def _key(name: str, variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise ConfigError(f"the tool server {name!r} needs a key, and {variable!r} is not set or holds none")
+    return key
+
+
+def _words(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, FileNotFoundError):
+        return f"there is no program {error.filename!r}; install it, or give its path"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _last_words(log: TextIO) -> str:
+    """What the program wrote last to its standard error."""
+    log.seek(0)
+    lines = [line.strip() for line in log if line.strip()]
+    return f"; its last words: {lines[-1][:300]!r}" if lines else ""

@@ -1,0 +1,43 @@
+"""What a tool answers, as words that a model can read."""
+
+import json
+from typing import Any, NamedTuple
+
+__all__ = ["Content", "content_of", "cut"]
+
+
+class Content(NamedTuple):
+    """A result's text; `error` where the tool could not do what it was asked."""
+
+    text: str
+    error: bool = False
+
+
+def content_of(result: Any) -> Content:
+    """The text of an MCP result. Pictures and sounds are named, not shown; data without text is shown as JSON."""
+    parts = [_words(block) for block in result.content]
+    if not parts and result.structured_content is not None:
+        parts = [json.dumps(result.structured_content, ensure_ascii=False)]
+    return Content("\n".join(parts), bool(result.is_error))
+
+
+def _words(block: Any) -> str:
+    match block.type:
+        case "text":
+            return str(block.text)
+        case "resource" if hasattr(block.resource, "text"):
+            return str(block.resource.text)
+        case "resource":
+            return f"[{block.resource.uri}: not text]"
+        case "resource_link":
+            return f"[{block.uri}]"
+        case kind:
+            return f"[{kind}, {getattr(block, 'mime_type', 'unknown')}: not shown]"
+
+
+def cut(text: str, most: int) -> str:
+    """At most so many bytes of a text, and a note where something is missing."""
+    whole = text.encode("utf-8", "replace")
+    if len(whole) <= most:
+        return text
+    return f"{whole[:most].decode('utf-8', 'ignore')}\n[cut: {most} of {len(whole)} bytes]"

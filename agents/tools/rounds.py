@@ -1,0 +1,104 @@
+"""An agent of this machine at work with tools: it writes, what it calls is done, the results are read, and so on.
+
+Every round continues the row of the one before: nothing that was read or written is computed again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cachegraph.engine.chat import render_chat
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.engine.tokens import Tokenizer
+from cachegraph.errors import ModelError, RunError
+
+from ..base import Turn
+from ..budget import within_budget
+from ..prompt import Origin, Piece, read_piece
+from ..reading import RowSoFar
+from ..writing import write
+from .belt import Turns
+from .calls import Speaker
+
+__all__ = ["Told", "write_with_tools"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """How results are told to a model: through its chat template, or in plain text."""
+
+    tokenizer: Tokenizer
+    chat: bool
+
+    def piece(self, results: Sequence[str], origin: str) -> Piece:
+        """What follows a reply that calls: the end of its turn, the results, the beginning of the next reply."""
+        if not self.chat:
+            text = "\n\n" + "\n".join(map(_wrapped, results)) + "\n\n"
+            return _whole(text, [(2, len(text) - 2, origin, 0, "value")], self.tokenizer)
+        try:
+            return self._through_template([{"role": "tool", "content": result} for result in results], origin)
+        except ModelError:  # this model's template knows no such role
+            content = "\n".join(map(_wrapped, results))
+            return self._through_template([{"role": "user", "content": content}], origin)
+
+    def _through_template(self, answers: list[dict[str, str]], origin: str) -> Piece:
+        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}, *answers]
+        rendered = render_chat(self.tokenizer.chat, asked)
+        start = rendered.contents[1].end
+        if not start or any(span.start == span.end for span in rendered.contents[2:]):
+            raise ModelError("the model's chat template leaves out the results of tools")
+        marks = [(span.start - start, span.end - start, origin, 0, "value") for span in rendered.contents[2:]]
+        return _whole(rendered.text[start:], marks, self.tokenizer)
+
+
+async def write_with_tools(
+    engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, turn: Turn, began: float, turns: Turns, told: Told
+) -> RowSoFar:
+    """Decode, call and read until a reply calls nothing. The row ends with that reply and holds all that was said."""
+    speaker = Speaker(turn.on_text)
+    first_token: float | None = None
+    while True:
+        start = len(row.ids)
+        left = None if turn.most_tokens is None else turn.most_tokens - row.tokens.generated
+        each = within_budget(spec, replace(turn, most_tokens=left))
+        row = await write(engine, agent, each, row, replace(turn, on_text=speaker.push, needs_cache=True), began)
+        row.timing.first_token = first_token = first_token if first_token is not None else row.timing.first_token
+        heard = turns.hear(row.text)
+        speaker.end(heard.said)
+        if not heard.calls:
+            row.origins[start:] = [_moved(origin, len(speaker.text) - len(row.text)) for origin in row.origins[start:]]
+            row.text = speaker.text
+            return row
+        row.origins[start:] = [None] * (len(row.ids) - start)
+        _read_on(engine, agent, row, told.piece(await turns.make(heard.calls), f"{agent}.tools"))
+
+
+def _read_on(engine: Engine, agent: str, row: RowSoFar, piece: Piece) -> None:
+    """What came back is read with the next reply."""
+    if row.sharers is not None:
+        raise RunError(
+            f"agent {agent!r} can't call tools while a fuser corrects its reply; write `include_response: false`"
+        )
+    row.pending, row.positions = list(piece.ids), None
+    row.ids += piece.ids
+    row.origins += piece.origins
+    limit = engine.model.info.max_positions
+    if len(row.ids) >= limit:
+        raise ModelError(
+            f"with the results of its tools agent {agent!r} has read {len(row.ids)} tokens, and {engine.model.name!r} "
+            f"reads at most {limit}; set a smaller tool_limits.result_bytes or rounds"
+        )
+
+
+def _whole(text: str, marks: list[tuple[int, int, str, int, str]], tokenizer: Tokenizer) -> Piece:
+    (piece,) = read_piece(text, 0, len(text), marks, tokenizer, special=False)
+    return piece
+
+
+def _moved(origin: Any, by: int) -> Any:
+    return Origin(origin.name, origin.start + by, origin.end + by) if origin is not None and by else origin
+
+
+def _wrapped(result: str) -> str:
+    return f"<tool_response>\n{result}\n</tool_response>"

@@ -1,0 +1,85 @@
+"""One tool server of a graph: connected when it is first needed, shared by its agents, ended with their graph."""
+
+import threading
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from cachegraph.engine.mailbox import Mailbox
+from cachegraph.errors import ToolError
+
+from .connection import Connection, Tool
+from .content import Content
+from .spec import ToolServerSpec
+
+__all__ = ["ToolServer"]
+
+T = TypeVar("T")
+
+
+class ToolServer:
+    """Connects when it is first asked, and again if the connection has been lost. Safe to use from any event loop.
+
+    When it is closed, is collected, or the process ends, its program is told to end, waited for, and killed if need be.
+    """
+
+    def __init__(self, name: str, spec: ToolServerSpec, folder: Path):
+        self.name = name
+        self._spec = spec
+        self._folder = folder
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()  # protects _connection
+
+    async def tools(self) -> list[Tool]:
+        """What the server offers. Raises ToolError or ConfigError."""
+        connection = await self._connected()
+        return await self._ask(connection, connection.list_tools())
+
+    async def call(self, tool: str, arguments: dict[str, Any]) -> Content:
+        """Call a tool. Raises ToolError where no answer comes; what the tool itself complains of is content."""
+        connection = await self._connected()
+        try:
+            with anyio.fail_after(self._spec.timeout):
+                return await self._ask(connection, connection.call(tool, arguments))
+        except TimeoutError:
+            return Content(f"{tool} took longer than {self._spec.timeout:g} s and was given up", error=True)
+
+    async def close(self) -> None:
+        """End the connection, and the program if it is one. Idempotent."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(connection.stop)
+
+    async def _connected(self) -> Connection:
+        with self._lock:
+            if self._connection is None or self._connection.lost:
+                self._connection = Connection(self.name, self._spec, self._folder)
+                weakref.finalize(self, self._connection.stop)
+            connection = self._connection
+        await _result(connection.ready)
+        return connection
+
+    async def _ask(self, connection: Connection, question: Coroutine[Any, Any, T]) -> T:
+        asked = connection.start(question)
+        try:
+            return await _result(asked)
+        except CancelledError:
+            raise ToolError(f"the tool server {self.name!r} was stopped before it answered") from None
+        finally:
+            asked.cancel()
+
+
+async def _result(future: "Future[T]") -> T:
+    """The result of work in another thread. Cancelled, the work goes on; it is the caller's to cancel."""
+    mailbox: Mailbox[None] = Mailbox()
+    future.add_done_callback(lambda _: mailbox.post(None))
+    async for _ in mailbox:
+        break
+    return future.result()

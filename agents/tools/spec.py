@@ -1,0 +1,80 @@
+"""The tools' slice of a recipe: servers that speak the Model Context Protocol, and how much an agent may call."""
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+
+from cachegraph.engine.spec import Strict
+
+__all__ = ["CommandTools", "ToolLimits", "ToolName", "ToolServerSpec", "UrlTools"]
+
+Text = Annotated[str, Field(min_length=1)]
+Variable = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={"patternErrorMessage": "the name of an environment variable"},
+    ),
+]
+ToolName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\..+)?$",
+        json_schema_extra={"patternErrorMessage": "a key of `tools`, or one of its tools as `server.tool`"},
+    ),
+]
+
+
+class _Server(Strict):
+    timeout: Annotated[PositiveFloat, Field(description="Seconds that one call may take.")] = 60.0
+
+
+class CommandTools(_Server):
+    """A tool server that is a program on this machine. It runs as long as the graph is open; needs --allow-code."""
+
+    command: Annotated[
+        tuple[Text, ...], Field(min_length=1, description="The program and its arguments; runs in the recipe's folder.")
+    ]
+    env: Annotated[
+        dict[Variable, str], Field(description="Variables that it gets beside PATH, HOME and the like.")
+    ] = {}  # noqa: RUF012 (pydantic copies it)
+    inherit_env: Annotated[tuple[Variable, ...], Field(description="Variables of ours that it gets as they are.")] = ()
+
+
+class UrlTools(_Server):
+    """A tool server behind a web address (streamable HTTP)."""
+
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^https?://[^\s/]+",
+            description="Its whole address; most end with /mcp.",
+            json_schema_extra={"patternErrorMessage": "a web address such as 'https://host/mcp'"},
+        ),
+    ]
+    api_key_env: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Z][A-Z0-9_]*$",
+            description="The variable that holds the key, sent as a bearer token: CACHEGRAPH_...",
+            json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
+        ),
+    ] = None
+
+
+def _kind(value: Any) -> str:
+    has_url = "url" in value if isinstance(value, dict) else hasattr(value, "url")
+    return "url" if has_url else "command"
+
+
+ToolServerSpec = Annotated[
+    Annotated[CommandTools, Tag("command")] | Annotated[UrlTools, Tag("url")], Discriminator(_kind)
+]
+
+
+class ToolLimits(Strict):
+    """How much an agent may call in one turn."""
+
+    rounds: Annotated[PositiveInt, Field(description="Replies that call tools.")] = 8
+    calls: Annotated[PositiveInt, Field(description="Calls, over all rounds.")] = 32
+    result_bytes: Annotated[PositiveInt, Field(description="Of one result; what is beyond is cut.")] = 16_000

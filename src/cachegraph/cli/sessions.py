@@ -1,0 +1,78 @@
+"""cachegraph sessions: the conversations that runs with --session go on with."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cachegraph.agents.sessions.folder import caches_of, read, remove, sessions
+from cachegraph.errors import InputError
+
+__all__ = ["app"]
+
+app = typer.Typer(name="sessions", help="The conversations that agents remember.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_sessions(as_json: JsonOption = False) -> None:
+    """Show every session: its graph, its turns, when it was last used, and how large its caches are."""
+    rows: list[dict[str, Any]] = []
+    for name in sessions():
+        try:
+            record = read(name)
+        except InputError as error:
+            typer.echo(f"cachegraph: {error}", err=True)
+            continue
+        if record is not None:
+            turns = sum(len(agent.exchanges) for agent in record.agents.values())
+            about = {"session": name, "graph": record.graph, "turns": turns, "updated": record.updated}
+            rows.append({**about, "cache_bytes": caches_of(name)})
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    if not rows:
+        typer.echo("no sessions yet: begin one with cachegraph run --session NAME")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("session", "graph", "turns", "last used", "caches"):
+        table.add_column(title, justify="right" if title in ("turns", "caches") else "left", no_wrap=True)
+    for row in rows:
+        size = f"{row['cache_bytes'] / 1e6:.1f} MB" if row["cache_bytes"] else "-"
+        table.add_row(str(row["session"]), str(row["graph"]), str(row["turns"]), str(row["updated"]), size)
+    Console().print(table)
+
+
+@app.command("show")
+def show_session(name: str, as_json: JsonOption = False) -> None:
+    """Print a session: what each agent was told, and what it replied."""
+    record = read(name)
+    if record is None:
+        raise InputError(f"there is no session {name!r}; `cachegraph sessions list` shows them")
+    if as_json:
+        typer.echo(record.model_dump_json())
+        return
+    console = Console()
+    for agent, remembered in record.agents.items():
+        console.rule(Text(agent, "bold"))
+        for number, exchange in enumerate(remembered.exchanges):
+            style = "dim" if number < remembered.left_out else ""
+            for role, content in (*exchange.messages, (agent, exchange.reply)):
+                console.print(Text.assemble((f"{role}: ", "bold"), (_visible(content), style)))
+        if remembered.left_out:
+            console.print(Text(f"the first {remembered.left_out} are no longer told to it", "yellow"))
+
+
+@app.command("rm")
+def remove_sessions(names: list[str]) -> None:
+    """Delete sessions with all that agents remember of them."""
+    for name in names:
+        typer.echo(f"{name}: {remove(name) / 1e6:.1f} MB are free again")
+
+
+def _visible(text: str) -> str:
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)

@@ -1,0 +1,184 @@
+"""Agents that are Python functions: what they are given, what becomes of what they return, how they fail."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from pydantic import BaseModel, Field
+
+from cachegraph.agents.base import Delivery, Reply, Turn
+from cachegraph.agents.functions.agent import FunctionAgent
+from cachegraph.agents.functions.find import find_function, name_of
+from cachegraph.channels.message import Message, Route
+from cachegraph.channels.spec import TextEdge
+from cachegraph.errors import ConfigError, InputError, RecipeError, RunError
+
+pytestmark = pytest.mark.anyio
+
+
+class Ticket(BaseModel):
+    kind: str
+    stars: Annotated[int, Field(ge=1, le=5)] = 3
+
+
+async def take(function: Callable[..., Any], *messages: Message, **inputs: Any) -> Reply:
+    senders = [message.sender for message in messages]
+    agent = FunctionAgent("f", "steps:f", function, Path(), inputs=list(inputs), upstream=senders)
+    await agent.open()
+    deliveries = [Delivery(Route(TextEdge(sender=m.sender, receiver="f"), "text"), m) for m in messages]
+    return await agent.turn(Turn(inputs, deliveries))
+
+
+async def test_inputs_and_messages_come_by_name() -> None:
+    def join(question: str, writer: str, tone: str = "calm") -> str:
+        return f"{question}|{writer}|{tone}"
+
+    reply = await take(join, Message("writer", "words"), question="why?", other="not asked for")
+    assert (reply.message.text, reply.message.data) == ("why?|words|calm", None)
+    assert reply.edges["writer"].bytes == 5
+
+
+async def test_an_async_function_is_awaited_where_it_is() -> None:
+    async def where(question: str) -> str:
+        await anyio.lowlevel.checkpoint()
+        return threading.current_thread().name + question
+
+    assert (await take(where, question="?")).message.text == threading.current_thread().name + "?"
+
+
+async def test_a_plain_function_runs_off_the_event_loop() -> None:
+    def where() -> str:
+        return threading.current_thread().name
+
+    assert (await take(where)).message.text != threading.current_thread().name
+
+
+@pytest.mark.parametrize(
+    ("hint", "message", "got"),
+    [
+        (str, Message("a", "3"), "3"),
+        (int, Message("a", "3"), 3),
+        (list[int], Message("a", "[1, 2]"), [1, 2]),
+        (Ticket, Message("a", '{"kind": "x"}'), Ticket(kind="x")),
+        (Ticket, Message("a", "a ticket", data={"kind": "y", "stars": 5}), Ticket(kind="y", stars=5)),
+        (dict[str, int], Message("a", "words", data={"n": 1}), {"n": 1}),
+        (str, Message("a", "words", data={"n": 1}), "words"),
+        (Any, Message("a", "words", data={"n": 1}), {"n": 1}),
+        (str | None, Message("a", "3"), "3"),
+    ],
+)
+async def test_an_argument_is_made_of_a_message_as_its_type_says(hint: Any, message: Message, got: Any) -> None:
+    def f(a: hint) -> str:  # type: ignore[valid-type]
+        seen.append(a)
+        return ""
+
+    seen: list[Any] = []
+    await take(f, message)
+    assert seen == [got]
+    assert type(seen[0]) is type(got)
+
+
+async def test_a_wrong_argument_is_named_with_its_field() -> None:
+    def f(ticket: Ticket) -> None: ...
+
+    with pytest.raises(InputError, match=r"'ticket.stars' is not what the function 'steps:f' takes: .* less than or"):
+        await take(f, Message("ticket", '{"kind": "x", "stars": 9}'))
+    with pytest.raises(InputError, match="'ticket' is not what"):
+        await take(f, Message("ticket", "no JSON"))
+
+
+@dataclass
+class Point:
+    x: int
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "data"),
+    [
+        ("words", "words", None),
+        (None, "", None),
+        (3, "3", 3),
+        ({"ä": [1, None]}, '{"ä": [1, null]}', {"ä": [1, None]}),
+        (Ticket(kind="x"), '{"kind": "x", "stars": 3}', {"kind": "x", "stars": 3}),
+        ([Point(1)], '[{"x": 1}]', [{"x": 1}]),
+    ],
+)
+async def test_what_is_returned_becomes_text_and_data(value: Any, text: str, data: Any) -> None:
+    reply = await take(lambda: value)
+    assert (reply.message.text, reply.message.data) == (text, data)
+
+
+async def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(RunError, match="returned object, which is neither text nor a JSON value"):
+        await take(lambda: object())
+
+
+async def test_an_error_inside_names_the_function() -> None:
+    def f() -> None:
+        raise ValueError("no luck")
+
+    with pytest.raises(RunError, match="the function 'steps:f' raised ValueError: no luck") as caught:
+        await take(f)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_a_timeout_does_not_wait_for_a_function_that_hangs() -> None:
+    held = threading.Event()
+    try:
+        with anyio.fail_after(5), anyio.move_on_after(0.05) as scope:
+            await take(lambda: held.wait(20))
+        assert scope.cancelled_caught
+    finally:
+        held.set()
+
+
+async def test_a_parameter_that_nobody_fills_is_refused_on_opening() -> None:
+    def f(anwser: str) -> None: ...
+
+    with pytest.raises(RecipeError, match="takes 'anwser', which is neither an input nor an agent.*there is 'answer'"):
+        await take(f, answer="x")
+    with pytest.raises(RecipeError, match="takes 'args' by place"):
+        await take(lambda *args: "", answer="x")
+
+
+async def test_keyword_arguments_take_all_the_rest() -> None:
+    reply = await take(lambda a, **rest: {"a": a, **rest}, Message("b", "2", data=2), a="1", c="3")
+    assert reply.message.data == {"a": "1", "b": 2, "c": "3"}
+
+
+async def test_a_partial_and_a_callable_object_will_do() -> None:
+    class Shout:
+        def __call__(self, word: str) -> str:
+            return word.upper()
+
+    assert (await take(Shout(), word="hey")).message.text == "HEY"
+    assert (await take(partial(lambda word, end: word + end, end="!"), word="hey")).message.text == "hey!"
+
+
+def test_a_function_is_found_in_a_module_and_in_a_file_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "steps.py").write_text("class Tools:\n    @staticmethod\n    def count(text: str): return len(text)\n")
+    assert find_function("steps.py:Tools.count", "f", tmp_path)("abc") == 3
+    assert find_function("json:dumps", "f", tmp_path)([1]) == "[1]"
+    assert name_of(find_function) == "cachegraph.agents.functions.find:find_function"
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("no_such_module_here:f", "can't be imported: No module named"),
+        ("json:no_such", "is not there: module 'json' has no attribute"),
+        ("json:__name__", "is no function, but str"),
+        ("absent.py:f", "can't be read: No such file"),
+        ("broken.py:f", "can't be imported: ZeroDivisionError in broken.py: division by zero"),
+    ],
+)
+def test_a_function_that_is_not_there_says_why(tmp_path: Path, path: str, why: str) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match=why):
+        find_function(path, "f", tmp_path)

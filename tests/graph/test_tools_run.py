@@ -1,0 +1,104 @@
+"""Tool servers of a graph: shared by its agents, and gone whenever the graph is, however that came about."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from cachegraph import ConfigError, Graph
+from cachegraph.agents.base import Reply, Turn
+from cachegraph.agents.testing import ScriptedAgent
+from cachegraph.agents.tools.belt import Belt, Turns
+from cachegraph.agents.tools.toolbox import Toolbox
+from cachegraph.channels.message import Message
+from cachegraph.graph.events import ToolCalled
+
+pytest.importorskip("mcp")
+FOLDER = Path(__file__).parents[1] / "agents"
+
+
+class Calling(ScriptedAgent):
+    """Calls `who`, or what it is told to, then says what came back."""
+
+    def __init__(self, name: str, spec: Any, toolbox: Toolbox, call: str):
+        super().__init__(name)
+        self.belt = Belt(name, spec.tools, spec.tool_limits, toolbox)
+        self.call = call
+
+    async def open(self) -> None:
+        await self.belt.open()
+
+    async def turn(self, turn: Turn) -> Reply:
+        reply = Reply(Message(self.name, ""))
+        turns = Turns(self.name, self.belt, reply.tool_calls, turn.on_tool)
+        (reply.message.text,) = await turns.make(turns.hear(f"<tool_call>{self.call}</tool_call>").calls)
+        return reply
+
+    async def close(self) -> None:
+        await self.belt.close()
+
+
+class Missing(ScriptedAgent):
+    async def open(self) -> None:
+        while not servers():  # noqa: ASYNC110 (another process sets no event)
+            await anyio.sleep(0.02)
+        raise ConfigError("no key")
+
+
+def servers() -> list[psutil.Process]:
+    """The tool servers that this process has started."""
+    return [child for child in psutil.Process().children() if any("tool_server.py" in word for word in child.cmdline())]
+
+
+def graph(call: str = '{"name": "who"}', *, broken: bool = False) -> Graph:
+    def create(name: str, spec: Any, *_: Any, toolbox: Toolbox, **__: Any) -> Any:
+        if spec.tools:
+            return Calling(name, spec, toolbox, call)
+        return Missing(name) if broken else ScriptedAgent(name)
+
+    made = Graph(name="tooled", folder=FOLDER, create=create)
+    made.add_tools("calc", command=[sys.executable, "tool_server.py"])
+    for name in ("a", "b"):
+        made.add_agent(name, model="m", prompt="", tools=["calc"])
+        made.add_edge(name, "end")
+    made.add_agent("end", model="m", prompt="")
+    made.output = "end"
+    return made
+
+
+def test_agents_share_a_server_which_ends_with_the_graph_and_every_call_is_told() -> None:
+    async def run() -> list[ToolCalled]:
+        async with made.stream() as stream:
+            return [event async for event in stream if isinstance(event, ToolCalled)]
+
+    made = graph()
+    with made:
+        told = anyio.run(run)
+        result = made.run()
+        assert len(servers()) == 1
+    assert not servers()
+    assert {event.agent for event in told} == {"a", "b"}
+    assert result.agents["a"].text == result.agents["b"].text
+    (call,) = result.agents["a"].tool_calls
+    assert (call.tool, call.error, call.round) == ("calc.who", False, 1)
+    assert type(result).from_json(result.to_json()).agents["a"].tool_calls == [call]
+
+
+def test_an_interrupted_run_and_a_graph_that_can_not_be_opened_leave_no_server() -> None:
+    made = graph('{"name": "wait", "arguments": {"seconds": 60}}')
+
+    async def run() -> None:
+        async with made:
+            with anyio.move_on_after(0.3) as scope:
+                await made.arun()
+            assert scope.cancelled_caught
+            assert servers()
+
+    anyio.run(run)
+    assert not servers()
+    with pytest.raises(ConfigError, match="no key"), graph(broken=True):
+        pass
+    assert not servers()
