@@ -105,7 +105,8 @@ def _figures(turns: Sequence[AgentResult]) -> list[str]:
     if not done:
         return []
     parts = [f"{sum(turn.timing.total for turn in done):.2f} s"]
-    parts += [f"{len(turns)} turns"] if len(turns) > 1 else []
+    number = done[-1].turn.partition("#")[2].partition("[")[0]  # results keep a loop's last round alone
+    parts += [f"{len(turns)} turns"] if len(turns) > 1 else [f"round {number}"] if number else []
     for word, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
         count = sum(getattr(turn.tokens, kind) for turn in done)
         parts += [f"{word} {count:,}"] if count else []

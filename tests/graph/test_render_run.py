@@ -107,3 +107,8 @@ def test_a_result_that_was_written_and_read_back_is_drawn_the_same() -> None:
     result = graph.run()
     again = Result.from_json(result.to_json())
     assert run_to_text(graph.spec, from_result(again)) == run_to_text(graph.spec, from_result(result))
+
+
+def test_the_last_round_of_a_loop_is_told_by_its_turn() -> None:
+    happened = Happened("run x", "finished", 1.0, turns={"reader": [AgentResult("finished", turn="reader#3")]})
+    assert "reader  finished  0.00 s  round 3" in run_to_text(pair(Script(reader="", writer="")).spec, happened)
