@@ -167,6 +167,7 @@ class Turns:
                 except Exception as error:
                     errors.append(_of_item(number, error))
                     group.cancel_scope.cancel()
+                    return
 
         async with anyio.create_task_group() as group:
             for _ in range(min(len(items), for_each.most or len(items))):
