@@ -131,7 +131,9 @@ class LocalAgent:
         elif reads_only:
             message.text = await reader.prompt_text()
         else:
-            message.write = lambda: self._write_later(turn, row)
+            # From a row it needs no message of before: round after round they would hold each other.
+            kept = turn if row is None or row.sharers is not None else replace(turn, deliveries=())
+            message.write = lambda: self._write_later(kept, row)
         if turn.needs_cache and row is not None:
             message.cache = row.plane(engine.model.identity, turn.id or self.name)
         timing.total = perf_counter() - began
