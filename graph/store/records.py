@@ -33,6 +33,7 @@ class Setting:
     folder: str  # where the recipe's relative paths start
     file: str | None = None  # the recipe's
     digest: str | None = None  # of that file, as it was
+    included: Mapping[str, str | None] = field(default_factory=dict)  # the recipes within the recipe, and their digests
     allow_env: Sequence[str] = ()
     allow_paths: bool = True
     allow_code: bool = False

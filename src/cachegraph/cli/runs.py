@@ -164,6 +164,11 @@ def _changes(stored: "StoredRun") -> list[str]:
     setting, notes = stored.setting, []
     if setting.file is not None and digest(Path(setting.file)) != setting.digest:
         notes.append(f"{setting.file} has changed since the run began; the run goes on with the recipe as it was then")
+    notes += [
+        f"{file}, a recipe within the recipe, has changed since the run began; the run goes on with it as it is now"
+        for file, was in setting.included.items()
+        if digest(Path(file)) != was
+    ]
     now = installed()
     changed = [f"{name} {was} → {now.get(name)}" for name, was in setting.versions.items() if now.get(name) != was]
     if changed:

@@ -82,5 +82,6 @@ def test_a_graph_within_the_graph_goes_on_where_it_stood(store: Store, tmp_path:
         Graph.from_yaml(tmp_path / "outer.yaml", create=scripted(one, two)).run(store=store)
     run = caught.value.result.run_id
     assert [turn.turn for turn in store.get(run).turns] == ["deep/one"]
+    assert list(store.get(run).setting.included) == [str((tmp_path / "inner.yaml").resolve())]
     result = Graph.from_run(run, store, create=scripted(again, FailsOnce("two"))).resume(run, store=store)
     assert (result.text, again.took) == ("deep/two<>", [])
