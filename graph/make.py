@@ -44,9 +44,8 @@ def create_agents(
             )
             continue
         model = spec.models.get(entry.model, entry.model)
-        agents[name] = create(
-            name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]), toolbox=toolbox
-        )
+        more = {"toolbox": toolbox} if entry.tools else {}  # so that other makers of agents need not know of it
+        agents[name] = create(name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]), **more)
     return agents
 
 
