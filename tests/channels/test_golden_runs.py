@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cachegraph.channels.cache.residual import Source, fuse_layers
 from cachegraph.channels.fusers.base import Fuser
 from cachegraph.channels.fusers.c2c import C2CProjector
+from cachegraph.engine.cpu import computes_bfloat16
 from cachegraph.engine.forward import Row, forward
 from cachegraph.engine.kv import KV, LayerKV, RowCache
 from cachegraph.engine.load import LoadedModel
@@ -25,8 +26,8 @@ TRAINING = [name for name, case in CASES.items() if case.about.get("train")]
 
 # float32: rounding alone, from sums taken in another order where the published rows were padded, batched or read in
 # pieces; elsewhere there is no difference at all. Below 1e-5 on an AMD EPYC, up to 1.8e-5 on an Intel Xeon with AMX
-# where two sharers correct one receiver. bfloat16: no difference either on the kind of CPU it was recorded on;
-# elsewhere a logit between 16 and 32 may be rounded to its neighbour, which is 0.125 away.
+# where two sharers correct one receiver. bfloat16: no difference either on the kind of CPU it was recorded on. On a CPU
+# that emulates bfloat16, transformers itself is further from the recording, and breaks its ties otherwise.
 TOLERANCE = {"float32": 2.5e-5, "bfloat16": 0.125}
 OVER_STEPS = 3  # times as much for the logits of all 16 decoded tokens, each of which adds its own rounding
 
@@ -49,6 +50,8 @@ def check(case: Case, run: RowRun) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recorded_run_is_repeated(name: str) -> None:
+    if CASES[name].dtype == "bfloat16" and not computes_bfloat16(torch):
+        pytest.skip("this CPU emulates bfloat16, and rounds otherwise than the one that recorded")
     for run in run_case(CASES[name]):
         check(CASES[name], run)
 
