@@ -54,8 +54,8 @@ def servers() -> list[psutil.Process]:
 
 
 def graph(call: str = '{"name": "who"}', *, broken: bool = False) -> Graph:
-    def create(name: str, spec: Any, *_: Any, toolbox: Toolbox, **__: Any) -> Any:
-        if spec.tools:
+    def create(name: str, spec: Any, *_: Any, toolbox: Toolbox | None = None, **__: Any) -> Any:
+        if toolbox is not None:
             return Calling(name, spec, toolbox, call)
         return Missing(name) if broken else ScriptedAgent(name)
 
