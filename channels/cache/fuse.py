@@ -1,10 +1,11 @@
 """Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
+from typing import NamedTuple
 
-import anyio
 from torch import Tensor
 
 from cachegraph.engine.engine import Engine
@@ -15,6 +16,7 @@ from ..fusers.base import Fuser
 from .reading import SharedReading, SharerReading, Stretch
 from .residual import FusionMode, Source, Turning, fuse_layers
 from .sizes import Sizes
+from .together import together
 
 __all__ = ["FusedPrefill", "Sharer", "as_read", "fused_prefill", "turning_of"]
 
@@ -54,60 +56,88 @@ async def fused_prefill(
     past: tuple[KV, ...] = (),
     grafts: Mapping[int, Sequence[KV]] | None = None,
 ) -> FusedPrefill:
-    """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers. Sharers prefill concurrently.
+    """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers.
 
-    `grafts` is what stands in front of a token, at its positions; a stretch must begin there, or the last one end
-    (see `make_room`). It is taken as it is.
+    Sharers and receiver read at the same time, the receiver up to its first stretch that is corrected. `grafts` is what
+    stands in front of a token, at its positions; a stretch must begin there, or the last one end (see `make_room`). It
+    is taken as it is.
     """
-    rows: list[tuple[KV, ...]] = [()] * len(sharers)
-    costs = [Cost() for _ in sharers]
-
-    async def read(index: int, sharer: Sharer, text: SharerReading) -> None:
-        if sharer.kv is not None:
-            rows[index] = sharer.kv
-            return
-        if not sharer.fuser.open_layers:
-            return
-        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions)
-        rows[index], costs[index] = done.segments, done.cost
-
-    async with anyio.create_task_group() as group:
-        for index, (sharer, text) in enumerate(zip(sharers, reading.sharers, strict=True)):
-            group.start_soon(read, index, sharer, text)
-    for index, sharer in enumerate(sharers):
-        if sharer.alter is not None:
-            rows[index] = tuple(map(sharer.alter, rows[index]))
-    began = perf_counter()
-    caches = [
-        await as_read(concat(row), sharer.fuser, sharer.engine) if row else None
-        for sharer, row in zip(sharers, rows, strict=True)
-    ]
-    seconds = perf_counter() - began
-
-    segments, uncorrected, cost = past, past, Cost()
-    sizes = tuple(Sizes() for _ in sharers)
-    placed = dict(grafts or {})
-    for stretch in reading.stretches:
-        segments = (*segments, *placed.pop(stretch.start, ()))
-        piece = reading.positions[stretch.start : stretch.end] if reading.positions is not None else None
-        before = segments
-        done = await receiver.prefill(reading.ids[stretch.start : stretch.end], segments, positions=piece)
-        cost.add(done.cost)
-        segments = uncorrected = done.segments
-        if stretch.pairs and done.kv is not None:
+    row = _Row(receiver, reading, past, dict(grafts or {}))
+    first = next((index for index, stretch in enumerate(reading.stretches) if stretch.pairs), 0)
+    readers = [partial(_read_sharer, sharer, text) for sharer, text in zip(sharers, reading.sharers, strict=True)]
+    *read, _ = await together(*readers, partial(row.read, reading.stretches[: first + 1]))
+    caches, sizes = [each.cache for each in read], tuple(Sizes() for _ in sharers)
+    seconds = sum(each.seconds for each in read)
+    for index, stretch in enumerate(reading.stretches[first:]):
+        if index > 0:
+            await row.read([stretch])
+        if stretch.pairs and row.kv is not None:
             began = perf_counter()
-            corrected = await _correct(receiver, sharers, caches, done.kv, stretch, mode, sizes)
-            segments = (*before, corrected)
+            row.correct(await _correct(receiver, sharers, caches, row.kv, stretch, mode, sizes))
             seconds += perf_counter() - began
-    behind = placed.pop(reading.end, ())
-    segments, uncorrected = (*segments, *behind), (*uncorrected, *behind)
+    behind = row.grafts.pop(reading.end, ())
+    row.segments, row.uncorrected = (*row.segments, *behind), (*row.uncorrected, *behind)
     total = Cost()
-    for each in costs:
-        total.add(each)
+    for each in read:
+        total.add(each.cost)
+    rows = tuple(each.segments for each in read)
     nbytes = tuple(
         _bytes(j, sharer, cache, reading) for j, (sharer, cache) in enumerate(zip(sharers, caches, strict=True))
     )
-    return FusedPrefill(segments, uncorrected, tuple(rows), nbytes, sizes, cost, total, seconds)
+    return FusedPrefill(row.segments, row.uncorrected, rows, nbytes, sizes, row.cost, total, seconds)
+
+
+@dataclass(eq=False)
+class _Row:
+    """The receiver's row as it grows. `kv` is its last stretch, behind `before`; `correct` replaces it."""
+
+    engine: Engine
+    reading: SharedReading
+    segments: tuple[KV, ...]
+    grafts: dict[int, Sequence[KV]]  # still to be placed
+    before: tuple[KV, ...] = ()
+    uncorrected: tuple[KV, ...] = ()
+    kv: KV | None = None
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        self.uncorrected = self.segments
+
+    async def read(self, stretches: Sequence[Stretch]) -> None:
+        for start, end, _ in stretches:
+            ids, at = self.reading.ids[start:end], self.reading.positions
+            piece = at[start:end] if at is not None else None
+            self.before = (*self.segments, *self.grafts.pop(start, ()))
+            done = await self.engine.prefill(ids, self.before, positions=piece)
+            self.cost.add(done.cost)
+            self.segments = self.uncorrected = done.segments
+            self.kv = done.kv
+
+    def correct(self, kv: KV) -> None:
+        self.segments = (*self.before, kv)
+
+
+class _SharerRead(NamedTuple):
+    """A sharer's row, the same as its fuser reads it, and what both took."""
+
+    segments: tuple[KV, ...]
+    cache: KV | None
+    cost: Cost
+    seconds: float
+
+
+async def _read_sharer(sharer: Sharer, text: SharerReading) -> _SharerRead:
+    segments, cost = sharer.kv, Cost()
+    if segments is None:
+        if not sharer.fuser.open_layers:
+            return _SharerRead((), None, cost, 0.0)
+        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions)
+        segments, cost = done.segments, done.cost
+    if sharer.alter is not None:
+        segments = tuple(map(sharer.alter, segments))
+    began = perf_counter()
+    cache = await as_read(concat(segments), sharer.fuser, sharer.engine) if segments else None
+    return _SharerRead(segments, cache, cost, perf_counter() - began)
 
 
 async def _correct(

@@ -7,8 +7,9 @@ is for fusers that were trained so (`include_response`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from cachegraph.errors import ModelError
 from .fuse import as_read, turning_of
 from .plans import FusePlan
 from .residual import FusionMode, Source, fuse_layers
+from .together import together
 
 __all__ = ["Along", "FusedRow", "fused_generate"]
 
@@ -77,20 +79,18 @@ class FusedRow:
     async def read(self, ids: Sequence[int], positions: Tensor | None = None) -> Tensor:
         """Logits (new, vocab) behind these tokens, whose positions all sharers correct. Raises as `check` does."""
         self.check(ids)
-        own = await self._receiver.prefill(ids, self._along.uncorrected, positions=positions)
+        there = None if positions is None else positions - self._along.grafted
+        along = zip(self._along.plans, self._along.rows, strict=True)
+        *theirs, own = await together(
+            *(partial(_read_along, plan, row, ids, there) for plan, row in along),
+            partial(self._receiver.prefill, ids, self._along.uncorrected, positions=positions),
+        )
         assert own.kv is not None
-        rows, sources = [], []
-        for plan, row in zip(self._along.plans, self._along.rows, strict=True):
-            stand_ins = plan.stand_ins(ids)
-            tokens = [token for group in stand_ins for token in group]
-            at = None if positions is None else positions - self._along.grafted
-            theirs = await plan.sharer.prefill(tokens, row, positions=at)
-            assert theirs.kv is not None
-            rows.append(_compact(theirs.segments))
-            there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
-            read = await as_read(theirs.kv, plan.fuser, plan.sharer)
-            turning = turning_of(plan.fuser, self._receiver, own.kv.positions)
-            sources.append(Source(plan.fuser, read.layers, (torch.arange(len(ids)), there), turning=turning))
+        here, at = torch.arange(len(ids)), own.kv.positions
+        sources = [
+            Source(plan.fuser, read.kv.layers, (here, read.there), turning=turning_of(plan.fuser, self._receiver, at))
+            for plan, read in zip(self._along.plans, theirs, strict=True)
+        ]
         kv, mode = own.kv, self._along.mode
         fused = await self._receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
         done: Prefilled = await self._receiver.prefill(
@@ -98,10 +98,27 @@ class FusedRow:
         )
         assert done.logits is not None
         self.segments = _compact(done.segments)
-        self._along = replace(self._along, rows=rows, uncorrected=_compact(own.segments))
+        self._along = replace(self._along, rows=[each.row for each in theirs], uncorrected=_compact(own.segments))
         self.cost.add(own.cost)
         self.cost.add(done.cost)
         return done.logits
+
+
+class _ReadAlong(NamedTuple):
+    """What a sharer made of some tokens: its row, their KV as its fuser reads it, and the entries to take."""
+
+    row: tuple[KV, ...]
+    kv: KV
+    there: Tensor
+
+
+async def _read_along(plan: FusePlan, row: tuple[KV, ...], ids: Sequence[int], positions: Tensor | None) -> _ReadAlong:
+    stand_ins = plan.stand_ins(ids)
+    tokens = [token for group in stand_ins for token in group]
+    done = await plan.sharer.prefill(tokens, row, positions=positions)
+    assert done.kv is not None
+    there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
+    return _ReadAlong(_compact(done.segments), await as_read(done.kv, plan.fuser, plan.sharer), there)
 
 
 async def fused_generate(

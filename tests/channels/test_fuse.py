@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from cachegraph.channels.fusers.create import new_fuser
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV, concat
 from cachegraph.engine.spec import GenerateSpec
+from cachegraph.errors import ModelError
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -73,6 +75,92 @@ def test_the_order_of_parallel_sharers_changes_no_bit(engines: dict[str, Engine]
             for order in (sharers, sharers[::-1])
         ]
         assert difference(in_turn[0].segments, in_turn[1].segments) > 1e-3
+
+    anyio.run(run)
+
+
+class Meeting(Engine):
+    """An engine on a device of its own, as far as one can see: no first request is served before all engines have one.
+
+    Were anything read one after the other, they would wait for each other for ever.
+    """
+
+    def __init__(self, engine: Engine, arrived: list[Engine], expected: int):
+        super().__init__(engine.model)
+        self._of, self._arrived, self._expected = engine, arrived, expected
+        self._all_there = anyio.Event()
+
+    async def prefill(self, *args: Any, **kwargs: Any) -> Any:
+        if self not in self._arrived:
+            self._arrived.append(self)
+            if len(self._arrived) == self._expected:
+                for each in self._arrived:
+                    assert isinstance(each, Meeting)
+                    each._all_there.set()
+            await self._all_there.wait()
+        return await self._of.prefill(*args, **kwargs)
+
+    async def call(self, function: Any) -> Any:
+        return await self._of.call(function)
+
+
+def met(sharers: list[Sharer], receiver: Engine) -> tuple[list[Sharer], Engine]:
+    arrived: list[Engine] = []
+    others = [replace(each, engine=Meeting(each.engine, arrived, len(sharers) + 1)) for each in sharers]
+    return others, Meeting(receiver, arrived, len(sharers) + 1)
+
+
+def test_receiver_and_sharers_read_at_the_same_time(engines: dict[str, Engine], sharers: list[Sharer]) -> None:
+    """And come to what they come to on one device."""
+
+    async def run() -> None:
+        ids = tokens(20)
+        reading = read_ids(ids, 3)
+        in_turn = await fused_prefill(engines["receiver"], sharers, reading)
+        others, receiver = met(sharers, engines["receiver"])
+        with anyio.fail_after(30):
+            at_once = await fused_prefill(receiver, others, reading)
+        assert same_bits(at_once.segments, in_turn.segments)
+        assert same_bits(at_once.uncorrected, in_turn.uncorrected)
+        assert at_once.nbytes == in_turn.nbytes
+        assert all(same_bits(*each) for each in zip(at_once.sharers, in_turn.sharers, strict=True))
+
+    anyio.run(run)
+
+
+def test_receiver_and_sharers_read_a_reply_along_at_the_same_time(
+    engines: dict[str, Engine], sharers: list[Sharer]
+) -> None:
+    async def run() -> None:
+        ids = tokens(12)
+        row = await fused_prefill(engines["receiver"], sharers, read_ids(ids, 3))
+        found = []
+        for others, receiver in ((sharers, engines["receiver"]), met(sharers, engines["receiver"])):
+            plans = [FusePlan(each.engine, each.fuser, "ids", "receiver-prompt", True) for each in others]
+            fused = FusedRow(receiver, Along(plans, row.sharers, row.uncorrected), row.segments)
+            with anyio.fail_after(30):
+                found.append((await fused.read(ids[-1:]), fused.segments))
+        (logits, segments), (again, segments_again) = found
+        assert torch.equal(logits, again)
+        assert same_bits(segments, segments_again)
+
+    anyio.run(run)
+
+
+def test_a_sharer_that_fails_ends_the_others_with_its_own_error(
+    engines: dict[str, Engine], sharers: list[Sharer]
+) -> None:
+    """No group of errors around it, and nobody left waiting."""
+
+    class Broken(Engine):
+        async def prefill(self, *_: Any, **__: Any) -> Any:
+            raise ModelError("broken")
+
+    async def run() -> None:
+        others, receiver = met(sharers[:1], engines["receiver"])
+        broken = replace(others[0], engine=Broken(sharers[0].engine.model))
+        with anyio.fail_after(30), pytest.raises(ModelError, match="broken"):
+            await fused_prefill(receiver, [broken], read_ids(tokens(9), 1))
 
     anyio.run(run)
 
