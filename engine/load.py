@@ -124,7 +124,7 @@ def _read_network(folder: Path, dtype: torch.dtype) -> Any:
             return AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, use_safetensors=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {str(folder)!r} can't be read: {_first_line(error)}") from error
 
 
