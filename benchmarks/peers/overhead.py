@@ -24,7 +24,7 @@ import anyio
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("LANGSMITH_TRACING", "false")  # nobody is told of these runs
 
-from contenders import contenders
+from rivals import contenders
 from runtime_overhead import chain, fan_out
 
 Row = dict[str, dict[str, float]]

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
-from contenders import Edges, Execute
+from rivals import Edges, Execute
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from contenders import Edges, Execute
+from rivals import Edges, Execute
 from pydantic_graph import GraphBuilder, StepContext, reduce_null
 
 __all__ = ["plain"]

@@ -113,6 +113,7 @@ def test_contenders_take_turns_in_both_orders_and_are_compared_round_by_round() 
 
 
 def test_document_relay(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CACHEGRAPH_PREFIX_REUSE", "1")  # which the benchmark turns off
     monkeypatch.setattr("sys.argv", ["document_relay.py", "--tokens=40", "--answerers=2", "--reply=2", "--repeats=1"])
     monkeypatch.setattr(document_relay, "MODEL", str(models / "llama"))
     document_relay.main()

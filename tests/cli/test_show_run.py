@@ -5,7 +5,7 @@ import json
 
 def test_a_run_of_the_store_is_drawn_by_its_id_with_or_without_the_recipe(recipes, call):
     call("run", recipes / "duo.yaml", "-i", "question=x", "-q")
-    (run,) = json.loads(call("runs", "list", "--json").out)
+    run, *_ = json.loads(call("runs", "list", "--json").out)  # the newest
     drawn = call("show", recipes / "duo.yaml", "--run", run["id"])
     assert drawn.code == 0
     assert f"duo: run {run['id']}, finished after " in drawn.out
