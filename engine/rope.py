@@ -19,8 +19,8 @@ from .kv import KV, LayerKV
 
 __all__ = ["Rotation"]
 
-# Cosines. The first layer shows the rotation itself; through the layers behind it 16-bit rounding adds up (0.80 to
-# 0.89, by the CPU, for values of SmolLM2-135M in bfloat16, 0.9999997 in float32), and a wrong rotation shows in the first already.
+# Cosines. The first layer shows the rotation itself, and a wrong one shows there already; through the layers behind it
+# 16-bit rounding adds up (0.80 to 0.89, by the CPU, for values of SmolLM2-135M in bfloat16, 0.9999997 in float32).
 _ALIKE = 0.99
 _ALIKE_DEEP_IN_16_BITS = 0.6
 

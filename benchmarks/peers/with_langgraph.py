@@ -6,9 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
-from rivals import Edges, Execute
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
+from rivals import Edges, Execute
 
 __all__ = ["with_checkpoints", "without_checkpoints"]
 

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from rivals import Edges, Execute
 from pydantic_graph import GraphBuilder, StepContext, reduce_null
+from rivals import Edges, Execute
 
 __all__ = ["plain"]
 
