@@ -45,7 +45,7 @@ def test_help_of_every_command_is_quick_and_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", HELP, *commands], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(f"Usage: cachegraph {command}" in done.stdout for command in commands)
-    assert float(done.stdout.rsplit(maxsplit=1)[1]) < 1  # of the processor: all of them, so each
+    assert float(done.stdout.rsplit(maxsplit=1)[1]) < 2  # of the processor, all of them; torch alone takes longer
 
 
 def test_the_module_is_the_command(spawn):
