@@ -18,13 +18,11 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-from .cpu import computes_bfloat16
 from .kv import LayerKV, RowCache
 
 __all__ = ["NAME", "PackedRows", "packed_rows"]
 
 NAME = "cachegraph"
-_EMULATED = not computes_bfloat16(torch)  # bfloat16 on this CPU: several times slower than float32
 
 
 @dataclass(eq=False)
@@ -128,9 +126,6 @@ def _attend_row(
     query: Tensor, past: LayerKV, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """One row: (1, heads, new, head_dim) -> (1, new, heads, head_dim)."""
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and _EMULATED:
-        wide = LayerKV(past.keys.float(), past.values.float())
-        return _attend_row(query.float(), wide, mask, scale, softcap, sinks).bfloat16()
     _, heads, new, dim = query.shape
     groups = heads // past.keys.shape[1]
     if softcap is not None or sinks is not None:
