@@ -12,6 +12,7 @@ from cachegraph.errors import RunError
 from cachegraph.graph.events import (
     AgentFailed,
     AgentFinished,
+    AgentStarted,
     Event,
     RunFinished,
     RunStarted,
@@ -79,6 +80,8 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
                 if isinstance(event, TextDelta) and event.agent == output:
                     _write(event.text)
                     streamed = True
+                elif isinstance(event, AgentStarted) and event.agent == output and streamed:
+                    _write("\n")  # its next round, on a line of its own
                 elif isinstance(event, RunStarted) and (run := stream.result.run_id):
                     console.print(Text(f"run {run}", "dim"))
                 else:
