@@ -12,7 +12,7 @@ from llamacpp import LlamaCpp
 from transformers import AutoModelForCausalLM
 
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.load import quiet_transformers
+from cachegraph.engine.quiet import quiet_transformers
 from cachegraph.engine.spec import GenerateSpec
 
 __all__ = ["Answers", "Ours", "Stream", "Theirs", "Transformers"]

@@ -1,35 +1,26 @@
 """From a folder of weights to a model that the engine can run, checked before it is trusted with caches."""
 
-import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cachegraph.errors import ModelError
 
-from .attention import NAME
-from .cpu.build import Kernels, kernels
-from .cpu.decoder import Decoder, Unsupported
+from .checks import checked_decoder, checked_rotation, why_not_packed
+from .cpu.decoder import Decoder
 from .cpu.linear import widen
-from .forward import Row, forward
 from .info import ModelInfo
-from .kv import KV, RowCache
+from .quiet import quiet_transformers
 from .rope import Rotation
 from .tokens import Tokenizer
 
 __all__ = ["LoadedModel", "load_model"]
 
-_PROBE = 8  # tokens
-_FAR = 61  # positions
-_KERNELS_PAY = 2**24  # parameters; a smaller model's step is over before a kernel could help
 _one_at_a_time = threading.Lock()  # transformers changes process-wide state while it loads a model
 
 
@@ -81,41 +72,19 @@ def _load(
     network = _read_network(folder, dtype).to(device).eval().requires_grad_(False)
     widen(network)
     info = ModelInfo.from_hf(network.config, network.generation_config)
-    reason = info.why_no_cache or _why_not_packed(network, info)
-    rotation = Rotation(network, info)
-    if reason is None and rotation.why_not is None:
-        places = (0, max(min(_FAR, info.max_positions - _PROBE), 0))
-        rotation.compare(*(_probe(network, info, start)[0] for start in places))
+    reason = info.why_no_cache or why_not_packed(network, info)
     return LoadedModel(
         name=name or folder.name,
         identity=identity or str(folder.resolve()),
         network=network,
         info=info,
-        rotation=rotation,
+        rotation=checked_rotation(network, info, packed=reason is None),
         tokenizer=_read_tokenizer(folder, chat_template),
         device=device,
         dtype=dtype,
         why_no_cache=reason,
-        decoder=_decoder(network, info) if reason is None else None,
+        decoder=checked_decoder(network, info) if reason is None else None,
     )
-
-
-def _decoder(network: Any, info: ModelInfo) -> Decoder | None:
-    """The kernels for this model, if there are any and they compute what the model does."""
-    plain = network.device.type == "cpu" and network.dtype in (torch.bfloat16, torch.float32)
-    if not plain or network.num_parameters() < _KERNELS_PAY or not isinstance(found := kernels(), Kernels):
-        return None
-    try:
-        decoder = Decoder(network, info, found)
-    except Unsupported:
-        return None
-    (cache, _), (other, _) = (_probe(network, info) for _ in range(2))
-    with torch.inference_mode():
-        (expected,) = forward(network, info, [Row([1], RowCache([cache]))])
-        got = decoder.step([1], [RowCache([other])])[0]
-    assert expected is not None
-    alike = torch.nn.functional.cosine_similarity(got, expected[0].float(), dim=0).item()
-    return decoder if alike > 0.999 else None
 
 
 def _read_network(folder: Path, dtype: torch.dtype) -> Any:
@@ -136,55 +105,6 @@ def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None
             return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True), chat_template)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_first_line(error)}") from error
-
-
-def _why_not_packed(network: Any, info: ModelInfo) -> str | None:
-    """Switch the model to row-wise attention, if it then still computes what it did before."""
-    own = network.config._attn_implementation
-    with torch.inference_mode():
-        tokens = torch.tensor([_probe_ids(info)], device=network.device)
-        expected = network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0].float()
-    with quiet_transformers():
-        network.set_attn_implementation(NAME)
-    try:
-        kv, got = _probe(network, info)
-        # A wide tolerance: bfloat16 differs between kernels, a wrong mask or a lost attention sink differs by far more.
-        if len(kv.layers) == info.layers and torch.nn.functional.cosine_similarity(got, expected).item() > 0.999:
-            return None
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
-        pass  # as below
-    with quiet_transformers():
-        network.set_attn_implementation(own)
-    return f"{info.model_type!r} models compute attention in a way of their own"
-
-
-def _probe_ids(info: ModelInfo) -> list[int]:
-    return [1 + index % (info.vocab_size - 1) for index in range(_PROBE)]
-
-
-def _probe(network: Any, info: ModelInfo, start: int = 0) -> tuple[KV, torch.Tensor]:
-    """What the packed forward pass makes of a few tokens that stand at `start`: their KV, and the last one's logits."""
-    cache = RowCache()
-    with torch.inference_mode():
-        row = Row(_probe_ids(info), cache, positions=torch.arange(start, start + _PROBE))
-        (logits,) = forward(network, info, [row])
-    assert logits is not None
-    return cache.tail(), logits.float()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice on the terminal; ours say what matters."""
-    level = transformers.logging.get_verbosity()
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

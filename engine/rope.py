@@ -19,10 +19,7 @@ from .kv import KV, LayerKV
 
 __all__ = ["Rotation"]
 
-# Cosines. The first layer shows the rotation itself, and a wrong one shows there already; through the layers behind it
-# 16-bit rounding adds up (0.80 to 0.89, by the CPU, for values of SmolLM2-135M in bfloat16, 0.9999997 in float32).
-_ALIKE = 0.99
-_ALIKE_DEEP_IN_16_BITS = 0.6
+_ALIKE = 0.99  # cosine
 
 
 class Rotation:
@@ -38,15 +35,14 @@ class Rotation:
         self.why_not = info.why_no_cache or info.why_no_rotation or self._check()
 
     def compare(self, here: KV, there: KV) -> None:
-        """Hold `move` to the model's own reading of the same tokens at two places; may set `why_not`."""
+        """Hold `move` to the model's own reading of the same tokens at two places, in float32; may set `why_not`."""
         moved = self.move(here, there.positions)
         still = set()
         for index, (old, new, expected) in enumerate(zip(here.layers, moved.layers, there.layers, strict=True)):
             unmoved, turned = (_likeness(each.keys, expected.keys) for each in (old, new))
             if unmoved > turned:
                 still.add(index)
-            enough = _ALIKE if index == 0 or old.keys.dtype == torch.float32 else _ALIKE_DEEP_IN_16_BITS
-            if min(max(unmoved, turned), _likeness(old.values, expected.values)) < enough:
+            if min(max(unmoved, turned), _likeness(old.values, expected.values)) < _ALIKE:
                 self.why_not = f"the keys of {self._info.model_type!r} models depend on more than their distance"
                 return
         self._still = frozenset(still)

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import models as hf
 
-from cachegraph.engine.load import LoadedModel, load_model, quiet_transformers
+from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.engine.quiet import quiet_transformers
 
 __all__ = ["CHATML", "KINDS", "ROPE_KINDS", "Tiny", "config_of", "load_tiny", "save_model", "save_tokenizer"]
 
