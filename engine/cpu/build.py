@@ -64,7 +64,8 @@ def _kernels() -> "Kernels | str":
 
     try:
         version = _run([compiler, "--version"])
-        key = "\n".join([_SOURCE.read_text(), version, *_FLAGS, _cpu()])
+        sources = [path.read_text() for path in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))]
+        key = "\n".join([*sources, version, *_FLAGS, _cpu()])
         path = home() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         _compile(compiler, path)
         try:

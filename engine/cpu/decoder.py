@@ -87,7 +87,7 @@ class Decoder:
         """Read one new token a row behind its cache, which is appended to. Returns logits, (rows, vocab), float32."""
         places = [cache.next_position for cache in caches]
         self._reach(max(places) + 1)
-        x = self._embed(torch.tensor(ids)).float()  # (rows, hidden)
+        x = self._placed(self._embed(torch.tensor(ids)).float())  # (rows, hidden)
         logits = torch.empty(len(ids), self._model.head.outputs)
         rows = (_Row * len(ids))(*(self._view(cache).row(cache) for cache in caches))
         tables = (c_void_p * len(self._tables))(*(table.data_ptr() for table in self._tables))
@@ -149,19 +149,19 @@ class Decoder:
             attention.scaling,
             _is_gelu(first.act_fn),
             self._dtype == torch.bfloat16,
-            self._gain(norm),
+            self._gain(norm, placed=True),
             self._matrix(head),
         )
 
     def _describe_layer(self, layer: Any, to: _Layer, index: int, kind: str | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma norms what a block gives, too
-        to.norm_in = self._gain(layer.input_layernorm)
-        after = self._gain(layer.post_attention_layernorm)
+        to.norm_in = self._gain(layer.input_layernorm, placed=True)
+        after = self._gain(layer.post_attention_layernorm, placed=True)
         to.norm_attention, to.norm_mlp = (after, None) if sandwich else (None, after)
         if sandwich:
-            to.norm_mlp = self._gain(layer.pre_feedforward_layernorm)
-            to.norm_out = self._gain(layer.post_feedforward_layernorm)
+            to.norm_mlp = self._gain(layer.pre_feedforward_layernorm, placed=True)
+            to.norm_out = self._gain(layer.post_feedforward_layernorm, placed=True)
         if hasattr(attention, "q_norm"):
             to.q_norm, to.k_norm = self._gain(attention.q_norm), self._gain(attention.k_norm)
         for name in ("q", "k", "v", "o"):
@@ -178,7 +178,7 @@ class Decoder:
         bias = None if linear.bias is None else self._keep(linear.bias.float())
         return _Matrix(self._keep(weight), bias, weight.shape[0])
 
-    def _gain(self, norm: Any) -> int:
+    def _gain(self, norm: Any, placed: bool = False) -> int:
         """What an RMS norm multiplies by, read off its results: models store it as it is, or less 1."""
         weight = norm.weight.float()
         probe = torch.linspace(0.5, 1.5, len(weight))
@@ -188,7 +188,14 @@ class Decoder:
         gain = min(weight, 1 + weight, key=lambda gain: float((plain * gain - got).norm()))
         if (plain * gain - got).norm() > 0.02 * got.norm():
             raise Unsupported("a norm is no RMS norm")
-        return self._keep(gain.contiguous())
+        return self._keep((self._placed(gain) if placed else gain).contiguous())
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """(..., hidden) in the order in which the kernels meet weights: a block's even elements, then its odd ones."""
+        if self._dtype != torch.bfloat16:
+            return x
+        pairs = x.reshape(*x.shape[:-1], -1, self._kernels.block // 2, 2)  # (..., blocks, pairs, 2)
+        return pairs.transpose(-1, -2).reshape(x.shape)
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
