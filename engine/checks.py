@@ -6,7 +6,7 @@ in bfloat16 by a cosine of 0.8 to 0.9 at other positions) that a wrong one could
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,45 +21,53 @@ from .kv import KV, RowCache
 from .quiet import quiet_transformers
 from .rope import Rotation
 
-__all__ = ["checked_decoder", "checked_rotation", "in_float32", "why_not_packed"]
+__all__ = ["Checked", "check", "in_float32"]
 
 _PROBE = 8  # tokens
 _FAR = 61  # positions
 _ALIKE = 0.999  # cosine; wide, since weights may stay in 16 bits or fewer (`in_float32`)
 _HALF = (torch.bfloat16, torch.float16)
 _KERNELS_PAY = 2**24  # parameters; a smaller model's step is over before a kernel could help
-_REFUSALS = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError)
 
 
-def why_not_packed(network: Any, info: ModelInfo) -> str | None:
-    """Switch the model to row-wise attention, if it then still computes what it did before; or say why not."""
-    own = network.config._attn_implementation
+class Checked(NamedTuple):
+    """What a model may be trusted with."""
+
+    why_no_cache: str | None  # why its KV cache can't travel
+    rotation: Rotation
+    decoder: Decoder | None  # the CPU kernels, if there are any and they compute what the model does
+
+
+def check(network: Any, info: ModelInfo) -> Checked:
+    """Switch the model to row-wise attention and find out what it may be trusted with; or leave it as it is."""
     with torch.inference_mode(), in_float32(network):
-        tokens = torch.tensor([_probe_ids(info)], device=network.device)
-        expected = network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]
-        _set_attention(network, NAME)
-        try:
-            kv, got = _probe(network, info)
-            if len(kv.layers) == info.layers and _alike(got, expected):
-                return None
-        except _REFUSALS:
-            pass  # as below
+        read = None if info.why_no_cache else _read_packed(network, info)
+        rotation = Rotation(network, info)
+        if read is None:
+            own_way = f"{info.model_type!r} models compute attention in a way of their own"
+            return Checked(info.why_no_cache or own_way, rotation, None)
+        if rotation.why_not is None:
+            rotation.compare(read, _probe(network, info, max(min(_FAR, info.max_positions - _PROBE), 0))[0])
+        return Checked(None, rotation, _decoder(network, info, read))
+
+
+def _read_packed(network: Any, info: ModelInfo) -> KV | None:
+    """What the model makes of a few tokens row by row; None where that is not what it makes of them by itself."""
+    own = network.config._attn_implementation
+    tokens = torch.tensor([_probe_ids(info)], device=network.device)
+    expected = network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]  # (vocab,)
+    _set_attention(network, NAME)
+    try:
+        kv, got = _probe(network, info)
+        if len(kv.layers) == info.layers and _alike(got, expected):
+            return kv
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
+        pass  # as below
     _set_attention(network, own)
-    return f"{info.model_type!r} models compute attention in a way of their own"
+    return None
 
 
-def checked_rotation(network: Any, info: ModelInfo, packed: bool) -> Rotation:
-    """The model's RoPE, held to the model's own reading of the same tokens at two places where it reads row by row."""
-    rotation = Rotation(network, info)
-    if packed and rotation.why_not is None:
-        places = (0, max(min(_FAR, info.max_positions - _PROBE), 0))
-        with torch.inference_mode(), in_float32(network):
-            rotation.compare(*(_probe(network, info, start)[0] for start in places))
-    return rotation
-
-
-def checked_decoder(network: Any, info: ModelInfo) -> Decoder | None:
-    """The kernels for this model, if there are any and they compute what the model does."""
+def _decoder(network: Any, info: ModelInfo, read: KV) -> Decoder | None:
     plain = network.device.type == "cpu" and network.dtype in (torch.bfloat16, torch.float32)
     if not plain or network.num_parameters() < _KERNELS_PAY or not isinstance(found := kernels(), Kernels):
         return None
@@ -67,13 +75,9 @@ def checked_decoder(network: Any, info: ModelInfo) -> Decoder | None:
         decoder = Decoder(network, info, found)
     except Unsupported:
         return None
-    with torch.inference_mode(), in_float32(network):
-        (cache, _), (other, _) = (_probe(network, info) for _ in range(2))
-        (expected,) = forward(network, info, [Row([1], RowCache([cache]))])
+    (expected,) = forward(network, info, [Row([1], RowCache([read]))])
     assert expected is not None
-    with torch.inference_mode():
-        got = decoder.step([1], [RowCache([other])])[0]
-    return decoder if _alike(got, expected[0]) else None
+    return decoder if _alike(decoder.step([1], [RowCache([read])])[0], expected[0]) else None
 
 
 @contextmanager
@@ -85,15 +89,18 @@ def in_float32(network: nn.Module) -> Iterator[None]:
     narrow: dict[nn.Parameter, Tensor] = {}
 
     def widen(module: nn.Module, *_: Any) -> None:
+        if type(module) is nn.Embedding:  # large, and exact as it is
+            return
         for weight in module.parameters(recurse=False):
             if type(weight.data) is Tensor and weight.dtype in _HALF:
                 narrow[weight] = weight.data
                 weight.data = weight.data.float()
 
-    def restore(module: nn.Module, *_: Any) -> None:
+    def restore(module: nn.Module, _: Any, out: Any) -> Any:
         for weight in module.parameters(recurse=False):
             if (data := narrow.pop(weight, None)) is not None:
                 weight.data = data
+        return out.float() if type(module) is nn.Embedding and out is not None else out
 
     hooks = []
     for module in network.modules():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cachegraph.errors import ModelError
 
-from .checks import checked_decoder, checked_rotation, why_not_packed
+from .checks import check
 from .cpu.decoder import Decoder
 from .cpu.linear import widen
 from .info import ModelInfo
@@ -72,18 +72,18 @@ def _load(
     network = _read_network(folder, dtype).to(device).eval().requires_grad_(False)
     widen(network)
     info = ModelInfo.from_hf(network.config, network.generation_config)
-    reason = info.why_no_cache or why_not_packed(network, info)
+    trusted = check(network, info)
     return LoadedModel(
         name=name or folder.name,
         identity=identity or str(folder.resolve()),
         network=network,
         info=info,
-        rotation=checked_rotation(network, info, packed=reason is None),
+        rotation=trusted.rotation,
         tokenizer=_read_tokenizer(folder, chat_template),
         device=device,
         dtype=dtype,
-        why_no_cache=reason,
-        decoder=checked_decoder(network, info) if reason is None else None,
+        why_no_cache=trusted.why_no_cache,
+        decoder=trusted.decoder,
     )
 
 
