@@ -18,6 +18,7 @@ from .scheduler import Scheduler, Share
 __all__ = ["PATIENCE", "Rows"]
 
 PATIENCE = 60.0  # seconds for which a row waits while nothing runs and nothing is freed
+GRACE = 0.05  # seconds for which the oldest row waits for caches that others may be about to give back
 SPARE = 32  # positions by which every row at work may grow before somebody new comes in
 
 
@@ -82,6 +83,7 @@ class Rows(Generic[JobT]):
         self._admitted = 0
         self._given: dict[object, int] = {}  # by run: a counter of memory, as the scheduler's are of tokens
         self._stuck: tuple[int, float] | None = None  # the memory in use, and since when it has been so
+        self._short: tuple[int, float] | None = None  # the same, when the oldest row last had no room to grow
 
     @property
     def at_work(self) -> bool:
@@ -247,9 +249,20 @@ class Rows(Generic[JobT]):
         except ModelError as error:
             job.error = error
             return False
+        if self._may_be_freed(job):
+            return False
         job.cache.make_room(tokens)
         self._reserve(job)
         return True
+
+    def _may_be_freed(self, job: JobT) -> bool:
+        """Whether others hold caches that they may yet give back: a reply that is done is held until it is fetched."""
+        held = self.memory.held
+        if held <= sum(segment.nbytes for segment in job.cache.segments):
+            return False
+        if self._short is None or self._short[0] != held:
+            self._short = (held, time.monotonic())
+        return time.monotonic() - self._short[1] < GRACE
 
     def _needed(self, job: JobT) -> int:
         return job.cache.capacity_for(job.remaining) * self._position

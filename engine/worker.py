@@ -28,6 +28,7 @@ __all__ = ["Worker"]
 # One computation at a time on a device: two that share its cores or its memory are slower than one after the other.
 _device_locks: dict[torch.device, threading.Lock] = {}
 _LOOK_AGAIN = 0.2  # seconds
+_SOON = 0.005  # the same, where even the oldest row waits for memory
 
 
 class Worker:
@@ -58,21 +59,23 @@ class Worker:
     # In the thread. Nothing here keeps hold of a job that is over, or its cache would stay as long as the thread waits.
 
     def _work(self) -> None:
-        while self._take_arrivals():
+        went_on = True
+        while self._take_arrivals(went_on):
             self._drop_cancelled()
-            self._run_step()
+            went_on = self._run_step()
         for job in self._rows.jobs:
             job.error = ModelError(f"the engine of {self._model.name!r} was closed")
         self._take_out(self._rows.jobs)
         self.prefixes.clear()
 
-    def _take_arrivals(self) -> bool:
+    def _take_arrivals(self, went_on: bool) -> bool:
         """Everything that has arrived; waits for the first where there is nothing else to do. False: stop."""
-        wait = not self._rows.at_work
+        # What rows wait for is freed by others, who don't say so.
+        patience = _SOON if self._rows.at_work else _LOOK_AGAIN if self._rows.in_line else None
+        wait = not (self._rows.at_work and went_on)
         while True:
             try:
-                # What rows in line wait for is freed by others, who don't say so.
-                work = self._inbox.get(wait, _LOOK_AGAIN if self._rows.in_line else None)
+                work = self._inbox.get(wait, patience)
             except queue.Empty:
                 return True
             wait = False
@@ -96,12 +99,14 @@ class Worker:
     def _drop_cancelled(self) -> None:
         self._rows.discard([job for job in self._rows.jobs if job.cancelled])
 
-    def _run_step(self) -> None:
+    def _run_step(self) -> bool:
+        """False: no row has the memory to go on."""
         with self._device, torch.inference_mode():
             shares = self._rows.next_step()
         self._take_out([job for job in self._rows.jobs if job.error is not None])
         if shares:
             self._step(shares)
+        return bool(shares)
 
     def _take_out(self, jobs: list[Job]) -> None:
         """They are done or have failed: whoever asked gets them."""

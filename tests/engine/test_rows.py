@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cachegraph.engine import rows as rows_module
 from cachegraph.engine.memory import Memory
-from cachegraph.engine.rows import SPARE, Rows
+from cachegraph.engine.rows import GRACE, SPARE, Rows
 from cachegraph.engine.scheduler import Scheduler
 from cachegraph.errors import ModelError
 
@@ -172,6 +172,25 @@ def test_a_run_that_holds_memory_goes_before_others_and_beyond_the_budget_where_
     assert step(work) == []
     hold(work, "holds", -128)
     assert step(work) == [new]
+
+
+def test_the_oldest_row_waits_a_moment_for_a_reply_to_be_fetched_before_it_goes_beyond_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(rows_module.time, "monotonic", lambda: now[0])
+    for fetched in (True, False):
+        work, job = rows(128), Job(64, writes=40)
+        work.add(job)
+        step(work)
+        hold(work, None, 64)  # as another's reply that is done
+        for _ in range(3):
+            assert step(work) == []
+        if fetched:
+            hold(work, None, -64)
+        now[0] += GRACE
+        assert step(work) == [job]
+        assert work.memory.peak == (96 if fetched else 160)
 
 
 def test_a_run_that_holds_too_much_itself_is_told_so() -> None:
