@@ -67,7 +67,8 @@ def _print_questions(result: Result, console: Console) -> None:
 
 
 async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, record: Record | None) -> None:
-    streamed = False
+    streamed = False  # something of the reply is on the screen
+    within_line = False
     ended = False
     try:
         async with stream:
@@ -79,15 +80,19 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
                     continue
                 if isinstance(event, TextDelta) and event.agent == output:
                     _write(event.text)
-                    streamed = True
-                elif isinstance(event, AgentStarted) and event.agent == output and streamed:
-                    _write("\n")  # its next round, on a line of its own
-                elif isinstance(event, RunStarted) and (run := stream.result.run_id):
+                    streamed = within_line = True
+                    continue
+                if isinstance(event, RunStarted) and (run := stream.result.run_id):
                     console.print(Text(f"run {run}", "dim"))
-                else:
-                    _note(event, output, console)
+                note = _note(event, output)
+                next_round = isinstance(event, AgentStarted) and event.agent == output
+                if within_line and (note is not None or next_round):
+                    _write("\n")
+                    within_line = False
+                if note is not None:
+                    console.print(note)
     finally:
-        if streamed:
+        if within_line:
             _write("\n")
         if record is not None and not ended:  # interrupted: the reader left before the run did
             record(RunFinished(stream.result.seconds, stream.result))
@@ -105,18 +110,18 @@ def _visible(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
-def _note(event: Event, output: str, console: Console) -> None:
+def _note(event: Event, output: str) -> Text | None:
+    """What there is to say of an event beside the output agent's reply."""
     if isinstance(event, AgentFinished) and event.agent != output:
         shown = _short(event.result.text or "")
-        console.print(Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim"))
-    elif isinstance(event, ToolCalled):
+        return Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim")
+    if isinstance(event, ToolCalled):
         call = event.call
         given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
-        console.print(
-            Text(_short(f"{event.agent}: {call.tool}({given}) → {call.result}"), "red" if call.error else "dim")
-        )
-    elif isinstance(event, AgentFailed):
-        console.print(Text(f"{event.agent}: {_visible(event.error)}", "red"))
+        return Text(_short(f"{event.agent}: {call.tool}({given}) → {call.result}"), "red" if call.error else "dim")
+    if isinstance(event, AgentFailed):
+        return Text(f"{event.agent}: {_visible(event.error)}", "red")
+    return None
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,69 @@
+"""What a run's reader sees line by line."""
+
+import io
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+from rich.console import Console
+
+from cachegraph.cli.screen import _follow
+from cachegraph.graph.events import AgentFinished, AgentStarted, Event, TextDelta
+from cachegraph.graph.result import AgentResult
+
+
+class Stream:
+    """A run that was over before: its events, one after the other."""
+
+    def __init__(self, *events: Event):
+        self.events = events
+        self.result = SimpleNamespace(run_id=None, seconds=0.0, status="finished", text="")
+
+    async def __aenter__(self) -> "Stream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        for event in self.events:
+            yield event
+
+
+def shown(capsys: pytest.CaptureFixture[str], *events: Event) -> str:
+    """Replies and notes as a terminal shows them, one behind the other."""
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            print(text, end="")
+            return len(text)
+
+    stream: Any = Stream(*events)
+    anyio.run(_follow, stream, "writer", False, Console(file=Screen(), width=100), None)
+    return capsys.readouterr().out
+
+
+def finished(agent: str, text: str) -> Event:
+    return AgentFinished(0.0, agent, AgentResult(text=text))
+
+
+def test_a_note_and_the_next_round_begin_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    rounds = (
+        AgentStarted(0.0, "writer"),
+        TextDelta(0.0, "writer", "A dra"),
+        TextDelta(0.0, "writer", "ft."),
+        finished("writer", "A draft."),
+        AgentStarted(0.0, "critic"),
+        finished("critic", "Too short."),
+        AgentStarted(0.0, "writer"),
+        TextDelta(0.0, "writer", "A longer draft."),
+    )
+    assert shown(capsys, *rounds) == "A draft.\ncritic: Too short.\nA longer draft.\n"
+
+
+def test_rounds_without_a_note_between_them_are_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
+    rounds = [
+        event for n in range(2) for event in (AgentStarted(0.0, "writer"), TextDelta(0.0, "writer", f"Round {n}."))
+    ]
+    assert shown(capsys, *rounds) == "Round 0.\nRound 1.\n"
