@@ -3,18 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cachegraph.channels.fusers.inventory import Facts, Item, describe, inventory, locate, remove_fuser
-from cachegraph.channels.fusers.words import card_words
-from cachegraph.engine.models.store import folder_bytes
-
 from .models import bar
+
+if TYPE_CHECKING:
+    from cachegraph.channels.fusers.inventory import Facts, Item
 
 __all__ = ["app"]
 
@@ -27,6 +26,8 @@ Fuser = Annotated[str, typer.Argument(metavar="FUSER", help="A name, a folder, o
 @app.command("list")
 def list_fusers(as_json: JsonOption = False) -> None:
     """Show the installed and the shipped fusers, each opened and verified; damaged ones with the reason."""
+    from cachegraph.channels.fusers.inventory import inventory
+
     items = inventory()
     if as_json:
         _print_json([_listed(item) for item in items])
@@ -53,6 +54,9 @@ def list_fusers(as_json: JsonOption = False) -> None:
 @app.command("info")
 def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
     """Show all that a fuser's card says, how large it is, and how many of its gates are open."""
+    from cachegraph.channels.fusers.inventory import describe, locate
+    from cachegraph.engine.models.store import folder_bytes
+
     folder = locate(name)
     facts, size = describe(folder), folder_bytes(folder)
     if as_json:
@@ -99,6 +103,7 @@ def export_fuser(
 ) -> None:
     """Write a fuser to a folder."""
     from cachegraph.channels.fusers.install import export_fuser
+    from cachegraph.channels.fusers.inventory import locate
 
     export_fuser(locate(name), folder, format)
     typer.echo(f"{name}: {folder}")
@@ -111,6 +116,7 @@ def pull_fuser(
 ) -> None:
     """Fetch a fuser of the Hugging Face hub and verify it; recipes name it just so."""
     from cachegraph.channels.fusers.install import pull_fuser
+    from cachegraph.channels.fusers.inventory import describe
 
     with bar(name) as progress:
         folder = pull_fuser(name, progress)
@@ -129,6 +135,7 @@ def push_fuser(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a fuser to the Hugging Face hub, with a model card made from its card."""
+    from cachegraph.channels.fusers.inventory import locate
     from cachegraph.channels.fusers.publish import push_fuser
 
     pushed = push_fuser(locate(name), target, private=private, quiet=not sys.stderr.isatty())
@@ -145,6 +152,8 @@ def remove(
     as_json: JsonOption = False,
 ) -> None:
     """Delete an installed fuser from this disk."""
+    from cachegraph.channels.fusers.inventory import remove_fuser
+
     freed = remove_fuser(name)
     if as_json:
         _print_json({"name": name, "freed_bytes": freed})
@@ -152,7 +161,7 @@ def remove(
         typer.echo(f"{name}: removed, {_size(freed)} are free again")
 
 
-def _listed(item: Item) -> dict[str, Any]:
+def _listed(item: "Item") -> dict[str, Any]:
     listed: dict[str, Any] = {"name": item.name, "where": item.where, "folder": str(item.folder), "bytes": item.bytes}
     card = item.facts.card if item.facts else None
     return listed | {
@@ -166,7 +175,9 @@ def _listed(item: Item) -> dict[str, Any]:
     }
 
 
-def _rows(facts: Facts) -> dict[str, str]:
+def _rows(facts: "Facts") -> dict[str, str]:
+    from cachegraph.channels.fusers.words import card_words
+
     rows = card_words(facts.card, facts.parameters)
     rows["metrics"] = ", ".join(f"{name} {value:.6g}" for name, value in facts.card.metrics.items()) or "none stated"
     rows["licence"] = facts.card.licence or "unknown"

@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cachegraph.engine.models import Catalogue, StoredModel, find, load_catalogue, pull
-from cachegraph.engine.models.inventory import Item, inventory, remove
-from cachegraph.engine.spec import ModelSpec
+if TYPE_CHECKING:
+    from cachegraph.engine.models import Catalogue, StoredModel
+    from cachegraph.engine.models.inventory import Item
+    from cachegraph.engine.spec import ModelSpec
 
 __all__ = ["app", "bar", "pull_with_bar"]
 
@@ -39,6 +40,9 @@ STAGES = {
 @app.command("list")
 def list_models(catalogue: CatalogueOption = None, as_json: JsonOption = False) -> None:
     """Show every model of the catalogue, and what else was pulled."""
+    from cachegraph.engine.models import load_catalogue
+    from cachegraph.engine.models.inventory import inventory
+
     items = inventory(load_catalogue(catalogue))
     if as_json:
         _print_json([_plain(item) for item in items])
@@ -60,6 +64,9 @@ def pull_models(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch models and make them ready; afterwards they load without the network."""
+    from cachegraph.engine.models import load_catalogue
+    from cachegraph.engine.spec import ModelSpec
+
     known = load_catalogue(catalogue)
     pulled = [pull_with_bar(ModelSpec(source=name, revision=revision), known) for name in names]
     if as_json:
@@ -75,6 +82,8 @@ def remove_model(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a pulled model from this disk."""
+    from cachegraph.engine.models.inventory import remove
+
     removed = remove(name)
     if as_json:
         _print_json({"name": name, "freed_bytes": removed.bytes, "left_in": removed.left_in})
@@ -93,6 +102,9 @@ def show_model(
     as_json: JsonOption = False,
 ) -> None:
     """Show where a model comes from, its licence, and where it lies."""
+    from cachegraph.engine.models import find, load_catalogue
+    from cachegraph.engine.spec import ModelSpec
+
     known = load_catalogue(catalogue)
     facts = _facts(name, known, find(ModelSpec(source=name), catalogue=known))
     if as_json:
@@ -107,7 +119,9 @@ def show_model(
     Console().print(table)
 
 
-def _facts(name: str, catalogue: Catalogue, model: StoredModel | None) -> dict[str, Any]:
+def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:
+    from cachegraph.engine.models.inventory import inventory
+
     listed = catalogue.get(name)
     item = next((item for item in inventory(catalogue) if item.name in (name, model and model.name)), None)
     facts: dict[str, Any] = {"name": name, "description": listed.entry.description if listed else ""}
@@ -124,8 +138,10 @@ def _facts(name: str, catalogue: Catalogue, model: StoredModel | None) -> dict[s
     return facts
 
 
-def pull_with_bar(spec: ModelSpec, catalogue: Catalogue, folder: Path | None = None) -> StoredModel:
+def pull_with_bar(spec: "ModelSpec", catalogue: "Catalogue", folder: Path | None = None) -> "StoredModel":
     """Pull a model and show how far it is. `folder` is where relative paths start."""
+    from cachegraph.engine.models import pull
+
     console = Console(stderr=True)
     with bar(spec.source, console) as progress:
         return pull(spec, folder, catalogue, progress, lambda text: console.print(text, highlight=False))
@@ -150,7 +166,7 @@ def bar(name: str, console: Console | None = None) -> Iterator[Any]:
         yield progress
 
 
-def _plain(item: Item) -> dict[str, Any]:
+def _plain(item: "Item") -> dict[str, Any]:
     return asdict(item) | {"folder": str(item.folder) if item.folder else None, "pulled": item.folder is not None}
 
 

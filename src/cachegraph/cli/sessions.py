@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cachegraph.agents.sessions.folder import caches_of, read, remove, sessions
 from cachegraph.errors import InputError
 
 __all__ = ["app"]
@@ -21,6 +20,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_sessions(as_json: JsonOption = False) -> None:
     """Show every session: its graph, its turns, when it was last used, and how large its caches are."""
+    from cachegraph.agents.sessions.folder import caches_of, read, sessions
+
     rows: list[dict[str, Any]] = []
     for name in sessions():
         try:
@@ -50,6 +51,8 @@ def list_sessions(as_json: JsonOption = False) -> None:
 @app.command("show")
 def show_session(name: str, as_json: JsonOption = False) -> None:
     """Print a session: what each agent was told, and what it replied."""
+    from cachegraph.agents.sessions.folder import read
+
     record = read(name)
     if record is None:
         raise InputError(f"there is no session {name!r}; `cachegraph sessions list` shows them")
@@ -70,6 +73,8 @@ def show_session(name: str, as_json: JsonOption = False) -> None:
 @app.command("rm")
 def remove_sessions(names: list[str]) -> None:
     """Delete sessions with all that agents remember of them."""
+    from cachegraph.agents.sessions.folder import remove
+
     for name in names:
         typer.echo(f"{name}: {remove(name) / 1e6:.1f} MB are free again")
 
