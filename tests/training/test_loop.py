@@ -106,8 +106,10 @@ def test_without_the_sharers_cache_nothing_that_it_read_reaches_the_receiver(
             with task.opened(control=control) as found:
                 _open_up(found)
                 first, *others = outputs(found)
-                same = [all(map(torch.equal, first, other)) for other in others]
-                assert same == [control == "zero"] * 2
+                # On some CPUs a matrix product rounds a row by where it stands: by a last bit, no word's worth.
+                apart = [max(float((a - b).abs().max()) for a, b in zip(first, other, strict=True)) for other in others]
+                assert [each < 1e-6 for each in apart] == [control == "zero"] * 2
+                assert control == "zero" or min(apart) > 1e-3
 
 
 def _open_up(found: Opened) -> None:
