@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from cachegraph.agents.create import Create
 from cachegraph.agents.spec import SubgraphSpec
@@ -28,6 +29,8 @@ __all__ = ["begun", "digest", "graph_of", "resumed"]
 
 GraphT = TypeVar("GraphT", bound="Graph")
 
+_recipes: "WeakKeyDictionary[Graph, tuple[GraphSpec, str]]" = WeakKeyDictionary()
+
 
 def begun(
     graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None, session: str | None = None
@@ -35,12 +38,21 @@ def begun(
     """A run that enters the store when it begins."""
     from .store.execution import StoredExecution
 
-    spec, recipe, setting = graph.spec, dump_recipe(graph.spec), _setting(graph, inputs, session)
+    spec, recipe, setting = graph.spec, _recipe(graph), _setting(graph, inputs, session)
     run = StoredExecution(
         spec, inputs, graph.awire, listener, open_session=lambda: store.begin(spec.name, recipe, setting)
     )
     run.conversation = graph.conversation(session)
     return run
+
+
+def _recipe(graph: "Graph") -> str:
+    """The graph as YAML; written once, since a graph may run very often."""
+    spec = graph.spec
+    known = _recipes.get(graph)
+    if known is None or known[0] is not spec:
+        known = _recipes[graph] = (spec, dump_recipe(spec))
+    return known[1]
 
 
 def resumed(

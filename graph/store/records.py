@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Any
@@ -123,7 +124,8 @@ def read_turn(row: Any) -> StoredTurn:
     return StoredTurn(row.turn, row.recorded, Recorded(**json.loads(row.body)))
 
 
-def installed() -> dict[str, str]:
+@cache
+def installed() -> Mapping[str, str]:
     """The versions that decide what a run computes."""
     found = {"cachegraph": __version__, "python": python_version()}
     for package in ("torch", "transformers"):

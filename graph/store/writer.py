@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from queue import Empty, SimpleQueue
 from time import monotonic, time
+from typing import Any
 
 from sqlalchemy import Connection, Dialect, Double, Insert, String, Text, Update, bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -135,8 +136,10 @@ class Writer:
         return {run: _taken(run) for run, its in by_run.items() if not self._add(connection, its, held)}
 
     def _sign(self, connection: Connection, held: Mapping[str, str]) -> None:
-        with self._database.writing(connection):
-            _execute(connection, SIGN, [{"run": run, "token": held[run], "now": time()} for run in held])
+        with self._database.by_driver(connection) as cursor:
+            _execute(
+                cursor, connection.dialect, SIGN, [{"run": run, "token": held[run], "now": time()} for run in held]
+            )
         self._signed = monotonic()
 
     def _add(self, connection: Connection, entries: list[_Entry], held: Mapping[str, str]) -> bool:
@@ -147,19 +150,20 @@ class Writer:
             for entry in entries
         ]
         try:
-            with self._database.writing(connection):
-                if _execute(connection, ADD, rows) < len(rows):
+            with self._database.by_driver(connection) as cursor:
+                if _execute(cursor, connection.dialect, ADD, rows) < len(rows):
                     raise _NotOurs
         except _NotOurs:
             return False
         return True
 
 
-def _execute(connection: Connection, statement: Insert | Update, rows: list[dict[str, object]]) -> int:
-    """Run a statement for all rows and give how many it reached. By the driver itself: half the work a turn."""
-    sql, names = _compiled(statement, connection.dialect)
+def _execute(cursor: Any, dialect: Dialect, statement: Insert | Update, rows: list[dict[str, object]]) -> int:
+    """Run a statement for all rows and give how many it reached."""
+    sql, names = _compiled(statement, dialect)
     values = [tuple(row[name] for name in names) for row in rows] if names is not None else rows
-    return connection.exec_driver_sql(sql, values).rowcount
+    cursor.executemany(sql, values)
+    return int(cursor.rowcount)
 
 
 @lru_cache(maxsize=8)
