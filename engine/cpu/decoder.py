@@ -173,7 +173,8 @@ class Decoder:
 
     def _matrix(self, linear: Any) -> _Matrix:
         weight = linear.weight
-        if not isinstance(linear, nn.Linear) or weight.dtype != self._dtype or not weight.is_contiguous():
+        plain = isinstance(linear, nn.Linear) and type(weight) is nn.Parameter  # a quantised one is of another type
+        if not plain or weight.dtype != self._dtype or not weight.is_contiguous():
             raise Unsupported("a linear layer is no plain one")
         bias = None if linear.bias is None else self._keep(linear.bias.float())
         return _Matrix(self._keep(weight), bias, weight.shape[0])

@@ -76,7 +76,8 @@ def widen(network: nn.Module, native: Callable[[Any], bool] = computes_bfloat16)
     if native(torch):
         return
     for module in network.modules():
-        if type(module) is not nn.Linear or module.weight.numel() < _WORTH_IT:
+        if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:  # quantised weights are of another
             continue
-        if module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu":
+        large = module.weight.numel() >= _WORTH_IT
+        if large and module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu":
             module.__class__ = WideLinear

@@ -1,0 +1,75 @@
+"""Models with quantised weights: their KV stays in the dtype that they compute in, so it travels like any other."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, TorchAoConfig
+
+from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.kv import RowCache
+from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.engine.quiet import quiet_transformers
+
+quantization = pytest.importorskip("torchao.quantization")
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "initializer_range": 0.3,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plain = tiny.save_model(transformers.models.llama.LlamaConfig(**SIZES), tmp_path_factory.mktemp("plain"))
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    with quiet_transformers():
+        network = AutoModelForCausalLM.from_pretrained(
+            plain, dtype=torch.float32, quantization_config=config, local_files_only=True
+        )
+        to = tmp_path_factory.mktemp("int8")
+        network.save_pretrained(to)
+    return to
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LoadedModel:
+    return load_model(folder, dtype=torch.float32)
+
+
+def test_int8_weights_are_loaded_as_they_are_and_trusted_with_caches(model: LoadedModel) -> None:
+    assert type(model.network.get_decoder().layers[0].mlp.up_proj.weight) is not torch.nn.Parameter
+    assert (model.why_no_cache, model.rotation.why_not) == (None, None)
+
+
+def test_the_kernels_for_plain_weights_leave_them_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachegraph.engine.checks._KERNELS_PAY", 0)
+    assert load_model(folder, dtype=torch.float32).decoder is None
+
+
+@torch.inference_mode()
+def test_a_moved_cache_of_theirs_gives_what_reading_it_there_gives(model: LoadedModel) -> None:
+    ids, question = list(range(5, 25)), [7, 8, 9]
+
+    def read(start: int) -> RowCache:
+        cache = RowCache()
+        forward(model.network, model.info, [Row(ids, cache, "none", torch.arange(start, start + len(ids)))])
+        return cache
+
+    read_there = read(11)
+    moved = model.rotation.move(read(0).tail(), torch.arange(11, 31))
+    assert {layer.keys.dtype for layer in moved.layers} == {torch.float32}
+    (expected,) = forward(model.network, model.info, [Row(question, read_there)])
+    (got,) = forward(model.network, model.info, [Row(question, RowCache([moved]))])
+    assert expected is not None
+    assert got is not None
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
