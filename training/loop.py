@@ -48,7 +48,11 @@ class Loop:
         optim = self.spec.optim
         self.module = self.learner.module.to(self.receiver.device, torch.float32).requires_grad_(True).train()
         self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=optim.learning_rate, weight_decay=optim.weight_decay, betas=(0.9, 0.98)
+            self.module.parameters(),
+            lr=optim.learning_rate,
+            weight_decay=optim.weight_decay,
+            betas=(0.9, 0.98),
+            fused=self.receiver.device.type in ("cpu", "cuda"),  # one pass over the weights instead of a dozen
         )
         groups = [self.learner.group(lesson) for lesson in self.train]
         lengths = [self.learner.prompt_tokens([lesson]) for lesson in self.train]
