@@ -164,9 +164,19 @@ def _schemas(draft: Draft) -> Iterator[Finding]:
             yield Finding(
                 message, (*path, "min_new_tokens"), "leave it out; the schema may have minLength and minItems"
             )
+        if body.get("tools") and str(body.get("model")) not in _endpoints(draft):
+            message = f"agent {agent!r} has a json_schema, which would keep its local model from calling its tools"
+            yield Finding(
+                message, (*path, "json_schema"), "let one agent call tools and the next put it into the schema"
+            )
         if (flaw := find_flaw(schema)) is not None:
             message = f"json_schema of agent {agent!r}: {flaw.message}"
             yield Finding(message, (*path, "json_schema", *flaw.path), flaw.hint, at_key=flaw.at_key)
+
+
+def _endpoints(draft: Draft) -> set[str]:
+    """The models that sit behind one."""
+    return {name for name, entry in draft.models.items() if isinstance(entry, dict) and "base_url" in entry}
 
 
 def _sources(agent: str, body: dict[str, Any]) -> Iterator[tuple[Path, str]]:
@@ -199,7 +209,7 @@ def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: Draft
 
 def _edges(draft: Draft) -> Iterator[Finding]:
     seen: dict[tuple[str, str], int] = {}
-    endpoints = {name for name, entry in draft.models.items() if isinstance(entry, dict) and "base_url" in entry}
+    endpoints = _endpoints(draft)
     remote = {name for name, body in draft.agents.items() if str(body.get("model")) in endpoints}
     functions = {name for name, body in draft.agents.items() if "function" in body}
     for edge in draft.edges:

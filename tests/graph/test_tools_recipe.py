@@ -69,3 +69,15 @@ def test_a_server_of_this_machine_is_used_only_where_code_is_allowed() -> None:
 )
 def test_mistakes_are_named_with_their_line(old: str, new: str, problem: str) -> None:
     assert any(each.startswith(problem) for each in problems(old, new)), problems(old, new)
+
+
+def test_a_schema_that_would_keep_a_local_model_from_its_tools_is_refused() -> None:
+    held = "    generate: {json_schema: {type: object}}\n    tool_limits"
+    (problem,) = problems("    tool_limits", held)
+    assert problem == (
+        "12: agent 'solver' has a json_schema, which would keep its local model from calling its tools; "
+        "let one agent call tools and the next put it into the schema"
+    )
+    far = "models: {m: {base_url: 'https://example.com/v1', model: large}}\nagents:"
+    spec = parse_recipe(RECIPE.replace("    tool_limits", held).replace("agents:", far), allow_code=True)
+    assert spec.speakers["solver"].generate.json_schema is not None
