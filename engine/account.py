@@ -15,7 +15,9 @@ __all__ = ["Account", "account", "asking", "taking_part"]
 class Account:
     """Who asks. An engine is fair between runs; within one, whoever has most agents waiting behind it goes first."""
 
-    run: object = None  # requests of one run share its turns; None: every request is a run of its own
+    # Requests of one run share its turns; None: every request is a run of its own. An engine keeps it as long as the
+    # run's caches: where it held them itself, they would never be freed.
+    run: object = None
     depth: int = 0  # agents on the longest way from here to the run's output
     tenant: str | None = None  # what one tenant has prefilled is never found by another
     reuse: bool = True  # take what was prefilled before; off where time is measured

@@ -77,6 +77,7 @@ class Turns:
     """Takes the turns of one run."""
 
     def __init__(self, around: Surroundings, inputs: Mapping[str, Any], probe: Probe | None, outputs: Collection[int]):
+        self._run = object()  # for engines, which keep it as long as caches of this run: so nothing that holds caches
         self._around = around
         self._outputs = outputs
         self._inputs = inputs
@@ -124,7 +125,7 @@ class Turns:
     async def _answer(self, node: Node, turn: Turn) -> Reply:
         if self._around.spent is not None and (left := self._around.spent.left) is not None:
             turn = replace(turn, most_tokens=left)
-        with asking(taking_part(self, node.depth)):
+        with asking(taking_part(self._run, node.depth)):
             if self._around.journal is None or node.is_graph:
                 reply = await node.agent.turn(turn)
             else:

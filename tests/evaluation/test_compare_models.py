@@ -1,5 +1,6 @@
 """With the two demo models, on stories written for this test."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from stories import ROWS
 
 from cachegraph import Comparison, Graph, compare
 from cachegraph.agents.base import Control, Delivery, Turn
+from cachegraph.engine.engine import Engine
 from cachegraph.evaluation.environment import has_amx
 
 pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_engines"), pytest.mark.timeout(600)]
@@ -92,6 +94,15 @@ def test_one_model_answers_the_same_over_text_and_over_cache(exact: Graph) -> No
         assert [each.logprob for each in mine.scores] == pytest.approx(
             [each.logprob for each in other.scores], abs=1e-4
         )
+
+
+def test_a_comparison_gives_all_its_caches_back(demo_engines: dict[str, Engine]) -> None:
+    engine = demo_engines["smollm2-135m-instruct"]
+    compare(Graph.from_yaml(RECIPE), ROWS[:3], variants=["cache", "mismatched"])
+    gc.collect()
+    use = engine.kv_use()
+    assert use.used == use.prefixes
+    assert use.peak > 0
 
 
 @pytest.mark.anyio
