@@ -26,7 +26,7 @@ from .cast import Cast
 from .check import check_spec
 from .draft import Permissions
 from .inputs import check_inputs
-from .load import check_included, dump_recipe, load_recipe, parse_recipe
+from .load import check_included, dump_recipe, load_recipe, parse_recipe, remembers
 from .make import create_agents
 from .many import run_rows
 from .parts import Parts
@@ -410,7 +410,7 @@ class Graph:
         spec = self.spec
         if session is None:
             return None
-        if not any(agent.memory for agent in spec.speakers.values()):
+        if not remembers(spec, self._folder):
             raise InputError(f"no agent of {spec.name!r} remembers a session; give one of them `memory: true`")
         return Session(session, spec.name)
 

@@ -17,7 +17,7 @@ from .marks import BREAK, Document, Node, read_yaml
 from .nested import Chain, Load, check_nested, own_file
 from .spec import GraphSpec
 
-__all__ = ["check_included", "dump_recipe", "load_recipe", "parse_recipe", "read_spec", "read_text"]
+__all__ = ["check_included", "dump_recipe", "load_recipe", "parse_recipe", "read_spec", "read_text", "remembers"]
 
 MAX_BYTES = 64_000_000
 MAX_PROBLEMS = 200
@@ -105,6 +105,12 @@ def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
         if isinstance(entry, SubgraphSpec):
             file = own_file(entry, folder)
             yield read_spec(file), file.parent
+
+
+def remembers(spec: GraphSpec, folder: Path) -> bool:
+    """Whether some agent of a checked recipe, or of those that it includes, has a memory."""
+    own = any(agent.memory for agent in spec.speakers.values())
+    return own or any(remembers(*inner) for inner in included(spec, folder))
 
 
 def _loader(permissions: Permissions) -> Load:

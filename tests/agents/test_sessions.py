@@ -275,3 +275,21 @@ def test_a_real_model_says_the_same_with_its_cache_as_without(demo_models: objec
     assert kept[1].text == alone.text
     assert kept[1].agents["talker"].tokens.reused > 20
     assert alone.agents["talker"].tokens.reused == 0
+
+
+def test_an_agent_of_an_included_recipe_remembers_as_it_would_in_the_graph_itself(
+    chat: Chat, loaded: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    expected = [result.text for result in talk(chat(), QUESTIONS[:3])]
+    inner = chat()
+    inner.to_yaml(tmp_path / "inner.yaml")
+    outer = Graph(name="outer", folder=tmp_path)
+    outer.add_input("q")
+    outer.add_agent("inside", graph="inner.yaml", inputs={"q": "{{ q }}"})
+    outer.output = "inside"
+    results = talk(outer, QUESTIONS[:3], session="bob")
+    assert [result.text for result in results] == expected
+    reports = [result.agents["inside"].inside["talker"].memory for result in results]
+    assert [report.turns for report in reports if report is not None] == [0, 1, 2]
+    assert reports[2] is not None
+    assert reports[2].reused > 0
