@@ -79,7 +79,7 @@ def _with_statistics(
     once: bool,
 ) -> Summary:
     """`once`: every example has one record a variant, so that right and wrong can be counted."""
-    pairs = [(name, base) for name in values for base in _baselines(name) if base in values and base != name]
+    pairs = [(name, base) for name in values for base in _baselines(name, values) if base in values and base != name]
     columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
     apart, lone = len(set(groups)) == len(groups), len(set(groups)) == 1 < len(groups)
     means = bootstrap_means(columns, seed, groups=None if apart else groups)
@@ -100,10 +100,11 @@ def _with_statistics(
     return Summary(list(rows), differences)
 
 
-def _baselines(name: str) -> tuple[str, ...]:
+def _baselines(name: str, values: Mapping[str, Floats]) -> tuple[str, ...]:
     """What a variant is compared with; its own fuser's controls, if it has one of its own."""
+    alone = "floor" if "alone" not in values else "alone"  # two names of one variant
     own = f"@{fuser}" if (fuser := Name.parse(name).fuser) else ""
-    return tuple(dict.fromkeys(("text", f"mismatched{own}", "alone", control_of(name))))
+    return tuple(dict.fromkeys(("text", f"mismatched{own}", alone, control_of(name))))
 
 
 def _difference(

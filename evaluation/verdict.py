@@ -66,7 +66,7 @@ def against(difference: Difference, metric: MetricInfo) -> str:
 
 def _communication(name: str, running: dict[str, VariantRow], table: Table, metric: MetricInfo) -> str:
     control = control_of(name)
-    alone = table.get((name, "alone"))
+    alone = _over_alone(name, table)
     wrong = table.get((name, control))
     if alone is None or wrong is None:
         missing = [each for each, found in (("alone", alone), (control, wrong)) if found is None]
@@ -78,12 +78,16 @@ def _communication(name: str, running: dict[str, VariantRow], table: Table, metr
         return f"{against(alone, metric)}: no communication shown{beats}"
     if _better(wrong):
         return f"{against(alone, metric)}, and {against(wrong, metric)}: what the cache carries is used"
-    by_wrong = table.get((control, "alone"))
+    by_wrong = _over_alone(control, table)
     if by_wrong is not None and _better(by_wrong):
         return (
             f"{name} beats alone, but so does a mismatched cache: this is not communication ({against(wrong, metric)})"
         )
     return f"{against(alone, metric)}, but {against(wrong, metric)}: no communication shown"
+
+
+def _over_alone(name: str, table: Table) -> Difference | None:
+    return table.get((name, "alone"), table.get((name, "floor")))
 
 
 def _better(difference: Difference) -> bool:

@@ -35,6 +35,12 @@ def test_a_cache_that_is_read_beats_its_absence_and_every_control() -> None:
     assert found.records_of("floor") == found.records_of("alone")
 
 
+def test_floor_stands_for_alone_where_only_it_was_asked_for() -> None:
+    found = compare(story_graph(), rows(), variants=["cache", "floor", "mismatched"])
+    (said,) = found.verdicts
+    assert said.startswith("cache beats floor by 100.0 points (100.0 to 100.0), and cache beats mismatched by 100.0")
+
+
 def test_a_receiver_that_likes_any_cache_is_found_out() -> None:
     dazzled = Answerer("answerer", knows=lambda heard, story: heard.startswith("story"))
     found = compare(story_graph(dazzled), rows())
