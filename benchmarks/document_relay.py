@@ -91,7 +91,7 @@ def peak_kv_bytes(graph: Graph, text: str) -> int:
 
     def sample() -> None:
         nonlocal peak
-        while not stop.wait(0.02):
+        while not stop.wait(0.002):
             peak = max(peak, kv_bytes(list(rows)))
 
     RowCache.__init__ = make_and_note  # type: ignore[method-assign]
@@ -169,7 +169,8 @@ def as_text(report: dict[str, object]) -> str:
     kv = report["peak_kv_bytes"]
     assert isinstance(kv, dict)
     text, cache = kv["text"] / 1e6, kv["cache"] / 1e6
-    lines.append(f"{'peak KV memory, MB':58} {text:9.1f} {cache:9.1f}  {text / cache:.2f}x")
+    ratio = f"{text / cache:.2f}x" if cache else "-"  # of a tiny model no sample may have been in time
+    lines.append(f"{'peak KV memory, MB':58} {text:9.1f} {cache:9.1f}  {ratio}")
     return "\n".join(lines)
 
 
