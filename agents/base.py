@@ -138,6 +138,7 @@ class Reply:
     inside: Mapping[str, Any] = field(default_factory=dict)  # of a graph in an agent's place: its agents' results
     tool_calls: list[ToolCall] = field(default_factory=list)
     memory: MemoryReport | None = None  # where the turn belongs to a session
+    remembered: list[tuple[str, str]] | None = None  # role and content of what that session keeps beside the reply
 
 
 class Agent(Protocol):

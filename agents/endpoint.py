@@ -82,12 +82,12 @@ class EndpointAgent:
         first = said.first_piece or end
         timing = Timing(prefill=first - sent, decode=end - first, first_token=first - begin, total=end - begin)
         tokens = Tokens(prefilled=said.prompt_tokens, generated=said.completion_tokens)
-        report = None
+        report, kept = None, None
         if turn.memory is not None:
-            report = MemoryReport(turn.memory.told)
-            turn.memory.add(remembered(own), said.text)
+            report, kept = MemoryReport(turn.memory.told), remembered(own)
+            turn.memory.add(kept, said.text)
         message = Message(self.name, said.text, data=self._data(said))
-        return Reply(message, timing, tokens, edges, tool_calls=calls, memory=report)
+        return Reply(message, timing, tokens, edges, tool_calls=calls, memory=report, remembered=kept)
 
     async def close(self) -> None:
         self._api = None

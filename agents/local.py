@@ -119,6 +119,7 @@ class LocalAgent:
                 await memory.take_up(row)
         message = Message(self.name)
         ids: list[int] = []
+        remembered: list[tuple[str, str]] | None = None
         if generates:
             assert row is not None
             read = len(row.ids)
@@ -127,7 +128,7 @@ class LocalAgent:
             message.text, message.data = row.text, row.data
             ids = row.ids[read:]
             if memory is not None:
-                memory.add(reader.own, row.text, row)
+                remembered = memory.add(reader.own, row.text, row)
         elif reads_only:
             message.text = await reader.prompt_text()
         else:
@@ -138,7 +139,16 @@ class LocalAgent:
             message.cache = row.plane(engine.model.identity, turn.id or self.name)
         timing.total = perf_counter() - began
         report = memory.report if memory is not None else None
-        return Reply(message, timing, tokens, _reports(turn, inbox), ids, tool_calls=calls, memory=report)
+        return Reply(
+            message,
+            timing,
+            tokens,
+            _reports(turn, inbox),
+            ids,
+            tool_calls=calls,
+            memory=report,
+            remembered=remembered,
+        )
 
     async def rebuild(self, turn: Turn, ids: Sequence[int]) -> CachePlane:
         """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""

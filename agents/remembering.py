@@ -46,11 +46,13 @@ class Remembering:
             row.tokens.reused += length
             self.report.reused = length
 
-    def add(self, messages: list[Message], reply: str, row: RowSoFar) -> None:
-        """Remember this turn, and its row where that is exact."""
+    def add(self, messages: list[Message], reply: str, row: RowSoFar) -> list[tuple[str, str]]:
+        """Remember this turn, and its row where that is exact. Gives the messages that are kept."""
         save = None
         if self._exact:
             save = partial(
                 keep, agent=self._agent, model=self._engine.model, ids=list(row.ids), segments=tuple(row.segments)
             )
-        self._recollection.add(remembered(messages), reply, save)
+        kept = remembered(messages)
+        self._recollection.add(kept, reply, save)
+        return kept

@@ -27,10 +27,15 @@ class Recorded:
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
     agent: Mapping[str, Any] = field(default_factory=dict)  # of an AgentResult, what is this turn's own
     edges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # EdgeReports by sender
+    remembered: Sequence[Sequence[str]] | None = None  # role and content of what the run's session is to keep
 
 
 class Journal(Protocol):
     """What a run asks and tells. A run without one has none of the cost."""
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
 
     def recall(self, turn: str) -> Recorded | None:
         """What is recorded of this turn, or None if it has not been finished."""
@@ -48,13 +53,16 @@ async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn
         return await agent.turn(turn)
     recorded = journal.recall(name)
     if recorded is not None:
-        return _stand_in(agent, turn, recorded)
+        return _stand_in(agent, _remembered(turn, recorded, f"{journal.run}/{name}"), recorded)
     await _restore(turn)
     try:
-        return await agent.turn(turn)
+        reply = await agent.turn(turn)
     except Paused as pause:
         journal.asked(name, pause.question)
         raise
+    if turn.memory is not None and reply.remembered is not None:
+        turn.memory.sign(f"{journal.run}/{name}")
+    return reply
 
 
 async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -> None:
@@ -66,8 +74,13 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
     # And not its text and data, which the message has, nor its earlier turns, which are recorded already.
     agent: dict[str, Any] = {key: getattr(result, key) for key in ("status", "model", "started", "turn")}
     agent |= {"timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
+    if result.tool_calls:
+        agent["tool_calls"] = [dict(vars(call)) for call in result.tool_calls]
+    if result.memory is not None:
+        agent["memory"] = dict(vars(result.memory))
     message = reply.message
-    await journal.record(name, Recorded(message.text, message.data, tuple(reply.ids), agent, edges))
+    recorded = Recorded(message.text, message.data, tuple(reply.ids), agent, edges, reply.remembered)
+    await journal.record(name, recorded)
 
 
 def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
@@ -80,6 +93,18 @@ def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
     calls = [ToolCall(**call) for call in recorded.agent.get("tool_calls") or ()]
     memory = MemoryReport(**recorded.agent["memory"]) if recorded.agent.get("memory") else None
     return Reply(message, Timing(**timing), Tokens(**tokens), edges, recalled=True, tool_calls=calls, memory=memory)
+
+
+def _remembered(turn: Turn, recorded: Recorded, mark: str) -> Turn:
+    """Have the session remember a recalled turn, once; gives the turn with what the session held before it."""
+    memory = turn.memory
+    if memory is None or recorded.remembered is None:
+        return turn
+    before = memory.before(mark)
+    if not memory.has(mark):
+        memory.add([(role, content) for role, content in recorded.remembered], recorded.text or "")
+        memory.sign(mark)
+    return replace(turn, memory=before)
 
 
 def _report(plain: Mapping[str, Any]) -> EdgeReport:

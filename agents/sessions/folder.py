@@ -43,6 +43,7 @@ class Exchange(BaseModel):
     messages: list[tuple[str, str]]  # role, content
     reply: str
     at: str = Field(default_factory=lambda: _now())
+    turn: str | None = None  # of a run in the store, its id and the turn's: a resumed run must not tell it twice
 
 
 class KeptCache(BaseModel):

@@ -35,6 +35,20 @@ class Recollection:
         """How many earlier exchanges go in front of the next prompt."""
         return len(self.record.exchanges) - self.record.left_out
 
+    def sign(self, mark: str) -> None:
+        """Mark the last exchange with the run and turn it comes from."""
+        self.record.exchanges[-1].turn = mark
+
+    def has(self, mark: str) -> bool:
+        """Whether the exchange with this mark is remembered."""
+        return any(each.turn == mark for each in self.record.exchanges)
+
+    def before(self, mark: str) -> "Recollection":
+        """What was remembered before the exchange with this mark; all of it if there is none."""
+        exchanges = self.record.exchanges
+        end = next((number for number, each in enumerate(exchanges) if each.turn == mark), len(exchanges))
+        return Recollection(self.folder, self.record.model_copy(update={"exchanges": exchanges[:end]}), self.limits)
+
     def history(self, tokens: int | None, count: Callable[[str], int]) -> list[tuple[str, str]]:
         """The messages, role and content, that go in front of the next prompt. `tokens`: the limit where none is said.
 

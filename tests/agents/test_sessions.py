@@ -20,6 +20,7 @@ from cachegraph.agents.spec import AgentSpec
 from cachegraph.engine.prefixes import Prefixes
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.graph.result import Result
+from cachegraph.graph.store import Store
 
 QUESTIONS = ["what is the sky?", "and the sea?", "what is the question of the answer?", "so?"]
 
@@ -171,6 +172,54 @@ def test_a_run_that_fails_leaves_the_session_as_it_was(chat: Chat) -> None:
     assert len(record.agents["talker"].exchanges) == 1
     (result,) = talk(chat(), QUESTIONS[1:2])
     assert result.agents["talker"].tokens.reused > 0
+
+
+def interrupted(chat: Chat, question: str, on_error: str = "stop") -> tuple[Graph, str]:
+    """A run that its second agent has failed, once, after the talker had spoken; and its graph."""
+    graph, failures = chat(), [ValueError("no")]
+    graph = graph.with_spec(graph.spec.model_copy(update={"on_error": on_error}))
+
+    @graph.function
+    def check(talker: str) -> str:
+        if failures:
+            raise failures.pop()
+        return talker
+
+    graph.add_edge("talker", "check")
+    graph.output = "check" if on_error == "stop" else ["talker", "check"]
+    with graph:
+        try:
+            result = graph.run(q=question, session="alice", store=Store())
+        except RunError as error:
+            result = error.result
+    assert result.run_id is not None
+    return graph, result.run_id
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_a_resumed_run_has_its_session_remember_recalled_turns_once(chat: Chat, on_error: str) -> None:
+    whole = [result.text for result in talk(chat(), QUESTIONS[:3], session="bob")]
+    talk(chat(), QUESTIONS[:1])
+    graph, run = interrupted(chat, QUESTIONS[1], on_error)
+    with graph:
+        graph.resume(run, store=Store())
+    record = read("alice")
+    assert record is not None
+    exchanges = record.agents["talker"].exchanges
+    assert [each.reply for each in exchanges] == whole[:2]
+    assert [each.turn for each in exchanges] == [None, f"{run}/talker"]
+    assert [result.text for result in talk(chat(), QUESTIONS[2:3])] == whole[2:]
+
+
+def test_a_recalled_turn_is_read_again_with_what_the_session_held_before_it() -> None:
+    record = AgentRecord(exchanges=[Exchange(messages=[("user", "0")], reply="a")])
+    memory = Recollection(Path(), record, MemorySpec())
+    assert memory.before("run/x").told == 1
+    memory.add([("user", "1")], "b")
+    memory.sign("run/x")
+    memory.add([("user", "2")], "c")
+    assert [text for role, text in memory.before("run/x").history(None, len) if role == "user"] == ["0"]
+    assert memory.told == 3
 
 
 def test_two_runs_at_once_can_not_have_one_session(chat: Chat) -> None:

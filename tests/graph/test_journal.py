@@ -2,7 +2,7 @@
 
 import pytest
 
-from cachegraph.agents.base import Delivery, Reply, Turn
+from cachegraph.agents.base import Delivery, MemoryReport, Reply, ToolCall, Turn
 from cachegraph.agents.testing import ScriptedAgent
 from cachegraph.channels.message import EdgeReport, Message, Route
 from cachegraph.channels.spec import TextEdge
@@ -14,6 +14,8 @@ pytestmark = pytest.mark.anyio
 
 class Memory:
     """A journal that forgets when the test ends."""
+
+    run = "1"
 
     def __init__(self) -> None:
         self.turns: dict[str, Recorded] = {}
@@ -51,8 +53,11 @@ def over_cache(message: Message) -> Delivery:
 async def test_a_recalled_turn_is_not_taken_and_says_what_it_said() -> None:
     journal, agent, turn = Memory(), Caching("a", "yes"), Turn({"q": "why"}, needs_cache=True)
     first = await take_turn(journal, "a", agent, turn)
-    await note(journal, "a", AgentResult("finished", first.message.text, tokens=first.tokens), first)
+    called = [ToolCall("calc.add", {"a": 1}, "2", seconds=0.5)]
+    told = AgentResult("finished", first.message.text, tokens=first.tokens, tool_calls=called, memory=MemoryReport(3))
+    await note(journal, "a", told, first)
     again = await take_turn(journal, "a", agent, turn)
+    assert (again.tool_calls, again.memory) == (called, MemoryReport(3))
     await note(journal, "a", AgentResult("finished"), again)  # recorded already: nothing happens
     assert len(agent.turns) == 1
     assert (again.recalled, again.message.text, again.tokens, again.edges) == (True, "yes", first.tokens, first.edges)
