@@ -99,6 +99,8 @@ async def test_what_turns_out_to_be_no_list_is_refused() -> None:
 
 async def test_events_and_the_journal_tell_items_apart() -> None:
     class Memory:
+        run = "1"
+
         def __init__(self) -> None:
             self.turns = {"reader[1]": Recorded("remembered")}
 

@@ -314,6 +314,7 @@ async def test_a_run_that_ends_badly_keeps_no_cache(monkeypatch: pytest.MonkeyPa
 
 async def test_a_journal_is_asked_before_a_turn_and_told_after_it() -> None:
     class Memory:
+        run = "1"
         turns = {"a": Recorded("remembered", data={"n": 1})}  # noqa: RUF012
 
         def recall(self, turn: str) -> Recorded | None:

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.anyio
 
 
 class Remembers:
+    run = "1"
+
     def recall(self, turn: str) -> Recorded | None:
         tokens = {"prefilled": 9, "generated": 9}
         return Recorded("as before", agent={"tokens": tokens, "timing": {"decode": 5.0}}) if turn == "a" else None
