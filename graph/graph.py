@@ -314,10 +314,15 @@ class Graph:
         return RunStream(lambda listener: kept.resumed(self, run, store, answer, turn, listener))
 
     def map(
-        self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, return_errors: bool = False
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        max_concurrent: int = 16,
+        return_errors: bool = False,
+        store: "Store | None" = None,
     ) -> list[Result]:
         """Run once for each row and wait; see `amap`."""
-        runs = self._rows(rows)
+        runs = self._rows(rows, store)
         return wait(
             lambda: run_rows(runs, max_concurrent, return_errors),
             "map",
@@ -326,14 +331,20 @@ class Graph:
         )
 
     async def amap(
-        self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, return_errors: bool = False
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        max_concurrent: int = 16,
+        return_errors: bool = False,
+        store: "Store | None" = None,
     ) -> list[Result]:
         """Run once for each row, many at a time on the same models; gives the results in the rows' order.
 
         All rows are checked before the first runs. A row that fails does not stop the others: with `return_errors` its
-        result says so, otherwise RunError is raised at the end, and its `result` is the list of all results.
+        result says so, otherwise RunError is raised at the end, and its `result` is the list of all results. In a
+        `store` each row is a run of its own, which enters it when it begins.
         """
-        return await run_rows(self._rows(rows), max_concurrent, return_errors)
+        return await run_rows(self._rows(rows, store), max_concurrent, return_errors)
 
     # models
 
@@ -414,11 +425,11 @@ class Graph:
             raise InputError(f"no agent of {spec.name!r} remembers a session; give one of them `memory: true`")
         return Session(session, spec.name)
 
-    def _rows(self, rows: Iterable[Mapping[str, Any]]) -> list[Run]:
+    def _rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
         runs = []
         for number, row in enumerate(rows):
             try:
-                runs.append(self._run(row))
+                runs.append(self._run(row, store=store))
             except InputError as error:
                 raise InputError(f"row {number}: {error}") from error
         return runs

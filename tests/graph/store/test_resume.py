@@ -53,6 +53,13 @@ def test_a_run_is_gone_on_with_from_the_store_alone(store: Store) -> None:
     assert graph.resume(run[:6], store=store).text == "c(b(a(q)))"
 
 
+def test_rows_of_a_map_are_runs_and_one_that_failed_goes_on(store: Store) -> None:
+    broken = chain(ScriptedAgent("b", fail=ValueError("no")))
+    results = broken.map([{"question": "x"}, {"question": "y"}], store=store, return_errors=True)
+    assert {each.run_id for each in results} == {each.id for each in store.list()}
+    assert [chain().resume(each.run_id or "", store=store).text for each in results] == ["c(b(a(x)))", "c(b(a(y)))"]
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_resumed_run_can_be_watched_and_tells_what_it_recalls(store: Store, backend: str) -> None:
     run = failed(store)
