@@ -35,6 +35,7 @@ class Instruments:
     first_token: Histogram
     each_token: Histogram
     turn: Histogram
+    tool: Histogram
     bytes: Counter
     fallbacks: Counter
 
@@ -82,6 +83,7 @@ def instruments(provider: MeterProvider) -> Instruments:
         first_token=histogram(names.TIME_TO_FIRST_TOKEN, "s", FIRST, "Time to the first token, local models only."),
         each_token=histogram(names.TIME_PER_OUTPUT_TOKEN, "s", EACH, "Time of each token after the first."),
         turn=histogram(names.AGENT_DURATION, "s", DURATION, "Duration of an agent's turn, or of a whole run."),
+        tool=histogram(names.TOOL_DURATION, "s", DURATION, "Duration of a tool's call."),
         bytes=meter.create_counter(names.CHANNEL_BYTES, "By", "Bytes handed over by edges."),
         fallbacks=meter.create_counter(names.CHANNEL_FALLBACKS, "{edge}", "Edges that went by text instead."),
     )

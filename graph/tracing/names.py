@@ -8,6 +8,7 @@ which are still in development: when they move, they move here. What they don't 
 WORKFLOW = "invoke_workflow"
 AGENT = "invoke_agent"
 CHAT = "chat"
+TOOL = "execute_tool"
 
 # Attributes of the conventions
 OPERATION = "gen_ai.operation.name"
@@ -28,6 +29,10 @@ CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"  # a part of the input to
 FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
 INPUT_MESSAGES = "gen_ai.input.messages"
 OUTPUT_MESSAGES = "gen_ai.output.messages"
+TOOL_NAME = "gen_ai.tool.name"
+TOOL_TYPE = "gen_ai.tool.type"
+TOOL_ARGUMENTS = "gen_ai.tool.call.arguments"
+TOOL_RESULT = "gen_ai.tool.call.result"
 TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 (no secret)
 ERROR_TYPE = "error.type"
 SERVER_ADDRESS = "server.address"
@@ -50,6 +55,8 @@ BYTES = "cachegraph.channel.bytes"
 FUSED = "cachegraph.channel.positions_fused"
 GRAFTED = "cachegraph.channel.positions_grafted"
 FALLBACK_REASON = "cachegraph.channel.fallback_reason"
+SKIPPED = "cachegraph.agent_skipped"  # events of a run's span
+CANCELLED = "cachegraph.agent_cancelled"
 SECONDS = "cachegraph.seconds"  # of a chat, by phase: .queued, .prefill, .transfer, .fuse, .decode
 
 # Metrics of the conventions
@@ -59,6 +66,7 @@ TIME_TO_FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
 TIME_TO_FIRST_TOKEN = "gen_ai.server.time_to_first_token"  # noqa: S105 (no secret)
 TIME_PER_OUTPUT_TOKEN = "gen_ai.server.time_per_output_token"  # noqa: S105 (no secret)
 AGENT_DURATION = "gen_ai.invoke_agent.duration"
+TOOL_DURATION = "gen_ai.execute_tool.duration"
 
 # Metrics of ours
 CHANNEL_BYTES = "cachegraph.channel.bytes"

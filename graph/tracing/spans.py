@@ -1,4 +1,4 @@
-"""A run's events as spans: invoke_workflow > invoke_agent > chat, and one for each edge that was travelled.
+"""A run's events as spans: invoke_workflow > invoke_agent > chat, and one for each edge travelled and tool called.
 
 Events say when they happened, so spans get their times from them. While an agent is at work its innermost span is the
 current one in its own task: what it calls (an HTTP client, a tool) hangs below it.
@@ -16,14 +16,17 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 
 from ..events import (
+    AgentCancelled,
     AgentFailed,
     AgentFinished,
     AgentPaused,
+    AgentSkipped,
     AgentStarted,
     EdgeTravelled,
     Event,
     RunFinished,
     RunStarted,
+    ToolCalled,
 )
 from ..result import AgentResult
 from ..spec import GraphSpec
@@ -77,6 +80,12 @@ class Spans:
                 self._start(event)
             case EdgeTravelled():
                 self._edge(event)
+            case ToolCalled():
+                self._tool(event)
+            case AgentSkipped():
+                self._note(names.SKIPPED, event.at, event.agent, event.turn)
+            case AgentCancelled():
+                self._note(names.CANCELLED, event.at, event.agent, event.turn)
             case AgentFinished():
                 self._finish(event)
             case AgentFailed():
@@ -118,6 +127,11 @@ class Spans:
         run.end(self._time(event.at))
         if self._instruments is not None:
             self._instruments.turn.record(event.at, about)
+
+    def _note(self, what: str, at: float, agent: str, turn: str) -> None:
+        """Something that took no time."""
+        if self._run is not None:
+            self._run.add_event(what, {names.AGENT_NAME: agent, names.TURN: turn}, self._time(at))
 
     # Turns
 
@@ -239,6 +253,30 @@ class Spans:
         span.end(self._time(min(turn.began + sum(report.seconds.values()), event.at)))
         if self._instruments is not None:
             self._instruments.edge(report)
+
+    # Tools
+
+    def _tool(self, event: ToolCalled) -> None:
+        turn, call = self._open.get(event.turn), event.call
+        if turn is None:
+            return
+        # An extension runs on the side of whoever calls the model.
+        attributes = {names.OPERATION: names.TOOL, names.TOOL_NAME: call.tool, names.TOOL_TYPE: "extension"}
+        about = {**attributes, **({names.ERROR_TYPE: "tool_error"} if call.error else {})}
+        span = self._tracer.start_span(
+            f"{names.TOOL} {call.tool}",
+            trace.set_span_in_context(turn.outer, self._around),
+            attributes=about,
+            start_time=self._time(event.at - call.seconds),
+        )
+        if call.error:
+            span.set_status(Status(StatusCode.ERROR))
+        if self._inputs is not None:
+            span.set_attribute(names.TOOL_ARGUMENTS, json.dumps(call.arguments, default=str, ensure_ascii=False))
+            span.set_attribute(names.TOOL_RESULT, call.result)
+        span.end(self._time(event.at))
+        if self._instruments is not None:
+            self._instruments.tool.record(call.seconds, about)
 
 
 def _usage(result: AgentResult) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from opentelemetry.trace import StatusCode
 from telemetry import Seen
 
 from cachegraph import ConfigError, Graph, RunError
-from cachegraph.agents.base import Turn
+from cachegraph.agents.base import ToolCall, Turn
 from cachegraph.agents.testing import ScriptedAgent, scripted
 from cachegraph.graph.tracing import names
 
@@ -134,6 +134,44 @@ async def test_what_is_said_is_captured_only_if_the_variable_says_so(
     run = seen.spans["invoke_workflow fan"]
     assert json.loads(run.attributes[names.OUTPUT_MESSAGES])[0]["parts"] == [{"type": "text", "content": "the secret"}]
     assert "a question" in run.attributes[names.INPUT_MESSAGES]
+
+
+class Calling(ScriptedAgent):
+    """Has called a tool that could do it and one that could not."""
+
+    async def turn(self, turn: Turn):  # type: ignore[no-untyped-def]
+        assert turn.on_tool is not None
+        turn.on_tool(ToolCall("calc.add", {"a": 1}, "2", seconds=0.5))
+        turn.on_tool(ToolCall("calc.sub", {}, "no", error=True))
+        return await super().turn(turn)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+async def test_a_tools_call_is_a_span_of_the_agent_that_made_it(
+    seen: Seen, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if captured:
+        monkeypatch.setenv(names.CAPTURE, "true")
+    await fan(Calling("left")).arun(q="x")
+    add, sub = seen.spans["execute_tool calc.add"], seen.spans["execute_tool calc.sub"]
+    assert seen.parent("execute_tool calc.add") == seen.parent("execute_tool calc.sub") == "invoke_agent left"
+    assert add.end_time - add.start_time == pytest.approx(5e8, abs=2)
+    assert (add.attributes["gen_ai.operation.name"], add.attributes["gen_ai.tool.name"]) == ("execute_tool", "calc.add")
+    assert (add.status.status_code, sub.status.status_code) == (StatusCode.UNSET, StatusCode.ERROR)
+    assert sub.attributes["error.type"] == "tool_error"
+    said = ('{"a": 1}', "2") if captured else (None, None)
+    assert (add.attributes.get(names.TOOL_ARGUMENTS), add.attributes.get(names.TOOL_RESULT)) == said
+    assert sorted(point.sum for point in seen.points(names.TOOL_DURATION)) == [0.0, 0.5]
+
+
+async def test_skipped_and_cancelled_agents_are_events_of_the_run(seen: Seen) -> None:
+    graph = fan(ScriptedAgent("left", fail=ValueError("no")), on_error="continue")
+    graph.add_agent("never", model="m", prompt="").add_edge("start", "never", when="false").add_edge("never", "end")
+    with pytest.raises(RunError):
+        await graph.arun(q="x")
+    events = seen.spans["invoke_workflow fan"].events
+    told = [(event.name, event.attributes["gen_ai.agent.name"]) for event in events]
+    assert told == [(names.SKIPPED, "never"), (names.CANCELLED, "end")]
 
 
 async def test_metrics_go_without_traces_and_traces_without_metrics(
