@@ -42,9 +42,9 @@ def agent_of(turn: str) -> str:
 
 
 def from_result(result: Result) -> Happened:
-    """What a result tells."""
+    """What a result tells: of an agent in a loop its last turns, of an edge what its last message did."""
     title = f"run {result.run_id}" if result.run_id else f"this run of {result.graph!r}"
-    turns = {name: [agent] for name, agent in result.agents.items() if agent.status != "not_started"}
+    turns = {name: [*agent.earlier, agent] for name, agent in result.agents.items() if agent.status != "not_started"}
     edges = {pair: [report] for pair, report in result.edges.items()}
     return Happened(title, result.status, result.seconds, result.error, turns, edges)
 

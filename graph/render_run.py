@@ -105,8 +105,10 @@ def _figures(turns: Sequence[AgentResult]) -> list[str]:
     if not done:
         return []
     parts = [f"{sum(turn.timing.total for turn in done):.2f} s"]
-    number = done[-1].turn.partition("#")[2].partition("[")[0]  # results keep a loop's last round alone
-    parts += [f"{len(turns)} turns"] if len(turns) > 1 else [f"round {number}"] if number else []
+    number = done[-1].turn.partition("#")[2].partition("[")[0]
+    begun = turns[-1].turns  # a result keeps the last few of a loop's turns, and how many there were
+    count = f"the last {len(turns)} of {begun:,} turns" if begun > len(turns) else f"{len(turns)} turns"
+    parts += [count] if len(turns) > 1 else [f"round {number}"] if number else []
     for word, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
         count = sum(getattr(turn.tokens, kind) for turn in done)
         parts += [f"{word} {count:,}"] if count else []

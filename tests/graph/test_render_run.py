@@ -15,6 +15,8 @@ from cachegraph.graph.result import AgentResult
 from cachegraph.graph.store.records import Outcome, Setting, StoredRun, StoredTurn, Unfinished
 from cachegraph.testing import Script
 
+from .flow import build
+
 
 def pair(script: Script) -> Graph:
     graph = Graph(name="pair", create=script)
@@ -112,3 +114,12 @@ def test_a_result_that_was_written_and_read_back_is_drawn_the_same() -> None:
 def test_the_last_round_of_a_loop_is_told_by_its_turn() -> None:
     happened = Happened("run x", "finished", 1.0, turns={"reader": [AgentResult("finished", turn="reader#3")]})
     assert "reader  finished  0.00 s  round 3" in run_to_text(pair(Script(reader="", writer="")).spec, happened)
+
+
+def test_a_result_shows_the_last_turns_of_a_loop_and_how_many_there_were() -> None:
+    graph = build([{"edge": "a>b"}, {"edge": "b>a", "max_rounds": 12}], output="b")
+    happened = from_result(Result.from_json(graph.run().to_json()))
+    assert [turn.turn for turn in happened.turns["b"]] == [f"b#{number}" for number in range(4, 13)]
+    text = run_to_text(graph.spec, happened)
+    assert "the last 9 of 12 turns" in text
+    assert "b#4: finished" in text
