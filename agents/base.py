@@ -136,6 +136,7 @@ class Reply:
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
     recalled: bool = False  # the turn was taken before, by a run that this one goes on with
     inside: Mapping[str, Any] = field(default_factory=dict)  # of a graph in an agent's place: its agents' results
+    inside_edges: Mapping[tuple[str, str], EdgeReport] = field(default_factory=dict)  # and its edges', by full names
     tool_calls: list[ToolCall] = field(default_factory=list)
     memory: MemoryReport | None = None  # where the turn belongs to a session
     remembered: list[tuple[str, str]] | None = None  # role and content of what that session keeps beside the reply

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
+from cachegraph.channels.spec import Channel
 from cachegraph.engine.spec import GenerateSpec, Strict
 
 from .sessions.spec import Memory
@@ -134,6 +135,10 @@ class SubgraphSpec(Entry):
 
     graph: Annotated[str, Field(min_length=1, description="A recipe's file, seen from this one.")]
     inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
+    channels: Annotated[
+        Channel | dict[str, Channel] | None,
+        Field(description="Other channels than its edges have: one for all, or by `sender:receiver`; `*`: the rest."),
+    ] = None
 
 
 class FunctionSpec(Entry):

@@ -13,6 +13,7 @@ from cachegraph.errors import CachegraphError
 from cachegraph.graph.blocking import wait
 from cachegraph.graph.examples import data_hash
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.load import all_included, dump_recipe
 from cachegraph.graph.rows import Rows
 
 from .comparison import Comparison, MetricInfo
@@ -95,8 +96,7 @@ async def _compare(
     out: str | PathLike[str] | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Comparison:
-    base = task.graph.with_channels("text") if task.graph.spec.edges else task.graph
-    environment = describe(await base.awire())
+    environment = describe(await task.graph.with_channels("text").awire())
     many = task.concurrency or (BATCH if batches_exactly(environment.models) else 1)
     _complete_facts(environment, task, many)
     header = {"environment": environment.model_dump(), "graph": task.graph.spec.name}
@@ -140,7 +140,8 @@ async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[s
 
 
 def _complete_facts(environment: Environment, task: Task, concurrency: int) -> None:
-    environment.recipe_hash = _hash(task.graph.to_yaml())
+    inner = [dump_recipe(each) for each in all_included(task.graph.spec, task.graph.folder)]
+    environment.recipe_hash = _hash([task.graph.to_yaml(), *inner] if inner else task.graph.to_yaml())
     environment.data, environment.data_hash = task.data, data_hash(task.examples)
     environment.rows, environment.limit, environment.seeds = task.rows, task.limit, task.seeds
     environment.concurrency = concurrency

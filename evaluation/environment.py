@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from cachegraph import __version__
 from cachegraph.graph.routes import Wiring
+from cachegraph.graph.subgraph import all_nodes
 
 __all__ = ["Environment", "ModelFacts", "batches_exactly", "describe", "has_amx"]
 
@@ -83,12 +84,14 @@ def batches_exactly(models: Sequence[ModelFacts]) -> bool:
 
 def _models(wiring: Wiring) -> list[ModelFacts]:
     facts = []
-    for node in wiring.nodes:
+    for name, node in all_nodes(wiring):
+        if node.is_graph:
+            continue
         peer = node.agent.peer()
         model = getattr(peer.model, "model", None)
         known = {} if model is None else {"identity": model.identity, "device": str(model.device)}
         dtype = None if model is None else str(model.dtype).removeprefix("torch.")
-        facts.append(ModelFacts(agent=node.name, name=peer.name, dtype=dtype, **known))
+        facts.append(ModelFacts(agent=name, name=peer.name, dtype=dtype, **known))
     return facts
 
 

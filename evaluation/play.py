@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from time import perf_counter
 
-from cachegraph.agents.base import ChoiceScore, Control, Turn
+from cachegraph.agents.base import ChoiceScore, Control
 from cachegraph.errors import CachegraphError, RunError
 from cachegraph.graph.examples import Example
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.probe import Probe
 from cachegraph.graph.result import Result
 from cachegraph.graph.runtime import Run
+from cachegraph.graph.subgraph import all_nodes, answering_node
 
 from .records import EdgeRecord, Record
 from .variants import ControlKind
@@ -37,7 +38,7 @@ async def play(how: Play, example: Example, partner: Example | None) -> Record:
         record.partner = partner.index if partner is not None else None
         began = perf_counter()
         result = await _run(how.graph, example, probe).execute()
-        record.scores = await _scores(how, probe.turns[how.graph.output], example)
+        record.scores = await _scores(how, probe, example)
     except CachegraphError as error:
         record.error = str(error)
         record.seconds = perf_counter() - began
@@ -50,12 +51,11 @@ async def play(how: Play, example: Example, partner: Example | None) -> Record:
 
 async def _controls(how: Play, partner: Example | None) -> Mapping[str, Control]:
     """By agent what it gets instead of its caches. A partner's run stops short of the output agent's turn."""
-    agents = how.graph.spec.agents
     if how.control == "zero":
-        return dict.fromkeys(agents, Control("zero"))
+        return {name: Control("zero") for name, _ in all_nodes(await how.graph.awire())}
     if how.control is None or partner is None:
         return {}
-    rehearsal = Probe(skip=how.graph.output)
+    rehearsal = Probe(skip=answering_node(await how.graph.awire())[0])
     await _run(how.graph, partner, rehearsal).execute()
     return {name: Control("mismatched", turn) for name, turn in rehearsal.turns.items()}
 
@@ -68,15 +68,14 @@ def _run(graph: Graph, example: Example, probe: Probe) -> Run:
     return Run(graph.spec, inputs, graph.awire, None, probe)
 
 
-async def _scores(how: Play, turn: Turn, example: Example) -> list[ChoiceScore]:
+async def _scores(how: Play, probe: Probe, example: Example) -> list[ChoiceScore]:
     if not how.scores or example.choices is None:
         return []
-    wiring = await how.graph.awire()
-    (agent,) = (node.agent for node in wiring.nodes if node.name == how.graph.output)
-    score = getattr(agent, "score", None)
+    name, node = answering_node(await how.graph.awire())
+    score = getattr(node.agent, "score", None)
     if score is None:
-        raise RunError(f"agent {how.graph.output!r} can't score choices; use a metric of replies, such as 'contains'")
-    scores: list[ChoiceScore] = await score(turn, example.choices)
+        raise RunError(f"agent {name!r} can't score choices; use a metric of replies, such as 'contains'")
+    scores: list[ChoiceScore] = await score(probe.turns[name], example.choices)
     return scores
 
 

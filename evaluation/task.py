@@ -8,6 +8,7 @@ from pathlib import Path
 from cachegraph.errors import InputError
 from cachegraph.graph.examples import Example, make_examples, merge_mapping
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.load import answering
 from cachegraph.graph.rows import Rows, read_rows
 
 from .metrics import Metric, UserMetric, pick_metrics
@@ -76,15 +77,16 @@ def _check_scoring(graph: Graph, metrics: Sequence[Metric]) -> None:
     needs = next((metric.name for metric in metrics if metric.of_choices), None)
     if needs is None:
         return
-    agent = graph.spec.speaker(graph.output)
-    model = graph.spec.models.get(agent.model)
+    spec = answering(graph.spec, graph.folder)
+    agent = spec.speaker(spec.output)
+    model = spec.models.get(agent.model)
     if hasattr(model, "base_url"):
         raise InputError(
-            f"the metric {needs!r} needs probabilities, and the output agent {graph.output!r} is behind an endpoint; "
+            f"the metric {needs!r} needs probabilities, and the output agent {spec.output!r} is behind an endpoint; "
             "take a metric of replies, such as 'contains'"
         )
     if agent.generate.max_new_tokens == 0:
         raise InputError(
-            f"the metric {needs!r} scores replies, and the output agent {graph.output!r} writes none "
+            f"the metric {needs!r} scores replies, and the output agent {spec.output!r} writes none "
             "(max_new_tokens: 0); make an agent that answers the output"
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.spec import AgentSpec, EndpointSpec, SubgraphSpec
 from cachegraph.channels.spec import Channel, EdgeSpec, TextEdge
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import FuserError, InputError
@@ -87,7 +87,8 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
             raise InputError(
                 f"the variant {name!r} can't be meant: a fuser stands behind a variant with caches, as in cache@NAME"
             )
-        if not graph.spec.edges and kind not in ("alone", "floor", "text"):
+        included = any(isinstance(entry, SubgraphSpec) for entry in graph.spec.agents.values())
+        if not (graph.spec.edges or included) and kind not in ("alone", "floor", "text"):
             raise InputError(f"the recipe has no edges, so there is no variant {name!r}; only 'alone' can run")
         if kind == "mismatched" and examples < 2:
             raise InputError("a mismatched cache is another example's, and there is only one; give more rows")
@@ -114,6 +115,10 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
         case "mismatched" | "zero":
             base: Channel = next((each for each in BASES if each == of), "cache")
             return [Variant(name, name, graph.with_channels(base), kind)]
+        case "alone" | "floor" | "sharer" | "identical" if isinstance(graph.spec.agents[graph.output], SubgraphSpec):
+            return [Variant(name, name, why_not=f"the output {graph.output!r} is a recipe, no agent of its own")]
+        case "ceiling" if any(isinstance(entry, SubgraphSpec) for entry in graph.spec.agents.values()):
+            return [Variant(name, name, why_not="agents of included recipes can't be made to read only")]
         case "alone" | "floor":
             return [
                 Variant(
@@ -147,11 +152,16 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
     assert plain.graph is not None
     spec = plain.graph.spec
     named = any(not isinstance(edge, TextEdge) and edge.fuser is not None for edge in spec.edges)
-    edges = tuple(
-        edge.model_copy(update={"fuser": fuser})
-        if not isinstance(edge, TextEdge) and (edge.fuser is not None if named else _differ(spec, edge))
-        else edge
+    takes = [
+        not isinstance(edge, TextEdge) and (edge.fuser is not None if named else _differ(spec, edge))
         for edge in spec.edges
+    ]
+    if not any(takes):
+        why = f"no edge of the recipe takes a fuser, so {fuser!r} would change nothing"
+        return [Variant(name, name, why_not=f"{why}; those of included recipes name their own")]
+    edges = tuple(
+        edge.model_copy(update={"fuser": fuser}) if taken else edge
+        for edge, taken in zip(spec.edges, takes, strict=True)
     )
     changed = graph.with_spec(spec.model_copy(update={"edges": edges}))
     return [Variant(name, f"{name}#{mark}" if mark else name, changed, plain.control, owns=True)]

@@ -32,10 +32,11 @@ from .many import run_rows
 from .parts import Parts
 from .plan import Plan, plan
 from .result import UNKEPT, Result
-from .routes import Wiring, wire
+from .routes import Wiring
 from .runtime import Listener, Run
 from .spec import GraphSpec
 from .stream import RunStream
+from .subgraph import open_and_wire
 from .tracing.watch import watched
 
 if TYPE_CHECKING:
@@ -226,6 +227,7 @@ class Graph:
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
         """A copy in which every edge has this channel, or only the edges that a mapping names.
 
+        Edges of recipes that this one includes too; a mapping names them by ("team/expert", "team/answerer").
         The copy shares the loaded models. What a cache edge was told (`fuser`, `fallback`, ...) is remembered while it
         is a text edge, so that swapping there and back changes nothing.
         """
@@ -235,7 +237,7 @@ class Graph:
         copy._file = self._file
         copy._functions = self._functions
         copy._cast = self._agents()
-        return copy
+        return copy.validate()
 
     def with_spec(self, spec: GraphSpec) -> Self:
         """A graph of another recipe in the same folder, with the same permissions; its models are its own to close."""
@@ -442,9 +444,7 @@ class Graph:
         cast = self._agents()
         if self._wired is not None and self._wired[:2] == (cast, cast.epoch):
             return self._wired[2]
-        await cast.open()
-        # In a thread: fusers are read from the disk here, and the first cache edge imports torch.
-        wiring = await anyio.to_thread.run_sync(wire, spec, order, cast.agents, self._folder)
+        wiring = await open_and_wire(spec, order, cast, self._folder)
         self._wired = (cast, cast.epoch, wiring)
         return wiring
 

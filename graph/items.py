@@ -1,12 +1,15 @@
 """Several turns' replies as one: what a fan-out hands on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from typing import TypeVar
 
 from cachegraph.agents.base import Reply, Timing, Tokens
 from cachegraph.channels.message import EdgeReport, join_messages
 
 __all__ = ["join_replies"]
+
+Key = TypeVar("Key")
 
 
 def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
@@ -14,10 +17,8 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
     message = join_messages(agent, turn_id, [reply.message for reply in replies])
     parts = [part.message for part in replies]
     message.data = [part.text if part.data is None else part.data for part in parts]
-    edges: dict[str, EdgeReport] = {}
-    for reply in replies:
-        for sender, report in reply.edges.items():
-            edges[sender] = _sum_reports(edges[sender], report) if sender in edges else replace(report)
+    edges = _sums(reply.edges for reply in replies)
+    inside = _sums(reply.inside_edges for reply in replies)
     timing = Timing(
         **{each.name: sum(getattr(reply.timing, each.name) or 0.0 for reply in replies) for each in fields(Timing)}
     )
@@ -26,7 +27,15 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
     tokens = Tokens(
         **{each.name: sum(getattr(reply.tokens, each.name) for reply in replies) for each in fields(Tokens)}
     )
-    return Reply(message, timing, tokens, edges)
+    return Reply(message, timing, tokens, edges, inside_edges=inside)
+
+
+def _sums(replies: Iterable[Mapping[Key, EdgeReport]]) -> dict[Key, EdgeReport]:
+    sums: dict[Key, EdgeReport] = {}
+    for edges in replies:
+        for key, report in edges.items():
+            sums[key] = _sum_reports(sums[key], report) if key in sums else replace(report)
+    return sums
 
 
 def _sum_reports(total: EdgeReport, report: EdgeReport) -> EdgeReport:

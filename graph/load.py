@@ -17,7 +17,17 @@ from .marks import BREAK, Document, Node, read_yaml
 from .nested import Chain, Load, check_nested, own_file
 from .spec import GraphSpec
 
-__all__ = ["check_included", "dump_recipe", "load_recipe", "parse_recipe", "read_spec", "read_text", "remembers"]
+__all__ = [
+    "all_included",
+    "answering",
+    "check_included",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "read_spec",
+    "read_text",
+    "remembers",
+]
 
 MAX_BYTES = 64_000_000
 MAX_PROBLEMS = 200
@@ -107,10 +117,26 @@ def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
             yield read_spec(file), file.parent
 
 
+def all_included(spec: GraphSpec, folder: Path) -> Iterator[GraphSpec]:
+    """The recipes that a checked one includes, and those that they include."""
+    for inner, place in included(spec, folder):
+        yield inner
+        yield from all_included(inner, place)
+
+
+def answering(spec: GraphSpec, folder: Path) -> GraphSpec:
+    """The recipe whose own agent writes the output of a checked one: itself, or one that it includes."""
+    entry = spec.agents[spec.output]
+    if not isinstance(entry, SubgraphSpec):
+        return spec
+    file = own_file(entry, folder)
+    return answering(read_spec(file), file.parent)
+
+
 def remembers(spec: GraphSpec, folder: Path) -> bool:
     """Whether some agent of a checked recipe, or of those that it includes, has a memory."""
-    own = any(agent.memory for agent in spec.speakers.values())
-    return own or any(remembers(*inner) for inner in included(spec, folder))
+    recipes = (spec, *all_included(spec, folder))
+    return any(agent.memory for each in recipes for agent in each.speakers.values())
 
 
 def _loader(permissions: Permissions) -> Load:

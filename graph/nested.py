@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cachegraph.agents.spec import PauseSpec, SubgraphSpec
-from cachegraph.errors import Problem, RecipeError
+from cachegraph.errors import InputError, Problem, RecipeError
 
 from .draft import Finding, did_you_mean
+from .parts import with_inner_channels
 from .spec import GraphSpec
 
 __all__ = ["Chain", "Load", "check_nested", "own_file"]
@@ -42,6 +43,18 @@ def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Ite
             message = f"agent {asking!r} of the recipe {entry.graph!r} asks a person, which only the outer recipe can"
             yield Finding(message, path, "ask before or after it")
         yield from _inputs(name, entry, inner)
+        try:
+            _check_channels(entry, inner, (*chain, file), load)
+        except InputError as error:
+            yield Finding(f"the channels of agent {name!r}: {error}", ("agents", name, "channels"))
+
+
+def _check_channels(entry: SubgraphSpec, inner: GraphSpec, chain: Chain, load: Load) -> None:
+    """Raises InputError for an edge that the recipe, or one that it includes, has not."""
+    for name, deeper in with_inner_channels(inner, entry).agents.items():
+        if isinstance(deeper, SubgraphSpec) and deeper != inner.agents[name]:
+            file = own_file(deeper, chain[-1].parent)
+            _check_channels(deeper, load(file, (*chain, file)), (*chain, file), load)
 
 
 def _inputs(name: str, entry: SubgraphSpec, inner: GraphSpec) -> Iterator[Finding]:

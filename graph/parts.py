@@ -3,12 +3,12 @@
 Remembers what the cache edges were told when their channel is swapped, so that swapping back restores it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from cachegraph.agents.spec import KINDS, Entry
+from cachegraph.agents.spec import KINDS, Entry, SubgraphSpec
 from cachegraph.agents.tools.spec import CommandTools, UrlTools
 from cachegraph.channels.spec import CHANNELS, Channel, EdgeSpec
 from cachegraph.errors import InputError, Problem, RecipeError
@@ -16,7 +16,7 @@ from cachegraph.errors import InputError, Problem, RecipeError
 from .inputs import meant
 from .spec import GraphSpec, InputSpec
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "with_inner_channels"]
 
 EDGE: TypeAdapter[EdgeSpec] = TypeAdapter(EdgeSpec)
 Pair = tuple[str, str]
@@ -81,15 +81,21 @@ class Parts:
         """A copy with other channels. Raises InputError for an edge or a channel that there is not."""
         spec = self.spec
         known = {(edge.sender, edge.receiver): edge.channel for edge in spec.edges}
-        wanted = dict(channel) if isinstance(channel, Mapping) else dict.fromkeys(known, channel)
-        for pair, name in wanted.items():
+        graphs = {name: entry for name, entry in spec.agents.items() if isinstance(entry, SubgraphSpec)}
+        if isinstance(channel, Mapping):
+            own, inside = _split(channel, graphs)
+        else:
+            own, inside = dict.fromkeys(known, channel), {name: {"*": channel} for name in graphs}
+        for pair in own:
             if pair not in known:
                 raise InputError(f"there is no edge {pair!r}{meant(pair, map(str, known))}")
+        for name in (*own.values(), *(each for inner in inside.values() for each in inner.values())):
             if name not in CHANNELS:
                 raise InputError(f"there is no channel {name!r}{meant(name, CHANNELS)}")
         kept = dict(self._kept)
-        edges = tuple(_swapped(edge, {**known, **wanted}[edge.sender, edge.receiver], kept) for edge in spec.edges)
-        copy = Parts(spec.model_copy(update={"edges": edges}), {})
+        edges = tuple(_swapped(edge, {**known, **own}[edge.sender, edge.receiver], kept) for edge in spec.edges)
+        agents = {**spec.agents, **{name: _told(graphs[name], inner) for name, inner in inside.items()}}
+        copy = Parts(spec.model_copy(update={"edges": edges, "agents": agents}), {})
         copy._kept = kept
         return copy
 
@@ -102,6 +108,43 @@ class Parts:
     def _set(self, part: str, value: Any) -> None:
         self._parts[part] = value
         self._spec = None
+
+
+def with_inner_channels(spec: GraphSpec, entry: SubgraphSpec) -> GraphSpec:
+    """An included recipe with the channels that its entry gives it. Raises InputError for an edge that there is not."""
+    given = {"*": entry.channels} if isinstance(entry.channels, str) else dict(entry.channels or {})
+    parts = Parts(spec, {})
+    if (rest := given.pop("*", None)) is not None:
+        parts = parts.with_channels(rest)
+    pairs: dict[Pair, Channel] = {}
+    for edge, channel in given.items():
+        sender, colon, receiver = edge.partition(":")
+        if not colon:
+            raise InputError(f"{edge!r} is no edge; write 'sender:receiver', or '*' for all")
+        pairs[sender, receiver] = channel
+    return parts.with_channels(pairs).spec if pairs else parts.spec
+
+
+def _split(
+    wanted: Mapping[Pair, Channel], graphs: Collection[str]
+) -> tuple[dict[Pair, Channel], dict[str, dict[str, Channel]]]:
+    """Channels for edges of this recipe, and by included recipe those for edges in it: ("team/a", "team/b")."""
+    own: dict[Pair, Channel] = {}
+    inside: dict[str, dict[str, Channel]] = {}
+    for pair, channel in wanted.items():
+        graph = pair[0].partition("/")[0]
+        if graph in graphs and all(name.startswith(f"{graph}/") for name in pair):
+            sender, receiver = (name.removeprefix(f"{graph}/") for name in pair)
+            inside.setdefault(graph, {})[f"{sender}:{receiver}"] = channel
+        else:
+            own[pair] = channel
+    return own, inside
+
+
+def _told(entry: SubgraphSpec, inner: Mapping[str, Channel]) -> SubgraphSpec:
+    before = {"*": entry.channels} if isinstance(entry.channels, str) else dict(entry.channels or {})
+    channels = dict(inner) if "*" in inner else {**before, **inner}
+    return entry.model_copy(update={"channels": channels.get("*") if channels.keys() == {"*"} else channels})
 
 
 def _swapped(edge: EdgeSpec, channel: Channel, kept: dict[Pair, dict[str, Any]]) -> EdgeSpec:

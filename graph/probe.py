@@ -13,6 +13,7 @@ class Probe:
     """Given to a run, it keeps every agent's turn, with the caches in it, for as long as the probe lives.
 
     `controls` holds by agent what takes the place of the caches it gets. The turn of agent `skip` is kept, not taken.
+    An agent of an included recipe goes by its full name, as in `team/expert`.
     """
 
     controls: Mapping[str, Control] = field(default_factory=dict)

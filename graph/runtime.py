@@ -69,7 +69,6 @@ class Run:
         self._spec = spec
         self._inputs = inputs
         self._prepare = prepare
-        self._probe = probe
         self._journal = journal  # a kept run has its own once it has begun
         self._ways = Ways()
         self.conversation: Session | None = None  # that this run goes on with
@@ -82,7 +81,7 @@ class Run:
         most = spec.limits.max_concurrent
         limiter = None if most is None else anyio.CapacityLimiter(most)
         self._inside = within is not None
-        around = within or Surroundings(0.0, listener)
+        around = within or Surroundings(0.0, listener, probe=probe)
         tokens = spec.limits.max_tokens
         spent = around.spent if tokens is None else Spent(tokens, around.spent)
         self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
@@ -105,7 +104,7 @@ class Run:
             error=self._error,
             seconds=self._around.now() if self._status == "running" else self._seconds,
             agents=agents,
-            edges={pair: self._edges[pair] for pair in pairs if pair in self._edges},
+            edges={pair: self._edges[pair] for pair in dict.fromkeys([*pairs, *self._edges]) if pair in self._edges},
         )
 
     async def execute(self) -> Result:
@@ -124,7 +123,7 @@ class Run:
         try:
             self._wiring = await self._prepare()
             self._arrivals = Arrivals(self._wiring, self._skip, self._cancel)
-            self._turns = Turns(self._around, self._inputs, self._probe, self._wiring.outputs)
+            self._turns = Turns(self._around, self._inputs, self._wiring.outputs)
             if self._around.listener and not self._inside:
                 self._around.listener(RunStarted(self._around.now(), self._spec.name))
             await self._all_agents()
@@ -222,6 +221,7 @@ class Run:
                 ends = (around.agents + edge.sender, around.agents + node.name)
                 came = EdgeTravelled(around.now(), *ends, report, sender_turn=each.message.turn, turn=agent.turn)
                 around.listener(came)
+        self._edges.update(reply.inside_edges)
         if around.listener:
             around.listener(
                 AgentFinished(around.now(), around.agents + node.name, agent, turn=agent.turn, recalled=reply.recalled)
@@ -242,6 +242,8 @@ class Run:
         _forget_locals(error)
         agent.status = "failed"
         agent.error = _sentence(error)
+        if node.is_graph and isinstance(error, RunError) and isinstance(error.result, Result):
+            agent.inside = error.result.agents
         self._failures[node.name] = error
         around = self._around
         if around.listener:

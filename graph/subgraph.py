@@ -1,6 +1,7 @@
 """A recipe in an agent's place: what it is given becomes its inputs, its output's message becomes its reply."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,14 +20,15 @@ from cachegraph.errors import InputError
 
 from .cast import Cast
 from .inputs import check_inputs
-from .plan import plan
+from .parts import with_inner_channels
+from .plan import Plan, plan
 from .result import AgentResult, Result
-from .routes import Wiring, wire
+from .routes import Node, Wiring, wire
 from .runtime import Run
 from .spec import GraphSpec
 from .turns import Surroundings
 
-__all__ = ["SubgraphAgent"]
+__all__ = ["SubgraphAgent", "all_nodes", "answering_node", "open_and_wire"]
 
 
 class SubgraphAgent:
@@ -43,10 +45,14 @@ class SubgraphAgent:
 
     async def open(self) -> None:
         """Open all agents inside. Raises the first one's error."""
-        if self._wiring is None:
-            await self._cast.open()
-            order = plan(self._spec)
-            self._wiring = await anyio.to_thread.run_sync(wire, self._spec, order, self._cast.agents, self._folder)
+        await self._cast.open()
+
+    async def wired(self, entry: SubgraphSpec) -> "SubgraphAgent":
+        """This open agent with the channels of an entry, ready for turns; the agents inside are shared."""
+        other = copy(self)
+        other._spec = with_inner_channels(self._spec, entry)
+        other._wiring = await open_and_wire(other._spec, plan(other._spec), self._cast, self._folder)
+        return other
 
     def peer(self) -> Peer:
         """Its output agent as a sender; what it receives are inputs, which are words."""
@@ -58,7 +64,6 @@ class SubgraphAgent:
 
     async def close(self) -> None:
         """Close all agents inside."""
-        self._wiring = None
         await self._cast.close()
 
     async def turn(self, turn: Turn) -> Reply:
@@ -68,17 +73,23 @@ class SubgraphAgent:
         inside = replace(
             around, agents=f"{around.agents}{self.name}/", turns=f"{turn.id}/", wants_cache=turn.needs_cache
         )
-        run = Run(self._spec, inputs, self._wired, within=inside)
+        run = Run(self._spec, inputs, self._prepared, within=inside)
         result = await run.execute()
         message = self._message(run, result, turn)
         tokens = Tokens(**{each.name: _sum(result, "tokens", each.name) for each in fields(Tokens)})
         seconds = ("queued", "prefill", "transfer", "fuse", "decode")
         timing = Timing(**{name: _sum(result, "timing", name) for name in seconds})
-        return Reply(message, timing, tokens, inside=result.agents)
+        edges = {(f"{self.name}/{a}", f"{self.name}/{b}"): report for (a, b), report in result.edges.items()}
+        return Reply(message, timing, tokens, inside=result.agents, inside_edges=edges)
 
-    async def _wired(self) -> Wiring:
-        assert self._wiring is not None, "open the agent first"
+    @property
+    def wiring(self) -> Wiring:
+        """The nodes inside."""
+        assert self._wiring is not None, "it is wired first"
         return self._wiring
+
+    async def _prepared(self) -> Wiring:
+        return self.wiring
 
     def _message(self, run: Run, result: Result, turn: Turn) -> Message:
         answers = [run.replies[name] for name in self._spec.outputs.values() if name in run.replies]
@@ -110,6 +121,36 @@ class SubgraphAgent:
         if isinstance(value, Value):
             return value  # it is the same text inside: what both sides have read, nobody grafts
         return Value(value, f"{turn.id}/{key}") if isinstance(value, str) else value
+
+
+def all_nodes(wiring: Wiring, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """Every node by its full name, those of included recipes too."""
+    for node in wiring.nodes:
+        yield prefix + node.name, node
+        if isinstance(node.agent, SubgraphAgent):
+            yield from all_nodes(node.agent.wiring, f"{prefix}{node.name}/")
+
+
+def answering_node(wiring: Wiring) -> tuple[str, Node]:
+    """The node that writes the (first) output, by its full name: of an included recipe, the one that does so there."""
+    name = ""
+    while True:
+        node = wiring.nodes[wiring.outputs[0]]
+        name += node.name
+        if not isinstance(node.agent, SubgraphAgent):
+            return name, node
+        name, wiring = f"{name}/", node.agent.wiring
+
+
+async def open_and_wire(spec: GraphSpec, order: Plan, cast: Cast, folder: Path) -> Wiring:
+    """Open the agents of a graph and decide its edges, and those of the recipes that it includes."""
+    await cast.open()
+    agents = dict(cast.agents)
+    for name, entry in spec.agents.items():
+        if isinstance(agent := agents[name], SubgraphAgent) and isinstance(entry, SubgraphSpec):
+            agents[name] = await agent.wired(entry)
+    # In a thread: fusers are read from the disk here, and the first cache edge imports torch.
+    return await anyio.to_thread.run_sync(wire, spec, order, agents, folder)
 
 
 def _read(source: str) -> Expression | Template:

@@ -63,6 +63,7 @@ class Surroundings:
     journal: Journal | None = None
     conversation: Session | None = None  # that agents with a memory go on with
     limiter: anyio.CapacityLimiter | None = None
+    probe: Probe | None = None
     agents: str = ""
     turns: str = ""
     spent: Spent | None = None
@@ -76,18 +77,17 @@ class Surroundings:
 class Turns:
     """Takes the turns of one run."""
 
-    def __init__(self, around: Surroundings, inputs: Mapping[str, Any], probe: Probe | None, outputs: Collection[int]):
+    def __init__(self, around: Surroundings, inputs: Mapping[str, Any], outputs: Collection[int]):
         self._run = object()  # for engines, which keep it as long as caches of this run: so nothing that holds caches
         self._around = around
         self._outputs = outputs
         self._inputs = inputs
-        self._probe = probe
 
     async def take(
         self, node: Node, result: AgentResult, deliveries: Sequence[Delivery]
     ) -> tuple[Reply, list[AgentResult]]:
         """The reply; of a turn an item, all replies as one, and the result of each."""
-        around, turn_id = self._around, result.turn
+        around, turn_id, probe = self._around, result.turn, self._around.probe
         turn = Turn(
             self._inputs,
             deliveries,
@@ -96,14 +96,14 @@ class Turns:
             self._deltas(node, turn_id) if around.listener else None,
             partial(setattr, result, "prompt"),
             id=turn_id,
-            control=self._probe.controls.get(node.name) if self._probe else None,
+            control=probe.controls.get(around.agents + node.name) if probe else None,
             within=around if node.is_graph else None,
             memory=self._memory(node),
             on_tool=self._tool_calls(node, turn_id) if around.listener else None,
         )
-        if self._probe is not None:
-            self._probe.turns[node.name] = turn
-            if self._probe.skip == node.name:
+        if probe is not None:
+            probe.turns[around.agents + node.name] = turn
+            if probe.skip == around.agents + node.name:
                 return Reply(Message(node.name, "", turn=turn_id)), []
         if node.for_each is not None:
             return await self._all_items(node, node.for_each, turn)

@@ -9,6 +9,7 @@ from cachegraph.errors import RunError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.probe import Probe
 from cachegraph.graph.runtime import Run
+from cachegraph.graph.subgraph import answering_node
 
 from .tally import Tally
 
@@ -48,14 +49,15 @@ class GraphPlayer:
     async def likelihoods(self, context: str, continuations: Sequence[str]) -> list[Likelihood]:
         """All continuations behind one run of the agents upstream."""
         graph = self._graph
-        probe = Probe(skip=graph.output)
+        name, node = answering_node(await graph.awire())
+        probe = Probe(skip=name)
         result = await self._run(graph, context, probe).execute()
-        agent = await self._output_agent()
+        agent = node.agent
         chat = _in_chat(graph, agent)
         # A harness's space in front of a continuation parts words; a chat's template has parted them already.
         texts = [text.lstrip() or text for text in continuations] if chat else continuations
-        scored = await self._judge(agent, probe.turns[graph.output], texts)
-        self._tally.add({**result.edges, **{(sender, graph.output): each for sender, each in scored.edges.items()}})
+        scored = await self._judge(agent, probe.turns[name], texts)
+        self._tally.add({**result.edges, **{(sender, name): each for sender, each in scored.edges.items()}})
         return [(each.logprob, each.greedy) for each in scored.scores]
 
     async def write(self, context: str, spec: GenerateSpec) -> str:
@@ -74,10 +76,6 @@ class GraphPlayer:
             agents = {**recipe.agents, recipe.output: output}
             self._written[spec] = self._graph.with_spec(recipe.model_copy(update={"agents": agents}))
         return self._written[spec]
-
-    async def _output_agent(self) -> Any:
-        wiring = await self._graph.awire()
-        return next(node.agent for node in wiring.nodes if node.name == self._graph.output)
 
     async def _judge(self, agent: Any, turn: Turn, texts: Sequence[str]) -> Scored:
         judge = getattr(agent, "judge", None)

@@ -96,7 +96,7 @@ def test_another_training_of_a_fuser_is_played_anew(tmp_path: Path) -> None:
     def played(sha256: str) -> int:
         write_card(tmp_path / "made", sha256)
         reader = Reader("reader")
-        graph = story_graph(reader, folder=tmp_path)
+        graph = story_graph(reader, folder=tmp_path, edges=[{**STORY["edges"][0], "fuser": "./other"}])
         compare(graph, rows(4), variants=["alone", "cache@./made"], out=tmp_path / "r.jsonl")
         return len(reader.turns)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph import Graph, RecipeError, RunError
+from cachegraph import Graph, InputError, RecipeError, RunError
 from cachegraph.agents.testing import ScriptedAgent, scripted
 from cachegraph.graph.events import AgentFinished, AgentStarted, EdgeTravelled, RunStarted
 
@@ -122,3 +122,63 @@ def test_a_graph_with_a_graph_in_it_is_written_and_read_back(folder: Path) -> No
     built = Graph(folder=folder, output="r", create=scripted()).add_input("q")
     built.add_agent("r", graph="inner.yaml", inputs={"topic": "{{ q }}"})
     assert built.run(q="why").text == "summer(reader(why, plain))"
+
+
+def decided(graph: Graph) -> dict[tuple[str, str], str]:
+    edges = graph.run(question="why").edges
+    return {pair: report.asked for pair, report in edges.items()}
+
+
+def test_other_channels_reach_the_edges_of_included_recipes(folder: Path) -> None:
+    (folder / "inner.yaml").write_text(INNER.replace("to: summer}", "to: summer, channel: cache, fuser: ./mine}"))
+    graph = load(folder)
+    inside, outside = ("research/reader", "research/summer"), ("research", "writer")
+    assert decided(graph) == {("asker", "research"): "text", outside: "text", inside: "cache"}
+    text = graph.with_channels("text")
+    assert set(decided(text).values()) == {"text"}
+    assert set(decided(text.with_channels("both")).values()) == {"both"}
+    mixed = text.with_channels({inside: "auto", outside: "both"})
+    assert decided(mixed) == {("asker", "research"): "text", outside: "both", inside: "auto"}
+    assert decided(graph)[inside] == "cache"  # a copy's channels are its own, though the agents are shared
+    assert decided(Graph.from_yaml_text(mixed.to_yaml(), folder, create=scripted())) == decided(mixed)
+    with pytest.raises(RecipeError, match="the channels of agent 'research': there is no edge"):
+        graph.with_channels({("research/summer", "research/reader"): "text"})
+    with pytest.raises(InputError, match="there is no channel 'cashe'; did you mean 'cache'"):
+        graph.with_channels({inside: "cashe"})  # type: ignore[dict-item]
+
+
+def test_copies_are_wired_anew_after_close(folder: Path) -> None:
+    graph = load(folder)
+    both = graph.with_channels("both")
+    assert set(decided(both).values()) == {"both"}
+    graph.close()
+    assert set(decided(both).values()) == {"both"}
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"),
+    [
+        ("text", None),
+        ('{"*": both, "reader:summer": text}', None),
+        ('{"reader:sumer": text}', "outer.yaml:6:43: the channels of agent 'research': there is no edge ('reader', "),
+        ("{reader: text}", "'reader' is no edge; write 'sender:receiver', or '*' for all"),
+        ("word", "outer.yaml:6:43: 'channels' must be 'text'"),
+    ],
+)
+def test_a_recipe_says_which_channels_one_that_it_includes_has(folder: Path, channels: str, said: str | None) -> None:
+    text = OUTER.replace("graph: inner.yaml,", f"graph: inner.yaml, channels: {channels},")
+    (folder / "outer.yaml").write_text(text)
+    if said is None:
+        assert decided(load(folder))["research/reader", "research/summer"] == "text"
+        return
+    with pytest.raises(RecipeError) as caught:
+        load(folder)
+    assert said in str(caught.value)
+
+
+async def test_a_recipe_that_fails_inside_keeps_what_finished_there(folder: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        await load(folder, ScriptedAgent("summer", fail=ValueError("no"))).arun(question="why")
+    inside = caught.value.result.agents["research"].inside
+    assert inside["reader"].text == "reader(asker(why) and why, plain)"
+    assert inside["summer"].status == "failed"
