@@ -34,11 +34,11 @@ class PackedRows:
     windows: Sequence[int | None]  # by layer
     overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
     sees: Sequence[Tensor | None] = ()  # by row: (new, new) of bool, instead of causality among the new tokens
-    _masks: dict[tuple[int, int | None], "Tensor | None"] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
         """(new, entries) of bool: which entries each new token sees; None where plain causality is enough."""
-        key = (row, window)
+        key = (row, window, device)
         if key not in self._masks:
             self._masks[key] = self._build_mask(row, window, device)
         return self._masks[key]

@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 from .attention import NAME
 from .cpu.build import Kernels, kernels
 from .cpu.decoder import Decoder, Unsupported
+from .devices import home_of
 from .forward import Row, forward
 from .info import ModelInfo
 from .kv import KV, RowCache
@@ -54,7 +55,7 @@ def check(network: Any, info: ModelInfo) -> Checked:
 def _read_packed(network: Any, info: ModelInfo) -> KV | None:
     """What the model makes of a few tokens row by row; None where that is not what it makes of them by itself."""
     own = network.config._attn_implementation
-    tokens = torch.tensor([_probe_ids(info)], device=network.device)
+    tokens = torch.tensor([_probe_ids(info)], device=home_of(network))
     expected = network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]  # (vocab,)
     _set_attention(network, NAME)
     try:
@@ -68,7 +69,7 @@ def _read_packed(network: Any, info: ModelInfo) -> KV | None:
 
 
 def _decoder(network: Any, info: ModelInfo, read: KV) -> Decoder | None:
-    plain = network.device.type == "cpu" and network.dtype in (torch.bfloat16, torch.float32)
+    plain = home_of(network).type == "cpu" and network.dtype in (torch.bfloat16, torch.float32)
     if not plain or network.num_parameters() < _KERNELS_PAY or not isinstance(found := kernels(), Kernels):
         return None
     try:

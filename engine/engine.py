@@ -1,4 +1,4 @@
-"""One model on one device, serving whoever asks: rows join and leave the running batch between steps.
+"""One model, serving whoever asks: rows join and leave the running batch between steps.
 
 An engine has one thread, off every event loop, so it serves runs of several loops at once. It knows tokens and caches;
 it knows nothing of prompts, agents or channels.
@@ -41,7 +41,7 @@ class Engine:
     def __init__(self, model: LoadedModel, kv_memory: int | None = None):
         self.model = model
         self._grammars = Grammars(model.tokenizer, model.info.eos_ids) if model.tokenizer is not None else None
-        self.kv_memory = choose_budget(kv_memory, str(model.device))
+        self.kv_memory = choose_budget(kv_memory, [str(each) for each in model.devices])
         self._worker: Worker | None = None
         self._starting = threading.Lock()  # protects _worker, and that nothing is given to one that was stopped
 

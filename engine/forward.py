@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .attention import PackedRows, packed_rows
+from .devices import home_of, is_spread
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
 
@@ -55,7 +56,7 @@ def _only_decodes(row: Row) -> bool:
 
 
 def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:
-    device = next(model.parameters()).device
+    device = home_of(model)
     asked = len(rows)
     if model.dtype in _HALF:
         rows = _never_one_token(rows)
@@ -74,7 +75,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | 
         if not wanted:
             model.get_decoder()(**inputs, use_cache=True)
             return [None] * asked
-        keep = torch.tensor(wanted, device=device)
+        keep = torch.tensor(wanted, device="cpu" if is_spread(model) else device)
         logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]  # (wanted, vocab)
     return _by_row(rows, logits)[:asked]
 

@@ -48,9 +48,12 @@ class KV:
         layers = tuple(layer.select(index) for layer in self.layers)
         return KV(layers, self.positions[index.cpu() if isinstance(index, Tensor) else index])
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "KV":
-        """On another device or in another dtype; itself where nothing changes."""
-        layers = tuple(LayerKV(k.to(device, dtype), v.to(device, dtype)) for k, v in self.layers)
+    def to(self, devices: Sequence[torch.device], dtype: torch.dtype) -> "KV":
+        """Each layer on its device, in this dtype; itself where nothing changes."""
+        layers = tuple(
+            LayerKV(k.to(device, dtype), v.to(device, dtype))
+            for (k, v), device in zip(self.layers, devices, strict=True)
+        )
         return (
             self
             if all(a is b for old, new in zip(self.layers, layers, strict=True) for a, b in zip(old, new, strict=True))

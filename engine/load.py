@@ -14,6 +14,7 @@ from cachegraph.errors import ModelError
 from .checks import check
 from .cpu.decoder import Decoder
 from .cpu.linear import widen
+from .devices import DeviceMap, check_map, home_of, layer_devices
 from .info import ModelInfo
 from .quiet import quiet_transformers
 from .rope import Rotation
@@ -34,10 +35,15 @@ class LoadedModel:
     info: ModelInfo
     rotation: Rotation
     tokenizer: Tokenizer | None
-    device: torch.device
+    devices: tuple[torch.device, ...]  # by layer
     dtype: torch.dtype
     why_no_cache: str | None
     decoder: Decoder | None = None  # the CPU kernels for this model; without them torch decodes
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go; of a model on one device, that device."""
+        return home_of(self.network)
 
 
 def load_model(
@@ -47,18 +53,19 @@ def load_model(
     identity: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    device_map: DeviceMap | None = None,
     chat_template: str | None = None,
 ) -> LoadedModel:
     """Load weights (safetensors only) and, if the folder has one, the tokenizer. Touches no network.
 
+    `device_map` spreads the layers over several devices, and `device` says nothing then.
     Raises ModelError where the folder holds no model that transformers can read.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{str(folder)!r} holds no model: there is no config.json in it")
-    device = torch.device(device)
     with _one_at_a_time:
-        return _load(folder, name, identity, dtype, device, chat_template)
+        return _load(folder, name, identity, dtype, device_map or torch.device(device), chat_template)
 
 
 def _load(
@@ -66,10 +73,11 @@ def _load(
     name: str | None,
     identity: str | None,
     dtype: torch.dtype,
-    device: torch.device,
+    where: torch.device | DeviceMap,
     chat_template: str | None,
 ) -> LoadedModel:
-    network = _read_network(folder, dtype).to(device).eval().requires_grad_(False)
+    network = _read_network(folder, dtype, where).eval().requires_grad_(False)
+    check_map(network, where, name or folder.name)
     widen(network)
     info = ModelInfo.from_hf(network.config, network.generation_config)
     trusted = check(network, info)
@@ -80,19 +88,21 @@ def _load(
         info=info,
         rotation=trusted.rotation,
         tokenizer=_read_tokenizer(folder, chat_template),
-        device=device,
+        devices=layer_devices(network, info.layers),
         dtype=dtype,
         why_no_cache=trusted.why_no_cache,
         decoder=trusted.decoder,
     )
 
 
-def _read_network(folder: Path, dtype: torch.dtype) -> Any:
+def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | DeviceMap) -> Any:
+    spread = None if isinstance(where, torch.device) else where if isinstance(where, str) else dict(where)
     try:
         with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            network = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, device_map=spread, local_files_only=True, use_safetensors=True
             )
+        return network.to(where) if isinstance(where, torch.device) else network
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {str(folder)!r} can't be read: {_first_line(error)}") from error
 

@@ -111,7 +111,7 @@ def _processor() -> str:
 def _look_at_devices(machine: Machine) -> None:
     devices = visible_devices()
     machine.devices = [
-        DeviceFacts(each.name, each.free, each.dtype, choose_budget(None, each.name)) for each in devices
+        DeviceFacts(each.name, each.free, each.dtype, choose_budget(None, [each.name])) for each in devices
     ]
     machine.auto = _what_auto_does(devices)
 

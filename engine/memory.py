@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -111,13 +111,17 @@ def position_bytes(model: "LoadedModel") -> int:
     return 2 * info.layers * info.kv_heads * info.head_dim * model.dtype.itemsize
 
 
-def choose_budget(asked: int | None, device: str) -> int:
-    """What the recipe asks for, else the environment, else a part of what is free on the device now."""
+def choose_budget(asked: int | None, devices: Sequence[str]) -> int:
+    """What the recipe asks for, else the environment, else a part of what is free now.
+
+    `devices`: by layer. Of several, the one whose layers fill it first decides.
+    """
     if asked is not None:
         return asked
     text = os.environ.get(VARIABLE, "")
     if not text:
-        return default_budget(device)
+        share = Counter(devices)
+        return min(default_budget(device) * len(devices) // layers for device, layers in share.items())
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .devices import home_of
 from .forward import Row, cache_argument
 from .kv import RowCache
 
@@ -40,7 +41,7 @@ def native_forward(network: Any, rows: Sequence[Row]) -> list[Tensor | None]:
 def _run(network: Any, row: Row) -> Tensor | None:
     cache = row.cache
     assert isinstance(cache, NativeCache)
-    ids = torch.tensor([list(row.ids)], device=network.device)
+    ids = torch.tensor([list(row.ids)], device=home_of(network))
     if cache.state is None:
         cache.state = DynamicCache(config=network.config)
     out = network(input_ids=ids, **{cache_argument(network): cache.state}, use_cache=True)

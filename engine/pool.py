@@ -24,7 +24,7 @@ class _Entry:
     users: int = 0
 
 
-_Key = tuple[str, str, str, str, int | None]
+_Key = tuple[str, str]
 _entries: dict[_Key, _Entry] = {}
 _lock = threading.Lock()  # protects _entries and the counts in them
 
@@ -66,7 +66,8 @@ def leased(spec: ModelSpec, folder: Path) -> Iterator[Engine]:
 
 def _lease(spec: ModelSpec, folder: Path) -> Lease:
     stored = ensure(spec, folder)
-    key = (str(stored.folder), spec.dtype, spec.device, stored.chat_template or "", spec.kv_memory)
+    placed = spec.model_copy(update={"source": "", "revision": None, "chat_template": stored.chat_template})
+    key = (str(stored.folder), placed.model_dump_json())
     with _lock:
         entry = _entries.setdefault(key, _Entry())
         entry.users += 1
@@ -88,7 +89,7 @@ def _load(spec: ModelSpec, stored: StoredModel) -> Engine:
 
     from .load import load_model
 
-    placement = place(stored.folder, spec.dtype, spec.device)
+    placement = place(stored.folder, spec)
     return Engine(
         load_model(
             stored.folder,
@@ -96,6 +97,7 @@ def _load(spec: ModelSpec, stored: StoredModel) -> Engine:
             identity=stored.identity,
             dtype=getattr(torch, placement.dtype),
             device=placement.device,
+            device_map=spec.device_map,
             chat_template=stored.chat_template,
         ),
         spec.kv_memory,

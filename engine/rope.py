@@ -52,16 +52,16 @@ class Rotation:
         shift = positions - kv.positions  # (positions,)
         if not bool(shift.any()):
             return kv
-        tables: dict[str | None, tuple[Tensor, Tensor]] = {}
+        tables: dict[tuple[str | None, torch.device], tuple[Tensor, Tensor]] = {}
         layers = []
         for index, layer in enumerate(kv.layers):
             if index in self._still:
                 layers.append(layer)
                 continue
-            kind = self._kind(index)
-            if kind not in tables:
-                tables[kind] = self._tables(shift, kind, layer.keys.device)
-            layers.append(LayerKV(self._turn(layer.keys, *tables[kind]), layer.values))
+            table = (self._kind(index), layer.keys.device)
+            if table not in tables:
+                tables[table] = self._tables(shift, *table)
+            layers.append(LayerKV(self._turn(layer.keys, *tables[table]), layer.values))
         return KV(tuple(layers), positions)
 
     def turn(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
@@ -80,12 +80,13 @@ class Rotation:
 
     def _tables(self, shift: Tensor, kind: str | None, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of these differences, (1, positions, rotary_dim), without the scaling that keys have."""
-        probe = torch.empty(1, device=device, dtype=torch.float32)
-        extra = (kind,) if kind is not None else ()
         assert self._module is not None
-        cos, sin = self._module(probe, shift[None].to(device), *extra)
+        home = next(self._module.buffers()).device
+        probe = torch.empty(1, device=home, dtype=torch.float32)
+        extra = (kind,) if kind is not None else ()
+        cos, sin = self._module(probe, shift[None].to(home), *extra)
         scaling = getattr(self._module, f"{kind}_attention_scaling" if kind else "attention_scaling", 1.0)
-        return cos / scaling, sin / scaling
+        return (cos / scaling).to(device), (sin / scaling).to(device)
 
     def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """One more rotation, computed in float32. Keys: (1, kv_heads, positions, head_dim)."""

@@ -29,6 +29,10 @@ class ModelSpec(Strict):
             json_schema_extra={"patternErrorMessage": "'auto', 'cpu', 'mps', 'cuda' or a GPU such as 'cuda:0'"},
         ),
     ] = "auto"
+    device_map: Annotated[
+        Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, str | int] | None,
+        Field(description="Spread over several GPUs, as accelerate does: by a rule, or by module and device."),
+    ] = None
     kv_memory: Annotated[
         Annotated[ByteSize, Field(gt=0)] | None,
         Field(description="How much its KV caches may take, as '2GB' or in bytes; default: a part of what is free."),
@@ -37,6 +41,9 @@ class ModelSpec(Strict):
     chat_template: Annotated[
         str | None, Field(description="A Jinja file beside the recipe, for a model that ships no chat template.")
     ] = None
+
+    def __hash__(self) -> int:  # a map has no hash of its own
+        return hash(self.model_dump_json())
 
 
 class GenerateSpec(Strict):

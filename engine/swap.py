@@ -27,8 +27,8 @@ class SwappedTail:
         if not used:
             return
         written = (each[:, :, :used] for layer in buffers for each in layer)
-        if buffers[0].keys.device.type != "cpu":
-            self._kept = [each.to("cpu") for each in written]
+        if any(each.device.type != "cpu" for layer in buffers for each in layer):
+            self._kept = [each.to("cpu", copy=True) for each in written]
             return
         self._file = tempfile.TemporaryFile(prefix="cachegraph-kv-")  # noqa: SIM115  # stays open as long as this lives
         for each in written:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cachegraph.errors import CachegraphError, ModelError
 
+from .devices import Exclusively
 from .forward import Row, forward
 from .job import Job
 from .load import LoadedModel
@@ -25,8 +26,6 @@ from .scheduler import CHUNK, Scheduler, Share
 
 __all__ = ["Worker"]
 
-# One computation at a time on a device: two that share its cores or its memory are slower than one after the other.
-_device_locks: dict[torch.device, threading.Lock] = {}
 _LOOK_AGAIN = 0.2  # seconds
 _SOON = 0.005  # the same, where even the oldest row waits for memory
 
@@ -43,7 +42,7 @@ class Worker:
         self.prefixes = Prefixes(self.memory)
         self._reuses = os.environ.get("CACHEGRAPH_PREFIX_REUSE", "1") != "0"
         self._rows = Rows(scheduler, self.memory, position_bytes(model), self.prefixes, model.name)
-        self._device = _device_locks.setdefault(model.device, threading.Lock())
+        self._device = Exclusively(model.devices)
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
         self._thread.start()
 

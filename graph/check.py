@@ -104,6 +104,9 @@ def _models(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
     for key, entry in draft.models.items():
         source = entry.get("source") if isinstance(entry, dict) else entry
         path = ("models", key, "source") if isinstance(entry, dict) else ("models", key)
+        if isinstance(entry, dict) and "device_map" in entry and entry.get("device", "auto") != "auto":
+            message = f"the model {key!r} has a 'device' and a 'device_map'"
+            yield Finding(message, ("models", key, "device"), "keep the one that says where it runs")
         if isinstance(source, str):
             yield from _model_name(source, path, Draft({}, {}, {}, [], [], True), permissions)
 

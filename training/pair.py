@@ -75,6 +75,8 @@ def _model(spec: AgentSpec, agent: str, known: dict[str, ModelEntry]) -> ModelSp
     entry = known.get(spec.model, spec.model)
     if isinstance(entry, EndpointSpec):
         raise ConfigError(f"agent {agent!r} is behind an endpoint, which has no cache; a fuser joins local models")
+    if isinstance(entry, ModelSpec) and entry.device_map is not None:
+        raise ConfigError(f"the model of agent {agent!r} has a device_map, and training wants it on one device")
     return ModelSpec(source=entry) if isinstance(entry, str) else entry
 
 

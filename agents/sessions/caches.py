@@ -32,7 +32,7 @@ class Kept(NamedTuple):
 
 
 def take_up(folder: Path, record: AgentRecord, model: LoadedModel) -> Kept:
-    """What was kept, on the model's device. Reads the disk."""
+    """What was kept, on the model's devices. Reads the disk."""
     if record.cache is None:
         return Kept([], None)
     try:
@@ -52,7 +52,7 @@ def take_up(folder: Path, record: AgentRecord, model: LoadedModel) -> Kept:
             return Kept([], None, f"the kept cache is of {name} {about.get(name)!r}, and the model's is {mine!r}")
     layers = tuple(LayerKV(tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(model.info.layers))
     ids: list[int] = tensors["ids"].tolist()
-    return Kept(ids, KV(layers, torch.arange(len(ids))).to(model.device, model.dtype))
+    return Kept(ids, KV(layers, torch.arange(len(ids))).to(model.devices, model.dtype))
 
 
 def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segments: Sequence[KV]) -> KeptCache | None:

@@ -50,7 +50,7 @@ def graft(
     stand where they should are shared whole, and receivers that want the same thing at the same place share one copy.
     Another model's entries are translated first, each to one of the receiver's.
     """
-    wanted = (receiver.device, start, carries, frozenset(seen) & plane.names, translation)
+    wanted = (receiver.devices, start, carries, frozenset(seen) & plane.names, translation)
     if wanted not in plane.grafts:
         private = plane.private(seen, carries)
         if private is None:
@@ -58,7 +58,7 @@ def graft(
         kv, ids = private.kv, private.ids
         if translation is not None:
             kv, ids = translation.kv(kv), translation.ids(ids)
-        kv = kv.to(receiver.device, receiver.dtype)
+        kv = kv.to(receiver.devices, receiver.dtype)
         moved = receiver.rotation.move(kv, torch.arange(start, start + len(kv)))
         plane.grafts[wanted] = Graft(moved, ids, private.origins)
     taken: Graft = plane.grafts[wanted]

@@ -86,7 +86,8 @@ class Translator:
                 f"{layers[0].keys.shape[1]} KV heads of {layers[0].keys.shape[3]}; use one of these two models"
             )
         chosen = [layers[index] for index in self.card.sharer_layers]
-        return torch.cat([_rows(each) for layer in chosen for each in layer], dim=-1)
+        device = self.network.down.weight.device
+        return torch.cat([_rows(each).to(device) for layer in chosen for each in layer], dim=-1)
 
     def write(self, y: Tensor) -> tuple[LayerKV, ...]:
         """The network's output as a receiver's layers, unrotated, each (1, kv_heads, positions, head_dim)."""

@@ -8,7 +8,7 @@ from typing import Any
 from cachegraph.errors import ConfigError, ModelError
 
 from ..cpu import computes_bfloat16
-from ..spec import DType
+from ..spec import DType, ModelSpec
 from .weights import count_parameters
 
 __all__ = ["Device", "Placement", "choose_device", "choose_dtype", "place", "visible_devices"]
@@ -35,9 +35,19 @@ class Placement:
     bytes: int
 
 
-def place(folder: Path, dtype: DType = "auto", device: str = "auto") -> Placement:
-    """Choose for the model in `folder`, from the devices of this machine as they are now."""
-    return choose_device(device, count_parameters(folder), dtype, visible_devices())
+def place(folder: Path, spec: ModelSpec) -> Placement:
+    """Choose for the model in `folder`, from the devices of this machine as they are now.
+
+    Where a device map spreads it, accelerate finds the devices, and only the number type is chosen here.
+    """
+    parameters, devices = count_parameters(folder), visible_devices()
+    if spec.device_map is None:
+        return choose_device(spec.device, parameters, spec.dtype, devices)
+    if not isinstance(spec.device_map, str):
+        for named in spec.device_map.values():
+            _candidates(f"cuda:{named}" if isinstance(named, int) else named, devices)
+    chosen = choose_dtype(spec.dtype, devices[0])  # a GPU where there is one
+    return Placement(devices[0].name, chosen, parameters * BYTES[chosen])
 
 
 def choose_dtype(requested: DType, device: Device) -> str:

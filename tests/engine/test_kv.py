@@ -91,8 +91,8 @@ def test_slices_share_memory_and_picked_entries_do_not() -> None:
 
 def test_a_cache_that_is_where_it_should_be_is_not_copied() -> None:
     whole = kv(0, 4)
-    assert whole.to(torch.device("cpu"), torch.float32) is whole
-    assert whole.to(torch.device("cpu"), torch.bfloat16).layers[0].keys.dtype == torch.bfloat16
+    assert whole.to([torch.device("cpu")] * len(whole.layers), torch.float32) is whole
+    assert whole.to([torch.device("cpu")] * len(whole.layers), torch.bfloat16).layers[0].keys.dtype == torch.bfloat16
 
 
 def test_gradients_reach_what_a_row_wrote() -> None:

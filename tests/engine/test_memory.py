@@ -74,14 +74,14 @@ def test_the_budget_is_what_the_recipe_says_then_the_environment_then_a_part_of_
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.delenv("CACHEGRAPH_KV_MEMORY", raising=False)
-    assert choose_budget(None, "cpu") == 250
+    assert choose_budget(None, ["cpu"]) == 250
     monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", "1.5GB")
-    assert choose_budget(None, "cpu") == 1_500_000_000
-    assert choose_budget(7, "cpu") == 7
+    assert choose_budget(None, ["cpu"]) == 1_500_000_000
+    assert choose_budget(7, ["cpu"]) == 7
     for wrong in ("much", "-2GB"):
         monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", wrong)
         with pytest.raises(ConfigError, match=f"CACHEGRAPH_KV_MEMORY is '{wrong}', which is no size"):
-            choose_budget(None, "cpu")
+            choose_budget(None, ["cpu"])
 
 
 def test_a_position_takes_keys_and_values_of_every_layer(tiny: Any) -> None:

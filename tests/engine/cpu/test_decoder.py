@@ -154,7 +154,7 @@ def test_demo_models_decode_with_the_kernels(name: str, compiled: Kernels, demo_
     model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
     assert model.decoder is not None
     past = read(model, 30)
-    wide = tuple(segment.to(torch.device("cpu"), torch.float32) for segment in past)
+    wide = tuple(segment.to(model.devices, torch.float32) for segment in past)
     with in_float32(model.network):
         (expected,) = forward(model.network, model.info, [Row([9], RowCache(wide))])
     got = model.decoder.step([9], [RowCache(past)])[0]

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachegraph.engine.models.placement import Device, choose_device, choose_dtype, place, visible_devices
+from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, ModelError
 
 GB = 10**9
@@ -64,4 +65,4 @@ def test_this_machine_has_a_cpu_with_memory_and_a_tiny_model_fits(tiny_folder):
     assert cpu.name == "cpu"
     assert cpu.free > 0
     assert cpu.dtype in ("bfloat16", "float32")
-    assert place(tiny_folder, device="cpu").dtype == cpu.dtype
+    assert place(tiny_folder, ModelSpec(source="m", device="cpu")).dtype == cpu.dtype
