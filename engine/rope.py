@@ -9,6 +9,7 @@ model that fails is refused.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,23 +53,26 @@ class Rotation:
         shift = positions - kv.positions  # (positions,)
         if not bool(shift.any()):
             return kv
-        tables: dict[tuple[str | None, torch.device], tuple[Tensor, Tensor]] = {}
-        layers = []
-        for index, layer in enumerate(kv.layers):
-            if index in self._still:
-                layers.append(layer)
-                continue
-            table = (self._kind(index), layer.keys.device)
-            if table not in tables:
-                tables[table] = self._tables(shift, *table)
-            layers.append(LayerKV(self._turn(layer.keys, *tables[table]), layer.values))
+        turn = self.by(shift)
+        layers = (LayerKV(turn(index, layer.keys), layer.values) for index, layer in enumerate(kv.layers))
         return KV(tuple(layers), positions)
 
-    def turn(self, layer: int, keys: Tensor, shift: Tensor) -> Tensor:
-        """One layer's keys, (1, kv_heads, positions, head_dim), turned further by `shift`, (positions,) int64."""
-        if layer in self._still:
-            return keys
-        return self._turn(keys, *self._tables(shift, self._kind(layer), keys.device))
+    def by(self, shift: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """Turns a layer's keys, (1, kv_heads, positions, head_dim), further by `shift`, (positions,) int64.
+
+        Sines and cosines are computed once for all layers of a kind on a device.
+        """
+        tables: dict[tuple[str | None, torch.device], tuple[Tensor, Tensor]] = {}
+
+        def turn(layer: int, keys: Tensor) -> Tensor:
+            if layer in self._still:
+                return keys
+            table = (self._kind(layer), keys.device)
+            if table not in tables:
+                tables[table] = self._tables(shift, *table)
+            return self._turn(keys, *tables[table])
+
+        return turn
 
     def unrotated(self, kv: KV) -> KV:
         """The same entries with keys as they are before RoPE: at position 0."""

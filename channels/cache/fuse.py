@@ -1,6 +1,6 @@
 """Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -63,14 +63,16 @@ async def fused_prefill(
     is taken as it is.
     """
     row = _Row(receiver, reading, past, dict(grafts or {}))
-    first = next((index for index, stretch in enumerate(reading.stretches) if stretch.pairs), 0)
+    passes = list(_passes(reading.stretches, row.grafts))
     readers = [partial(_read_sharer, sharer, text) for sharer, text in zip(sharers, reading.sharers, strict=True)]
-    *read, _ = await together(*readers, partial(row.read, reading.stretches[: first + 1]))
+    ahead = next((index + 1 for index, each in enumerate(passes) if each[-1].pairs), len(passes))
+    *read, _ = await together(*readers, partial(row.read, passes[:ahead]))
     caches, sizes = [each.cache for each in read], tuple(Sizes() for _ in sharers)
     seconds = sum(each.seconds for each in read)
-    for index, stretch in enumerate(reading.stretches[first:]):
-        if index > 0:
-            await row.read([stretch])
+    for index in range(ahead - 1, len(passes)):
+        if index >= ahead:
+            await row.read([passes[index]])
+        stretch = passes[index][-1]
         if stretch.pairs and row.kv is not None:
             began = perf_counter()
             row.correct(await _correct(receiver, sharers, caches, row.kv, stretch, mode, sizes))
@@ -85,6 +87,18 @@ async def fused_prefill(
         _bytes(j, sharer, cache, reading) for j, (sharer, cache) in enumerate(zip(sharers, caches, strict=True))
     )
     return FusedPrefill(row.segments, row.uncorrected, rows, nbytes, sizes, row.cost, total, seconds)
+
+
+def _passes(stretches: Sequence[Stretch], grafts: Collection[int]) -> Iterator[list[Stretch]]:
+    """Stretches that are read in one pass: up to one that is corrected, or to a graft."""
+    together: list[Stretch] = []
+    for stretch in stretches:
+        if together and (together[-1].pairs or stretch.start in grafts):
+            yield together
+            together = []
+        together.append(stretch)
+    if together:
+        yield together
 
 
 @dataclass(eq=False)
@@ -103,8 +117,9 @@ class _Row:
     def __post_init__(self) -> None:
         self.uncorrected = self.segments
 
-    async def read(self, stretches: Sequence[Stretch]) -> None:
-        for start, end, _ in stretches:
+    async def read(self, passes: Sequence[Sequence[Stretch]]) -> None:
+        for stretches in passes:
+            start, last, end = stretches[0].start, stretches[-1].start, stretches[-1].end
             ids, at = self.reading.ids[start:end], self.reading.positions
             piece = at[start:end] if at is not None else None
             self.before = (*self.segments, *self.grafts.pop(start, ()))
@@ -112,6 +127,10 @@ class _Row:
             self.cost.add(done.cost)
             self.segments = self.uncorrected = done.segments
             self.kv = done.kv
+            if last > start and self.kv is not None:
+                self.before = (*self.before, self.kv.select(slice(0, last - start)))
+                self.kv = self.kv.select(slice(last - start, None))
+                self.segments = self.uncorrected = (*self.before, self.kv)
 
     def correct(self, kv: KV) -> None:
         self.segments = (*self.before, kv)

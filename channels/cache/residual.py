@@ -1,6 +1,6 @@
 """Correcting a receiver's cache with what its sharers know, layer by layer. Never writes to what it was given."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -79,10 +79,11 @@ def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source]) -> tuple[Layer
     for source in sources:
         if source.pairs is not None and len(source.pairs[0]) == 0:
             continue
+        turns = _turns(source)
         for layer, other, projector in source.fuser:
             if any(projector.gates):
                 keys, values = parts.setdefault(layer, ([], []))
-                _project(projector, layer, receiver[layer], source.layers[other], source, keys, values)
+                _project(projector, layer, receiver[layer], source.layers[other], source, turns, keys, values)
     layers = list(receiver)
     for layer, (keys, values) in parts.items():
         old_k, old_v = receiver[layer]
@@ -96,6 +97,7 @@ def _project(
     receiver: LayerKV,
     sharer: LayerKV,
     source: Source,
+    turns: "_Turns | None",
     keys: list[_Part],
     values: list[_Part],
 ) -> None:
@@ -103,10 +105,10 @@ def _project(
     here, there = source.pairs if source.pairs is not None else (None, None)
     theirs = [_taken(x, there, projector) for x in sharer]
     own = [_taken(x, here, projector) for x in receiver]
-    if source.turning is None:
+    if turns is None:
         k, v = residual = projector.residual(*theirs, *own)
     else:
-        k, v = residual = _unrotated(projector, layer, theirs, own, source.turning, here)
+        k, v = residual = _unrotated(projector, layer, theirs, own, turns)
     if source.sizes is not None:
         source.sizes.add(layer, residual, *own)
     if k is not None:
@@ -115,14 +117,25 @@ def _project(
         values.append(_Part(v, here))
 
 
-def _unrotated(
-    projector: Projector, layer: int, theirs: list[Tensor], own: list[Tensor], turning: Turning, here: Tensor | None
-) -> Residual:
+class _Turns(NamedTuple):
+    """Of a layer's keys at the receiver's positions: RoPE taken off, and put on."""
+
+    off: Callable[[int, Tensor], Tensor]
+    on: Callable[[int, Tensor], Tensor]
+
+
+def _turns(source: Source) -> _Turns | None:
+    if source.turning is None:
+        return None
+    rotation, positions = source.turning
+    at = positions if source.pairs is None else positions[source.pairs[0].cpu()]
+    return _Turns(rotation.by(-at), rotation.by(at))
+
+
+def _unrotated(projector: Projector, layer: int, theirs: list[Tensor], own: list[Tensor], turns: _Turns) -> Residual:
     """The correction of keys without RoPE, turned to where they stand: rotation is linear, so it can be added there."""
-    positions = turning.positions if here is None else turning.positions[here.cpu()]
-    still = turning.rotation.turn(layer, own[0], -positions)
-    k, v = projector.residual(theirs[0], theirs[1], still, own[1])
-    return Residual(None if k is None else turning.rotation.turn(layer, k, positions), v)
+    k, v = projector.residual(theirs[0], theirs[1], turns.off(layer, own[0]), own[1])
+    return Residual(None if k is None else turns.on(layer, k), v)
 
 
 def _taken(x: Tensor, positions: Tensor | None, projector: Projector) -> Tensor:

@@ -17,7 +17,7 @@ class Sizes:
     @torch.no_grad()
     def add(self, layer: int, residual: Residual, k: Tensor, v: Tensor) -> None:
         """A layer's correction of these keys and values."""
-        here = torch.stack([_square(each) for pair in ((residual.k, k), (residual.v, v)) for each in pair]).view(2, 2)
+        here = torch.stack([_square(x, k) for pair in ((residual.k, k), (residual.v, v)) for x in pair]).view(2, 2)
         self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
 
     def by_layer(self, fuser: Fuser) -> dict[int, tuple[float | None, float | None]]:
@@ -35,5 +35,5 @@ class Sizes:
         return found
 
 
-def _square(x: Tensor | None) -> Tensor:
-    return torch.zeros(()) if x is None else x.float().square().sum()
+def _square(x: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_zeros((), dtype=torch.float32) if x is None else x.float().square().sum()

@@ -67,13 +67,13 @@ def test_a_layer_turns_as_the_whole_cache_moves_and_linearly(kind: str, load: Lo
     moved = model.rotation.move(kv, kv.positions + shift)
     still = model.rotation.unrotated(kv)
     assert not still.positions.any()
+    turn, back = model.rotation.by(shift), model.rotation.by(kv.positions)
     for index, (k, _) in enumerate(kv.layers):
-        turn = model.rotation.turn
-        torch.testing.assert_close(turn(index, k, shift), moved.layers[index].keys)
-        torch.testing.assert_close(turn(index, still.layers[index].keys, kv.positions), k, **CLOSE)
+        torch.testing.assert_close(turn(index, k), moved.layers[index].keys)
+        torch.testing.assert_close(back(index, still.layers[index].keys), k, **CLOSE)
         other = torch.randn(k.shape, generator=torch.Generator().manual_seed(index))
-        apart = turn(index, k, shift) + 0.5 * turn(index, other, shift)
-        torch.testing.assert_close(turn(index, k + 0.5 * other, shift), apart, **CLOSE)
+        apart = turn(index, k) + 0.5 * turn(index, other)
+        torch.testing.assert_close(turn(index, k + 0.5 * other), apart, **CLOSE)
 
 
 # Corrections
