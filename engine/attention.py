@@ -6,7 +6,7 @@ a named function; ours is registered as `cachegraph`, and finds the rows of the 
 variable. No mask over the batch is ever built, and a row's numbers don't depend on its neighbours' lengths.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,9 +20,10 @@ from transformers.cache_utils import Cache
 
 from .kv import LayerKV, RowCache
 
-__all__ = ["NAME", "PackedRows", "packed_rows"]
+__all__ = ["NAME", "OnLayer", "PackedRows", "packed_rows"]
 
 NAME = "cachegraph"
+OnLayer = Callable[[int, LayerKV], None]
 
 
 @dataclass(eq=False)
@@ -34,6 +35,7 @@ class PackedRows:
     windows: Sequence[int | None]  # by layer
     overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
     sees: Sequence[Tensor | None] = ()  # by row: (new, new) of bool, instead of causality among the new tokens
+    told: Sequence[OnLayer | None] = ()  # by row: who is told of each layer's entries as soon as they are computed
     _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
@@ -115,6 +117,8 @@ def _attend(
         if rows.overrides and (override := rows.overrides[row]) is not None:
             new = override[layer]
         past = cache.append(layer, *new)
+        if rows.told and (tell := rows.told[row]) is not None:
+            tell(layer, past)
         mask = rows.mask(row, rows.windows[layer], query.device)
         out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, s_aux))
         start = end

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cachegraph.errors import ModelError
 
+from .attention import OnLayer
 from .grammar import Grammars
 from .job import Job
 from .kv import KV, LayerKV, RowCache
@@ -55,9 +56,14 @@ class Engine:
         positions: Tensor | None = None,
         logits: Literal["none", "last", "all"] = "none",
         override: Sequence[LayerKV] | None = None,
+        on_layer: OnLayer | None = None,
     ) -> Prefilled:
-        """Read `ids` behind `past`, which is left as it is. Logits are computed only where asked for."""
-        job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override)
+        """Read `ids` behind `past`, which is left as it is. Logits are computed only where asked for.
+
+        `on_layer` is told of each layer's entries, those of `past` too, in the engine's thread, before the next layer
+        is computed; where the step has to be repeated, once more.
+        """
+        job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override, on_layer)
         await self._serve(job)
         return self._prefilled(job, past)
 

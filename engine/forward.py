@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .attention import PackedRows, packed_rows
+from .attention import OnLayer, PackedRows, packed_rows
 from .devices import home_of, is_spread
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
@@ -32,6 +32,7 @@ class Row:
     positions: Tensor | None = None  # (new,) int64; default: on from the cache's end
     override: Sequence[LayerKV] | None = None  # by layer: K and V of the new tokens to use instead of their own
     sees: Tensor | None = None  # (new, new) of bool, lower triangular: which new tokens each sees, for branches
+    on_layer: OnLayer | None = None  # told of each layer's entries, the past ones too, as soon as they are computed
 
 
 def forward(model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder | None" = None) -> list[Tensor | None]:
@@ -51,7 +52,7 @@ def forward(model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder 
 
 def _only_decodes(row: Row) -> bool:
     """One token behind the cache's end, with nothing odd about it."""
-    odd = row.positions is not None or row.override is not None or row.sees is not None
+    odd = row.positions is not None or row.override is not None or row.sees is not None or row.on_layer is not None
     return len(row.ids) == 1 and row.logits == "last" and not odd
 
 
@@ -68,6 +69,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | 
         windows=info.windows,
         overrides=[row.override for row in rows] if any(row.override for row in rows) else (),
         sees=[row.sees for row in rows] if any(row.sees is not None for row in rows) else (),
+        told=[row.on_layer for row in rows] if any(row.on_layer is not None for row in rows) else (),
     )
     wanted = _wanted(rows)
     with packed_rows(packed) as cache:

@@ -11,6 +11,7 @@ from torch import Tensor
 from cachegraph.errors import ModelError
 
 from .account import Account, account
+from .attention import OnLayer
 from .kv import LayerKV, RowCache
 from .mailbox import Mailbox
 from .native import NativeCache
@@ -33,6 +34,7 @@ class Job:
     logits_wanted: Literal["none", "last", "all"] = "none"
     positions: Tensor | None = None
     override: Sequence[LayerKV] | None = None
+    on_layer: OnLayer | None = None
     # Where the row generates:
     spec: GenerateSpec | None = None
     sampler: Sampler | None = None

@@ -36,10 +36,18 @@ class Mailbox(Generic[ItemT]):
         return self
 
     async def __anext__(self) -> ItemT:
+        await self._wait()
+        return self._items.popleft()
+
+    async def take_all(self) -> list[ItemT]:
+        """What has been left, at least one item."""
+        await self._wait()
+        return [self._items.popleft() for _ in range(len(self._items))]
+
+    async def _wait(self) -> None:
         while not self._items:
             await self._arrived.wait()
             self._arrived = anyio.Event()
-        return self._items.popleft()
 
 
 def _run_soon() -> Callable[[Callable[[], None]], Any]:

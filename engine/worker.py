@@ -213,7 +213,8 @@ def _row(job: Job, tokens: int) -> Row:
         wanted = "none"
     positions = job.positions[:tokens] if job.positions is not None else None
     override = [layer.select(slice(tokens)) for layer in job.override] if job.override is not None else None
-    return Row(job.pending[:tokens], job.cache, wanted, positions, override)
+    on_layer = job.on_layer if tokens == len(job.pending) else None
+    return Row(job.pending[:tokens], job.cache, wanted, positions, override, on_layer=on_layer)
 
 
 def _advance(job: Job, tokens: int, logits: Tensor | None) -> None:

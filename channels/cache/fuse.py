@@ -6,6 +6,7 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cachegraph.engine.engine import Engine
@@ -13,6 +14,7 @@ from cachegraph.engine.kv import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Prefilled
 
 from ..fusers.base import Fuser
+from .live import Arrivals, correct_as_they_come, on_other_devices
 from .reading import SharedReading, SharerReading, Stretch
 from .residual import FusionMode, Source, Turning, fuse_layers
 from .sizes import Sizes
@@ -58,18 +60,39 @@ async def fused_prefill(
 ) -> FusedPrefill:
     """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers.
 
-    Sharers and receiver read at the same time, the receiver up to its first stretch that is corrected. `grafts` is what
+    Sharers and receiver read at the same time, the receiver up to its first stretch that is corrected; where sharers
+    are on devices of their own, that is corrected layer by layer while they read. `grafts` is what
     stands in front of a token, at its positions; a stretch must begin there, or the last one end (see `make_room`). It
     is taken as it is.
     """
     row = _Row(receiver, reading, past, dict(grafts or {}))
     passes = list(_passes(reading.stretches, row.grafts))
-    readers = [partial(_read_sharer, sharer, text) for sharer, text in zip(sharers, reading.sharers, strict=True)]
     ahead = next((index + 1 for index, each in enumerate(passes) if each[-1].pairs), len(passes))
-    *read, _ = await together(*readers, partial(row.read, passes[:ahead]))
-    caches, sizes = [each.cache for each in read], tuple(Sizes() for _ in sharers)
-    seconds = sum(each.seconds for each in read)
-    for index in range(ahead - 1, len(passes)):
+    sizes = tuple(Sizes() for _ in sharers)
+    arrivals = _arrivals(receiver, sharers, passes[ahead - 1][-1] if passes else None)
+    readers = [
+        partial(_read_sharer, j, sharer, text, arrivals)
+        for j, (sharer, text) in enumerate(zip(sharers, reading.sharers, strict=True))
+    ]
+
+    async def begin() -> float:
+        await row.read(passes[:ahead])
+        if arrivals is None or row.kv is None:
+            return 0.0
+        began = perf_counter()
+        sources = _sources(receiver, sharers, row.kv, passes[ahead - 1][-1], sizes)
+        row.correct(await correct_as_they_come(receiver, row.kv, arrivals, sources, mode))
+        return perf_counter() - began
+
+    *read, seconds = await together(*readers, begin)
+    caches = [each.cache for each in read]
+    if arrivals is not None:
+        caches = [
+            arrivals.whole(j, each.segments[-1].positions) if j in arrivals.layers else None
+            for j, each in enumerate(read)
+        ]
+    seconds += sum(each.seconds for each in read)
+    for index in range(ahead - 1 if arrivals is None else ahead, len(passes)):
         if index >= ahead:
             await row.read([passes[index]])
         stretch = passes[index][-1]
@@ -145,17 +168,30 @@ class _SharerRead(NamedTuple):
     seconds: float
 
 
-async def _read_sharer(sharer: Sharer, text: SharerReading) -> _SharerRead:
+def _arrivals(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | None) -> Arrivals | None:
+    """Where the sharers' layers arrive as they read; None where they come when all is read."""
+    if stretch is None or not stretch.pairs:
+        return None
+    open_ones = [sharer for sharer in sharers if sharer.fuser.open_layers]
+    apart = all(each.kv is None and on_other_devices(each.engine, receiver) for each in open_ones)
+    # Each has a part in this stretch: else nobody would wait for its layers.
+    taking_part = all(j in stretch.pairs for j, each in enumerate(sharers) if each.fuser.open_layers)
+    return Arrivals(receiver.model.device) if open_ones and apart and taking_part else None
+
+
+async def _read_sharer(j: int, sharer: Sharer, text: SharerReading, arrivals: Arrivals | None) -> _SharerRead:
     segments, cost = sharer.kv, Cost()
     if segments is None:
         if not sharer.fuser.open_layers:
             return _SharerRead((), None, cost, 0.0)
-        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions)
+        send = None if arrivals is None else arrivals.sender(j, _layer_as_read(sharer, text))
+        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, on_layer=send)
         segments, cost = done.segments, done.cost
     if sharer.alter is not None:
         segments = tuple(map(sharer.alter, segments))
     began = perf_counter()
-    cache = await as_read(concat(segments), sharer.fuser, sharer.engine) if segments else None
+    unread = not segments or arrivals is not None
+    cache = None if unread else await as_read(concat(segments), sharer.fuser, sharer.engine)
     return _SharerRead(segments, cache, cost, perf_counter() - began)
 
 
@@ -168,14 +204,35 @@ async def _correct(
     mode: FusionMode,
     sizes: Sequence[Sizes],
 ) -> KV:
-    sources = []
-    for j, pairs in stretch.pairs.items():
-        if (cache := caches[j]) is not None:
-            fuser, both = sharers[j].fuser, (pairs.receiver, pairs.sharer)
-            turning = turning_of(fuser, receiver, kv.positions)
-            sources.append(Source(fuser, cache.layers, both, sizes[j], turning))
+    by_sharer = _sources(receiver, sharers, kv, stretch, sizes)
+    sources = [source(cache.layers) for j, source in by_sharer.items() if (cache := caches[j]) is not None]
     fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
     return KV(tuple(LayerKV(*layer) for layer in fused.layers), kv.positions)
+
+
+def _sources(
+    receiver: Engine, sharers: Sequence[Sharer], kv: KV, stretch: Stretch, sizes: Sequence[Sizes]
+) -> Mapping[int, Callable[[Sequence[LayerKV]], Source]]:
+    """By sharer with open gates, what corrects this stretch once the sharer's layers are given."""
+    sources = {}
+    for j, pairs in stretch.pairs.items():
+        if (fuser := sharers[j].fuser).open_layers:
+            turning = turning_of(fuser, receiver, kv.positions)
+            both = (pairs.receiver, pairs.sharer)
+            sources[j] = partial(Source, fuser, pairs=both, sizes=sizes[j], turning=turning)
+    return sources
+
+
+def _layer_as_read(sharer: Sharer, text: SharerReading) -> Callable[[int, LayerKV], LayerKV]:
+    """Of one layer what `alter` and `as_read` make of all, in the sharer's thread."""
+    at = torch.arange(len(text.ids)) if text.positions is None else text.positions
+    turn = sharer.engine.model.rotation.by(-at) if sharer.fuser.card.rope == "unrotated" else None
+
+    def change(layer: int, kv: LayerKV) -> LayerKV:
+        kv = kv if sharer.alter is None else sharer.alter(KV((kv,), at)).layers[0]
+        return kv if turn is None else LayerKV(turn(layer, kv.keys), kv.values)
+
+    return change
 
 
 def turning_of(fuser: Fuser, receiver: Engine, positions: Tensor) -> Turning | None:

@@ -1,6 +1,6 @@
 """Correcting a receiver's cache with what its sharers know, layer by layer. Never writes to what it was given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,8 +56,13 @@ class _Part(NamedTuple):
     positions: Tensor | None
 
 
-def fuse_layers(receiver: Sequence[LayerKV], sources: Sequence[Source], mode: FusionMode = "parallel") -> FusedLayers:
-    """Add every source's residuals to the receiver's layers.
+def fuse_layers(
+    receiver: Sequence[LayerKV],
+    sources: Sequence[Source],
+    mode: FusionMode = "parallel",
+    only: Collection[int] | None = None,
+) -> FusedLayers:
+    """Add every source's residuals to the receiver's layers, or to some of them.
 
     In parallel, all sources see the clean cache and the order of the sources changes nothing, not even a last bit. In
     sequence, each source sees what those before it made.
@@ -67,21 +72,21 @@ def fuse_layers(receiver: Sequence[LayerKV], sources: Sequence[Source], mode: Fu
     if mode == "sequential":
         layers = tuple(receiver)
         for source in sources:
-            layers = _fuse(layers, [source])
+            layers = _fuse(layers, [source], only)
     else:
-        layers = _fuse(receiver, sources)
+        layers = _fuse(receiver, sources, only)
     changed = tuple(i for i, (old, new) in enumerate(zip(receiver, layers, strict=True)) if old is not new)
     return FusedLayers(layers, changed)
 
 
-def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source]) -> tuple[LayerKV, ...]:
+def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source], only: Collection[int] | None) -> tuple[LayerKV, ...]:
     parts: dict[int, tuple[list[_Part], list[_Part]]] = {}
     for source in sources:
         if source.pairs is not None and len(source.pairs[0]) == 0:
             continue
         turns = _turns(source)
         for layer, other, projector in source.fuser:
-            if any(projector.gates):
+            if any(projector.gates) and (only is None or layer in only):
                 keys, values = parts.setdefault(layer, ([], []))
                 _project(projector, layer, receiver[layer], source.layers[other], source, turns, keys, values)
     layers = list(receiver)
