@@ -1,6 +1,7 @@
 """What the edges graft into one prompt: each slot's KV at its place, or the reason why an edge hands over words."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter
 
 from torch import Tensor
@@ -67,14 +68,14 @@ class Grafting:
     async def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
         control = self._inbox.turn.control
         plane = brought_plane(delivery, control)
+        if plane is not None and control is not None and control.kind == "zero":  # before a translator reads it
+            plane = replace(plane, segments=tuple(map(zeros, plane.segments)), grafts={})
         brought = None
         if plane is not None:
             model, already = self._engine.model, frozenset(seen)
             brought = await self._engine.call(
                 lambda: graft(plane, model, position, already, plan.carries, plan.translation)
             )
-        if brought is not None and control is not None and control.kind == "zero":
-            brought = brought._replace(kv=zeros(brought.kv))
         if brought is not None:
             report = self._inbox.report(delivery)
             report.bytes += brought.kv.nbytes

@@ -28,7 +28,7 @@ VARIANTS = {
     "alone": "the output agent without its edges: its slots are empty",
     "sharer": "the output agent's prompt, its slots empty, answered by the model of each agent before it",
     "mismatched": "as cache, but every receiver gets the caches of another example",
-    "zero": "as cache, but every key and value that comes is 0",
+    "zero": "as cache, but every key and value of the sharers is 0, before a fuser or translator reads it",
     "identical": "as cache, but the receiver's own model is the sharer",
     "ceiling": "agents upstream hand over, as words, all that they were given",
     "floor": "the output agent with nothing of what the others were given: the same as alone",

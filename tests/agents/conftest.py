@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import CHATML, config_of, save_model, save_tokenizer
 
-from cachegraph.agents.base import Delivery, Reply, Turn
+from cachegraph.agents.base import Control, Delivery, Reply, Turn
 from cachegraph.agents.local import LocalAgent
 from cachegraph.agents.spec import AgentSpec
 from cachegraph.channels.create import route
@@ -43,8 +43,8 @@ class Cast:
             ends = (self.agents[name].peer() for name in (edge.sender, edge.receiver))
             self.routes[edge.sender, edge.receiver] = route(edge, *ends, self.folder)
 
-    async def play(self, keep: Sequence[str] = ()) -> dict[str, Reply]:
-        """Everybody's turn. Those named in `keep` hand their cache out, too."""
+    async def play(self, keep: Sequence[str] = (), control: Control | None = None) -> dict[str, Reply]:
+        """Everybody's turn, under a control if one is given. Those named in `keep` hand their cache out, too."""
         self.decide()
         for name, agent in self.agents.items():
             out = [way for (sender, _), way in self.routes.items() if sender == name]
@@ -55,6 +55,7 @@ class Cast:
                     [Delivery(way, self.replies[sender].message) for sender, way in into],
                     needs_text=not out or any(way.needs_text for way in out),
                     needs_cache=name in keep or any(way.needs_cache for way in out),
+                    control=control,
                 )
             )
         return self.replies

@@ -10,12 +10,13 @@ import torch
 from agent_rows import check_row, fuser, info, plane, row, same_bits
 from lean_fusers import assert_close, by_hand, geometry, lean
 
+from cachegraph.agents.base import Control
 from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.fusers.base import Fuser
 from cachegraph.channels.fusers.card import ModelEnd
 from cachegraph.channels.fusers.translator import Translator, new_translator
 from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.engine.kv import KV, concat
+from cachegraph.engine.kv import KV, LayerKV, concat
 from cachegraph.errors import ChannelError
 
 pytestmark = pytest.mark.anyio
@@ -249,3 +250,21 @@ async def test_networks_in_each_others_place_are_refused(cast: Any, tmp_path: Pa
     async with cast(BOTH, edges, question=QUESTION, document=DOCUMENT) as players:
         with pytest.raises(ChannelError, match="'graft' must be a fuser and 'fuse' a translator, and they are not"):
             players.decide()
+
+
+async def test_the_zero_control_gives_a_translator_zeros_to_read(cast: Any, tmp_path: Path) -> None:
+    """As `cachegraph train --control zero` does: what it has learnt to say of anything stays."""
+    agents = {**BOTH, "reader": {**READER, "prompt": "Think: {{ document }}"}}
+    async with cast(agents, question=QUESTION, document=DOCUMENT) as players:
+        made = translator(players)
+        save_fuser(made, tmp_path / "made")
+    edges = [{"from": "reader", "to": "answerer", "channel": "cache", "fuser": "made", "fallback": "error"}]
+    async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
+        replies = await players.play(keep=["answerer"], control=Control("zero"))
+        row_of, sent = plane(replies["answerer"]), private(plane(replies["reader"]))
+        layers = made.translate([LayerKV(torch.zeros_like(k), torch.zeros_like(v)) for k, v in sent.layers])
+        at = torch.tensor([here for here, origin in enumerate(row_of.origins) if text_at(origin, "document")])
+        expected = model(players, "answerer").rotation.move(KV(layers, torch.zeros(len(at), dtype=torch.int64)), at)
+    assert len(at) > 5
+    assert all(layer.values.abs().max() > 0.01 for layer in expected.layers)
+    assert_close(concat(row_of.segments).select(at), expected)
