@@ -115,6 +115,7 @@ class Engine:
             spec=spec,
             sampler=sampler,
             decoder=TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None,
+            streams=on_text is not None,
         )
         await self._serve(job, on_text)
         text = job.decoder.text if job.decoder is not None else ""

@@ -39,6 +39,7 @@ class Job:
     spec: GenerateSpec | None = None
     sampler: Sampler | None = None
     decoder: TextDecoder | None = None
+    streams: bool = False  # its text is posted piece by piece; each wakes a loop, so only where somebody reads along
     reply: list[int] = field(default_factory=list)
 
     account: Account = field(default_factory=account)

@@ -245,13 +245,14 @@ def _pass_on(job: Job) -> None:
     decoder = job.decoder
     if len(job.reply) > job.cost.generated:
         job.cost.generated = len(job.reply)
-        if piece := decoder.push(job.reply[-1]) if decoder is not None else "":
+        piece = decoder.push(job.reply[-1]) if decoder is not None else ""
+        if piece and job.streams:
             job.mailbox.post(piece)
     if job.finish is None and decoder is not None and decoder.stopped:
         job.finish = "stop"
     if job.finish is None and len(job.reply) >= job.spec.max_new_tokens:
         job.finish = "length"
-    if job.finish is not None and decoder is not None and (rest := decoder.finish()):
+    if job.finish is not None and decoder is not None and (rest := decoder.finish()) and job.streams:
         job.mailbox.post(rest)
 
 
