@@ -21,8 +21,9 @@ def build(model: dict[str, Any], agents: int, tokens: int) -> Graph:
     graph = Graph(name="side-by-side", models={"one": model})
     names = [f"agent_{number}" for number in range(agents)]
     for number, name in enumerate(names):
-        prompt = f"{number}. About {TOPICS[number % len(TOPICS)]}:"  # as plain text: a chat's template is 30 tokens more
+        prompt = f"{number}. About {TOPICS[number % len(TOPICS)]}:"
         generate = {"max_new_tokens": tokens, "ignore_eos": True}
+        # Plain text: a chat's template would be 30 tokens more.
         graph.add_agent(name, model="one", prompt=prompt, chat=False, generate=generate)
     everything = "".join("{{ " + name + " }}" for name in names)
     graph.add_agent("all", model="one", prompt=everything, generate={"max_new_tokens": 0})

@@ -54,8 +54,9 @@ class Rotation:
         if not bool(shift.any()):
             return kv
         turn = self.by(shift)
-        layers = (LayerKV(turn(index, layer.keys), layer.values) for index, layer in enumerate(kv.layers))
-        return KV(tuple(layers), positions)
+        keys = [turn(index, layer.keys) for index, layer in enumerate(kv.layers)]
+        pairs = zip(keys, kv.layers, strict=True)
+        return KV(tuple(old if new is old.keys else LayerKV(new, old.values) for new, old in pairs), positions)
 
     def by(self, shift: Tensor) -> Callable[[int, Tensor], Tensor]:
         """Turns a layer's keys, (1, kv_heads, positions, head_dim), further by `shift`, (positions,) int64.
