@@ -32,28 +32,32 @@ class Row:
     positions: Tensor | None = None  # (new,) int64; default: on from the cache's end
     override: Sequence[LayerKV] | None = None  # by layer: K and V of the new tokens to use instead of their own
     sees: Tensor | None = None  # (new, new) of bool, lower triangular: which new tokens each sees, for branches
+    short: bool = False  # part of a prompt of a few tokens: of all of it, lest its bits depend on how it is cut up
     on_layer: OnLayer | None = None  # told of each layer's entries, the past ones too, as soon as they are computed
 
 
 def forward(model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder | None" = None) -> list[Tensor | None]:
-    """Run all rows' new tokens at once; `decoder` computes those that only decode, where there is one.
+    """Run all rows' new tokens at once; `decoder` computes those that decode or are short, where there is one.
 
     Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
     logits the output head is not run at all.
     """
-    if decoder is None or not (decoding := [row for row in rows if _only_decodes(row)]):
+    if decoder is None or not (short := [row for row in rows if _is_for_kernels(row)]):
         return _forward(model, info, rows)
-    logits = decoder.step([row.ids[0] for row in decoding], [row.cache for row in decoding])  # (decoding, vocab)
-    others = [row for row in rows if not _only_decodes(row)]
-    by_row: dict[int, Tensor | None] = {id(row): out[None] for row, out in zip(decoding, logits, strict=True)}
+    asked = [row for row in short if row.logits == "last"]
+    ids, caches = [row.ids for row in short], [row.cache for row in short]
+    logits = decoder.read(ids, caches, [row.logits == "last" for row in short])  # (asked, vocab)
+    others = [row for row in rows if not _is_for_kernels(row)]
+    by_row: dict[int, Tensor | None] = {id(row): None for row in short}
+    by_row |= {id(row): out[None] for row, out in zip(asked, logits, strict=True)}
     by_row |= {id(row): out for row, out in zip(others, _forward(model, info, others) if others else (), strict=True)}
     return [by_row[id(row)] for row in rows]
 
 
-def _only_decodes(row: Row) -> bool:
-    """One token behind the cache's end, with nothing odd about it."""
+def _is_for_kernels(row: Row) -> bool:
+    """A token, or a part of a short prompt, behind the cache's end, with nothing odd about it."""
     odd = row.positions is not None or row.override is not None or row.sees is not None or row.on_layer is not None
-    return len(row.ids) == 1 and row.logits == "last" and not odd
+    return (row.short or len(row.ids) == 1) and row.logits in ("last", "none") and not odd
 
 
 def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:

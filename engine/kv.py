@@ -156,15 +156,15 @@ class RowCache:
         parts = [segment.layers[layer] for segment in self.segments] + [tail]
         return LayerKV(torch.cat([part.keys for part in parts], 2), torch.cat([part.values for part in parts], 2))
 
-    def room_for_one(self, layers: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[list[LayerKV], int]:
+    def room_for(self, new: int, layers: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[list[LayerKV], int]:
         """The tail's buffers on the CPU, each (1, heads, room, dim), and how many entries are written.
 
-        For code that writes one more entry into every layer by itself; `reserve` and `commit` then make it count.
+        For code that writes new entries into every layer by itself; `reserve` and `commit` then make them count.
         """
         if not self._tail:
             empty = torch.empty(1, heads, 0, dim, dtype=dtype)
             self._tail = [LayerKV(empty, empty)] * layers
-        self.make_room(1)
+        self.make_room(new)
         if self._tail[0].keys.shape[2] < self.capacity:
             self._tail = [self._with_room(buffer) for buffer in self._tail]
         return self._tail, self._used

@@ -214,7 +214,7 @@ def _row(job: Job, tokens: int) -> Row:
     positions = job.positions[:tokens] if job.positions is not None else None
     override = [layer.select(slice(tokens)) for layer in job.override] if job.override is not None else None
     on_layer = job.on_layer if tokens == len(job.pending) else None
-    return Row(job.pending[:tokens], job.cache, wanted, positions, override, on_layer=on_layer)
+    return Row(job.pending[:tokens], job.cache, wanted, positions, override, short=job.short, on_layer=on_layer)
 
 
 def _advance(job: Job, tokens: int, logits: Tensor | None) -> None:

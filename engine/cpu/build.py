@@ -35,7 +35,7 @@ class Kernels:
         self.linear = library.cachegraph_linear
         self.linear.argtypes = [Pointer, Integer, Integer, Pointer, Integer, Pointer, Integer]
         self.step = library.cachegraph_step
-        self.step.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Pointer, Integer]
+        self.step.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Pointer, Integer, Pointer, Integer]
         self.linear.restype = self.step.restype = None
         library.cachegraph_block.restype = Integer
         self.block: int = library.cachegraph_block()

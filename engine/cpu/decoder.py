@@ -6,6 +6,7 @@ Nothing is believed of a model's class: a `Decoder` is used only after a step of
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,9 @@ from ..info import ModelInfo
 from ..kv import LayerKV, RowCache
 from .build import Kernels
 
-__all__ = ["Decoder", "Unsupported"]
+__all__ = ["SHORT", "Decoder", "Unsupported"]
+
+SHORT = 48  # tokens; for a longer prompt torch's products pay
 
 _ROPE = {"default", "linear", "llama3", "yarn"}  # cosines and sines depend on the position alone
 
@@ -62,6 +65,7 @@ class _Row(Structure):
         ("positions", c_void_p),
         ("count", c_int64),
         ("position", c_int64),
+        ("behind", c_int64),
     ]
 
 
@@ -84,24 +88,36 @@ class Decoder:
             raise Unsupported(str(error)) from error
 
     def step(self, ids: Sequence[int], caches: Sequence[RowCache]) -> Tensor:
-        """Read one new token a row behind its cache, which is appended to. Returns logits, (rows, vocab), float32."""
+        """Read one new token behind each cache, which is appended to. Returns logits, (caches, vocab), float32."""
+        return self.read([[token] for token in ids], caches, [True] * len(ids))
+
+    def read(self, ids: Sequence[Sequence[int]], caches: Sequence[RowCache], asked: Sequence[bool]) -> Tensor:
+        """Read new tokens behind each cache, which is appended to.
+
+        Returns the logits behind the last token where they are `asked` for, (asked, vocab), float32. A token gets the
+        same bits however many are read at once.
+        """
         places = [cache.next_position for cache in caches]
-        self._reach(max(places) + 1)
-        x = self._placed(self._embed(torch.tensor(ids)).float())  # (rows, hidden)
-        logits = torch.empty(len(ids), self._model.head.outputs)
-        rows = (_Row * len(ids))(*(self._view(cache).row(cache) for cache in caches))
+        self._reach(max(place + len(new) for place, new in zip(places, ids, strict=True)))
+        x = self._placed(self._embed(torch.tensor([token for new in ids for token in new])).float())  # (rows, hidden)
+        views = [row for new, cache in zip(ids, caches, strict=True) for row in self._view(cache).rows(cache, len(new))]
+        rows = (_Row * len(views))(*views)
+        ends = [end - 1 for end, wanted in zip(accumulate(map(len, ids)), asked, strict=True) if wanted]
+        logits = torch.empty(len(ends), self._model.head.outputs)
         tables = (c_void_p * len(self._tables))(*(table.data_ptr() for table in self._tables))
         self._kernels.step(
             ctypes.addressof(self._model),
             ctypes.addressof(rows),
-            len(ids),
+            len(views),
             ctypes.addressof(tables),
             x.data_ptr(),
+            (c_int64 * len(ends))(*ends),
+            len(ends),
             logits.data_ptr(),
             torch.get_num_threads(),
         )
-        for cache, place in zip(caches, places, strict=True):
-            cache.reserve(torch.tensor([place]))
+        for cache, place, new in zip(caches, places, ids, strict=True):
+            cache.reserve(torch.arange(place, place + len(new)))
             cache.commit()
         return logits
 
@@ -221,25 +237,25 @@ class _View:
             for number, layer in enumerate(layers):
                 self._table[number * self._count + index] = _segment(layer)
 
-    def row(self, cache: RowCache) -> _Row:
-        """The row as it is now, with room for one new entry."""
+    def rows(self, cache: RowCache, new: int) -> list[_Row]:
+        """The new tokens' rows, behind the cache as it is now, with room for their entries."""
         info = self._info
-        tail, used = cache.room_for_one(info.layers, info.kv_heads, info.head_dim, self._dtype)
+        tail, used = cache.room_for(new, info.layers, info.kv_heads, info.head_dim, self._dtype)
         if cache.moves != self._moves:
             self._moves = cache.moves
             for number, layer in enumerate(tail):
                 self._table[number * self._count + self._count - 1] = _segment(layer)
         self._lengths[self._count - 1] = used
-        position = cache.next_position
-        positions = self._all_positions(cache, position) if any(info.windows) else None
-        return _Row(self._table, self._lengths, positions, self._count, position)
+        first = cache.next_position
+        positions = self._all_positions(cache, first, new) if any(info.windows) else None
+        return [_Row(self._table, self._lengths, positions, self._count, first + i, i) for i in range(new)]
 
-    def _all_positions(self, cache: RowCache, new: int) -> int:
+    def _all_positions(self, cache: RowCache, first: int, new: int) -> int:
         entries = len(cache)
-        if entries != self._entries or entries == len(self._positions):
-            self._positions = torch.cat([cache.positions, torch.empty(entries + 64, dtype=torch.int64)])
-        self._positions[entries] = new
-        self._entries = entries + 1
+        if entries != self._entries or entries + new > len(self._positions):
+            self._positions = torch.cat([cache.positions, torch.empty(entries + new + 64, dtype=torch.int64)])
+        self._positions[entries : entries + new] = torch.arange(first, first + new)
+        self._entries = entries + new
         return self._positions.data_ptr()
 
 

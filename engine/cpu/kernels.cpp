@@ -1,4 +1,4 @@
-// One decoding step of a decoder-only transformer on a CPU: one new token for each of several rows, in one call.
+// One step of a decoder-only transformer on a CPU: a new token, or a few, for each of several caches, in one call.
 //
 // At a batch of one a step is weight traffic, so weights are read once a step, as they lie in memory (bfloat16 or
 // float32), for all rows together. Activations are float32; where the CPU multiplies bfloat16 itself they are rounded
@@ -50,6 +50,7 @@ struct Row {
     const int64_t* lengths;    // (count,) entries of each segment, the tail's before this step
     const int64_t* positions;  // (all entries and the new one,), or null where no window can matter
     int64_t count, position;
+    int64_t behind;  // how many earlier tokens of the same cache stand right in front of it in this step
 };
 }
 
@@ -71,7 +72,10 @@ template <class W> struct Step {
     const int64_t count;
     const float* const* rope;  // by table: (positions, 2, head_dim): cosines, sines
     const float* x;            // (count, hidden): embeddings, each element at its place
-    float* logits;             // (count, vocab)
+    const std::vector<int64_t>& firsts;  // where each cache's rows begin, and the end
+    const int64_t* asked;      // rows whose logits are wanted, ascending
+    const int64_t asked_count;
+    float* logits;             // (asked, vocab)
     Crew& crew;
     float *qkv, *attended, *projected, *activated;  // shared between threads
 
@@ -88,8 +92,10 @@ template <class W> struct Step {
             norm(stream.data(), layer.norm_in, normed.data());
             project(layer, normed.data(), index);
             crew.barrier();
-            for (int64_t task = index; task < count * m.kv_heads; task += crew.size)
-                attend(l, task / m.kv_heads, task % m.kv_heads, scores);
+            for (int64_t task = index; task < int64_t(firsts.size() - 1) * m.kv_heads; task += crew.size) {
+                const int64_t cache = task / m.kv_heads;  // one thread takes its tokens in turn: each sees those before
+                for (int64_t r = firsts[cache]; r < firsts[cache + 1]; r++) attend(l, r, task % m.kv_heads, scores);
+            }
             crew.barrier();
             spread<true>(layer.o, attended, q_width(), projected, m.hidden, index);
             crew.barrier();
@@ -101,16 +107,20 @@ template <class W> struct Step {
             crew.barrier();
             add(stream.data(), layer.norm_out);
         }
+        if (!asked_count) return;
+        for (int64_t i = 0; i < asked_count; i++)
+            std::memmove(&stream[i * m.hidden], &stream[asked[i] * m.hidden], m.hidden * sizeof(float));
         norm(stream.data(), m.norm, normed.data());
-        spread(m.head, normed.data(), m.hidden, logits, m.head.outputs, index);
+        spread(m.head, normed.data(), m.hidden, logits, m.head.outputs, index, asked_count);
     }
 
     template <bool PLACED = false>
-    void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index) const {
+    void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index,
+                int64_t some = 0) const {
         Part part = part_of(matrix.outputs, index, crew.size);
-        multiply<W, PLACED>(matrix, in, count, inputs, out, stride, part.begin, part.end);
+        multiply<W, PLACED>(matrix, in, some ? some : count, inputs, out, stride, part.begin, part.end);
         if (matrix.bias)
-            for (int64_t r = 0; r < count; r++)
+            for (int64_t r = 0; r < (some ? some : count); r++)
                 for (int64_t i = part.begin; i < part.end; i++)
                     out[r * stride + (PLACED ? place<W>(i) : i)] += matrix.bias[i];
     }
@@ -167,10 +177,10 @@ template <class W> struct Step {
         const Segment* segments = row.segments + l * row.count;
         const float* table = rope[layer.rope] + row.position * 2 * dim;
         float* own = qkv + r * qkv_width();
-        int64_t entries = 1;
+        int64_t entries = 1 + row.behind;
         for (int64_t s = 0; s < row.count; s++) entries += row.lengths[s];
 
-        write_new(layer, segments[row.count - 1], row.lengths[row.count - 1], own, h, table);
+        write_new(layer, segments[row.count - 1], row.lengths[row.count - 1] + row.behind, own, h, table);
         std::vector<float> queries(group * dim);
         for (int64_t g = 0; g < group; g++) {
             float* q = own + (h * group + g) * dim;
@@ -217,7 +227,7 @@ template <class W> struct Step {
         int64_t entry = 0;
         for (int64_t s = 0; s < row.count; s++) {
             const W* key = static_cast<const W*>(segments[s].keys) + h * segments[s].key_stride;
-            const int64_t length = row.lengths[s] + (s == row.count - 1);
+            const int64_t length = row.lengths[s] + (s == row.count - 1 ? 1 + row.behind : 0);
             for (int64_t p = 0; p < length;) {
                 const int64_t keys = length - p >= 4 ? 4 : 1;
                 for (int64_t g = 0; g < group; g++) {
@@ -284,7 +294,7 @@ template <class W> struct Step {
         int64_t entry = 0;
         for (int64_t s = 0; s < row.count; s++) {
             const W* value = static_cast<const W*>(segments[s].values) + h * segments[s].value_stride + from;
-            const int64_t length = row.lengths[s] + (s == row.count - 1);
+            const int64_t length = row.lengths[s] + (s == row.count - 1 ? 1 + row.behind : 0);
             for (int64_t p = 0; p < length; p++, entry++, value += dim) {
                 const vf weight = splat(weights[entry]);
 #pragma GCC unroll 4
@@ -313,13 +323,17 @@ Crew& crew_of(int threads) {
 }
 
 template <class W>
-void step(const Model& m, const Row* rows, int64_t count, const float* const* rope, const float* x, float* logits,
-          Crew& crew) {
+void step(const Model& m, const Row* rows, int64_t count, const float* const* rope, const float* x,
+          const int64_t* asked, int64_t asked_count, float* logits, Crew& crew) {
+    std::vector<int64_t> firsts;
+    for (int64_t r = 0; r < count; r++)
+        if (!rows[r].behind) firsts.push_back(r);
+    firsts.push_back(count);
     const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
     const int64_t sizes[] = {count * (q + 2 * kv), count * q, count * m.hidden, 2 * count * m.inner};
     scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
     float* at = scratch.data();
-    Step<W> step{m, rows, count, rope, x, logits, crew, at, at + sizes[0], at + sizes[0] + sizes[1],
+    Step<W> step{m, rows, count, rope, x, firsts, asked, asked_count, logits, crew, at, at + sizes[0], at + sizes[0] + sizes[1],
                  at + sizes[0] + sizes[1] + sizes[2]};
     crew.run([&](int index) { step.work(index); });
 }
@@ -347,13 +361,13 @@ extern "C" {
 
 int64_t cachegraph_block() { return BLOCK; }
 
-// logits: (count, vocab). K and V of the new tokens are written behind each row's tail.
+// logits: (asked, vocab). K and V of the new tokens are written behind each cache's tail.
 void cachegraph_step(const Model* m, const Row* rows, int64_t count, const float* const* rope, const float* x,
-                     float* logits, int64_t threads) {
+                     const int64_t* asked, int64_t asked_count, float* logits, int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
     Crew& crew = crew_of(int(threads));
-    if (m->is_bf16) step<bf16>(*m, rows, count, rope, x, logits, crew);
-    else step<float>(*m, rows, count, rope, x, logits, crew);
+    if (m->is_bf16) step<bf16>(*m, rows, count, rope, x, asked, asked_count, logits, crew);
+    else step<float>(*m, rows, count, rope, x, asked, asked_count, logits, crew);
 }
 
 // x: (rows, inputs), y: (rows, outputs), weight: (outputs, inputs); all bfloat16.

@@ -96,7 +96,7 @@ async def test_a_tail_comes_back_bit_by_bit(dtype: torch.dtype) -> None:
     cache.put_tail(away.restore(cache.capacity))
     after = [each for layer in cache.tail().layers for each in layer]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert cache.room_for_one(2, 2, 4, dtype)[0][0].keys.shape == (1, 2, 128, 4)
+    assert cache.room_for(1, 2, 2, 4, dtype)[0][0].keys.shape == (1, 2, 128, 4)
 
 
 @pytest.mark.anyio

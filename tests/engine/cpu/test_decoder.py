@@ -92,6 +92,25 @@ def test_a_row_gets_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype, com
 
 
 @torch.inference_mode()
+def test_tokens_get_the_same_bits_read_one_by_one_and_together(model: LoadedModel, compiled: Kernels) -> None:
+    decoder = Decoder(model.network, model.info, compiled)
+    past, ids = read(model, 9), [3 + 5 * i for i in range(30)]  # past a window of 12
+    singly = RowCache(past)
+    last = [decoder.step([token], [singly])[0] for token in ids][-1]
+    for cut in ([30], [1, 29], [17, 13], [10, 10, 10]):
+        together, other, start = RowCache(past), RowCache(past), 0
+        for count in cut:
+            logits = decoder.read([[9], ids[start : start + count]], [other, together], [False, start + count == 30])
+            start += count
+        assert torch.equal(logits[0], last)
+        for one, all_at_once in zip(singly.tail().layers, together.tail().layers, strict=True):
+            assert torch.equal(one.keys, all_at_once.keys)
+            assert torch.equal(one.values, all_at_once.values)
+        assert torch.equal(singly.positions, together.positions)
+    assert decoder.read([[4, 5]], [RowCache(past)], [False]).shape[0] == 0
+
+
+@torch.inference_mode()
 def test_shared_segments_are_left_as_they_are(model: LoadedModel, compiled: Kernels) -> None:
     past = read(model, 9)
     before = [layer.keys.clone() for layer in past[0].layers]
