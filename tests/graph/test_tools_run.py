@@ -1,6 +1,11 @@
 """Tool servers of a graph: shared by its agents, and gone whenever the graph is, however that came about."""
 
+import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +13,7 @@ import anyio
 import psutil
 import pytest
 
-from cachegraph import ConfigError, Graph
+from cachegraph import ConfigError, Graph, Interrupted, RecipeError
 from cachegraph.agents.base import Reply, Turn
 from cachegraph.agents.testing import ScriptedAgent
 from cachegraph.agents.tools.belt import Belt, Turns
@@ -53,13 +58,17 @@ def servers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if any("tool_server.py" in word for word in child.cmdline())]
 
 
-def graph(call: str = '{"name": "who"}', *, broken: bool = False) -> Graph:
+def creating(call: str, *, broken: bool = False) -> Any:
     def create(name: str, spec: Any, *_: Any, toolbox: Toolbox | None = None, **__: Any) -> Any:
         if toolbox is not None:
             return Calling(name, spec, toolbox, call)
         return Missing(name) if broken else ScriptedAgent(name)
 
-    made = Graph(name="tooled", folder=FOLDER, create=create)
+    return create
+
+
+def graph(call: str = '{"name": "who"}', *, broken: bool = False) -> Graph:
+    made = Graph(name="tooled", folder=FOLDER, create=creating(call, broken=broken))
     made.add_tools("calc", command=[sys.executable, "tool_server.py"])
     for name in ("a", "b"):
         made.add_agent(name, model="m", prompt="", tools=["calc"])
@@ -85,6 +94,64 @@ def test_agents_share_a_server_which_ends_with_the_graph_and_every_call_is_told(
     (call,) = result.agents["a"].tool_calls
     assert (call.tool, call.error, call.round) == ("calc.who", False, 1)
     assert type(result).from_json(result.to_json()).agents["a"].tool_calls == [call]
+
+
+INNER = """\
+version: 1
+name: inner
+tools: {calc: {command: %s}}
+agents: {a: {model: m, prompt: "", tools: [calc]}}
+output: a
+"""
+OUTER = """\
+version: 1
+name: outer
+agents:
+  team: {graph: inner.yaml}
+  end: {model: m, prompt: "{{ team }}"}
+edges: [{from: team, to: end}]
+output: end
+"""
+
+
+def test_agents_of_an_included_recipe_use_its_tools(tmp_path: Path) -> None:
+    command = json.dumps([sys.executable, str(FOLDER / "tool_server.py")])
+    (tmp_path / "inner.yaml").write_text(INNER % command)
+    (tmp_path / "outer.yaml").write_text(OUTER)
+    with pytest.raises(RecipeError, match="--allow-code"):
+        Graph.from_yaml(tmp_path / "outer.yaml", create=creating('{"name": "who"}'))
+    made = Graph.from_yaml(tmp_path / "outer.yaml", allow_code=True, create=creating('{"name": "who"}'))
+
+    async def run() -> list[ToolCalled]:
+        async with made.stream() as stream:
+            return [event async for event in stream if isinstance(event, ToolCalled)]
+
+    with made:
+        (told,) = anyio.run(run)
+        assert (told.agent, told.turn) == ("team/a", "team/a")
+        (call,) = made.run().agents["team"].inside["a"].tool_calls
+        assert call.tool == "calc.who"
+        assert len(servers()) == 1
+    assert not servers()
+
+
+def test_ctrl_c_during_a_tool_call_leaves_no_server() -> None:
+    def interrupt() -> None:
+        while not waiting.is_set():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    waiting = threading.Event()
+    made = graph('{"name": "wait", "arguments": {"seconds": 60}}')
+    with made:
+        before = time.monotonic()
+        threading.Thread(target=interrupt, daemon=True).start()
+        threading.Timer(0.5, waiting.set).start()
+        with pytest.raises(Interrupted) as caught:
+            made.run()
+        assert time.monotonic() - before < 20
+        assert caught.value.result.agents["a"].status == "cancelled"
+    assert not servers()
 
 
 def test_an_interrupted_run_and_a_graph_that_can_not_be_opened_leave_no_server() -> None:
