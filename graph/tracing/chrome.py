@@ -8,7 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..events import AgentFailed, AgentFinished, AgentPaused, AgentStarted, EdgeTravelled, Event, RunFinished
+from ..events import (
+    AgentFailed,
+    AgentFinished,
+    AgentPaused,
+    AgentStarted,
+    EdgeTravelled,
+    Event,
+    RunFinished,
+    ToolCalled,
+)
 from ..result import AgentResult
 
 __all__ = ["chrome_trace"]
@@ -30,6 +39,7 @@ class _Slice:
     recalled: bool = False  # the result is of an earlier part of the run
     error: str | None = None
     edges: list[EdgeTravelled] = field(default_factory=list)
+    tools: list[ToolCalled] = field(default_factory=list)
 
 
 def chrome_trace(runs: Sequence[tuple[str, Iterable[Event]]]) -> dict[str, Any]:
@@ -50,6 +60,7 @@ def _run(number: int, title: str, told: Iterable[Event]) -> list[dict[str, Any]]
         out.append(_slice(number, track, each.turn, each.start, each.end, _about(each)))
         out += _phases(each, number, track)
         out += _on_engine(each, number, tracks)
+        out += [_tool(each, called, number, tracks) for called in each.tools]
     out += _arrows(slices, number, tracks)
     return [*out, *tracks.names(title)]
 
@@ -69,6 +80,8 @@ def _slices(told: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, 
                 slices[event.turn] = _Slice(event.agent, event.turn, event.at, -1.0, lane)
             case EdgeTravelled() if event.turn in slices:
                 slices[event.turn].edges.append(event)
+            case ToolCalled() if event.turn in slices:
+                slices[event.turn].tools.append(event)
             case AgentFinished() | AgentFailed() | AgentPaused() if event.turn in slices:
                 turn = slices[event.turn]
                 turn.end = event.at
@@ -99,11 +112,20 @@ class _Tracks:
 
     def engine(self, model: str, start: float, end: float) -> int:
         """A lane of the model's that is free by then: what shares a batch is drawn one below the other."""
-        lane = 0
-        while self._free.get((model, lane), 0.0) > start + 1e-9:
-            lane += 1
-        self._free[model, lane] = end
+        lane = self._free_lane(model, start, end)
         return self._engines.setdefault((model, lane), len(self._engines) + 1)
+
+    def tools(self, agent: str, start: float, end: float) -> int:
+        """The same for an agent's tools: a reply may call several at a time."""
+        name = f"{agent}: tools"
+        return self._agents.setdefault((name, self._free_lane(name, start, end)), len(self._agents) + 1)
+
+    def _free_lane(self, name: str, start: float, end: float) -> int:
+        lane = 0
+        while self._free.get((name, lane), 0.0) > start + 1e-9:
+            lane += 1
+        self._free[name, lane] = end
+        return lane
 
     def names(self, title: str) -> list[dict[str, Any]]:
         out = [_named("thread_name", self._number, 0, "run")]
@@ -136,6 +158,13 @@ def _spans(each: _Slice) -> list[tuple[str, float, float]]:
 
 def _phases(each: _Slice, process: int, track: int) -> list[dict[str, Any]]:
     return [_slice(process, track, phase, start, end) for phase, start, end in _spans(each)]
+
+
+def _tool(each: _Slice, called: ToolCalled, number: int, tracks: _Tracks) -> dict[str, Any]:
+    call = called.call
+    start = max(called.at - call.seconds, each.start)
+    about = {"arguments": call.arguments, "result": call.result, "error": call.error}
+    return _slice(number, tracks.tools(each.agent, start, called.at), call.tool, start, called.at, about)
 
 
 def _on_engine(each: _Slice, number: int, tracks: _Tracks) -> list[dict[str, Any]]:

@@ -7,10 +7,10 @@ import anyio
 import pytest
 
 from cachegraph import Graph, RunError
-from cachegraph.agents.base import Reply, Timing, Tokens, Turn
+from cachegraph.agents.base import Reply, Timing, Tokens, ToolCall, Turn
 from cachegraph.agents.testing import ScriptedAgent, scripted
 from cachegraph.channels.message import EdgeReport, Message
-from cachegraph.graph.events import AgentFinished, AgentStarted, EdgeTravelled, Event
+from cachegraph.graph.events import AgentFinished, AgentStarted, EdgeTravelled, Event, ToolCalled
 from cachegraph.graph.result import AgentResult
 from cachegraph.graph.tracing.chrome import chrome_trace
 
@@ -121,3 +121,22 @@ async def test_runs_stand_below_each_other() -> None:
     events = checked(chrome_trace([("text", await told(fan())), ("cache", await told(fan()))]))
     processes = {each["pid"]: each["args"]["name"] for each in events if each["name"] == "process_name"}
     assert processes == {1: "text: agents", 2: "cache: agents"}
+
+
+def test_tool_calls_are_on_tracks_of_their_own_and_those_of_one_reply_side_by_side() -> None:
+    def called(at: float, tool: str, seconds: float, **more: Any) -> ToolCalled:
+        return ToolCalled(at, "a", ToolCall(tool, {"n": 1}, "two", seconds=seconds, **more), turn="a")
+
+    finished = AgentFinished(3.0, "a", AgentResult("finished", timing=Timing(decode=1.0)), turn="a")
+    calls = [called(1.5, "calc.add", 0.5), called(2.0, "calc.wait", 0.8), called(2.5, "calc.add", 0.2, error=True)]
+    events = checked(chrome_trace([("tools", [AgentStarted(0.0, "a", turn="a"), *calls, finished])]))
+    tracks = {
+        each["tid"]: each["args"]["name"] for each in events if each["name"] == "thread_name" and each["pid"] == 1
+    }
+    drawn = [each for each in events if each["name"].startswith("calc.")]
+    assert [(each["name"], each["ts"], each["dur"], tracks[each["tid"]]) for each in drawn] == [
+        ("calc.add", 1_000_000, 500_000, "a: tools"),
+        ("calc.wait", 1_200_000, 800_000, "a: tools (2)"),
+        ("calc.add", 2_300_000, 200_000, "a: tools"),
+    ]
+    assert drawn[2]["args"] == {"arguments": {"n": 1}, "result": "two", "error": True}
