@@ -105,15 +105,16 @@ async def _compare(
     try:
         rounds, refused = await _rounds(task, derived)
         with asking(replace(account(), reuse=False)):  # a variant must not find what another has read
-            await play_rounds(rounds, task.examples, journal, many, on_progress)
+            variants = [
+                Variant(each.name, each.records, why_not=refused[each.records]) if each.records in refused else each
+                for each in task.variants
+            ]
+            why_not = {each.name: each.why_not for each in variants if each.why_not is not None}
+            await play_rounds(rounds, task.examples, journal, many, on_progress, why_not)
     finally:
         journal.close()
         for graph in derived:
             await graph.aclose()
-    variants = [
-        Variant(each.name, each.records, why_not=refused[each.records]) if each.records in refused else each
-        for each in task.variants
-    ]
     return _sum_up(task, variants, journal, environment)
 
 

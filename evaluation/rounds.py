@@ -1,6 +1,6 @@
 """Playing every example of every variant, some at a time, each result kept as soon as it is there."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,13 +17,17 @@ __all__ = ["Progress", "Round", "play_rounds"]
 
 
 class Progress(NamedTuple):
-    """How far a comparison is: results there are, results there will be, and how many of them this call has made."""
+    """How far a comparison is: results there are, results there will be, and how many of them this call has made.
+
+    `refused`: by variant that can't run, why; known before the first result.
+    """
 
     variant: str
     seed: int
     done: int
     total: int
     made: int
+    refused: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ async def play_rounds(
     journal: Journal,
     concurrency: int,
     on_progress: Callable[[Progress], None] | None,
+    refused: Mapping[str, str],
 ) -> None:
     """Play what the journal does not hold yet. Raises what keeping a record raises; an example's own error is kept."""
     todo = [(each, each.missing(examples, journal)) for each in rounds]
@@ -61,7 +66,7 @@ async def play_rounds(
 
     def tell(current: Round) -> None:
         if on_progress is not None:
-            on_progress(Progress(current.variant, current.how.seed, total - left + made, total, made))
+            on_progress(Progress(current.variant, current.how.seed, total - left + made, total, made, refused))
 
     def keep(current: Round, record: Record) -> None:
         nonlocal made

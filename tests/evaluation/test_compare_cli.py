@@ -50,6 +50,12 @@ def test_tables_and_verdicts_are_printed_and_results_kept_in_this_folder(folder:
     assert len(list((folder / "work").iterdir())) == 1
 
 
+def test_a_variant_that_can_not_run_is_told_before_the_others_are_played(folder: Path) -> None:
+    result = run("--variants", "text,identical", "--limit", "5")
+    assert "identical can't run: every agent before the output runs its model already" in result.stderr
+    assert "not available" in result.stdout
+
+
 def test_json_is_the_summary_and_nothing_else(folder: Path) -> None:
     found = json.loads(run("--json", "--variants", "text,cache", "--limit", "9", "--quiet").stdout)
     assert [row["name"] for row in found["rows"]] == ["text", "cache"]

@@ -153,6 +153,7 @@ class _Bar:
         hidden = console.quiet or not console.is_terminal
         self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden)
         self._task = self._progress.add_task("loading", total=None)
+        self._told: set[str] = set()
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -162,7 +163,11 @@ class _Bar:
         self._progress.stop()
 
     def show(self, made: "Made") -> None:
-        """Called with every result."""
+        """Called with every result. What can't run is said at once, and not only after hours."""
+        for name, why in made.refused.items():
+            if name not in self._told:
+                self._told.add(name)
+                self._progress.console.print(f"{name} can't run: {why}", markup=False, highlight=False)
         seed = f", seed {made.seed}" if made.seed else ""
         self._progress.update(self._task, description=f"{made.variant}{seed}", completed=made.done, total=made.total)
 
