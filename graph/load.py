@@ -15,6 +15,7 @@ from .dump import dump_recipe
 from .explain import explain
 from .marks import BREAK, Document, Node, read_yaml
 from .nested import Chain, Load, check_nested, own_file
+from .parts import with_inner_channels
 from .spec import GraphSpec
 
 __all__ = [
@@ -110,11 +111,11 @@ def read_spec(path: Path) -> GraphSpec:
 
 
 def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
-    """The recipes that a checked one includes itself, each with its folder."""
+    """The recipes that a checked one includes itself, with the channels that it gives them, each with its folder."""
     for entry in spec.agents.values():
         if isinstance(entry, SubgraphSpec):
             file = own_file(entry, folder)
-            yield read_spec(file), file.parent
+            yield with_inner_channels(read_spec(file), entry), file.parent
 
 
 def all_included(spec: GraphSpec, folder: Path) -> Iterator[GraphSpec]:

@@ -127,7 +127,10 @@ def _run_all(
 
 
 def _title(graph: "Graph") -> str:
-    return ", ".join(dict.fromkeys(edge.channel for edge in graph.spec.edges)) or "no edges"
+    from cachegraph.graph.load import all_included
+
+    recipes = (graph.spec, *all_included(graph.spec, graph.folder))
+    return ", ".join(dict.fromkeys(edge.channel for recipe in recipes for edge in recipe.edges)) or "no edges"
 
 
 def _channels(channels: Sequence[str]) -> "list[Channel]":
