@@ -22,8 +22,14 @@ def wait(work: Callable[[], Coroutine[Any, Any, T]], name: str, instead: str, pa
         raise InputError(
             f"{name}() can't wait where an event loop runs already, as in a notebook; use `await {instead}(...)`"
         )
+    done: list[T] = []
+
+    async def main() -> None:  # gives nothing: as it ends asyncio makes a text of what it gives, however large
+        done.append(await work())
+
     try:
-        return anyio.run(work)
+        anyio.run(main)
+        return done[0]
     except KeyboardInterrupt:
         raise Interrupted(partial()) from None
 
