@@ -61,9 +61,8 @@ async def fused_prefill(
     """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers.
 
     Sharers and receiver read at the same time, the receiver up to its first stretch that is corrected; where sharers
-    are on devices of their own, that is corrected layer by layer while they read. `grafts` is what
-    stands in front of a token, at its positions; a stretch must begin there, or the last one end (see `make_room`). It
-    is taken as it is.
+    are on devices of their own, that is corrected layer by layer while they read. `grafts` is what stands in front of
+    a token, at its positions; a stretch must begin there, or the last one end (see `make_room`). It is taken as it is.
     """
     row = _Row(receiver, reading, past, dict(grafts or {}))
     passes = list(_passes(reading.stretches, row.grafts))
@@ -81,16 +80,12 @@ async def fused_prefill(
             return 0.0
         began = perf_counter()
         sources = _sources(receiver, sharers, row.kv, passes[ahead - 1][-1], sizes)
-        row.correct(await correct_as_they_come(receiver, row.kv, arrivals, sources, mode))
+        fusers = {j: sharers[j].fuser for j in sources}
+        row.correct(await correct_as_they_come(receiver, row.kv, arrivals, fusers, sources, mode))
         return perf_counter() - began
 
     *read, seconds = await together(*readers, begin)
-    caches = [each.cache for each in read]
-    if arrivals is not None:
-        caches = [
-            arrivals.whole(j, each.segments[-1].positions) if j in arrivals.layers else None
-            for j, each in enumerate(read)
-        ]
+    caches = [each.layers if arrivals is None else arrivals.whole(j) for j, each in enumerate(read)]
     seconds += sum(each.seconds for each in read)
     for index in range(ahead - 1 if arrivals is None else ahead, len(passes)):
         if index >= ahead:
@@ -107,7 +102,7 @@ async def fused_prefill(
         total.add(each.cost)
     rows = tuple(each.segments for each in read)
     nbytes = tuple(
-        _bytes(j, sharer, cache, reading) for j, (sharer, cache) in enumerate(zip(sharers, caches, strict=True))
+        _bytes(j, sharer, layers, reading) for j, (sharer, layers) in enumerate(zip(sharers, caches, strict=True))
     )
     return FusedPrefill(row.segments, row.uncorrected, rows, nbytes, sizes, row.cost, total, seconds)
 
@@ -160,10 +155,10 @@ class _Row:
 
 
 class _SharerRead(NamedTuple):
-    """A sharer's row, the same as its fuser reads it, and what both took."""
+    """A sharer's row, its layers as its fuser reads them, unless they arrive by themselves, and what both took."""
 
     segments: tuple[KV, ...]
-    cache: KV | None
+    layers: Sequence[LayerKV] | None
     cost: Cost
     seconds: float
 
@@ -190,22 +185,23 @@ async def _read_sharer(j: int, sharer: Sharer, text: SharerReading, arrivals: Ar
     if sharer.alter is not None:
         segments = tuple(map(sharer.alter, segments))
     began = perf_counter()
-    unread = not segments or arrivals is not None
-    cache = None if unread else await as_read(concat(segments), sharer.fuser, sharer.engine)
-    return _SharerRead(segments, cache, cost, perf_counter() - began)
+    if not segments or arrivals is not None:
+        return _SharerRead(segments, None, cost, 0.0)
+    cache = await as_read(concat(segments), sharer.fuser, sharer.engine)
+    return _SharerRead(segments, cache.layers, cost, perf_counter() - began)
 
 
 async def _correct(
     receiver: Engine,
     sharers: Sequence[Sharer],
-    caches: Sequence[KV | None],
+    caches: Sequence[Sequence[LayerKV] | None],
     kv: KV,
     stretch: Stretch,
     mode: FusionMode,
     sizes: Sequence[Sizes],
 ) -> KV:
     by_sharer = _sources(receiver, sharers, kv, stretch, sizes)
-    sources = [source(cache.layers) for j, source in by_sharer.items() if (cache := caches[j]) is not None]
+    sources = [source(layers) for j, source in by_sharer.items() if (layers := caches[j]) is not None]
     fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
     return KV(tuple(LayerKV(*layer) for layer in fused.layers), kv.positions)
 
@@ -245,10 +241,10 @@ async def as_read(kv: KV, fuser: Fuser, sharer: Engine) -> KV:
     return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
 
 
-def _bytes(j: int, sharer: Sharer, cache: KV | None, reading: SharedReading) -> int:
+def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, reading: SharedReading) -> int:
     """Of the sharer layers that an open gate reads, at the positions that stand for a receiver's."""
-    if cache is None:
+    if layers is None:
         return 0
     positions = sum(len(stretch.pairs[j].sharer) for stretch in reading.stretches if j in stretch.pairs)
     used = {layer for target, layer, _ in sharer.fuser if sharer.fuser.is_open(target)}
-    return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in cache.layers[layer])
+    return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in layers[layer])

@@ -59,21 +59,21 @@ class Arrivals:
             there = kv if computed is None else _copied(kv, computed, self._device)
             self.layers.setdefault(sharer, {})[layer] = there
 
-    def whole(self, sharer: int, positions: torch.Tensor) -> KV:
-        """All layers of one sharer."""
-        layers = self.layers[sharer]
-        return KV(tuple(layers[index] for index in range(len(layers))), positions)
+    def whole(self, sharer: int) -> tuple[LayerKV, ...] | None:
+        """All layers of one sharer, once they have come; None of one that sent none."""
+        layers = self.layers.get(sharer)
+        return None if layers is None else tuple(layers[index] for index in range(len(layers)))
 
 
 async def correct_as_they_come(
     receiver: Engine,
     kv: KV,
     arrivals: Arrivals,
+    fusers: Mapping[int, Fuser],
     sources: Mapping[int, Callable[[Sequence[LayerKV]], Source]],
     mode: FusionMode,
 ) -> KV:
     """The receiver's stretch, corrected. `sources`: by sharer, its source once its layers are given."""
-    fusers = {sharer: source(()).fuser for sharer, source in sources.items()}
     needed = _needed(fusers)
     layers, all_layers = list(kv.layers), sum(fuser.card.sharer.geometry.layers for fuser in fusers.values())
 
@@ -93,7 +93,7 @@ async def correct_as_they_come(
     return KV(tuple(layers), kv.positions)
 
 
-def _needed(fusers: dict[int, Fuser]) -> dict[int, list[tuple[int, int]]]:
+def _needed(fusers: Mapping[int, Fuser]) -> dict[int, list[tuple[int, int]]]:
     """By receiver layer, the (sharer, layer) that it takes to correct it."""
     needed: dict[int, list[tuple[int, int]]] = {}
     for sharer, fuser in fusers.items():
