@@ -35,6 +35,15 @@ def test_several_channels_are_shown_side_by_side_in_one_order(recipes, call):
     assert [each["edges"][0]["channel_used"] for each in both] == ["text", "cache"]
 
 
+def test_side_by_side_no_channel_finds_what_another_has_read(recipes, call):
+    arguments = ("run", recipes / "duo.yaml", "-i", f"question={'what is it? ' * 40}", "-c", "text", "-c")
+    text, cache = json.loads(call(*arguments, "cache", "--json").out)
+    reused = [[agent["tokens"]["reused"] for agent in result["agents"].values()] for result in (text, cache)]
+    assert text["agents"]["writer"]["tokens"]["prefilled"] > 256  # more than a block, which would be found
+    assert reused[0] == [0, 0]
+    assert reused[1][1] == cache["edges"][0]["positions_grafted"] > 0
+
+
 def test_a_fallback_is_reported_with_its_reason_and_fails_the_run_where_it_is_forbidden(recipes, call):
     ended = call("run", recipes / "fallback.yaml", "-i", "question=x")
     assert ended.code == 0

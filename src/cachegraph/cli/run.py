@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,32 +105,36 @@ def _run_all(
     store: "Store | None",
     session: str | None,
 ) -> "list[Result]":
+    from cachegraph.engine.account import account, asking
+
     from .screen import print_comparison, run_and_print, warm_up
 
     if len(graphs) == 1:
         record = recorder.begin(graphs[0].spec.name)
         stream = graphs[0].stream(inputs, store=store, session=session)
         return [run_and_print(stream, graphs[0].output, quiet, record)]
-    warm_up(graphs, inputs)
-    results = [
-        run_and_print(
-            graph.stream(inputs, store=store),
-            graph.output,
-            quiet,
-            recorder.begin(f"{graph.spec.name}, {_title(graph)}"),
-            _title(graph),
-        )
-        for graph in graphs
-    ]
+    # None may find what another has read: side by side each has to read for itself.
+    with asking(replace(account(), reuse=False)):
+        warm_up(graphs, inputs)
+        results = [
+            run_and_print(
+                graph.stream(inputs, store=store),
+                graph.output,
+                quiet,
+                recorder.begin(f"{graph.spec.name}, {_title(graph)}"),
+                _title(graph),
+            )
+            for graph in graphs
+        ]
     if not quiet:
         print_comparison(results, [_title(graph) for graph in graphs])
     return results
 
 
 def _title(graph: "Graph") -> str:
-    from cachegraph.graph.load import all_included
+    from cachegraph.graph.load import included
 
-    recipes = (graph.spec, *all_included(graph.spec, graph.folder))
+    recipes = (graph.spec, *(inner for inner, _ in included(graph.spec, graph.folder)))
     return ", ".join(dict.fromkeys(edge.channel for recipe in recipes for edge in recipe.edges)) or "no edges"
 
 
