@@ -42,9 +42,6 @@ class ModelSpec(Strict):
         str | None, Field(description="A Jinja file beside the recipe, for a model that ships no chat template.")
     ] = None
 
-    def __hash__(self) -> int:  # a map has no hash of its own
-        return hash(self.model_dump_json())
-
 
 class GenerateSpec(Strict):
     """How an agent decodes. Greedy unless a temperature is given."""

@@ -13,7 +13,7 @@ from cachegraph.errors import CachegraphError
 from cachegraph.graph.blocking import wait
 from cachegraph.graph.examples import data_hash
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.load import all_included, dump_recipe
+from cachegraph.graph.load import dump_recipe, included
 from cachegraph.graph.rows import Rows
 
 from .comparison import Comparison, MetricInfo
@@ -141,7 +141,7 @@ async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[s
 
 
 def _complete_facts(environment: Environment, task: Task, concurrency: int) -> None:
-    inner = [dump_recipe(each) for each in all_included(task.graph.spec, task.graph.folder)]
+    inner = [dump_recipe(spec) for spec, _ in included(task.graph.spec, task.graph.folder)]
     environment.recipe_hash = _hash([task.graph.to_yaml(), *inner] if inner else task.graph.to_yaml())
     environment.data, environment.data_hash = task.data, data_hash(task.examples)
     environment.rows, environment.limit, environment.seeds = task.rows, task.limit, task.seeds

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from cachegraph.agents.spec import AgentSpec, EndpointSpec, SubgraphSpec
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import Channel, EdgeSpec, TextEdge
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import FuserError, InputError
@@ -87,8 +87,7 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
             raise InputError(
                 f"the variant {name!r} can't be meant: a fuser stands behind a variant with caches, as in cache@NAME"
             )
-        included = any(isinstance(entry, SubgraphSpec) for entry in graph.spec.agents.values())
-        if not (graph.spec.edges or included) and kind not in ("alone", "floor", "text"):
+        if not (graph.spec.edges or graph.spec.graphs) and kind not in ("alone", "floor", "text"):
             raise InputError(f"the recipe has no edges, so there is no variant {name!r}; only 'alone' can run")
         if kind == "mismatched" and examples < 2:
             raise InputError("a mismatched cache is another example's, and there is only one; give more rows")
@@ -115,9 +114,9 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
         case "mismatched" | "zero":
             base: Channel = next((each for each in BASES if each == of), "cache")
             return [Variant(name, name, graph.with_channels(base), kind)]
-        case "alone" | "floor" | "sharer" | "identical" if isinstance(graph.spec.agents[graph.output], SubgraphSpec):
+        case "alone" | "floor" | "sharer" | "identical" if graph.output in graph.spec.graphs:
             return [Variant(name, name, why_not=f"the output {graph.output!r} is a recipe, no agent of its own")]
-        case "ceiling" if any(isinstance(entry, SubgraphSpec) for entry in graph.spec.agents.values()):
+        case "ceiling" if graph.spec.graphs:
             return [Variant(name, name, why_not="agents of included recipes can't be made to read only")]
         case "alone" | "floor":
             return [

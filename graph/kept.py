@@ -5,17 +5,15 @@ SQLAlchemy is imported here only when somebody has a store.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from cachegraph.agents.create import Create
-from cachegraph.agents.spec import SubgraphSpec
 from cachegraph.errors import InputError
 
-from .load import dump_recipe, parse_recipe, read_spec
-from .nested import own_file
+from .load import dump_recipe, included, parse_recipe
 from .runtime import Listener, Run
 from .spec import GraphSpec
 from .tracing.watch import watched
@@ -125,14 +123,6 @@ def digest(file: Path | None) -> str | None:
         return None
 
 
-def _included(spec: GraphSpec, folder: Path) -> Iterator[Path]:
-    for entry in spec.agents.values():
-        if isinstance(entry, SubgraphSpec):
-            file = own_file(entry, folder)
-            yield file
-            yield from _included(read_spec(file), file.parent)
-
-
 def _setting(graph: "Graph", inputs: Mapping[str, Any], session: str | None) -> "Setting":
     from .store.records import Setting, installed
 
@@ -146,7 +136,7 @@ def _setting(graph: "Graph", inputs: Mapping[str, Any], session: str | None) -> 
         folder=str(graph.folder.absolute()),
         file=str(file.absolute()) if file is not None else None,
         digest=digest(file),
-        included={str(each): digest(each) for each in _included(graph.spec, graph.folder)},
+        included={str(file): digest(file) for _, file in included(graph.spec, graph.folder)},
         allow_env=sorted(may.allow_env),
         allow_paths=may.allow_paths,
         allow_code=may.allow_code or bool(may.registered),

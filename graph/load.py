@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cachegraph.agents.spec import SubgraphSpec
 from cachegraph.errors import Problem, RecipeError
 
 from .check import check
@@ -19,10 +18,10 @@ from .parts import with_inner_channels
 from .spec import GraphSpec
 
 __all__ = [
-    "all_included",
     "answering",
     "check_included",
     "dump_recipe",
+    "included",
     "load_recipe",
     "parse_recipe",
     "read_spec",
@@ -111,32 +110,25 @@ def read_spec(path: Path) -> GraphSpec:
 
 
 def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
-    """The recipes that a checked one includes itself, with the channels that it gives them, each with its folder."""
-    for entry in spec.agents.values():
-        if isinstance(entry, SubgraphSpec):
-            file = own_file(entry, folder)
-            yield with_inner_channels(read_spec(file), entry), file.parent
-
-
-def all_included(spec: GraphSpec, folder: Path) -> Iterator[GraphSpec]:
-    """The recipes that a checked one includes, and those that they include."""
-    for inner, place in included(spec, folder):
-        yield inner
-        yield from all_included(inner, place)
+    """The recipes that a checked one includes, and those that they include: with their channels, and their files."""
+    for entry in spec.graphs.values():
+        file = own_file(entry, folder)
+        inner = with_inner_channels(read_spec(file), entry)
+        yield inner, file
+        yield from included(inner, file.parent)
 
 
 def answering(spec: GraphSpec, folder: Path) -> GraphSpec:
     """The recipe whose own agent writes the output of a checked one: itself, or one that it includes."""
-    entry = spec.agents[spec.output]
-    if not isinstance(entry, SubgraphSpec):
+    if spec.output not in spec.graphs:
         return spec
-    file = own_file(entry, folder)
+    file = own_file(spec.graphs[spec.output], folder)
     return answering(read_spec(file), file.parent)
 
 
 def remembers(spec: GraphSpec, folder: Path) -> bool:
     """Whether some agent of a checked recipe, or of those that it includes, has a memory."""
-    recipes = (spec, *all_included(spec, folder))
+    recipes = (spec, *(inner for inner, _ in included(spec, folder)))
     return any(agent.memory for each in recipes for agent in each.speakers.values())
 
 

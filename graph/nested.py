@@ -23,9 +23,7 @@ def own_file(entry: SubgraphSpec, folder: Path) -> Path:
 
 def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Iterator[Finding | Problem]:
     """What is wrong with the recipes that a checked recipe includes, and with what it gives them."""
-    for name, entry in spec.agents.items():
-        if not isinstance(entry, SubgraphSpec):
-            continue
+    for name, entry in spec.graphs.items():
         path = ("agents", name, "graph")
         file = own_file(entry, folder)
         if file in chain:
@@ -51,8 +49,8 @@ def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Ite
 
 def _check_channels(entry: SubgraphSpec, inner: GraphSpec, chain: Chain, load: Load) -> None:
     """Raises InputError for an edge that the recipe, or one that it includes, has not."""
-    for name, deeper in with_inner_channels(inner, entry).agents.items():
-        if isinstance(deeper, SubgraphSpec) and deeper != inner.agents[name]:
+    for name, deeper in with_inner_channels(inner, entry).graphs.items():
+        if deeper != inner.agents[name]:
             file = own_file(deeper, chain[-1].parent)
             _check_channels(deeper, load(file, (*chain, file)), (*chain, file), load)
 

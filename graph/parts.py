@@ -81,7 +81,7 @@ class Parts:
         """A copy with other channels. Raises InputError for an edge or a channel that there is not."""
         spec = self.spec
         known = {(edge.sender, edge.receiver): edge.channel for edge in spec.edges}
-        graphs = {name: entry for name, entry in spec.agents.items() if isinstance(entry, SubgraphSpec)}
+        graphs = spec.graphs
         if isinstance(channel, Mapping):
             own, inside = _split(channel, graphs)
         else:
@@ -112,7 +112,7 @@ class Parts:
 
 def with_inner_channels(spec: GraphSpec, entry: SubgraphSpec) -> GraphSpec:
     """An included recipe with the channels that its entry gives it. Raises InputError for an edge that there is not."""
-    given = {"*": entry.channels} if isinstance(entry.channels, str) else dict(entry.channels or {})
+    given = _by_edge(entry)
     parts = Parts(spec, {})
     if (rest := given.pop("*", None)) is not None:
         parts = parts.with_channels(rest)
@@ -123,6 +123,10 @@ def with_inner_channels(spec: GraphSpec, entry: SubgraphSpec) -> GraphSpec:
             raise InputError(f"{edge!r} is no edge; write 'sender:receiver', or '*' for all")
         pairs[sender, receiver] = channel
     return parts.with_channels(pairs).spec if pairs else parts.spec
+
+
+def _by_edge(entry: SubgraphSpec) -> dict[str, Channel]:
+    return {"*": entry.channels} if isinstance(entry.channels, str) else dict(entry.channels or {})
 
 
 def _split(
@@ -142,8 +146,7 @@ def _split(
 
 
 def _told(entry: SubgraphSpec, inner: Mapping[str, Channel]) -> SubgraphSpec:
-    before = {"*": entry.channels} if isinstance(entry.channels, str) else dict(entry.channels or {})
-    channels = dict(inner) if "*" in inner else {**before, **inner}
+    channels = dict(inner) if "*" in inner else {**_by_edge(entry), **inner}
     return entry.model_copy(update={"channels": channels.get("*") if channels.keys() == {"*"} else channels})
 
 

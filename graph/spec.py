@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec
+from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, SubgraphSpec
 from cachegraph.agents.tools.spec import ToolServerSpec
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.engine.spec import Limits, ModelSpec, Strict
@@ -132,3 +132,8 @@ class GraphSpec(Strict):
     def speakers(self) -> dict[str, AgentSpec]:
         """The agents that have a model."""
         return {name: agent for name, agent in self.agents.items() if isinstance(agent, AgentSpec)}
+
+    @property
+    def graphs(self) -> dict[str, SubgraphSpec]:
+        """The recipes in agents' places."""
+        return {name: agent for name, agent in self.agents.items() if isinstance(agent, SubgraphSpec)}

@@ -116,11 +116,12 @@ template <class W> struct Step {
 
     template <bool PLACED = false>
     void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index,
-                int64_t some = 0) const {
+                int64_t first = 0) const {  // so many of the rows; 0: all
+        const int64_t many = first ? first : count;
         Part part = part_of(matrix.outputs, index, crew.size);
-        multiply<W, PLACED>(matrix, in, some ? some : count, inputs, out, stride, part.begin, part.end);
+        multiply<W, PLACED>(matrix, in, many, inputs, out, stride, part.begin, part.end);
         if (matrix.bias)
-            for (int64_t r = 0; r < (some ? some : count); r++)
+            for (int64_t r = 0; r < many; r++)
                 for (int64_t i = part.begin; i < part.end; i++)
                     out[r * stride + (PLACED ? place<W>(i) : i)] += matrix.bias[i];
     }

@@ -47,7 +47,7 @@ def test_a_changed_included_recipe_is_played_anew(tmp_path: Path) -> None:
 
     before = asked()
     assert asked() == before
-    STORY_2 = {**STORY, "agents": {**STORY["agents"], "answerer": {"model": "small", "prompt": "{{ reader }}"}}}  # type: ignore[dict-item]
-    (tmp_path / "story.yaml").write_text(yaml.safe_dump({"version": 1, **STORY_2}, sort_keys=False))
+    agents = {**STORY["agents"], "answerer": {"model": "small", "prompt": "{{ reader }}"}}  # type: ignore[dict-item]
+    (tmp_path / "story.yaml").write_text(yaml.safe_dump({"version": 1, **STORY, "agents": agents}, sort_keys=False))
     graph = Graph.from_yaml(tmp_path / "within.yaml", create=scripted(Reader("reader"), Answerer("answerer")))
     assert compare(graph, rows(2), variants=["text"]).environment.recipe_hash != before

@@ -7,7 +7,7 @@ import pytest
 from cachegraph import Graph, InputError, RecipeError, RunError
 from cachegraph.agents.testing import ScriptedAgent, scripted
 from cachegraph.graph.events import AgentFinished, AgentStarted, EdgeTravelled, RunStarted
-from cachegraph.graph.load import all_included
+from cachegraph.graph.load import included
 
 pytestmark = pytest.mark.anyio
 
@@ -142,7 +142,7 @@ def test_other_channels_reach_the_edges_of_included_recipes(folder: Path) -> Non
     assert decided(mixed) == {("asker", "research"): "text", outside: "both", inside: "auto"}
     assert decided(graph)[inside] == "cache"  # a copy's channels are its own, though the agents are shared
     assert decided(Graph.from_yaml_text(mixed.to_yaml(), folder, create=scripted())) == decided(mixed)
-    (inner,) = all_included(mixed.spec, folder)
+    ((inner, _),) = included(mixed.spec, folder)
     assert [edge.channel for edge in inner.edges] == ["auto"]
     with pytest.raises(RecipeError, match="the channels of agent 'research': there is no edge"):
         graph.with_channels({("research/summer", "research/reader"): "text"})

@@ -1,5 +1,6 @@
 """Having all of a recipe's models and fusers on this disk before anything runs, with a bar for what must be fetched."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from cachegraph.channels.fusers.find import find_fuser
@@ -19,29 +20,36 @@ __all__ = ["fetch_fusers", "fetch_models"]
 def fetch_models(spec: GraphSpec, folder: Path) -> None:
     """Pull what is missing. Raises ModelError or ConfigError."""
     catalogue = load_catalogue()
-    for model in _local_models(spec):
-        if find(model, folder, catalogue) is None:
-            pull_with_bar(model, catalogue, folder)
-    for inner, place in included(spec, folder):
-        fetch_models(inner, place)
+    for recipe, place in _with_included(spec, folder):
+        for model in _local_models(recipe):
+            if find(model, place, catalogue) is None:
+                pull_with_bar(model, catalogue, place)
 
 
 def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
     """Fetch what is missing. Raises FuserError or ConfigError where the recipe allows no text instead."""
     wanted = [
-        (edge, name) for edge in spec.edges if not isinstance(edge, TextEdge) for name in named_fusers(edge.fuser)
+        (edge, name, place)
+        for recipe, place in _with_included(spec, folder)
+        for edge in recipe.edges
+        if not isinstance(edge, TextEdge)
+        for name in named_fusers(edge.fuser)
     ]
-    for edge, name in wanted:
+    for edge, name, place in wanted:
         if not is_hub_fuser(name):
             continue
         try:
             with bar(name) as progress:
-                find_fuser(name, folder, progress)
+                find_fuser(name, place, progress)
         except (FuserError, ConfigError):
             if edge.channel != "auto" and edge.fallback == "error":
                 raise  # else the edge falls back, and the result says why
-    for inner, place in included(spec, folder):
-        fetch_fusers(inner, place)
+
+
+def _with_included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
+    """The recipe and those that it includes, each with its folder."""
+    yield spec, folder
+    yield from ((inner, file.parent) for inner, file in included(spec, folder))
 
 
 def _local_models(spec: GraphSpec) -> list[ModelSpec]:
