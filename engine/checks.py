@@ -78,7 +78,10 @@ def _decoder(network: Any, info: ModelInfo, read: KV) -> Decoder | None:
         return None
     (expected,) = forward(network, info, [Row([1], RowCache([read]))])
     assert expected is not None
-    return decoder if _alike(decoder.step([1], [RowCache([read])])[0], expected[0]) else None
+    for many in {False, decoder.reads_prompts}:
+        if not _alike(decoder.read([[1]], [RowCache([read])], [[0]], many=many)[0], expected[0]):
+            return None
+    return decoder
 
 
 @contextmanager

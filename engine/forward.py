@@ -37,27 +37,37 @@ class Row:
 
 
 def forward(model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder | None" = None) -> list[Tensor | None]:
-    """Run all rows' new tokens at once; `decoder` computes those that decode or are short, where there is one.
+    """Run all rows' new tokens at once; `decoder` computes what it can of them, where there is one.
 
     Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
     logits the output head is not run at all.
     """
-    if decoder is None or not (short := [row for row in rows if _is_for_kernels(row)]):
-        return _forward(model, info, rows)
-    asked = [row for row in short if row.logits == "last"]
-    ids, caches = [row.ids for row in short], [row.cache for row in short]
-    logits = decoder.read(ids, caches, [row.logits == "last" for row in short])  # (asked, vocab)
-    others = [row for row in rows if not _is_for_kernels(row)]
-    by_row: dict[int, Tensor | None] = {id(row): None for row in short}
-    by_row |= {id(row): out[None] for row, out in zip(asked, logits, strict=True)}
-    by_row |= {id(row): out for row, out in zip(others, _forward(model, info, others) if others else (), strict=True)}
+    kinds = [_kernel_of(row, decoder) for row in rows]
+    by_row: dict[int, Tensor | None] = {}
+    for kind in ("few", "many"):
+        if decoder is not None and (some := [row for row, its in zip(rows, kinds, strict=True) if its == kind]):
+            by_row |= _by_kernels(decoder, some, many=kind == "many")
+    if others := [row for row, its in zip(rows, kinds, strict=True) if its is None]:
+        by_row |= {id(row): out for row, out in zip(others, _forward(model, info, others), strict=True)}
     return [by_row[id(row)] for row in rows]
 
 
-def _is_for_kernels(row: Row) -> bool:
-    """A token, or a part of a short prompt, behind the cache's end, with nothing odd about it."""
-    odd = row.positions is not None or row.override is not None or row.sees is not None or row.on_layer is not None
-    return (row.short or len(row.ids) == 1) and row.logits in ("last", "none") and not odd
+def _kernel_of(row: Row, decoder: "Decoder | None") -> Literal["few", "many"] | None:
+    """By which kernels a row is computed: a token, or a part of a short prompt, or of a longer one; None is torch."""
+    odd = row.override is not None or row.sees is not None or row.on_layer is not None
+    if decoder is None or odd:
+        return None
+    if row.short or len(row.ids) == 1:
+        return "few"
+    return "many" if decoder.reads_prompts else None
+
+
+def _by_kernels(decoder: "Decoder", rows: Sequence[Row], many: bool) -> dict[int, Tensor | None]:
+    asked = [_asked(row) for row in rows]
+    positions = [row.positions for row in rows]
+    logits = decoder.read([row.ids for row in rows], [row.cache for row in rows], asked, positions, many)
+    parts = torch.split(logits, [len(some) for some in asked])
+    return {id(row): part if len(part) else None for row, part in zip(rows, parts, strict=True)}
 
 
 def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:

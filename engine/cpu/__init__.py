@@ -1,16 +1,19 @@
-"""What is computed here on a CPU where torch is slow: bfloat16 without instructions for it, and decoding.
+"""What is computed here on a CPU where torch is slow: decoding, prompts, and products in bfloat16.
 
-kernels.cpp   one decoding step in one call; linear layers in bfloat16; compiled on the machine that runs it
+kernels.cpp   what Python calls; compiled on the machine that runs it
+model.h       what a decoder-only transformer is made of; step.h: a few new tokens; prefill.h: many
+multiply.h    matrices times a few rows; panels.h: times many; numbers.h, crew.h: vectors, threads
 build.py      compiles it, once a machine, and says why where it can't
-linear.py     bfloat16 linear layers on CPUs without bfloat16 instructions
+linear.py     bfloat16 linear layers on CPUs that are faster at float32
 decoder.py    a transformers model as the kernels see it, held to the model's own results before it is used
 """
 
+import platform
 from typing import Any
 
 from .build import status
 
-__all__ = ["computes_bfloat16", "status"]
+__all__ = ["computes_bfloat16", "has_tiles", "status"]
 
 
 def computes_bfloat16(torch: Any) -> bool:
@@ -20,3 +23,11 @@ def computes_bfloat16(torch: Any) -> bool:
         return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     # Older versions of torch have no public way to ask.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def has_tiles(torch: Any) -> bool:
+    """Whether torch multiplies matrices by instructions that no kernel here uses: AMX, or those of ARM."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        can = torch.cpu.get_capabilities()
+        return can.get("architecture") != "x86_64" or bool(can.get("amx_bf16", False))
+    return platform.machine() not in ("x86_64", "AMD64") or bool(torch.cpu._is_amx_tile_supported())

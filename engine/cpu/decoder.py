@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ..info import ModelInfo
 from ..kv import LayerKV, RowCache
+from . import has_tiles
 from .build import Kernels
 
 __all__ = ["SHORT", "Decoder", "Unsupported"]
 
-SHORT = 48  # tokens; for a longer prompt torch's products pay
+SHORT = 16  # tokens; for a longer prompt products of matrices pay
 
 _ROPE = {"default", "linear", "llama3", "yarn"}  # cosines and sines depend on the position alone
 
@@ -70,9 +71,13 @@ class _Row(Structure):
 
 
 class Decoder:
-    """One model's decoding steps by the kernels. Raises Unsupported for a model that they can't compute."""
+    """One model's forward pass by the kernels. Raises Unsupported for a model that they can't compute.
+
+    `reads_prompts`: of any length; otherwise torch is the faster for those of more than SHORT tokens.
+    """
 
     def __init__(self, network: Any, info: ModelInfo, kernels: Kernels):
+        self.reads_prompts = not has_tiles(torch)
         self._kernels = kernels
         self._info = info
         self._embed = network.get_input_embeddings()
@@ -89,35 +94,48 @@ class Decoder:
 
     def step(self, ids: Sequence[int], caches: Sequence[RowCache]) -> Tensor:
         """Read one new token behind each cache, which is appended to. Returns logits, (caches, vocab), float32."""
-        return self.read([[token] for token in ids], caches, [True] * len(ids))
+        return self.read([[token] for token in ids], caches, [[0]] * len(ids))
 
-    def read(self, ids: Sequence[Sequence[int]], caches: Sequence[RowCache], asked: Sequence[bool]) -> Tensor:
-        """Read new tokens behind each cache, which is appended to.
+    def read(
+        self,
+        ids: Sequence[Sequence[int]],
+        caches: Sequence[RowCache],
+        asked: Sequence[Sequence[int]],
+        positions: Sequence[Tensor | None] | None = None,
+        many: bool = False,
+    ) -> Tensor:
+        """Read new tokens behind each cache, which is appended to, at `positions` or on from its end.
 
-        Returns the logits behind the last token where they are `asked` for, (asked, vocab), float32. A token gets the
-        same bits however many are read at once.
+        Returns the logits behind those of each row's new tokens that are `asked` for, (asked, vocab), float32. A token
+        gets the same bits whatever else is read. `many` says how: by matrix products, or weight by weight as is faster
+        for a few tokens; the two differ in the last bits.
         """
-        places = [cache.next_position for cache in caches]
-        self._reach(max(place + len(new) for place, new in zip(places, ids, strict=True)))
+        places = [
+            torch.arange(cache.next_position, cache.next_position + len(new)) if at is None else at
+            for new, cache, at in zip(ids, caches, positions or [None] * len(ids), strict=True)
+        ]
+        self._reach(max(int(at.max()) for at in places) + 1)
         x = self._placed(self._embed(torch.tensor([token for new in ids for token in new])).float())  # (rows, hidden)
-        views = [row for new, cache in zip(ids, caches, strict=True) for row in self._view(cache).rows(cache, len(new))]
+        views = [row for cache, at in zip(caches, places, strict=True) for row in self._view(cache).rows(cache, at)]
         rows = (_Row * len(views))(*views)
-        ends = [end - 1 for end, wanted in zip(accumulate(map(len, ids)), asked, strict=True) if wanted]
-        logits = torch.empty(len(ends), self._model.head.outputs)
+        starts = accumulate(map(len, ids), initial=0)
+        wanted = [start + index for start, some in zip(starts, asked, strict=False) for index in some]
+        logits = torch.empty(len(wanted), self._model.head.outputs)
         tables = (c_void_p * len(self._tables))(*(table.data_ptr() for table in self._tables))
-        self._kernels.step(
+        self._kernels.read(
             ctypes.addressof(self._model),
             ctypes.addressof(rows),
             len(views),
             ctypes.addressof(tables),
             x.data_ptr(),
-            (c_int64 * len(ends))(*ends),
-            len(ends),
+            (c_int64 * len(wanted))(*wanted),
+            len(wanted),
             logits.data_ptr(),
+            many,
             torch.get_num_threads(),
         )
-        for cache, place, new in zip(caches, places, ids, strict=True):
-            cache.reserve(torch.arange(place, place + len(new)))
+        for cache, at in zip(caches, places, strict=True):
+            cache.reserve(at)
             cache.commit()
         return logits
 
@@ -237,24 +255,25 @@ class _View:
             for number, layer in enumerate(layers):
                 self._table[number * self._count + index] = _segment(layer)
 
-    def rows(self, cache: RowCache, new: int) -> list[_Row]:
-        """The new tokens' rows, behind the cache as it is now, with room for their entries."""
-        info = self._info
+    def rows(self, cache: RowCache, positions: Tensor) -> list[_Row]:
+        """The new tokens' rows, behind the cache as it is now, with room for their entries. positions: (new,)"""
+        info, new = self._info, len(positions)
         tail, used = cache.room_for(new, info.layers, info.kv_heads, info.head_dim, self._dtype)
         if cache.moves != self._moves:
             self._moves = cache.moves
             for number, layer in enumerate(tail):
                 self._table[number * self._count + self._count - 1] = _segment(layer)
         self._lengths[self._count - 1] = used
-        first = cache.next_position
-        positions = self._all_positions(cache, first, new) if any(info.windows) else None
-        return [_Row(self._table, self._lengths, positions, self._count, first + i, i) for i in range(new)]
+        known = self._all_positions(cache, positions) if any(info.windows) else None
+        return [
+            _Row(self._table, self._lengths, known, self._count, place, i) for i, place in enumerate(positions.tolist())
+        ]
 
-    def _all_positions(self, cache: RowCache, first: int, new: int) -> int:
-        entries = len(cache)
+    def _all_positions(self, cache: RowCache, positions: Tensor) -> int:
+        entries, new = len(cache), len(positions)
         if entries != self._entries or entries + new > len(self._positions):
             self._positions = torch.cat([cache.positions, torch.empty(entries + new + 64, dtype=torch.int64)])
-        self._positions[entries : entries + new] = torch.arange(first, first + new)
+        self._positions[entries : entries + new] = positions
         self._entries = entries + new
         return self._positions.data_ptr()
 

@@ -1,8 +1,9 @@
-"""Linear layers in bfloat16 on CPUs that have no instructions for it.
+"""Linear layers in bfloat16 on CPUs that are faster at float32.
 
-There torch emulates bfloat16 matrix products, several times slower than float32. These read the same weights, multiply
-and add in float32, and round once at the end, as the instructions would. A row gets the same bits whatever stands
-beside it. Without compiled kernels the weights are widened for each call, and float32 products do the rest.
+Where a CPU has no instructions for bfloat16, torch emulates its matrix products, several times slower than float32;
+and some that have them do half as many a second. These layers read the same weights, multiply and add in float32, and
+round once at the end, as the instructions would. A row gets the same bits whatever stands beside it. Without compiled
+kernels the weights are widened for each call, and float32 products do the rest.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import computes_bfloat16
+from . import computes_bfloat16, has_tiles
 from .build import Kernels, kernels
 
 __all__ = ["WideLinear", "widen"]
@@ -71,13 +72,23 @@ def _pieces(weight: Tensor) -> "list[tuple[int, Tensor]]":
     return [(begin, weight[begin : begin + rows]) for begin in range(0, len(weight), rows)]
 
 
-def widen(network: nn.Module, native: Callable[[Any], bool] = computes_bfloat16) -> None:
+def widen(network: nn.Module, pays: Callable[[], bool] | None = None) -> None:
     """Give every large bfloat16 linear layer of a network on the CPU this way of computing, where it is the faster."""
-    if native(torch):
-        return
-    for module in network.modules():
-        if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:  # quantised weights are of another
-            continue
-        large = module.weight.numel() >= _WORTH_IT
-        if large and module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu":
+    large = [module for module in network.modules() if _is_large(module)]
+    if large and (pays or _pays)():
+        for module in large:
             module.__class__ = WideLinear
+
+
+def _is_large(module: nn.Module) -> bool:
+    if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter:  # quantised weights are of another
+        return False
+    bfloat16 = module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
+    return bfloat16 and module.weight.numel() >= _WORTH_IT
+
+
+def _pays() -> bool:
+    if not computes_bfloat16(torch):
+        return True
+    compiled = kernels()
+    return isinstance(compiled, Kernels) and not compiled.in_pairs and not has_tiles(torch)

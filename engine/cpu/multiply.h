@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 extern "C" {
 struct Matrix {  // (outputs, inputs), row by row
@@ -37,14 +36,15 @@ struct Narrow {
         return (vf)_mm512_dpbf16_ps((__m512)total, w, (__m512bh)_mm512_loadu_ps((const float*)x));
     }
 };
+inline vi narrowed(const float* x) {  // a block, back from its places into one row
+    __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(x)));
+    __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(x + VL)));
+    return (vi)_mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+}
 inline const bf16* narrowed(const float* x, int64_t count) {
-    thread_local std::vector<bf16> kept;
+    thread_local Lines<bf16> kept;
     kept.resize(count);
-    for (int64_t i = 0; i < count; i += BLOCK) {  // back from their places into one row
-        __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(x + i)));
-        __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(x + i + VL)));
-        _mm512_storeu_si512(kept.data() + i, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-    }
+    for (int64_t i = 0; i < count; i += BLOCK) *reinterpret_cast<vi*>(kept.data() + i) = narrowed(x + i);
     return kept.data();
 }
 template <class W> struct Choose { typedef Wide<W> Weights; };
@@ -61,18 +61,21 @@ constexpr int MOST_ROWS = 8;  // at once: each has a sum in a register
 constexpr int MOST_ROWS = 4;
 #endif
 
-// N outputs of R rows. The CPU's own prefetching keeps up only while weights are read in the order in which they lie.
-// Several rows take two outputs at a time, so that an activation is read once for both; prefetching is then explicit.
-template <class W, class Out, bool PLACED, int N, int R, class X>
-inline void block(const W* w, const X* x, int64_t inputs, Out* out, int64_t stride, int64_t first) {
+// N outputs of R rows. The CPU's own prefetching falls behind, most where weights are not read in the order in which they
+// lie: several rows take two outputs at a time, so that an activation is read once for both.
+template <class W, bool PLACED, int N, int R, class X>
+inline void block(const W* w, const X* x, int64_t inputs, float* out, int64_t stride, int64_t first) {
     typedef typename Choose<W>::Weights Weights;
-    constexpr bool PAIRS = R > 2 && N > 1;
+    constexpr bool PAIRS = R > 1 && N > 1;
+    constexpr int64_t AHEAD = 4096 / sizeof(W);
     vf totals[R][4] = {};
 #pragma GCC unroll 4
     for (int n = 0; n < N; n += 1 + PAIRS, w += (1 + PAIRS) * inputs) {
         vf one[R] = {}, other[R] = {};
         for (int64_t i = 0; i < inputs; i += BLOCK) {
-            if (PAIRS) __builtin_prefetch(w + 2 * (inputs + i)), __builtin_prefetch(w + 2 * (inputs + i) + BLOCK);
+            const W* soon = PAIRS ? w + 2 * (inputs + i) : w + i + AHEAD;
+            __builtin_prefetch(soon), __builtin_prefetch(soon + BLOCK - 1);
+            if (PAIRS) __builtin_prefetch(soon + BLOCK), __builtin_prefetch(soon + 2 * BLOCK - 1);
             const Weights here(w + i), there(w + (PAIRS ? inputs : 0) + i);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
@@ -88,21 +91,21 @@ inline void block(const W* w, const X* x, int64_t inputs, Out* out, int64_t stri
     }
     for (int r = 0; r < R; r++, out += stride) {
         const Four done = sums(totals[r][0], totals[r][1], totals[r][2], totals[r][3]);
-        for (int n = 0; n < N; n++) put(out + (PLACED ? place<W>(first + n) : first + n), done.of[n]);
+        for (int n = 0; n < N; n++) out[PLACED ? place<W>(first + n) : first + n] = done.of[n];
     }
 }
 
 // The outputs [begin, end) of R rows.
-template <class W, class Out, bool PLACED, int R, class X>
-void some_rows(const W* w, const X* x, int64_t inputs, Out* out, int64_t stride, int64_t begin, int64_t end) {
+template <class W, bool PLACED, int R, class X>
+void some_rows(const W* w, const X* x, int64_t inputs, float* out, int64_t stride, int64_t begin, int64_t end) {
     int64_t n = begin;
-    for (; n + 4 <= end; n += 4) block<W, Out, PLACED, 4, R>(w + n * inputs, x, inputs, out, stride, n);
-    for (; n < end; n++) block<W, Out, PLACED, 1, R>(w + n * inputs, x, inputs, out, stride, n);
+    for (; n + 4 <= end; n += 4) block<W, PLACED, 4, R>(w + n * inputs, x, inputs, out, stride, n);
+    for (; n < end; n++) block<W, PLACED, 1, R>(w + n * inputs, x, inputs, out, stride, n);
 }
 
 // out[r][n], or at the place of n, for the outputs [begin, end). x: (rows, inputs), each element at its place.
-template <class W, bool PLACED = false, class Out>
-void multiply(const Matrix& m, const float* x, int64_t rows, int64_t inputs, Out* out, int64_t stride, int64_t begin,
+template <class W, bool PLACED = false>
+void multiply(const Matrix& m, const float* x, int64_t rows, int64_t inputs, float* out, int64_t stride, int64_t begin,
               int64_t end) {
     const W* w = static_cast<const W*>(m.weight);
     const auto* all = ready(x, rows * inputs, typename Choose<W>::Weights::Activation());
@@ -112,11 +115,13 @@ void multiply(const Matrix& m, const float* x, int64_t rows, int64_t inputs, Out
         for (int64_t r = 0; r < rows;) {
             const int64_t left = rows - r;
             auto take = [&](auto some) {
-                some_rows<W, Out, PLACED, some>(w, all + r * inputs, inputs, out + r * stride, stride, from, until);
+                some_rows<W, PLACED, some>(w, all + r * inputs, inputs, out + r * stride, stride, from, until);
                 r += some;
             };
             if (left >= MOST_ROWS) take(std::integral_constant<int, MOST_ROWS>());
+            else if (left >= 6) take(std::integral_constant<int, 6>());
             else if (left >= 4) take(std::integral_constant<int, 4>());
+            else if (left >= 3) take(std::integral_constant<int, 3>());
             else if (left >= 2) take(std::integral_constant<int, 2>());
             else take(std::integral_constant<int, 1>());
         }

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -23,6 +25,18 @@ typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef uint16_t bf16;
 
 namespace {
+
+// Memory that begins with a cache line: a vector's load that crosses two takes twice as long.
+template <class T> struct OnLine {
+    typedef T value_type;
+    OnLine() = default;
+    template <class U> OnLine(const OnLine<U>&) {}
+    T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* at, std::size_t) { ::operator delete(at, std::align_val_t(64)); }
+    template <class U> bool operator==(const OnLine<U>&) const { return true; }
+    template <class U> bool operator!=(const OnLine<U>&) const { return false; }
+};
+template <class T> using Lines = std::vector<T, OnLine<T>>;
 
 inline vf load(const float* p) { return *reinterpret_cast<const vf*>(p); }
 inline void store(float* p, vf x) { *reinterpret_cast<vf*>(p) = x; }

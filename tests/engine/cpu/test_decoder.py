@@ -1,4 +1,4 @@
-"""A decoding step by the kernels is the model's own step."""
+"""What the kernels compute is what the model itself computes."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 1024,
     "initializer_range": 0.3,
     "eos_token_id": None,
     "pad_token_id": None,
@@ -59,7 +59,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Any) -> LoadedModel:
 def read(model: LoadedModel, count: int, past: tuple[KV, ...] = ()) -> tuple[KV, ...]:
     cache = RowCache(past)
     with torch.inference_mode():
-        forward(model.network, model.info, [Row([7 + 3 * i for i in range(count)], cache, "none")])
+        forward(model.network, model.info, [Row([(7 + 3 * i) % 300 for i in range(count)], cache, "none")])
     return cache.freeze()
 
 
@@ -91,6 +91,13 @@ def test_a_row_gets_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype, com
         assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=False))
 
 
+def assert_same_cache(a: RowCache, b: RowCache, **tolerance: float) -> None:
+    for one, other in zip(a.tail().layers, b.tail().layers, strict=True):
+        for x, y in zip(one, other, strict=True):
+            assert torch.allclose(x, y, **tolerance) if tolerance else torch.equal(x, y)
+    assert torch.equal(a.positions, b.positions)
+
+
 @torch.inference_mode()
 def test_tokens_get_the_same_bits_read_one_by_one_and_together(model: LoadedModel, compiled: Kernels) -> None:
     decoder = Decoder(model.network, model.info, compiled)
@@ -100,14 +107,71 @@ def test_tokens_get_the_same_bits_read_one_by_one_and_together(model: LoadedMode
     for cut in ([30], [1, 29], [17, 13], [10, 10, 10]):
         together, other, start = RowCache(past), RowCache(past), 0
         for count in cut:
-            logits = decoder.read([[9], ids[start : start + count]], [other, together], [False, start + count == 30])
+            asked = [[], [count - 1] if start + count == 30 else []]
+            logits = decoder.read([[9], ids[start : start + count]], [other, together], asked)
             start += count
         assert torch.equal(logits[0], last)
-        for one, all_at_once in zip(singly.tail().layers, together.tail().layers, strict=True):
-            assert torch.equal(one.keys, all_at_once.keys)
-            assert torch.equal(one.values, all_at_once.values)
-        assert torch.equal(singly.positions, together.positions)
-    assert decoder.read([[4, 5]], [RowCache(past)], [False]).shape[0] == 0
+        assert_same_cache(singly, together)
+    assert decoder.read([[4, 5]], [RowCache(past)], [[]]).shape[0] == 0
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("before", [0, 9, 600])  # the last more than is summed at a time
+def test_a_prompt_that_is_read_at_once_gives_the_models_own_logits_and_caches(
+    before: int, model: LoadedModel, compiled: Kernels
+) -> None:
+    decoder = Decoder(model.network, model.info, compiled)
+    past = read(model, before - before // 3, read(model, before // 3)) if before else ()
+    ids = [[(7 * i + 3) % 300 for i in range(count)] for count in (150, 2, 61)]
+    far = torch.arange(before + 5, before + 66)  # the last stands further on
+    own, ours = ([RowCache(past) for _ in ids] for _ in range(2))
+    rows = [
+        Row(ids[0], own[0], "all"),
+        Row(ids[1], own[1], "none"),
+        Row(ids[2], own[2], [7, 60], positions=far),
+    ]
+    expected = [out for out in forward(model.network, model.info, rows) if out is not None]
+    asked = [range(150), [], [7, 60]]
+    got = decoder.read(ids, ours, asked, [None, None, far], many=True)
+    torch.testing.assert_close(got, torch.cat(expected), rtol=2e-3, atol=2e-3)
+    for one, other in zip(own, ours, strict=True):
+        assert_same_cache(one, other, rtol=2e-3, atol=2e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_gets_the_same_bits_however_it_is_cut_up_and_whoever_reads_beside_it(
+    dtype: torch.dtype, compiled: Kernels, tmp_path: Any
+) -> None:
+    model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype)
+    decoder = Decoder(model.network, model.info, compiled)
+    past, ids = read(model, 530), [(7 * i + 3) % 300 for i in range(140)]
+    whole = RowCache(past)
+    expected = decoder.read([ids], [whole], [range(140)], many=True)
+    for cut in ([128, 12], [1, 100, 39], [50, 90]):
+        parts, start, logits = RowCache(past), 0, []
+        for count in cut:
+            read_too = ids[: 5 + count // 3]
+            both = [RowCache(), parts]
+            asked = [[], range(count)]
+            logits.append(decoder.read([read_too, ids[start : start + count]], both, asked, many=True))
+            start += count
+        assert torch.equal(torch.cat(logits), expected)
+        assert_same_cache(whole, parts)
+
+
+@torch.inference_mode()
+def test_a_prompt_gets_the_same_bits_on_any_number_of_threads(model: LoadedModel, compiled: Kernels) -> None:
+    decoder, ids = Decoder(model.network, model.info, compiled), [(7 * i + 3) % 300 for i in range(140)]
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(decoder.read([ids], [RowCache()], [range(140)], many=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], each) for each in results)
 
 
 @torch.inference_mode()
@@ -149,13 +213,14 @@ def test_rows_that_decode_and_rows_that_read_share_a_forward_pass(model: LoadedM
             Row([1, 2, 3], RowCache(past), "all"),
             Row([4], RowCache(past)),
             Row([5, 6], RowCache(), "none"),
-            Row([7], RowCache(past)),
+            Row([7, 8], RowCache(past), short=True),
+            Row([1, 2], RowCache(past), "all", sees=torch.eye(2, dtype=torch.bool)),  # by torch
         ]
 
     expected = forward(model.network, model.info, rows())
     got = forward(model.network, model.info, rows(), decoder)
     assert got[2] is None
-    for index in (0, 1, 3):
+    for index in (0, 1, 3, 4):
         torch.testing.assert_close(got[index], expected[index], rtol=1e-3, atol=1e-3)
 
 

@@ -1,0 +1,254 @@
+// Many new tokens at once, as of a prompt: matrix products of many rows, attention in blocks, nothing written that is not
+// read again. The threads share the rows where work goes by rows, and the outputs where it goes by weights.
+
+#pragma once
+
+#include "crew.h"
+#include "model.h"
+#include "multiply.h"
+#include "numbers.h"
+#include "panels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+template <class W> struct Attention {  // what one thread needs to attend, kept from task to task
+    std::vector<const W*> keys, values;  // by entry
+    Lines<float> queries, scores, mixed;
+    Words packed, panel;
+};
+
+template <class W, class T> struct Prefill : Parts<W> {
+    using Parts<W>::m, Parts<W>::q_width, Parts<W>::kv_width, Parts<W>::qkv_width;
+    const Row* rows;
+    const int64_t count;
+    const float* const* rope;  // by table: (positions, 2, head_dim): cosines, sines
+    const std::vector<int64_t>& firsts;  // where each cache's rows begin, and the end
+    const int64_t* asked;      // rows whose logits are wanted, ascending
+    const int64_t asked_count;
+    float* logits;             // (asked, vocab)
+    Crew& crew;
+    float* stream;  // (count, hidden): embeddings at first, each element at its place
+    float *qkv, *attended, *projected, *gate, *up;  // (count, the width of each)
+    int32_t* packed;                                // (tiles, words of the widest input, ROWS)
+    std::atomic<int64_t>& next;                     // task of attention
+
+    void work(int index) const {
+        Attention<W> kept;
+        Lines<float> normed(ROWS * m.hidden);
+        for (int64_t l = 0; l < m.depth; l++) {
+            const Layer& layer = m.layers[l];
+            if (index == 0) next = 0;
+            pack_normed(layer.norm_in, normed.data(), index);
+            crew.barrier();
+            spread(layer.q, m.hidden, qkv, qkv_width(), index);
+            spread(layer.k, m.hidden, qkv + q_width(), qkv_width(), index);
+            spread(layer.v, m.hidden, qkv + q_width() + kv_width(), qkv_width(), index);
+            crew.barrier();
+            each_row(index, [&](int64_t r) { place_row(l, r); });
+            if (l == m.depth - 1 && !asked_count) return;  // the caches are written, and nobody wants more
+            crew.barrier();
+            attend_all(l, kept);
+            crew.barrier();
+            pack_rows(attended, q_width(), index);
+            crew.barrier();
+            spread<true>(layer.o, q_width(), projected, m.hidden, index);
+            crew.barrier();
+            each_row(index, [&](int64_t r) { add_row(layer.norm_attention, r); });
+            pack_normed(layer.norm_mlp, normed.data(), index);
+            crew.barrier();
+            expand(layer, index);
+            crew.barrier();
+            pack_rows(gate, m.inner, index);
+            crew.barrier();
+            spread<true>(layer.down, m.inner, projected, m.hidden, index);
+            crew.barrier();
+            each_row(index, [&](int64_t r) { add_row(layer.norm_out, r); });
+        }
+        crew.barrier();
+        if (asked_count) answer(index);
+    }
+
+    // The tiles whose rows a thread takes.
+    template <class F> void each_tile(int index, F&& take) const {
+        const int64_t all = tiles_of(count);
+        for (int64_t t = all * index / crew.size; t < all * (index + 1) / crew.size; t++)
+            take(t, std::min<int64_t>(ROWS, count - t * ROWS));
+    }
+    template <class F> void each_row(int index, F&& take) const {
+        each_tile(index, [&](int64_t t, int64_t some) {
+            for (int64_t r = t * ROWS; r < t * ROWS + some; r++) take(r);
+        });
+    }
+
+    void pack_normed(const float* gain, float* normed, int index) const {
+        each_tile(index, [&](int64_t t, int64_t some) {
+            for (int64_t r = 0; r < some; r++)
+                this->norm(stream + (t * ROWS + r) * m.hidden, gain, normed + r * m.hidden);
+            pack<T>(normed, m.hidden, some, m.hidden, packed + t * ROWS * (m.hidden / T::IN_WORD));
+        });
+    }
+    void pack_rows(const float* x, int64_t width, int index) const {
+        each_tile(index, [&](int64_t t, int64_t some) {
+            pack<T>(x + t * ROWS * width, width, some, width, packed + t * ROWS * (width / T::IN_WORD));
+        });
+    }
+
+    template <bool PLACED = false>
+    void spread(const Matrix& matrix, int64_t inputs, float* out, int64_t stride, int index) const {
+        const Part part = part_of(matrix.outputs, index, crew.size);
+        multiply_many<T, W, PLACED>(matrix, packed, count, inputs, out, stride, part.begin, part.end);
+    }
+
+    void expand(const Layer& layer, int index) const {
+        const Part part = part_of(m.inner, index, crew.size);
+        spread<true>(layer.gate, m.hidden, gate, m.inner, index);
+        spread<true>(layer.up, m.hidden, up, m.inner, index);
+        for (int64_t r = 0; r < count * m.inner; r += m.inner) this->activate(gate + r, up + r, gate + r, part);
+    }
+
+    void add_row(const float* gain, int64_t r) const {
+        this->add(projected + r * m.hidden, gain, stream + r * m.hidden);
+    }
+
+    // A row's queries and keys rotated, its K and V written behind its cache.
+    void place_row(int64_t l, int64_t r) const {
+        const Layer& layer = m.layers[l];
+        const Row& row = rows[r];
+        const Segment& tail = row.segments[l * row.count + row.count - 1];
+        const float* table = rope[layer.rope] + row.position * 2 * m.head_dim;
+        float* own = qkv + r * qkv_width();
+        for (int64_t h = 0; h < m.heads; h++) this->turn(own + h * m.head_dim, layer.q_norm, table);
+        for (int64_t h = 0; h < m.kv_heads; h++)
+            this->write_new(layer, tail, row.lengths[row.count - 1] + row.behind, own, h, table);
+    }
+
+    // Attention, by tasks: some tokens of one cache, and the queries that share a KV head.
+    void attend_all(int64_t l, Attention<W>& kept) const {
+        const int64_t caches = firsts.size() - 1, fair = (count * m.kv_heads / (2 * crew.size) + 3) / 4 * 4;
+        const int64_t some = std::clamp<int64_t>(fair, 16, 48);
+        int64_t first = 0;  // of the tasks of a cache
+        int64_t task = next++;
+        for (int64_t c = 0; c < caches; c++) {
+            const int64_t begin = firsts[c], tokens = firsts[c + 1] - begin;
+            const int64_t tasks = (tokens + some - 1) / some * m.kv_heads;
+            for (; task < first + tasks; task = next++) {
+                const int64_t from = (task - first) / m.kv_heads * some;
+                attend(l, begin + from, std::min(some, tokens - from), (task - first) % m.kv_heads, kept);
+            }
+            first += tasks;
+        }
+    }
+
+    void attend(int64_t l, int64_t r, int64_t tokens, int64_t h, Attention<W>& kept) const {
+        const int64_t dim = m.head_dim, group = m.heads / m.kv_heads, queries = tokens * group;
+        const Row& row = rows[r];
+        const int64_t before = point_at(l, row, tokens, h, kept);  // entries that all tokens see
+        const int64_t entries = before + tokens, padded = (entries + BLOCK - 1) / BLOCK * BLOCK;
+        const int64_t window = row.positions ? m.layers[l].window : 0;
+        const int64_t unseen = window ? out_of_sight(r, tokens, before, window) : 0;
+        const int64_t tiles = tiles_of(queries);
+        const auto seen = [&](int64_t q) { return before + q / group + 1; };  // entries that this query sees
+        const auto last_of = [&](int64_t t) { return std::min(queries, (t + 1) * ROWS) - 1; };
+
+        kept.queries.resize(queries * dim);
+        for (int64_t q = 0; q < queries; q++) {
+            const float* from = qkv + (r + q / group) * qkv_width() + (h * group + q % group) * dim;
+            for (int64_t i = 0; i < dim; i++) kept.queries[q * dim + place<W>(i)] = from[i] * m.scale;
+        }
+        kept.packed.resize(tiles * ROWS * std::max(dim, DEEP));
+        for (int64_t t = 0; t < tiles; t++)
+            pack<Singles>(&kept.queries[t * ROWS * dim], dim, last_of(t) - t * ROWS + 1, dim, &kept.packed[t * ROWS * dim]);
+
+        kept.scores.resize(queries * padded);
+        kept.panel.resize(BLOCK * std::max(dim, DEEP));
+        for (int64_t e = unseen; e < entries; e += BLOCK) {
+            pack_panel<Singles>(&kept.keys[e], 0, dim, kept.panel.data());
+            for (int64_t t = 0; t < tiles; t++)
+                if (e < seen(last_of(t)))
+                    tile<Singles>(&kept.packed[t * ROWS * dim], kept.panel.data(), dim,
+                                  &kept.scores[t * ROWS * padded + e], padded, last_of(t) - t * ROWS + 1, true);
+        }
+
+        std::vector<float> totals(queries);
+        for (int64_t q = 0; q < queries; q++) {
+            float* scores = &kept.scores[q * padded];
+            if (window)
+                for (int64_t e = unseen; e < seen(q); e++)
+                    if (rows[r + q / group].position - row.positions[e] >= window) scores[e] = -INFINITY;
+            const int64_t until = (seen(q) + VL - 1) / VL * VL;
+            totals[q] = this->soften(scores + unseen, seen(q) - unseen, until - unseen);
+            std::fill(scores + until, scores + padded, 0.0f);
+        }
+
+        kept.mixed.resize(queries * dim);
+        std::fill(kept.mixed.begin(), kept.mixed.end(), 0.0f);
+        for (int64_t from = unseen / DEEP * DEEP; from < entries; from += DEEP) {
+            const int64_t begin = std::max(from, unseen), until = std::min(from + DEEP, padded);
+            for (int64_t t = 0; t < tiles; t++)
+                pack<Singles>(&kept.scores[t * ROWS * padded + begin], padded, last_of(t) - t * ROWS + 1, until - begin,
+                              &kept.packed[t * ROWS * DEEP]);
+            for (int64_t d = 0; d < dim; d += BLOCK) {
+                for (int64_t e = begin; e < until; e++) {
+                    vf a, b;
+                    load(kept.values[e] + d, a, b);
+                    float* to = reinterpret_cast<float*>(&kept.panel[(e - begin) * BLOCK]);
+                    store(to, a), store(to + VL, b);
+                }
+                for (int64_t t = 0; t < tiles; t++)
+                    if (const int64_t some = std::min(until, seen(last_of(t))) - begin; some > 0)
+                        tile<Singles>(&kept.packed[t * ROWS * DEEP], kept.panel.data(), some,
+                                      &kept.mixed[t * ROWS * dim + d], dim, last_of(t) - t * ROWS + 1, false);
+            }
+        }
+        for (int64_t q = 0; q < queries; q++) {  // in the order in which the next weights meet it
+            float* to = attended + (r + q / group) * q_width() + (h * group + q % group) * dim;
+            for (int64_t i = 0; i < dim; i += VL) store(to + i, load(&kept.mixed[q * dim + i]) / totals[q]);
+        }
+    }
+
+    // Where the entries lie that the last of some tokens sees; those up to a whole panel are its own again, for nobody.
+    int64_t point_at(int64_t l, const Row& row, int64_t tokens, int64_t h, Attention<W>& kept) const {
+        kept.keys.clear(), kept.values.clear();
+        int64_t before = 0;
+        for (int64_t s = 0; s < row.count; s++) {
+            const Segment& segment = row.segments[l * row.count + s];
+            const W* key = static_cast<const W*>(segment.keys) + h * segment.key_stride;
+            const W* value = static_cast<const W*>(segment.values) + h * segment.value_stride;
+            int64_t length = row.lengths[s] + (s == row.count - 1 ? row.behind : 0);
+            before += length;
+            if (s == row.count - 1) length += tokens;
+            for (int64_t p = 0; p < length; p++, key += m.head_dim, value += m.head_dim)
+                kept.keys.push_back(key), kept.values.push_back(value);
+        }
+        while (kept.keys.size() % BLOCK) kept.keys.push_back(kept.keys.back()), kept.values.push_back(kept.values.back());
+        return before;
+    }
+
+    // How many of the first entries, in whole panels, lie before the windows of all these tokens.
+    int64_t out_of_sight(int64_t r, int64_t tokens, int64_t before, int64_t window) const {
+        int64_t first = rows[r].position, unseen = 0;
+        for (int64_t i = 1; i < tokens; i++) first = std::min(first, rows[r + i].position);
+        while (unseen < before && first - rows[r].positions[unseen] >= window) unseen++;
+        return unseen / BLOCK * BLOCK;
+    }
+
+    // The logits that are wanted.
+    void answer(int index) const {
+        Lines<float> normed(asked_count * m.hidden);
+        for (int64_t i = 0; i < asked_count; i++)
+            this->norm(stream + asked[i] * m.hidden, m.norm, &normed[i * m.hidden]);
+        const Part part = part_of(m.head.outputs, index, crew.size);
+        multiply<W>(m.head, normed.data(), asked_count, m.hidden, logits, m.head.outputs, part.begin, part.end);
+        if (m.head.bias)
+            for (int64_t r = 0; r < asked_count; r++)
+                for (int64_t n = part.begin; n < part.end; n++) logits[r * m.head.outputs + n] += m.head.bias[n];
+    }
+};
+
+}  // namespace
