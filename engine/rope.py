@@ -9,7 +9,7 @@ model that fails is refused.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,9 +75,31 @@ class Rotation:
 
         return turn
 
+    def by_layers(self, shift: Tensor) -> Callable[[Sequence[int], Tensor], Tensor]:
+        """As `by`, for several layers' keys in one tensor, (layers, batch, kv_heads, positions, head_dim)."""
+        turn = self.by(shift)
+
+        def turn_all(layers: Sequence[int], keys: Tensor) -> Tensor:
+            alike: dict[object, list[int]] = {}
+            for index, layer in enumerate(layers):
+                alike.setdefault(self if layer in self._still else self._kind(layer), []).append(index)
+            if len(alike) == 1:
+                return turn(layers[0], keys.flatten(0, 1)).view_as(keys)
+            turned = torch.empty_like(keys)
+            for some in alike.values():
+                turned[some] = turn(layers[some[0]], keys[some].flatten(0, 1)).view_as(keys[some])
+            return turned
+
+        return turn_all
+
     def unrotated(self, kv: KV) -> KV:
         """The same entries with keys as they are before RoPE: at position 0."""
-        return self.move(kv, torch.zeros_like(kv.positions))
+        there = torch.zeros_like(kv.positions)
+        if len({layer.keys.device for layer in kv.layers}) > 1:
+            return self.move(kv, there)
+        rotated = torch.stack([layer.keys for layer in kv.layers])  # (layers, 1, kv_heads, positions, head_dim)
+        bare = self.by_layers(-kv.positions)(range(len(kv.layers)), rotated)
+        return KV(tuple(LayerKV(*each) for each in zip(bare, (old.values for old in kv.layers), strict=True)), there)
 
     def _kind(self, layer: int) -> str | None:
         """The rotary module's name for a layer's kind, where it keeps several bases."""

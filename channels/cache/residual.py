@@ -1,6 +1,6 @@
 """Correcting a receiver's cache with what its sharers know, layer by layer. Never writes to what it was given."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -85,10 +85,11 @@ def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source], only: Collecti
         if source.pairs is not None and len(source.pairs[0]) == 0:
             continue
         turns = _turns(source)
-        for layer, other, projector in source.fuser:
-            if any(projector.gates) and (only is None or layer in only):
-                keys, values = parts.setdefault(layer, ([], []))
-                _project(projector, layer, receiver[layer], source.layers[other], source, turns, keys, values)
+        for layer, k, v in _corrections(receiver, source, turns, only):
+            keys, values = parts.setdefault(layer, ([], []))
+            here = None if source.pairs is None else source.pairs[0]
+            keys += [] if k is None else [_Part(k, here)]
+            values += [] if v is None else [_Part(v, here)]
     layers = list(receiver)
     for layer, (keys, values) in parts.items():
         old_k, old_v = receiver[layer]
@@ -96,37 +97,37 @@ def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source], only: Collecti
     return tuple(layers)
 
 
-def _project(
-    projector: Projector,
-    layer: int,
-    receiver: LayerKV,
-    sharer: LayerKV,
-    source: Source,
-    turns: "_Turns | None",
-    keys: list[_Part],
-    values: list[_Part],
-) -> None:
-    """Append one layer's corrections by one source to `keys` and `values`."""
+def _corrections(
+    receiver: Sequence[LayerKV], source: Source, turns: "_Turns | None", only: Collection[int] | None
+) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
+    """By receiver layer with an open gate, in `only` or all: what one source adds to its keys and values."""
+    chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
+    stack = source.fuser.stack([layer for layer, _, _ in chosen])
     here, there = source.pairs if source.pairs is not None else (None, None)
-    theirs = [_taken(x, there, projector) for x in sharer]
-    own = [_taken(x, here, projector) for x in receiver]
-    if turns is None:
-        k, v = residual = projector.residual(*theirs, *own)
-    else:
-        k, v = residual = _unrotated(projector, layer, theirs, own, turns)
-    if source.sizes is not None:
-        source.sizes.add(layer, residual, *own)
-    if k is not None:
-        keys.append(_Part(k, here))
-    if v is not None:
-        values.append(_Part(v, here))
+    for some in [chosen] if stack is not None else [[each] for each in chosen]:
+        layers, projector = [layer for layer, _, _ in some], some[0][2]
+        theirs = _stacked([source.layers[other] for _, other, _ in some], there, projector)
+        own = _stacked([receiver[layer] for layer in layers], here, projector)
+        bare = own[0] if turns is None else turns.off(layers, own[0])
+        k, v = stack(*theirs, bare, own[1]) if stack is not None else _one(projector, *theirs, bare, own[1])
+        k = turns.on(layers, k) if turns is not None and k is not None else k
+        if source.sizes is not None:
+            source.sizes.add(layers, Residual(k, v), *own)
+        for index, layer in enumerate(layers):
+            yield layer, None if k is None else k[index], None if v is None else v[index]
+
+
+def _one(projector: Projector, *layers: Tensor) -> Residual:
+    k, v = projector.residual(*(each[0] for each in layers))
+    return Residual(None if k is None else k[None], None if v is None else v[None])
 
 
 class _Turns(NamedTuple):
-    """Of a layer's keys at the receiver's positions: RoPE taken off, and put on."""
+    """Of layers' keys, (layers, batch, kv_heads, positions, head_dim), at the receiver's positions: RoPE taken off, and
+    put on. Rotation is linear, so what is added to keys without RoPE can be turned and added to those with it."""
 
-    off: Callable[[int, Tensor], Tensor]
-    on: Callable[[int, Tensor], Tensor]
+    off: Callable[[Sequence[int], Tensor], Tensor]
+    on: Callable[[Sequence[int], Tensor], Tensor]
 
 
 def _turns(source: Source) -> _Turns | None:
@@ -134,19 +135,19 @@ def _turns(source: Source) -> _Turns | None:
         return None
     rotation, positions = source.turning
     at = positions if source.pairs is None else positions[source.pairs[0].cpu()]
-    return _Turns(rotation.by(-at), rotation.by(at))
+    return _Turns(rotation.by_layers(-at), rotation.by_layers(at))
 
 
-def _unrotated(projector: Projector, layer: int, theirs: list[Tensor], own: list[Tensor], turns: _Turns) -> Residual:
-    """The correction of keys without RoPE, turned to where they stand: rotation is linear, so it can be added there."""
-    k, v = projector.residual(theirs[0], theirs[1], turns.off(layer, own[0]), own[1])
-    return Residual(None if k is None else turns.on(layer, k), v)
+def _stacked(layers: Sequence[LayerKV], positions: Tensor | None, projector: Projector) -> tuple[Tensor, Tensor]:
+    """Keys and values of layers at these positions, where their projector is: (layers, batch, kv_heads, ...)."""
 
+    def taken(x: Tensor) -> Tensor:
+        if positions is not None:
+            x = x.index_select(2, positions.to(x.device))
+        return x.to(projector.device, projector.dtype)
 
-def _taken(x: Tensor, positions: Tensor | None, projector: Projector) -> Tensor:
-    if positions is not None:
-        x = x.index_select(2, positions.to(x.device))
-    return x.to(projector.device, projector.dtype)
+    keys, values = (torch.stack([taken(layer[index]) for layer in layers]) for index in (0, 1))
+    return keys, values
 
 
 def _added(base: Tensor, parts: list[_Part]) -> Tensor:

@@ -1,5 +1,7 @@
 """How large a fuser's corrections are beside what they correct: to see which layers it works on, and how hard."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,11 @@ class Sizes:
         self._squares: dict[int, Tensor] = {}  # by receiver layer: (keys and values, what was added and what was there)
 
     @torch.no_grad()
-    def add(self, layer: int, residual: Residual, k: Tensor, v: Tensor) -> None:
-        """A layer's correction of these keys and values."""
-        here = torch.stack([_square(x, k) for pair in ((residual.k, k), (residual.v, v)) for x in pair]).view(2, 2)
-        self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
+    def add(self, layers: Sequence[int], residual: Residual, k: Tensor, v: Tensor) -> None:
+        """Some layers' correction of these keys and values, each (layers, batch, kv_heads, positions, head_dim)."""
+        squares = [_squares(x, k) for pair in ((residual.k, k), (residual.v, v)) for x in pair]  # each (layers,)
+        for layer, here in zip(layers, torch.stack(squares, dim=1).view(-1, 2, 2), strict=True):
+            self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
 
     def by_layer(self, fuser: Fuser) -> dict[int, tuple[float | None, float | None]]:
         """By receiver layer, the corrections of its keys and of its values as parts of their size (L2); None where the
@@ -35,5 +38,6 @@ class Sizes:
         return found
 
 
-def _square(x: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_zeros((), dtype=torch.float32) if x is None else x.float().square().sum()
+def _squares(x: Tensor | None, like: Tensor) -> Tensor:
+    """By layer, (layers,)."""
+    return like.new_zeros(len(like), dtype=torch.float32) if x is None else x.float().flatten(1).square().sum(dim=1)

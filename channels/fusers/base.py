@@ -1,17 +1,18 @@
 """What a fuser is, whatever its architecture: one projector a receiver layer, and a card."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .card import Card
 
-__all__ = ["Fuser", "Gates", "Projector", "Residual"]
+__all__ = ["Fuser", "Gates", "Projector", "Residual", "Stack"]
 
 
 class Residual(NamedTuple):
@@ -28,6 +29,15 @@ class Gates(NamedTuple):
     value: bool
 
 
+class Stack(Protocol):
+    """Several projectors with open gates at once: all tensors are (layers, batch, kv_heads, positions, head_dim)."""
+
+    def __call__(
+        self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor, /
+    ) -> tuple[Tensor, Tensor]:
+        """The corrections of keys and of values."""
+
+
 class Projector(nn.Module, ABC):
     """Corrects one receiver layer from one sharer layer."""
 
@@ -42,6 +52,11 @@ class Projector(nn.Module, ABC):
 
         Computed in float32 or wider from where weights and gates apply, so that a half-precision cache is rounded once.
         """
+
+    @classmethod
+    def stack(cls, projectors: "Sequence[Projector]") -> Stack | None:
+        """Projectors of this class with open gates, of which none trains, as one; None where that is not worth it."""
+        return None
 
     def anneal(self, step: int) -> None:
         """Sharpen gates that are soft while training; nothing where there are none."""
@@ -75,6 +90,21 @@ class Fuser:
     def open_layers(self) -> tuple[int, ...]:
         return tuple(layer for layer, _, _ in self if self.is_open(layer))
 
+    def stack(self, layers: Sequence[int]) -> Stack | None:
+        """The projectors of these layers, all open, as one; None where they can only work one by one."""
+        projectors = [self.projectors[layer] for layer in layers]
+        if not projectors or any(each.training for each in projectors) or len({type(each) for each in projectors}) > 1:
+            return None
+        trained = next(projectors[0].parameters()).requires_grad  # its weights may be others by the next call
+        if trained or tuple(layers) != self.open_layers:
+            return type(projectors[0]).stack(projectors)
+        return self._whole_stack
+
+    @cached_property
+    def _whole_stack(self) -> Stack | None:
+        projectors = [self.projectors[layer] for layer in self.open_layers]
+        return type(projectors[0]).stack(projectors)
+
     @property
     def openness(self) -> float:
         """The part of all gates that is open."""
@@ -95,6 +125,12 @@ class Fuser:
     def train(self, mode: bool = True) -> "Fuser":
         for projector in self.projectors.values():
             projector.train(mode)
+        return self
+
+    def freeze(self) -> "Fuser":
+        """Not to be trained, so that what is computed from its weights may be kept. Returns itself."""
+        for projector in self.projectors.values():
+            projector.requires_grad_(False)
         return self
 
     def _map(self, change: Callable[[Projector], Projector]) -> "Fuser":

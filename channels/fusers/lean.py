@@ -6,6 +6,7 @@ with one gate a layer and one alpha a KV head. It is meant for unrotated keys, s
 where in its prompt each end has read the text. `up` starts at zero: a new fuser changes nothing.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from cachegraph.engine.spec import Strict
 
-from .base import Gates, Projector, Residual
+from .base import Gates, Projector, Residual, Stack
 from .card import Geometry
 from .gate import Noise, annealed, soft_gate
 
@@ -67,26 +68,78 @@ class LeanProjector(Projector):
     def residual(self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor) -> Residual:
         if not any(self.gates):
             return Residual(None, None)
-        x = torch.cat([_flat(each) for each in (sharer_k, sharer_v, receiver_k, receiver_v)], dim=-1)
-        z = nn.functional.gelu(self.down(self.norm(x)))  # (batch, positions, 2 * width)
-        z_k, z_v = (z + self.mix(z)).chunk(2, dim=-1)
-        k = self._weighted(self.key_up(z_k), self.key_alpha, receiver_k)
-        v = self._weighted(self.value_up(z_v), self.value_alpha, receiver_v)
+        k, v = _corrections(self, sharer_k, sharer_v, receiver_k, receiver_v)
         if not self.training:
             return Residual(k, v)
         gate = soft_gate(self.gate_logit, self.gate_temperature, (k.shape[0], 1, k.shape[2], 1), self.noise)
         return Residual(gate * k, gate * v)
 
-    def _weighted(self, delta: Tensor, alpha: Tensor, receiver: Tensor) -> Tensor:
-        """(batch, positions, width) to (batch, kv_heads, positions, head_dim), each head times its alpha."""
-        batch, heads, positions, head_dim = receiver.shape
-        by_head = delta.view(batch, positions, heads, head_dim).transpose(1, 2)
-        return _wide(alpha)[:, None, None] * _wide(by_head)
+    @classmethod
+    def stack(cls, projectors: Sequence[Projector]) -> Stack:
+        return LeanStack([each for each in projectors if isinstance(each, LeanProjector)])
+
+
+class LeanStack:
+    """Projectors with open gates, computed as one: a layer's own operations are too small to keep hardware busy."""
+
+    def __init__(self, projectors: Sequence[LeanProjector]):
+        self.norm = _StackedNorm([each.norm for each in projectors])
+        self.down, self.mix, self.key_up, self.value_up = (
+            _StackedLinear([getattr(each, name) for each in projectors])
+            for name in ("down", "mix", "key_up", "value_up")
+        )
+        self.key_alpha = torch.stack([each.key_alpha for each in projectors])[:, None]  # (layers, 1, kv_heads)
+        self.value_alpha = torch.stack([each.value_alpha for each in projectors])[:, None]
+
+    def __call__(
+        self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _corrections(self, sharer_k, sharer_v, receiver_k, receiver_v)
+
+
+class _StackedLinear:
+    def __init__(self, linears: Sequence[nn.Linear]):
+        self._weight = torch.stack([each.weight.T for each in linears])  # (layers, inputs, outputs)
+        self._bias = torch.stack([each.bias for each in linears])[:, None]  # (layers, 1, outputs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(layers, batch, positions, inputs) -> (layers, batch, positions, outputs)."""
+        return torch.baddbmm(self._bias, x.flatten(1, 2), self._weight).view(*x.shape[:3], -1)
+
+
+class _StackedNorm:
+    def __init__(self, norms: Sequence[nn.LayerNorm]):
+        self._shape, self._eps = norms[0].normalized_shape, norms[0].eps
+        self._weight = torch.stack([each.weight for each in norms])[:, None, None]  # (layers, 1, 1, features)
+        self._bias = torch.stack([each.bias for each in norms])[:, None, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        plain = nn.functional.layer_norm(x, self._shape, eps=self._eps)
+        return torch.addcmul(self._bias, plain, self._weight)
+
+
+def _corrections(
+    net: LeanProjector | LeanStack, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of keys and values; all are (batch, kv_heads, positions, head_dim), a stack's with its layers in front."""
+    x = torch.cat([_flat(each) for each in (sharer_k, sharer_v, receiver_k, receiver_v)], dim=-1)
+    z = nn.functional.gelu(net.down(net.norm(x)))  # (..., batch, positions, 2 * width)
+    z_k, z_v = (z + net.mix(z)).chunk(2, dim=-1)
+    k = _weighted(net.key_up(z_k), net.key_alpha, receiver_k)
+    v = _weighted(net.value_up(z_v), net.value_alpha, receiver_v)
+    return k, v
+
+
+def _weighted(delta: Tensor, alpha: Tensor, receiver: Tensor) -> Tensor:
+    """(..., positions, width) to (..., kv_heads, positions, head_dim), each head times its alpha, (..., kv_heads)."""
+    heads, head_dim = receiver.shape[-3], receiver.shape[-1]
+    by_head = delta.view(*delta.shape[:-1], heads, head_dim).transpose(-3, -2)
+    return _wide(alpha)[..., None, None] * _wide(by_head)
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(batch, heads, positions, head_dim) to (batch, positions, heads * head_dim)."""
-    return x.transpose(1, 2).flatten(2)
+    """(..., heads, positions, head_dim) to (..., positions, heads * head_dim)."""
+    return x.transpose(-3, -2).flatten(-2)
 
 
 def _wide(x: Tensor) -> Tensor:

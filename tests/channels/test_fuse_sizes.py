@@ -22,9 +22,9 @@ class _Fuser:
 
 def test_corrections_are_measured_over_all_stretches_beside_what_was_there() -> None:
     sizes = Sizes()
-    first, second = torch.full((1, 1, 2, 4), 2.0), torch.full((1, 1, 6, 4), 2.0)
-    sizes.add(3, Residual(0.5 * first, None), first, first)
-    sizes.add(3, Residual(torch.zeros_like(second), None), second, second)
+    first, second = torch.full((1, 1, 1, 2, 4), 2.0), torch.full((1, 1, 1, 6, 4), 2.0)
+    sizes.add([3], Residual(0.5 * first, None), first, first)
+    sizes.add([3], Residual(torch.zeros_like(second), None), second, second)
     found = sizes.by_layer(_Fuser())  # type: ignore[arg-type]
     # A quarter of all positions is changed by one half: sqrt(1/4 * 1/2 ** 2).
     assert found == {3: (pytest.approx(0.25), None), 4: (None, None)}

@@ -1,6 +1,7 @@
 """The lean architecture, and fusing with unrotated keys."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cachegraph.channels.cache.residual import Source, Turning, fuse_layers
 from cachegraph.channels.fusers.base import Fuser
 from cachegraph.channels.fusers.card import Geometry
 from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.lean import LeanProjector
 from cachegraph.channels.fusers.load import load_fuser
 from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.engine.forward import Row, forward
@@ -225,3 +227,32 @@ def test_unrotated_keys_are_corrected_before_rope_and_rotated_behind_it(model: L
     expected = model.rotation.move(KV(tuple(LayerKV(*x) for x in by_hand.layers), still.positions), mine.positions)
     close(fused.layers, expected.layers, rtol=1e-4, atol=1e-5)
     assert torch.equal(fused.layers[1].keys[:, :, 0], mine.layers[1].keys[:, :, 0])  # nobody's position
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("pairs", [None, ((4, 1, 2), (0, 3, 3))])
+def test_layers_corrected_at_once_are_those_corrected_one_by_one(
+    frozen: bool, pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
+    if frozen:
+        made.freeze()
+    source = Source(made, theirs, None if pairs is None else tuple(map(torch.tensor, pairs)))  # type: ignore[arg-type]
+    at_once = [fuse_layers(mine, [source]).layers for _ in range(2)]
+    some = fuse_layers(mine, [source], only=[1]).layers
+    monkeypatch.setattr(LeanProjector, "stack", lambda _: None)
+    made = lean()
+    one_by_one = fuse_layers(mine, [replace(source, fuser=made)]).layers
+    for got in at_once:
+        close(got, one_by_one, rtol=1e-5, atol=1e-6)
+    close(some[1:2], one_by_one[1:2], rtol=1e-5, atol=1e-6)
+    assert some[0] is mine[0]
+
+
+def test_a_fuser_that_is_trained_is_never_computed_by_weights_that_were() -> None:
+    made, mine, source = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
+    before = fuse_layers(mine, [Source(made, source)]).layers
+    with torch.no_grad():
+        made.projectors[0].key_up.weight.mul_(3.0)  # type: ignore[operator, union-attr]
+    after = fuse_layers(mine, [Source(made, source)]).layers
+    assert not torch.allclose(before[0][0], after[0][0])
