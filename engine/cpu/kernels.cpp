@@ -26,7 +26,7 @@ Lines<float> scratch;
 Words packed;
 
 Crew& crew_of(int threads) {
-    if (!crew || crew->size != threads || crew->pid != getpid()) crew = new Crew(threads);  // an old one sleeps on
+    if (!crew || crew->threads != threads || crew->pid != getpid()) crew = new Crew(threads);  // an old one sleeps on
     return *crew;
 }
 

@@ -1,5 +1,8 @@
 """What the kernels compute is what the model itself computes."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -158,6 +161,30 @@ def test_a_prompt_gets_the_same_bits_however_it_is_cut_up_and_whoever_reads_besi
             start += count
         assert torch.equal(torch.cat(logits), expected)
         assert_same_cache(whole, parts)
+
+
+@torch.inference_mode()
+def test_results_stay_as_they_are_while_other_programs_want_the_cores(model: LoadedModel, compiled: Kernels) -> None:
+    decoder = Decoder(model.network, model.info, compiled)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        quiet = _reply(decoder, 40)
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+        try:
+            crowded = _reply(decoder, 200)  # enough for one thread to take over and give back
+        finally:
+            for each in busy:
+                each.kill()
+                each.wait()
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(crowded[:40], quiet)
+
+
+def _reply(decoder: Decoder, steps: int) -> torch.Tensor:
+    cache = RowCache()
+    return torch.stack([decoder.step([(5 * i + 1) % 300], [cache])[0] for i in range(steps)])
 
 
 @torch.inference_mode()
