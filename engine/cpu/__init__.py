@@ -2,7 +2,8 @@
 
 kernels.cpp   what Python calls; compiled on the machine that runs it
 model.h       what a decoder-only transformer is made of; step.h: a few new tokens; prefill.h: many
-multiply.h    matrices times a few rows; panels.h: times many; numbers.h, crew.h: vectors, threads
+panels.h      matrices in the order in which they are multiplied; multiply.h: as they lie; numbers.h: vectors
+crew.h        threads
 build.py      compiles it, once a machine, and says why where it can't
 linear.py     bfloat16 linear layers on CPUs that are faster at float32
 decoder.py    a transformers model as the kernels see it, held to the model's own results before it is used

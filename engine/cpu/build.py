@@ -40,7 +40,9 @@ class Kernels:
         self.linear.argtypes = [Pointer, Integer, Integer, Pointer, Integer, Pointer, Integer]
         self.read = library.cachegraph_read
         self.read.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Pointer, Integer, Pointer, Integer, Integer]
-        self.linear.restype = self.read.restype = None
+        self.panels = library.cachegraph_panels
+        self.panels.argtypes = [Pointer, Integer, Integer, Integer, Integer, Pointer, Integer]
+        self.linear.restype = self.read.restype = self.panels.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = Integer
         self.block: int = library.cachegraph_block()

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -50,7 +51,8 @@ class Crew {
         wake.notify_all();
         job(0);
         wait_until([this] { return left.load(std::memory_order_acquire) == 0; });
-        if (waited > (Clock::now() - began).count() / 2) alone = ALONE;
+        const bool crowded = waited > (Clock::now() - began).count() / 2;
+        alone = patience = crowded ? std::min(2 * patience + 1, MOST) : 0;
     }
 
     void barrier() {
@@ -70,7 +72,7 @@ class Crew {
 
   private:
     typedef std::chrono::steady_clock Clock;
-    static constexpr int ALONE = 128;  // steps
+    static constexpr int MOST = 128;
 
     template <class F> void wait_until(F&& done) {
         for (int spins = 0; spins < 4000; spins++) {
@@ -102,7 +104,7 @@ class Crew {
     std::atomic<int> left{0}, arrived{0};
     std::atomic<uint32_t> phase{0};
     std::atomic<int64_t> waited{0};  // by all, since they stopped spinning, in this step
-    int alone = 0;                   // steps that one thread takes
+    int alone = 0, patience = 0;     // steps that one thread still takes; that it takes in a row
 };
 
 }  // namespace

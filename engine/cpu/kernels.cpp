@@ -34,25 +34,22 @@ Crew& crew_of(int threads) {
 #if defined(__AVX512BF16__)
 template <class T> double seconds() {
     constexpr int64_t WORDS = 256;
-    Words x(ROWS * WORDS), panel(BLOCK * WORDS);
+    Words x(ROWS * WORDS), panel(BLOCK * (WORDS + AHEAD));
     Lines<float> out(ROWS * BLOCK);
     double best = 1;
     for (int i = 0; i < 20; i++) {
         const auto began = std::chrono::steady_clock::now();
-        for (int j = 0; j < 10; j++) tile<T>(x.data(), panel.data(), WORDS, out.data(), BLOCK, ROWS, true);
+        for (int j = 0; j < 10; j++) tile<T, ROWS>(x.data(), ROWS, panel.data(), WORDS, out.data(), BLOCK, true);
         best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     }
-    return best / T::IN_WORD;
+    return best;
 }
-bool in_pairs() {
-    static const bool faster = seconds<Pairs>() < seconds<Singles>();
+bool in_pairs() {  // a word is two
+    static const bool faster = seconds<Pairs>() < 2 * seconds<Singles>();
     return faster;
 }
-template <class W> struct Choice { typedef Singles Fast; };
-template <> struct Choice<bf16> { typedef Pairs Fast; };
 #else
 bool in_pairs() { return false; }
-template <class W> struct Choice { typedef Singles Fast; };
 #endif
 
 struct Work {  // what Python asks for
@@ -74,38 +71,52 @@ std::vector<int64_t> firsts_of(const Work& w) {
     return firsts;
 }
 
-template <class W> void step(const Work& w, Crew& crew) {
+template <class W, bool PAIRS> void step(const Work& w, Crew& crew) {
     const std::vector<int64_t> firsts = firsts_of(w);
     const int64_t q = w.m.heads * w.m.head_dim, kv = w.m.kv_heads * w.m.head_dim;
     const int64_t sizes[] = {w.count * (q + 2 * kv), w.count * q, w.count * w.m.hidden, 2 * w.count * w.m.inner};
     scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
     float* at = scratch.data();
-    Step<W> step{{w.m}, w.rows, w.count, w.rope, w.x, firsts, w.asked, w.asked_count, w.logits, crew,
+    Step<W, PAIRS> step{{w.m}, w.rows, w.count, w.rope, w.x, firsts, w.asked, w.asked_count, w.logits, crew,
                  at, at + sizes[0], at + sizes[0] + sizes[1], at + sizes[0] + sizes[1] + sizes[2]};
     crew.run([&](int index) { step.work(index); });
 }
 
-template <class W, class T> void prefill(const Work& w, Crew& crew) {
+template <class W, bool PAIRS> void prefill(const Work& w, Crew& crew) {
     const std::vector<int64_t> firsts = firsts_of(w);
     const int64_t q = w.m.heads * w.m.head_dim, kv = w.m.kv_heads * w.m.head_dim;
     const int64_t widths[] = {w.m.hidden, q + 2 * kv, q, w.m.hidden, w.m.inner, w.m.inner};
     int64_t all = 0;
     for (int64_t width : widths) all += width;
     scratch.resize(all * w.count);
-    packed.resize(tiles_of(w.count) * ROWS * std::max({w.m.hidden, q, w.m.inner}) / T::IN_WORD);
+    packed.resize(tiles_of(w.count) * ROWS * std::max({w.m.hidden, q, w.m.inner}));
     float* at[6] = {scratch.data()};
     for (int i = 1; i < 6; i++) at[i] = at[i - 1] + widths[i - 1] * w.count;
     std::memcpy(at[0], w.x, w.count * w.m.hidden * sizeof(float));
     std::atomic<int64_t> next{0};
-    Prefill<W, T> prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew,
+    Prefill<W, PAIRS> prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew,
                           at[0], at[1], at[2], at[3], at[4], at[5], packed.data(), next};
     crew.run([&](int index) { prefill.work(index); });
 }
 
+template <class W, bool PAIRS> void read_so(const Work& w, bool many, Crew& crew) {
+    if (many) prefill<W, PAIRS>(w, crew);
+    else step<W, PAIRS>(w, crew);
+}
 template <class W> void read(const Work& w, bool many, Crew& crew) {
-    if (!many) step<W>(w, crew);
-    else if (in_pairs()) prefill<W, typename Choice<W>::Fast>(w, crew);
-    else prefill<W, Singles>(w, crew);
+    if (sizeof(W) == 2 && in_pairs()) read_so<W, true>(w, many, crew);
+    else read_so<W, false>(w, many, crew);
+}
+
+template <class W> void make_panels(const Matrix& m, int64_t inputs, bool placed, int32_t* to, Crew& crew) {
+    crew.run([&](int index) {
+        const Part part = part_of(m.outputs, index, crew.size);
+        for (int64_t n = part.begin; n < part.end; n += BLOCK) {
+            int32_t* panel = to + n * (inputs / in_word<W>());
+            if (placed) make_panel_of<W, true>(m, inputs, n, 0, inputs, panel);
+            else make_panel_of<W, false>(m, inputs, n, 0, inputs, panel);
+        }
+    });
 }
 
 // y = x W': a linear layer in float32, for CPUs that are slow at bfloat16.
@@ -121,13 +132,13 @@ void linear(const Matrix& m, int64_t inputs, const bf16* x, int64_t rows, bf16* 
                 load(x + t * ROWS * inputs + i, even, odd);
                 store(&wide[i], even), store(&wide[i + VL], odd);
             }
-            pack<Singles>(wide.data(), inputs, some, inputs, &packed[t * ROWS * inputs]);
+            pack<Floats, bf16>(wide.data(), inputs, some, inputs, &packed[t * ROWS * inputs]);
         }
         crew.barrier();
         const Part part = part_of(m.outputs, index, crew.size);
         for (int64_t n = part.begin; n < part.end; n += SOME) {
             const int64_t end = std::min(n + SOME, part.end);
-            multiply_many<Singles, bf16>(m, packed.data(), rows, inputs, out.data() - n, SOME, n, end);
+            multiply_many<bf16, false>(m, packed.data(), rows, inputs, out.data() - n, SOME, n, end);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t i = n; i < end; i++) y[r * m.outputs + i] = to_bf16(out[r * SOME + i - n]);
         }
@@ -141,7 +152,16 @@ extern "C" {
 int64_t cachegraph_block() { return BLOCK; }
 int64_t cachegraph_in_pairs() { return in_pairs(); }
 
-// logits: (asked, vocab). K and V of the new tokens are written behind each cache's tail.
+// panels: as many bytes as `weight` has, its outputs rounded up to whole blocks.
+void cachegraph_panels(const void* weight, int64_t outputs, int64_t inputs, int64_t is_bf16, int64_t placed, void* panels,
+                       int64_t threads) {
+    std::lock_guard<std::mutex> guard(one_at_a_time);
+    const Matrix matrix{weight, nullptr, outputs, nullptr};
+    if (is_bf16) make_panels<bf16>(matrix, inputs, placed, static_cast<int32_t*>(panels), crew_of(int(threads)));
+    else make_panels<float>(matrix, inputs, placed, static_cast<int32_t*>(panels), crew_of(int(threads)));
+}
+
+// logits: (asked, vocab rounded up to whole blocks). K and V of the new tokens are written behind each cache's tail.
 void cachegraph_read(const Model* m, const Row* rows, int64_t count, const float* const* rope, const float* x,
                      const int64_t* asked, int64_t asked_count, float* logits, int64_t many, int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
@@ -155,7 +175,7 @@ void cachegraph_read(const Model* m, const Row* rows, int64_t count, const float
 void cachegraph_linear(const void* weight, int64_t outputs, int64_t inputs, const void* x, int64_t rows, void* y,
                        int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
-    Matrix matrix{weight, nullptr, outputs};
+    Matrix matrix{weight, nullptr, outputs, nullptr};
     linear(matrix, inputs, static_cast<const bf16*>(x), rows, static_cast<bf16*>(y), crew_of(int(threads)));
 }
 }

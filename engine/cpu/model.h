@@ -4,6 +4,7 @@
 
 #include "multiply.h"
 #include "numbers.h"
+#include "panels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -59,6 +60,30 @@ template <class W> struct Parts {
     int64_t q_width() const { return m.heads * m.head_dim; }
     int64_t kv_width() const { return m.kv_heads * m.head_dim; }
     int64_t qkv_width() const { return q_width() + 2 * kv_width(); }
+
+    int64_t logits_width() const { return (m.head.outputs + BLOCK - 1) / BLOCK * BLOCK; }
+
+    // A few rows times a matrix: its outputs of `part`, whole blocks where panels are kept. in: each element at its place.
+    template <bool PAIRS, bool PLACED>
+    void multiply_rows(const Matrix& matrix, const float* in, int64_t rows, int64_t inputs, float* out, int64_t stride,
+                       Part part) const {
+        typedef Way<W, PAIRS> Chosen;
+        if (!matrix.panels) {
+            multiply<W, PLACED>(matrix, in, rows, inputs, out, stride, part.begin, part.end);
+            add_bias<PLACED, W>(matrix, rows, out, stride, part.begin, part.end);
+            return;
+        }
+        const int64_t wide = std::min<int64_t>(rows, ROWS), words = inputs / Chosen::IN_WORD;
+        thread_local Words packed;
+        packed.resize(tiles_of(rows) * wide * words);
+        for (int64_t r = 0; r < rows; r += ROWS)
+            pack<typename Chosen::As, W>(in + r * inputs, inputs, std::min<int64_t>(ROWS, rows - r), inputs,
+                                         &packed[r * words], wide);
+        if (rows <= ROWS)
+            multiply_few<W, PAIRS, PLACED>(matrix, packed.data(), wide, rows, inputs, out, stride, part.begin, part.end);
+        else
+            multiply_many<W, PAIRS, PLACED>(matrix, packed.data(), rows, inputs, out, stride, part.begin, part.end);
+    }
 
     float factor(const float* from, int64_t width) const {  // of RMS norm
         vf squares = {};

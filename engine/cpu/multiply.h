@@ -1,4 +1,4 @@
-// Matrices of weights times a few rows of activations.
+// Matrices of weights, as they lie in a model, times a few rows of activations.
 
 #pragma once
 
@@ -13,6 +13,7 @@ struct Matrix {  // (outputs, inputs), row by row
     const void* weight;
     const float* bias;  // or null
     int64_t outputs;
+    const int32_t* panels;  // the same as panels.h has it, or null
 };
 }
 

@@ -1,8 +1,9 @@
-// Matrices of weights times many rows of activations.
+// Matrices of weights times rows of activations, by panels.
 //
-// Weights are unpacked a panel at a time, BLOCK outputs wide, into the order in which they are multiplied, and met by all
-// rows while they are near; rows are packed ROWS at a time. Every output is one chain of sums over its inputs, cut at the
-// same places whatever else is computed, so a row gets the same bits among any others.
+// A panel is BLOCK outputs' weights in the order in which they are multiplied: by word, a word of each output. A word is
+// a float, or two bfloat16 as they follow each other. Panels are kept where there is memory for them (`panel`), else made
+// as they are needed. Every output is one chain of sums over its inputs in their order, cut at the same places whatever
+// else is computed, so a row gets the same bits among any others.
 
 #pragma once
 
@@ -11,42 +12,54 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int ROWS = 12;  // of a tile: with two sums each they fill the registers
+constexpr int ROWS = 12;  // of a tile, at most: with two sums each they fill the registers
 #else
 constexpr int ROWS = 6;
 #endif
 constexpr int64_t DEEP = 512;  // words of a panel at a time: what rows and panel need of it stays in the nearest caches
+constexpr int64_t AHEAD = 32;  // words of a panel that is read once, asked for before they are needed
 
-typedef Lines<int32_t> Words;  // floats, or pairs of bfloat16, by their bits
+typedef Lines<int32_t> Words;
 
 inline int64_t tiles_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
+template <class W> constexpr int64_t in_word() { return 4 / int64_t(sizeof(W)); }
 
-// What a multiplication takes: a float with a float, or two bfloat16 with two.
-struct Singles {
-    static constexpr int64_t IN_WORD = 1;
-    static vf times(vi x, vi w, vf total) { return fma((vf)x, (vf)w, total); }
-    static vi words(const float* x) { return *reinterpret_cast<const vi*>(x); }  // x: each element at its place
-    // Elements of BLOCK / 2 rows each in a vector, from the panel's element `from` on: its nth word of them.
-    static void unpack(const float*, vi words, int32_t* panel, int64_t from, int n) { put(words, panel, from + n); }
-    static void unpack(const bf16*, vi words, int32_t* panel, int64_t from, int n) {  // even elements, then odd ones
-        put(words << 16, panel, from + n);
-        put(words & (int32_t)0xffff0000, panel, from + VL + n);
+// Ways to multiply: with one word of a panel, STEP words of each row.
+struct Singles {  // floats
+    static constexpr int STEP = 1;
+    template <int R> static void add(const int32_t* x, int64_t, vi here, vi there, vf* one, vf* other) {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            const vi same = x[r] - vi{};
+            one[r] = fma((vf)same, (vf)here, one[r]);
+            other[r] = fma((vf)same, (vf)there, other[r]);
+        }
     }
-    static void put(vi words, int32_t* panel, int64_t at) { *reinterpret_cast<vi*>(panel + at * BLOCK) = words; }
 };
-
+struct Widened {  // floats with pairs of bfloat16, one after the other
+    static constexpr int STEP = 2;
+    template <int R> static void add(const int32_t* x, int64_t wide, vi here, vi there, vf* one, vf* other) {
+        Singles::add<R>(x, wide, here << 16, there << 16, one, other);
+        Singles::add<R>(x + wide, wide, here & (int32_t)0xffff0000, there & (int32_t)0xffff0000, one, other);
+    }
+};
 #if defined(__AVX512BF16__)
-struct Pairs {
-    static constexpr int64_t IN_WORD = 2;
-    static vf times(vi x, vi w, vf total) { return (vf)_mm512_dpbf16_ps((__m512)total, (__m512bh)x, (__m512bh)w); }
-    static vi words(const float* x) { return narrowed(x); }
-    static void unpack(const bf16*, vi words, int32_t* panel, int64_t from, int n) {
-        Singles::put(words, panel, from / 2 + n);
+struct Pairs {  // pairs of bfloat16 with pairs
+    static constexpr int STEP = 1;
+    template <int R> static void add(const int32_t* x, int64_t, vi here, vi there, vf* one, vf* other) {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            const vi same = x[r] - vi{};
+            one[r] = (vf)_mm512_dpbf16_ps((__m512)one[r], (__m512bh)same, (__m512bh)here);
+            other[r] = (vf)_mm512_dpbf16_ps((__m512)other[r], (__m512bh)same, (__m512bh)there);
+        }
     }
 };
 #endif
@@ -77,81 +90,174 @@ inline void transpose(vi* x) {
 }
 #endif
 
-// What one tile takes of its rows of activations: by word, a word of each.
-template <class T> void pack(const float* x, int64_t stride, int64_t rows, int64_t inputs, int32_t* to) {
-    for (int64_t i = 0; i < inputs; i += VL * T::IN_WORD) {
-        vi words[VL] = {};
-        for (int r = 0; r < ROWS; r++)
-            if (r < rows) words[r] = T::words(x + r * stride + i);
-        transpose(words);
-        for (int n = 0; n < VL; n++, to += ROWS) std::memcpy(to, &words[n], ROWS * sizeof *to);
+
+// Rows of activations as tiles take them: by word, a word of each of `wide` rows, zeros for those that are not there.
+// x: each element at its place among W.
+struct Floats {  // a word is one
+    template <class W> static void words(const float* x, int32_t* to) {
+        const int32_t* bits = reinterpret_cast<const int32_t*>(x);
+        for (int i = 0; i < BLOCK; i++) to[i] = bits[place<W>(i)];
     }
+};
+#if defined(__AVX512BF16__)
+struct Rounded {  // a word is two, rounded to bfloat16
+    template <class W> static void words(const float* x, int32_t* to) { *reinterpret_cast<vi*>(to) = narrowed(x); }
+};
+#endif
+
+template <class As, class W>
+void pack(const float* x, int64_t stride, int64_t rows, int64_t inputs, int32_t* to, int64_t wide = ROWS) {
+    constexpr int WORDS = std::is_same<As, Floats>::value ? BLOCK : VL;
+    for (int64_t i = 0; i < inputs; i += BLOCK)
+        if (wide < ROWS)
+            for (int64_t r = 0; r < wide; r++) {
+                int32_t words[BLOCK] = {};
+                if (r < rows) As::template words<W>(x + r * stride + i, words);
+                for (int n = 0; n < WORDS; n++) to[(i / BLOCK * WORDS + n) * wide + r] = words[n];
+            }
+        else {
+            int32_t words[VL][BLOCK] = {};
+            for (int64_t r = 0; r < rows; r++) As::template words<W>(x + r * stride + i, words[r]);
+            for (int begin = 0; begin < WORDS; begin += VL) {
+                vi turned[VL];
+                for (int r = 0; r < VL; r++) turned[r] = *reinterpret_cast<const vi*>(&words[r][begin]);
+                transpose(turned);
+                for (int n = 0; n < VL; n++, to += ROWS) std::memcpy(to, &turned[n], ROWS * sizeof *to);
+            }
+        }
 }
 
-// BLOCK rows of weights, or of keys, from their element `begin` on, as a panel: by word, a word of each.
-template <class T, class W> void pack_panel(const W* const* rows, int64_t begin, int64_t end, int32_t* panel) {
-    constexpr int64_t SOME = VL * 4 / sizeof(W);  // elements in VL words
+// BLOCK rows of weights, or of keys, from their element `begin` on, as a panel.
+template <class W> void make_panel(const W* const* rows, int64_t begin, int64_t end, int32_t* panel) {
     for (int half = 0; half < BLOCK; half += VL)
-        for (int64_t i = begin; i < end; i += SOME) {
+        for (int64_t i = begin; i < end; i += VL * in_word<W>()) {
             vi words[VL];
 #pragma GCC unroll 16
             for (int n = 0; n < VL; n++) words[n] = *reinterpret_cast<const vi*>(rows[half + n] + i);
             transpose(words);
+            int32_t* to = panel + (i - begin) / in_word<W>() * BLOCK + half;
 #pragma GCC unroll 16
-            for (int n = 0; n < VL; n++) T::unpack(rows[0], words[n], panel + half, i - begin, n);
+            for (int n = 0; n < VL; n++) *reinterpret_cast<vi*>(to + n * BLOCK) = words[n];
         }
 }
 
-// ROWS rows times a panel, added to what `out` holds unless these are the first words. A function of its own, and every
-// loop over rows unrolled, lest the sums leave their registers.
-template <class T>
-__attribute__((noinline)) void tile(const int32_t* x, const int32_t* panel, int64_t words, float* out, int64_t stride,
-                                    int rows, bool first) {
-    vf one[ROWS] = {}, other[ROWS] = {};
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++)
-        if (!first && r < rows) one[r] = load(out + r * stride), other[r] = load(out + r * stride + VL);
-    for (int64_t i = 0; i < words; i++, x += ROWS, panel += BLOCK) {
-        const vi here = *reinterpret_cast<const vi*>(panel), there = *reinterpret_cast<const vi*>(panel + VL);
-#pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) {
-            const vi same = x[r] - vi{};
-            one[r] = T::times(same, here, one[r]);
-            other[r] = T::times(same, there, other[r]);
+// The same of a matrix's outputs from n on; PLACED: each at its place.
+template <class W, bool PLACED>
+void make_panel_of(const Matrix& m, int64_t inputs, int64_t n, int64_t begin, int64_t end, int32_t* panel) {
+    const W* rows[BLOCK];
+    for (int64_t i = 0; i < BLOCK; i++)
+        rows[PLACED ? place<W>(i) : i] = static_cast<const W*>(m.weight) + std::min(n + i, m.outputs - 1) * inputs;
+    make_panel(rows, begin, end, panel);
+}
+
+// A panel's pairs as floats.
+inline void widen(const int32_t* pairs, int64_t words, int32_t* panel) {
+    for (int64_t i = 0; i < words * BLOCK; i += BLOCK)
+        for (int half = 0; half < BLOCK; half += VL) {
+            const vi both = *reinterpret_cast<const vi*>(pairs + i + half);
+            *reinterpret_cast<vi*>(panel + 2 * i + half) = both << 16;
+            *reinterpret_cast<vi*>(panel + 2 * i + BLOCK + half) = both & (int32_t)0xffff0000;
         }
+}
+
+// R rows times a panel, added to what `out` holds unless these are the first words. x: rows packed `wide`. A function of
+// its own, and every loop over rows unrolled, lest the sums leave their registers.
+template <class T, int R>
+__attribute__((noinline)) void tile(const int32_t* x, int64_t wide, const int32_t* panel, int64_t words, float* out,
+                                    int64_t stride, bool first) {
+    vf one[R] = {}, other[R] = {};
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        if (!first) one[r] = load(out + r * stride), other[r] = load(out + r * stride + VL);
+    for (int64_t i = 0; i < words; i++, x += T::STEP * wide, panel += BLOCK) {
+        if (R < ROWS) __builtin_prefetch(panel + AHEAD * BLOCK), __builtin_prefetch(panel + AHEAD * BLOCK + VL);
+        T::template add<R>(x, wide, *reinterpret_cast<const vi*>(panel), *reinterpret_cast<const vi*>(panel + VL), one,
+                           other);
     }
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++)
-        if (r < rows) store(out + r * stride, one[r]), store(out + r * stride + VL, other[r]);
+    for (int r = 0; r < R; r++) store(out + r * stride, one[r]), store(out + r * stride + VL, other[r]);
 }
 
-// All tiles of `rows` rows times a panel. x: from the panel's first word on; `deep`: words of a whole row.
+// Up to ROWS rows, packed `wide`.
+template <class T>
+void few_rows(const int32_t* x, int64_t wide, const int32_t* panel, int64_t words, float* out, int64_t stride,
+              int64_t rows, bool first) {
+    const auto take = [&](auto some) {
+        tile<T, some>(x, wide, panel, words, out, stride, first);
+        x += some, out += some * stride, rows -= some;
+    };
+    if (rows == ROWS) take(std::integral_constant<int, ROWS>());
+    if (ROWS > 8 && rows >= 8) take(std::integral_constant<int, (ROWS > 8 ? 8 : 4)>());
+    if (ROWS > 6 && rows >= 6) take(std::integral_constant<int, (ROWS > 6 ? 6 : 4)>());
+    if (rows >= 4) take(std::integral_constant<int, 4>());
+    if (rows >= 2) take(std::integral_constant<int, 2>());
+    if (rows >= 1) take(std::integral_constant<int, 1>());
+}
+
+// All tiles of rows that are packed ROWS wide, times a panel. x: from the panel's first word on; `deep`: words of a row.
 template <class T>
 void tiles(const int32_t* x, int64_t deep, const int32_t* panel, int64_t words, float* out, int64_t stride,
            int64_t rows, bool first) {
     for (int64_t r = 0; r < rows; r += ROWS)
-        tile<T>(x + r * deep, panel, words, out + r * stride, stride, int(std::min<int64_t>(ROWS, rows - r)), first);
+        few_rows<T>(x + r * deep, ROWS, panel, words, out + r * stride, stride, std::min<int64_t>(ROWS, rows - r), first);
 }
 
-// out[r][n], or at the place of n, for the outputs from `begin` to the end of the block of `end`. x: packed rows.
-template <class T, class W, bool PLACED = false>
-void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inputs, float* out, int64_t stride,
-                   int64_t begin, int64_t end) {
-    const W* w = static_cast<const W*>(m.weight);
-    const int64_t words = inputs / T::IN_WORD;
-    thread_local Words panel(DEEP * BLOCK);
-    for (int64_t from = 0; from < words; from += DEEP) {
-        const int64_t until = std::min(from + DEEP, words);
-        for (int64_t n = begin; n < end; n += BLOCK) {
-            const W* weights[BLOCK];
-            for (int64_t i = 0; i < BLOCK; i++) weights[PLACED ? place<W>(i) : i] = w + std::min(n + i, m.outputs - 1) * inputs;
-            pack_panel<T>(weights, from * T::IN_WORD, until * T::IN_WORD, panel.data());
-            tiles<T>(x + from * ROWS, words, panel.data(), until - from, out + n, stride, rows, from == 0);
-        }
-    }
+// How rows meet weights of W: rounded to pairs of bfloat16 themselves (PAIRS), or as floats.
+template <class W, bool PAIRS> struct Way {
+    typedef Floats As;
+    typedef typename std::conditional<sizeof(W) == 2, Widened, Singles>::type Once;  // with a panel that is read once
+    static constexpr int64_t IN_WORD = 1;
+};
+#if defined(__AVX512BF16__)
+template <> struct Way<bf16, true> {
+    typedef Rounded As;
+    typedef Pairs Once;
+    static constexpr int64_t IN_WORD = 2;
+};
+#endif
+
+template <bool PLACED, class W>
+void add_bias(const Matrix& m, int64_t rows, float* out, int64_t stride, int64_t begin, int64_t end) {
     if (m.bias)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t n = begin; n < end; n++) out[r * stride + (PLACED ? place<W>(n) : n)] += m.bias[n];
+}
+
+// out[r][n], or at the place of n, for the outputs from `begin` to the end of the block of `end`. x: rows packed ROWS wide.
+template <class W, bool PAIRS, bool PLACED = false>
+void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inputs, float* out, int64_t stride,
+                   int64_t begin, int64_t end) {
+    typedef Way<W, PAIRS> Chosen;
+    constexpr bool WIDEN = sizeof(W) == 2 && !PAIRS;  // once for all tiles
+    const int64_t words = inputs / in_word<W>(), deep = inputs / Chosen::IN_WORD, some = WIDEN ? DEEP / 2 : DEEP;
+    thread_local Words made(DEEP * BLOCK), widened(DEEP * BLOCK);
+    for (int64_t from = 0; from < words; from += some) {
+        const int64_t until = std::min(from + some, words);
+        for (int64_t n = begin; n < end; n += BLOCK) {
+            const int32_t* panel = m.panels + (n / BLOCK * words + from) * BLOCK;
+            if (!m.panels) {
+                make_panel_of<W, PLACED>(m, inputs, n, from * in_word<W>(), until * in_word<W>(), made.data());
+                panel = made.data();
+            }
+            const int32_t* here = x + from * (in_word<W>() / Chosen::IN_WORD) * ROWS;
+            if constexpr (WIDEN) {
+                widen(panel, until - from, widened.data());
+                tiles<Singles>(here, deep, widened.data(), 2 * (until - from), out + n, stride, rows, from == 0);
+            } else
+                tiles<typename Chosen::Once>(here, deep, panel, until - from, out + n, stride, rows, from == 0);
+        }
+    }
+    add_bias<PLACED, W>(m, rows, out, stride, begin, end);
+}
+
+// The same for up to ROWS rows, packed `wide`, by panels that are kept: each is read once, from the memory.
+template <class W, bool PAIRS, bool PLACED = false>
+void multiply_few(const Matrix& m, const int32_t* x, int64_t wide, int64_t rows, int64_t inputs, float* out,
+                  int64_t stride, int64_t begin, int64_t end) {
+    const int64_t words = inputs / in_word<W>();
+    for (int64_t n = begin; n < end; n += BLOCK)
+        few_rows<typename Way<W, PAIRS>::Once>(x, wide, m.panels + n * words, words, out + n, stride, rows, true);
+    add_bias<PLACED, W>(m, rows, out, stride, begin, end);
 }
 
 }  // namespace

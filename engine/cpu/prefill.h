@@ -20,10 +20,11 @@ namespace {
 template <class W> struct Attention {  // what one thread needs to attend, kept from task to task
     std::vector<const W*> keys, values;  // by entry
     Lines<float> queries, scores, mixed;
-    Words packed, panel;
+    Words packed, panel, pairs;
 };
 
-template <class W, class T> struct Prefill : Parts<W> {
+template <class W, bool PAIRS> struct Prefill : Parts<W> {
+    typedef Way<W, PAIRS> Chosen;
     using Parts<W>::m, Parts<W>::q_width, Parts<W>::kv_width, Parts<W>::qkv_width;
     const Row* rows;
     const int64_t count;
@@ -90,19 +91,22 @@ template <class W, class T> struct Prefill : Parts<W> {
         each_tile(index, [&](int64_t t, int64_t some) {
             for (int64_t r = 0; r < some; r++)
                 this->norm(stream + (t * ROWS + r) * m.hidden, gain, normed + r * m.hidden);
-            pack<T>(normed, m.hidden, some, m.hidden, packed + t * ROWS * (m.hidden / T::IN_WORD));
+            put(normed, m.hidden, t, some);
         });
     }
     void pack_rows(const float* x, int64_t width, int index) const {
         each_tile(index, [&](int64_t t, int64_t some) {
-            pack<T>(x + t * ROWS * width, width, some, width, packed + t * ROWS * (width / T::IN_WORD));
+            put(x + t * ROWS * width, width, t, some);
         });
+    }
+    void put(const float* x, int64_t width, int64_t t, int64_t some) const {
+        pack<typename Chosen::As, W>(x, width, some, width, packed + t * ROWS * (width / Chosen::IN_WORD));
     }
 
     template <bool PLACED = false>
     void spread(const Matrix& matrix, int64_t inputs, float* out, int64_t stride, int index) const {
         const Part part = part_of(matrix.outputs, index, crew.size);
-        multiply_many<T, W, PLACED>(matrix, packed, count, inputs, out, stride, part.begin, part.end);
+        multiply_many<W, PAIRS, PLACED>(matrix, packed, count, inputs, out, stride, part.begin, part.end);
     }
 
     void expand(const Layer& layer, int index) const {
@@ -154,7 +158,8 @@ template <class W, class T> struct Prefill : Parts<W> {
         const int64_t unseen = window ? out_of_sight(r, tokens, before, window) : 0;
         const int64_t tiles = tiles_of(queries);
         const auto seen = [&](int64_t q) { return before + q / group + 1; };  // entries that this query sees
-        const auto last_of = [&](int64_t t) { return std::min(queries, (t + 1) * ROWS) - 1; };
+        const auto size_of = [&](int64_t t) { return std::min<int64_t>(ROWS, queries - t * ROWS); };
+        const auto last_of = [&](int64_t t) { return t * ROWS + size_of(t) - 1; };
 
         kept.queries.resize(queries * dim);
         for (int64_t q = 0; q < queries; q++) {
@@ -163,16 +168,16 @@ template <class W, class T> struct Prefill : Parts<W> {
         }
         kept.packed.resize(tiles * ROWS * std::max(dim, DEEP));
         for (int64_t t = 0; t < tiles; t++)
-            pack<Singles>(&kept.queries[t * ROWS * dim], dim, last_of(t) - t * ROWS + 1, dim, &kept.packed[t * ROWS * dim]);
+            pack<Floats, W>(&kept.queries[t * ROWS * dim], dim, size_of(t), dim, &kept.packed[t * ROWS * dim]);
 
         kept.scores.resize(queries * padded);
         kept.panel.resize(BLOCK * std::max(dim, DEEP));
         for (int64_t e = unseen; e < entries; e += BLOCK) {
-            pack_panel<Singles>(&kept.keys[e], 0, dim, kept.panel.data());
+            make_floats(&kept.keys[e], kept);
             for (int64_t t = 0; t < tiles; t++)
                 if (e < seen(last_of(t)))
-                    tile<Singles>(&kept.packed[t * ROWS * dim], kept.panel.data(), dim,
-                                  &kept.scores[t * ROWS * padded + e], padded, last_of(t) - t * ROWS + 1, true);
+                    few_rows<Singles>(&kept.packed[t * ROWS * dim], ROWS, kept.panel.data(), dim,
+                                      &kept.scores[t * ROWS * padded + e], padded, size_of(t), true);
         }
 
         std::vector<float> totals(queries);
@@ -191,8 +196,8 @@ template <class W, class T> struct Prefill : Parts<W> {
         for (int64_t from = unseen / DEEP * DEEP; from < entries; from += DEEP) {
             const int64_t begin = std::max(from, unseen), until = std::min(from + DEEP, padded);
             for (int64_t t = 0; t < tiles; t++)
-                pack<Singles>(&kept.scores[t * ROWS * padded + begin], padded, last_of(t) - t * ROWS + 1, until - begin,
-                              &kept.packed[t * ROWS * DEEP]);
+                pack<Floats, float>(&kept.scores[t * ROWS * padded + begin], padded, size_of(t), until - begin,
+                                    &kept.packed[t * ROWS * DEEP]);
             for (int64_t d = 0; d < dim; d += BLOCK) {
                 for (int64_t e = begin; e < until; e++) {
                     vf a, b;
@@ -202,14 +207,24 @@ template <class W, class T> struct Prefill : Parts<W> {
                 }
                 for (int64_t t = 0; t < tiles; t++)
                     if (const int64_t some = std::min(until, seen(last_of(t))) - begin; some > 0)
-                        tile<Singles>(&kept.packed[t * ROWS * DEEP], kept.panel.data(), some,
-                                      &kept.mixed[t * ROWS * dim + d], dim, last_of(t) - t * ROWS + 1, false);
+                        few_rows<Singles>(&kept.packed[t * ROWS * DEEP], ROWS, kept.panel.data(), some,
+                                          &kept.mixed[t * ROWS * dim + d], dim, size_of(t), false);
             }
         }
         for (int64_t q = 0; q < queries; q++) {  // in the order in which the next weights meet it
             float* to = attended + (r + q / group) * q_width() + (h * group + q % group) * dim;
             for (int64_t i = 0; i < dim; i += VL) store(to + i, load(&kept.mixed[q * dim + i]) / totals[q]);
         }
+    }
+
+    // A panel of BLOCK keys.
+    void make_floats(const W* const* keys, Attention<W>& kept) const {
+        if constexpr (sizeof(W) == 2) {
+            kept.pairs.resize(BLOCK * m.head_dim / 2);
+            make_panel(keys, 0, m.head_dim, kept.pairs.data());
+            widen(kept.pairs.data(), m.head_dim / 2, kept.panel.data());
+        } else
+            make_panel(keys, 0, m.head_dim, kept.panel.data());
     }
 
     // Where the entries lie that the last of some tokens sees; those up to a whole panel are its own again, for nobody.
@@ -243,11 +258,8 @@ template <class W, class T> struct Prefill : Parts<W> {
         Lines<float> normed(asked_count * m.hidden);
         for (int64_t i = 0; i < asked_count; i++)
             this->norm(stream + asked[i] * m.hidden, m.norm, &normed[i * m.hidden]);
-        const Part part = part_of(m.head.outputs, index, crew.size);
-        multiply<W>(m.head, normed.data(), asked_count, m.hidden, logits, m.head.outputs, part.begin, part.end);
-        if (m.head.bias)
-            for (int64_t r = 0; r < asked_count; r++)
-                for (int64_t n = part.begin; n < part.end; n++) logits[r * m.head.outputs + n] += m.head.bias[n];
+        this->template multiply_rows<PAIRS, false>(m.head, normed.data(), asked_count, m.hidden, logits,
+                                                   this->logits_width(), part_of(m.head.outputs, index, crew.size));
     }
 };
 

@@ -16,7 +16,7 @@
 
 namespace {
 
-template <class W> struct Step : Parts<W> {
+template <class W, bool PAIRS> struct Step : Parts<W> {
     using Parts<W>::m, Parts<W>::q_width, Parts<W>::kv_width, Parts<W>::qkv_width;
     const Row* rows;
     const int64_t count;
@@ -57,19 +57,14 @@ template <class W> struct Step : Parts<W> {
         for (int64_t i = 0; i < asked_count; i++)
             std::memmove(&stream[i * m.hidden], &stream[asked[i] * m.hidden], m.hidden * sizeof(float));
         norm_all(stream.data(), m.norm, normed.data(), asked_count);
-        spread(m.head, normed.data(), m.hidden, logits, m.head.outputs, index, asked_count);
+        this->template multiply_rows<PAIRS, false>(m.head, normed.data(), asked_count, m.hidden, logits,
+                                                   this->logits_width(), part_of(m.head.outputs, index, crew.size));
     }
 
     template <bool PLACED = false>
-    void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index,
-                int64_t first = 0) const {  // so many of the rows; 0: all
-        const int64_t many = first ? first : count;
-        Part part = part_of(matrix.outputs, index, crew.size);
-        multiply<W, PLACED>(matrix, in, many, inputs, out, stride, part.begin, part.end);
-        if (matrix.bias)
-            for (int64_t r = 0; r < many; r++)
-                for (int64_t i = part.begin; i < part.end; i++)
-                    out[r * stride + (PLACED ? place<W>(i) : i)] += matrix.bias[i];
+    void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index) const {
+        this->template multiply_rows<PAIRS, PLACED>(matrix, in, count, inputs, out, stride,
+                                                    part_of(matrix.outputs, index, crew.size));
     }
 
     void project(const Layer& layer, const float* in, int index) const {
@@ -89,8 +84,8 @@ template <class W> struct Step : Parts<W> {
     void expand(const Layer& layer, const float* in, float* gate, int index) const {
         const Part part = part_of(m.inner, index, crew.size);
         float* up = activated + count * m.inner;
-        multiply<W, true>(layer.gate, in, count, m.hidden, gate, m.inner, part.begin, part.end);
-        multiply<W, true>(layer.up, in, count, m.hidden, up, m.inner, part.begin, part.end);
+        spread<true>(layer.gate, in, m.hidden, gate, m.inner, index);
+        spread<true>(layer.up, in, m.hidden, up, m.inner, index);
         for (int64_t r = 0; r < count * m.inner; r += m.inner) this->activate(gate + r, up + r, activated + r, part);
     }
 

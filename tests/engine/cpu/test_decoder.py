@@ -1,5 +1,6 @@
 """What the kernels compute is what the model itself computes."""
 
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from transformers import models as hf
 
 from cachegraph.engine.checks import in_float32
+from cachegraph.engine.cpu import decoder as cpu_decoder
 from cachegraph.engine.cpu.build import Kernels, kernels
 from cachegraph.engine.cpu.decoder import Decoder, Unsupported
 from cachegraph.engine.forward import Row, forward
@@ -52,6 +54,13 @@ def compiled() -> Kernels:
     if isinstance(found, str):
         pytest.skip(found)
     return found
+
+
+@pytest.fixture(params=[True, False], ids=["panels", "no panels"], autouse=True)
+def panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether there is memory for weights in a second order."""
+    monkeypatch.setattr(cpu_decoder, "_ROOM", 0 if request.param else math.inf)
+    return bool(request.param)
 
 
 @pytest.fixture(params=MODELS)
