@@ -79,7 +79,7 @@ template <class W> struct Parts {
         for (int64_t r = 0; r < rows; r += ROWS)
             pack<typename Chosen::As, W>(in + r * inputs, inputs, std::min<int64_t>(ROWS, rows - r), inputs,
                                          &packed[r * words], wide);
-        if (rows <= ROWS)
+        if (rows <= FEW)
             multiply_few<W, PAIRS, PLACED>(matrix, packed.data(), wide, rows, inputs, out, stride, part.begin, part.end);
         else
             multiply_many<W, PAIRS, PLACED>(matrix, packed.data(), rows, inputs, out, stride, part.begin, part.end);

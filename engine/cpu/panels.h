@@ -24,6 +24,7 @@ constexpr int ROWS = 12;  // of a tile, at most: with two sums each they fill th
 constexpr int ROWS = 6;
 #endif
 constexpr int64_t DEEP = 512;  // words of a panel at a time: what rows and panel need of it stays in the nearest caches
+constexpr int64_t FEW = 3 * ROWS;  // rows, for which panels of pairs need not be widened first
 constexpr int64_t AHEAD = 32;  // words of a panel that is read once, asked for before they are needed
 
 typedef Lines<int32_t> Words;
@@ -170,7 +171,7 @@ __attribute__((noinline)) void tile(const int32_t* x, int64_t wide, const int32_
     for (int r = 0; r < R; r++)
         if (!first) one[r] = load(out + r * stride), other[r] = load(out + r * stride + VL);
     for (int64_t i = 0; i < words; i++, x += T::STEP * wide, panel += BLOCK) {
-        if (R < ROWS) __builtin_prefetch(panel + AHEAD * BLOCK), __builtin_prefetch(panel + AHEAD * BLOCK + VL);
+        __builtin_prefetch(panel + AHEAD * BLOCK), __builtin_prefetch(panel + AHEAD * BLOCK + VL);
         T::template add<R>(x, wide, *reinterpret_cast<const vi*>(panel), *reinterpret_cast<const vi*>(panel + VL), one,
                            other);
     }
@@ -187,9 +188,10 @@ void few_rows(const int32_t* x, int64_t wide, const int32_t* panel, int64_t word
         x += some, out += some * stride, rows -= some;
     };
     if (rows == ROWS) take(std::integral_constant<int, ROWS>());
-    if (ROWS > 8 && rows >= 8) take(std::integral_constant<int, (ROWS > 8 ? 8 : 4)>());
-    if (ROWS > 6 && rows >= 6) take(std::integral_constant<int, (ROWS > 6 ? 6 : 4)>());
+    if (ROWS > 8 && rows >= 8) take(std::integral_constant<int, std::min(ROWS, 8)>());
+    if (ROWS > 6 && rows >= 6) take(std::integral_constant<int, 6>());
     if (rows >= 4) take(std::integral_constant<int, 4>());
+    if (rows >= 3) take(std::integral_constant<int, 3>());
     if (rows >= 2) take(std::integral_constant<int, 2>());
     if (rows >= 1) take(std::integral_constant<int, 1>());
 }
@@ -250,13 +252,15 @@ void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inpu
     add_bias<PLACED, W>(m, rows, out, stride, begin, end);
 }
 
-// The same for up to ROWS rows, packed `wide`, by panels that are kept: each is read once, from the memory.
+// The same for so few rows that panels are read as they are kept, once from the memory. x: rows packed `wide`.
 template <class W, bool PAIRS, bool PLACED = false>
 void multiply_few(const Matrix& m, const int32_t* x, int64_t wide, int64_t rows, int64_t inputs, float* out,
                   int64_t stride, int64_t begin, int64_t end) {
-    const int64_t words = inputs / in_word<W>();
+    const int64_t words = inputs / in_word<W>(), deep = inputs / Way<W, PAIRS>::IN_WORD;
     for (int64_t n = begin; n < end; n += BLOCK)
-        few_rows<typename Way<W, PAIRS>::Once>(x, wide, m.panels + n * words, words, out + n, stride, rows, true);
+        for (int64_t r = 0; r < rows; r += wide)
+            few_rows<typename Way<W, PAIRS>::Once>(x + r * deep, wide, m.panels + n * words, words, out + r * stride + n,
+                                                   stride, std::min(wide, rows - r), true);
     add_bias<PLACED, W>(m, rows, out, stride, begin, end);
 }
 

@@ -110,10 +110,9 @@ template <class W, bool PAIRS> struct Step : Parts<W> {
         int64_t padded = (entries + VL - 1) / VL * VL;
         scores.resize(group * padded);
         score(row, segments, h, layer.window, queries.data(), group, scores.data(), padded);
-        for (int64_t g = 0; g < group; g++) {
-            float total = this->soften(scores.data() + g * padded, entries, padded);
-            mix(row, segments, h, scores.data() + g * padded, total, attended + r * q_width() + (h * group + g) * dim);
-        }
+        std::vector<float> totals(group);
+        for (int64_t g = 0; g < group; g++) totals[g] = this->soften(scores.data() + g * padded, entries, padded);
+        mix(row, segments, h, scores.data(), padded, totals.data(), group, attended + r * q_width() + h * group * dim);
     }
 
     void score(const Row& row, const Segment* segments, int64_t h, int64_t window, const float* queries, int64_t group,
@@ -125,71 +124,102 @@ template <class W, bool PAIRS> struct Step : Parts<W> {
             const int64_t length = row.lengths[s] + (s == row.count - 1 ? 1 + row.behind : 0);
             for (int64_t p = 0; p < length;) {
                 const int64_t keys = length - p >= 4 ? 4 : 1;
-                for (int64_t g = 0; g < group; g++) {
+                by_queries(group, [&](int64_t g, auto some) {
                     float* to = scores + g * padded + entry;
-                    if (keys == 4) std::memcpy(to, dots<4>(key, queries + g * dim, dim).of, 4 * sizeof(float));
-                    else to[0] = dots<1>(key, queries + g * dim, dim).of[0];
-                    if (window && row.positions)
-                        for (int64_t k = 0; k < keys; k++)
-                            if (row.position - row.positions[entry + k] >= window) to[k] = -INFINITY;
-                }
+                    if (keys == 4) dots<4, some>(key, queries + g * dim, dim, to, padded);
+                    else dots<1, some>(key, queries + g * dim, dim, to, padded);
+                });
+                if (window && row.positions)
+                    for (int64_t k = 0; k < keys; k++)
+                        if (row.position - row.positions[entry + k] >= window)
+                            for (int64_t g = 0; g < group; g++) scores[g * padded + entry + k] = -INFINITY;
                 p += keys, entry += keys, key += keys * dim;
             }
         }
     }
 
-    // One query with N keys that lie behind each other.
-    template <int N> static Four dots(const W* key, const float* query, int64_t dim) {
-        vf totals[4] = {};
+    // Queries that share a KV head, as many at a time as there are registers for: what is read serves them all.
+#if defined(__AVX512F__)
+    static constexpr int TOGETHER = 3;
+#else
+    static constexpr int TOGETHER = 1;
+#endif
+    template <class F> static void by_queries(int64_t group, F&& take) {
+        int64_t g = 0;
+        for (; g + TOGETHER <= group; g += TOGETHER) take(g, std::integral_constant<int, TOGETHER>());
+        for (; g < group; g++) take(g, std::integral_constant<int, 1>());
+    }
+
+    // G queries with N keys that lie behind each other.
+    template <int N, int G>
+    static void dots(const W* key, const float* query, int64_t dim, float* out, int64_t stride) {
+        vf totals[G][4] = {};
         for (int64_t i = 0; i < dim; i += BLOCK) {
-            const vf first = load(query + i), last = load(query + i + VL);
 #pragma GCC unroll 4
             for (int n = 0; n < N; n++) {
                 vf a, b;
                 load(key + n * dim + i, a, b);
-                totals[n] = fma(b, last, fma(a, first, totals[n]));
+#pragma GCC unroll 4
+                for (int g = 0; g < G; g++) {
+                    const float* q = query + g * dim + i;
+                    totals[g][n] = fma(b, load(q + VL), fma(a, load(q), totals[g][n]));
+                }
             }
         }
-        return sums(totals[0], totals[1], totals[2], totals[3]);
-    }
-
-    void mix(const Row& row, const Segment* segments, int64_t h, const float* weights, float total, float* out) const {
-        constexpr int WIDE = 4;  // blocks at a time: eight sums in registers
-        const int64_t dim = m.head_dim;
-        for (int64_t from = 0; from < dim; from += WIDE * BLOCK) {
-            const int blocks = int(std::min<int64_t>(WIDE, (dim - from) / BLOCK));
-            if (blocks == WIDE) mix_blocks<WIDE>(row, segments, h, weights, total, out, from);
-            else if (blocks == 2) mix_blocks<2>(row, segments, h, weights, total, out, from);
-            else
-                for (int b = 0; b < blocks; b++)
-                    mix_blocks<1>(row, segments, h, weights, total, out, from + b * BLOCK);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) {
+            const Four done = sums(totals[g][0], totals[g][1], totals[g][2], totals[g][3]);
+            std::memcpy(out + g * stride, done.of, N * sizeof(float));
         }
     }
 
-    template <int N>
-    void mix_blocks(const Row& row, const Segment* segments, int64_t h, const float* weights, float total, float* out,
-                    int64_t from) const {
+    // out: of queries that share a KV head, in the order in which the next weights meet it.
+    void mix(const Row& row, const Segment* segments, int64_t h, const float* weights, int64_t padded,
+             const float* totals, int64_t group, float* out) const {
+        constexpr int WIDE = 4;  // blocks at a time
         const int64_t dim = m.head_dim;
-        vf sums[2 * N] = {};
+        by_queries(group, [&](int64_t g, auto some) {
+            const float* from = weights + g * padded;
+            float* to = out + g * dim;
+            int64_t d = 0;
+            const auto take = [&](auto blocks) {
+                for (; d + blocks * BLOCK <= dim; d += blocks * BLOCK)
+                    mix_blocks<blocks, some>(row, segments, h, from, padded, totals + g, to, d);
+            };
+            take(std::integral_constant<int, WIDE>());
+            take(std::integral_constant<int, 2>());
+            take(std::integral_constant<int, 1>());
+        });
+    }
+
+    template <int N, int G>
+    void mix_blocks(const Row& row, const Segment* segments, int64_t h, const float* weights, int64_t padded,
+                    const float* totals, float* out, int64_t from) const {
+        const int64_t dim = m.head_dim;
+        vf sums[G][2 * N] = {};
         int64_t entry = 0;
         for (int64_t s = 0; s < row.count; s++) {
             const W* value = static_cast<const W*>(segments[s].values) + h * segments[s].value_stride + from;
             const int64_t length = row.lengths[s] + (s == row.count - 1 ? 1 + row.behind : 0);
             for (int64_t p = 0; p < length; p++, entry++, value += dim) {
-                const vf weight = splat(weights[entry]);
 #pragma GCC unroll 4
                 for (int n = 0; n < N; n++) {
                     vf a, b;
                     load(value + n * BLOCK, a, b);
-                    sums[2 * n] = fma(weight, a, sums[2 * n]);
-                    sums[2 * n + 1] = fma(weight, b, sums[2 * n + 1]);
+#pragma GCC unroll 4
+                    for (int g = 0; g < G; g++) {
+                        const vf weight = splat(weights[g * padded + entry]);
+                        sums[g][2 * n] = fma(weight, a, sums[g][2 * n]);
+                        sums[g][2 * n + 1] = fma(weight, b, sums[g][2 * n + 1]);
+                    }
                 }
             }
         }
-        for (int n = 0; n < N; n++) {  // in the order in which the next weights meet it
-            store(out + from + n * BLOCK, sums[2 * n] / total);
-            store(out + from + n * BLOCK + VL, sums[2 * n + 1] / total);
-        }
+        for (int g = 0; g < G; g++)
+            for (int n = 0; n < N; n++) {
+                store(out + g * dim + from + n * BLOCK, sums[g][2 * n] / totals[g]);
+                store(out + g * dim + from + n * BLOCK + VL, sums[g][2 * n + 1] / totals[g]);
+            }
     }
 };
 

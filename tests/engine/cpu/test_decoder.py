@@ -35,6 +35,7 @@ SIZES: dict[str, Any] = {
 FULL, SLIDING = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e4}
 MODELS = {
     "llama": lambda: hf.llama.LlamaConfig(**SIZES),
+    "llama with three and one queries a head": lambda: hf.llama.LlamaConfig(**(SIZES | {"num_attention_heads": 8})),
     "qwen2 with biases": lambda: hf.qwen2.Qwen2Config(**(SIZES | {"hidden_size": 128})),
     "qwen3 with norms of heads": lambda: hf.qwen3.Qwen3Config(**SIZES),
     "mistral with a window": lambda: hf.mistral.MistralConfig(**SIZES, sliding_window=12),
