@@ -63,7 +63,8 @@ template <class W> struct Parts {
 
     int64_t logits_width() const { return (m.head.outputs + BLOCK - 1) / BLOCK * BLOCK; }
 
-    // A few rows times a matrix: its outputs of `part`, whole blocks where panels are kept. in: each element at its place.
+    // A few rows times a matrix: its outputs of `part`, in whole blocks where panels are kept. in: each element at its
+    // place.
     template <bool PAIRS, bool PLACED>
     void multiply_rows(const Matrix& matrix, const float* in, int64_t rows, int64_t inputs, float* out, int64_t stride,
                        Part part) const {
@@ -80,7 +81,8 @@ template <class W> struct Parts {
             pack<typename Chosen::As, W>(in + r * inputs, inputs, std::min<int64_t>(ROWS, rows - r), inputs,
                                          &packed[r * words], wide);
         if (rows <= FEW)
-            multiply_few<W, PAIRS, PLACED>(matrix, packed.data(), wide, rows, inputs, out, stride, part.begin, part.end);
+            multiply_few<W, PAIRS, PLACED>(matrix, packed.data(), wide, rows, inputs, out, stride, part.begin,
+                                           part.end);
         else
             multiply_many<W, PAIRS, PLACED>(matrix, packed.data(), rows, inputs, out, stride, part.begin, part.end);
     }

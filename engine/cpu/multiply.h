@@ -62,8 +62,8 @@ constexpr int MOST_ROWS = 8;  // at once: each has a sum in a register
 constexpr int MOST_ROWS = 4;
 #endif
 
-// N outputs of R rows. The CPU's own prefetching falls behind, most where weights are not read in the order in which they
-// lie: several rows take two outputs at a time, so that an activation is read once for both.
+// N outputs of R rows. The CPU's own prefetching falls behind, most where weights are not read in the order in which
+// they lie: several rows take two outputs at a time, so that an activation is read once for both.
 template <class W, bool PLACED, int N, int R, class X>
 inline void block(const W* w, const X* x, int64_t inputs, float* out, int64_t stride, int64_t first) {
     typedef typename Choose<W>::Weights Weights;

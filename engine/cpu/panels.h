@@ -1,8 +1,8 @@
 // Matrices of weights times rows of activations, by panels.
 //
 // A panel is BLOCK outputs' weights in the order in which they are multiplied: by word, a word of each output. A word is
-// a float, or two bfloat16 as they follow each other. Panels are kept where there is memory for them (`panel`), else made
-// as they are needed. Every output is one chain of sums over its inputs in their order, cut at the same places whatever
+// a float, or two bfloat16 as they follow each other. Panels are kept where there is memory for them (Matrix::panels),
+// else made as they are needed. Every output is one chain of sums over its inputs in their order, cut at the same places whatever
 // else is computed, so a row gets the same bits among any others.
 
 #pragma once
@@ -161,8 +161,8 @@ inline void widen(const int32_t* pairs, int64_t words, int32_t* panel) {
         }
 }
 
-// R rows times a panel, added to what `out` holds unless these are the first words. x: rows packed `wide`. A function of
-// its own, and every loop over rows unrolled, lest the sums leave their registers.
+// R rows times a panel, added to what `out` holds unless these are the first words. x: rows packed `wide`. A function
+// of its own, and every loop over rows unrolled, lest the sums leave their registers.
 template <class T, int R>
 __attribute__((noinline)) void tile(const int32_t* x, int64_t wide, const int32_t* panel, int64_t words, float* out,
                                     int64_t stride, bool first) {
@@ -196,12 +196,14 @@ void few_rows(const int32_t* x, int64_t wide, const int32_t* panel, int64_t word
     if (rows >= 1) take(std::integral_constant<int, 1>());
 }
 
-// All tiles of rows that are packed ROWS wide, times a panel. x: from the panel's first word on; `deep`: words of a row.
+// All tiles of rows that are packed ROWS wide, times a panel. x: from the panel's first word on; `deep`: words of a
+// row.
 template <class T>
 void tiles(const int32_t* x, int64_t deep, const int32_t* panel, int64_t words, float* out, int64_t stride,
            int64_t rows, bool first) {
     for (int64_t r = 0; r < rows; r += ROWS)
-        few_rows<T>(x + r * deep, ROWS, panel, words, out + r * stride, stride, std::min<int64_t>(ROWS, rows - r), first);
+        few_rows<T>(x + r * deep, ROWS, panel, words, out + r * stride, stride, std::min<int64_t>(ROWS, rows - r),
+                    first);
 }
 
 // How rows meet weights of W: rounded to pairs of bfloat16 themselves (PAIRS), or as floats.
@@ -225,7 +227,8 @@ void add_bias(const Matrix& m, int64_t rows, float* out, int64_t stride, int64_t
             for (int64_t n = begin; n < end; n++) out[r * stride + (PLACED ? place<W>(n) : n)] += m.bias[n];
 }
 
-// out[r][n], or at the place of n, for the outputs from `begin` to the end of the block of `end`. x: rows packed ROWS wide.
+// out[r][n], or at the place of n, for the outputs from `begin` to the end of the block of `end`. x: rows packed ROWS
+// wide.
 template <class W, bool PAIRS, bool PLACED = false>
 void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inputs, float* out, int64_t stride,
                    int64_t begin, int64_t end) {
@@ -259,8 +262,8 @@ void multiply_few(const Matrix& m, const int32_t* x, int64_t wide, int64_t rows,
     const int64_t words = inputs / in_word<W>(), deep = inputs / Way<W, PAIRS>::IN_WORD;
     for (int64_t n = begin; n < end; n += BLOCK)
         for (int64_t r = 0; r < rows; r += wide)
-            few_rows<typename Way<W, PAIRS>::Once>(x + r * deep, wide, m.panels + n * words, words, out + r * stride + n,
-                                                   stride, std::min(wide, rows - r), true);
+            few_rows<typename Way<W, PAIRS>::Once>(x + r * deep, wide, m.panels + n * words, words,
+                                                   out + r * stride + n, stride, std::min(wide, rows - r), true);
     add_bias<PLACED, W>(m, rows, out, stride, begin, end);
 }
 
