@@ -53,10 +53,16 @@ class Rotation:
         shift = positions - kv.positions  # (positions,)
         if not bool(shift.any()):
             return kv
+        moving = [index for index in range(len(kv.layers)) if index not in self._still]
+        keys = dict(zip(moving, self._turned(moving, [kv.layers[index].keys for index in moving], shift), strict=True))
+        layers = [LayerKV(keys[index], old.values) if index in keys else old for index, old in enumerate(kv.layers)]
+        return KV(tuple(layers), positions)
+
+    def _turned(self, layers: Sequence[int], keys: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
+        if len({each.device for each in keys}) == 1:  # all at once, since a layer's own operations are small
+            return self.by_layers(shift)(layers, torch.stack(list(keys))).unbind()
         turn = self.by(shift)
-        keys = [turn(index, layer.keys) for index, layer in enumerate(kv.layers)]
-        pairs = zip(keys, kv.layers, strict=True)
-        return KV(tuple(old if new is old.keys else LayerKV(new, old.values) for new, old in pairs), positions)
+        return [turn(layer, each) for layer, each in zip(layers, keys, strict=True)]
 
     def by(self, shift: Tensor) -> Callable[[int, Tensor], Tensor]:
         """Turns a layer's keys, (1, kv_heads, positions, head_dim), further by `shift`, (positions,) int64.
@@ -94,12 +100,7 @@ class Rotation:
 
     def unrotated(self, kv: KV) -> KV:
         """The same entries with keys as they are before RoPE: at position 0."""
-        there = torch.zeros_like(kv.positions)
-        if len({layer.keys.device for layer in kv.layers}) > 1:
-            return self.move(kv, there)
-        rotated = torch.stack([layer.keys for layer in kv.layers])  # (layers, 1, kv_heads, positions, head_dim)
-        bare = self.by_layers(-kv.positions)(range(len(kv.layers)), rotated)
-        return KV(tuple(LayerKV(*each) for each in zip(bare, (old.values for old in kv.layers), strict=True)), there)
+        return self.move(kv, torch.zeros_like(kv.positions))
 
     def _kind(self, layer: int) -> str | None:
         """The rotary module's name for a layer's kind, where it keeps several bases."""
