@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal, NamedTuple, assert_never
 
+from cachegraph.engine.cpu.linear import widen
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.load import LoadedModel
 from cachegraph.errors import ChannelError, ConfigError, FuserError
@@ -126,6 +127,7 @@ def _translate_plan(
     """Raises FuserError where the folder holds no whole translator."""
     mine, theirs = receiver.model.model, sender.model.model
     translator = load_translator(place, mine.device, mine.dtype)
+    widen(translator.network)
     if reason := _why_not_this_pair(translator.card, receiver.model, sender.model):
         return reason
     if reason := _why_not_unrotated(theirs, mine):
@@ -176,6 +178,8 @@ def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | No
 def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
     """Raises FuserError where the folder holds no whole fuser."""
     fuser = load_fuser(place, receiver.model.device, receiver.model.dtype).freeze()
+    for projector in fuser.projectors.values():
+        widen(projector)
     card = fuser.card
     if reason := _why_not_this_pair(card, receiver, sharer):
         return reason
