@@ -21,6 +21,7 @@ from .kv import KV, LayerKV
 __all__ = ["Rotation"]
 
 _ALIKE = 0.99  # cosine
+_AT_ONCE = 1 << 18  # elements: an operation on fewer is all overhead, one on more leaves the CPU's cache
 
 
 class Rotation:
@@ -59,10 +60,15 @@ class Rotation:
         return KV(tuple(layers), positions)
 
     def _turned(self, layers: Sequence[int], keys: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
-        if len({each.device for each in keys}) == 1:  # all at once, since a layer's own operations are small
-            return self.by_layers(shift)(layers, torch.stack(list(keys))).unbind()
-        turn = self.by(shift)
-        return [turn(layer, each) for layer, each in zip(layers, keys, strict=True)]
+        together = _AT_ONCE // max((each.numel() for each in keys), default=_AT_ONCE)
+        if together < 2 or len({each.device for each in keys}) > 1:
+            turn = self.by(shift)
+            return [turn(layer, each) for layer, each in zip(layers, keys, strict=True)]
+        turn_all, turned = self.by_layers(shift), list[Tensor]()
+        for begin in range(0, len(layers), together):
+            some = slice(begin, begin + together)
+            turned += turn_all(layers[some], torch.stack(list(keys[some]))).unbind()
+        return turned
 
     def by(self, shift: Tensor) -> Callable[[int, Tensor], Tensor]:
         """Turns a layer's keys, (1, kv_heads, positions, head_dim), further by `shift`, (positions,) int64.
