@@ -6,14 +6,20 @@ import pytest
 import tiny
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from cachegraph.engine.forward import Row, forward
 from cachegraph.engine.kv import RowCache
 from cachegraph.engine.load import LoadedModel, load_model
 from cachegraph.engine.quiet import quiet_transformers
 
-pytest.importorskip("bitsandbytes")
+QUANTISED = {
+    "bitsandbytes, 4 bits": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    ),
+    "torchao, 8 bits": TorchAoConfig(Int8WeightOnlyConfig()),
+}
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -28,15 +34,14 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=QUANTISED)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = tiny.save_model(transformers.models.llama.LlamaConfig(**SIZES), tmp_path_factory.mktemp("plain"))
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(
-            plain, dtype=torch.float32, quantization_config=config, local_files_only=True
+            plain, dtype=torch.float32, quantization_config=QUANTISED[request.param], local_files_only=True
         )
-        to = tmp_path_factory.mktemp("nf4")
+        to = tmp_path_factory.mktemp("quantised")
         network.save_pretrained(to)
     return to
 
@@ -46,7 +51,7 @@ def model(folder: Path) -> LoadedModel:
     return load_model(folder, dtype=torch.float32)
 
 
-def test_4_bit_weights_are_loaded_as_they_are_and_trusted_with_caches(model: LoadedModel) -> None:
+def test_quantised_weights_are_loaded_as_they_are_and_trusted_with_caches(model: LoadedModel) -> None:
     assert type(model.network.get_decoder().layers[0].mlp.up_proj.weight) is not torch.nn.Parameter
     assert (model.why_no_cache, model.rotation.why_not) == (None, None)
 
