@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 import transformers
-from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from cachegraph.engine.forward import Row, forward
@@ -14,12 +13,6 @@ from cachegraph.engine.kv import RowCache
 from cachegraph.engine.load import LoadedModel, load_model
 from cachegraph.engine.quiet import quiet_transformers
 
-QUANTISED = {
-    "bitsandbytes, 4 bits": BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-    ),
-    "torchao, 8 bits": TorchAoConfig(Int8WeightOnlyConfig()),
-}
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -34,12 +27,23 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module", params=QUANTISED)
+def four_bits() -> object:
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+
+
+def eight_bits() -> object:
+    # Not installed for other tests: transformers imports it wherever it is, which takes seconds and prints warnings.
+    quantization = pytest.importorskip("torchao.quantization", reason="pip install torchao")
+    return TorchAoConfig(quantization.Int8WeightOnlyConfig())
+
+
+@pytest.fixture(scope="module", params=[four_bits, eight_bits])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = tiny.save_model(transformers.models.llama.LlamaConfig(**SIZES), tmp_path_factory.mktemp("plain"))
     with quiet_transformers():
         network = AutoModelForCausalLM.from_pretrained(
-            plain, dtype=torch.float32, quantization_config=QUANTISED[request.param], local_files_only=True
+            plain, dtype=torch.float32, quantization_config=request.param(), local_files_only=True
         )
         to = tmp_path_factory.mktemp("quantised")
         network.save_pretrained(to)
