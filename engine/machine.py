@@ -19,7 +19,7 @@ from .models.inventory import inventory
 from .models.placement import Device, visible_devices
 from .models.store import home
 
-__all__ = ["DeviceFacts", "Machine", "budget_words", "examine"]
+__all__ = ["DeviceFacts", "Machine", "budget_words", "examine", "installed", "processor"]
 
 # Instructions that decide how fast a CPU computes a model.
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "neon", "sve", "bf16")
@@ -68,21 +68,24 @@ def examine() -> Machine:
     return machine
 
 
+def installed(name: str) -> str | None:
+    """A package's version."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def _versions() -> dict[str, str]:
-    found = {"cachegraph": __version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "anyio"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    others = {name: installed(name) or "missing" for name in ("torch", "transformers", "anyio")}
+    return {"cachegraph": __version__, "python": platform.python_version(), **others}
 
 
 def _look_at_torch(machine: Machine) -> None:
     import psutil
     import torch
 
-    machine.processor = _processor()
+    machine.processor = processor()
     machine.cores = psutil.cpu_count(logical=False) or 0
     machine.threads = torch.get_num_threads()
     machine.features = _features(torch)
@@ -99,7 +102,8 @@ def _features(torch: Any) -> list[str]:
     return [name for name in FEATURES if can.get(name, False)]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the CPU is called."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -3,16 +3,16 @@
 import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from pydantic import BaseModel
 
 from cachegraph import __version__
+from cachegraph.engine.cpu import has_tiles
+from cachegraph.engine.machine import installed, processor
 from cachegraph.graph.routes import Wiring
 from cachegraph.graph.subgraph import all_nodes
 
-__all__ = ["Environment", "ModelFacts", "batches_exactly", "describe", "has_amx"]
+__all__ = ["Environment", "ModelFacts", "batches_exactly", "describe"]
 
 
 class ModelFacts(BaseModel):
@@ -56,9 +56,9 @@ def describe(wiring: Wiring) -> Environment:
     import torch
 
     return Environment(
-        versions={name: found for name in ("torch", "transformers", "numpy") if (found := _version(name))},
+        versions={name: found for name in ("torch", "transformers", "numpy") if (found := installed(name))},
         system=f"{platform.system()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
@@ -67,19 +67,15 @@ def describe(wiring: Wiring) -> Environment:
     )
 
 
-def has_amx() -> bool:
-    """Whether this CPU multiplies in tiles (AMX); a row's rounding then depends on how many rows there are."""
+def batches_exactly(models: Sequence[ModelFacts]) -> bool:
+    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on an x86 CPU without AMX,
+    which multiplies in tiles and rounds by the number of rows.
+    """
     import torch
 
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported is not None and supported())
-
-
-def batches_exactly(models: Sequence[ModelFacts]) -> bool:
-    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on a CPU without AMX."""
     local = [model for model in models if model.dtype is not None]
     exact = all(model.dtype == "bfloat16" and model.device in (None, "cpu") for model in local)
-    return exact and not (local and has_amx())
+    return exact and not (local and has_tiles(torch))
 
 
 def _models(wiring: Wiring) -> list[ModelFacts]:
@@ -93,19 +89,3 @@ def _models(wiring: Wiring) -> list[ModelFacts]:
         dtype = None if model is None else str(model.dtype).removeprefix("torch.")
         facts.append(ModelFacts(agent=name, name=peer.name, dtype=dtype, **known))
     return facts
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stories import ROWS
 
 from cachegraph import Comparison, Graph, compare
 from cachegraph.agents.base import Control, Delivery, Turn
+from cachegraph.engine.cpu import has_tiles
 from cachegraph.engine.engine import Engine
-from cachegraph.evaluation.environment import has_amx
 
 pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_engines"), pytest.mark.timeout(600)]
 
@@ -160,7 +161,7 @@ def test_the_whole_comparison_repeats_bit_for_bit_however_many_run_at_a_time() -
         eight = compare(opened, ROWS, variants=variants)
         again = compare(opened, ROWS, variants=variants)
         single = compare(opened, ROWS, variants=variants, concurrency=1)
-    assert eight.environment.concurrency == (1 if has_amx() else 8)
+    assert eight.environment.concurrency == (1 if has_tiles(torch) else 8)
     assert numbers(eight) == numbers(again) == numbers(single)
     row = eight.row("cache")
     assert row is not None
