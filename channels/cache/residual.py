@@ -17,6 +17,7 @@ __all__ = ["FusedLayers", "FusionMode", "LayerKV", "Source", "Turning", "fuse_la
 
 LayerKV = tuple[Tensor, Tensor]  # keys and values, each (batch, kv_heads, positions, head_dim)
 FusionMode = Literal["parallel", "sequential"]
+_AT_ONCE = 1 << 19  # elements
 
 
 class Turning(NamedTuple):
@@ -104,17 +105,31 @@ def _corrections(
     chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     here, there = source.pairs if source.pairs is not None else (None, None)
-    for some in [chosen] if stack is not None else [[each] for each in chosen]:
+    together = 1 if stack is None else _together(receiver, source, chosen[0][2].device)
+    for begin in range(0, len(chosen), together):
+        some = chosen[begin : begin + together]
         layers, projector = [layer for layer, _, _ in some], some[0][2]
-        theirs = _stacked([source.layers[other] for _, other, _ in some], there, projector)
-        own = _stacked([receiver[layer] for layer in layers], here, projector)
+        place = projector.device, projector.dtype if stack is None else stack.dtype
+        theirs = _stacked([source.layers[other] for _, other, _ in some], there, *place)
+        own = _stacked([receiver[layer] for layer in layers], here, *place)
         bare = own[0] if turns is None else turns.off(layers, own[0])
-        k, v = stack(*theirs, bare, own[1]) if stack is not None else _one(projector, *theirs, bare, own[1])
+        part = None if stack is None else stack.part(begin, begin + together)
+        k, v = part(*theirs, bare, own[1]) if part is not None else _one(projector, *theirs, bare, own[1])
         k = turns.on(layers, k) if turns is not None and k is not None else k
         if source.sizes is not None:
             source.sizes.add(layers, Residual(k, v), *own)
         for index, layer in enumerate(layers):
             yield layer, None if k is None else k[index], None if v is None else v[index]
+
+
+def _together(receiver: Sequence[LayerKV], source: Source, device: torch.device) -> int:
+    """How many layers are corrected at once: on a CPU so many that what they read stays in its cache."""
+    if device.type != "cpu":
+        return len(receiver)
+    mine, theirs = receiver[0][0], source.layers[0][0]
+    positions = mine.shape[2] if source.pairs is None else len(source.pairs[0])
+    features = 2 * sum(each.shape[0] * each.shape[1] * each.shape[3] for each in (mine, theirs))
+    return max(1, _AT_ONCE // max(1, positions * features))
 
 
 def _one(projector: Projector, *layers: Tensor) -> Residual:
@@ -138,13 +153,15 @@ def _turns(source: Source) -> _Turns | None:
     return _Turns(rotation.by_layers(-at), rotation.by_layers(at))
 
 
-def _stacked(layers: Sequence[LayerKV], positions: Tensor | None, projector: Projector) -> tuple[Tensor, Tensor]:
+def _stacked(
+    layers: Sequence[LayerKV], positions: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Keys and values of layers at these positions, where their projector is: (layers, batch, kv_heads, ...)."""
 
     def taken(x: Tensor) -> Tensor:
         if positions is not None:
             x = x.index_select(2, positions.to(x.device))
-        return x.to(projector.device, projector.dtype)
+        return x.to(device, dtype)
 
     keys, values = (torch.stack([taken(layer[index]) for layer in layers]) for index in (0, 1))
     return keys, values

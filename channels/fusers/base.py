@@ -32,6 +32,13 @@ class Gates(NamedTuple):
 class Stack(Protocol):
     """Several projectors with open gates at once: all tensors are (layers, batch, kv_heads, positions, head_dim)."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it takes and computes in."""
+
+    def part(self, begin: int, end: int) -> "Stack":
+        """Some of its layers, which share its memory."""
+
     def __call__(
         self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor, /
     ) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,14 @@ where in its prompt each end has read the text. `up` starts at zero: a new fuser
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from copy import copy
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from cachegraph.engine.cpu.linear import float32_pays
 from cachegraph.engine.spec import Strict
 
 from .base import Gates, Projector, Residual, Stack
@@ -83,13 +85,23 @@ class LeanStack:
     """Projectors with open gates, computed as one: a layer's own operations are too small to keep hardware busy."""
 
     def __init__(self, projectors: Sequence[LeanProjector]):
-        self.norm = _StackedNorm([each.norm for each in projectors])
+        one = projectors[0]
+        wide = one.dtype == torch.bfloat16 and one.device.type == "cpu" and float32_pays()
+        self.dtype = torch.float32 if wide else one.dtype
+        self.norm = _StackedNorm([each.norm for each in projectors], self.dtype)
         self.down, self.mix, self.key_up, self.value_up = (
-            _StackedLinear([getattr(each, name) for each in projectors])
+            _StackedLinear([getattr(each, name) for each in projectors], self.dtype)
             for name in ("down", "mix", "key_up", "value_up")
         )
         self.key_alpha = torch.stack([each.key_alpha for each in projectors])[:, None]  # (layers, 1, kv_heads)
         self.value_alpha = torch.stack([each.value_alpha for each in projectors])[:, None]
+
+    def part(self, begin: int, end: int) -> "LeanStack":
+        some = copy(self)
+        for name in ("norm", "down", "mix", "key_up", "value_up"):
+            setattr(some, name, getattr(self, name).part(begin, end))
+        some.key_alpha, some.value_alpha = self.key_alpha[begin:end], self.value_alpha[begin:end]
+        return some
 
     def __call__(
         self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor
@@ -97,21 +109,33 @@ class LeanStack:
         return _corrections(self, sharer_k, sharer_v, receiver_k, receiver_v)
 
 
-class _StackedLinear:
-    def __init__(self, linears: Sequence[nn.Linear]):
-        self._weight = torch.stack([each.weight.T for each in linears])  # (layers, inputs, outputs)
-        self._bias = torch.stack([each.bias for each in linears])[:, None]  # (layers, 1, outputs)
+class _Stacked:
+    """Weights and biases, layers in front."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype):
+        self._weight, self._bias = weight.to(dtype), bias.to(dtype)
+
+    def part(self, begin: int, end: int) -> Self:
+        some = copy(self)
+        some._weight, some._bias = self._weight[begin:end], self._bias[begin:end]
+        return some
+
+
+class _StackedLinear(_Stacked):
+    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype):
+        weight = torch.stack([each.weight.T for each in linears])  # (layers, inputs, outputs)
+        super().__init__(weight, torch.stack([each.bias for each in linears])[:, None], dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(layers, batch, positions, inputs) -> (layers, batch, positions, outputs)."""
         return torch.baddbmm(self._bias, x.flatten(1, 2), self._weight).view(*x.shape[:3], -1)
 
 
-class _StackedNorm:
-    def __init__(self, norms: Sequence[nn.LayerNorm]):
+class _StackedNorm(_Stacked):
+    def __init__(self, norms: Sequence[nn.LayerNorm], dtype: torch.dtype):
         self._shape, self._eps = norms[0].normalized_shape, norms[0].eps
-        self._weight = torch.stack([each.weight for each in norms])[:, None, None]  # (layers, 1, 1, features)
-        self._bias = torch.stack([each.bias for each in norms])[:, None, None]
+        weight, bias = (torch.stack([getattr(each, name) for each in norms]) for name in ("weight", "bias"))
+        super().__init__(weight[:, None, None], bias[:, None, None], dtype)  # (layers, 1, 1, features)
 
     def __call__(self, x: Tensor) -> Tensor:
         plain = nn.functional.layer_norm(x, self._shape, eps=self._eps)

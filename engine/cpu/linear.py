@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import computes_bfloat16, has_tiles
 from .build import Kernels, kernels
 
-__all__ = ["WideLinear", "widen"]
+__all__ = ["WideLinear", "float32_pays", "widen"]
 
 _WORTH_IT = 2**17  # weights; below, a call costs more than it saves
 _AT_ONCE = 2**23  # weights that are widened at a time
@@ -75,7 +75,7 @@ def _pieces(weight: Tensor) -> "list[tuple[int, Tensor]]":
 def widen(network: nn.Module, pays: Callable[[], bool] | None = None) -> None:
     """Give every large bfloat16 linear layer of a network on the CPU this way of computing, where it is the faster."""
     large = [module for module in network.modules() if _is_large(module)]
-    if large and (pays or _pays)():
+    if large and (pays or float32_pays)():
         for module in large:
             module.__class__ = WideLinear
 
@@ -87,7 +87,8 @@ def _is_large(module: nn.Module) -> bool:
     return bfloat16 and module.weight.numel() >= _WORTH_IT
 
 
-def _pays() -> bool:
+def float32_pays() -> bool:
+    """Whether this CPU multiplies matrices of float32 faster than of bfloat16."""
     if not computes_bfloat16(torch):
         return True
     compiled = kernels()

@@ -230,10 +230,12 @@ def test_unrotated_keys_are_corrected_before_rope_and_rotated_behind_it(model: L
 
 
 @pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("elements", [1 << 19, 1])
 @pytest.mark.parametrize("pairs", [None, ((4, 1, 2), (0, 3, 3))])
-def test_layers_corrected_at_once_are_those_corrected_one_by_one(
-    frozen: bool, pairs: Any, monkeypatch: pytest.MonkeyPatch
+def test_layers_corrected_at_once_or_some_at_a_time_are_those_corrected_one_by_one(
+    frozen: bool, elements: int, pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cachegraph.channels.cache.residual._AT_ONCE", elements)
     made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
     if frozen:
         made.freeze()
@@ -247,6 +249,28 @@ def test_layers_corrected_at_once_are_those_corrected_one_by_one(
         close(got, one_by_one, rtol=1e-5, atol=1e-6)
     close(some[1:2], one_by_one[1:2], rtol=1e-5, atol=1e-6)
     assert some[0] is mine[0]
+
+
+def test_where_float32_is_faster_a_stack_computes_in_it_and_is_closer_to_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
+    rounded = exact.to("cpu", torch.bfloat16).freeze()
+    exact = rounded.to("cpu", torch.float32)
+    expected = fuse_layers(mine, [Source(exact, theirs)]).layers
+
+    def error() -> float:
+        got = fuse_layers(mine, [Source(replace(rounded), theirs)]).layers
+        return sum(
+            float((a - b).norm())
+            for one, other in zip(got, expected, strict=True)
+            for a, b in zip(one, other, strict=True)
+        )
+
+    monkeypatch.setattr("cachegraph.channels.fusers.lean.float32_pays", lambda: False)
+    narrow = error()
+    monkeypatch.setattr("cachegraph.channels.fusers.lean.float32_pays", lambda: True)
+    assert error() < 0.1 * narrow
 
 
 def test_a_fuser_that_is_trained_is_never_computed_by_weights_that_were() -> None:
