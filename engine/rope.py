@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cpu.threads import for_small_operations
 from .info import ModelInfo
 from .kv import KV, LayerKV
 
@@ -54,6 +55,10 @@ class Rotation:
         shift = positions - kv.positions  # (positions,)
         if not bool(shift.any()):
             return kv
+        with for_small_operations(layer.keys for layer in kv.layers):
+            return self._moved(kv, positions, shift)
+
+    def _moved(self, kv: KV, positions: Tensor, shift: Tensor) -> KV:
         moving = [index for index in range(len(kv.layers)) if index not in self._still]
         keys = dict(zip(moving, self._turned(moving, [kv.layers[index].keys for index in moving], shift), strict=True))
         layers = [LayerKV(keys[index], old.values) if index in keys else old for index, old in enumerate(kv.layers)]

@@ -5,8 +5,8 @@ by hashing the two, then looked up in the row's cumulative probabilities. So a r
 batch, and nothing has to be undone where a step is repeated.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from hashlib import blake2b
 from secrets import randbits
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cachegraph.errors import ModelError
 
+from .cpu.threads import on_one_thread
 from .grammar import Obedience, allowed
 from .spec import GenerateSpec
 
@@ -87,7 +88,7 @@ def choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> list[int]:
     """
     if all(map(_is_plain, samplers, logits)):
         return [_likeliest_alone(sampler, each) for sampler, each in zip(samplers, logits, strict=True)]
-    with _on_one_thread() if logits[0].device.type == "cpu" else nullcontext():
+    with on_one_thread() if logits[0].device.type == "cpu" else nullcontext():
         return _choose(samplers, logits)
 
 
@@ -103,17 +104,6 @@ def _choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> list[int]:
     return [token for _, token in sorted(zip(greedy + drawing, ids, strict=True))]
 
 
-@contextmanager
-def _on_one_thread() -> Iterator[None]:
-    """torch's threads spin on after operations as short as these, on the cores that the kernels need next."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _is_plain(sampler: Sampler, logits: Tensor) -> bool:
     """The likeliest token that is allowed, of logits as the CPU's kernels give them."""
     edited = sampler.grammar is not None or sampler.spec.repetition_penalty != 1.0
@@ -122,7 +112,7 @@ def _is_plain(sampler: Sampler, logits: Tensor) -> bool:
 
 
 def _likeliest_alone(sampler: Sampler, logits: Tensor) -> int:
-    """Without torch: as `_on_one_thread`, and faster."""
+    """Without torch: as `on_one_thread`, and faster."""
     found = logits.numpy()
     if sampler.barred:
         found = found.copy()

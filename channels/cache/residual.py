@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cachegraph.engine.cpu.threads import for_small_operations
 from cachegraph.engine.rope import Rotation
 from cachegraph.errors import ChannelError
 
@@ -70,12 +71,13 @@ def fuse_layers(
     """
     for source in sources:
         _check(source, receiver)
-    if mode == "sequential":
-        layers = tuple(receiver)
-        for source in sources:
-            layers = _fuse(layers, [source], only)
-    else:
-        layers = _fuse(receiver, sources, only)
+    with for_small_operations(keys for keys, _ in receiver):
+        if mode == "sequential":
+            layers = tuple(receiver)
+            for source in sources:
+                layers = _fuse(layers, [source], only)
+        else:
+            layers = _fuse(receiver, sources, only)
     changed = tuple(i for i, (old, new) in enumerate(zip(receiver, layers, strict=True)) if old is not new)
     return FusedLayers(layers, changed)
 

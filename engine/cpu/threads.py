@@ -1,0 +1,27 @@
+"""How many threads torch takes for small operations on a CPU."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+__all__ = ["for_small_operations", "on_one_thread"]
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """torch's threads spin on after operations as short as these, on the cores that the kernels need next; and in a
+    process that has several pools of them they sleep before every operation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def for_small_operations(on: Iterable[torch.Tensor]) -> AbstractContextManager[None]:
+    """Of some hundred thousand numbers each, at which two threads were slower than one; more are left to torch."""
+    if torch.get_num_threads() == 2 and all(each.device.type == "cpu" for each in on):
+        return on_one_thread()
+    return nullcontext()
