@@ -43,6 +43,7 @@ class Worker:
         self._reuses = os.environ.get("CACHEGRAPH_PREFIX_REUSE", "1") != "0"
         self._rows = Rows(scheduler, self.memory, position_bytes(model), self.prefixes, model.name)
         self._device = Exclusively(model.devices)
+        self._threads = torch.get_num_threads()  # where another thread is on one just now, a new one would stay on one
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
         self._thread.start()
 
@@ -58,6 +59,7 @@ class Worker:
     # In the thread. Nothing here keeps hold of a job that is over, or its cache would stay as long as the thread waits.
 
     def _work(self) -> None:
+        torch.set_num_threads(self._threads)
         went_on = True
         while self._take_arrivals(went_on):
             self._drop_cancelled()

@@ -2,8 +2,8 @@
 //
 // A panel is BLOCK outputs' weights in the order in which they are multiplied: by word, a word of each output. A word is
 // a float, or two bfloat16 as they follow each other. Panels are kept where there is memory for them (Matrix::panels),
-// else made as they are needed. Every output is one chain of sums over its inputs in their order, cut at the same places whatever
-// else is computed, so a row gets the same bits among any others.
+// else made as they are needed. Every output is one chain of sums over its inputs in their order, cut at the same
+// places whatever else is computed, so a row gets the same bits among any others.
 
 #pragma once
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import Tiny
 
+from cachegraph.engine.cpu.threads import on_one_thread
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV
 from cachegraph.engine.models import ensure
@@ -330,3 +331,27 @@ async def test_several_rows_behind_one_past_arrive_together(engine: Engine) -> N
     together = await engine.prefill_many(rows, past.segments, logits="all")
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a.logits, b.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_starts_while_another_thread_is_on_one_takes_all_threads(tiny: Tiny) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    inside, done = threading.Event(), threading.Event()
+
+    def small() -> None:
+        with on_one_thread():
+            inside.set()
+            done.wait(10)
+
+    other = threading.Thread(target=small)
+    other.start()
+    started = Engine(tiny("llama"))
+    try:
+        assert inside.wait(10)
+        assert await started.call(torch.get_num_threads) == 2
+    finally:
+        done.set()
+        other.join()
+        started.close()
+        torch.set_num_threads(before)
