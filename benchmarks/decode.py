@@ -1,11 +1,12 @@
 """Greedy decoding in one stream, and the answers of several to one document; beside transformers and llama.cpp.
 
-All have the same weights, dtype and number of threads, decode the same number of tokens behind the same prompt, and
-take turns in one process. A step reads every weight once, so no stream is faster than the memory's bandwidth over the
-bytes of the weights; the bandwidth is measured in the same rounds. llama.cpp takes part where llama-cpp-python is
-installed (benchmarks/requirements.txt), with a GGUF file written from the same folder.
+All have the same weights and number of threads, decode the same number of tokens behind the same prompt, and take
+turns in one process; ours in bfloat16, and with weights rounded to int8. A step reads every weight once, so no stream
+is faster than the memory's bandwidth over the bytes of the weights; the bandwidth is measured in the same rounds.
+llama.cpp takes part where llama-cpp-python is installed (benchmarks/requirements.txt), with GGUF files written from the
+same folder.
 
-    python benchmarks/decode.py [--model smollm2-135m-instruct] [--gguf-dtypes bf16 f16] [--quick] [--profile] [--json]
+    python benchmarks/decode.py [--model NAME] [--gguf-dtypes bf16 f16 q8_0] [--quick] [--profile] [--json]
 """
 
 import sys
@@ -43,23 +44,32 @@ def bandwidth(buffer: torch.Tensor) -> float:
     return fastest
 
 
-def weight_bytes(folder: Path) -> int:
-    """What one step reads, at two bytes a number: everything but an embedding that is not the output head, too."""
+def weight_count(folder: Path) -> int:
+    """How many numbers one step reads: everything but an embedding that is not the output head, too."""
     numbers = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             sizes = {name: torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()}  # noqa: SIM118
         tied = "lm_head.weight" not in sizes
         numbers += sum(size for name, size in sizes.items() if tied or not name.endswith("embed_tokens.weight"))
-    return 2 * numbers
+    return numbers
+
+
+def bytes_each(name: str) -> float:
+    """Of a contender's weights; scales count with those of llama.cpp's blocks of 32, ours are one an output."""
+    return {"cachegraph int8": 1, "llama.cpp q8_0": 34 / 32}.get(name, 2)
 
 
 @contextmanager
 def contenders(chosen: Namespace) -> Iterator[dict[str, Any]]:
     stored = ensure(ModelSpec(source=chosen.model))
     with ExitStack() as stack:
-        engine = stack.enter_context(leased(ModelSpec(source=chosen.model, dtype="bfloat16", device="cpu"), Path()))
-        found: dict[str, Any] = {"cachegraph": Ours(engine), "transformers": Transformers(stored.folder, "bfloat16")}
+        spec = ModelSpec(source=chosen.model, dtype="bfloat16", device="cpu")
+        found: dict[str, Any] = {
+            "cachegraph": Ours(stack.enter_context(leased(spec, Path()))),
+            "cachegraph int8": Ours(stack.enter_context(leased(spec.model_copy(update={"weights": "int8"}), Path()))),
+            "transformers": Transformers(stored.folder, "bfloat16"),
+        }
         room = Path(stack.enter_context(TemporaryDirectory()))
         if find_spec("llama_cpp") is None:
             print("llama-cpp-python is not installed (benchmarks/requirements.txt): without llama.cpp", file=sys.stderr)
@@ -92,7 +102,7 @@ def measure(chosen: Namespace, by_name: dict[str, Any]) -> dict[str, Any]:
     together = alternate(answering, chosen.repeats)
     same = text[: chosen.prompt]
     replies = {name: one.stream(same, chosen.tokens).ids for name, one in by_name.items()}
-    return report(chosen, weight_bytes(ensure(ModelSpec(source=chosen.model)).folder), given, together, replies)
+    return report(chosen, weight_count(ensure(ModelSpec(source=chosen.model)).folder), given, together, replies)
 
 
 def report(
@@ -103,26 +113,29 @@ def report(
     replies: dict[str, list[int]],
 ) -> dict[str, Any]:
     memory = given.pop("memory")
+    sizes = {name: weights * bytes_each(name) for name in given}
     rates = {name: [each.rate for each in streams] for name, streams in given.items()}
     walls = {name: [each.wall for each in answers] for name, answers in together.items()}
     decoding = {name: [each.rate for each in answers] for name, answers in together.items()}
     return {
         "title": (
-            f"{chosen.model}, bfloat16: a prompt of {chosen.prompt} tokens, {chosen.tokens} decoded; and "
+            f"{chosen.model}: a prompt of {chosen.prompt} tokens, {chosen.tokens} decoded; and "
             f"{chosen.streams} answers of {chosen.tokens} tokens to one document of {chosen.document}"
         ),
         "n": chosen.repeats,
-        "weights_mb": weights / 1e6,
+        "weights_mb": {name: round(size / 1e6) for name, size in sizes.items()},
         "bandwidth_gb_s": Range([each / 1e9 for each in memory]),
         "one_stream_tokens_s": {name: Range(values) for name, values in rates.items()},
         "one_stream_ours_over": {name: ratios(rates["cachegraph"], values) for name, values in rates.items()},
+        "one_stream_int8_over": {name: ratios(rates["cachegraph int8"], values) for name, values in rates.items()},
         "of_the_bound": {
-            name: Range([rate * weights / read for rate, read in zip(values, memory, strict=True)])
+            name: Range([rate * sizes[name] / read for rate, read in zip(values, memory, strict=True)])
             for name, values in rates.items()
         },
         "same_tokens_as_ours": {name: _agree(ids, replies["cachegraph"]) for name, ids in replies.items()},
         "answers_wall_s": {name: Range(values) for name, values in walls.items()},
         "answers_ours_faster": {name: ratios(values, walls["cachegraph"]) for name, values in walls.items()},
+        "answers_int8_faster": {name: ratios(values, walls["cachegraph int8"]) for name, values in walls.items()},
         "answers_tokens_s": {name: Range(values) for name, values in decoding.items()},
     }
 
@@ -139,14 +152,17 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     def row(title: str, key: str, form: str) -> list[str]:
         return [title, *(f"{found[key][name]:{form}}" if name in found[key] else none for name in names)]
 
-    weights, memory = found["weights_mb"], found["bandwidth_gb_s"]
+    memory = found["bandwidth_gb_s"]
     return ["", *names], [
         row("one stream, tokens/s", "one_stream_tokens_s", ".1f"),
         row("  cachegraph over it", "one_stream_ours_over", ".2f"),
-        row(f"  of the bound ({memory['median']:.1f} GB/s over {weights:.0f} MB)", "of_the_bound", ".0%"),
+        row("  cachegraph int8 over it", "one_stream_int8_over", ".2f"),
+        row("  MB of weights", "weights_mb", "d"),
+        row(f"  of the bound ({memory['median']:.1f} GB/s over them)", "of_the_bound", ".0%"),
         row("  tokens alike with cachegraph", "same_tokens_as_ours", "d"),
         row("answers to a document, all, s", "answers_wall_s", ".2f"),
         row("  its time over cachegraph's", "answers_ours_faster", ".2f"),
+        row("  its time over cachegraph int8's", "answers_int8_faster", ".2f"),
         row("  decoding, tokens/s of all", "answers_tokens_s", ".1f"),
     ]
 
@@ -156,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         __doc__ or "", tokens=(128, 4), prompt=(64, 8), document=(1000, 40), streams=(8, 2), buffer=(1000, 20)
     )
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a catalogue name or a folder")
-    parser.add_argument("--gguf-dtypes", nargs="*", choices=DTYPES, default=["bf16", "f16"])
+    parser.add_argument("--gguf-dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
     chosen = parsed(parser, arguments)
     with contenders(chosen) as by_name:
         if chosen.profile:

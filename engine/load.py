@@ -16,8 +16,10 @@ from .cpu.decoder import Decoder
 from .cpu.linear import widen
 from .devices import DeviceMap, check_map, home_of, layer_devices
 from .info import ModelInfo
+from .int8 import quantise
 from .quiet import quiet_transformers
 from .rope import Rotation
+from .spec import Weights
 from .tokens import Tokenizer
 
 __all__ = ["LoadedModel", "load_model"]
@@ -36,9 +38,10 @@ class LoadedModel:
     rotation: Rotation
     tokenizer: Tokenizer | None
     devices: tuple[torch.device, ...]  # by layer
-    dtype: torch.dtype
+    dtype: torch.dtype  # of activations and KV
     why_no_cache: str | None
     decoder: Decoder | None = None  # the CPU kernels for this model; without them torch decodes
+    weights: Weights | None = None  # what linear layers were rounded to
 
     @property
     def device(self) -> torch.device:
@@ -52,20 +55,22 @@ def load_model(
     name: str | None = None,
     identity: str | None = None,
     dtype: torch.dtype = torch.float32,
+    weights: Weights | None = None,
     device: torch.device | str = "cpu",
     device_map: DeviceMap | None = None,
     chat_template: str | None = None,
 ) -> LoadedModel:
     """Load weights (safetensors only) and, if the folder has one, the tokenizer. Touches no network.
 
-    `device_map` spreads the layers over several devices, and `device` says nothing then.
+    `weights` says what linear layers are rounded to. `device_map` spreads the layers over several devices, and `device`
+    says nothing then.
     Raises ModelError where the folder holds no model that transformers can read.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{str(folder)!r} holds no model: there is no config.json in it")
     with _one_at_a_time:
-        return _load(folder, name, identity, dtype, device_map or torch.device(device), chat_template)
+        return _load(folder, name, identity, dtype, weights, device_map or torch.device(device), chat_template)
 
 
 def _load(
@@ -73,11 +78,14 @@ def _load(
     name: str | None,
     identity: str | None,
     dtype: torch.dtype,
+    weights: Weights | None,
     where: torch.device | DeviceMap,
     chat_template: str | None,
 ) -> LoadedModel:
     network = _read_network(folder, dtype, where).eval().requires_grad_(False)
     check_map(network, where, name or folder.name)
+    if weights == "int8":
+        quantise(network, name or folder.name)
     widen(network)
     info = ModelInfo.from_hf(network.config, network.generation_config)
     trusted = check(network, info)
@@ -92,6 +100,7 @@ def _load(
         dtype=dtype,
         why_no_cache=trusted.why_no_cache,
         decoder=trusted.decoder,
+        weights=weights,
     )
 
 

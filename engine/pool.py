@@ -96,6 +96,7 @@ def _load(spec: ModelSpec, stored: StoredModel) -> Engine:
             name=stored.name,
             identity=stored.identity,
             dtype=getattr(torch, placement.dtype),
+            weights=spec.weights,
             device=placement.device,
             device_map=spec.device_map,
             chat_template=stored.chat_template,

@@ -2,11 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+    model_validator,
+)
 
-__all__ = ["DType", "GenerateSpec", "Limits", "ModelSpec", "Strict"]
+__all__ = ["DType", "GenerateSpec", "Limits", "ModelSpec", "Strict", "Weights"]
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+Weights = Literal["int8"]
 
 
 class Strict(BaseModel):
@@ -21,6 +32,10 @@ class ModelSpec(Strict):
     source: Annotated[str, Field(min_length=1, description="A catalogue name, a hub id, a folder or a .gguf file.")]
     revision: Annotated[str | None, Field(description="A commit, tag or branch of a hub model.")] = None
     dtype: Annotated[DType, Field(description="auto: bfloat16 where the hardware computes in it.")] = "auto"
+    weights: Annotated[
+        Weights | None,
+        Field(description="int8: linear layers are rounded to eight bits; activations and KV caches keep the dtype."),
+    ] = None
     device: Annotated[
         str,
         Field(
@@ -41,6 +56,12 @@ class ModelSpec(Strict):
     chat_template: Annotated[
         str | None, Field(description="A Jinja file beside the recipe, for a model that ships no chat template.")
     ] = None
+
+    @model_validator(mode="after")
+    def _rounded_on_one_device(self) -> "ModelSpec":
+        if self.weights is not None and self.device_map is not None:
+            raise ValueError("weights: int8 is for a model on one device; leave out weights or device_map")
+        return self
 
 
 class GenerateSpec(Strict):

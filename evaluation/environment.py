@@ -22,6 +22,7 @@ class ModelFacts(BaseModel):
     name: str
     identity: str | None = None
     dtype: str | None = None
+    weights: str | None = None
     device: str | None = None
 
 
@@ -74,7 +75,8 @@ def batches_exactly(models: Sequence[ModelFacts]) -> bool:
     import torch
 
     local = [model for model in models if model.dtype is not None]
-    exact = all(model.dtype == "bfloat16" and model.device in (None, "cpu") for model in local)
+    plain = all(model.dtype == "bfloat16" and model.weights is None for model in local)
+    exact = plain and all(model.device in (None, "cpu") for model in local)
     return exact and not (local and has_tiles(torch))
 
 
@@ -86,6 +88,7 @@ def _models(wiring: Wiring) -> list[ModelFacts]:
         peer = node.agent.peer()
         model = getattr(peer.model, "model", None)
         known = {} if model is None else {"identity": model.identity, "device": str(model.device)}
+        weights = None if model is None else model.weights
         dtype = None if model is None else str(model.dtype).removeprefix("torch.")
-        facts.append(ModelFacts(agent=name, name=peer.name, dtype=dtype, **known))
+        facts.append(ModelFacts(agent=name, name=peer.name, dtype=dtype, weights=weights, **known))
     return facts

@@ -48,7 +48,7 @@ def take_up(folder: Path, record: AgentRecord, model: LoadedModel) -> Kept:
     except (SafetensorError, ValueError, KeyError) as error:
         return Kept([], None, f"the kept cache can't be read: {error}")
     for name, mine in _about(model).items():
-        if about.get(name) != mine:
+        if about.get(name, "plain") != mine:
             return Kept([], None, f"the kept cache is of {name} {about.get(name)!r}, and the model's is {mine!r}")
     layers = tuple(LayerKV(tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(model.info.layers))
     ids: list[int] = tensors["ids"].tolist()
@@ -77,4 +77,5 @@ def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segme
 
 
 def _about(model: LoadedModel) -> dict[str, str]:
-    return {"model": model.identity, "dtype": str(model.dtype).removeprefix("torch.")}
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"model": model.identity, "dtype": dtype, "weights": model.weights or "plain"}

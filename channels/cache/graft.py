@@ -31,6 +31,8 @@ def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
         return f"{sender.name!r} and {receiver.name!r} are different models, and there is no fuser for the pair"
     if sender.dtype != receiver.dtype:
         return f"{sender.name!r} runs in {sender.dtype} here and in {receiver.dtype} there"
+    if sender.weights != receiver.weights:
+        return f"{sender.name!r} has {sender.weights or 'plain'} weights here and {receiver.weights or 'plain'} there"
     if receiver.rotation.why_not is not None:
         return f"{receiver.name!r} can't take grafted keys: {receiver.rotation.why_not}"
     return None

@@ -41,7 +41,7 @@ class Kernels:
         self.read = library.cachegraph_read
         self.read.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Pointer, Integer, Pointer, Integer, Integer]
         self.panels = library.cachegraph_panels
-        self.panels.argtypes = [Pointer, Integer, Integer, Integer, Integer, Pointer, Integer]
+        self.panels.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer, Pointer, Integer]
         self.linear.restype = self.read.restype = self.panels.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = Integer

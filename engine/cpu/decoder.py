@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..info import ModelInfo
+from ..int8 import Int8Linear
 from ..kv import LayerKV, RowCache
 from . import has_tiles
 from .build import Kernels
@@ -32,7 +33,13 @@ class Unsupported(Exception):
 
 
 class _Matrix(Structure):
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("outputs", c_int64), ("panels", c_void_p)]
+    _fields_ = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("outputs", c_int64),
+        ("panels", c_void_p),
+        ("scales", c_void_p),
+    ]
 
 
 class _Layer(Structure):
@@ -212,22 +219,29 @@ class Decoder:
         to.window = self._info.windows[index] or 0
 
     def _matrix(self, linear: Any, placed: bool = False) -> _Matrix:
-        weight = linear.weight
+        weight, rounded = linear.weight, isinstance(linear, Int8Linear)
         plain = isinstance(linear, nn.Linear) and type(weight) is nn.Parameter  # a quantised one is of another type
-        if not plain or weight.dtype != self._dtype or not weight.is_contiguous():
+        if not plain or weight.dtype != (torch.int8 if rounded else self._dtype) or not weight.is_contiguous():
             raise Unsupported("a linear layer is no plain one")
         bias = None if linear.bias is None else self._keep(linear.bias.float())
-        return _Matrix(self._keep(weight), bias, weight.shape[0], self._panels(weight, placed))
+        scales = self._scales(linear.scale, placed) if rounded else None
+        panels = self._panels(weight, placed) if rounded or self.keeps_panels else None
+        return _Matrix(self._keep(weight), bias, weight.shape[0], panels, scales)
 
-    def _panels(self, weight: Tensor, placed: bool) -> int | None:
-        if not self.keeps_panels:
-            return None
+    def _scales(self, scale: Tensor, placed: bool) -> int:
+        """(outputs,), in whole blocks."""
+        missing = -len(scale) % self._kernels.block
+        padded = nn.functional.pad(scale * 2.0**-24, (0, missing))  # the kernels take each integer 2^24 times
+        return self._keep(self._placed(padded) if placed else padded)
+
+    def _panels(self, weight: Tensor, placed: bool) -> int:
         outputs, inputs = weight.shape
         if inputs % self._kernels.block:
             raise Unsupported(f"an inner dimension of {inputs} is no multiple of {self._kernels.block}")
         panels = weight.new_empty(-(-outputs // self._kernels.block) * self._kernels.block, inputs)
         bf16, threads = self._dtype == torch.bfloat16, torch.get_num_threads()
-        self._kernels.panels(weight.data_ptr(), outputs, inputs, bf16, placed, panels.data_ptr(), threads)
+        bytes_each = weight.element_size()
+        self._kernels.panels(weight.data_ptr(), outputs, inputs, bytes_each, bf16, placed, panels.data_ptr(), threads)
         return self._keep(panels)
 
     def _gain(self, norm: Any, placed: bool = False) -> int:

@@ -1,8 +1,8 @@
 // Decoder-only transformers on a CPU: new tokens for each of several caches, in one call.
 //
-// Weights lie as they are (bfloat16 or float32); activations are float32, and rounded to bfloat16 as they meet weights
-// where the CPU is faster at multiplying that. A row's sums are added in an order that does not depend on the other rows,
-// so it gets the same bits alone and in any batch.
+// Weights lie as they are (bfloat16, float32 or eight-bit integers); activations are float32, and rounded to bfloat16
+// as they meet weights where the CPU is faster at multiplying that. A row's sums are added in an order that does not
+// depend on the other rows, so it gets the same bits alone and in any batch.
 //
 // Compiled on the machine that runs it (see build.py); plain C++17 with the vector extensions of GCC and Clang.
 
@@ -108,13 +108,13 @@ template <class W> void read(const Work& w, bool many, Crew& crew) {
     else read_so<W, false>(w, many, crew);
 }
 
-template <class W> void make_panels(const Matrix& m, int64_t inputs, bool placed, int32_t* to, Crew& crew) {
+template <class W, class A> void make_panels(const Matrix& m, int64_t inputs, bool placed, int32_t* to, Crew& crew) {
     crew.run([&](int index) {
         const Part part = part_of(m.outputs, index, crew.size);
         for (int64_t n = part.begin; n < part.end; n += BLOCK) {
             int32_t* panel = to + n * (inputs / in_word<W>());
-            if (placed) make_panel_of<W, true>(m, inputs, n, 0, inputs, panel);
-            else make_panel_of<W, false>(m, inputs, n, 0, inputs, panel);
+            if (placed) make_panel_of<W, A, true>(m, inputs, n, 0, inputs, panel);
+            else make_panel_of<W, A, false>(m, inputs, n, 0, inputs, panel);
         }
     });
 }
@@ -152,13 +152,18 @@ extern "C" {
 int64_t cachegraph_block() { return BLOCK; }
 int64_t cachegraph_in_pairs() { return in_pairs(); }
 
-// panels: as many bytes as `weight` has, its outputs rounded up to whole blocks.
-void cachegraph_panels(const void* weight, int64_t outputs, int64_t inputs, int64_t is_bf16, int64_t placed, void* panels,
-                       int64_t threads) {
+// panels: as many bytes as `weight` has, its outputs rounded up to whole blocks. bytes: of one weight. is_bf16: whether
+// the model is.
+void cachegraph_panels(const void* weight, int64_t outputs, int64_t inputs, int64_t bytes, int64_t is_bf16,
+                       int64_t placed, void* panels, int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
-    const Matrix matrix{weight, nullptr, outputs, nullptr};
-    if (is_bf16) make_panels<bf16>(matrix, inputs, placed, static_cast<int32_t*>(panels), crew_of(int(threads)));
-    else make_panels<float>(matrix, inputs, placed, static_cast<int32_t*>(panels), crew_of(int(threads)));
+    const Matrix matrix{weight, nullptr, outputs, nullptr, nullptr};
+    Crew& crew = crew_of(int(threads));
+    const auto make = [&](auto made) { made(matrix, inputs, placed, static_cast<int32_t*>(panels), crew); };
+    if (bytes == 4) make(make_panels<float, float>);
+    else if (bytes == 2) make(make_panels<bf16, bf16>);
+    else if (is_bf16) make(make_panels<int8_t, bf16>);
+    else make(make_panels<int8_t, float>);
 }
 
 // logits: (asked, vocab rounded up to whole blocks). K and V of the new tokens are written behind each cache's tail.
@@ -175,7 +180,7 @@ void cachegraph_read(const Model* m, const Row* rows, int64_t count, const float
 void cachegraph_linear(const void* weight, int64_t outputs, int64_t inputs, const void* x, int64_t rows, void* y,
                        int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
-    Matrix matrix{weight, nullptr, outputs, nullptr};
+    Matrix matrix{weight, nullptr, outputs, nullptr, nullptr};
     linear(matrix, inputs, static_cast<const bf16*>(x), rows, static_cast<bf16*>(y), crew_of(int(threads)));
 }
 }

@@ -14,6 +14,7 @@ struct Matrix {  // (outputs, inputs), row by row
     const float* bias;  // or null
     int64_t outputs;
     const int32_t* panels;  // the same as panels.h has it, or null
+    const float* scales;    // of eight-bit weights, which always have panels: each output's, at its place; or null
 };
 }
 

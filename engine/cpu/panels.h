@@ -1,9 +1,9 @@
 // Matrices of weights times rows of activations, by panels.
 //
-// A panel is BLOCK outputs' weights in the order in which they are multiplied: by word, a word of each output. A word is
-// a float, or two bfloat16 as they follow each other. Panels are kept where there is memory for them (Matrix::panels),
-// else made as they are needed. Every output is one chain of sums over its inputs in their order, cut at the same
-// places whatever else is computed, so a row gets the same bits among any others.
+// A panel is BLOCK outputs' weights in the order in which they are multiplied: by word, a word of each output. A word
+// is a float, or two bfloat16 or four eight-bit integers as they follow each other. Panels are kept where there is
+// memory for them (Matrix::panels), else made as they are needed. Every output is one chain of sums over its inputs in
+// their order, cut at the same places whatever else is computed, so a row gets the same bits among any others.
 
 #pragma once
 
@@ -61,6 +61,32 @@ struct Pairs {  // pairs of bfloat16 with pairs
             one[r] = (vf)_mm512_dpbf16_ps((__m512)one[r], (__m512bh)same, (__m512bh)here);
             other[r] = (vf)_mm512_dpbf16_ps((__m512)other[r], (__m512bh)same, (__m512bh)there);
         }
+    }
+};
+#endif
+
+// Byte K of each word, times 2^24, which the scales undo. It is exact in bfloat16, too.
+template <int K> inline vf byte_of(vi words) {
+    return __builtin_convertvector((vi)(words << 8 * (3 - K)) & (int32_t)0xff000000, vf);
+}
+struct Bytes {  // floats with eight-bit integers, one after the other
+    static constexpr int STEP = 4;
+    template <int R> static void add(const int32_t* x, int64_t wide, vi here, vi there, vf* one, vf* other) {
+        Singles::add<R>(x, wide, (vi)byte_of<0>(here), (vi)byte_of<0>(there), one, other);
+        Singles::add<R>(x + wide, wide, (vi)byte_of<1>(here), (vi)byte_of<1>(there), one, other);
+        Singles::add<R>(x + 2 * wide, wide, (vi)byte_of<2>(here), (vi)byte_of<2>(there), one, other);
+        Singles::add<R>(x + 3 * wide, wide, (vi)byte_of<3>(here), (vi)byte_of<3>(there), one, other);
+    }
+};
+template <int K> inline vi pair_of(vi words) {  // bytes K and K + 1 as bfloat16
+    return (vi)((vu)byte_of<K>(words) >> 16) | ((vi)byte_of<K + 1>(words) & (int32_t)0xffff0000);
+}
+#if defined(__AVX512BF16__)
+struct BytePairs {  // pairs of bfloat16 with eight-bit integers
+    static constexpr int STEP = 2;
+    template <int R> static void add(const int32_t* x, int64_t wide, vi here, vi there, vf* one, vf* other) {
+        Pairs::add<R>(x, wide, pair_of<0>(here), pair_of<0>(there), one, other);
+        Pairs::add<R>(x + wide, wide, pair_of<2>(here), pair_of<2>(there), one, other);
     }
 };
 #endif
@@ -132,22 +158,26 @@ void pack(const float* x, int64_t stride, int64_t rows, int64_t inputs, int32_t*
 template <class W> void make_panel(const W* const* rows, int64_t begin, int64_t end, int32_t* panel) {
     for (int half = 0; half < BLOCK; half += VL)
         for (int64_t i = begin; i < end; i += VL * in_word<W>()) {
-            vi words[VL];
+            const int64_t left = sizeof(W) == 1 ? std::min<int64_t>(VL, (end - i) / in_word<W>()) : VL;
+            vi words[VL] = {};
 #pragma GCC unroll 16
-            for (int n = 0; n < VL; n++) words[n] = *reinterpret_cast<const vi*>(rows[half + n] + i);
+            for (int n = 0; n < VL; n++)
+                if (left == VL) words[n] = *reinterpret_cast<const vi*>(rows[half + n] + i);
+                else std::memcpy(&words[n], rows[half + n] + i, left * sizeof(int32_t));
             transpose(words);
             int32_t* to = panel + (i - begin) / in_word<W>() * BLOCK + half;
 #pragma GCC unroll 16
-            for (int n = 0; n < VL; n++) *reinterpret_cast<vi*>(to + n * BLOCK) = words[n];
+            for (int n = 0; n < VL; n++)
+                if (n < left) *reinterpret_cast<vi*>(to + n * BLOCK) = words[n];
         }
 }
 
-// The same of a matrix's outputs from n on; PLACED: each at its place.
-template <class W, bool PLACED>
+// The same of a matrix's outputs from n on; PLACED: each at its place among A.
+template <class W, class A, bool PLACED>
 void make_panel_of(const Matrix& m, int64_t inputs, int64_t n, int64_t begin, int64_t end, int32_t* panel) {
     const W* rows[BLOCK];
     for (int64_t i = 0; i < BLOCK; i++)
-        rows[PLACED ? place<W>(i) : i] = static_cast<const W*>(m.weight) + std::min(n + i, m.outputs - 1) * inputs;
+        rows[PLACED ? place<A>(i) : i] = static_cast<const W*>(m.weight) + std::min(n + i, m.outputs - 1) * inputs;
     make_panel(rows, begin, end, panel);
 }
 
@@ -158,6 +188,21 @@ inline void widen(const int32_t* pairs, int64_t words, int32_t* panel) {
             const vi both = *reinterpret_cast<const vi*>(pairs + i + half);
             *reinterpret_cast<vi*>(panel + 2 * i + half) = both << 16;
             *reinterpret_cast<vi*>(panel + 2 * i + BLOCK + half) = both & (int32_t)0xffff0000;
+        }
+}
+
+// A panel's eight-bit integers as floats, or as pairs of bfloat16.
+template <bool PAIRS> void widen_bytes(const int32_t* bytes, int64_t words, int32_t* panel) {
+    for (int64_t i = 0; i < words * BLOCK; i += BLOCK, panel += (PAIRS ? 2 : 4) * BLOCK)
+        for (int half = 0; half < BLOCK; half += VL) {
+            const vi all = *reinterpret_cast<const vi*>(bytes + i + half);
+            vi* to = reinterpret_cast<vi*>(panel + half);
+            constexpr int NEXT = BLOCK / VL;
+            if (PAIRS)
+                to[0] = pair_of<0>(all), to[NEXT] = pair_of<2>(all);
+            else
+                to[0] = (vi)byte_of<0>(all), to[NEXT] = (vi)byte_of<1>(all), to[2 * NEXT] = (vi)byte_of<2>(all),
+                to[3 * NEXT] = (vi)byte_of<3>(all);
         }
 }
 
@@ -210,18 +255,27 @@ void tiles(const int32_t* x, int64_t deep, const int32_t* panel, int64_t words, 
 template <class W, bool PAIRS> struct Way {
     typedef Floats As;
     typedef typename std::conditional<sizeof(W) == 2, Widened, Singles>::type Once;  // with a panel that is read once
+    typedef Bytes OnceBytes;
+    typedef Singles Often;  // with a panel of such words
     static constexpr int64_t IN_WORD = 1;
 };
 #if defined(__AVX512BF16__)
 template <> struct Way<bf16, true> {
     typedef Rounded As;
     typedef Pairs Once;
+    typedef BytePairs OnceBytes;
+    typedef Pairs Often;
     static constexpr int64_t IN_WORD = 2;
 };
 #endif
 
+// What is left to do with sums.
 template <bool PLACED, class W>
-void add_bias(const Matrix& m, int64_t rows, float* out, int64_t stride, int64_t begin, int64_t end) {
+void finish(const Matrix& m, int64_t rows, float* out, int64_t stride, int64_t begin, int64_t end) {
+    if (m.scales)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t n = begin; n < end; n += VL)
+                store(out + r * stride + n, load(out + r * stride + n) * load(m.scales + n));
     if (m.bias)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t n = begin; n < end; n++) out[r * stride + (PLACED ? place<W>(n) : n)] += m.bias[n];
@@ -233,38 +287,46 @@ template <class W, bool PAIRS, bool PLACED = false>
 void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inputs, float* out, int64_t stride,
                    int64_t begin, int64_t end) {
     typedef Way<W, PAIRS> Chosen;
-    constexpr bool WIDEN = sizeof(W) == 2 && !PAIRS;  // once for all tiles
-    const int64_t words = inputs / in_word<W>(), deep = inputs / Chosen::IN_WORD, some = WIDEN ? DEEP / 2 : DEEP;
+    const int64_t kept = m.scales ? 4 : in_word<W>();  // weights in a word of a panel
+    const int64_t wider = kept / Chosen::IN_WORD;      // words that it is widened to, once for all tiles
+    const int64_t words = inputs / kept, deep = inputs / Chosen::IN_WORD, some = DEEP / wider;
     thread_local Words made(DEEP * BLOCK), widened(DEEP * BLOCK);
     for (int64_t from = 0; from < words; from += some) {
         const int64_t until = std::min(from + some, words);
         for (int64_t n = begin; n < end; n += BLOCK) {
             const int32_t* panel = m.panels + (n / BLOCK * words + from) * BLOCK;
             if (!m.panels) {
-                make_panel_of<W, PLACED>(m, inputs, n, from * in_word<W>(), until * in_word<W>(), made.data());
+                make_panel_of<W, W, PLACED>(m, inputs, n, from * kept, until * kept, made.data());
                 panel = made.data();
             }
-            const int32_t* here = x + from * (in_word<W>() / Chosen::IN_WORD) * ROWS;
-            if constexpr (WIDEN) {
-                widen(panel, until - from, widened.data());
-                tiles<Singles>(here, deep, widened.data(), 2 * (until - from), out + n, stride, rows, from == 0);
-            } else
-                tiles<typename Chosen::Once>(here, deep, panel, until - from, out + n, stride, rows, from == 0);
+            if (wider > 1) {
+                if (m.scales) widen_bytes<PAIRS>(panel, until - from, widened.data());
+                else widen(panel, until - from, widened.data());
+                panel = widened.data();
+            }
+            tiles<typename Chosen::Often>(x + from * wider * ROWS, deep, panel, wider * (until - from), out + n, stride,
+                                          rows, from == 0);
         }
     }
-    add_bias<PLACED, W>(m, rows, out, stride, begin, end);
+    finish<PLACED, W>(m, rows, out, stride, begin, end);
 }
 
 // The same for so few rows that panels are read as they are kept, once from the memory. x: rows packed `wide`.
 template <class W, bool PAIRS, bool PLACED = false>
 void multiply_few(const Matrix& m, const int32_t* x, int64_t wide, int64_t rows, int64_t inputs, float* out,
                   int64_t stride, int64_t begin, int64_t end) {
-    const int64_t words = inputs / in_word<W>(), deep = inputs / Way<W, PAIRS>::IN_WORD;
+    typedef Way<W, PAIRS> Chosen;
+    const int64_t words = inputs / (m.scales ? 4 : in_word<W>()), deep = inputs / Chosen::IN_WORD;
     for (int64_t n = begin; n < end; n += BLOCK)
-        for (int64_t r = 0; r < rows; r += wide)
-            few_rows<typename Way<W, PAIRS>::Once>(x + r * deep, wide, m.panels + n * words, words,
-                                                   out + r * stride + n, stride, std::min(wide, rows - r), true);
-    add_bias<PLACED, W>(m, rows, out, stride, begin, end);
+        for (int64_t r = 0; r < rows; r += wide) {
+            const auto take = [&](auto way) {
+                few_rows<decltype(way)>(x + r * deep, wide, m.panels + n * words, words, out + r * stride + n, stride,
+                                        std::min(wide, rows - r), true);
+            };
+            if (m.scales) take(typename Chosen::OnceBytes());
+            else take(typename Chosen::Once());
+        }
+    finish<PLACED, W>(m, rows, out, stride, begin, end);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Many new tokens at once, as of a prompt: matrix products of many rows, attention in blocks, nothing written that is not
-// read again. The threads share the rows where work goes by rows, and the outputs where it goes by weights.
+// Many new tokens at once, as of a prompt: matrix products of many rows, attention in blocks, nothing written that is
+// not read again. The threads share the rows where work goes by rows, and the outputs where it goes by weights.
 
 #pragma once
 
@@ -241,7 +241,8 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
             for (int64_t p = 0; p < length; p++, key += m.head_dim, value += m.head_dim)
                 kept.keys.push_back(key), kept.values.push_back(value);
         }
-        while (kept.keys.size() % BLOCK) kept.keys.push_back(kept.keys.back()), kept.values.push_back(kept.values.back());
+        while (kept.keys.size() % BLOCK)
+            kept.keys.push_back(kept.keys.back()), kept.values.push_back(kept.values.back());
         return before;
     }
 

@@ -1,5 +1,5 @@
-// A step of a few new tokens: at a batch of one it is weight traffic, so weights are read once, as they lie in memory, for
-// all rows together. K and V are read where they lie, segment by segment.
+// A step of a few new tokens: at a batch of one it is weight traffic, so weights are read once, as they lie in memory,
+// for all rows together. K and V are read where they lie, segment by segment.
 
 #pragma once
 

@@ -101,7 +101,7 @@ def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
     versions = {"cachegraph": found.cachegraph, "Python": found.python, **found.versions}
     models = [
         f"{model.agent}: {model.name}"
-        + "".join(f", {each}" for each in (model.dtype, model.device, model.identity) if each)
+        + "".join(f", {each}" for each in (model.weights, model.dtype, model.device, model.identity) if each)
         for model in found.models
     ]
     listed: list[tuple[str, Any]] = [

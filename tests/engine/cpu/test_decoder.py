@@ -64,9 +64,13 @@ def panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
-@pytest.fixture(params=MODELS)
+ROUNDED = ["qwen2 with biases", "gemma3 with two ropes"]  # these in int8, too
+
+
+@pytest.fixture(params=[*((name, None) for name in MODELS), *((name, "int8") for name in ROUNDED)], ids=str)
 def model(request: pytest.FixtureRequest, tmp_path: Any) -> LoadedModel:
-    return load_model(tiny.save_model(MODELS[request.param](), tmp_path), dtype=torch.float32)
+    name, weights = request.param
+    return load_model(tiny.save_model(MODELS[name](), tmp_path), dtype=torch.float32, weights=weights)
 
 
 def read(model: LoadedModel, count: int, past: tuple[KV, ...] = ()) -> tuple[KV, ...]:
@@ -92,14 +96,21 @@ def test_steps_behind_shared_segments_give_the_models_own_logits_and_caches(
     assert torch.equal(ours.positions, own.positions)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+KINDS = pytest.mark.parametrize(
+    ("dtype", "weights"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8")], ids=str
+)
+
+
+@KINDS
 @torch.inference_mode()
-def test_a_row_gets_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype, compiled: Kernels, tmp_path: Any) -> None:
-    model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype)
+def test_a_row_gets_the_same_bits_alone_and_in_any_batch(
+    dtype: torch.dtype, weights: Any, compiled: Kernels, tmp_path: Any
+) -> None:
+    model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype, weights=weights)
     decoder = Decoder(model.network, model.info, compiled)
-    pasts = [read(model, count) for count in (3, 17, 40, 1, 8, 25, 33)]
+    pasts = [read(model, count) for count in (3, 17, 40, 1, 8, 25, 33, 2, 4, 6, 9, 5, 7)] * 3
     alone = [decoder.step([5 + i], [RowCache(past)])[0] for i, past in enumerate(pasts)]
-    for size in range(1, len(pasts) + 1):
+    for size in (1, 2, 3, 5, 7, 12, 13, 36, 39):  # the last by other code than the first
         together = decoder.step([5 + i for i in range(size)], [RowCache(past) for past in pasts[:size]])
         assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=False))
 
@@ -152,11 +163,11 @@ def test_a_prompt_that_is_read_at_once_gives_the_models_own_logits_and_caches(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@KINDS
 def test_a_prompt_gets_the_same_bits_however_it_is_cut_up_and_whoever_reads_beside_it(
-    dtype: torch.dtype, compiled: Kernels, tmp_path: Any
+    dtype: torch.dtype, weights: Any, compiled: Kernels, tmp_path: Any
 ) -> None:
-    model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype)
+    model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype, weights=weights)
     decoder = Decoder(model.network, model.info, compiled)
     past, ids = read(model, 530), [(7 * i + 3) % 300 for i in range(140)]
     whole = RowCache(past)
@@ -269,10 +280,12 @@ def test_models_of_other_parts_are_refused(kind: str, compiled: Kernels, tmp_pat
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+@pytest.mark.parametrize(
+    ("name", "weights"), [("smollm2-135m-instruct", None), ("smollm2-135m-instruct", "int8"), ("gemma-3-270m", None)]
+)
 @torch.inference_mode()
-def test_demo_models_decode_with_the_kernels(name: str, compiled: Kernels, demo_models: Any) -> None:
-    model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
+def test_demo_models_decode_with_the_kernels(name: str, weights: Any, compiled: Kernels, demo_models: Any) -> None:
+    model = load_model(demo_models[name].folder, dtype=torch.bfloat16, weights=weights)
     assert model.decoder is not None
     past = read(model, 30)
     wide = tuple(segment.to(model.devices, torch.float32) for segment in past)
