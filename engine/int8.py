@@ -16,11 +16,12 @@ from .cpu.linear import float32_pays
 __all__ = ["Int8Linear", "quantise"]
 
 _LARGEST = 127
+_UNIT = 2.0**-7  # integers are multiplied as parts of 1: sums with whole ones overflow float16
 _AT_ONCE = 2**23  # weights that are widened at a time
 
 
 class Int8Linear(nn.Linear):
-    """A linear layer with `weight` int8 (outputs, inputs) and `scale` float32 (outputs,).
+    """A linear layer with `weight` int8 (outputs, inputs) and `scale` float32 (outputs,), the worth of an integer's 1.
 
     Made of a `nn.Linear` by changing its class. A gradient flows to its input alone.
     """
@@ -45,7 +46,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(weight, scale)
         out = x.new_empty(len(x), len(weight))
         for piece in _pieces(weight):
-            out[:, piece] = (x @ weight[piece].to(x.dtype).T) * scale[piece]
+            out[:, piece] = (x @ _widened(weight[piece], x.dtype).T) * (scale[piece] / _UNIT)
         return out
 
     @staticmethod
@@ -54,8 +55,12 @@ class _Product(torch.autograd.Function):
         (grad,) = grads
         total = grad.new_zeros(len(grad), weight.shape[1], dtype=torch.float32)  # (rows, inputs)
         for piece in _pieces(weight):
-            total += (grad[:, piece] * scale[piece]).to(grad.dtype) @ weight[piece].to(grad.dtype)
+            total += (grad[:, piece] * (scale[piece] / _UNIT)).to(grad.dtype) @ _widened(weight[piece], grad.dtype)
         return total.to(grad.dtype), None, None
+
+
+def _widened(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype).mul_(_UNIT)
 
 
 def _pieces(weight: Tensor) -> list[slice]:
@@ -67,16 +72,20 @@ def _pieces(weight: Tensor) -> list[slice]:
 def quantise(network: nn.Module, name: str) -> None:
     """Round the weights of every linear layer; an embedding that shares its weights with the output head keeps its own.
 
-    Raises ModelError for a model without linear layers of floating-point weights, as one that is quantised already.
+    Raises ModelError for a model that was quantised before, or that has no linear layers.
     """
+    if getattr(network, "is_quantized", False):
+        raise ModelError(f"{name!r} has quantised weights already; leave `weights` out of its recipe")
     linears: list[Any] = [module for module in network.modules() if _is_plain(module)]
     if not linears:
         raise ModelError(f"{name!r} has no linear layers to be rounded to int8; leave `weights` out of its recipe")
     wide = float32_pays()
     for module in linears:
-        weight = module.weight.float()
-        scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / _LARGEST  # (outputs,)
-        rounded = (weight / scale[:, None]).round_().to(torch.int8)
+        weight = module.weight
+        scale = weight.abs().amax(dim=1).float().clamp_(min=1e-30).div_(_LARGEST)  # (outputs,)
+        rounded = torch.empty_like(weight, dtype=torch.int8)
+        for piece in _pieces(weight):
+            rounded[piece] = (weight[piece].float() / scale[piece, None]).round_()
         module.__class__ = Int8Linear
         module.weight = nn.Parameter(rounded, requires_grad=False)
         module.register_buffer("scale", scale)

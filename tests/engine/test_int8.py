@@ -62,6 +62,14 @@ def test_results_are_those_of_the_rounded_weights(bias: bool) -> None:
     torch.testing.assert_close(got.float(), plain(x.bfloat16().float()), rtol=2e-2, atol=2e-2)
 
 
+def test_sums_of_large_numbers_stay_within_float16() -> None:
+    made, plain = layer(torch.float16)
+    x = torch.full((1, 64), 100.0)  # the integers' sums would be near 100 * 64 * 127
+    plain.weight.data = plain.weight.abs()
+    made.weight.data = made.weight.abs()
+    torch.testing.assert_close(made(x.half()).float(), plain(x), rtol=1e-2, atol=1e-2)
+
+
 def test_the_gradient_of_the_input_is_that_of_a_plain_layer() -> None:
     made, plain = layer(torch.float32)
     x = torch.randn(5, 64)

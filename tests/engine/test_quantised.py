@@ -12,6 +12,7 @@ from cachegraph.engine.forward import Row, forward
 from cachegraph.engine.kv import RowCache
 from cachegraph.engine.load import LoadedModel, load_model
 from cachegraph.engine.quiet import quiet_transformers
+from cachegraph.errors import ModelError
 
 SIZES = {
     "vocab_size": 300,
@@ -63,6 +64,11 @@ def test_quantised_weights_are_loaded_as_they_are_and_trusted_with_caches(model:
 def test_the_kernels_for_plain_weights_leave_them_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cachegraph.engine.checks._KERNELS_PAY", 0)
     assert load_model(folder, dtype=torch.float32).decoder is None
+
+
+def test_they_are_not_rounded_once_more(folder: Path) -> None:
+    with pytest.raises(ModelError, match="quantised weights already"):
+        load_model(folder, weights="int8")
 
 
 @torch.inference_mode()
