@@ -27,6 +27,7 @@ __all__ = ["Checked", "check", "in_float32"]
 _PROBE = 8  # tokens
 _FAR = 61  # positions
 _ALIKE = 0.999  # cosine; wide, since weights may stay in 16 bits or fewer (`in_float32`)
+_ALIKE_IN_BYTES = 0.98  # where activations are rounded to eight bits
 _HALF = (torch.bfloat16, torch.float16)
 _KERNELS_PAY = 2**24  # parameters; a smaller model's step is over before a kernel could help
 
@@ -79,7 +80,8 @@ def _decoder(network: Any, info: ModelInfo, read: KV) -> Decoder | None:
     (expected,) = forward(network, info, [Row([1], RowCache([read]))])
     assert expected is not None
     for many in {False, decoder.reads_prompts}:
-        if not _alike(decoder.read([[1]], [RowCache([read])], [[0]], many=many)[0], expected[0]):
+        least = _ALIKE_IN_BYTES if decoder.rounds_activations else _ALIKE
+        if not _alike(decoder.read([[1]], [RowCache([read])], [[0]], many=many)[0], expected[0], least):
             return None
     return decoder
 
@@ -120,8 +122,8 @@ def in_float32(network: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0).item() > _ALIKE
+def _alike(a: Tensor, b: Tensor, least: float = _ALIKE) -> bool:
+    return cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0).item() > least
 
 
 def _set_attention(network: Any, name: str) -> None:

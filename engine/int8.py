@@ -1,7 +1,8 @@
 """Linear layers whose weights are eight-bit integers, one scale an output: half the bytes of bfloat16, or a quarter.
 
 Integers are exact in every dtype that a model computes in, so a layer's outputs are those of the rounded weights, not
-further rounded. Activations, and so the KV cache, stay as they are. The CPU kernels read the integers themselves.
+further rounded. Activations, and so the KV cache, stay as they are. The CPU kernels read the integers themselves, and
+round activations of bfloat16 models to eight bits as they meet them, where the CPU multiplies that.
 """
 
 from typing import Any

@@ -34,7 +34,7 @@ class ModelSpec(Strict):
     dtype: Annotated[DType, Field(description="auto: bfloat16 where the hardware computes in it.")] = "auto"
     weights: Annotated[
         Weights | None,
-        Field(description="int8: linear layers are rounded to eight bits; activations and KV caches keep the dtype."),
+        Field(description="int8: linear layers are rounded to eight bits; KV caches keep the dtype."),
     ] = None
     device: Annotated[
         str,

@@ -2,7 +2,8 @@
 
 kernels.cpp   what Python calls; compiled on the machine that runs it
 model.h       what a decoder-only transformer is made of; step.h: a few new tokens; prefill.h: many
-panels.h      matrices in the order in which they are multiplied; multiply.h: as they lie; numbers.h: vectors
+panels.h      matrices in the order in which they are multiplied; multiply.h: as they lie; bytes.h: in eight bits
+numbers.h     vectors
 crew.h        threads
 build.py      compiles it, once a machine, and says why where it can't
 threads.py    how many torch takes for small operations

@@ -92,6 +92,7 @@ class Decoder:
         self._kernels = kernels
         self._info = info
         self._embed = network.get_input_embeddings()
+        self._head = network.get_output_embeddings()
         self._rotary: Any = getattr(network.get_decoder(), "rotary_emb", None)
         self._kept: list[Tensor] = []  # what the kernels point to
         self._kinds = list(dict.fromkeys(_kinds(network, info)))
@@ -103,6 +104,12 @@ class Decoder:
             self._model = self._describe(network)
         except (AttributeError, IndexError, TypeError) as error:  # it is built of other parts
             raise Unsupported(str(error)) from error
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations meet weights in eight bits, too."""
+        rounded = isinstance(self._head, Int8Linear)
+        return self._kernels.in_bytes and rounded and self._dtype == torch.bfloat16
 
     def step(self, ids: Sequence[int], caches: Sequence[RowCache]) -> Tensor:
         """Read one new token behind each cache, which is appended to. Returns logits, (caches, vocab), float32."""
@@ -172,7 +179,7 @@ class Decoder:
     # What a model is made of, read once
 
     def _describe(self, network: Any) -> _Model:
-        layers, head = list(network.get_decoder().layers), network.get_output_embeddings()
+        layers = list(network.get_decoder().layers)
         first, attention = layers[0].mlp, layers[0].self_attn
         inner = first.gate_proj.weight.shape[0]
         norm = network.get_decoder().norm
@@ -197,7 +204,7 @@ class Decoder:
             _is_gelu(first.act_fn),
             self._dtype == torch.bfloat16,
             self._gain(norm, placed=True),
-            self._matrix(head),
+            self._matrix(self._head),
         )
 
     def _describe_layer(self, layer: Any, to: _Layer, index: int, kind: str | None) -> None:

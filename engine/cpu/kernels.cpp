@@ -12,9 +12,11 @@
 #include "prefill.h"
 #include "step.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <iterator>
 #include <mutex>
 #include <vector>
 
@@ -82,6 +84,13 @@ template <class W, bool PAIRS> void step(const Work& w, Crew& crew) {
     crew.run([&](int index) { step.work(index); });
 }
 
+bool all_in_bytes(const Model& m) {
+    return std::all_of(m.layers, m.layers + m.depth, [](const Layer& layer) {
+        const Matrix* all[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+        return std::all_of(std::begin(all), std::end(all), [](const Matrix* matrix) { return matrix->scales; });
+    });
+}
+
 template <class W, bool PAIRS> void prefill(const Work& w, Crew& crew) {
     const std::vector<int64_t> firsts = firsts_of(w);
     const int64_t q = w.m.heads * w.m.head_dim, kv = w.m.kv_heads * w.m.head_dim;
@@ -95,7 +104,7 @@ template <class W, bool PAIRS> void prefill(const Work& w, Crew& crew) {
     std::memcpy(at[0], w.x, w.count * w.m.hidden * sizeof(float));
     std::atomic<int64_t> next{0};
     Prefill<W, PAIRS> prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew,
-                          at[0], at[1], at[2], at[3], at[4], at[5], packed.data(), next};
+                          at[0], at[1], at[2], at[3], at[4], at[5], packed.data(), IN_BYTES && sizeof(W) == 2 && all_in_bytes(w.m), next};
     crew.run([&](int index) { prefill.work(index); });
 }
 
@@ -151,6 +160,7 @@ extern "C" {
 
 int64_t cachegraph_block() { return BLOCK; }
 int64_t cachegraph_in_pairs() { return in_pairs(); }
+int64_t cachegraph_in_bytes() { return IN_BYTES; }
 
 // panels: as many bytes as `weight` has, its outputs rounded up to whole blocks. bytes: of one weight. is_bf16: whether
 // the model is.

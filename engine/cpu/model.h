@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "bytes.h"
 #include "multiply.h"
 #include "numbers.h"
 #include "panels.h"
@@ -76,6 +77,15 @@ template <class W> struct Parts {
         }
         const int64_t wide = std::min<int64_t>(rows, ROWS), words = inputs / Chosen::IN_WORD;
         thread_local Words packed;
+#if defined(__AVX512VNNI__)
+        if (matrix.scales && sizeof(W) == 2) {
+            const ByteTile tile{inputs, wide};
+            packed.resize(tiles_of(rows) * tile.size());
+            for (int64_t r = 0; r < rows; r += wide)
+                pack_bytes(in + r * inputs, inputs, std::min(wide, rows - r), tile, &packed[r / wide * tile.size()]);
+            return multiply_bytes<W, PLACED>(matrix, packed.data(), tile, rows, out, stride, part.begin, part.end);
+        }
+#endif
         packed.resize(tiles_of(rows) * wide * words);
         for (int64_t r = 0; r < rows; r += ROWS)
             pack<typename Chosen::As, W>(in + r * inputs, inputs, std::min<int64_t>(ROWS, rows - r), inputs,

@@ -65,13 +65,16 @@ struct Pairs {  // pairs of bfloat16 with pairs
 };
 #endif
 
-// Byte K of each word, times 2^24, which the scales undo. It is exact in bfloat16, too.
+// Byte K of each word, times 2^24, which the scales undo. It is exact in bfloat16, too. Bytes of panels are kept 128 too
+// large, for products that want them without a sign.
+constexpr int32_t SIGNS = int32_t(0x80808080);
 template <int K> inline vf byte_of(vi words) {
     return __builtin_convertvector((vi)(words << 8 * (3 - K)) & (int32_t)0xff000000, vf);
 }
 struct Bytes {  // floats with eight-bit integers, one after the other
     static constexpr int STEP = 4;
     template <int R> static void add(const int32_t* x, int64_t wide, vi here, vi there, vf* one, vf* other) {
+        here ^= SIGNS, there ^= SIGNS;
         Singles::add<R>(x, wide, (vi)byte_of<0>(here), (vi)byte_of<0>(there), one, other);
         Singles::add<R>(x + wide, wide, (vi)byte_of<1>(here), (vi)byte_of<1>(there), one, other);
         Singles::add<R>(x + 2 * wide, wide, (vi)byte_of<2>(here), (vi)byte_of<2>(there), one, other);
@@ -85,6 +88,7 @@ template <int K> inline vi pair_of(vi words) {  // bytes K and K + 1 as bfloat16
 struct BytePairs {  // pairs of bfloat16 with eight-bit integers
     static constexpr int STEP = 2;
     template <int R> static void add(const int32_t* x, int64_t wide, vi here, vi there, vf* one, vf* other) {
+        here ^= SIGNS, there ^= SIGNS;
         Pairs::add<R>(x, wide, pair_of<0>(here), pair_of<0>(there), one, other);
         Pairs::add<R>(x + wide, wide, pair_of<2>(here), pair_of<2>(there), one, other);
     }
@@ -168,7 +172,7 @@ template <class W> void make_panel(const W* const* rows, int64_t begin, int64_t 
             int32_t* to = panel + (i - begin) / in_word<W>() * BLOCK + half;
 #pragma GCC unroll 16
             for (int n = 0; n < VL; n++)
-                if (n < left) *reinterpret_cast<vi*>(to + n * BLOCK) = words[n];
+                if (n < left) *reinterpret_cast<vi*>(to + n * BLOCK) = sizeof(W) == 1 ? words[n] ^ SIGNS : words[n];
         }
 }
 
@@ -195,7 +199,7 @@ inline void widen(const int32_t* pairs, int64_t words, int32_t* panel) {
 template <bool PAIRS> void widen_bytes(const int32_t* bytes, int64_t words, int32_t* panel) {
     for (int64_t i = 0; i < words * BLOCK; i += BLOCK, panel += (PAIRS ? 2 : 4) * BLOCK)
         for (int half = 0; half < BLOCK; half += VL) {
-            const vi all = *reinterpret_cast<const vi*>(bytes + i + half);
+            const vi all = *reinterpret_cast<const vi*>(bytes + i + half) ^ SIGNS;
             vi* to = reinterpret_cast<vi*>(panel + half);
             constexpr int NEXT = BLOCK / VL;
             if (PAIRS)
@@ -224,21 +228,26 @@ __attribute__((noinline)) void tile(const int32_t* x, int64_t wide, const int32_
     for (int r = 0; r < R; r++) store(out + r * stride, one[r]), store(out + r * stride + VL, other[r]);
 }
 
+// Up to ROWS rows by code for some of them at a time: take(first, how many).
+template <class F> void for_rows(int64_t rows, F&& take) {
+    int64_t r = 0;
+    const auto next = [&](auto some) { take(r, some), r += some; };
+    if (rows == ROWS) next(std::integral_constant<int, ROWS>());
+    if (ROWS > 8 && rows - r >= 8) next(std::integral_constant<int, std::min(ROWS, 8)>());
+    if (ROWS > 6 && rows - r >= 6) next(std::integral_constant<int, 6>());
+    if (rows - r >= 4) next(std::integral_constant<int, 4>());
+    if (rows - r >= 3) next(std::integral_constant<int, 3>());
+    if (rows - r >= 2) next(std::integral_constant<int, 2>());
+    if (rows - r >= 1) next(std::integral_constant<int, 1>());
+}
+
 // Up to ROWS rows, packed `wide`.
 template <class T>
 void few_rows(const int32_t* x, int64_t wide, const int32_t* panel, int64_t words, float* out, int64_t stride,
               int64_t rows, bool first) {
-    const auto take = [&](auto some) {
-        tile<T, some>(x, wide, panel, words, out, stride, first);
-        x += some, out += some * stride, rows -= some;
-    };
-    if (rows == ROWS) take(std::integral_constant<int, ROWS>());
-    if (ROWS > 8 && rows >= 8) take(std::integral_constant<int, std::min(ROWS, 8)>());
-    if (ROWS > 6 && rows >= 6) take(std::integral_constant<int, 6>());
-    if (rows >= 4) take(std::integral_constant<int, 4>());
-    if (rows >= 3) take(std::integral_constant<int, 3>());
-    if (rows >= 2) take(std::integral_constant<int, 2>());
-    if (rows >= 1) take(std::integral_constant<int, 1>());
+    for_rows(rows, [&](int64_t r, auto some) {
+        tile<T, some>(x + r, wide, panel, words, out + r * stride, stride, first);
+    });
 }
 
 // All tiles of rows that are packed ROWS wide, times a panel. x: from the panel's first word on; `deep`: words of a

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "bytes.h"
 #include "crew.h"
 #include "model.h"
 #include "multiply.h"
@@ -37,6 +38,7 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
     float* stream;  // (count, hidden): embeddings at first, each element at its place
     float *qkv, *attended, *projected, *gate, *up;  // (count, the width of each)
     int32_t* packed;                                // (tiles, words of the widest input, ROWS)
+    const bool in_bytes;                            // activations, too
     std::atomic<int64_t>& next;                     // task of attention
 
     void work(int index) const {
@@ -100,12 +102,20 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
         });
     }
     void put(const float* x, int64_t width, int64_t t, int64_t some) const {
+#if defined(__AVX512VNNI__)
+        const ByteTile tile{width, ROWS};
+        if (in_bytes) return pack_bytes(x, width, some, tile, packed + t * tile.size());
+#endif
         pack<typename Chosen::As, W>(x, width, some, width, packed + t * ROWS * (width / Chosen::IN_WORD));
     }
 
     template <bool PLACED = false>
     void spread(const Matrix& matrix, int64_t inputs, float* out, int64_t stride, int index) const {
         const Part part = part_of(matrix.outputs, index, crew.size);
+#if defined(__AVX512VNNI__)
+        if (in_bytes)
+            return multiply_bytes<W, PLACED>(matrix, packed, {inputs, ROWS}, count, out, stride, part.begin, part.end);
+#endif
         multiply_many<W, PAIRS, PLACED>(matrix, packed, count, inputs, out, stride, part.begin, part.end);
     }
 

@@ -222,6 +222,20 @@ def test_a_prompt_gets_the_same_bits_on_any_number_of_threads(model: LoadedModel
     assert all(torch.equal(results[0], each) for each in results)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3 with two ropes"])
+@torch.inference_mode()
+def test_activations_in_eight_bits_stay_near_what_float32_gives(name: str, compiled: Kernels, tmp_path: Any) -> None:
+    folder = tiny.save_model(MODELS[name](), tmp_path)
+    exact, ours = (load_model(folder, dtype=dtype, weights="int8") for dtype in (torch.float32, torch.bfloat16))
+    decoder = Decoder(ours.network, ours.info, compiled)
+    ids = [(7 * i + 3) % 300 for i in range(45)]
+    (expected,) = forward(exact.network, exact.info, [Row(ids, RowCache(), "all")])
+    assert expected is not None
+    for many in (False, True):
+        got = decoder.read([ids], [RowCache()], [range(45)], many=many)
+        assert torch.nn.functional.cosine_similarity(got, expected, dim=1).mean() > 0.985
+
+
 @torch.inference_mode()
 def test_shared_segments_are_left_as_they_are(model: LoadedModel, compiled: Kernels) -> None:
     past = read(model, 9)
