@@ -1,8 +1,8 @@
 // Eight-bit weights times rows of activations that are rounded to eight bits, too, where a CPU multiplies four pairs of
 // bytes at once (AVX512-VNNI), four times as many as floats.
 //
-// Activations have a scale to each row and SPAN inputs. Sums over a span are of integers, thus exact; over spans they are
-// one chain of floats, so a row gets the same bits among any others.
+// Activations have a scale to each row and SPAN inputs. Sums over a span are of integers, thus exact; over spans they
+// are one chain of floats, so a row gets the same bits among any others.
 
 #pragma once
 
@@ -21,8 +21,8 @@ namespace {
 constexpr bool IN_BYTES = true;
 constexpr int64_t SPAN = 64;  // inputs
 
-// A tile of up to ROWS rows: by word, four bytes of each row; then by span, a scale of each row, and what its sums begin
-// with.
+// A tile of up to ROWS rows: by word, four bytes of each row; then by span, a scale of each row, and what its sums
+// begin with.
 struct ByteTile {
     int64_t inputs, wide;  // wide: rows
     int64_t words() const { return inputs / 4 * wide; }

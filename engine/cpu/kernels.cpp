@@ -104,7 +104,8 @@ template <class W, bool PAIRS> void prefill(const Work& w, Crew& crew) {
     std::memcpy(at[0], w.x, w.count * w.m.hidden * sizeof(float));
     std::atomic<int64_t> next{0};
     Prefill<W, PAIRS> prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew,
-                          at[0], at[1], at[2], at[3], at[4], at[5], packed.data(), IN_BYTES && sizeof(W) == 2 && all_in_bytes(w.m), next};
+                          at[0], at[1], at[2], at[3], at[4], at[5], packed.data(),
+                          IN_BYTES && sizeof(W) == 2 && all_in_bytes(w.m), next};
     crew.run([&](int index) { prefill.work(index); });
 }
 

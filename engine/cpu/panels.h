@@ -65,8 +65,8 @@ struct Pairs {  // pairs of bfloat16 with pairs
 };
 #endif
 
-// Byte K of each word, times 2^24, which the scales undo. It is exact in bfloat16, too. Bytes of panels are kept 128 too
-// large, for products that want them without a sign.
+// Byte K of each word, times 2^24, which the scales undo. It is exact in bfloat16, too. Bytes of panels are kept 128
+// too large, for products that want them without a sign.
 constexpr int32_t SIGNS = int32_t(0x80808080);
 template <int K> inline vf byte_of(vi words) {
     return __builtin_convertvector((vi)(words << 8 * (3 - K)) & (int32_t)0xff000000, vf);
