@@ -71,6 +71,14 @@ def test_the_whole_comparison_is_saved(folder: Path) -> None:
     assert {each.name for each in (folder / "work").iterdir()} == {"c.json", "r.jsonl"}
 
 
+def test_results_beside_those_of_another_comparison_are_said_to_be_there(folder: Path) -> None:
+    assert "these results are in" not in run("--out", "r.jsonl", "--limit", "5").stderr
+    said = run("--out", "r.jsonl", "--limit", "6").stderr
+    (beside,) = (path.name for path in (folder / "work").iterdir() if path.name != "r.jsonl")
+    assert "r.jsonl holds another comparison" in said
+    assert f"these results are in {beside}" in said
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

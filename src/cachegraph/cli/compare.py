@@ -122,6 +122,9 @@ def compare(
             found = run_task(task, results, bar.show)
     finally:
         graph.close()
+    if found.results_file not in (None, results.name):
+        other = f"{results.name} holds another comparison (of other settings, versions, threads or another machine)"
+        console.print(f"{other}: these results are in {found.results_file}", highlight=False, soft_wrap=True)
     found.environment.command = shlex.join(["cachegraph", *sys.argv[1:]])
     _hand_out(found, save, report, as_json, quiet)
 
