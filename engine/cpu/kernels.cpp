@@ -1,8 +1,8 @@
 // Decoder-only transformers on a CPU: new tokens for each of several caches, in one call.
 //
 // Weights lie as they are (bfloat16, float32 or eight-bit integers); activations are float32, and rounded to bfloat16
-// as they meet weights where the CPU is faster at multiplying that. A row's sums are added in an order that does not
-// depend on the other rows, so it gets the same bits alone and in any batch.
+// as they meet weights where the CPU is faster at multiplying that, or to bytes (bytes.h). A row's sums are added in an
+// order that does not depend on the other rows, so it gets the same bits alone and in any batch.
 //
 // Compiled on the machine that runs it (see build.py); plain C++17 with the vector extensions of GCC and Clang.
 
