@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from cachegraph.errors import ModelError
 
-from .cpu.linear import float32_pays
+from .cpu.linear import float32_pays, pieces
 
 __all__ = ["Int8Linear", "quantise"]
 
 _LARGEST = 127
 _UNIT = 2.0**-7  # integers are multiplied as parts of 1: sums with whole ones overflow float16
-_AT_ONCE = 2**23  # weights that are widened at a time
 
 
 class Int8Linear(nn.Linear):
@@ -46,7 +45,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
         out = x.new_empty(len(x), len(weight))
-        for piece in _pieces(weight):
+        for piece in pieces(weight):
             out[:, piece] = (x @ _widened(weight[piece], x.dtype).T) * (scale[piece] / _UNIT)
         return out
 
@@ -55,18 +54,13 @@ class _Product(torch.autograd.Function):
         weight, scale = ctx.saved_tensors
         (grad,) = grads
         total = grad.new_zeros(len(grad), weight.shape[1], dtype=torch.float32)  # (rows, inputs)
-        for piece in _pieces(weight):
+        for piece in pieces(weight):
             total += (grad[:, piece] * (scale[piece] / _UNIT)).to(grad.dtype) @ _widened(weight[piece], grad.dtype)
         return total.to(grad.dtype), None, None
 
 
 def _widened(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).mul_(_UNIT)
-
-
-def _pieces(weight: Tensor) -> list[slice]:
-    rows = max(1, _AT_ONCE // weight.shape[1])
-    return [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
 
 
 @torch.no_grad()
@@ -85,7 +79,7 @@ def quantise(network: nn.Module, name: str) -> None:
         weight = module.weight
         scale = weight.abs().amax(dim=1).float().clamp_(min=1e-30).div_(_LARGEST)  # (outputs,)
         rounded = torch.empty_like(weight, dtype=torch.int8)
-        for piece in _pieces(weight):
+        for piece in pieces(weight):
             rounded[piece] = (weight[piece].float() / scale[piece, None]).round_()
         module.__class__ = Int8Linear
         module.weight = nn.Parameter(rounded, requires_grad=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import computes_bfloat16, has_tiles
 from .build import Kernels, kernels
 
-__all__ = ["WideLinear", "float32_pays", "widen"]
+__all__ = ["WideLinear", "float32_pays", "pieces", "widen"]
 
 _WORTH_IT = 2**17  # weights; below, a call costs more than it saves
 _AT_ONCE = 2**23  # weights that are widened at a time
@@ -47,8 +47,8 @@ class _Product(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         (grad,) = grads
         total = torch.zeros(grad.shape[0], weight.shape[1])  # (rows, inputs)
-        for begin, piece in _pieces(weight):
-            total += grad[:, begin : begin + len(piece)].float() @ piece.float()
+        for piece in pieces(weight):
+            total += grad[:, piece].float() @ weight[piece].float()
         return total.to(grad.dtype), None
 
 
@@ -62,14 +62,15 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
         compiled.linear(weight.data_ptr(), *size, out.data_ptr(), threads)
         return out
     wide = x.float()
-    for begin, piece in _pieces(weight):
-        out[:, begin : begin + len(piece)] = wide @ piece.float().T
+    for piece in pieces(weight):
+        out[:, piece] = wide @ weight[piece].float().T
     return out
 
 
-def _pieces(weight: Tensor) -> "list[tuple[int, Tensor]]":
+def pieces(weight: Tensor) -> list[slice]:
+    """Of a weight's rows, as many at a time as are widened at once."""
     rows = max(1, _AT_ONCE // weight.shape[1])
-    return [(begin, weight[begin : begin + rows]) for begin in range(0, len(weight), rows)]
+    return [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
 
 
 def widen(network: nn.Module, pays: Callable[[], bool] | None = None) -> None:
