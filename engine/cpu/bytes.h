@@ -47,10 +47,10 @@ inline void pack_bytes(const float* x, int64_t stride, int64_t rows, const ByteT
         for (int64_t s = 0; s < tile.spans(); s++) {
             const int64_t begin = s * SPAN, blocks = std::min(SPAN, tile.inputs - begin) / BLOCK;
             const float* from = x + r * stride + begin;
-            __m512 most = _mm512_setzero_ps();
+            __m512i most = _mm512_setzero_si512();  // of the floats' bits, in whose order NaN is above all
             for (int64_t i = 0; i < blocks * BLOCK; i += VL)
-                most = _mm512_max_ps(most, _mm512_abs_ps((__m512)load(from + i)));
-            const float largest = _mm512_reduce_max_ps(most);
+                most = _mm512_max_epi32(most, (__m512i)_mm512_abs_ps((__m512)load(from + i)));
+            const float largest = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(most))));
             const __m512 by = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
             __m512i sum = _mm512_setzero_si512();
             for (int64_t b = 0; b < blocks; b++) {

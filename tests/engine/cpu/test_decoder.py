@@ -115,6 +115,19 @@ def test_a_row_gets_the_same_bits_alone_and_in_any_batch(
         assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=False))
 
 
+@KINDS
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+@torch.inference_mode()
+def test_one_nan_in_a_cache_is_not_lost(
+    many: bool, dtype: torch.dtype, weights: Any, compiled: Kernels, tmp_path: Any
+) -> None:
+    model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=dtype, weights=weights)
+    decoder = Decoder(model.network, model.info, compiled)
+    (past,) = read(model, 9)
+    past.layers[0].values[0, 0, 4, 5] = math.nan  # so one number in each query's result, among others that are none
+    assert decoder.read([[1, 2]], [RowCache([past])], [[0, 1]], many=many).isnan().all()
+
+
 def assert_same_cache(a: RowCache, b: RowCache, **tolerance: float) -> None:
     for one, other in zip(a.tail().layers, b.tail().layers, strict=True):
         for x, y in zip(one, other, strict=True):
