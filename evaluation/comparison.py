@@ -88,7 +88,8 @@ class EdgeSummary(BaseModel):
 
 
 class VariantRow(BaseModel):
-    """A row of the table. `why_not` is set where it could not run; `same_as` where it is another row by definition.
+    """A row of the table. `why_not` is set where it could not run; `same_as` where it is another row by definition;
+    `mean_of` where it is the mean of others, which differ in their fuser.
 
     `cache_share` is how many of the journeys over edges that were asked for a cache had one; None without such edges.
     """
@@ -97,6 +98,7 @@ class VariantRow(BaseModel):
     description: str
     recorded_as: str | None = None  # what its records are called, where that is not its name
     same_as: str | None = None
+    mean_of: tuple[str, ...] = ()
     why_not: str | None = None
     examples: int = 0
     groups: int | None = None  # that these examples form; None: they are independent
@@ -109,6 +111,11 @@ class VariantRow(BaseModel):
     edges: list[EdgeSummary] = []
     cache_share: float | None = None
     memory: Memory = Memory()
+
+    @property
+    def was_run(self) -> bool:
+        """Whether it is a row of its own, and no other name or mean of what others have shown."""
+        return self.why_not is None and self.same_as is None and not self.mean_of
 
 
 class Comparison(BaseModel):
@@ -140,8 +147,10 @@ class Comparison(BaseModel):
         return next((each for each in found if each.metric == metric), None)
 
     def records_of(self, variant: str) -> list[Record]:
-        """A variant's records by example, also where it shares another's."""
+        """A variant's records by example, also where it shares another's; of a mean, those of all its parts."""
         row = self.row(variant)
+        if row is not None and row.mean_of:
+            return [record for part in row.mean_of for record in self.records_of(part)]
         name = (row.recorded_as or row.same_as or row.name) if row is not None else variant
         return [record for record in self.records if record.variant == name]
 

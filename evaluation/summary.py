@@ -35,10 +35,13 @@ def summarise(
     seed: int,
 ) -> Summary:
     """Rows of all variants, differences of all pairs of a variant and a baseline that ran."""
-    by_name: dict[str, list[Record]] = {variant.name: [] for variant in variants}
+    recorded = {variant.name: variant.records for variant in variants}
+    by_name: dict[str, list[Record]] = {}
     for variant in variants:
-        by_name[variant.name] = [record for record in records if record.variant == variant.records]
+        names = {recorded[each] for each in variant.mean_of or (variant.name,)}
+        by_name[variant.name] = [record for record in records if record.variant in names]
     rows = [_row(variant, by_name[variant.name]) for variant in variants]
+    _refuse_means(rows)
     running = [row.name for row in rows if row.why_not is None]
     complete = _complete([by_name[name] for name in running], examples)
     values = {name: _values(by_name[name], complete, metrics) for name in running}
@@ -52,13 +55,21 @@ def summarise(
     return _with_statistics(rows, values, metrics, seed, groups, once)
 
 
+def _refuse_means(rows: Sequence[VariantRow]) -> None:
+    """A mean of which a part could not run is none."""
+    missing = {row.name for row in rows if row.why_not is not None}
+    for row in rows:
+        if parts := [each for each in row.mean_of if each in missing]:
+            row.why_not = f"it is a mean, and {parts[0]} could not run"
+
+
 def _complete(all_records: Sequence[Sequence[Record]], examples: Sequence[Example]) -> list[Example]:
     failed = {record.index for records in all_records for record in records if record.error is not None}
     return [example for example in examples if example.index not in failed] if all_records else []
 
 
 def _values(records: Sequence[Record], examples: Sequence[Example], metrics: Sequence[Metric]) -> Floats:
-    """(examples, metrics), the mean over seeds."""
+    """(examples, metrics), the mean over seeds, and over fusers."""
     by_index: dict[int, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.seed):
         by_index.setdefault(record.index, []).append(record)
@@ -132,8 +143,16 @@ def _difference(
 
 def _row(variant: Variant, records: Sequence[Record]) -> VariantRow:
     kind, _, fuser = Name.parse(variant.name)
-    description = VARIANTS[kind] + (f"; by the fuser {fuser}" if fuser else "")
-    row = VariantRow(name=variant.name, description=description, why_not=variant.why_not, recorded_as=variant.records)
+    by = f"; by the fuser {fuser}" if fuser else ""
+    if variant.mean_of:
+        by = f"; the mean of {', '.join(variant.mean_of)}"
+    row = VariantRow(
+        name=variant.name,
+        description=VARIANTS[kind] + by,
+        why_not=variant.why_not,
+        recorded_as=variant.records,
+        mean_of=variant.mean_of,
+    )
     if variant.why_not is not None:
         return row
     row.same_as = variant.records if variant.records.partition("#")[0] != variant.name else None

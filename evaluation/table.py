@@ -60,7 +60,7 @@ def _others(comparison: Comparison) -> Table | None:
 def _costs(comparison: Comparison) -> Table:
     table = _table(None, ["variant", "seconds", "first token", "prefilled", "generated", "sent", "memory"])
     for row in comparison.rows:
-        if row.why_not is None and row.same_as is None:
+        if row.was_run:
             table.add_row(row.name, *_cost(row))
     return table
 

@@ -1,7 +1,7 @@
 """The ways in which one graph is run on the same examples: channels, ends alone, controls, and other fusers.
 
 A variant is called KIND, for a control on another channel KIND:CHANNEL, and with another fuser than the recipe's
-KIND@FUSER: `mismatched`, `zero:both`, `cache@my-fuser`.
+KIND@FUSER: `mismatched`, `zero:both`, `cache@my-fuser`. KIND@mean is the mean over those that differ in their fuser.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ VARIANTS = {
 DEFAULT = ("text", "cache", "alone", "mismatched")
 CONTROLS: tuple[ControlKind, ...] = ("zero", "mismatched")
 BASES: tuple[Channel, ...] = ("cache", "both", "auto")
+MEAN = "mean"
 
 
 class Name(NamedTuple):
@@ -63,7 +64,8 @@ class Variant:
     """A row of the table. `records` names the variant whose records it shows, and those of another fuser with its hash;
     `why_not`, why there are none.
 
-    `owns`: the graph is no mere copy with other channels, so whoever opens it closes it.
+    `owns`: the graph is no mere copy with other channels, so whoever opens it closes it. `mean_of`: the variants whose
+    mean it is; it is not run itself.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Variant:
     control: ControlKind | None = None
     why_not: str | None = None
     owns: bool = False
+    mean_of: tuple[str, ...] = ()
 
 
 def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Variant]:
@@ -91,7 +94,10 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
             raise InputError(f"the recipe has no edges, so there is no variant {name!r}; only 'alone' can run")
         if kind == "mismatched" and examples < 2:
             raise InputError("a mismatched cache is another example's, and there is only one; give more rows")
-        variants += _fused(name, graph) if fuser else _make(name, kind, of, graph)
+        if fuser == MEAN:
+            variants.append(_mean(name, names))
+        else:
+            variants += _fused(name, graph) if fuser else _make(name, kind, of, graph)
     return variants
 
 
@@ -164,6 +170,17 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
     )
     changed = graph.with_spec(spec.model_copy(update={"edges": edges}))
     return [Variant(name, f"{name}#{mark}" if mark else name, changed, plain.control, owns=True)]
+
+
+def _mean(name: str, names: Sequence[str]) -> Variant:
+    plain = name.partition("@")[0]
+    parts = tuple(each for each in names if each.partition("@")[0] == plain and each != name)
+    if len(parts) < 2:
+        raise InputError(
+            f"{name!r} is the mean over variants that differ in their fuser: name two or more, as in "
+            f"{plain}@seed-1,{plain}@seed-2,{name}"
+        )
+    return Variant(name, name, mean_of=parts)
 
 
 def _differ(spec: GraphSpec, edge: EdgeSpec) -> bool:

@@ -113,7 +113,7 @@ def _limits(rows: Sequence[VariantRow], running: dict[str, VariantRow]) -> list[
     if groups is not None and groups < FEW <= examples:
         said.append(f"{examples} examples of {groups} groups: so few groups make intervals rough")
     for row in running.values():
-        if row.failed and not row.same_as:
+        if row.failed and row.was_run:
             reason = next(iter(row.errors), "")
             said.append(f"{row.failed} examples failed in {row.name} and are left out everywhere ({reason})")
     return said

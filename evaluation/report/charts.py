@@ -59,7 +59,7 @@ def quality(comparison: Comparison, metric: MetricInfo, name: str) -> Chart | No
 
 def latency(comparison: Comparison) -> Chart | None:
     """Seconds to the end and to the first token of every variant."""
-    rows, among = [row for row in _running(comparison) if row.same_as is None], complete(comparison)
+    rows, among = [row for row in comparison.rows if row.was_run], complete(comparison)
     if not rows:
         return None
     figure, axes = canvas(WIDE, 88 + LINE * len(rows))
@@ -98,8 +98,8 @@ def breakdown(comparison: Comparison) -> Chart | None:
     """Where the time of every agent and edge went, as stacked bars."""
     bars: list[tuple[str, Mapping[str, float]]] = []
     starts: list[int] = []
-    for row in _running(comparison):
-        if row.same_as is None:
+    for row in comparison.rows:
+        if row.was_run:
             starts.append(len(bars))
             bars += [(f"{row.name}: {agent}", _spent(summary)) for agent, summary in row.agents.items()]
             bars += _edges(comparison, row)

@@ -17,7 +17,7 @@ Sizes = dict[int, tuple[list[float], list[float]]]  # by receiver layer, of keys
 def layers(comparison: Comparison) -> list[Chart]:
     """A chart of each fused edge of the first variant that has any."""
     for row in comparison.rows:
-        found = [_edge(comparison, row, edge.sender, edge.receiver) for edge in row.edges if row.same_as is None]
+        found = [_edge(comparison, row, edge.sender, edge.receiver) for edge in row.edges if row.was_run]
         if charts := [
             _chart(row, name, sizes, f"layers{number}") for number, (name, sizes) in enumerate(found) if sizes
         ]:

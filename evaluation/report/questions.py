@@ -46,7 +46,7 @@ def questions(comparison: Comparison) -> dict[str, Any]:
 
 
 def _variants(comparison: Comparison) -> list[str]:
-    return [row.name for row in comparison.rows if row.why_not is None and row.same_as is None]
+    return [row.name for row in comparison.rows if row.was_run]
 
 
 def _asked(example: Example, room: int) -> list[list[str]]:

@@ -124,7 +124,7 @@ def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
 
 
 def _measured(comparison: Comparison) -> list[VariantRow]:
-    return [row for row in comparison.rows if row.why_not is None and row.same_as is None]
+    return [row for row in comparison.rows if row.was_run]
 
 
 def _title(metric: MetricInfo) -> str:

@@ -9,7 +9,12 @@ import pytest
 from cachegraph import Comparison, Graph, acompare, compare
 from cachegraph.agents.testing import ScriptedAgent
 from cachegraph.errors import InputError, ModelError
+from cachegraph.evaluation.metrics import pick_metrics
+from cachegraph.evaluation.records import Record
 from cachegraph.evaluation.rounds import Progress
+from cachegraph.evaluation.summary import Summary, summarise
+from cachegraph.evaluation.variants import Variant
+from cachegraph.graph.examples import Example
 
 from .conftest import STORY, Answerer, Reader, rows, story_graph
 
@@ -90,6 +95,52 @@ def test_fusers_stand_side_by_side_each_held_to_its_own_control(tmp_path: Path) 
     assert found.difference("cache@./second", "mismatched") is None
     used = [line for line in found.verdicts if line.endswith("what the cache carries is used")]
     assert [line.split()[0] for line in used] == ["cache", "cache@./second"]
+
+    whole = compare(graph(), rows(), variants=[*names, "cache@mean", "mismatched@mean"])
+    assert len(whole.records) == len(found.records)
+    assert whole.rows[6].description == "every edge hands over its KV cache; the mean of cache, cache@./second"
+    assert len(whole.records_of("cache@mean")) == 80
+    assert any(line.startswith("cache@mean beats alone by 100.0 points") for line in whole.verdicts)
+    assert [row.name for row in whole.rows if row.was_run] == names
+    assert Comparison.from_json(whole.to_json()) == whole
+
+
+FUSERS = ("cache", "cache@b")
+
+
+def mean_of_two(right: dict[str, set[int]], why_not: str | None = None) -> Summary:
+    """Of 40 questions those that each variant gets right."""
+    examples = [Example(index=index, id=str(index), inputs={}, references=("yes",)) for index in range(40)]
+    variants = [
+        Variant("text", "text"),
+        Variant("cache", "cache"),
+        Variant("cache@b", "cache@b#1234", why_not=why_not),
+        Variant("cache@mean", "cache@mean", mean_of=FUSERS),
+    ]
+    records = [
+        Record(variant=variant.records, seed=0, index=index, reply="yes" if index in right[variant.name] else "no")
+        for variant in variants[:3]
+        for index in range(40)
+    ]
+    return summarise(variants, records, examples, pick_metrics(["exact_match"], examples[0]), 0)
+
+
+def test_a_mean_over_fusers_is_taken_question_by_question() -> None:
+    found = mean_of_two({"text": set(range(8)), "cache": set(range(24)), "cache@b": set(range(20, 40))})
+    assert [row.quality["exact_match"].value for row in found.rows] == [0.2, 0.6, 0.5, 0.55]
+    over = {each.variant: each for each in found.differences if each.baseline == "text"}
+    assert over["cache@mean"].value == pytest.approx(0.35)
+    assert over["cache@mean"].test == "paired bootstrap"
+    assert over["cache"].test == "McNemar, exact"
+    # Their mistakes lie apart, so the mean is surer than either.
+    widths = {name: each.high - each.low for name, each in over.items()}
+    assert widths["cache@mean"] < min(widths["cache"], widths["cache@b"])
+
+
+def test_a_mean_of_which_a_part_could_not_run_is_none() -> None:
+    found = mean_of_two({"text": set(), "cache": {1}, "cache@b": set()}, why_not="it is lost")
+    assert found.rows[3].why_not == "it is a mean, and cache@b could not run"
+    assert found.rows[1].quality["exact_match"].value == 1 / 40
 
 
 def test_another_training_of_a_fuser_is_played_anew(tmp_path: Path) -> None:
@@ -282,6 +333,7 @@ def test_the_ceiling_hands_over_all_that_a_writer_read() -> None:
         ({"variants": ["text@./made"]}, "a fuser stands behind a variant with caches"),
         ({"variants": ["cache@"]}, "a fuser stands behind a variant with caches"),
         ({"variants": ["cache@nobody"]}, "'cache@nobody' can't run: there is no fuser 'nobody'"),
+        ({"variants": ["text", "cache", "cache@mean"]}, "name two or more, as in cache@seed-1,cache@seed-2,cache@mean"),
         ({"limit": 0}, "limit must be 1 or more"),
         ({"seeds": 0}, "seeds must be 1 or more"),
         ({"seed": -1}, "seed must be 0 or more"),

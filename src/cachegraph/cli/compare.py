@@ -45,7 +45,7 @@ def compare(
         typer.Option(
             "--variants",
             help="Of text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, floor; "
-            "cache@NAME is cache with another fuser.",
+            "cache@NAME is cache with another fuser, cache@mean the mean over all of them.",
         ),
     ] = DEFAULT_VARIANTS,
     limit: Annotated[int | None, typer.Option(help="As many rows, drawn by the seed.", show_default=False)] = None,
