@@ -16,6 +16,8 @@ from cachegraph.evaluation.metrics import METRICS
 from cachegraph.evaluation.records import EdgeRecord, Record
 from cachegraph.evaluation.report import write_report
 from cachegraph.evaluation.report.latency import median_interval
+from cachegraph.evaluation.report.questions import questions
+from cachegraph.evaluation.report.tables import agents
 from cachegraph.evaluation.summary import summarise
 from cachegraph.evaluation.variants import Variant
 from cachegraph.evaluation.verdict import verdicts
@@ -149,6 +151,17 @@ def test_verdicts_numbers_and_environment_are_there_in_words(plain: Path) -> Non
     for part in ("5ca1ab1e", "cachegraph compare x", "McNemar, exact", "gate closed", "first token", "what it is"):
         assert part in text
     assert text.count("<figure>") == 5  # two metrics, time, its parts, one fused edge
+
+
+def test_a_mean_over_fusers_has_quality_and_no_examples_or_times(tmp_path: Path) -> None:
+    found = comparison()
+    cache = found.row("cache")
+    assert cache is not None
+    found.rows.append(cache.model_copy(update={"name": "cache@mean", "mean_of": ("cache", "zero")}))
+    write_report(found, tmp_path / "mean.html")
+    assert "cache@mean" in (tmp_path / "mean.html").read_text()
+    assert "cache@mean" not in questions(found)["variants"]
+    assert "cache@mean" not in str(agents(found))
 
 
 def test_the_page_is_well_formed(plain: Path) -> None:
