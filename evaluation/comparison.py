@@ -88,8 +88,8 @@ class EdgeSummary(BaseModel):
 
 
 class VariantRow(BaseModel):
-    """A row of the table. `why_not` is set where it could not run; `same_as` where it is another row by definition;
-    `mean_of` where it is the mean of others, which differ in their fuser.
+    """A row of the table. `why_not` is set where it could not run; `same_as` where it is by definition what another row
+    of the table is; `mean_of` where it is the mean of others, which differ in their fuser.
 
     `cache_share` is how many of the journeys over edges that were asked for a cache had one; None without such edges.
     """

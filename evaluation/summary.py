@@ -1,7 +1,7 @@
 """From records to rows and differences: complete examples only, so that every number is about the same questions."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -40,7 +40,7 @@ def summarise(
     for variant in variants:
         names = {recorded[each] for each in variant.mean_of or (variant.name,)}
         by_name[variant.name] = [record for record in records if record.variant in names]
-    rows = [_row(variant, by_name[variant.name]) for variant in variants]
+    rows = [_row(variant, by_name[variant.name], by_name.keys() - {variant.name}) for variant in variants]
     _refuse_means(rows)
     running = [row.name for row in rows if row.why_not is None]
     complete = _complete([by_name[name] for name in running], examples)
@@ -141,7 +141,7 @@ def _difference(
     )
 
 
-def _row(variant: Variant, records: Sequence[Record]) -> VariantRow:
+def _row(variant: Variant, records: Sequence[Record], others: Collection[str]) -> VariantRow:
     kind, _, fuser = Name.parse(variant.name)
     by = f"; by the fuser {fuser}" if fuser else ""
     if variant.mean_of:
@@ -155,7 +155,7 @@ def _row(variant: Variant, records: Sequence[Record]) -> VariantRow:
     )
     if variant.why_not is not None:
         return row
-    row.same_as = variant.records if variant.records.partition("#")[0] != variant.name else None
+    row.same_as = variant.records if variant.records in others else None
     done = [record for record in records if record.error is None]
     row.failed = len(records) - len(done)
     row.errors = dict(Counter(record.error for record in records if record.error is not None).most_common(5))

@@ -44,6 +44,10 @@ def test_floor_stands_for_alone_where_only_it_was_asked_for() -> None:
     found = compare(story_graph(), rows(), variants=["cache", "floor", "mismatched"])
     (said,) = found.verdicts
     assert said.startswith("cache beats floor by 100.0 points (100.0 to 100.0), and cache beats mismatched by 100.0")
+    floor = found.row("floor")
+    assert floor is not None
+    assert floor.was_run  # its times are shown nowhere else
+    assert len(found.records_of("floor")) == 40
 
 
 def test_a_receiver_that_likes_any_cache_is_found_out() -> None:
