@@ -81,7 +81,9 @@ async def correct_as_they_come(
         arrivals.take(sent)
         ready = [index for index, of in needed.items() if all(at in arrivals.layers.get(j, ()) for j, at in of)]
         if ready:
-            given = [source(_filled(arrivals.layers[j], fusers[j])) for j, source in sources.items()]
+            # Of a sharer that has sent nothing yet, none of these needs a layer.
+            come = {j: source for j, source in sources.items() if j in arrivals.layers}
+            given = [source(_filled(arrivals.layers[j], fusers[j])) for j, source in come.items()]
             fused = fuse_layers(kv.layers, given, mode, only=ready)
             for index in ready:
                 layers[index] = LayerKV(*fused.layers[index])

@@ -116,6 +116,35 @@ def test_a_layer_is_corrected_while_the_sharer_still_reads(engines: Engines, mon
     assert len(waited) > last
 
 
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+def test_a_sharer_that_has_sent_nothing_yet_holds_up_only_layers_that_it_corrects(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch, mode: FusionMode
+) -> None:
+    corrected = threading.Event()
+    waited: list[bool] = []
+
+    def fuse_layers(*args: Any, **kwargs: Any) -> Any:
+        corrected.set()
+        return fuse(*args, **kwargs)
+
+    def wait_for_the_others(kv: KV) -> KV:
+        if not waited:
+            waited.append(corrected.wait(20))
+        return kv
+
+    async def run(place: int) -> FusedPrefill:
+        late, *others = sharers(engines, place)  # `late` corrects all layers but one
+        late = replace(late, alter=wait_for_the_others if place == 1 else None)
+        return await fused_prefill(engines["receiver"][place], [late, *others], read_ids(tokens(20), 3), mode)
+
+    together = anyio.run(run, 0)
+    fuse = live.fuse_layers
+    monkeypatch.setattr(live, "fuse_layers", fuse_layers)
+    apart = anyio.run(run, 1)
+    assert waited == [True]
+    assert same_bits(together, apart)
+
+
 def test_an_error_of_a_sharer_ends_the_waiting(engines: Engines) -> None:
     def broken(kv: KV) -> KV:
         raise ModelError("out of order")
