@@ -1,6 +1,6 @@
 """A translator in training: texts that only the sharer has read become the receiver's cache."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +113,12 @@ class GraftLearner(Learner[GraftLesson]):
     def start(self, lessons: Sequence[GraftLesson], report: Report) -> None:
         if self._ridge is not None:
             fit_ridge(self, self._translator.network, self._pair.receiver, lessons, self._ridge, self._seed, report)
+
+    def rates(self) -> Mapping[Tensor, float]:
+        """Adam moves all weights alike, so what comes of one step grows with the number of inputs. `down` has a sharer
+        position's whole cache for inputs, and is slowed to what the bottleneck's layers do (arXiv 2203.03466)."""
+        weight = self._translator.network.down.weight
+        return {weight: min(1.0, weight.shape[0] / weight.shape[1])}
 
     def save(self, folder: Path, card: dict[str, object], dtype: torch.dtype) -> Card:
         full = Card.model_validate({**self._translator.card.model_dump(), **card})

@@ -1,10 +1,10 @@
 """A translator and a fuser in training for one edge: what only the sharer has read is grafted, the rest is fused."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cachegraph.channels.cache.reading import make_room
 from cachegraph.channels.fusers.card import Card
@@ -42,6 +42,9 @@ class JointLearner(Learner[JointLesson]):
 
     def prompt_tokens(self, lessons: Sequence[JointLesson]) -> int:
         return sum(len(lesson.prompt.ids) + len(lesson.own.ids) for lesson in lessons)
+
+    def rates(self) -> Mapping[Tensor, float]:
+        return self._graft.rates()
 
     def anneal(self, step: int) -> None:
         self._fuse.anneal(step)

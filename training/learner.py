@@ -1,12 +1,12 @@
 """What learns: a translator or a fuser, and how a lesson's prompt becomes a cache that carries its gradients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cachegraph.channels.fusers.card import Card
 
@@ -52,6 +52,10 @@ class Learner(ABC, Generic[L]):
 
     def start(self, lessons: Sequence[L], report: Report) -> None:
         """What comes before the first step, if anything."""
+
+    def rates(self) -> Mapping[Tensor, float]:
+        """The part of the learning rate that a parameter moves by, where that is not all of it."""
+        return {}
 
     def anneal(self, step: int) -> None:
         """Sharpen gates that are soft while training."""

@@ -48,7 +48,7 @@ class Loop:
         optim = self.spec.optim
         self.module = self.learner.module.to(self.receiver.device, torch.float32).requires_grad_(True).train()
         self.optimizer = torch.optim.AdamW(
-            self.module.parameters(),
+            self._by_rate(),
             lr=optim.learning_rate,
             weight_decay=optim.weight_decay,
             betas=(0.9, 0.98),
@@ -58,6 +58,14 @@ class Loop:
         lengths = [self.learner.prompt_tokens([lesson]) for lesson in self.train]
         self.steps = Steps(groups, lengths, texts=optim.texts, rows=optim.rows, seed=self.spec.seed)
         self.log: Log | None = None  # begins with `start`
+
+    def _by_rate(self) -> list[dict[str, Any]]:
+        """The optimizer's groups: parameters that move by the same part of the learning rate."""
+        rates = self.learner.rates()
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in self.module.parameters():
+            groups.setdefault(rates.get(parameter, 1.0), []).append(parameter)
+        return [{"params": parameters, "part": part} for part, parameters in groups.items()]
 
     @property
     def main(self) -> bool:
@@ -97,7 +105,7 @@ class Loop:
         self.learner.anneal(state.step)
         rate = optim.learning_rate * schedule(state.step, optim.steps, optim.warmup, optim.final)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["part"]
         sums: dict[str, float] = {}
         prompt = response = 0
         for part in range(optim.accumulate):

@@ -187,6 +187,23 @@ def test_a_gradient_that_is_no_number_ends_it_with_a_remedy(graft_task: Task, mo
         assert all(torch.equal(tensor, before[name]) for name, tensor in going.module.state_dict().items())
 
 
+@pytest.mark.parametrize(("kind", "prefix"), [("graft", ""), ("joint", "graft.")])
+def test_a_translators_first_layer_moves_slower_by_as_much_as_it_has_more_inputs(
+    kind: str, prefix: str, tmp_path: Path, tiny_folders: dict[str, Path]
+) -> None:
+    task = write_task(tmp_path / "task", tiny_folders, kind)
+    with task.opened(optim__warmup=0, optim__learning_rate=1e-3) as found:
+        going = loop(found, task.folder / "run")
+        going.start()
+        before = {name: x.detach().clone() for name, x in going.module.named_parameters()}
+        going.step()
+        moved = {name: float((x.detach() - before[name]).abs().max()) for name, x in going.module.named_parameters()}
+    rank, inputs = before[f"{prefix}down.weight"].shape
+    # Adam's first step is as large as the rate, whatever the gradient.
+    assert moved[f"{prefix}up.weight"] == pytest.approx(1e-3, rel=0.01)
+    assert moved[f"{prefix}down.weight"] == pytest.approx(1e-3 * rank / inputs, rel=0.01)
+
+
 def test_accumulated_steps_are_the_mean_of_their_gradients(graft_task: Task) -> None:
     """Two parts of a step weigh as one step of both would."""
     with graft_task.opened(optim__accumulate=2, optim__texts=1, loss__choices=0) as found:
