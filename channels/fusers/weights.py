@@ -58,6 +58,7 @@ def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in named.items()}
     with replaced_folder(Path(folder), frozenset({CARD, WEIGHTS})) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        (fresh / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
         card = fuser.card.model_copy(update={"sha256": _sha256(fresh / WEIGHTS)})
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card

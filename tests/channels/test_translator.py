@@ -82,6 +82,11 @@ def test_a_saved_translator_comes_back_number_for_number(tmp_path: Path) -> None
     assert again.parameter_count == made.parameter_count
 
 
+def test_a_saved_translator_can_be_read_by_others_of_the_machine(tmp_path: Path) -> None:
+    save_fuser(translator(), tmp_path / "t")
+    assert all(each.stat().st_mode & 0o044 == 0o044 for each in (tmp_path / "t").iterdir())
+
+
 def damaged(folder: Path, how: str) -> None:
     card: dict[str, Any] = json.loads((folder / CARD).read_text())
     tensors = load_file(folder / WEIGHTS)
