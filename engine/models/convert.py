@@ -71,6 +71,8 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
         raise ModelError(f"the GGUF file {str(gguf)!r} lacks the weights {missing[:3]}; fetch it again")
     progress("save", 0, 0)
     model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors leaves them to their owner alone
     tokenizer.save_pretrained(folder)
 
 

@@ -30,6 +30,11 @@ def test_the_converted_folder_has_the_weights_and_the_tokenizer_of_the_gguf_file
     assert list(dict.fromkeys(stages)) == ["read", "convert", "save"]
 
 
+def test_others_of_the_machine_can_read_a_converted_model(tiny_gguf: Path, tmp_path: Path):
+    convert_gguf(tiny_gguf, tmp_path / "model", room_for_all, lambda *stage: None)
+    assert all(each.stat().st_mode & 0o044 == 0o044 for each in (tmp_path / "model").iterdir())
+
+
 def test_conversion_draws_no_bars_and_puts_transformers_back_as_it_was(tiny_gguf, tmp_path, capfd):
     from transformers import modeling_gguf_pytorch_utils as loader
     from transformers.utils import logging
