@@ -63,7 +63,7 @@ def save(run: Path, state: State, module: nn.Module, optimizer: torch.optim.Opti
         fresh = Path(tempfile.mkdtemp(prefix=".step-", dir=run))
         try:
             save_file({name: x.detach().cpu().contiguous() for name, x in module.state_dict().items()}, fresh / WEIGHTS)
-            save_file(_flat(optimizer), fresh / OPTIMIZER)
+            save_file(_flat(module, optimizer), fresh / OPTIMIZER)
             hashes = {name: _sha256(fresh / name) for name in (WEIGHTS, OPTIMIZER)}
             (fresh / STATE).write_text(json.dumps({**asdict(state), "sha256": hashes}, indent=1), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)
@@ -96,31 +96,37 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
     """Put a checkpoint's numbers back. Raises FuserError where they are another network's."""
     try:
         module.load_state_dict(load_file(folder / WEIGHTS))
-        _fill(optimizer, load_file(folder / OPTIMIZER))
+        _fill(module, optimizer, load_file(folder / OPTIMIZER))
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         first = str(error).splitlines()[0]
-        raise FuserError(f"the checkpoint {str(folder)!r} is not of this fuser ({first}); start anew") from error
+        raise FuserError(
+            f"the checkpoint {str(folder)!r} is not of this fuser ({first}); start anew with --restart"
+        ) from error
 
 
 def _checkpoints(run: Path) -> list[Path]:
     return sorted(run.glob("step-*"), reverse=True) if run.is_dir() else []
 
 
-def _flat(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state by place and name; all of it tensors."""
-    state = optimizer.state_dict()["state"]
+def _flat(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's state by parameter and name, `down.weight/exp_avg`; all of it tensors."""
     return {
-        f"{place}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
-        for place, values in state.items()
-        for name, value in values.items()
+        f"{parameter}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for parameter, weights in module.named_parameters()
+        for name, value in optimizer.state.get(weights, {}).items()
     }
 
 
-def _fill(optimizer: torch.optim.Optimizer, flat: dict[str, torch.Tensor]) -> None:
+def _fill(module: nn.Module, optimizer: torch.optim.Optimizer, flat: dict[str, torch.Tensor]) -> None:
+    """By name, since the optimizer's own order is that of its groups. Raises KeyError where names are others."""
+    order = {weights: place for place, weights in enumerate(w for g in optimizer.param_groups for w in g["params"])}
+    places = {parameter: order[weights] for parameter, weights in module.named_parameters()}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in flat.items():
-        place, _, name = key.partition(".")
-        state.setdefault(int(place), {})[name] = value
+        parameter, _, name = key.rpartition("/")
+        if parameter not in places:
+            raise KeyError(key)
+        state.setdefault(places[parameter], {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -1,20 +1,23 @@
 """What a killed training loses: nothing that its next run doesn't do again, to the last bit."""
 
+import json
 import multiprocessing
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cachegraph.channels.fusers.weights import WEIGHTS
 from cachegraph.errors import CachegraphError, ConfigError, FuserError
 from cachegraph.training import checkpoint
+from cachegraph.training.checkpoint import State
 from cachegraph.training.loop import Loop
 from cachegraph.training.train import train
 
@@ -243,3 +246,36 @@ def test_a_checkpoint_of_another_network_is_refused(graft_task: Task, monkeypatc
     network = torch.nn.Linear(2, 2)
     with pytest.raises(FuserError, match="is not of this fuser .*; start anew"):
         checkpoint.restore(newest, network, torch.optim.AdamW(network.parameters()))
+
+
+def optimizer_of(*groups: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW([{"params": list(group.parameters())} for group in groups])
+
+
+def test_the_optimizers_numbers_go_by_the_parameters_names_not_by_their_order(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    optimizer = optimizer_of(network[0], network[1])
+    network(torch.randn(4, 3)).square().sum().backward()
+    optimizer.step()
+    kept = checkpoint.save(tmp_path, State(recipe="r", step=1), network, optimizer)
+    other = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    turned = optimizer_of(other[1], other[0])
+    checkpoint.restore(kept, other, turned)
+    for name, weights in network.named_parameters():
+        for number, value in optimizer.state[weights].items():
+            assert torch.equal(turned.state[other.get_parameter(name)][number], value), (name, number)
+
+
+def test_a_checkpoint_whose_optimizers_numbers_have_no_names_is_refused(
+    graft_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they once were written: by a place in an order that has changed."""
+    newest, _ = stopped(graft_task, monkeypatch)
+    numbers = load_file(newest / checkpoint.OPTIMIZER)
+    save_file(
+        {f"{place}.exp_avg": value for place, value in enumerate(numbers.values())}, newest / checkpoint.OPTIMIZER
+    )
+    state = json.loads((newest / checkpoint.STATE).read_text())
+    state["sha256"][checkpoint.OPTIMIZER] = sha256((newest / checkpoint.OPTIMIZER).read_bytes()).hexdigest()
+    (newest / checkpoint.STATE).write_text(json.dumps(state))
+    refused(graft_task, FuserError, ["is not of this fuser", "start anew"], resume=True)
