@@ -96,8 +96,9 @@ async def _compare(
     out: str | PathLike[str] | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Comparison:
-    environment = describe(await task.graph.with_channels("text").awire())
-    many = task.concurrency or (BATCH if batches_exactly(environment.models) else 1)
+    wiring = await task.graph.with_channels("text").awire()
+    environment = describe(wiring)
+    many = task.concurrency or (BATCH if batches_exactly(wiring) else 1)
     _complete_facts(environment, task, many)
     header = {"environment": environment.model_dump(), "graph": task.graph.spec.name}
     journal = Journal(Path(out) if out is not None else None, environment.key, header)

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -11,6 +11,9 @@ from cachegraph.engine.cpu import has_tiles
 from cachegraph.engine.machine import installed, processor
 from cachegraph.graph.routes import Wiring
 from cachegraph.graph.subgraph import all_nodes
+
+if TYPE_CHECKING:
+    from cachegraph.engine.load import LoadedModel
 
 __all__ = ["Environment", "ModelFacts", "batches_exactly", "describe"]
 
@@ -68,16 +71,21 @@ def describe(wiring: Wiring) -> Environment:
     )
 
 
-def batches_exactly(models: Sequence[ModelFacts]) -> bool:
-    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on an x86 CPU without AMX,
-    which multiplies in tiles and rounds by the number of rows.
+def batches_exactly(wiring: Wiring) -> bool:
+    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on an x86 CPU, where torch
+    has no AMX, whose products it rounds by the number of rows, or our own kernels compute the model.
     """
+    peers = [node.agent.peer() for _, node in all_nodes(wiring) if not node.is_graph]
+    models = [model for peer in peers if (model := getattr(peer.model, "model", None)) is not None]
+    return all(map(_batches_exactly, models))
+
+
+def _batches_exactly(model: "LoadedModel") -> bool:
     import torch
 
-    local = [model for model in models if model.dtype is not None]
-    plain = all(model.dtype == "bfloat16" and model.weights is None for model in local)
-    exact = plain and all(model.device in (None, "cpu") for model in local)
-    return exact and not (local and has_tiles(torch))
+    if model.dtype != torch.bfloat16 or model.weights is not None or model.device.type != "cpu":
+        return False
+    return not has_tiles(torch) or (model.decoder is not None and model.decoder.reads_prompts)
 
 
 def _models(wiring: Wiring) -> list[ModelFacts]:

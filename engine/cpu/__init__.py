@@ -3,6 +3,7 @@
 kernels.cpp   what Python calls; compiled on the machine that runs it
 model.h       what a decoder-only transformer is made of; step.h: a few new tokens; prefill.h: many
 panels.h      matrices in the order in which they are multiplied; multiply.h: as they lie; bytes.h: in eight bits
+tiles.h       products by AMX
 numbers.h     vectors
 crew.h        threads
 build.py      compiles it, once a machine, and says why where it can't
@@ -29,7 +30,7 @@ def computes_bfloat16(torch: Any) -> bool:
 
 
 def has_tiles(torch: Any) -> bool:
-    """Whether torch multiplies matrices by instructions that no kernel here uses: AMX, or those of ARM."""
+    """Whether torch multiplies matrices by AMX, or in ways of ARM: fast, but it rounds by the number of rows."""
     if hasattr(torch.cpu, "get_capabilities"):
         can = torch.cpu.get_capabilities()
         return can.get("architecture") != "x86_64" or bool(can.get("amx_bf16", False))

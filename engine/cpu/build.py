@@ -31,7 +31,8 @@ class Kernels:
     """The compiled functions.
 
     `block`: every inner dimension must be a multiple of it. `in_pairs`: products of bfloat16 are faster than of float32
-    (measured once a process). `in_bytes`: activations meet eight-bit weights in eight bits, too.
+    (measured once a process). `in_bytes`: activations meet eight-bit weights in eight bits, too. `in_tiles`: AMX reads
+    prompts.
     """
 
     def __init__(self, path: Path):
@@ -45,9 +46,11 @@ class Kernels:
         self.linear.restype = self.read.restype = self.panels.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = library.cachegraph_in_bytes.restype = Integer
+        library.cachegraph_in_tiles.restype = Integer
         self.block: int = library.cachegraph_block()
         self.in_pairs = bool(library.cachegraph_in_pairs())
         self.in_bytes = bool(library.cachegraph_in_bytes())
+        self.in_tiles = bool(library.cachegraph_in_tiles())
 
 
 def kernels() -> "Kernels | str":

@@ -88,7 +88,7 @@ class Decoder:
     """
 
     def __init__(self, network: Any, info: ModelInfo, kernels: Kernels):
-        self.reads_prompts = not has_tiles(torch)
+        self.reads_prompts = kernels.in_tiles or not has_tiles(torch)
         self._kernels = kernels
         self._info = info
         self._embed = network.get_input_embeddings()

@@ -1,7 +1,7 @@
 // Decoder-only transformers on a CPU: new tokens for each of several caches, in one call.
 //
 // Weights lie as they are (bfloat16, float32 or eight-bit integers); activations are float32, and rounded to bfloat16
-// as they meet weights where the CPU is faster at multiplying that, or to bytes (bytes.h). A row's sums are added in an
+// as they meet weights where the CPU is faster at multiplying that (tiles.h has it for prompts), or to bytes (bytes.h). A row's sums are added in an
 // order that does not depend on the other rows, so it gets the same bits alone and in any batch.
 //
 // Compiled on the machine that runs it (see build.py); plain C++17 with the vector extensions of GCC and Clang.
@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <iterator>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -91,27 +92,35 @@ bool all_in_bytes(const Model& m) {
     });
 }
 
-template <class W, bool PAIRS> void prefill(const Work& w, Crew& crew) {
+template <class W, bool PAIRS, bool TILES> void prefill(const Work& w, bool in_bytes, Crew& crew) {
+    typedef Prefill<W, PAIRS, TILES> Chosen;
     const std::vector<int64_t> firsts = firsts_of(w);
+    const int64_t whole = (w.count + Chosen::HIGH - 1) / Chosen::HIGH * Chosen::HIGH;  // rows, in tiles
     const int64_t q = w.m.heads * w.m.head_dim, kv = w.m.kv_heads * w.m.head_dim;
     const int64_t widths[] = {w.m.hidden, q + 2 * kv, q, w.m.hidden, w.m.inner, w.m.inner};
     int64_t all = 0;
     for (int64_t width : widths) all += width;
-    scratch.resize(all * w.count);
-    packed.resize(tiles_of(w.count) * ROWS * std::max({w.m.hidden, q, w.m.inner}));
+    scratch.resize(all * whole);
+    packed.resize(whole * std::max({w.m.hidden, q, w.m.inner}));
     float* at[6] = {scratch.data()};
-    for (int i = 1; i < 6; i++) at[i] = at[i - 1] + widths[i - 1] * w.count;
+    for (int i = 1; i < 6; i++) at[i] = at[i - 1] + widths[i - 1] * whole;
     std::memcpy(at[0], w.x, w.count * w.m.hidden * sizeof(float));
     std::atomic<int64_t> next{0};
-    Prefill<W, PAIRS> prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew,
-                          at[0], at[1], at[2], at[3], at[4], at[5], packed.data(),
-                          IN_BYTES && sizeof(W) == 2 && all_in_bytes(w.m), next};
-    crew.run([&](int index) { prefill.work(index); });
+    Chosen prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew, at[0], at[1], at[2],
+                   at[3], at[4], at[5], packed.data(), in_bytes, next};
+    crew.run([&](int index) {
+        std::conditional_t<TILES, Tiles, int> tiles{};
+        (void)tiles;
+        prefill.work(index);
+    });
 }
 
 template <class W, bool PAIRS> void read_so(const Work& w, bool many, Crew& crew) {
-    if (many) prefill<W, PAIRS>(w, crew);
-    else step<W, PAIRS>(w, crew);
+    constexpr bool NARROW = sizeof(W) == 2;
+    const bool in_bytes = IN_BYTES && NARROW && all_in_bytes(w.m);
+    if (!many) step<W, PAIRS>(w, crew);
+    else if (NARROW && !in_bytes && may_use_tiles()) prefill<W, PAIRS, NARROW && IN_TILES>(w, false, crew);
+    else prefill<W, PAIRS, false>(w, in_bytes, crew);
 }
 template <class W> void read(const Work& w, bool many, Crew& crew) {
     if (sizeof(W) == 2 && in_pairs()) read_so<W, true>(w, many, crew);
@@ -162,6 +171,7 @@ extern "C" {
 int64_t cachegraph_block() { return BLOCK; }
 int64_t cachegraph_in_pairs() { return in_pairs(); }
 int64_t cachegraph_in_bytes() { return IN_BYTES; }
+int64_t cachegraph_in_tiles() { return may_use_tiles(); }
 
 // panels: as many bytes as `weight` has, its outputs rounded up to whole blocks. bytes: of one weight. is_bf16: whether
 // the model is.

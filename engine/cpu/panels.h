@@ -9,6 +9,7 @@
 
 #include "multiply.h"
 #include "numbers.h"
+#include "tiles.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -291,8 +292,8 @@ void finish(const Matrix& m, int64_t rows, float* out, int64_t stride, int64_t b
 }
 
 // out[r][n], or at the place of n, for the outputs from `begin` to the end of the block of `end`. x: rows packed ROWS
-// wide.
-template <class W, bool PAIRS, bool PLACED = false>
+// wide, or TALL.
+template <class W, bool PAIRS, bool PLACED = false, bool TILES = false>
 void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inputs, float* out, int64_t stride,
                    int64_t begin, int64_t end) {
     typedef Way<W, PAIRS> Chosen;
@@ -313,8 +314,10 @@ void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inpu
                 else widen(panel, until - from, widened.data());
                 panel = widened.data();
             }
-            tiles<typename Chosen::Often>(x + from * wider * ROWS, deep, panel, wider * (until - from), out + n, stride,
-                                          rows, from == 0);
+            const int64_t here = wider * (until - from);
+            if (TILES) tall_tiles(x + from * wider * TALL, deep, panel, here, out + n, stride, rows, from == 0);
+            else tiles<typename Chosen::Often>(x + from * wider * ROWS, deep, panel, here, out + n, stride, rows,
+                                               from == 0);
         }
     }
     finish<PLACED, W>(m, rows, out, stride, begin, end);

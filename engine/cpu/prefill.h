@@ -24,8 +24,9 @@ template <class W> struct Attention {  // what one thread needs to attend, kept 
     Words packed, panel, pairs;
 };
 
-template <class W, bool PAIRS> struct Prefill : Parts<W> {
-    typedef Way<W, PAIRS> Chosen;
+template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
+    typedef Way<W, PAIRS || TILES> Chosen;
+    static constexpr int64_t HIGH = TILES ? TALL : ROWS;  // rows that are packed together
     using Parts<W>::m, Parts<W>::q_width, Parts<W>::kv_width, Parts<W>::qkv_width;
     const Row* rows;
     const int64_t count;
@@ -36,14 +37,14 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
     float* logits;             // (asked, vocab)
     Crew& crew;
     float* stream;  // (count, hidden): embeddings at first, each element at its place
-    float *qkv, *attended, *projected, *gate, *up;  // (count, the width of each)
-    int32_t* packed;                                // (tiles, words of the widest input, ROWS)
+    float *qkv, *attended, *projected, *gate, *up;  // (count in whole tiles, the width of each)
+    int32_t* packed;                                // (tiles, words of the widest input, HIGH)
     const bool in_bytes;                            // activations, too
     std::atomic<int64_t>& next;                     // task of attention
 
     void work(int index) const {
         Attention<W> kept;
-        Lines<float> normed(ROWS * m.hidden);
+        Lines<float> normed(HIGH * m.hidden);
         for (int64_t l = 0; l < m.depth; l++) {
             const Layer& layer = m.layers[l];
             if (index == 0) next = 0;
@@ -79,26 +80,26 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
 
     // The tiles whose rows a thread takes.
     template <class F> void each_tile(int index, F&& take) const {
-        const int64_t all = tiles_of(count);
+        const int64_t all = (count + HIGH - 1) / HIGH;
         for (int64_t t = all * index / crew.size; t < all * (index + 1) / crew.size; t++)
-            take(t, std::min<int64_t>(ROWS, count - t * ROWS));
+            take(t, std::min(HIGH, count - t * HIGH));
     }
     template <class F> void each_row(int index, F&& take) const {
         each_tile(index, [&](int64_t t, int64_t some) {
-            for (int64_t r = t * ROWS; r < t * ROWS + some; r++) take(r);
+            for (int64_t r = t * HIGH; r < t * HIGH + some; r++) take(r);
         });
     }
 
     void pack_normed(const float* gain, float* normed, int index) const {
         each_tile(index, [&](int64_t t, int64_t some) {
             for (int64_t r = 0; r < some; r++)
-                this->norm(stream + (t * ROWS + r) * m.hidden, gain, normed + r * m.hidden);
+                this->norm(stream + (t * HIGH + r) * m.hidden, gain, normed + r * m.hidden);
             put(normed, m.hidden, t, some);
         });
     }
     void pack_rows(const float* x, int64_t width, int index) const {
         each_tile(index, [&](int64_t t, int64_t some) {
-            put(x + t * ROWS * width, width, t, some);
+            put(x + t * HIGH * width, width, t, some);
         });
     }
     void put(const float* x, int64_t width, int64_t t, int64_t some) const {
@@ -106,7 +107,9 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
         const ByteTile tile{width, ROWS};
         if (in_bytes) return pack_bytes(x, width, some, tile, packed + t * tile.size());
 #endif
-        pack<typename Chosen::As, W>(x, width, some, width, packed + t * ROWS * (width / Chosen::IN_WORD));
+        int32_t* to = packed + t * HIGH * (width / Chosen::IN_WORD);
+        if (TILES) return pack_tall<true>(x, width, some, width, to);
+        pack<typename Chosen::As, W>(x, width, some, width, to);
     }
 
     template <bool PLACED = false>
@@ -116,7 +119,8 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
         if (in_bytes)
             return multiply_bytes<W, PLACED>(matrix, packed, {inputs, ROWS}, count, out, stride, part.begin, part.end);
 #endif
-        multiply_many<W, PAIRS, PLACED>(matrix, packed, count, inputs, out, stride, part.begin, part.end);
+        multiply_many<W, PAIRS || TILES, PLACED, TILES>(matrix, packed, count, inputs, out, stride, part.begin,
+                                                        part.end);
     }
 
     void expand(const Layer& layer, int index) const {
@@ -145,7 +149,7 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
     // Attention, by tasks: some tokens of one cache, and the queries that share a KV head.
     void attend_all(int64_t l, Attention<W>& kept) const {
         const int64_t caches = firsts.size() - 1, fair = (count * m.kv_heads / (2 * crew.size) + 3) / 4 * 4;
-        const int64_t some = std::clamp<int64_t>(fair, 16, 48);
+        const int64_t some = std::clamp<int64_t>(fair, 16, TILES ? 64 : 48);
         int64_t first = 0;  // of the tasks of a cache
         int64_t task = next++;
         for (int64_t c = 0; c < caches; c++) {
@@ -166,29 +170,19 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
         const int64_t entries = before + tokens, padded = (entries + BLOCK - 1) / BLOCK * BLOCK;
         const int64_t window = row.positions ? m.layers[l].window : 0;
         const int64_t unseen = window ? out_of_sight(r, tokens, before, window) : 0;
-        const int64_t tiles = tiles_of(queries);
         const auto seen = [&](int64_t q) { return before + q / group + 1; };  // entries that this query sees
-        const auto size_of = [&](int64_t t) { return std::min<int64_t>(ROWS, queries - t * ROWS); };
-        const auto last_of = [&](int64_t t) { return t * ROWS + size_of(t) - 1; };
 
         kept.queries.resize(queries * dim);
         for (int64_t q = 0; q < queries; q++) {
             const float* from = qkv + (r + q / group) * qkv_width() + (h * group + q % group) * dim;
             for (int64_t i = 0; i < dim; i++) kept.queries[q * dim + place<W>(i)] = from[i] * m.scale;
         }
-        kept.packed.resize(tiles * ROWS * std::max(dim, DEEP));
-        for (int64_t t = 0; t < tiles; t++)
-            pack<Floats, W>(&kept.queries[t * ROWS * dim], dim, size_of(t), dim, &kept.packed[t * ROWS * dim]);
-
-        kept.scores.resize(queries * padded);
+        const int64_t whole = (queries + HIGH - 1) / HIGH * HIGH;  // queries, in tiles
+        kept.packed.resize(whole * std::max(dim, DEEP));
         kept.panel.resize(BLOCK * std::max(dim, DEEP));
-        for (int64_t e = unseen; e < entries; e += BLOCK) {
-            make_floats(&kept.keys[e], kept);
-            for (int64_t t = 0; t < tiles; t++)
-                if (e < seen(last_of(t)))
-                    few_rows<Singles>(&kept.packed[t * ROWS * dim], ROWS, kept.panel.data(), dim,
-                                      &kept.scores[t * ROWS * padded + e], padded, size_of(t), true);
-        }
+        kept.scores.resize(whole * padded);
+        if constexpr (TILES) score_tall(kept, queries, unseen, entries, padded, seen);
+        else score(kept, queries, unseen, entries, padded, seen);
 
         std::vector<float> totals(queries);
         for (int64_t q = 0; q < queries; q++) {
@@ -201,29 +195,86 @@ template <class W, bool PAIRS> struct Prefill : Parts<W> {
             std::fill(scores + until, scores + padded, 0.0f);
         }
 
-        kept.mixed.resize(queries * dim);
+        kept.mixed.resize(whole * dim);
         std::fill(kept.mixed.begin(), kept.mixed.end(), 0.0f);
         for (int64_t from = unseen / DEEP * DEEP; from < entries; from += DEEP) {
             const int64_t begin = std::max(from, unseen), until = std::min(from + DEEP, padded);
-            for (int64_t t = 0; t < tiles; t++)
-                pack<Floats, float>(&kept.scores[t * ROWS * padded + begin], padded, size_of(t), until - begin,
-                                    &kept.packed[t * ROWS * DEEP]);
-            for (int64_t d = 0; d < dim; d += BLOCK) {
-                for (int64_t e = begin; e < until; e++) {
-                    vf a, b;
-                    load(kept.values[e] + d, a, b);
-                    float* to = reinterpret_cast<float*>(&kept.panel[(e - begin) * BLOCK]);
-                    store(to, a), store(to + VL, b);
-                }
-                for (int64_t t = 0; t < tiles; t++)
-                    if (const int64_t some = std::min(until, seen(last_of(t))) - begin; some > 0)
-                        few_rows<Singles>(&kept.packed[t * ROWS * DEEP], ROWS, kept.panel.data(), some,
-                                          &kept.mixed[t * ROWS * dim + d], dim, size_of(t), false);
-            }
+            if constexpr (TILES) mix_tall(kept, queries, begin, until, padded, seen);
+            else mix(kept, queries, begin, until, padded, seen);
         }
         for (int64_t q = 0; q < queries; q++) {  // in the order in which the next weights meet it
             float* to = attended + (r + q / group) * q_width() + (h * group + q % group) * dim;
             for (int64_t i = 0; i < dim; i += VL) store(to + i, load(&kept.mixed[q * dim + i]) / totals[q]);
+        }
+    }
+
+    // Scores of the entries from `unseen` on, for the queries that see them.
+    template <class F>
+    void score(Attention<W>& kept, int64_t queries, int64_t unseen, int64_t entries, int64_t padded, F&& seen) const {
+        const int64_t dim = m.head_dim;
+        for (int64_t q = 0; q < queries; q += ROWS)
+            pack<Floats, W>(&kept.queries[q * dim], dim, std::min<int64_t>(ROWS, queries - q), dim,
+                            &kept.packed[q * dim]);
+        for (int64_t e = unseen; e < entries; e += BLOCK) {
+            make_floats(&kept.keys[e], kept);
+            for (int64_t q = 0; q < queries; q += ROWS)
+                if (const int64_t some = std::min<int64_t>(ROWS, queries - q); e < seen(q + some - 1))
+                    few_rows<Singles>(&kept.packed[q * dim], ROWS, kept.panel.data(), dim, &kept.scores[q * padded + e],
+                                      padded, some, true);
+        }
+    }
+    template <class F>
+    void score_tall(Attention<W>& kept, int64_t queries, int64_t unseen, int64_t entries, int64_t padded,
+                    F&& seen) const {
+        const int64_t dim = m.head_dim;
+        for (int64_t q = 0; q < queries; q += TALL)
+            pack_tall<true>(&kept.queries[q * dim], dim, std::min<int64_t>(TALL, queries - q), dim,
+                            &kept.packed[q * dim / 2]);
+        int64_t q = 0;  // the first tile that sees some of the entries: so do those behind it
+        for (int64_t e = unseen; e < entries; e += BLOCK) {
+            while (e >= seen(std::min(q + TALL, queries) - 1)) q += TALL;
+            make_panel(&kept.keys[e], 0, dim, kept.panel.data());
+            tall_tiles(&kept.packed[q * dim / 2], dim / 2, kept.panel.data(), dim / 2, &kept.scores[q * padded + e],
+                       padded, queries - q, true);
+        }
+    }
+
+    // The values of some entries, by the weights that the scores have become, added to `mixed`.
+    template <class F>
+    void mix(Attention<W>& kept, int64_t queries, int64_t begin, int64_t until, int64_t padded, F&& seen) const {
+        const int64_t dim = m.head_dim;
+        for (int64_t q = 0; q < queries; q += ROWS)
+            pack<Floats, float>(&kept.scores[q * padded + begin], padded, std::min<int64_t>(ROWS, queries - q),
+                                until - begin, &kept.packed[q * DEEP]);
+        for (int64_t d = 0; d < dim; d += BLOCK) {
+            for (int64_t e = begin; e < until; e++) {
+                vf a, b;
+                load(kept.values[e] + d, a, b);
+                float* to = reinterpret_cast<float*>(&kept.panel[(e - begin) * BLOCK]);
+                store(to, a), store(to + VL, b);
+            }
+            for (int64_t q = 0; q < queries; q += ROWS) {
+                const int64_t rows = std::min<int64_t>(ROWS, queries - q);
+                if (const int64_t some = std::min(until, seen(q + rows - 1)) - begin; some > 0)
+                    few_rows<Singles>(&kept.packed[q * DEEP], ROWS, kept.panel.data(), some, &kept.mixed[q * dim + d],
+                                      dim, rows, false);
+            }
+        }
+    }
+    template <class F>
+    void mix_tall(Attention<W>& kept, int64_t queries, int64_t begin, int64_t until, int64_t padded, F&& seen) const {
+        const int64_t dim = m.head_dim, words = (until - begin) / 2;
+        for (int64_t q = 0; q < queries; q += TALL)
+            pack_tall<false>(&kept.scores[q * padded + begin], padded, std::min<int64_t>(TALL, queries - q),
+                             until - begin, &kept.packed[q * words]);
+        for (int64_t d = 0; d < dim; d += BLOCK) {
+            make_tall_panel(&kept.values[begin], d, until - begin, kept.panel.data());
+            for (int64_t q = 0; q < queries; q += 2 * TALL) {
+                const int64_t rows = std::min<int64_t>(2 * TALL, queries - q);
+                if (const int64_t some = std::min(until, seen(q + rows - 1)) - begin; some > 0)
+                    tall_tiles(&kept.packed[q * words], words, kept.panel.data(), (some + BLOCK - 1) / BLOCK * VL,
+                               &kept.mixed[q * dim + d], dim, rows, false);
+            }
         }
     }
 

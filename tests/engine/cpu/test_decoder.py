@@ -320,3 +320,46 @@ def test_demo_models_decode_with_the_kernels(name: str, weights: Any, compiled: 
         (expected,) = forward(model.network, model.info, [Row([9], RowCache(wide))])
     got = model.decoder.step([9], [RowCache(past)])[0]
     assert torch.nn.functional.cosine_similarity(got, expected[0], dim=0) > 0.9999
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+@torch.inference_mode()
+def test_demo_models_read_prompts_with_the_kernels_as_near_to_float32_as_torch_does(
+    name: str, compiled: Kernels, demo_models: Any
+) -> None:
+    """600 tokens: attention goes beyond the entries that it takes at a time, and beyond Gemma's window."""
+    model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
+    assert model.decoder is not None
+    ids = [(1009 * i + 7) % 20000 for i in range(600)]
+    caches = {name: RowCache() for name in ("float32", "torch", "kernels")}
+    with in_float32(model.network):
+        (exact,) = forward(model.network, model.info, [Row(ids, caches["float32"])])
+    (torchs,) = forward(model.network, model.info, [Row(ids, caches["torch"])])
+    ours = model.decoder.read([ids], [caches["kernels"]], [[len(ids) - 1]], many=True)
+    assert exact is not None
+    assert torchs is not None
+    assert distance(ours, exact) < 1.2 * distance(torchs, exact)
+    for layer, (one, other, right) in enumerate(
+        zip(*(caches[name].tail().layers for name in ("kernels", "torch", "float32")), strict=True)
+    ):
+        for a, b, c in zip(one, other, right, strict=True):
+            assert distance(a, c) < 1.2 * distance(b, c) + 1e-4, layer
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative."""
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="there are no tiles to share")
+@torch.inference_mode()
+def test_torch_goes_on_with_its_tiles_after_the_kernels_have_used_theirs(compiled: Kernels, tmp_path: Any) -> None:
+    """On the same thread, with a shape that torch has used before and takes to be still set."""
+    model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=torch.bfloat16)
+    decoder = Decoder(model.network, model.info, compiled)
+    weight, x = torch.randn(48, 96).bfloat16(), torch.randn(40, 96).bfloat16()
+    expected = torch.nn.functional.linear(x, weight)
+    for _ in range(20):
+        decoder.read([list(range(50))], [RowCache()], [[49]], many=True)
+        assert torch.equal(torch.nn.functional.linear(x, weight), expected)

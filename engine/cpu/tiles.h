@@ -1,0 +1,139 @@
+// Products of bfloat16 by tiles (AMX): 16 rows of activations and 16 outputs at once, both in memory as words of two.
+//
+// An element of a product is one chain of sums over its inputs in their order, so a row gets the same bits among any
+// others.
+
+#pragma once
+
+#include "multiply.h"
+#include "numbers.h"
+
+#include <cstdint>
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define HAS_TILES 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int TALL = 16;  // rows of a tile
+static_assert(TALL >= VL);
+
+#if defined(HAS_TILES)
+constexpr bool IN_TILES = true;
+
+// Whether the system lets this process use them: it has to be asked.
+inline bool may_use_tiles() {
+    constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM
+    static const bool may = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    return may;
+}
+
+struct alignas(64) TileShapes {
+    uint8_t palette = 0, from_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};  // of a row
+    uint8_t rows[16] = {};
+};
+
+// All tiles of a thread at their full size; then as they were, since others here (oneDNN) count on theirs.
+class Tiles {
+  public:
+    Tiles() {
+        TileShapes full;
+        full.palette = 1;
+        for (int t = 0; t < 8; t++) full.bytes[t] = 4 * VL, full.rows[t] = TALL;
+        written();
+        _tile_storeconfig(&before);
+        _tile_loadconfig(&full);
+        written();
+    }
+    ~Tiles() {
+        written();
+        _tile_loadconfig(&before);
+    }
+    Tiles(const Tiles&) = delete;
+
+  private:
+    void written() { asm volatile("" : : "r"(this) : "memory"); }  // compilers think it is eight bytes that count
+
+    TileShapes before;
+};
+
+// One or two tiles of rows times a panel, added to what `out` holds unless these are the first words.
+template <bool TWO>
+__attribute__((noinline)) void tall_tile(const int32_t* x, int64_t deep, const int32_t* panel, int64_t words,
+                                         float* out, int64_t stride, bool first) {
+    float* below = out + TALL * stride;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    if (!first) {
+        _tile_loadd(0, out, 4 * stride);
+        _tile_loadd(1, out + VL, 4 * stride);
+    }
+    if (TWO && !first) {
+        _tile_loadd(2, below, 4 * stride);
+        _tile_loadd(3, below + VL, 4 * stride);
+    }
+    for (int64_t i = 0; i < words; i += VL, x += TALL * VL, panel += VL * BLOCK) {
+        _tile_loadd(4, panel, 4 * BLOCK);
+        _tile_loadd(5, panel + VL, 4 * BLOCK);
+        _tile_loadd(6, x, 4 * VL);
+        _tile_dpbf16ps(0, 6, 4);
+        _tile_dpbf16ps(1, 6, 5);
+        if (TWO) {
+            _tile_loadd(7, x + TALL * deep, 4 * VL);
+            _tile_dpbf16ps(2, 7, 4);
+            _tile_dpbf16ps(3, 7, 5);
+        }
+    }
+    _tile_stored(0, out, 4 * stride);
+    _tile_stored(1, out + VL, 4 * stride);
+    if (TWO) {
+        _tile_stored(2, below, 4 * stride);
+        _tile_stored(3, below + VL, 4 * stride);
+    }
+}
+
+// Rows times a panel. x: as `pack_tall` has them, from the panel's first word on; `deep`: words of a row. `out` has room
+// for whole tiles of rows.
+inline void tall_tiles(const int32_t* x, int64_t deep, const int32_t* panel, int64_t words, float* out, int64_t stride,
+                       int64_t rows, bool first) {
+    for (int64_t r = 0; r < rows; r += 2 * TALL)
+        if (rows - r > TALL) tall_tile<true>(x + r * deep, deep, panel, words, out + r * stride, stride, first);
+        else tall_tile<false>(x + r * deep, deep, panel, words, out + r * stride, stride, first);
+}
+
+// Rows as tall tiles take them: by block, its words row after row. x: each element at its place, or in its order.
+template <bool PLACED>
+void pack_tall(const float* x, int64_t stride, int64_t rows, int64_t inputs, int32_t* to) {
+    for (int64_t i = 0; i < inputs; i += BLOCK, to += TALL * VL)
+        for (int64_t r = 0; r < rows; r++) {
+            const float* from = x + r * stride + i;
+            const vi in_order = (vi)_mm512_cvtne2ps_pbh((__m512)load(from + VL), (__m512)load(from));
+            *reinterpret_cast<vi*>(to + r * VL) = PLACED ? narrowed(from) : in_order;
+        }
+}
+
+// BLOCK elements of each of some entries as a panel, each at its place, whose words are of two entries.
+inline void make_tall_panel(const bf16* const* entries, int64_t from, int64_t count, int32_t* panel) {
+    for (int64_t e = 0; e < count; e += 2, panel += BLOCK) {
+        const vu one = *reinterpret_cast<const vu*>(entries[e] + from);
+        const vu other = *reinterpret_cast<const vu*>(entries[e + 1] + from);
+        *reinterpret_cast<vi*>(panel) = (vi)((one & 0xffffu) | (other << 16));
+        *reinterpret_cast<vi*>(panel + VL) = (vi)((one >> 16) | (other & 0xffff0000u));
+    }
+}
+#else
+constexpr bool IN_TILES = false;
+inline bool may_use_tiles() { return false; }
+struct Tiles {};
+inline void tall_tiles(const int32_t*, int64_t, const int32_t*, int64_t, float*, int64_t, int64_t, bool) {}
+template <bool PLACED> void pack_tall(const float*, int64_t, int64_t, int64_t, int32_t*) {}
+inline void make_tall_panel(const bf16* const*, int64_t, int64_t, int32_t*) {}
+#endif
+
+}  // namespace
