@@ -1,8 +1,8 @@
 // Decoder-only transformers on a CPU: new tokens for each of several caches, in one call.
 //
 // Weights lie as they are (bfloat16, float32 or eight-bit integers); activations are float32, and rounded to bfloat16
-// as they meet weights where the CPU is faster at multiplying that (tiles.h has it for prompts), or to bytes (bytes.h). A row's sums are added in an
-// order that does not depend on the other rows, so it gets the same bits alone and in any batch.
+// as they meet weights where the CPU is faster at multiplying that (tiles.h, panels.h), or to bytes (bytes.h). A row's
+// sums are added in an order that does not depend on the other rows, so it gets the same bits alone and in any batch.
 //
 // Compiled on the machine that runs it (see build.py); plain C++17 with the vector extensions of GCC and Clang.
 
@@ -66,6 +66,11 @@ struct Work {  // what Python asks for
     float* logits;
 };
 
+struct NoTiles {
+    ~NoTiles() {}
+};
+template <bool TILES> using MaybeTiles = std::conditional_t<TILES, Tiles, NoTiles>;
+
 std::vector<int64_t> firsts_of(const Work& w) {
     std::vector<int64_t> firsts;
     for (int64_t r = 0; r < w.count; r++)
@@ -74,15 +79,18 @@ std::vector<int64_t> firsts_of(const Work& w) {
     return firsts;
 }
 
-template <class W, bool PAIRS> void step(const Work& w, Crew& crew) {
+template <class W, bool PAIRS, bool TILES> void step(const Work& w, Crew& crew) {
     const std::vector<int64_t> firsts = firsts_of(w);
     const int64_t q = w.m.heads * w.m.head_dim, kv = w.m.kv_heads * w.m.head_dim;
     const int64_t sizes[] = {w.count * (q + 2 * kv), w.count * q, w.count * w.m.hidden, 2 * w.count * w.m.inner};
     scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
     float* at = scratch.data();
-    Step<W, PAIRS> step{{w.m}, w.rows, w.count, w.rope, w.x, firsts, w.asked, w.asked_count, w.logits, crew,
+    Step<W, PAIRS, TILES> step{{w.m}, w.rows, w.count, w.rope, w.x, firsts, w.asked, w.asked_count, w.logits, crew,
                  at, at + sizes[0], at + sizes[0] + sizes[1], at + sizes[0] + sizes[1] + sizes[2]};
-    crew.run([&](int index) { step.work(index); });
+    crew.run([&](int index) {
+        const MaybeTiles<TILES> tiles{};
+        step.work(index);
+    });
 }
 
 bool all_in_bytes(const Model& m) {
@@ -100,31 +108,30 @@ template <class W, bool PAIRS, bool TILES> void prefill(const Work& w, bool in_b
     const int64_t widths[] = {w.m.hidden, q + 2 * kv, q, w.m.hidden, w.m.inner, w.m.inner};
     int64_t all = 0;
     for (int64_t width : widths) all += width;
-    scratch.resize(all * whole);
+    scratch.resize(all * w.count);
     packed.resize(whole * std::max({w.m.hidden, q, w.m.inner}));
     float* at[6] = {scratch.data()};
-    for (int i = 1; i < 6; i++) at[i] = at[i - 1] + widths[i - 1] * whole;
+    for (int i = 1; i < 6; i++) at[i] = at[i - 1] + widths[i - 1] * w.count;
     std::memcpy(at[0], w.x, w.count * w.m.hidden * sizeof(float));
     std::atomic<int64_t> next{0};
     Chosen prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew, at[0], at[1], at[2],
                    at[3], at[4], at[5], packed.data(), in_bytes, next};
     crew.run([&](int index) {
-        std::conditional_t<TILES, Tiles, int> tiles{};
-        (void)tiles;
+        const MaybeTiles<TILES> tiles{};
         prefill.work(index);
     });
 }
 
-template <class W, bool PAIRS> void read_so(const Work& w, bool many, Crew& crew) {
-    constexpr bool NARROW = sizeof(W) == 2;
-    const bool in_bytes = IN_BYTES && NARROW && all_in_bytes(w.m);
-    if (!many) step<W, PAIRS>(w, crew);
-    else if (NARROW && !in_bytes && may_use_tiles()) prefill<W, PAIRS, NARROW && IN_TILES>(w, false, crew);
-    else prefill<W, PAIRS, false>(w, in_bytes, crew);
+template <class W, bool PAIRS, bool TILES> void read_so(const Work& w, bool many, bool in_bytes, Crew& crew) {
+    if (many) prefill<W, PAIRS, TILES>(w, in_bytes, crew);
+    else step<W, PAIRS, TILES>(w, crew);
 }
 template <class W> void read(const Work& w, bool many, Crew& crew) {
-    if (sizeof(W) == 2 && in_pairs()) read_so<W, true>(w, many, crew);
-    else read_so<W, false>(w, many, crew);
+    constexpr bool NARROW = sizeof(W) == 2;
+    const bool in_bytes = IN_BYTES && NARROW && all_in_bytes(w.m);
+    if (NARROW && !in_bytes && may_use_tiles()) read_so<W, NARROW, NARROW && IN_TILES>(w, many, false, crew);
+    else if (NARROW && in_pairs()) read_so<W, true, false>(w, many, in_bytes, crew);
+    else read_so<W, false, false>(w, many, in_bytes, crew);
 }
 
 template <class W, class A> void make_panels(const Matrix& m, int64_t inputs, bool placed, int32_t* to, Crew& crew) {

@@ -66,7 +66,7 @@ template <class W> struct Parts {
 
     // A few rows times a matrix: its outputs of `part`, in whole blocks where panels are kept. in: each element at its
     // place.
-    template <bool PAIRS, bool PLACED>
+    template <bool PAIRS, bool PLACED, bool TILES>
     void multiply_rows(const Matrix& matrix, const float* in, int64_t rows, int64_t inputs, float* out, int64_t stride,
                        Part part) const {
         typedef Way<W, PAIRS> Chosen;
@@ -86,6 +86,14 @@ template <class W> struct Parts {
             return multiply_bytes<W, PLACED>(matrix, packed.data(), tile, rows, out, stride, part.begin, part.end);
         }
 #endif
+        if (TILES && !matrix.scales) {
+            packed.resize((rows + TALL - 1) / TALL * TALL * inputs / 2);
+            for (int64_t r = 0; r < rows; r += TALL)
+                pack_tall<true>(in + r * inputs, inputs, std::min<int64_t>(TALL, rows - r), inputs,
+                                &packed[r * inputs / 2]);
+            return multiply_many<W, true, PLACED, true>(matrix, packed.data(), rows, inputs, out, stride, part.begin,
+                                                        part.end);
+        }
         packed.resize(tiles_of(rows) * wide * words);
         for (int64_t r = 0; r < rows; r += ROWS)
             pack<typename Chosen::As, W>(in + r * inputs, inputs, std::min<int64_t>(ROWS, rows - r), inputs,

@@ -26,7 +26,6 @@ constexpr int ROWS = 6;
 #endif
 constexpr int64_t DEEP = 512;  // words of a panel at a time: what rows and panel need of it stays in the nearest caches
 constexpr int64_t FEW = 3 * ROWS;  // rows, for which panels of pairs need not be widened first
-constexpr int64_t AHEAD = 32;  // words of a panel that is read once, asked for before they are needed
 
 typedef Lines<int32_t> Words;
 

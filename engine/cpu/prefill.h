@@ -37,7 +37,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     float* logits;             // (asked, vocab)
     Crew& crew;
     float* stream;  // (count, hidden): embeddings at first, each element at its place
-    float *qkv, *attended, *projected, *gate, *up;  // (count in whole tiles, the width of each)
+    float *qkv, *attended, *projected, *gate, *up;  // (count, the width of each)
     int32_t* packed;                                // (tiles, words of the widest input, HIGH)
     const bool in_bytes;                            // activations, too
     std::atomic<int64_t>& next;                     // task of attention
@@ -180,7 +180,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
         const int64_t whole = (queries + HIGH - 1) / HIGH * HIGH;  // queries, in tiles
         kept.packed.resize(whole * std::max(dim, DEEP));
         kept.panel.resize(BLOCK * std::max(dim, DEEP));
-        kept.scores.resize(whole * padded);
+        kept.scores.resize(queries * padded);
         if constexpr (TILES) score_tall(kept, queries, unseen, entries, padded, seen);
         else score(kept, queries, unseen, entries, padded, seen);
 
@@ -195,7 +195,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
             std::fill(scores + until, scores + padded, 0.0f);
         }
 
-        kept.mixed.resize(whole * dim);
+        kept.mixed.resize(queries * dim);
         std::fill(kept.mixed.begin(), kept.mixed.end(), 0.0f);
         for (int64_t from = unseen / DEEP * DEEP; from < entries; from += DEEP) {
             const int64_t begin = std::max(from, unseen), until = std::min(from + DEEP, padded);
@@ -320,7 +320,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
         Lines<float> normed(asked_count * m.hidden);
         for (int64_t i = 0; i < asked_count; i++)
             this->norm(stream + asked[i] * m.hidden, m.norm, &normed[i * m.hidden]);
-        this->template multiply_rows<PAIRS, false>(m.head, normed.data(), asked_count, m.hidden, logits,
+        this->template multiply_rows<PAIRS, false, TILES>(m.head, normed.data(), asked_count, m.hidden, logits,
                                                    this->logits_width(), part_of(m.head.outputs, index, crew.size));
     }
 };

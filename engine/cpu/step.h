@@ -16,7 +16,7 @@
 
 namespace {
 
-template <class W, bool PAIRS> struct Step : Parts<W> {
+template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
     using Parts<W>::m, Parts<W>::q_width, Parts<W>::kv_width, Parts<W>::qkv_width;
     const Row* rows;
     const int64_t count;
@@ -57,13 +57,13 @@ template <class W, bool PAIRS> struct Step : Parts<W> {
         for (int64_t i = 0; i < asked_count; i++)
             std::memmove(&stream[i * m.hidden], &stream[asked[i] * m.hidden], m.hidden * sizeof(float));
         norm_all(stream.data(), m.norm, normed.data(), asked_count);
-        this->template multiply_rows<PAIRS, false>(m.head, normed.data(), asked_count, m.hidden, logits,
+        this->template multiply_rows<PAIRS, false, TILES>(m.head, normed.data(), asked_count, m.hidden, logits,
                                                    this->logits_width(), part_of(m.head.outputs, index, crew.size));
     }
 
     template <bool PLACED = false>
     void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index) const {
-        this->template multiply_rows<PAIRS, PLACED>(matrix, in, count, inputs, out, stride,
+        this->template multiply_rows<PAIRS, PLACED, TILES>(matrix, in, count, inputs, out, stride,
                                                     part_of(matrix.outputs, index, crew.size));
     }
 

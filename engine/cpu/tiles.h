@@ -9,6 +9,7 @@
 #include "numbers.h"
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #define HAS_TILES 1
@@ -19,6 +20,7 @@
 namespace {
 
 constexpr int TALL = 16;  // rows of a tile
+constexpr int64_t AHEAD = 32;  // words of a panel that is read once, asked for before they are needed
 static_assert(TALL >= VL);
 
 #if defined(HAS_TILES)
@@ -84,6 +86,11 @@ __attribute__((noinline)) void tall_tile(const int32_t* x, int64_t deep, const i
         _tile_loadd(6, x, 4 * VL);
         _tile_dpbf16ps(0, 6, 4);
         _tile_dpbf16ps(1, 6, 5);
+        if (!TWO)  // few rows: a panel is read once, from the memory
+            for (int line = 0; line < VL; line++) {
+                __builtin_prefetch(panel + (AHEAD + line) * BLOCK);
+                __builtin_prefetch(panel + (AHEAD + line) * BLOCK + VL);
+            }
         if (TWO) {
             _tile_loadd(7, x + TALL * deep, 4 * VL);
             _tile_dpbf16ps(2, 7, 4);
@@ -98,13 +105,18 @@ __attribute__((noinline)) void tall_tile(const int32_t* x, int64_t deep, const i
     }
 }
 
-// Rows times a panel. x: as `pack_tall` has them, from the panel's first word on; `deep`: words of a row. `out` has room
-// for whole tiles of rows.
+// Rows times a panel. x: as `pack_tall` has them, from the panel's first word on; `deep`: words of a row.
 inline void tall_tiles(const int32_t* x, int64_t deep, const int32_t* panel, int64_t words, float* out, int64_t stride,
                        int64_t rows, bool first) {
-    for (int64_t r = 0; r < rows; r += 2 * TALL)
-        if (rows - r > TALL) tall_tile<true>(x + r * deep, deep, panel, words, out + r * stride, stride, first);
-        else tall_tile<false>(x + r * deep, deep, panel, words, out + r * stride, stride, first);
+    for (; rows >= 2 * TALL; rows -= 2 * TALL, x += 2 * TALL * deep, out += 2 * TALL * stride)
+        tall_tile<true>(x, deep, panel, words, out, stride, first);
+    if (!rows) return;
+    alignas(64) float whole[2 * TALL * BLOCK];  // the last tiles have rows that are not there
+    if (!first)
+        for (int64_t r = 0; r < rows; r++) std::memcpy(whole + r * BLOCK, out + r * stride, BLOCK * sizeof *out);
+    if (rows > TALL) tall_tile<true>(x, deep, panel, words, whole, BLOCK, first);
+    else tall_tile<false>(x, deep, panel, words, whole, BLOCK, first);
+    for (int64_t r = 0; r < rows; r++) std::memcpy(out + r * stride, whole + r * BLOCK, BLOCK * sizeof *out);
 }
 
 // Rows as tall tiles take them: by block, its words row after row. x: each element at its place, or in its order.
@@ -113,7 +125,8 @@ void pack_tall(const float* x, int64_t stride, int64_t rows, int64_t inputs, int
     for (int64_t i = 0; i < inputs; i += BLOCK, to += TALL * VL)
         for (int64_t r = 0; r < rows; r++) {
             const float* from = x + r * stride + i;
-            const vi in_order = (vi)_mm512_cvtne2ps_pbh((__m512)load(from + VL), (__m512)load(from));
+            const vi in_order =
+                (vi)_mm512_cvtne2ps_pbh((__m512)load(from + VL), (__m512)load(from));
             *reinterpret_cast<vi*>(to + r * VL) = PLACED ? narrowed(from) : in_order;
         }
 }
