@@ -10,6 +10,7 @@ model that fails is refused.
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,6 +109,30 @@ class Rotation:
             return turned
 
         return turn_all
+
+    def halves(self, positions: Tensor) -> list[Tensor | None] | None:
+        """By layer, cosines and sines at these positions, (positions, 2, head_dim); None for a layer without RoPE.
+
+        None for all where a head is turned otherwise than by its halves, each element with that of the other half.
+        """
+        if not self._by_halves:
+            return None
+        kinds = {self._kind(layer) for layer in range(self._info.layers) if layer not in self._still}
+        tables = {kind: torch.cat(self._tables(positions, kind, torch.device("cpu"))) for kind in kinds}
+        made = {kind: table.transpose(0, 1).float().contiguous() for kind, table in tables.items()}
+        return [None if layer in self._still else made[self._kind(layer)] for layer in range(self._info.layers)]
+
+    @cached_property
+    def _by_halves(self) -> bool:
+        key = torch.randn(1, 1, 1, self._info.head_dim, generator=torch.Generator().manual_seed(0))
+        for kind in dict.fromkeys(map(self._kind, range(self._info.layers))):
+            cos, sin = self._tables(torch.tensor([5]), kind, torch.device("cpu"))
+            if cos.shape[-1] != self._info.head_dim:
+                return False
+            first, second = key.chunk(2, dim=-1)
+            if not torch.allclose(self._turn(key, cos, sin), key * cos + torch.cat([-second, first], -1) * sin):
+                return False
+        return True
 
     def unrotated(self, kv: KV) -> KV:
         """The same entries with keys as they are before RoPE: at position 0."""

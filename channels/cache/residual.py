@@ -71,6 +71,8 @@ def fuse_layers(
     """
     for source in sources:
         _check(source, receiver)
+    if only is None and len(sources) == 1 and (done := _by_kernel(receiver, sources[0])) is not None:
+        return done
     with for_small_operations(keys for keys, _ in receiver):
         if mode == "sequential":
             layers = tuple(receiver)
@@ -80,6 +82,26 @@ def fuse_layers(
             layers = _fuse(receiver, sources, only)
     changed = tuple(i for i, (old, new) in enumerate(zip(receiver, layers, strict=True)) if old is not new)
     return FusedLayers(layers, changed)
+
+
+def _by_kernel(receiver: Sequence[LayerKV], source: Source) -> FusedLayers | None:
+    """All layers in one call; None where the fuser has no kernel for these caches."""
+    chosen = [each for each in source.fuser if any(each[2].gates)]
+    stack = source.fuser.stack([layer for layer, _, _ in chosen])
+    if source.pairs is None or len(source.pairs[0]) == 0 or stack is None or stack.kernel is None:
+        return None
+    own, theirs = [receiver[layer] for layer, _, _ in chosen], [source.layers[other] for _, other, _ in chosen]
+    tables: Sequence[Tensor | None] | None = [None] * len(receiver)
+    if source.turning is not None:
+        tables = source.turning.rotation.halves(source.turning.positions[source.pairs[0]])
+    if tables is None or not stack.kernel.takes(own, theirs, source.turning is not None):
+        return None
+    changed = tuple(layer for layer, _, _ in chosen)
+    corrected, squares = stack.kernel(own, theirs, source.pairs, [tables[layer] for layer in changed])
+    if source.sizes is not None:
+        source.sizes.add_squares(changed, squares)
+    new = dict(zip(changed, corrected, strict=True))
+    return FusedLayers(tuple(new.get(layer, old) for layer, old in enumerate(receiver)), changed)
 
 
 def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source], only: Collection[int] | None) -> tuple[LayerKV, ...]:

@@ -20,7 +20,11 @@ class Sizes:
     def add(self, layers: Sequence[int], residual: Residual, k: Tensor, v: Tensor) -> None:
         """Some layers' correction of these keys and values, each (layers, batch, kv_heads, positions, head_dim)."""
         squares = [_squares(x, k) for pair in ((residual.k, k), (residual.v, v)) for x in pair]  # each (layers,)
-        for layer, here in zip(layers, torch.stack(squares, dim=1).view(-1, 2, 2), strict=True):
+        self.add_squares(layers, torch.stack(squares, dim=1).view(-1, 2, 2))
+
+    def add_squares(self, layers: Sequence[int], squares: Tensor) -> None:
+        """The same, (layers, 2, 2): of keys and values, the squares of what was added and of what was there."""
+        for layer, here in zip(layers, squares, strict=True):
             self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
 
     def by_layer(self, fuser: Fuser) -> dict[int, tuple[float | None, float | None]]:

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from cachegraph.engine.cpu.lean import Correction
+
 from .card import Card
 
 __all__ = ["Fuser", "Gates", "Projector", "Residual", "Stack"]
@@ -35,6 +37,10 @@ class Stack(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """What it takes and computes in."""
+
+    @property
+    def kernel(self) -> Correction | None:
+        """All of it in one call, on a CPU that can."""
 
     def part(self, begin: int, end: int) -> "Stack":
         """Some of its layers, which share its memory."""

@@ -8,12 +8,14 @@ where in its prompt each end has read the text. `up` starts at zero: a new fuser
 
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 from typing import Annotated, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from cachegraph.engine.cpu.lean import Correction
 from cachegraph.engine.cpu.linear import float32_pays
 from cachegraph.engine.spec import Strict
 
@@ -85,6 +87,7 @@ class LeanStack:
     """Projectors with open gates, computed as one: a layer's own operations are too small to keep hardware busy."""
 
     def __init__(self, projectors: Sequence[LeanProjector]):
+        self._projectors = projectors
         one = projectors[0]
         wide = one.dtype == torch.bfloat16 and one.device.type == "cpu" and float32_pays()
         self.dtype = torch.float32 if wide else one.dtype
@@ -96,8 +99,14 @@ class LeanStack:
         self.key_alpha = torch.stack([each.key_alpha for each in projectors])[:, None]  # (layers, 1, kv_heads)
         self.value_alpha = torch.stack([each.value_alpha for each in projectors])[:, None]
 
+    @cached_property
+    def kernel(self) -> Correction | None:
+        trained = self._projectors[0].down.weight.requires_grad  # then a kernel's copy of the weights would not last
+        return None if trained else Correction.of(self._projectors)
+
     def part(self, begin: int, end: int) -> "LeanStack":
         some = copy(self)
+        some.kernel = None
         for name in ("norm", "down", "mix", "key_up", "value_up"):
             setattr(some, name, getattr(self, name).part(begin, end))
         some.key_alpha, some.value_alpha = self.key_alpha[begin:end], self.value_alpha[begin:end]

@@ -43,6 +43,9 @@ class Kernels:
         self.read.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Pointer, Integer, Pointer, Integer, Integer]
         self.panels = library.cachegraph_panels
         self.panels.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer, Pointer, Integer]
+        self.correct = library.cachegraph_correct
+        self.correct.argtypes = [Pointer, Integer]
+        self.correct.restype = None
         self.linear.restype = self.read.restype = self.panels.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = library.cachegraph_in_bytes.restype = Integer

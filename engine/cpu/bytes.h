@@ -117,7 +117,7 @@ void multiply_bytes(const Matrix& m, const int32_t* x, const ByteTile& tile, int
         for (int64_t r = 0; r < rows; r += tile.wide)
             byte_tile(x + r / tile.wide * tile.size(), tile, std::min(tile.wide, rows - r),
                       m.panels + n * (tile.inputs / 4), out + r * stride + n, stride);
-    finish<PLACED, W>(m, rows, out, stride, begin, end);
+    finish(m, rows, out, stride, begin, end);
 }
 #else
 constexpr bool IN_BYTES = false;

@@ -20,7 +20,7 @@ from ..kv import LayerKV, RowCache
 from . import has_tiles
 from .build import Kernels
 
-__all__ = ["SHORT", "Decoder", "Unsupported"]
+__all__ = ["SHORT", "Decoder", "Matrix", "Unsupported", "placed"]
 
 SHORT = 16  # tokens; for a longer prompt products of matrices pay
 
@@ -32,7 +32,9 @@ class Unsupported(Exception):
     """Raised by `Decoder` for a model that the kernels can't compute; the message says what is odd about it."""
 
 
-class _Matrix(Structure):
+class Matrix(Structure):
+    """As multiply.h has it."""
+
     _fields_ = [
         ("weight", c_void_p),
         ("bias", c_void_p),
@@ -45,7 +47,7 @@ class _Matrix(Structure):
 class _Layer(Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("norm_in", "norm_attention", "norm_mlp", "norm_out", "q_norm", "k_norm")),
-        *((name, _Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         ("rope", c_int64),
         ("window", c_int64),
     ]
@@ -60,7 +62,7 @@ class _Model(Structure):
         ("gelu", c_int64),
         ("is_bf16", c_int64),
         ("norm", c_void_p),
-        ("head", _Matrix),
+        ("head", Matrix),
     ]
 
 
@@ -225,21 +227,21 @@ class Decoder:
         to.rope = self._kinds.index(kind)
         to.window = self._info.windows[index] or 0
 
-    def _matrix(self, linear: Any, placed: bool = False) -> _Matrix:
+    def _matrix(self, linear: Any, placed: bool = False) -> Matrix:
         weight, rounded = linear.weight, isinstance(linear, Int8Linear)
         plain = isinstance(linear, nn.Linear) and type(weight) is nn.Parameter  # a quantised one is of another type
         if not plain or weight.dtype != (torch.int8 if rounded else self._dtype) or not weight.is_contiguous():
             raise Unsupported("a linear layer is no plain one")
-        bias = None if linear.bias is None else self._keep(linear.bias.float())
-        scales = self._scales(linear.scale, placed) if rounded else None
+        bias = None if linear.bias is None else self._by_output(linear.bias.float(), placed)
+        # The kernels take each integer 2^24 times.
+        scales = self._by_output(linear.scale * 2.0**-24, placed) if rounded else None
         panels = self._panels(weight, placed) if rounded or self.keeps_panels else None
-        return _Matrix(self._keep(weight), bias, weight.shape[0], panels, scales)
+        return Matrix(self._keep(weight), bias, weight.shape[0], panels, scales)
 
-    def _scales(self, scale: Tensor, placed: bool) -> int:
+    def _by_output(self, numbers: Tensor, placed: bool) -> int:
         """(outputs,), in whole blocks."""
-        missing = -len(scale) % self._kernels.block
-        padded = nn.functional.pad(scale * 2.0**-24, (0, missing))  # the kernels take each integer 2^24 times
-        return self._keep(self._placed(padded) if placed else padded)
+        padded = nn.functional.pad(numbers, (0, -len(numbers) % self._kernels.block))
+        return self._keep((self._placed(padded) if placed else padded).contiguous())
 
     def _panels(self, weight: Tensor, placed: bool) -> int:
         outputs, inputs = weight.shape
@@ -264,11 +266,7 @@ class Decoder:
         return self._keep((self._placed(gain) if placed else gain).contiguous())
 
     def _placed(self, x: Tensor) -> Tensor:
-        """(..., hidden) in the order in which the kernels meet weights: a block's even elements, then its odd ones."""
-        if self._dtype != torch.bfloat16:
-            return x
-        pairs = x.reshape(*x.shape[:-1], -1, self._kernels.block // 2, 2)  # (..., blocks, pairs, 2)
-        return pairs.transpose(-1, -2).reshape(x.shape)
+        return placed(x, self._kernels.block) if self._dtype == torch.bfloat16 else x
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
@@ -314,6 +312,12 @@ class _View:
         self._positions[entries : entries + new] = positions
         self._entries = entries + new
         return self._positions.data_ptr()
+
+
+def placed(x: Tensor, block: int) -> Tensor:
+    """(..., size) in the order in which kernels meet bfloat16: a block's even elements, then its odd ones."""
+    pairs = x.reshape(*x.shape[:-1], -1, block // 2, 2)  # (..., blocks, pairs, 2)
+    return pairs.transpose(-1, -2).reshape(x.shape)
 
 
 def _size(network: Any) -> int:

@@ -7,6 +7,7 @@
 // Compiled on the machine that runs it (see build.py); plain C++17 with the vector extensions of GCC and Clang.
 
 #include "crew.h"
+#include "lean.h"
 #include "model.h"
 #include "panels.h"
 #include "prefill.h"
@@ -134,6 +135,15 @@ template <class W> void read(const Work& w, bool many, Crew& crew) {
     else read_so<W, false, false>(w, many, in_bytes, crew);
 }
 
+template <bool PAIRS, bool TILES> void correct(const Lean& m, Crew& crew) {
+    std::atomic<int64_t> next{0};
+    const Correction<PAIRS, TILES> correction{m, next};
+    crew.run([&](int) {
+        const MaybeTiles<TILES> tiles{};
+        correction.work();
+    });
+}
+
 template <class W, class A> void make_panels(const Matrix& m, int64_t inputs, bool placed, int32_t* to, Crew& crew) {
     crew.run([&](int index) {
         const Part part = part_of(m.outputs, index, crew.size);
@@ -210,5 +220,14 @@ void cachegraph_linear(const void* weight, int64_t outputs, int64_t inputs, cons
     std::lock_guard<std::mutex> guard(one_at_a_time);
     Matrix matrix{weight, nullptr, outputs, nullptr, nullptr};
     linear(matrix, inputs, static_cast<const bf16*>(x), rows, static_cast<bf16*>(y), crew_of(int(threads)));
+}
+
+// Keys and values of the receiver, all positions of which `new_keys` and `new_values` hold already, at `here`.
+void cachegraph_correct(const Lean* m, int64_t threads) {
+    std::lock_guard<std::mutex> guard(one_at_a_time);
+    Crew& crew = crew_of(int(threads));
+    if (may_use_tiles()) correct<IN_TILES, IN_TILES>(*m, crew);
+    else if (in_pairs()) correct<true, false>(*m, crew);
+    else correct<false, false>(*m, crew);
 }
 }

@@ -72,7 +72,7 @@ template <class W> struct Parts {
         typedef Way<W, PAIRS> Chosen;
         if (!matrix.panels) {
             multiply<W, PLACED>(matrix, in, rows, inputs, out, stride, part.begin, part.end);
-            finish<PLACED, W>(matrix, rows, out, stride, part.begin, part.end);
+            finish(matrix, rows, out, stride, part.begin, part.end);
             return;
         }
         const int64_t wide = std::min<int64_t>(rows, ROWS), words = inputs / Chosen::IN_WORD;

@@ -11,7 +11,7 @@
 extern "C" {
 struct Matrix {  // (outputs, inputs), row by row
     const void* weight;
-    const float* bias;  // or null
+    const float* bias;  // or null; in whole blocks, each at its place
     int64_t outputs;
     const int32_t* panels;  // the same as panels.h has it, or null
     const float* scales;    // of eight-bit weights, which always have panels: each output's, at its place; or null

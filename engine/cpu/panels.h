@@ -279,15 +279,15 @@ template <> struct Way<bf16, true> {
 #endif
 
 // What is left to do with sums.
-template <bool PLACED, class W>
-void finish(const Matrix& m, int64_t rows, float* out, int64_t stride, int64_t begin, int64_t end) {
+inline void finish(const Matrix& m, int64_t rows, float* out, int64_t stride, int64_t begin, int64_t end) {
     if (m.scales)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t n = begin; n < end; n += VL)
                 store(out + r * stride + n, load(out + r * stride + n) * load(m.scales + n));
     if (m.bias)
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t n = begin; n < end; n++) out[r * stride + (PLACED ? place<W>(n) : n)] += m.bias[n];
+            for (int64_t n = begin; n < end; n += VL)
+                store(out + r * stride + n, load(out + r * stride + n) + load(m.bias + n));
 }
 
 // out[r][n], or at the place of n, for the outputs from `begin` to the end of the block of `end`. x: rows packed ROWS
@@ -319,7 +319,7 @@ void multiply_many(const Matrix& m, const int32_t* x, int64_t rows, int64_t inpu
                                                from == 0);
         }
     }
-    finish<PLACED, W>(m, rows, out, stride, begin, end);
+    finish(m, rows, out, stride, begin, end);
 }
 
 // The same for so few rows that panels are read as they are kept, once from the memory. x: rows packed `wide`.
@@ -337,7 +337,7 @@ void multiply_few(const Matrix& m, const int32_t* x, int64_t wide, int64_t rows,
             if (m.scales) take(typename Chosen::OnceBytes());
             else take(typename Chosen::Once());
         }
-    finish<PLACED, W>(m, rows, out, stride, begin, end);
+    finish(m, rows, out, stride, begin, end);
 }
 
 }  // namespace

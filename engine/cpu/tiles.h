@@ -125,9 +125,8 @@ void pack_tall(const float* x, int64_t stride, int64_t rows, int64_t inputs, int
     for (int64_t i = 0; i < inputs; i += BLOCK, to += TALL * VL)
         for (int64_t r = 0; r < rows; r++) {
             const float* from = x + r * stride + i;
-            const vi in_order =
-                (vi)_mm512_cvtne2ps_pbh((__m512)load(from + VL), (__m512)load(from));
-            *reinterpret_cast<vi*>(to + r * VL) = PLACED ? narrowed(from) : in_order;
+            *reinterpret_cast<vi*>(to + r * VL) =
+                PLACED ? narrowed(from) : (vi)_mm512_cvtne2ps_pbh((__m512)load(from + VL), (__m512)load(from));
         }
 }
 
