@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .cpu.threads import for_small_operations
+from .cpu.turn import turned
 from .info import ModelInfo
 from .kv import KV, LayerKV
 
@@ -56,25 +57,32 @@ class Rotation:
         shift = positions - kv.positions  # (positions,)
         if not bool(shift.any()):
             return kv
-        with for_small_operations(layer.keys for layer in kv.layers):
-            return self._moved(kv, positions, shift)
-
-    def _moved(self, kv: KV, positions: Tensor, shift: Tensor) -> KV:
         moving = [index for index in range(len(kv.layers)) if index not in self._still]
-        keys = dict(zip(moving, self._turned(moving, [kv.layers[index].keys for index in moving], shift), strict=True))
+        old = [kv.layers[index].keys for index in moving]
+        if (moved := self._by_kernel(moving, old, shift)) is None:
+            with for_small_operations(old):
+                moved = self._turned(moving, old, shift)
+        keys = dict(zip(moving, moved, strict=True))
         layers = [LayerKV(keys[index], old.values) if index in keys else old for index, old in enumerate(kv.layers)]
         return KV(tuple(layers), positions)
+
+    def _by_kernel(self, layers: Sequence[int], keys: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor] | None:
+        if any(each.device.type != "cpu" or each.dtype != torch.bfloat16 for each in keys):
+            return None
+        if (tables := self.halves(shift)) is None:
+            return None
+        return turned(keys, [table for layer in layers if (table := tables[layer]) is not None])
 
     def _turned(self, layers: Sequence[int], keys: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
         together = _AT_ONCE // max((each.numel() for each in keys), default=_AT_ONCE)
         if together < 2 or len({each.device for each in keys}) > 1:
             turn = self.by(shift)
             return [turn(layer, each) for layer, each in zip(layers, keys, strict=True)]
-        turn_all, turned = self.by_layers(shift), list[Tensor]()
+        turn_all, done = self.by_layers(shift), list[Tensor]()
         for begin in range(0, len(layers), together):
             some = slice(begin, begin + together)
-            turned += turn_all(layers[some], torch.stack(list(keys[some]))).unbind()
-        return turned
+            done += turn_all(layers[some], torch.stack(list(keys[some]))).unbind()
+        return done
 
     def by(self, shift: Tensor) -> Callable[[int, Tensor], Tensor]:
         """Turns a layer's keys, (1, kv_heads, positions, head_dim), further by `shift`, (positions,) int64.

@@ -3,14 +3,15 @@
 kernels.cpp   what Python calls; compiled on the machine that runs it
 model.h       what a decoder-only transformer is made of; step.h: a few new tokens; prefill.h: many
 panels.h      matrices in the order in which they are multiplied; multiply.h: as they lie; bytes.h: in eight bits
-tiles.h       products by AMX; lean.h: what a lean fuser computes
+tiles.h       products by AMX
+turn.h        keys turned to other positions; lean.h: what a lean fuser computes
 numbers.h     vectors
 crew.h        threads
 build.py      compiles it, once a machine, and says why where it can't
 threads.py    how many torch takes for small operations
 linear.py     bfloat16 linear layers on CPUs that are faster at float32
 decoder.py    a transformers model as the kernels see it, held to the model's own results before it is used
-lean.py       a lean fuser as they see it
+turn.py, lean.py  what calls those
 """
 
 import platform

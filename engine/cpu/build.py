@@ -45,7 +45,9 @@ class Kernels:
         self.panels.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer, Pointer, Integer]
         self.correct = library.cachegraph_correct
         self.correct.argtypes = [Pointer, Integer]
-        self.correct.restype = None
+        self.turn = library.cachegraph_turn
+        self.turn.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer]
+        self.correct.restype = self.turn.restype = None
         self.linear.restype = self.read.restype = self.panels.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = library.cachegraph_in_bytes.restype = Integer

@@ -12,6 +12,7 @@
 #include "panels.h"
 #include "prefill.h"
 #include "step.h"
+#include "turn.h"
 
 #include <algorithm>
 #include <atomic>
@@ -229,5 +230,11 @@ void cachegraph_correct(const Lean* m, int64_t threads) {
     if (may_use_tiles()) correct<IN_TILES, IN_TILES>(*m, crew);
     else if (in_pairs()) correct<true, false>(*m, crew);
     else correct<false, false>(*m, crew);
+}
+
+void cachegraph_turn(const Turned* layers, int64_t count, int64_t heads, int64_t positions, int64_t dim,
+                     int64_t threads) {
+    std::lock_guard<std::mutex> guard(one_at_a_time);
+    turn(layers, count, heads, positions, dim, crew_of(int(threads)));
 }
 }

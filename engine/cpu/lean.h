@@ -8,6 +8,7 @@
 #include "numbers.h"
 #include "panels.h"
 #include "tiles.h"
+#include "turn.h"
 
 #include <algorithm>
 #include <atomic>
@@ -54,16 +55,6 @@ inline vf erf(vf x) {  // Abramowitz and Stegun 7.1.26, to 1.5e-7
     return x < vf{} ? -y : y;
 }
 inline vf gelu(vf x) { return x * 0.5f * (erf(x * 0.70710678f) + 1.0f); }
-
-inline void put_block(bf16* to, vf even, vf odd) {
-#if defined(__AVX512BF16__)
-    float block[BLOCK];
-    store(block, even), store(block + VL, odd);
-    *reinterpret_cast<vi*>(to) = narrowed(block);
-#else
-    for (int n = 0; n < VL; n++) put(to + 2 * n, even[n]), put(to + 2 * n + 1, odd[n]);
-#endif
-}
 
 template <bool PAIRS, bool TILES> struct Correction {
     typedef Way<bf16, PAIRS || TILES> Chosen;
@@ -134,7 +125,8 @@ template <bool PAIRS, bool TILES> struct Correction {
         float* own = to;
         take(p.keys, m.kv_heads, m.here[pair], m.head_dim);
         if (p.rope)
-            for (int64_t h = 0; h < m.kv_heads; h++) turn(own + h * m.head_dim, p.rope + pair * 2 * m.head_dim, -1);
+            for (int64_t h = 0; h < m.kv_heads; h++)
+                turn_halves(own + h * m.head_dim, p.rope + pair * 2 * m.head_dim, m.head_dim, -1);
         take(p.values, m.kv_heads, m.here[pair], m.head_dim);
 
         const int64_t all = features();
@@ -150,16 +142,6 @@ template <bool PAIRS, bool TILES> struct Correction {
             store(x + i, fma((load(x + i) - mean) * by, load(p.gain + i), load(p.bias + i)));
     }
 
-    void turn(float* head, const float* table, float sign) const {  // RoPE by halves: on (1) or off (-1)
-        const int64_t dim = m.head_dim, half = dim / 2;
-        const float *cos = table, *sin = table + dim;
-        for (int64_t i = 0; i < half; i += VL) {
-            const vf a = load(head + i), b = load(head + i + half);
-            store(head + i, a * load(cos + i) - b * (load(sin + i) * sign));
-            store(head + i + half, b * load(cos + i + half) + a * (load(sin + i + half) * sign));
-        }
-    }
-
     // What was there and the residual, rounded once.
     void add(int64_t first, int64_t rows, float* residual, const Cached& old, const float* alpha,
              const float* rope, bf16* to, float* squares) const {
@@ -170,13 +152,14 @@ template <bool PAIRS, bool TILES> struct Correction {
             for (int64_t h = 0; h < m.kv_heads; h++) {
                 float* x = residual + r * width() + h * dim;
                 for (int64_t i = 0; i < dim; i += VL) store(x + i, load(x + i) * alpha[h]);
-                if (rope) turn(x, rope + (first + r) * 2 * dim, 1);
+                if (rope) turn_halves(x, rope + (first + r) * 2 * dim, dim, 1);
                 for (int64_t i = 0; i < dim; i += BLOCK) {
                     vf even, odd;
                     load(old.from + h * old.stride + position * dim + i, even, odd);
                     const vf a = load(x + i), b = load(x + i + VL);
                     added = fma(a, a, fma(b, b, added)), there = fma(even, even, fma(odd, odd, there));
-                    put_block(to + (h * m.positions + position) * dim + i, even + a, odd + b);
+                    store(x + i, even + a), store(x + i + VL, odd + b);
+                    put_block(to + (h * m.positions + position) * dim + i, x + i);
                 }
             }
             squares[0] = sum(added), squares[1] = sum(there);

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .build import Kernels, kernels
 from .decoder import Matrix, placed
+from .turn import by_heads
 
 __all__ = ["Correction"]
 
@@ -91,8 +92,8 @@ class Correction:
         the receiver's positions; None for a layer whose keys it reads as they are. Also returns, (layers, 2, 2), the
         squares of what was added and of what was there, of keys and of values.
         """
-        own = [(_by_heads(keys), _by_heads(values)) for keys, values in receiver]
-        theirs = [(_by_heads(keys), _by_heads(values)) for keys, values in sharer]
+        own = [(by_heads(keys), by_heads(values)) for keys, values in receiver]
+        theirs = [(by_heads(keys), by_heads(values)) for keys, values in sharer]
         new = [(_copied(keys), _copied(values)) for keys, values in own]
         turns = {id(table): placed(table, self._kernels.block) for table in tables if table is not None}
         for to, layer, source, made, table in zip(self._described, own, theirs, new, tables, strict=True):
@@ -131,11 +132,6 @@ class Correction:
         kept = x.detach().float().contiguous()
         self._kept.append(kept)
         return kept.data_ptr()
-
-
-def _by_heads(x: Tensor) -> Tensor:
-    """Each head's positions behind each other."""
-    return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 
 def _copied(x: Tensor) -> Tensor:

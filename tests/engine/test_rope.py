@@ -1,6 +1,7 @@
 """Keys moved to other positions are the keys that the model makes there, or the model is refused by name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 from tiny import KINDS, Tiny, config_of, load_tiny
 from transformers import models as hf
 
+from cachegraph.engine import rope
+from cachegraph.engine.cpu.build import kernels
+from cachegraph.engine.cpu.turn import turned
 from cachegraph.engine.forward import Row, forward
 from cachegraph.engine.kv import KV, RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.load import LoadedModel, load_model
 
 IDS = torch.randint(0, 300, (30,), generator=torch.Generator().manual_seed(1)).tolist()
 
@@ -97,3 +101,36 @@ def test_learned_positions_are_refused_by_name(tmp_path: Path) -> None:
     )
     model = load_tiny(config, tmp_path)
     assert model.rotation.why_not == "'gpt2' models have no RoPE, so their keys are bound to their positions"
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_kernels_move_keys_to_the_bit_as_torch_does(
+    name: str, demo_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 on a CPU; two kinds of RoPE in Gemma."""
+    if isinstance(found := kernels(), str):
+        pytest.skip(found)
+    model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
+    here = read_at(model, 3)
+    there = torch.arange(30) * 7 % 400
+    taken = []
+    monkeypatch.setattr(rope, "turned", lambda *given: taken.append(turned(*given)) or taken[-1])
+    moved = model.rotation.move(here, there)
+    assert taken[0] is not None
+    monkeypatch.setattr(rope, "turned", lambda *_: None)
+    expected = model.rotation.move(here, there)
+    for ours, theirs in zip(moved.layers, expected.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys)
+        assert ours.values is theirs.values
+
+
+def test_keys_that_kernels_can_not_turn_are_left_to_torch() -> None:
+    """In float32, in heads whose halves are no whole blocks, of several rows."""
+    table = torch.randn(5, 2, 64)
+    for shape, dtype in (
+        ((1, 2, 5, 64), torch.float32),
+        ((1, 2, 5, 48), torch.bfloat16),
+        ((2, 2, 5, 64), torch.bfloat16),
+    ):
+        assert turned([torch.randn(shape).to(dtype)], [table]) is None

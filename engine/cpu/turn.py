@@ -1,0 +1,48 @@
+"""Turning cached keys to other positions on a CPU, all layers in one call (turn.h)."""
+
+from collections.abc import Sequence
+from ctypes import Structure, addressof, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from .build import Kernels, kernels
+from .decoder import placed
+
+__all__ = ["by_heads", "turned"]
+
+
+class _Turned(Structure):
+    _fields_ = [("at", c_void_p), ("stride", c_int64), ("to", c_void_p), ("table", c_void_p)]
+
+
+def turned(keys: Sequence[Tensor], tables: Sequence[Tensor]) -> list[Tensor] | None:
+    """Layers' keys, (1, kv_heads, positions, head_dim), turned by the angles of each one's table of cosines and sines,
+    (positions, 2, head_dim) of float32, by halves. None where the kernels can't: then nothing was done.
+    """
+    found = kernels()
+    if not keys or not isinstance(found, Kernels) or not all(_is_fit(each, found.block) for each in keys):
+        return None
+    if len({each.shape for each in keys}) > 1:
+        return None
+    _, heads, positions, dim = keys[0].shape
+    at_place = {id(table): placed(table, found.block) for table in tables}
+    given, made = [by_heads(each) for each in keys], [torch.empty(each.shape, dtype=each.dtype) for each in keys]
+    layers = (_Turned * len(keys))(
+        *(
+            _Turned(old.data_ptr(), old.stride(1), new.data_ptr(), at_place[id(table)].data_ptr())
+            for old, new, table in zip(given, made, tables, strict=True)
+        )
+    )
+    found.turn(addressof(layers), len(keys), heads, positions, dim, torch.get_num_threads())
+    return made
+
+
+def by_heads(x: Tensor) -> Tensor:
+    """Each head's positions behind each other."""
+    return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
+
+
+def _is_fit(keys: Tensor, block: int) -> bool:
+    plain = keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and not keys.requires_grad
+    return plain and keys.shape[0] == 1 and keys.shape[3] % (2 * block) == 0
