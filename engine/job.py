@@ -12,7 +12,6 @@ from cachegraph.errors import ModelError
 
 from .account import Account, account
 from .attention import OnLayer
-from .cpu.decoder import SHORT
 from .kv import LayerKV, RowCache
 from .mailbox import Mailbox
 from .native import NativeCache
@@ -43,7 +42,7 @@ class Job:
     streams: bool = False  # its text is posted piece by piece; each wakes a loop, so only where somebody reads along
     reply: list[int] = field(default_factory=list)
 
-    short: bool = field(init=False)  # few enough tokens for the kernels that decode
+    short: bool = False  # few enough tokens for the kernels that decode
     account: Account = field(default_factory=account)
     arrived: float = field(default_factory=time.perf_counter)
     started: bool = False
@@ -55,9 +54,6 @@ class Job:
     swapped: SwappedTail | None = None  # the tail, while the row waits for memory
     admitted: int = 0  # its place in the order in which rows got memory
     chain: list[bytes] = field(default_factory=list)  # by whole block of a plain prompt, its digest
-
-    def __post_init__(self) -> None:
-        self.short = len(self.pending) <= SHORT
 
     @property
     def remaining(self) -> int:

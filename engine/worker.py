@@ -90,7 +90,9 @@ class Worker:
             work = None
 
     def _welcome(self, jobs: list[Job]) -> None:
+        decoder = self._model.decoder
         for job in jobs:
+            job.short = decoder is not None and len(job.pending) <= decoder.short
             with self._blaming(job):
                 self.memory.hold(job.cache.segments, job.account.run)
                 self._rows.add(job)

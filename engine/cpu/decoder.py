@@ -20,9 +20,10 @@ from ..kv import LayerKV, RowCache
 from . import has_tiles
 from .build import Kernels
 
-__all__ = ["SHORT", "Decoder", "Matrix", "Unsupported", "placed"]
+__all__ = ["Decoder", "Matrix", "Unsupported", "placed"]
 
-SHORT = 16  # tokens; for a longer prompt products of matrices pay
+_SHORT = 16  # tokens; for a longer prompt products of matrices pay
+_SHORT_BESIDE_TILES = 8  # the same where AMX computes them
 
 _ROOM = 4  # times as much memory as a model's weights take has to be free for a second order of them
 _ROPE = {"default", "linear", "llama3", "yarn"}  # cosines and sines depend on the position alone
@@ -84,12 +85,13 @@ class _Row(Structure):
 class Decoder:
     """One model's forward pass by the kernels. Raises Unsupported for a model that they can't compute.
 
-    `reads_prompts`: of any length; otherwise torch is the faster for those of more than SHORT tokens. `keeps_panels`:
+    `reads_prompts`: of any length; otherwise torch is the faster for those of more than `short` tokens. `keeps_panels`:
     weights once more, in the order in which they are multiplied, where the machine has memory to spare: several rows
     are then computed in little more time than one.
     """
 
     def __init__(self, network: Any, info: ModelInfo, kernels: Kernels):
+        self.short = _SHORT_BESIDE_TILES if kernels.in_tiles else _SHORT
         self.reads_prompts = kernels.in_tiles or not has_tiles(torch)
         self._kernels = kernels
         self._info = info
