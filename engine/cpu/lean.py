@@ -70,13 +70,18 @@ class Correction:
                 setattr(to, name, self._matrix(getattr(projector, name)))
 
     def takes(self, receiver: Sequence[LayerKV], sharer: Sequence[LayerKV], rotated: bool) -> bool:
-        """Whether these are caches that it can correct: of one row, in bfloat16 on the CPU, heads of whole blocks."""
+        """Whether it can correct these: of one row, alike in all layers, in bfloat16 on the CPU, heads of whole blocks."""
         block = self._kernels.block
         own, theirs = receiver[0][0], sharer[0][0]
         fit = own.shape[3] % (2 * block if rotated else block) == 0 and theirs.shape[3] % block == 0
-        caches = [each for layer in (*receiver, *sharer) for each in layer]
         return fit and all(
-            each.shape[0] == 1 and each.dtype == torch.bfloat16 and each.device.type == "cpu" for each in caches
+            each.shape == one.shape
+            and each.shape[0] == 1
+            and each.dtype == torch.bfloat16
+            and each.device.type == "cpu"
+            for one, layers in ((own, receiver), (theirs, sharer))
+            for layer in layers
+            for each in layer
         )
 
     def __call__(
@@ -96,7 +101,8 @@ class Correction:
         theirs = [(by_heads(keys), by_heads(values)) for keys, values in sharer]
         new = [(_copied(keys), _copied(values)) for keys, values in own]
         turns = {id(table): placed(table, self._kernels.block) for table in tables if table is not None}
-        for to, layer, source, made, table in zip(self._described, own, theirs, new, tables, strict=True):
+        described = type(self._described).from_buffer_copy(self._described)  # others may be calling, too
+        for to, layer, source, made, table in zip(described, own, theirs, new, tables, strict=True):
             to.keys, to.values, to.sharer_keys, to.sharer_values = map(_cached, (*layer, *source))
             to.new_keys, to.new_values = (each.data_ptr() for each in made)
             to.rope = None if table is None else turns[id(table)].data_ptr()
@@ -104,7 +110,7 @@ class Correction:
         squares = torch.empty(len(own), len(here), 4)
         mine, read = own[0][0], theirs[0][0]
         lean = _Lean(
-            self._described,
+            described,
             len(own),
             *(read.shape[1], mine.shape[1], read.shape[3], mine.shape[3]),
             self._width,
