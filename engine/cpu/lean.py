@@ -70,7 +70,7 @@ class Correction:
                 setattr(to, name, self._matrix(getattr(projector, name)))
 
     def takes(self, receiver: Sequence[LayerKV], sharer: Sequence[LayerKV], rotated: bool) -> bool:
-        """Whether it can correct these: of one row, alike in all layers, in bfloat16 on the CPU, heads of whole blocks."""
+        """Whether it can correct these: one row, alike in all layers, in bfloat16 on the CPU, heads of whole blocks."""
         block = self._kernels.block
         own, theirs = receiver[0][0], sharer[0][0]
         fit = own.shape[3] % (2 * block if rotated else block) == 0 and theirs.shape[3] % block == 0
