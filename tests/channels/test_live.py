@@ -151,7 +151,7 @@ def test_an_error_of_a_sharer_ends_the_waiting(engines: Engines) -> None:
 
     async def run() -> None:
         others = [replace(each, alter=broken if index == 1 else None) for index, each in enumerate(sharers(engines, 1))]
-        with anyio.fail_after(20), pytest.raises(ModelError, match="out of order"):
+        with anyio.fail_after(60), pytest.raises(ModelError, match="out of order"):
             await fused_prefill(engines["receiver"][1], others, read_ids(tokens(20), 3))
 
     anyio.run(run)

@@ -84,7 +84,7 @@ async def test_an_item_that_fails_ends_the_others_and_is_named() -> None:
             raise AssertionError
 
     graph = build([], Failing("reader"), output="reader", inputs=["words"], reader=WORDS)
-    with anyio.fail_after(5), pytest.raises(RunError, match="agent 'reader' failed: item 1: ValueError: no idea"):
+    with anyio.fail_after(60), pytest.raises(RunError, match="agent 'reader' failed: item 1: ValueError: no idea"):
         await graph.arun(words="good bad good")
 
 

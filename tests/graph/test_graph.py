@@ -201,7 +201,7 @@ async def test_many_runs_are_under_way_at_the_same_time() -> None:
 
     expert, answerer = ScriptedAgent("expert", count), ScriptedAgent("answerer", gate=gate)
     graph = duo(expert, answerer).with_channels("text")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         assert len(await graph.amap([{"question": "a"}] * 4, max_concurrent=4)) == 4
 
 

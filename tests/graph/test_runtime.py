@@ -49,7 +49,7 @@ async def test_messages_arrive_in_the_order_of_the_recipe_whatever_finishes_firs
     last = ScriptedAgent("d", lambda turn: ",".join(each.message.sender for each in turn.deliveries))
     done = ScriptedAgent("c", lambda turn: gate.set() or "c")  # type: ignore[func-returns-value]
     graph = build("b>d a>d c>d", ScriptedAgent("b", gate=gate), done, last, output="d")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         assert (await graph.arun()).text == "b,a,c"
 
 
@@ -57,7 +57,7 @@ async def test_independent_agents_are_at_work_at_the_same_time() -> None:
     here, there = anyio.Event(), anyio.Event()
     one = ScriptedAgent("b", gate=here, entered=there)
     other = ScriptedAgent("c", gate=there, entered=here)  # each waits for the other to have begun
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         result = await build("a>b a>c b>d c>d", one, other, output="d").arun()
     assert result.status == "finished"
 
@@ -103,7 +103,7 @@ async def test_stop_ends_the_run_and_cancels_agents_at_work() -> None:
     slow = ScriptedAgent("slow", gate=never, entered=begun)
     bad = ScriptedAgent("bad", gate=begun, fail=ValueError("no idea"))
     graph = build("a>slow a>bad slow>out bad>out", slow, bad, output="out")
-    with anyio.fail_after(5), pytest.raises(RunError, match="agent 'bad' failed: ValueError: no idea") as caught:
+    with anyio.fail_after(60), pytest.raises(RunError, match="agent 'bad' failed: ValueError: no idea") as caught:
         await graph.arun()
     statuses = {name: agent.status for name, agent in caught.value.result.agents.items()}
     assert statuses == {"a": "finished", "slow": "cancelled", "bad": "failed", "out": "cancelled"}
@@ -123,7 +123,7 @@ async def test_continue_cancels_only_what_depends_on_the_failed_agent() -> None:
             if isinstance(event, AgentFailed):
                 gate.set()
 
-    with anyio.fail_after(5), pytest.raises(RunError) as caught:
+    with anyio.fail_after(60), pytest.raises(RunError) as caught:
         await watch()
     result = caught.value.result
     assert result.agents["more"].text == "more(other())"
@@ -143,7 +143,7 @@ async def test_continue_gives_a_partial_result_if_the_output_agent_finished(monk
 
 async def test_an_agent_that_takes_too_long_is_named_with_its_limit() -> None:
     slow = ScriptedAgent("b", gate=anyio.Event())
-    with anyio.fail_after(5), pytest.raises(RunError, match=r"agent 'b' .* timeout of 0\.01 s \(agents\.b\.timeout\)"):
+    with anyio.fail_after(60), pytest.raises(RunError, match=r"agent 'b' .* timeout of 0\.01 s \(agents\.b\.timeout\)"):
         await build("a>b", slow, output="b", b={"timeout": 0.01}).arun()
 
 
@@ -154,7 +154,7 @@ async def test_an_agents_own_timeout_error_is_not_taken_for_ours() -> None:
 
 async def test_a_run_that_takes_too_long_says_who_was_at_work() -> None:
     graph = build("a>b", ScriptedAgent("b", gate=anyio.Event()), output="b", limits={"timeout": 0.01})
-    with anyio.fail_after(5), pytest.raises(RunError, match=r"limit of 0\.01 s \(limits\.timeout\) with 'b'") as caught:
+    with anyio.fail_after(60), pytest.raises(RunError, match=r"limit of 0\.01 s \(limits\.timeout\) with 'b'") as caught:
         await graph.arun()
     assert caught.value.result.agents["a"].text == "a()"
     assert caught.value.result.agents["b"].status == "cancelled"
@@ -168,7 +168,7 @@ async def test_the_callers_cancel_scope_ends_the_run() -> None:
         async for _ in stream:
             pass
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(read)
             await begun.wait()
@@ -230,7 +230,6 @@ def cache_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def alive(born: "list[weakref.ref[Plane]]") -> int:
-    gc.collect()
     return sum(ref() is not None for ref in born)
 
 
@@ -248,7 +247,7 @@ async def test_a_cache_is_freed_as_soon_as_its_last_receiver_has_taken_its_turn(
     graph = build("a>quick a>slow slow>late quick>late", *agents, output="late").with_channels(
         {("a", "quick"): "cache", ("a", "slow"): "cache"}
     )
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             texts: list[str] = []
 
@@ -271,7 +270,7 @@ async def test_a_reader_of_words_keeps_no_cache_alive(monkeypatch: pytest.Monkey
     graph = build("a>words a>caches words>out caches>out", *agents, output="out").with_channels(
         {("a", "caches"): "cache"}
     )
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(graph.arun)
             await begun.wait()
@@ -301,7 +300,7 @@ async def test_a_run_that_ends_badly_keeps_no_cache(monkeypatch: pytest.MonkeyPa
         except RunError as error:
             errors.append(error)
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(run)
             await begun.wait()
@@ -309,6 +308,7 @@ async def test_a_run_that_ends_badly_keeps_no_cache(monkeypatch: pytest.MonkeyPa
                 group.cancel_scope.cancel()
     assert len(errors) == (how != "cancelled")
     assert len(born) == 1
+    gc.collect()  # what an exception has passed through is in cycles
     assert alive(born) == 0
 
 
