@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +20,25 @@ from transformers.cache_utils import Cache
 
 from .kv import LayerKV, RowCache
 
-__all__ = ["NAME", "OnLayer", "PackedRows", "packed_rows"]
+__all__ = ["NAME", "Attends", "OnLayer", "PackedRows", "attending", "packed_rows"]
 
 NAME = "cachegraph"
 OnLayer = Callable[[int, LayerKV], None]
+
+
+class Attends(Protocol):
+    """The rows of one forward pass, whose tokens stand side by side."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,  # (1, heads, tokens, head_dim)
+        new: LayerKV,  # of these tokens
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,  # (heads,)
+    ) -> Tensor:
+        """File the new entries and attend to each row's own: (1, tokens, heads, head_dim)."""
 
 
 @dataclass(eq=False)
@@ -61,22 +76,47 @@ class PackedRows:
             causal[:, past:] = sees
         return (causal if near is None else causal & near).to(device)
 
+    def attend(
+        self, layer: int, query: Tensor, new: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
+    ) -> Tensor:
+        """As `Attends` has it, row by row."""
+        out, start = [], 0
+        for row, cache in enumerate(self.caches):
+            end = start + len(self.positions[row])
+            own = new.select(slice(start, end))
+            if self.overrides and (override := self.overrides[row]) is not None:
+                own = override[layer]
+            past = cache.append(layer, *own)
+            if self.told and (tell := self.told[row]) is not None:
+                tell(layer, past)
+            mask = self.mask(row, self.windows[layer], query.device)
+            out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, sinks))
+            start = end
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
-_running: ContextVar[PackedRows] = ContextVar("cachegraph_rows")
+
+_running: ContextVar[Attends] = ContextVar("cachegraph_rows")
+
+
+@contextmanager
+def attending(rows: Attends) -> Iterator["_PackedCache"]:
+    """While this is open, models whose attention is `cachegraph` attend by these rows; yields their cache object."""
+    token = _running.set(rows)
+    try:
+        yield _PackedCache()
+    finally:
+        _running.reset(token)
 
 
 @contextmanager
 def packed_rows(rows: PackedRows) -> Iterator["_PackedCache"]:
-    """While this is open, models whose attention is `cachegraph` attend row by row; yields their cache object."""
-    token = _running.set(rows)
+    """The same for rows of any lengths, whose caches are appended to."""
     for cache, positions in zip(rows.caches, rows.positions, strict=True):
         cache.reserve(positions)
-    try:
-        yield _PackedCache()
-        for cache in rows.caches:
-            cache.commit()
-    finally:
-        _running.reset(token)
+    with attending(rows) as passed_through:
+        yield passed_through
+    for cache in rows.caches:
+        cache.commit()
 
 
 class _PackedCache(Cache):  # type: ignore[misc]
@@ -108,22 +148,9 @@ def _attend(
     s_aux: Tensor | None = None,  # (heads,) attention sinks
     **_: Any,
 ) -> tuple[Tensor, None]:
-    rows, layer = _running.get(), module.layer_idx
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out, start = [], 0
-    for row, cache in enumerate(rows.caches):
-        end = start + len(rows.positions[row])
-        new = LayerKV(key[:, :, start:end], value[:, :, start:end])
-        if rows.overrides and (override := rows.overrides[row]) is not None:
-            new = override[layer]
-        past = cache.append(layer, *new)
-        if rows.told and (tell := rows.told[row]) is not None:
-            tell(layer, past)
-        mask = rows.mask(row, rows.windows[layer], query.device)
-        out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, s_aux))
-        start = end
-    joined = out[0] if len(out) == 1 else torch.cat(out, dim=1)
-    return joined, None  # (1, tokens, heads, head_dim)
+    new = LayerKV(key, value)
+    return _running.get().attend(module.layer_idx, query, new, scale, softcap, s_aux), None
 
 
 def _attend_row(

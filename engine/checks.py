@@ -6,21 +6,24 @@ in bfloat16 by a cosine of 0.8 to 0.9 at other positions) that a wrong one could
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from .attention import NAME
-from .cpu.build import Kernels, kernels
+from .cpu.build import Kernels, kernels, switched_off
 from .cpu.decoder import Decoder, Unsupported
-from .devices import home_of
+from .devices import home_of, is_spread
 from .forward import Row, forward
 from .info import ModelInfo
 from .kv import KV, RowCache
 from .quiet import quiet_transformers
 from .rope import Rotation
+
+if TYPE_CHECKING:
+    from .gpu.stepper import Stepper
 
 __all__ = ["Checked", "check", "in_float32"]
 
@@ -37,7 +40,7 @@ class Checked(NamedTuple):
 
     why_no_cache: str | None  # why its KV cache can't travel
     rotation: Rotation
-    decoder: Decoder | None  # the CPU kernels, if there are any and they compute what the model does
+    decoder: "Decoder | Stepper | None"  # the kernels, if there are any and they compute what the model does
 
 
 def check(network: Any, info: ModelInfo) -> Checked:
@@ -69,7 +72,9 @@ def _read_packed(network: Any, info: ModelInfo) -> KV | None:
     return None
 
 
-def _decoder(network: Any, info: ModelInfo, read: KV) -> Decoder | None:
+def _decoder(network: Any, info: ModelInfo, read: KV) -> "Decoder | Stepper | None":
+    if home_of(network).type == "cuda" and not is_spread(network):
+        return _stepper(network, info, read)
     plain = home_of(network).type == "cpu" and network.dtype in (torch.bfloat16, torch.float32)
     if not plain or network.num_parameters() < _KERNELS_PAY or not isinstance(found := kernels(), Kernels):
         return None
@@ -84,6 +89,23 @@ def _decoder(network: Any, info: ModelInfo, read: KV) -> Decoder | None:
         if not _alike(decoder.read([[1]], [RowCache([read])], [[0]], many=many)[0], expected[0], least):
             return None
     return decoder
+
+
+def _stepper(network: Any, info: ModelInfo, read: KV) -> "Stepper | None":
+    if switched_off():
+        return None
+    try:
+        from .gpu.stepper import Stepper  # needs Triton, which comes with torch where there are GPUs
+
+        (expected,) = forward(network, info, [Row([1], RowCache([read]))])
+        assert expected is not None
+        if not _alike(Stepper(network, info).read([[1]], [RowCache([read])], [[0]])[0], expected[0]):
+            return None
+    except Exception:  # a boundary: whatever a compiler or a driver says, torch decodes without it
+        return None
+    stepper = Stepper(network, info)  # anew, since the first has seen float32
+    stepper.replays = True
+    return stepper
 
 
 @contextmanager

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from .attention import OnLayer, PackedRows, packed_rows
-from .devices import home_of, is_spread
+from .devices import home_of, is_spread, sent
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
 
 if TYPE_CHECKING:
     from .cpu.decoder import Decoder
+    from .gpu.stepper import Stepper
 
 __all__ = ["Row", "cache_argument", "forward"]
 
@@ -36,7 +37,9 @@ class Row:
     on_layer: OnLayer | None = None  # told of each layer's entries, the past ones too, as soon as they are computed
 
 
-def forward(model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder | None" = None) -> list[Tensor | None]:
+def forward(
+    model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder | Stepper | None" = None
+) -> list[Tensor | None]:
     """Run all rows' new tokens at once; `decoder` computes what it can of them, where there is one.
 
     Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
@@ -52,7 +55,7 @@ def forward(model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder 
     return [by_row[id(row)] for row in rows]
 
 
-def _kernel_of(row: Row, decoder: "Decoder | None") -> Literal["few", "many"] | None:
+def _kernel_of(row: Row, decoder: "Decoder | Stepper | None") -> Literal["few", "many"] | None:
     """By which kernels a row is computed: a token, or a part of a short prompt, or of a longer one; None is torch."""
     odd = row.override is not None or row.sees is not None or row.on_layer is not None
     if decoder is None or odd:
@@ -62,7 +65,7 @@ def _kernel_of(row: Row, decoder: "Decoder | None") -> Literal["few", "many"] | 
     return "many" if decoder.reads_prompts else None
 
 
-def _by_kernels(decoder: "Decoder", rows: Sequence[Row], many: bool) -> dict[int, Tensor | None]:
+def _by_kernels(decoder: "Decoder | Stepper", rows: Sequence[Row], many: bool) -> dict[int, Tensor | None]:
     asked = [_asked(row) for row in rows]
     positions = [row.positions for row in rows]
     logits = decoder.read([row.ids for row in rows], [row.cache for row in rows], asked, positions, many)
@@ -76,7 +79,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | 
     if model.dtype in _HALF:
         rows = _never_one_token(rows)
     positions = [_positions(row) for row in rows]
-    ids = torch.tensor([[token for row in rows for token in row.ids]], device=device)  # (1, tokens)
+    ids = sent([[token for row in rows for token in row.ids]], torch.int64, device)  # (1, tokens)
     packed = PackedRows(
         caches=[row.cache for row in rows],
         positions=positions,
@@ -91,7 +94,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | 
         if not wanted:
             model.get_decoder()(**inputs, use_cache=True)
             return [None] * asked
-        keep = torch.tensor(wanted, device="cpu" if is_spread(model) else device)
+        keep = sent(wanted, torch.int64, torch.device("cpu") if is_spread(model) else device)
         logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]  # (wanted, vocab)
     return _by_row(rows, logits)[:asked]
 

@@ -93,7 +93,8 @@ class Grammars:
 
 def allowed(masks: Sequence[Tensor], vocabulary: int, device: torch.device) -> Tensor:
     """(rows, vocab) of bool from masks as `Obedience` gives them: an eighth of a byte a token goes to the device."""
-    packed = torch.stack([mask.view(torch.uint8) for mask in masks]).to(device, non_blocking=True)
+    packed = torch.stack([mask.view(torch.uint8) for mask in masks])
+    packed = (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True)
     bits = torch.arange(8, dtype=torch.uint8, device=device)
     spread = (packed[:, :, None] >> bits & 1).bool().flatten(1)
     missing = vocabulary - spread.shape[1]

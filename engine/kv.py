@@ -156,13 +156,15 @@ class RowCache:
         parts = [segment.layers[layer] for segment in self.segments] + [tail]
         return LayerKV(torch.cat([part.keys for part in parts], 2), torch.cat([part.values for part in parts], 2))
 
-    def room_for(self, new: int, layers: int, heads: int, dim: int, dtype: torch.dtype) -> tuple[list[LayerKV], int]:
-        """The tail's buffers on the CPU, each (1, heads, room, dim), and how many entries are written.
+    def room_for(
+        self, new: int, layers: int, heads: int, dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> tuple[list[LayerKV], int]:
+        """The tail's buffers, each (1, heads, room, dim), and how many entries are written.
 
         For code that writes new entries into every layer by itself; `reserve` and `commit` then make them count.
         """
         if not self._tail:
-            empty = torch.empty(1, heads, 0, dim, dtype=dtype)
+            empty = torch.empty(1, heads, 0, dim, dtype=dtype, device=device)
             self._tail = [LayerKV(empty, empty)] * layers
         self.make_room(new)
         if self._tail[0].keys.shape[2] < self.capacity:

@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from .quiet import quiet_transformers
 from .rope import Rotation
 from .spec import Weights
 from .tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from .gpu.stepper import Stepper
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -40,7 +43,7 @@ class LoadedModel:
     devices: tuple[torch.device, ...]  # by layer
     dtype: torch.dtype  # of activations and KV
     why_no_cache: str | None
-    decoder: Decoder | None = None  # the CPU kernels for this model; without them torch decodes
+    decoder: "Decoder | Stepper | None" = None  # the kernels for this model; without them torch decodes
     weights: Weights | None = None  # what linear layers were rounded to
 
     @property

@@ -89,10 +89,9 @@ def _look_at_torch(machine: Machine) -> None:
     machine.cores = psutil.cpu_count(logical=False) or 0
     machine.threads = torch.get_num_threads()
     machine.features = _features(torch)
-    try:
-        machine.kernels = str(import_module("cachegraph.engine.cpu").status())
-    except ModuleNotFoundError:
-        machine.kernels = "torch's own"
+    machine.kernels = str(import_module("cachegraph.engine.cpu").status())
+    if torch.cuda.is_available():
+        machine.kernels += f"; on GPUs {import_module('cachegraph.engine.gpu').status()}"
 
 
 def _features(torch: Any) -> list[str]:

@@ -72,12 +72,15 @@ JobT = TypeVar("JobT", bound=_Job)
 class Rows(Generic[JobT]):
     """Jobs at work and jobs in line. A job that can't go on gets its `error`; whoever calls takes it out."""
 
-    def __init__(self, scheduler: Scheduler[JobT], memory: Memory, position: int, store: _Store, name: str):
+    def __init__(
+        self, scheduler: Scheduler[JobT], memory: Memory, position: int, store: _Store, name: str, ahead: int = 0
+    ):
         self.memory = memory
         self._scheduler = scheduler
         self._position = position  # bytes of one
         self._store = store
         self._name = name  # of the model
+        self._ahead = ahead  # positions that a row has room for beyond what is asked of it
         self._waiting: list[JobT] = []  # as they came
         self._swapped: list[JobT] = []  # as they were admitted
         self._admitted = 0
@@ -130,7 +133,7 @@ class Rows(Generic[JobT]):
     def shrink(self, job: JobT) -> None:
         """Part of its prompt was found, so it needs less room. Nothing may be written in its tail yet."""
         job.cache.capacity = 0
-        job.cache.make_room(job.remaining)
+        job.cache.make_room(job.remaining + self._ahead)
         self._reserve(job)
 
     # Who comes in
@@ -172,7 +175,7 @@ class Rows(Generic[JobT]):
         return True
 
     def _let_in(self, job: JobT) -> None:
-        job.cache.make_room(job.remaining)
+        job.cache.make_room(job.remaining + self._ahead)
         self._reserve(job)
         if job in self._swapped:
             self._swapped.remove(job)
@@ -213,6 +216,7 @@ class Rows(Generic[JobT]):
 
     def _grow(self, job: JobT, tokens: int) -> bool:
         """Room for so many more tokens. False: it has to sit this step out."""
+        tokens += self._ahead
         capacity = job.cache.capacity_for(tokens)
         if capacity == job.cache.capacity:
             return True
@@ -265,7 +269,7 @@ class Rows(Generic[JobT]):
         return time.monotonic() - self._short[1] < GRACE
 
     def _needed(self, job: JobT) -> int:
-        return job.cache.capacity_for(job.remaining) * self._position
+        return job.cache.capacity_for(job.remaining + self._ahead) * self._position
 
     def _reserve(self, job: JobT) -> None:
         self.memory.reserve(id(job), job.cache.capacity * self._position)

@@ -16,6 +16,7 @@ from torch import Tensor
 from cachegraph.errors import ModelError
 
 from .cpu.threads import on_one_thread
+from .devices import fetched, sent
 from .grammar import Obedience, allowed
 from .spec import GenerateSpec
 
@@ -61,7 +62,7 @@ class Sampler:
         """(vocab,) of bool: the tokens of the prompt and of the reply."""
         if self._seen is None:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-            self._seen[torch.tensor(self._before, dtype=torch.int64, device=device)] = True
+            self._seen[sent(self._before, torch.int64, device)] = True
         return self._seen
 
     def number(self) -> float:
@@ -81,18 +82,27 @@ class Sampler:
         return token
 
 
-def choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> list[int]:
+def choose(
+    samplers: Sequence[Sampler],
+    logits: Sequence[Tensor],
+    meanwhile: Callable[[Tensor, Callable[[], list[int]]], None] | None = None,
+) -> list[int]:
     """By row, the next token; -1 where there is none because no logit is a number. `logits`: (vocab,) each, unchanged.
 
-    The ids that come back are the only thing that is copied from the device.
+    The ids that come back are the only thing that is copied from the device. `meanwhile` gets them, (rows,), and what
+    will say them, before the host has them.
     """
-    if all(map(_is_plain, samplers, logits)):
+    if meanwhile is None and all(map(_is_plain, samplers, logits)):
         return [_likeliest_alone(sampler, each) for sampler, each in zip(samplers, logits, strict=True)]
     with on_one_thread() if logits[0].device.type == "cpu" else nullcontext():
-        return _choose(samplers, logits)
+        ids = _choose(samplers, logits)
+    known = fetched(ids)
+    if meanwhile is not None:
+        meanwhile(ids, known)
+    return known()
 
 
-def _choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> list[int]:
+def _choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
     greedy = [row for row, sampler in enumerate(samplers) if sampler.spec.temperature == 0]
     drawing = [row for row, sampler in enumerate(samplers) if sampler.spec.temperature != 0]
     picked = []
@@ -100,8 +110,10 @@ def _choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> list[int]:
         if rows:
             chosen = [samplers[row] for row in rows]
             picked.append(pick(chosen, _edited(chosen, [logits[row] for row in rows])))
-    ids = torch.cat(picked).tolist()
-    return [token for _, token in sorted(zip(greedy + drawing, ids, strict=True))]
+    if len(picked) == 1:
+        return picked[0]
+    ids = torch.cat(picked)
+    return ids[sent(sorted(range(len(samplers)), key=(greedy + drawing).__getitem__), torch.int64, ids.device)]
 
 
 def _is_plain(sampler: Sampler, logits: Tensor) -> bool:
@@ -164,8 +176,8 @@ def _bar_of_top_k(scaled: Tensor, top_k: Sequence[int]) -> Tensor:
     """(rows, 1): the least that stays."""
     limited = [k for k in top_k if k < scaled.shape[-1]]
     ranked = scaled.topk(max(limited)).values
-    last = torch.tensor([[min(k, ranked.shape[-1]) - 1] for k in top_k], device=scaled.device)
-    unlimited = torch.tensor([[k == scaled.shape[-1]] for k in top_k], device=scaled.device)
+    last = sent([[min(k, ranked.shape[-1]) - 1] for k in top_k], torch.int64, scaled.device)
+    unlimited = sent([[k == scaled.shape[-1]] for k in top_k], torch.bool, scaled.device)
     return ranked.gather(-1, last).masked_fill(unlimited, float("-inf"))
 
 
@@ -195,14 +207,14 @@ def _edited(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
         return logits[0][None]
     together = torch.stack(list(logits))
     if penalised:
-        rows = torch.tensor(penalised, device=together.device)
+        rows = sent(penalised, torch.int64, together.device)
         together[rows] = _penalised([samplers[row] for row in penalised], together[rows])
     if barred:
-        rows, tokens = torch.tensor(barred, device=together.device).unbind(-1)
+        rows, tokens = sent(barred, torch.int64, together.device).unbind(-1)
         together[rows, tokens] = float("-inf")
     if held:
         masks = [grammar.mask() for sampler in samplers if (grammar := sampler.grammar) is not None]
-        rows = torch.tensor(held, device=together.device)
+        rows = sent(held, torch.int64, together.device)
         may = allowed(masks, together.shape[-1], together.device)
         together[rows] = together[rows].masked_fill(~may, float("-inf"))
     return together
@@ -218,4 +230,4 @@ def _penalised(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
 
 def _column(samplers: Sequence[Sampler], value: Callable[[Sampler], float], like: Tensor) -> Tensor:
     """(rows, 1) of one value a row."""
-    return torch.tensor([[value(sampler)] for sampler in samplers], dtype=like.dtype, device=like.device)
+    return sent([[value(sampler)] for sampler in samplers], like.dtype, like.device)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,7 +42,9 @@ class Worker:
         self.memory = Memory(budget)
         self.prefixes = Prefixes(self.memory)
         self._reuses = os.environ.get("CACHEGRAPH_PREFIX_REUSE", "1") != "0"
-        self._rows = Rows(scheduler, self.memory, position_bytes(model), self.prefixes, model.name)
+        # A step that is begun ahead writes one entry more than anybody has asked for.
+        ahead = int(model.decoder is not None and model.decoder.ahead is not None)
+        self._rows = Rows(scheduler, self.memory, position_bytes(model), self.prefixes, model.name, ahead)
         self._device = Exclusively(model.devices)
         self._threads = torch.get_num_threads()  # where another thread is on one just now, a new one would stay on one
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
@@ -186,7 +189,8 @@ class Worker:
         if not ready:
             return
         try:
-            tokens = choose([job.sampler for job, _ in ready if job.sampler], [logits for _, logits in ready])
+            samplers = [job.sampler for job, _ in ready if job.sampler]
+            tokens = choose(samplers, [logits for _, logits in ready], self._ahead([job for job, _ in ready]))
         except Exception as error:  # as above
             if len(ready) == 1:
                 ready[0][0].error = _in_our_words(error, self._model)
@@ -197,6 +201,13 @@ class Worker:
         for (job, _), token in zip(ready, tokens, strict=True):
             with self._blaming(job):
                 _take(job, token, self._model.info.eos_ids)
+
+    def _ahead(self, jobs: list[Job]) -> "Callable[[Tensor, Callable[[], list[int]]], None] | None":
+        """What begins the next step of these rows while the host looks at this one's tokens; None: nothing does."""
+        begin = self._model.decoder and self._model.decoder.ahead
+        if not begin or all(job.spec is None or len(job.reply) + 1 >= job.spec.max_new_tokens for job in jobs):
+            return None
+        return partial(begin, [job.cache for job in jobs])
 
     def _forward(self, rows: list[Row]) -> list[Tensor | None]:
         if self._model.why_no_cache is None:

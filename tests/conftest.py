@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,11 @@ import pytest
 if TYPE_CHECKING:
     from cachegraph.engine.engine import Engine
     from cachegraph.engine.models import StoredModel
+
+
+# Without a GPU Triton's kernels are interpreted, which has to be known before anything imports Triton.
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import filelock
 
-__all__ = ["SWITCH", "Kernels", "kernels", "status"]
+__all__ = ["SWITCH", "Kernels", "kernels", "status", "switched_off"]
 
 SWITCH = "CACHEGRAPH_KERNELS"  # "off": torch alone
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -31,8 +31,8 @@ class Kernels:
     """The compiled functions.
 
     `block`: every inner dimension must be a multiple of it. `in_pairs`: products of bfloat16 are faster than of float32
-    (measured once a process). `in_bytes`: activations meet eight-bit weights in eight bits, too. `in_tiles`: AMX reads
-    prompts.
+    (measured once a process). `in_bytes`: activations meet eight-bit weights in eight bits, too. `in_tiles`: AMX
+    multiplies.
     """
 
     def __init__(self, path: Path):
@@ -47,8 +47,8 @@ class Kernels:
         self.correct.argtypes = [Pointer, Integer]
         self.turn = library.cachegraph_turn
         self.turn.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer]
-        self.correct.restype = self.turn.restype = None
-        self.linear.restype = self.read.restype = self.panels.restype = None
+        for each in (self.linear, self.read, self.panels, self.correct, self.turn):
+            each.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = library.cachegraph_in_bytes.restype = Integer
         library.cachegraph_in_tiles.restype = Integer
@@ -60,10 +60,15 @@ class Kernels:
 
 def kernels() -> "Kernels | str":
     """The kernels of this machine, compiled now if they were not yet; or why there are none."""
-    if os.environ.get(SWITCH, "").lower() in ("off", "0", "no"):
+    if switched_off():
         return f"{SWITCH} turns them off"
     with _one_at_a_time:
         return _kernels()
+
+
+def switched_off() -> bool:
+    """Whether somebody wants torch alone."""
+    return os.environ.get(SWITCH, "").lower() in ("off", "0", "no")
 
 
 def status() -> str:

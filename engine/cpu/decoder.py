@@ -90,6 +90,8 @@ class Decoder:
     are then computed in little more time than one.
     """
 
+    ahead = None  # no step is begun before its tokens are known: the host itself computes
+
     def __init__(self, network: Any, info: ModelInfo, kernels: Kernels):
         self.short = _SHORT_BESIDE_TILES if kernels.in_tiles else _SHORT
         self.reads_prompts = kernels.in_tiles or not has_tiles(torch)

@@ -154,7 +154,10 @@ async def test_an_agents_own_timeout_error_is_not_taken_for_ours() -> None:
 
 async def test_a_run_that_takes_too_long_says_who_was_at_work() -> None:
     graph = build("a>b", ScriptedAgent("b", gate=anyio.Event()), output="b", limits={"timeout": 0.01})
-    with anyio.fail_after(60), pytest.raises(RunError, match=r"limit of 0\.01 s \(limits\.timeout\) with 'b'") as caught:
+    with (
+        anyio.fail_after(60),
+        pytest.raises(RunError, match=r"limit of 0\.01 s \(limits\.timeout\) with 'b'") as caught,
+    ):
         await graph.arun()
     assert caught.value.result.agents["a"].text == "a()"
     assert caught.value.result.agents["b"].status == "cancelled"

@@ -1,0 +1,211 @@
+"""One token behind each of many caches: a step of decoding whose shapes, addresses and launches never change.
+
+So a CUDA graph repeats it at the price of one launch, whatever the rows have read. The next step can begin with tokens
+that only the GPU knows: the host learns them while it runs, and drops its results where it wants other rows.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ..attention import attending
+from ..cpu.decoder import Unsupported
+from ..devices import home_of, sent
+from ..forward import cache_argument
+from ..info import ModelInfo
+from ..kv import LayerKV, RowCache
+from . import kernels
+from .tables import MOST_ROWS, Tables
+
+__all__ = ["Stepper"]
+
+_ALIKE = 0.999  # cosine of what a graph computes and what it was recorded of
+
+
+class Stepper:
+    """One model's decoding. Raises Unsupported for a model that the kernels can't compute.
+
+    It is used only after a step of it gave what the model itself gives. `replays`: it records a step of each size when
+    one is first wanted, and repeats it; false until then, since what is recorded are the addresses of the weights.
+    """
+
+    short = 1  # tokens of a prompt that it reads
+    reads_prompts = False
+    rounds_activations = False
+
+    def __init__(self, network: Any, info: ModelInfo):
+        if info.head_dim % 8:
+            raise Unsupported(f"a head_dim of {info.head_dim} is no multiple of 8")
+        self.replays = False
+        self._network = network
+        self._info = info
+        self._device = home_of(network)
+        self._tables = Tables(network, info, self._device)
+        self._steps: dict[int, Callable[[], Tensor]] = {}  # by rows
+        self._pool: Any = None  # of memory, which all graphs share: one runs at a time
+        self._ahead: _Ahead | None = None
+
+    def read(
+        self,
+        ids: Sequence[Sequence[int]],
+        caches: Sequence[RowCache],
+        asked: Sequence[Sequence[int]],
+        positions: Sequence[Tensor | None] | None = None,
+        many: bool = False,
+    ) -> Tensor:
+        """As a `Decoder` does, one new token a row: logits of those that are asked for, (asked, vocab)."""
+        places = [
+            cache.next_position if at is None else int(at[0])
+            for cache, at in zip(caches, positions or [None] * len(ids), strict=True)
+        ]
+        tokens = [token for (token,) in ids]
+        parts = []
+        for start in range(0, len(tokens), MOST_ROWS):
+            some = slice(start, start + MOST_ROWS)
+            parts.append(self._read(tokens[some], caches[some], places[some], [bool(each) for each in asked[some]]))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def ahead(self, caches: Sequence[RowCache], tokens: Tensor, known: Callable[[], list[int]]) -> None:
+        """Begin the step that reads these tokens, (rows,), before the host knows them: `known` will say.
+
+        Nothing changes by it: the caches count the new entries once they are read.
+        """
+        if len(caches) > MOST_ROWS or any(cache.capacity_for(1) > cache.capacity for cache in caches):
+            return
+        places = [cache.next_position for cache in caches]
+        try:
+            logits = self._run(tokens, caches, places)
+        except RuntimeError:  # the step itself will fail, and say so
+            return
+        rows = WeakKeyDictionary({cache: _Place(row, *_state(cache, places[row])) for row, cache in enumerate(caches)})
+        self._ahead = _Ahead(logits, rows, known)
+
+    def _read(
+        self, tokens: Sequence[int], caches: Sequence[RowCache], places: Sequence[int], asked: Sequence[bool]
+    ) -> Tensor:
+        begun, self._ahead = self._ahead, None
+        rows = begun.rows_of(tokens, caches, places) if begun is not None else None
+        if begun is not None and rows is not None:
+            logits = begun.logits
+        else:
+            rows = list(range(len(tokens)))
+            logits = self._run(tokens, caches, places)
+        for cache, place in zip(caches, places, strict=True):
+            cache.reserve(torch.tensor([place]))
+            cache.commit()
+        wanted = [row for row, wants in zip(rows, asked, strict=True) if wants]
+        if wanted == list(range(len(wanted))):
+            return logits[: len(wanted)].clone()  # the next step writes over them
+        return logits[sent(wanted, torch.int64, self._device)]
+
+    def _run(self, tokens: Sequence[int] | Tensor, caches: Sequence[RowCache], places: Sequence[int]) -> Tensor:
+        """The logits of all rows, and maybe more: (at least rows, vocab)."""
+        with self._on_device():
+            if self._tables.show(tokens, caches, places):
+                self._steps.clear()
+            size = 1 << (len(caches) - 1).bit_length()
+            if size not in self._steps:
+                self._steps[size] = self._step(size)
+            return self._steps[size]()
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    def _step(self, size: int) -> Callable[[], Tensor]:
+        compute = partial(self._compute, size)
+        if self.replays and self._device.type == "cuda":
+            try:
+                return self._recorded(compute)
+            except RuntimeError as error:  # a model that asks the host something in between can't be recorded
+                self.replays = False
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                log = logging.getLogger("cachegraph")
+                log.warning("%s decodes without CUDA graphs: %s", self._info.model_type, reason)
+        return compute
+
+    def _compute(self, size: int) -> Tensor:
+        """(size, vocab), from the tables alone."""
+        rows = self._tables.rows[:, :size]
+        with attending(_Rows(self._tables, self._info.windows)) as cache:
+            inputs = {"input_ids": rows[4:5], "position_ids": rows[3:4], cache_argument(self._network): cache}
+            logits: Tensor = self._network(**inputs, use_cache=True).logits[0]
+            return logits
+
+    def _recorded(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The same as a CUDA graph. Raises RuntimeError where it can't be recorded, or computes something else."""
+        here, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):  # what is computed for the first time may ask the host for memory or compilation
+            for _ in range(2):
+                expected = compute()
+        here.wait_stream(aside)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other models' threads go on meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = compute()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        if cosine_similarity(replay().float().flatten(), expected.float().flatten(), dim=0).item() < _ALIKE:
+            raise RuntimeError("the recorded step computes something else")
+        return replay
+
+
+class _Place(NamedTuple):
+    """A row of a step that was begun, and what must still hold of its cache when it is wanted."""
+
+    row: int
+    used: int
+    moves: int
+    position: int
+
+
+def _state(cache: RowCache, position: int) -> tuple[int, int, int]:
+    return cache.used, cache.moves, position
+
+
+class _Ahead(NamedTuple):
+    """A step that was begun before anybody asked for it."""
+
+    logits: Tensor
+    rows: WeakKeyDictionary[RowCache, _Place]
+    known: Callable[[], list[int]]  # its tokens
+
+    def rows_of(self, tokens: Sequence[int], caches: Sequence[RowCache], positions: Sequence[int]) -> list[int] | None:
+        """Where these rows are in it; None where one is not, or not as it is now."""
+        known, found = self.known(), []
+        for token, cache, position in zip(tokens, caches, positions, strict=True):
+            place = self.rows.get(cache)
+            if place is None or place[1:] != _state(cache, position) or known[place.row] != token:
+                return None
+            found.append(place.row)
+        return found
+
+
+class _Rows:
+    """What the attention of a step finds (attention.Attends)."""
+
+    def __init__(self, tables: Tables, windows: Sequence[int | None]):
+        self._tables = tables
+        self._windows = windows
+
+    def attend(
+        self, layer: int, query: Tensor, new: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
+    ) -> Tensor:
+        segments, rows, dtype = self._tables.segments[layer], self._tables.rows, self._tables.dtype
+        keys, values = (each.to(dtype) for each in new)
+        kernels.append(segments, rows, keys, values, any(self._windows))
+        window, kv_heads = self._windows[layer], keys.shape[1]
+        out = kernels.attend(segments, rows, query.to(dtype), kv_heads, scale, window, softcap, sinks)
+        return out.to(query.dtype)

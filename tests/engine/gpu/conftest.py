@@ -1,0 +1,69 @@
+"""On a machine without a GPU Triton's interpreter runs the kernels' own source there, program by program."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import Tiny, config_of, save_model
+
+from cachegraph.engine.load import LoadedModel, load_model
+
+pytest.importorskip("triton")
+kernels, stepper = (import_module(f"cachegraph.engine.gpu.{name}") for name in ("kernels", "stepper"))
+ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies the bits of bfloat16 as integers: it is given what they mean. Fewer programs share a
+    row, each of fewer entries, so that short rows are shared and the tests are fast.
+    """
+    if ON_GPU:
+        return
+    monkeypatch.setattr(kernels, "_SPLITS", 2)
+    monkeypatch.setattr(kernels, "_LEAST", 16)
+    language, interpreter = import_module("triton.language"), import_module("triton.runtime.interpreter")
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def wide(each: Any) -> Any:
+        if each.dtype.scalar != language.bfloat16:
+            return each
+        return interpreter.TensorHandle((each.data.astype(np.uint32) << 16).view(np.float32), language.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return multiply(self, wide(a), wide(b), *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    # It prepares Triton's own functions anew at every call, which takes most of its time; once in a launch is enough.
+    prepare, prepared = interpreter._patch_lang, set()
+
+    def once(function: Any) -> Any:
+        if function in prepared:
+            return None
+        if function.__module__ == kernels.__name__:  # a launch; what it prepares is undone when it ends
+            prepared.clear()
+        else:
+            prepared.add(function)
+        return prepare(function)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", once)
+
+
+@pytest.fixture
+def stepped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedModel]:
+    """`stepped(kind)`: a tiny model that decodes as on a GPU; on one, if there is one."""
+
+    def make(kind: str = "llama", dtype: torch.dtype = torch.float32) -> LoadedModel:
+        if ON_GPU:
+            model = load_model(save_model(config_of(kind), tmp_path_factory.mktemp(kind)), dtype=dtype, device="cuda")
+            assert isinstance(model.decoder, stepper.Stepper)
+            return model
+        model = tiny(kind, dtype)
+        return replace(model, decoder=stepper.Stepper(model.network, model.info))
+
+    return make

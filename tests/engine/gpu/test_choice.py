@@ -1,0 +1,69 @@
+"""Whether a model decodes by the kernels is decided by what they compute of it, and nothing wrong with it is fatal."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import Tiny
+from torch import Tensor
+
+from cachegraph.engine import checks
+from cachegraph.engine.cpu.build import SWITCH
+from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.gpu import kernels
+from cachegraph.engine.gpu.stepper import Stepper
+from cachegraph.engine.kv import RowCache
+from cachegraph.engine.load import LoadedModel
+
+
+@torch.inference_mode()
+def chosen(model: LoadedModel) -> Stepper | None:
+    cache = RowCache()
+    forward(model.network, model.info, [Row([1, 2, 3, 4], cache, "none")])
+    return checks._stepper(model.network, model.info, cache.tail())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_they_decode_a_model_of_which_they_compute_what_it_does_itself(dtype: torch.dtype, tiny: Tiny) -> None:
+    model = tiny("llama", dtype)
+    with checks.in_float32(model.network):
+        found = chosen(model)
+    assert found is not None
+    assert found.replays
+
+
+def test_they_decode_none_of_which_they_compute_something_else(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = kernels.attend
+
+    def wrong(segments: Tensor, rows: Tensor, query: Tensor, kv_heads: int, scale: float, *rest: Any) -> Tensor:
+        return attend(segments, rows, query, kv_heads, -scale, *rest)
+
+    monkeypatch.setattr(kernels, "attend", wrong)
+    assert chosen(tiny("llama")) is None
+
+
+def no_triton(patch: pytest.MonkeyPatch) -> None:
+    patch.delitem(sys.modules, "cachegraph.engine.gpu.stepper")
+    patch.delitem(sys.modules, "cachegraph.engine.gpu.kernels")
+    patch.setitem(sys.modules, "triton", None)
+
+
+def no_driver(patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("0 active drivers ([]). There should only be one.")
+
+    patch.setattr(kernels, "append", fail)
+
+
+def switched_off(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv(SWITCH, "off")
+
+
+@pytest.mark.parametrize("lack", [no_triton, no_driver, switched_off])
+def test_without_them_torch_decodes(
+    lack: Callable[[pytest.MonkeyPatch], None], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lack(monkeypatch)
+    assert chosen(tiny("llama")) is None
