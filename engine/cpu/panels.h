@@ -134,6 +134,11 @@ struct Floats {  // a word is one
 struct Rounded {  // a word is two, rounded to bfloat16
     template <class W> static void words(const float* x, int32_t* to) { *reinterpret_cast<vi*>(to) = narrowed(x); }
 };
+struct InOrder {  // the same of elements that are not at a place
+    template <class W> static void words(const float* x, int32_t* to) {
+        *reinterpret_cast<vi*>(to) = (vi)_mm512_cvtne2ps_pbh((__m512)load(x + VL), (__m512)load(x));
+    }
+};
 #endif
 
 template <class As, class W>
@@ -183,6 +188,16 @@ void make_panel_of(const Matrix& m, int64_t inputs, int64_t n, int64_t begin, in
     for (int64_t i = 0; i < BLOCK; i++)
         rows[PLACED ? place<A>(i) : i] = static_cast<const W*>(m.weight) + std::min(n + i, m.outputs - 1) * inputs;
     make_panel(rows, begin, end, panel);
+}
+
+// BLOCK elements of each of some entries as a panel, each at its place, whose words are of two entries.
+inline void make_panel_across(const bf16* const* entries, int64_t from, int64_t count, int32_t* panel) {
+    for (int64_t e = 0; e < count; e += 2, panel += BLOCK) {
+        const vu one = *reinterpret_cast<const vu*>(entries[e] + from);
+        const vu other = *reinterpret_cast<const vu*>(entries[e + 1] + from);
+        *reinterpret_cast<vi*>(panel) = (vi)((one & 0xffffu) | (other << 16));
+        *reinterpret_cast<vi*>(panel + VL) = (vi)((one >> 16) | (other & 0xffff0000u));
+    }
 }
 
 // A panel's pairs as floats.
@@ -262,7 +277,7 @@ void tiles(const int32_t* x, int64_t deep, const int32_t* panel, int64_t words, 
 
 // How rows meet weights of W: rounded to pairs of bfloat16 themselves (PAIRS), or as floats.
 template <class W, bool PAIRS> struct Way {
-    typedef Floats As;
+    typedef Floats As, Across;  // Across: what meets entries, one after the other
     typedef typename std::conditional<sizeof(W) == 2, Widened, Singles>::type Once;  // with a panel that is read once
     typedef Bytes OnceBytes;
     typedef Singles Often;  // with a panel of such words
@@ -271,6 +286,7 @@ template <class W, bool PAIRS> struct Way {
 #if defined(__AVX512BF16__)
 template <> struct Way<bf16, true> {
     typedef Rounded As;
+    typedef InOrder Across;
     typedef Pairs Once;
     typedef BytePairs OnceBytes;
     typedef Pairs Often;

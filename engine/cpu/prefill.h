@@ -211,16 +211,16 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     // Scores of the entries from `unseen` on, for the queries that see them.
     template <class F>
     void score(Attention<W>& kept, int64_t queries, int64_t unseen, int64_t entries, int64_t padded, F&& seen) const {
-        const int64_t dim = m.head_dim;
+        const int64_t dim = m.head_dim, words = dim / Chosen::IN_WORD;
         for (int64_t q = 0; q < queries; q += ROWS)
-            pack<Floats, W>(&kept.queries[q * dim], dim, std::min<int64_t>(ROWS, queries - q), dim,
-                            &kept.packed[q * dim]);
+            pack<typename Chosen::As, W>(&kept.queries[q * dim], dim, std::min<int64_t>(ROWS, queries - q), dim,
+                                         &kept.packed[q * words]);
         for (int64_t e = unseen; e < entries; e += BLOCK) {
-            make_floats(&kept.keys[e], kept);
+            make_key_panel(&kept.keys[e], kept);
             for (int64_t q = 0; q < queries; q += ROWS)
                 if (const int64_t some = std::min<int64_t>(ROWS, queries - q); e < seen(q + some - 1))
-                    few_rows<Singles>(&kept.packed[q * dim], ROWS, kept.panel.data(), dim, &kept.scores[q * padded + e],
-                                      padded, some, true);
+                    few_rows<typename Chosen::Often>(&kept.packed[q * words], ROWS, kept.panel.data(), words,
+                                                     &kept.scores[q * padded + e], padded, some, true);
         }
     }
     template <class F>
@@ -242,22 +242,20 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     // The values of some entries, by the weights that the scores have become, added to `mixed`.
     template <class F>
     void mix(Attention<W>& kept, int64_t queries, int64_t begin, int64_t until, int64_t padded, F&& seen) const {
-        const int64_t dim = m.head_dim;
+        constexpr int64_t IN_WORD = Chosen::IN_WORD;  // entries
+        const int64_t dim = m.head_dim, words = (until - begin) / IN_WORD;
         for (int64_t q = 0; q < queries; q += ROWS)
-            pack<Floats, float>(&kept.scores[q * padded + begin], padded, std::min<int64_t>(ROWS, queries - q),
-                                until - begin, &kept.packed[q * DEEP]);
+            pack<typename Chosen::Across, float>(&kept.scores[q * padded + begin], padded,
+                                                 std::min<int64_t>(ROWS, queries - q), until - begin,
+                                                 &kept.packed[q * words]);
         for (int64_t d = 0; d < dim; d += BLOCK) {
-            for (int64_t e = begin; e < until; e++) {
-                vf a, b;
-                load(kept.values[e] + d, a, b);
-                float* to = reinterpret_cast<float*>(&kept.panel[(e - begin) * BLOCK]);
-                store(to, a), store(to + VL, b);
-            }
+            make_value_panel(&kept.values[begin], d, until - begin, kept.panel.data());
             for (int64_t q = 0; q < queries; q += ROWS) {
                 const int64_t rows = std::min<int64_t>(ROWS, queries - q);
                 if (const int64_t some = std::min(until, seen(q + rows - 1)) - begin; some > 0)
-                    few_rows<Singles>(&kept.packed[q * DEEP], ROWS, kept.panel.data(), some, &kept.mixed[q * dim + d],
-                                      dim, rows, false);
+                    few_rows<typename Chosen::Often>(&kept.packed[q * words], ROWS, kept.panel.data(),
+                                                     (some + IN_WORD - 1) / IN_WORD, &kept.mixed[q * dim + d], dim,
+                                                     rows, false);
             }
         }
     }
@@ -268,7 +266,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
             pack_tall<false>(&kept.scores[q * padded + begin], padded, std::min<int64_t>(TALL, queries - q),
                              until - begin, &kept.packed[q * words]);
         for (int64_t d = 0; d < dim; d += BLOCK) {
-            make_tall_panel(&kept.values[begin], d, until - begin, kept.panel.data());
+            make_panel_across(&kept.values[begin], d, until - begin, kept.panel.data());
             for (int64_t q = 0; q < queries; q += 2 * TALL) {
                 const int64_t rows = std::min<int64_t>(2 * TALL, queries - q);
                 if (const int64_t some = std::min(until, seen(q + rows - 1)) - begin; some > 0)
@@ -278,14 +276,23 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
         }
     }
 
-    // A panel of BLOCK keys.
-    void make_floats(const W* const* keys, Attention<W>& kept) const {
-        if constexpr (sizeof(W) == 2) {
+    // A panel of BLOCK keys; of BLOCK elements of some values, each at its place.
+    void make_key_panel(const W* const* keys, Attention<W>& kept) const {
+        if constexpr (sizeof(W) == 2 && !PAIRS) {
             kept.pairs.resize(BLOCK * m.head_dim / 2);
             make_panel(keys, 0, m.head_dim, kept.pairs.data());
             widen(kept.pairs.data(), m.head_dim / 2, kept.panel.data());
         } else
             make_panel(keys, 0, m.head_dim, kept.panel.data());
+    }
+    static void make_value_panel(const W* const* values, int64_t d, int64_t count, int32_t* panel) {
+        if constexpr (sizeof(W) == 2 && PAIRS) return make_panel_across(values, d, count, panel);
+        for (int64_t e = 0; e < count; e++, panel += BLOCK) {
+            vf a, b;
+            load(values[e] + d, a, b);
+            float* to = reinterpret_cast<float*>(panel);
+            store(to, a), store(to + VL, b);
+        }
     }
 
     // Where the entries lie that the last of some tokens sees; those up to a whole panel are its own again, for nobody.
@@ -320,8 +327,9 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
         Lines<float> normed(asked_count * m.hidden);
         for (int64_t i = 0; i < asked_count; i++)
             this->norm(stream + asked[i] * m.hidden, m.norm, &normed[i * m.hidden]);
+        const Part part = part_of(m.head.outputs, index, crew.size);
         this->template multiply_rows<PAIRS, false, TILES>(m.head, normed.data(), asked_count, m.hidden, logits,
-                                                   this->logits_width(), part_of(m.head.outputs, index, crew.size));
+                                                          this->logits_width(), part);
     }
 };
 

@@ -57,14 +57,15 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
         for (int64_t i = 0; i < asked_count; i++)
             std::memmove(&stream[i * m.hidden], &stream[asked[i] * m.hidden], m.hidden * sizeof(float));
         norm_all(stream.data(), m.norm, normed.data(), asked_count);
+        const Part part = part_of(m.head.outputs, index, crew.size);
         this->template multiply_rows<PAIRS, false, TILES>(m.head, normed.data(), asked_count, m.hidden, logits,
-                                                   this->logits_width(), part_of(m.head.outputs, index, crew.size));
+                                                          this->logits_width(), part);
     }
 
     template <bool PLACED = false>
     void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index) const {
-        this->template multiply_rows<PAIRS, PLACED, TILES>(matrix, in, count, inputs, out, stride,
-                                                    part_of(matrix.outputs, index, crew.size));
+        const Part part = part_of(matrix.outputs, index, crew.size);
+        this->template multiply_rows<PAIRS, PLACED, TILES>(matrix, in, count, inputs, out, stride, part);
     }
 
     void project(const Layer& layer, const float* in, int index) const {

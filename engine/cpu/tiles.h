@@ -130,22 +130,12 @@ void pack_tall(const float* x, int64_t stride, int64_t rows, int64_t inputs, int
         }
 }
 
-// BLOCK elements of each of some entries as a panel, each at its place, whose words are of two entries.
-inline void make_tall_panel(const bf16* const* entries, int64_t from, int64_t count, int32_t* panel) {
-    for (int64_t e = 0; e < count; e += 2, panel += BLOCK) {
-        const vu one = *reinterpret_cast<const vu*>(entries[e] + from);
-        const vu other = *reinterpret_cast<const vu*>(entries[e + 1] + from);
-        *reinterpret_cast<vi*>(panel) = (vi)((one & 0xffffu) | (other << 16));
-        *reinterpret_cast<vi*>(panel + VL) = (vi)((one >> 16) | (other & 0xffff0000u));
-    }
-}
 #else
 constexpr bool IN_TILES = false;
 inline bool may_use_tiles() { return false; }
 struct Tiles {};
 inline void tall_tiles(const int32_t*, int64_t, const int32_t*, int64_t, float*, int64_t, int64_t, bool) {}
 template <bool PLACED> void pack_tall(const float*, int64_t, int64_t, int64_t, int32_t*) {}
-inline void make_tall_panel(const bf16* const*, int64_t, int64_t, int32_t*) {}
 #endif
 
 }  // namespace

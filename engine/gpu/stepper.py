@@ -109,7 +109,7 @@ class Stepper:
         """The logits of all rows, and maybe more: (at least rows, vocab)."""
         with self._on_device():
             if self._tables.show(tokens, caches, places):
-                self._steps.clear()
+                self._forget_steps()
             size = 1 << (len(caches) - 1).bit_length()
             if size not in self._steps:
                 self._steps[size] = self._step(size)
@@ -129,6 +129,11 @@ class Stepper:
                 log = logging.getLogger("cachegraph")
                 log.warning("%s decodes without CUDA graphs: %s", self._info.model_type, reason)
         return compute
+
+    def _forget_steps(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # one may be running
+        self._steps.clear()
 
     def _compute(self, size: int) -> Tensor:
         """(size, vocab), from the tables alone."""

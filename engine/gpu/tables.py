@@ -1,7 +1,7 @@
 """Where the rows of a step find their caches: addresses, strides and lengths, in the GPU's memory."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ MOST_ROWS = 64
 _FIELDS = 8  # of a segment; kernels.py says which
 _NOBODY = [0, 1, 0, 0, 0, 0]  # a row that reads the empty segment
 _UNIT = 16  # bytes that are loaded at once
+_numbering = count()  # of views
 
 
 class Tables:
@@ -33,7 +34,7 @@ class Tables:
         self._info = info
         self._device = device
         self._views: WeakKeyDictionary[RowCache, _View] = WeakKeyDictionary()
-        self._shown: list[tuple[_View, int]] = []  # as the segments are now
+        self._shown: list[tuple[int, int]] = []  # by row of the segments as they are now: its view, and its version
 
     def show(self, tokens: Sequence[int] | Tensor, caches: Sequence[RowCache], positions: Sequence[int]) -> bool:
         """Let the next step read these tokens, each behind its cache. True: the segments are elsewhere now."""
@@ -48,7 +49,7 @@ class Tables:
         numbers += [_NOBODY] * (MOST_ROWS - len(views))
         self.rows.copy_(sent(numbers, torch.int64, self._device).T)
         if isinstance(tokens, Tensor):
-            self.rows[4, : len(views)] = tokens
+            self.rows[4, : len(views)] = tokens.clamp_min(0)  # -1 where there was none to choose
         return moved
 
     def _view(self, cache: RowCache) -> "_View":
@@ -60,7 +61,7 @@ class Tables:
         return view
 
     def _show_segments(self, views: "list[_View]") -> bool:
-        now = [(view, view.version) for view in views]
+        now = [(view.number, view.version) for view in views]
         if now == self._shown:
             return False
         self._shown = now
@@ -79,6 +80,7 @@ class _View:
     """One row's cache in numbers, (layers, segments, 8). Those of its tail, the last, change when that moves."""
 
     def __init__(self, cache: RowCache, info: ModelInfo, dtype: torch.dtype, device: torch.device):
+        self.number = next(_numbering)
         self.version = 0
         self.count = len(cache.segments) + 1
         self._info = info

@@ -1,5 +1,6 @@
 """Decoding in steps that never change, against the forward pass by torch that every device has."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -200,6 +201,26 @@ def test_no_step_is_begun_where_a_tail_has_no_room(stepped: Stepped, computed: l
     begin(model, [1], [full])
     assert not computed
     near(step(model, [1], [full]), by_torch(model, [1], [read(model, 32)]))
+
+
+@torch.inference_mode()
+def test_a_step_begun_with_no_token_harms_nobody(stepped: Stepped) -> None:
+    """Where logits are no numbers, none is chosen: the row fails, the others go on."""
+    model = stepped()
+    ours, theirs = some_rows(model)[:2], some_rows(model)[:2]
+    begin(model, [-1, 5], ours)
+    near(step(model, [5], ours[1:]), by_torch(model, [5], theirs[1:]))
+
+
+@torch.inference_mode()
+def test_caches_are_freed_as_soon_as_nobody_else_has_them(stepped: Stepped) -> None:
+    model = stepped()
+    rows = some_rows(model)
+    step(model, [1, 2, 3], rows)
+    begin(model, [1, 2, 3], rows)
+    kept = [weakref.ref(segment.layers[0].keys.untyped_storage()) for row in rows for segment in row.freeze()]
+    del rows
+    assert [each() for each in kept] == [None] * len(kept)
 
 
 class _Asks(TorchDispatchMode):
