@@ -19,6 +19,7 @@ from ..int8 import Int8Linear
 from ..kv import LayerKV, RowCache
 from . import has_tiles
 from .build import Kernels
+from .threads import on_one_thread
 
 __all__ = ["Decoder", "Matrix", "Unsupported", "placed"]
 
@@ -140,7 +141,9 @@ class Decoder:
             for new, cache, at in zip(ids, caches, positions or [None] * len(ids), strict=True)
         ]
         self._reach(max(int(at.max()) for at in places) + 1)
-        x = self._placed(self._embed(torch.tensor([token for new in ids for token in new])).float())  # (rows, hidden)
+        tokens = torch.tensor([token for new in ids for token in new])
+        with on_one_thread():
+            x = self._placed(self._embed(tokens).float())  # (tokens, hidden)
         views = [row for cache, at in zip(caches, places, strict=True) for row in self._view(cache).rows(cache, at)]
         rows = (_Row * len(views))(*views)
         starts = accumulate(map(len, ids), initial=0)
