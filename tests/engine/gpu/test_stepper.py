@@ -75,8 +75,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+# Windows, norms of heads, capped scores, sinks, RoPE of a part: all that attention is told of.
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window", "gemma2", "gpt_oss", "phi", "gpt_neox"])
 def test_rows_behind_their_own_and_shared_caches_get_what_torch_computes(kind: str, stepped: Stepped) -> None:
     """Longer than the sliding windows. The entries that are written are compared too."""
     model = stepped(kind)
