@@ -25,7 +25,7 @@ ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "gemma3_text": gguf.MODEL_ARCH.
 
 
 def write_gguf(folder: Path, path: Path, dtype: str = "bf16") -> Path:
-    """Matrices in `dtype`, norms in float32."""
+    """Matrices in `dtype`, norms in float32. Where rows are no whole blocks of it: in float16, as llama.cpp does."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     architecture = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
@@ -36,8 +36,10 @@ def write_gguf(folder: Path, path: Path, dtype: str = "bf16") -> Path:
         found = names.get_name(name, try_suffixes=(".weight",))
         if weights.ndim == 1:
             writer.add_tensor(found, weights)
-        else:
-            writer.add_tensor(found, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+            continue
+        block, _ = gguf.GGML_QUANT_SIZES[kind]
+        its = gguf.GGMLQuantizationType.F16 if weights.shape[-1] % block else kind
+        writer.add_tensor(found, gguf.quants.quantize(weights, its), raw_dtype=its)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
