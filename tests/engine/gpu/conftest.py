@@ -14,8 +14,10 @@ from tiny import Tiny, config_of, save_model
 
 from cachegraph.engine.load import LoadedModel, load_model
 
-pytest.importorskip("triton")
-kernels, stepper = (import_module(f"cachegraph.engine.gpu.{name}") for name in ("kernels", "stepper"))
+try:
+    kernels, stepper = (import_module(f"cachegraph.engine.gpu.{name}") for name in ("kernels", "stepper"))
+except ImportError:  # there is no Triton for this system
+    collect_ignore_glob = ["test_*.py"]
 ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
 
 
