@@ -4,6 +4,7 @@ Checks compute in float32 whatever the model's dtype. In 16 bits two correct way
 in bfloat16 by a cosine of 0.8 to 0.9 at other positions) that a wrong one could hide behind it.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,8 +101,10 @@ def _stepper(network: Any, info: ModelInfo, read: KV) -> "Stepper | None":
         (expected,) = forward(network, info, [Row([1], RowCache([read]))])
         assert expected is not None
         if not _alike(Stepper(network, info).read([[1]], [RowCache([read])], [[0]])[0], expected[0]):
-            return None
-    except Exception:  # a boundary: whatever a compiler or a driver says, torch decodes without it
+            raise Unsupported("the kernels compute something else")
+    except Exception as error:  # a boundary: whatever a compiler or a driver says, torch decodes without it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logging.getLogger("cachegraph").warning("torch alone decodes %s: %s", info.model_type, reason)
         return None
     stepper = Stepper(network, info)  # anew, since the first has seen float32
     stepper.replays = True

@@ -20,7 +20,9 @@ from .devices import fetched, sent
 from .grammar import Obedience, allowed
 from .spec import GenerateSpec
 
-__all__ = ["Sampler", "choose"]
+__all__ = ["Meanwhile", "Sampler", "choose"]
+
+Meanwhile = Callable[[Tensor, Callable[[], list[int]]], None]  # gets ids, (rows,), and what will say them
 
 _LIKELY = (
     1024  # as many of the likeliest tokens as usually hold all of top_p; sorting a whole vocabulary is slow on CPUs
@@ -85,12 +87,12 @@ class Sampler:
 def choose(
     samplers: Sequence[Sampler],
     logits: Sequence[Tensor],
-    meanwhile: Callable[[Tensor, Callable[[], list[int]]], None] | None = None,
+    meanwhile: Meanwhile | None = None,
 ) -> list[int]:
     """By row, the next token; -1 where there is none because no logit is a number. `logits`: (vocab,) each, unchanged.
 
-    The ids that come back are the only thing that is copied from the device. `meanwhile` gets them, (rows,), and what
-    will say them, before the host has them.
+    The ids that come back are the only thing that is copied from the device. `meanwhile` is called
+    before the host has them.
     """
     if meanwhile is None and all(map(_is_plain, samplers, logits)):
         return [_likeliest_alone(sampler, each) for sampler, each in zip(samplers, logits, strict=True)]

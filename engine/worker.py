@@ -22,7 +22,7 @@ from .memory import Memory, position_bytes
 from .native import native_forward
 from .prefixes import Prefixes, chain
 from .rows import Rows
-from .sampling import choose
+from .sampling import Meanwhile, choose
 from .scheduler import CHUNK, Scheduler, Share
 
 __all__ = ["Worker"]
@@ -202,7 +202,7 @@ class Worker:
             with self._blaming(job):
                 _take(job, token, self._model.info.eos_ids)
 
-    def _ahead(self, jobs: list[Job]) -> "Callable[[Tensor, Callable[[], list[int]]], None] | None":
+    def _ahead(self, jobs: list[Job]) -> Meanwhile | None:
         """What begins the next step of these rows while the host looks at this one's tokens; None: nothing does."""
         begin = self._model.decoder and self._model.decoder.ahead
         if not begin or all(job.spec is None or len(job.reply) + 1 >= job.spec.max_new_tokens for job in jobs):

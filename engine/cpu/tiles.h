@@ -129,7 +129,6 @@ void pack_tall(const float* x, int64_t stride, int64_t rows, int64_t inputs, int
                 PLACED ? narrowed(from) : (vi)_mm512_cvtne2ps_pbh((__m512)load(from + VL), (__m512)load(from));
         }
 }
-
 #else
 constexpr bool IN_TILES = false;
 inline bool may_use_tiles() { return false; }

@@ -22,7 +22,7 @@ from ..forward import cache_argument
 from ..info import ModelInfo
 from ..kv import LayerKV, RowCache
 from . import kernels
-from .tables import MOST_ROWS, Tables
+from .tables import MOST_ROWS, POSITION, TOKEN, Tables
 
 __all__ = ["Stepper"]
 
@@ -38,7 +38,6 @@ class Stepper:
 
     short = 1  # tokens of a prompt that it reads
     reads_prompts = False
-    rounds_activations = False
 
     def __init__(self, network: Any, info: ModelInfo):
         if info.head_dim % 8:
@@ -139,7 +138,8 @@ class Stepper:
         """(size, vocab), from the tables alone."""
         rows = self._tables.rows[:, :size]
         with attending(_Rows(self._tables, self._info.windows)) as cache:
-            inputs = {"input_ids": rows[4:5], "position_ids": rows[3:4], cache_argument(self._network): cache}
+            ids, positions = rows[TOKEN : TOKEN + 1], rows[POSITION : POSITION + 1]  # (1, size) each
+            inputs = {"input_ids": ids, "position_ids": positions, cache_argument(self._network): cache}
             logits: Tensor = self._network(**inputs, use_cache=True).logits[0]
             return logits
 

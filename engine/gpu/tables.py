@@ -12,10 +12,11 @@ from ..devices import sent
 from ..info import ModelInfo
 from ..kv import LayerKV, RowCache
 
-__all__ = ["MOST_ROWS", "Tables"]
+__all__ = ["MOST_ROWS", "POSITION", "TOKEN", "Tables"]
 
 MOST_ROWS = 64
-_FIELDS = 8  # of a segment; kernels.py says which
+POSITION, TOKEN = 3, 4  # of a row; kernels.py says what else there is
+_FIELDS = 8  # of a segment
 _NOBODY = [0, 1, 0, 0, 0, 0]  # a row that reads the empty segment
 _UNIT = 16  # bytes that are loaded at once
 _numbering = count()  # of views
@@ -49,7 +50,7 @@ class Tables:
         numbers += [_NOBODY] * (MOST_ROWS - len(views))
         self.rows.copy_(sent(numbers, torch.int64, self._device).T)
         if isinstance(tokens, Tensor):
-            self.rows[4, : len(views)] = tokens.clamp_min(0)  # -1 where there was none to choose
+            self.rows[TOKEN, : len(views)] = tokens.clamp_min(0)  # -1 where there was none to choose
         return moved
 
     def _view(self, cache: RowCache) -> "_View":

@@ -34,7 +34,9 @@ def test_they_decode_a_model_of_which_they_compute_what_it_does_itself(dtype: to
     assert found.replays
 
 
-def test_they_decode_none_of_which_they_compute_something_else(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_decode_none_of_which_they_compute_something_else(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     attend = kernels.attend
 
     def wrong(segments: Tensor, rows: Tensor, query: Tensor, kv_heads: int, scale: float, *rest: Any) -> Tensor:
@@ -42,6 +44,7 @@ def test_they_decode_none_of_which_they_compute_something_else(tiny: Tiny, monke
 
     monkeypatch.setattr(kernels, "attend", wrong)
     assert chosen(tiny("llama")) is None
+    assert "torch alone decodes llama: the kernels compute something else" in caplog.text
 
 
 def no_triton(patch: pytest.MonkeyPatch) -> None:
