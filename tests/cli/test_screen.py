@@ -9,7 +9,8 @@ import anyio
 import pytest
 from rich.console import Console
 
-from cachegraph.cli.screen import _follow
+from cachegraph.agents.base import Timing, Tokens
+from cachegraph.cli.screen import _follow, _print_agents
 from cachegraph.graph.events import AgentFinished, AgentStarted, Event, TextDelta
 from cachegraph.graph.result import AgentResult
 
@@ -67,3 +68,17 @@ def test_rounds_without_a_note_between_them_are_lines_too(capsys: pytest.Capture
         event for n in range(2) for event in (AgentStarted(0.0, "writer"), TextDelta(0.0, "writer", f"Round {n}."))
     ]
     assert shown(capsys, *rounds) == "Round 0.\nRound 1.\n"
+
+
+def test_a_narrow_terminal_shows_numbers_whole_and_cuts_names() -> None:
+    timing = Timing(0.12, 0.34, 0.56, 0.0, 0.78, 0.91, 12.34)
+    agent = AgentResult("finished", model="m", timing=timing, tokens=Tokens(128, 24, 105, 3_700_000))
+    out = io.StringIO()
+    result: Any = SimpleNamespace(agents={"asked_where_it_was": agent, "reader": agent})
+    _print_agents(result, Console(file=out, width=80))
+    header, first, second, *_ = out.getvalue().splitlines()
+    assert header.split()[-1] == "total"
+    assert first.split()[-1] == second.split()[-1] == "12.34"
+    assert "…" in first
+    assert second.startswith("reader ")
+    assert max(map(len, (header, first, second))) <= 80

@@ -151,7 +151,11 @@ def _print_agents(result: Result, console: Console) -> None:
     if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
         console.print(whole)
         return
-    console.print(_table({"agent": agents, **columns}, left=("agent",), gap=1))
+    narrow = _table({"agent": agents, **columns}, left=("agent",), gap=1)
+    too_wide = console.measure(narrow, options=console.options.update(width=1000)).maximum - console.width
+    if too_wide > 0:
+        narrow.columns[0].max_width = max(1, max(cell.cell_len for cell in agents) - too_wide)
+    console.print(narrow)
     users: dict[str, list[str]] = {}
     for name, agent in result.agents.items():
         users.setdefault(agent.model, []).append(name)
