@@ -67,6 +67,8 @@ def _read_packed(network: Any, info: ModelInfo) -> KV | None:
         kv, got = _probe(network, info)
         if len(kv.layers) == info.layers and _alike(got, expected):
             return kv
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
         pass  # as below
     _set_attention(network, own)

@@ -91,7 +91,15 @@ def _load(
         quantise(network, name or folder.name)
     widen(network)
     info = ModelInfo.from_hf(network.config, network.generation_config)
-    trusted = check(network, info)
+    try:
+        trusted = check(network, info)
+        if trusted.decoder is not None:
+            trusted.decoder.warm_up()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{name or folder.name!r} leaves {home_of(network)} no memory to compute with; free some, or take "
+            "quantised weights or a smaller model"
+        ) from error
     return LoadedModel(
         name=name or folder.name,
         identity=identity or str(folder.resolve()),

@@ -112,6 +112,9 @@ class Decoder:
         except (AttributeError, IndexError, TypeError) as error:  # it is built of other parts
             raise Unsupported(str(error)) from error
 
+    def warm_up(self) -> None:
+        """Nothing: the kernels are compiled."""
+
     @property
     def rounds_activations(self) -> bool:
         """Whether activations meet weights in eight bits, too."""

@@ -6,7 +6,7 @@ that only the GPU knows: the host learns them while it runs, and drops its resul
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -26,6 +26,7 @@ from .tables import MOST_ROWS, POSITION, TOKEN, Tables
 
 __all__ = ["Stepper"]
 
+_SIZES = [1 << power for power in range(MOST_ROWS.bit_length())]  # of steps, in rows
 _ALIKE = 0.999  # cosine of what a graph computes and what it was recorded of
 
 
@@ -33,7 +34,8 @@ class Stepper:
     """One model's decoding. Raises Unsupported for a model that the kernels can't compute.
 
     It is used only after a step of it gave what the model itself gives. `replays`: it records a step of each size when
-    one is first wanted, and repeats it; false until then, since what is recorded are the addresses of the weights.
+    one is first wanted, by `warm_up` at the latest, and repeats it; false until the weights are at the addresses where
+    they stay, since those are recorded.
     """
 
     short = 1  # tokens of a prompt that it reads
@@ -50,6 +52,12 @@ class Stepper:
         self._steps: dict[int, Callable[[], Tensor]] = {}  # by rows
         self._pool: Any = None  # of memory, which all graphs share: one runs at a time
         self._ahead: _Ahead | None = None
+
+    def warm_up(self) -> None:
+        """Compile and record steps of all sizes, so that no reply waits for it, and the memory they take is known."""
+        with torch.inference_mode(), suppress(torch.OutOfMemoryError):  # the rest are recorded when wanted
+            for size in _SIZES:
+                self.read([[1]] * size, [RowCache() for _ in range(size)], [[]] * size)
 
     def read(
         self,
@@ -109,7 +117,7 @@ class Stepper:
         with self._on_device():
             if self._tables.show(tokens, caches, places):
                 self._forget_steps()
-            size = 1 << (len(caches) - 1).bit_length()
+            size = next(size for size in _SIZES if size >= len(caches))
             if size not in self._steps:
                 self._steps[size] = self._step(size)
             return self._steps[size]()
@@ -122,6 +130,8 @@ class Stepper:
         if self.replays and self._device.type == "cuda":
             try:
                 return self._recorded(compute)
+            except torch.OutOfMemoryError:  # says nothing of the model
+                raise
             except RuntimeError as error:  # a model that asks the host something in between can't be recorded
                 self.replays = False
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

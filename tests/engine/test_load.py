@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import KINDS, Tiny, config_of, load_tiny, save_model, save_tokenizer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from cachegraph.engine import attention
+from cachegraph.engine.attention import NAME
 from cachegraph.engine.info import ModelInfo
 from cachegraph.engine.load import load_model
 from cachegraph.errors import ModelError
@@ -66,6 +68,22 @@ def test_a_model_whose_keys_do_not_move_as_thought_is_not_grafted(
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no model: there is no config.json in it"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", NAME])
+def test_a_model_that_leaves_no_memory_to_compute_with_is_named(
+    attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = LlamaMLP.forward
+
+    def forward(self: Any, x: Any) -> Any:
+        if self.config._attn_implementation == attention:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    with pytest.raises(ModelError, match="'small' leaves cpu no memory to compute with; free some"):
+        load_model(save_model(config_of("llama"), tmp_path), name="small")
 
 
 def test_damaged_and_missing_weights_are_named(tmp_path: Path) -> None:

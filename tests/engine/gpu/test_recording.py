@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cachegraph.engine.gpu.stepper import Stepper
+from cachegraph.engine.kv import RowCache
 from cachegraph.engine.load import LoadedModel
 
 Stepped = Callable[..., LoadedModel]
@@ -91,3 +92,47 @@ def test_a_step_that_can_not_be_recorded_is_computed_each_time(
     assert step().tolist() == [[1.0, 2.0]]
     assert calls == 4
     assert not recorder.replays
+
+
+def test_warming_up_records_every_size_so_that_no_reply_waits_for_it(
+    recorder: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[int] = []
+
+    def record(self: Stepper, size: int) -> Callable[[], Tensor]:
+        recorded.append(size)
+        return lambda: torch.zeros(size, 8)
+
+    monkeypatch.setattr(Stepper, "_step", record)
+    monkeypatch.setattr(recorder, "_device", torch.device("cpu"))  # there the tables are
+    recorder.warm_up()
+    assert recorded == [1, 2, 4, 8, 16, 32, 64]
+    for rows in (1, 3, 50, 64):
+        recorder.read([[2]] * rows, [RowCache() for _ in range(rows)], [[0]] * rows)
+    assert len(recorded) == 7
+
+
+def test_memory_that_ends_while_warming_up_leaves_the_rest_for_later(
+    recorder: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(self: Stepper, size: int) -> Callable[[], Tensor]:
+        if size > 4:
+            raise torch.OutOfMemoryError
+        return lambda: torch.zeros(size, 8)
+
+    monkeypatch.setattr(Stepper, "_step", record)
+    monkeypatch.setattr(recorder, "_device", torch.device("cpu"))
+    recorder.warm_up()
+    assert sorted(recorder._steps) == [1, 2, 4]
+
+
+def test_memory_that_ends_while_recording_is_not_taken_for_a_model_that_can_not_be_recorded(
+    recorder: Stepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(self: Stepper, size: int) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Stepper, "_compute", compute)
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder._step(1)
+    assert recorder.replays
