@@ -1,7 +1,6 @@
 """Who decodes in benchmarks/decode.py: an engine of ours, transformers' own `generate`, llama.cpp."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -42,8 +41,11 @@ class Ours:
         self.engine = engine
 
     def stream(self, ids: Ids, count: int) -> Stream:
+        return anyio.run(self._stream, ids, count)
+
+    async def _stream(self, ids: Ids, count: int) -> Stream:
         began = perf_counter()
-        done = anyio.run(partial(self.engine.generate, ids, spec=_plain(count)))
+        done = await self.engine.generate(ids, spec=_plain(count))
         assert done.cost.first_token is not None
         return _stream(began, done.cost.first_token, list(done.ids))
 

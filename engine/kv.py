@@ -29,7 +29,7 @@ class LayerKV(NamedTuple):
         return LayerKV(self.keys[:, :, index], self.values[:, :, index])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KV:
     """All layers' keys and values of one stretch of one row, and the RoPE position of each entry."""
 
@@ -38,6 +38,9 @@ class KV:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def __repr__(self) -> str:  # asyncio asks it of whatever a task returns, and numbers would take a tenth of a second
+        return f"KV({len(self.layers)} layers, {len(self)} positions)"
 
     @property
     def nbytes(self) -> int:

@@ -103,3 +103,7 @@ def test_gradients_reach_what_a_row_wrote() -> None:
     (seen.keys.sum() + seen.values.sum()).backward()
     assert keys.grad is not None
     assert torch.equal(keys.grad, torch.full_like(keys, 3.0))
+
+
+def test_a_cache_says_how_large_it_is_and_none_of_its_numbers() -> None:
+    assert repr(kv(3, 5)) == "KV(2 layers, 5 positions)"
