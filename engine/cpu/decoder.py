@@ -19,6 +19,7 @@ from ..int8 import Int8Linear
 from ..kv import LayerKV, RowCache
 from . import has_tiles
 from .build import Kernels
+from .pages import LargePages
 from .threads import on_one_thread
 
 __all__ = ["Decoder", "Matrix", "Unsupported", "placed"]
@@ -102,6 +103,7 @@ class Decoder:
         self._head = network.get_output_embeddings()
         self._rotary: Any = getattr(network.get_decoder(), "rotary_emb", None)
         self._kept: list[Tensor] = []  # what the kernels point to
+        self._pages = LargePages()  # of panels
         self._kinds = list(dict.fromkeys(_kinds(network, info)))
         self._tables: list[Tensor] = []  # by kind: (positions, 2, head_dim)
         self._rows: WeakKeyDictionary[RowCache, _View] = WeakKeyDictionary()
@@ -257,7 +259,8 @@ class Decoder:
         outputs, inputs = weight.shape
         if inputs % self._kernels.block:
             raise Unsupported(f"an inner dimension of {inputs} is no multiple of {self._kernels.block}")
-        panels = weight.new_empty(-(-outputs // self._kernels.block) * self._kernels.block, inputs)
+        whole = -(-outputs // self._kernels.block) * self._kernels.block
+        panels = self._pages.empty(whole, inputs, dtype=weight.dtype)
         bf16, threads = self._dtype == torch.bfloat16, torch.get_num_threads()
         bytes_each = weight.element_size()
         self._kernels.panels(weight.data_ptr(), outputs, inputs, bytes_each, bf16, placed, panels.data_ptr(), threads)
