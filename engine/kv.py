@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +81,8 @@ def concat(parts: Sequence[KV]) -> KV:
 class RowCache:
     """What one running row attends to: shared segments in front, then a tail that it alone writes.
 
-    The tail's buffers have room to spare, so decoding does not copy them at every step. They grow by a quarter.
+    The tail's buffers have room to spare, so decoding does not copy them at every step. They grow by a quarter. All
+    that `room_for` gives are parts of one, which moves at once.
     """
 
     def __init__(self, segments: Sequence[KV] = ()):
@@ -88,8 +90,10 @@ class RowCache:
         self.capacity = 0  # positions that the tail's buffers have room for, or will have when next written
         self.moves = 0  # how often a buffer of the tail has got another address
         self._tail: list[LayerKV] = []  # buffers, by layer (1, kv_heads, capacity, head_dim)
-        self._tail_positions = torch.empty(0, dtype=torch.int64)
+        self._whole: Tensor | None = None  # (2 layers, 1, kv_heads, capacity, head_dim), where they are parts of it
+        self._places = np.empty(0, dtype=np.int64)  # RoPE positions of the tail's entries, and room to spare
         self._used = 0  # entries of the tail that are written in every layer
+        self._reserved = 0  # the same with those that are announced
 
     def __len__(self) -> int:
         return sum(map(len, self.segments)) + self._used
@@ -97,17 +101,17 @@ class RowCache:
     @property
     def next_position(self) -> int:
         """The RoPE position after the last entry."""
-        last = (
-            self._tail_positions[: self._used]
-            if self._used
-            else (self.segments[-1].positions if self.segments else None)
-        )
-        return int(last[-1]) + 1 if last is not None else 0
+        if self._used:
+            return int(self._places[self._used - 1]) + 1
+        return int(self.segments[-1].positions[-1]) + 1 if self.segments else 0
 
     @property
     def positions(self) -> Tensor:
         """(positions,) of all entries."""
-        return torch.cat([*(segment.positions for segment in self.segments), self._tail_positions[: self._used]])
+        return torch.cat([*(segment.positions for segment in self.segments), self._tail_positions()])
+
+    def _tail_positions(self) -> Tensor:
+        return torch.from_numpy(self._places[: self._used])
 
     # Room
 
@@ -131,13 +135,19 @@ class RowCache:
         if buffer.keys.shape[2] >= self.capacity:
             return buffer
         self.moves += 1
+        self._whole = None
         return LayerKV(*(_moved(each, self._used, self.capacity) for each in buffer))
 
     # One forward pass: announced, written layer by layer, committed
 
-    def reserve(self, positions: Tensor) -> None:
+    def reserve(self, positions: Sequence[int] | Tensor) -> None:
         """Announce the entries that the coming forward pass appends, in every layer, at these positions."""
-        self._tail_positions = torch.cat([self._tail_positions[: self._used], positions])
+        self._reserved = self._used + len(positions)
+        if self._reserved > len(self._places):
+            more = np.empty(max(self._reserved, len(self._places)) + BLOCK, dtype=np.int64)
+            self._places = np.concatenate([self._places[: self._used], more])  # what was handed out stays as it is
+        at = positions.numpy() if isinstance(positions, Tensor) else positions
+        self._places[self._used : self._reserved] = at
         self.make_room(len(positions))
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> LayerKV:
@@ -147,6 +157,7 @@ class RowCache:
         start, end = self._used, self._used + keys.shape[2]
         buffer = self._tail[layer] = self._with_room(self._tail[layer])
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):  # training: no writes in place
+            self._whole = None
             buffer = self._tail[layer] = LayerKV(
                 torch.cat([buffer.keys[:, :, :start], keys], 2), torch.cat([buffer.values[:, :, :start], values], 2)
             )
@@ -166,23 +177,32 @@ class RowCache:
 
         For code that writes new entries into every layer by itself; `reserve` and `commit` then make them count.
         """
-        if not self._tail:
-            empty = torch.empty(1, heads, 0, dim, dtype=dtype, device=device)
-            self._tail = [LayerKV(empty, empty)] * layers
         self.make_room(new)
-        if self._tail[0].keys.shape[2] < self.capacity:
-            self._tail = [self._with_room(buffer) for buffer in self._tail]
+        if not self._tail or self._tail[0].keys.shape[2] < self.capacity:
+            whole = torch.empty(2 * layers, 1, heads, self.capacity, dim, dtype=dtype, device=device)
+            self._move(whole)
         return self._tail, self._used
+
+    def _move(self, whole: Tensor) -> None:
+        parts = whole.unbind()
+        if self._used and self._whole is not None:
+            whole[:, :, :, : self._used] = self._whole[:, :, :, : self._used]
+        elif self._used:
+            for new, old in zip(parts, (each for layer in self._tail for each in layer), strict=True):
+                new[:, :, : self._used] = old[:, :, : self._used]
+        self._tail = [LayerKV(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        self._whole = whole
+        self.moves += 1
 
     def commit(self) -> None:
         """The forward pass is over: the reserved entries count."""
-        self._used = len(self._tail_positions)
+        self._used = self._reserved
 
     def tail(self) -> KV:
         """What this row itself computed; shares memory, and later appends leave it as it is."""
         used = self._used
         layers = tuple(LayerKV(k[:, :, :used], v[:, :, :used]) for k, v in self._tail)
-        return KV(layers, self._tail_positions[:used])
+        return KV(layers, self._tail_positions())
 
     def freeze(self) -> tuple[KV, ...]:
         """The segments that another row may continue from, sharing all memory with this one."""
@@ -192,7 +212,7 @@ class RowCache:
 
     def take_tail(self) -> list[LayerKV]:
         """The tail's buffers, which are no longer this row's until `put_tail`."""
-        taken, self._tail = self._tail, []
+        taken, self._tail, self._whole = self._tail, [], None
         return taken
 
     def put_tail(self, buffers: list[LayerKV]) -> None:

@@ -128,10 +128,11 @@ def _is_plain(sampler: Sampler, logits: Tensor) -> bool:
 def _likeliest_alone(sampler: Sampler, logits: Tensor) -> int:
     """Without torch: as `on_one_thread`, and faster."""
     found = logits.numpy()
-    if sampler.barred:
+    token = int(found.argmax())  # the first of equals
+    if token in sampler.barred:
         found = found.copy()
         found[sampler.barred] = float("-inf")
-    token = int(found.argmax())  # the first of equals
+        token = int(found.argmax())
     return token if found[token] > float("-inf") else -1
 
 

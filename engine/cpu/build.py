@@ -40,7 +40,7 @@ class Kernels:
         self.linear = library.cachegraph_linear
         self.linear.argtypes = [Pointer, Integer, Integer, Pointer, Integer, Pointer, Integer]
         self.read = library.cachegraph_read
-        self.read.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Pointer, Integer, Pointer, Integer, Integer]
+        self.read.argtypes = [Pointer, Pointer, Integer, Pointer, Pointer, Integer, Pointer, Integer, Integer]
         self.panels = library.cachegraph_panels
         self.panels.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer, Pointer, Integer]
         self.correct = library.cachegraph_correct

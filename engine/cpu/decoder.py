@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from ..kv import LayerKV, RowCache
 from . import has_tiles
 from .build import Kernels
 from .pages import LargePages
-from .threads import on_one_thread
 
 __all__ = ["Decoder", "Matrix", "Unsupported", "placed"]
 
@@ -66,6 +66,8 @@ class _Model(Structure):
         ("is_bf16", c_int64),
         ("norm", c_void_p),
         ("head", Matrix),
+        ("embeddings", c_void_p),
+        ("embedding_scale", c_float),
     ]
 
 
@@ -81,6 +83,7 @@ class _Row(Structure):
         ("count", c_int64),
         ("position", c_int64),
         ("behind", c_int64),
+        ("token", c_int64),
     ]
 
 
@@ -99,13 +102,13 @@ class Decoder:
         self.reads_prompts = kernels.in_tiles or not has_tiles(torch)
         self._kernels = kernels
         self._info = info
-        self._embed = network.get_input_embeddings()
         self._head = network.get_output_embeddings()
         self._rotary: Any = getattr(network.get_decoder(), "rotary_emb", None)
         self._kept: list[Tensor] = []  # what the kernels point to
         self._pages = LargePages()  # of panels
         self._kinds = list(dict.fromkeys(_kinds(network, info)))
         self._tables: list[Tensor] = []  # by kind: (positions, 2, head_dim)
+        self._table_pointers: Any = None
         self._rows: WeakKeyDictionary[RowCache, _View] = WeakKeyDictionary()
         self._dtype: torch.dtype = network.dtype
         self.keeps_panels = _size(network) * _ROOM < psutil.virtual_memory().available
@@ -141,27 +144,24 @@ class Decoder:
         gets the same bits whatever else is read. `many` says how: by matrix products, or weight by weight as is faster
         for a few tokens; the two differ in the last bits.
         """
-        places = [
-            torch.arange(cache.next_position, cache.next_position + len(new)) if at is None else at
+        places: list[Sequence[int]] = [
+            range(start := cache.next_position, start + len(new)) if at is None else at.tolist()
             for new, cache, at in zip(ids, caches, positions or [None] * len(ids), strict=True)
         ]
-        self._reach(max(int(at.max()) for at in places) + 1)
-        tokens = torch.tensor([token for new in ids for token in new])
-        with on_one_thread():
-            x = self._placed(self._embed(tokens).float())  # (tokens, hidden)
-        views = [row for cache, at in zip(caches, places, strict=True) for row in self._view(cache).rows(cache, at)]
+        self._reach(max(map(max, places)) + 1)
+        if not (min(map(min, ids)) >= 0 and max(map(max, ids)) < self._vocabulary):
+            raise IndexError(f"there is a token outside of the vocabulary of {self._vocabulary}")
+        views = [row for each in zip(ids, caches, places, strict=True) for row in self._view(each[1]).rows(*each)]
         rows = (_Row * len(views))(*views)
         starts = accumulate(map(len, ids), initial=0)
         wanted = [start + index for start, some in zip(starts, asked, strict=False) for index in some]
         vocab, block = self._model.head.outputs, self._kernels.block
         logits = torch.empty(len(wanted), -(-vocab // block) * block)
-        tables = (c_void_p * len(self._tables))(*(table.data_ptr() for table in self._tables))
         self._kernels.read(
             ctypes.addressof(self._model),
             ctypes.addressof(rows),
             len(views),
-            ctypes.addressof(tables),
-            x.data_ptr(),
+            ctypes.addressof(self._table_pointers),
             (c_int64 * len(wanted))(*wanted),
             len(wanted),
             logits.data_ptr(),
@@ -189,6 +189,7 @@ class Decoder:
         for kind in self._kinds:
             cos, sin = self._rotary(probe, places, *([kind] if kind is not None else []))
             self._tables.append(torch.stack([cos[0], sin[0]], dim=1).float().contiguous())
+        self._table_pointers = (c_void_p * len(self._tables))(*(table.data_ptr() for table in self._tables))
 
     # What a model is made of, read once
 
@@ -219,6 +220,7 @@ class Decoder:
             self._dtype == torch.bfloat16,
             self._gain(norm, placed=True),
             self._matrix(self._head),
+            *self._embeddings(network.get_input_embeddings(), hidden),
         )
 
     def _describe_layer(self, layer: Any, to: _Layer, index: int, kind: str | None) -> None:
@@ -249,6 +251,20 @@ class Decoder:
         scales = self._by_output(linear.scale * 2.0**-24, placed) if rounded else None
         panels = self._panels(weight, placed) if rounded or self.keeps_panels else None
         return Matrix(self._keep(weight), bias, weight.shape[0], panels, scales)
+
+    def _embeddings(self, module: Any, hidden: int) -> tuple[int, float]:
+        """Where they lie, and how many times each is taken: Gemma scales them."""
+        weight = module.weight
+        if weight.dtype != self._dtype or weight.shape[1:] != (hidden,) or not weight.is_contiguous():
+            raise Unsupported("its embeddings are no plain ones")
+        self._vocabulary = len(weight)
+        scale = torch.tensor(float(getattr(module, "embed_scale", 1.0)), dtype=self._dtype).item()
+        probe = torch.arange(0, len(weight), max(len(weight) // 16, 1))
+        with torch.no_grad():
+            got = module(probe).float()
+        if (weight[probe].float() * scale - got).norm() > 0.02 * got.norm():
+            raise Unsupported("its embeddings are no plain ones")
+        return self._keep(weight), scale
 
     def _by_output(self, numbers: Tensor, placed: bool) -> int:
         """(outputs,), in whole blocks."""
@@ -295,7 +311,7 @@ class _View:
         self._count = len(cache.segments) + 1
         self._table = (_Segment * (info.layers * self._count))()  # (layers, count): the tail is each layer's last
         self._lengths = (c_int64 * self._count)(*map(len, cache.segments), 0)
-        self._positions = torch.empty(0, dtype=torch.int64)  # room to spare
+        self._positions = np.empty(0, dtype=np.int64)  # room to spare
         self._entries = 0  # of them, those that are known
         self._moves = -1  # the cache's, when its tail was last looked up
         shared = [[_laid_out(layer, dtype) for layer in segment.layers] for segment in cache.segments]
@@ -304,8 +320,8 @@ class _View:
             for number, layer in enumerate(layers):
                 self._table[number * self._count + index] = _segment(layer)
 
-    def rows(self, cache: RowCache, positions: Tensor) -> list[_Row]:
-        """The new tokens' rows, behind the cache as it is now, with room for their entries. positions: (new,)"""
+    def rows(self, ids: Sequence[int], cache: RowCache, positions: Sequence[int]) -> list[_Row]:
+        """The new tokens' rows, behind the cache as it is now, with room for their entries."""
         info, new = self._info, len(positions)
         tail, used = cache.room_for(new, info.layers, info.kv_heads, info.head_dim, self._dtype)
         if cache.moves != self._moves:
@@ -315,16 +331,18 @@ class _View:
         self._lengths[self._count - 1] = used
         known = self._all_positions(cache, positions) if any(info.windows) else None
         return [
-            _Row(self._table, self._lengths, known, self._count, place, i) for i, place in enumerate(positions.tolist())
+            _Row(self._table, self._lengths, known, self._count, place, behind, token)
+            for behind, (token, place) in enumerate(zip(ids, positions, strict=True))
         ]
 
-    def _all_positions(self, cache: RowCache, positions: Tensor) -> int:
+    def _all_positions(self, cache: RowCache, positions: Sequence[int]) -> int:
         entries, new = len(cache), len(positions)
         if entries != self._entries or entries + new > len(self._positions):
-            self._positions = torch.cat([cache.positions, torch.empty(entries + new + 64, dtype=torch.int64)])
+            room = np.empty(entries + new + 64, dtype=np.int64)
+            self._positions = np.concatenate([cache.positions.numpy(), room])
         self._positions[entries : entries + new] = positions
         self._entries = entries + new
-        return self._positions.data_ptr()
+        return self._positions.ctypes.data
 
 
 def placed(x: Tensor, block: int) -> Tensor:

@@ -62,7 +62,6 @@ struct Work {  // what Python asks for
     const Row* rows;
     int64_t count;
     const float* const* rope;
-    const float* x;
     const int64_t* asked;
     int64_t asked_count;
     float* logits;
@@ -87,7 +86,7 @@ template <class W, bool PAIRS, bool TILES> void step(const Work& w, Crew& crew) 
     const int64_t sizes[] = {w.count * (q + 2 * kv), w.count * q, w.count * w.m.hidden, 2 * w.count * w.m.inner};
     scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
     float* at = scratch.data();
-    Step<W, PAIRS, TILES> step{{w.m}, w.rows, w.count, w.rope, w.x, firsts, w.asked, w.asked_count, w.logits, crew,
+    Step<W, PAIRS, TILES> step{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew,
                  at, at + sizes[0], at + sizes[0] + sizes[1], at + sizes[0] + sizes[1] + sizes[2]};
     crew.run([&](int index) {
         const MaybeTiles<TILES> tiles{};
@@ -114,7 +113,6 @@ template <class W, bool PAIRS, bool TILES> void prefill(const Work& w, bool in_b
     packed.resize(whole * std::max({w.m.hidden, q, w.m.inner}));
     float* at[6] = {scratch.data()};
     for (int i = 1; i < 6; i++) at[i] = at[i - 1] + widths[i - 1] * w.count;
-    std::memcpy(at[0], w.x, w.count * w.m.hidden * sizeof(float));
     std::atomic<int64_t> next{0};
     Chosen prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew, at[0], at[1], at[2],
                    at[3], at[4], at[5], packed.data(), in_bytes, next};
@@ -206,11 +204,11 @@ void cachegraph_panels(const void* weight, int64_t outputs, int64_t inputs, int6
 }
 
 // logits: (asked, vocab rounded up to whole blocks). K and V of the new tokens are written behind each cache's tail.
-void cachegraph_read(const Model* m, const Row* rows, int64_t count, const float* const* rope, const float* x,
+void cachegraph_read(const Model* m, const Row* rows, int64_t count, const float* const* rope,
                      const int64_t* asked, int64_t asked_count, float* logits, int64_t many, int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
     Crew& crew = crew_of(int(threads));
-    const Work work{*m, rows, count, rope, x, asked, asked_count, logits};
+    const Work work{*m, rows, count, rope, asked, asked_count, logits};
     if (m->is_bf16) read<bf16>(work, many, crew);
     else read<float>(work, many, crew);
 }

@@ -29,6 +29,8 @@ struct Model {
     int64_t is_bf16;  // weights, and K and V
     const float* norm;
     Matrix head;
+    const void* embeddings;  // (vocab, hidden), each taken `embedding_scale` times
+    float embedding_scale;
 };
 
 struct Segment {  // one layer's K and V of one stretch: (kv_heads, entries, head_dim)
@@ -42,6 +44,7 @@ struct Row {
     const int64_t* positions;  // (all entries and the new one,), or null where no window can matter
     int64_t count, position;
     int64_t behind;  // how many earlier tokens of the same cache stand right in front of it in this step
+    int64_t token;
 };
 }
 
@@ -103,6 +106,17 @@ template <class W> struct Parts {
                                            part.end);
         else
             multiply_many<W, PAIRS, PLACED>(matrix, packed.data(), rows, inputs, out, stride, part.begin, part.end);
+    }
+
+    // What the first layer reads of a token, each element at its place.
+    void embed(int64_t token, float* to) const {
+        const W* from = static_cast<const W*>(m.embeddings) + token * m.hidden;
+        for (int64_t i = 0; i < m.hidden; i += BLOCK) {
+            vf one, other;
+            load(from + i, one, other);
+            store(to + i, rounded_to<W>(one * m.embedding_scale));
+            store(to + i + VL, rounded_to<W>(other * m.embedding_scale));
+        }
     }
 
     float factor(const float* from, int64_t width) const {  // of RMS norm

@@ -66,6 +66,14 @@ inline void load(const float* w, vf& a, vf& b) {
     b = load(w + VL);
 }
 
+// A vector of numbers as weights of W keep them.
+template <class W> inline vf rounded_to(vf x);
+template <> inline vf rounded_to<float>(vf x) { return x; }
+template <> inline vf rounded_to<bf16>(vf x) {  // as to_bf16, of what is a number
+    const vu bits = (vu)x;
+    return (vf)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+}
+
 // Where element i of an activation lies so that it meets its weight.
 template <class W> inline int64_t place(int64_t i);
 template <> inline int64_t place<float>(int64_t i) { return i; }

@@ -36,7 +36,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     const int64_t asked_count;
     float* logits;             // (asked, vocab)
     Crew& crew;
-    float* stream;  // (count, hidden): embeddings at first, each element at its place
+    float* stream;  // (count, hidden), each element at its place
     float *qkv, *attended, *projected, *gate, *up;  // (count, the width of each)
     int32_t* packed;                                // (tiles, words of the widest input, HIGH)
     const bool in_bytes;                            // activations, too
@@ -45,6 +45,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     void work(int index) const {
         Attention<W> kept;
         Lines<float> normed(HIGH * m.hidden);
+        each_row(index, [&](int64_t r) { this->embed(rows[r].token, stream + r * m.hidden); });
         for (int64_t l = 0; l < m.depth; l++) {
             const Layer& layer = m.layers[l];
             if (index == 0) next = 0;

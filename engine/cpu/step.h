@@ -21,7 +21,6 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
     const Row* rows;
     const int64_t count;
     const float* const* rope;  // by table: (positions, 2, head_dim): cosines, sines
-    const float* x;            // (count, hidden): embeddings, each element at its place
     const std::vector<int64_t>& firsts;  // where each cache's rows begin, and the end
     const int64_t* asked;      // rows whose logits are wanted, ascending
     const int64_t asked_count;
@@ -31,8 +30,8 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
 
     void work(int index) const {
         // Every thread keeps the residual stream for itself: it is small, and a barrier costs more than adding twice.
-        Lines<float> stream(x, x + count * m.hidden), normed(count * m.hidden), gate(count * m.inner);
-        Lines<float> scores;
+        Lines<float> stream(count * m.hidden), normed(count * m.hidden), gate(count * m.inner), scores;
+        for (int64_t r = 0; r < count; r++) this->embed(rows[r].token, &stream[r * m.hidden]);
         for (int64_t l = 0; l < m.depth; l++) {
             const Layer& layer = m.layers[l];
             norm_all(stream.data(), layer.norm_in, normed.data(), count);

@@ -47,6 +47,31 @@ def test_a_row_sees_all_its_entries_in_order(shared: list[int], pieces: list[int
     assert same(concat(cache.freeze()), kv(0, at))
 
 
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from(["appended", "written", "swapped"]), st.integers(1, 70)), max_size=12))
+def test_code_that_writes_into_the_buffers_itself_leaves_what_appending_leaves(steps: list[tuple[str, int]]) -> None:
+    cache, frozen, at = RowCache(), [], 0
+    for how, count in steps:
+        new = kv(at, count)
+        if how == "appended":
+            append(cache, new)
+        else:
+            if how == "swapped":
+                cache.put_tail([LayerKV(*(each.clone() for each in layer)) for layer in cache.take_tail()])
+            buffers, used = cache.room_for(count, LAYERS, 2, 3, torch.float32)
+            assert used == at
+            for buffer, layer in zip(buffers, new.layers, strict=True):
+                for to, of in zip(buffer, layer, strict=True):
+                    to[:, :, used : used + count] = of
+            cache.reserve(range(at, at + count))
+            cache.commit()
+        at += count
+        frozen.append(cache.tail())
+    for tail in frozen:
+        assert same(tail, kv(0, len(tail)))
+    assert len(cache) == at
+
+
 def test_a_frozen_tail_is_not_changed_by_what_comes_later() -> None:
     cache = RowCache()
     append(cache, kv(0, 5))

@@ -306,6 +306,28 @@ def test_models_of_other_parts_are_refused(kind: str, compiled: Kernels, tmp_pat
         Decoder(model.network, model.info, compiled)
 
 
+def test_embeddings_that_are_changed_in_a_way_of_their_own_are_refused(compiled: Kernels, tmp_path: Any) -> None:
+    class Odd(torch.nn.Embedding):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids) + 1
+
+    model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=torch.float32)
+    model.network.get_input_embeddings().__class__ = Odd
+    with pytest.raises(Unsupported, match="embeddings"):
+        Decoder(model.network, model.info, compiled)
+
+
+@pytest.mark.parametrize("ids", [[-1], [300], [1, 2, 300, 3]])
+def test_a_token_that_there_is_not_is_an_error_as_it_is_to_torch(
+    ids: list[int], compiled: Kernels, tmp_path: Any
+) -> None:
+    model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=torch.float32)
+    cache = RowCache()
+    with pytest.raises(IndexError, match="outside of the vocabulary of 300"):
+        Decoder(model.network, model.info, compiled).read([ids], [cache], [[]])
+    assert len(cache) == 0
+
+
 @pytest.mark.models
 @pytest.mark.parametrize(
     ("name", "weights"), [("smollm2-135m-instruct", None), ("smollm2-135m-instruct", "int8"), ("gemma-3-270m", None)]
