@@ -27,6 +27,7 @@ from safetensors import safe_open
 from texts import QUESTIONS, document_ids, fresh
 from to_gguf import DTYPES, write_gguf
 
+from cachegraph.engine.cpu.pages import LargePages
 from cachegraph.engine.models import ensure
 from cachegraph.engine.pool import leased
 from cachegraph.engine.spec import ModelSpec
@@ -89,7 +90,8 @@ def measure(chosen: Namespace, by_name: dict[str, Any]) -> dict[str, Any]:
     assert tokenizer is not None
     text = document_ids(tokenizer, chosen.document)
     asked = [tokenizer.encode(QUESTIONS[row % len(QUESTIONS)], special=False).ids for row in range(chosen.streams)]
-    buffer = torch.ones(chosen.buffer * 1_000_000 // 4 // 4096 * 4096)
+    numbers = chosen.buffer * 1_000_000 // 4 // 4096 * 4096
+    buffer = LargePages().empty(numbers, dtype=torch.float32).fill_(1)
     streams: dict[str, Callable[[], Any]] = {
         name: lambda one=one: one.stream(fresh(text[: chosen.prompt]), chosen.tokens) for name, one in by_name.items()
     }
