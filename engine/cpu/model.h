@@ -160,6 +160,13 @@ template <class W> struct Parts {
         }
     }
 
+    // How many of a row's first entries lie before the window of a token at `position`, in whole `step`s.
+    static int64_t out_of_sight(const Row& row, int64_t position, int64_t entries, int64_t window, int64_t step) {
+        int64_t unseen = 0;
+        while (unseen < entries && position - row.positions[unseen] >= window) unseen++;
+        return unseen / step * step;
+    }
+
     void write_new(const Layer& layer, const Segment& tail, int64_t at, float* own, int64_t h,
                    const float* table) const {
         const int64_t dim = m.head_dim;

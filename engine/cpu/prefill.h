@@ -170,7 +170,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
         const int64_t before = point_at(l, row, tokens, h, kept);  // entries that all tokens see
         const int64_t entries = before + tokens, padded = (entries + BLOCK - 1) / BLOCK * BLOCK;
         const int64_t window = row.positions ? m.layers[l].window : 0;
-        const int64_t unseen = window ? out_of_sight(r, tokens, before, window) : 0;
+        const int64_t unseen = window ? unseen_by_all(r, tokens, before, window) : 0;
         const auto seen = [&](int64_t q) { return before + q / group + 1; };  // entries that this query sees
 
         kept.queries.resize(queries * dim);
@@ -316,11 +316,10 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     }
 
     // How many of the first entries, in whole panels, lie before the windows of all these tokens.
-    int64_t out_of_sight(int64_t r, int64_t tokens, int64_t before, int64_t window) const {
-        int64_t first = rows[r].position, unseen = 0;
+    int64_t unseen_by_all(int64_t r, int64_t tokens, int64_t before, int64_t window) const {
+        int64_t first = rows[r].position;
         for (int64_t i = 1; i < tokens; i++) first = std::min(first, rows[r + i].position);
-        while (unseen < before && first - rows[r].positions[unseen] >= window) unseen++;
-        return unseen / BLOCK * BLOCK;
+        return Parts<W>::out_of_sight(rows[r], first, before, window, BLOCK);
     }
 
     // The logits that are wanted.

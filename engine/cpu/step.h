@@ -107,31 +107,37 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
             this->turn(q, layer.q_norm, table);
             for (int64_t i = 0; i < dim; i++) queries[g * dim + place<W>(i)] = q[i] * m.scale;
         }
-        int64_t padded = (entries + VL - 1) / VL * VL;
+        const int64_t window = row.positions ? layer.window : 0;
+        const int64_t unseen = window ? this->out_of_sight(row, row.position, entries, window, VL) : 0;
+        const int64_t seen = entries - unseen, padded = (seen + VL - 1) / VL * VL;
         scores.resize(group * padded);
-        score(row, segments, h, layer.window, queries.data(), group, scores.data(), padded);
+        score(row, segments, h, window, unseen, queries.data(), group, scores.data(), padded);
         std::vector<float> totals(group);
-        for (int64_t g = 0; g < group; g++) totals[g] = this->soften(scores.data() + g * padded, entries, padded);
-        mix(row, segments, h, scores.data(), padded, totals.data(), group, attended + r * q_width() + h * group * dim);
+        for (int64_t g = 0; g < group; g++) totals[g] = this->soften(scores.data() + g * padded, seen, padded);
+        mix(row, segments, h, unseen, scores.data(), padded, totals.data(), group,
+            attended + r * q_width() + h * group * dim);
     }
 
-    void score(const Row& row, const Segment* segments, int64_t h, int64_t window, const float* queries, int64_t group,
-               float* scores, int64_t padded) const {
-        const int64_t dim = m.head_dim;
-        int64_t entry = 0;
+    // scores: of the entries from `unseen` on.
+    void score(const Row& row, const Segment* segments, int64_t h, int64_t window, int64_t unseen,
+               const float* queries, int64_t group, float* scores, int64_t padded) const {
+        const int64_t dim = m.head_dim, *positions = row.positions + unseen;
+        int64_t before = 0, entry = 0;
         for (int64_t s = 0; s < row.count; s++) {
-            const W* key = static_cast<const W*>(segments[s].keys) + h * segments[s].key_stride;
             const int64_t length = row.lengths[s] + (s == row.count - 1 ? 1 + row.behind : 0);
-            for (int64_t p = 0; p < length;) {
+            int64_t p = std::clamp<int64_t>(unseen - before, 0, length);
+            const W* key = static_cast<const W*>(segments[s].keys) + h * segments[s].key_stride + p * dim;
+            before += length;
+            while (p < length) {
                 const int64_t keys = length - p >= 4 ? 4 : 1;
                 by_queries(group, [&](int64_t g, auto some) {
                     float* to = scores + g * padded + entry;
                     if (keys == 4) dots<4, some>(key, queries + g * dim, dim, to, padded);
                     else dots<1, some>(key, queries + g * dim, dim, to, padded);
                 });
-                if (window && row.positions)
+                if (window)
                     for (int64_t k = 0; k < keys; k++)
-                        if (row.position - row.positions[entry + k] >= window)
+                        if (row.position - positions[entry + k] >= window)
                             for (int64_t g = 0; g < group; g++) scores[g * padded + entry + k] = -INFINITY;
                 p += keys, entry += keys, key += keys * dim;
             }
@@ -139,15 +145,15 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
     }
 
     // Queries that share a KV head, as many at a time as there are registers for: what is read serves them all.
-#if defined(__AVX512F__)
-    static constexpr int TOGETHER = 3;
-#else
-    static constexpr int TOGETHER = 1;
-#endif
     template <class F> static void by_queries(int64_t group, F&& take) {
         int64_t g = 0;
-        for (; g + TOGETHER <= group; g += TOGETHER) take(g, std::integral_constant<int, TOGETHER>());
-        for (; g < group; g++) take(g, std::integral_constant<int, 1>());
+        const auto next = [&](auto some) { take(g, some), g += some; };
+#if defined(__AVX512F__)
+        for (; group - g > 3 && (group - g) % 3;) next(std::integral_constant<int, 4>());
+        for (; group - g >= 3;) next(std::integral_constant<int, 3>());
+        if (group - g == 2) next(std::integral_constant<int, 2>());
+#endif
+        for (; g < group;) next(std::integral_constant<int, 1>());
     }
 
     // G queries with N keys that lie behind each other.
@@ -174,17 +180,17 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
     }
 
     // out: of queries that share a KV head, in the order in which the next weights meet it.
-    void mix(const Row& row, const Segment* segments, int64_t h, const float* weights, int64_t padded,
+    void mix(const Row& row, const Segment* segments, int64_t h, int64_t unseen, const float* weights, int64_t padded,
              const float* totals, int64_t group, float* out) const {
-        constexpr int WIDE = 4;  // blocks at a time
         const int64_t dim = m.head_dim;
         by_queries(group, [&](int64_t g, auto some) {
+            constexpr int WIDE = some > 3 ? 2 : 4;  // blocks at a time
             const float* from = weights + g * padded;
             float* to = out + g * dim;
             int64_t d = 0;
             const auto take = [&](auto blocks) {
                 for (; d + blocks * BLOCK <= dim; d += blocks * BLOCK)
-                    mix_blocks<blocks, some>(row, segments, h, from, padded, totals + g, to, d);
+                    mix_blocks<blocks, some>(row, segments, h, unseen, from, padded, totals + g, to, d);
             };
             take(std::integral_constant<int, WIDE>());
             take(std::integral_constant<int, 2>());
@@ -193,15 +199,17 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
     }
 
     template <int N, int G>
-    void mix_blocks(const Row& row, const Segment* segments, int64_t h, const float* weights, int64_t padded,
-                    const float* totals, float* out, int64_t from) const {
+    void mix_blocks(const Row& row, const Segment* segments, int64_t h, int64_t unseen, const float* weights,
+                    int64_t padded, const float* totals, float* out, int64_t from) const {
         const int64_t dim = m.head_dim;
         vf sums[G][2 * N] = {};
-        int64_t entry = 0;
+        int64_t before = 0, entry = 0;
         for (int64_t s = 0; s < row.count; s++) {
-            const W* value = static_cast<const W*>(segments[s].values) + h * segments[s].value_stride + from;
             const int64_t length = row.lengths[s] + (s == row.count - 1 ? 1 + row.behind : 0);
-            for (int64_t p = 0; p < length; p++, entry++, value += dim) {
+            int64_t p = std::clamp<int64_t>(unseen - before, 0, length);
+            const W* value = static_cast<const W*>(segments[s].values) + h * segments[s].value_stride + p * dim + from;
+            before += length;
+            for (; p < length; p++, entry++, value += dim) {
 #pragma GCC unroll 4
                 for (int n = 0; n < N; n++) {
                     vf a, b;

@@ -200,10 +200,10 @@ def _attend(
         for start in range(begin, end, TILE):
             entry = start + tl.arange(0, TILE)
             seen = entry < end
-            there = seen[:, None] & (at < DIM)[None, :]
             if WINDOW > 0:
                 places = tl.load(about + PLACES).to(tl.pointer_type(tl.int64))
                 seen &= position - tl.load(places + entry, mask=seen, other=0) < WINDOW
+            there = seen[:, None] & (at < DIM)[None, :]  # what nobody sees is not fetched
             k = tl.load(keys + entry[:, None] * key_entry + at[None, :], mask=there, other=0.0)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (heads, entries)
             if softcap > 0:

@@ -96,6 +96,32 @@ def test_steps_behind_shared_segments_give_the_models_own_logits_and_caches(
     assert torch.equal(ours.positions, own.positions)
 
 
+@pytest.mark.parametrize("group", range(1, 10))  # queries of one KV head, which are taken several at a time
+@torch.inference_mode()
+def test_any_number_of_queries_share_a_head(group: int, compiled: Kernels, tmp_path: Any) -> None:
+    sizes = SIZES | {"num_attention_heads": group, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    model = load_model(tiny.save_model(hf.mistral.MistralConfig(**sizes, sliding_window=70), tmp_path))
+    past = read(model, 45, read(model, 30))
+    (expected,) = forward(model.network, model.info, [Row([5], RowCache(past))])
+    got = Decoder(model.network, model.info, compiled).step([5], [RowCache(past)])
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_window_looks_back_by_positions_wherever_an_entry_stands(compiled: Kernels, tmp_path: Any) -> None:
+    """Of entries that were grafted out of order the near ones count, the first and the last."""
+    model = load_model(tiny.save_model(MODELS["mistral with a window"](), tmp_path))
+    kv = read(model, 60)[0]
+    for order in ([3, 0, 1, 2], [0, 3, 2, 1], [2, 1, 0, 3]):
+        past = [kv.select(slice(15 * part, 15 * part + 15)) for part in order]
+        at = torch.tensor([60])
+        (expected,) = forward(model.network, model.info, [Row([5], RowCache(past), positions=at)])
+        decoder = Decoder(model.network, model.info, compiled)
+        for many in (False, True):
+            got = decoder.read([[5]], [RowCache(past)], [[0]], [at], many=many)
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
 KINDS = pytest.mark.parametrize(
     ("dtype", "weights"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8")], ids=str
 )
