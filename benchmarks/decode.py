@@ -76,7 +76,7 @@ def contenders(chosen: Namespace) -> Iterator[dict[str, Any]]:
             print("llama-cpp-python is not installed (benchmarks/requirements.txt): without llama.cpp", file=sys.stderr)
             chosen.gguf_dtypes = []
         for dtype in chosen.gguf_dtypes:
-            context = chosen.document + chosen.streams * (chosen.tokens + 64) + 256
+            context = max(chosen.prompt, chosen.document) + chosen.streams * (chosen.tokens + 64) + 256
             gguf = write_gguf(stored.folder, room / f"{dtype}.gguf", dtype)
             rival = LlamaCpp(gguf, threads=chosen.threads, context=context, rows=chosen.streams)
             stack.callback(rival.close)
@@ -88,12 +88,12 @@ def measure(chosen: Namespace, by_name: dict[str, Any]) -> dict[str, Any]:
     ours: Ours = by_name["cachegraph"]
     tokenizer = ours.engine.model.tokenizer
     assert tokenizer is not None
-    text = document_ids(tokenizer, chosen.document)
+    prompt, text = (document_ids(tokenizer, size) for size in (chosen.prompt, chosen.document))
     asked = [tokenizer.encode(QUESTIONS[row % len(QUESTIONS)], special=False).ids for row in range(chosen.streams)]
     numbers = chosen.buffer * 1_000_000 // 4 // 4096 * 4096
     buffer = LargePages().empty(numbers, dtype=torch.float32).fill_(1)
     streams: dict[str, Callable[[], Any]] = {
-        name: lambda one=one: one.stream(fresh(text[: chosen.prompt]), chosen.tokens) for name, one in by_name.items()
+        name: lambda one=one: one.stream(fresh(prompt), chosen.tokens) for name, one in by_name.items()
     }
     answering: dict[str, Callable[[], Any]] = {
         name: lambda one=one: one.answers(fresh(text), asked, chosen.tokens)
@@ -102,8 +102,7 @@ def measure(chosen: Namespace, by_name: dict[str, Any]) -> dict[str, Any]:
     }
     given = alternate({**streams, "memory": lambda: bandwidth(buffer)}, chosen.repeats)
     together = alternate(answering, chosen.repeats)
-    same = text[: chosen.prompt]
-    replies = {name: one.stream(same, chosen.tokens).ids for name, one in by_name.items()}
+    replies = {name: one.stream(prompt, chosen.tokens).ids for name, one in by_name.items()}
     return report(chosen, weight_count(ensure(ModelSpec(source=chosen.model)).folder), given, together, replies)
 
 
@@ -117,6 +116,7 @@ def report(
     memory = given.pop("memory")
     sizes = {name: weights * bytes_each(name) for name in given}
     rates = {name: [each.rate for each in streams] for name, streams in given.items()}
+    firsts = {name: [each.first for each in streams] for name, streams in given.items()}
     walls = {name: [each.wall for each in answers] for name, answers in together.items()}
     decoding = {name: [each.rate for each in answers] for name, answers in together.items()}
     return {
@@ -134,6 +134,8 @@ def report(
             name: Range([rate * sizes[name] / read for rate, read in zip(values, memory, strict=True)])
             for name, values in rates.items()
         },
+        "first_token_s": {name: Range(values) for name, values in firsts.items()},
+        "first_token_ours_sooner": {name: ratios(values, firsts["cachegraph"]) for name, values in firsts.items()},
         "same_tokens_as_ours": {name: _agree(ids, replies["cachegraph"]) for name, ids in replies.items()},
         "answers_wall_s": {name: Range(values) for name, values in walls.items()},
         "answers_ours_faster": {name: ratios(values, walls["cachegraph"]) for name, values in walls.items()},
@@ -161,6 +163,8 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         row("  cachegraph int8 over it", "one_stream_int8_over", ".2f"),
         row("  MB of weights", "weights_mb", "d"),
         row(f"  of the bound ({memory['median']:.1f} GB/s over them)", "of_the_bound", ".0%"),
+        row("  its first token, s", "first_token_s", ".3f"),
+        row("  over cachegraph's", "first_token_ours_sooner", ".2f"),
         row("  tokens alike with cachegraph", "same_tokens_as_ours", "d"),
         row("answers to a document, all, s", "answers_wall_s", ".2f"),
         row("  its time over cachegraph's", "answers_ours_faster", ".2f"),

@@ -1,4 +1,4 @@
-"""What the benchmarks have models read: the beginning of this repository's LICENSE, cut at a number of tokens."""
+"""What the benchmarks have models read: this repository's LICENSE, over and over, cut at a number of tokens."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -14,13 +14,20 @@ _numbers = count(1)
 
 
 def document(tokenizer: Tokenizer, tokens: int) -> str:
-    text = _LICENSE.read_text(encoding="utf-8")
-    offsets = tokenizer.encode(text, special=False).offsets
-    return text[: offsets[min(tokens, len(offsets)) - 1][1]]
+    text, offsets = _read(tokenizer, tokens)[:2]
+    return text[: offsets[tokens - 1][1]]
 
 
 def document_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
-    return tokenizer.encode(_LICENSE.read_text(encoding="utf-8"), special=False).ids[:tokens]
+    return _read(tokenizer, tokens)[2][:tokens]
+
+
+def _read(tokenizer: Tokenizer, tokens: int) -> tuple[str, list[tuple[int, int]], list[int]]:
+    """A text of at least so many tokens, where each of them is in it, and their ids."""
+    once = text = _LICENSE.read_text(encoding="utf-8")
+    while len((read := tokenizer.encode(text, special=False)).ids) < tokens:
+        text += once
+    return text, read.offsets, read.ids
 
 
 def fresh_text(text: str) -> str:
