@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = ["BLOCK", "KV", "LayerKV", "RowCache", "concat"]
 
 BLOCK = 32  # positions: tails have room for a whole number of these
+_TOGETHER = 2**26  # bytes of a tail that moves at once; of a larger one no second copy of all layers is made
 
 
 class LayerKV(NamedTuple):
@@ -81,8 +82,9 @@ def concat(parts: Sequence[KV]) -> KV:
 class RowCache:
     """What one running row attends to: shared segments in front, then a tail that it alone writes.
 
-    The tail's buffers have room to spare, so decoding does not copy them at every step. They grow by a quarter. All
-    that `room_for` gives are parts of one, which moves at once.
+    The tail's buffers have room to spare, so decoding does not copy them at every step. They grow by a quarter. Of a
+    small tail all keys that `room_for` gives are parts of one buffer, and all values, so each moves at once; and who
+    goes on with the values and other keys, as after a rotation, keeps no keys alive.
     """
 
     def __init__(self, segments: Sequence[KV] = ()):
@@ -90,7 +92,7 @@ class RowCache:
         self.capacity = 0  # positions that the tail's buffers have room for, or will have when next written
         self.moves = 0  # how often a buffer of the tail has got another address
         self._tail: list[LayerKV] = []  # buffers, by layer (1, kv_heads, capacity, head_dim)
-        self._whole: Tensor | None = None  # (2 layers, 1, kv_heads, capacity, head_dim), where they are parts of it
+        self._whole: LayerKV | None = None  # (layers, 1, kv_heads, capacity, head_dim) each, where they are parts of it
         self._places = np.empty(0, dtype=np.int64)  # RoPE positions of the tail's entries, and room to spare
         self._used = 0  # entries of the tail that are written in every layer
         self._reserved = 0  # the same with those that are announced
@@ -178,20 +180,27 @@ class RowCache:
         For code that writes new entries into every layer by itself; `reserve` and `commit` then make them count.
         """
         self.make_room(new)
-        if not self._tail or self._tail[0].keys.shape[2] < self.capacity:
-            whole = torch.empty(2 * layers, 1, heads, self.capacity, dim, dtype=dtype, device=device)
-            self._move(whole)
+        if not self._tail:
+            empty = torch.empty(1, heads, 0, dim, dtype=dtype, device=device)
+            self._tail = [LayerKV(empty, empty)] * layers
+        if self._tail[0].keys.shape[2] < self.capacity:
+            if 2 * layers * heads * self.capacity * dim * dtype.itemsize <= _TOGETHER:
+                self._move(*(empty.new_empty(layers, 1, heads, self.capacity, dim) for empty in self._tail[0]))
+            else:
+                self._tail = [self._with_room(buffer) for buffer in self._tail]
         return self._tail, self._used
 
-    def _move(self, whole: Tensor) -> None:
-        parts = whole.unbind()
-        if self._used and self._whole is not None:
-            whole[:, :, :, : self._used] = self._whole[:, :, :, : self._used]
-        elif self._used:
-            for new, old in zip(parts, (each for layer in self._tail for each in layer), strict=True):
-                new[:, :, : self._used] = old[:, :, : self._used]
-        self._tail = [LayerKV(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
-        self._whole = whole
+    def _move(self, keys: Tensor, values: Tensor) -> None:
+        used, whole = self._used, LayerKV(keys, values)
+        tail = [LayerKV(*pair) for pair in zip(*(each.unbind() for each in whole), strict=True)]
+        if self._whole is not None:
+            for new, old in zip(whole, self._whole, strict=True):
+                new[:, :, :, :used] = old[:, :, :, :used]
+        elif used:
+            for layer, before in zip(tail, self._tail, strict=True):
+                for new, old in zip(layer, before, strict=True):
+                    new[:, :, :used] = old[:, :, :used]
+        self._tail, self._whole = tail, whole
         self.moves += 1
 
     def commit(self) -> None:

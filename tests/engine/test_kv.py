@@ -1,5 +1,6 @@
 """Caches as values: shared in front, written behind, never changed by anybody else."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,6 +71,26 @@ def test_code_that_writes_into_the_buffers_itself_leaves_what_appending_leaves(s
     for tail in frozen:
         assert same(tail, kv(0, len(tail)))
     assert len(cache) == at
+
+
+def test_who_goes_on_with_a_rows_values_keeps_no_keys_alive() -> None:
+    buffers, _ = RowCache().room_for(40, LAYERS, 2, 3, torch.float32)
+    keys, values = ({each.untyped_storage().data_ptr() for each in side} for side in zip(*buffers, strict=True))
+    assert not keys & values
+
+
+def test_a_large_tail_moves_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachegraph.engine.kv._TOGETHER", 0)
+    cache = RowCache()
+    for at in range(0, 200, 50):
+        buffers, used = cache.room_for(50, LAYERS, 2, 3, torch.float32)
+        for buffer, layer in zip(buffers, kv(at, 50).layers, strict=True):
+            for to, of in zip(buffer, layer, strict=True):
+                to[:, :, used : used + 50] = of
+        cache.reserve(range(at, at + 50))
+        cache.commit()
+    assert same(cache.tail(), kv(0, 200))
+    assert len({each.untyped_storage().data_ptr() for layer in buffers for each in layer}) == 2 * LAYERS
 
 
 def test_a_frozen_tail_is_not_changed_by_what_comes_later() -> None:
