@@ -4,7 +4,7 @@ Both read the question; the receiver's cache is corrected by a fuser, and the sa
 split says where the difference goes: the sharer's prefill, aligning and rotating, fusing, the receiver's own prefill,
 decoding, and what is none of these.
 
-    python benchmarks/fused_overhead.py [--prompts 64 256 1024] [--reply 33] [--quick] [--profile] [--json]
+    python benchmarks/fused_overhead.py [--prompts 64 256 1024] [--reply 33] [--sharer-weights int8] [--quick] [--json]
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,10 @@ class Reading(NamedTuple):
     parts: dict[str, float]
 
 
-def build(receiver: str, sharer: str, fuser: str, dtype: str, reply: int) -> Graph:
+def build(receiver: str, sharer: str, sharer_weights: str | None, fuser: str, dtype: str, reply: int) -> Graph:
     """As recipes/science-duo.yaml, with replies of one length."""
-    graph = Graph(
-        name="fused",
-        models={name: {"source": of, "dtype": dtype} for name, of in (("mine", receiver), ("theirs", sharer))},
-    )
+    theirs = {"source": sharer, "dtype": dtype} | ({"weights": sharer_weights} if sharer_weights else {})
+    graph = Graph(name="fused", models={"mine": {"source": receiver, "dtype": dtype}, "theirs": theirs})
     graph.add_input("question")
     graph.add_agent("expert", model="theirs", prompt="Question: {{ question }}\nWhat one needs to know:")
     _add_answerer(graph, "{{ expert }}\n{{ question }}", reply)
@@ -85,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__ or "", reply=(33, 3))
     parser.add_argument("--receiver", default="smollm2-135m-instruct")
     parser.add_argument("--sharer", default="gemma-3-270m")
+    parser.add_argument("--sharer-weights", choices=["int8"], help="what they are rounded to")
     parser.add_argument("--fuser", default="smollm2-135m-instruct--gemma-3-270m")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--prompts", type=int, nargs="+", default=[64, 256, 1024], help="tokens of the question")
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         graphs = {
             "alone": stack.enter_context(alone(chosen.receiver, chosen.dtype, chosen.reply)),
             "fused": stack.enter_context(
-                build(chosen.receiver, chosen.sharer, chosen.fuser, chosen.dtype, chosen.reply)
+                build(chosen.receiver, chosen.sharer, chosen.sharer_weights, chosen.fuser, chosen.dtype, chosen.reply)
             ),
         }
         engine = stack.enter_context(leased(ModelSpec(source=chosen.receiver, dtype=chosen.dtype), Path()))
@@ -118,7 +117,10 @@ def report(chosen: Any, given: dict[int, dict[str, list[Reading]]]) -> dict[str,
         return {part: median(each.parts[part] for each in readings) for part in PARTS}
 
     return {
-        "title": f"{chosen.receiver} corrected by {chosen.sharer}, {chosen.dtype}, {chosen.reply} tokens decoded",
+        "title": (
+            f"{chosen.receiver} corrected by {chosen.sharer} {chosen.sharer_weights or ''}".rstrip()
+            + f", {chosen.dtype}, {chosen.reply} tokens decoded"
+        ),
         "n": chosen.repeats,
         "prompts": {
             str(size): {
