@@ -51,8 +51,9 @@ class Crew {
         wake.notify_all();
         job(0);
         wait_until([this] { return left.load(std::memory_order_acquire) == 0; });
-        const bool crowded = waited > (Clock::now() - began).count() / 2;
-        alone = patience = crowded ? std::min(2 * patience + 1, MOST) : 0;
+        const bool again = crowded;
+        crowded = waited > (Clock::now() - began).count() / 2;
+        alone = patience = crowded && again ? std::min(2 * patience + 1, MOST) : 0;
     }
 
     void barrier() {
@@ -104,6 +105,7 @@ class Crew {
     std::atomic<int> left{0}, arrived{0};
     std::atomic<uint32_t> phase{0};
     std::atomic<int64_t> waited{0};  // by all, since they stopped spinning, in this step
+    bool crowded = false;            // whether they waited for most of the last step that all took: once is chance
     int alone = 0, patience = 0;     // steps that one thread still takes; that it takes in a row
 };
 
