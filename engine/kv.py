@@ -185,12 +185,13 @@ class RowCache:
             self._tail = [LayerKV(empty, empty)] * layers
         if self._tail[0].keys.shape[2] < self.capacity:
             if 2 * layers * heads * self.capacity * dim * dtype.itemsize <= _TOGETHER:
-                self._move(*(empty.new_empty(layers, 1, heads, self.capacity, dim) for empty in self._tail[0]))
+                self._move(*(each.new_empty(layers, 1, heads, self.capacity, dim) for each in self._tail[0]))
             else:
                 self._tail = [self._with_room(buffer) for buffer in self._tail]
         return self._tail, self._used
 
     def _move(self, keys: Tensor, values: Tensor) -> None:
+        """Into these, (layers, 1, kv_heads, capacity, head_dim) each."""
         used, whole = self._used, LayerKV(keys, values)
         tail = [LayerKV(*pair) for pair in zip(*(each.unbind() for each in whole), strict=True)]
         if self._whole is not None:

@@ -91,8 +91,8 @@ def choose(
 ) -> list[int]:
     """By row, the next token; -1 where there is none because no logit is a number. `logits`: (vocab,) each, unchanged.
 
-    The ids that come back are the only thing that is copied from the device. `meanwhile` is called
-    before the host has them.
+    The ids that come back are the only thing that is copied from the device. `meanwhile` is called before the host has
+    them.
     """
     if meanwhile is None and all(map(_is_plain, samplers, logits)):
         return [_likeliest_alone(sampler, each) for sampler, each in zip(samplers, logits, strict=True)]

@@ -149,11 +149,11 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
         int64_t g = 0;
         const auto next = [&](auto some) { take(g, some), g += some; };
 #if defined(__AVX512F__)
-        for (; group - g > 3 && (group - g) % 3;) next(std::integral_constant<int, 4>());
-        for (; group - g >= 3;) next(std::integral_constant<int, 3>());
+        while (group - g > 3 && (group - g) % 3) next(std::integral_constant<int, 4>());
+        while (group - g >= 3) next(std::integral_constant<int, 3>());
         if (group - g == 2) next(std::integral_constant<int, 2>());
 #endif
-        for (; g < group;) next(std::integral_constant<int, 1>());
+        while (g < group) next(std::integral_constant<int, 1>());
     }
 
     // G queries with N keys that lie behind each other.
