@@ -12,6 +12,7 @@ import anyio
 import pytest
 import torch
 from tiny import Tiny
+from together import gather, in_one_batch
 
 from cachegraph.engine.cpu import has_tiles
 from cachegraph.engine.cpu.build import Kernels, kernels
@@ -36,30 +37,6 @@ def engine(tiny: Tiny) -> Iterator[Engine]:
     engine = Engine(tiny("llama"))
     yield engine
     engine.close()
-
-
-async def gather(*calls: Callable[[], Awaitable[Any]]) -> list[Any]:
-    results: list[Any] = [None] * len(calls)
-
-    async def run(index: int, call: Callable[[], Awaitable[Any]]) -> None:
-        results[index] = await call()
-
-    async with anyio.create_task_group() as group:
-        for index, call in enumerate(calls):
-            group.start_soon(run, index, call)
-    return results
-
-
-async def in_one_batch(engine: Engine, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """The engine looks at none of these requests before all have arrived."""
-    go = threading.Event()
-
-    async def open_gate() -> None:
-        await anyio.wait_all_tasks_blocked()
-        go.set()
-
-    *results, _, _ = await gather(*calls, lambda: engine.call(go.wait), open_gate)
-    return results
 
 
 def generate(

@@ -4,12 +4,14 @@ import gc
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 import torch
 from tiny import Tiny
+from together import in_one_batch
 
 from cachegraph.engine.account import Account, asking
 from cachegraph.engine.engine import Engine
@@ -67,17 +69,13 @@ async def test_rows_that_outgrow_the_budget_are_swapped_and_reply_as_they_would_
     spec = GenerateSpec(max_new_tokens=60)
     roomy, tight = small(10_000), small(160)
     expected = [list((await roomy.generate(ids, spec=spec)).ids) for ids in prompts]
-    found: dict[int, Any] = {}
 
-    async def reply(number: int) -> None:
-        found[number] = (await tight.generate(prompts[number], spec=spec)).ids
+    async def reply(ids: list[int]) -> list[int]:
+        return list((await tight.generate(ids, spec=spec)).ids)
 
     async with swaps(monkeypatch) as out:
-        async with anyio.create_task_group() as group:
-            for number in range(4):
-                group.start_soon(reply, number)
-        assert out
-    assert [found[number] for number in range(4)] == expected
+        assert await in_one_batch(tight, *(partial(reply, ids) for ids in prompts)) == expected
+    assert out
     assert tight.kv_use().peak <= tight.kv_memory
     assert await used(tight) == 0
 
@@ -218,17 +216,14 @@ async def test_no_room_to_swap_to_fails_the_row_in_our_words(small: Small, monke
 
     monkeypatch.setattr("cachegraph.engine.swap.tempfile.TemporaryFile", full)
     engine = small(128)
-    outcomes: list[Any] = []
 
-    async def reply(number: int) -> None:
+    async def reply(number: int) -> Generated | ModelError:
         try:
-            outcomes.append(await engine.generate(tokens(20, seed=number), spec=GenerateSpec(max_new_tokens=60)))
+            return await engine.generate(tokens(20, seed=number), spec=GenerateSpec(max_new_tokens=60))
         except ModelError as error:
-            outcomes.append(error)
+            return error
 
-    async with anyio.create_task_group() as group:
-        for number in range(3):
-            group.start_soon(reply, number)
+    outcomes = await in_one_batch(engine, *(partial(reply, number) for number in range(3)))
     errors = [str(each) for each in outcomes if isinstance(each, ModelError)]
     assert errors
     assert all("KV memory is full" in each and "No space left on device; free room there" in each for each in errors)
