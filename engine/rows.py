@@ -18,7 +18,8 @@ from .scheduler import Scheduler, Share
 __all__ = ["PATIENCE", "Rows"]
 
 PATIENCE = 60.0  # seconds for which a row waits while nothing runs and nothing is freed
-GRACE = 0.05  # seconds for which the oldest row waits for caches that others may be about to give back
+FETCHING = 5.0  # the same, where its own run holds too much: replies that are done are held until they are fetched
+GRACE = 0.05  # seconds for which the oldest row waits for them before it goes beyond the budget
 SPARE = 32  # positions by which every row at work may grow before somebody new comes in
 
 
@@ -190,24 +191,32 @@ class Rows(Generic[JobT]):
     def _unblock(self) -> None:
         """Nothing runs, so nothing will be freed here: what is in use is held by runs between two of their turns.
 
-        Of those one goes on beyond the budget, so that it can finish and free what it holds. A run that holds nothing
-        waits for them.
+        Of those one goes on beyond the budget, so that it can finish and free what it holds: the first that fits with
+        what its run holds. A run that holds nothing waits for them.
         """
         if self._stuck is None:
             gc.collect()  # of caches that nothing but cycles of objects hold
             self._stuck = (self.memory.held, time.monotonic())
-        first = next(iter([*self._swapped, *self._line()]))
-        if first in self._swapped or self.memory.held_by(first.run):
-            try:
-                self._check_size(first, first.remaining, self.memory.held_by(first.run))
-            except ModelError as error:
-                first.error = error
-            else:
-                self._let_in(first)
         elif self._stuck[0] != self.memory.held:
             self._stuck = (self.memory.held, time.monotonic())
-        elif time.monotonic() - self._stuck[1] > PATIENCE:
-            first.error = ModelError(
+        line = [*self._swapped, *self._line()]
+        refused: list[tuple[JobT, ModelError]] = []
+        for job in line:
+            held = self.memory.held_by(job.run)
+            if not held and job not in self._swapped:
+                break
+            try:
+                self._check_size(job, job.remaining, held)
+            except ModelError as error:
+                refused.append((job, error))
+            else:
+                self._let_in(job)
+                return
+        waited = time.monotonic() - self._stuck[1]
+        if refused and waited > FETCHING:
+            refused[0][0].error = refused[0][1]
+        elif not refused and waited > PATIENCE:
+            line[0].error = ModelError(
                 f"{self._name!r} has waited {PATIENCE:g} s for KV memory: {size_words(self.memory.held)} of "
                 f"{size_words(self.memory.budget)} are held by caches that nobody gives back; {_REMEDY}"
             )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cachegraph.engine import rows as rows_module
 from cachegraph.engine.memory import Memory
-from cachegraph.engine.rows import GRACE, SPARE, Rows
+from cachegraph.engine.rows import FETCHING, GRACE, SPARE, Rows
 from cachegraph.engine.scheduler import Scheduler
 from cachegraph.errors import ModelError
 
@@ -99,6 +99,13 @@ def hold(work: Rows[Job], run: object, size: int) -> None:
     work.memory._by_run[run] += size
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(rows_module.time, "monotonic", lambda: now[0])
+    return now
+
+
 def test_a_request_that_does_not_fit_waits_and_goes_when_another_is_done() -> None:
     work = rows(128)
     first, second = Job(64, writes=3), Job(64)
@@ -175,10 +182,8 @@ def test_a_run_that_holds_memory_goes_before_others_and_beyond_the_budget_where_
 
 
 def test_the_oldest_row_waits_a_moment_for_a_reply_to_be_fetched_before_it_goes_beyond_the_budget(
-    monkeypatch: pytest.MonkeyPatch,
+    clock: list[float],
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr(rows_module.time, "monotonic", lambda: now[0])
     for fetched in (True, False):
         work, job = rows(128), Job(64, writes=40)
         work.add(job)
@@ -188,23 +193,47 @@ def test_the_oldest_row_waits_a_moment_for_a_reply_to_be_fetched_before_it_goes_
             assert step(work) == []
         if fetched:
             hold(work, None, -64)
-        now[0] += GRACE
+        clock[0] += GRACE
         assert step(work) == [job]
         assert work.memory.peak == (96 if fetched else 160)
 
 
-def test_a_run_that_holds_too_much_itself_is_told_so() -> None:
+def test_a_run_that_holds_too_much_itself_is_told_so_once_nothing_more_of_it_is_given_back(clock: list[float]) -> None:
+    work = rows(256)
+    hold(work, "holds", 224)
+    job = Job(64, run="holds")
+    work.add(job)
+    for clock[0] in (0.0, FETCHING):
+        assert step(work) == []
+        assert job.error is None
+    clock[0] += 0.1
+    assert step(work) == []
+    assert str(job.error).startswith("'m' can't read this: 64 tokens need 64B of KV memory behind 224B")
+
+
+def test_a_reply_that_is_yet_to_be_fetched_refuses_nobody(clock: list[float]) -> None:
     work = rows(256)
     hold(work, "holds", 224)
     job = Job(64, run="holds")
     work.add(job)
     assert step(work) == []
-    assert str(job.error).startswith("'m' can't read this: 64 tokens need 64B of KV memory behind 224B")
+    hold(work, "holds", -100)
+    assert step(work) == [job]
 
 
-def test_nobody_waits_for_ever_for_memory_that_is_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(rows_module.time, "monotonic", lambda: clock[0])
+def test_where_a_run_holds_too_much_for_one_of_its_rows_another_that_fits_goes_first(clock: list[float]) -> None:
+    work = rows(256)
+    hold(work, "holds", 220)
+    hold(work, "other", 30)
+    large, small = Job(64, run="holds", depth=1), Job(32, run="holds")
+    work.add(large)
+    work.add(small)
+    assert step(work) == [small]
+    hold(work, "holds", -100)
+    assert step(work) == [large]
+
+
+def test_nobody_waits_for_ever_for_memory_that_is_never_given_back(clock: list[float]) -> None:
     work = rows(256)
     hold(work, None, 250)
     job = Job(64)
