@@ -20,10 +20,14 @@ from transformers.cache_utils import Cache
 
 from .kv import LayerKV, RowCache
 
-__all__ = ["NAME", "Attends", "OnLayer", "PackedRows", "attending", "packed_rows"]
+__all__ = ["NAME", "Attends", "Enough", "OnLayer", "PackedRows", "attending", "packed_rows"]
 
 NAME = "cachegraph"
 OnLayer = Callable[[int, LayerKV], None]
+
+
+class Enough(Exception):
+    """Raised within a forward pass once it has the entries of all the layers that are wanted."""
 
 
 class Attends(Protocol):
@@ -51,6 +55,7 @@ class PackedRows:
     overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
     sees: Sequence[Tensor | None] = ()  # by row: (new, new) of bool, instead of causality among the new tokens
     told: Sequence[OnLayer | None] = ()  # by row: who is told of each layer's entries as soon as they are computed
+    layers: int | None = None  # the entries of so many are wanted; None: of all
     _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
@@ -79,7 +84,8 @@ class PackedRows:
     def attend(
         self, layer: int, query: Tensor, new: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        """As `Attends` has it, row by row."""
+        """As `Attends` has it, row by row. Raises Enough in the last layer that is wanted."""
+        last = layer + 1 == self.layers
         out, start = [], 0
         for row, cache in enumerate(self.caches):
             end = start + len(self.positions[row])
@@ -89,9 +95,14 @@ class PackedRows:
             past = cache.append(layer, *own)
             if self.told and (tell := self.told[row]) is not None:
                 tell(layer, past)
+            if last:
+                start = end
+                continue
             mask = self.mask(row, self.windows[layer], query.device)
             out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, sinks))
             start = end
+        if last:
+            raise Enough
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 

@@ -57,13 +57,18 @@ class Engine:
         logits: Literal["none", "last", "all"] = "none",
         override: Sequence[LayerKV] | None = None,
         on_layer: OnLayer | None = None,
+        layers: int | None = None,
     ) -> Prefilled:
         """Read `ids` behind `past`, which is left as it is. Logits are computed only where asked for.
 
         `on_layer` is told of each layer's entries, those of `past` too, in the engine's thread, before the next layer
-        is computed; where the step has to be repeated, once more.
+        is computed; where the step has to be repeated, once more. Where `layers` is given, no more than so many of the
+        model's first ones are computed: the row has entries of those alone, and `past` needs no others.
         """
-        job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override, on_layer)
+        if layers is not None and not (0 < layers <= self.model.info.layers and logits == "none"):
+            raise ValueError(f"{layers} layers of {self.model.info.layers}, and {logits!r} of their logits")
+        layers = None if layers == self.model.info.layers else layers
+        job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override, on_layer, layers)
         await self._serve(job)
         return self._prefilled(job, past)
 

@@ -1,6 +1,7 @@
 """One forward pass of one model over the new tokens of many rows: the only caller of a model whose cache can travel."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .attention import OnLayer, PackedRows, packed_rows
+from .attention import Enough, OnLayer, PackedRows, packed_rows
 from .devices import home_of, is_spread, sent
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
@@ -35,6 +36,7 @@ class Row:
     sees: Tensor | None = None  # (new, new) of bool, lower triangular: which new tokens each sees, for branches
     short: bool = False  # part of a prompt of a few tokens: of all of it, lest its bits depend on how it is cut up
     on_layer: OnLayer | None = None  # told of each layer's entries, the past ones too, as soon as they are computed
+    layers: int | None = None  # the pass ends with the entries of so many layers, without logits; None: of all
 
 
 def forward(
@@ -45,35 +47,39 @@ def forward(
     Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
     logits the output head is not run at all.
     """
-    kinds = [_kernel_of(row, decoder) for row in rows]
+    groups: dict[tuple[Literal["few", "many"] | None, int | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((_kernel_of(row, decoder), row.layers), []).append(row)
     by_row: dict[int, Tensor | None] = {}
-    for kind in ("few", "many"):
-        if decoder is not None and (some := [row for row, its in zip(rows, kinds, strict=True) if its == kind]):
-            by_row |= _by_kernels(decoder, some, many=kind == "many")
-    if others := [row for row, its in zip(rows, kinds, strict=True) if its is None]:
-        by_row |= {id(row): out for row, out in zip(others, _forward(model, info, others), strict=True)}
+    for (kind, layers), some in groups.items():
+        if decoder is not None and kind is not None:
+            by_row |= _by_kernels(decoder, some, kind == "many", layers)
+        else:
+            by_row |= {id(row): out for row, out in zip(some, _forward(model, info, some, layers), strict=True)}
     return [by_row[id(row)] for row in rows]
 
 
 def _kernel_of(row: Row, decoder: "Decoder | Stepper | None") -> Literal["few", "many"] | None:
     """By which kernels a row is computed: a token, or a part of a short prompt, or of a longer one; None is torch."""
     odd = row.override is not None or row.sees is not None or row.on_layer is not None
-    if decoder is None or odd:
+    if decoder is None or odd or (row.layers is not None and not decoder.ends_early):
         return None
     if row.short or len(row.ids) == 1:
         return "few"
     return "many" if decoder.reads_prompts else None
 
 
-def _by_kernels(decoder: "Decoder | Stepper", rows: Sequence[Row], many: bool) -> dict[int, Tensor | None]:
+def _by_kernels(
+    decoder: "Decoder | Stepper", rows: Sequence[Row], many: bool, layers: int | None
+) -> dict[int, Tensor | None]:
     asked = [_asked(row) for row in rows]
     positions = [row.positions for row in rows]
-    logits = decoder.read([row.ids for row in rows], [row.cache for row in rows], asked, positions, many)
+    logits = decoder.read([row.ids for row in rows], [row.cache for row in rows], asked, positions, many, layers)
     parts = torch.split(logits, [len(some) for some in asked])
     return {id(row): part if len(part) else None for row, part in zip(rows, parts, strict=True)}
 
 
-def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | None]:
+def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | None) -> list[Tensor | None]:
     device = home_of(model)
     asked = len(rows)
     if model.dtype in _HALF:
@@ -87,12 +93,14 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row]) -> list[Tensor | 
         overrides=[row.override for row in rows] if any(row.override for row in rows) else (),
         sees=[row.sees for row in rows] if any(row.sees is not None for row in rows) else (),
         told=[row.on_layer for row in rows] if any(row.on_layer is not None for row in rows) else (),
+        layers=layers,
     )
     wanted = _wanted(rows)
     with packed_rows(packed) as cache:
         inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None].to(device), cache_argument(model): cache}
         if not wanted:
-            model.get_decoder()(**inputs, use_cache=True)
+            with suppress(Enough):
+                model.get_decoder()(**inputs, use_cache=True)
             return [None] * asked
         keep = sent(wanted, torch.int64, torch.device("cpu") if is_spread(model) else device)
         logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]  # (wanted, vocab)

@@ -35,6 +35,7 @@ class Job:
     positions: Tensor | None = None
     override: Sequence[LayerKV] | None = None
     on_layer: OnLayer | None = None
+    layers: int | None = None  # so many of the model's first ones are computed; None: all
     # Where the row generates:
     spec: GenerateSpec | None = None
     sampler: Sampler | None = None

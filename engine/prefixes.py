@@ -21,9 +21,9 @@ __all__ = ["Prefixes", "chain"]
 MOST = 4  # blocks take up to a quarter of the budget
 
 
-def chain(ids: Sequence[int], tenant: str | None) -> list[bytes]:
-    """By whole block, a digest of all tokens up to its end and of whose they are."""
-    digest = hashlib.sha256(repr(tenant).encode()).digest()
+def chain(ids: Sequence[int], tenant: str | None, layers: int | None = None) -> list[bytes]:
+    """By whole block, a digest of all tokens up to its end, of whose they are, and of how many layers were computed."""
+    digest = hashlib.sha256(repr((tenant, layers)).encode()).digest()
     digests = []
     for start in range(0, len(ids) - CHUNK + 1, CHUNK):
         digest = hashlib.sha256(digest + array("q", ids[start : start + CHUNK]).tobytes()).digest()

@@ -147,7 +147,7 @@ class Worker:
         """Take the beginning of a plain prompt from what was read before."""
         if self._model.why_no_cache is not None or not (self._reuses and job.is_plain):
             return
-        job.chain = chain(job.pending, job.account.tenant)
+        job.chain = chain(job.pending, job.account.tenant, job.layers)
         if job.logits_wanted == "all":
             return
         job.cache.segments = self.prefixes.find(job.chain[: (job.remaining - 1) // CHUNK])
@@ -229,7 +229,16 @@ def _row(job: Job, tokens: int) -> Row:
     positions = job.positions[:tokens] if job.positions is not None else None
     override = [layer.select(slice(tokens)) for layer in job.override] if job.override is not None else None
     on_layer = job.on_layer if tokens == len(job.pending) else None
-    return Row(job.pending[:tokens], job.cache, wanted, positions, override, short=job.short, on_layer=on_layer)
+    return Row(
+        job.pending[:tokens],
+        job.cache,
+        wanted,
+        positions,
+        override,
+        short=job.short,
+        on_layer=on_layer,
+        layers=job.layers,
+    )
 
 
 def _advance(job: Job, tokens: int, logits: Tensor | None) -> None:

@@ -23,12 +23,16 @@ def read(
     prompts: Sequence[Sequence[int]],
     past: Sequence[tuple[KV, ...]] | None = None,
     positions: Sequence[Tensor | None] | None = None,
+    layers: int | None = None,
 ) -> list[KV]:
-    """Prefill these prompts, none empty, each behind its own past; returns what each added. Many short ones at once."""
+    """Prefill these prompts, none empty, each behind its own past; returns what each added. Many short ones at once.
+
+    With `layers` no more than so many of the model's first ones are computed.
+    """
     at = positions or [None] * len(prompts)
     behind = past or [()] * len(prompts)
     rows = [
-        Row(list(ids), RowCache(segments), "none", where)
+        Row(list(ids), RowCache(segments), "none", where, layers=layers)
         for ids, segments, where in zip(prompts, behind, at, strict=True)
     ]
     batch: list[Row] = []

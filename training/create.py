@@ -5,6 +5,7 @@ from typing import Any
 import psutil
 
 from cachegraph.channels.cache.align import Aligner
+from cachegraph.channels.cache.layers import LAYER_MAPS, LayerPair
 from cachegraph.channels.create import why_not_aligned
 from cachegraph.channels.fusers.card import Geometry, ModelEnd
 from cachegraph.channels.fusers.create import new_fuser
@@ -66,7 +67,7 @@ def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
         wanted.architecture,
         ends[0].geometry,
         ends[1].geometry,
-        layer_map=wanted.layer_map,
+        layer_map=_layer_map(wanted, *ends),
         seed=spec.seed,
         card={
             "receiver": ends[0],
@@ -83,6 +84,14 @@ def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
         assert sharer.tokenizer is not None
         aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.raw, wanted.alignment)
     return FuseLearner(pair, fuser, aligner, zero=spec.control == "zero")
+
+
+def _layer_map(wanted: FuseSpec, receiver: ModelEnd, sharer: ModelEnd) -> tuple[LayerPair, ...]:
+    layers = sharer.geometry.layers
+    depth = wanted.sharer_depth or layers
+    if depth > layers:
+        raise ConfigError(f"sharer_depth is {depth}, but {sharer.name!r} has {layers} layers; set it to one of them")
+    return LAYER_MAPS[wanted.layer_map](receiver.geometry.layers, depth)
 
 
 def model_end(model: LoadedModel) -> ModelEnd:

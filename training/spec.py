@@ -52,6 +52,10 @@ class FuseSpec(Strict):
     architecture: Literal["c2c", "lean"] = "lean"
     params: Annotated[dict[str, int | float | str], Field(description="The architecture's own sizes.")] = {}  # noqa: RUF012
     layer_map: Literal["last_aligned", "k_nearest"] = "last_aligned"
+    sharer_depth: Annotated[
+        PositiveInt | None,
+        Field(description="So many of the sharer's first layers are read, and it computes no others; null: all."),
+    ] = None
     alignment: Literal["ids", "first", "longest", "offsets"] = "offsets"
     reads: Literal["receiver-prompt", "own-prompt"] = "receiver-prompt"
     rope: Annotated[

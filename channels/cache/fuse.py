@@ -42,7 +42,7 @@ class FusedPrefill:
 
     segments: tuple[KV, ...]
     uncorrected: tuple[KV, ...]  # the same row with the last stretch as the receiver alone made it
-    sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row
+    sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row, as deep as its fuser reads
     nbytes: tuple[int, ...]  # by sharer: of the K and V that were handed over
     sizes: tuple[Sizes, ...]  # by sharer: of its corrections
     receiver_cost: Cost
@@ -177,10 +177,11 @@ def _arrivals(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | No
 async def _read_sharer(j: int, sharer: Sharer, text: SharerReading, arrivals: Arrivals | None) -> _SharerRead:
     segments, cost = sharer.kv, Cost()
     if segments is None:
-        if not sharer.fuser.open_layers:
+        depth = sharer.fuser.sharer_depth
+        if not depth:
             return _SharerRead((), None, cost, 0.0)
         send = None if arrivals is None else arrivals.sender(j, _layer_as_read(sharer, text))
-        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, on_layer=send)
+        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, on_layer=send, layers=depth)
         segments, cost = done.segments, done.cost
     if sharer.alter is not None:
         segments = tuple(map(sharer.alter, segments))

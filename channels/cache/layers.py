@@ -1,11 +1,11 @@
 """Which sharer layer corrects which receiver layer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from cachegraph.errors import FuserError
 
-__all__ = ["LayerPair", "check_layers", "k_nearest", "last_aligned"]
+__all__ = ["LAYER_MAPS", "LayerPair", "check_layers", "k_nearest", "last_aligned"]
 
 
 class LayerPair(NamedTuple):
@@ -35,6 +35,13 @@ def k_nearest(receiver_layers: int, sharer_layers: int, k: int = 1) -> tuple[Lay
         for layer in range(receiver_layers)
         for other in sorted(range(sharer_layers), key=lambda other: distance(layer, other))[:k]
     )
+
+
+# By name, what maps the receiver's number of layers and the sharer's.
+LAYER_MAPS: dict[str, Callable[[int, int], tuple[LayerPair, ...]]] = {
+    "last_aligned": last_aligned,
+    "k_nearest": k_nearest,
+}
 
 
 def check_layers(pairs: Iterable[LayerPair], receiver_layers: int, sharer_layers: int) -> tuple[LayerPair, ...]:

@@ -75,7 +75,7 @@ async def correct_as_they_come(
 ) -> KV:
     """The receiver's stretch, corrected. `sources`: by sharer, its source once its layers are given."""
     needed = _needed(fusers)
-    layers, all_layers = list(kv.layers), sum(fuser.card.sharer.geometry.layers for fuser in fusers.values())
+    layers, all_layers = list(kv.layers), sum(fuser.sharer_depth for fuser in fusers.values())
 
     def correct(sent: list[_Sent]) -> None:
         arrivals.take(sent)
@@ -108,7 +108,7 @@ def _needed(fusers: Mapping[int, Fuser]) -> dict[int, list[tuple[int, int]]]:
 def _filled(layers: dict[int, LayerKV], fuser: Fuser) -> list[LayerKV]:
     """By layer; in place of those that have not come stands another, which nobody reads."""
     any_layer = next(iter(layers.values()))
-    return [layers.get(index, any_layer) for index in range(fuser.card.sharer.geometry.layers)]
+    return [layers.get(index, any_layer) for index in range(fuser.sharer_depth)]
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}

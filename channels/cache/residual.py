@@ -32,9 +32,10 @@ class Turning(NamedTuple):
 class Source:
     """One sharer: its cache, the fuser that reads it, and which position stands for which.
 
-    `pairs` is two index tensors of one length, receiver positions (each at most once) and sharer positions; None where
-    both have the same positions. `sizes`, where given, learns how large the corrections are. For a fuser of unrotated
-    keys, `layers` hold such keys, and `turning` says how the receiver's are rotated.
+    `layers` are all of the sharer's, or the first ones as far as the fuser reads. `pairs` is two index tensors of one
+    length, receiver positions (each at most once) and sharer positions; None where both have the same positions.
+    `sizes`, where given, learns how large the corrections are. For a fuser of unrotated keys, `layers` hold such keys,
+    and `turning` says how the receiver's are rotated.
     """
 
     fuser: Fuser
@@ -236,7 +237,9 @@ def _on(base: Tensor, positions: Tensor | None) -> Tensor:
 
 def _check(source: Source, receiver: Sequence[LayerKV]) -> None:
     card = source.fuser.card
-    if len(receiver) != card.receiver.geometry.layers or len(source.layers) != card.sharer.geometry.layers:
+    layers, all_layers = len(source.layers), card.sharer.geometry.layers
+    enough = layers == all_layers or source.fuser.sharer_depth <= layers < all_layers
+    if len(receiver) != card.receiver.geometry.layers or not enough:
         raise ChannelError(
             f"the fuser joins {card.sharer.geometry.layers} sharer layers to {card.receiver.geometry.layers} receiver "
             f"layers, but got caches of {len(source.layers)} and {len(receiver)}; use a fuser of these two models"

@@ -115,7 +115,7 @@ class _ReadAlong(NamedTuple):
 async def _read_along(plan: FusePlan, row: tuple[KV, ...], ids: Sequence[int], positions: Tensor | None) -> _ReadAlong:
     stand_ins = plan.stand_ins(ids)
     tokens = [token for group in stand_ins for token in group]
-    done = await plan.sharer.prefill(tokens, row, positions=positions)
+    done = await plan.sharer.prefill(tokens, row, positions=positions, layers=plan.fuser.sharer_depth)
     assert done.kv is not None
     there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
     return _ReadAlong(_compact(done.segments), await as_read(done.kv, plan.fuser, plan.sharer), there)

@@ -103,6 +103,11 @@ class Fuser:
     def open_layers(self) -> tuple[int, ...]:
         return tuple(layer for layer, _, _ in self if self.is_open(layer))
 
+    @property
+    def sharer_depth(self) -> int:
+        """How many of the sharer's first layers it takes to compute those that an open gate reads."""
+        return max((sharer + 1 for layer, sharer, _ in self if self.is_open(layer)), default=0)
+
     def stack(self, layers: Sequence[int]) -> Stack | None:
         """The projectors of these layers, all open, as one; None where they can only work one by one."""
         projectors = [self.projectors[layer] for layer in layers]

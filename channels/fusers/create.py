@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cachegraph.errors import FuserError
 
-from ..cache.layers import LayerPair, k_nearest, last_aligned
+from ..cache.layers import LAYER_MAPS, LayerPair
 from .base import Fuser, Projector
 from .card import Alignment, Geometry, checked_card
 
@@ -100,10 +100,8 @@ def new_fuser(
 def _layer_map(
     given: Literal["last_aligned", "k_nearest"] | Iterable[tuple[int, int]], receiver: Geometry, sharer: Geometry
 ) -> tuple[LayerPair, ...]:
-    if given == "last_aligned":
-        return last_aligned(receiver.layers, sharer.layers)
-    if given == "k_nearest":
-        return k_nearest(receiver.layers, sharer.layers)
+    if isinstance(given, str) and given in LAYER_MAPS:
+        return LAYER_MAPS[given](receiver.layers, sharer.layers)
     if isinstance(given, str):
         raise FuserError(f"there is no layer map {given!r}; give 'last_aligned', 'k_nearest' or pairs of layers")
     return tuple(LayerPair(*pair) for pair in given)

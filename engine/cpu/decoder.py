@@ -95,6 +95,7 @@ class Decoder:
     are then computed in little more time than one.
     """
 
+    ends_early = True  # a pass may end with the entries of some first layers
     ahead = None  # no step is begun before its tokens are known: the host itself computes
 
     def __init__(self, network: Any, info: ModelInfo, kernels: Kernels):
@@ -110,6 +111,7 @@ class Decoder:
         self._tables: list[Tensor] = []  # by kind: (positions, 2, head_dim)
         self._table_pointers: Any = None
         self._rows: WeakKeyDictionary[RowCache, _View] = WeakKeyDictionary()
+        self._shorter: dict[int, _Model] = {}
         self._dtype: torch.dtype = network.dtype
         self.keeps_panels = _size(network) * _ROOM < psutil.virtual_memory().available
         try:
@@ -137,12 +139,14 @@ class Decoder:
         asked: Sequence[Sequence[int]],
         positions: Sequence[Tensor | None] | None = None,
         many: bool = False,
+        layers: int | None = None,
     ) -> Tensor:
         """Read new tokens behind each cache, which is appended to, at `positions` or on from its end.
 
         Returns the logits behind those of each row's new tokens that are `asked` for, (asked, vocab), float32. A token
         gets the same bits whatever else is read. `many` says how: by matrix products, or weight by weight as is faster
-        for a few tokens; the two differ in the last bits.
+        for a few tokens; the two differ in the last bits. With `layers` the pass
+        ends with the entries of so many, and nothing may be asked.
         """
         places: list[Sequence[int]] = [
             range(start := cache.next_position, start + len(new)) if at is None else at.tolist()
@@ -151,16 +155,20 @@ class Decoder:
         self._reach(max(map(max, places)) + 1)
         if not (min(map(min, ids)) >= 0 and max(map(max, ids)) < self._vocabulary):
             raise IndexError(f"there is a token outside of the vocabulary of {self._vocabulary}")
-        views = [row for each in zip(ids, caches, places, strict=True) for row in self._view(each[1]).rows(*each)]
-        rows = (_Row * len(views))(*views)
+        rows = [
+            row
+            for new, cache, at in zip(ids, caches, places, strict=True)
+            for row in self._view(cache, layers).rows(new, cache, at)
+        ]
+        described = (_Row * len(rows))(*rows)
         starts = accumulate(map(len, ids), initial=0)
         wanted = [start + index for start, some in zip(starts, asked, strict=False) for index in some]
         vocab, block = self._model.head.outputs, self._kernels.block
         logits = torch.empty(len(wanted), -(-vocab // block) * block)
         self._kernels.read(
-            ctypes.addressof(self._model),
-            ctypes.addressof(rows),
-            len(views),
+            ctypes.addressof(self._model if layers is None else self._first(layers)),
+            ctypes.addressof(described),
+            len(rows),
             ctypes.addressof(self._table_pointers),
             (c_int64 * len(wanted))(*wanted),
             len(wanted),
@@ -173,11 +181,18 @@ class Decoder:
             cache.commit()
         return logits[:, :vocab]
 
-    def _view(self, cache: RowCache) -> "_View":
+    def _view(self, cache: RowCache, layers: int | None) -> "_View":
         view = self._rows.get(cache)
         if view is None:
-            view = self._rows[cache] = _View(cache, self._info, self._dtype)
+            view = self._rows[cache] = _View(cache, self._info, self._dtype, layers or self._info.layers)
         return view
+
+    def _first(self, layers: int) -> _Model:
+        """The model as though it had no more."""
+        if layers not in self._shorter:
+            self._shorter[layers] = _Model.from_buffer_copy(self._model)
+            self._shorter[layers].depth = layers
+        return self._shorter[layers]
 
     def _reach(self, positions: int) -> None:
         """Cosines and sines for positions below this."""
@@ -305,25 +320,26 @@ class Decoder:
 class _View:
     """One row's cache as the kernels see it: pointers that change only when the tail moves."""
 
-    def __init__(self, cache: RowCache, info: ModelInfo, dtype: torch.dtype):
+    def __init__(self, cache: RowCache, info: ModelInfo, dtype: torch.dtype, layers: int):
         self._info = info
+        self._layers = layers
         self._dtype = dtype
         self._count = len(cache.segments) + 1
-        self._table = (_Segment * (info.layers * self._count))()  # (layers, count): the tail is each layer's last
+        self._table = (_Segment * (layers * self._count))()  # (layers, count): the tail is each layer's last
         self._lengths = (c_int64 * self._count)(*map(len, cache.segments), 0)
         self._positions = np.empty(0, dtype=np.int64)  # room to spare
         self._entries = 0  # of them, those that are known
         self._moves = -1  # the cache's, when its tail was last looked up
-        shared = [[_laid_out(layer, dtype) for layer in segment.layers] for segment in cache.segments]
+        shared = [[_laid_out(layer, dtype) for layer in segment.layers[:layers]] for segment in cache.segments]
         self._kept = shared  # as long as the kernels point to it
-        for index, layers in enumerate(shared):
-            for number, layer in enumerate(layers):
+        for index, segment in enumerate(shared):
+            for number, layer in enumerate(segment):
                 self._table[number * self._count + index] = _segment(layer)
 
     def rows(self, ids: Sequence[int], cache: RowCache, positions: Sequence[int]) -> list[_Row]:
         """The new tokens' rows, behind the cache as it is now, with room for their entries."""
         info, new = self._info, len(positions)
-        tail, used = cache.room_for(new, info.layers, info.kv_heads, info.head_dim, self._dtype)
+        tail, used = cache.room_for(new, self._layers, info.kv_heads, info.head_dim, self._dtype)
         if cache.moves != self._moves:
             self._moves = cache.moves
             for number, layer in enumerate(tail):

@@ -40,6 +40,7 @@ class Stepper:
 
     short = 1  # tokens of a prompt that it reads
     reads_prompts = False
+    ends_early = False
 
     def __init__(self, network: Any, info: ModelInfo):
         if info.head_dim % 8:
@@ -66,8 +67,10 @@ class Stepper:
         asked: Sequence[Sequence[int]],
         positions: Sequence[Tensor | None] | None = None,
         many: bool = False,
+        layers: int | None = None,
     ) -> Tensor:
-        """As a `Decoder` does, one new token a row: logits of those that are asked for, (asked, vocab)."""
+        """As a `Decoder` does, one new token a row, in all layers: logits of those asked for, (asked, vocab)."""
+        assert layers is None
         places = [
             cache.next_position if at is None else int(at[0])
             for cache, at in zip(caches, positions or [None] * len(ids), strict=True)

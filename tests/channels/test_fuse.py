@@ -20,7 +20,7 @@ from cachegraph.channels.fusers.create import new_fuser
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV, concat
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.errors import ModelError
+from cachegraph.errors import ChannelError, ModelError
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -208,6 +208,66 @@ def test_sharers_with_closed_gates_do_no_work(engines: dict[str, Engine]) -> Non
         alone = await engines["receiver"].prefill(ids[:-1])
         assert same_bits(row.segments, alone.segments)
         assert (row.sharer_cost.prefilled, row.nbytes, row.sharers) == (0, (0,), ((),))
+
+    anyio.run(run)
+
+
+def shallow(layer_map: Any) -> Fuser:
+    return new_fuser(
+        "c2c",
+        Geometry(4, 2, 16),
+        Geometry(3, 1, 32),
+        layer_map=layer_map,
+        gate_logit=1.0,
+        hidden_dim=16,
+        intermediate_dim=16,
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_sharer_computes_no_further_than_an_open_gate_reads(depth: int, engines: dict[str, Engine]) -> None:
+    """It comes to what a sharer gives that has read all, and a reply that it reads along does, too."""
+    made = shallow([(layer, min(layer, depth - 1)) for layer in range(4)])
+    receiver, engine, ids = engines["receiver"], engines["sharer_a"], tokens(30)
+
+    async def run() -> None:
+        whole = (await engine.prefill(ids[:-1])).segments
+        rows = []
+        for kv in (None, whole):
+            sharer = Sharer(engine, made, kv)
+            row = await fused_prefill(receiver, [sharer], read_ids(ids, 1))
+            along = Along(plans([sharer]), [whole] if kv else row.sharers, row.uncorrected)
+            rows.append(
+                (row, await fused_generate(receiver, along, ids[-1:], row.segments, GenerateSpec(max_new_tokens=4)))
+            )
+        (ours, our_reply), (theirs, their_reply) = rows
+        assert {len(segment.layers) for segment in ours.sharers[0]} == {depth}
+        assert same_bits(ours.segments, theirs.segments)
+        assert our_reply.ids == their_reply.ids
+        assert same_bits(our_reply.segments, their_reply.segments)
+        assert ours.nbytes == theirs.nbytes
+
+    anyio.run(run)
+
+
+def test_a_closed_gate_of_the_deepest_layer_lets_the_sharer_stop_before_it(engines: dict[str, Engine]) -> None:
+    made = shallow([(0, 0), (1, 1), (2, 2)])
+    assert made.sharer_depth == 3
+    with torch.no_grad():
+        for name, parameter in made.projectors[2].named_parameters():
+            if name.endswith("gate_logit"):
+                parameter.fill_(-1.0)
+    row = anyio.run(fused_prefill, engines["receiver"], [Sharer(engines["sharer_a"], made)], read_ids(tokens(12), 1))
+    assert {len(segment.layers) for segment in row.sharers[0]} == {2}
+
+
+def test_a_cache_of_too_few_layers_is_refused(engines: dict[str, Engine]) -> None:
+    sharer = engines["sharer_a"]
+
+    async def run() -> None:
+        few = (await sharer.prefill(tokens(11), layers=1)).segments
+        with pytest.raises(ChannelError, match="joins 3 sharer layers to 4 .* but got caches of 1 and 4"):
+            await fused_prefill(engines["receiver"], [Sharer(sharer, shallow([(0, 1)]), few)], read_ids(tokens(12), 1))
 
     anyio.run(run)
 

@@ -91,6 +91,19 @@ def test_so_it_does_for_unrotated_keys_several_stretches_and_a_control(engines: 
     assert same_bits(anyio.run(run, 0), anyio.run(run, 1))
 
 
+def test_so_it_does_where_a_fuser_reads_the_sharers_first_layers_alone(engines: Engines) -> None:
+    mine, theirs = engines["receiver"][0].model, engines["sharer_a"][0].model
+    made = lean(mine, theirs, layer_map=[(layer, layer // 2) for layer in range(4)])
+
+    async def run(place: int) -> FusedPrefill:
+        sharer = Sharer(engines["sharer_a"][place], made)
+        return await fused_prefill(engines["receiver"][place], [sharer], read_ids(tokens(20), 1))
+
+    together, apart = anyio.run(run, 0), anyio.run(run, 1)
+    assert same_bits(together, apart)
+    assert {len(segment.layers) for segment in apart.sharers[0]} == {2}
+
+
 def test_a_layer_is_corrected_while_the_sharer_still_reads(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     corrected, waited = threading.Event(), []
 

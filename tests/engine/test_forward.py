@@ -102,6 +102,32 @@ def test_an_output_head_nobody_reads_is_not_run(tiny: Tiny, monkeypatch: pytest.
         forward(model.network, model.info, [Row(tokens(5), RowCache(), "none")])
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window", "gpt_oss"])
+def test_a_pass_ends_with_the_entries_of_the_layers_that_are_wanted(kind: str, tiny: Tiny) -> None:
+    """Beside rows that want all, and behind a past that has no more of them; the layers behind are not run."""
+    model, ids = tiny(kind), tokens(30)
+    whole, expected = read(model, ids)
+    ran: list[int] = []
+    for number, layer in enumerate(model.network.get_decoder().layers):
+        layer.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
+    for layers in range(1, model.info.layers + 1):
+        first = RowCache()
+        ran.clear()
+        with torch.inference_mode():
+            forward(model.network, model.info, [Row(ids[:20], first, "none", layers=layers)])
+            assert ran == list(range(layers - 1))
+            second, beside = RowCache(first.freeze()), RowCache()
+            rows = [Row(ids[20:], second, "none", layers=layers), Row(ids, beside, "all")]
+            none, logits = forward(model.network, model.info, rows)
+        assert none is None
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+        row = concat(second.freeze())
+        assert (len(row.layers), len(row)) == (layers, 30)
+        for ours, theirs in zip(row.layers, whole.tail().layers[:layers], strict=True):
+            torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ours.values, theirs.values, rtol=1e-4, atol=1e-5)
+
+
 def test_half_precision_gives_the_same_bits_alone_and_beside_others(tiny: Tiny) -> None:
     model = tiny("llama", torch.bfloat16)
     past, _ = read(model, tokens(9))

@@ -157,6 +157,19 @@ async def test_it_is_given_up_first_where_rows_need_the_memory(tiny: Tiny) -> No
 
 
 @pytest.mark.anyio
+async def test_rows_of_some_first_layers_are_found_by_such_rows_alone(engine: Engine) -> None:
+    ids = tokens(2 * CHUNK + 3)
+    first, again = [await engine.prefill(ids, layers=1) for _ in range(2)]
+    assert (first.cost.reused, again.cost.reused) == (0, 2 * CHUNK)
+    assert same(first.segments, again.segments)
+    whole = await engine.prefill(ids)
+    assert whole.cost.reused == 0
+    assert (await engine.prefill(ids[:-1], layers=engine.model.info.layers)).cost.reused == 2 * CHUNK
+    assert (await engine.prefill(ids, layers=1)).cost.reused == 2 * CHUNK
+    assert same([KV(part.layers[:1], part.positions) for part in whole.segments], first.segments)
+
+
+@pytest.mark.anyio
 async def test_another_engine_finds_nothing_of_this_one(engine: Engine, tiny: Tiny) -> None:
     ids = tokens(CHUNK + 3)
     await engine.prefill(ids)

@@ -115,6 +115,7 @@ FUSERS: dict[str, dict[str, Any]] = {
     },
     "lean": {"params": {"width": 4}},
     "own": {"params": {"width": 4}, "reads": "own-prompt"},
+    "shallow": {"params": {"width": 4}, "sharer_depth": 1, "layer_map": "k_nearest"},
     "rotated": {"params": {"width": 4}, "rope": "rotated", "alignment": "longest"},
 }
 
@@ -154,6 +155,13 @@ def test_models_with_different_tokenizers_can_not_read_the_same_tokens(
 ) -> None:
     task = write_task(tmp_path, tiny_folders, "fuse", fuser={"alignment": "ids"})
     with pytest.raises(ConfigError, match="have different tokenizers; take another alignment"), task.opened():
+        pass
+
+
+def test_a_sharer_has_no_more_layers_than_it_has(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    task = write_task(tmp_path, tiny_folders, "fuse")
+    with pytest.raises(ConfigError, match="sharer_depth is 99, but .* has . layers"), \
+            task.opened(fuser__sharer_depth=99):  # fmt: skip
         pass
 
 

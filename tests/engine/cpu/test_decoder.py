@@ -201,6 +201,24 @@ def test_a_prompt_that_is_read_at_once_gives_the_models_own_logits_and_caches(
         assert_same_cache(one, other, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("many", [True, False])
+@torch.inference_mode()
+def test_the_first_layers_alone_have_the_bits_that_they_have_of_all(
+    many: bool, model: LoadedModel, compiled: Kernels
+) -> None:
+    decoder = Decoder(model.network, model.info, compiled)
+    past, ids = read(model, 20), [(7 * i + 3) % 300 for i in range(60)]
+    whole = RowCache(past)
+    decoder.read([ids], [whole], [[]], many=many)
+    for layers in (1, 2):
+        parts = RowCache([KV(segment.layers[:layers], segment.positions) for segment in past])
+        for piece in (ids[:33], ids[33:]):
+            assert decoder.read([piece], [parts], [[]], many=many, layers=layers).shape[0] == 0
+        assert (len(parts.tail().layers), len(parts)) == (layers, 80)
+        first = zip(parts.tail().layers, whole.tail().layers[:layers], strict=True)
+        assert all(torch.equal(x, y) for both in first for x, y in zip(*both, strict=True))
+
+
 @torch.inference_mode()
 @KINDS
 def test_a_prompt_gets_the_same_bits_however_it_is_cut_up_and_whoever_reads_beside_it(
