@@ -95,11 +95,9 @@ class PackedRows:
             past = cache.append(layer, *own)
             if self.told and (tell := self.told[row]) is not None:
                 tell(layer, past)
-            if last:
-                start = end
-                continue
-            mask = self.mask(row, self.windows[layer], query.device)
-            out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, sinks))
+            if not last:
+                mask = self.mask(row, self.windows[layer], query.device)
+                out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, sinks))
             start = end
         if last:
             raise Enough

@@ -45,17 +45,23 @@ def forward(
     """Run all rows' new tokens at once; `decoder` computes what it can of them, where there is one.
 
     Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
-    logits the output head is not run at all.
+    logits the output head is not run at all. Where it fails all caches stay as they were.
     """
     groups: dict[tuple[Literal["few", "many"] | None, int | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((_kernel_of(row, decoder), row.layers), []).append(row)
     by_row: dict[int, Tensor | None] = {}
-    for (kind, layers), some in groups.items():
-        if decoder is not None and kind is not None:
-            by_row |= _by_kernels(decoder, some, kind == "many", layers)
-        else:
-            by_row |= {id(row): out for row, out in zip(some, _forward(model, info, some, layers), strict=True)}
+    before = [row.cache.used for row in rows]
+    try:
+        for (kind, layers), some in groups.items():
+            if decoder is not None and kind is not None:
+                by_row |= _by_kernels(decoder, some, kind == "many", layers)
+            else:
+                by_row |= {id(row): out for row, out in zip(some, _forward(model, info, some, layers), strict=True)}
+    except BaseException:
+        for row, used in zip(rows, before, strict=True):
+            row.cache.take_back(used)
+        raise
     return [by_row[id(row)] for row in rows]
 
 

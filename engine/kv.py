@@ -208,6 +208,10 @@ class RowCache:
         """The forward pass is over: the reserved entries count."""
         self._used = self._reserved
 
+    def take_back(self, used: int) -> None:
+        """The tail has so many entries, as before; what was committed behind them does not count."""
+        self._used = used
+
     def tail(self) -> KV:
         """What this row itself computed; shares memory, and later appends leave it as it is."""
         used = self._used

@@ -145,8 +145,8 @@ class Decoder:
 
         Returns the logits behind those of each row's new tokens that are `asked` for, (asked, vocab), float32. A token
         gets the same bits whatever else is read. `many` says how: by matrix products, or weight by weight as is faster
-        for a few tokens; the two differ in the last bits. With `layers` the pass
-        ends with the entries of so many, and nothing may be asked.
+        for a few tokens; the two differ in the last bits. With `layers` the pass ends with the entries of so many, and
+        nothing may be asked.
         """
         places: list[Sequence[int]] = [
             range(start := cache.next_position, start + len(new)) if at is None else at.tolist()

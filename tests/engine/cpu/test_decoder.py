@@ -343,6 +343,23 @@ def test_rows_that_decode_and_rows_that_read_share_a_forward_pass(model: LoadedM
         torch.testing.assert_close(got[index], expected[index], rtol=1e-3, atol=1e-3)
 
 
+@torch.inference_mode()
+def test_a_failed_pass_leaves_the_rows_of_other_kernels_as_they_were(model: LoadedModel, compiled: Kernels) -> None:
+    """Rows that decode, that read a prompt and that stop early are computed one kind after the other."""
+    decoder = Decoder(model.network, model.info, compiled)
+    (past,) = read(model, 20)
+    good = [Row([5], RowCache([past])), Row([5, 6], RowCache([past]), short=True), Row([5] * 40, RowCache([past]))]
+    early = Row([5] * 40, RowCache([past]), "none", layers=1)
+    bad = Row([10**6] * 40, RowCache(), "none", layers=2)
+    with pytest.raises(IndexError):
+        forward(model.network, model.info, [*good, early, bad], decoder)
+    assert [len(row.cache) for row in (*good, early, bad)] == [20, 20, 20, 20, 0]
+    for row in good:
+        (expected,) = forward(model.network, model.info, [Row(row.ids, RowCache([past]), short=row.short)], decoder)
+        (got,) = forward(model.network, model.info, [row], decoder)
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("kind", ["phi", "gpt_neox", "olmo2", "gpt_oss", "llama_dynamic"])
 def test_models_of_other_parts_are_refused(kind: str, compiled: Kernels, tmp_path: Any) -> None:
     model = load_model(tiny.save_model(tiny.config_of(kind), tmp_path), dtype=torch.float32)
