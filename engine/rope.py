@@ -10,14 +10,15 @@ model that fails is refused.
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .cpu.build import Kernels, kernels
 from .cpu.threads import for_small_operations
-from .cpu.turn import turned
+from .cpu.turn import Angles, turned
 from .info import ModelInfo
 from .kv import KV, LayerKV
 
@@ -37,6 +38,7 @@ class Rotation:
         self._apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
         self._share: int | None = None  # how many of a head's dimensions turn, where the model slices them off itself
         self._still: frozenset[int] = frozenset()  # layers whose keys are not rotated at all
+        self._angles: dict[str | None, Angles] = {}  # by kind
         self.why_not = info.why_no_cache or info.why_no_rotation or self._check()
 
     def compare(self, here: KV, there: KV) -> None:
@@ -119,15 +121,19 @@ class Rotation:
         return turn_all
 
     def halves(self, positions: Tensor) -> list[Tensor | None] | None:
-        """By layer, cosines and sines at these positions, (positions, 2, head_dim); None for a layer without RoPE.
+        """By layer, for the kernels, cosines and sines at these positions; None for a layer without RoPE.
 
-        None for all where a head is turned otherwise than by its halves, each element with that of the other half.
+        None for all where there are no kernels for such heads, or a head is turned otherwise than by its halves, each
+        element with that of the other half.
         """
-        if not self._by_halves:
+        found = kernels()
+        if not isinstance(found, Kernels) or self._info.head_dim % (2 * found.block) or not self._by_halves:
             return None
-        kinds = {self._kind(layer) for layer in range(self._info.layers) if layer not in self._still}
-        tables = {kind: torch.cat(self._tables(positions, kind, torch.device("cpu"))) for kind in kinds}
-        made = {kind: table.transpose(0, 1).float().contiguous() for kind, table in tables.items()}
+        made: dict[str | None, Tensor] = {}
+        for layer in range(self._info.layers):
+            if layer not in self._still and (kind := self._kind(layer)) not in made:
+                compute = partial(self._tables, kind=kind, device=torch.device("cpu"))
+                made[kind] = self._angles.setdefault(kind, Angles(compute, found.block)).at(positions)
         return [None if layer in self._still else made[self._kind(layer)] for layer in range(self._info.layers)]
 
     @cached_property

@@ -93,19 +93,18 @@ class Correction:
     ) -> tuple[list[LayerKV], Tensor]:
         """By projector, the receiver's layer corrected at pairs of a receiver's and a sharer's position.
 
-        `sharer`: the layer that each projector reads. `tables`: (pairs, 2, head_dim) of float32, cosines and sines of
-        the receiver's positions; None for a layer whose keys it reads as they are. Also returns, (layers, 2, 2), the
+        `sharer`: the layer that each projector reads. `tables`: of `Angles`, at the receiver's positions;
+        None for a layer whose keys it reads as they are. Also returns, (layers, 2, 2), the
         squares of what was added and of what was there, of keys and of values.
         """
         own = [(by_heads(keys), by_heads(values)) for keys, values in receiver]
         theirs = [(by_heads(keys), by_heads(values)) for keys, values in sharer]
-        new = [(_copied(keys), _copied(values)) for keys, values in own]
-        turns = {id(table): placed(table, self._kernels.block) for table in tables if table is not None}
+        new = list(zip(*(_room(each, len(pairs[0])) for each in zip(*own, strict=True)), strict=True))
         described = type(self._described).from_buffer_copy(self._described)  # others may be calling, too
         for to, layer, source, made, table in zip(described, own, theirs, new, tables, strict=True):
             to.keys, to.values, to.sharer_keys, to.sharer_values = map(_cached, (*layer, *source))
             to.new_keys, to.new_values = (each.data_ptr() for each in made)
-            to.rope = None if table is None else turns[id(table)].data_ptr()
+            to.rope = None if table is None else table.data_ptr()
         here, there = (each.to(torch.int64).contiguous() for each in pairs)
         squares = torch.empty(len(own), len(here), 4)
         mine, read = own[0][0], theirs[0][0]
@@ -140,8 +139,13 @@ class Correction:
         return kept.data_ptr()
 
 
-def _copied(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)
+def _room(layers: Sequence[Tensor], pairs: int) -> tuple[Tensor, ...]:
+    """For corrected layers, parts of one buffer; what no pair is for stands there already."""
+    made = torch.empty(len(layers), *layers[0].shape, dtype=layers[0].dtype).unbind()
+    if pairs < layers[0].shape[2]:
+        for new, old in zip(made, layers, strict=True):
+            new.copy_(old)
+    return made
 
 
 def _cached(x: Tensor) -> _Cached:

@@ -1,6 +1,6 @@
 """Turning cached keys to other positions on a CPU, all layers in one call (turn.h)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import Structure, addressof, c_int64, c_void_p
 
 import torch
@@ -9,7 +9,36 @@ from torch import Tensor
 from .build import Kernels, kernels
 from .decoder import placed
 
-__all__ = ["by_heads", "turned"]
+__all__ = ["Angles", "by_heads", "turned"]
+
+_KEPT = 1 << 13  # positions
+
+
+class Angles:
+    """Cosines and sines by position, as the kernels read them: those near 0 are computed once.
+
+    `compute` gives both at positions, (1, positions, head_dim) each.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]], block: int):
+        self._compute = compute
+        self._block = block
+        self._table: Tensor | None = None  # from position 0 on
+
+    def at(self, positions: Tensor) -> Tensor:
+        """(positions, 2, head_dim) of float32, each element at its place."""
+        far = positions.abs()
+        if int(far.max()) >= _KEPT:
+            return self._made(positions)
+        if self._table is None or len(self._table) <= int(far.max()):
+            self._table = self._made(torch.arange(min(_KEPT, 2 * int(far.max()) + 256)))
+        angles = self._table[far]
+        if int(positions.min()) < 0:
+            angles[:, 1] *= positions.sign()[:, None]
+        return angles
+
+    def _made(self, positions: Tensor) -> Tensor:
+        return placed(torch.cat(self._compute(positions)).transpose(0, 1).float(), self._block).contiguous()
 
 
 class _Turned(Structure):
@@ -17,8 +46,8 @@ class _Turned(Structure):
 
 
 def turned(keys: Sequence[Tensor], tables: Sequence[Tensor]) -> list[Tensor] | None:
-    """Layers' keys, (1, kv_heads, positions, head_dim), turned by the angles of each one's table of cosines and sines,
-    (positions, 2, head_dim) of float32, by halves. None where the kernels can't: then nothing was done.
+    """Layers' keys, (1, kv_heads, positions, head_dim), turned by halves, each by the angles of its table, which is of
+    `Angles`. None where the kernels can't: then nothing was done.
     """
     found = kernels()
     if not keys or not isinstance(found, Kernels) or not all(_is_fit(each, found.block) for each in keys):
@@ -26,11 +55,10 @@ def turned(keys: Sequence[Tensor], tables: Sequence[Tensor]) -> list[Tensor] | N
     if len({each.shape for each in keys}) > 1:
         return None
     _, heads, positions, dim = keys[0].shape
-    at_place = {id(table): placed(table, found.block) for table in tables}
     given, made = [by_heads(each) for each in keys], [torch.empty(each.shape, dtype=each.dtype) for each in keys]
     layers = (_Turned * len(keys))(
         *(
-            _Turned(old.data_ptr(), old.stride(1), new.data_ptr(), at_place[id(table)].data_ptr())
+            _Turned(old.data_ptr(), old.stride(1), new.data_ptr(), table.data_ptr())
             for old, new, table in zip(given, made, tables, strict=True)
         )
     )

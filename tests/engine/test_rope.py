@@ -1,5 +1,6 @@
 """Keys moved to other positions are the keys that the model makes there, or the model is refused by name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,25 @@ def test_learned_positions_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.models
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda count: torch.arange(count) * 7 % 400,
+        lambda count: torch.zeros(count, dtype=torch.int64),  # back to the origin
+        lambda count: torch.arange(count) * 300,  # further than tables are kept
+    ],
+    ids=["back and forth", "back", "far"],
+)
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
 def test_kernels_move_keys_to_the_bit_as_torch_does(
-    name: str, demo_models: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, spread: Callable[[int], torch.Tensor], demo_models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bfloat16 on a CPU; two kinds of RoPE in Gemma."""
     if isinstance(found := kernels(), str):
         pytest.skip(found)
     model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
     here = read_at(model, 3)
-    there = torch.arange(30) * 7 % 400
+    there = spread(30)
     taken = []
     monkeypatch.setattr(rope, "turned", lambda *given: taken.append(turned(*given)) or taken[-1])
     moved = model.rotation.move(here, there)
