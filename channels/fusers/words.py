@@ -5,6 +5,12 @@ from .card import Card
 __all__ = ["card_words"]
 
 
+def _depth(card: Card) -> str | None:
+    """How far a fuser reads its sharer, where that is not all of it."""
+    depth, layers = max((sharer + 1 for _, sharer in card.layer_map), default=0), card.sharer.geometry.layers
+    return f"the first {depth} of {layers} layers" if 0 < depth < layers else None
+
+
 def card_words(card: Card, parameters: int) -> dict[str, str]:
     """All that the card says but licence and metrics, by title; what it doesn't say is left out."""
     words: dict[str, str | None] = {}
@@ -19,6 +25,7 @@ def card_words(card: Card, parameters: int) -> dict[str, str]:
         "architecture": card.architecture,
         "sizes": ", ".join(f"{key} {value}" for key, value in card.params.items()),
         "parameters": f"{parameters:,}",
+        "sharer depth": _depth(card),
         "layers": pairs or f"all ← {', '.join(map(str, card.sharer_layers))}",
         "alignment": card.alignment,
         "sharer reads": card.reads,

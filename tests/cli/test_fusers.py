@@ -118,6 +118,16 @@ def test_info_tells_which_layers_are_open(call):
     assert "gates open 62.5%, in layers 0, 1, 3" in " ".join(call("fusers", "info", CKPT / "a").out.split())
 
 
+def test_info_tells_how_far_a_fuser_reads_its_sharer_where_that_is_not_all(call, lean):
+    assert "sharer depth" not in call("fusers", "info", lean).out
+    card = json.loads((lean / CARD).read_text())
+    depth = card["sharer"]["geometry"]["layers"]
+    card["sharer"]["geometry"]["layers"] += 3
+    (lean / CARD).write_text(json.dumps(card))
+    shown = " ".join(call("fusers", "info", lean).out.split())
+    assert f"sharer depth the first {depth} of {depth + 3} layers" in shown
+
+
 def test_a_taken_name_is_code_1_and_goes_by_force_or_another_name(call, lean, tmp_path):
     call("fusers", "import", lean)
     taken = call("fusers", "import", lean)
