@@ -43,6 +43,7 @@ class Job:
     streams: bool = False  # its text is posted piece by piece; each wakes a loop, so only where somebody reads along
     reply: list[int] = field(default_factory=list)
 
+    position_bytes: int = 0  # of one entry in the layers that are computed
     short: bool = False  # few enough tokens for the kernels that decode
     account: Account = field(default_factory=account)
     arrived: float = field(default_factory=time.perf_counter)

@@ -105,10 +105,10 @@ class Memory:
             self._count(size, run)
 
 
-def position_bytes(model: "LoadedModel") -> int:
-    """Of one position in all layers."""
+def position_bytes(model: "LoadedModel", layers: int | None = None) -> int:
+    """Of one position in so many layers; None: in all."""
     info = model.info
-    return 2 * info.layers * info.kv_heads * info.head_dim * model.dtype.itemsize
+    return 2 * (layers or info.layers) * info.kv_heads * info.head_dim * model.dtype.itemsize
 
 
 def choose_budget(asked: int | None, devices: Sequence[str]) -> int:

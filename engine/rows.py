@@ -46,6 +46,8 @@ class _Job(Protocol):
     error: BaseException | None
 
     @property
+    def position_bytes(self) -> int: ...
+    @property
     def cache(self) -> _Cache: ...
     @property
     def remaining(self) -> int: ...
@@ -73,12 +75,9 @@ JobT = TypeVar("JobT", bound=_Job)
 class Rows(Generic[JobT]):
     """Jobs at work and jobs in line. A job that can't go on gets its `error`; whoever calls takes it out."""
 
-    def __init__(
-        self, scheduler: Scheduler[JobT], memory: Memory, position: int, store: _Store, name: str, ahead: int = 0
-    ):
+    def __init__(self, scheduler: Scheduler[JobT], memory: Memory, store: _Store, name: str, ahead: int = 0):
         self.memory = memory
         self._scheduler = scheduler
-        self._position = position  # bytes of one
         self._store = store
         self._name = name  # of the model
         self._ahead = ahead  # positions that a row has room for beyond what is asked of it
@@ -166,7 +165,7 @@ class Rows(Generic[JobT]):
         )
 
     def _enter(self, job: JobT) -> bool:
-        needed = self._needed(job) + SPARE * self._position * len(self._scheduler.jobs)
+        needed = self._needed(job) + SPARE * sum(each.position_bytes for each in self._scheduler.jobs)
         if needed > self.memory.room + self._store.nbytes:
             return False
         while needed > self.memory.room:
@@ -229,7 +228,7 @@ class Rows(Generic[JobT]):
         capacity = job.cache.capacity_for(tokens)
         if capacity == job.cache.capacity:
             return True
-        more = (capacity - job.cache.capacity) * self._position
+        more = (capacity - job.cache.capacity) * job.position_bytes
         while more > self.memory.room:
             if not (self._store.drop() or self._swap_out_one(job)):
                 return self._go_beyond(job, tokens)
@@ -278,14 +277,14 @@ class Rows(Generic[JobT]):
         return time.monotonic() - self._short[1] < GRACE
 
     def _needed(self, job: JobT) -> int:
-        return job.cache.capacity_for(job.remaining + self._ahead) * self._position
+        return job.cache.capacity_for(job.remaining + self._ahead) * job.position_bytes
 
     def _reserve(self, job: JobT) -> None:
-        self.memory.reserve(id(job), job.cache.capacity * self._position)
+        self.memory.reserve(id(job), job.cache.capacity * job.position_bytes)
 
     def _check_size(self, job: JobT, tokens: int, held: int) -> None:
         """Raises ModelError where a row with so many more tokens, and what its run holds, is more than the budget."""
-        own = job.cache.capacity_for(tokens) * self._position
+        own = job.cache.capacity_for(tokens) * job.position_bytes
         shared = max(held, sum(segment.nbytes for segment in job.cache.segments))
         if own + shared > self.memory.budget:
             raise ModelError(

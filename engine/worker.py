@@ -44,7 +44,7 @@ class Worker:
         self._reuses = os.environ.get("CACHEGRAPH_PREFIX_REUSE", "1") != "0"
         # A step that is begun ahead writes one entry more than anybody has asked for.
         ahead = int(model.decoder is not None and model.decoder.ahead is not None)
-        self._rows = Rows(scheduler, self.memory, position_bytes(model), self.prefixes, model.name, ahead)
+        self._rows = Rows(scheduler, self.memory, self.prefixes, model.name, ahead)
         self._device = Exclusively(model.devices)
         self._threads = torch.get_num_threads()  # where another thread is on one just now, a new one would stay on one
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
@@ -95,6 +95,7 @@ class Worker:
     def _welcome(self, jobs: list[Job]) -> None:
         decoder = self._model.decoder
         for job in jobs:
+            job.position_bytes = position_bytes(self._model, job.layers)
             job.short = decoder is not None and len(job.pending) <= decoder.short
             with self._blaming(job):
                 self.memory.hold(job.cache.segments, job.account.run)

@@ -112,6 +112,19 @@ async def test_a_request_that_could_never_fit_fails_at_once_and_says_what_to_set
 
 
 @pytest.mark.anyio
+async def test_a_row_of_some_first_layers_takes_the_memory_of_those(small: Small) -> None:
+    engine = small(96)
+    layers = engine.model.info.layers
+    done = await engine.prefill(tokens(90), layers=1)
+    assert await used(engine) == engine.kv_use().peak == 96 * position_bytes(engine.model) // layers
+    with pytest.raises(ModelError, match="tokens need"):
+        await engine.prefill(tokens(100))
+    more = await engine.prefill(tokens(100, seed=1), layers=1)
+    assert engine.kv_use().peak <= engine.kv_memory
+    assert [len(segment.layers) for segment in (*done.segments, *more.segments)] == [1, 1]
+
+
+@pytest.mark.anyio
 async def test_a_document_counts_once_however_many_read_it(small: Small) -> None:
     engine = small(1000)
     held = [await engine.prefill(tokens(300))]

@@ -40,6 +40,7 @@ class Job:
     run: Any = field(default_factory=object)
     depth: int = 0
     cache: Cache = field(default_factory=Cache)
+    position_bytes: int = 1
     admitted: int = 0
     error: BaseException | None = None
     can_swap: bool = True
@@ -75,7 +76,7 @@ class Store:
 
 def rows(budget: int) -> Rows[Job]:
     memory = Memory(budget)
-    made: Rows[Job] = Rows(Scheduler(), memory, 1, Store(memory), "m")
+    made: Rows[Job] = Rows(Scheduler(), memory, Store(memory), "m")
     return made
 
 
