@@ -65,9 +65,13 @@ class Engine:
         is computed; where the step has to be repeated, once more. Where `layers` is given, no more than so many of the
         model's first ones are computed: the row has entries of those alone, and `past` needs no others.
         """
-        if layers is not None and not (0 < layers <= self.model.info.layers and logits == "none"):
-            raise ValueError(f"{layers} layers of {self.model.info.layers}, and {logits!r} of their logits")
-        layers = None if layers == self.model.info.layers else layers
+        all_layers = self.model.info.layers
+        if layers is not None and not (0 < layers <= all_layers and logits == "none"):
+            raise ModelError(
+                f"{self.model.name!r} has {all_layers} layers, and logits behind the last alone; ask for 1 to "
+                f"{all_layers} layers and no logits, not for {layers} and {logits!r}"
+            )
+        layers = None if layers == all_layers else layers
         job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override, on_layer, layers)
         await self._serve(job)
         return self._prefilled(job, past)

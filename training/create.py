@@ -90,7 +90,7 @@ def _layer_map(wanted: FuseSpec, receiver: ModelEnd, sharer: ModelEnd) -> tuple[
     layers = sharer.geometry.layers
     depth = wanted.sharer_depth or layers
     if depth > layers:
-        raise ConfigError(f"sharer_depth is {depth}, but {sharer.name!r} has {layers} layers; set it to one of them")
+        raise ConfigError(f"sharer_depth is {depth}, but {sharer.name!r} has {layers} layers; set it to no more")
     return LAYER_MAPS[wanted.layer_map](receiver.geometry.layers, depth)
 
 

@@ -82,10 +82,9 @@ class FuseLearner(Learner[FuseLesson]):
         sharers: list[SharerReading] = [reading.sharers[0] for reading in readings]
         full = [each for each in sharers if each.ids]
         model = self._pair.sharer.engine.model
+        ids, at = [each.ids for each in full], [each.positions for each in full]
         depth = self._fuser.sharer_depth or 1  # 0: all gates are closed, and nothing is looked at
-        found = iter(
-            read(model, [each.ids for each in full], positions=[each.positions for each in full], layers=depth)
-        )
+        found = iter(read(model, ids, positions=at, layers=depth))
         caches = [next(found) if each.ids else None for each in sharers]
         return [kv if kv is None or not self._zero else _zeros(kv) for kv in caches]
 

@@ -93,9 +93,9 @@ class Correction:
     ) -> tuple[list[LayerKV], Tensor]:
         """By projector, the receiver's layer corrected at pairs of a receiver's and a sharer's position.
 
-        `sharer`: the layer that each projector reads. `tables`: of `Angles`, at the receiver's positions;
-        None for a layer whose keys it reads as they are. Also returns, (layers, 2, 2), the
-        squares of what was added and of what was there, of keys and of values.
+        `sharer`: the layer that each projector reads. `tables`: of `Angles`, at the receiver's positions; None for a
+        layer whose keys it reads as they are. Also returns, (layers, 2, 2), the squares of what was added and of what
+        was there, of keys and of values.
         """
         own = [(by_heads(keys), by_heads(values)) for keys, values in receiver]
         theirs = [(by_heads(keys), by_heads(values)) for keys, values in sharer]

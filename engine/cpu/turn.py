@@ -27,12 +27,13 @@ class Angles:
 
     def at(self, positions: Tensor) -> Tensor:
         """(positions, 2, head_dim) of float32, each element at its place."""
-        far = positions.abs()
-        if int(far.max()) >= _KEPT:
+        far, table = positions.abs(), self._table  # other threads may put a shorter one in its place
+        furthest = int(far.max())
+        if furthest >= _KEPT:
             return self._made(positions)
-        if self._table is None or len(self._table) <= int(far.max()):
-            self._table = self._made(torch.arange(min(_KEPT, 2 * int(far.max()) + 256)))
-        angles = self._table[far]
+        if table is None or len(table) <= furthest:
+            table = self._table = self._made(torch.arange(min(_KEPT, 2 * furthest + 256)))
+        angles = table[far]
         if int(positions.min()) < 0:
             angles[:, 1] *= positions.sign()[:, None]
         return angles

@@ -18,6 +18,7 @@ from cachegraph.engine.memory import Memory, position_bytes
 from cachegraph.engine.prefixes import Prefixes, chain
 from cachegraph.engine.scheduler import CHUNK
 from cachegraph.engine.spec import GenerateSpec
+from cachegraph.errors import ModelError
 
 WRITE = GenerateSpec(max_new_tokens=4)
 
@@ -167,6 +168,13 @@ async def test_rows_of_some_first_layers_are_found_by_such_rows_alone(engine: En
     assert (await engine.prefill(ids[:-1], layers=engine.model.info.layers)).cost.reused == 2 * CHUNK
     assert (await engine.prefill(ids, layers=1)).cost.reused == 2 * CHUNK
     assert same([KV(part.layers[:1], part.positions) for part in whole.segments], first.segments)
+
+
+@pytest.mark.anyio
+async def test_no_layers_more_than_there_are_and_logits_of_some_are_refused(engine: Engine) -> None:
+    for wrong in ({"layers": 0}, {"layers": 99}, {"layers": 1, "logits": "last"}):
+        with pytest.raises(ModelError, match=r"'llama0' has . layers, and logits behind the last alone; ask for 1 to"):
+            await engine.prefill(tokens(3), **wrong)
 
 
 @pytest.mark.anyio
