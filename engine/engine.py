@@ -63,7 +63,8 @@ class Engine:
 
         `on_layer` is told of each layer's entries, those of `past` too, in the engine's thread, before the next layer
         is computed; where the step has to be repeated, once more. Where `layers` is given, no more than so many of the
-        model's first ones are computed: the row has entries of those alone, and `past` needs no others.
+        model's first ones are computed: the row has entries of those alone, and `past` needs no others. Raises
+        ModelError where there are not so many, or logits are wanted of them.
         """
         all_layers = self.model.info.layers
         if layers is not None and not (0 < layers <= all_layers and logits == "none"):

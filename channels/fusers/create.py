@@ -100,8 +100,8 @@ def new_fuser(
 def _layer_map(
     given: Literal["last_aligned", "k_nearest"] | Iterable[tuple[int, int]], receiver: Geometry, sharer: Geometry
 ) -> tuple[LayerPair, ...]:
-    if isinstance(given, str) and given in LAYER_MAPS:
-        return LAYER_MAPS[given](receiver.layers, sharer.layers)
-    if isinstance(given, str):
+    if not isinstance(given, str):
+        return tuple(LayerPair(*pair) for pair in given)
+    if given not in LAYER_MAPS:
         raise FuserError(f"there is no layer map {given!r}; give 'last_aligned', 'k_nearest' or pairs of layers")
-    return tuple(LayerPair(*pair) for pair in given)
+    return LAYER_MAPS[given](receiver.layers, sharer.layers)

@@ -99,7 +99,8 @@ class Correction:
         """
         own = [(by_heads(keys), by_heads(values)) for keys, values in receiver]
         theirs = [(by_heads(keys), by_heads(values)) for keys, values in sharer]
-        new = list(zip(*(_room(each, len(pairs[0])) for each in zip(*own, strict=True)), strict=True))
+        new_keys, new_values = (_room(each, len(pairs[0])) for each in zip(*own, strict=True))
+        new = list(zip(new_keys, new_values, strict=True))
         described = type(self._described).from_buffer_copy(self._described)  # others may be calling, too
         for to, layer, source, made, table in zip(described, own, theirs, new, tables, strict=True):
             to.keys, to.values, to.sharer_keys, to.sharer_values = map(_cached, (*layer, *source))
