@@ -13,6 +13,7 @@ __all__ = [
     "ChoiceScore",
     "Control",
     "Delivery",
+    "FinishReason",
     "MemoryReport",
     "Paused",
     "Rebuilder",
@@ -24,6 +25,17 @@ __all__ = [
     "ToolCall",
     "Turn",
 ]
+
+
+# Why a reply ended, in the words of the OpenAI API where it has one.
+#   eos             the model ended it with its end-of-sequence token
+#   stop            a stop string ended it, or its JSON was whole; an endpoint says `stop` for both, since it does not tell them apart
+#   length          it reached max_new_tokens, limits.max_tokens or the model's context, and may be cut in mid-sentence
+#   tool_calls      it ends with calls of tools that nobody has answered
+#   content_filter  the endpoint withheld it, or a part of it
+#   refusal         the model declined to answer
+#   error           the endpoint broke off with an error
+FinishReason = Literal["stop", "eos", "length", "tool_calls", "content_filter", "refusal", "error"]
 
 
 @dataclass
@@ -140,6 +152,7 @@ class Reply:
     tool_calls: list[ToolCall] = field(default_factory=list)
     memory: MemoryReport | None = None  # where the turn belongs to a session
     remembered: list[tuple[str, str]] | None = None  # role and content of what that session keeps beside the reply
+    finish_reason: FinishReason | None = None  # None where no model wrote: it only read, or it is a function or person
 
 
 class Agent(Protocol):

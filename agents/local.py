@@ -148,6 +148,7 @@ class LocalAgent:
             tool_calls=calls,
             memory=report,
             remembered=remembered,
+            finish_reason=row.finish if row is not None else None,
         )
 
     async def rebuild(self, turn: Turn, ids: Sequence[int]) -> CachePlane:

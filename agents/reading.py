@@ -18,7 +18,7 @@ from cachegraph.engine.kv import KV
 from cachegraph.engine.request import Cost
 from cachegraph.errors import ChannelError, ModelError
 
-from .base import Delivery, Timing, Tokens
+from .base import Delivery, FinishReason, Timing, Tokens
 from .control import brought_plane, mismatched_reading, zeros
 from .framing import Frame
 from .grafting import Grafting
@@ -42,6 +42,7 @@ class RowSoFar:
     sharers: Along | None = None  # that also correct what follows
     text: str = ""
     data: Any = None  # the reply as a JSON value, where it is one by schema
+    finish: FinishReason | None = None  # why the reply ended
     ending: str = ""  # the prompt's text behind its last slot
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)

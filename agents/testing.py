@@ -11,7 +11,7 @@ import anyio
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Message
 
-from .base import Reply, Tokens, Turn
+from .base import FinishReason, Reply, Tokens, Turn
 
 __all__ = ["ScriptedAgent", "scripted"]
 
@@ -36,6 +36,7 @@ class ScriptedAgent:
         fail_open: Exception | None = None,
         cache: Callable[[], Any] | None = None,
         data: Any = None,
+        finish_reason: FinishReason | None = "stop",
     ):
         self.name = name
         self.reply = reply
@@ -45,6 +46,7 @@ class ScriptedAgent:
         self.fail_open = fail_open
         self.cache = cache
         self.data = data
+        self.finish_reason = finish_reason
         self.opened = 0
         self.closed = 0
         self.turns: list[dict[str, str]] = []  # what each turn was told: the inputs, then the replies by sender
@@ -73,7 +75,8 @@ class ScriptedAgent:
                 turn.on_text(word if i == 0 else f" {word}")
         data = self.data(turn) if callable(self.data) else self.data
         cache = self.cache() if self.cache is not None and turn.needs_cache else None
-        return Reply(Message(self.name, text, cache, data=data), tokens=Tokens(generated=len(words)))
+        message = Message(self.name, text, cache, data=data)
+        return Reply(message, tokens=Tokens(generated=len(words)), finish_reason=self.finish_reason)
 
     def _say(self, turn: Turn, heard: Mapping[str, str]) -> str:
         if callable(self.reply):

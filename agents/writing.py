@@ -21,7 +21,7 @@ async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, t
     room = engine.model.info.max_positions - len(row.ids)
     spec = spec.model_copy(update={"max_new_tokens": min(spec.max_new_tokens, room)})
     done = await _generate(engine, spec, row, turn.on_text)
-    row.segments, row.pending, row.text = done.segments, [], done.text
+    row.segments, row.pending, row.text, row.finish = done.segments, [], done.text, done.finish
     row.add_cost(done.cost)
     if spec.json_schema is not None:
         if not done.whole:

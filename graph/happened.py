@@ -74,5 +74,6 @@ def _agent(turn: str, plain: Mapping[str, Any]) -> AgentResult:
         started=plain.get("started"),
         timing=Timing(**timing),
         tokens=Tokens(**tokens),
+        finish_reason=plain.get("finish_reason"),
         turn=turn,
     )

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TypeVar
 
-from cachegraph.agents.base import Reply, Timing, Tokens
+from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens
 from cachegraph.channels.message import EdgeReport, join_messages
 
 __all__ = ["join_replies"]
 
 Key = TypeVar("Key")
+BY_URGENCY = ("error", "content_filter", "refusal", "length", "tool_calls", "stop", "eos")
 
 
 def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
@@ -27,7 +28,13 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
     tokens = Tokens(
         **{each.name: sum(getattr(reply.tokens, each.name) for reply in replies) for each in fields(Tokens)}
     )
-    return Reply(message, timing, tokens, edges, inside_edges=inside)
+    finish = _least_finished([reply.finish_reason for reply in replies])
+    return Reply(message, timing, tokens, edges, inside_edges=inside, finish_reason=finish)
+
+
+def _least_finished(reasons: Sequence[FinishReason | None]) -> FinishReason | None:
+    """The reason that a reader of the joined reply has to know: one reply cut short leaves the whole incomplete."""
+    return min((reason for reason in reasons if reason), key=BY_URGENCY.index, default=None)
 
 
 def _sums(replies: Iterable[Mapping[Key, EdgeReport]]) -> dict[Key, EdgeReport]:

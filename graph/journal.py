@@ -74,6 +74,8 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
     # And not its text and data, which the message has, nor its earlier turns, which are recorded already.
     agent: dict[str, Any] = {key: getattr(result, key) for key in ("status", "model", "started", "turn")}
     agent |= {"timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
+    if result.finish_reason is not None:
+        agent["finish_reason"] = result.finish_reason
     if result.tool_calls:
         agent["tool_calls"] = [dict(vars(call)) for call in result.tool_calls]
     if result.memory is not None:
@@ -92,7 +94,16 @@ def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
     edges = {sender: _report(report) for sender, report in recorded.edges.items()}
     calls = [ToolCall(**call) for call in recorded.agent.get("tool_calls") or ()]
     memory = MemoryReport(**recorded.agent["memory"]) if recorded.agent.get("memory") else None
-    return Reply(message, Timing(**timing), Tokens(**tokens), edges, recalled=True, tool_calls=calls, memory=memory)
+    return Reply(
+        message,
+        Timing(**timing),
+        Tokens(**tokens),
+        edges,
+        recalled=True,
+        tool_calls=calls,
+        memory=memory,
+        finish_reason=recorded.agent.get("finish_reason"),
+    )
 
 
 def _remembered(turn: Turn, recorded: Recorded, mark: str) -> Turn:

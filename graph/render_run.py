@@ -112,6 +112,7 @@ def _figures(turns: Sequence[AgentResult]) -> list[str]:
     for word, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
         count = sum(getattr(turn.tokens, kind) for turn in done)
         parts += [f"{word} {count:,}"] if count else []
+    parts += dict.fromkeys(f"ended by {turn.finish_reason}" for turn in done if turn.is_cut)
     return parts
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
 
 from cachegraph import __version__
-from cachegraph.agents.base import MemoryReport, Timing, Tokens, ToolCall
+from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, ToolCall
 from cachegraph.channels.message import EdgeReport
 from cachegraph.errors import InputError
 
@@ -31,6 +31,7 @@ class AgentResult:
     status: AgentStatus = "not_started"
     text: str | None = None
     data: Any = None  # a JSON value beside the text: a structured reply, what a function returned
+    finish_reason: FinishReason | None = None  # why the reply ended; None where no model wrote one
     error: str | None = None  # why it failed, or was cancelled
     prompt: str | None = None  # what it was given, if it failed; what it asks, if it is paused
     model: str = ""
@@ -44,6 +45,11 @@ class AgentResult:
     earlier: "list[AgentResult]" = field(default_factory=list)  # the turns before it, at most 8
     items: "list[AgentResult]" = field(default_factory=list)  # of a turn an item, each of them
     inside: "dict[str, AgentResult]" = field(default_factory=dict)  # of a graph in an agent's place: its agents
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether something else than the model's own end, or a stop string, ended the reply."""
+        return self.finish_reason not in (None, "stop", "eos")
 
 
 class Result(BaseModel):

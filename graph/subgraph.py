@@ -80,7 +80,8 @@ class SubgraphAgent:
         seconds = ("queued", "prefill", "transfer", "fuse", "decode")
         timing = Timing(**{name: _sum(result, "timing", name) for name in seconds})
         edges = {(f"{self.name}/{a}", f"{self.name}/{b}"): report for (a, b), report in result.edges.items()}
-        return Reply(message, timing, tokens, inside=result.agents, inside_edges=edges)
+        finish = next((result.agents[n].finish_reason for n in self._spec.outputs.values() if n in run.replies), None)
+        return Reply(message, timing, tokens, inside=result.agents, inside_edges=edges, finish_reason=finish)
 
     @property
     def wiring(self) -> Wiring:

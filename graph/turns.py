@@ -204,6 +204,7 @@ def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
     result.status, result.prompt = "finished", None
     result.text = reply.message.text
     result.data = reply.message.data
+    result.finish_reason = reply.finish_reason
     result.timing = timing = reply.timing
     result.tokens = reply.tokens
     result.tool_calls = reply.tool_calls

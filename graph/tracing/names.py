@@ -23,6 +23,7 @@ TOP_P = "gen_ai.request.top_p"
 TOP_K = "gen_ai.request.top_k"
 SEED = "gen_ai.request.seed"
 STOP_SEQUENCES = "gen_ai.request.stop_sequences"
+FINISH_REASONS = "gen_ai.response.finish_reasons"
 INPUT_TOKENS = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"  # a part of the input tokens

@@ -181,8 +181,10 @@ class Spans:
         if turn.inner is not None:
             turn.inner.set_attributes(_usage(result))
             turn.inner.set_attributes(_phases(result))
+            if result.finish_reason is not None:
+                turn.inner.set_attribute(names.FINISH_REASONS, [result.finish_reason])
             if self._inputs is not None and result.text:
-                finish = "length" if result.tokens.generated >= self._models[turn.agent].max_new_tokens else "stop"
+                finish = result.finish_reason or "stop"
                 turn.inner.set_attribute(names.OUTPUT_MESSAGES, _said("assistant", result.text, finish))
             turn.inner.end(end)
         turn.outer.end(end)

@@ -1,8 +1,10 @@
 """Control flow over cache edges, with a small random model: what is grafted item by item and round after round."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph import Graph
 from cachegraph.engine.spec import ModelSpec
@@ -71,3 +73,29 @@ def test_a_skipped_cache_edge_leaves_its_slot_empty(loaded: dict[str, ModelSpec]
     assert set(one.edges) == {("a", "c")}
     assert both.edges["b", "c"].positions_grafted == 6
     assert one.agents["c"].text
+
+
+@pytest.mark.parametrize(
+    ("generate", "reason"),
+    [
+        ({"max_new_tokens": 3, "ignore_eos": True}, "length"),
+        ({"max_new_tokens": 200, "stop": ["e", "t", "a", "o", " ", "s"], "ignore_eos": True}, "stop"),
+        ({"max_new_tokens": 0}, None),
+    ],
+)
+def test_a_reply_says_why_it_ended(loaded: dict[str, ModelSpec], generate: dict[str, Any], reason: str | None) -> None:
+    graph = build(loaded, {"writer": agent("the sea is {{ task }}", generate=generate)}, [], "writer")
+    result = graph.run(task="green")
+    graph.close()
+    assert result.agents["writer"].finish_reason == reason
+
+
+def test_a_reply_that_the_model_ends_itself_ends_by_eos(tmp_path: Path) -> None:
+    config = config_of("llama")
+    config.eos_token_id = list(range(config.vocab_size))  # whatever it writes ends the reply
+    save_tokenizer(save_model(config, tmp_path / "model"))
+    model = ModelSpec(source=str(tmp_path / "model"), dtype="float32", device="cpu")
+    generate = {"max_new_tokens": 20}
+    with build({"small": model}, {"writer": agent("the sea", generate=generate)}, [], "writer") as graph:
+        result = graph.run(task="")
+    assert (result.text, result.agents["writer"].finish_reason) == ("", "eos")

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from cachegraph.agents.base import Timing, Tokens
-from cachegraph.cli.screen import _follow, _print_agents
+from cachegraph.cli.screen import _follow, _print_agents, print_tables
 from cachegraph.graph.events import AgentFinished, AgentStarted, Event, TextDelta
-from cachegraph.graph.result import AgentResult
+from cachegraph.graph.result import AgentResult, Result
 
 
 class Stream:
@@ -82,3 +83,18 @@ def test_a_narrow_terminal_shows_numbers_whole_and_cuts_names() -> None:
     assert "…" in first
     assert second.startswith("reader ")
     assert max(map(len, (header, first, second))) <= 80
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_reply_that_was_cut_is_seen_at_a_glance(width: int) -> None:
+    timing = Timing(0.12, 0.34, 0.56, 0.0, 0.78, 0.91, 12.34)
+    writer = AgentResult(
+        "finished", model="m", timing=timing, tokens=Tokens(1, 2, 3, 4_000_000), finish_reason="length"
+    )
+    whole = replace(writer, finish_reason="eos", earlier=[writer, writer])
+    out = io.StringIO()
+    result = Result(graph="g", status="finished", output="writer", agents={"writer": writer, "looping": whole})
+    print_tables(result, Console(file=out, width=width))
+    shown = out.getvalue()
+    assert "cut at the token limit (length): writer; looping, 2 of 3 turns" in shown
+    assert ("finish" in shown.splitlines()[0]) == (width == 200)

@@ -4,10 +4,11 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from cachegraph.agents.base import MemoryReport, Timing, Tokens, ToolCall
+from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, ToolCall
 from cachegraph.channels.message import EdgeReport
 from cachegraph.graph import events
 from cachegraph.graph.events import AgentEvent, AgentStarted, EdgeTravelled, Event
@@ -27,6 +28,7 @@ OBJECTS = {
     "memory": {each.name for each in fields(MemoryReport)},
     "report": {each.name for each in fields(EdgeReport)},
     "result": set(Result.model_fields),
+    "finish reason": set(get_args(FinishReason)),
 }
 
 

@@ -200,15 +200,17 @@ def _print(stored: "StoredRun") -> None:
 
 def _turns(stored: "StoredRun") -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("turn", "read", "wrote", "seconds"):
-        table.add_column(title, justify="left" if title == "turn" else "right", no_wrap=True)
+    for title in ("turn", "read", "wrote", "seconds", "finish"):
+        table.add_column(title, justify="left" if title in ("turn", "finish") else "right", no_wrap=True)
     table.add_column("reply", no_wrap=True, overflow="ellipsis")
     for each in stored.turns:
         agent = each.recorded.agent
         tokens, timing = agent.get("tokens") or {}, agent.get("timing") or {}
         figures = [str(tokens.get(kind) or "-") for kind in ("prefilled", "generated")]
         reply = _short(each.recorded.text, 300) if each.recorded.text is not None else "(hands over its cache)"
-        table.add_row(each.turn, *figures, f"{timing.get('total') or 0.0:.2f}", reply)
+        finish = agent.get("finish_reason") or "-"
+        shown = Text(finish, "" if finish in ("-", "eos", "stop") else "yellow")
+        table.add_row(each.turn, *figures, f"{timing.get('total') or 0.0:.2f}", shown, reply)
     return table
 
 

@@ -27,6 +27,14 @@ from .recording import Record
 
 __all__ = ["print_comparison", "run_and_print", "warm_up"]
 
+CUT = {
+    "length": "cut at the token limit",
+    "content_filter": "withheld by a content filter",
+    "refusal": "refused",
+    "tool_calls": "ended in calls of tools",
+    "error": "broken off by an error",
+}
+
 
 def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
     """One run that isn't counted, so that the first channel does not pay for waking up the models."""
@@ -114,7 +122,8 @@ def _note(event: Event, output: str) -> Text | None:
     """What there is to say of an event beside the output agent's reply."""
     if isinstance(event, AgentFinished) and event.agent != output:
         shown = _short(event.result.text or "")
-        return Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim")
+        note = Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim")
+        return note.append(f" [{event.result.finish_reason}]", "yellow") if event.result.is_cut else note
     if isinstance(event, ToolCalled):
         call = event.call
         given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
@@ -134,12 +143,26 @@ def print_tables(result: Result, console: Console) -> None:
     _print_agents(result, console)
     if result.edges:
         console.print(_edges(result))
+    _print_cut(result, console)
     reasons: dict[str, list[str]] = {}
     for (sender, receiver), edge in result.edges.items():
         if edge.fallback_reason:
             reasons.setdefault(edge.fallback_reason, []).append(f"{sender} → {receiver}")
     for reason, edges in reasons.items():
         console.print(Text.assemble(("text instead of a cache", "yellow"), f" ({', '.join(edges)}): {reason}"))
+
+
+def _print_cut(result: Result, console: Console) -> None:
+    """Which replies are not whole, by the reason."""
+    for reason, says in CUT.items():
+        names = []
+        for name, agent in result.agents.items():
+            turns = [*agent.earlier, agent]
+            cut = sum(turn.finish_reason == reason for turn in turns)
+            if cut:
+                names.append(name if len(turns) == 1 else f"{name}, {cut} of {len(turns)} turns")
+        if names:
+            console.print(Text.assemble((says, "yellow"), f" ({reason}): {'; '.join(names)}"), soft_wrap=True)
 
 
 def _print_agents(result: Result, console: Console) -> None:
@@ -151,6 +174,7 @@ def _print_agents(result: Result, console: Console) -> None:
     if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
         console.print(whole)
         return
+    columns.pop("finish", None)  # of what is cut, a line below tells
     narrow = _table({"agent": agents, **columns}, left=("agent",), gap=1)
     too_wide = console.measure(narrow, options=console.options.update(width=1000)).maximum - console.width
     if too_wide > 0:
@@ -175,6 +199,7 @@ def _agents(result: Result) -> dict[str, list[Text]]:
     columns["kv memory"] = [Text(_bytes(agent.tokens.kv_bytes)) for agent in agents]
     for title in ("queued", "prefill", "transfer", "fuse", "decode", "first_token", "total"):
         columns[title.removesuffix("_token")] = [Text(_seconds(getattr(agent.timing, title))) for agent in agents]
+    columns["finish"] = [Text(agent.finish_reason or "-", "yellow" if agent.is_cut else "") for agent in agents]
     return {title: cells for title, cells in columns.items() if title in ("agent", "model") or _says_much(cells)}
 
 

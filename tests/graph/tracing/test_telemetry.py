@@ -206,3 +206,13 @@ def test_a_run_imports_no_opentelemetry() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root / "src", capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+async def test_a_chat_says_why_its_reply_ended(seen: Seen) -> None:
+    await fan(ScriptedAgent("left", finish_reason="length"), ScriptedAgent("right", finish_reason=None)).arun(q="x")
+    chats = {span.parent.span_id: span for span in seen.exporter.get_finished_spans() if span.name == "chat m"}
+    by_agent = {
+        name: chats[seen.spans[f"invoke_agent {name}"].context.span_id].attributes for name in ("left", "right")
+    }
+    assert by_agent["left"]["gen_ai.response.finish_reasons"] == ("length",)
+    assert "gen_ai.response.finish_reasons" not in by_agent["right"]
