@@ -29,7 +29,7 @@ __all__ = [
 
 # Why a reply ended, in the words of the OpenAI API where it has one.
 #   eos             the model ended it with its end-of-sequence token
-#   stop            a stop string ended it, or its JSON was whole; an endpoint says `stop` for both, since it does not tell them apart
+#   stop            a stop string ended it, or its JSON was whole; an endpoint says `stop` for `eos`, too
 #   length          it reached max_new_tokens, limits.max_tokens or the model's context, and may be cut in mid-sentence
 #   tool_calls      it ends with calls of tools that nobody has answered
 #   content_filter  the endpoint withheld it, or a part of it

@@ -10,6 +10,7 @@ from cachegraph.engine.spec import Strict
 from cachegraph.errors import FuserError
 
 from ..cache.layers import LayerPair, check_layers
+from .trained_rows import TrainedRows
 
 __all__ = ["Alignment", "Card", "Geometry", "ModelEnd", "checked_card"]
 
@@ -72,6 +73,9 @@ class Card(Strict):
         Field(description="Corrects what both ends have read, or translates what only the sharer has read."),
     ] = "fuse"
     trained_on: str | None = None
+    trained_rows: Annotated[
+        TrainedRows | None, Field(description="Which rows it was trained on, to tell where they are evaluated.")
+    ] = None
     metrics: Annotated[dict[str, float], Field(default_factory=dict)]
     licence: str | None = None
     created: Annotated[str | None, Field(description="ISO 8601.")] = None
