@@ -1,10 +1,9 @@
 """Replies that are data: JSON that a schema allows, or an error that says why not."""
 
 import json
-from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Literal
 
+from cachegraph.common.schemas import find_mismatch
 from cachegraph.errors import ModelError
 
 __all__ = ["cut_short", "parse_reply"]
@@ -12,17 +11,14 @@ __all__ = ["cut_short", "parse_reply"]
 
 def parse_reply(agent: str, text: str, schema: dict[str, Any]) -> Any:
     """The JSON value that the reply is. Raises ModelError where it is none, or none of this schema."""
-    from jsonschema.exceptions import best_match
-
     try:
         data = json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the reply of agent {agent!r} is no JSON ({error}): {_excerpt(text)}") from error
-    problem = best_match(_validator(json.dumps(schema)).iter_errors(data))
-    if problem is not None:
+    wrong = find_mismatch(schema, data, formats=True)
+    if wrong is not None:
         raise ModelError(
-            f"the reply of agent {agent!r} does not fit its json_schema at {problem.json_path}: "
-            f"{_excerpt(problem.message)}"
+            f"the reply of agent {agent!r} does not fit its json_schema at {wrong.place}: {_excerpt(wrong.message)}"
         )
     return data
 
@@ -46,23 +42,6 @@ def cut_short(agent: str, limit: int, why: Literal["stop", "length", "room"]) ->
 
 def _not_json(constant: str) -> Any:
     raise ValueError(f"{constant} is no number")
-
-
-@lru_cache(maxsize=64)
-def _validator(schema: str) -> Any:
-    from jsonschema import Draft202012Validator, validators
-
-    exact = validators.extend(Draft202012Validator, {"multipleOf": _multiple_of})
-    return exact(json.loads(schema), format_checker=Draft202012Validator.FORMAT_CHECKER)
-
-
-def _multiple_of(_: Any, factor: Any, value: Any, __: Any) -> Any:
-    """As it is meant, by the decimal digits: 0.3 is a multiple of 0.1."""
-    from jsonschema import ValidationError
-
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and Decimal(str(value)) % Decimal(str(factor)) != 0:
-        yield ValidationError(f"{value!r} is not a multiple of {factor!r}")
 
 
 def _excerpt(text: str) -> str:

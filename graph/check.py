@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cachegraph.agents.template import Template, TemplateProblem, compile_template
 from cachegraph.channels.fusers.name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from cachegraph.common.schemas import find_schema_flaw
 from cachegraph.engine.json_schema import find_flaw
 from cachegraph.errors import Problem, RecipeError
 
@@ -81,9 +82,15 @@ def _names(draft: Draft) -> Iterator[Finding]:
 
 
 def _inputs(draft: Draft) -> Iterator[Finding]:
-    """Defaults that their own declaration refuses."""
+    """Schemas that can't be used, and defaults that their own declaration refuses."""
     for name, entry in draft.inputs.items():
-        if not isinstance(entry, dict) or entry.get("default") is None:
+        if not isinstance(entry, dict):
+            continue
+        if isinstance(schema := entry.get("schema"), dict) and (flaw := find_schema_flaw(schema)) is not None:
+            path = ("inputs", name, "schema", *flaw.path)
+            yield Finding(f"the schema of input {name!r}: {flaw.message}", path, flaw.hint, at_key=flaw.at_key)
+            continue
+        if entry.get("default") is None:
             continue
         try:
             spec = InputSpec.model_validate(entry)

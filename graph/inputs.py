@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from cachegraph.common.schemas import find_mismatch
 from cachegraph.errors import InputError
 
 from .spec import InputSpec
@@ -69,16 +70,10 @@ def why_not(spec: InputSpec, value: Any) -> str | None:
 
 
 def _why_not_by_schema(schema: Mapping[str, Any], value: Any) -> str | None:
-    from jsonschema import SchemaError, ValidationError, validate
-
-    try:
-        validate(json.loads(json.dumps(value)), schema)
-    except ValidationError as error:
-        place = f" at {error.json_path}" if error.absolute_path else ""
-        return f"doesn't satisfy its schema{place}: {error.message}"
-    except SchemaError as error:
-        return f"has a schema that is none: {error.message}"
-    return None
+    wrong = find_mismatch(schema, json.loads(json.dumps(value)))
+    if wrong is None:
+        return None
+    return f"doesn't satisfy its schema{'' if wrong.place == '$' else f' at {wrong.place}'}: {wrong.message}"
 
 
 def parse_inputs(declared: Mapping[str, InputSpec], texts: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""Why a value does not satisfy a JSON Schema. The registry is empty: nothing is fetched and no file is read."""
+
+import json
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from .keywords import BUDGET, MAX_STEPS, CheckBudget, TooMuchWork, validator_class
+
+__all__ = ["Mismatch", "draft_of", "find_mismatch", "new_validator"]
+
+DEFAULT = "https://json-schema.org/draft/2020-12/schema"
+TOO_MUCH = f"it takes more than {MAX_STEPS:,} steps to check; shorten it, or simplify the schema"
+
+
+class Mismatch(NamedTuple):
+    """What is wrong with a value, and where in it, as a JSON path."""
+
+    message: str
+    place: str = "$"
+
+
+def find_mismatch(schema: Any, value: Any, *, formats: bool = False) -> Mismatch | None:
+    """The most telling reason why a JSON value doesn't satisfy the schema; None where it does.
+
+    `formats`: check `format` too. The schema is one in which `find_schema_flaw` finds nothing.
+    """
+    from jsonschema.exceptions import best_match
+
+    token = BUDGET.set(CheckBudget())
+    try:
+        problem = best_match(_validator(json.dumps(schema), formats).iter_errors(value))
+    except TooMuchWork:
+        return Mismatch(TOO_MUCH)
+    except RecursionError:
+        return Mismatch("it is nested too deeply for its schema to be checked; make it flatter")
+    except Exception as error:  # a schema that was never checked: whatever the library raises is about it
+        return Mismatch(f"its schema can't be used: {' '.join(str(error).split())[:200]}")
+    finally:
+        BUDGET.reset(token)
+    return None if problem is None else Mismatch(problem.message, problem.json_path)
+
+
+def new_validator(schema: Any, draft: Any, formats: bool = False) -> Any:
+    """A validator of the draft that pays for its work and knows no other schema than this one."""
+    from referencing import Registry
+
+    checker = draft.FORMAT_CHECKER if formats else None
+    return validator_class(draft)(schema, registry=Registry(), format_checker=checker)
+
+
+def draft_of(schema: Any) -> Any:
+    """The draft that `$schema` names, 2020-12 without one, None for one that is unknown."""
+    named = schema.get("$schema", DEFAULT) if isinstance(schema, dict) else DEFAULT
+    return _drafts().get(named.removesuffix("#")) if isinstance(named, str) else None
+
+
+@lru_cache(maxsize=1)
+def _drafts() -> dict[str, Any]:
+    import jsonschema as js
+
+    drafts: tuple[Any, ...] = (
+        *(js.Draft4Validator, js.Draft6Validator, js.Draft7Validator),
+        *(js.Draft201909Validator, js.Draft202012Validator),
+    )
+    return {str(each.ID_OF(each.META_SCHEMA)).removesuffix("#"): each for each in drafts}
+
+
+@lru_cache(maxsize=64)
+def _validator(schema: str, formats: bool) -> Any:
+    read = json.loads(schema)
+    return new_validator(read, draft_of(read) or _drafts()[DEFAULT], formats)
