@@ -51,7 +51,7 @@ class Prefixes:
     def keep(self, digests: Sequence[bytes], index: int, tail: KV) -> None:
         """Copy the chain's block `index`, which is the end of this tail, if there is room and all before it is here."""
         before = digests[:index]
-        if digests[index] in self._blocks or (before and before[-1] not in self._blocks):
+        if digests[index] in self._blocks or not all(map(self._blocks.__contains__, before)):
             return
         self._touch(before)
         size = tail.nbytes // len(tail) * CHUNK
@@ -62,10 +62,15 @@ class Prefixes:
         if size <= self._memory.room:
             block = self._blocks[digests[index]] = _copy(tail, len(tail) - CHUNK)
             self.nbytes += size
+            self._touch(digests[: index + 1])
             self._memory.hold([block])
 
     def _touch(self, digests: Sequence[bytes]) -> None:
-        """As used just now: the first one last, since without it the others can't be found."""
+        """Mark the beginning of a chain as used just now.
+
+        The first block becomes the youngest: so the oldest block is always the last of its chain, and dropping it
+        leaves no block behind that has lost its beginning and can't be found.
+        """
         for digest in reversed(digests):
             self._blocks.move_to_end(digest)
 

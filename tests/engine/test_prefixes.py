@@ -1,5 +1,6 @@
 """Prompts that were read before are found by their tokens, and change nothing but what is computed."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -205,6 +206,45 @@ def test_the_block_that_was_not_used_for_longest_goes_first_and_none_before_thos
     prefixes.keep(other, 0, block())
     assert [len(prefixes.find(each)) for each in (one, other, third)] == [1, 1, 1]
     assert prefixes.nbytes == 3 * size
+
+
+def test_a_chain_that_lost_blocks_while_it_was_read_is_kept_no_further() -> None:
+    prefixes = Prefixes(Memory(10**9))
+    digests = chain(tokens(4 * CHUNK), None)
+    for index in range(3):
+        prefixes.keep(digests, index, block((index + 1) * CHUNK))
+    prefixes.drop()
+    prefixes.drop()
+    assert len(prefixes.find(digests)) == 1  # its end went first
+    prefixes.keep(digests, 3, block(4 * CHUNK))
+    assert len(prefixes) == 1
+    prefixes.keep(digests, 1, block(2 * CHUNK))
+    assert len(prefixes.find(digests)) == 2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_block_outlives_the_one_before_it_whatever_is_kept_found_and_dropped(seed: int) -> None:
+    dice = random.Random(seed)
+    size = block().nbytes
+    memory = Memory(dice.choice([12, 20, 40, 10**4]) * size)
+    prefixes = Prefixes(memory)
+    roots = [tokens(CHUNK * dice.randint(0, 3), n) for n in range(3)]
+    chains = [chain([*roots[n % 3], *tokens(CHUNK * dice.randint(1, 4), 10 + n)], None) for n in range(8)]
+    for _ in range(300):
+        digests = dice.choice(chains)
+        match dice.randrange(4):
+            case 0 | 1:
+                index = dice.randrange(len(digests))
+                prefixes.keep(digests, index, block((index + 1) * CHUNK))
+            case 2:
+                prefixes.find(digests)
+            case 3:
+                prefixes.drop()
+        for digests in chains:
+            here = [digest in prefixes._blocks for digest in digests]
+            assert here == sorted(here, reverse=True)
+        assert prefixes.nbytes == len(prefixes) * size <= memory.budget // 4
+        assert memory.held == prefixes.nbytes
 
 
 def test_a_digest_stands_for_all_tokens_before_it_and_their_tenant() -> None:
