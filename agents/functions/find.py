@@ -1,18 +1,22 @@
 """From what a recipe calls a function to the function, and back."""
 
+import os
 import sys
 from collections.abc import Callable
 from hashlib import sha256
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from cachegraph.errors import ConfigError
+from cachegraph.errors import ConfigError, is_library_error
 
 __all__ = ["Function", "find_function", "name_of"]
 
 Function = Callable[..., Any]
+PREFIX = "cachegraph_recipe_"  # of the modules that are files of recipes
 
 
 def find_function(path: str, agent: str, folder: Path) -> Function:
@@ -34,7 +38,9 @@ def find_function(path: str, agent: str, folder: Path) -> Function:
         raise ConfigError(f"the function {path!r} of agent {agent!r} is not there: {error}") from error
     except OSError as error:
         raise ConfigError(f"the function {path!r} of agent {agent!r} can't be read: {error.strerror}") from error
-    except Exception as error:  # the module's own code
+    except BaseException as error:  # the module's own code, which may also call sys.exit
+        if not (is_library_error(error) or isinstance(error, SystemExit)):
+            raise
         raise ConfigError(
             f"the function {path!r} of agent {agent!r} can't be imported: {type(error).__name__} in {module}: {error}"
         ) from error
@@ -49,17 +55,29 @@ def name_of(function: Function) -> str:
     return f"{home.__module__}:{home.__qualname__}"
 
 
+class _RecipeFiles(MetaPathFinder):
+    """Makes files importable by a name, so that Python's own import lock guards them.
+
+    Of several threads that want one file, the first runs it and the others wait; a file that raises leaves no module.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, Path] = {}
+
+    def name(self, file: Path) -> str:
+        """What to import to get this file."""
+        name = f"{PREFIX}{sha256(os.fsencode(file)).hexdigest()[:16]}"
+        self._files[name] = file
+        return name
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        file = self._files.get(fullname)
+        return spec_from_file_location(fullname, file) if file is not None else None
+
+
+_recipe_files = _RecipeFiles()
+sys.meta_path.append(_recipe_files)
+
+
 def _module_of_file(file: Path) -> Any:
-    name = f"cachegraph_recipe_{sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
-    if name not in sys.modules:
-        spec = spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        sys.modules[name] = module  # annotations of its classes are looked up there
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+    return import_module(_recipe_files.name(file.resolve()))

@@ -14,6 +14,8 @@ A message is one sentence that says what is wrong, where, and what to do. Messag
 """
 
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,9 @@ __all__ = [
     "RecipeError",
     "RunError",
     "ToolError",
+    "is_library_error",
+    "library_errors",
+    "reason_of",
 ]
 
 
@@ -115,3 +120,39 @@ class RunError(CachegraphError):
     def __init__(self, message: str, result: Any = None):
         self.result = result
         super().__init__(message)
+
+
+@contextmanager
+def library_errors(explain: Callable[[str], CachegraphError]) -> Iterator[None]:
+    """Turn whatever a library raises in this block into `explain(reason)`; for blocks that read other people's files.
+
+    Our own errors pass as they are. So do Ctrl-C, cancellation and the end of the program.
+    """
+    try:
+        yield
+    except CachegraphError:
+        raise
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
+        raise explain(reason_of(error)) from error
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Whether a library raised this about what it was given: any Exception, or a panic of code written in Rust.
+
+    pyo3's PanicException is a BaseException, and every extension module has a class of its own, so only its name tells.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says, at most 300 characters; with its type where the line alone says little."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    name = type(error).__name__
+    if not lines:
+        return name
+    plain = isinstance(error, OSError | ImportError) or type(error) in (ValueError, RuntimeError)
+    return (lines[0] if plain else f"{name}: {lines[0]}")[:300]

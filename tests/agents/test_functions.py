@@ -1,7 +1,9 @@
 """Agents that are Python functions: what they are given, what becomes of what they return, how they fail."""
 
+import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,9 +178,67 @@ def test_a_function_is_found_in_a_module_and_in_a_file_beside_the_recipe(tmp_pat
         ("json:__name__", "is no function, but str"),
         ("absent.py:f", "can't be read: No such file"),
         ("broken.py:f", "can't be imported: ZeroDivisionError in broken.py: division by zero"),
+        ("wrong.py:f", "can't be imported: SyntaxError in wrong.py: "),
+        ("exits.py:f", "can't be imported: SystemExit in exits.py: 3"),
+        ("panics.py:f", "can't be imported: PanicException in panics.py: a Rust extension"),
+        ("lacks.py:f", "can't be imported: No module named 'no_such_module_here'"),
+        ("deep.py:f", "can't be imported: RecursionError in deep.py"),
+        ("bytes.py:f", "can't be imported: SyntaxError in bytes.py"),
+        (".:f", "can't be imported"),
     ],
 )
 def test_a_function_that_is_not_there_says_why(tmp_path: Path, path: str, why: str) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "wrong.py").write_text("def f(:\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "panics.py").write_text(
+        "class PanicException(BaseException): ...\nraise PanicException('a Rust extension')"
+    )
+    (tmp_path / "lacks.py").write_text("import no_such_module_here\n")
+    (tmp_path / "deep.py").write_text("def f(): f()\nf()\n")
+    (tmp_path / "bytes.py").write_bytes(b"x = '\xff'\n")
     with pytest.raises(ConfigError, match=why):
         find_function(path, "f", tmp_path)
+
+
+def test_agents_of_one_slow_file_opened_at_once_get_one_module_that_has_run(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\nran = []\nran.append(1)\ntime.sleep(0.1)\n"
+        + "".join(f"def f{n}(): return ran\n" for n in range(8))
+    )
+    (tmp_path / "link.py").symlink_to(tmp_path / "slow.py")
+    names = [f"{file}:f{n}" for n in range(8) for file in ("slow.py", "./slow.py", "link.py")]
+    with ThreadPoolExecutor(len(names)) as pool:
+        ran = [function() for function in pool.map(lambda name: find_function(name, "f", tmp_path), names)]
+    assert all(each is ran[0] for each in ran)
+    assert ran[0] == [1]
+
+
+def test_a_file_that_fails_fails_for_everybody_and_can_be_mended(tmp_path: Path) -> None:
+    file = tmp_path / "mended.py"
+    file.write_text("import time\ntime.sleep(0.05)\n1 / 0\n")
+
+    def failing(_: int) -> str:
+        with pytest.raises(ConfigError) as failure:
+            find_function("mended.py:f", "f", tmp_path)
+        return str(failure.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all("ZeroDivisionError" in each for each in pool.map(failing, range(4)))
+    file.write_text("def f(): return 'mended, and longer than before'\n")
+    assert find_function("mended.py:f", "f", tmp_path)() == "mended, and longer than before"
+
+
+def test_a_file_may_hold_dataclasses_and_what_can_be_pickled(tmp_path: Path) -> None:
+    (tmp_path / "kinds.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "@dataclass\nclass P:\n    k: ClassVar[int] = 1\n    x: int = 2\ndef f(): return P()\n"
+    )
+    made = find_function("kinds.py:f", "f", tmp_path)()
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_ctrl_c_while_a_file_runs_passes(tmp_path: Path) -> None:
+    (tmp_path / "stops.py").write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        find_function("stops.py:f", "f", tmp_path)
