@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain, count
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +20,7 @@ from .toolbox import Toolbox
 
 __all__ = ["Belt", "Turns"]
 
+LONGEST = 64  # characters of a name that chat APIs accept
 HOW = (
     "You can call tools. To call one, reply with nothing but\n"
     '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>\n'
@@ -141,10 +144,27 @@ class Turns:
 
 
 def _named(found: Sequence[tuple[ToolServer, Tool]]) -> dict[str, tuple[ToolServer, Tool]]:
-    """By a name that chat APIs accept: the tool's own, with its server in front where two servers have it."""
-    own = [tool.name for _, tool in found]
+    """By a name that chat APIs accept, each tool by one of its own, in the recipe's order.
+
+    The tool's own name, with its server in front where several tools have that name, and a number behind where even
+    that is another tool's.
+    """
+    own = [_accepted(tool.name) for _, tool in found]
+    times = Counter(own)
+    taken = {name for name in own if times[name] == 1}
     named = {}
-    for server, tool in found:
-        name = tool.name if own.count(tool.name) == 1 else f"{server.name}_{tool.name}"
-        named[re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]] = (server, tool)
+    for name, (server, tool) in zip(own, found, strict=True):
+        if times[name] > 1:
+            name = _free(_accepted(f"{server.name}_{tool.name}"), taken)
+            taken.add(name)
+        named[name] = (server, tool)
     return named
+
+
+def _accepted(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:LONGEST] or "tool"
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    candidates = (f"{name[: LONGEST - len(str(n)) - 1]}_{n}" for n in count(2))
+    return next(each for each in chain([name], candidates) if each not in taken)

@@ -1,10 +1,13 @@
 """A client of one tool server in a thread of its own: runs and their event loops come and go while a server stays."""
 
 import asyncio
+import errno
 import os
+import shutil
+import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Tool"]
 
+PAGES = 100  # of a list of tools
 STOPPING = 15.0  # seconds; the client itself kills a program that does not end within about 6
+SUPERVISOR = Path(__file__).with_name("supervise.py")
 INSTALL = "agents with `tools` need the MCP SDK; install it with: pip install 'cachegraph[tools]'"
 
 T = TypeVar("T")
@@ -69,15 +74,26 @@ class Connection:
     # In the thread
 
     async def list_tools(self) -> list[Tool]:
+        """All pages of the server's tools; all of them together have the server's `timeout`."""
         found: list[Tool] = []
-        cursor = None
-        while True:
-            with self._answering(), anyio.fail_after(self._spec.timeout):
-                page = await self._client.list_tools(cursor=cursor)
-            found += [Tool(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
-            cursor = page.next_cursor
-            if cursor is None:
-                return found
+        cursor: str | None = None
+        asked: set[str] = set()
+        with self._answering():
+            with anyio.move_on_after(self._spec.timeout):
+                while len(asked) < PAGES:
+                    page = await self._client.list_tools(cursor=cursor)
+                    found += [Tool(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
+                    cursor = page.next_cursor
+                    if not cursor:  # some servers write an empty one on the last page
+                        return found
+                    if cursor in asked:
+                        raise self._error(f"lists its tools without end: it gives the page {cursor[:50]!r} twice")
+                    asked.add(cursor)
+                raise self._error(f"lists its tools without end: there are more than {PAGES} pages")
+            raise self._error(
+                f"did not list its tools within its timeout of {self._spec.timeout:g} s ({len(found)} on "
+                f"{len(asked) + 1} pages by then); set a longer `timeout`"
+            )
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> Content:
         from mcp import MCPError
@@ -96,6 +112,9 @@ class Connection:
         """Whatever goes wrong here is the connection's fault, which is then not used again."""
         try:
             yield
+        except ToolError:
+            self.lost = True
+            raise
         except Exception as error:
             self.lost = True
             raise self._error(f"does not answer: {_words(error)}") from error
@@ -140,14 +159,34 @@ async def _client(name: str, spec: ToolServerSpec, folder: Path, log: TextIO) ->
     except ImportError as error:
         raise ConfigError(INSTALL) from error
     if isinstance(spec, CommandTools):
-        program, *arguments = spec.command
         env = {**_inherited(name, spec), **spec.env}
+        program, *arguments = _supervised(spec.command, env, folder)
         started = mcp.StdioServerParameters(command=program, args=arguments, env=env, cwd=folder)
         async with mcp.Client(mcp.stdio_client(started, errlog=log)) as client:
             yield client
         return
     async with _web_client(name, spec) as client:
         yield client
+
+
+def _supervised(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Sequence[str]:
+    """The command, run by a program that ends it and its children with this process, where the platform allows.
+
+    Raises FileNotFoundError where there is no such program.
+    """
+    if os.name != "posix" or not sys.executable:
+        return command
+    program, *arguments = command
+    if os.sep in program:
+        found = shutil.which(folder / program)
+    else:
+        found = shutil.which(program, path=env.get("PATH") or os.environ.get("PATH"))
+    if found is None:
+        if (folder / program).is_file() and os.sep in program:
+            raise PermissionError(errno.EACCES, "is not an executable file", program)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    program = str(Path(found).absolute()) if os.sep in program else program
+    return [sys.executable, "-I", "-S", str(SUPERVISOR), str(os.getpid()), program, *arguments]
 
 
 @asynccontextmanager

@@ -1,0 +1,191 @@
+"""Tool servers that list without end, share names, or would outlive us."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from cachegraph.agents.tools.belt import LONGEST, Belt, Turns, _named
+from cachegraph.agents.tools.calls import Call
+from cachegraph.agents.tools.connection import Tool
+from cachegraph.agents.tools.server import ToolServer
+from cachegraph.agents.tools.spec import CommandTools, ToolLimits
+from cachegraph.agents.tools.toolbox import Toolbox
+from cachegraph.errors import ToolError
+
+pytest.importorskip("mcp")
+PROGRAM = str(Path(__file__).with_name("raw_tool_server.py"))
+
+
+def spec(*mode: str, timeout: float = 30.0) -> CommandTools:
+    return CommandTools(command=(sys.executable, PROGRAM, *mode), timeout=timeout)
+
+
+def names(*mode: str, timeout: float = 30.0) -> list[str]:
+    server = ToolServer("raw", spec(*mode, timeout=timeout), Path())
+
+    async def ask() -> list[str]:
+        try:
+            return [tool.name for tool in await server.tools()]
+        finally:
+            await server.close()
+
+    return anyio.run(ask)
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("same", "lists its tools without end: it gives the page 'again' twice"),
+        ("circle", "lists its tools without end: it gives the page '1' twice"),
+        ("new", "lists its tools without end: there are more than 100 pages"),
+    ],
+)
+def test_a_list_of_tools_that_never_ends_is_an_error(mode: str, why: str) -> None:
+    with pytest.raises(ToolError, match=f"the tool server 'raw' {why}"):
+        names(mode)
+
+
+@pytest.mark.parametrize("mode", ["slow", "flood"])
+def test_the_timeout_is_for_the_whole_list(mode: str) -> None:
+    before = time.monotonic()
+    with pytest.raises(ToolError, match="did not list its tools within its timeout of 2 s|without end"):
+        names(mode, timeout=2.0)
+    assert time.monotonic() - before < 60
+
+
+def test_an_empty_cursor_is_the_end_and_pages_are_joined() -> None:
+    assert names("empty") == ["go"]
+    assert names("three") == ["go"] * 3
+
+
+class Server:
+    """Stands for a connected server."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def told(**offers: list[str]) -> dict[str, str]:
+    """By the name that a model is told, the server and tool behind it."""
+    found: Any = [(Server(name), Tool(tool, "", {})) for name, tools in offers.items() for tool in tools]
+    return {name: f"{server.name}.{tool.name}" for name, (server, tool) in _named(found).items()}
+
+
+LONG = "x" * LONGEST
+
+
+@pytest.mark.parametrize(
+    ("offers", "expected"),
+    [
+        ({"a": ["x"], "b": ["y"]}, {"x": "a.x", "y": "b.y"}),
+        ({"a": ["x"], "b": ["x"]}, {"a_x": "a.x", "b_x": "b.x"}),
+        ({"a": ["x"], "b": ["x"], "c": ["a_x"]}, {"a_x_2": "a.x", "b_x": "b.x", "a_x": "c.a_x"}),
+        ({"c": ["a_x"], "a": ["x"], "b": ["x"]}, {"a_x": "c.a_x", "a_x_2": "a.x", "b_x": "b.x"}),
+        ({"s": ["a.b", "a_b", "a-b"]}, {"s_a_b": "s.a.b", "s_a_b_2": "s.a_b", "a-b": "s.a-b"}),
+        ({"s": ["ä", "ö", "ü"]}, {"s__": "s.ä", "s___2": "s.ö", "s___3": "s.ü"}),
+        ({"s": [LONG + "1", LONG + "2"]}, {f"s_{LONG}"[:64]: f"s.{LONG}1", f"s_{LONG}"[:62] + "_2": f"s.{LONG}2"}),
+        ({"a_b": ["c"], "a": ["b_c", "c"]}, {"b_c": "a.b_c", "a_b_c": "a_b.c", "a_c": "a.c"}),
+        ({"s": ["", "tool"]}, {"s_": "s.", "s_tool": "s.tool"}),
+    ],
+)
+def test_every_tool_has_a_name_of_its_own(offers: dict[str, list[str]], expected: dict[str, str]) -> None:
+    assert told(**offers) == expected
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_no_tool_is_lost_however_names_collide(seed: int) -> None:
+    dice = random.Random(seed)
+    word = lambda: "".join(dice.choice("ab_.-é ") for _ in range(dice.choice([0, 1, 2, 3, 70])))  # noqa: E731
+    offers = {name: sorted({word() for _ in range(9)}) for name in ("a", "b", "a_a", "b" * 60)}
+    given = told(**offers)
+    assert sorted(given.values()) == sorted(f"{server}.{tool}" for server, tools in offers.items() for tool in tools)
+    assert all(0 < len(name) <= LONGEST and name.replace("-", "_").isidentifier() or name for name in given)
+
+
+def test_calls_reach_the_tool_that_the_name_stands_for() -> None:
+    toolbox = Toolbox({"s": spec("names", "a.b", "a_b"), "t": spec("names", "a_b", "s_a_b")})
+    belt = Belt("agent", ["s", "t"], ToolLimits(), toolbox)
+
+    async def use() -> dict[str, str]:
+        await belt.open()
+        try:
+            turns = Turns("agent", belt, [], None)
+            return {belt.place(name): (await turns.make([Call(name, {})]))[0] for name in belt.names}
+        finally:
+            await belt.close()
+
+    reached = anyio.run(use)
+    assert reached == {"s.a.b": "a.b", "s.a_b": "a_b", "t.a_b": "a_b", "t.s_a_b": "s_a_b"}
+
+
+OWNER = """
+import sys, threading, anyio
+from pathlib import Path
+from cachegraph.agents.tools.server import ToolServer
+from cachegraph.agents.tools.spec import CommandTools
+server = ToolServer("raw", CommandTools(command=tuple(sys.argv[1:]), timeout=100.0), Path())
+anyio.run(server.call, "go", {})
+"""
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux who runs")
+@pytest.mark.parametrize("mode", ["hang", "stubborn", "family"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_busy_server_and_its_children_end_with_a_process_that_is_killed(
+    mode: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    started = tmp_path / "pids"
+    command = [sys.executable, "-c", OWNER, sys.executable, PROGRAM, mode, str(started)]
+    owner = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until(started.exists)
+        os.kill(owner.pid, number)
+        owner.wait(60)
+        pids = [int(pid) for pid in started.read_text().split()]
+        assert len(pids) == (3 if mode == "family" else 1)
+        until(lambda: all(map(gone, pids)))
+    finally:
+        owner.kill()
+        owner.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux who runs")
+def test_a_server_whose_supervisor_is_killed_ends_too(tmp_path: Path) -> None:
+    started = tmp_path / "pids"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, sys.executable, PROGRAM, "stubborn", str(started)], stderr=subprocess.DEVNULL
+    )
+    try:
+        until(started.exists)
+        (pid,) = [int(pid) for pid in started.read_text().split()]
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        assert parent != owner.pid
+        os.kill(parent, signal.SIGKILL)
+        until(lambda: gone(pid))
+        owner.wait(60)
+    finally:
+        owner.kill()
+        owner.wait()
