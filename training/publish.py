@@ -1,5 +1,6 @@
 """The finished fuser: the best checkpoint's weights, and a card that says where they come from."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,22 +8,25 @@ from pathlib import Path
 from cachegraph.channels.fusers.folder import replaced_folder
 from cachegraph.channels.fusers.load import is_translator, load_fuser, load_translator
 from cachegraph.channels.fusers.pair import PARTS, is_pair
+from cachegraph.channels.fusers.trained_rows import trained_rows
 from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.graph.rows import FILES
 
 from .checkpoint import State
+from .data import Example
 from .spec import TrainSpec
 
 __all__ = ["finish_card", "move_fuser"]
 
 
-def finish_card(spec: TrainSpec, state: State, rows: int) -> dict[str, object]:
+def finish_card(spec: TrainSpec, state: State, rows: Sequence[Example]) -> dict[str, object]:
     """What is known of the training once it is over."""
-    trained_on = f"{_titles(spec)}: {rows} rows, {state.step} steps, {state.prompt_tokens} prompt tokens"
+    trained_on = f"{_titles(spec)}: {len(rows)} rows, {state.step} steps, {state.prompt_tokens} prompt tokens"
     if spec.control != "none":
         trained_on += f"; control {spec.control!r}: not for use"
     return {
         "trained_on": trained_on,
+        "trained_rows": trained_rows([row.inputs for row in rows]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -20,7 +20,7 @@ from cachegraph.graph.load import load_recipe
 from . import checkpoint
 from .checkpoint import State
 from .create import new_learner
-from .data import hold_back, read_examples
+from .data import Example, hold_back, read_examples
 from .learner import Learner
 from .load import load_training
 from .loop import Loop
@@ -61,6 +61,7 @@ class Opened:
     learner: Learner[Any]
     train: Sequence[Any]
     dev: Sequence[Any]
+    rows: Sequence[Example]  # that `train` is made of
     folder: Path  # where the fuser will be
     content: str  # a hash of the graph and of all rows
 
@@ -108,7 +109,7 @@ def train(
         loop.finish()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            move_fuser(run / "best", found.folder, finish_card(found.spec, state, len(found.train)))
+            move_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows))
         accelerator.wait_for_everyone()
         cards = tuple(read_card(part) for part in fuser_parts(found.folder))
         return Trained(found.folder, cards, state.best, state.step, state.seconds)
@@ -128,28 +129,30 @@ def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, acceler
         device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     with open_pair(graph, edge, spec.models, spec.control, graph_file.resolve().parent, device) as pair:
         learner = new_learner(spec, pair)
-        train = _lessons(learner, train_rows, "training", watch)
+        kept = _lessons(learner, train_rows, "training", watch)
         if isinstance(spec.data.dev, float):
-            groups = [learner.group(lesson) for lesson in train]
-            train, dev = hold_back(train, groups, spec.data.dev, spec.data.seed)
+            groups = [learner.group(lesson) for _, lesson in kept]
+            kept, held = hold_back(kept, groups, spec.data.dev, spec.data.seed)
+            dev = [lesson for _, lesson in held]
         else:
-            dev = _lessons(learner, dev_rows, "dev", watch)
+            dev = [lesson for _, lesson in _lessons(learner, dev_rows, "dev", watch)]
             read = {learner.group(lesson) for lesson in dev}
-            train = [lesson for lesson in train if learner.group(lesson) not in read]
+            kept = [(row, lesson) for row, lesson in kept if learner.group(lesson) not in read]
             Random(f"{spec.data.seed} judge").shuffle(dev)  # noqa: S311
         content = hashlib.sha256(graph.model_dump_json().encode())
         for row in (*train_rows, *dev_rows):
             content.update(row.model_dump_json().encode())
         target = fuser_place(spec, pair, base, graph, edge)
-        yield Opened(spec, pair, learner, train, dev[: spec.judge.rows], target, content.hexdigest())
+        rows, train = [row for row, _ in kept], [lesson for _, lesson in kept]
+        yield Opened(spec, pair, learner, train, dev[: spec.judge.rows], rows, target, content.hexdigest())
 
 
-def _lessons(learner: Learner[Any], rows: Sequence[Any], what: str, watch: Watch) -> list[Any]:
-    """Rows that don't fit are left out, unless they are too many."""
+def _lessons(learner: Learner[Any], rows: Sequence[Example], what: str, watch: Watch) -> list[tuple[Example, Any]]:
+    """Rows and what is to be learnt from each. Rows that don't fit are left out, unless they are too many."""
     lessons, complaints = [], []
     for done, row in enumerate(rows):
         try:
-            lessons.append(learner.lesson(row))
+            lessons.append((row, learner.lesson(row)))
         except InputError as error:
             complaints.append(str(error))
         if done % 100 == 0:

@@ -31,6 +31,7 @@ def card_words(card: Card, parameters: int) -> dict[str, str]:
         "sharer reads": card.reads,
         "keys": card.rope,
         "trained on": card.trained_on,
+        "training rows": f"{card.trained_rows.rows:,}, kept as hashes" if card.trained_rows else None,
         "created": card.created,
         "sha256": card.sha256,
     }

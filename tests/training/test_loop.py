@@ -19,6 +19,7 @@ from cachegraph.training.judge import Judgement, partner
 from cachegraph.training.lesson import Replies
 from cachegraph.training.loop import Loop, schedule, unbroken
 from cachegraph.training.loss import losses
+from cachegraph.training.note_rows import note_rows
 from cachegraph.training.spec import LossSpec
 from cachegraph.training.train import Opened, train
 from cachegraph.training.watch import Silent
@@ -326,3 +327,29 @@ def test_replies_without_choices_are_learnt_token_by_token(tmp_path: Path, tiny_
     assert of("judgement", log, "answer_logprob")
     told: Mapping[str, float] = log[0]
     assert told["rows"] == 5
+
+
+def test_the_card_keeps_the_rows_that_were_learnt_and_none_that_judged(task: Task) -> None:
+    made = train(task.spec(), folder=task.folder)
+    with task.opened() as found:
+        learnt = [row.inputs for row in found.rows]
+    assert made.card.trained_rows is not None
+    assert made.card.trained_rows.rows == len(learnt) == 18
+    assert made.card.trained_rows.look_up(learnt) == (18, 18)
+    rows = [json.loads(line) for line in (task.folder / "rows.jsonl").read_text().splitlines()]
+    inputs = [{"context": row["context"], "question": row["question"]} for row in rows]
+    judged = [each for each in inputs if each not in learnt]
+    assert len(judged) == 6
+    same_stories = task.spec().fuser.kind == "fuse"  # whose sharer reads the question too: a row is a text of its own
+    assert made.card.trained_rows.look_up(judged).seen == (6 if same_stories else 0)
+
+
+def test_rows_can_be_noted_on_the_card_of_an_earlier_training(task: Task) -> None:
+    made = train(task.spec(), folder=task.folder)
+    card = made.folder / "card.json"
+    known = json.loads(card.read_text())
+    card.write_text(json.dumps(known | {"trained_rows": None}))
+    rows = note_rows(made.folder, task.recipe)
+    assert rows == made.card.trained_rows
+    assert json.loads(card.read_text()) == known
+    assert [path.name for path in sorted(made.folder.iterdir())] == ["card.json", "fuser.safetensors"]

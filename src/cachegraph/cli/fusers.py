@@ -146,6 +146,26 @@ def push_fuser(
     typer.echo(f"{name}: pushed; recipes name it {target}, or, to pin these very weights, {pinned}")
 
 
+@app.command("note-rows")
+def note_rows(
+    name: Fuser,
+    recipe: Annotated[Path, typer.Argument(help="The training recipe that it was trained from.")],
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Where the recipe's data files lie; by default beside it.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep on a fuser's card which rows it was trained on, where an earlier version has not."""
+    from cachegraph.channels.fusers.inventory import locate
+    from cachegraph.training.note_rows import note_rows
+
+    rows = note_rows(locate(name), recipe, data_folder)
+    if as_json:
+        _print_json({"name": name, "rows": rows.rows, "part": rows.part})
+    else:
+        typer.echo(f"{name}: its card tells {rows.rows:,} rows from others")
+
+
 @app.command("remove")
 def remove(
     name: Annotated[str, typer.Argument(help="An installed fuser that `cachegraph fusers list` shows.")],

@@ -1,0 +1,46 @@
+"""Give a fuser that was trained before cards kept them the rows of its training."""
+
+import os
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from cachegraph.channels.fusers.pair import fuser_parts
+from cachegraph.channels.fusers.trained_rows import TrainedRows, trained_rows
+from cachegraph.channels.fusers.weights import CARD, read_card
+from cachegraph.errors import FuserError, InputError
+
+from .load import load_training
+from .train import opened
+from .watch import Silent, Watch
+
+__all__ = ["note_rows"]
+
+
+def note_rows(fuser: Path, recipe: Path, data_folder: Path | None = None, watch: Watch | None = None) -> TrainedRows:
+    """Write into the fuser's card, or both cards of a pair, which rows this training recipe learns from.
+
+    Loads the models, since the rows that do not fit them were left out. Raises what `train` raises, and FuserError
+    where the card can't be written.
+    """
+    spec, folder = load_training(recipe), recipe.resolve().parent
+    with opened(spec, folder, data_folder or folder, watch or Silent(), Accelerator()) as found:
+        rows = trained_rows([row.inputs for row in found.rows])
+    if rows is None:
+        raise InputError(f"the rows of {str(recipe)!r} hold no text; check the columns of its data")
+    for part in fuser_parts(fuser):
+        card = read_card(part).model_copy(update={"trained_rows": rows})
+        _write(part / CARD, card.model_dump_json(indent=2) + "\n")
+    return rows
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FuserError(
+            f"the card can't be written to {str(path)!r} ({error.strerror}); check its permissions"
+        ) from error
