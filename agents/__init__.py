@@ -5,6 +5,6 @@ template.py   prompt templates in a sandbox that keeps track of whose text is wh
 prompt.py     templates to messages, messages to tokens
 local.py      an agent whose model runs here: inbox.py, reading.py, writing.py, scoring.py are its turn
 structured.py replies that are data
-endpoint.py   an agent behind an OpenAI-compatible endpoint
+endpoint/     an agent behind an OpenAI-compatible endpoint
 testing.py    scripted agents, for tests
 """

@@ -44,7 +44,7 @@ def create_agent(
     `toolbox` holds the recipe's tool servers.
     """
     if isinstance(model, EndpointSpec):
-        from .endpoint import EndpointAgent
+        from .endpoint.agent import EndpointAgent
 
         return EndpointAgent(name, spec, model, upstream=upstream, toolbox=toolbox)
     from .local import LocalAgent

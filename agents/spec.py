@@ -6,7 +6,7 @@ member of `AgentEntry`, a line in `KINDS`, and whatever `create_agents` of the g
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, JsonValue, PositiveFloat, PositiveInt, Tag
 
 from cachegraph.channels.spec import Channel
 from cachegraph.engine.spec import GenerateSpec, Strict
@@ -20,12 +20,44 @@ __all__ = [
     "AgentSpec",
     "EndpointSpec",
     "Entry",
+    "FromEnv",
     "FunctionSpec",
     "PauseSpec",
     "RetrySpec",
     "RouteCase",
     "SubgraphSpec",
     "Trouble",
+]
+
+
+class FromEnv(Strict):
+    """A value that stands in an environment variable, as every secret does."""
+
+    env: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Z][A-Z0-9_]*$",
+            description="The variable that holds it, under the rules of api_key_env.",
+            json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
+        ),
+    ]
+
+
+HeaderName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$",
+        max_length=100,
+        json_schema_extra={"patternErrorMessage": "the name of an HTTP header"},
+    ),
+]
+HeaderText = Annotated[
+    str,
+    Field(
+        pattern=r"^[!-~]([ -~]*[!-~])?$",
+        max_length=1000,
+        json_schema_extra={"patternErrorMessage": "one line of printable ASCII"},
+    ),
 ]
 
 
@@ -52,6 +84,17 @@ class EndpointSpec(Strict):
     max_retries: Annotated[
         int, Field(ge=0, le=10, description="How often its agents try again, unless they have a `retry` of their own.")
     ] = 2
+    headers: Annotated[
+        dict[HeaderName, HeaderText | FromEnv],
+        Field(description="Sent with every request: text, or `{env: VARIABLE}` for what is secret."),
+    ] = {}  # noqa: RUF012 (pydantic copies it)
+    extra_body: Annotated[
+        dict[str, JsonValue],
+        Field(description="Added to the body of every request, such as `reasoning_effort`; null is sent as null."),
+    ] = {}  # noqa: RUF012 (pydantic copies it)
+
+    def __hash__(self) -> int:  # headers and bodies have no hash of their own
+        return hash(self.model_dump_json())
 
 
 Trouble = Literal["connection", "rate_limit", "server"]

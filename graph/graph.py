@@ -466,7 +466,9 @@ class Graph:
 
 def _own(spec: GraphSpec) -> Permissions:
     """What the caller's own code may do: name any variable and any file."""
-    variables = (getattr(each, "api_key_env", None) for each in (*spec.models.values(), *spec.tools.values()))
+    parts = (*spec.models.values(), *spec.tools.values())
+    variables = [getattr(each, "api_key_env", None) for each in parts]
+    variables += [getattr(value, "env", None) for each in parts for value in getattr(each, "headers", {}).values()]
     return Permissions(allow_env=frozenset(name for name in variables if name), allow_paths=True, allow_code=True)
 
 

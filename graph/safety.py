@@ -2,9 +2,10 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path as FilePath
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from cachegraph.channels.fusers.name import is_hub_fuser
@@ -12,9 +13,18 @@ from cachegraph.channels.fusers.name import is_hub_fuser
 from .draft import Draft, Finding, Permissions
 from .marks import Path
 
-__all__ = ["check_address", "check_endpoints", "check_paths", "is_loopback", "looks_like_path"]
+__all__ = ["check_address", "check_endpoints", "check_headers", "check_paths", "is_loopback", "looks_like_path"]
 
 PATH = re.compile(r"^[./~\\]|^[A-Za-z]:[\\/]|[\\\0]|(^|/)\.\.(/|$)|\.gguf$")
+
+
+# What a request says of itself, and what an agent says of its turn.
+OWN_HEADERS = {
+    *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "keep-alive"),
+    *("te", "trailer", "upgrade", "expect", "accept", "accept-encoding"),
+}
+OWN_KEYS = ("model", "messages", "stream", "tools", "functions", "n", "response_format")
+SECRET_HEADER = re.compile(r"authorization|cookie|api-?key|token|secret|password|credential|signature")
 
 
 def looks_like_path(source: str) -> bool:
@@ -31,6 +41,30 @@ def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]
             yield from check_address(
                 entry["base_url"], key if isinstance(key, str) else None, (*path, "base_url"), permissions
             )
+            yield from check_headers(entry, path, permissions)
+            extra = _mapping(entry.get("extra_body"))
+            for own in (own for own in OWN_KEYS if own in extra):
+                message = f"{own!r} of a request is not extra: the agent says it"
+                yield Finding(message, (*path, "extra_body", own), "remove it", at_key=True)
+
+
+def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:
+    """The headers of an endpoint: none that HTTP needs itself, no secret in the recipe, keys only where they may go."""
+    for name, value in _mapping(entry.get("headers")).items():
+        place: Path = (*path, "headers", name)
+        lower = str(name).lower()
+        if lower in OWN_HEADERS or lower.startswith("proxy-"):
+            message = f"the header {name!r} belongs to the connection"
+            yield Finding(message, place, "remove it", at_key=True)
+        elif lower == "authorization" and entry.get("api_key_env") is not None:
+            message = "'api_key_env' is sent as the header 'Authorization', which is given too"
+            yield Finding(message, place, "leave one of them out", at_key=True)
+        elif isinstance(value, str) and SECRET_HEADER.search(lower):
+            hint = "name the variable that holds it: {env: CACHEGRAPH_...}"
+            yield Finding(f"the header {name!r} holds a secret, which stands in no recipe", place, hint)
+        variable, url = _mapping(value).get("env"), _split(entry["base_url"])
+        if isinstance(variable, str) and url is not None:
+            yield from _check_key(variable, url, (*path, "base_url"), (*place, "env"), permissions)
 
 
 def check_address(address: str, key: str | None, path: Path, permissions: Permissions) -> Iterator[Finding]:
@@ -43,22 +77,30 @@ def check_address(address: str, key: str | None, path: Path, permissions: Permis
     if url.username is not None or url.password is not None:
         hint = "name the variable that holds the key in 'api_key_env'"
         yield Finding(f"{name} holds a user name or password", path, hint)
-    if key is None:
-        return
+    if key is not None:
+        yield from _check_key(key, url, path, (*path[:-1], "api_key_env"), permissions)
+
+
+def _check_key(
+    key: str, url: SplitResult, address_path: Path, key_path: Path, permissions: Permissions
+) -> Iterator[Finding]:
+    """An environment variable whose value is sent to an address."""
     if key in permissions.allow_env or key.startswith("CACHEGRAPH_"):
         pass
     elif key != "OPENAI_API_KEY":
         hint = f"use a name that starts with CACHEGRAPH_, or allow this one with --allow-env {key}"
-        yield Finding(
-            f"a recipe has no business with the environment variable {key!r}", (*path[:-1], "api_key_env"), hint
-        )
+        yield Finding(f"a recipe has no business with the environment variable {key!r}", key_path, hint)
     elif (url.scheme, url.hostname, url.port or 443) != ("https", "api.openai.com", 443):
         message = f"'OPENAI_API_KEY' goes to https://api.openai.com only, not to {url.hostname!r}"
         hint = "use a name that starts with CACHEGRAPH_, or allow it with --allow-env OPENAI_API_KEY"
-        yield Finding(message, (*path[:-1], "api_key_env"), hint)
+        yield Finding(message, key_path, hint)
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
         message = f"{key!r} would travel unencrypted to {url.hostname!r}"
-        yield Finding(message, path, "use https, or an address of this machine")
+        yield Finding(message, address_path, "use https, or an address of this machine")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _split(base_url: str) -> SplitResult | None:

@@ -5,12 +5,13 @@ code fence. The arguments stand under `arguments` or `parameters`, as an object 
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Call", "Heard", "Speaker", "call_of", "hear"]
+__all__ = ["Call", "Heard", "Speaker", "call_of", "hear", "parse_json"]
 
 TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
@@ -43,7 +44,7 @@ def hear(text: str, tools: Collection[str]) -> Heard:
         return Heard(text[: found[0].start()], tuple(calls))
     bare = text.strip()
     fenced = FENCE.match(bare)
-    value = _json(fenced[1] if fenced else bare)
+    value = parse_json(fenced[1] if fenced else bare)
     items = value if isinstance(value, list) else [value]
     calls = [call for item in items if (call := call_of(item)) is not None and call.tool in tools]
     return Heard("", tuple(calls)) if calls and len(calls) == len(items) else Heard(text, ())
@@ -92,7 +93,7 @@ def _certain(text: str) -> int:
 
 
 def _tagged(body: str) -> list[Call]:
-    value = _json(body.strip())
+    value = parse_json(body.strip())
     items = value if isinstance(value, list) else [value]
     return [call_of(item) or Call("", problem=_why_not(body)) for item in items]
 
@@ -109,17 +110,30 @@ def call_of(value: Any) -> Call | None:
     value = value.get("function", value) if isinstance(value.get("function"), dict) else value
     name = value.get("name")
     arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):
-        arguments = _json(arguments or "{}")
     if not isinstance(name, str) or not name:
         return None
+    for _ in range(2):  # some write the JSON text of a JSON text
+        if isinstance(arguments, str):
+            arguments = parse_json(arguments) if arguments.strip() not in ("", "null") else {}
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         return Call(name, problem="the arguments must be a JSON object")
     return Call(name, arguments)
 
 
-def _json(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """The JSON value of a text, or `...` where it is none: neither NaN nor a number beyond doubles is."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_not_json, parse_float=_finite)
     except (ValueError, RecursionError):
-        return None
+        return ...
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits} is beyond what a number holds")
+    return number
+
+
+def _not_json(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")

@@ -1,0 +1,69 @@
+"""Parameters that a model refuses, and what is sent instead: reasoning models take no `temperature`, for one.
+
+A request is changed only where the server names the parameter, once each, and the change is kept for later requests
+only when the server then answers.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+__all__ = ["REPLACED", "adapted", "refused_parameter"]
+
+# What is sent instead of a refused parameter; None: nothing.
+REPLACED: Mapping[str, str | None] = {
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
+    "temperature": None,
+    "stream_options": None,
+    "stream": None,
+}
+_NAME = re.compile(r"\b(" + "|".join(REPLACED) + r")\b")
+_REFUSES = re.compile(
+    r"unsupported|not (?:be )?(?:supported|permitted|allowed|available)|(?:does|do)(?: not|n't) support|"
+    r"unrecogni[sz]ed|unknown|unexpected|extra|deprecated|"
+    r"only the default|must be verified to stream|incompatible|instead",
+    re.IGNORECASE,
+)
+
+
+def refused_parameter(status: int, body: str, sent: Iterable[str]) -> str | None:
+    """The parameter that an answer refuses, of those that were sent and can be replaced."""
+    if status not in (400, 404, 422, 501) or not _REFUSES.search(body):
+        return None
+    sent = set(sent)
+    return next((name for name in _named(body) if name in sent and name in REPLACED), None)
+
+
+def adapted(body: dict[str, Any], refused: Iterable[str]) -> dict[str, Any]:
+    """The body without the refused parameters, with their replacements."""
+    refused = list(dict.fromkeys(refused))
+    out = dict(body)
+    for name in refused:
+        if name in out:
+            value = out.pop(name)
+            new = REPLACED[name]
+            if new is not None and new not in refused:
+                out[new] = value
+    if "stream" in refused:
+        out.pop("stream_options", None)
+    return out
+
+
+def _named(body: str) -> Iterator[str]:
+    """The parameters that an error names: where servers have a field for it, then in its words."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    error = said.get("error", said) if isinstance(said, dict) else None
+    if isinstance(error, dict):
+        if isinstance(param := error.get("param"), str):
+            yield param.rpartition(".")[2]
+        detail = error.get("detail")
+        for each in detail if isinstance(detail, list) else ():
+            place = each.get("loc") if isinstance(each, dict) else None
+            if isinstance(place, list) and place:
+                yield str(place[-1])
+    yield from _NAME.findall(body)

@@ -1,0 +1,88 @@
+"""Server-sent events from chunks of bytes, wherever the network cut them. Bounded in memory."""
+
+import re
+from typing import NamedTuple
+
+__all__ = ["BOM", "MAX_EVENT", "Event", "EventDecoder", "EventTooLong"]
+
+MAX_EVENT = 1 << 24  # bytes: some servers send a whole reply as one event
+BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class EventTooLong(Exception):
+    """An event is longer than MAX_EVENT."""
+
+
+class Event(NamedTuple):
+    """One event: its data, and the name that an `event:` line gave it."""
+
+    data: str
+    name: str = ""
+    cut: bool = False  # the stream ended inside it
+
+
+class EventDecoder:
+    """Takes chunks, returns the events that are complete. Lines end with LF, CR or CRLF; a BOM may come first.
+
+    Two things beyond the standard are in use: llama.cpp sends errors in a field `error`, and some gateways put a bare
+    JSON object between events. Both become events.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # a line without its end
+        self._first = True  # no line was read yet
+        self._data: list[bytes] = []
+        self._name = ""
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that end in this chunk. Raises EventTooLong."""
+        out: list[Event] = []
+        start = max(len(self._rest) - 1, 0)  # a CR at the end of the last chunk may have been half a CRLF
+        self._rest += chunk
+        begin = 0
+        for end in _LINE_END.finditer(self._rest, start):
+            if end.group() == b"\r" and end.end() == len(self._rest):
+                break  # its LF may follow
+            self._line(bytes(self._rest[begin : end.start()]), out)
+            begin = end.end()
+        del self._rest[:begin]
+        if len(self._rest) + self._size > MAX_EVENT:
+            raise EventTooLong
+        return out
+
+    def close(self) -> list[Event]:
+        """The last events of a stream that may lack its last line ends."""
+        out: list[Event] = []
+        cut = bool(self._rest) and not self._rest.endswith(b"\r")
+        self._line(bytes(self._rest).removesuffix(b"\r"), out)
+        self._line(b"", out)
+        self._rest.clear()
+        return [event._replace(cut=cut) for event in out]
+
+    def _line(self, line: bytes, out: list[Event]) -> None:
+        if self._first:
+            line, self._first = line.removeprefix(BOM), False
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if not line:
+            self._dispatch(out)
+        elif name == b"data":
+            self._data.append(value)
+            self._size += len(line)
+        elif name == b"event":
+            self._name = value[:100].decode("utf-8", "replace")
+        elif name == b"error":
+            self._dispatch(out)
+            out.append(Event(value.decode("utf-8", "replace"), "error"))
+        elif line.lstrip().startswith(b"{"):
+            self._dispatch(out)
+            out.append(Event(line.decode("utf-8", "replace")))
+
+    def _dispatch(self, out: list[Event]) -> None:
+        if self._data:
+            out.append(Event(b"\n".join(self._data).decode("utf-8", "replace"), self._name))
+        self._data.clear()
+        self._name = ""
+        self._size = 0

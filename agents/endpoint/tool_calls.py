@@ -1,0 +1,132 @@
+"""Pieces of tool calls to whole calls.
+
+OpenAI numbers the calls of a reply by `index` and names each once, in its first piece. Other servers number all calls 0
+or none, leave out ids, give every call the same id, repeat the name in each piece, or send arguments as an object.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..tools.calls import Call, call_of, parse_json
+
+__all__ = ["ToolCallBuilder", "ToolCallPieces"]
+
+
+@dataclass
+class ToolCallBuilder:
+    """One call, as far as it was heard."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    index: int | None = None
+    extra: Any = None  # `extra_content`: Gemini wants its signature of a call back
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the arguments are a whole JSON object."""
+        return bool(self.arguments.strip()) and self.call.problem is None
+
+    @property
+    def call(self) -> Call:
+        """The call to make; `problem` says what is wrong with it."""
+        if not self.name:
+            return Call("", problem="this call names no tool")
+        call = call_of({"name": self.name, "arguments": self.arguments})
+        assert call is not None
+        return call
+
+    @property
+    def arguments_text(self) -> str:
+        """The arguments as they are sent back: always the text of a JSON object, since servers parse it."""
+        if isinstance(parse_json(self.arguments), dict):
+            return self.arguments
+        call = self.call
+        return "{}" if call.problem is not None else json.dumps(call.arguments, ensure_ascii=False)
+
+
+@dataclass
+class ToolCallPieces:
+    """The calls of one reply, in the order in which they began."""
+
+    tools: Collection[str] = ()  # names that the model may call
+    calls: list[ToolCallBuilder] = field(default_factory=list)
+
+    def add(self, pieces: Any, *, whole: bool = False) -> None:
+        """Take in the `tool_calls` of a delta, or of a `whole` message. Raises TypeError where they are none."""
+        pieces = [pieces] if isinstance(pieces, dict) else pieces
+        if not isinstance(pieces, list):
+            raise TypeError("tool_calls is no list")
+        pieces = [piece for piece in pieces if piece is not None]
+        for position, piece in enumerate(pieces):
+            function = piece.get("function") or {}
+            new = ToolCallBuilder(
+                id="" if piece.get("id") is None else str(piece["id"]),
+                name=_text(function.get("name")).strip(),
+                arguments=_arguments(function.get("arguments", function.get("parameters"))),
+                index=_number(piece.get("index"), position if len(pieces) > 1 else None),
+                extra=piece.get("extra_content"),
+            )
+            begun = None if whole and new.name else self._continued(new)
+            if begun is None:
+                self.calls.append(new)
+            else:
+                _extend(begun, new)
+
+    def _continued(self, piece: ToolCallBuilder) -> ToolCallBuilder | None:
+        """The call that a piece belongs to; None where it begins one."""
+        begun = self._same(piece)
+        if begun is None or not (piece.name and begun.name):
+            return begun
+        if piece.id and piece.id == begun.id and begun.arguments.strip() in ("", "{}"):
+            return begun
+        if begun.is_complete and piece.arguments.strip() and piece.arguments != begun.arguments:
+            return None
+        # A name that is whole, followed by another one: the first call has no arguments.
+        return None if piece.name != begun.name and begun.name in self.tools else begun
+
+    def _same(self, piece: ToolCallBuilder) -> ToolCallBuilder | None:
+        latest = list(reversed(self.calls))
+        if piece.id:
+            same_id = [call for call in latest if call.id == piece.id]
+            if same_id and not (piece.name and None not in (piece.index, same_id[0].index)):
+                return same_id[0]
+            fits = same_id or [call for call in latest if not call.id and _may_get_id(call, piece)]
+            return next((call for call in fits if call.index == piece.index), None)
+        if piece.index is not None:
+            return next((call for call in latest if call.index == piece.index), None)
+        return latest[0] if latest and not piece.name else None
+
+
+def _may_get_id(call: ToolCallBuilder, piece: ToolCallBuilder) -> bool:
+    return not piece.name or (piece.name == call.name and not call.arguments)
+
+
+def _extend(call: ToolCallBuilder, piece: ToolCallBuilder) -> None:
+    call.id = call.id or piece.id
+    if piece.name != call.name:
+        call.name += piece.name
+    if call.arguments.strip() == "{}" and piece.arguments.strip():
+        call.arguments = piece.arguments  # an empty object stood for "nothing yet"
+    elif not (piece.arguments == call.arguments and call.is_complete):  # else it is said twice
+        call.arguments += piece.arguments
+    call.extra = piece.extra if call.extra is None else call.extra
+
+
+def _arguments(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _text(value: Any) -> str:
+    if value is not None and not isinstance(value, str):
+        raise TypeError("a tool's name is no text")
+    return value or ""
+
+
+def _number(value: Any, default: int | None) -> int | None:
+    try:
+        return default if value is None else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return default
