@@ -26,6 +26,7 @@ from .summary import summarise
 from .task import Task, make_task
 from .variants import DEFAULT, Variant, seeded
 from .verdict import verdicts
+from .warnings import Cards, cards_of, doubts
 
 __all__ = ["Progress", "acompare", "compare", "default_results_file", "run_task"]
 
@@ -104,7 +105,7 @@ async def _compare(
     journal = Journal(Path(out) if out is not None else None, environment.key, header)
     derived: list[Graph] = []
     try:
-        rounds, refused = await _rounds(task, derived)
+        rounds, refused, cards = await _rounds(task, derived)
         with asking(replace(account(), reuse=False)):  # a variant must not find what another has read
             variants = [
                 Variant(each.name, each.records, why_not=refused[each.records]) if each.records in refused else each
@@ -116,11 +117,15 @@ async def _compare(
         journal.close()
         for graph in derived:
             await graph.aclose()
-    return _sum_up(task, variants, journal, environment)
+    return _sum_up(task, variants, journal, environment, cards)
 
 
-async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[str, str]]:
-    """What is to be played, and by variant why it can't be. Graphs with models of their own go to `derived`."""
+async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[str, str], Cards]:
+    """What is to be played, by variant why it can't be, and the cards of the fusers that are used.
+
+    Graphs with models of their own go to `derived`.
+    """
+    cards: Cards = {}
     rounds: list[Round] = []
     refused: dict[str, str] = {}
     for variant in task.variants:
@@ -132,13 +137,13 @@ async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[s
             if variant.owns or graph is not variant.graph:
                 derived.append(graph)
             try:
-                await graph.awire()
+                cards |= cards_of(await graph.awire())
             except CachegraphError as error:
                 refused[variant.records] = str(error)
                 break
             how = Play(variant.records, seed, graph, variant.control, task.scores)
             rounds.append(Round(how, task.partners[seed] if variant.control == "mismatched" else None))
-    return rounds, refused
+    return rounds, refused, cards
 
 
 def _complete_facts(environment: Environment, task: Task, concurrency: int) -> None:
@@ -152,7 +157,9 @@ def _complete_facts(environment: Environment, task: Task, concurrency: int) -> N
     environment.key = _hash([same, task.scores])
 
 
-def _sum_up(task: Task, variants: list[Variant], journal: Journal, environment: Environment) -> Comparison:
+def _sum_up(
+    task: Task, variants: list[Variant], journal: Journal, environment: Environment, cards: Cards
+) -> Comparison:
     shown = {variant.records for variant in variants}
     order = {example.index: place for place, example in enumerate(task.examples)}
     records = [
@@ -170,6 +177,7 @@ def _sum_up(task: Task, variants: list[Variant], journal: Journal, environment: 
         rows=summary.rows,
         differences=summary.differences,
         verdicts=verdicts(summary.rows, summary.differences, metrics[0]),
+        warnings=doubts(summary.rows, summary.differences, metrics, task.examples, cards),
         environment=environment,
         examples=task.examples,
         records=records,

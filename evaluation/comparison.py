@@ -131,6 +131,9 @@ class Comparison(BaseModel):
     rows: list[VariantRow]
     differences: list[Difference]
     verdicts: list[str]
+    warnings: list[
+        str
+    ] = []  # what makes the numbers doubtful: rows of the training, too few rows, metrics that disagree
     environment: Environment
     examples: list[Example]
     records: list[Record]

@@ -1,4 +1,4 @@
-"""Intervals and p-values for paired examples: the bootstrap over examples or their groups, and McNemar's exact test."""
+"""Intervals and p-values for paired examples: the bootstrap, Wilson's score interval, and McNemar's exact test."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -7,14 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESAMPLES", "Interval", "bootstrap_means", "interval", "mcnemar", "two_sided"]
+__all__ = ["RESAMPLES", "Interval", "bootstrap_means", "interval", "mcnemar", "two_sided", "unanimous", "wilson"]
 
 RESAMPLES = 10_000
+Z = 1.959964  # of the normal distribution's middle 95 %
 Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """The middle 95 % of what resampled examples give."""
+    """Where a value lies with 95 % confidence."""
 
     low: float
     high: float
@@ -53,6 +54,42 @@ def interval(means: Floats) -> Interval:
     """The percentile interval of one column's resampled means."""
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(low), float(high))
+
+
+def wilson(rights: Floats, groups: Sequence[Hashable] | None = None) -> Interval:
+    """Wilson's score interval of a share, from a 0 or 1 an example; it has width at 0 % and 100 %, too.
+
+    With `groups`, whose examples are alike, the examples count as as many as their variance is worth (the design
+    effect of cluster samples, never below 1); where all are right or all wrong that can't be known, and a group counts
+    as one example.
+    """
+    share, size = float(rights.mean()), float(len(rights))
+    if groups is not None:
+        size = _effective_size(rights, groups)
+    center = (share + Z * Z / (2 * size)) / (1 + Z * Z / size)
+    reach = Z * math.sqrt(share * (1 - share) / size + Z * Z / (4 * size * size)) / (1 + Z * Z / size)
+    return Interval(0.0 if share == 0 else center - reach, 1.0 if share == 1 else center + reach)
+
+
+def _effective_size(rights: Floats, groups: Sequence[Hashable]) -> float:
+    sums, sizes = _by_group(rights[:, None], groups)
+    count, total, share = len(sums), float(len(rights)), float(rights.mean())
+    if count == 1 or share in (0.0, 1.0):
+        return float(count)
+    residuals = sums[:, 0] - share * sizes
+    variance = float(residuals @ residuals) * count / (count - 1) / total**2
+    return min(total, share * (1 - share) / variance) if variance > 0 else total
+
+
+def unanimous(difference: float, examples: int) -> Interval | None:
+    """The interval of a mean difference where all examples, or groups, differ alike: by -1, 0 or 1; else None.
+
+    A bootstrap would have no width there. The share of examples that differ in another way is bounded by Wilson.
+    """
+    if difference not in (-1.0, 0.0, 1.0):
+        return None
+    other = Z * Z / (examples + Z * Z)
+    return Interval(max(difference - other, -1.0), min(difference + other, 1.0))
 
 
 def two_sided(differences: Floats) -> float:

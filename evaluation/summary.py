@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from cachegraph.graph.result import AgentResult
 from .comparison import AgentSummary, Difference, EdgeSummary, Estimate, Spread, VariantRow
 from .metrics import Metric
 from .records import Memory, Record
-from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided
+from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided, unanimous, wilson
 from .variants import VARIANTS, Name, Variant, control_of
 
 __all__ = ["Summary", "fallback", "summarise"]
@@ -92,22 +93,25 @@ def _with_statistics(
     """`once`: every example has one record a variant, so that right and wrong can be counted."""
     pairs = [(name, base) for name in values for base in _baselines(name, values) if base in values and base != name]
     columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
-    apart, lone = len(set(groups)) == len(groups), len(set(groups)) == 1 < len(groups)
+    apart = len(set(groups)) == len(groups)
     means = bootstrap_means(columns, seed, groups=None if apart else groups)
     count = len(metrics)
     for place, name in enumerate(values):
         row = next(row for row in rows if row.name == name)
         for number, metric in enumerate(metrics):
-            ends = interval(means[:, place * count + number])
-            row.quality[metric.name] = Estimate(
-                value=float(values[name][:, number].mean()), low=ends.low, high=ends.high
-            )
+            own = values[name][:, number]
+            share = metric.unit == "points" and _is_binary(own)
+            ends = wilson(own, None if apart else groups) if share else interval(means[:, place * count + number])
+            row.quality[metric.name] = Estimate(value=float(own.mean()), low=ends.low, high=ends.high)
+    recorded = {row.name: row.same_as or row.name for row in rows}
     differences = []
     for place, (name, base) in enumerate(pairs, len(values)):
         for number, metric in enumerate(metrics):
             here, there = values[name][:, number], values[base][:, number]
-            resampled = means[:, place * count + number]
-            differences.append(_difference(name, base, metric.name, here, there, resampled, once and apart, lone))
+            test = _test(here, there, means[:, place * count + number], len(set(groups)), once and apart)
+            if metric.unit == "points" and recorded[name] != recorded[base]:
+                test = _with_width(test, here - there, len(set(groups)))
+            differences.append(Difference(variant=name, baseline=base, metric=metric.name, **test))
     return Summary(list(rows), differences)
 
 
@@ -118,27 +122,31 @@ def _baselines(name: str, values: Mapping[str, Floats]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("text", f"mismatched{own}", alone, control_of(name))))
 
 
-def _difference(
-    variant: str, baseline: str, metric: str, here: Floats, there: Floats, resampled: Floats, counts: bool, lone: bool
-) -> Difference:
-    """`counts`: examples are independent and have one value each, so that McNemar's test applies to right and wrong.
-    `lone`: all are of one group, from which nothing follows for others."""
-    ends = interval(resampled)
-    binary = counts and set(np.unique(np.concatenate([here, there])).tolist()) <= {0.0, 1.0}
+def _test(here: Floats, there: Floats, resampled: Floats, groups: int, counts: bool) -> dict[str, Any]:
+    """A difference's value, interval and p. `counts`: examples are independent and have one value each, so that
+    McNemar's test applies to right and wrong."""
+    low, high = interval(resampled)
+    binary = counts and _is_binary(here) and _is_binary(there)
     if binary:
         p = mcnemar(int((here > there).sum()), int((here < there).sum()))
     else:
+        lone = groups == 1 < len(here)  # from one group nothing follows for others
         p = 1.0 if lone or not np.any(here != there) else two_sided(resampled)
-    return Difference(
-        variant=variant,
-        baseline=baseline,
-        metric=metric,
-        value=float((here - there).mean()),
-        low=ends.low,
-        high=ends.high,
-        p=p,
-        test="McNemar, exact" if binary else "paired bootstrap",
-    )
+    name = "McNemar, exact" if binary else "paired bootstrap"
+    return {"value": float((here - there).mean()), "low": low, "high": high, "p": p, "test": name}
+
+
+def _with_width(test: dict[str, Any], differences: Floats, groups: int) -> dict[str, Any]:
+    """The same where all examples differ alike: a bootstrap has no width there, and its p ignores their number."""
+    ends = unanimous(float(differences[0]), groups) if np.all(differences == differences[0]) else None
+    if ends is None:
+        return test
+    alike = mcnemar(groups, 0) if differences[0] else 1.0
+    return test | {"low": ends.low, "high": ends.high, "p": max(test["p"], alike)}
+
+
+def _is_binary(values: Floats) -> bool:
+    return bool(np.all((values == 0) | (values == 1)))
 
 
 def _row(variant: Variant, records: Sequence[Record], others: Collection[str]) -> VariantRow:

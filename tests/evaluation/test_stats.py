@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.evaluation.stats import bootstrap_means, interval, mcnemar, two_sided
+from cachegraph.evaluation.stats import bootstrap_means, interval, mcnemar, two_sided, unanimous, wilson
 
 
 def slow_mcnemar(b: int, c: int) -> float:
@@ -107,3 +107,31 @@ def test_questions_that_stand_or_fall_with_their_story_have_the_interval_of_the_
     assert grouped == pytest.approx(interval(bootstrap_means(stories[:, None], 0)[:, 0]))
     naive = interval(bootstrap_means(questions, 0)[:, 0])
     assert naive.high - naive.low < 0.6 * (grouped.high - grouped.low)
+
+
+@pytest.mark.parametrize(
+    ("rights", "count", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 50, 0.0035, 0.1050), (81, 263, 0.2553, 0.3662)],
+)
+def test_a_share_has_wilsons_interval(rights: int, count: int, low: float, high: float) -> None:
+    """The last is Newcombe's example (1998): 81 of 263."""
+    found = wilson(np.array([1.0] * rights + [0.0] * (count - rights)))
+    assert found == pytest.approx((low, high), abs=5e-5)
+
+
+def test_examples_that_are_alike_in_groups_count_as_fewer() -> None:
+    alike, mixed = np.repeat([1.0, 0.0, 0.0, 1.0, 0.0], 8), np.tile([1.0, 0.0, 0.0, 1.0, 0.0], 8)
+    groups = np.repeat(np.arange(5), 8).tolist()
+    wide, narrow = wilson(alike, groups), wilson(mixed, groups)
+    assert wide == pytest.approx(wilson(np.array([1.0, 0.0, 0.0, 1.0, 0.0])), abs=0.1)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    assert narrow == wilson(mixed)  # never more than as many as there are
+    assert wilson(np.ones(40), groups) == wilson(np.ones(5))
+    assert wilson(alike, [0] * 40) == pytest.approx(wilson(np.array([1.0, 0.0])), abs=0.2)
+
+
+def test_a_difference_that_all_examples_share_has_width_too() -> None:
+    assert unanimous(0.0, 40) == pytest.approx((-0.0876, 0.0876), abs=5e-4)
+    assert unanimous(1.0, 40) == pytest.approx((0.9124, 1.0), abs=5e-4)
+    assert unanimous(-1.0, 2) == pytest.approx((-1.0, -0.3424), abs=5e-4)
+    assert unanimous(0.5, 40) is None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cachegraph import Comparison, Graph, compare
 from cachegraph.channels.fusers.load import load_fuser, load_translator
 from cachegraph.engine.load import LoadedModel
 from cachegraph.errors import FuserError
@@ -353,3 +354,19 @@ def test_rows_can_be_noted_on_the_card_of_an_earlier_training(task: Task) -> Non
     assert rows == made.card.trained_rows
     assert json.loads(card.read_text()) == known
     assert [path.name for path in sorted(made.folder.iterdir())] == ["card.json", "fuser.safetensors"]
+
+
+def test_a_comparison_on_rows_of_the_training_warns(graft_task: Task) -> None:
+    train(graft_task.spec(), folder=graft_task.folder)
+    rows = [json.loads(line) for line in (graft_task.folder / "rows.jsonl").read_text().splitlines()]
+    with Graph.from_yaml(graft_task.folder / "graph.yaml", allow_paths=True) as graph:
+        known = compare(graph, rows, variants=["cache"])
+        new = compare(graph, [{**row, "context": f"Nobody saw {n} of them."} for n, row in enumerate(rows)],
+                      variants=["cache"])  # fmt: skip
+    (said,) = (each for each in known.warnings if "training data" in each)
+    assert said.startswith("18 of 24 evaluated rows, or the texts they are about, were in the training data")
+    assert not any("training data" in each for each in new.warnings)
+    plain = json.loads(known.to_json())
+    assert plain["warnings"] == known.warnings == known.summary()["warnings"]
+    del plain["warnings"]
+    assert Comparison.from_json(json.dumps(plain)).warnings == []

@@ -146,6 +146,8 @@ def _hand_out(found: "Comparison", save: Path | None, report: Path | None, as_js
         typer.echo()
     for verdict in found.verdicts:
         typer.echo(verdict)
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}")
 
 
 class _Bar:

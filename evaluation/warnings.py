@@ -1,0 +1,119 @@
+"""What makes a comparison doubtful: rows that a fuser was trained on, too few rows, metrics that disagree."""
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+
+from cachegraph.channels.fusers.card import Card
+from cachegraph.graph.examples import Example
+from cachegraph.graph.routes import Wiring
+from cachegraph.graph.subgraph import all_nodes
+
+from .comparison import Difference, MetricInfo, VariantRow
+from .stats import mcnemar
+from .variants import Name
+from .verdict import FEW, against
+
+__all__ = ["cards_of", "doubts"]
+
+Cards = dict[str, Card]  # by what recipes call the fuser
+
+
+def cards_of(wiring: Wiring) -> Cards:
+    """The cards of all fusers and translators that the edges of an open graph use."""
+    cards: Cards = {}
+    for _, node in all_nodes(wiring):
+        for route in node.entries:
+            for card in _cards(route.plan):
+                named = getattr(route.edge, "fuser", None)
+                cards[named if isinstance(named, str) else f"{card.receiver.name}--{card.sharer.name}"] = card
+    return cards
+
+
+def _cards(plan: object) -> Iterator[Card]:
+    """Of a plan's parts, whichever it has: a graft's translation, a fuser, or both."""
+    translation = getattr(plan, "translation", None)
+    if translation is not None:
+        yield translation.translator.card
+    fuser = getattr(plan, "fuser", None)
+    if fuser is not None:
+        yield fuser.card
+    for part in ("graft", "fuse"):
+        if (inner := getattr(plan, part, None)) is not None:
+            yield from _cards(inner)
+
+
+def doubts(
+    rows: Sequence[VariantRow],
+    differences: Sequence[Difference],
+    metrics: Sequence[MetricInfo],
+    examples: Sequence[Example],
+    cards: Cards,
+) -> list[str]:
+    """Sentences, the gravest first."""
+    return [*_trained_on(examples, cards), *_too_few(rows), *_disagreeing(differences, metrics), *_badly_chosen(cards)]
+
+
+def _trained_on(examples: Sequence[Example], cards: Cards) -> Iterator[str]:
+    for name, card in cards.items():
+        if card.trained_rows is None:
+            continue
+        seen, checked = card.trained_rows.look_up([example.inputs for example in examples])
+        if seen:
+            of = (
+                f"{checked} evaluated rows" if checked == len(examples) else f"the {checked} rows that can be looked up"
+            )
+            yield (
+                f"{seen} of {of}, or the texts they are about, were in the training data of the fuser {name!r}: what "
+                "it does there says little about new rows; evaluate it on rows that it has not learnt"
+            )
+
+
+def _too_few(rows: Sequence[VariantRow]) -> Iterator[str]:
+    """Independent examples so few that no, or only a huge, difference could be shown."""
+    ran = [row for row in rows if row.why_not is None]
+    examples = max((row.examples for row in ran), default=0)
+    groups = next((row.groups for row in ran if row.groups is not None), None)
+    count, what = (examples, "examples") if groups is None else (groups, "groups of examples")
+    if not 0 < count < FEW:
+        return
+    needed = next((number for number in range(1, count + 1) if mcnemar(number, 0) < 0.05), None)
+    if needed is None:
+        yield (
+            f"{count} {what} are too few to mean anything: even if all of them differed the same way, no difference "
+            "could be shown; evaluate some hundreds"
+        )
+    else:
+        yield (
+            f"with {count} {what} no difference below {ceil(100 * needed / count)} points can be shown; evaluate some "
+            "hundreds"
+        )
+
+
+def _disagreeing(differences: Sequence[Difference], metrics: Sequence[MetricInfo]) -> Iterator[str]:
+    """Another metric shows a difference that the verdict's metric does not show, or shows the other way round."""
+    first, *others = metrics
+    verdict = {(each.variant, each.baseline): each for each in differences if each.metric == first.name}
+    units = {metric.name: metric for metric in others}
+    for each in differences:
+        other = verdict.get((each.variant, each.baseline))
+        if each.metric not in units or other is None or not each.shown or not _is_about_cache(each):
+            continue
+        if not other.shown or (each.value > 0) != (other.value > 0):
+            yield (
+                f"the metrics disagree: by {each.metric}, {against(each, units[each.metric])}; by {first.name}, on "
+                f"which the verdict rests, {against(other, first)}"
+            )
+
+
+def _is_about_cache(difference: Difference) -> bool:
+    return Name.parse(difference.variant).kind in ("cache", "both", "auto")
+
+
+def _badly_chosen(cards: Cards) -> Iterator[str]:
+    for name, card in cards.items():
+        rows = card.metrics.get("dev_rows")
+        if rows is not None and rows < FEW:
+            yield (
+                f"the fuser {name!r} was chosen by {rows:.0f} dev rows, which are too few to choose by; its card's "
+                "metrics mean nothing, so train it with more of them (`data.dev`)"
+            )
