@@ -43,24 +43,6 @@ class FromEnv(Strict):
     ]
 
 
-HeaderName = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$",
-        max_length=100,
-        json_schema_extra={"patternErrorMessage": "the name of an HTTP header"},
-    ),
-]
-HeaderText = Annotated[
-    str,
-    Field(
-        pattern=r"^[!-~]([ -~]*[!-~])?$",
-        max_length=1000,
-        json_schema_extra={"patternErrorMessage": "one line of printable ASCII"},
-    ),
-]
-
-
 class EndpointSpec(Strict):
     """A model behind an OpenAI-compatible chat endpoint. It has no cache to send, so it speaks over text edges."""
 
@@ -85,7 +67,7 @@ class EndpointSpec(Strict):
         int, Field(ge=0, le=10, description="How often its agents try again, unless they have a `retry` of their own.")
     ] = 2
     headers: Annotated[
-        dict[HeaderName, HeaderText | FromEnv],
+        dict[str, str | FromEnv],
         Field(description="Sent with every request: text, or `{env: VARIABLE}` for what is secret."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
     extra_body: Annotated[

@@ -24,6 +24,8 @@ OWN_HEADERS = {
     *("te", "trailer", "upgrade", "expect", "accept", "accept-encoding"),
 }
 OWN_KEYS = ("model", "messages", "stream", "tools", "functions", "n", "response_format")
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+HEADER_TEXT = re.compile(r"[!-~]([ -~]{0,1000}[!-~])?")
 SECRET_HEADER = re.compile(r"authorization|cookie|api-?key|token|secret|password|credential|signature")
 
 
@@ -53,7 +55,12 @@ def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions
     for name, value in _mapping(entry.get("headers")).items():
         place: Path = (*path, "headers", name)
         lower = str(name).lower()
-        if lower in OWN_HEADERS or lower.startswith("proxy-"):
+        if not HEADER_NAME.fullmatch(str(name)):
+            hint = "use letters, digits and '-'"
+            yield Finding(f"{str(name)[:100]!r} can't name an HTTP header", place, hint, at_key=True)
+        elif isinstance(value, str) and not HEADER_TEXT.fullmatch(value):
+            yield Finding(f"the header {name!r} must be one line of printable ASCII", place)
+        elif lower in OWN_HEADERS or lower.startswith("proxy-"):
             message = f"the header {name!r} belongs to the connection"
             yield Finding(message, place, "remove it", at_key=True)
         elif lower == "authorization" and entry.get("api_key_env") is not None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..base import FinishReason
 from .sse import Event
-from .tool_calls import ToolCallPieces
+from .tool_calls import ToolCallPieces, whole_characters
 
-__all__ = ["REASONING", "Completion", "Reported", "Unreadable", "error_in", "whole_characters"]
+__all__ = ["REASONING", "Completion", "Reported", "Unreadable", "error_in"]
 
 FINISH_WORDS: dict[str, FinishReason] = {
     **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "completed", "complete", "end"), "stop"),
@@ -151,11 +151,6 @@ class Completion:
         details = usage.get("completion_tokens_details")
         if isinstance(details, dict):
             self.reasoning_tokens = _count(details.get("reasoning_tokens"), self.reasoning_tokens)
-
-
-def whole_characters(text: str) -> str:
-    """The text with halves of characters joined; halves that stay alone become U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def error_in(said: Any, event: str = "") -> Any:

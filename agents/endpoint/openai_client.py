@@ -17,13 +17,13 @@ import anyio
 from cachegraph.errors import ModelError
 
 from ..spec import RetrySpec, Trouble
-from .answer import Completion, Reported, Unreadable, whole_characters
+from .answer import Completion, Reported, Unreadable
 from .body import AnswerDecoder, NotAnAnswer
 from .http import encoding_of, knows_encoding, pieces_of, read_start, retry_after, ssl_context
 from .refused import adapted, refused_parameter
 from .request import Secrets, chat_address
 from .sse import Event, EventTooLong
-from .tool_calls import ToolCallPieces
+from .tool_calls import ToolCallPieces, whole_characters
 from .wording import page_title, public_address, server_message
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..tools.calls import Call, call_of, parse_json
 
-__all__ = ["ToolCallBuilder", "ToolCallPieces"]
+__all__ = ["ToolCallBuilder", "ToolCallPieces", "whole_characters"]
 
 
 @dataclass
@@ -34,16 +34,16 @@ class ToolCallBuilder:
         """The call to make; `problem` says what is wrong with it."""
         if not self.name:
             return Call("", problem="this call names no tool")
-        call = call_of({"name": self.name, "arguments": self.arguments})
+        call = call_of({"name": self.name, "arguments": whole_characters(self.arguments)})
         assert call is not None
         return call
 
     @property
     def arguments_text(self) -> str:
         """The arguments as they are sent back: always the text of a JSON object, since servers parse it."""
-        if isinstance(parse_json(self.arguments), dict):
-            return self.arguments
-        call = self.call
+        call, text = self.call, whole_characters(self.arguments)
+        if isinstance(parse_json(text), dict) and "\\u" not in text:  # an escape may be half a character
+            return text
         return "{}" if call.problem is not None else json.dumps(call.arguments, ensure_ascii=False)
 
 
@@ -130,3 +130,8 @@ def _number(value: Any, default: int | None) -> int | None:
         return default if value is None else int(value)
     except (TypeError, ValueError, OverflowError):
         return default
+
+
+def whole_characters(text: str) -> str:
+    """The text with halves of characters joined; halves that stay alone become U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

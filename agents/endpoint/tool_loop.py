@@ -7,8 +7,8 @@ from typing import Any
 
 from ..tools.belt import Turns
 from ..tools.calls import Speaker
-from .answer import REASONING, Completion, whole_characters
-from .tool_calls import ToolCallBuilder
+from .answer import REASONING, Completion
+from .tool_calls import ToolCallBuilder, whole_characters
 
 __all__ = ["complete_with_tools"]
 

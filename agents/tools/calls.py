@@ -124,9 +124,20 @@ def call_of(value: Any) -> Call | None:
 def parse_json(text: str) -> Any:
     """The JSON value of a text, or `...` where it is none: neither NaN nor a number beyond doubles is."""
     try:
-        return json.loads(text, parse_constant=_not_json, parse_float=_finite)
+        return _mended(json.loads(text, parse_constant=_not_json, parse_float=_finite))
     except (ValueError, RecursionError):
         return ...
+
+
+def _mended(value: Any) -> Any:
+    """The value with halves of characters joined or replaced, since a tool's server can't be sent them."""
+    if isinstance(value, dict):
+        return {_mended(key): _mended(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_mended(inner) for inner in value]
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return value
 
 
 def _finite(digits: str) -> float:
