@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from .kv import LayerKV, RowCache
 
-__all__ = ["NAME", "Attends", "Enough", "OnLayer", "PackedRows", "attending", "packed_rows"]
+__all__ = ["NAME", "Attends", "Enough", "Expands", "OnLayer", "PackedRows", "attending", "packed_rows"]
 
 NAME = "cachegraph"
 OnLayer = Callable[[int, LayerKV], None]
@@ -30,19 +31,29 @@ class Enough(Exception):
     """Raised within a forward pass once it has the entries of all the layers that are wanted."""
 
 
+class Expands(Exception):
+    """Raised where a model attends to something else than what it caches: it computes that from its entries (MLA)."""
+
+
 class Attends(Protocol):
     """The rows of one forward pass, whose tokens stand side by side."""
+
+    def cached(self, new: LayerKV) -> LayerKV:
+        """A layer caches these entries of the new tokens; returns what it computes with instead."""
 
     def attend(
         self,
         layer: int,
         query: Tensor,  # (1, heads, tokens, head_dim)
-        new: LayerKV,  # of these tokens
+        given: LayerKV,
         scale: float,
         softcap: float | None,
         sinks: Tensor | None,  # (heads,)
     ) -> Tensor:
-        """File the new entries and attend to each row's own: (1, tokens, heads, head_dim)."""
+        """File new entries and attend to each row's own: (1, tokens, heads, head_dim).
+
+        `given` is what `cached` returned, to this layer or to an earlier one whose entries it shares.
+        """
 
 
 @dataclass(eq=False)
@@ -51,11 +62,14 @@ class PackedRows:
 
     caches: Sequence[RowCache]
     positions: Sequence[Tensor]  # by row: (new,) RoPE positions of its new tokens
-    windows: Sequence[int | None]  # by layer
+    windows: Sequence[int | None]  # by decoder layer
     overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
     sees: Sequence[Tensor | None] = ()  # by row: (new, new) of bool, instead of causality among the new tokens
     told: Sequence[OnLayer | None] = ()  # by row: who is told of each layer's entries as soon as they are computed
     layers: int | None = None  # the entries of so many are wanted; None: of all
+    expands: bool = False  # the model computes what it attends to from all that is cached
+    _new: list[tuple["ref[Tensor]", "ref[Tensor]"]] = field(default_factory=list)  # by layer that caches, of this pass
+    _filed: int = 0  # layers whose new entries are in the caches
     _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
@@ -81,27 +95,55 @@ class PackedRows:
             causal[:, past:] = sees
         return (causal if near is None else causal & near).to(device)
 
+    def cached(self, new: LayerKV) -> LayerKV:
+        """The entries themselves, which `attend` files; of a model that expands them, those of all rows."""
+        if not self.expands:
+            self._new.append((ref(new.keys), ref(new.values)))
+            return new
+        parts = self._file(new)
+        return LayerKV(*(torch.cat(each, dim=2) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True)))
+
     def attend(
-        self, layer: int, query: Tensor, new: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
+        self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
         """As `Attends` has it, row by row. Raises Enough in the last layer that is wanted."""
-        last = layer + 1 == self.layers
+        window = self.windows[layer] if layer < len(self.windows) else None
         out, start = [], 0
+        for row, past in enumerate(self._entries_of(given)):
+            end = start + len(self.positions[row])
+            mask = self.mask(row, window, query.device)
+            out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, sinks))
+            start = end
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+    def _entries_of(self, given: LayerKV) -> Sequence[LayerKV]:
+        """By row: all that a layer attends to, its own entries or those of a layer that it shares them with."""
+        if self.expands:
+            lengths = [len(cache) + len(at) for cache, at in zip(self.caches, self.positions, strict=True)]
+            return [LayerKV(*pair) for pair in zip(*(each.split(lengths, dim=2) for each in given), strict=True)]
+        index = len(self._new) - 1
+        while index >= 0 and self._new[index][0]() is not given.keys:  # the layer's own come last
+            index -= 1
+        if not 0 <= index <= self._filed or self._new[index][1]() is not given.values:
+            raise Expands
+        return self._file(given) if index == self._filed else [cache.entries(index) for cache in self.caches]
+
+    def _file(self, new: LayerKV) -> list[LayerKV]:
+        """By row: all entries of the next layer that caches. Raises Enough in the last layer that is wanted."""
+        index, seen, start = self._filed, list[LayerKV](), 0
+        self._filed += 1
         for row, cache in enumerate(self.caches):
             end = start + len(self.positions[row])
             own = new.select(slice(start, end))
             if self.overrides and (override := self.overrides[row]) is not None:
-                own = override[layer]
-            past = cache.append(layer, *own)
+                own = override[index]
+            seen.append(cache.append(index, *own))
             if self.told and (tell := self.told[row]) is not None:
-                tell(layer, past)
-            if not last:
-                mask = self.mask(row, self.windows[layer], query.device)
-                out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, sinks))
+                tell(index, seen[-1])
             start = end
-        if last:
+        if self._filed == self.layers:
             raise Enough
-        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+        return seen
 
 
 _running: ContextVar[Attends] = ContextVar("cachegraph_rows")
@@ -129,7 +171,7 @@ def packed_rows(rows: PackedRows) -> Iterator["_PackedCache"]:
 
 
 class _PackedCache(Cache):  # type: ignore[misc]
-    """What transformers calls a cache: it passes new K and V through to the attention, which files them by row."""
+    """What transformers calls a cache: it hands new K and V to the rows of the running pass."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -137,7 +179,7 @@ class _PackedCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
+        return _running.get().cached(LayerKV(key_states, value_states))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -158,8 +200,8 @@ def _attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    new = LayerKV(key, value)
-    return _running.get().attend(module.layer_idx, query, new, scale, softcap, s_aux), None
+    given = LayerKV(key, value)
+    return _running.get().attend(module.layer_idx, query, given, scale, softcap, s_aux).contiguous(), None
 
 
 def _attend_row(

@@ -7,13 +7,14 @@ in bfloat16 by a cosine of 0.8 to 0.9 at other positions) that a wrong one could
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from .attention import NAME
+from .attention import NAME, Expands
 from .cpu.build import Kernels, kernels, switched_off
 from .cpu.decoder import Decoder, Unsupported
 from .devices import home_of, is_spread
@@ -39,6 +40,7 @@ _KERNELS_PAY = 2**24  # parameters; a smaller model's step is over before a kern
 class Checked(NamedTuple):
     """What a model may be trusted with."""
 
+    info: ModelInfo  # with the shapes of what it was seen to cache
     why_no_cache: str | None  # why its KV cache can't travel
     rotation: Rotation
     decoder: "Decoder | Stepper | None"  # the kernels, if there are any and they compute what the model does
@@ -47,30 +49,32 @@ class Checked(NamedTuple):
 def check(network: Any, info: ModelInfo) -> Checked:
     """Switch the model to row-wise attention and find out what it may be trusted with; or leave it as it is."""
     with torch.inference_mode(), in_float32(network):
-        read = None if info.why_no_cache else _read_packed(network, info)
-        rotation = Rotation(network, info)
-        if read is None:
+        found = None if info.why_no_cache else _read_packed(network, info)
+        if found is None:
             own_way = f"{info.model_type!r} models compute attention in a way of their own"
-            return Checked(info.why_no_cache or own_way, rotation, None)
+            return Checked(info, info.why_no_cache or own_way, Rotation(network, info), None)
+        read, info = found
+        rotation = Rotation(network, info)
         if rotation.why_not is None:
             rotation.compare(read, _probe(network, info, max(min(_FAR, info.max_positions - _PROBE), 0))[0])
-        return Checked(None, rotation, _decoder(network, info, read))
+        return Checked(info, None, rotation, _decoder(network, info, read))
 
 
-def _read_packed(network: Any, info: ModelInfo) -> KV | None:
-    """What the model makes of a few tokens row by row; None where that is not what it makes of them by itself."""
+def _read_packed(network: Any, info: ModelInfo) -> tuple[KV, ModelInfo] | None:
+    """What the model makes of a few tokens row by row, and its shapes; None where by itself it makes something else."""
     own = network.config._attn_implementation
     tokens = torch.tensor([_probe_ids(info)], device=home_of(network))
     expected = network(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]  # (vocab,)
     _set_attention(network, NAME)
-    try:
-        kv, got = _probe(network, info)
-        if len(kv.layers) == info.layers and _alike(got, expected):
-            return kv
-    except torch.OutOfMemoryError:  # says nothing of the model
-        raise
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
-        pass  # as below
+    for expands in (False, True):
+        try:
+            kv, got = _probe(network, replace(info, expands=expands))
+            if _alike(got, expected):
+                return kv, info.measured(kv.layers, expands=expands)
+        except torch.OutOfMemoryError:  # says nothing of the model
+            raise
+        except (Expands, LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
+            pass  # as below
     _set_attention(network, own)
     return None
 

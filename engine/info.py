@@ -1,13 +1,30 @@
 """What must be known of a model to carry its KV cache around: the one place that reads Hugging Face configurations."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["ModelInfo"]
+if TYPE_CHECKING:
+    from .kv import LayerKV
+
+__all__ = ["KVShape", "ModelInfo"]
 
 # Kinds of layers whose cache is one K and one V a position.
 _KV_LAYERS = {"full_attention", "sliding_attention"}
 _ROPE_TYPES = {"default", "linear", "dynamic", "yarn", "llama3"}
+
+
+class KVShape(NamedTuple):
+    """What one layer keeps of a position: `kv_heads` keys of `key_dim` numbers, and as many values of `value_dim`."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def numbers(self) -> int:
+        return self.kv_heads * (self.key_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -15,35 +32,67 @@ class ModelInfo:
     """A model's geometry. `why_no_cache` says, where it is set, why its KV cache can't travel."""
 
     model_type: str
-    layers: int
-    kv_heads: int
-    head_dim: int
+    shapes: tuple[KVShape, ...]  # by layer that keeps a KV cache of its own
+    depth: int  # decoder layers
     vocab_size: int
     max_positions: int
-    windows: tuple[int | None, ...]  # by layer: how many positions back it sees; None is all
-    rope_types: tuple[str, ...]  # by layer
+    windows: tuple[int | None, ...]  # by decoder layer: how many positions back it sees; None is all
+    rope_types: tuple[str, ...]  # by decoder layer
     eos_ids: frozenset[int]
     why_no_cache: str | None
+    expands: bool = False  # it computes keys and values of what it caches at every step (MLA)
 
     @classmethod
     def from_hf(cls, config: Any, generation: Any = None) -> "ModelInfo":
-        """From a transformers configuration (of the text part, where there are several)."""
+        """From a transformers configuration (of the text part, where there are several).
+
+        Configurations name shapes in many ways: once the model has read something, `measured` corrects them.
+        """
         config = config.get_text_config(decoder=True)
-        layers = config.num_hidden_layers
-        kinds = list(getattr(config, "layer_types", None) or [])
-        heads = getattr(config, "num_attention_heads", 0) or 0
+        layers = _get(config, "num_hidden_layers") or 0
+        kinds = list(_get(config, "layer_types") or [])
+        heads = _get(config, "num_attention_heads") or 0
         return cls(
             model_type=config.model_type,
-            layers=layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0),
+            shapes=tuple(_shape(config, layer) for layer in range(layers)),
+            depth=layers,
             vocab_size=config.vocab_size,
-            max_positions=getattr(config, "max_position_embeddings", None) or 2**31,
+            max_positions=_get(config, "max_position_embeddings") or 2**31,
             windows=_windows(config, kinds, layers),
             rope_types=_rope_types(config, kinds, layers),
             eos_ids=_eos_ids(config, generation),
             why_no_cache=_why_no_cache(config, kinds, heads),
         )
+
+    def measured(self, layers: "Sequence[LayerKV]", *, expands: bool = False) -> "ModelInfo":
+        """With the shapes of what the model has cached, and whether it expands that."""
+        shapes = tuple(KVShape(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in layers)
+        return replace(self, shapes=shapes, expands=expands)
+
+    @property
+    def layers(self) -> int:
+        """How many layers keep a KV cache of their own."""
+        return len(self.shapes)
+
+    @cached_property
+    def kv_heads(self) -> int | tuple[int, ...]:
+        """Of every layer, or by layer where they differ."""
+        return _one_or_all([shape.kv_heads for shape in self.shapes])
+
+    @cached_property
+    def head_dim(self) -> int | tuple[int | tuple[int, int], ...]:
+        """Of every layer, or by layer where they differ; (of keys, of values) where those do."""
+        if all(each.key_dim == each.value_dim for each in self.shapes):
+            return _one_or_all([each.key_dim for each in self.shapes])
+        return tuple(
+            each.key_dim if each.key_dim == each.value_dim else (each.key_dim, each.value_dim) for each in self.shapes
+        )
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Every decoder layer keeps keys and values of one shape, and attends to those."""
+        alike = len(set(self.shapes)) == 1 and self.shapes[0].key_dim == self.shapes[0].value_dim
+        return alike and len(self.shapes) == self.depth and not self.expands
 
     @property
     def why_no_rotation(self) -> str | None:
@@ -52,6 +101,25 @@ class ModelInfo:
             return f"{self.model_type!r} models have no RoPE, so their keys are bound to their positions"
         odd = sorted({kind for kind in self.rope_types if kind not in _ROPE_TYPES})
         return f"RoPE type {odd[0]!r} can't be rotated to new positions" if odd else None
+
+
+def _one_or_all(numbers: list[Any]) -> Any:
+    return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
+
+
+def _get(config: Any, name: str) -> Any:
+    """None where it is not there, or transformers won't say it because it differs by layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
+
+
+def _shape(config: Any, layer: int) -> KVShape:
+    own = config if (by_layer := _get(config, "per_layer_config")) is None else by_layer[layer]
+    heads = _get(own, "num_attention_heads") or 0
+    dim = _get(own, "head_dim") or (_get(own, "hidden_size") // heads if heads else 0)
+    return KVShape(_get(own, "num_key_value_heads") or heads, dim, dim)
 
 
 def _windows(config: Any, kinds: list[str], layers: int) -> tuple[int | None, ...]:
@@ -85,8 +153,6 @@ def _why_no_cache(config: Any, kinds: list[str], heads: int) -> str | None:
         return f"its {odd[0]!r} layers keep no KV cache"
     if not heads:
         return f"{config.model_type!r} models have no attention layers, so they keep no KV cache"
-    if getattr(config, "num_kv_shared_layers", 0):
-        return "some of its layers share one KV cache"
     if getattr(config, "attention_chunk_size", None):
         return "its attention is chunked"
     return None

@@ -1,9 +1,10 @@
 """KV caches as values: what one row has read, layer by layer.
 
 One axis order everywhere: (batch, kv_heads, positions, head_dim), with a batch of 1, since rows are never padded to
-each other. A `KV` is frozen and may be shared by any number of rows; a `RowCache` reads shared `KV`s in front and
-writes behind them into a tail of its own. So a document that ten rows continue from is held once, and nobody can
-change what another reads.
+each other. Layers may differ in KV heads and head_dim, and the keys of a layer from its values in head_dim. A `KV` has
+only the layers that keep entries of their own: others share those, or have none. A `KV` is frozen and may be shared by
+any number of rows; a `RowCache` reads shared `KV`s in front and writes behind them into a tail of its own. So a
+document that ten rows continue from is held once, and nobody can change what another reads.
 """
 
 from collections.abc import Sequence
@@ -166,7 +167,11 @@ class RowCache:
         else:
             buffer.keys[:, :, start:end] = keys
             buffer.values[:, :, start:end] = values
-        tail = LayerKV(buffer.keys[:, :, :end], buffer.values[:, :, :end])
+        return self.entries(layer)
+
+    def entries(self, layer: int) -> LayerKV:
+        """All that a layer attends to, (1, kv_heads, entries, width) each, those of a forward pass under way too."""
+        tail = LayerKV(*(each[:, :, : self._reserved] for each in self._tail[layer]))
         if not self.segments:
             return tail
         parts = [segment.layers[layer] for segment in self.segments] + [tail]

@@ -107,8 +107,7 @@ class Memory:
 
 def position_bytes(model: "LoadedModel", layers: int | None = None) -> int:
     """Of one position in so many layers; None: in all."""
-    info = model.info
-    return 2 * (layers or info.layers) * info.kv_heads * info.head_dim * model.dtype.itemsize
+    return sum(shape.numbers for shape in model.info.shapes[:layers]) * model.dtype.itemsize
 
 
 def choose_budget(asked: int | None, devices: Sequence[str]) -> int:

@@ -101,8 +101,11 @@ class Decoder:
     def __init__(self, network: Any, info: ModelInfo, kernels: Kernels):
         self.short = _SHORT_BESIDE_TILES if kernels.in_tiles else _SHORT
         self.reads_prompts = kernels.in_tiles or not has_tiles(torch)
+        if not info.is_uniform:
+            raise Unsupported("its layers differ in the shape of keys and values, share them or expand them")
         self._kernels = kernels
         self._info = info
+        self._heads, self._head_dim, _ = info.shapes[0]
         self._head = network.get_output_embeddings()
         self._rotary: Any = getattr(network.get_decoder(), "rotary_emb", None)
         self._kept: list[Tensor] = []  # what the kernels point to
@@ -218,7 +221,7 @@ class Decoder:
             self._describe_layer(layer, described[index], index, _kinds(network, self._info)[index])
         self._described = described
         hidden = norm.weight.shape[0]
-        for size in (hidden, inner, self._info.head_dim, attention.o_proj.weight.shape[1]):
+        for size in (hidden, inner, self._head_dim, attention.o_proj.weight.shape[1]):
             if size % self._kernels.block:
                 raise Unsupported(f"an inner dimension of {size} is no multiple of {self._kernels.block}")
         return _Model(
@@ -226,9 +229,9 @@ class Decoder:
             len(layers),
             hidden,
             inner,
-            attention.q_proj.weight.shape[0] // self._info.head_dim,
-            self._info.kv_heads,
-            self._info.head_dim,
+            attention.q_proj.weight.shape[0] // self._head_dim,
+            self._heads,
+            self._head_dim,
             _eps(norm),
             attention.scaling,
             _is_gelu(first.act_fn),
@@ -339,7 +342,8 @@ class _View:
     def rows(self, ids: Sequence[int], cache: RowCache, positions: Sequence[int]) -> list[_Row]:
         """The new tokens' rows, behind the cache as it is now, with room for their entries."""
         info, new = self._info, len(positions)
-        tail, used = cache.room_for(new, self._layers, info.kv_heads, info.head_dim, self._dtype)
+        heads, dim, _ = info.shapes[0]
+        tail, used = cache.room_for(new, self._layers, heads, dim, self._dtype)
         if cache.moves != self._moves:
             self._moves = cache.moves
             for number, layer in enumerate(tail):

@@ -43,7 +43,9 @@ class Stepper:
     ends_early = False
 
     def __init__(self, network: Any, info: ModelInfo):
-        if info.head_dim % 8:
+        if not info.is_uniform:
+            raise Unsupported("its layers differ in the shape of keys and values, share them or expand them")
+        if info.shapes[0].key_dim % 8:
             raise Unsupported(f"a head_dim of {info.head_dim} is no multiple of 8")
         self.replays = False
         self._network = network
@@ -218,11 +220,14 @@ class _Rows:
         self._tables = tables
         self._windows = windows
 
+    def cached(self, new: LayerKV) -> LayerKV:
+        return new
+
     def attend(
-        self, layer: int, query: Tensor, new: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
+        self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
         segments, rows, dtype = self._tables.segments[layer], self._tables.rows, self._tables.dtype
-        keys, values = (each.to(dtype) for each in new)
+        keys, values = (each.to(dtype) for each in given)
         kernels.append(segments, rows, keys, values, any(self._windows))
         window, kv_heads = self._windows[layer], keys.shape[1]
         out = kernels.attend(segments, rows, query.to(dtype), kv_heads, scale, window, softcap, sinks)

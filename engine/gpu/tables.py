@@ -101,9 +101,8 @@ class _View:
 
     def look(self, cache: RowCache) -> int:
         """Give the tail room for a new entry, and return how many it has."""
-        info = self._info
-        shape = (info.layers, info.kv_heads, info.head_dim)
-        tail, used = cache.room_for(1, *shape, self._dtype, self._device)
+        heads, dim, _ = self._info.shapes[0]
+        tail, used = cache.room_for(1, self._info.layers, heads, dim, self._dtype, self._device)
         if cache.moves != self._moves:
             self._moves, self._known = cache.moves, -1
             self.version += 1
