@@ -68,6 +68,7 @@ class PackedRows:
     told: Sequence[OnLayer | None] = ()  # by row: who is told of each layer's entries as soon as they are computed
     layers: int | None = None  # the entries of so many are wanted; None: of all
     expands: bool = False  # the model computes what it attends to from all that is cached
+    reversed: bool = False  # then what it caches second is filed as keys, since that has RoPE
     _new: list[tuple["ref[Tensor]", "ref[Tensor]"]] = field(default_factory=list)  # by layer that caches, of this pass
     _filed: int = 0  # layers whose new entries are in the caches
     _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
@@ -100,8 +101,9 @@ class PackedRows:
         if not self.expands:
             self._new.append((ref(new.keys), ref(new.values)))
             return new
-        parts = self._file(new)
-        return LayerKV(*(torch.cat(each, dim=2) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True)))
+        parts = self._file(LayerKV(*reversed(new)) if self.reversed else new)
+        joined = [torch.cat(each, dim=2) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True)]
+        return LayerKV(*(reversed(joined) if self.reversed else joined))
 
     def attend(
         self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
@@ -120,7 +122,7 @@ class PackedRows:
         """By row: all that a layer attends to, its own entries or those of a layer that it shares them with."""
         if self.expands:
             lengths = [len(cache) + len(at) for cache, at in zip(self.caches, self.positions, strict=True)]
-            return [LayerKV(*pair) for pair in zip(*(each.split(lengths, dim=2) for each in given), strict=True)]
+            return [LayerKV(*pair) for pair in zip(*(torch.split(each, lengths, dim=2) for each in given), strict=True)]
         index = len(self._new) - 1
         while index >= 0 and self._new[index][0]() is not given.keys:  # the layer's own come last
             index -= 1

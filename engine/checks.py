@@ -20,7 +20,7 @@ from .cpu.decoder import Decoder, Unsupported
 from .devices import home_of, is_spread
 from .forward import Row, forward
 from .info import ModelInfo
-from .kv import KV, RowCache
+from .kv import KV, LayerKV, RowCache
 from .quiet import quiet_transformers
 from .rope import Rotation
 
@@ -56,7 +56,7 @@ def check(network: Any, info: ModelInfo) -> Checked:
         read, info = found
         rotation = Rotation(network, info)
         if rotation.why_not is None:
-            rotation.compare(read, _probe(network, info, max(min(_FAR, info.max_positions - _PROBE), 0))[0])
+            rotation.compare(read, _probe(network, info, _far(info))[0])
         return Checked(info, None, rotation, _decoder(network, info, read))
 
 
@@ -68,15 +68,29 @@ def _read_packed(network: Any, info: ModelInfo) -> tuple[KV, ModelInfo] | None:
     _set_attention(network, NAME)
     for expands in (False, True):
         try:
-            kv, got = _probe(network, replace(info, expands=expands))
+            kv, got = _probe(network, tried := replace(info, expands=expands))
             if _alike(got, expected):
-                return kv, info.measured(kv.layers, expands=expands)
+                if expands and _has_rope_in_values(network, tried, kv):
+                    kv = KV(tuple(LayerKV(second, first) for first, second in kv.layers), kv.positions)
+                    tried = replace(tried, reversed=True)
+                return kv, tried.measured(kv.layers)
         except torch.OutOfMemoryError:  # says nothing of the model
             raise
         except (Expands, LookupError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError):
             pass  # as below
     _set_attention(network, own)
     return None
+
+
+def _has_rope_in_values(network: Any, info: ModelInfo, here: KV) -> bool:
+    """Whether of the two things that the model caches the second depends on the position, and the first does not."""
+    there, _ = _probe(network, info, _far(info))
+    first, second = zip(here.layers[0], there.layers[0], strict=True)
+    return _alike(*first) and not _alike(*second)
+
+
+def _far(info: ModelInfo) -> int:
+    return max(min(_FAR, info.max_positions - _PROBE), 0)
 
 
 def _decoder(network: Any, info: ModelInfo, read: KV) -> "Decoder | Stepper | None":

@@ -101,6 +101,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | Non
         told=[row.on_layer for row in rows] if any(row.on_layer is not None for row in rows) else (),
         layers=layers,
         expands=info.expands,
+        reversed=info.reversed,
     )
     wanted = _wanted(rows)
     with packed_rows(packed) as cache:

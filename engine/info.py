@@ -3,28 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from .shapes import KVShape
 
 if TYPE_CHECKING:
     from .kv import LayerKV
 
-__all__ = ["KVShape", "ModelInfo"]
+__all__ = ["ModelInfo"]
 
 # Kinds of layers whose cache is one K and one V a position.
 _KV_LAYERS = {"full_attention", "sliding_attention"}
-_ROPE_TYPES = {"default", "linear", "dynamic", "yarn", "llama3"}
-
-
-class KVShape(NamedTuple):
-    """What one layer keeps of a position: `kv_heads` keys of `key_dim` numbers, and as many values of `value_dim`."""
-
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-
-    @property
-    def numbers(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
+_BY_LENGTH = {"longrope"}  # kinds of RoPE whose frequencies depend on how long a prompt is
 
 
 @dataclass(frozen=True)
@@ -41,6 +31,7 @@ class ModelInfo:
     eos_ids: frozenset[int]
     why_no_cache: str | None
     expands: bool = False  # it computes keys and values of what it caches at every step (MLA)
+    reversed: bool = False  # of the two things that it then caches the second has RoPE; they are keys here
 
     @classmethod
     def from_hf(cls, config: Any, generation: Any = None) -> "ModelInfo":
@@ -64,10 +55,10 @@ class ModelInfo:
             why_no_cache=_why_no_cache(config, kinds, heads),
         )
 
-    def measured(self, layers: "Sequence[LayerKV]", *, expands: bool = False) -> "ModelInfo":
-        """With the shapes of what the model has cached, and whether it expands that."""
+    def measured(self, layers: "Sequence[LayerKV]") -> "ModelInfo":
+        """With the shapes of what the model has cached."""
         shapes = tuple(KVShape(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in layers)
-        return replace(self, shapes=shapes, expands=expands)
+        return replace(self, shapes=shapes)
 
     @property
     def layers(self) -> int:
@@ -96,14 +87,12 @@ class ModelInfo:
 
     @property
     def why_no_rotation(self) -> str | None:
-        """Why keys can't be moved to other positions, or None."""
-        if "none" in self.rope_types:
-            return f"{self.model_type!r} models have no RoPE, so their keys are bound to their positions"
-        odd = sorted({kind for kind in self.rope_types if kind not in _ROPE_TYPES})
+        """Why keys can't be moved to other positions, as far as the configuration says, or None."""
+        odd = sorted(_BY_LENGTH & set(self.rope_types))
         return f"RoPE type {odd[0]!r} can't be rotated to new positions" if odd else None
 
 
-def _one_or_all(numbers: list[Any]) -> Any:
+def _one_or_all(numbers: list[int]) -> int | tuple[int, ...]:
     return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
 
 

@@ -107,7 +107,7 @@ class Memory:
 
 def position_bytes(model: "LoadedModel", layers: int | None = None) -> int:
     """Of one position in so many layers; None: in all."""
-    return sum(shape.numbers for shape in model.info.shapes[:layers]) * model.dtype.itemsize
+    return sum(shape.width for shape in model.info.shapes[:layers]) * model.dtype.itemsize
 
 
 def choose_budget(asked: int | None, devices: Sequence[str]) -> int:

@@ -1,31 +1,80 @@
 """Moving keys to other positions.
 
-A key in a cache has been rotated by its position (RoPE). Rotations add up, so a key read at position p stands at
-position q after one more rotation by q - p; values carry no position. The rotation itself is the model's own
-(`apply_rotary_pos_emb` and its rotary module), whatever its pairing of dimensions, its share of the head, its per-layer
-base or its scaling; here it is only called with a difference of positions. Before a model's keys are ever moved, this
-identity is checked on random vectors, and `move` on what the model itself makes of the same tokens at two places; a
-model that fails is refused.
+A key in a cache has been rotated by its position (RoPE): pairs of its numbers turn by angles that grow with the
+position, each pair at a frequency of its own. So a key read at position p stands at position q after one more rotation,
+by the difference of the two angles; values carry no position. Frequencies are the model's own. `compare` finds out
+which of them a layer uses, for which part of its keys, and how it pairs their numbers: `move` must make of keys read at
+one place what the model makes of the same tokens at another. A model that fails is refused.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .cpu.build import Kernels, kernels
 from .cpu.threads import for_small_operations
-from .cpu.turn import Angles, turned
+from .cpu.turn import KEPT, Angles, laid_out, turned
 from .info import ModelInfo
 from .kv import KV, LayerKV
 
 __all__ = ["Rotation"]
 
-_ALIKE = 0.99  # cosine
+_EXACT = 1e-3  # of the norm: what float32 may differ by
+_PAIRS: tuple[Literal["halves"], Literal["neighbours"]] = ("halves", "neighbours")
+_HALF = (torch.bfloat16, torch.float16)
+_NOISE = 3.0  # times as much as values differ by, where activations are rounded
+_UNLIKE = 0.15  # of the norm: such values depend on their position
 _AT_ONCE = 1 << 18  # elements: an operation on fewer is all overhead, one on more leaves the CPU's cache
+
+
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """How keys turn: the numbers from `begin` on, in pairs, each at its frequency."""
+
+    frequencies: Tensor  # (pairs,) of float32, on the CPU: radians a position
+    begin: int
+    pairs: Literal["halves", "neighbours"]  # a number with that of the other half, or with the one beside it
+
+    @property
+    def width(self) -> int:
+        return 2 * len(self.frequencies)
+
+    def angles(self, positions: Tensor) -> Tensor:
+        """(positions, pairs), rounded as the model rounds them, on the device of `positions`."""
+        return positions[:, None].float() * self.frequencies.to(positions.device)
+
+    def tables(self, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (1, positions, width), each where its number is."""
+        wide = torch.cat([angles, angles], -1) if self.pairs == "halves" else angles.repeat_interleave(2, -1)
+        return wide.cos()[None], wide.sin()[None]
+
+    def between(self, old: Tensor, new: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The tables of the rotation of these keys from old to new positions, (positions,) each.
+
+        Far away float32 rounds an angle by more than 16 bits round a key, and even nearby by more than float32 does.
+        There the difference of two angles is taken as the model has rounded them, else the angle of the difference.
+        """
+        here, there = old.to(keys.device), new.to(keys.device)
+        if keys.dtype in _HALF and not _is_far(old, new):
+            return self.tables(self.angles(there - here))
+        return self.tables(self.angles(there) - self.angles(here))
+
+    def __call__(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(batch, kv_heads, positions, head_dim), turned by tables; computed in float32."""
+        turning = keys[..., self.begin : self.begin + self.width].float()
+        if self.pairs == "halves":
+            first, second = turning.chunk(2, dim=-1)
+            other = torch.cat([-second, first], dim=-1)
+        else:
+            other = torch.stack([-turning[..., 1::2], turning[..., 0::2]], dim=-1).flatten(-2)
+        done = (turning * cos + other * sin).to(keys.dtype)
+        if self.width == keys.shape[-1]:
+            return done
+        return torch.cat([keys[..., : self.begin], done, keys[..., self.begin + self.width :]], dim=-1)
 
 
 class Rotation:
@@ -33,54 +82,95 @@ class Rotation:
 
     def __init__(self, model: Any, info: ModelInfo):
         self._info = info
-        self._kinds = list(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
-        self._module = getattr(model.get_decoder(), "rotary_emb", None)
-        self._apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
-        self._share: int | None = None  # how many of a head's dimensions turn, where the model slices them off itself
-        self._still: frozenset[int] = frozenset()  # layers whose keys are not rotated at all
-        self._angles: dict[str | None, Angles] = {}  # by kind
-        self.why_not = info.why_no_cache or info.why_no_rotation or self._check()
+        self._frequencies = dict(_frequencies(model.get_decoder()))
+        kinds = list(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
+        self._made: dict[tuple[str, int, str], _Turn] = {}
+        # By layer, the ways that are not ruled out yet; None is no rotation at all.
+        self._ways = [
+            self._possible(shape.key_dim, kinds[layer] if layer < len(kinds) else "")
+            for layer, shape in enumerate(info.shapes)
+        ]
+        self._tables: dict[_Turn, Angles] = {}
+        self.why_not = info.why_no_cache or info.why_no_rotation
+
+    def _possible(self, key_dim: int, kind: str) -> list[_Turn | None]:
+        """How keys of this size may turn; first by the frequencies that are named after the layer's kind."""
+        ways: list[_Turn | None] = []
+        for name in sorted(self._frequencies, key=lambda name: not (kind and kind in name)):
+            frequencies = self._frequencies[name]
+            rest = key_dim - 2 * len(frequencies)
+            for begin in sorted({0, rest}) if rest >= 0 else ():
+                for pairs in _PAIRS:
+                    known = (name, begin, pairs)
+                    ways.append(self._made.setdefault(known, _Turn(frequencies, begin, pairs)))
+        return [*ways, None]
 
     def compare(self, here: KV, there: KV) -> None:
-        """Hold `move` to the model's own reading of the same tokens at two places, in float32; may set `why_not`."""
-        moved = self.move(here, there.positions)
-        still = set()
-        for index, (old, new, expected) in enumerate(zip(here.layers, moved.layers, there.layers, strict=True)):
-            unmoved, turned = (_likeness(each.keys, expected.keys) for each in (old, new))
-            if unmoved > turned:
-                still.add(index)
-            if min(max(unmoved, turned), _likeness(old.values, expected.values)) < _ALIKE:
-                self.why_not = f"the keys of {self._info.model_type!r} models depend on more than their distance"
+        """Hold `move` to the model's own reading of the same tokens at two places, in float32; may set `why_not`.
+
+        Of the ways in which a layer's keys may turn, those that fit remain.
+        """
+        for index, (old, new) in enumerate(zip(here.layers, there.layers, strict=True)):
+            noise = _difference(old.values, new.values)
+            ways = self._ways[index] if noise < _UNLIKE else []
+            fit = partial(self._fits, old.keys, new.keys, (here.positions, there.positions), _NOISE * noise)
+            self._ways[index] = [way for way in ways if fit(way)]
+            if not self._ways[index]:
+                kind = f"the keys of {self._info.model_type!r} models depend on more than their distance"
+                none = f"{self._info.model_type!r} models have no RoPE, so their keys are bound to their positions"
+                self.why_not = kind if self._frequencies else none
                 return
-        self._still = frozenset(still)
+
+    def _fits(self, old: Tensor, new: Tensor, places: tuple[Tensor, Tensor], noise: float, way: _Turn | None) -> bool:
+        moved = old if way is None else way(old, *way.between(*places, old))
+        return _difference(moved, new) <= max(_EXACT, noise)
+
+    @property
+    def _turns(self) -> "list[_Turn | None]":
+        """By layer."""
+        return [ways[0] if ways else None for ways in self._ways]
+
+    @property
+    def _still(self) -> frozenset[int]:
+        """Layers whose keys are not rotated at all."""
+        return frozenset(layer for layer, way in enumerate(self._turns) if way is None)
 
     def move(self, kv: KV, positions: Tensor) -> KV:
         """The same entries at other positions, (positions,) int64. Shares what needn't change."""
         shift = positions - kv.positions  # (positions,)
         if not bool(shift.any()):
             return kv
-        moving = [index for index in range(len(kv.layers)) if index not in self._still]
+        still = self._still
+        moving = [index for index in range(len(kv.layers)) if index not in still]
         old = [kv.layers[index].keys for index in moving]
-        if (moved := self._by_kernel(moving, old, shift)) is None:
+        if (moved := self._by_kernel(moving, old, kv.positions, positions)) is None:
             with for_small_operations(old):
-                moved = self._turned(moving, old, shift)
+                moved = self._turned(moving, old, kv.positions, positions)
         keys = dict(zip(moving, moved, strict=True))
         layers = [LayerKV(keys[index], old.values) if index in keys else old for index, old in enumerate(kv.layers)]
         return KV(tuple(layers), positions)
 
-    def _by_kernel(self, layers: Sequence[int], keys: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor] | None:
+    def _by_kernel(
+        self, layers: Sequence[int], keys: Sequence[Tensor], old: Tensor, new: Tensor
+    ) -> Sequence[Tensor] | None:
         if any(each.device.type != "cpu" or each.dtype != torch.bfloat16 for each in keys):
             return None
-        if (tables := self.halves(shift)) is None:
+        if (tables := self.halves(new - old)) is None:
             return None
+        if _is_far(old, new):
+            found = kernels()
+            assert isinstance(found, Kernels)
+            turns = [way for way in self._turns if way is not None]
+            made = {way: laid_out(way.between(old, new, keys[0]), found.block) for way in dict.fromkeys(turns)}
+            return turned(keys, [made[way] for way in turns])
         return turned(keys, [table for layer in layers if (table := tables[layer]) is not None])
 
-    def _turned(self, layers: Sequence[int], keys: Sequence[Tensor], shift: Tensor) -> Sequence[Tensor]:
+    def _turned(self, layers: Sequence[int], keys: Sequence[Tensor], old: Tensor, new: Tensor) -> Sequence[Tensor]:
         together = _AT_ONCE // max((each.numel() for each in keys), default=_AT_ONCE)
-        if together < 2 or len({each.device for each in keys}) > 1:
-            turn = self.by(shift)
+        turn = self._turner(old, new)
+        if together < 2 or len({(each.device, each.shape) for each in keys}) > 1:
             return [turn(layer, each) for layer, each in zip(layers, keys, strict=True)]
-        turn_all, done = self.by_layers(shift), list[Tensor]()
+        turn_all, done = self._together(turn), list[Tensor]()
         for begin in range(0, len(layers), together):
             some = slice(begin, begin + together)
             done += turn_all(layers[some], torch.stack(list(keys[some]))).unbind()
@@ -91,32 +181,38 @@ class Rotation:
 
         Sines and cosines are computed once for all layers of a kind on a device.
         """
-        tables: dict[tuple[str | None, torch.device], tuple[Tensor, Tensor]] = {}
+        return self._turner(torch.zeros_like(shift), shift)
+
+    def _turner(self, old: Tensor, new: Tensor) -> Callable[[int, Tensor], Tensor]:
+        tables: dict[tuple[_Turn, torch.device], tuple[Tensor, Tensor]] = {}
+        turns = self._turns
 
         def turn(layer: int, keys: Tensor) -> Tensor:
-            if layer in self._still:
+            if (way := turns[layer]) is None:
                 return keys
-            table = (self._kind(layer), keys.device)
-            if table not in tables:
-                tables[table] = self._tables(shift, *table)
-            return self._turn(keys, *tables[table])
+            if (way, keys.device) not in tables:
+                tables[way, keys.device] = way.between(old, new, keys)
+            return way(keys, *tables[way, keys.device])
 
         return turn
 
     def by_layers(self, shift: Tensor) -> Callable[[Sequence[int], Tensor], Tensor]:
         """As `by`, for several layers' keys in one tensor, (layers, batch, kv_heads, positions, head_dim)."""
-        turn = self.by(shift)
+        return self._together(self.by(shift))
+
+    def _together(self, turn: Callable[[int, Tensor], Tensor]) -> Callable[[Sequence[int], Tensor], Tensor]:
+        turns = self._turns
 
         def turn_all(layers: Sequence[int], keys: Tensor) -> Tensor:
-            alike: dict[object, list[int]] = {}
+            alike: dict[_Turn | None, list[int]] = {}
             for index, layer in enumerate(layers):
-                alike.setdefault(self if layer in self._still else self._kind(layer), []).append(index)
+                alike.setdefault(turns[layer], []).append(index)
             if len(alike) == 1:
                 return turn(layers[0], keys.flatten(0, 1)).view_as(keys)
-            turned = torch.empty_like(keys)
+            done = torch.empty_like(keys)
             for some in alike.values():
-                turned[some] = turn(layers[some[0]], keys[some].flatten(0, 1)).view_as(keys[some])
-            return turned
+                done[some] = turn(layers[some[0]], keys[some].flatten(0, 1)).view_as(keys[some])
+            return done
 
         return turn_all
 
@@ -127,79 +223,44 @@ class Rotation:
         element with that of the other half.
         """
         found = kernels()
-        if not isinstance(found, Kernels) or self._info.head_dim % (2 * found.block) or not self._by_halves:
+        if not isinstance(found, Kernels) or not self._by_halves(2 * found.block):
             return None
-        made: dict[str | None, Tensor] = {}
-        for layer in range(self._info.layers):
-            if layer not in self._still and (kind := self._kind(layer)) not in made:
-                compute = partial(self._tables, kind=kind, device=torch.device("cpu"))
-                made[kind] = self._angles.setdefault(kind, Angles(compute, found.block)).at(positions)
-        return [None if layer in self._still else made[self._kind(layer)] for layer in range(self._info.layers)]
+        made: dict[_Turn, Tensor] = {}
+        for way in self._turns:
+            if way is not None and way not in made:
+                compute = partial(_at, way)
+                made[way] = self._tables.setdefault(way, Angles(compute, found.block)).at(positions)
+        return [None if way is None else made[way] for way in self._turns]
 
-    @cached_property
-    def _by_halves(self) -> bool:
-        key = torch.randn(1, 1, 1, self._info.head_dim, generator=torch.Generator().manual_seed(0))
-        for kind in dict.fromkeys(map(self._kind, range(self._info.layers))):
-            cos, sin = self._tables(torch.tensor([5]), kind, torch.device("cpu"))
-            if cos.shape[-1] != self._info.head_dim:
-                return False
-            first, second = key.chunk(2, dim=-1)
-            if not torch.allclose(self._turn(key, cos, sin), key * cos + torch.cat([-second, first], -1) * sin):
-                return False
-        return True
+    def _by_halves(self, block: int) -> bool:
+        return all(
+            way is None or (way.pairs == "halves" and way.width == shape.key_dim and not shape.key_dim % block)
+            for way, shape in zip(self._turns, self._info.shapes, strict=True)
+        )
 
     def unrotated(self, kv: KV) -> KV:
         """The same entries with keys as they are before RoPE: at position 0."""
         return self.move(kv, torch.zeros_like(kv.positions))
 
-    def _kind(self, layer: int) -> str | None:
-        """The rotary module's name for a layer's kind, where it keeps several bases."""
-        return self._kinds[layer] if self._kinds and hasattr(self._module, f"{self._kinds[layer]}_inv_freq") else None
 
-    def _tables(self, shift: Tensor, kind: str | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of these differences, (1, positions, rotary_dim), without the scaling that keys have."""
-        assert self._module is not None
-        home = next(self._module.buffers()).device
-        probe = torch.empty(1, device=home, dtype=torch.float32)
-        extra = (kind,) if kind is not None else ()
-        cos, sin = self._module(probe, shift[None].to(home), *extra)
-        scaling = getattr(self._module, f"{kind}_attention_scaling" if kind else "attention_scaling", 1.0)
-        return (cos / scaling).to(device), (sin / scaling).to(device)
-
-    def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """One more rotation, computed in float32. Keys: (1, kv_heads, positions, head_dim)."""
-        assert self._apply is not None
-        share = self._share if self._share is not None else keys.shape[-1]
-        turning, still = keys[..., :share].float(), keys[..., share:]
-        turned = self._apply(turning, turning, cos, sin)[1].to(keys.dtype)
-        return torch.cat([turned, still], dim=-1) if still.shape[-1] else turned
-
-    def _check(self) -> str | None:
-        if self._apply is None or self._module is None:
-            return f"{self._info.model_type!r} models rotate keys in a way of their own"
-        device = next(self._module.buffers()).device
-        with torch.no_grad():
-            for share in (None, self._turning_dims(device)):
-                self._share = share
-                try:
-                    return self._check_layers(device)
-                except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-                    reason = f"{self._info.model_type!r} models rotate keys in a way of their own ({error})"
-        return reason
-
-    def _turning_dims(self, device: torch.device) -> int:
-        return self._tables(torch.tensor([0]), self._kind(0), device)[0].shape[-1]
-
-    def _check_layers(self, device: torch.device) -> str | None:
-        generator = torch.Generator().manual_seed(0)
-        key = torch.randn(1, 1, 1, self._info.head_dim, generator=generator).to(device)
-        for kind in dict.fromkeys(map(self._kind, range(self._info.layers))):
-            there, back, near = (self._tables(torch.tensor([step]), kind, device) for step in (11, -6, 5))
-            moved = self._turn(self._turn(key, *there), *back)
-            if not torch.allclose(moved, self._turn(key, *near), atol=1e-4):
-                return f"{self._info.model_type!r} models rotate keys in a way that doesn't add up"
-        return None
+def _frequencies(decoder: Any) -> Iterator[tuple[str, Tensor]]:
+    """By name, all that the model turns keys by: (pairs,) of float32, radians a position."""
+    for name, buffer in decoder.named_buffers():
+        if name.endswith("inv_freq"):
+            yield name, buffer.detach().float().cpu().clone()
+        elif name.endswith("embed_positions") and buffer.ndim == 2 and len(buffer) > 1:
+            sines, cosines = buffer[1].detach().double().cpu().chunk(2)
+            yield name, torch.atan2(sines, cosines).float()
 
 
-def _likeness(a: Tensor, b: Tensor) -> float:
-    return torch.nn.functional.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0).item()
+def _at(way: _Turn, positions: Tensor) -> tuple[Tensor, Tensor]:
+    return way.tables(way.angles(positions))
+
+
+def _is_far(old: Tensor, new: Tensor) -> bool:
+    return any(len(each) > 0 and int(each.max()) >= KEPT for each in (old, new))
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Of two tensors, as a share of the second's norm."""
+    return float((a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-30))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cachegraph.channels.fusers.translator import TranslatorNetwork
+from cachegraph.engine.shapes import KVShape
 from cachegraph.errors import InputError
 
 from .caches import read
@@ -50,7 +51,7 @@ def fit_ridge(
             "or no ridge"
         )
     report("ridge: solving", 0, 1)
-    mean, deviation, offset, scale = _moments(x, y, receiver.engine.model.info.layers * 2)
+    mean, deviation, offset, scale = _moments(x, y, receiver.engine.model.info.shapes)
     gram, cross = torch.zeros(x.shape[1], x.shape[1]), torch.zeros(x.shape[1], y.shape[1])
     for part, goal in zip(_parts(x), _parts(y), strict=True):
         features = (part.float() - mean) / deviation
@@ -128,13 +129,14 @@ def _chunks(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
         yield texts[start : start + TEXTS_AT_ONCE]
 
 
-def _moments(x: Tensor, y: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, y: Tensor, shapes: Sequence[KVShape]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and deviation of every feature; mean of every target, and one deviation for a layer's keys or values."""
     mean, offset = _sum(x) / len(x), _sum(y) / len(y)
     spread, height = _sum(x, mean) / (len(x) - 1), _sum(y, offset) / len(y)
     deviation = spread.sqrt().clamp_min(_SMALLEST)
-    by_block = height.view(blocks, -1).mean(1).sqrt().clamp_min(_SMALLEST)
-    return mean, deviation, offset, by_block.repeat_interleave(y.shape[1] // blocks)
+    widths = [width for shape in shapes for width in (shape.key_width, shape.value_width)]
+    by_block = torch.stack([block.mean() for block in torch.split(height, widths)]).sqrt().clamp_min(_SMALLEST)
+    return mean, deviation, offset, by_block.repeat_interleave(torch.tensor(widths))
 
 
 def _parts(x: Tensor) -> Iterator[Tensor]:

@@ -131,7 +131,7 @@ def _corrections(
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     here, there = source.pairs if source.pairs is not None else (None, None)
     together = 1 if stack is None else _together(receiver, source, chosen[0][2].device)
-    for begin in range(0, len(chosen), together):
+    for begin in range(0, len(chosen), together):  # layers of one stack are of one shape
         some = chosen[begin : begin + together]
         layers, projector = [layer for layer, _, _ in some], some[0][2]
         place = projector.device, projector.dtype if stack is None else stack.dtype
@@ -151,9 +151,9 @@ def _together(receiver: Sequence[LayerKV], source: Source, device: torch.device)
     """How many layers are corrected at once: on a CPU so many that what they read stays in its cache."""
     if device.type != "cpu":
         return len(receiver)
-    mine, theirs = receiver[0][0], source.layers[0][0]
-    positions = mine.shape[2] if source.pairs is None else len(source.pairs[0])
-    features = 2 * sum(each.shape[0] * each.shape[1] * each.shape[3] for each in (mine, theirs))
+    mine, theirs = receiver[0], source.layers[0]
+    positions = mine[0].shape[2] if source.pairs is None else len(source.pairs[0])
+    features = sum(each.shape[0] * each.shape[1] * each.shape[3] for each in (*mine, *theirs))
     return max(1, _AT_ONCE // max(1, positions * features))
 
 

@@ -15,10 +15,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from cachegraph.engine.shapes import KVShape
 from cachegraph.engine.spec import Strict
 
 from .base import Gates, Projector, Residual
-from .card import Geometry
 from .gate import Noise, annealed, soft_gate
 
 __all__ = ["C2CParams", "C2CProjector"]
@@ -65,7 +65,7 @@ class C2CProjector(Projector):
 
     gate_temperature: Tensor
 
-    def __init__(self, params: C2CParams, receiver: Geometry, sharer: Geometry):
+    def __init__(self, params: C2CParams, receiver: KVShape, sharer: KVShape):
         super().__init__()
         self.params = params
         self.noise: Noise | None = None  # replaces torch.rand; asked for the key gate first, then for the value gate
@@ -73,13 +73,14 @@ class C2CProjector(Projector):
         self.value_gate_logit = nn.Parameter(torch.zeros(()))
         self.register_buffer("gate_temperature", torch.tensor(params.initial_temperature))
         hidden, inner, drop = params.hidden_dim, params.intermediate_dim, params.dropout
-        for side in ("key", "value"):
-            self.add_module(f"{side}_in", nn.Linear(sharer.width + receiver.width, hidden))
+        widths = {"key": (sharer.key_width, receiver.key_width), "value": (sharer.value_width, receiver.value_width)}
+        for side, (theirs, own) in widths.items():
+            self.add_module(f"{side}_in", nn.Linear(theirs + own, hidden))
             self.add_module(f"{side}_mlp1", _Blocks(hidden, inner, 1, drop))
             self.add_module(f"{side}_scalar_mlp2", _Blocks(hidden, hidden, 1, drop))
             self.add_module(f"{side}_scalar_head", nn.Linear(hidden, receiver.kv_heads))
             self.add_module(f"{side}_proj_mlp2", _Blocks(hidden, inner, params.num_layers - 2, drop))
-            self.add_module(f"{side}_proj_out", nn.Linear(hidden, receiver.width))
+            self.add_module(f"{side}_proj_out", nn.Linear(hidden, own))
 
     @property
     def gates(self) -> Gates:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from cachegraph.engine.shapes import KVShape, describe_shapes
 from cachegraph.engine.spec import Strict
 from cachegraph.errors import FuserError
 
@@ -17,23 +18,48 @@ __all__ = ["Alignment", "Card", "Geometry", "ModelEnd", "checked_card"]
 Alignment = Literal["ids", "first", "longest", "offsets"]
 
 
+Heads = Annotated[int, Field(gt=0, le=4096)]
+Dim = Annotated[int, Field(gt=0, le=65536)]
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """What of a model decides the shape of its KV cache."""
+    """What of a model decides the shape of its KV cache: numbers of all layers, or by layer where they differ.
+
+    A layer's `head_dim` is of its keys and its values, or a pair where those differ.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", revalidate_instances="always")
 
     layers: Annotated[int, Field(gt=0, le=4096)]
-    kv_heads: Annotated[int, Field(gt=0, le=4096)]
-    head_dim: Annotated[int, Field(gt=0, le=65536)]
+    kv_heads: Heads | tuple[Heads, ...]
+    head_dim: Dim | tuple[Dim | tuple[Dim, Dim], ...]
+
+    def __post_init__(self) -> None:
+        for name in ("kv_heads", "head_dim"):
+            by_layer = getattr(self, name)
+            if isinstance(by_layer, int):
+                continue
+            if len(by_layer) != self.layers:
+                raise ValueError(
+                    f"{name} has {len(by_layer)} entries for {self.layers} layers; give one for each layer"
+                )
+            plain = tuple(each[0] if isinstance(each, tuple) and len(set(each)) == 1 else each for each in by_layer)
+            one = plain[0] if len(set(plain)) == 1 and isinstance(plain[0], int) else plain
+            object.__setattr__(self, name, one)  # so that equal geometries are equal
+
+    def shape(self, layer: int) -> KVShape:
+        """What that layer keeps of a position."""
+        heads = self.kv_heads if isinstance(self.kv_heads, int) else self.kv_heads[layer]
+        dim = self.head_dim if isinstance(self.head_dim, int) else self.head_dim[layer]
+        return KVShape(heads, *(dim if isinstance(dim, tuple) else (dim, dim)))
 
     @property
-    def width(self) -> int:
-        """Numbers a position and layer, of keys or of values."""
-        return self.kv_heads * self.head_dim
+    def shapes(self) -> tuple[KVShape, ...]:
+        return tuple(self.shape(layer) for layer in range(self.layers))
 
     def __str__(self) -> str:
-        return f"{self.layers} layers of {self.kv_heads} KV heads of {self.head_dim}"
+        return describe_shapes(self.shapes)
 
 
 class ModelEnd(Strict):
@@ -100,7 +126,8 @@ def checked_card(fields: Mapping[str, Any], where: str) -> Card:
         return Card.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        # Names of fields and indices, without pydantic's names for the members of a union.
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
         raise FuserError(
             f"{where} is wrong at {place!r}: {first['msg']}; correct it, or use a cachegraph that knows its version"
         ) from error

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
+from cachegraph.engine.shapes import KVShape
 from cachegraph.errors import FuserError
 
 from ..cache.layers import LAYER_MAPS, LayerPair
@@ -15,16 +16,16 @@ from .card import Alignment, Geometry, checked_card
 __all__ = ["ARCHITECTURES", "build_projector", "new_fuser"]
 
 Params = Mapping[str, int | float | str]
-Builder = Callable[[Params, Geometry, Geometry], Projector]
+Builder = Callable[[Params, KVShape, KVShape], Projector]
 
 
-def _c2c(params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
+def _c2c(params: Params, receiver: KVShape, sharer: KVShape) -> Projector:
     from .c2c import C2CParams, C2CProjector
 
     return C2CProjector(C2CParams.model_validate(dict(params)), receiver, sharer)
 
 
-def _lean(params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
+def _lean(params: Params, receiver: KVShape, sharer: KVShape) -> Projector:
     from .lean import LeanParams, LeanProjector
 
     return LeanProjector(LeanParams.model_validate(dict(params)), receiver, sharer)
@@ -33,8 +34,8 @@ def _lean(params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
 ARCHITECTURES: dict[str, Builder] = {"c2c": _c2c, "lean": _lean}
 
 
-def build_projector(architecture: str, params: Params, receiver: Geometry, sharer: Geometry) -> Projector:
-    """One projector, on torch's current default device."""
+def build_projector(architecture: str, params: Params, receiver: KVShape, sharer: KVShape) -> Projector:
+    """One projector, of a receiver layer and a sharer layer of these shapes, on torch's current default device."""
     if architecture not in ARCHITECTURES:
         known = ", ".join(repr(name) for name in ARCHITECTURES)
         raise FuserError(f"there is no fuser architecture {architecture!r}; this version knows {known}")
@@ -88,8 +89,9 @@ def new_fuser(
     projectors: dict[int, Projector] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for layer, _ in full.layer_map:
-            projectors[layer] = build_projector(architecture, params, receiver, sharer)
+        for layer, source in full.layer_map:
+            shapes = receiver.shape(layer), sharer.shape(source)
+            projectors[layer] = build_projector(architecture, params, *shapes)
     for projector in projectors.values():
         for name, parameter in projector.named_parameters():
             if name.endswith("gate_logit") and gate_logit is not None:

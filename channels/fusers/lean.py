@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from cachegraph.engine.cpu.lean import Correction
 from cachegraph.engine.cpu.linear import float32_pays
+from cachegraph.engine.shapes import KVShape
 from cachegraph.engine.spec import Strict
 
 from .base import Gates, Projector, Residual, Stack
-from .card import Geometry
 from .gate import Noise, annealed, soft_gate
 
 __all__ = ["LeanParams", "LeanProjector"]
@@ -40,18 +40,19 @@ class LeanProjector(Projector):
 
     gate_temperature: Tensor
 
-    def __init__(self, params: LeanParams, receiver: Geometry, sharer: Geometry):
+    def __init__(self, params: LeanParams, receiver: KVShape, sharer: KVShape):
         super().__init__()
         self.params = params
+        self.shapes = receiver, sharer
         self.noise: Noise | None = None  # replaces torch.rand
         z = 2 * params.width
         self.gate_logit = nn.Parameter(torch.ones(()))  # from 0, training stalls (the paper's section 4)
         self.register_buffer("gate_temperature", torch.tensor(params.initial_temperature))
-        self.norm = nn.LayerNorm(2 * (sharer.width + receiver.width))
-        self.down = nn.Linear(2 * (sharer.width + receiver.width), z)
+        self.norm = nn.LayerNorm(sharer.width + receiver.width)
+        self.down = nn.Linear(sharer.width + receiver.width, z)
         self.mix = nn.Linear(z, z)
-        self.key_up = nn.Linear(params.width, receiver.width)
-        self.value_up = nn.Linear(params.width, receiver.width)
+        self.key_up = nn.Linear(params.width, receiver.key_width)
+        self.value_up = nn.Linear(params.width, receiver.value_width)
         self.key_alpha = nn.Parameter(torch.ones(receiver.kv_heads))
         self.value_alpha = nn.Parameter(torch.ones(receiver.kv_heads))
         for up in (self.key_up, self.value_up):
@@ -79,8 +80,9 @@ class LeanProjector(Projector):
         return Residual(gate * k, gate * v)
 
     @classmethod
-    def stack(cls, projectors: Sequence[Projector]) -> Stack:
-        return LeanStack([each for each in projectors if isinstance(each, LeanProjector)])
+    def stack(cls, projectors: Sequence[Projector]) -> Stack | None:
+        lean = [each for each in projectors if isinstance(each, LeanProjector)]
+        return LeanStack(lean) if len({each.shapes for each in lean}) == 1 else None
 
 
 class LeanStack:

@@ -24,10 +24,10 @@ from cachegraph.errors import FuserError
 from ..cache.layers import LayerPair
 from .base import Fuser, Projector
 from .c2c import C2CParams
-from .card import Alignment, Card, checked_card
+from .card import Alignment, Card, Geometry, checked_card
 from .folder import read_json, replaced_folder
 from .published import CONFIG, PublishedSharer, read_sharers, weights_folder
-from .weights import expected_state, filled_projector
+from .weights import expected_states, filled_projector
 
 __all__ = ["export_reference", "is_reference", "load_reference"]
 
@@ -64,6 +64,10 @@ def export_reference(fuser: Fuser, folder: Path | str) -> None:
     card = fuser.card
     if card.architecture != "c2c":
         raise FuserError(f"a {card.architecture!r} fuser has no published format; only 'c2c' can be exported")
+    if any(not isinstance(each, int) for end in (card.receiver, card.sharer) for each in _sizes_of(end.geometry)):
+        raise FuserError(
+            "the published format knows one kind of layer, and those of this fuser's models differ in shape"
+        )
     params = C2CParams.model_validate(card.params)
     with replaced_folder(Path(folder), frozenset({"config.json", "final"})) as fresh:
         final = fresh / "final"
@@ -76,6 +80,10 @@ def export_reference(fuser: Fuser, folder: Path | str) -> None:
             torch.save(state, final / f"projector_{number}.pt")
         _write_json(final / CONFIG, {"0": {"1": mapping}})
         _write_json(fresh / "config.json", {"model": _model_config(card, params)})
+
+
+def _sizes_of(geometry: Geometry) -> tuple[object, object]:
+    return geometry.kv_heads, geometry.head_dim
 
 
 def _training_config(folder: Path) -> dict[str, Any]:
@@ -92,11 +100,11 @@ def _fuser(folder: Path, sharer: PublishedSharer, training: Mapping[str, Any], o
     if any(_sizes(other) != _sizes(first) for other in others):
         raise FuserError(f"the projectors in {str(folder)!r} differ in size; one fuser must have one size")
     card = _card(folder, first, sharer, training, only)
-    expected = expected_state(card)
+    expected = expected_states(card)
     projectors: dict[int, Projector] = {}
     for layer, (_, number) in sharer.layers.items():
         path = folder / f"projector_{number}.pt"
-        projectors[layer] = filled_projector(card, _read_pt(path), expected, repr(str(path)))
+        projectors[layer] = filled_projector(card, layer, _read_pt(path), expected[layer], repr(str(path)))
     return Fuser(card, projectors).train(False)
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from cachegraph.engine.kv import LayerKV
+from cachegraph.engine.shapes import KVShape, describe_shapes
 from cachegraph.engine.spec import Strict
 from cachegraph.errors import ChannelError, FuserError
 
@@ -37,7 +38,10 @@ class TranslatorParams(Strict):
 
 
 class TranslatorNetwork(nn.Module):
-    """(positions, sharer layers * 2 * width) to (positions, receiver layers * 2 * width); keys before values."""
+    """Of each position, keys before values: those of all sharer layers to those of all receiver layers.
+
+    (positions, features) to (positions, features).
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -46,7 +50,8 @@ class TranslatorNetwork(nn.Module):
     def __init__(self, params: TranslatorParams, card: Card):
         super().__init__()
         sharer, receiver = card.sharer.geometry, card.receiver.geometry
-        inner, outer = len(card.sharer_layers) * 2 * sharer.width, receiver.layers * 2 * receiver.width
+        inner = sum(sharer.shape(layer).width for layer in card.sharer_layers)
+        outer = sum(shape.width for shape in receiver.shapes)
         self.register_buffer("mean", torch.zeros(inner))
         self.register_buffer("deviation", torch.ones(inner))
         self.register_buffer("scale", torch.ones(outer))  # of what is to come out: the weights themselves are near 1
@@ -80,10 +85,11 @@ class Translator:
     def read(self, layers: Sequence[LayerKV]) -> Tensor:
         """What the network reads of a sharer's cache, all its layers, unrotated: (positions, features)."""
         geometry = self.card.sharer.geometry
-        if len(layers) != geometry.layers or layers[0].keys.shape[1::2] != (geometry.kv_heads, geometry.head_dim):
+        given = tuple(KVShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in layers)
+        if given != geometry.shapes:
             raise ChannelError(
-                f"the translator reads a cache of {geometry}, but got {len(layers)} layers of "
-                f"{layers[0].keys.shape[1]} KV heads of {layers[0].keys.shape[3]}; use one of these two models"
+                f"the translator reads a cache of {geometry}, but got {describe_shapes(given)}; use one of these two "
+                "models"
             )
         chosen = [layers[index] for index in self.card.sharer_layers]
         device = self.network.down.weight.device
@@ -92,9 +98,13 @@ class Translator:
     def write(self, y: Tensor) -> tuple[LayerKV, ...]:
         """The network's output as a receiver's layers, unrotated, each (1, kv_heads, positions, head_dim)."""
         geometry = self.card.receiver.geometry
-        shape = (len(y), geometry.layers, 2, geometry.kv_heads, geometry.head_dim)
-        by_layer = y.view(shape).permute(1, 2, 3, 0, 4)  # (layers, 2, kv_heads, positions, head_dim)
-        return tuple(LayerKV(layer[0][None], layer[1][None]) for layer in by_layer)
+        shapes = geometry.shapes
+        parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
+        by_head = [
+            part.view(len(y), shape.kv_heads, -1).transpose(0, 1)[None]
+            for part, shape in zip(parts, [shape for shape in shapes for _ in range(2)], strict=True)
+        ]
+        return tuple(LayerKV(*pair) for pair in zip(by_head[::2], by_head[1::2], strict=True))
 
     def translate(self, layers: Sequence[LayerKV]) -> tuple[LayerKV, ...]:
         """A sharer's layers, unrotated, as the receiver's, unrotated, in the network's number type."""

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cachegraph.engine.shapes import KVShape
 from cachegraph.errors import FuserError
 
 from .base import Fuser, Projector
@@ -22,7 +23,7 @@ __all__ = [
     "CARD",
     "WEIGHTS",
     "Expected",
-    "expected_state",
+    "expected_states",
     "filled_projector",
     "read_card",
     "read_fuser",
@@ -75,14 +76,14 @@ def read_fuser(folder: Path | str) -> Fuser:
     card = read_card(folder)
     if card.kind != "fuse":
         raise FuserError(f"{str(folder)!r} is a translator, which grafts; it can't fuse")
-    expected = expected_state(card)
-    names = {_Name(layer, name): shape for layer, _ in card.layer_map for name, shape in expected.items()}
+    by_layer = expected_states(card)
+    names = {_Name(layer, name): shape for layer, state in by_layer.items() for name, shape in state.items()}
     path = Path(folder) / WEIGHTS
     stored = _read_tensors(path, card, {str(name): shape for name, shape in names.items()})
     projectors = {}
-    for layer, _ in card.layer_map:
+    for layer, expected in by_layer.items():
         state = {name: stored.pop(str(_Name(layer, name))) for name in expected}
-        projectors[layer] = filled_projector(card, state, expected, f"layer {layer} of {str(path)!r}")
+        projectors[layer] = filled_projector(card, layer, state, expected, f"layer {layer} of {str(path)!r}")
     return Fuser(card, projectors).train(False)
 
 
@@ -116,20 +117,32 @@ def _read_tensors(path: Path, card: Card, expected: Expected) -> dict[str, Tenso
         raise FuserError(f"{str(path)!r} is no safetensors file ({error}); get the fuser again") from error
 
 
-def expected_state(card: Card) -> Expected:
-    """Names and shapes of one projector's tensors, from a projector that takes no memory."""
-    with torch.device("meta"):
-        projector = build_projector(card.architecture, card.params, card.receiver.geometry, card.sharer.geometry)
-    return {name: tuple(tensor.shape) for name, tensor in projector.state_dict().items()}
+def expected_states(card: Card) -> dict[int, Expected]:
+    """By receiver layer, names and shapes of its projector's tensors, from projectors that take no memory."""
+    known: dict[tuple[KVShape, KVShape], Expected] = {}
+    by_layer = {}
+    for layer, source in card.layer_map:
+        shapes = card.receiver.geometry.shape(layer), card.sharer.geometry.shape(source)
+        if shapes not in known:
+            state = _empty_projector(card, shapes).state_dict()
+            known[shapes] = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        by_layer[layer] = known[shapes]
+    return by_layer
 
 
-def filled_projector(card: Card, state: Mapping[str, Tensor], expected: Expected, where: str) -> Projector:
-    """A projector that holds these tensors, if they are what the card promises: dense, of one float type, finite."""
+def filled_projector(card: Card, layer: int, state: Mapping[str, Tensor], expected: Expected, where: str) -> Projector:
+    """A receiver layer's projector with these tensors, if they are what the card promises: dense, of one float type,
+    finite."""
     checked = _checked(state, expected, where)
-    with torch.device("meta"):
-        projector = build_projector(card.architecture, card.params, card.receiver.geometry, card.sharer.geometry)
+    source = next(pair.sharer for pair in card.layer_map if pair.receiver == layer)
+    projector = _empty_projector(card, (card.receiver.geometry.shape(layer), card.sharer.geometry.shape(source)))
     projector.load_state_dict(checked, assign=True)
     return projector
+
+
+def _empty_projector(card: Card, shapes: tuple[KVShape, KVShape]) -> Projector:
+    with torch.device("meta"):
+        return build_projector(card.architecture, card.params, *shapes)
 
 
 def _checked(state: Mapping[str, Tensor], expected: Expected, where: str) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from .build import Kernels, kernels
 from .decoder import placed
 
-__all__ = ["Angles", "by_heads", "turned"]
+__all__ = ["KEPT", "Angles", "by_heads", "laid_out", "turned"]
 
-_KEPT = 1 << 13  # positions
+KEPT = 1 << 13  # positions
 
 
 class Angles:
@@ -29,17 +29,22 @@ class Angles:
         """(positions, 2, head_dim) of float32, each element at its place."""
         far, table = positions.abs(), self._table  # other threads may put a shorter one in its place
         furthest = int(far.max())
-        if furthest >= _KEPT:
+        if furthest >= KEPT:
             return self._made(positions)
         if table is None or len(table) <= furthest:
-            table = self._table = self._made(torch.arange(min(_KEPT, 2 * furthest + 256)))
+            table = self._table = self._made(torch.arange(min(KEPT, 2 * furthest + 256)))
         angles = table[far]
         if int(positions.min()) < 0:
             angles[:, 1] *= positions.sign()[:, None]
         return angles
 
     def _made(self, positions: Tensor) -> Tensor:
-        return placed(torch.cat(self._compute(positions)).transpose(0, 1).float(), self._block).contiguous()
+        return laid_out(self._compute(positions), self._block)
+
+
+def laid_out(tables: tuple[Tensor, Tensor], block: int) -> Tensor:
+    """Cosines and sines, (1, positions, head_dim) each, as the kernels read them: (positions, 2, head_dim)."""
+    return placed(torch.cat(tables).transpose(0, 1).float(), block).contiguous()
 
 
 class _Turned(Structure):

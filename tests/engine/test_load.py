@@ -57,9 +57,9 @@ def test_a_model_whose_attention_is_bypassed_is_not_trusted(tmp_path: Path, monk
 def test_a_model_whose_keys_do_not_move_as_thought_is_not_grafted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cachegraph.engine.rope import Rotation
+    from cachegraph.engine.rope import _Turn
 
-    monkeypatch.setattr(Rotation, "_turn", lambda self, keys, cos, sin: keys.flip(-1))
+    monkeypatch.setattr(_Turn, "__call__", lambda self, keys, cos, sin: keys.flip(-1))
     model = load_tiny(config_of("llama"), tmp_path)
     assert model.why_no_cache is None
     assert model.rotation.why_not is not None
