@@ -9,7 +9,9 @@ scheduler.py  who runs next; account.py, on whose behalf
 rows.py       who has memory; memory.py, what is counted against the budget; swap.py, tails that are elsewhere meanwhile
 prefixes.py   prompts that were read before
 machine.py    what this machine has for models
-tokens.py     text to tokens and back; chat.py, chat templates with the place of every content
+tokens.py     text to tokens and back; control_tokens.py, which of them steer a model, and values that make none
+chat.py       chat templates with the place of every content; chat_rules.py, the roles they take; hiding.py, names they
+              don't see
 sampling.py   from logits to tokens; grammar.py, json_schema.py, replies that obey a schema
 native.py     models whose cache can't travel
 pool.py       each model loaded once, for as long as somebody uses it

@@ -25,10 +25,16 @@ class ContentSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatText:
-    """A rendered chat. `contents` has one span a message; it is empty where the template dropped the content."""
+    """A rendered chat. `contents` has one span a message; it is empty where the template dropped the content.
+
+    `copies` are contents that the template wrote once more, and `foreign` is what else it did not write itself.
+    """
 
     text: str
     contents: tuple[ContentSpan, ...]
+    copies: tuple[tuple[int, ContentSpan], ...] = ()
+    foreign: tuple[tuple[int, int], ...] = ()
+    certain: bool = True  # all but these is the template's own
 
 
 class _Piece(NamedTuple):
@@ -46,11 +52,15 @@ def render_chat(apply: Apply, messages: Sequence[Mapping[str, str]]) -> ChatText
     text = apply([dict(message) for message in messages])
     contents = [message.get("content", "") for message in messages]
     pieces, tail = _template_pieces(apply, messages, contents, text)
-    spans = _match(text, pieces, tail, contents)
-    if spans is None:
-        start = len(pieces[0].literal) if pieces and text.startswith(pieces[0].literal) else 0
-        spans = _search(text, contents, start)
-    return ChatText(text, _fill(spans, len(contents)))
+    found = _match(text, pieces, tail, contents)
+    if found is not None:
+        spans = dict(reversed(found))
+        copies = [each for each in found if each[1] is not spans[each[0]]]
+        return ChatText(text, _fill(spans, len(contents)), tuple(copies))
+    start = len(pieces[0].literal) if pieces and text.startswith(pieces[0].literal) else 0
+    spans = _search(text, contents, start)
+    gaps = _gaps(text, pieces, tail, contents)
+    return ChatText(text, _fill(spans, len(contents)), (), tuple(gaps or ()), gaps is not None)
 
 
 def _template_pieces(
@@ -62,7 +72,7 @@ def _template_pieces(
         {**message, "content": f"{mark}{index}Z"} if content else dict(message)
         for index, (message, content) in enumerate(zip(messages, contents, strict=True))
     ]
-    parts = re.split(f"{mark}(\\d+)Z", apply(marked))
+    parts = re.split(f"{mark}(\\d+)Z", apply(marked), flags=re.IGNORECASE)
     return [_Piece(parts[i], int(parts[i + 1])) for i in range(0, len(parts) - 1, 2)], parts[-1]
 
 
@@ -82,8 +92,8 @@ def _variants(content: str) -> Iterator[tuple[str, int]]:
             yield variant, content.find(variant)
 
 
-def _match(text: str, pieces: list[_Piece], tail: str, contents: list[str]) -> dict[int, ContentSpan] | None:
-    """Spans by message if the text is the pieces with contents between them, whole or trimmed; else None.
+def _match(text: str, pieces: list[_Piece], tail: str, contents: list[str]) -> list[tuple[int, ContentSpan]] | None:
+    """The span of each piece's message if the text is the pieces with contents between them, whole or trimmed.
 
     How much was trimmed shows only in what follows, so every end that is possible so far is kept.
     """
@@ -104,10 +114,37 @@ def _match(text: str, pieces: list[_Piece], tail: str, contents: list[str]) -> d
     end = len(text) - len(tail)
     if end not in ends or not text.endswith(tail):
         return None
-    spans: dict[int, ContentSpan] = {}
+    found: list[tuple[int, ContentSpan]] = []
     for steps, (_, message) in zip(reversed(trail), reversed(pieces), strict=True):
-        end, spans[message] = steps[end]
-    return spans
+        end, span = steps[end]
+        found.append((message, span))
+    return found[::-1]
+
+
+def _gaps(text: str, pieces: list[_Piece], tail: str, contents: list[str]) -> list[tuple[int, int]] | None:
+    """What stands between the template's own words, where these can be at one place each only; else None."""
+    if not pieces or not text.startswith(pieces[0].literal) or not text.endswith(tail):
+        return None
+    begin, end = len(pieces[0].literal), len(text) - len(tail)
+    literals = [piece.literal for piece in pieces[1:] if piece.literal]
+    said = "\n".join(contents).lower()
+    if any(own.strip() and own.lower() in said for own in (pieces[0].literal, *literals, tail)):
+        return None
+    first, at = [], begin
+    for literal in literals:
+        at = text.find(literal, at, end)
+        if at < 0:
+            return None
+        first.append(at)
+        at += len(literal)
+    stop, last = end, []
+    for literal in reversed(literals):
+        stop = text.rfind(literal, begin, stop)
+        last.append(stop)
+    if begin > end or first != last[::-1]:
+        return None
+    ends = [at + len(literal) for at, literal in zip(first, literals, strict=True)]
+    return list(zip([begin, *ends], [*first, end], strict=True))
 
 
 def _search(text: str, contents: list[str], start: int) -> dict[int, ContentSpan]:

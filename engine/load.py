@@ -132,9 +132,15 @@ def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None
         return None
     try:
         with quiet_transformers():
-            return Tokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True), chat_template)
+            raw = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_first_line(error)}") from error
+    if not raw.is_fast:  # nobody else says which characters a token covers
+        raise ModelError(
+            f"the tokenizer in {str(folder)!r} can't be read: {type(raw).__name__} gives no offsets of its tokens; "
+            "add a tokenizer.json to the folder"
+        )
+    return Tokenizer(raw, chat_template)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,19 +1,17 @@
 """Text to tokens and back: offsets, chat templates, and replies decoded as they grow."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from cachegraph.errors import ModelError
 
+from .chat import ChatText, render_chat
+from .chat_rules import ChatRules, as_parts, find_rules
+from .control_tokens import ControlTokens, Encoded, Interval
+from .hiding import hide
+
 __all__ = ["Encoded", "TextDecoder", "Tokenizer"]
-
-
-class Encoded(NamedTuple):
-    """Token ids, and for each the characters of the text that it covers: [start, end)."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
 
 
 @dataclass(eq=False)
@@ -23,15 +21,45 @@ class Tokenizer:
     raw: Any
     chat_template: str | None = None  # overrides the tokenizer's own
     tools: Sequence[Mapping[str, Any]] = ()  # that the chat template tells the model of
+    _known: dict[str, Any] = field(default_factory=dict, repr=False)  # what was found out, shared by its copies
 
     @property
     def has_chat(self) -> bool:
         return bool(self.chat_template or self.raw.chat_template)
 
-    def encode(self, text: str, *, special: bool) -> Encoded:
-        """`special`: with the tokens that the model expects around a plain text (a chat template brings its own)."""
-        out = self.raw(text, add_special_tokens=special, return_offsets_mapping=True)
-        return Encoded(list(out["input_ids"]), [(int(start), int(end)) for start, end in out["offset_mapping"]])
+    @property
+    def controls(self) -> ControlTokens:
+        """Its control tokens."""
+        if "controls" not in self._known:
+            own = self.raw.chat_template
+            template = self.chat_template or ("".join(own.values()) if isinstance(own, dict) else own) or ""
+            self._known["controls"] = ControlTokens(self.raw, template)
+        controls: ControlTokens = self._known["controls"]
+        return controls
+
+    @property
+    def rules(self) -> ChatRules:
+        """What its chat template takes. Raises ModelError where it takes no messages at all."""
+        if "rules" not in self._known:
+            self._known["rules"] = find_rules(lambda messages: self._apply(messages, ()))
+        rules: ChatRules = self._known["rules"]
+        return rules
+
+    def encode(self, text: str, *, special: bool, words: Sequence[Interval] = ()) -> Encoded:
+        """`special`: with the tokens that the model expects around a plain text (a chat template brings its own).
+
+        `words` are the characters of somebody's text: what they say never becomes a control token.
+        """
+        return self.controls.encode(text, special, words)
+
+    def encode_words(self, text: str) -> Encoded:
+        """A text that somebody else wrote, alone: no control tokens in it, and none around it."""
+        return self.encode(text, special=False, words=[(0, len(text))])
+
+    @property
+    def words_only(self) -> Any:
+        """transformers' own tokenizer for those who give it somebody's words alone."""
+        return _WordsOnly(self)
 
     def decode(self, ids: Sequence[int]) -> str:
         """A reply's text, without special tokens."""
@@ -40,6 +68,27 @@ class Tokenizer:
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, reply_follows: bool = True) -> str:
         """The messages in the model's own chat format. Raises ModelError where its template refuses them."""
+        return self._chat(messages, self.tools, reply_follows)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> ChatText:
+        """The same with the place of every content, and of what else in the text the template did not write."""
+        tools, hidden = hide(list(self.tools), self.controls.named_in)
+        rendered = render_chat(lambda each: self._chat(each, tools), messages)
+        if not rendered.certain and any(self.controls.named_in(each["content"]) for each in messages):
+            # The template rewrites contents, so its own words can't be told from control tokens in them.
+            (masked, tools), hidden = hide([list(messages), list(self.tools)], self.controls.named_in)
+            rendered = render_chat(lambda each: self._chat(each, tools), masked)
+        return hidden.show(rendered)
+
+    def _chat(
+        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]], reply_follows: bool = True
+    ) -> str:
+        given = [dict(message) for message in messages]
+        return self._apply(as_parts(given) if self.rules.parts else given, tools, reply_follows)
+
+    def _apply(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], reply_follows: bool = True
+    ) -> str:
         arguments: dict[str, Any] = {
             "add_generation_prompt": reply_follows,
             "tokenize": False,
@@ -47,13 +96,27 @@ class Tokenizer:
         }
         if self.chat_template is not None:
             arguments["chat_template"] = self.chat_template
-        if self.tools:
-            arguments["tools"] = [dict(tool) for tool in self.tools]
+        if tools:
+            arguments["tools"] = [dict(tool) for tool in tools]
         try:
             text: str = self.raw.apply_chat_template([dict(message) for message in messages], **arguments)
         except Exception as error:  # templates are the model author's code: whatever it raises is about these messages
             raise ModelError(f"the model's chat template refuses these messages: {error}") from error
         return text
+
+
+class _WordsOnly:
+    """A tokenizer of transformers as far as aligning needs it, for which no text names a control token."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer.raw, name)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens
+        return self._tokenizer.encode_words(text).ids
 
 
 class TextDecoder:
