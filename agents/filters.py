@@ -19,6 +19,7 @@ __all__ = [
     "FILTERS",
     "METHODS",
     "Budget",
+    "Made",
     "Value",
     "count_of",
     "kind_of",
@@ -49,6 +50,15 @@ class Value(str):
         return value
 
     def __str__(self) -> str:  # compiled templates call str() on what they put out; the origin must survive it
+        return self
+
+
+class Made(str):
+    """What an expression puts out that is no name's whole value; not the template's own words either."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:  # as above
         return self
 
 

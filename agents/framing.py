@@ -38,7 +38,7 @@ class Frame:
 
 def plain(role: str, text: str, origin: str | None = None) -> Message:
     """A message that no template made. `origin`: whose text it is, for those whom a cache hands it to."""
-    span = Span(0, len(text), origin, "template" if origin is None else "value")
+    span = Span(0, len(text), origin, "made" if origin is None else "value")
     return Message(role, Rendered(text, (span,) if text else ()))
 
 
@@ -62,4 +62,4 @@ def _noted(message: Message, notes: str) -> Message:
     content = message.content
     end = len(content.text)
     text = f"{content.text}\n\n{notes}"
-    return Message(message.role, Rendered(text, (*content.spans, Span(end, len(text), None, "template"))))
+    return Message(message.role, Rendered(text, (*content.spans, Span(end, len(text), None, "made"))))

@@ -10,6 +10,7 @@ from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.engine.pool import Lease, lease
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
+from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import ModelError
 
 from .base import ChoiceScore, Reply, Scored, Timing, Tokens, ToolCall, Turn
@@ -74,9 +75,24 @@ class LocalAgent:
             )
         await taken.engine.sampler(self._spec.generate)  # compiles its json_schema
         self._chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
+        if self._chat:
+            self._check_template(tokenizer)
         if self._belt is not None:
             told = self._chat and knows_tools(tokenizer, self._belt.schema)
             self._frame = Frame(tools=self._belt.schema) if told else Frame(notes=self._belt.in_words())
+
+    def _check_template(self, tokenizer: Tokenizer) -> None:
+        """Raise ModelError now where the chat template would not take this agent's turns."""
+        try:
+            history = tokenizer.rules.history
+        except ModelError as error:
+            raise ModelError(f"agent {self.name!r} can't speak with {self._model.source!r}: {error}") from error
+        if not history and (self._spec.memory or self._belt is not None):
+            needs = "remember turns" if self._spec.memory else "use tools"
+            raise ModelError(
+                f"agent {self.name!r} can't {needs}: the chat template of {self._model.source!r} takes no earlier "
+                "turns; give the model another `chat_template`"
+            )
 
     def peer(self) -> Peer:
         """This agent for the channels; its model is the engine."""

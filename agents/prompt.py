@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from cachegraph.engine.chat import render_chat
 from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import InputError
 
 from .base import Turn
+from .chat_layout import Mark, Message, lay_out, words_of
 from .filters import Value
 from .spec import AgentSpec
 from .template import Rendered, Template, TemplateProblem, compile_template
@@ -25,13 +25,10 @@ __all__ = [
     "PromptTemplate",
     "Slot",
     "heard",
-    "join_contents",
     "read_piece",
     "readable",
     "tokenize",
 ]
-
-_SLOT = "￼"  # stands for a slot's place while a chat template, which may trim or skip what is empty, is applied
 
 
 class Origin(NamedTuple):
@@ -40,14 +37,6 @@ class Origin(NamedTuple):
     name: str
     start: int
     end: int
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a chat, before any chat template."""
-
-    role: str
-    content: Rendered
 
 
 @dataclass(frozen=True)
@@ -163,23 +152,10 @@ def readable(messages: Sequence[Message]) -> str:
 
 def tokenize(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool) -> Prompt:
     """Apply the chat template, or none, and read the result up to and behind every slot."""
-    contents = [_with_slot_marks(message.content) for message in messages]
-    if chat:
-        plain = [{"role": message.role, "content": text} for message, (text, _) in zip(messages, contents, strict=True)]
-        rendered = render_chat(tokenizer.chat, plain)
-        text = rendered.text
-        places = [(span.start, span.end, span.trimmed_left) for span in rendered.contents]
-    else:
-        text, places = join_contents([text for text, _ in contents])
-    marks: list[tuple[int, int, str, int, str]] = []  # start, end, origin, origin's first character, kind
-    for (start, end, trimmed), (_, spans) in zip(places, contents, strict=True):
-        for span_start, span_end, name, kind in spans:
-            first, last = max(span_start - trimmed, 0), min(span_end - trimmed, end - start)
-            if first < last:
-                marks.append((start + first, start + last, name, max(trimmed - span_start, 0), kind))
+    text, marks, contents = lay_out(messages, tokenizer, chat)
     parts = _parts(text, marks, tokenizer, chat)
-    slots = [start for start, _, _, _, kind in marks if kind == "slot"]
-    inside = [(start - _before(slots, start), end - _before(slots, end)) for start, end, _ in places]
+    slots = [mark.start for mark in marks if mark.kind == "slot"]
+    inside = [(start - _before(slots, start), end - _before(slots, end)) for start, end in contents]
     return Prompt(parts, list(messages), chat, messages[-1].content.text, inside)
 
 
@@ -188,56 +164,30 @@ def _before(slots: Sequence[int], character: int) -> int:
     return sum(slot < character for slot in slots)
 
 
-def _with_slot_marks(content: Rendered) -> tuple[str, list[tuple[int, int, str, str]]]:
-    """The text with one character in each slot's place, and (start, end, origin, kind) of its values and slots."""
-    text: list[str] = []
-    spans: list[tuple[int, int, str, str]] = []
-    length = 0
-    for span in content.spans:
-        piece = _SLOT if span.kind == "slot" else content.text[span.start : span.end]
-        if span.origin is not None:
-            spans.append((length, length + len(piece), span.origin, span.kind))
-        text.append(piece)
-        length += len(piece)
-    return "".join(text), spans
-
-
-def join_contents(contents: Sequence[str]) -> tuple[str, list[tuple[int, int, int]]]:
-    """Messages as one plain text, for models without a chat template, and where each content is in it."""
-    places, text = [], ""
-    for content in contents:
-        if text and content:
-            text += "\n\n"
-        places.append((len(text), len(text) + len(content), 0))
-        text += content
-    return text, places
-
-
-def _parts(
-    text: str, marks: Sequence[tuple[int, int, str, int, str]], tokenizer: Tokenizer, chat: bool
-) -> list[Piece | Slot]:
+def _parts(text: str, marks: Sequence[Mark], tokenizer: Tokenizer, chat: bool) -> list[Piece | Slot]:
     parts: list[Piece | Slot] = []
     begin = 0
-    for start, end, name, _, kind in sorted(marks):
-        if kind == "slot":
-            parts += [*read_piece(text, begin, start, marks, tokenizer, not chat and begin == 0), Slot(name)]
-            begin = end
+    for mark in marks:
+        if mark.kind == "slot":
+            parts += read_piece(text, begin, mark.start, marks, tokenizer, not chat and begin == 0)
+            parts.append(Slot(mark.origin))
+            begin = mark.end
     return [*parts, *read_piece(text, begin, len(text), marks, tokenizer, not chat and begin == 0)]
 
 
 def read_piece(
-    text: str,
-    begin: int,
-    end: int,
-    marks: Sequence[tuple[int, int, str, int, str]],
-    tokenizer: Tokenizer,
-    special: bool,
+    text: str, begin: int, end: int, marks: Sequence[Mark], tokenizer: Tokenizer, special: bool
 ) -> list[Piece]:
     """The text from `begin` to `end` as tokens, in a list of its own; none where there is nothing to read."""
-    ids, offsets = tokenizer.encode(text[begin:end], special=special)
+    words = [(max(start, begin) - begin, min(stop, end) - begin) for start, stop in words_of(marks)]
+    ids, offsets = tokenizer.encode(text[begin:end], special=special, words=words)
     if not ids:
         return []
-    values = [(start - begin, stop - begin, name, first) for start, stop, name, first, kind in marks if kind == "value"]
+    values = [
+        (mark.start - begin, mark.end - begin, mark.origin, mark.first)
+        for mark in marks
+        if mark.kind in ("value", "own")
+    ]
     return [Piece(ids, _origins(offsets, sorted(values)), text[begin:end], offsets)]
 
 

@@ -15,7 +15,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from .filters import FILTERS, METHODS, Value, count_of, kind_of, number_of, range_of, spend, text_of
+from .filters import FILTERS, METHODS, Made, Value, count_of, kind_of, number_of, range_of, spend, text_of
 
 __all__ = ["ATTRIBUTES", "SANDBOX", "TESTS", "Guarding", "Sandbox"]
 
@@ -35,7 +35,8 @@ TESTS = (
 @pass_context
 def _finalize(_context: Any, value: Any) -> str:
     spend()
-    return text_of(value)
+    text = text_of(value)
+    return text if isinstance(text, Value) else Made(text)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):

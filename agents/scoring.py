@@ -63,10 +63,11 @@ def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verba
     template ends in special tokens, which nothing merges with.
     """
     if chat or not ending:
-        return tokenizer.encode(text, special=False).ids
+        return tokenizer.encode_words(text).ids
     spaced = text if verbatim or ending[-1].isspace() or text[:1].isspace() else f" {text}"
     alone = tokenizer.encode(ending, special=False).ids
-    return tokenizer.encode(ending + spaced, special=False).ids[len(alone) :]
+    whole = ending + spaced
+    return tokenizer.encode(whole, special=False, words=[(len(ending), len(whole))]).ids[len(alone) :]
 
 
 async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:

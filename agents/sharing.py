@@ -14,13 +14,13 @@ from cachegraph.channels.cache.reading import (
     read_ids,
     read_offsets,
 )
-from cachegraph.engine.chat import render_chat
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import ChannelError
 
 from .base import Delivery
-from .prompt import Message, Piece, Prompt, join_contents
+from .chat_layout import Message, lay_out, words_of
+from .prompt import Piece, Prompt
 
 __all__ = ["pair_own", "read_along", "shared_reading"]
 
@@ -74,15 +74,9 @@ def read_along(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> Share
 
 def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: bool) -> Reading:
     assert tokenizer is not None
-    if chat and tokenizer.has_chat:
-        rendered = render_chat(
-            tokenizer.chat, [{"role": message.role, "content": message.content.text} for message in messages]
-        )
-        text, contents = rendered.text, [(span.start, span.end) for span in rendered.contents]
-    else:
-        text, places = join_contents([message.content.text for message in messages])
-        contents = [(start, end) for start, end, _ in places]
-    encoded = tokenizer.encode(text, special=not (chat and tokenizer.has_chat))
+    chat = chat and tokenizer.has_chat
+    text, marks, contents = lay_out(messages, tokenizer, chat, slots=False)
+    encoded = tokenizer.encode(text, special=not chat, words=words_of(marks))
     return Reading(encoded.ids, encoded.offsets, contents)
 
 

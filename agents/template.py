@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jinja2
 from jinja2 import TemplateError, nodes
 
-from .filters import BUDGET, Budget, Value
+from .filters import BUDGET, Budget, Made, Value
 from .parse import CODE, MARK, TemplateProblem, locate, parse
 from .sandbox import SANDBOX, Guarding
 
@@ -28,14 +28,18 @@ PRIVATE = 0xF0000
 SLOT = re.compile("\ufdd0([\U000f0000-\U000ffffd])")
 
 
+# The template's own words; a name's value; what else an expression put out; the place of a message.
+Kind = Literal["template", "value", "made", "slot"]
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """The characters from `start` to `end` of a rendered text. A slot is empty: it is a place."""
 
     start: int
     end: int
-    origin: str | None  # the name it is the value or the slot of; None for the template's own text
-    kind: Literal["template", "value", "slot"]
+    origin: str | None  # the name it is the value or the slot of; None for other text
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,24 +151,31 @@ def _assemble(pieces: "Iterator[str] | list[str]", slots: list[str]) -> Rendered
     spans: list[Span] = []
     at = 0
 
-    def add(text: str, origin: str | None, kind: Literal["template", "value", "slot"]) -> None:
+    def add(text: str, origin: str | None, kind: Kind) -> None:
         nonlocal at
         start, at = at, at + len(text)
         if at > MAX_OUTPUT:
             raise jinja2.TemplateRuntimeError(f"the prompt grows past {MAX_OUTPUT:,} characters; repeat less")
         texts.append(text)
-        if kind == "template" and spans and spans[-1].kind == "template":
-            spans[-1] = Span(spans[-1].start, at, None, "template")
-        elif text or kind != "template":
+        if origin is None and spans and spans[-1].kind == kind:
+            spans[-1] = Span(spans[-1].start, at, None, kind)
+        elif text or origin is not None:
             spans.append(Span(start, at, origin, kind))
 
     for piece in pieces:
         if MARK not in piece:
-            add(piece, *((piece.origin, "value") if isinstance(piece, Value) else (None, "template")))
+            add(piece, *_source(piece))
             continue
         for number, part in enumerate(SLOT.split(piece)):
             if number % 2 == 0:
-                add(part.replace(MARK, ""), None, "template")
+                add(part.replace(MARK, ""), None, "made")
             elif ord(part) - PRIVATE < len(slots) and slots[ord(part) - PRIVATE]:
                 add("", slots[ord(part) - PRIVATE], "slot")
     return Rendered("".join(texts), tuple(spans))
+
+
+def _source(piece: str) -> tuple[str | None, Kind]:
+    """Whose text a piece of the output is."""
+    if isinstance(piece, Value):
+        return piece.origin, "value"
+    return None, "made" if isinstance(piece, Made) else "template"

@@ -58,7 +58,7 @@ async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated) -> N
 
 
 def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int]) -> None:
-    """Note whose text the reply's entries in the row's cache are."""
+    """Note whose text the reply's entries in the row's cache are. Special tokens are no text, so nobody gets them."""
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
     decoder = TextDecoder(tokenizer.decode)
@@ -66,4 +66,5 @@ def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int]) -> 
         start = len(decoder.text)
         decoder.push(token)
         row.ids.append(token)
-        row.origins.append(Origin(agent, start, len(decoder.text)))
+        said = token not in tokenizer.controls.special
+        row.origins.append(Origin(agent, start, len(decoder.text)) if said else None)

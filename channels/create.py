@@ -134,7 +134,7 @@ def _translate_plan(
         return reason
     assert mine.tokenizer is not None
     assert theirs.tokenizer is not None
-    backwards = Aligner(theirs.tokenizer.raw, mine.tokenizer.raw)
+    backwards = Aligner(theirs.tokenizer.raw, mine.tokenizer.words_only)
     return _graft_plan(edge, sender, receiver, Translation(translator, theirs, backwards))
 
 
@@ -193,7 +193,7 @@ def _fuse_plan(edge: CacheEdge | BothEdge | AutoEdge, sharer: Engine, receiver: 
         here, there = receiver.model.tokenizer, sharer.model.tokenizer
         assert here is not None
         assert there is not None
-        aligner = Aligner(here.raw, there.raw, "longest" if alignment == "longest" else "first")
+        aligner = Aligner(here.raw, there.words_only, "longest" if alignment == "longest" else "first")
     return FusePlan(sharer, fuser, alignment, card.reads, edge.include_response, aligner)
 
 

@@ -82,7 +82,7 @@ def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
     if wanted.alignment in ("first", "longest"):
         assert receiver.tokenizer is not None
         assert sharer.tokenizer is not None
-        aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.raw, wanted.alignment)
+        aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.words_only, wanted.alignment)
     return FuseLearner(pair, fuser, aligner, zero=spec.control == "zero")
 
 

@@ -182,7 +182,7 @@ def text_pairs(text: Text, receiver: End) -> list[tuple[list[int], list[tuple[in
     assert tokenizer is not None
     found = []
     for name, value in text.words:
-        own = tokenizer.encode(value, special=False)
+        own = tokenizer.encode_words(value)
         theirs = [(start, end) if of == name else (0, 0) for of, start, end in text.spans]
         found.append((own.ids, list(align_offsets(theirs, own.offsets, [SharedSpan(0, 0, len(value))]))))
     return found

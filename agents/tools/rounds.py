@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cachegraph.engine.chat import render_chat
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import Tokenizer
@@ -15,6 +14,7 @@ from cachegraph.errors import ModelError, RunError
 
 from ..base import Turn
 from ..budget import within_budget
+from ..chat_layout import Mark, place_marks
 from ..prompt import Origin, Piece, read_piece
 from ..reading import RowSoFar
 from ..writing import write
@@ -34,22 +34,26 @@ class Told:
     def piece(self, results: Sequence[str], origin: str) -> Piece:
         """What follows a reply that calls: the end of its turn, the results, the beginning of the next reply."""
         if not self.chat:
-            text = "\n\n" + "\n".join(map(_wrapped, results)) + "\n\n"
-            return _whole(text, [(2, len(text) - 2, origin, 0, "value")], self.tokenizer)
+            content, inside = _in_plain_text(results, origin)
+            marks = [mark._replace(start=mark.start + 2, end=mark.end + 2) for mark in inside]
+            return _whole(f"\n\n{content}\n\n", marks, self.tokenizer)
+        each = [[Mark(0, len(result), origin, 0, "value")] for result in results]
         try:
-            return self._through_template([{"role": "tool", "content": result} for result in results], origin)
+            return self._through_template([{"role": "tool", "content": result} for result in results], each)
         except ModelError:  # this model's template knows no such role
-            content = "\n".join(map(_wrapped, results))
-            return self._through_template([{"role": "user", "content": content}], origin)
+            content, inside = _in_plain_text(results, origin)
+            return self._through_template([{"role": "user", "content": content}], [inside])
 
-    def _through_template(self, answers: list[dict[str, str]], origin: str) -> Piece:
+    def _through_template(self, answers: list[dict[str, str]], marks: Sequence[Sequence[Mark]]) -> Piece:
         asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}, *answers]
-        rendered = render_chat(self.tokenizer.chat, asked)
+        rendered = self.tokenizer.render(asked)
         start = rendered.contents[1].end
         if not start or any(span.start == span.end for span in rendered.contents[2:]):
             raise ModelError("the model's chat template leaves out the results of tools")
-        marks = [(span.start - start, span.end - start, origin, 0, "value") for span in rendered.contents[2:]]
-        return _whole(rendered.text[start:], marks, self.tokenizer)
+        placed = [mark for each in zip(marks, rendered.contents[2:], strict=True) for mark in place_marks(*each)]
+        placed += [Mark(first, last, "", 0, "made") for first, last in rendered.foreign if first >= start]
+        moved = [mark._replace(start=mark.start - start, end=mark.end - start) for mark in placed]
+        return _whole(rendered.text[start:], sorted(moved), self.tokenizer)
 
 
 async def write_with_tools(
@@ -91,7 +95,7 @@ def _read_on(engine: Engine, agent: str, row: RowSoFar, piece: Piece) -> None:
         )
 
 
-def _whole(text: str, marks: list[tuple[int, int, str, int, str]], tokenizer: Tokenizer) -> Piece:
+def _whole(text: str, marks: Sequence[Mark], tokenizer: Tokenizer) -> Piece:
     (piece,) = read_piece(text, 0, len(text), marks, tokenizer, special=False)
     return piece
 
@@ -100,5 +104,11 @@ def _moved(origin: Any, by: int) -> Any:
     return Origin(origin.name, origin.start + by, origin.end + by) if origin is not None and by else origin
 
 
-def _wrapped(result: str) -> str:
-    return f"<tool_response>\n{result}\n</tool_response>"
+def _in_plain_text(results: Sequence[str], origin: str) -> tuple[str, list[Mark]]:
+    """The results in words that models without a role for them know, and what in this text is whose."""
+    text, marks = "", list[Mark]()
+    for result in results:
+        text += "\n<tool_response>\n" if text else "<tool_response>\n"
+        marks.append(Mark(len(text), len(text) + len(result), "", 0, "made"))
+        text += f"{result}\n</tool_response>"
+    return text, [Mark(0, len(text), origin, 0, "own"), *marks]
