@@ -1,8 +1,8 @@
 """Replies that are data: JSON that a schema allows, or an error that says why not."""
 
-import json
 from typing import Any, Literal
 
+from cachegraph.common.json_text import JSONProblem, parse_json
 from cachegraph.common.schemas import find_mismatch
 from cachegraph.errors import ModelError
 
@@ -12,8 +12,8 @@ __all__ = ["cut_short", "parse_reply"]
 def parse_reply(agent: str, text: str, schema: dict[str, Any]) -> Any:
     """The JSON value that the reply is. Raises ModelError where it is none, or none of this schema."""
     try:
-        data = json.loads(text, parse_constant=_not_json)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text, strict=True)
+    except JSONProblem as error:
         raise ModelError(f"the reply of agent {agent!r} is no JSON ({error}): {_excerpt(text)}") from error
     wrong = find_mismatch(schema, data, formats=True)
     if wrong is not None:
@@ -38,10 +38,6 @@ def cut_short(agent: str, limit: int, why: Literal["stop", "length", "room"]) ->
         f"the reply of agent {agent!r} was cut off after {limit} tokens, before its JSON was whole; {remedy}, or bound "
         "the schema's texts and lists (maxLength, maxItems)"
     )
-
-
-def _not_json(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number")
 
 
 def _excerpt(text: str) -> str:

@@ -1,4 +1,7 @@
-"""What every folder may use: one thing a file, and nothing here knows the others.
+"""What every folder may use: one thing a file.
 
-schemas/   check values against JSON Schemas that strangers wrote
+schemas/        check values against JSON Schemas that strangers wrote
+json_text.py    JSON from outside, refused in a sentence
+surrogates.py   texts that hold half characters, mended
+printable.py    text made safe for a screen
 """

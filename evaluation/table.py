@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from .comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
 from .variants import Name
@@ -31,13 +32,13 @@ def _quality(comparison: Comparison) -> Table:
         table.add_column(f"minus {baseline}", justify="right")
     for row in comparison.rows:
         if row.why_not is not None:
-            table.add_row(row.name, "[dim]not available")  # the verdicts say why
+            table.add_row(Text(row.name), Text("not available", "dim"))  # the verdicts say why
             continue
         differences = [
             _difference(comparison.difference(row.name, _own(baseline, row.name)), metric) for baseline in baselines
         ]
         name = row.name + (f" = {row.same_as}" if row.same_as else "")
-        table.add_row(name, _estimate(row.quality.get(metric.name), metric), *differences)
+        table.add_row(Text(name), _estimate(row.quality.get(metric.name), metric), *differences)
     if any(difference.shown and difference.metric == metric.name for difference in comparison.differences):
         table.caption = "* the interval excludes 0 and p is below 0.05"
         table.caption_justify = "left"
@@ -53,7 +54,7 @@ def _others(comparison: Comparison) -> Table | None:
         if row.why_not is None:
             values = (row.quality.get(metric.name) for metric in others)
             shown = (number(each.value, metric) if each else "" for each, metric in zip(values, others, strict=True))
-            table.add_row(row.name, *shown)
+            table.add_row(Text(row.name), *shown)
     return table
 
 
@@ -61,7 +62,7 @@ def _costs(comparison: Comparison) -> Table:
     table = _table(None, ["variant", "seconds", "first token", "prefilled", "generated", "sent", "memory"])
     for row in comparison.rows:
         if row.was_run:
-            table.add_row(row.name, *_cost(row))
+            table.add_row(Text(row.name), *_cost(row))
     return table
 
 
@@ -78,9 +79,9 @@ def _cost(row: VariantRow) -> tuple[str, ...]:
 
 
 def _table(title: str | None, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+        table.add_column(Text(column), justify="right" if index else "left", no_wrap=not index)
     return table
 
 
@@ -102,19 +103,19 @@ def _title(metric: MetricInfo) -> str:
     return metric.name.replace("_", " ") + (" %" if metric.unit == "points" else "")
 
 
-def _estimate(estimate: Estimate | None, metric: MetricInfo) -> str:
+def _estimate(estimate: Estimate | None, metric: MetricInfo) -> Text:
     if estimate is None:
-        return ""
+        return Text()
     low, high = number(estimate.low, metric), number(estimate.high, metric)
-    return f"{number(estimate.value, metric)} [dim]({low} to {high})[/]"
+    return Text.assemble(f"{number(estimate.value, metric)} ", (f"({low} to {high})", "dim"))
 
 
-def _difference(difference: Difference | None, metric: MetricInfo) -> str:
+def _difference(difference: Difference | None, metric: MetricInfo) -> Text:
     if difference is None:
-        return ""
+        return Text()
     low, high = number(difference.low, metric, True), number(difference.high, metric, True)
     star = "*" if difference.shown else " "
-    return f"{number(difference.value, metric, True)} [dim]({low} to {high})[/]{star}"
+    return Text.assemble(f"{number(difference.value, metric, True)} ", (f"({low} to {high})", "dim"), star)
 
 
 def size(count: float) -> str:

@@ -5,6 +5,7 @@ Knows no rules of its own.
 """
 
 import difflib
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,6 +30,7 @@ UNIONS: dict[Any, dict[Any, str | None]] = {
     "models": {"local": "ModelSpec", "endpoint": "EndpointSpec", "name": None},
 }
 
+EXPONENT = re.compile(r"([-+]?\d+)(?:\.(\d*))?[eE]([-+]?\d+)")
 MEMORY = ("flag", "limits")  # likewise, of the two ways to write an agent's memory
 
 
@@ -88,8 +90,17 @@ def _got(node: Node) -> str:
         return what if node.children else f"{what} without anything in it"
     if node.value is None:
         return "nothing"
-    text = repr(node.value) if isinstance(node.value, str) else str(node.raw)
+    text = repr(node.value) if isinstance(node.value, str) and not _exponent(node) else str(node.raw)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _exponent(node: Node) -> str:
+    """A number that YAML 1.1 takes for text, as it wants it written: with a point, and a sign before the exponent."""
+    found = EXPONENT.fullmatch(node.raw or "") if not node.style and isinstance(node.value, str) else None
+    if found is None:
+        return ""
+    whole, part, exponent = found.groups()
+    return f"{whole}.{part or 0}e{exponent if exponent[0] in '+-' else f'+{exponent}'}"
 
 
 def _hint(node: Node, wanted: dict[str, Any], document: Document) -> str:
@@ -103,6 +114,8 @@ def _hint(node: Node, wanted: dict[str, Any], document: Document) -> str:
         return ""
     if any(variant.get("type") in ("integer", "number") for variant in variants) and node.style in ("'", '"'):
         return "write it without quotes"
+    if any(variant.get("type") in ("integer", "number") for variant in variants) and (number := _exponent(node)):
+        return f"YAML 1.1 takes {node.raw} for text; write {number}"
     options = [option for variant in variants for option in variant.get("enum", [variant.get("const")])]
     close = difflib.get_close_matches(node.value[:100], [str(option) for option in options if option], 1)
     return f"did you mean {close[0]!r}?" if close else ""

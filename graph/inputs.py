@@ -5,12 +5,16 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from cachegraph.common.json_text import JSONProblem, is_deep, parse_json
 from cachegraph.common.schemas import find_mismatch
+from cachegraph.common.surrogates import mend_json
 from cachegraph.errors import InputError
 
 from .spec import InputSpec
 
 __all__ = ["check_inputs", "meant", "parse_inputs", "why_not"]
+
+MAX_BITS = 13_000  # of a number that becomes text: about 4,000 digits
 
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "string": ((str,), "text"),
@@ -40,7 +44,7 @@ def check_inputs(
             problems.append(f"input {name!r} {reason}")
         else:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            values[name] = str(value) if declared[name].kind == "string" and is_number else value
+            values[name] = mend_json(str(value) if declared[name].kind == "string" and is_number else value)
     for name, spec in declared.items():
         if name in values or name in given or name in named:
             continue
@@ -57,6 +61,8 @@ def why_not(spec: InputSpec, value: Any) -> str | None:
     """Why a value can't be this input, as the end of a sentence; None where it can."""
     if spec.kind == "string":
         fits = isinstance(value, str | int | float) and not isinstance(value, bool)
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            return "is a number of too many digits; give it as text"
         return None if fits else f"must be text or a number, not {type(value).__name__}"
     if spec.kind in KINDS:
         types, words = KINDS[spec.kind]
@@ -64,8 +70,12 @@ def why_not(spec: InputSpec, value: Any) -> str | None:
             return f"must be {words}, not {type(value).__name__}"
     try:
         json.dumps(value, allow_nan=False)
+    except RecursionError:
+        return "is nested too deeply; make it flatter"
     except (TypeError, ValueError):
         return "must be a JSON value: text, numbers, true, false, null, and lists and objects of those"
+    if is_deep(value):
+        return "is nested too deeply; make it flatter"
     return _why_not_by_schema(spec.json_schema, value) if spec.json_schema is not None else None
 
 
@@ -84,8 +94,8 @@ def parse_inputs(declared: Mapping[str, InputSpec], texts: Mapping[str, str]) ->
             values[name] = text
             continue
         try:
-            values[name] = json.loads(text)
-        except ValueError as error:
+            values[name] = parse_json(text)
+        except JSONProblem as error:
             kind = declared[name].kind
             raise InputError(f"input {name!r} is of type {kind!r}, and what is given is no JSON: {error}") from error
     return values

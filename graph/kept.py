@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from cachegraph.agents.create import Create
+from cachegraph.common.surrogates import mend
 from cachegraph.errors import InputError
 
 from .load import dump_recipe, included, parse_recipe
@@ -96,7 +97,7 @@ def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict
     turn = turn or next(iter(asked))
     if turn not in asked:
         raise InputError(f"{who} has no open question {turn!r}; there is {', '.join(asked)}")
-    return {turn: answer}
+    return {turn: mend(answer)}
 
 
 def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:

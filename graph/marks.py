@@ -5,6 +5,7 @@ and foreign tags are problems, and what an alias stands for is counted each time
 a large recipe. Knows nothing of what a recipe may say.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ MAX_WEIGHT = 500_000  # values after aliases are written out; a thousand charact
 Path = tuple[str | int, ...]
 
 BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what ends a line in YAML 1.1
+PAIR = re.compile(r"((?<!\\)(?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
+JOINED = re.compile(r"\\U[0-9a-f]{8}")  # two characters shorter than the pair that it stands for
 FORBIDDEN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 TAG = "tag:yaml.org,2002:"
 TEXTS = {"str", "timestamp", "value"}
@@ -56,6 +59,7 @@ class Document:
     text: str
     root: Node
     problems: list[Problem] = field(default_factory=list)
+    written: str = ""  # the text before pairs of escapes were joined
 
     @cached_property
     def lines(self) -> list[str]:
@@ -83,13 +87,18 @@ class Document:
     def at(self, message: str, line: int, column: int, hint: str = "") -> Problem:
         """A problem at a line and column that count from 0."""
         source = self.lines[line] if line < len(self.lines) else ""
+        if self.written and self.written != self.text:
+            column += 2 * len(JOINED.findall(source[:column]))
+            source = BREAK.split(self.written)[line] if source else ""
         message = message if len(message) <= 600 else f"{message[:600]}..."
         return Problem(message, self.name, line + 1, column + 1, source, hint)
 
 
 def read_yaml(text: str, name: str) -> Document:
     """Parse one document. Raises RecipeError where the text is no YAML; lesser problems are in `problems`."""
-    builder = _Builder(Document(name, text, Node(0, 0, 0, 0)))
+    joined = _with_whole_pairs(text)
+    builder = _Builder(Document(name, joined, Node(0, 0, 0, 0), written=text))
+    text = joined
     try:
         for event in _events(text):
             builder.take(event)
@@ -103,6 +112,22 @@ def read_yaml(text: str, name: str) -> Document:
         problem = builder.document.at(message, len(before) - 1, len(before[-1]), "remove it")
         raise RecipeError([problem]) from error
     return builder.document
+
+
+def _with_whole_pairs(text: str) -> str:
+    """JSON writes a character beyond U+FFFF as two escapes, YAML as one; in a file of JSON the two become the one."""
+    if not PAIR.search(text):
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # YAML: the escape is a mistake, which the parser finds
+    return PAIR.sub(_one_escape, text)
+
+
+def _one_escape(pair: re.Match[str]) -> str:
+    high, low = (int(half, 16) for half in pair[2].lower().split("\\u")[1:])
+    return f"{pair[1]}\\U{0x10000 + (high - 0xD800) * 0x400 + low - 0xDC00:08x}"
 
 
 def _events(text: str) -> Iterator[Any]:
@@ -270,7 +295,7 @@ SAID = (
         "unknown escape in a double-quoted text",
         "write \\\\ for a backslash, or use single quotes",
     ),
-    ("invalid Unicode character escape", "the escape names no character", ""),
+    ("invalid Unicode character escape", "the escape names no character", "write the character itself"),
     (
         "did not find expected ',' or",
         "a list or mapping in brackets is not closed here",

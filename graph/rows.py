@@ -1,13 +1,13 @@
 """Rows of a data set from a JSON Lines, JSON or CSV file, from the Hugging Face hub, or from Python; nothing is run."""
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cachegraph.common.json_text import JSONProblem, parse_json
 from cachegraph.errors import ConfigError, InputError
 
 __all__ = ["Row", "Rows", "read_rows"]
@@ -72,8 +72,8 @@ def _file(path: Path) -> Iterator[Row]:
 
 def _json(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
+        return parse_json(text)
+    except JSONProblem as error:
         raise InputError(f"{place}: this is not JSON ({error})") from error
 
 

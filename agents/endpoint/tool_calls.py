@@ -9,6 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from cachegraph.common.surrogates import mend
+
 from ..tools.calls import Call, call_of, parse_json
 
 __all__ = ["ToolCallBuilder", "ToolCallPieces", "whole_characters"]
@@ -134,4 +136,4 @@ def _number(value: Any, default: int | None) -> int | None:
 
 def whole_characters(text: str) -> str:
     """The text with halves of characters joined; halves that stay alone become U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return mend(text)

@@ -14,6 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import EdgeReport, Message
+from cachegraph.common.surrogates import mend, mend_json
 from cachegraph.errors import RunError
 
 from ..base import Reply, Timing, Turn
@@ -102,9 +103,9 @@ def _planes(*planes: Any) -> list[Any]:
 def _reply(value: Any, path: str) -> tuple[str, Any]:
     """What a function returned, as text and as data. Text is text alone; nothing is an empty text."""
     if value is None or isinstance(value, str):
-        return value or "", None
+        return mend(value or ""), None
     try:
-        data = to_jsonable_python(value)
+        data = mend_json(to_jsonable_python(value))
         return json.dumps(data, ensure_ascii=False, allow_nan=False), data
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise RunError(

@@ -4,12 +4,12 @@ JSON in <tool_call> tags (Hermes, Qwen, SmolLM2), or a bare JSON object or array
 code fence. The arguments stand under `arguments` or `parameters`, as an object or as JSON text of one.
 """
 
-import json
-import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
+
+from cachegraph.common import json_text
 
 __all__ = ["Call", "Heard", "Speaker", "call_of", "hear", "parse_json"]
 
@@ -124,27 +124,6 @@ def call_of(value: Any) -> Call | None:
 def parse_json(text: str) -> Any:
     """The JSON value of a text, or `...` where it is none: neither NaN nor a number beyond doubles is."""
     try:
-        return _mended(json.loads(text, parse_constant=_not_json, parse_float=_finite))
-    except (ValueError, RecursionError):
+        return json_text.parse_json(text, strict=True)
+    except json_text.JSONProblem:
         return ...
-
-
-def _mended(value: Any) -> Any:
-    """The value with halves of characters joined or replaced, since a tool's server can't be sent them."""
-    if isinstance(value, dict):
-        return {_mended(key): _mended(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_mended(inner) for inner in value]
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return value
-
-
-def _finite(digits: str) -> float:
-    if not math.isfinite(number := float(digits)):
-        raise ValueError(f"{digits} is beyond what a number holds")
-    return number
-
-
-def _not_json(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number")

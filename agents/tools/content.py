@@ -3,6 +3,8 @@
 import json
 from typing import Any, NamedTuple
 
+from cachegraph.common.surrogates import mend
+
 __all__ = ["Content", "content_of", "cut"]
 
 
@@ -18,7 +20,7 @@ def content_of(result: Any) -> Content:
     parts = [_words(block) for block in result.content]
     if not parts and result.structured_content is not None:
         parts = [json.dumps(result.structured_content, ensure_ascii=False)]
-    return Content("\n".join(parts), bool(result.is_error))
+    return Content(mend("\n".join(parts)), bool(result.is_error))
 
 
 def _words(block: Any) -> str:

@@ -60,6 +60,25 @@ async def test_a_reply_is_streamed_and_counted(server: Server) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["Hi \ud83d", "\ude00!"], "Hi 😀!"),
+        (["Hi \ud83d", "", "\ude00"], "Hi 😀"),
+        (["\ud83d", "x"], "\ufffdx"),
+        (["x\ude00"], "x\ufffd"),
+        (["x", "\ud83d"], "x\ufffd"),
+    ],
+)
+async def test_half_an_emoji_waits_for_its_other_half_or_is_replaced(
+    server: Server, pieces: list[str], text: str
+) -> None:
+    server.script = [stream(*map(piece, pieces), piece("", "stop"), DONE)]
+    heard: list[str] = []
+    reply = await say(server, on_text=heard.append)
+    assert reply.message.text == "".join(heard) == text
+
+
 SORTED = {"type": "object", "properties": {"kind": {"enum": ["bug", "idea"]}}, "required": ["kind"]}
 
 

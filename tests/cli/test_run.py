@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cachegraph.cli import screen
+from cachegraph.cli import output, screen
 from cachegraph.graph.result import Result
 
 
@@ -119,7 +119,7 @@ def test_an_error_has_a_traceback_with_debug_only(recipes, spawn):
 
 def test_a_terminal_gets_no_commands_from_a_model(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    screen._write("a\x1b[2Jb\tc\n\x07é")
+    output.write("a\x1b[2Jb\tc\n\x07é")
     assert capsys.readouterr().out == "a\ufffd[2Jb\tc\n\ufffdé"
 
 

@@ -84,3 +84,43 @@ def test_a_default_is_checked_with_its_place(declared: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text)
     assert said in str(caught.value)
+
+
+def _nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("inputs", "given", "words"),
+    [
+        ({"type": "list"}, _nested(5000), "nested too deeply"),
+        ({"type": "list"}, _nested(300), "nested too deeply"),
+        ({"type": "object"}, {"a": _nested(900)}, "nested too deeply"),
+        ({}, 10**5000, "too many digits"),
+        ({"type": "number"}, 10**5000, "must be a JSON value"),
+        ({"type": "list"}, [10**5000], "must be a JSON value"),
+        ({"type": "number"}, float("nan"), "must be a JSON value"),
+        ({"type": "list"}, [{1, 2}], "must be a JSON value"),
+    ],
+    ids=range(8),
+)
+def test_what_python_gives_that_is_no_plain_json_is_an_input_error(inputs, given, words):
+    declared = {"x": InputSpec.model_validate(inputs)}
+    with pytest.raises(InputError, match=words):
+        check_inputs(declared, {"x": given})
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000 + "]" * 20_000, "[" * 300 + "]" * 300, "9" * 9000, "[", "", "\x00"])
+def test_what_a_command_line_gives_that_is_no_json_is_an_input_error(text):
+    with pytest.raises(InputError, match="no JSON"):
+        parse_inputs({"x": InputSpec(type="list")}, {"x": text})
+
+
+def test_half_surrogates_in_inputs_are_mended_wherever_they_stand():
+    declared = {"q": InputSpec(), "o": InputSpec(type="object")}
+    values = check_inputs(declared, {"q": "a\ud83d\ude00\udce9", "o": {"k\ud83d": ["\ude00"]}})
+    assert values == {"q": "a😀\ufffd", "o": {"k\ufffd": ["\ufffd"]}}
+    assert parse_inputs(declared, {"o": '\ufeff{"a": "\\ud83d\\ude00"}'}) == {"o": {"a": "😀"}}

@@ -1,8 +1,10 @@
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cachegraph.errors import RecipeError
 from cachegraph.graph.load import load_recipe, parse_recipe
@@ -311,3 +313,34 @@ def test_problems_never_carry_control_characters_to_a_terminal() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe("a: \x1b[2J")
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("1e-3", "1.0e-3"), ("2E5", "2.0e+5"), ("-1.e3", "-1.0e+3"), ("1.5e2", "1.5e+2")]
+)
+def test_a_number_that_yaml_takes_for_text_is_shown_as_yaml_wants_it(written, meant):
+    text = (
+        f"version: 1\nname: t\nagents:\n  a:\n    model: m\n    prompt: x\n    generate: {{temperature: {written}}}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(f"{text}output: a\n")
+    said = str(caught.value)
+    assert f"got {written}; YAML 1.1 takes {written} for text; write {meant}" in said
+    assert yaml.safe_load(meant) == float(written)
+
+
+def test_json_is_yaml_with_its_pairs_of_escapes():
+    prompt = "a😀 \\ 😀\\n\U0010ffff"
+    recipe = {"version": 1, "name": "j", "agents": {"a": {"model": "m", "prompt": prompt}}, "output": "a"}
+    assert parse_recipe(json.dumps(recipe)).agents["a"].prompt == prompt
+    text = json.dumps({**recipe, "description": "😀😀", "agent": 1})
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text)
+    assert [problem.column for problem in caught.value.problems] == [text.index('"agent":') + 1]
+    assert caught.value.problems[0].source == text
+
+
+@pytest.mark.parametrize("written", ['"\\ud83d"', '"\\ude00\\ud83d"', '"x\\ud83d\\ude00"'])
+def test_an_escape_that_names_no_character_is_refused_with_what_to_do(written):
+    with pytest.raises(RecipeError, match="write the character itself"):
+        parse_recipe(f"version: 1\nname: t\ndescription: {written}\n")

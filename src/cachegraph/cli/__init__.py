@@ -11,6 +11,9 @@ from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
 from . import compare, doctor, fusers, models, recipes, run, runs, sessions, train
+from .output import echo
+from .streams import complete_output, standard_streams
+from .texts import check_arguments
 
 __all__ = ["app", "main"]
 
@@ -34,7 +37,7 @@ app.add_typer(sessions.app)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cachegraph {__version__}")
+        echo(f"cachegraph {__version__}")
         raise typer.Exit
 
 
@@ -54,28 +57,35 @@ def main() -> None:
 
     Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 4 a run waits for a person, 130 Ctrl-C.
     """
+    with standard_streams():
+        _run_app()
+
+
+def _run_app() -> None:
     debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
     try:
-        app()
+        check_arguments(sys.argv[1:])
+        with complete_output():
+            app()
     except CachegraphError as error:
         if debug:
             traceback.print_exc()
         else:
-            typer.echo(f"cachegraph: {error}", err=True)
+            echo(f"cachegraph: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("cachegraph: interrupted", err=True)
+        echo("cachegraph: interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
-        typer.echo("cachegraph: out of memory; use a smaller model, shorter inputs or fewer agents", err=True)
+        echo("cachegraph: out of memory; use a smaller model, shorter inputs or fewer agents", err=True)
         sys.exit(1)
     except Exception as error:  # a boundary: people get a sentence, and --debug the traceback
         if debug:
             raise
-        typer.echo(
+        echo(
             f"cachegraph: this should not have happened: {type(error).__name__}: {error}; "
             "run again with --debug and report what it prints",
             err=True,

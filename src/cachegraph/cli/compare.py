@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cachegraph.errors import ConfigError, InputError
 
 from .options import AllowCode, AllowEnv, AllowPaths, Recipe, open_graph
+from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
     from cachegraph.evaluation.comparison import Comparison
@@ -115,8 +116,8 @@ def compare(
     task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency)
     fetch_models(graph.spec, graph.folder)
     fetch_fusers(graph.spec, graph.folder)
-    console = Console(stderr=True, quiet=quiet)
-    console.print(f"results: {results} (Ctrl-C is safe: the same command goes on)", highlight=False, soft_wrap=True)
+    console = open_console(stderr=True, quiet=quiet)
+    console.print(f"results: {results} (Ctrl-C is safe: the same command goes on)", soft_wrap=True)
     try:
         with _Bar(console) as bar:
             found = run_task(task, results, bar.show)
@@ -124,7 +125,7 @@ def compare(
         graph.close()
     if found.results_file not in (None, results.name):
         other = f"{results.name} holds another comparison (of other settings, versions, threads or another machine)"
-        console.print(f"{other}: these results are in {found.results_file}", highlight=False, soft_wrap=True)
+        console.print(f"{other}: these results are in {found.results_file}", soft_wrap=True)
     found.environment.command = shlex.join(["cachegraph", *sys.argv[1:]])
     _hand_out(found, save, report, as_json, quiet)
 
@@ -139,22 +140,27 @@ def _hand_out(found: "Comparison", save: Path | None, report: Path | None, as_js
     if as_json:
         import json
 
-        typer.echo(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+        echo_json(json.dumps(found.summary(), indent=2, ensure_ascii=False))
         return
     if not quiet:
-        Console().print(found.table())
-        typer.echo()
+        open_console().print(found.table())
+        echo()
     for verdict in found.verdicts:
-        typer.echo(verdict)
+        echo(verdict)
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
 
 
 class _Bar:
     """A bar with the time that is left, on stderr where that is a terminal."""
 
     def __init__(self, console: Console):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn(TASK, markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         hidden = console.quiet or not console.is_terminal
         self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden)
         self._task = self._progress.add_task("loading", total=None)
@@ -172,7 +178,7 @@ class _Bar:
         for name, why in made.refused.items():
             if name not in self._told:
                 self._told.add(name)
-                self._progress.console.print(f"{name} can't run: {why}", markup=False, highlight=False)
+                self._progress.console.print(f"{name} can't run: {why}")
         seed = f", seed {made.seed}" if made.seed else ""
         self._progress.update(self._task, description=f"{made.variant}{seed}", completed=made.done, total=made.total)
 

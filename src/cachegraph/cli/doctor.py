@@ -5,11 +5,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cachegraph.errors import ConfigError
+
+from .output import echo_json, open_console
 
 if TYPE_CHECKING:
     from cachegraph.engine.machine import Machine
@@ -28,7 +29,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     machine = examine()
     if as_json:
-        typer.echo(json.dumps(asdict(machine), indent=2))
+        echo_json(json.dumps(asdict(machine), indent=2))
     else:
         _print(machine)
     if machine.problems:
@@ -54,7 +55,7 @@ def _print(machine: "Machine") -> None:
     }
     for name, value in facts.items():
         table.add_row(name, Text(value))
-    console = Console()
+    console = open_console()
     console.print(table)
     console.print(_devices(machine))
 

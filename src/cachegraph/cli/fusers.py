@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.printable import printable_line
+
 from .models import bar
+from .output import echo, echo_json, open_console
 
 if TYPE_CHECKING:
     from cachegraph.channels.fusers.inventory import Facts, Item
@@ -33,7 +35,7 @@ def list_fusers(as_json: JsonOption = False) -> None:
         _print_json([_listed(item) for item in items])
         return
     if not items:
-        typer.echo("no fusers yet: install one with cachegraph fusers import, or fetch one with cachegraph fusers pull")
+        echo("no fusers yet: install one with cachegraph fusers import, or fetch one with cachegraph fusers pull")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "sharer → receiver", "kind", "parameters", "size", "where"):
@@ -45,10 +47,10 @@ def list_fusers(as_json: JsonOption = False) -> None:
         kind = f"{card.kind} {card.architecture}" if card else "damaged"
         count = _number(item.facts.parameters) if item.facts else ""
         table.add_row(*map(_shown, (item.name, pair, kind, count, _size(item.bytes), item.where)))
-    Console().print(table)
+    open_console().print(table)
     for item in items:
         if item.problem:
-            typer.echo(_visible(f"{item.name} is damaged: {item.problem}"))
+            echo(printable_line(f"{item.name} is damaged: {item.problem}"))
 
 
 @app.command("info")
@@ -71,7 +73,7 @@ def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
         table.add_row(title, _shown(value))
     table.add_row("size", _size(size))
     table.add_row("folder", _shown(str(folder)))
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command("import")
@@ -89,7 +91,7 @@ def import_fuser(
         _print_json([{"name": each.name, "folder": str(each)} for each in installed])
         return
     for each in installed:
-        typer.echo(f"{each.name}: {each}")
+        echo(f"{each.name}: {each}")
 
 
 @app.command("export")
@@ -106,7 +108,7 @@ def export_fuser(
     from cachegraph.channels.fusers.inventory import locate
 
     export_fuser(locate(name), folder, format)
-    typer.echo(f"{name}: {folder}")
+    echo(f"{name}: {folder}")
 
 
 @app.command("pull")
@@ -124,7 +126,7 @@ def pull_fuser(
     if as_json:
         _print_json({"name": name, "folder": str(folder), "parameters": facts.parameters})
     else:
-        typer.echo(f"{name}: {folder}")
+        echo(f"{name}: {folder}")
 
 
 @app.command("push")
@@ -143,7 +145,7 @@ def push_fuser(
     if as_json:
         _print_json({"name": name, "fuser": target, "pinned": pinned, "commit": pushed.revision})
         return
-    typer.echo(f"{name}: pushed; recipes name it {target}, or, to pin these very weights, {pinned}")
+    echo(f"{name}: pushed; recipes name it {target}, or, to pin these very weights, {pinned}")
 
 
 @app.command("note-rows")
@@ -163,7 +165,7 @@ def note_rows(
     if as_json:
         _print_json({"name": name, "rows": rows.rows, "part": rows.part})
     else:
-        typer.echo(f"{name}: its card tells {rows.rows:,} rows from others")
+        echo(f"{name}: its card tells {rows.rows:,} rows from others")
 
 
 @app.command("remove")
@@ -178,7 +180,7 @@ def remove(
     if as_json:
         _print_json({"name": name, "freed_bytes": freed})
     else:
-        typer.echo(f"{name}: removed, {_size(freed)} are free again")
+        echo(f"{name}: removed, {_size(freed)} are free again")
 
 
 def _listed(item: "Item") -> dict[str, Any]:
@@ -211,16 +213,11 @@ def _rows(facts: "Facts") -> dict[str, str]:
 
 def _shown(text: str) -> Text:
     """A stranger's words in a table, not read as markup."""
-    return Text(_visible(text))
-
-
-def _visible(text: str) -> str:
-    """Without control characters, which could be commands to a terminal."""
-    return "".join(each if each.isprintable() else "\ufffd" for each in text)
+    return Text(printable_line(text))
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
+    echo_json(json.dumps(value, indent=2))
 
 
 def _number(count: int) -> str:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .output import TASK, echo, echo_json, open_console
+
 if TYPE_CHECKING:
     from cachegraph.engine.models import Catalogue, StoredModel
     from cachegraph.engine.models.inventory import Item
@@ -53,7 +55,7 @@ def list_models(catalogue: CatalogueOption = None, as_json: JsonOption = False) 
     for item in items:
         size = _size(item.bytes) if item.bytes else ""
         table.add_row(item.name, "yes" if item.folder else "", size, item.licence or "unknown", item.description)
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command("pull")
@@ -73,7 +75,7 @@ def pull_models(
         _print_json([asdict(model) for model in pulled])
     else:
         for model in pulled:
-            typer.echo(f"{model.name}: {model.folder}")
+            echo(f"{model.name}: {model.folder}")
 
 
 @app.command("remove")
@@ -88,11 +90,9 @@ def remove_model(
     if as_json:
         _print_json({"name": name, "freed_bytes": removed.bytes, "left_in": removed.left_in})
         return
-    typer.echo(f"{name}: removed, {_size(removed.bytes)} are free again")
+    echo(f"{name}: removed, {_size(removed.bytes)} are free again")
     if removed.left_in:
-        typer.echo(
-            f"The hub's files stay in {removed.left_in}, which other programs may use; to delete them: hf cache rm"
-        )
+        echo(f"The hub's files stay in {removed.left_in}, which other programs may use; to delete them: hf cache rm")
 
 
 @app.command("info")
@@ -116,7 +116,7 @@ def show_model(
     for key, value in facts.items():
         if value not in (None, ""):
             table.add_row(key.replace("_", " "), _size(value) if key == "bytes" else str(value))
-    Console().print(table)
+    open_console().print(table)
 
 
 def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:
@@ -142,16 +142,21 @@ def pull_with_bar(spec: "ModelSpec", catalogue: "Catalogue", folder: Path | None
     """Pull a model and show how far it is. `folder` is where relative paths start."""
     from cachegraph.engine.models import pull
 
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with bar(spec.source, console) as progress:
-        return pull(spec, folder, catalogue, progress, lambda text: console.print(text, highlight=False))
+        return pull(spec, folder, catalogue, progress, console.print)
 
 
 @contextmanager
 def bar(name: str, console: Console | None = None) -> Iterator[Any]:
     """A bar for each stage, the finished ones left standing; nothing where stderr is no terminal."""
-    console = console or Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+    console = console or open_console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn(TASK, markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
@@ -171,7 +176,7 @@ def _plain(item: "Item") -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))
+    echo_json(json.dumps(value, indent=2, default=str))
 
 
 def _size(number: int) -> str:

@@ -11,6 +11,7 @@ import typer
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
 from .options import AllowCode, AllowEnv, AllowPaths
+from .output import echo, echo_json
 
 __all__ = ["register"]
 
@@ -59,10 +60,10 @@ def validate(
             continue
         found[str(recipe)] = []
         if not as_json:
-            typer.echo(f"{recipe}: fine, {_count(len(spec.agents), 'agent')}, {_count(len(spec.edges), 'edge')}")
+            echo(f"{recipe}: fine, {_count(len(spec.agents), 'agent')}, {_count(len(spec.edges), 'edge')}")
     problems = [problem for each in found.values() for problem in each]
     if as_json:
-        typer.echo(json.dumps([_report(recipe, each) for recipe, each in found.items()], indent=2, ensure_ascii=False))
+        echo_json(json.dumps([_report(recipe, each) for recipe, each in found.items()], indent=2, ensure_ascii=False))
         raise typer.Exit(RecipeError.exit_code if problems else 0)
     if problems:
         raise RecipeError(problems)
@@ -130,7 +131,7 @@ def _count(number: int, noun: str) -> str:
 def _write(text: str, output: Path | None) -> None:
     """To the terminal, or whole into a file: a reader never sees half of it."""
     if output is None:
-        typer.echo(text, nl=False)
+        echo(text, end="")
         return
     draft = output.with_name(f".{output.name}.part")
     try:

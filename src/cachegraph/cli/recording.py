@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO
 
 from cachegraph.errors import ConfigError
 from cachegraph.graph.events import Event, TextDelta
+
+from .streams import TolerantStream
 
 __all__ = ["Record", "Recorder", "recording"]
 
@@ -15,11 +17,12 @@ Record = Callable[[Event], None]
 
 
 class Recorder:
-    """Takes the events of one run after another."""
+    """Takes the events of one run after another. A file that gets full costs the file, not the run: see `check`."""
 
-    def __init__(self, events: IO[str] | None, keeps: bool):
+    def __init__(self, events: "_File | None", trace: "_File | None"):
         self._events = events
-        self._keeps = keeps
+        self._trace = trace
+        self._keeps = trace is not None
         self.runs: list[tuple[str, list[Event]]] = []
 
     def begin(self, title: str) -> Record:
@@ -36,14 +39,26 @@ class Recorder:
 
         return record
 
+    def check(self) -> None:
+        """Raises ConfigError where a file could not be written whole."""
+        for file in (self._events, self._trace):
+            if file is not None and file.trouble is not None:
+                raise ConfigError(f"{str(file.path)!r} is not whole: {file.trouble}; choose another place")
+
+
+class _File(TolerantStream):
+    def __init__(self, path: Path):
+        super().__init__(_opened(path))
+        self.path = path
+
 
 @contextmanager
 def recording(events: Path | None, trace: Path | None) -> Iterator[Recorder]:
     """Raises ConfigError at once where a file can't be written. The trace is written however the runs end."""
     with ExitStack() as files:
-        lines = files.enter_context(_opened(events)) if events is not None else None
-        whole = files.enter_context(_opened(trace)) if trace is not None else None
-        recorder = Recorder(lines, keeps=whole is not None)
+        lines = files.enter_context(closing(_File(events))) if events is not None else None
+        whole = files.enter_context(closing(_File(trace))) if trace is not None else None
+        recorder = Recorder(lines, whole)
         try:
             yield recorder
         finally:
@@ -55,6 +70,6 @@ def recording(events: Path | None, trace: Path | None) -> Iterator[Recorder]:
 
 def _opened(path: Path) -> IO[str]:
     try:
-        return path.open("w", encoding="utf-8")
+        return path.open("w", encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"can't write {str(path)!r}: {error.strerror}; choose another place") from error

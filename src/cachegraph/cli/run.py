@@ -1,6 +1,5 @@
 """cachegraph run: one recipe, once, or once for each of several channels side by side."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,8 @@ import typer
 from cachegraph.errors import InputError
 
 from .options import AllowCode, AllowEnv, AllowPaths, Recipe, exit_if_paused, open_graph, open_store
+from .output import echo, echo_json
+from .texts import TextProblem, read_text
 
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
@@ -90,10 +91,11 @@ def run(
             results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
     if as_json:
         texts = [result.to_json() for result in results]
-        typer.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
+        echo_json(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
     elif quiet:
         for result in results:
-            typer.echo(result.text)
+            echo(result.text)
+    recorder.check()
     exit_if_paused(results)
 
 
@@ -161,8 +163,6 @@ def _inputs(pairs: Sequence[str]) -> dict[str, str]:
 
 def _file(name: str, path: str) -> str:
     try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"the input {name!r} can't be read from {path!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"the input {name!r} can't be read from {path!r}: it is not UTF-8 text") from error
+        return read_text(path)
+    except TextProblem as error:
+        raise InputError(f"the input {name!r} can't be read from {path!r}: {error}") from error

@@ -2,20 +2,21 @@
 
 import json
 import re
-import sys
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.printable import printable, printable_line
 from cachegraph.errors import InputError
 
 from .options import exit_if_paused, open_store
+from .output import echo, echo_json, open_console
+from .texts import TextProblem, read_text
 
 if TYPE_CHECKING:
     from cachegraph.graph.store.records import StoredRun
@@ -45,7 +46,7 @@ def list_runs(
     """Show the newest runs."""
     found = open_store().list(limit, skip=skip, graph=graph, status=status)
     if as_json:
-        typer.echo(json.dumps([asdict(run) for run in found], indent=2))
+        echo_json(json.dumps([asdict(run) for run in found], indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("id", "graph", "status", "begun", "seconds", "turns"):
@@ -53,9 +54,9 @@ def list_runs(
     for run in found:
         figures = (f"{run.seconds:.1f}", str(run.turns))
         table.add_row(run.id, run.graph, _status(run.status), _when(run.created), *figures)
-    Console().print(table)
+    open_console().print(table)
     if len(found) == limit:
-        typer.echo(f"More: --skip {skip + limit}", err=True)
+        echo(f"More: --skip {skip + limit}", err=True)
 
 
 @app.command("show")
@@ -72,9 +73,9 @@ def show_run(
         known = {each.turn: each.recorded for each in stored.turns}
         if turn not in known:
             raise InputError(f"run {stored.id!r} has finished no turn {turn!r}; it has {', '.join(known) or 'none'}")
-        typer.echo(json.dumps(asdict(known[turn]), indent=2) if as_json else known[turn].text or "")
+        echo_json(json.dumps(asdict(known[turn]), indent=2) if as_json else known[turn].text or "")
     elif as_json:
-        typer.echo(json.dumps(stored.to_dict(), indent=2))
+        echo_json(json.dumps(stored.to_dict(), indent=2))
     else:
         _print(stored)
 
@@ -105,7 +106,7 @@ def resume_run(
     if answer_file is not None:
         answer = _read(answer, answer_file)
     for note in _changes(stored):
-        typer.echo(note, err=True)
+        echo(note, err=True)
     graph = Graph.from_run(stored.id, store)
     fetch_models(graph.spec, graph.folder)
     fetch_fusers(graph.spec, graph.folder)
@@ -113,9 +114,9 @@ def resume_run(
         stream = graph.stream_resumed(stored.id, answer=answer, turn=turn, store=store)
         result = run_and_print(stream, graph.output, quiet or as_json)
     if as_json:
-        typer.echo(result.to_json())
+        echo_json(result.to_json())
     elif quiet:
-        typer.echo(result.text)
+        echo(result.text)
     exit_if_paused([result])
 
 
@@ -126,7 +127,7 @@ def remove_runs(
 ) -> None:
     """Delete runs from the store."""
     removed = open_store().remove(*runs)
-    typer.echo(json.dumps(removed) if as_json else f"removed {', '.join(removed)}")
+    echo_json(json.dumps(removed) if as_json else f"removed {', '.join(removed)}")
 
 
 @app.command("prune")
@@ -136,7 +137,7 @@ def prune_runs(
 ) -> None:
     """Delete all runs that were begun longer ago, but those at work."""
     number = open_store().prune(_seconds(older_than))
-    typer.echo(json.dumps({"removed": number}) if as_json else f"removed {number} run{'s' * (number != 1)}")
+    echo_json(json.dumps({"removed": number}) if as_json else f"removed {number} run{'s' * (number != 1)}")
 
 
 def _seconds(age: str) -> float:
@@ -150,8 +151,8 @@ def _read(answer: str | None, file: Path) -> str:
     if answer is not None:
         raise InputError("--answer and --answer-file both say something; give one")
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(str(file))
+    except TextProblem as error:
         raise InputError(f"the answer can't be read from {str(file)!r}: {error}") from error
     return text.removesuffix("\n")
 
@@ -177,7 +178,7 @@ def _changes(stored: "StoredRun") -> list[str]:
 
 
 def _print(stored: "StoredRun") -> None:
-    console, setting = Console(), stored.setting
+    console, setting = open_console(), stored.setting
     console.print(Text.assemble((stored.id, "bold"), f"  {stored.graph}  ", _status(stored.status)))
     facts = {
         "begun": _when(stored.created),
@@ -185,7 +186,7 @@ def _print(stored: "StoredRun") -> None:
         "recipe": setting.file or f"in {setting.folder}",
         "versions": ", ".join(f"{name} {each}" for name, each in setting.versions.items()),
         **{f"input {name}": _short(value, 200) for name, value in setting.inputs.items()},
-        "error": _visible(stored.outcome.error or ""),
+        "error": printable(stored.outcome.error or ""),
     }
     for name, fact in facts.items():
         if fact:
@@ -193,9 +194,9 @@ def _print(stored: "StoredRun") -> None:
     console.print(_turns(stored))
     for name, each in stored.outcome.unfinished.items():
         status = (f"{name} ({each.status})", COLOURS.get(each.status, "red"))
-        console.print(Text.assemble(status, f" {_visible(each.error or '')}"), soft_wrap=True)
+        console.print(Text.assemble(status, f" {printable(each.error or '')}"), soft_wrap=True)
         if each.prompt is not None:
-            console.print(Text(_indented(_visible(each.prompt)), "dim"), soft_wrap=True)
+            console.print(Text(_indented(printable(each.prompt)), "dim"), soft_wrap=True)
 
 
 def _turns(stored: "StoredRun") -> Table:
@@ -223,13 +224,8 @@ def _when(seconds: float) -> str:
 
 
 def _short(value: object, most: int) -> str:
-    words = " ".join(_visible(value if isinstance(value, str) else json.dumps(value)).split())
+    words = printable_line(value if isinstance(value, str) else json.dumps(value))
     return words if len(words) <= most else f"{words[: most - 1]}…"
-
-
-def _visible(text: str) -> str:
-    """Without control characters, which could be commands to a terminal."""
-    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
 def _indented(text: str) -> str:

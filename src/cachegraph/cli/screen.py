@@ -1,6 +1,5 @@
 """What a person sees of a run: the reply as it is written, on stdout; who did what and how long, on stderr."""
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import anyio
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.printable import printable, printable_line
 from cachegraph.errors import RunError
 from cachegraph.graph.events import (
     AgentFailed,
@@ -23,6 +23,7 @@ from cachegraph.graph.graph import Graph
 from cachegraph.graph.result import Result
 from cachegraph.graph.stream import RunStream
 
+from .output import open_console, write
 from .recording import Record
 
 __all__ = ["print_comparison", "run_and_print", "warm_up"]
@@ -38,7 +39,7 @@ CUT = {
 
 def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
     """One run that isn't counted, so that the first channel does not pay for waking up the models."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with console.status("warming up"):
         graphs[0].run(inputs)
 
@@ -47,9 +48,9 @@ def run_and_print(
     stream: RunStream, output: str, quiet: bool, record: Record | None = None, title: str | None = None
 ) -> Result:
     """Run once; `record` gets every event. Ctrl-C, or a failing run, still prints what finished and how to go on."""
-    console = Console(stderr=True, quiet=quiet)
+    console = open_console(stderr=True, quiet=quiet)
     if title:
-        console.rule(f"[bold]{title}")
+        console.rule(Text(title, "bold"))
     try:
         anyio.run(_follow, stream, output, quiet, console, record)
     except (KeyboardInterrupt, RunError) as error:
@@ -69,7 +70,7 @@ def run_and_print(
 def _print_questions(result: Result, console: Console) -> None:
     for name, agent in result.agents.items():
         if agent.status == "paused":
-            console.print(Text.assemble((f"{name} asks:", "bold yellow"), f" {_visible(agent.prompt or '')}"))
+            console.print(Text.assemble((f"{name} asks:", "bold yellow"), f" {printable(agent.prompt or '')}"))
     if result.status == "paused":
         console.print(f"To answer: cachegraph runs resume {result.run_id} --answer ...")
 
@@ -87,7 +88,7 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
                 if quiet:
                     continue
                 if isinstance(event, TextDelta) and event.agent == output:
-                    _write(event.text)
+                    write(event.text)
                     streamed = within_line = True
                     continue
                 if isinstance(event, RunStarted) and (run := stream.result.run_id):
@@ -95,27 +96,17 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
                 note = _note(event, output)
                 next_round = isinstance(event, AgentStarted) and event.agent == output
                 if within_line and (note is not None or next_round):
-                    _write("\n")
+                    write("\n")
                     within_line = False
                 if note is not None:
                     console.print(note)
     finally:
         if within_line:
-            _write("\n")
+            write("\n")
         if record is not None and not ended:  # interrupted: the reader left before the run did
             record(RunFinished(stream.result.seconds, stream.result))
     if not (quiet or streamed or stream.result.status == "paused"):
-        _write(f"{stream.result.text}\n")
-
-
-def _write(text: str) -> None:
-    """A reply, as it is into a file or pipe; a terminal gets no control characters, which could be commands to it."""
-    sys.stdout.write(_visible(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
-
-
-def _visible(text: str) -> str:
-    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+        write(f"{stream.result.text}\n")
 
 
 def _note(event: Event, output: str) -> Text | None:
@@ -129,12 +120,12 @@ def _note(event: Event, output: str) -> Text | None:
         given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
         return Text(_short(f"{event.agent}: {call.tool}({given}) → {call.result}"), "red" if call.error else "dim")
     if isinstance(event, AgentFailed):
-        return Text(f"{event.agent}: {_visible(event.error)}", "red")
+        return Text(f"{event.agent}: {printable(event.error)}", "red")
     return None
 
 
 def _short(text: str) -> str:
-    line = _visible(" ".join(text.split()))
+    line = printable_line(text)
     return line if len(line) <= 100 else f"{line[:99]}…"
 
 
@@ -251,10 +242,11 @@ def print_comparison(results: Sequence[Result], titles: Sequence[str]) -> None:
     }
     for name, cells in rows.items():
         table.add_row(name, *cells)
-    console = Console(stderr=True)
-    console.rule("[bold]side by side")
+    console = open_console(stderr=True)
+    console.rule(Text("side by side", "bold"))
     console.print(table)
-    console.print("[dim]One run each, after a warm-up; for a measurement with controls use `cachegraph compare`.[/]")
+    note = "One run each, after a warm-up; for a measurement with controls use `cachegraph compare`."
+    console.print(Text(note, "dim"))
 
 
 def _total(result: Result, kind: str) -> str:

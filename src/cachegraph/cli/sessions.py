@@ -4,11 +4,13 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.printable import printable
 from cachegraph.errors import InputError
+
+from .output import echo, echo_json, open_console
 
 __all__ = ["app"]
 
@@ -27,17 +29,17 @@ def list_sessions(as_json: JsonOption = False) -> None:
         try:
             record = read(name)
         except InputError as error:
-            typer.echo(f"cachegraph: {error}", err=True)
+            echo(f"cachegraph: {error}", err=True)
             continue
         if record is not None:
             turns = sum(len(agent.exchanges) for agent in record.agents.values())
             about = {"session": name, "graph": record.graph, "turns": turns, "updated": record.updated}
             rows.append({**about, "cache_bytes": caches_of(name)})
     if as_json:
-        typer.echo(json.dumps(rows))
+        echo_json(json.dumps(rows))
         return
     if not rows:
-        typer.echo("no sessions yet: begin one with cachegraph run --session NAME")
+        echo("no sessions yet: begin one with cachegraph run --session NAME")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("session", "graph", "turns", "last used", "caches"):
@@ -45,7 +47,7 @@ def list_sessions(as_json: JsonOption = False) -> None:
     for row in rows:
         size = f"{row['cache_bytes'] / 1e6:.1f} MB" if row["cache_bytes"] else "-"
         table.add_row(str(row["session"]), str(row["graph"]), str(row["turns"]), str(row["updated"]), size)
-    Console().print(table)
+    open_console().print(table)
 
 
 @app.command("show")
@@ -57,15 +59,15 @@ def show_session(name: str, as_json: JsonOption = False) -> None:
     if record is None:
         raise InputError(f"there is no session {name!r}; `cachegraph sessions list` shows them")
     if as_json:
-        typer.echo(record.model_dump_json())
+        echo_json(record.model_dump_json())
         return
-    console = Console()
+    console = open_console()
     for agent, remembered in record.agents.items():
         console.rule(Text(agent, "bold"))
         for number, exchange in enumerate(remembered.exchanges):
             style = "dim" if number < remembered.left_out else ""
             for role, content in (*exchange.messages, (agent, exchange.reply)):
-                console.print(Text.assemble((f"{role}: ", "bold"), (_visible(content), style)))
+                console.print(Text.assemble((f"{role}: ", "bold"), (printable(content), style)))
         if remembered.left_out:
             console.print(Text(f"the first {remembered.left_out} are no longer told to it", "yellow"))
 
@@ -76,8 +78,4 @@ def remove_sessions(names: list[str]) -> None:
     from cachegraph.agents.sessions.folder import remove
 
     for name in names:
-        typer.echo(f"{name}: {remove(name) / 1e6:.1f} MB are free again")
-
-
-def _visible(text: str) -> str:
-    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+        echo(f"{name}: {remove(name) / 1e6:.1f} MB are free again")

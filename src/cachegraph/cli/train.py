@@ -12,6 +12,8 @@ from rich.table import Table
 
 from cachegraph.errors import ConfigError
 
+from .output import TASK, echo, echo_json, open_console
+
 if TYPE_CHECKING:
     from cachegraph.training.plan import Plan
     from cachegraph.training.spec import TrainSpec
@@ -77,7 +79,7 @@ def train(
     spec = changed(spec, {key: value for key, value in given.items() if value not in (None, [])})
     spec = changed(spec, dict(map(_setting, settings or [])))
     place = (data_folder or folder).absolute()
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     _fetch(spec, folder)
     if dry_run:
         from cachegraph.training.plan import make_plan
@@ -118,11 +120,11 @@ def _train(
         return
     if as_json:
         found = {"fuser": str(made.folder), "steps": made.steps, "seconds": made.seconds, "metrics": made.metrics}
-        typer.echo(json.dumps(found, indent=2))
+        echo_json(json.dumps(found, indent=2))
         return
-    typer.echo(f"{made.folder}: {made.steps} steps in {_time(made.seconds)}")
+    echo(f"{made.folder}: {made.steps} steps in {_time(made.seconds)}")
     for name, value in made.metrics.items():
-        typer.echo(f"  {name:28} {value:.4g}")
+        echo(f"  {name:28} {value:.4g}")
 
 
 def _spec(
@@ -166,7 +168,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     from dataclasses import asdict
 
     if as_json:
-        typer.echo(json.dumps({**asdict(plan), "seconds": plan.seconds}, indent=2))
+        echo_json(json.dumps({**asdict(plan), "seconds": plan.seconds}, indent=2))
         return
     memory = (
         f"{plan.model_bytes / 1e9:.2f} GB models, {plan.training_bytes / 1e9:.2f} GB fuser in training; "
@@ -184,7 +186,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         ("fuser", plan.fuser),
     ):
         table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+    open_console(soft_wrap=True).print(table)
 
 
 def _time(seconds: float) -> str:
@@ -197,7 +199,12 @@ class _Bar:
 
     def __init__(self, console: Console):
         self._console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn(TASK, markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
         self.judged_once = False  # from then on there is a checkpoint
@@ -219,7 +226,7 @@ class _Bar:
     def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
         self.judged_once = True
         said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "rows")
-        self._console.print(f"step {step}: {said}{' (best)' if best else ''}", highlight=False, soft_wrap=True)
+        self._console.print(f"step {step}: {said}{' (best)' if best else ''}", soft_wrap=True)
 
     def _show(self, task: str, text: str, done: int, total: int) -> None:
         if task not in self._tasks:

@@ -1,0 +1,70 @@
+"""JSON from outside: whatever is wrong with it is one sentence, never an error of the parser's own."""
+
+import json
+import math
+from typing import Any
+
+from .surrogates import mend_json
+
+__all__ = ["JSONProblem", "is_deep", "parse_json"]
+
+MAX_DEPTH = 200
+MAX_DIGITS = 4_000
+
+
+class JSONProblem(ValueError):
+    """Why a text is no JSON that can be used: the end of a sentence."""
+
+
+def parse_json(text: str, *, strict: bool = False) -> Any:
+    """The value of a JSON text; a byte order mark is dropped, half surrogates are mended. Raises JSONProblem.
+
+    `strict`: NaN, Infinity and numbers beyond doubles, which Python reads and JSON doesn't know, are refused here.
+    """
+    text = text.removeprefix("\ufeff")
+    try:
+        value = (
+            json.loads(text, parse_int=_int, parse_float=_finite, parse_constant=_constant)
+            if strict
+            else json.loads(text, parse_int=_int)
+        )
+        if is_deep(value):
+            raise JSONProblem(f"it nests deeper than {MAX_DEPTH} levels; make it flatter")
+        return mend_json(value)
+    except JSONProblem:
+        raise
+    except RecursionError as error:
+        raise JSONProblem("it is nested too deeply; make it flatter") from error
+    except ValueError as error:
+        raise JSONProblem(f"it is not JSON: {error}") from error
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise JSONProblem(f"it holds a number of {len(digits):,} digits; write it as text")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise JSONProblem(f"{digits[:40]} is beyond what a number holds")
+    return number
+
+
+def _constant(name: str) -> float:
+    raise JSONProblem(f"{name} is not a number in JSON")
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a JSON value nests deeper than what may come in."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list | tuple)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
