@@ -21,10 +21,24 @@ from transformers.cache_utils import Cache
 
 from .kv import LayerKV, RowCache
 
-__all__ = ["NAME", "Attends", "Enough", "Expands", "OnLayer", "PackedRows", "attending", "packed_rows"]
+__all__ = [
+    "NAME",
+    "Attends",
+    "Enough",
+    "Expands",
+    "OnLayer",
+    "PackedRows",
+    "Watch",
+    "attending",
+    "packed_rows",
+    "watching",
+]
 
 NAME = "cachegraph"
 OnLayer = Callable[[int, LayerKV], None]
+
+
+Watch = Callable[[int, Tensor, LayerKV, float, float | None, Tensor | None], None]  # as Attends.attend is called
 
 
 class Enough(Exception):
@@ -149,6 +163,17 @@ class PackedRows:
 
 
 _running: ContextVar[Attends] = ContextVar("cachegraph_rows")
+_watch: ContextVar["Watch | None"] = ContextVar("cachegraph_watch", default=None)
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """While this is open, `watch` is told of every call of a model's attention."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 @contextmanager
@@ -203,6 +228,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     given = LayerKV(key, value)
+    if (watch := _watch.get()) is not None:
+        watch(module.layer_idx, query, given, scale, softcap, s_aux)
     return _running.get().attend(module.layer_idx, query, given, scale, softcap, s_aux).contiguous(), None
 
 

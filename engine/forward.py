@@ -116,12 +116,18 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | Non
 
 
 def cache_argument(model: Any) -> str:
-    """What this model's forward pass calls its cache: transformers 5.24 renamed it, and recurrent models differ."""
+    """What this model's forward pass calls its cache: transformers 5.24 renamed it, and recurrent models differ.
+
+    Raises TypeError for a model that takes none.
+    """
     kind = type(model)
     if kind not in _cache_arguments:
         parameters = signature(kind.forward).parameters
         names = ("cache", "past_key_values", "cache_params")
-        _cache_arguments[kind] = next(name for name in names if name in parameters)
+        found = next((name for name in names if name in parameters), None)
+        if found is None:
+            raise TypeError(f"{kind.__name__} takes no cache")
+        _cache_arguments[kind] = found
     return _cache_arguments[kind]
 
 

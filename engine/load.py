@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cachegraph.errors import ModelError
+from cachegraph.errors import CachegraphError, ModelError
 
 from .checks import check
 from .cpu.decoder import Decoder
@@ -18,9 +17,11 @@ from .devices import DeviceMap, check_map, home_of, layer_devices
 from .info import ModelInfo
 from .int8 import quantise
 from .quiet import quiet_transformers
+from .report import check_report
 from .rope import Rotation
 from .spec import Weights
 from .tokens import Tokenizer
+from .verdict import Verdict
 
 if TYPE_CHECKING:
     from .gpu.stepper import Stepper
@@ -43,6 +44,7 @@ class LoadedModel:
     devices: tuple[torch.device, ...]  # by layer
     dtype: torch.dtype  # of activations and KV
     why_no_cache: str | None
+    verdict: Verdict  # what the check at load compared
     decoder: "Decoder | Stepper | None" = None  # the kernels for this model; without them torch decodes
     weights: Weights | None = None  # what linear layers were rounded to
 
@@ -90,7 +92,7 @@ def _load(
     if weights == "int8":
         quantise(network, name or folder.name)
     widen(network)
-    info = ModelInfo.from_hf(network.config, network.generation_config)
+    info = _read_info(network, name or folder.name)
     try:
         trusted = check(network, info)
         if trusted.decoder is not None:
@@ -110,21 +112,41 @@ def _load(
         devices=layer_devices(network, trusted.info.layers),
         dtype=dtype,
         why_no_cache=trusted.why_no_cache,
+        verdict=trusted.verdict,
         decoder=trusted.decoder,
         weights=weights,
     )
+
+
+def _read_info(network: Any, name: str) -> ModelInfo:
+    try:
+        return ModelInfo.from_hf(network.config, network.generation_config)
+    except Exception as error:  # a boundary: configurations are classes with code of their own
+        raise ModelError(
+            f"the configuration of {name!r} doesn't say what a {network.config.model_type!r} model keeps in its cache "
+            f"({_first_line(error)}); take another model"
+        ) from error
 
 
 def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | DeviceMap) -> Any:
     spread = None if isinstance(where, torch.device) else where if isinstance(where, str) else dict(where)
     try:
         with quiet_transformers():
-            network = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, device_map=spread, local_files_only=True, use_safetensors=True
+            network, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map=spread,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
+        check_report(report, str(folder))
         return network.to(where) if isinstance(where, torch.device) else network
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the model in {str(folder)!r} can't be read: {_first_line(error)}") from error
+    except CachegraphError:
+        raise
+    except Exception as error:  # a boundary: whatever transformers stumbles over in a file that it doesn't know
+        raise ModelError(f"the model in {str(folder)!r} can't be read: {_reason(error)}") from error
 
 
 def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None:
@@ -132,15 +154,21 @@ def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None
         return None
     try:
         with quiet_transformers():
-            raw = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_first_line(error)}") from error
+            raw = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # as above
+        raise ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_reason(error)}") from error
     if not raw.is_fast:  # nobody else says which characters a token covers
         raise ModelError(
             f"the tokenizer in {str(folder)!r} can't be read: {type(raw).__name__} gives no offsets of its tokens; "
             "add a tokenizer.json to the folder"
         )
     return Tokenizer(raw, chat_template)
+
+
+def _reason(error: BaseException) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, and code of models is never run here; take a model that transformers has"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,7 +3,9 @@
 Serves models with recurrent layers and others that the packed forward pass can't, over text edges only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -38,14 +40,23 @@ def native_forward(network: Any, rows: Sequence[Row]) -> list[Tensor | None]:
     return [_run(network, row) for row in rows]
 
 
+@cache
+def _takes_positions(forward: Callable[..., Any]) -> bool:
+    return "position_ids" in signature(forward).parameters
+
+
 def _run(network: Any, row: Row) -> Tensor | None:
-    cache = row.cache
-    assert isinstance(cache, NativeCache)
+    kept = row.cache
+    assert isinstance(kept, NativeCache)
     ids = torch.tensor([list(row.ids)], device=home_of(network))
-    if cache.state is None:
-        cache.state = DynamicCache(config=network.config)
-    out = network(input_ids=ids, **{cache_argument(network): cache.state}, use_cache=True)
-    cache.grew(len(row.ids))
+    if kept.state is None:
+        kept.state = DynamicCache(config=network.config)
+    inputs: dict[str, Any] = {"input_ids": ids, cache_argument(network): kept.state}
+    if _takes_positions(type(network).forward):
+        begin = kept.next_position
+        inputs["position_ids"] = torch.arange(begin, begin + len(row.ids), device=ids.device)[None]
+    out = network(**inputs, use_cache=True)
+    kept.grew(len(row.ids))
     logits: Tensor = out.logits[0]
     assert isinstance(row.logits, str)
     return {"none": None, "last": logits[-1:], "all": logits[-len(row.ids) :]}[row.logits]

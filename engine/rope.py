@@ -24,10 +24,12 @@ from .kv import KV, LayerKV
 __all__ = ["Rotation"]
 
 _EXACT = 1e-3  # of the norm: what float32 may differ by
+_ROUNDING = 1e-7  # more, for each position of the distance: far out attention itself rounds its angles
 _PAIRS: tuple[Literal["halves"], Literal["neighbours"]] = ("halves", "neighbours")
 _HALF = (torch.bfloat16, torch.float16)
 _NOISE = 3.0  # times as much as values differ by, where activations are rounded
 _UNLIKE = 0.15  # of the norm: such values depend on their position
+_INFINITE = 1e9
 _AT_ONCE = 1 << 18  # elements: an operation on fewer is all overhead, one on more leaves the CPU's cache
 
 
@@ -105,25 +107,52 @@ class Rotation:
                     ways.append(self._made.setdefault(known, _Turn(frequencies, begin, pairs)))
         return [*ways, None]
 
-    def compare(self, here: KV, there: KV) -> None:
+    @property
+    def kept(self) -> tuple[tuple[str, int, str] | None, ...]:
+        """How each layer's keys turn, in plain values, for `settle`."""
+        names = {way: name for name, way in self._made.items()}
+        return tuple(None if way is None else names[way] for way in self._turns)
+
+    def settle(self, kept: Sequence[tuple[str, int, str] | None], why_not: str | None) -> None:
+        """What earlier comparisons found out."""
+        if why_not is None:
+            self._ways = [[None if name is None else self._made[name]] for name in kept]
+        self.why_not = why_not
+
+    def compare(self, here: KV, there: KV, *, rounded: bool = False) -> tuple[float, float]:
         """Hold `move` to the model's own reading of the same tokens at two places, in float32; may set `why_not`.
 
-        Of the ways in which a layer's keys may turn, those that fit remain.
+        Of the ways in which a layer's keys may turn, those that fit remain. `rounded`: activations meet weights in
+        fewer bits, so that values differ at two places, too. Returns the largest difference, as a share of what the
+        model computes, and how large it may be.
         """
-        for index, (old, new) in enumerate(zip(here.layers, there.layers, strict=True)):
-            noise = _difference(old.values, new.values)
-            ways = self._ways[index] if noise < _UNLIKE else []
-            fit = partial(self._fits, old.keys, new.keys, (here.positions, there.positions), _NOISE * noise)
-            self._ways[index] = [way for way in ways if fit(way)]
-            if not self._ways[index]:
-                kind = f"the keys of {self._info.model_type!r} models depend on more than their distance"
-                none = f"{self._info.model_type!r} models have no RoPE, so their keys are bound to their positions"
-                self.why_not = kind if self._frequencies else none
-                return
+        limit = _EXACT + _ROUNDING * int((there.positions - here.positions).abs().max())
+        worst, left = 0.0, []
+        try:
+            for index, (old, new) in enumerate(zip(here.layers, there.layers, strict=True)):
+                noise = _difference(old.values, new.values)
+                if rounded and noise < _UNLIKE:
+                    noise, limit = 0.0, max(limit, _NOISE * noise)
+                off = {
+                    way: self._off(old.keys, new.keys, here.positions, there.positions, way)
+                    for way in self._ways[index]
+                }
+                left.append([way for way, error in off.items() if error <= limit])
+                worst = max(worst, noise, min(off.values(), default=_INFINITE))
+        except Exception as problem:  # a boundary: a model may cache anything
+            self.why_not = f"{self._info.model_type!r} models rotate keys in a way of their own ({problem})"
+            return _INFINITE, limit
+        if worst <= limit:
+            self._ways = left
+        elif not self._frequencies:
+            self.why_not = f"{self._info.model_type!r} models have no RoPE, so their keys are bound to their positions"
+        else:
+            self.why_not = f"the keys of {self._info.model_type!r} models depend on more than their distance"
+        return worst, limit
 
-    def _fits(self, old: Tensor, new: Tensor, places: tuple[Tensor, Tensor], noise: float, way: _Turn | None) -> bool:
-        moved = old if way is None else way(old, *way.between(*places, old))
-        return _difference(moved, new) <= max(_EXACT, noise)
+    def _off(self, old: Tensor, new: Tensor, here: Tensor, there: Tensor, way: _Turn | None) -> float:
+        moved = old if way is None else way(old, *way.between(here, there, old))
+        return _difference(moved, new)
 
     @property
     def _turns(self) -> "list[_Turn | None]":

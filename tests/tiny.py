@@ -12,7 +12,7 @@ from transformers import models as hf
 from cachegraph.engine.load import LoadedModel, load_model
 from cachegraph.engine.quiet import quiet_transformers
 
-__all__ = ["CHATML", "KINDS", "ROPE_KINDS", "Tiny", "config_of", "load_tiny", "save_model", "save_tokenizer"]
+__all__ = ["CHATML", "KINDS", "ROPE_KINDS", "SIZES", "Tiny", "config_of", "load_tiny", "save_model", "save_tokenizer"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -21,7 +21,7 @@ CHATML = (
 
 Tiny = Callable[..., LoadedModel]
 
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -37,13 +37,13 @@ _SIZES: dict[str, Any] = {
 
 
 def _llama(**rope: Any) -> Any:
-    return hf.llama.LlamaConfig(**_SIZES, rope_parameters={"rope_theta": 10000.0, **rope})
+    return hf.llama.LlamaConfig(**SIZES, rope_parameters={"rope_theta": 10000.0, **rope})
 
 
 def _gemma3(window: int) -> Any:
     full, sliding = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e4}
     return hf.gemma3.Gemma3TextConfig(
-        **_SIZES,
+        **SIZES,
         head_dim=16,
         sliding_window=window,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
@@ -68,15 +68,15 @@ ROPE_KINDS = {
 
 KINDS = {
     "llama": ROPE_KINDS["default"],
-    "qwen2": lambda: hf.qwen2.Qwen2Config(**_SIZES),
-    "qwen3": lambda: hf.qwen3.Qwen3Config(**_SIZES, head_dim=16),
-    "phi": lambda: hf.phi.PhiConfig(**_SIZES, partial_rotary_factor=0.5),
+    "qwen2": lambda: hf.qwen2.Qwen2Config(**SIZES),
+    "qwen3": lambda: hf.qwen3.Qwen3Config(**SIZES, head_dim=16),
+    "phi": lambda: hf.phi.PhiConfig(**SIZES, partial_rotary_factor=0.5),
     "gpt_neox": lambda: hf.gpt_neox.GPTNeoXConfig(
-        **{key: value for key, value in _SIZES.items() if key != "num_key_value_heads"}, rotary_pct=0.25
+        **{key: value for key, value in SIZES.items() if key != "num_key_value_heads"}, rotary_pct=0.25
     ),
-    "olmo2": lambda: hf.olmo2.Olmo2Config(**_SIZES),
+    "olmo2": lambda: hf.olmo2.Olmo2Config(**SIZES),
     "gpt_oss": lambda: hf.gpt_oss.GptOssConfig(
-        **_SIZES,
+        **SIZES,
         head_dim=8,
         num_local_experts=4,
         num_experts_per_tok=2,
@@ -89,13 +89,13 @@ KINDS = {
         sliding_window=12,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
-    "mistral": lambda: hf.mistral.MistralConfig(**_SIZES, sliding_window=12),
+    "mistral": lambda: hf.mistral.MistralConfig(**SIZES, sliding_window=12),
     "gemma3_short_window": lambda: _gemma3(12),
     "gemma3_long_window": lambda: _gemma3(256),
-    "gemma2": lambda: hf.gemma2.Gemma2Config(**_SIZES, head_dim=8, sliding_window=12, query_pre_attn_scalar=8),
-    "smollm3": lambda: hf.smollm3.SmolLM3Config(**_SIZES, no_rope_layers=[1, 1, 0]),
+    "gemma2": lambda: hf.gemma2.Gemma2Config(**SIZES, head_dim=8, sliding_window=12, query_pre_attn_scalar=8),
+    "smollm3": lambda: hf.smollm3.SmolLM3Config(**SIZES, no_rope_layers=[1, 1, 0]),
     "cohere2": lambda: hf.cohere2.Cohere2Config(
-        **_SIZES, sliding_window=12, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
+        **SIZES, sliding_window=12, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
     ),
     **{f"llama_{name}": make for name, make in ROPE_KINDS.items() if name != "default"},
 }

@@ -4,7 +4,8 @@ Nothing is believed of a model's class: a `Decoder` is used only after a step of
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from itertools import accumulate
 from typing import Any
@@ -183,6 +184,18 @@ class Decoder:
             cache.reserve(at)
             cache.commit()
         return logits[:, :vocab]
+
+    @contextmanager
+    def seeing(self, windows: Sequence[int | None]) -> Iterator[None]:
+        """While this is open, the layers have these windows: for checks, whose rows are short."""
+        before = [layer.window for layer in self._described]
+        for layer, window in zip(self._described, windows, strict=True):
+            layer.window = window or 0
+        try:
+            yield
+        finally:
+            for layer, window in zip(self._described, before, strict=True):
+                layer.window = window
 
     def _view(self, cache: RowCache, layers: int | None) -> "_View":
         view = self._rows.get(cache)

@@ -59,13 +59,14 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
     progress("read", 0, 0)
     target = _target(gguf)
     need_room(target.bytes)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
         dtype=target.dtype,
         quantization_config=transformers.GgufConfig(dequantize=True),
         output_loading_info=True,
+        trust_remote_code=False,
     )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"the GGUF file {str(gguf)!r} lacks the weights {missing[:3]}; fetch it again")

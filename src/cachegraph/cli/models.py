@@ -119,6 +119,46 @@ def show_model(
     open_console().print(table)
 
 
+@app.command("check")
+def check_model(
+    name: Annotated[str, typer.Argument(help="A catalogue name, hub id, folder or .gguf file.")],
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Load a model, hold it to its own forward pass, and show what was compared and what it may do."""
+    from pydantic import ValidationError
+
+    from cachegraph.engine.pool import leased
+    from cachegraph.engine.spec import ModelSpec
+    from cachegraph.errors import ConfigError
+
+    try:
+        spec = ModelSpec.model_validate({"source": name, "dtype": dtype, "device": device})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(f"{wrong['loc'][0]} can't be {wrong['input']!r}: {wrong['msg']}") from error
+    with leased(spec, Path()) as engine:
+        model = engine.model
+        verdict, where = model.verdict, {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    if as_json:
+        _print_json({"name": name, **where, **verdict.to_dict()})
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("compared", "differs by", "may differ by", ""):
+        table.add_column(title, justify="left" if title in ("compared", "") else "right")
+    for each in verdict.compared:
+        table.add_row(each.what, f"{each.error:.1e}", f"{each.limit:.1e}", "" if each.passed else "fails")
+    Console().print(table)
+    may = {
+        "cache edges": verdict.why_no_cache,
+        "moving its keys": verdict.why_no_rotation,
+        "kernels": verdict.why_no_kernels,
+    }
+    for what, reason in may.items():
+        typer.echo(f"{what}: {'yes' if reason is None else f'no, {reason}'}")
+
+
 def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:
     from cachegraph.engine.models.inventory import inventory
 

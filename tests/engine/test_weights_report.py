@@ -1,0 +1,76 @@
+"""A checkpoint that lacks weights is refused with their names; weights that nothing reads are said."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import config_of, save_model
+
+from cachegraph.engine.load import load_model
+from cachegraph.errors import ModelError
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ModelError, match=r"lacks 1 weight .*model\.layers\.1\.mlp\.up_proj\.weight; fetch it again"):
+        load_model(folder)
+
+
+def test_more_layers_than_weights_are_refused(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_config(folder, num_hidden_layers=4)
+    with pytest.raises(ModelError, match=r"lacks 9 weights .*model\.layers\.3\.input_layernorm\.weight.* and 5 more"):
+        load_model(folder)
+
+
+def test_an_index_that_names_what_its_shard_lacks_is_refused(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    names = list(load_file(folder / "model.safetensors"))
+    change_weights(folder, lambda weights: weights.pop("model.layers.2.mlp.down_proj.weight"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"model\.layers\.2\.mlp\.down_proj\.weight"):
+        load_model(folder)
+
+
+def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
+    config = config_of("llama")
+    config.tie_word_embeddings = True
+    folder = save_model(config, tmp_path)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert load_model(folder).why_no_cache is None
+
+
+def test_fewer_layers_than_weights_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_config(folder, num_hidden_layers=2)
+    with caplog.at_level(logging.WARNING, logger="cachegraph"):
+        load_model(folder)
+    assert "has 9 weights that its config.json has no place for: model.layers.2." in caplog.text
+
+
+def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
+    """Without a question on the terminal, too."""
+    folder = save_model(config_of("llama"), tmp_path)
+    auto = {"AutoConfig": "modeling.C", "AutoModelForCausalLM": "modeling.M"}
+    change_config(folder, model_type="my_llama", auto_map=auto)
+    (folder / "modeling.py").write_text("raise SystemExit('remote code ran')\n")
+    with pytest.raises(ModelError, match="code of models is never run here"):
+        load_model(folder)
