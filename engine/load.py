@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cachegraph.errors import CachegraphError, ModelError
+from cachegraph.errors import ModelError, library_errors, reason_of
 
 from .checks import check
 from .cpu.decoder import Decoder
@@ -74,7 +74,7 @@ def load_model(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{str(folder)!r} holds no model: there is no config.json in it")
-    with _one_at_a_time:
+    with _one_at_a_time, library_errors(lambda why: ModelError(f"the model in {str(folder)!r} can't be used: {why}")):
         return _load(folder, name, identity, dtype, weights, device_map or torch.device(device), chat_template)
 
 
@@ -124,52 +124,45 @@ def _read_info(network: Any, name: str) -> ModelInfo:
     except Exception as error:  # a boundary: configurations are classes with code of their own
         raise ModelError(
             f"the configuration of {name!r} doesn't say what a {network.config.model_type!r} model keeps in its cache "
-            f"({_first_line(error)}); take another model"
+            f"({reason_of(error)}); take another model"
         ) from error
 
 
 def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | DeviceMap) -> Any:
     spread = None if isinstance(where, torch.device) else where if isinstance(where, str) else dict(where)
-    try:
-        with quiet_transformers():
-            network, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map=spread,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+
+    def explain(why: str) -> ModelError:
+        return ModelError(f"the model in {str(folder)!r} can't be read: {_of_code(why)}")
+
+    with library_errors(explain), quiet_transformers():
+        network, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=spread,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
         check_report(report, str(folder))
         return network.to(where) if isinstance(where, torch.device) else network
-    except CachegraphError:
-        raise
-    except Exception as error:  # a boundary: whatever transformers stumbles over in a file that it doesn't know
-        raise ModelError(f"the model in {str(folder)!r} can't be read: {_reason(error)}") from error
 
 
 def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         return None
-    try:
-        with quiet_transformers():
-            raw = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # as above
-        raise ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_reason(error)}") from error
-    if not raw.is_fast:  # nobody else says which characters a token covers
-        raise ModelError(
-            f"the tokenizer in {str(folder)!r} can't be read: {type(raw).__name__} gives no offsets of its tokens; "
-            "add a tokenizer.json to the folder"
-        )
-    return Tokenizer(raw, chat_template)
+
+    def explain(why: str) -> ModelError:
+        return ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_of_code(why)}")
+
+    with library_errors(explain), quiet_transformers():
+        raw = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if not raw.is_fast:  # nobody else says which characters a token covers
+            raise explain(f"{type(raw).__name__} gives no offsets of its tokens; add a tokenizer.json to the folder")
+        return Tokenizer(raw, chat_template)
 
 
-def _reason(error: BaseException) -> str:
-    if "trust_remote_code" in str(error):
+def _of_code(why: str) -> str:
+    if "trust_remote_code" in why:
         return "it needs code of its own, and code of models is never run here; take a model that transformers has"
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return why

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cachegraph.errors import ModelError
+from cachegraph.errors import ModelError, library_errors
 
 from .chat import ChatText, render_chat
 from .chat_rules import ChatRules, as_parts, find_rules
@@ -50,7 +50,8 @@ class Tokenizer:
 
         `words` are the characters of somebody's text: what they say never becomes a control token.
         """
-        return self.controls.encode(text, special, words)
+        with library_errors(lambda why: ModelError(f"the model's tokenizer can't read this text: {why}")):
+            return self.controls.encode(text, special, words)
 
     def encode_words(self, text: str) -> Encoded:
         """A text that somebody else wrote, alone: no control tokens in it, and none around it."""

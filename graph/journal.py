@@ -12,6 +12,7 @@ import anyio
 
 from cachegraph.agents.base import Agent, MemoryReport, Paused, Rebuilder, Reply, Timing, Tokens, ToolCall, Turn
 from cachegraph.channels.message import EdgeReport, Message
+from cachegraph.errors import RunError, library_errors
 
 from .result import AgentResult
 
@@ -53,7 +54,9 @@ async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn
         return await agent.turn(turn)
     recorded = journal.recall(name)
     if recorded is not None:
-        return _stand_in(agent, _remembered(turn, recorded, f"{journal.run}/{name}"), recorded)
+        damaged = f"what run {journal.run!r} recorded of turn {name!r} is damaged"
+        with library_errors(lambda why: RunError(f"{damaged} ({why}); remove that run and begin a new one")):
+            return _stand_in(agent, _remembered(turn, recorded, f"{journal.run}/{name}"), recorded)
     await _restore(turn)
     try:
         reply = await agent.turn(turn)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cachegraph.errors import FuserError
+from cachegraph.errors import FuserError, library_errors
 
 __all__ = ["State", "newest", "restore", "save"]
 
@@ -44,6 +45,8 @@ class State:
     response_tokens: int = 0
     seconds: float = 0.0
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     def improves(self, score: float, noise: float, logprob: float) -> bool:
         """Whether a checkpoint takes the place of the best: the likeliest answers among those whose score is within
         the noise of the highest one."""
@@ -51,6 +54,9 @@ class State:
             return True
         floor = max(self.top_score, score) - noise
         return score >= floor and (self.best_score < floor or logprob > self.best_logprob)
+
+
+_state = TypeAdapter(State)
 
 
 def save(run: Path, state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
@@ -86,22 +92,18 @@ def newest(run: Path) -> tuple[Path, State] | None:
             fields: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
             hashes = fields.pop("sha256")
             if all(_sha256(folder / name) == hashes[name] for name in (WEIGHTS, OPTIMIZER)):
-                return folder, State(**fields)
-        except (OSError, ValueError, TypeError, KeyError):
+                return folder, _state.validate_python(fields)
+        except Exception:  # noqa: S112  # of whatever kind the damage is: an older one may be whole
             continue
     return None
 
 
 def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's numbers back. Raises FuserError where they are another network's."""
-    try:
+    other = f"the checkpoint {str(folder)!r} is not of this fuser"
+    with library_errors(lambda why: FuserError(f"{other} ({why}); start anew with --restart")):
         module.load_state_dict(load_file(folder / WEIGHTS))
         _fill(module, optimizer, load_file(folder / OPTIMIZER))
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise FuserError(
-            f"the checkpoint {str(folder)!r} is not of this fuser ({first}); start anew with --restart"
-        ) from error
 
 
 def _checkpoints(run: Path) -> list[Path]:

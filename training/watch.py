@@ -64,8 +64,8 @@ def _lines(path: Path) -> list[str]:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return float("inf")  # half a line, as a kill leaves it
+    except Exception:  # half a line, as a kill leaves it, or whatever else a damaged one is
+        return float("inf")
 
 
 @contextmanager

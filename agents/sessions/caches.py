@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from cachegraph.engine.kv import KV, LayerKV, concat
 from cachegraph.engine.load import LoadedModel
+from cachegraph.errors import reason_of
 
 from .folder import AgentRecord, KeptCache
 
@@ -37,21 +37,29 @@ def take_up(folder: Path, record: AgentRecord, model: LoadedModel) -> Kept:
         return Kept([], None)
     try:
         raw = (folder / record.cache.file).read_bytes()
-    except OSError:
+    except (OSError, ValueError):
         return Kept([], None, "the kept cache is gone: it was old, or others needed the room")
     if hashlib.sha256(raw).hexdigest() != record.cache.sha256:
         return Kept([], None, "the kept cache has been changed since it was saved")
     try:
-        header = int.from_bytes(raw[:8], "little")
-        about = json.loads(raw[8 : 8 + header])["__metadata__"]
-        tensors = load(raw)
-    except (SafetensorError, ValueError, KeyError) as error:
-        return Kept([], None, f"the kept cache can't be read: {error}")
+        return _read(raw, model)
+    except Exception as error:  # of whatever is wrong with the file: then the prompt is prefilled
+        return Kept([], None, f"the kept cache can't be read: {reason_of(error)}")
+
+
+def _read(raw: bytes, model: LoadedModel) -> Kept:
+    header = int.from_bytes(raw[:8], "little")
+    about = json.loads(raw[8 : 8 + header])["__metadata__"]
+    tensors = load(raw)
     for name, mine in _about(model).items():
         if about.get(name, "plain") != mine:
             return Kept([], None, f"the kept cache is of {name} {about.get(name)!r}, and the model's is {mine!r}")
     layers = tuple(LayerKV(tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(model.info.layers))
     ids: list[int] = tensors["ids"].tolist()
+    for layer, shape in zip(layers, model.info.shapes, strict=True):
+        for each, dim in zip(layer, (shape.key_dim, shape.value_dim), strict=True):
+            if each.shape != (1, shape.kv_heads, len(ids), dim) or not each.is_floating_point():
+                return Kept([], None, "the kept cache is not of the shape that the model's is")
     return Kept(ids, KV(layers, torch.arange(len(ids))).to(model.devices, model.dtype))
 
 

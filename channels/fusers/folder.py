@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FuserError(f"the fuser lacks {str(path)!r}; get it again from its source") from error
     except OSError as error:
         raise FuserError(f"{str(path)!r} can't be read ({error.strerror}); check its permissions") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise FuserError(f"{str(path)!r} is no JSON ({error}); get the fuser again from its source") from error
     if not isinstance(value, dict):
         raise FuserError(f"{str(path)!r} holds no JSON object; get the fuser again from its source")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cachegraph.errors import FuserError
+from cachegraph.errors import FuserError, library_errors
 
 from .base import Fuser
 from .pair import refuse_pair
@@ -30,9 +30,10 @@ def load_translator(
 def load_fuser(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Fuser:
     """The fuser in a folder of ours or in a published one; `dtype` None keeps the number type it was saved in."""
     folder = Path(folder)
-    if (folder / CARD).is_file():
-        return read_fuser(folder).to(device, dtype)
-    refuse_pair(folder)
+    with library_errors(lambda why: FuserError(f"{str(folder)!r} can't be read ({why}); check its permissions")):
+        if (folder / CARD).is_file():
+            return read_fuser(folder).to(device, dtype)
+        refuse_pair(folder)
     if not is_reference(folder) and not folder.is_dir():
         raise FuserError(f"there is no fuser folder {str(folder)!r}; check the path")
     fusers = load_reference(folder)

@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from cachegraph.errors import FuserError
+from cachegraph.errors import FuserError, library_errors
 
 from ..cache.layers import LayerPair
 from .base import Fuser, Projector
@@ -54,9 +54,11 @@ def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
         inside = sorted(path.parent.parent.name for path in Path(folder).glob(f"*/final/{CONFIG}"))
         hint = f"name one of its folders: {', '.join(map(repr, inside))}" if inside else "check the path"
         raise FuserError(f"{str(folder)!r} holds no {CONFIG!r}; {hint}")
-    training = _training_config(found)
-    sharers = read_sharers(found)
-    return tuple(_fuser(found, sharer, training, len(sharers) == 1) for sharer in sharers)
+    damage = f"the fuser in {str(folder)!r} can't be read"
+    with library_errors(lambda why: FuserError(f"{damage}: {why}; get it again from its source")):
+        training = _training_config(found)
+        sharers = read_sharers(found)
+        return tuple(_fuser(found, sharer, training, len(sharers) == 1) for sharer in sharers)
 
 
 def export_reference(fuser: Fuser, folder: Path | str) -> None:
@@ -166,7 +168,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a damaged archive zipfile raises also struct.error, ValueError, NotImplementedError
         raise FuserError(f"{str(path)!r} is missing, cut off or no torch file; {remedy}") from error
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise FuserError(f"{str(path)!r} holds compressed data, which torch never writes; don't trust it, {remedy}")

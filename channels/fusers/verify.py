@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cachegraph.errors import FuserError
+from cachegraph.errors import FuserError, library_errors
 
 from .base import Fuser
 from .load import load_fuser, load_translator
@@ -29,14 +29,12 @@ def open_fuser(folder: Path) -> Fuser | Translator:
 
 def open_fusers(folder: Path) -> tuple[Fuser | Translator, ...]:
     """Everything in a folder, one fuser a sharer. Raises FuserError."""
-    try:
+    with library_errors(lambda why: FuserError(f"{str(folder)!r} can't be read ({why}); check its permissions")):
         _check_files(folder)
         refuse_pair(folder)
         if not any((folder / name).is_file() for name in (CARD, WEIGHTS)):
             return load_reference(folder)
         return (load_translator(folder) if read_card(folder).kind == "graft" else load_fuser(folder),)
-    except OSError as error:
-        raise FuserError(f"{str(folder)!r} can't be read ({error.strerror}); check its permissions") from error
 
 
 def _check_files(folder: Path) -> None:

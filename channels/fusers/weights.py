@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cachegraph.engine.shapes import KVShape
-from cachegraph.errors import FuserError
+from cachegraph.errors import FuserError, library_errors
 
 from .base import Fuser, Projector
 from .card import Card, checked_card
@@ -68,7 +69,8 @@ def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
 def read_card(folder: Path | str) -> Card:
     """The card alone; cheap."""
     path = Path(folder) / CARD
-    return checked_card(read_json(path), repr(str(path)))
+    with _damage(path):
+        return checked_card(read_json(path), repr(str(path)))
 
 
 def read_fuser(folder: Path | str) -> Fuser:
@@ -76,6 +78,11 @@ def read_fuser(folder: Path | str) -> Fuser:
     card = read_card(folder)
     if card.kind != "fuse":
         raise FuserError(f"{str(folder)!r} is a translator, which grafts; it can't fuse")
+    with _damage(folder):
+        return _read_fuser(folder, card)
+
+
+def _read_fuser(folder: Path | str, card: Card) -> Fuser:
     by_layer = expected_states(card)
     names = {_Name(layer, name): shape for layer, state in by_layer.items() for name, shape in state.items()}
     path = Path(folder) / WEIGHTS
@@ -90,13 +97,21 @@ def read_fuser(folder: Path | str) -> Fuser:
 def read_translator(folder: Path | str) -> Translator:
     """The translator in a folder of ours, checked as a fuser is."""
     card = read_card(folder)
-    with torch.device("meta"):
-        translator = build_translator(card)
-    expected = {name: tuple(tensor.shape) for name, tensor in translator.network.state_dict().items()}
-    path = Path(folder) / WEIGHTS
-    state = _checked(_read_tensors(path, card, expected), expected, repr(str(path)))
-    translator.network.load_state_dict(state, assign=True)
-    return translator.train(False)
+    with _damage(folder):
+        with torch.device("meta"):
+            translator = build_translator(card)
+        expected = {name: tuple(tensor.shape) for name, tensor in translator.network.state_dict().items()}
+        path = Path(folder) / WEIGHTS
+        state = _checked(_read_tensors(path, card, expected), expected, repr(str(path)))
+        translator.network.load_state_dict(state, assign=True)
+        return translator.train(False)
+
+
+def _damage(place: Path | str) -> AbstractContextManager[None]:
+    """Whatever a library raises about a stranger's fuser, as a FuserError."""
+    return library_errors(
+        lambda why: FuserError(f"the fuser in {str(place)!r} can't be read: {why}; get it again from its source")
+    )
 
 
 def _read_tensors(path: Path, card: Card, expected: Expected) -> dict[str, Tensor]:

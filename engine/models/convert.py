@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cachegraph.errors import CachegraphError, ConfigError, ModelError
+from cachegraph.errors import CachegraphError, ConfigError, ModelError, is_library_error, reason_of
 
 from .progress import Progress
 
@@ -46,11 +46,14 @@ def convert_gguf(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progre
     except CachegraphError:
         raise
     # transformers and gguf raise whatever they stumble over in a file that they don't know.
-    except Exception as error:
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device") from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"the GGUF file {str(gguf)!r} can't be converted: {reason}; use another model") from error
+        raise ModelError(
+            f"the GGUF file {str(gguf)!r} can't be converted: {reason_of(error)}; use another model"
+        ) from error
 
 
 def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) -> None:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cachegraph.errors import ModelError
+from cachegraph.errors import ModelError, library_errors
 
 __all__ = ["check_folder", "count_parameters", "fingerprint", "weight_files"]
 
@@ -35,15 +36,15 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     single = folder / "model.safetensors"
     if single.is_file():
         return (single,)
-    index = folder / INDEX
-    if not index.is_file():
+    listing = folder / INDEX
+    if not listing.is_file():
         raise ModelError(_why_no_weights(folder))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"the weight index {str(index)!r} can't be read: {error!r}; fetch the model again") from error
-    if strange := sorted(name for name in names if not isinstance(name, str) or Path(name).name != name):
-        raise ModelError(f"the weight index {str(index)!r} names files outside its folder: {strange}")
+    again = f"the weight index {str(listing)!r} can't be read"
+    with library_errors(lambda why: ModelError(f"{again}: {why}; fetch the model again")):
+        names = set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values())
+    if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        strange = sorted(map(str, strange))[:3]
+        raise ModelError(f"the weight index {str(listing)!r} names files outside its folder: {strange}")
     return tuple(folder / name for name in sorted(names))
 
 
@@ -54,7 +55,8 @@ def count_parameters(folder: Path) -> int:
 
 def fingerprint(folder: Path) -> str:
     """A hash that changes with the config, and with the names, shapes, dtypes and sizes of the weights."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    with library_errors(lambda why: ModelError(f"the config.json of {str(folder)!r} can't be read: {why}")):
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in weight_files(folder):
         header = _header(file)
         digest.update(f"{file.name}:{header.file_bytes}:".encode() + header.text)
@@ -62,7 +64,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def _header(file: Path) -> _Header:
-    try:
+    damage = f"the weights {str(file)!r} can't be read"
+    with library_errors(lambda why: ModelError(f"{damage}: {why}; fetch the model again")):
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -71,10 +74,8 @@ def _header(file: Path) -> _Header:
             text = opened.read(length)
         tensors: dict[str, Any] = json.loads(text)
         tensors.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        parameters = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"the weights {str(file)!r} can't be read: {error}; fetch the model again") from error
+        end = max((index(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+        parameters = sum(math.prod(map(index, tensor["shape"])) for tensor in tensors.values())
     if size < 8 + length + end:
         raise ModelError(
             f"the weights {str(file)!r} are cut short: {size:,} bytes of {8 + length + end:,}; fetch the model again"

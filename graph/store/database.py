@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoResultFound, SQLAlchemyE
 from sqlalchemy.pool import NullPool
 
 from cachegraph.engine.models.store import home
-from cachegraph.errors import ConfigError
+from cachegraph.errors import CachegraphError, ConfigError, reason_of
 
 from .schema import STEPS, migrate, version_of
 
@@ -77,6 +77,8 @@ class Database:
                     raise
         except connection.dialect.loaded_dbapi.Error as error:
             raise ConfigError(self._sentence(error)) from error
+        except UnicodeDecodeError as error:  # SQLite's message about a damaged file may hold any bytes
+            raise ConfigError(self._sentence(f"malformed: {error}")) from error
 
     def connect(self) -> Connection:
         """A connection for several transactions, to be closed by the caller. Raises ConfigError."""
@@ -121,12 +123,16 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except CachegraphError:
+            raise
         except DBAPIError as error:
             raise ConfigError(self._sentence(error.orig)) from error
         except NoResultFound as error:
             raise ConfigError(self._sentence("it has no version")) from error
         except SQLAlchemyError as error:
             raise ConfigError(f"the run store {self.place} can't be used: {error}") from error
+        except Exception as error:  # what a damaged file makes the driver, or the reading of its values, stumble over
+            raise ConfigError(self._sentence(f"malformed: {reason_of(error)}")) from error
 
     def _sentence(self, error: object) -> str:
         words = " ".join(str(error).split())

@@ -11,6 +11,7 @@ from typing import Any
 from cachegraph import __version__
 
 from ..journal import Recorded
+from .damage import Check, all_of, by_name, either, fields, is_number, is_text, is_time
 from .owner import is_alive
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "StoredTurn",
     "Unfinished",
     "installed",
+    "read_info",
     "read_turn",
     "status_of",
 ]
@@ -46,7 +48,8 @@ class Setting:
 
     @classmethod
     def from_json(cls, text: str) -> "Setting":
-        return cls(**json.loads(text))
+        """Raises ValueError or TypeError where the text is damaged."""
+        return cls(**fields(text, SETTING))
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,14 @@ class Outcome:
 
     @classmethod
     def from_json(cls, text: str) -> "Outcome":
-        plain = json.loads(text)
-        return cls(plain["error"], {turn: Unfinished(**each) for turn, each in plain["unfinished"].items()})
+        """Raises ValueError or TypeError where the text is damaged."""
+        plain = fields(text, OUTCOME)
+        return cls(plain.get("error"), {turn: Unfinished(**each) for turn, each in plain.get("unfinished", {}).items()})
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as a list shows it. `interrupted`: its process has gone without ending it."""
+    """A run as a list shows it. `interrupted`: its process has gone without ending it. `damaged`: it can't be read."""
 
     id: str
     graph: str
@@ -114,6 +118,14 @@ class StoredRun:
         return asdict(self)
 
 
+def read_info(row: Any) -> RunInfo:
+    """A row of a list; one that can't be read is there to be removed."""
+    whole = is_text(row.id) and is_text(row.graph) and is_text(row.status)
+    if whole and is_time(row.created) and is_number(row.seconds):
+        return RunInfo(row.id, row.graph, status_of(row), row.created, row.seconds, row.finished_turns)
+    return RunInfo(str(row.id), str(row.graph), "damaged", 0.0, 0.0, row.finished_turns)
+
+
 def status_of(row: Any) -> str:
     """A run's status; one that nobody is at work on any more was interrupted."""
     interrupted = row.status == "running" and not is_alive(row.owner, row.heartbeat)
@@ -121,7 +133,39 @@ def status_of(row: Any) -> str:
 
 
 def read_turn(row: Any) -> StoredTurn:
-    return StoredTurn(row.turn, row.recorded, Recorded(**json.loads(row.body)))
+    """Raises ValueError or TypeError where the row is damaged."""
+    if not (is_text(row.turn) and is_time(row.recorded)):
+        raise ValueError(f"its turn {row.turn!r} is wrong")
+    return StoredTurn(row.turn, row.recorded, Recorded(**fields(row.body, RECORDED)))
+
+
+FIGURES = ("timing", "tokens")  # of an agent's result
+_texts = by_name(either(str, None))
+SETTING: Mapping[str, Check] = {
+    "inputs": either(dict),
+    "folder": is_text,
+    "file": either(str, None),
+    "digest": either(str, None),
+    "included": _texts,
+    "allow_env": all_of(is_text),
+    "allow_paths": either(bool),
+    "allow_code": either(bool),
+    "session": either(str, None),
+    "versions": by_name(is_text),
+}
+OUTCOME: Mapping[str, Check] = {"error": either(str, None), "unfinished": by_name(_texts)}
+RECORDED: Mapping[str, Check] = {
+    "text": either(str, None),
+    "data": lambda value: True,
+    "ids": all_of(either(int)),
+    "agent": lambda value: isinstance(value, dict) and all(map(_is_figures, (value.get(key) for key in FIGURES))),
+    "edges": by_name(either(dict)),
+    "remembered": lambda value: value is None or all_of(lambda each: all_of(is_text)(each) and len(each) == 2)(value),
+}
+
+
+def _is_figures(value: Any) -> bool:
+    return value is None or by_name(lambda each: each is None or is_number(each))(value)
 
 
 @cache

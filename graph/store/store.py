@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from secrets import token_hex
 from time import time
 from types import TracebackType
@@ -9,12 +10,13 @@ from typing import Any, Self
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
-from cachegraph.errors import InputError
+from cachegraph.errors import ConfigError, InputError, library_errors
 
 from ..journal import Recorded
+from .damage import is_number, is_text, is_time
 from .database import Database
 from .owner import is_alive, me, take
-from .records import Outcome, RunInfo, Setting, StoredRun, read_turn, status_of
+from .records import Outcome, RunInfo, Setting, StoredRun, read_info, read_turn, status_of
 from .schema import runs, turns
 from .session import Session, to_json
 from .writer import Writer
@@ -54,10 +56,7 @@ class Store:
         if status not in ("running", "interrupted"):
             query = query.limit(limit).offset(skip)
         with self._database.reading() as connection:
-            found = [
-                RunInfo(row.id, row.graph, status_of(row), row.created, row.seconds, row.finished_turns)
-                for row in connection.execute(query)
-            ]
+            found = [read_info(row) for row in connection.execute(query)]
         if status in ("running", "interrupted"):  # which of the two only the processes can tell
             return [run for run in found if run.status == status][skip : skip + limit]
         return found
@@ -65,7 +64,9 @@ class Store:
     def get(self, run: str) -> StoredRun:
         """A whole run by its id, or by as much of it as no other has. Raises InputError."""
         with self._database.reading() as connection:
-            return _whole(connection, _find(connection, run, self.place))
+            found = _find(connection, run, self.place)
+            with self._damage(found):
+                return _whole(connection, found)
 
     def remove(self, *named: str) -> Sequence[str]:
         """Delete runs, all of them or none; gives their ids. Raises InputError for one that is at work."""
@@ -113,7 +114,8 @@ class Store:
             for turn, answer in (answers or {}).items():
                 body = to_json(Recorded(answer))
                 connection.execute(insert(turns).values(run=run, turn=turn, recorded=time(), body=body))
-            known = {each.turn: each.recorded for each in _turns(connection, run)}
+            with self._damage(run):
+                known = {each.turn: each.recorded for each in _turns(connection, run)}
             connection.execute(update(runs).where(runs.c.id == run).values(outcome=Outcome().to_json()))
         return self._session(run, token, known)
 
@@ -132,6 +134,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.place}>"
+
+    def _damage(self, run: str) -> AbstractContextManager[None]:
+        """Whatever reading a damaged run raises, as a ConfigError that names it."""
+        damage = f"run {run!r} in the run store {self.place} is damaged"
+        return library_errors(lambda why: ConfigError(f"{damage} ({why}); remove it with: cachegraph runs rm {run}"))
 
     def _session(self, run: str, token: str, known: Any) -> Session:
         self._writer.hold(run, token)
@@ -154,6 +161,8 @@ def _find(connection: Connection, named: str, place: str) -> str:
 
 def _whole(connection: Connection, run: str) -> StoredRun:
     row = connection.execute(select(runs).where(runs.c.id == run)).one()
+    if not (is_text(row.recipe) and is_text(row.graph) and is_time(row.created) and is_number(row.seconds)):
+        raise ValueError("its row holds other things than a run's")
     setting, outcome = Setting.from_json(row.setting), Outcome.from_json(row.outcome)
     finished = _turns(connection, run)
     return StoredRun(run, row.graph, status_of(row), row.created, row.seconds, row.recipe, setting, outcome, finished)

@@ -149,7 +149,10 @@ def is_library_error(error: BaseException) -> bool:
 def reason_of(error: BaseException) -> str:
     """The first line of what an error says, at most 300 characters; with its type where the line alone says little."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return str(error.strerror)
+    if type(error).__name__ == "ValidationError" and callable(errors := getattr(error, "errors", None)):  # pydantic's
+        first = errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")[:300]
     lines = str(error).strip().splitlines()
     name = type(error).__name__
     if not lines:

@@ -1,0 +1,56 @@
+"""Checks of what the database holds, which may be damaged.
+
+Not by pydantic, which refuses texts with half a character: those are kept as they are.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["Check", "all_of", "by_name", "either", "fields", "is_number", "is_text", "is_time"]
+
+Check = Callable[[Any], bool]
+
+LATEST = 2.0**37  # seconds since 1970: a time of the year 6325, which every library can still print
+
+
+def fields(text: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
+    """The object in a JSON text. Raises ValueError where it has other fields, or values of other kinds, than these."""
+    if not is_text(text):
+        raise ValueError("it is no text")
+    plain = json.loads(text)
+    if not isinstance(plain, dict):
+        raise ValueError("it is no JSON object")
+    for name, value in plain.items():
+        if name not in checks:
+            raise ValueError(f"it has an unknown field {name!r}")
+        if not checks[name](value):
+            raise ValueError(f"its {name!r} is wrong")
+    return plain
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    """Finite, and none of bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST
+
+
+def is_time(value: Any) -> bool:
+    return is_number(value) and value >= 0
+
+
+def either(*kinds: type | None) -> Check:
+    """None stands for null."""
+    wanted = tuple(type(None) if kind is None else kind for kind in kinds)
+    return lambda value: isinstance(value, wanted)
+
+
+def all_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def by_name(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
