@@ -111,7 +111,9 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | Non
                 model.get_decoder()(**inputs, use_cache=True)
             return [None] * asked
         keep = sent(wanted, torch.int64, torch.device("cpu") if is_spread(model) else device)
-        logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]  # (wanted, vocab)
+        logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]
+    if len(logits) > len(wanted):  # some models take no notice of `logits_to_keep`
+        logits = logits[keep.to(logits.device)]  # (wanted, vocab)
     return _by_row(rows, logits)[:asked]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from cachegraph.errors import ModelError, library_errors, reason_of
 
@@ -20,6 +20,7 @@ from .quiet import quiet_transformers
 from .report import check_report
 from .rope import Rotation
 from .spec import Weights
+from .text_model import auto_class, drop_other_parts
 from .tokens import Tokenizer
 from .verdict import Verdict
 
@@ -135,7 +136,8 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
         return ModelError(f"the model in {str(folder)!r} can't be read: {_of_code(why)}")
 
     with library_errors(explain), quiet_transformers():
-        network, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        network, report = auto_class(config).from_pretrained(
             folder,
             dtype=dtype,
             device_map=spread,
@@ -145,6 +147,7 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
             output_loading_info=True,
         )
         check_report(report, str(folder))
+        drop_other_parts(network)
         return network.to(where) if isinstance(where, torch.device) else network
 
 
