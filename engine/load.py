@@ -166,6 +166,8 @@ def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None
 
 
 def _of_code(why: str) -> str:
-    if "trust_remote_code" in why:
+    if (
+        "trust_remote_code" in why or "contains custom code" in why
+    ):  # the first or a later line of what transformers says
         return "it needs code of its own, and code of models is never run here; take a model that transformers has"
     return why
