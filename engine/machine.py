@@ -17,7 +17,7 @@ from .memory import PERCENT, VARIABLE, choose_budget
 from .models.catalogue import load_catalogue
 from .models.inventory import inventory
 from .models.placement import Device, visible_devices
-from .models.store import home
+from .places import data_home, home
 
 __all__ = ["DeviceFacts", "Machine", "budget_words", "examine", "installed", "processor"]
 
@@ -48,7 +48,8 @@ class Machine:
     devices: list[DeviceFacts] = field(default_factory=list)
     auto: str = ""
     models: dict[str, int] = field(default_factory=dict)  # those on this disk, and their bytes
-    home: str = ""
+    home: str = ""  # of models and kernels
+    data: str = ""  # of runs, sessions and fusers
     home_free_bytes: int = 0
     temporary: str = ""
     temporary_free_bytes: int = 0
@@ -129,6 +130,7 @@ def _what_auto_does(devices: list[Device]) -> str:
 
 def _look_at_disk(machine: Machine) -> None:
     place = home()
+    machine.data = str(data_home())
     machine.home, machine.temporary = str(place), tempfile.gettempdir()
     existing = next(each for each in (place, *place.parents) if each.exists())
     machine.home_free_bytes = shutil.disk_usage(existing).free

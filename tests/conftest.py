@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from outside import Watcher
 
 if TYPE_CHECKING:
     from cachegraph.engine.engine import Engine
@@ -29,11 +30,33 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_run_store_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that tests start from the command line are kept in a store that nobody looks at."""
+def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Runs, sessions and fusers of tests are kept in a temporary home; models and kernels where they always are."""
+    from cachegraph.engine.places import home
+
+    usual, own = home(), tmp_path_factory.mktemp("home")
+    for name in ("models", "kernels"):
+        (usual / name).mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(usual / name, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CACHEGRAPH_STORE", str(tmp_path_factory.mktemp("store") / "runs.db"))
-        yield
+        patch.setenv("CACHEGRAPH_HOME", str(own))
+        patch.delenv("CACHEGRAPH_STORE", raising=False)
+        yield own
+
+
+@pytest.fixture(scope="session")
+def watcher(home_of_the_tests: Path) -> Watcher:
+    return Watcher([home_of_the_tests / "models", home_of_the_tests / "kernels"])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written_elsewhere(home_of_the_tests: Path, watcher: Watcher) -> Iterator[None]:
+    """A test that leaves a file in the user's home or in the project fails."""
+    watcher.found.clear()
+    watcher.on = True
+    yield
+    watcher.on = False
+    assert not watcher.found, f"written outside the temporary folders: {', '.join(watcher.found[:5])}"
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from cachegraph.channels.fusers.find import installed_fusers
 from cachegraph.channels.fusers.name import is_hub_fuser
 from cachegraph.channels.spec import FuserPair, TextEdge
-from cachegraph.engine.models import home
 from cachegraph.graph.spec import GraphSpec
 
 from .pair import Pair
@@ -24,7 +24,7 @@ def fuser_place(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge:
         named = f"{pair.receiver.engine.model.name}--{pair.sharer.engine.model.name}"
     place = folder / Path(named).expanduser()
     if "/" not in named and not place.is_dir():
-        place = home() / "fusers" / named
+        place = installed_fusers() / named
     return place if spec.control == "none" else place.with_name(f"{place.name}--{spec.control}")
 
 

@@ -1,4 +1,4 @@
-"""Conversations as files under CACHEGRAPH_HOME: a folder each, with the text in JSON and caches beside it.
+"""Conversations as files in the data folder: a folder each, with the text in JSON and caches beside it.
 
 The text is the truth. It is replaced whole or not at all, and names the caches that belong to it.
 """
@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,8 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cachegraph.engine.models.store import file_errors, folder_bytes, home
+from cachegraph.engine.models.store import file_errors, folder_bytes
+from cachegraph.engine.places import lasting
 from cachegraph.errors import ConfigError, InputError
 
 __all__ = [
@@ -184,7 +185,20 @@ def _limit(variable: str, usual: float) -> float:
 
 
 def _root() -> Path:
-    return home() / "sessions"
+    return lasting("sessions", _idle)
+
+
+@contextmanager
+def _idle(root: Path) -> Iterator[bool]:
+    """Whether no run has a session of this folder; none can begin to while it is moved."""
+    with ExitStack() as held:
+        try:
+            for file in root.glob(".lock-*"):
+                held.enter_context(FileLock(file, thread_local=False).acquire(timeout=0))
+        except Timeout:
+            yield False
+        else:
+            yield True
 
 
 def _now() -> str:

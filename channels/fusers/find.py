@@ -1,12 +1,16 @@
 """From the name or path in a recipe to a folder, and whether a fuser fits two models."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from time import time
 
-from cachegraph.engine.models import Progress, home
+from cachegraph.engine.models import Progress
 from cachegraph.engine.models.progress import silent
+from cachegraph.engine.places import lasting
 from cachegraph.errors import FuserError
 
 from .card import Card, Geometry
@@ -14,7 +18,9 @@ from .hub import fetch_fuser, find_cached_fuser
 from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
 from .pair import PARTS
 
-__all__ = ["check_pair", "find_fuser", "fuser_names", "on_shelf", "shelves"]
+__all__ = ["check_pair", "find_fuser", "fuser_names", "installed_fusers", "on_shelf", "shelves"]
+
+A_DAY = 86_400.0
 
 
 def find_fuser(name_or_path: str, base: Path, progress: Progress = silent) -> Path:
@@ -70,7 +76,24 @@ def fuser_names() -> list[str]:
 
 def shelves() -> tuple[Path, Path]:
     """Where fusers that are called by name lie: those installed, which win, and those that ship."""
-    return home() / "fusers", Path(str(files("cachegraph"))) / "recipes" / "fusers"
+    return installed_fusers(), Path(str(files("cachegraph"))) / "recipes" / "fusers"
+
+
+def installed_fusers() -> Path:
+    """The folder of the fusers that were trained, imported or pulled by name on this machine."""
+    return lasting("fusers", _idle)
+
+
+@contextmanager
+def _idle(shelf: Path) -> Iterator[bool]:
+    """Whether nobody writes there: no training, and no save that is under way, has touched its own folder for a day."""
+    under_way = (path for path in shelf.iterdir() if path.name.endswith(".training") or path.name.startswith("."))
+    newest = max((_touched(path) for path in under_way), default=0.0)
+    yield time() - newest > A_DAY
+
+
+def _touched(folder: Path) -> float:
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def on_shelf(shelf: Path) -> list[Path]:

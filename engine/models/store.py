@@ -7,7 +7,6 @@ end, so that a model is either there or not.
 import contextlib
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cachegraph import __version__
 from cachegraph.errors import ConfigError
 
+from ..places import home
 from .progress import Progress
 
 __all__ = ["Origin", "Record", "Store", "Stored", "StoredModel", "file_errors", "folder_bytes", "home"]
@@ -170,12 +169,6 @@ class Store:
                 f"not enough room on the disk of {str(self.root)!r}: {arithmetic} need {_gigabytes(wanted)}, "
                 f"{_gigabytes(free)} are free; make room, or point CACHEGRAPH_HOME to another disk"
             )
-
-
-def home() -> Path:
-    """The folder of everything that cachegraph keeps."""
-    named = os.environ.get("CACHEGRAPH_HOME")
-    return Path(named).expanduser().absolute() if named else user_cache_path("cachegraph", appauthor=False)
 
 
 def folder_bytes(folder: Path) -> int:

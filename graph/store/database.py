@@ -5,6 +5,7 @@ was committed when the power goes, for one fsync a commit, which is little besid
 """
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,9 +17,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoResultFound, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from cachegraph.engine.models.store import home
+from cachegraph.engine.places import lasting
 from cachegraph.errors import CachegraphError, ConfigError, reason_of
 
+from .owner import is_alive
 from .schema import STEPS, migrate, version_of
 
 __all__ = ["Database"]
@@ -156,7 +158,8 @@ class Database:
 
 
 def _url(place: str | os.PathLike[str] | None) -> URL:
-    named = os.fspath(place) if place is not None else os.environ.get("CACHEGRAPH_STORE") or str(home() / "runs.db")
+    named = os.fspath(place) if place is not None else os.environ.get("CACHEGRAPH_STORE")
+    named = named or str(lasting("runs.db", _idle))
     if "://" not in named:
         return URL.create("sqlite", database=str(Path(named).expanduser().absolute()))
     try:
@@ -169,6 +172,30 @@ def _url(place: str | os.PathLike[str] | None) -> URL:
     if backend != "sqlite" or not url.database:
         raise ConfigError(f"a run store is a SQLite file or a PostgreSQL database, not {backend!r}")
     return url
+
+
+@contextmanager
+def _idle(file: Path) -> Iterator[bool]:
+    """Whether no process has this database open or is at work on a run of it. None can write while it is moved."""
+    with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (mode,) = connection.execute("PRAGMA journal_mode=DELETE").fetchone()  # needs the database for itself
+            alive = mode != "delete" or any(
+                is_alive(owner, heartbeat)
+                for owner, heartbeat in connection.execute(
+                    "SELECT owner, heartbeat FROM cachegraph_runs WHERE status = 'running'"
+                )
+            )
+            if not alive:
+                connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            alive = "locked" in str(error)  # else it has no such table, and Store says what is wrong with it
+        except sqlite3.DatabaseError:
+            alive = False  # no database: nobody is at work on it
+        if os.name == "nt":  # where an open file can't be renamed
+            connection.close()
+        yield not alive
 
 
 def _make_private(file: Path) -> None:

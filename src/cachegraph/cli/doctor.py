@@ -50,11 +50,13 @@ def _print(machine: "Machine") -> None:
         "auto": machine.auto,
         "KV memory": budget_words(),
         "home": f"{machine.home}, {_size(machine.home_free_bytes)} free",
+        "data": machine.data if machine.data != machine.home else "",
         "temporary": f"{machine.temporary}, {_size(machine.temporary_free_bytes)} free",
         "models": ", ".join(f"{name} ({_size(size)})" for name, size in machine.models.items()) or "none yet",
     }
     for name, value in facts.items():
-        table.add_row(name, Text(value))
+        if value:
+            table.add_row(name, Text(value))
     console = open_console()
     console.print(table)
     console.print(_devices(machine))
