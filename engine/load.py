@@ -3,15 +3,15 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from cachegraph.errors import ModelError, library_errors, reason_of
 
-from .checks import check
-from .cpu.decoder import Decoder
+from .checks import Checked, check, restore
+from .cpu.decoder import Decoder, Unsupported
 from .cpu.linear import widen
 from .devices import DeviceMap, check_map, home_of, layer_devices
 from .info import ModelInfo
@@ -23,11 +23,15 @@ from .spec import Weights
 from .text_model import auto_class, drop_other_parts
 from .tokens import Tokenizer
 from .verdict import Verdict
+from .verdict_cache import VerdictCache
 
 if TYPE_CHECKING:
     from .gpu.stepper import Stepper
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["Checks", "LoadedModel", "load_model"]
+
+# At every load; unless a verdict was kept that still holds; or now, and the verdict is kept.
+Checks = Literal["always", "once", "anew"]
 
 _one_at_a_time = threading.Lock()  # transformers changes process-wide state while it loads a model
 
@@ -65,18 +69,19 @@ def load_model(
     device: torch.device | str = "cpu",
     device_map: DeviceMap | None = None,
     chat_template: str | None = None,
+    checks: Checks = "always",
 ) -> LoadedModel:
     """Load weights (safetensors only) and, if the folder has one, the tokenizer. Touches no network.
 
     `weights` says what linear layers are rounded to. `device_map` spreads the layers over several devices, and `device`
-    says nothing then.
+    says nothing then. `checks` says when the model is held to its own forward pass.
     Raises ModelError where the folder holds no model that transformers can read.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{str(folder)!r} holds no model: there is no config.json in it")
     with _one_at_a_time, library_errors(lambda why: ModelError(f"the model in {str(folder)!r} can't be used: {why}")):
-        return _load(folder, name, identity, dtype, weights, device_map or torch.device(device), chat_template)
+        return _load(folder, name, identity, dtype, weights, device_map or torch.device(device), chat_template, checks)
 
 
 def _load(
@@ -87,6 +92,7 @@ def _load(
     weights: Weights | None,
     where: torch.device | DeviceMap,
     chat_template: str | None,
+    checks: Checks,
 ) -> LoadedModel:
     network = _read_network(folder, dtype, where).eval().requires_grad_(False)
     check_map(network, where, name or folder.name)
@@ -95,7 +101,8 @@ def _load(
     widen(network)
     info = _read_info(network, name or folder.name)
     try:
-        trusted = check(network, info)
+        kept = VerdictCache(folder, (str(dtype), weights, str(where))) if checks != "always" else None
+        trusted = _check(network, info, kept, anew=checks == "anew")
         if trusted.decoder is not None:
             trusted.decoder.warm_up()
     except torch.OutOfMemoryError as error:
@@ -117,6 +124,22 @@ def _load(
         decoder=trusted.decoder,
         weights=weights,
     )
+
+
+def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, anew: bool) -> Checked:
+    """The check, or what a kept verdict says of the same model."""
+    verdict = kept.read() if kept is not None and not anew else None
+    if verdict is not None and len(verdict.shapes) == info.layers:
+        own = network.config._attn_implementation
+        try:
+            return restore(network, info, verdict)
+        except (Unsupported, LookupError, TypeError, ValueError):  # it is no verdict on this model
+            with quiet_transformers():
+                network.set_attn_implementation(own)
+    trusted = check(network, info)
+    if kept is not None:
+        kept.write(trusted.verdict)
+    return trusted
 
 
 def _read_info(network: Any, name: str) -> ModelInfo:

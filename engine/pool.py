@@ -55,16 +55,19 @@ async def lease(spec: ModelSpec, folder: Path) -> Lease:
 
 
 @contextmanager
-def leased(spec: ModelSpec, folder: Path) -> Iterator[Engine]:
-    """The same for code that is not asynchronous, given back at the end of the block."""
-    taken = _lease(spec, folder)
+def leased(spec: ModelSpec, folder: Path, *, checked_anew: bool = False) -> Iterator[Engine]:
+    """The same for code that is not asynchronous, given back at the end of the block.
+
+    `checked_anew`: a model that is loaded now is checked, whatever an earlier check of it said.
+    """
+    taken = _lease(spec, folder, checked_anew)
     try:
         yield taken.engine
     finally:
         taken.release()
 
 
-def _lease(spec: ModelSpec, folder: Path) -> Lease:
+def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
     stored = ensure(spec, folder)
     placed = spec.model_copy(update={"source": "", "revision": None, "chat_template": stored.chat_template})
     key = (str(stored.folder), placed.model_dump_json())
@@ -74,7 +77,7 @@ def _lease(spec: ModelSpec, folder: Path) -> Lease:
     try:
         with entry.loading:
             if entry.engine is None:
-                entry.engine = _load(spec, stored)
+                entry.engine = _load(spec, stored, checked_anew)
     except BaseException:
         with _lock:
             entry.users -= 1
@@ -84,7 +87,7 @@ def _lease(spec: ModelSpec, folder: Path) -> Lease:
     return Lease(entry.engine, key)
 
 
-def _load(spec: ModelSpec, stored: StoredModel) -> Engine:
+def _load(spec: ModelSpec, stored: StoredModel, checked_anew: bool) -> Engine:
     import torch
 
     from .load import load_model
@@ -100,6 +103,7 @@ def _load(spec: ModelSpec, stored: StoredModel) -> Engine:
             device=placement.device,
             device_map=spec.device_map,
             chat_template=stored.chat_template,
+            checks="anew" if checked_anew else "once",
         ),
         spec.kv_memory,
     )

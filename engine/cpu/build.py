@@ -16,13 +16,14 @@ from pathlib import Path
 
 import filelock
 
-__all__ = ["SWITCH", "Kernels", "kernels", "status", "switched_off"]
+__all__ = ["SWITCH", "Kernels", "compiler", "cpu_features", "failure", "kernels", "status", "switched_off"]
 
 SWITCH = "CACHEGRAPH_KERNELS"  # "off": torch alone
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _SECONDS = 120
 _one_at_a_time = threading.Lock()  # one compilation in this process; a file lock keeps other processes waiting
+_failures: list[str] = []
 
 Pointer, Integer = ctypes.c_void_p, ctypes.c_int64
 
@@ -77,28 +78,39 @@ def status() -> str:
     return f"compiled for this CPU, {found.block} weights at a time" if isinstance(found, Kernels) else f"none: {found}"
 
 
+def failure() -> str | None:
+    """Why this process could not compile them, if it has tried: another one may."""
+    return _failures[-1] if _failures else None
+
+
+def compiler() -> str | None:
+    """The C++ compiler of this machine."""
+    return next((found for name in _compilers() if (found := shutil.which(name))), None)
+
+
 @cache
 def _kernels() -> "Kernels | str":
-    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
-    if compiler is None:
+    command = compiler()
+    if command is None:
         return "there is no C++ compiler (install g++ or clang++ for faster decoding)"
     from ..models.store import home  # late: placing a model asks this folder what the CPU can do
 
     try:
-        version = _run([compiler, "--version"])
+        version = _run([command, "--version"])
         sources = [path.read_text() for path in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))]
-        key = "\n".join([*sources, version, *_FLAGS, _cpu()])
+        key = "\n".join([*sources, version, *_FLAGS, cpu_features()])
         path = home() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-        _compile(compiler, path)
+        _compile(command, path)
         try:
             return Kernels(path)
         except OSError:  # it was cut short, or came here from another machine
             path.unlink()
-            _compile(compiler, path)
+            _compile(command, path)
             return Kernels(path)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        return f"{compiler!r} can't compile them: {told[0] if told else type(error).__name__}"
+        _failures.append(f"{command!r} can't compile them: {told[0] if told else type(error).__name__}")
+        return _failures[-1]
 
 
 def _compilers() -> list[str]:
@@ -126,7 +138,7 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _cpu() -> str:
+def cpu_features() -> str:
     """What -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -126,7 +126,7 @@ def check_model(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Load a model, hold it to its own forward pass, and show what was compared and what it may do."""
+    """Hold a model to its own forward pass, now and whatever an earlier check said; show what was compared."""
     from pydantic import ValidationError
 
     from cachegraph.engine.pool import leased
@@ -138,7 +138,7 @@ def check_model(
     except ValidationError as error:
         wrong = error.errors()[0]
         raise ConfigError(f"{wrong['loc'][0]} can't be {wrong['input']!r}: {wrong['msg']}") from error
-    with leased(spec, Path()) as engine:
+    with leased(spec, Path(), checked_anew=True) as engine:
         model = engine.model
         verdict, where = model.verdict, {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
     if as_json:
