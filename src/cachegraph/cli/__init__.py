@@ -10,7 +10,7 @@ import typer
 from cachegraph import __version__
 from cachegraph.errors import CachegraphError
 
-from . import compare, doctor, fusers, models, recipes, run, runs, sessions, train
+from . import compare, doctor, failures, fusers, models, recipes, run, runs, sessions, train
 from .output import echo
 from .streams import complete_output, standard_streams
 from .texts import check_arguments
@@ -56,6 +56,7 @@ def main() -> None:
     """Run a command.
 
     Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 4 a run waits for a person, 130 Ctrl-C.
+    With --json a command that fails prints an object with its error, too.
     """
     with standard_streams():
         _run_app()
@@ -63,6 +64,7 @@ def main() -> None:
 
 def _run_app() -> None:
     debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
+    failures.begin()
     try:
         check_arguments(sys.argv[1:])
         with complete_output():
@@ -72,22 +74,27 @@ def _run_app() -> None:
             traceback.print_exc()
         else:
             echo(f"cachegraph: {error}", err=True)
+        failures.print_failure(error, str(error), error.exit_code)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         echo("cachegraph: interrupted", err=True)
+        failures.print_failure(error, "interrupted", 130)
         sys.exit(130)
+    except SystemExit as ended:
+        failures.print_ending(ended)
+        raise
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except MemoryError:
-        echo("cachegraph: out of memory; use a smaller model, shorter inputs or fewer agents", err=True)
+    except MemoryError as error:
+        sentence = "out of memory; use a smaller model, shorter inputs or fewer agents"
+        echo(f"cachegraph: {sentence}", err=True)
+        failures.print_failure(error, sentence, 1)
         sys.exit(1)
     except Exception as error:  # a boundary: people get a sentence, and --debug the traceback
+        sentence = f"this should not have happened: {type(error).__name__}: {error}"
+        failures.print_failure(error, sentence, 1)
         if debug:
             raise
-        echo(
-            f"cachegraph: this should not have happened: {type(error).__name__}: {error}; "
-            "run again with --debug and report what it prints",
-            err=True,
-        )
+        echo(f"cachegraph: {sentence}; run again with --debug and report what it prints", err=True)
         sys.exit(1)

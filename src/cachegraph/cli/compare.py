@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cachegraph.errors import ConfigError, InputError
 
+from .failures import note
 from .options import AllowCode, AllowEnv, AllowPaths, Recipe, open_graph
 from .output import TASK, echo, echo_json, open_console
 
@@ -118,8 +119,10 @@ def compare(
     fetch_fusers(graph.spec, graph.folder)
     console = open_console(stderr=True, quiet=quiet)
     console.print(f"results: {results} (Ctrl-C is safe: the same command goes on)", soft_wrap=True)
+    note(lambda: {"results_file": str(results)})
     try:
         with _Bar(console) as bar:
+            note(lambda: {"finished": bar.finished, "examples": bar.examples})
             found = run_task(task, results, bar.show)
     finally:
         graph.close()
@@ -165,6 +168,7 @@ class _Bar:
         self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden)
         self._task = self._progress.add_task("loading", total=None)
         self._told: set[str] = set()
+        self.finished = self.examples = 0  # runs of examples, of all variants together
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -179,6 +183,7 @@ class _Bar:
             if name not in self._told:
                 self._told.add(name)
                 self._progress.console.print(f"{name} can't run: {why}")
+        self.finished, self.examples = made.done, made.total
         seed = f", seed {made.seed}" if made.seed else ""
         self._progress.update(self._task, description=f"{made.variant}{seed}", completed=made.done, total=made.total)
 

@@ -16,6 +16,7 @@ from cachegraph.common.printable import printable, printable_json
 __all__ = ["TASK", "echo", "echo_json", "open_console", "write"]
 
 
+printed_json = False  # a command has printed its JSON
 TASK = "{task.description}"  # what a bar says; with markup=False, since it may hold a stranger's names
 
 
@@ -43,6 +44,8 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
 
 def echo_json(text: str) -> None:
     """Print a JSON text; what a screen would obey stands in it as escapes, wherever it goes."""
+    global printed_json
+    printed_json = True
     echo(printable_json(text))
 
 

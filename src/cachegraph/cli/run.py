@@ -1,5 +1,6 @@
 """cachegraph run: one recipe, once, or once for each of several channels side by side."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from cachegraph.errors import InputError
 
+from .failures import note
 from .options import AllowCode, AllowEnv, AllowPaths, Recipe, exit_if_paused, open_graph, open_store
 from .output import echo, echo_json
 from .texts import TextProblem, read_text
@@ -118,16 +120,12 @@ def _run_all(
     # None may find what another has read: side by side each has to read for itself.
     with asking(replace(account(), reuse=False)):
         warm_up(graphs, inputs)
-        results = [
-            run_and_print(
-                graph.stream(inputs, store=store),
-                graph.output,
-                quiet,
-                recorder.begin(f"{graph.spec.name}, {_title(graph)}"),
-                _title(graph),
-            )
-            for graph in graphs
-        ]
+        results: list[Result] = []
+        note(lambda: {"finished": [json.loads(result.to_json()) for result in results]})
+        for graph in graphs:
+            record = recorder.begin(f"{graph.spec.name}, {_title(graph)}")
+            stream = graph.stream(inputs, store=store)
+            results.append(run_and_print(stream, graph.output, quiet, record, _title(graph)))
     if not quiet:
         print_comparison(results, [_title(graph) for graph in graphs])
     return results

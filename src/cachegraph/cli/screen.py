@@ -1,5 +1,6 @@
 """What a person sees of a run: the reply as it is written, on stdout; who did what and how long, on stderr."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 import anyio
@@ -23,6 +24,7 @@ from cachegraph.graph.graph import Graph
 from cachegraph.graph.result import Result
 from cachegraph.graph.stream import RunStream
 
+from .failures import note
 from .output import open_console, write
 from .recording import Record
 
@@ -48,6 +50,7 @@ def run_and_print(
     stream: RunStream, output: str, quiet: bool, record: Record | None = None, title: str | None = None
 ) -> Result:
     """Run once; `record` gets every event. Ctrl-C, or a failing run, still prints what finished and how to go on."""
+    note(lambda: json.loads(stream.result.to_json()))
     console = open_console(stderr=True, quiet=quiet)
     if title:
         console.rule(Text(title, "bold"))

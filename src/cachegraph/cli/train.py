@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cachegraph.errors import ConfigError
 
+from .failures import note
 from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _train(
     from cachegraph.training.watch import tracked
 
     bar = _Bar(console)
+    note(lambda: {"step": bar.done, "steps": spec.optim.steps, "metrics": bar.metrics})
     try:
         with bar, tracked(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as watch:
             made = train(spec, folder=folder, data_folder=data_folder, resume=resume, restart=restart, watch=watch)
@@ -115,6 +117,8 @@ def _train(
         if not bar.judged_once and not resume:
             said = "no step was taken yet, so nothing was kept: give the same command again"
         console.print(f"interrupted; {said}", style="yellow", soft_wrap=True)
+        if as_json:
+            raise
         raise typer.Exit(130) from None
     if not PartialState().is_main_process:
         return
@@ -207,6 +211,8 @@ class _Bar:
         )
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
+        self.done = 0  # steps
+        self.metrics: dict[str, float] = {}  # of the best checkpoint
         self.judged_once = False  # from then on there is a checkpoint
 
     def __enter__(self) -> "_Bar":
@@ -221,10 +227,13 @@ class _Bar:
 
     def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
         text = f"loss {numbers['loss']:.3f}, {numbers['prompt_tokens_per_second']:.0f} prompt tokens/s"
+        self.done = step
         self._show("steps", text, step, steps)
 
     def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
         self.judged_once = True
+        if best or not self.metrics:
+            self.metrics = dict(numbers)
         said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "rows")
         self._console.print(f"step {step}: {said}{' (best)' if best else ''}", soft_wrap=True)
 

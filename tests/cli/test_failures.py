@@ -1,0 +1,107 @@
+"""With --json a command that fails prints what was wrong and what had finished, as one JSON object on stdout."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cachegraph.graph.graph import Graph
+
+
+def failure(ended: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ended.out)
+    assert found["exit_code"] == ended.code
+    return found
+
+
+def test_a_failed_run_prints_its_result_with_the_error_and_the_exit_code(recipes, call):
+    ended = call("run", recipes / "failing.yaml", "-i", "question=x", "--json")
+    found = failure(ended)
+    assert (found["exit_code"], found["kind"], found["status"]) == (1, "RunError", "failed")
+    assert found["error"].startswith("agent 'writer' failed: it took longer than its timeout")
+    assert found["agents"]["reader"]["status"] == "finished"
+    assert found["agents"]["writer"]["status"] == "failed"
+    assert found["edges"] == []
+    assert ended.err.endswith(f"cachegraph: {found['error']}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [
+        (("typo.yaml", "-i", "question=x"), 2, "RecipeError"),
+        (("duo.yaml",), 2, "InputError"),
+        (("duo.yaml", "-i", "question=x", "--nonsense"), 2, "NoSuchOption"),
+        (("duo.yaml", "-i", "question=x", "-c", "smoke"), 2, "InputError"),
+        (("duo.yaml", "-i", "question=x", "--events", "/nowhere/at/all"), 3, "ConfigError"),
+        (("modelless.yaml", "-i", "question=x"), 1, "ModelError"),
+        (("strict.yaml", "-i", "question=x"), 1, "ChannelError"),
+    ],
+)
+def test_every_kind_of_failure_is_an_object_with_its_exit_code(recipes, call, arguments, code, kind):
+    ended = call("run", recipes / arguments[0], *arguments[1:], "--json")
+    found = failure(ended)
+    assert (ended.code, found["kind"]) == (code, kind)
+    assert found["error"]
+
+
+def test_problems_of_a_recipe_are_listed_with_their_places(recipes, call):
+    (problem,) = failure(call("run", recipes / "typo.yaml", "-i", "question=x", "--json"))["problems"]
+    assert (problem["line"], problem["message"]) == (8, "unknown key 'max_new_token'")
+
+
+def test_an_interrupted_run_prints_how_far_it_came(recipes, call, monkeypatch):
+    async def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cachegraph.cli.screen._follow", interrupted)
+    found = failure(call("run", recipes / "duo.yaml", "-i", "question=x", "--json"))
+    assert (found["exit_code"], found["kind"], found["status"]) == (130, "KeyboardInterrupt", "not_started")
+    assert list(found["agents"]) == ["reader", "writer"]
+
+
+def test_of_several_channels_those_that_had_finished_are_there(recipes, call, monkeypatch):
+    ran: list[Graph] = []
+
+    def second_fails(self: Graph, *arguments: Any, **options: Any) -> Any:
+        ran.append(self)
+        if len(ran) == 2:
+            raise MemoryError
+        return stream(self, *arguments, **options)
+
+    stream = Graph.stream
+    monkeypatch.setattr(Graph, "stream", second_fails)
+    ended = call("run", recipes / "duo.yaml", "-i", "question=x", "-c", "text", "-c", "cache", "--json")
+    found = failure(ended)
+    assert (found["kind"], ended.code, len(found["finished"])) == ("MemoryError", 1, 1)
+    assert found["finished"][0]["status"] == "finished"
+
+
+def test_validate_prints_its_list_and_nothing_else(recipes, call):
+    ended = call("validate", recipes / "typo.yaml", "--json")
+    assert ended.code == 2
+    assert isinstance(json.loads(ended.out), list)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs", "show", "no-such-run"),
+        ("runs", "resume", "no-such-run"),
+        ("fusers", "info", "no-such-fuser"),
+        ("train", "no-such-recipe.yaml"),
+        ("compare", "no-such-recipe.yaml", "--data", "no-such-rows.jsonl"),
+        ("validate", "x.yaml", "--catalogue", "no-such-catalogue.yaml"),
+        ("sessions", "show", "no-such-session"),
+        ("models", "info", "no-such-model"),
+    ],
+)
+def test_every_command_with_json_prints_an_object_where_it_fails(call, arguments):
+    found = failure(call(*arguments, "--json"))
+    assert found["error"]
+    assert found["kind"].endswith("Error")
+    assert call(*arguments).out == ""
+
+
+def test_without_json_stdout_stays_empty_and_a_value_behind_two_dashes_is_no_option(recipes, call):
+    assert call("run", recipes / "failing.yaml", "-i", "question=x").out == ""
+    assert call("runs", "show", "--", "--json").out == ""
