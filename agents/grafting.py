@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cachegraph.channels.cache.graft import Graft, graft
 from cachegraph.channels.cache.plans import GraftPlan
-from cachegraph.channels.create import nothing_private
+from cachegraph.channels.decide import nothing_private
 from cachegraph.engine.engine import Engine
 
 from .base import Delivery

@@ -25,7 +25,7 @@ class Inbox:
         """What this edge did; filled in as the turn goes on."""
         edge, route = delivery.route.edge, delivery.route
         if edge.sender not in self._reports:
-            self._reports[edge.sender] = EdgeReport(edge.channel, route.used, route.fallback_reason)
+            self._reports[edge.sender] = EdgeReport.of(route)
         return self._reports[edge.sender]
 
     def grafts(self) -> list[tuple[Delivery, GraftPlan]]:

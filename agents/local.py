@@ -17,6 +17,7 @@ from .base import ChoiceScore, Reply, Scored, Timing, Tokens, ToolCall, Turn
 from .budget import within_budget
 from .framing import Frame, knows_tools
 from .inbox import Inbox
+from .peer import model_peer
 from .prompt import PromptTemplate
 from .reading import Reader, RowSoFar
 from .remembering import Remembering
@@ -99,8 +100,7 @@ class LocalAgent:
         engine = self._opened.engine
         reason = engine.model.why_no_cache
         why = f"{engine.model.name!r} can't take part in a cache edge: {reason}" if reason else None
-        reads_only = self._spec.generate.max_new_tokens == 0
-        return Peer(self.name, engine.model.name, engine, why, reads_only, self._template.names)
+        return model_peer(self.name, self._spec, self._template.reads, engine.model.name, engine, why)
 
     async def close(self) -> None:
         """Give the model back."""

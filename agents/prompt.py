@@ -6,7 +6,7 @@ Every token remembers the span it came from: which input or which upstream reply
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import InputError
@@ -14,8 +14,9 @@ from cachegraph.errors import InputError
 from .base import Turn
 from .chat_layout import Mark, Message, lay_out, words_of
 from .filters import Value
+from .prompt_reads import prompt_reads
 from .spec import AgentSpec
-from .template import Rendered, Template, TemplateProblem, compile_template
+from .template import Rendered, Span, Template, TemplateProblem, compile_template
 
 __all__ = [
     "Message",
@@ -25,6 +26,7 @@ __all__ = [
     "PromptTemplate",
     "Slot",
     "heard",
+    "own_words_from",
     "read_piece",
     "readable",
     "tokenize",
@@ -106,12 +108,9 @@ class PromptTemplate:
 
     def __init__(self, agent: str, spec: AgentSpec, upstream: Sequence[str]):
         self._agent = agent
-        self._prompt = compile_template(spec.prompt, None)
-        self._system = compile_template(spec.system, None) if spec.system is not None else None
-        used = self._prompt.names | (self._system.names if self._system else frozenset())
+        self.reads = reads = prompt_reads(agent, spec, upstream)
+        self._prompt, self._system, self._in_front = reads.prompt, reads.system, reads.in_front
         self._upstream = dict.fromkeys(upstream, "")
-        self._in_front = [name for name in upstream if name not in used]  # no slot: a message of its own
-        self.names = used | frozenset(self._in_front)  # the inputs and agents whose text it may hold
 
     def messages(self, values: Mapping[str, Any], slots: Collection[str] = ()) -> list[Message]:
         """The agent's messages for one turn; of who has sent nothing the slot is empty.
@@ -135,6 +134,16 @@ class PromptTemplate:
             raise InputError(
                 f"the prompt of agent {self._agent!r} can't be rendered: {problem.message} (line {problem.line})"
             ) from problem
+
+
+def own_words_from(message: Message, origin: str) -> Message:
+    """The message with all that is not an input's or another agent's text marked as the text of `origin`."""
+    kinds: dict[str, Literal["own", "value"]] = {"template": "own", "made": "value"}
+    spans = [
+        Span(each.start, each.end, origin, kinds[each.kind]) if each.kind in kinds else each
+        for each in message.content.spans
+    ]
+    return Message(message.role, Rendered(message.content.text, tuple(spans)))
 
 
 async def heard(turn: Turn) -> dict[str, Value]:

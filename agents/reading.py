@@ -13,6 +13,7 @@ from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.cache.plans import FusePlan
 from cachegraph.channels.cache.reading import SharedReading, make_room
 from cachegraph.channels.cache.respond import Along, FusedRow
+from cachegraph.channels.message import JOINT
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv import KV
 from cachegraph.engine.request import Cost
@@ -23,7 +24,7 @@ from .control import brought_plane, mismatched_reading, zeros
 from .framing import Frame
 from .grafting import Grafting
 from .inbox import Inbox
-from .prompt import Message, Piece, Prompt, PromptTemplate, Slot, readable, tokenize
+from .prompt import Message, Piece, Prompt, PromptTemplate, Slot, own_words_from, readable, tokenize
 from .sharing import shared_reading
 from .spec import AgentSpec
 
@@ -96,7 +97,8 @@ class Reader:
 
     async def prompt_text(self) -> str:
         """The prompt alone, as an agent that writes nothing hands it over."""
-        return (await self._messages())[-1].content.text
+        await self._messages()
+        return JOINT.join(message.content.text for message in self.own if message.role == "user")
 
     async def read(self, *, finish: bool, reply: Sequence[int] = ()) -> RowSoFar:
         """Read all of the prompt but what decoding begins with; all of it, and a known reply, where `finish`."""
@@ -138,6 +140,9 @@ class Reader:
         values = {**self._inbox.turn.inputs, **await self._inbox.texts()}
         slots = [each.route.edge.sender for each, _ in self._inbox.grafts()]
         self.own = self._template.messages(values, slots)
+        if self._spec.generate.max_new_tokens == 0:  # what it hands over is its prompt, so its own words are its reply
+            turn = self._inbox.turn.id or self._inbox.agent
+            self.own = [own_words_from(message, turn) if message.role == "user" else message for message in self.own]
         messages = self._frame.around(self.own)
         if self._inbox.turn.on_prompt is not None:
             self._inbox.turn.on_prompt(readable(messages))

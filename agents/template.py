@@ -9,7 +9,7 @@ that went through an operator is found again by its mark. What a template may do
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import jinja2
@@ -18,6 +18,7 @@ from jinja2 import TemplateError, nodes
 from .filters import BUDGET, Budget, Made, Value
 from .parse import CODE, MARK, TemplateProblem, locate, parse
 from .sandbox import SANDBOX, Guarding
+from .usage import Use, find_uses
 
 __all__ = ["Rendered", "Span", "Template", "TemplateProblem", "as_value", "compile_template"]
 
@@ -28,8 +29,9 @@ PRIVATE = 0xF0000
 SLOT = re.compile("\ufdd0([\U000f0000-\U000ffffd])")
 
 
-# The template's own words; a name's value; what else an expression put out; the place of a message.
-Kind = Literal["template", "value", "made", "slot"]
+# The template's own words; a name's value; what else an expression put out; the place of a message; own words that
+# count as the text of an agent.
+Kind = Literal["template", "value", "made", "slot", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,18 @@ class Template:
     names: frozenset[str]  # what `render` must be given
     fields: frozenset[str]  # those of them whose `data` it reads
     _tree: nodes.Template | None = field(repr=False, compare=False)  # None: plain text
+
+    @cached_property
+    def uses(self) -> dict[str, Use]:
+        """What it does with each name."""
+        return {} if self._tree is None else find_uses(self._tree)
+
+    @cached_property
+    def own_words(self) -> bool:
+        """Whether it prints text of its own beside values."""
+        if self._tree is None:
+            return bool(self.source.strip())
+        return any(part.data.strip() for part in self._tree.find_all(nodes.TemplateData))
 
     def place(self, name: str) -> tuple[int, int]:
         """The line and column where the template first uses `name`."""
@@ -110,8 +124,18 @@ class Template:
 def compile_template(source: str, objects: Collection[str] | None = ()) -> Template:
     """Read and check a template. Raises TemplateProblem for anything that a prompt's template may not hold.
 
-    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may.
+    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may. Templates
+    of checked recipes (None) are compiled once and shared.
     """
+    return _checked_before(source) if objects is None else _compile(source, objects)
+
+
+@lru_cache(maxsize=1024)
+def _checked_before(source: str) -> Template:
+    return _compile(source, None)
+
+
+def _compile(source: str, objects: Collection[str] | None) -> Template:
     if MARK not in source and CODE.search(source) is None:
         return Template(source, frozenset(), frozenset(), None)
     code = parse(source, objects)

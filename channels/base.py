@@ -1,6 +1,7 @@
-"""The two ends of an edge as the channels see them, and the decision how an edge is travelled."""
+"""The two ends of an edge as the channels see them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Peer"]
@@ -8,7 +9,7 @@ __all__ = ["Peer"]
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """One end of an edge. `model` is the engine's loaded model, or None behind an endpoint."""
+    """One end of an edge. `model` is the loaded engine; None behind an endpoint, and before anything is loaded."""
 
     agent: str
     name: str  # the model, as people call it
@@ -17,3 +18,10 @@ class Peer:
     reads_only: bool = False  # it writes nothing: as a reply it hands over the text of its prompt
     reads: frozenset[str] = frozenset()  # the inputs and agents whose text its prompt may hold
     why_none_in: str | None = None  # set where this end can send a KV cache and receive none
+    words_of: Mapping[str, str] = field(default_factory=dict)  # by sender that must send it words: why
+    own_words: bool = False  # its prompt holds text of its own beside inputs and replies
+
+    @property
+    def identity(self) -> str | None:
+        """Equal for equal weights; None where that is not known."""
+        return None if self.model is None else str(self.model.model.identity)

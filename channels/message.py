@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from .spec import Channel, EdgeSpec
 
-__all__ = ["EdgeReport", "Message", "Route", "Used", "join_messages"]
+__all__ = ["JOINT", "EdgeReport", "Message", "Route", "Used", "join_messages"]
 
 JOINT = "\n\n"
 
@@ -81,6 +81,9 @@ class Route:
     needs_text: bool = True  # the sender must write its reply
     needs_cache: bool = False  # the sender must prefill its own prompt and keep the KV cache
     plan: Any = None  # what the cache channel prepared for this edge (a fuser, a rotation); opaque to the graph
+    carries: Literal["prompt", "reply", "all"] | None = None  # what of the sender is grafted
+    fuser: str | None = None  # the fuser in use, as it was named or found
+    fuser_reason: str | None = None  # who chose it: the edge, the recipe, or its card's evidence
 
 
 @dataclass
@@ -96,3 +99,21 @@ class EdgeReport:
     seconds: dict[str, float] = field(default_factory=dict)  # transfer, fuse
     # By receiver layer, what a fuser added to keys and to values, as a part of their size; None: the gate is closed.
     residuals: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
+    fuser: str | None = None  # the fuser that was used
+    fuser_reason: str | None = None  # who chose it: the edge, the recipe, or its card's evidence
+
+    @property
+    def carried_nothing(self) -> bool:
+        """Whether a cache was to travel and not one position did."""
+        return self.channel_used == "cache" and not self.positions_fused and not self.positions_grafted
+
+    @classmethod
+    def of(cls, route: Route) -> "EdgeReport":
+        """The report of an edge that has not travelled yet."""
+        return cls(
+            route.edge.channel,
+            route.used,
+            route.fallback_reason,
+            fuser=route.fuser,
+            fuser_reason=route.fuser_reason,
+        )

@@ -79,9 +79,12 @@ class _CacheCapable(_Edge):
         Field(description="Which sharer token stands for a receiver token; auto: as the fuser was trained."),
     ] = "auto"
     carries: Annotated[
-        Literal["prompt", "reply", "all"],
-        Field(description="Grafting: the sender's own reading, its reply (which it then writes), or both."),
-    ] = "prompt"
+        Literal["prompt", "reply", "all"] | None,
+        Field(
+            description="What of the sender travels: its prompt, its reply, or all; by default what its turn produces, "
+            "the reply of an agent that writes and the prompt of one that only reads."
+        ),
+    ] = None
     include_response: Annotated[
         bool, Field(description="Fusing: correct the positions of the receiver's reply too, token by token.")
     ] = False
@@ -100,7 +103,7 @@ class BothEdge(_CacheCapable):
 
 
 class AutoEdge(_CacheCapable):
-    """A cache edge where a fuser is at hand or both ends run one model, else a text edge."""
+    """A cache edge where the cache carries all that the text would, else a text edge."""
 
     channel: Literal["auto"]
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 
+from cachegraph.channels.spec import CHANNELS
 from cachegraph.engine.account import account, asking
 from cachegraph.errors import CachegraphError
 from cachegraph.graph.blocking import wait
@@ -105,7 +106,7 @@ async def _compare(
     journal = Journal(Path(out) if out is not None else None, environment.key, header)
     derived: list[Graph] = []
     try:
-        rounds, refused, cards = await _rounds(task, derived)
+        rounds, refused, cards, dropped = await _rounds(task, derived)
         with asking(replace(account(), reuse=False)):  # a variant must not find what another has read
             variants = [
                 Variant(each.name, each.records, why_not=refused[each.records]) if each.records in refused else each
@@ -117,15 +118,18 @@ async def _compare(
         journal.close()
         for graph in derived:
             await graph.aclose()
-    return _sum_up(task, variants, journal, environment, cards)
+    found = _sum_up(task, variants, journal, environment, cards)
+    found.warnings += dropped
+    return found
 
 
-async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[str, str], Cards]:
-    """What is to be played, by variant why it can't be, and the cards of the fusers that are used.
+async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[str, str], Cards, list[str]]:
+    """What is to be played, by variant why it can't be, the cards of the fusers in use, and what channels drop.
 
     Graphs with models of their own go to `derived`.
     """
     cards: Cards = {}
+    dropped: list[str] = []
     rounds: list[Round] = []
     refused: dict[str, str] = {}
     for variant in task.variants:
@@ -137,13 +141,16 @@ async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[s
             if variant.owns or graph is not variant.graph:
                 derived.append(graph)
             try:
-                cards |= cards_of(await graph.awire())
+                wiring = await graph.awire()
             except CachegraphError as error:
                 refused[variant.records] = str(error)
                 break
+            cards |= cards_of(wiring)
+            if variant.name in CHANNELS:  # the other variants take something away on purpose
+                dropped += [f"{variant.name}: {each}" for each in wiring.warnings if each.kind == "dropped"]
             how = Play(variant.records, seed, graph, variant.control, task.scores)
             rounds.append(Round(how, task.partners[seed] if variant.control == "mismatched" else None))
-    return rounds, refused, cards
+    return rounds, refused, cards, list(dict.fromkeys(dropped))
 
 
 def _complete_facts(environment: Environment, task: Task, concurrency: int) -> None:

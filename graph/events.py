@@ -11,6 +11,7 @@ from cachegraph.agents.base import ToolCall
 from cachegraph.channels.message import EdgeReport
 
 from .result import AgentResult, Result
+from .warnings import RunWarning
 
 __all__ = [
     "EVENTS_VERSION",
@@ -55,6 +56,7 @@ class RunStarted(Event):
     type = "run_started"
 
     graph: str
+    warnings: tuple[RunWarning, ...] = ()  # what reaches nobody over the decided edges
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cachegraph.agents.functions.find import Function, name_of
 from cachegraph.agents.sessions.session import Session
 from cachegraph.agents.spec import PauseSpec
 from cachegraph.channels.spec import Channel
-from cachegraph.errors import ConfigError, InputError, RecipeError
+from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
 from . import kept
 from .blocking import wait
@@ -31,6 +31,7 @@ from .make import create_agents
 from .many import run_rows
 from .parts import Parts
 from .plan import Plan, plan
+from .recipe_warnings import expected_warnings
 from .result import UNKEPT, Result
 from .routes import Wiring
 from .runtime import Listener, Run
@@ -38,6 +39,7 @@ from .spec import GraphSpec
 from .stream import RunStream
 from .subgraph import open_and_wire
 from .tracing.watch import watched
+from .warnings import RunWarning
 
 if TYPE_CHECKING:
     from .store import Store
@@ -73,6 +75,7 @@ class Graph:
         self._wired: tuple[Cast, int, Wiring] | None = None
         self._permissions: Permissions | None = None  # None: built by the caller's own code
         self._file: Path | None = None  # the recipe's, if it was read from one
+        self.strict = False  # a warning of the recipe is an error: nothing runs then
         self._checked: GraphSpec | None = None
         self._planned: tuple[GraphSpec, Plan] | None = None
 
@@ -212,6 +215,16 @@ class Graph:
             self._planned = (spec, plan(spec))
         return self
 
+    def warnings(self) -> list[RunWarning]:
+        """What of the recipe reaches nobody over its channels, as far as that is known before a model is loaded.
+
+        Raises RecipeError where no output would hear any input. `Result.warnings` holds what a run found.
+        """
+        warnings, cut = expected_warnings(self.validate().spec, self._folder)
+        if cut is not None:
+            raise RecipeError(cut)
+        return warnings
+
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """This graph as a recipe; also written to `path` if one is given, whole or not at all."""
         for agent, function in self._functions.items():
@@ -234,7 +247,7 @@ class Graph:
         copy = type(self)(folder=self._folder, create=self._create)
         copy._parts = self.validate()._parts.with_channels(channel)
         copy._permissions = self._permissions
-        copy._file = self._file
+        copy._file, copy.strict = self._file, self.strict
         copy._functions = self._functions
         copy._cast = self._agents()
         return copy.validate()
@@ -244,6 +257,7 @@ class Graph:
         other = type(self)(spec, folder=self._folder, create=self._create)
         other._permissions = self._permissions
         other._functions = self._functions
+        other.strict = self.strict
         return other
 
     @property
@@ -445,6 +459,8 @@ class Graph:
         if self._wired is not None and self._wired[:2] == (cast, cast.epoch):
             return self._wired[2]
         wiring = await open_and_wire(spec, order, cast, self._folder)
+        if self.strict and wiring.warnings:
+            raise RecipeError([Problem(str(warning)) for warning in wiring.warnings])
         self._wired = (cast, cast.epoch, wiring)
         return wiring
 

@@ -1,6 +1,6 @@
 """A recipe from YAML, with all its problems at once, each at its line and column."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "dump_recipe",
     "included",
     "load_recipe",
+    "locate",
     "parse_recipe",
     "read_spec",
     "read_text",
@@ -130,6 +131,12 @@ def remembers(spec: GraphSpec, folder: Path) -> bool:
     """Whether some agent of a checked recipe, or of those that it includes, has a memory."""
     recipes = (spec, *(inner for inner, _ in included(spec, folder)))
     return any(agent.memory for each in recipes for agent in each.speakers.values())
+
+
+def locate(path: Path, findings: Iterable[Finding]) -> list[Problem]:
+    """What was found in the recipe of this file, each at its line and column."""
+    document = read_yaml(read_text(path).removeprefix("\ufeff"), str(path))
+    return [_problem(finding, document) for finding in findings]
 
 
 def _loader(permissions: Permissions) -> Load:

@@ -4,7 +4,7 @@ Names and descriptions may be a stranger's, so every one is escaped for where it
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from textwrap import shorten
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from cachegraph.engine.spec import ModelSpec
 from .plan import plan
 from .spec import GraphSpec
 from .svg import Box, Line, draw
+from .warnings import RunWarning
 
 __all__ = ["to_mermaid", "to_svg", "to_text"]
 
@@ -23,8 +24,8 @@ ARROWS = {"text": "-->", "cache": "==>", "both": "==>", "auto": "-.->"}
 PLAIN = re.compile(r"[^\w .,:/()@+~·-]", re.ASCII)
 
 
-def to_text(spec: GraphSpec) -> str:
-    """The graph as an outline, in the order in which it runs."""
+def to_text(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
+    """The graph as an outline, in the order in which it runs; below it, what its channels would drop."""
     order = plan(spec)
     lines = [visible(f"{spec.name}: {spec.description}" if spec.description else spec.name)]
     for name, given in spec.inputs.items():
@@ -46,11 +47,12 @@ def to_text(spec: GraphSpec) -> str:
             parts += _notes(spec.agents[name])
             parts += ["<- output"] if name in outputs else []
             lines.append(visible("  ".join(parts)))
+    lines += [visible(f"warning: {warning}") for warning in warnings]
     return "\n".join(lines) + "\n"
 
 
-def to_mermaid(spec: GraphSpec) -> str:
-    """The graph as a Mermaid flowchart."""
+def to_mermaid(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
+    """The graph as a Mermaid flowchart. Edges at which something is lost are dashed, and a legend says so."""
     order = plan(spec)
     number = {name: f"a{index}" for index, name in enumerate(spec.agents)}
     lines = ["flowchart LR"]
@@ -63,12 +65,21 @@ def to_mermaid(spec: GraphSpec) -> str:
         said = _label(spec, edge)
         label = f'|"{escape_mermaid(said)}"|' if said else ""
         lines.append(f"    {number[edge.sender]} {ARROWS[edge.channel]}{label} {number[edge.receiver]}")
+    dropping = _dropping(warnings)
+    dashed = [str(i) for i, edge in enumerate(spec.edges) if (edge.sender, edge.receiver) in dropping]
+    if dashed:
+        lines.append(f"    linkStyle {','.join(dashed)} stroke:#bc4c00,stroke-dasharray:3 5")
+        lines.append('    legend["dashed: something is lost here"]:::legend')
+        lines.append("    classDef legend fill:none,stroke:none")
     return "\n".join(lines) + "\n"
 
 
-def to_svg(spec: GraphSpec) -> str:
-    """The graph as a picture that stands on its own, readable on light and on dark ground."""
-    order = plan(spec)
+def to_svg(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
+    """The graph as a picture that stands on its own, readable on light and on dark ground.
+
+    Edges at which something is lost are dashed, and the legend says so.
+    """
+    order, dropping = plan(spec), _dropping(warnings)
     boxes = {
         name: Box(
             name,
@@ -87,10 +98,16 @@ def to_svg(spec: GraphSpec) -> str:
             _label(spec, edge),
             leads_back=edge.max_rounds is not None,
             may_be_skipped=edge.when is not None or _case(spec, edge) is not None,
+            drops=dropping.get((edge.sender, edge.receiver), ""),
         )
         for edge in spec.edges
     ]
     return draw(spec.name, spec.description, order.generations, boxes, lines)
+
+
+def _dropping(warnings: Sequence[RunWarning]) -> dict[tuple[str, str], str]:
+    """By edge, what is lost there."""
+    return {warning.edge: warning.message for warning in warnings if warning.edge is not None}
 
 
 def edge_label(edge: EdgeSpec) -> str:

@@ -13,6 +13,8 @@ from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, T
 from cachegraph.channels.message import EdgeReport
 from cachegraph.errors import InputError
 
+from .warnings import RunWarning
+
 __all__ = ["UNKEPT", "AgentResult", "AgentStatus", "Interrupted", "Result", "RunStatus"]
 
 UNKEPT = (
@@ -74,6 +76,7 @@ class Result(BaseModel):
     seconds: float = 0.0
     agents: dict[str, AgentResult] = {}
     edges: dict[tuple[str, str], EdgeReport] = {}  # (sender, receiver), once the receiver has finished
+    warnings: list[RunWarning] = []  # what reaches nobody, and edges that carried nothing
 
     @field_validator("edges", mode="before")
     @classmethod

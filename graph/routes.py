@@ -3,7 +3,7 @@
 Made once a graph, after its models are loaded, and shared by all its runs: nothing here changes while they run.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,13 @@ from cachegraph.agents.template import compile_template
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Route
 from cachegraph.channels.spec import EdgeSpec, TextEdge
+from cachegraph.errors import ChannelError
 
+from .dataflow import Dataflow
 from .plan import Plan
+from .single_braces import find_single_braces
 from .spec import GraphSpec
+from .warnings import RunWarning
 
 __all__ = ["Case", "Decide", "Exit", "ForEach", "LoopWiring", "Node", "Wiring", "wire"]
 
@@ -98,6 +102,7 @@ class Wiring:
     outputs: tuple[int, ...]
     loops: tuple[LoopWiring, ...] = ()
     joins_early: bool = False  # some agent starts before all it could hear of has arrived
+    warnings: tuple[RunWarning, ...] = ()  # what reaches nobody over the decided edges
 
 
 def wire(
@@ -125,7 +130,15 @@ class _Wirer:
         nodes = tuple(self._node(name) for name in self.index)
         first = sorted((node for node in nodes if not node.waits), key=lambda node: -self.depth[node.index])
         outputs = tuple(self.index[name] for name in self.spec.outputs.values())
-        return Wiring(nodes, tuple(first), outputs, self._loops(), any(node.join for node in nodes))
+        joins_early = any(node.join for node in nodes)
+        return Wiring(nodes, tuple(first), outputs, self._loops(), joins_early, self._warnings())
+
+    def _warnings(self) -> tuple[RunWarning, ...]:
+        routes = (route for entries in self.entries for route in entries)
+        flow = Dataflow(self.spec, {(route.edge.sender, route.edge.receiver): route for route in routes})
+        if (cut := flow.cut_output()) is not None:
+            raise ChannelError(cut)
+        return (*flow.warnings(), *find_single_braces(self.spec))
 
     def _exit(self, edge: EdgeSpec) -> Exit:
         route = self._route(edge)
@@ -182,7 +195,8 @@ class _Wirer:
         return tuple(wired)
 
     def _route(self, edge: EdgeSpec) -> Route:
-        return _route(edge, self.peers[edge.sender], self.peers[edge.receiver], self.folder, self.decide)
+        ends = self.peers[edge.sender], self.peers[edge.receiver]
+        return _route(edge, *ends, self.folder, self.decide, self.spec.fusers)
 
 
 def _is_fused(entries: list[Route]) -> bool:
@@ -203,11 +217,13 @@ def _whose_words_are_read(spec: GraphSpec) -> Iterator[str]:
             yield from compile_expression(source, None).names if source is not None else ()
 
 
-def _route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, decide: Decide | None) -> Route:
+def _route(
+    edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, decide: Decide | None, fusers: Sequence[str]
+) -> Route:
     if isinstance(edge, TextEdge):
         return Route(edge, "text")  # nothing to decide, and no need to load what knows caches
     if decide is None:
         from cachegraph.channels import create
 
-        decide = create.route
+        return create.route(edge, sender, receiver, folder, fusers)
     return decide(edge, sender, receiver, folder)

@@ -7,7 +7,7 @@ depends on it, as the recipe says. Knows nothing of models, channels or YAML.
 """
 
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -40,6 +40,7 @@ from .result import UNKEPT, AgentResult, Result, RunStatus
 from .routes import Node, Wiring
 from .spec import GraphSpec
 from .turns import Listener, Spent, Surroundings, Turns, record_reply
+from .warnings import RunWarning
 from .ways import Ways
 
 __all__ = ["Listener", "Prepare", "Run"]
@@ -78,6 +79,7 @@ class Run:
         self._agents: dict[str, AgentResult] = {}  # those that have started, or never will
         self._edges: dict[tuple[str, str], EdgeReport] = {}
         self._failures: dict[str, Exception] = {}
+        self._warnings: tuple[RunWarning, ...] = ()
         most = spec.limits.max_concurrent
         limiter = None if most is None else anyio.CapacityLimiter(most)
         self._inside = within is not None
@@ -105,6 +107,7 @@ class Run:
             seconds=self._around.now() if self._status == "running" else self._seconds,
             agents=agents,
             edges={pair: self._edges[pair] for pair in dict.fromkeys([*pairs, *self._edges]) if pair in self._edges},
+            warnings=[*self._warnings, *_empty_edges(self._edges)],
         )
 
     async def execute(self) -> Result:
@@ -122,10 +125,11 @@ class Run:
             )
         try:
             self._wiring = await self._prepare()
+            self._warnings = self._wiring.warnings
             self._arrivals = Arrivals(self._wiring, self._skip, self._cancel)
             self._turns = Turns(self._around, self._inputs, self._wiring.outputs)
             if self._around.listener and not self._inside:
-                self._around.listener(RunStarted(self._around.now(), self._spec.name))
+                self._around.listener(RunStarted(self._around.now(), self._spec.name, self._warnings))
             await self._all_agents()
             cause = self._conclude()
         except Exception as error:
@@ -215,7 +219,7 @@ class Run:
         around = self._around
         for each in deliveries:
             edge, route = each.route.edge, each.route
-            report = reply.edges.get(edge.sender) or EdgeReport(edge.channel, route.used, route.fallback_reason)
+            report = reply.edges.get(edge.sender) or EdgeReport.of(route)
             self._edges[edge.sender, node.name] = report
             if around.listener:
                 ends = (around.agents + edge.sender, around.agents + node.name)
@@ -328,3 +332,11 @@ def _forget_locals(error: BaseException | None) -> None:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+def _empty_edges(edges: Mapping[tuple[str, str], EdgeReport]) -> Iterator[RunWarning]:
+    """A warning for every edge that was travelled by cache and carried nothing."""
+    for (sender, receiver), report in edges.items():
+        if report.carried_nothing:
+            message = f"the {report.asked} edge {sender!r} -> {receiver!r} carried no position"
+            yield RunWarning("empty_edge", message, (sender, receiver), (sender, receiver))

@@ -92,6 +92,10 @@ class GraphSpec(Strict):
     tools: Annotated[
         dict[Identifier, ToolServerSpec], Field(description="Servers of the Model Context Protocol, used by agents.")
     ] = {}  # noqa: RUF012 (pydantic copies it)
+    fusers: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(description="Fusers for cache edges that name none; each edge takes the first that joins its models."),
+    ] = ()
     inputs: dict[Identifier, InputSpec] = {}  # noqa: RUF012 (pydantic copies it)
     agents: Annotated[dict[Identifier, AgentEntry], Field(min_length=1)]
     edges: tuple[EdgeSpec, ...] = ()

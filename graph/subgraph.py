@@ -151,7 +151,14 @@ async def open_and_wire(spec: GraphSpec, order: Plan, cast: Cast, folder: Path) 
         if isinstance(agent := agents[name], SubgraphAgent) and isinstance(entry, SubgraphSpec):
             agents[name] = await agent.wired(entry)
     # In a thread: fusers are read from the disk here, and the first cache edge imports torch.
-    return await anyio.to_thread.run_sync(wire, spec, order, agents, folder)
+    wiring = await anyio.to_thread.run_sync(wire, spec, order, agents, folder)
+    inside = [
+        warning.inside(name)
+        for name, agent in agents.items()
+        if isinstance(agent, SubgraphAgent)
+        for warning in agent.wiring.warnings
+    ]
+    return replace(wiring, warnings=(*wiring.warnings, *inside)) if inside else wiring
 
 
 def _read(source: str) -> Expression | Template:

@@ -34,15 +34,22 @@ text{font-family:system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;f
 .finished{fill:#dafbe1;stroke:#1a7f37}.failed{fill:#ffebe9;stroke:#cf222e}.running{fill:#ddf4ff;stroke:#0969da}
 .paused{fill:#fff8c5;stroke:#9a6700}.cancelled,.skipped,.not_started{stroke-dasharray:5 4}
 .none{stroke:#8c959f;stroke-dasharray:2 4}.tip-none{fill:#8c959f}.fell{stroke:#bc4c00}.label-fell{fill:#bc4c00}
+.drops{stroke:#bc4c00;stroke-dasharray:3 5}
 @media (prefers-color-scheme:dark){
 .ground{fill:#0d1117}.box{fill:#161b22;stroke:#656c76}.output{stroke:#3fb950}text{fill:#e6edf3}.small{fill:#9198a1}
 .mark{fill:#3fb950}.label{stroke:#0d1117}.line{stroke:#9198a1}.core{stroke:#0d1117}
 .cache,.auto{stroke:#4493f8}.both{stroke:#ab7df8}.tip-text{fill:#9198a1}.tip-cache,.tip-auto{fill:#4493f8}
 .finished{fill:#12261e;stroke:#3fb950}.failed{fill:#301b1e;stroke:#f85149}.running{fill:#10233c;stroke:#4493f8}
-.paused{fill:#272115;stroke:#d29922}.fell{stroke:#db6d28}.label-fell{fill:#f0883e}
+.paused{fill:#272115;stroke:#d29922}.fell,.drops{stroke:#db6d28}.label-fell{fill:#f0883e}
 .tip-both{fill:#ab7df8}.label-cache,.label-auto{fill:#79c0ff}.label-both{fill:#d2a8ff}}
 """
-MEANINGS = {"text": "text", "cache": "KV cache", "both": "text and cache", "auto": "cache where it can, else text"}
+MEANINGS = {
+    "text": "text",
+    "cache": "KV cache",
+    "both": "text and cache",
+    "auto": "cache where it can, else text",
+    "drops": "something is lost here",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Line:
     fell: str = ""  # of a run: why it went otherwise than asked
     leads_back: bool = False  # drawn below the boxes
     may_be_skipped: bool = False
+    drops: str = ""  # what is lost at this edge
 
 
 def draw(
@@ -191,8 +199,10 @@ class _Canvas:
             corners = [self._at(middle, across), self._at(middle, to_across), self._at(to_along, to_across)]
             path += " C" + " ".join(f"{x} {y}" for x, y in corners)
         dashes = ' stroke-dasharray="2 4"' if line.may_be_skipped and line.channel != "auto" else ""
-        why = f"><title>{_xml(line.fell)}</title></path>" if line.fell else "/>"
-        self.parts.append(f'<path class="line {line.channel}{" fell" if line.fell else ""}" d="{path}"{dashes}{why}')
+        said = line.fell or line.drops
+        why = f"><title>{_xml(said)}</title></path>" if said else "/>"
+        kind = f"line {line.channel}{' fell' if line.fell else ''}{' drops' if line.drops else ''}"
+        self.parts.append(f'<path class="{kind}" d="{path}"{dashes}{why}')
         if line.channel == "both":
             self.parts.append(f'<path class="core" d="{path}"/>')
         tip, across = points[-1]
@@ -209,7 +219,8 @@ class _Canvas:
         left, right = left + self.boxes[line.sender].size[half] / 2, right + self.boxes[line.receiver].size[half] / 2
         corners = [(start, left), (start, lane), (end, lane), (end, right + 9)]
         path = " L".join("{} {}".format(*self._at(*corner)) for corner in corners)
-        self.parts.append(f'<path class="line {line.channel}" d="M{path}"/>')
+        why = f"><title>{_xml(line.drops)}</title></path>" if line.drops else "/>"
+        self.parts.append(f'<path class="line {line.channel}{" drops" if line.drops else ""}" d="M{path}"{why}')
         tip = [self._at(end, right), self._at(end - 5, right + 10), self._at(end + 5, right + 10)]
         self.parts.append(f'<polygon class="tip-{line.channel}" points="{" ".join(f"{x},{y}" for x, y in tip)}"/>')
         x, y = self._at((start + end) / 2, lane)
@@ -254,6 +265,7 @@ class _Canvas:
 
     def _legend(self, y: float) -> tuple[list[str], float]:
         drawn = {line.channel for line in (*self.lines, *self.back)}
+        drawn |= {"drops"} if any(line.drops for line in (*self.lines, *self.back)) else set()
         channels = [channel for channel in MEANINGS if channel in drawn]
         if not channels or channels == ["text"]:
             return [], 0.0

@@ -48,7 +48,9 @@ def _fuser(kind: str) -> FuserSpec:
 def _needed(graph: GraphSpec, sender: str, receiver: str) -> str:
     """By what the sender's prompt holds: what the receiver's holds too, or what it does not."""
     mine, theirs = (
-        PromptTemplate(name, graph.speaker(name), [edge.sender for edge in graph.edges if edge.receiver == name]).names
+        PromptTemplate(
+            name, graph.speaker(name), [edge.sender for edge in graph.edges if edge.receiver == name]
+        ).reads.names
         for name in (receiver, sender)
     )
     if not theirs - (mine - {sender}):

@@ -190,7 +190,7 @@ def text_pairs(text: Text, receiver: End) -> list[tuple[list[int], list[tuple[in
 
 def _prompts(pair: Pair, example: Example, *, slots: bool) -> tuple[Prompt, Prompt]:
     """The receiver's prompt, with a slot for the sharer's message or without a word of it, and the sharer's."""
-    empty = dict.fromkeys((*pair.receiver.template.names, *pair.sharer.template.names), "")
+    empty = dict.fromkeys((*pair.receiver.template.reads.names, *pair.sharer.template.reads.names), "")
     values = {**empty, **example.inputs}
     mine = _read(pair.receiver, values, [pair.sharer.agent] if slots else [])
     theirs = _read(pair.sharer, values, [])

@@ -140,6 +140,6 @@ def _about_tokens(text: str) -> int:
 
 
 def _report(delivery: Delivery) -> EdgeReport:
-    route = delivery.route
-    size = len((delivery.message.text or "").encode())
-    return EdgeReport(route.edge.channel, route.used, route.fallback_reason, bytes=size)
+    report = EdgeReport.of(delivery.route)
+    report.bytes = len((delivery.message.text or "").encode())
+    return report

@@ -66,15 +66,10 @@ class FunctionAgent:
         text, data = _reply(await self._call(self._function, given), self._path)
         if turn.on_text is not None and text:
             turn.on_text(text)
-        edges = {
-            delivery.message.sender: EdgeReport(
-                delivery.route.edge.channel,
-                delivery.route.used,
-                delivery.route.fallback_reason,
-                bytes=len((delivery.message.text or "").encode()),
-            )
-            for delivery in turn.deliveries
-        }
+        edges = {}
+        for delivery in turn.deliveries:
+            edges[delivery.message.sender] = report = EdgeReport.of(delivery.route)
+            report.bytes = len((delivery.message.text or "").encode())
         return Reply(Message(self.name, text, data=data), Timing(total=perf_counter() - began), edges=edges)
 
     async def close(self) -> None:

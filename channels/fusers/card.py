@@ -2,20 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from cachegraph.engine.shapes import KVShape, describe_shapes
 from cachegraph.engine.spec import Strict
-from cachegraph.errors import FuserError
+from cachegraph.errors import FuserError, library_errors
 
 from ..cache.layers import LayerPair, check_layers
+from .folder import read_json
 from .trained_rows import TrainedRows
 
-__all__ = ["Alignment", "Card", "Geometry", "ModelEnd", "checked_card"]
+__all__ = ["CARD", "Alignment", "Card", "Evidence", "Geometry", "ModelEnd", "Task", "checked_card", "read_card"]
+
+CARD = "card.json"
 
 Alignment = Literal["ids", "first", "longest", "offsets"]
+Task = Literal["shared", "private"]  # text that both ends read; text that only the sharer reads
 
 
 Heads = Annotated[int, Field(gt=0, le=4096)]
@@ -71,6 +76,47 @@ class ModelEnd(Strict):
     vocab: PositiveInt | None = None
 
 
+class Evidence(Strict):
+    """One measurement of whether a fuser hands over what its sharer read: own cache against another example's.
+
+    Means over examples in the metric's own unit; `low` and `high` bound the difference at 95 %.
+    """
+
+    task: Annotated[Task, Field(description="What was handed over: text both ends read, or only the sharer.")]
+    data: Annotated[str, Field(min_length=1, description="Where the examples come from.")]
+    metric: Annotated[str, Field(min_length=1)]
+    examples: PositiveInt
+    own: Annotated[float, Field(allow_inf_nan=False, description="With the example's own cache.")]
+    mismatched: Annotated[float, Field(allow_inf_nan=False, description="With another example's cache.")]
+    low: Annotated[float, Field(allow_inf_nan=False, description="The least that own minus mismatched may be.")]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    carries: Annotated[
+        Literal["prompt", "reply", "all"] | None, Field(description="Of a translator: what the edge carried.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _interval_holds_the_difference(self) -> "Evidence":
+        if not self.low <= self.difference + 1e-6 or not self.difference - 1e-6 <= self.high:
+            raise ValueError(f"own minus mismatched is {self.difference:g}, outside of {self.low:g} to {self.high:g}")
+        return self
+
+    @property
+    def difference(self) -> float:
+        """Own minus mismatched."""
+        return self.own - self.mismatched
+
+    @property
+    def shows_communication(self) -> bool:
+        """Whether the whole interval lies above zero."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        return (
+            f"own minus mismatched {self.difference:+.3g} ({self.low:.3g} to {self.high:.3g}) {self.metric}, "
+            f"{self.examples} examples of {self.data}"
+        )
+
+
 class Card(Strict):
     """All that is known of a fuser but its weights."""
 
@@ -103,9 +149,17 @@ class Card(Strict):
         TrainedRows | None, Field(description="Which rows it was trained on, to tell where they are evaluated.")
     ] = None
     metrics: Annotated[dict[str, float], Field(default_factory=dict)]
+    evidence: Annotated[
+        tuple[Evidence, ...], Field(default=(), description="Measurements beside the mismatched control.")
+    ]
     licence: str | None = None
     created: Annotated[str | None, Field(description="ISO 8601.")] = None
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="Of fuser.safetensors.")] = None
+
+    def communication(self, task: Task) -> Evidence | None:
+        """The strongest measurement that shows this fuser communicating on such a task; None where there is none."""
+        shown = [each for each in self.evidence if each.task == task and each.shows_communication]
+        return max(shown, key=lambda each: each.low, default=None)
 
     @model_validator(mode="after")
     def _layers_exist(self) -> "Card":
@@ -131,3 +185,10 @@ def checked_card(fields: Mapping[str, Any], where: str) -> Card:
         raise FuserError(
             f"{where} is wrong at {place!r}: {first['msg']}; correct it, or use a cachegraph that knows its version"
         ) from error
+
+
+def read_card(folder: Path | str) -> Card:
+    """The card of a fuser's folder; cheap. Raises FuserError where it is missing or damaged."""
+    path = Path(folder) / CARD
+    with library_errors(lambda why: FuserError(f"{str(path)!r} can't be read: {why}; get it again from its source")):
+        return checked_card(read_json(path), repr(str(path)))

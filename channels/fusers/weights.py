@@ -15,9 +15,9 @@ from cachegraph.engine.shapes import KVShape
 from cachegraph.errors import FuserError, library_errors
 
 from .base import Fuser, Projector
-from .card import Card, checked_card
+from .card import CARD, Card, read_card
 from .create import build_projector
-from .folder import read_json, replaced_folder
+from .folder import replaced_folder
 from .translator import Translator, build_translator
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "save_fuser",
 ]
 
-CARD = "card.json"
 WEIGHTS = "fuser.safetensors"
 
 Expected = dict[str, tuple[int, ...]]  # shapes by name
@@ -64,13 +63,6 @@ def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
         card = fuser.card.model_copy(update={"sha256": _sha256(fresh / WEIGHTS)})
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
-
-
-def read_card(folder: Path | str) -> Card:
-    """The card alone; cheap."""
-    path = Path(folder) / CARD
-    with _damage(path):
-        return checked_card(read_json(path), repr(str(path)))
 
 
 def read_fuser(folder: Path | str) -> Fuser:

@@ -31,6 +31,8 @@ def card_words(card: Card, parameters: int) -> dict[str, str]:
         "sharer reads": card.reads,
         "keys": card.rope,
         "trained on": card.trained_on,
+        "evidence": "; ".join(f"{each.task} text: {each}" for each in card.evidence)
+        or "none: no edge picks it by itself",
         "training rows": f"{card.trained_rows.rows:,}, kept as hashes" if card.trained_rows else None,
         "created": card.created,
         "sha256": card.sha256,

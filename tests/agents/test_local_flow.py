@@ -24,7 +24,7 @@ def build(loaded: dict[str, ModelSpec], agents: dict[str, Any], edges: list[dict
 def test_the_caches_of_all_items_are_grafted_one_behind_the_other(loaded: dict[str, ModelSpec]) -> None:
     reader = agent("read {{ doc }} for {{ task }}", for_each="task.split('|')", **{"as": "doc"})
     agents = {"reader": reader, "writer": agent("{{ reader }} and now")}
-    graph = build(loaded, agents, [{"from": "reader", "to": "writer"}], "writer")
+    graph = build(loaded, agents, [{"from": "reader", "to": "writer", "carries": "prompt"}], "writer")
     one = graph.run(task="the sea is green")
     both = graph.run(task="the sea is green|the sea is green")
     graph.close()

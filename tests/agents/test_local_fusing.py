@@ -106,7 +106,7 @@ async def test_without_a_shared_span_the_receiver_is_alone_to_the_bit(cast: Any,
             alignment="offsets",
             reads="own-prompt",
         )
-    edges = [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}]
+    edges = [{"from": "one", "to": "answerer", "channel": "cache", "carries": "prompt", "fuser": name}]
     async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
         fused = (await players.play(keep=["answerer"]))["answerer"]
     assert fused.message.text == alone.message.text

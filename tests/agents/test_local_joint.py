@@ -75,7 +75,7 @@ async def slowly(
     pairs = pairs_of(taken.origins, sent.origins, "question")
 
     def kind(at: int) -> str:
-        return "graft" if text_at(taken.origins[at], "document") else "fuse" if at in pairs else "own"
+        return "graft" if is_private(taken.origins[at]) else "fuse" if at in pairs else "own"
 
     segments: tuple[KV, ...] = ()
     for what, group in groupby(range(end), key=kind):
@@ -93,9 +93,14 @@ async def slowly(
     return concat(segments)
 
 
+def is_private(origin: Any) -> bool:
+    """Of the document, or the reader's own words, which are what an agent that only reads says."""
+    return bool(text_at(origin, "document") or text_at(origin, "reader"))
+
+
 def private(sent: CachePlane) -> KV:
     return concat(sent.segments).select(
-        torch.tensor([at for at, origin in enumerate(sent.origins) if text_at(origin, "document")])
+        torch.tensor([at for at, origin in enumerate(sent.origins) if is_private(origin)])
     )
 
 
@@ -225,7 +230,7 @@ async def test_a_prompt_that_ends_with_a_graft_is_not_read_along(cast: Any, tmp_
 
 @pytest.mark.parametrize(
     ("prompt", "grafted", "fused"),
-    [("Think: {{ question }}", False, True), ("Think: {{ document }}", True, False)],
+    [("{{ question }}", False, True), ("Think: {{ document }}", True, False)],
 )
 async def test_a_network_that_finds_nothing_to_do_is_left_out(
     cast: Any, tmp_path: Path, prompt: str, grafted: bool, fused: bool
@@ -263,7 +268,7 @@ async def test_the_zero_control_gives_a_translator_zeros_to_read(cast: Any, tmp_
         replies = await players.play(keep=["answerer"], control=Control("zero"))
         row_of, sent = plane(replies["answerer"]), private(plane(replies["reader"]))
         layers = made.translate([LayerKV(torch.zeros_like(k), torch.zeros_like(v)) for k, v in sent.layers])
-        at = torch.tensor([here for here, origin in enumerate(row_of.origins) if text_at(origin, "document")])
+        at = torch.tensor([here for here, origin in enumerate(row_of.origins) if is_private(origin)])
         expected = model(players, "answerer").rotation.move(KV(layers, torch.zeros(len(at), dtype=torch.int64)), at)
     assert len(at) > 5
     assert all(layer.values.abs().max() > 0.01 for layer in expected.layers)

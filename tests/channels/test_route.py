@@ -12,7 +12,7 @@ from tiny import config_of, load_tiny, save_model, save_tokenizer
 from cachegraph.channels.base import Peer
 from cachegraph.channels.cache.plans import FusePlan, GraftPlan
 from cachegraph.channels.create import route
-from cachegraph.channels.fusers.card import Geometry
+from cachegraph.channels.fusers.card import Evidence, Geometry
 from cachegraph.channels.fusers.create import new_fuser
 from cachegraph.channels.fusers.weights import save_fuser
 from cachegraph.channels.message import Route
@@ -81,7 +81,7 @@ def test_agents_of_one_model_graft(
 
 def test_both_carries_the_prompt_of_an_agent_that_only_reads(engines: dict[str, Engine], tmp_path: Path) -> None:
     ends = peer("a", engines["llama"], reads_only=True), peer("b", engines["llama"], reads="question")
-    assert decide("both", *ends, tmp_path).plan == GraftPlan("prompt")
+    assert decide("both", *ends, tmp_path).plan == GraftPlan("all")
 
 
 @pytest.mark.parametrize("reads", ["receiver-prompt", "own-prompt"])
@@ -99,15 +99,31 @@ def test_a_fuser_joins_two_models(engines: dict[str, Engine], tmp_path: Path, re
     assert decide("cache", *ends, tmp_path, fuser="fuser", align="longest").plan.alignment == "longest"
 
 
-def test_a_fuser_named_after_the_pair_is_found(
-    engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("channel", ["auto", "cache", "both"])
+def test_a_fuser_that_nobody_names_is_used_only_where_its_card_shows_communication(
+    engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channel: str
 ) -> None:
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path))
-    ends = peer("a", engines["qwen"]), peer("b", engines["llama"])
-    before = decide("auto", *ends, tmp_path)
+    here, there = engines["llama"], engines["qwen"]
+    ends = peer("a", there), peer("b", here)
+    before = decide(channel, *ends, tmp_path)
     assert before.fallback_reason == "'qwen' and 'llama' are different models, and there is no fuser for the pair"
-    saved_fuser(tmp_path / "fusers", engines["llama"], engines["qwen"], "llama--qwen", alignment="offsets")
-    assert isinstance(decide("auto", *ends, tmp_path).plan, FusePlan)
+    made = new_fuser("c2c", *([Geometry(3, 2, 8)] * 2), hidden_dim=8, intermediate_dim=8).card
+    pair = {
+        "receiver": made.receiver.model_copy(update={"name": "llama"}),
+        "sharer": made.sharer.model_copy(update={"name": "qwen"}),
+    }
+    saved_fuser(tmp_path / "fusers", here, there, "llama--qwen", alignment="offsets", **pair)
+    assert "the card of 'llama--qwen' shows no communication" in (
+        decide(channel, *ends, tmp_path).fallback_reason or ""
+    )
+    assert decide(channel, *ends, tmp_path, fuser="llama--qwen").fuser_reason == "the edge names it"
+    shown = Evidence(task="shared", data="d", metric="accuracy", examples=9, own=0.7, mismatched=0.3, low=0.1, high=0.6)
+    saved_fuser(tmp_path / "fusers", here, there, "shown", alignment="offsets", evidence=(shown,), **pair)
+    found = decide(channel, *ends, tmp_path)
+    assert isinstance(found.plan, FusePlan)
+    assert found.fuser == "shown"
+    assert found.fuser_reason == f"its card shows communication: {shown}"
 
 
 REFUSED = {
@@ -140,7 +156,8 @@ def test_an_edge_that_can_not_work_falls_back_with_the_reason_or_fails(
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "home"))
     llama, qwen, silent = engines["llama"], engines["qwen"], engines["silent"]
     half = Engine(replace(llama.model, dtype=torch.bfloat16))
-    a, b, options = peer("a", qwen), peer("b", llama, reads="question"), {"fuser": "fuser"}
+    a, b = peer("a", qwen), peer("b", llama, reads="question")
+    options: dict[str, Any] = {"fuser": "fuser", "carries": "prompt"}
     match case:
         case "an end that can't":
             a, options = peer("a", llama, why_no_cache="'x' has no cache"), {}
@@ -151,7 +168,7 @@ def test_an_edge_that_can_not_work_falls_back_with_the_reason_or_fails(
         case "another number type":
             a, options = peer("a", half), {}
         case "nothing private":
-            a, b, options = peer("a", llama), peer("b", llama), {}
+            a, b, options = peer("a", llama), peer("b", llama), {"carries": "prompt"}
         case "a fuser of other sizes":
             saved_fuser(tmp_path, with_heads(llama, 4), qwen, alignment="offsets")
         case "another revision":

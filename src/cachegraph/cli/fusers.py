@@ -76,6 +76,25 @@ def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
     open_console().print(table)
 
 
+@app.command("evidence")
+def add_evidence(
+    name: Fuser,
+    comparison: Annotated[Path, typer.Argument(help="What `cachegraph compare --save` wrote.", show_default=False)],
+) -> None:
+    """Put on a fuser's card what a comparison shows: its own cache against another example's.
+
+    With an interval above zero, `channel: auto` and `--channel cache` pick the fuser by itself where it fits.
+    """
+    from cachegraph.channels.fusers.inventory import locate
+    from cachegraph.evaluation.comparison import Comparison
+    from cachegraph.evaluation.evidence import record_evidence
+
+    found = record_evidence(locate(name), Comparison.load(comparison))
+    typer.echo(f"{name}: {found}")
+    if not found.shows_communication:
+        typer.echo("the interval is not above zero: no edge will pick this fuser by itself; naming it still works")
+
+
 @app.command("import")
 def import_fuser(
     folder: Annotated[Path, typer.Argument(help="A folder of ours, or as the authors of Cache-to-Cache publish.")],

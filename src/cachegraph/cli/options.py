@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cachegraph.graph.result import Result
     from cachegraph.graph.store import Store
 
-__all__ = ["AllowCode", "AllowEnv", "AllowPaths", "Recipe", "exit_if_paused", "open_graph", "open_store"]
+__all__ = ["AllowCode", "AllowEnv", "AllowPaths", "Recipe", "Strict", "exit_if_paused", "open_graph", "open_store"]
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
 AllowEnv = Annotated[
@@ -22,6 +22,10 @@ AllowPaths = Annotated[bool, typer.Option("--allow-paths", help="Let recipes nam
 
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let the recipe run functions and programs, and use tools of this machine.")
+]
+
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Take warnings for errors: what the channels drop, and inputs nobody reads.")
 ]
 
 

@@ -4,14 +4,18 @@ import json
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
-from .options import AllowCode, AllowEnv, AllowPaths
+from .options import AllowCode, AllowEnv, AllowPaths, Strict
 from .output import echo, echo_json
+
+if TYPE_CHECKING:
+    from cachegraph.channels.spec import Channel
+    from cachegraph.graph.spec import GraphSpec
 
 __all__ = ["register"]
 
@@ -39,17 +43,22 @@ def validate(
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
+    strict: Strict = False,
+    channel: Annotated[
+        str | None, typer.Option("--channel", "-c", help="Say what every edge would drop over this channel.")
+    ] = None,
     catalogue: Annotated[
         Path | None,
         typer.Option("--catalogue", help="A catalogue of yours, laid over the shipped one.", show_default=False),
     ] = None,
 ) -> None:
-    """Check recipes and name every problem with its line."""
+    """Check recipes and name every problem with its line; also what their channels would drop."""
     from cachegraph.engine.models import load_catalogue
     from cachegraph.graph.load import load_recipe
 
     known = frozenset(load_catalogue(catalogue).models)
     found: dict[str, list[Problem]] = {}
+    doubts: dict[str, list[Problem]] = {}
     for recipe in recipes:
         try:
             spec = load_recipe(
@@ -58,12 +67,17 @@ def validate(
         except RecipeError as error:
             found[str(recipe)] = error.problems
             continue
-        found[str(recipe)] = []
-        if not as_json:
+        found[str(recipe)], doubts[str(recipe)] = _dropped(recipe, spec, channel)
+        if strict:
+            found[str(recipe)] += doubts.pop(str(recipe))
+        if not as_json and not found[str(recipe)]:
             echo(f"{recipe}: fine, {_count(len(spec.agents), 'agent')}, {_count(len(spec.edges), 'edge')}")
+            for doubt in doubts.get(str(recipe), ()):
+                echo(f"warning: {doubt}")
     problems = [problem for each in found.values() for problem in each]
     if as_json:
-        echo_json(json.dumps([_report(recipe, each) for recipe, each in found.items()], indent=2, ensure_ascii=False))
+        reports = [_report(recipe, each, doubts.get(recipe, [])) for recipe, each in found.items()]
+        echo_json(json.dumps(reports, indent=2, ensure_ascii=False))
         raise typer.Exit(RecipeError.exit_code if problems else 0)
     if problems:
         raise RecipeError(problems)
@@ -99,6 +113,7 @@ def show(
 ) -> None:
     """Draw a recipe's graph, or what happened on it in a run."""
     from cachegraph.graph.load import load_recipe
+    from cachegraph.graph.recipe_warnings import expected_warnings
     from cachegraph.graph.render import to_mermaid, to_svg, to_text
 
     spec = None
@@ -112,16 +127,30 @@ def show(
     if spec is None:
         raise InputError("show wants a recipe's file, or --run with the id of a run in the store")
     draw = {Format.text: to_text, Format.mermaid: to_mermaid, Format.svg: to_svg}[format]
-    _write(draw(spec), output)
+    assert recipe is not None
+    _write(draw(spec, expected_warnings(spec, recipe.resolve().parent)[0]), output)
 
 
-def _report(recipe: str, problems: list[Problem]) -> dict[str, object]:
+def _dropped(recipe: Path, spec: "GraphSpec", channel: str | None) -> tuple[list[Problem], list[Problem]]:
+    """Why the output would hear no input, and what else the recipe's channels, or this one, would drop."""
+    from cachegraph.graph.draft import Finding
+    from cachegraph.graph.load import locate
+    from cachegraph.graph.parts import Parts
+    from cachegraph.graph.recipe_warnings import expected_warnings, place_warning
+
+    if channel is not None:
+        spec = Parts(spec, {}).with_channels(cast("Channel", channel)).spec
+    warnings, cut = expected_warnings(spec, recipe.resolve().parent)
+    wrong = [] if cut is None else [Finding(cut, ("output",))]
+    return locate(recipe, wrong), locate(recipe, [place_warning(spec, warning) for warning in warnings])
+
+
+def _report(recipe: str, problems: list[Problem], warnings: list[Problem]) -> dict[str, object]:
     keys = ("message", "hint", "file", "line", "column")
-    return {
-        "recipe": recipe,
-        "valid": not problems,
-        "problems": [{key: getattr(problem, key) for key in keys} for problem in problems],
-    }
+    problems_, warnings_ = (
+        [{key: getattr(each, key) for key in keys} for each in group] for group in (problems, warnings)
+    )
+    return {"recipe": recipe, "valid": not problems, "problems": problems_, "warnings": warnings_}
 
 
 def _count(number: int, noun: str) -> str:

@@ -94,8 +94,8 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
                     write(event.text)
                     streamed = within_line = True
                     continue
-                if isinstance(event, RunStarted) and (run := stream.result.run_id):
-                    console.print(Text(f"run {run}", "dim"))
+                if isinstance(event, RunStarted):
+                    _print_start(event, stream.result.run_id, console)
                 note = _note(event, output)
                 next_round = isinstance(event, AgentStarted) and event.agent == output
                 if within_line and (note is not None or next_round):
@@ -110,6 +110,13 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
             record(RunFinished(stream.result.seconds, stream.result))
     if not (quiet or streamed or stream.result.status == "paused"):
         write(f"{stream.result.text}\n")
+
+
+def _print_start(event: RunStarted, run: str | None, console: Console) -> None:
+    if run:
+        console.print(Text(f"run {run}", "dim"))
+    for warning in event.warnings:
+        console.print(Text.assemble(("warning", "yellow"), f": {printable(str(warning))}"), soft_wrap=True)
 
 
 def _note(event: Event, output: str) -> Text | None:
@@ -144,6 +151,12 @@ def print_tables(result: Result, console: Console) -> None:
             reasons.setdefault(edge.fallback_reason, []).append(f"{sender} → {receiver}")
     for reason, edges in reasons.items():
         console.print(Text.assemble(("text instead of a cache", "yellow"), f" ({', '.join(edges)}): {reason}"))
+    chosen = {(edge.fuser, edge.fuser_reason) for edge in result.edges.values() if edge.channel_used != "text"}
+    for fuser, reason in sorted((fuser, reason) for fuser, reason in chosen if fuser and reason):
+        console.print(Text(f"fuser {printable(fuser)}: {printable(reason)}", "dim"), soft_wrap=True)
+    for warning in result.warnings:
+        if warning.kind == "empty_edge":
+            console.print(Text.assemble(("warning", "yellow"), f": {printable(str(warning))}"), soft_wrap=True)
 
 
 def _print_cut(result: Result, console: Console) -> None:
@@ -257,7 +270,7 @@ def _total(result: Result, kind: str) -> str:
 
 
 def _as_asked(result: Result) -> str:
-    fallen = sum(edge.fallback_reason is not None for edge in result.edges.values())
+    fallen = sum(edge.fallback_reason is not None or edge.carried_nothing for edge in result.edges.values())
     return f"{len(result.edges) - fallen} of {len(result.edges)}"
 
 

@@ -1,0 +1,52 @@
+"""What an agent's templates read, known before anything runs: inputs, replies, whose words they work on. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .spec import AgentSpec
+from .template import Template, compile_template
+from .usage import Use
+
+__all__ = ["PromptReads", "prompt_reads"]
+
+
+@dataclass(frozen=True)
+class PromptReads:
+    """The names that an agent's system message and prompt read."""
+
+    prompt: Template
+    system: Template | None
+    in_front: tuple[str, ...]  # upstream agents without a slot: each gets a message of its own
+    names: frozenset[str]  # inputs and agents whose text the prompt may hold
+    words_of: Mapping[str, str]  # by upstream agent that must send words: why
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return (self.prompt,) if self.system is None else (self.system, self.prompt)
+
+
+def prompt_reads(agent: str, spec: AgentSpec, upstream: Sequence[str]) -> PromptReads:
+    """Compile an agent's templates and list what they read. `upstream` are the agents with an edge to it."""
+    prompt = compile_template(spec.prompt, None)
+    system = compile_template(spec.system, None) if spec.system is not None else None
+    used = prompt.names | (system.names if system else frozenset())
+    in_front = tuple(name for name in upstream if name not in used)
+    reads = PromptReads(prompt, system, in_front, used | frozenset(in_front), {})
+    reasons = {name: reason for name in upstream if (reason := _why_words(agent, name, reads)) is not None}
+    return PromptReads(prompt, system, in_front, reads.names, reasons)
+
+
+def _why_words(agent: str, sender: str, reads: PromptReads) -> str | None:
+    """Why a slot with positions in it would not do for this sender; None where it does."""
+    if sender in reads.in_front:
+        return None
+    uses = Use(0)
+    for template in reads.templates:
+        uses |= template.uses.get(sender, Use(0))
+    if Use.WORKED_ON in uses:
+        return f"the prompt of agent {agent!r} works on the words of {sender!r} (a filter, a comparison, a loop)"
+    if Use.PRINTED in uses:
+        return None
+    if Use.DATA in uses:
+        return f"the prompt of agent {agent!r} reads fields of what {sender!r} replies, and has no slot for the reply"
+    return f"the prompt of agent {agent!r} asks whether {sender!r} has replied, and has no slot for the reply"

@@ -1,0 +1,161 @@
+"""Which fuser an edge uses, and who chose it: the edge, the recipe, or the evidence on a fuser's card. No torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachegraph.errors import FuserError
+
+from ..base import Peer
+from ..spec import FuserPair
+from .card import CARD, Card, ModelEnd, Task, read_card
+from .find import find_fuser, on_shelf, shelves
+from .hub import find_cached_fuser
+from .name import is_hub_fuser, parse_hub_fuser
+from .pair import fuser_parts, is_pair
+
+__all__ = ["FuserChoice", "NoFuser", "select_fuser"]
+
+
+class NoFuser(Exception):
+    """No fuser was chosen for this edge. The message is the reason, as a clause."""
+
+
+@dataclass(frozen=True)
+class FuserChoice:
+    """The networks of an edge: one that fuses, one that translates for grafts, or both. `why` says who chose them."""
+
+    name: str
+    why: str
+    fuse: Path | None = None
+    graft: Path | None = None
+
+    @property
+    def fuse_card(self) -> Card | None:
+        """The card of the network that fuses; None for a published folder, which has none."""
+        return read_card(self.fuse) if self.fuse is not None and (self.fuse / CARD).is_file() else None
+
+
+def select_fuser(
+    named: str | FuserPair | None,
+    defaults: Sequence[str],
+    sharer: Peer,
+    receiver: Peer,
+    tasks: Sequence[Task],
+    folder: Path,
+    *,
+    fetch: bool = True,
+) -> FuserChoice:
+    """The fuser for an edge of a recipe in `folder`.
+
+    One that the edge names, else the first of the recipe's `fusers` that joins this pair and does one of these tasks,
+    else one whose card shows that it communicates on one of them, the first task first. A fuser that merely fits the
+    pair is not enough. With `fetch` false, a fuser of the hub that is not on this disk raises NoFuser instead of being
+    fetched.
+
+    Raises NoFuser, or FuserError where a named fuser is missing or damaged.
+    """
+    if named is not None:
+        return _named(named, folder, fetch)
+    for name in defaults:
+        choice = _opened(_find(name, folder, fetch), name, "the recipe's `fusers` name it")
+        if _does(choice, tasks) and _fits(choice, sharer, receiver):
+            return choice
+    return _shown(sharer, receiver, tasks, folder)
+
+
+def _named(named: str | FuserPair, folder: Path, fetch: bool) -> FuserChoice:
+    why = "the edge names it"
+    if isinstance(named, str):
+        return _opened(_find(named, folder, fetch), named, why)
+    fuse, graft = _find(named.fuse, folder, fetch), _find(named.graft, folder, fetch)
+    if _is_translator(fuse) or not _is_translator(graft):
+        raise FuserError(
+            f"{named.fuse!r} must be a fuser and {named.graft!r} a translator, and they are not; see "
+            "which is which with: cachegraph fusers list"
+        )
+    return FuserChoice(f"{named.fuse}, {named.graft}", why, fuse, graft)
+
+
+def _find(name: str, folder: Path, fetch: bool) -> Path:
+    if is_hub_fuser(name) and not fetch:
+        wanted = parse_hub_fuser(name)
+        cached = None if wanted is None else find_cached_fuser(wanted)
+        if cached is None:
+            raise NoFuser(f"the fuser {name!r} is not on this disk yet")
+        return cached
+    return find_fuser(name, folder)
+
+
+def _opened(place: Path, name: str, why: str) -> FuserChoice:
+    if is_pair(place):
+        return FuserChoice(name, why, place / "fuse", place / "graft")
+    return FuserChoice(name, why, graft=place) if _is_translator(place) else FuserChoice(name, why, fuse=place)
+
+
+def _is_translator(place: Path) -> bool:
+    return (place / CARD).is_file() and read_card(place).kind == "graft"
+
+
+def _fits(choice: FuserChoice, sharer: Peer, receiver: Peer) -> bool:
+    """Whether the card is of this pair; a published folder has none, and is taken at the recipe's word."""
+    parts = [part for part in (choice.fuse, choice.graft) if part is not None and (part / CARD).is_file()]
+    return all(_joins(read_card(part), sharer, receiver) for part in parts)
+
+
+def _joins(card: Card, sharer: Peer, receiver: Peer) -> bool:
+    return _is_end(card.sharer, sharer) and _is_end(card.receiver, receiver)
+
+
+def _is_end(end: ModelEnd, peer: Peer) -> bool:
+    if end.identity is not None and peer.identity is not None:
+        return end.identity == peer.identity
+    return end.name == peer.name
+
+
+def _does(choice: FuserChoice, tasks: Sequence[Task]) -> bool:
+    return (choice.graft is not None and "private" in tasks) or (choice.fuse is not None and "shared" in tasks)
+
+
+def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], folder: Path) -> FuserChoice:
+    """The fuser of the pair whose card shows the most. Raises NoFuser."""
+    cards = list(_cards(sharer, receiver, folder))
+    for task in tasks:
+        kind = "graft" if task == "private" else "fuse"
+        shown = [
+            (evidence.low, name, place, evidence)
+            for place, name, card in cards
+            if card.kind == kind and (evidence := card.communication(task)) is not None
+        ]
+        if shown:
+            _, name, place, evidence = max(shown, key=lambda each: each[:2])
+            return FuserChoice(name, f"its card shows communication: {evidence}", **{kind: place})
+    models = f"{sharer.name!r} and {receiver.name!r} are different models, and "
+    if not cards:
+        raise NoFuser(f"{models}there is no fuser for the pair")
+    names = " and of ".join(repr(name) for _, name, _ in cards[:3])
+    texts = {"private": f"what only {sharer.agent!r} has", "shared": "what both agents read"}
+    wanted = " or of ".join(texts[task] for task in tasks)
+    raise NoFuser(
+        f"{models}the card of {names} shows no communication of {wanted}; name a fuser on the edge to use it anyway"
+    )
+
+
+def _cards(sharer: Peer, receiver: Peer, folder: Path) -> Iterator[tuple[Path, str, Card]]:
+    """Every fuser of the pair that lies at hand: those named after it beside the recipe, then those on the shelves."""
+    prefix = f"{receiver.name}--{sharer.name}"
+    beside = [(folder, place) for place in on_shelf(folder) if place.name.startswith(prefix)] if folder.is_dir() else []
+    places = [*beside, *((shelf, place) for shelf in shelves() for place in on_shelf(shelf))]
+    names: set[str] = set()
+    for shelf, place in places:
+        for part in fuser_parts(place):
+            name = str(part.relative_to(shelf))
+            if name in names or not (part / CARD).is_file():
+                continue
+            try:
+                card = read_card(part)
+            except FuserError:
+                continue  # `fusers list` says what is wrong with it
+            if _joins(card, sharer, receiver):
+                names.add(name)
+                yield part, name, card

@@ -1,0 +1,66 @@
+"""From a comparison to evidence on a fuser's card: whether its own cache does better than another example's."""
+
+from pathlib import Path
+
+from cachegraph.channels.fusers.card import CARD, Card, Evidence, read_card
+from cachegraph.channels.spec import TextEdge
+from cachegraph.common.atomic_write import write_atomically
+from cachegraph.errors import ConfigError, InputError
+from cachegraph.graph.load import parse_recipe
+
+from .comparison import Comparison
+
+__all__ = ["evidence_of", "record_evidence"]
+
+
+def evidence_of(comparison: Comparison, card: Card) -> Evidence:
+    """What a comparison with the variants `cache` and `mismatched` shows about the fuser of its one cache edge.
+
+    The first metric counts. Raises InputError where the comparison can't show it: a variant is missing, several edges
+    carry caches, or another pair of models ran.
+    """
+    own, mismatched = comparison.row("cache"), comparison.row("mismatched")
+    difference = comparison.difference("cache", "mismatched")
+    if own is None or mismatched is None or difference is None or not own.was_run or not mismatched.was_run:
+        raise InputError("the comparison lacks the variant 'cache' or 'mismatched'; run it with both")
+    if own.cache_share != 1:
+        raise InputError("in the comparison not every edge that was asked for a cache had one, so it shows nothing")
+    recipe = parse_recipe(comparison.recipe, allow_paths=True, allow_code=True)
+    caching = [edge for edge in recipe.edges if not isinstance(edge, TextEdge)]
+    if len(caching) != 1:
+        raise InputError(f"the comparison's recipe has {len(caching)} cache edges, and evidence is of one fuser's edge")
+    ran = {(facts.name, facts.identity) for facts in comparison.environment.models}
+    for end in (card.receiver, card.sharer):
+        if not any(name == end.name and identity in (None, end.identity) for name, identity in ran):
+            raise InputError(f"the comparison ran other models than the fuser's: {end.name!r} was not among them")
+    metric = comparison.metrics[0].name
+    return Evidence(
+        task="private" if card.kind == "graft" else "shared",
+        data=Path(comparison.environment.data).name or "unnamed data",
+        metric=metric,
+        examples=own.examples,
+        own=round(own.quality[metric].value, 4),
+        mismatched=round(mismatched.quality[metric].value, 4),
+        low=round(difference.low, 4),
+        high=round(difference.high, 4),
+        carries=(caching[0].carries or "reply") if card.kind == "graft" else None,
+    )
+
+
+def record_evidence(folder: Path, comparison: Comparison) -> Evidence:
+    """Put what a comparison shows on the card of the fuser in `folder`, in place of older evidence on the same data.
+
+    Raises InputError as `evidence_of`, FuserError where the card is damaged, ConfigError where it can't be written.
+    """
+    card = read_card(folder)
+    new = evidence_of(comparison, card)
+    same = (new.task, new.data, new.metric, new.carries)
+    others = [each for each in card.evidence if (each.task, each.data, each.metric, each.carries) != same]
+    changed = card.model_copy(update={"evidence": (*others, new)})
+    try:
+        write_atomically(folder / CARD, changed.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{str(folder / CARD)!r} can't be written ({error.strerror}); copy the fuser first"
+        ) from error
+    return new

@@ -1,0 +1,28 @@
+"""What a run or a recipe warns of: information that is dropped, edges that carry nothing, names that look mistaken."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["RunWarning", "WarningKind"]
+
+WarningKind = Literal["dropped", "unused_input", "single_braces", "empty_edge"]
+
+
+@dataclass(frozen=True)
+class RunWarning:
+    """One warning. `names` are the inputs and agents that it is about."""
+
+    kind: WarningKind
+    message: str
+    names: tuple[str, ...] = ()
+    edge: tuple[str, str] | None = None  # sender and receiver, where one edge is to blame
+
+    def inside(self, agent: str) -> "RunWarning":
+        """The warning of a recipe in this agent's place, as the graph around it tells it."""
+        names, edge = tuple(f"{agent}/{name}" for name in self.names), self.edge
+        if edge is not None:
+            edge = (f"{agent}/{edge[0]}", f"{agent}/{edge[1]}")
+        return RunWarning(self.kind, f"in {agent!r}: {self.message}", names, edge)
+
+    def __str__(self) -> str:
+        return self.message

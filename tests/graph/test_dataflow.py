@@ -1,0 +1,187 @@
+"""Which inputs and replies reach whom over the decided channels, and what is said of those that reach nobody."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachegraph.channels.message import Route
+from cachegraph.errors import RecipeError
+from cachegraph.graph.dataflow import Dataflow, Source
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.spec import GraphSpec
+
+CHAIN: dict[str, Any] = {
+    "version": 1,
+    "name": "chain",
+    "inputs": {"topic": {}},
+    "agents": {
+        "researcher": {"model": "small", "prompt": "Facts about {{ topic }}."},
+        "writer": {"model": "large", "prompt": "{{ researcher }} Write about {{ topic }}."},
+        "editor": {"model": "small", "prompt": "A headline for {{ writer }}"},
+    },
+    "edges": [{"from": "researcher", "to": "writer"}, {"from": "writer", "to": "editor"}],
+    "output": "editor",
+}
+
+FUSE = {"used": "cache", "needs_text": False, "needs_cache": False, "fuser": "f"}
+READ = {"used": "cache", "needs_text": False, "needs_cache": True, "carries": "prompt"}
+REPLY = {"used": "cache", "needs_text": True, "needs_cache": True, "carries": "reply"}
+
+
+def flow(data: dict[str, Any], **routes: dict[str, Any]) -> Dataflow:
+    """`routes`: by sender__receiver, the decided form; text unless named."""
+    spec = GraphSpec.model_validate(data)
+    decided = {}
+    for edge in spec.edges:
+        form = routes.get(f"{edge.sender}__{edge.receiver}", {"used": "text"})
+        decided[edge.sender, edge.receiver] = Route(edge, **form)
+    return Dataflow(spec, decided)
+
+
+def with_(data: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**data, **changes}
+
+
+def told(found: Dataflow) -> list[str]:
+    return [str(warning) for warning in found.warnings()]
+
+
+@pytest.mark.parametrize("form", [{"used": "text"}, REPLY, {**REPLY, "carries": "all"}, {**REPLY, "used": "both"}])
+def test_a_reply_carries_on_what_it_was_made_of(form: dict[str, Any]) -> None:
+    found = flow(CHAIN, researcher__writer=form, writer__editor=form)
+    assert found.heard["editor"] == {Source("topic"), Source("researcher", True), Source("writer", True)}
+    assert told(found) == []
+    assert found.cut_output() is None
+
+
+def test_a_prompt_carries_on_what_was_read_and_not_the_reply() -> None:
+    found = flow(CHAIN, writer__editor=READ)
+    assert found.heard["editor"] == {Source("topic"), Source("researcher", True)}
+    assert told(found) == []  # the author wrote `carries: prompt`
+
+
+def test_an_output_that_hears_no_input_is_an_error_with_the_path_that_was_cut() -> None:
+    found = flow(CHAIN, writer__editor=FUSE)
+    assert found.cut_output() == (
+        "the output hears none of the inputs: 'topic' -> 'writer' -x 'editor', since the fuser 'f' only corrects what "
+        "'editor' reads itself; give the edge 'writer' -> 'editor' another channel"
+    )
+
+
+def test_what_an_agent_wrote_for_one_that_takes_no_turn_is_said_to_be_lost() -> None:
+    agents = {**CHAIN["agents"], "editor": {"model": "small", "prompt": "{{ topic }}: a headline for {{ writer }}"}}
+    edges = [CHAIN["edges"][0], {"from": "writer", "to": "editor", "channel": "cache", "carries": "prompt"}]
+    found = flow(with_(CHAIN, agents=agents, edges=edges), writer__editor=FUSE)
+    assert found.cut_output() is None
+    assert told(found) == [
+        (
+            "over this channel the output never hears what 'researcher' wrote: 'researcher' -x 'writer', since "
+            "'writer' takes no turn, because its fuser reads the prompt of 'editor'"
+        )
+    ]
+
+
+def test_a_sender_that_takes_no_turn_is_said_so_where_its_author_has_not() -> None:
+    agents = {
+        "expert": {"model": "large", "prompt": "{{ question }}"},
+        "answerer": {"model": "small", "prompt": "{{ expert }} {{ question }}"},
+    }
+    for carries, count in ((None, 1), ("prompt", 0)):
+        edge = {"from": "expert", "to": "answerer", "channel": "cache", "carries": carries}
+        data = with_(CHAIN, inputs={"question": {}}, agents=agents, edges=[edge], output="answerer")
+        warnings = told(flow(data, expert__answerer=FUSE))
+        assert len(warnings) == count
+        assert all("nobody reads what 'expert' would write" in each for each in warnings)
+
+
+def test_an_input_that_no_prompt_names_is_said() -> None:
+    found = flow(with_(CHAIN, inputs={"topic": {}, "tone": {"default": "dry"}}))
+    assert told(found) == ["no prompt names the input 'tone', so nobody reads it"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"edges": [{"from": "researcher", "to": "writer", "when": "tone == 'dry'"}, CHAIN["edges"][1]]},
+        {
+            "agents": {
+                **CHAIN["agents"],
+                "writer": {"model": "large", "prompt": "{{ item }} {{ researcher }}", "for_each": "tone.splitlines()"},
+            }
+        },
+        {"agents": {**CHAIN["agents"], "editor": {"model": "m", "system": "Be {{ tone }}.", "prompt": "{{ writer }}"}}},
+    ],
+)
+def test_an_input_may_be_named_by_conditions_lists_and_system_messages(place: dict[str, Any]) -> None:
+    found = flow(with_(CHAIN, inputs={"topic": {}, "tone": {}}, **place))
+    assert not [each for each in told(found) if "'tone'" in each]
+
+
+def test_what_a_condition_reads_is_not_lost() -> None:
+    agents = {
+        "judge": {"model": "small", "prompt": "Is {{ topic }} good?"},
+        "writer": {"model": "small", "prompt": "{{ judge }}"},
+    }
+    edges = [{"from": "judge", "to": "writer", "channel": "cache", "carries": "prompt", "when": "'yes' in judge"}]
+    assert told(flow(with_(CHAIN, agents=agents, edges=edges, output="writer"), judge__writer=READ)) == []
+
+
+def test_loops_are_followed_round() -> None:
+    agents = {
+        "writer": {"model": "small", "prompt": "{{ topic }} {{ critic }}"},
+        "critic": {"model": "small", "prompt": "{{ writer }}"},
+    }
+    edges = [{"from": "writer", "to": "critic"}, {"from": "critic", "to": "writer", "max_rounds": 3}]
+    found = flow(with_(CHAIN, agents=agents, edges=edges, output="writer"), critic__writer=REPLY)
+    assert found.heard["writer"] >= {Source("critic", True), Source("writer", True), Source("topic")}
+    assert told(found) == []
+
+
+def test_a_chain_of_a_thousand_agents_takes_no_time_to_follow() -> None:
+    """Sets are shared as they spread; quadratic work would take minutes here."""
+    agents = {"a0": {"model": "m", "prompt": "{{ topic }}"}}
+    agents |= {f"a{n}": {"model": "m", "prompt": f"{{{{ a{n - 1} }}}}"} for n in range(1, 1000)}
+    edges = [{"from": f"a{n - 1}", "to": f"a{n}"} for n in range(1, 1000)]
+    found = flow(with_(CHAIN, agents=agents, edges=edges, output="a999"))
+    assert Source("topic") in found.heard["a999"]
+
+
+RECIPE = """\
+version: 1
+name: r
+inputs: {topic: {}, tone: {default: dry}}
+agents:
+  writer:
+    model: smollm2-135m-instruct
+    prompt: |
+      Write about {{ topic }}
+      in a {tone} way.
+output: writer
+"""
+
+
+def test_a_name_in_single_braces_is_said_with_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    graph = Graph.from_yaml(tmp_path / "r.yaml")
+    assert [(warning.kind, str(warning)) for warning in graph.warnings()] == [
+        ("unused_input", "no prompt names the input 'tone', so nobody reads it"),
+        (
+            "single_braces",
+            (
+                "the prompt of agent 'writer' holds '{tone}', which stays as it is; write '{{ tone }}' for the "
+                "input 'tone'"
+            ),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("literal", ['{{ topic }} as JSON: {"topic": 1}', "{{ topic }} {other}", "{{ {'topic': 1} }}"])
+def test_other_braces_are_left_alone(tmp_path: Path, literal: str) -> None:
+    recipe = RECIPE.replace("in a {tone} way.", literal).replace(", tone: {default: dry}", "")
+    (tmp_path / "r.yaml").write_text(recipe)
+    try:
+        graph = Graph.from_yaml(tmp_path / "r.yaml")
+    except RecipeError:
+        return  # objects aren't written in templates
+    assert graph.warnings() == []
