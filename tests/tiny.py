@@ -52,6 +52,62 @@ def _gemma3(window: int) -> Any:
     )
 
 
+def _gemma4() -> Any:
+    """Layers of two shapes, and of the last two each reads the keys and values of an earlier one of its kind."""
+    return hf.gemma4.Gemma4TextConfig(
+        **{**SIZES, "num_hidden_layers": 4},
+        head_dim=8,
+        global_head_dim=16,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        sliding_window=12,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=300,
+        hidden_size_per_layer_input=8,
+    )
+
+
+def _deepseek_v3() -> Any:
+    """Keys and values are made of a latent at every step."""
+    return hf.deepseek_v3.DeepseekV3Config(
+        **{**SIZES, "num_key_value_heads": 4},
+        kv_lora_rank=16,
+        q_lora_rank=24,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=12,
+        v_head_dim=10,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=24,
+        first_k_dense_replace=1,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64},
+    )
+
+
+def _mimo_v2_flash() -> Any:
+    """Layers differ in KV heads, and keys from values in width."""
+    return hf.mimo_v2_flash.MiMoV2FlashConfig(
+        **SIZES,
+        head_dim=16,
+        v_head_dim=8,
+        swa_num_attention_heads=4,
+        swa_num_key_value_heads=4,
+        swa_head_dim=16,
+        swa_v_head_dim=8,
+        sliding_window=12,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        n_group=1,
+        topk_group=1,
+    )
+
+
 ROPE_KINDS = {
     "default": lambda: _llama(rope_type="default"),
     "linear": lambda: _llama(rope_type="linear", factor=4.0),
@@ -98,6 +154,20 @@ KINDS = {
         **SIZES, sliding_window=12, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
     ),
     **{f"llama_{name}": make for name, make in ROPE_KINDS.items() if name != "default"},
+    "gemma4": _gemma4,
+    "deepseek_v3": _deepseek_v3,
+    "mimo_v2_flash": _mimo_v2_flash,
+    "gptj": lambda: hf.gptj.GPTJConfig(
+        vocab_size=300,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        rotary_dim=4,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    ),
 }
 
 

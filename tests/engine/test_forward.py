@@ -13,6 +13,8 @@ from cachegraph.engine.forward import Row, cache_argument, forward
 from cachegraph.engine.kv import KV, RowCache, concat
 from cachegraph.engine.load import LoadedModel
 
+UNEVEN = ["gemma4", "deepseek_v3", "mimo_v2_flash"]  # layers of several shapes, shared ones, and made of a latent
+
 
 def tokens(count: int, seed: int = 0) -> list[int]:
     return torch.randint(0, 300, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -38,10 +40,12 @@ def test_a_row_is_what_transformers_computes(kind: str, tiny: Tiny, tmp_path: Pa
         expected = network(torch.tensor([ids]), **{cache_argument(network): cache}, use_cache=True).logits[0]
     row, logits = read(model, ids)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    for window, ours, theirs in zip(model.info.windows, row.tail().layers, cache.layers, strict=True):
+    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]  # others share theirs
+    for window, ours, layer in zip(model.info.windows[: len(layers)], row.tail().layers, layers, strict=True):
         last = 40 if window is None or window > 40 else window - 1
-        torch.testing.assert_close(ours.keys[:, :, -last:], theirs.keys[:, :, -last:], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(ours.values[:, :, -last:], theirs.values[:, :, -last:], rtol=1e-4, atol=1e-4)
+        theirs = (layer.values, layer.keys) if model.info.reversed else (layer.keys, layer.values)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one[:, :, -last:], other[:, :, -last:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +67,7 @@ def test_a_row_read_in_pieces_is_the_row_read_at_once(kind: str, tiny: Tiny) -> 
         torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window", "gpt_oss", *UNEVEN])
 def test_rows_of_very_different_lengths_together_are_each_alone(kind: str, tiny: Tiny) -> None:
     model = tiny(kind)
     prompts = [tokens(count, seed=count) for count in (1, 70, 2, 13, 1)]
@@ -200,3 +204,30 @@ def test_branches_of_one_row_are_rows_of_their_own(kind: str, tiny: Tiny) -> Non
         (logits,) = forward(model.network, model.info, [row])
     apart = [read(model, ids, past)[1] for ids in branches]
     torch.testing.assert_close(logits, torch.stack([apart[0][3], apart[0][4], apart[1][6]]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_entries_of_first_layers_are_those_of_a_whole_pass(kind: str, tiny: Tiny) -> None:
+    model, ids = tiny(kind), tokens(20)
+    whole, _ = read(model, ids)
+    cache, told = RowCache(), list[int]()
+    with torch.inference_mode():
+        row = Row(ids, cache, "none", on_layer=lambda layer, _: told.append(layer), layers=1)
+        assert forward(model.network, model.info, [row]) == [None]
+    assert told == [0]
+    (first,) = cache.tail().layers
+    assert all(torch.equal(a, b) for a, b in zip(first, whole.tail().layers[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_entries_may_be_given_instead_of_computed_ones(kind: str, tiny: Tiny) -> None:
+    """Those of another prompt: what is decoded behind them is what is decoded behind that prompt."""
+    model, ids, other = tiny(kind), tokens(20), tokens(20, seed=1)
+    row, _ = read(model, other)
+    cache = RowCache()
+    with torch.inference_mode():
+        forward(model.network, model.info, [Row(ids, cache, "none", override=row.tail().layers)])
+        mine, theirs = (forward(model.network, model.info, [Row([7], each)])[0] for each in (cache, row))
+    assert mine is not None
+    assert theirs is not None
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

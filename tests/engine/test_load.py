@@ -12,6 +12,7 @@ from cachegraph.engine import attention
 from cachegraph.engine.attention import NAME
 from cachegraph.engine.info import ModelInfo
 from cachegraph.engine.load import load_model
+from cachegraph.engine.memory import position_bytes
 from cachegraph.errors import ModelError
 
 
@@ -29,6 +30,23 @@ def test_geometry_is_read_from_the_configuration(tiny: Tiny) -> None:
     assert info.windows == (12, None, 12)
     assert tiny("mistral").info.windows == (12, 12, 12)
     assert tiny("phi").info.head_dim == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "kv_heads", "head_dim", "numbers"),
+    [
+        ("gemma4", 2, (2, 1), (8, 16), 2 * 8 * 2 + 16 * 2),
+        ("deepseek_v3", 3, 1, ((8, 16),) * 3, 3 * (8 + 16)),
+        ("mimo_v2_flash", 3, (4, 2, 4), ((16, 8),) * 3, (4 + 2 + 4) * (16 + 8)),
+    ],
+)
+def test_geometry_is_that_of_the_keys_and_values(
+    kind: str, layers: int, kv_heads: object, head_dim: object, numbers: int, tiny: Tiny
+) -> None:
+    """Of layers that keep some; a latent's part with RoPE is its keys, the rest its values."""
+    model = tiny(kind)
+    assert (model.info.layers, model.info.kv_heads, model.info.head_dim) == (layers, kv_heads, head_dim)
+    assert position_bytes(model) == 4 * numbers
 
 
 def test_ends_of_sequence_come_from_configuration_and_generation() -> None:
