@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from cachegraph.common.json_text import JSONProblem, parse_json
 from cachegraph.common.schemas import find_mismatch
+from cachegraph.engine import reply_text
 from cachegraph.errors import ModelError
 
 __all__ = ["cut_short", "parse_reply"]
@@ -15,7 +16,7 @@ def parse_reply(agent: str, text: str, schema: dict[str, Any]) -> Any:
         data = parse_json(text, strict=True)
     except JSONProblem as error:
         raise ModelError(f"the reply of agent {agent!r} is no JSON ({error}): {_excerpt(text)}") from error
-    wrong = find_mismatch(schema, data, formats=True)
+    wrong = find_mismatch(schema, data, reader=reply_text)
     if wrong is not None:
         raise ModelError(
             f"the reply of agent {agent!r} does not fit its json_schema at {wrong.place}: {_excerpt(wrong.message)}"

@@ -14,7 +14,9 @@ machine.py    what this machine has for models
 tokens.py     text to tokens and back; control_tokens.py, which of them steer a model, and values that make none
 chat.py       chat templates with the place of every content; chat_rules.py, the roles they take; hiding.py, names they
               don't see
-sampling.py   from logits to tokens; grammar.py, json_schema.py, replies that obey a schema
+sampling.py   from logits to tokens
+json_schema.py  which schemas replies can be held to; closed_schema.py, what is held to of them; finite_schema.py, those
+              that never end; grammar.py, replies that obey one; reply_text.py, patterns and formats of replies
 native.py     models whose cache can't travel
 pool.py       each model loaded once, for as long as somebody uses it
 """

@@ -6,7 +6,7 @@ flaws.py      why a schema can't be used, found when it is read
 check.py      why a value doesn't satisfy a schema
 """
 
-from .check import find_mismatch
-from .flaws import SchemaFlaw, find_schema_flaw
+from .check import TextReader, find_mismatch
+from .flaws import SchemaFlaw, find_schema_flaw, find_size_flaw
 
-__all__ = ["SchemaFlaw", "find_mismatch", "find_schema_flaw"]
+__all__ = ["SchemaFlaw", "TextReader", "find_mismatch", "find_schema_flaw", "find_size_flaw"]

@@ -2,11 +2,14 @@
 
 import json
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from .keywords import BUDGET, MAX_STEPS, CheckBudget, TooMuchWork, validator_class
+from .keywords import BUDGET, MATCHES, MAX_STEPS, CheckBudget, TooMuchWork, validator_class
 
-__all__ = ["Mismatch", "draft_of", "find_mismatch", "new_validator"]
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+__all__ = ["Mismatch", "TextReader", "draft_of", "find_mismatch", "new_validator"]
 
 DEFAULT = "https://json-schema.org/draft/2020-12/schema"
 TOO_MUCH = f"it takes more than {MAX_STEPS:,} steps to check; shorten it, or simplify the schema"
@@ -19,16 +22,40 @@ class Mismatch(NamedTuple):
     place: str = "$"
 
 
-def find_mismatch(schema: Any, value: Any, *, formats: bool = False) -> Mismatch | None:
+class TextReader(Protocol):
+    """What decides on patterns and formats in place of this package, in time proportional to the text."""
+
+    def fits_pattern(self, pattern: str, text: str) -> bool:
+        """Whether the pattern is found in the text."""
+
+    def fits_format(self, name: str, text: str) -> bool:
+        """Whether the text has the format."""
+
+
+class _Formats:
+    """What jsonschema asks about `format`."""
+
+    def __init__(self, reader: TextReader):
+        self._reader = reader
+
+    def check(self, instance: Any, name: str) -> None:
+        from jsonschema.exceptions import FormatError
+
+        if isinstance(instance, str) and not self._reader.fits_format(name, instance):
+            raise FormatError(f"{instance[:200]!r} is not a {name!r}")
+
+
+def find_mismatch(schema: Any, value: Any, *, reader: TextReader | None = None) -> Mismatch | None:
     """The most telling reason why a JSON value doesn't satisfy the schema; None where it does.
 
-    `formats`: check `format` too. The schema is one in which `find_schema_flaw` finds nothing.
+    `reader` decides on patterns and on `format`, which is not checked without one. The schema is one in which
+    `find_schema_flaw` finds nothing.
     """
     from jsonschema.exceptions import best_match
 
-    token = BUDGET.set(CheckBudget())
+    token, matches = BUDGET.set(CheckBudget()), MATCHES.set(reader.fits_pattern if reader else None)
     try:
-        problem = best_match(_validator(json.dumps(schema), formats).iter_errors(value))
+        problem = best_match(_validator(json.dumps(schema), cast("Hashable", reader)).iter_errors(value))
     except TooMuchWork:
         return Mismatch(TOO_MUCH)
     except RecursionError:
@@ -37,15 +64,16 @@ def find_mismatch(schema: Any, value: Any, *, formats: bool = False) -> Mismatch
         return Mismatch(f"its schema can't be used: {' '.join(str(error).split())[:200]}")
     finally:
         BUDGET.reset(token)
+        MATCHES.reset(matches)
     return None if problem is None else Mismatch(problem.message, problem.json_path)
 
 
-def new_validator(schema: Any, draft: Any, formats: bool = False) -> Any:
+def new_validator(schema: Any, draft: Any, reader: TextReader | None = None) -> Any:
     """A validator of the draft that pays for its work and knows no other schema than this one."""
     from referencing import Registry
 
-    checker = draft.FORMAT_CHECKER if formats else None
-    return validator_class(draft)(schema, registry=Registry(), format_checker=checker)
+    formats = None if reader is None else _Formats(reader)
+    return validator_class(draft)(schema, registry=Registry(), format_checker=formats)
 
 
 def draft_of(schema: Any) -> Any:
@@ -66,6 +94,6 @@ def _drafts() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _validator(schema: str, formats: bool) -> Any:
+def _validator(schema: str, reader: Any) -> Any:
     read = json.loads(schema)
-    return new_validator(read, draft_of(read) or _drafts()[DEFAULT], formats)
+    return new_validator(read, draft_of(read) or _drafts()[DEFAULT], reader)

@@ -8,7 +8,7 @@ from .check import draft_of, new_validator
 from .keywords import BUDGET, CheckBudget, TooMuchWork
 from .patterns import PatternError, compile_pattern
 
-__all__ = ["SchemaFlaw", "find_schema_flaw"]
+__all__ = ["SchemaFlaw", "find_schema_flaw", "find_size_flaw"]
 
 Path = tuple[str | int, ...]
 
@@ -43,7 +43,7 @@ class _Reference(NamedTuple):
 
 def find_schema_flaw(schema: Any) -> SchemaFlaw | None:
     """The first reason why values can't be checked by this schema, or None. Reads no file and no address."""
-    if (flaw := _size_flaw(schema)) is not None:
+    if (flaw := find_size_flaw(schema)) is not None:
         return flaw
     draft = draft_of(schema)
     if draft is None:
@@ -60,7 +60,8 @@ def find_schema_flaw(schema: Any) -> SchemaFlaw | None:
         BUDGET.reset(token)
 
 
-def _size_flaw(schema: Any) -> SchemaFlaw | None:
+def find_size_flaw(schema: Any) -> SchemaFlaw | None:
+    """What makes a value no schema, or one too large to look at."""
     todo: list[tuple[Path, Any]] = [((), schema)]
     for count, (path, value) in enumerate(_popping(todo)):
         if len(path) > MAX_DEPTH:

@@ -99,3 +99,39 @@ def test_what_does_not_fit_is_refused_with_the_place() -> None:
     assert parse_reply("a", "0.3", {"type": "number", "multipleOf": 0.1}) == 0.3
     with pytest.raises(ModelError, match="not a multiple"):
         parse_reply("a", "0.35", {"type": "number", "multipleOf": 0.1})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1e999}', '{"a": -1e400}', '{"a": Infinity}', '{"a": NaN}', "1e999", "[-Infinity]"]
+)
+def test_numbers_that_no_json_value_can_be_are_refused(text: str) -> None:
+    with pytest.raises(ModelError, match="'a' is no JSON"):
+        parse_reply("a", text, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "fits"),
+    [
+        ("70000000000000000000000000000000000008", {"type": "integer", "multipleOf": 7}, False),
+        ("70000000000000000000000000000000000000", {"type": "integer", "multipleOf": 7}, True),
+        ("1e300", {"multipleOf": 1e-5}, True),
+        ("0", {"type": "number", "exclusiveMinimum": 0}, False),
+        ("1e-300", {"type": "number", "exclusiveMinimum": 0}, True),
+        ("1.0", {"type": "integer"}, True),
+        ("1.0", {"enum": [1]}, True),
+        ("true", {"enum": [1]}, False),
+        ('"é"', {"pattern": r"^\p{L}$"}, True),
+        ('"\\u00e9"', {"pattern": r"^\p{L}$"}, True),
+        ('"٣"', {"pattern": r"^\d$"}, False),
+        ('"a\\n"', {"pattern": "a$"}, False),
+        ('"2023-02-30"', {"format": "date"}, False),
+        ('{"é": 1}', {"patternProperties": {r"^\W$": {"type": "null"}}}, False),
+        ('{"b": 1, "a": 2}', {"properties": {"a": {}, "b": {}}, "required": ["a", "b"]}, True),
+    ],
+)
+def test_a_reply_is_checked_by_the_rules_it_would_be_written_by(text: str, schema: dict[str, Any], fits: bool) -> None:
+    if fits:
+        assert parse_reply("a", text, schema) == json.loads(text)
+    else:
+        with pytest.raises(ModelError, match="does not fit"):
+            parse_reply("a", text, schema)
