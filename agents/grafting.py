@@ -6,7 +6,7 @@ from time import perf_counter
 
 from torch import Tensor
 
-from cachegraph.channels.cache.graft import Graft, graft
+from cachegraph.channels.cache.graft import Graft, graft, is_of_a_long_row, why_too_long
 from cachegraph.channels.cache.plans import GraftPlan
 from cachegraph.channels.decide import nothing_private
 from cachegraph.engine.engine import Engine
@@ -22,8 +22,9 @@ __all__ = ["Grafting"]
 class Grafting:
     """The grafts of one prompt. `seconds` is how long taking them took."""
 
-    def __init__(self, engine: Engine, inbox: Inbox):
+    def __init__(self, engine: Engine, inbox: Inbox, reply: int):
         self._engine = engine
+        self._reply = reply  # tokens that may follow
         self._inbox = inbox
         self._plans: Mapping[str, tuple[Delivery, GraftPlan]] = {
             delivery.route.edge.sender: (delivery, plan) for delivery, plan in inbox.grafts()
@@ -58,12 +59,27 @@ class Grafting:
                 seen |= {origin[0] for origin in brought.origins}
             out.append(brought)
         self.seconds = perf_counter() - began
-        if not fell and own + grafted >= self._engine.model.info.max_positions:
-            for delivery, _ in self._plans.values():
-                count = own + grafted
-                self._inbox.fall_back(delivery, f"with it the prompt has {count} positions, too many for the model")
+        if fell:
             return None
-        return None if fell else out
+        if grafted and (reason := self._why_too_far(own + grafted)):
+            for delivery, _ in self._plans.values():
+                self._inbox.fall_back(delivery, reason)
+            return None
+        return out
+
+    def _why_too_far(self, count: int) -> str | None:
+        """Why a prompt of so many positions, grafts among them, can't be read."""
+        model = self._engine.model
+        if count >= model.info.max_positions:
+            return f"with it the prompt has {count} positions, too many for the model"
+        planes = [(plan, brought_plane(delivery, self._inbox.turn.control)) for delivery, plan in self._plans.values()]
+        if any(plane is not None and is_of_a_long_row(plane.segments) for _, plane in planes):
+            return "the sender's row is so long that its keys have other RoPE frequencies"
+        moved = [plane.segments for plan, plane in planes if plane is not None and plan.translation is None]
+        furthest = max([count, *(int(segments[-1].positions[-1]) + 1 for segments in moved if segments)])
+        if (reach := model.rotation.reach) is not None and furthest > reach:
+            return f"keys of {model.name!r} are moved below position {reach} alone, and {furthest} are needed"
+        return why_too_long(model, count + self._reply)
 
     async def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
         control = self._inbox.turn.control

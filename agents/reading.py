@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cachegraph.channels.cache.fuse import Sharer, fused_prefill
-from cachegraph.channels.cache.graft import Graft
+from cachegraph.channels.cache.graft import Graft, is_of_a_long_row, why_too_long
 from cachegraph.channels.cache.plane import CachePlane
 from cachegraph.channels.cache.plans import FusePlan
 from cachegraph.channels.cache.reading import SharedReading, make_room
@@ -127,7 +127,8 @@ class Reader:
             await fused.read(row.pending, row.positions)
             row.segments, cost = fused.segments, fused.cost
         else:
-            done = await self._engine.prefill(row.pending, row.segments, positions=row.positions)
+            seen = row.ids[: len(row.ids) - len(row.pending)]
+            done = await self._engine.prefill(row.pending, row.segments, positions=row.positions, seen=seen)
             row.segments, cost = done.segments, done.cost
         row.pending = []
         row.add_cost(cost)
@@ -166,7 +167,7 @@ class Reader:
 
     async def _read_with_grafts(self, prompt: Prompt) -> RowSoFar:
         """Own pieces are prefilled between the slots; a slot's KV is moved behind what stands before it."""
-        grafting = Grafting(self._engine, self._inbox)
+        grafting = Grafting(self._engine, self._inbox, self._spec.generate.max_new_tokens)
         taken = await grafting.take(prompt)
         return await self._read_again() if taken is None else await self._read_around(prompt, taken, grafting.seconds)
 
@@ -207,9 +208,10 @@ class Reader:
     async def _read_with_sharers(self, prompt: Prompt) -> RowSoFar:
         """Grafts, if there are any, take their places in the prompt; the receiver's own positions are corrected."""
         sharing = self._inbox.fuses()
-        grafting = Grafting(self._engine, self._inbox)
+        grafting = Grafting(self._engine, self._inbox, self._spec.generate.max_new_tokens)
         try:
             reading = await self._shared_reading(prompt, sharing)
+            self._check_lengths(reading, sharing)
         except ChannelError as error:
             for delivery, _ in sharing:
                 self._inbox.fall_back(delivery, str(error))
@@ -229,6 +231,22 @@ class Reader:
         self._lay_out(row, prompt, taken)
         self._keep_one_pending(row)
         return row
+
+    def _check_lengths(self, reading: SharedReading, sharing: Sequence[tuple[Delivery, FusePlan]]) -> None:
+        """Raises ChannelError where the receiver or a sharer may grow beyond a border of its RoPE."""
+        reply = self._spec.generate.max_new_tokens
+        rows = [(self._engine.model, reading.ids, reading.positions)]
+        rows += [
+            (plan.sharer.model, read.ids, read.positions)
+            for (_, plan), read in zip(sharing, reading.sharers, strict=True)
+        ]
+        for model, ids, positions in rows:
+            length = len(ids) if positions is None or not len(positions) else int(positions[-1]) + 1
+            if reason := why_too_long(model, length + reply):
+                raise ChannelError(reason)
+        planes = [brought_plane(delivery, self._inbox.turn.control) for delivery, _ in sharing]
+        if any(plane is not None and is_of_a_long_row(plane.segments) for plane in planes):
+            raise ChannelError("the sharer's row is so long that its keys have other RoPE frequencies")
 
     async def _fuse(
         self,

@@ -73,14 +73,17 @@ def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verba
 async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
     """By choice (its tokens, vocab): what each of its tokens was predicted from."""
     shared, last = row.pending[:-1], row.pending[-1:]
+    seen = row.ids[: len(row.ids) - len(row.pending)]
     segments, positions = row.segments, row.positions
     if shared:
-        done = await engine.prefill(shared, segments, positions=None if positions is None else positions[:-1])
-        segments = done.segments
+        before = None if positions is None else positions[:-1]
+        done = await engine.prefill(shared, segments, positions=before, seen=seen)
+        segments, seen = done.segments, [*seen, *shared]
     after = None
     if positions is not None:
         after = [positions[-1] + torch.arange(len(ids)) for ids in tokens]
-    rows = await engine.prefill_many([[*last, *ids[:-1]] for ids in tokens], segments, positions=after, logits="all")
+    read = [[*last, *ids[:-1]] for ids in tokens]
+    rows = await engine.prefill_many(read, segments, positions=after, logits="all", seen=seen)
     return [each.logits for each in rows if each.logits is not None]
 
 

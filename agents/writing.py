@@ -50,7 +50,7 @@ async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated) -> N
     """Take the reply into the row, its last token too, which decoding may never have had to read."""
     read = sum(map(len, row.segments)) - len(row.ids)
     if done.ids[read:]:
-        last = await engine.prefill(done.ids[read:], row.segments)
+        last = await engine.prefill(done.ids[read:], row.segments, seen=[*row.ids, *done.ids[:read]])
         row.segments = last.segments
         row.timing.prefill += last.cost.prefill
         row.tokens.prefilled += last.cost.prefilled

@@ -20,13 +20,14 @@ from .attention import NAME, watching
 from .cpu.build import Kernels, kernels, switched_off
 from .cpu.decoder import Decoder, Unsupported
 from .devices import home_of, is_spread
-from .forward import Row, forward
+from .forward import Row, cache_argument, forward
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
 from .native import NativeCache, native_forward
 from .probe import NEAR_PIECE, ProbeRow, Results, apart, generated, narrow_windows, own_logits, probe_rows, read_rows
 from .quiet import quiet_transformers
 from .rope import Rotation
+from .rope_by_length import ByLength, watch_lengths
 from .verdict import Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def check(network: Any, info: ModelInfo) -> Checked:
 
     Raises ModelError where it computes something else from its cache than from a whole prompt, so that no way is right.
     """
+    info = replace(info, by_length=_watch_lengths(network))
     with torch.inference_mode(), in_float32(network):
         checking = _Checking(network, info)
         why_no_cache = info.why_no_cache or checking.packed()
@@ -80,9 +82,15 @@ def check(network: Any, info: ModelInfo) -> Checked:
 
 def restore(network: Any, info: ModelInfo, verdict: Verdict) -> Checked:
     """The same from a verdict on the same weights, versions and machine; nothing is computed."""
-    info = replace(info, shapes=verdict.shapes, expands=verdict.expands, reversed=verdict.reversed)
+    info = replace(
+        info,
+        shapes=verdict.shapes,
+        expands=verdict.expands,
+        reversed=verdict.reversed,
+        by_length=_watch_lengths(network),
+    )
     rotation = Rotation(network, info)
-    rotation.settle(verdict.turns, verdict.why_no_rotation)
+    rotation.settle(verdict.turns, verdict.why_no_rotation, verdict.reach)
     decoder: Decoder | Stepper | None = None
     if verdict.why_no_cache is None:
         _set_attention(network, NAME)
@@ -136,6 +144,7 @@ class _Checking:
             self.info.shapes,
             self.info.expands,
             self.info.reversed,
+            rotation.reach,
             rotation.kept if rotation.why_not is None else (),
             tuple(self.compared),
         )
@@ -158,7 +167,7 @@ class _Checking:
     def _packed(self, info: ModelInfo) -> None:
         network = self._network
         with narrow_windows(network, info) as narrow:
-            self._expected = self._expected or own_logits(network, self._rows, one_by_one=False)
+            self._expected = self._expected or own_logits(network, self._rows, one_by_one=info.by_length is not None)
             _set_attention(network, NAME)
             with watching(self._seen.watch):
                 read = read_rows(self._rows, lambda rows: forward(network, narrow, rows))
@@ -204,19 +213,27 @@ class _Checking:
         return read_rows([row], lambda rows: native_forward(network, rows), NativeCache).logits[0]
 
     def moved_keys(self, rotation: Rotation) -> None:
-        """Hold moved keys to those that the model computes far out; sets `why_not` where they differ."""
+        """Hold moved keys to those that the model computes far out.
+
+        Where they differ, sets `why_not`; or `reach`, if they do so only behind a border.
+        """
         assert self._read is not None
         near, far = self._read.caches[0].tail(), [cache.tail() for cache in self._read.caches[2:]]
-        for row, there in zip(self._rows[2:], far, strict=True):
-            if rotation.why_not is None:
-                error, limit = rotation.compare(near, there, rounded=self._limit > _EXACT)
-                self.compared.append(Comparison(f"keys moved to position {row.start}", error, limit))
+        for index, (row, there) in enumerate(zip(self._rows[2:], far, strict=True)):
+            error, limit = rotation.compare(near, there, rounded=self._limit > _EXACT)
+            self.compared.append(Comparison(f"keys moved to position {row.start}", error, limit))
+            if rotation.why_not is not None:
+                if index and row.border is not None:
+                    rotation.why_not, rotation.reach = None, row.border
+                return
 
     def kernels(self) -> "tuple[Decoder | Stepper | None, str | None]":
         """The kernels that compute what the model does, or why there are none."""
         network, info = self._network, self.info
         if reason := _why_kernels_dont_pay(network):
             return None, reason
+        if info.by_length is not None:
+            return None, "its RoPE depends on the length of a row"
         on_gpu = home_of(network).type == "cuda"
         try:
             if not on_gpu and (reason := self._why_not_plain()):
@@ -380,6 +397,13 @@ def in_float32(network: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _watch_lengths(network: Any) -> ByLength | None:
+    try:
+        return watch_lengths(network, cache_argument(network))
+    except TypeError:  # it takes no cache
+        return None
 
 
 def _set_attention(network: Any, name: str) -> None:

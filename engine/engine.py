@@ -58,8 +58,11 @@ class Engine:
         override: Sequence[LayerKV] | None = None,
         on_layer: OnLayer | None = None,
         layers: int | None = None,
+        seen: Sequence[int] = (),
     ) -> Prefilled:
         """Read `ids` behind `past`, which is left as it is. Logits are computed only where asked for.
+
+        `seen` are the tokens of `past`, for models that may have to read a longer row once more.
 
         `on_layer` is told of each layer's entries, those of `past` too, in the engine's thread, before the next layer
         is computed; where the step has to be repeated, once more. Where `layers` is given, no more than so many of the
@@ -73,7 +76,8 @@ class Engine:
                 f"{all_layers} layers and no logits, not for {layers} and {logits!r}"
             )
         layers = None if layers == all_layers else layers
-        job = Job(self._cache(past), list(ids), Mailbox(), logits, positions, override, on_layer, layers)
+        cache = self._cache(past)
+        job = Job(cache, list(ids), Mailbox(), logits, positions, override, on_layer, layers, before=seen)
         await self._serve(job)
         return self._prefilled(job, past)
 
@@ -84,11 +88,13 @@ class Engine:
         *,
         positions: Sequence[Tensor] | None = None,
         logits: Literal["none", "last", "all"] = "none",
+        seen: Sequence[int] = (),
     ) -> list[Prefilled]:
         """Read several rows, none empty, behind the same `past`. They arrive together, so they share their steps."""
         at: Sequence[Tensor | None] = positions or [None] * len(rows)
         jobs = [
-            Job(self._cache(past), list(ids), Mailbox(), logits, where) for ids, where in zip(rows, at, strict=True)
+            Job(self._cache(past), list(ids), Mailbox(), logits, where, before=seen)
+            for ids, where in zip(rows, at, strict=True)
         ]
         self._submit(jobs)
         try:
@@ -109,7 +115,9 @@ class Engine:
         on_text: Callable[[str], None] | None = None,
         seen: Sequence[int] = (),
     ) -> Generated:
-        """Read `ids` (at least one) behind `past`, then decode. `seen`: tokens of `past`, for the penalty."""
+        """Read `ids` (at least one) behind `past`, then decode. `seen`: tokens of `past`, as for `prefill`, and
+        for the penalty.
+        """
         spec = spec or GenerateSpec()
         if spec.max_new_tokens == 0:
             done = await self.prefill(ids, past, positions=positions)
@@ -122,6 +130,7 @@ class Engine:
             Mailbox(),
             "last",
             positions,
+            before=seen,
             spec=spec,
             sampler=sampler,
             decoder=TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None,
@@ -212,9 +221,10 @@ class Engine:
             return
 
     def _prefilled(self, job: Job, past: Sequence[KV]) -> Prefilled:
-        joined = torch.cat(job.logits) if job.logits else None
+        joined = torch.cat(job.logits)[-job.asked :] if job.logits else None
         segments = self._segments(job)
-        return Prefilled(segments, len(segments) - sum(1 for each in past if len(each)), joined, job.cost)
+        own = len(segments) - sum(1 for each in past if len(each))
+        return Prefilled(segments, max(own, 0), joined, job.cost)
 
     def _submit(self, work: "list[Job] | Callable[[], None]") -> None:
         with self._starting:

@@ -13,6 +13,7 @@ from .attention import Enough, OnLayer, PackedRows, packed_rows
 from .devices import home_of, is_spread, sent
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
+from .rope_by_length import RowLength, row_lengths
 
 if TYPE_CHECKING:
     from .cpu.decoder import Decoder
@@ -36,6 +37,7 @@ class Row:
     sees: Tensor | None = None  # (new, new) of bool, lower triangular: which new tokens each sees, for branches
     short: bool = False  # part of a prompt of a few tokens: of all of it, lest its bits depend on how it is cut up
     on_layer: OnLayer | None = None  # told of each layer's entries, the past ones too, as soon as they are computed
+    length: int | None = None  # of the whole row, where it will be longer than its new tokens reach
     layers: int | None = None  # the pass ends with the entries of so many layers, without logits; None: of all
 
 
@@ -104,7 +106,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | Non
         reversed=info.reversed,
     )
     wanted = _wanted(rows)
-    with packed_rows(packed) as cache:
+    with packed_rows(packed) as cache, row_lengths(_lengths(info, rows, positions)):
         inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None].to(device), cache_argument(model): cache}
         if not wanted:
             with suppress(Enough):
@@ -150,6 +152,17 @@ def _positions(row: Row) -> Tensor:
         return row.positions
     start = row.cache.next_position
     return torch.arange(start, start + len(row.ids))
+
+
+def _lengths(info: ModelInfo, rows: Sequence[Row], positions: Sequence[Tensor]) -> list[RowLength]:
+    """How long the rows are; of a model whose RoPE asks for it, their caches note the frequencies."""
+    lengths = [
+        RowLength(len(at), max(row.length or 0, int(at[-1]) + 1)) for row, at in zip(rows, positions, strict=True)
+    ]
+    if info.by_length is not None:
+        for row, (_, length) in zip(rows, lengths, strict=True):
+            row.cache.got_factors(info.by_length.factors(length))
+    return lengths
 
 
 def _asked(row: Row) -> Sequence[int]:

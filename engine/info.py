@@ -9,12 +9,12 @@ from .shapes import KVShape
 
 if TYPE_CHECKING:
     from .kv import LayerKV
+    from .rope_by_length import ByLength
 
 __all__ = ["ModelInfo"]
 
 # Kinds of layers whose cache is one K and one V a position.
 _KV_LAYERS = {"full_attention", "sliding_attention"}
-_BY_LENGTH = {"longrope"}  # kinds of RoPE whose frequencies depend on how long a prompt is
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ModelInfo:
     eos_ids: frozenset[int]
     why_no_cache: str | None
     expands: bool = False  # it computes keys and values of what it caches at every step (MLA)
+    by_length: "ByLength | None" = None  # how its RoPE depends on the length of a row
     reversed: bool = False  # of the two things that it then caches the second has RoPE; they are keys here
 
     @classmethod
@@ -84,12 +85,6 @@ class ModelInfo:
         """Every decoder layer keeps keys and values of one shape, and attends to those."""
         alike = len(set(self.shapes)) == 1 and self.shapes[0].key_dim == self.shapes[0].value_dim
         return alike and len(self.shapes) == self.depth and not self.expands
-
-    @property
-    def why_no_rotation(self) -> str | None:
-        """Why keys can't be moved to other positions, as far as the configuration says, or None."""
-        odd = sorted(_BY_LENGTH & set(self.rope_types))
-        return f"RoPE type {odd[0]!r} can't be rotated to new positions" if odd else None
 
 
 def _one_or_all(numbers: list[int]) -> int | tuple[int, ...]:

@@ -36,6 +36,10 @@ class Job:
     override: Sequence[LayerKV] | None = None
     on_layer: OnLayer | None = None
     layers: int | None = None  # so many of the model's first ones are computed; None: all
+    before: Sequence[int] = ()  # the tokens of what it goes on from, where they are known
+    asked: int = field(init=False)  # tokens that were pending at first
+    ids: list[int] | None = None  # all of its prompt, where it could be read once more
+    length: int = 0  # of the row with all that is known of it; noted where the model's RoPE asks for it
     # Where the row generates:
     spec: GenerateSpec | None = None
     sampler: Sampler | None = None
@@ -56,6 +60,9 @@ class Job:
     swapped: SwappedTail | None = None  # the tail, while the row waits for memory
     admitted: int = 0  # its place in the order in which rows got memory
     chain: list[bytes] = field(default_factory=list)  # by whole block of a plain prompt, its digest
+
+    def __post_init__(self) -> None:
+        self.asked = len(self.pending)
 
     @property
     def remaining(self) -> int:

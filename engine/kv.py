@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .rope_by_length import MIXED
+
 __all__ = ["BLOCK", "KV", "LayerKV", "RowCache", "concat"]
 
 BLOCK = 32  # positions: tails have room for a whole number of these
@@ -38,6 +40,7 @@ class KV:
 
     layers: tuple[LayerKV, ...]
     positions: Tensor  # (positions,) int64, on the CPU, ascending
+    factors: int = 0  # which of its model's RoPE frequencies its keys have, where those depend on a row's length
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -52,7 +55,7 @@ class KV:
     def select(self, index: "slice | Tensor") -> "KV":
         """Those entries alone; a slice shares memory, an index tensor copies."""
         layers = tuple(layer.select(index) for layer in self.layers)
-        return KV(layers, self.positions[index.cpu() if isinstance(index, Tensor) else index])
+        return KV(layers, self.positions[index.cpu() if isinstance(index, Tensor) else index], self.factors)
 
     def to(self, devices: Sequence[torch.device], dtype: torch.dtype) -> "KV":
         """Each layer on its device, in this dtype; itself where nothing changes."""
@@ -63,7 +66,7 @@ class KV:
         return (
             self
             if all(a is b for old, new in zip(self.layers, layers, strict=True) for a, b in zip(old, new, strict=True))
-            else KV(layers, self.positions)
+            else KV(layers, self.positions, self.factors)
         )
 
 
@@ -77,7 +80,8 @@ def concat(parts: Sequence[KV]) -> KV:
         )
         for layers in zip(*(part.layers for part in parts), strict=True)
     )
-    return KV(layers, torch.cat([part.positions for part in parts]))
+    (factors, *others) = {part.factors for part in parts}
+    return KV(layers, torch.cat([part.positions for part in parts]), MIXED if others else factors)
 
 
 class RowCache:
@@ -91,6 +95,7 @@ class RowCache:
     def __init__(self, segments: Sequence[KV] = ()):
         self.segments = [segment for segment in segments if len(segment)]
         self.capacity = 0  # positions that the tail's buffers have room for, or will have when next written
+        self.factors = 0  # of the tail's keys, as a KV's
         self.moves = 0  # how often a buffer of the tail has got another address
         self._tail: list[LayerKV] = []  # buffers, by layer (1, kv_heads, capacity, head_dim)
         self._whole: LayerKV | None = None  # (layers, 1, kv_heads, capacity, head_dim) each, where they are parts of it
@@ -209,6 +214,10 @@ class RowCache:
         self._tail, self._whole = tail, whole
         self.moves += 1
 
+    def got_factors(self, factors: int) -> None:
+        """The entries of the coming pass have keys of these RoPE frequencies."""
+        self.factors = factors if not self._used else self.factors if self.factors == factors else MIXED
+
     def commit(self) -> None:
         """The forward pass is over: the reserved entries count."""
         self._used = self._reserved
@@ -221,7 +230,7 @@ class RowCache:
         """What this row itself computed; shares memory, and later appends leave it as it is."""
         used = self._used
         layers = tuple(LayerKV(k[:, :, :used], v[:, :, :used]) for k, v in self._tail)
-        return KV(layers, self._tail_positions())
+        return KV(layers, self._tail_positions(), self.factors)
 
     def freeze(self) -> tuple[KV, ...]:
         """The segments that another row may continue from, sharing all memory with this one."""

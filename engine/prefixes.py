@@ -21,9 +21,10 @@ __all__ = ["Prefixes", "chain"]
 MOST = 4  # blocks take up to a quarter of the budget
 
 
-def chain(ids: Sequence[int], tenant: str | None, layers: int | None = None) -> list[bytes]:
-    """By whole block, a digest of all tokens up to its end, of whose they are, and of how many layers were computed."""
-    digest = hashlib.sha256(repr((tenant, layers)).encode()).digest()
+def chain(ids: Sequence[int], tenant: str | None, layers: int | None = None, factors: int = 0) -> list[bytes]:
+    """By whole block, a digest of all tokens up to its end, of whose they are, of how many layers were computed, and
+    of the RoPE frequencies (`KV.factors`)."""
+    digest = hashlib.sha256(repr((tenant, layers, factors)).encode()).digest()
     digests = []
     for start in range(0, len(ids) - CHUNK + 1, CHUNK):
         digest = hashlib.sha256(digest + array("q", ids[start : start + CHUNK]).tobytes()).digest()
@@ -91,4 +92,4 @@ def _copy(tail: KV, start: int) -> KV:
     """Of its own memory, so that it does not keep the rest of the row alive."""
     end = slice(start, None)
     layers = tuple(LayerKV(*(each.clone() for each in layer.select(end))) for layer in tail.layers)
-    return KV(layers, tail.positions[end].clone())
+    return KV(layers, tail.positions[end].clone(), tail.factors)

@@ -48,6 +48,7 @@ class ProbeRow:
     ids: list[int]
     start: int
     pieces: tuple[int, ...]
+    border: int | None = None  # a length behind which it begins, and at which the model may begin to do something else
 
     @property
     def ends(self) -> list[int]:
@@ -69,20 +70,21 @@ def probe_rows(config: Any, info: ModelInfo) -> list[ProbeRow]:
     ids = [(37 * index + 1) % vocab for index in range(TOKENS)]
     other = [(53 * index + 2) % vocab for index in range(sum(_OTHER))]
     near = ProbeRow(ids, 0, (NEAR_PIECE, TOKENS - NEAR_PIECE - 2, 1, 1))
-    far = [ProbeRow(ids, start, (TOKENS - 1, 1)) for start in _starts(config, info)]
+    far = [ProbeRow(ids, start, (TOKENS - 1, 1), border) for start, border in _starts(config, info)]
     return [near, ProbeRow(other, 0, _OTHER), *far]
 
 
-def _starts(config: Any, info: ModelInfo) -> list[int]:
-    """Positions of the far rows: behind each length at which a model may begin to do something else."""
+def _starts(config: Any, info: ModelInfo) -> list[tuple[int, int | None]]:
+    """Positions of the far rows, and the borders behind which they are."""
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
     lengths = [each.get("original_max_position_embeddings") for each in kinds]
     lengths.append(getattr(text, "original_max_position_embeddings", None))
-    behind = {int(length) + 3 for length in lengths if length}
     last = min(info.max_positions, _FURTHEST) - TOKENS
-    return sorted({start for start in {_NEAR, last, *behind} if 0 < start <= last})
+    starts: dict[int, int | None] = {_NEAR: None, last: None}
+    starts |= {int(length) + 3: int(length) for length in lengths if length}
+    return sorted((start, border) for start, border in starts.items() if 0 < start <= last)
 
 
 @contextmanager
@@ -165,7 +167,8 @@ def read_rows(rows: Sequence[ProbeRow], step: Step, cache: Callable[[], RowCache
 def _piece(row: ProbeRow, piece: int, cache: RowCache) -> Row:
     end = row.ends[piece] + 1
     begin = end - row.pieces[piece]
-    return Row(row.ids[begin:end], cache, positions=torch.arange(row.start + begin, row.start + end))
+    at = torch.arange(row.start + begin, row.start + end)
+    return Row(row.ids[begin:end], cache, positions=at, length=row.start + len(row.ids))
 
 
 def apart(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

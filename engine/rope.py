@@ -93,7 +93,8 @@ class Rotation:
             for layer, shape in enumerate(info.shapes)
         ]
         self._tables: dict[_Turn, Angles] = {}
-        self.why_not = info.why_no_cache or info.why_no_rotation
+        self.why_not = info.why_no_cache
+        self.reach: int | None = None  # keys move as they should below this position; None: everywhere
 
     def _possible(self, key_dim: int, kind: str) -> list[_Turn | None]:
         """How keys of this size may turn; first by the frequencies that are named after the layer's kind."""
@@ -113,11 +114,13 @@ class Rotation:
         names = {way: name for name, way in self._made.items()}
         return tuple(None if way is None else names[way] for way in self._turns)
 
-    def settle(self, kept: Sequence[tuple[str, int, str] | None], why_not: str | None) -> None:
+    def settle(
+        self, kept: Sequence[tuple[str, int, str] | None], why_not: str | None, reach: int | None = None
+    ) -> None:
         """What earlier comparisons found out."""
         if why_not is None:
             self._ways = [[None if name is None else self._made[name]] for name in kept]
-        self.why_not = why_not
+        self.why_not, self.reach = why_not, reach
 
     def compare(self, here: KV, there: KV, *, rounded: bool = False) -> tuple[float, float]:
         """Hold `move` to the model's own reading of the same tokens at two places, in float32; may set `why_not`.
@@ -177,7 +180,7 @@ class Rotation:
                 moved = self._turned(moving, old, kv.positions, positions)
         keys = dict(zip(moving, moved, strict=True))
         layers = [LayerKV(keys[index], old.values) if index in keys else old for index, old in enumerate(kv.layers)]
-        return KV(tuple(layers), positions)
+        return KV(tuple(layers), positions, kv.factors)
 
     def _by_kernel(
         self, layers: Sequence[int], keys: Sequence[Tensor], old: Tensor, new: Tensor

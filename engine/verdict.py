@@ -32,6 +32,7 @@ class Verdict:
     shapes: tuple[KVShape, ...]  # by layer: what it was seen to cache
     expands: bool
     reversed: bool
+    reach: int | None  # keys can be moved below this position; None: everywhere
     turns: tuple[tuple[str, int, str] | None, ...]  # by layer: how its keys are rotated
     compared: tuple[Comparison, ...]
 

@@ -21,6 +21,7 @@ from .load import LoadedModel
 from .memory import Memory, position_bytes
 from .native import native_forward
 from .prefixes import Prefixes, chain
+from .reread import begin, grown
 from .rows import Rows
 from .sampling import Meanwhile, choose
 from .scheduler import CHUNK, Scheduler, Share
@@ -98,6 +99,8 @@ class Worker:
             job.position_bytes = position_bytes(self._model, job.layers)
             job.short = decoder is not None and len(job.pending) <= decoder.short
             with self._blaming(job):
+                if (by_length := self._model.info.by_length) is not None:
+                    begin(job, by_length, self._model.name)
                 self.memory.hold(job.cache.segments, job.account.run)
                 self._rows.add(job)
             if job.error is not None:
@@ -148,7 +151,9 @@ class Worker:
         """Take the beginning of a plain prompt from what was read before."""
         if self._model.why_no_cache is not None or not (self._reuses and job.is_plain):
             return
-        job.chain = chain(job.pending, job.account.tenant, job.layers)
+        by_length = self._model.info.by_length
+        factors = 0 if by_length is None else by_length.factors(job.length)
+        job.chain = chain(job.pending, job.account.tenant, job.layers, factors)
         if job.logits_wanted == "all":
             return
         job.cache.segments = self.prefixes.find(job.chain[: (job.remaining - 1) // CHUNK])
@@ -202,6 +207,8 @@ class Worker:
         for (job, _), token in zip(ready, tokens, strict=True):
             with self._blaming(job):
                 _take(job, token, self._model.info.eos_ids)
+                if (by_length := self._model.info.by_length) is not None and job.finish is None:
+                    grown(job, by_length, self._model.name)
 
     def _ahead(self, jobs: list[Job]) -> Meanwhile | None:
         """What begins the next step of these rows while the host looks at this one's tokens; None: nothing does."""
@@ -238,6 +245,7 @@ def _row(job: Job, tokens: int) -> Row:
         override,
         short=job.short,
         on_layer=on_layer,
+        length=job.length or None,
         layers=job.layers,
     )
 

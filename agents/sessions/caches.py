@@ -60,7 +60,8 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
         for each, dim in zip(layer, (shape.key_dim, shape.value_dim), strict=True):
             if each.shape != (1, shape.kv_heads, len(ids), dim) or not each.is_floating_point():
                 return Kept([], None, "the kept cache is not of the shape that the model's is")
-    return Kept(ids, KV(layers, torch.arange(len(ids))).to(model.devices, model.dtype))
+    kv = KV(layers, torch.arange(len(ids)), int(about.get("factors", 0)))
+    return Kept(ids, kv.to(model.devices, model.dtype))
 
 
 def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segments: Sequence[KV]) -> KeptCache | None:
@@ -72,7 +73,7 @@ def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segme
     for number, layer in enumerate(kv.layers):
         tensors[f"{number}.keys"] = layer.keys.cpu().contiguous()
         tensors[f"{number}.values"] = layer.values.cpu().contiguous()
-    raw = save(tensors, _about(model))
+    raw = save(tensors, {**_about(model), "factors": str(kv.factors)})
     digest = hashlib.sha256(raw).hexdigest()
     file = f"{agent}-{digest[:16]}.safetensors"
     part = folder / f".{file}.part"

@@ -1,6 +1,6 @@
 """Putting KV that a sender computed into a receiver's row, at the receiver's own positions."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from cachegraph.engine.load import LoadedModel
 from .plane import CachePlane
 from .translate import Translation
 
-__all__ = ["Graft", "graft", "why_no_graft"]
+__all__ = ["Graft", "graft", "is_of_a_long_row", "why_no_graft", "why_too_long"]
 
 
 class Graft(NamedTuple):
@@ -36,6 +36,25 @@ def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
     if receiver.rotation.why_not is not None:
         return f"{receiver.name!r} can't take grafted keys: {receiver.rotation.why_not}"
     return None
+
+
+def why_too_long(model: LoadedModel, length: int) -> str | None:
+    """Why a row that may grow to this length can take no part in a cache edge; None where it can.
+
+    Its keys would all be computed once more at the border, and nobody could do that for keys that came from elsewhere.
+    """
+    by_length, length = model.info.by_length, min(length, model.info.max_positions)
+    if by_length is None or length <= by_length.border:
+        return None
+    return (
+        f"a row of {model.name!r} may grow to {length} positions here with its reply, and beyond {by_length.border} it "
+        "rotates all keys by other frequencies"
+    )
+
+
+def is_of_a_long_row(segments: Sequence[KV]) -> bool:
+    """Whether keys have other RoPE frequencies than those of shorter rows."""
+    return any(segment.factors for segment in segments)
 
 
 def graft(

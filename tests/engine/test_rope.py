@@ -75,7 +75,7 @@ def test_layers_without_rope_keep_their_keys(tiny: Tiny) -> None:
     assert [a is b for a, b in zip(moved.layers, kv.layers, strict=True)] == [False, False, True]
 
 
-def test_longrope_is_refused_by_name(tmp_path: Path) -> None:
+def test_longrope_is_moved_below_its_border_alone(tmp_path: Path) -> None:
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     config = hf.phi3.Phi3Config(
         vocab_size=300,
@@ -92,8 +92,7 @@ def test_longrope_is_refused_by_name(tmp_path: Path) -> None:
         bos_token_id=2,
     )
     model = load_tiny(config, tmp_path)
-    assert model.why_no_cache == "'phi3' models compute attention in a way of their own"
-    assert model.rotation.why_not == model.why_no_cache
+    assert (model.why_no_cache, model.rotation.why_not, model.rotation.reach) == (None, None, 128)
 
 
 def test_learned_positions_are_refused_by_name(tmp_path: Path) -> None:
