@@ -4,15 +4,15 @@ They take and give texts, numbers and flat lists only, so nothing here can grow 
 """
 
 import json
-import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 from jinja2 import Undefined
 from jinja2.exceptions import TemplateRuntimeError
 from jinja2.filters import do_indent
 from jinja2.runtime import LoopContext
+
+from cachegraph.common.template_budget import BUDGET, MAX_ITEMS, Budget, spend
 
 __all__ = [
     "BUDGET",
@@ -21,6 +21,7 @@ __all__ = [
     "Budget",
     "Made",
     "Value",
+    "bulk",
     "count_of",
     "kind_of",
     "number_of",
@@ -29,11 +30,8 @@ __all__ = [
     "text_of",
 ]
 
-MAX_STEPS = 100_000
-MAX_SECONDS = 1.0
-MAX_WORK = 128_000_000  # characters made by filters, methods and operators in one render
-MAX_ITEMS = 100_000  # of one list or range
 MAX_NUMBER = 2**63
+MAX_STRIPPED = 1_000  # different characters that one trim takes away
 
 
 class Value(str):
@@ -60,32 +58,6 @@ class Made(str):
 
     def __str__(self) -> str:  # as above
         return self
-
-
-class Budget:
-    """What one render may still spend."""
-
-    def __init__(self) -> None:
-        self.steps = MAX_STEPS
-        self.work = MAX_WORK
-        self.deadline = time.perf_counter() + MAX_SECONDS
-
-    def spend(self, work: int = 0) -> None:
-        self.steps -= 1
-        self.work -= work
-        if self.steps < 0:
-            raise TemplateRuntimeError(f"the template takes more than {MAX_STEPS:,} steps; loop over less")
-        if self.work < 0:
-            raise TemplateRuntimeError(f"the template makes more than {MAX_WORK:,} characters; repeat less")
-        if time.perf_counter() > self.deadline:
-            raise TemplateRuntimeError(f"the template runs for more than {MAX_SECONDS:g} s; loop over less")
-
-
-BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
-
-
-def spend(work: int = 0) -> None:
-    BUDGET.get().spend(work)
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -129,6 +101,26 @@ def count_of(value: Any) -> int:
     raise TemplateRuntimeError(f"a whole number up to {MAX_ITEMS:,} is wanted here")
 
 
+def bulk(value: Any) -> int:
+    """How much there is to compare or copy in a value: its characters, and some for every item."""
+    size, todo = 0, [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, str):
+            size += len(each)
+        elif isinstance(each, dict | list | tuple):
+            size += 16 * len(each)
+            todo += [*each, *each.values()] if isinstance(each, dict) else each
+    return size
+
+
+def _paid_items(value: Any) -> list[Any]:
+    """The items of a list, each of which is about to be compared or hashed whole."""
+    items = _items(value)
+    spend(bulk(items))
+    return items
+
+
 def _items(value: Any) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, list | tuple | range):
         raise TemplateRuntimeError("a list is wanted here; split the text first, for example with splitlines()")
@@ -141,8 +133,13 @@ def _made(text: str) -> str:
     return text
 
 
-def _trim(value: Any, chars: str | None = None, side: Callable[..., str] = str.strip) -> str:
+def _trim(value: Any, chars: Any = None, side: Callable[..., str] = str.strip) -> str:
     text = text_of(value)
+    if chars is not None:
+        chars = "".join(dict.fromkeys(_made(text_of(chars))))
+        if len(chars) > MAX_STRIPPED:
+            raise TemplateRuntimeError(f"at most {MAX_STRIPPED:,} different characters can be stripped")
+    spend(len(text) * (1 + len(chars or "") // 16))
     kept = _made(side(text, chars))
     return Value(kept, text.origin) if isinstance(text, Value) else kept
 
@@ -202,8 +199,12 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, list | tuple | range | dict) else len(text_of(value))
 
 
+def _unique(value: Any) -> list[Any]:
+    return list(dict.fromkeys(_paid_items(value)))
+
+
 def _sort(value: Any, reverse: bool = False) -> list[Any]:
-    return sorted(_items(value), key=lambda item: text_of(item).lower(), reverse=bool(reverse))
+    return sorted(_paid_items(value), key=lambda item: text_of(item).lower(), reverse=bool(reverse))
 
 
 def _reverse(value: Any) -> Any:
@@ -273,7 +274,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "tojson": _tojson,
     "trim": _trim,
     "truncate": _truncate,
-    "unique": lambda value: list(dict.fromkeys(_items(value))),
+    "unique": _unique,
     "upper": _text_method(str.upper),
 }
 

@@ -15,7 +15,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from .filters import FILTERS, METHODS, Made, Value, count_of, kind_of, number_of, range_of, spend, text_of
+from .filters import FILTERS, METHODS, Made, Value, bulk, count_of, kind_of, number_of, range_of, spend, text_of
 
 __all__ = ["ATTRIBUTES", "SANDBOX", "TESTS", "Guarding", "Sandbox"]
 
@@ -26,6 +26,7 @@ LOOP = frozenset(
 )
 BOOKKEEPING = ("_loop_vars", "_block_vars")  # compiled code hands these to every call
 ATTRIBUTES = LOOP | METHODS.keys() | {"data"}
+NUMBER_TESTS = ("divisibleby", "even", "odd")  # they compute `value % n`, which on a text is a format
 TESTS = (
     *("defined", "divisibleby", "eq", "even", "ge", "gt", "in", "le", "lt"),
     *("ne", "none", "number", "odd", "string", "undefined"),
@@ -57,7 +58,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         known: dict[str, Any] = dict(self.tests)
         self.globals = {"range": range_of}
         self.filters = dict(FILTERS)
-        self.tests = {name: _tested(known[name]) for name in TESTS}
+        self.tests = {name: _tested(known[name], name in NUMBER_TESTS) for name in TESTS}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         spend()
@@ -74,7 +75,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not callable(function) or isinstance(function, Undefined):
             raise TemplateRuntimeError("only range() and the methods of texts and of 'loop' can be called")
-        spend()
+        is_guard = getattr(function, "__self__", None) is self
+        spend(0 if is_guard else bulk(args) // 16)
         return function(*args, **{key: value for key, value in kwargs.items() if key not in BOOKKEEPING})
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -111,7 +113,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def step(self, value: Any) -> Any:
         """A side of a comparison, which may be long."""
-        spend(len(value) // 16 if isinstance(value, str) else 0)
+        spend(bulk(value) // 16)
         return value
 
     def slice(self, obj: Any, *bounds: Any) -> Any:
@@ -136,10 +138,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return list(items)
 
 
-def _tested(test: Callable[..., bool]) -> Callable[..., bool]:
+def _tested(test: Callable[..., bool], numbers: bool) -> Callable[..., bool]:
     def guarded(*args: Any) -> bool:
-        spend(sum(len(arg) // 16 for arg in args if isinstance(arg, str)))
-        return test(*args)
+        spend(bulk(args) // 16)
+        return test(*(map(number_of, args) if numbers else args))
 
     return guarded
 

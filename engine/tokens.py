@@ -8,6 +8,7 @@ from cachegraph.errors import ModelError, library_errors
 
 from .chat import ChatText, render_chat
 from .chat_rules import ChatRules, as_parts, find_rules
+from .chat_template import render_chat_template
 from .control_tokens import ControlTokens, Encoded, Interval
 from .hiding import hide
 
@@ -90,20 +91,17 @@ class Tokenizer:
     def _apply(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], reply_follows: bool = True
     ) -> str:
-        arguments: dict[str, Any] = {
-            "add_generation_prompt": reply_follows,
-            "tokenize": False,
-            "enable_thinking": False,
-        }
-        if self.chat_template is not None:
-            arguments["chat_template"] = self.chat_template
-        if tools:
-            arguments["tools"] = [dict(tool) for tool in tools]
         try:
-            text: str = self.raw.apply_chat_template([dict(message) for message in messages], **arguments)
+            return render_chat_template(
+                self.raw.get_chat_template(self.chat_template, tools or None),
+                messages,
+                tools=tools or None,
+                add_generation_prompt=reply_follows,
+                enable_thinking=False,
+                **self.raw.special_tokens_map,
+            )
         except Exception as error:  # templates are the model author's code: whatever it raises is about these messages
             raise ModelError(f"the model's chat template refuses these messages: {error}") from error
-        return text
 
 
 class _WordsOnly:

@@ -10,6 +10,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cachegraph.agents.reading import RowSoFar
 from cachegraph.agents.scoring import score_tokens
+from cachegraph.engine.chat_template import render_chat_template, render_open_chat
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.tokens import Tokenizer
@@ -67,14 +68,11 @@ class BarePlayer:
 
     def chat(self, history: Sequence[Mapping[str, str]], reply_follows: bool) -> str:
         """The messages in the model's chat format; where no reply follows, the last one is still open."""
-        text: str = self._tokenizer.raw.apply_chat_template(
-            [dict(message) for message in history],
-            tokenize=False,
-            add_generation_prompt=reply_follows,
-            continue_final_message=not reply_follows,
-            chat_template=self._tokenizer.chat_template,
-        )
-        return text
+        template = self._tokenizer.raw.get_chat_template(self._tokenizer.chat_template)
+        special = self._tokenizer.raw.special_tokens_map
+        if reply_follows:
+            return render_chat_template(template, history, add_generation_prompt=True, **special)
+        return render_open_chat(template, history, **special)
 
     # Tokens
 

@@ -1,3 +1,4 @@
+import resource
 import time
 
 import pytest
@@ -243,3 +244,33 @@ def test_a_missing_value_is_an_error() -> None:
 )
 def test_ordinary_templates_do_what_jinja_does(source: str, text: str) -> None:
     assert render(source, x="b,a,c") == text
+
+
+LONG = "{% set s = 'a' * 100000 %}{% set s = s * 100 %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '%2000000000d' is even }}",
+        "{{ '%2000000000d😀' is odd }}",
+        "{{ '%2000000000d' is divisibleby 2 }}",
+        "{{ 2 is divisibleby '%2000000000d' }}",
+        "{{ '%2000000000d' % 1 }}",
+        LONG + "{{ [" + ",".join(["s"] * 600) + "]|sort|first|length }}",
+        LONG + "{% set t = s ~ 'b' %}{{ [" + ",".join(["s", "t"] * 600) + "]|unique|length }}",
+        LONG + "{% set t = s ~ 'b' %}{% for i in range(99999) %}{{ t in [" + ",".join(["s"] * 300) + "] }}{% endfor %}",
+        LONG + "{% set t = s ~ '' %}{% for i in range(99999) %}{{ [t] == [s] }}{% endfor %}",
+        LONG + "{% for i in range(99999) %}{{ loop.changed(s ~ '') }}{% endfor %}",
+        LONG + "{% for i in range(99999) %}{{ s.strip('b' * 99999)|length }}{% endfor %}",
+        LONG + "{% for i in range(99999) %}{{ s|trim('b')|length }}{% endfor %}",
+        LONG + "{% for i in range(99999) %}{{ s.count('b') }}{% endfor %}",
+    ],
+)
+def test_what_works_before_it_pays_is_no_more(source):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.thread_time()
+    with pytest.raises(TemplateProblem):
+        compile_template(source, None).render({})
+    assert time.thread_time() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
