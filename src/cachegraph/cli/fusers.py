@@ -90,9 +90,9 @@ def add_evidence(
     from cachegraph.evaluation.evidence import record_evidence
 
     found = record_evidence(locate(name), Comparison.load(comparison))
-    typer.echo(f"{name}: {found}")
+    echo(f"{name}: {found}")
     if not found.shows_communication:
-        typer.echo("the interval is not above zero: no edge will pick this fuser by itself; naming it still works")
+        echo("the interval is not above zero: no edge will pick this fuser by itself; naming it still works")
 
 
 @app.command("import")

@@ -149,14 +149,14 @@ def check_model(
         table.add_column(title, justify="left" if title in ("compared", "") else "right")
     for each in verdict.compared:
         table.add_row(each.what, f"{each.error:.1e}", f"{each.limit:.1e}", "" if each.passed else "fails")
-    Console().print(table)
+    open_console().print(table)
     may = {
         "cache edges": verdict.why_no_cache,
         "moving its keys": verdict.why_no_rotation,
         "kernels": verdict.why_no_kernels,
     }
     for what, reason in may.items():
-        typer.echo(f"{what}: {'yes' if reason is None else f'no, {reason}'}")
+        echo(f"{what}: {'yes' if reason is None else f'no, {reason}'}")
 
 
 def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:
