@@ -26,6 +26,12 @@ _ENFORCED = {
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 }
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+# Keywords that may be what a schema is refused for, the likeliest first.
+_SUSPECTS = (
+    *("pattern", "format", "multipleOf", "$ref", "enum", "const", "oneOf", "anyOf", "allOf", *reversed(_BOUNDS)),
+    *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "required"),
+    *("prefixItems", "items", "additionalProperties", "patternProperties", "properties"),
+)
 _NUMERIC = frozenset(("multipleOf", *_BOUNDS))
 _TEXTUAL = frozenset(("format", "pattern", "minLength", "maxLength"))
 LARGEST_BOUND = 1 << 53  # of whole numbers: beyond it llguidance's doubles are not exact
@@ -65,6 +71,8 @@ def find_flaw(schema: dict[str, Any]) -> Flaw | None:
         for key, value in each.items():
             if flaw := _flaw_of(key, value, each, path):
                 return flaw._replace(path=(*path, key), at_key=True)
+        if _NUMERIC & each.keys() - {"minimum", "maximum"} and (flaw := _empty_leaf(each)):
+            return flaw._replace(path=(*path, *flaw.path))
         if name := next((name for name in each.get("properties") or () if _unwritable(name)), None):
             return Flaw(f"the name {name!r} can't be written", (*path, "properties", name), _NO_CONTROL, at_key=True)
     reason = _refusal(schema)
@@ -72,7 +80,7 @@ def find_flaw(schema: dict[str, Any]) -> Flaw | None:
         return _refused_part(schema, reason)
     for path, each in _schemas(schema):
         if flaw := _empty_leaf(each):
-            return flaw._replace(path=path)
+            return flaw._replace(path=(*path, *flaw.path))
     if (wrong := find_schema_flaw(schema)) is not None:
         return Flaw(*wrong)
     if (endless := find_endless(schema)) is not None:
@@ -85,7 +93,11 @@ def _refused_part(schema: dict[str, Any], reason: str) -> Flaw:
     shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "$schema") if key in schema}
     parts = [path for path, each in _schemas(schema) if path and _refusal({**shared, **each}) is not None]
     path = max(parts, key=len, default=())
-    reason = _refusal({**shared, **_at(schema, path)}) or reason
+    part = _at(schema, path)
+    reason = _refusal({**shared, **part}) or reason
+    for key in (key for key in _SUSPECTS if key in part):
+        if _refusal({**shared, **{name: value for name, value in part.items() if name != key}}) is None:
+            return Flaw(f"{key!r} can't be enforced: {reason}", (*path, key), at_key=True)
     return Flaw(f"the schema can't be enforced: {reason}", path)
 
 
@@ -132,15 +144,17 @@ def _empty_leaf(schema: dict[str, Any]) -> Flaw | None:
     """Numbers and texts that can't be; llguidance notices only when it comes to them."""
     types = schema.get("type")
     if types in ("number", "integer") and _NUMERIC & schema.keys() and not has_number(schema):
-        return Flaw("no number satisfies " + _listed(_NUMERIC, schema))
+        return _no_value("number", _NUMERIC, schema)
     words = {key: schema[key] for key in _TEXTUAL if key in schema}
     if types == "string" and words and not can_begin(json.dumps(words)):
-        return Flaw("no text satisfies " + _listed(_TEXTUAL, schema))
+        return _no_value("text", _TEXTUAL, schema)
     return None
 
 
-def _listed(keys: frozenset[str], schema: dict[str, Any]) -> str:
-    return " and ".join(f"'{key}: {schema[key]}'" for key in sorted(keys & schema.keys()))
+def _no_value(kind: str, keys: frozenset[str], schema: dict[str, Any]) -> Flaw:
+    found = [key for key in schema if key in keys]
+    listed = " and ".join(f"'{key}: {schema[key]}'" for key in found)
+    return Flaw(f"no {kind} satisfies {listed}", (found[-1],), "widen one of them", at_key=True)
 
 
 def _count_flaw(least: int, schema: dict[str, Any]) -> Flaw | None:
