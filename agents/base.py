@@ -1,7 +1,7 @@
 """What the graph knows of an agent: it is opened, it takes a turn, it is closed. Nothing of models or tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cachegraph.channels.message import EdgeReport, Message, Route
@@ -14,6 +14,7 @@ __all__ = [
     "Control",
     "Delivery",
     "FinishReason",
+    "Loader",
     "MemoryReport",
     "Paused",
     "Rebuilder",
@@ -23,6 +24,7 @@ __all__ = [
     "Timing",
     "Tokens",
     "ToolCall",
+    "Traffic",
     "Turn",
 ]
 
@@ -50,6 +52,11 @@ class Timing:
     first_token: float | None = None  # from the start of the turn to the first token of the reply
     total: float = 0.0
 
+    def add(self, other: "Timing") -> None:
+        """Add another turn's seconds. Of several turns there is no one first token."""
+        for name in ("queued", "prefill", "transfer", "fuse", "decode", "total"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 @dataclass
 class Tokens:
@@ -59,6 +66,33 @@ class Tokens:
     generated: int = 0
     reused: int = 0  # positions that were not prefilled: grafted, or found among prompts that were read before
     kv_bytes: int = 0  # of the largest row it had, with what that shares with others
+
+    def add(self, other: "Tokens") -> None:
+        """Add another turn's positions; memory is that of the larger."""
+        for name in ("prefilled", "generated", "reused"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.kv_bytes = max(self.kv_bytes, other.kv_bytes)
+
+
+@dataclass
+class Traffic:
+    """What all messages of an edge were together, in every round of a loop."""
+
+    messages: int = 0
+    bytes: int = 0
+    positions_fused: int = 0
+    positions_grafted: int = 0
+    fallbacks: int = 0  # messages that went another way than asked
+
+    def add(self, other: "Traffic") -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    @classmethod
+    def of(cls, report: EdgeReport) -> "Traffic":
+        """One message's part."""
+        fell = report.fallback_reason is not None
+        return cls(1, report.bytes, report.positions_fused, report.positions_grafted, int(fell))
 
 
 @dataclass(frozen=True)
@@ -149,6 +183,8 @@ class Reply:
     recalled: bool = False  # the turn was taken before, by a run that this one goes on with
     inside: Mapping[str, Any] = field(default_factory=dict)  # of a graph in an agent's place: its agents' results
     inside_edges: Mapping[tuple[str, str], EdgeReport] = field(default_factory=dict)  # and its edges', by full names
+    inside_traffic: Mapping[tuple[str, str], Traffic] = field(default_factory=dict)
+    turns: int = 1  # that this stands for: of the items of a list, of the agents of a graph
     tool_calls: list[ToolCall] = field(default_factory=list)
     memory: MemoryReport | None = None  # where the turn belongs to a session
     remembered: list[tuple[str, str]] | None = None  # role and content of what that session keeps beside the reply
@@ -187,6 +223,15 @@ class Rebuilder(Protocol):
 
     async def rebuild(self, turn: Turn, ids: Sequence[int]) -> Any:
         """The cache plane of this turn whose reply has these tokens: read again, not decoded."""
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """An agent whose `open` loads a model."""
+
+    @property
+    def loading(self) -> Mapping[str, Mapping[str, float]]:
+        """By model that `open` waited for, and by part of the work, seconds; empty where the model was there."""
 
 
 class Scorer(Protocol):

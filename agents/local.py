@@ -51,6 +51,7 @@ class LocalAgent:
         self._folder = folder
         self._template = PromptTemplate(name, spec, upstream)
         self._lease: Lease | None = None
+        self.loading: dict[str, dict[str, float]] = {}  # by model that `open` waited for: seconds by part of the work
         self._chat = False
         self._belt = Belt(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
         self._frame = Frame()
@@ -66,6 +67,7 @@ class LocalAgent:
             taken.release()
             return
         self._lease = taken
+        self.loading = {taken.engine.model.name: dict(taken.engine.model.seconds)} if taken.waited else {}
         tokenizer = taken.engine.model.tokenizer
         if tokenizer is None:
             raise ModelError(f"agent {self.name!r} can't read: the model {self._model.source!r} has no tokenizer")

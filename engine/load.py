@@ -1,8 +1,10 @@
 """From a folder of weights to a model that the engine can run, checked before it is trusted with caches."""
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -52,6 +54,7 @@ class LoadedModel:
     verdict: Verdict  # what the check at load compared
     decoder: "Decoder | Stepper | None" = None  # the kernels for this model; without them torch decodes
     weights: Weights | None = None  # what linear layers were rounded to
+    seconds: Mapping[str, float] = field(default_factory=dict)  # that loading took, by part of the work
 
     @property
     def device(self) -> torch.device:
@@ -94,15 +97,18 @@ def _load(
     chat_template: str | None,
     checks: Checks,
 ) -> LoadedModel:
+    began = perf_counter()
     network = _read_network(folder, dtype, where).eval().requires_grad_(False)
     check_map(network, where, name or folder.name)
     if weights == "int8":
         quantise(network, name or folder.name)
     widen(network)
     info = _read_info(network, name or folder.name)
+    read = perf_counter()
     try:
         kept = VerdictCache(folder, (str(dtype), weights, str(where))) if checks != "always" else None
         trusted = _check(network, info, kept, anew=checks == "anew")
+        checked = perf_counter()
         if trusted.decoder is not None:
             trusted.decoder.warm_up()
     except torch.OutOfMemoryError as error:
@@ -123,6 +129,7 @@ def _load(
         verdict=trusted.verdict,
         decoder=trusted.decoder,
         weights=weights,
+        seconds={"read": read - began, "check": checked - read, "prepare": perf_counter() - checked},
     )
 
 

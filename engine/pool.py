@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 import anyio.to_thread
 
@@ -21,6 +22,7 @@ class _Entry:
 
     loading: threading.Lock = field(default_factory=threading.Lock)
     engine: Engine | None = None
+    loaded: float = 0.0  # when, by the clock
     users: int = 0
 
 
@@ -35,6 +37,7 @@ class Lease:
 
     engine: Engine
     _key: _Key
+    waited: bool = False  # the engine was loaded while this was asked for, by whoever asked first
 
     def release(self) -> None:
         with _lock:
@@ -68,6 +71,7 @@ def leased(spec: ModelSpec, folder: Path, *, checked_anew: bool = False) -> Iter
 
 
 def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
+    began = perf_counter()
     stored = ensure(spec, folder)
     placed = spec.model_copy(update={"source": "", "revision": None, "chat_template": stored.chat_template})
     key = (str(stored.folder), placed.model_dump_json())
@@ -78,13 +82,14 @@ def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
         with entry.loading:
             if entry.engine is None:
                 entry.engine = _load(spec, stored, checked_anew)
+                entry.loaded = perf_counter()
     except BaseException:
         with _lock:
             entry.users -= 1
             if not entry.users and _entries.get(key) is entry:
                 del _entries[key]
         raise
-    return Lease(entry.engine, key)
+    return Lease(entry.engine, key, entry.loaded >= began)
 
 
 def _load(spec: ModelSpec, stored: StoredModel, checked_anew: bool) -> Engine:

@@ -1,10 +1,13 @@
 """The agents of a graph, opened and closed together."""
 
 from collections.abc import Mapping
+from time import perf_counter
 
 import anyio
 
-from cachegraph.agents.base import Agent
+from cachegraph.agents.base import Agent, Loader
+
+from .result import Loading
 
 __all__ = ["Cast"]
 
@@ -15,6 +18,8 @@ class Cast:
     def __init__(self, agents: Mapping[str, Agent]):
         self.agents = agents
         self.is_open = False
+        self.loading: dict[str, dict[str, float]] = {}  # of the last `open`: by model and part of the work, seconds
+        self.waited = 0.0  # seconds that it took, until a run tells of it
         self.epoch = 0  # grows when the agents are closed: what was wired before is then void
 
     async def open(self) -> None:
@@ -22,6 +27,7 @@ class Cast:
         if self.is_open:
             return
         errors: dict[str, Exception] = {}
+        began = perf_counter()
 
         async def open_one(name: str) -> None:
             try:
@@ -36,7 +42,14 @@ class Cast:
             if name in errors:
                 await self.close()  # nobody else would: a graph that never was open is not closed
                 raise errors[name]
-        self.is_open = True
+        self.is_open, self.waited = True, perf_counter() - began
+        loaders = [agent for agent in self.agents.values() if isinstance(agent, Loader)]
+        self.loading = {model: dict(parts) for agent in loaders for model, parts in agent.loading.items()}
+
+    def take_loading(self) -> Loading:
+        """What opening took; once, since only the first run has waited for it."""
+        waited, self.waited = self.waited, 0.0
+        return Loading(waited, self.loading) if waited and self.loading else Loading()
 
     async def close(self) -> None:
         """Close all agents, even if one of them fails to; raises the first error then."""

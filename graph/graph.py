@@ -32,7 +32,7 @@ from .many import run_rows
 from .parts import Parts
 from .plan import Plan, plan
 from .recipe_warnings import expected_warnings
-from .result import UNKEPT, Result
+from .result import UNKEPT, Loading, Result
 from .routes import Wiring
 from .runtime import Listener, Run
 from .spec import GraphSpec
@@ -429,8 +429,13 @@ class Graph:
             if isinstance(agent, PauseSpec):
                 raise InputError(f"agent {name!r} can't be asked: {UNKEPT}")
         run = Run(spec, given, self._prepare, listener)
+        run.take_loading = self.take_loading
         run.conversation = self.conversation(session)
         return run
+
+    def take_loading(self) -> Loading:
+        """What the models took to load since a run has told of it; a run that is prepared tells of it."""
+        return self._cast.take_loading() if self._cast is not None else Loading()
 
     def conversation(self, session: str | None) -> Session | None:
         """The session of this name, for agents that remember. Raises InputError where none does."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TypeVar
 
-from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens
+from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens, Traffic
 from cachegraph.channels.message import EdgeReport, join_messages
 
 __all__ = ["join_replies"]
@@ -20,6 +20,10 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
     message.data = [part.text if part.data is None else part.data for part in parts]
     edges = _sums(reply.edges for reply in replies)
     inside = _sums(reply.inside_edges for reply in replies)
+    traffic: dict[tuple[str, str], Traffic] = {}
+    for reply in replies:
+        for pair, part in reply.inside_traffic.items():
+            traffic.setdefault(pair, Traffic()).add(part)
     timing = Timing(
         **{each.name: sum(getattr(reply.timing, each.name) or 0.0 for reply in replies) for each in fields(Timing)}
     )
@@ -29,7 +33,16 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
         **{each.name: sum(getattr(reply.tokens, each.name) for reply in replies) for each in fields(Tokens)}
     )
     finish = _least_finished([reply.finish_reason for reply in replies])
-    return Reply(message, timing, tokens, edges, inside_edges=inside, finish_reason=finish)
+    return Reply(
+        message,
+        timing,
+        tokens,
+        edges,
+        inside_edges=inside,
+        inside_traffic=traffic,
+        finish_reason=finish,
+        turns=sum(reply.turns for reply in replies),
+    )
 
 
 def _least_finished(reasons: Sequence[FinishReason | None]) -> FinishReason | None:

@@ -41,6 +41,7 @@ def begun(
     run = StoredExecution(
         spec, inputs, graph.awire, listener, open_session=lambda: store.begin(spec.name, recipe, setting)
     )
+    run.take_loading = graph.take_loading
     run.conversation = graph.conversation(session)
     return run
 
@@ -77,6 +78,7 @@ def resumed(
     said, inputs = _answered(stored, answer, turn), stored.setting.inputs
     listener = watched(spec, inputs, listener)
     execution = StoredExecution(spec, inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said))
+    execution.take_loading = graph.take_loading
     execution.conversation = graph.conversation(stored.setting.session)
     return execution
 

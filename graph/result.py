@@ -3,19 +3,19 @@
 The JSON form carries its own version, so that files of results outlive the version that wrote them.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from cachegraph import __version__
-from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, ToolCall
+from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, ToolCall, Traffic
 from cachegraph.channels.message import EdgeReport
 from cachegraph.errors import InputError
 
 from .warnings import RunWarning
 
-__all__ = ["UNKEPT", "AgentResult", "AgentStatus", "Interrupted", "Result", "RunStatus"]
+__all__ = ["UNKEPT", "AgentResult", "AgentStatus", "Interrupted", "Loading", "Result", "RunStatus", "Totals"]
 
 UNKEPT = (
     "it waits for a person, and nothing keeps the run until there is an answer; run it with a store (`store=Store()`, "
@@ -44,6 +44,8 @@ class AgentResult:
     memory: MemoryReport | None = None  # what the run's session brought to it
     turn: str = ""  # the id of the turn that this tells of: the agent's name, unless it takes several in a run
     turns: int = 0  # how many it has begun: a loop's agent takes one a round, and this tells of the last
+    total_timing: Timing = field(default_factory=Timing)  # of all its turns that have finished
+    total_tokens: Tokens = field(default_factory=Tokens)
     earlier: "list[AgentResult]" = field(default_factory=list)  # the turns before it, at most 8
     items: "list[AgentResult]" = field(default_factory=list)  # of a turn an item, each of them
     inside: "dict[str, AgentResult]" = field(default_factory=dict)  # of a graph in an agent's place: its agents
@@ -52,6 +54,28 @@ class AgentResult:
     def is_cut(self) -> bool:
         """Whether something else than the model's own end, or a stop string, ended the reply."""
         return self.finish_reason not in (None, "stop", "eos")
+
+
+@dataclass
+class Totals:
+    """What a whole run took: every turn of a loop, every item, every sub-graph. Seconds of turns at once add up."""
+
+    turns: int = 0  # that have finished; an item is a turn
+    timing: Timing = field(default_factory=Timing)
+    tokens: Tokens = field(default_factory=Tokens)
+    bytes: int = 0  # over all edges
+
+    def copy(self) -> "Totals":
+        """As they are now, while the run goes on."""
+        return replace(self, timing=replace(self.timing), tokens=replace(self.tokens))
+
+
+@dataclass
+class Loading:
+    """What a run waited for before its first agent: models that were read, checked and prepared for it."""
+
+    seconds: float = 0.0
+    models: dict[str, dict[str, float]] = field(default_factory=dict)  # by model, then by part of the work: seconds
 
 
 class Result(BaseModel):
@@ -76,9 +100,12 @@ class Result(BaseModel):
     seconds: float = 0.0
     agents: dict[str, AgentResult] = {}
     edges: dict[tuple[str, str], EdgeReport] = {}  # (sender, receiver), once the receiver has finished
+    traffic: dict[tuple[str, str], Traffic] = {}  # of the same edges, all messages together
+    totals: Totals = Field(default_factory=Totals)
+    loading: Loading = Field(default_factory=Loading)  # of models that were not there yet
     warnings: list[RunWarning] = []  # what reaches nobody, and edges that carried nothing
 
-    @field_validator("edges", mode="before")
+    @field_validator("edges", "traffic", mode="before")
     @classmethod
     def _edges_by_pair(cls, value: Any) -> Any:
         if not isinstance(value, list):
@@ -86,8 +113,8 @@ class Result(BaseModel):
         edges = [dict(edge) for edge in value]
         return {(edge.pop("from"), edge.pop("to")): edge for edge in edges}
 
-    @field_serializer("edges")
-    def _edges_as_list(self, edges: dict[tuple[str, str], EdgeReport]) -> list[dict[str, Any]]:
+    @field_serializer("edges", "traffic")
+    def _edges_as_list(self, edges: dict[tuple[str, str], EdgeReport | Traffic]) -> list[dict[str, Any]]:
         return [{"from": sender, "to": receiver, **asdict(report)} for (sender, receiver), report in edges.items()]
 
     def to_json(self, indent: int | None = None) -> str:

@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from cachegraph.agents.base import Delivery, Paused, Reply
+from cachegraph.agents.base import Delivery, Paused, Reply, Timing, Tokens, Traffic
 from cachegraph.agents.filters import Value
 from cachegraph.agents.sessions.session import Session
 from cachegraph.channels.message import EdgeReport, Message
@@ -36,7 +36,7 @@ from .events import (
 )
 from .journal import Journal, note
 from .probe import Probe
-from .result import UNKEPT, AgentResult, Result, RunStatus
+from .result import UNKEPT, AgentResult, Loading, Result, RunStatus, Totals
 from .routes import Node, Wiring
 from .spec import GraphSpec
 from .turns import Listener, Spent, Surroundings, Turns, record_reply
@@ -78,6 +78,10 @@ class Run:
         self._error: str | None = None
         self._agents: dict[str, AgentResult] = {}  # those that have started, or never will
         self._edges: dict[tuple[str, str], EdgeReport] = {}
+        self._traffic: dict[tuple[str, str], Traffic] = {}
+        self._totals = Totals()
+        self._loading = Loading()
+        self.take_loading: Callable[[], Loading] = Loading  # what this run waited for, once it is prepared
         self._failures: dict[str, Exception] = {}
         self._warnings: tuple[RunWarning, ...] = ()
         most = spec.limits.max_concurrent
@@ -107,6 +111,9 @@ class Run:
             seconds=self._around.now() if self._status == "running" else self._seconds,
             agents=agents,
             edges={pair: self._edges[pair] for pair in dict.fromkeys([*pairs, *self._edges]) if pair in self._edges},
+            traffic={pair: replace(part) for pair, part in self._traffic.items()},
+            totals=self._totals.copy(),
+            loading=self._loading,
             warnings=[*self._warnings, *_empty_edges(self._edges)],
         )
 
@@ -125,6 +132,7 @@ class Run:
             )
         try:
             self._wiring = await self._prepare()
+            self._loading = self.take_loading()
             self._warnings = self._wiring.warnings
             self._arrivals = Arrivals(self._wiring, self._skip, self._cancel)
             self._turns = Turns(self._around, self._inputs, self._wiring.outputs)
@@ -178,6 +186,7 @@ class Run:
         try:
             reply, agent.items = await self._turns.take(node, agent, deliveries)
             record_reply(agent, reply, self._around.now())
+            self._count(agent, reply.timing, reply.tokens, reply.turns)
             ways = self._ways.out_of(node, reply.message, self._values, self._arrivals.goes_round)
             if self._around.journal is not None and node.for_each is None and not node.is_graph:
                 await note(self._around.journal, agent.turn, agent, reply)
@@ -193,6 +202,18 @@ class Run:
         self._finish(node, agent, reply, deliveries)
         self._arrivals.finished(node, ways)
 
+    def _count(self, agent: AgentResult, timing: Timing, tokens: Tokens, turns: int) -> None:
+        """Add what an agent has done to its totals and the run's."""
+        for time in (agent.total_timing, self._totals.timing):
+            time.add(timing)
+        for positions in (agent.total_tokens, self._totals.tokens):
+            positions.add(tokens)
+        self._totals.turns += turns
+
+    def _count_edge(self, pair: tuple[str, str], part: Traffic) -> None:
+        self._traffic.setdefault(pair, Traffic()).add(part)
+        self._totals.bytes += part.bytes
+
     def _begin(self, node: Node) -> AgentResult:
         around, name = self._around, node.name
         before = self._agents.get(name)
@@ -201,6 +222,7 @@ class Run:
         agent = AgentResult("running", model=node.model, started=around.now(), turn=turn_id, turns=turns)
         if before and before.turns:
             agent.earlier = [*before.earlier, replace(before, earlier=[])][-KEPT:]
+            agent.total_timing, agent.total_tokens = replace(before.total_timing), replace(before.total_tokens)
         self._agents[name] = agent
         if around.listener:
             around.listener(AgentStarted(around.now(), around.agents + name, turn=turn_id))
@@ -221,11 +243,14 @@ class Run:
             edge, route = each.route.edge, each.route
             report = reply.edges.get(edge.sender) or EdgeReport.of(route)
             self._edges[edge.sender, node.name] = report
+            self._count_edge((edge.sender, node.name), Traffic.of(report))
             if around.listener:
                 ends = (around.agents + edge.sender, around.agents + node.name)
                 came = EdgeTravelled(around.now(), *ends, report, sender_turn=each.message.turn, turn=agent.turn)
                 around.listener(came)
         self._edges.update(reply.inside_edges)
+        for pair, part in reply.inside_traffic.items():
+            self._count_edge(pair, part)
         if around.listener:
             around.listener(
                 AgentFinished(around.now(), around.agents + node.name, agent, turn=agent.turn, recalled=reply.recalled)
@@ -247,7 +272,8 @@ class Run:
         agent.status = "failed"
         agent.error = _sentence(error)
         if node.is_graph and isinstance(error, RunError) and isinstance(error.result, Result):
-            agent.inside = error.result.agents
+            agent.inside, spent = error.result.agents, error.result.totals
+            self._count(agent, spent.timing, spent.tokens, spent.turns)
         self._failures[node.name] = error
         around = self._around
         if around.listener:

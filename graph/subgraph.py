@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import anyio
 
-from cachegraph.agents.base import Agent, Reply, Timing, Tokens, Turn
+from cachegraph.agents.base import Agent, Reply, Turn
 from cachegraph.agents.expression import Expression, compile_expression
 from cachegraph.agents.filters import Value
 from cachegraph.agents.spec import SubgraphSpec
@@ -22,7 +22,7 @@ from .cast import Cast
 from .inputs import check_inputs
 from .parts import with_inner_channels
 from .plan import Plan, plan
-from .result import AgentResult, Result
+from .result import Result
 from .routes import Node, Wiring, wire
 from .runtime import Run
 from .spec import GraphSpec
@@ -76,12 +76,24 @@ class SubgraphAgent:
         run = Run(self._spec, inputs, self._prepared, within=inside)
         result = await run.execute()
         message = self._message(run, result, turn)
-        tokens = Tokens(**{each.name: _sum(result, "tokens", each.name) for each in fields(Tokens)})
-        seconds = ("queued", "prefill", "transfer", "fuse", "decode")
-        timing = Timing(**{name: _sum(result, "timing", name) for name in seconds})
+        timing, tokens = replace(result.totals.timing, total=0.0), result.totals.tokens  # the whole is by the clock
         edges = {(f"{self.name}/{a}", f"{self.name}/{b}"): report for (a, b), report in result.edges.items()}
+        traffic = {(f"{self.name}/{a}", f"{self.name}/{b}"): part for (a, b), part in result.traffic.items()}
         finish = next((result.agents[n].finish_reason for n in self._spec.outputs.values() if n in run.replies), None)
-        return Reply(message, timing, tokens, inside=result.agents, inside_edges=edges, finish_reason=finish)
+        return Reply(
+            message,
+            timing,
+            tokens,
+            inside=result.agents,
+            inside_edges=edges,
+            inside_traffic=traffic,
+            turns=result.totals.turns,
+            finish_reason=finish,
+        )
+
+    @property
+    def loading(self) -> Mapping[str, Mapping[str, float]]:
+        return self._cast.loading
 
     @property
     def wiring(self) -> Wiring:
@@ -167,8 +179,3 @@ def _read(source: str) -> Expression | Template:
         return compile_expression(source, None) if source.strip().startswith("{{") else compile_template(source, None)
     except TemplateProblem:
         return compile_template(source, None)
-
-
-def _sum(result: Result, part: str, name: str) -> Any:
-    agents: list[AgentResult] = list(result.agents.values())
-    return sum(getattr(getattr(agent, part), name) for agent in agents)

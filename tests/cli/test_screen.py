@@ -13,7 +13,7 @@ from rich.console import Console
 from cachegraph.agents.base import Timing, Tokens
 from cachegraph.cli.screen import _follow, _print_agents, print_tables
 from cachegraph.graph.events import AgentFinished, AgentStarted, Event, TextDelta
-from cachegraph.graph.result import AgentResult, Result
+from cachegraph.graph.result import AgentResult, Loading, Result, Totals
 
 
 class Stream:
@@ -77,7 +77,8 @@ def test_a_narrow_terminal_shows_numbers_whole_and_cuts_names() -> None:
     out = io.StringIO()
     result: Any = SimpleNamespace(agents={"asked_where_it_was": agent, "reader": agent})
     _print_agents(result, Console(file=out, width=80))
-    header, first, second, *_ = out.getvalue().splitlines()
+    header, units, first, second, *_ = out.getvalue().splitlines()
+    assert units.split()[-1] == "s"
     assert header.split()[-1] == "total"
     assert first.split()[-1] == second.split()[-1] == "12.34"
     assert "…" in first
@@ -98,3 +99,23 @@ def test_a_reply_that_was_cut_is_seen_at_a_glance(width: int) -> None:
     shown = out.getvalue()
     assert "cut at the token limit (length): writer; looping, 2 of 3 turns" in shown
     assert ("finish" in shown.splitlines()[0]) == (width == 200)
+
+
+def test_the_table_sums_all_turns_and_says_how_many_there_were() -> None:
+    out = io.StringIO()
+    agent = AgentResult("finished", model="m", timing=Timing(total=1.0), tokens=Tokens(10, 2), turns=3)
+    agent = replace(agent, total_timing=Timing(total=3.0), total_tokens=Tokens(30, 6))
+    listing = AgentResult("finished", model="m", turns=1, items=[AgentResult(), AgentResult()])
+    totals = Totals(5, Timing(), Tokens(1234, 56), 7890)
+    result = Result(graph="g", status="finished", output="a", agents={"a": agent, "b": listing}, totals=totals,
+                    loading=Loading(1.25, {"m": {"read": 0.5, "check": 0.25}}))  # fmt: skip
+    print_tables(result, Console(file=out, width=120))
+    shown = out.getvalue()
+    assert "a ×3" in shown
+    assert "b, 2 items" in shown
+    header, units, first, *_ = shown.splitlines()
+    assert header.split()[2:5] == ["read", "wrote", "total"]
+    assert units.split() == ["tokens", "tokens", "s"]
+    assert first.split()[-3:] == ["30", "6", "3.00"]
+    assert "in all: 5 turns in 0.00 s, 1,234 tokens read, 56 tokens written, 7,890 bytes over edges" in shown
+    assert "loading models: 1.25 s (m read 0.50 s, check 0.25 s)" in shown

@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 
-from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, ToolCall
+from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, ToolCall, Traffic
 from cachegraph.channels.message import EdgeReport
 from cachegraph.graph import events
 from cachegraph.graph.events import AgentEvent, AgentStarted, EdgeTravelled, Event
-from cachegraph.graph.result import AgentResult, Result
+from cachegraph.graph.result import AgentResult, Loading, Result, Totals
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
 TYPES = {
@@ -28,6 +28,9 @@ OBJECTS = {
     "memory": {each.name for each in fields(MemoryReport)},
     "report": {each.name for each in fields(EdgeReport)},
     "result": set(Result.model_fields),
+    "traffic": {each.name for each in fields(Traffic)},
+    "totals": {each.name for each in fields(Totals)},
+    "loading": {each.name for each in fields(Loading)},
     "finish reason": set(get_args(FinishReason)),
 }
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.agents.base import Timing, Tokens, Traffic
 from cachegraph.common.printable import printable, printable_line
 from cachegraph.errors import RunError
 from cachegraph.graph.events import (
@@ -21,7 +22,7 @@ from cachegraph.graph.events import (
     ToolCalled,
 )
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.result import Result
+from cachegraph.graph.result import AgentResult, Result
 from cachegraph.graph.stream import RunStream
 
 from .failures import note
@@ -144,6 +145,7 @@ def print_tables(result: Result, console: Console) -> None:
     _print_agents(result, console)
     if result.edges:
         console.print(_edges(result))
+    _print_totals(result, console)
     _print_cut(result, console)
     reasons: dict[str, list[str]] = {}
     for (sender, receiver), edge in result.edges.items():
@@ -157,6 +159,24 @@ def print_tables(result: Result, console: Console) -> None:
     for warning in result.warnings:
         if warning.kind == "empty_edge":
             console.print(Text.assemble(("warning", "yellow"), f": {printable(str(warning))}"), soft_wrap=True)
+
+
+def _print_totals(result: Result, console: Console) -> None:
+    """Of the whole run, every turn counted; and what the models took to load."""
+    totals, tokens = result.totals, result.totals.tokens
+    if totals.turns:
+        parts = [f"{totals.turns:,} turn{'s' * (totals.turns != 1)} in {result.seconds:.2f} s"]
+        for kind, word in (("prefilled", "read"), ("reused", "reused"), ("generated", "written")):
+            parts += [f"{count:,} tokens {word}"] if (count := getattr(tokens, kind)) else []
+        parts += [f"{totals.bytes:,} bytes over edges"] if totals.bytes else []
+        console.print(Text(f"in all: {', '.join(parts)}", "dim"), soft_wrap=True)
+    if result.loading.models:
+        models = "; ".join(
+            f"{model} {', '.join(f'{part} {seconds:.2f} s' for part, seconds in parts.items())}"
+            for model, parts in result.loading.models.items()
+        )
+        loaded = f"loading models: {result.loading.seconds:.2f} s ({models})"
+        console.print(Text(loaded, "dim"), soft_wrap=True)
 
 
 def _print_cut(result: Result, console: Console) -> None:
@@ -198,27 +218,44 @@ def _print_agents(result: Result, console: Console) -> None:
 def _agents(result: Result) -> dict[str, list[Text]]:
     agents = result.agents.values()
     columns: dict[str, list[Text]] = {
-        "agent": [_named(name, agent.status) for name, agent in result.agents.items()],
+        "agent": [_named(_with_turns(name, agent), agent.status) for name, agent in result.agents.items()],
         "model": [Text(agent.model or "-") for agent in agents],
     }
+    spent = [(_of_all_turns(agent), agent) for agent in agents]
     for title, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
-        columns[title] = [Text(str(getattr(agent.tokens, kind) or "-")) for agent in agents]
-    columns["kv memory"] = [Text(_bytes(agent.tokens.kv_bytes)) for agent in agents]
-    for title in ("queued", "prefill", "transfer", "fuse", "decode", "first_token", "total"):
-        columns[title.removesuffix("_token")] = [Text(_seconds(getattr(agent.timing, title))) for agent in agents]
+        columns[f"{title}\ntokens"] = [Text(str(getattr(tokens, kind) or "-")) for (_, tokens), _ in spent]
+    memory = [tokens.kv_bytes for (_, tokens), _ in spent]
+    columns["kv memory\nMB"] = [Text(f"{size / 1e6:,.1f}" if size else "-") for size in memory]
+    for title in ("queued", "prefill", "transfer", "fuse", "decode"):
+        columns[f"{title}\ns"] = [Text(_seconds(getattr(timing, title))) for (timing, _), _ in spent]
+    columns["first\ns"] = [Text(_seconds(agent.timing.first_token)) for agent in agents]
+    columns["total\ns"] = [Text(_seconds(timing.total)) for (timing, _), _ in spent]
     columns["finish"] = [Text(agent.finish_reason or "-", "yellow" if agent.is_cut else "") for agent in agents]
     return {title: cells for title, cells in columns.items() if title in ("agent", "model") or _says_much(cells)}
 
 
+def _of_all_turns(agent: AgentResult) -> tuple[Timing, Tokens]:
+    """What all turns of an agent took; of one turn, that turn also while it has not finished."""
+    return (agent.total_timing, agent.total_tokens) if agent.turns > 1 else (agent.timing, agent.tokens)
+
+
+def _with_turns(name: str, agent: AgentResult) -> str:
+    if agent.items:
+        name = f"{name}, {len(agent.items)} items"
+    return f"{name} ×{agent.turns}" if agent.turns > 1 else name
+
+
 def _edges(result: Result) -> Table:
     edges = result.edges
+    whole = [result.traffic.get(pair) or Traffic.of(edge) for pair, edge in edges.items()]
     columns: dict[str, list[Text]] = {
         "edge": [Text(f"{sender} → {receiver}") for sender, receiver in edges],
         "asked": [Text(str(edge.asked)) for edge in edges.values()],
         "used": [Text(edge.channel_used, "yellow" if edge.fallback_reason else "") for edge in edges.values()],
-        "bytes": [Text(f"{edge.bytes:,}") for edge in edges.values()],
-        "fused": [Text(str(edge.positions_fused or "-")) for edge in edges.values()],
-        "grafted": [Text(str(edge.positions_grafted or "-")) for edge in edges.values()],
+        "messages": [Text(str(part.messages) if part.messages > 1 else "-") for part in whole],
+        "sent\nbytes": [Text(f"{part.bytes:,}") for part in whole],
+        "fused\npositions": [Text(str(part.positions_fused or "-")) for part in whole],
+        "grafted\npositions": [Text(str(part.positions_grafted or "-")) for part in whole],
     }
     return _table({title: cells for title, cells in columns.items() if _says_much(cells)}, ("edge", "asked", "used"))
 
@@ -230,9 +267,11 @@ def _says_much(cells: Sequence[Text]) -> bool:
 def _table(columns: Mapping[str, Sequence[Text]], left: Sequence[str], gap: int = 2) -> Table:
     """A table whose numbers are never cut: what doesn't fit is cut off the names."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    below = "\n" if any("\n" in title for title in columns) else ""  # where the others have their units
     for title, cells in columns.items():
-        width = max(len(title), *(cell.cell_len for cell in cells)) if title not in left else None
-        table.add_column(title, justify="left" if title in left else "right", no_wrap=True, min_width=width)
+        width = max(*map(len, title.split("\n")), 0, *(cell.cell_len for cell in cells)) if title not in left else None
+        head = title if "\n" in title else title + below
+        table.add_column(head, justify="left" if title in left else "right", no_wrap=True, min_width=width)
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table
@@ -250,10 +289,11 @@ def print_comparison(results: Sequence[Result], titles: Sequence[str]) -> None:
         table.add_column(title, justify="right")
     rows: dict[str, list[str]] = {
         "wall time, s": [f"{result.seconds:.2f}" for result in results],
-        "tokens read": [_total(result, "prefilled") for result in results],
-        "tokens reused": [_total(result, "reused") for result in results],
-        "tokens written": [_total(result, "generated") for result in results],
-        "bytes over edges": [f"{sum(edge.bytes for edge in result.edges.values()):,}" for result in results],
+        "turns": [f"{result.totals.turns:,}" for result in results],
+        "tokens read": [f"{result.totals.tokens.prefilled:,}" for result in results],
+        "tokens reused": [f"{result.totals.tokens.reused:,}" for result in results],
+        "tokens written": [f"{result.totals.tokens.generated:,}" for result in results],
+        "bytes over edges": [f"{result.totals.bytes:,}" for result in results],
         "edges as asked": [_as_asked(result) for result in results],
     }
     for name, cells in rows.items():
@@ -265,10 +305,6 @@ def print_comparison(results: Sequence[Result], titles: Sequence[str]) -> None:
     console.print(Text(note, "dim"))
 
 
-def _total(result: Result, kind: str) -> str:
-    return f"{sum(getattr(agent.tokens, kind) for agent in result.agents.values()):,}"
-
-
 def _as_asked(result: Result) -> str:
     fallen = sum(edge.fallback_reason is not None or edge.carried_nothing for edge in result.edges.values())
     return f"{len(result.edges) - fallen} of {len(result.edges)}"
@@ -276,7 +312,3 @@ def _as_asked(result: Result) -> str:
 
 def _seconds(value: float | None) -> str:
     return f"{value:.2f}" if value else "-"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size else "-"
