@@ -52,19 +52,32 @@ def convert_gguf(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progre
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device") from error
         raise ModelError(
-            f"the GGUF file {str(gguf)!r} can't be converted: {reason_of(error)}; use another model"
+            f"the GGUF file {str(gguf)!r} can't be converted: {_reason(reason_of(error))}; use another model"
         ) from error
 
 
+def _reason(said: str) -> str:
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other shapes than its metadata say"
+    return said
+
+
 def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) -> None:
+    import gguf as library
     import transformers
+
+    from ..text_model import auto_class
+    from .gguf_config import complete_config
 
     progress("read", 0, 0)
     target = _target(gguf)
     need_room(target.bytes)
+    config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    complete_config(config, library.GGUFReader(gguf), str(gguf))
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+    model, report = auto_class(config).from_pretrained(
         gguf.parent,
+        config=config,
         gguf_file=gguf.name,
         dtype=target.dtype,
         quantization_config=transformers.GgufConfig(dequantize=True),

@@ -1,0 +1,128 @@
+"""What a GGUF file says of its model and transformers leaves out of the configuration: sizes of heads, windows, RoPE.
+
+A model that is read without them computes something else. What transformers' configuration has no words for is refused.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cachegraph.errors import ModelError
+
+__all__ = ["complete_config"]
+
+_ORIGINAL = [2**power for power in range(10, 21)]  # lengths that Llama 3's factors may have been computed for
+_SAME = 1e-3
+
+
+def complete_config(config: Any, reader: Any, where: str) -> None:
+    """Correct `config`, which transformers has read of the file, by all that the file says. Raises ModelError."""
+    said = _Said(reader, where)
+    if "head_dim" in vars(config) and (dim := said.number("attention.key_length")) and _is_one(config, "head_dim"):
+        config.head_dim = dim
+    if "sliding_window" in vars(config) and (window := said.number("attention.sliding_window")):
+        config.sliding_window = window
+    if (pad := getattr(config, "pad_token_id", None)) is not None and pad >= config.vocab_size:
+        config.pad_token_id = None  # a default of another vocabulary
+    if (rope := _rope(config, said)) is not None:
+        known = getattr(config, "rope_parameters", None)
+        if not isinstance(known, dict):
+            raise ModelError(f"the GGUF file {where!r} scales a RoPE that {config.model_type!r} models have not")
+        if "full_attention" in known:  # layers with a window keep theirs
+            config.rope_parameters = {**known, "full_attention": {**known["full_attention"], **rope}}
+        else:
+            config.rope_parameters = {**known, **rope}
+
+
+class _Said:
+    """The metadata and small tensors of a file."""
+
+    def __init__(self, reader: Any, where: str):
+        self.where = where
+        self._fields = reader.fields
+        self._architecture = reader.fields["general.architecture"].contents()
+        self._tensors = {each.name: each for each in reader.tensors}
+
+    def get(self, key: str) -> Any:
+        field = self._fields.get(f"{self._architecture}.{key}")
+        return None if field is None else field.contents()
+
+    def number(self, key: str) -> int | None:
+        """None where there is none, or one for each layer."""
+        found = self.get(key)
+        return int(found) if isinstance(found, int | float) else None
+
+    def factors(self, name: str) -> "list[float] | None":
+        found = self._tensors.get(f"{name}.weight")
+        return None if found is None else [float(each) for each in np.asarray(found.data, dtype=np.float64).ravel()]
+
+
+def _is_one(config: Any, name: str) -> bool:
+    try:
+        return isinstance(getattr(config, name), int)
+    except RuntimeError:  # it differs by layer, and transformers knows how
+        return False
+
+
+def _rope(config: Any, said: _Said) -> dict[str, Any] | None:
+    """RoPE parameters that are not yet in the configuration, or None."""
+    if getattr(config, "model_type", "") == "gpt_oss":  # whose parameters transformers reads
+        return None
+    if (long := said.factors("rope_factors_long")) is not None and (short := said.factors("rope_factors_short")):
+        original = said.number("rope.scaling.original_context_length")
+        if original is None:
+            raise ModelError(
+                f"the GGUF file {said.where!r} has long factors of RoPE and no original length; fetch it again"
+            )
+        config.original_max_position_embeddings = original
+        return {
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original,
+        }
+    if (factors := said.factors("rope_freqs")) is not None and any(abs(each - 1) > _SAME for each in factors):
+        return _as_llama3(config, factors, said.where)
+    kind, factor = said.get("rope.scaling.type"), said.get("rope.scaling.factor") or said.get("rope.scale_linear")
+    if kind in (None, "none") and factor in (None, 0.0, 1.0):
+        return None
+    if kind in (None, "linear"):
+        return {"rope_type": "linear", "factor": float(factor)} if factor else None
+    if kind == "yarn" and factor:
+        original = said.number("rope.scaling.original_context_length")
+        return {"rope_type": "yarn", "factor": float(factor)} | (
+            {"original_max_position_embeddings": original} if original else {}
+        )
+    raise ModelError(f"the GGUF file {said.where!r} scales its RoPE by {kind!r}, which is not known; use another model")
+
+
+def _as_llama3(config: Any, factors: list[float], where: str) -> dict[str, Any]:
+    """The parameters of Llama 3's scaling that give these factors of wavelengths, one for each pair of numbers."""
+    factor = max(factors)
+    theta, pairs = config.rope_parameters["rope_theta"], len(factors)
+    waves = [2 * math.pi * theta ** (pair / pairs) for pair in range(pairs)]
+    for original in _ORIGINAL:
+        made = [_llama3(wave, factor, original) for wave in waves]
+        if all(abs(a - b) <= _SAME * b for a, b in zip(made, factors, strict=True)):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": original,
+            }
+    raise ModelError(
+        f"the GGUF file {where!r} has factors of RoPE that transformers has no parameters for; use the safetensors of "
+        "this model"
+    )
+
+
+def _llama3(wave: float, factor: float, original: int) -> float:
+    low, high = original / 1.0, original / 4.0
+    if wave < high:
+        return 1.0
+    if wave > low:
+        return factor
+    smooth = (original / wave - 1.0) / (4.0 - 1.0)
+    return 1 / ((1 - smooth) / factor + smooth)
