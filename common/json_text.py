@@ -6,7 +6,7 @@ from typing import Any
 
 from .surrogates import mend_json
 
-__all__ = ["JSONProblem", "is_deep", "parse_json"]
+__all__ = ["JSONProblem", "all_finite", "is_deep", "parse_json"]
 
 MAX_DEPTH = 200
 MAX_DIGITS = 4_000
@@ -53,6 +53,18 @@ def _finite(digits: str) -> float:
 
 def _constant(name: str) -> float:
     raise JSONProblem(f"{name} is not a number in JSON")
+
+
+def all_finite(value: Any) -> bool:
+    """Whether a value holds neither NaN nor Infinity, which Python writes and no other JSON parser reads."""
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, float) and not math.isfinite(each):
+            return False
+        if isinstance(each, dict | list | tuple):
+            todo += each.values() if isinstance(each, dict) else each
+    return True
 
 
 def is_deep(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["join_halves", "mend", "mend_json"]
 
 _HALF = re.compile("[\ud800-\udfff]")
-_HELD = re.compile("[\ud800-\udbff]$")
+_HELD = re.compile("[\ud800-\udbff]\\Z")
 
 
 def mend(text: str) -> str:

@@ -114,7 +114,7 @@ class Run:
             traffic={pair: replace(part) for pair, part in self._traffic.items()},
             totals=self._totals.copy(),
             loading=self._loading,
-            warnings=[*self._warnings, *_empty_edges(self._edges)],
+            warnings=[*self._warnings, *_empty_edges(self._edges), *_withheld(agents)],
         )
 
     async def execute(self) -> Result:
@@ -366,3 +366,11 @@ def _empty_edges(edges: Mapping[tuple[str, str], EdgeReport]) -> Iterator[RunWar
         if report.carried_nothing:
             message = f"the {report.asked} edge {sender!r} -> {receiver!r} carried no position"
             yield RunWarning("empty_edge", message, (sender, receiver), (sender, receiver))
+
+
+def _withheld(agents: Mapping[str, AgentResult]) -> Iterator[RunWarning]:
+    """A warning for every reply of which an endpoint kept back a part."""
+    for name, agent in agents.items():
+        if agent.status == "finished" and agent.finish_reason in ("content_filter", "refusal"):
+            what = "the endpoint's filter" if agent.finish_reason == "content_filter" else "the model's refusal"
+            yield RunWarning("withheld", f"the reply of {name!r} was broken off by {what}", (name,))

@@ -17,6 +17,7 @@ from cachegraph.agents.filters import Value
 from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.agents.template import TemplateProblem
 from cachegraph.channels.message import Message
+from cachegraph.common.json_text import all_finite
 from cachegraph.engine.account import asking, taking_part
 from cachegraph.errors import CachegraphError, RunError
 
@@ -132,6 +133,8 @@ class Turns:
                 reply = await take_turn(self._around.journal, turn.id, node.agent, turn)
             message = reply.message
             message.turn = turn.id
+            if not all_finite(message.data):
+                raise RunError(f"agent {node.name!r} replied with data that holds NaN or Infinity, which is no JSON")
             if self._around.spent is not None and not node.is_graph:
                 self._around.spent.add(reply.tokens.generated)
             if node.needs_text and message.text is None:

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cachegraph.common.surrogates import join_halves
+
 from ..base import FinishReason
 from .sse import Event
-from .tool_calls import ToolCallPieces, whole_characters
+from .tool_calls import ToolCallPieces
 
 __all__ = ["REASONING", "Completion", "Reported", "Unreadable", "error_in"]
 
@@ -112,7 +114,7 @@ class Completion:
         if isinstance(reason, str) and reason:
             self.finish = FINISH_WORDS.get(reason.lower())
             self.ended = True
-        text = self._joined(text)
+        text, self._half = join_halves(self._half, text)
         self.text += text
         return text
 
@@ -135,13 +137,6 @@ class Completion:
         elif isinstance(call := part.get("function_call"), dict):
             self.calls.add([{"function": call, "index": 0}], whole=whole)
         return "".join(piece for kind, piece in pieces if kind == "text")
-
-    def _joined(self, text: str) -> str:
-        """The text with halves of characters joined, across events too."""
-        text, self._half = self._half + text, ""
-        if text and "\ud800" <= text[-1] <= "\udbff":
-            text, self._half = text[:-1], text[-1]
-        return whole_characters(text)
 
     def _count(self, usage: Any) -> None:
         if not isinstance(usage, dict):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from cachegraph.common.surrogates import mend
 from cachegraph.errors import ModelError
 
 from ..spec import RetrySpec, Trouble
@@ -23,7 +24,7 @@ from .http import encoding_of, knows_encoding, pieces_of, read_start, retry_afte
 from .refused import adapted, refused_parameter
 from .request import Secrets, chat_address
 from .sse import Event, EventTooLong
-from .tool_calls import ToolCallPieces, whole_characters
+from .tool_calls import ToolCallPieces
 from .wording import page_title, public_address, server_message
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class CompletionsAPI:
         heard = Completion(calls=ToolCallPieces(tools))
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         headers = {**headers, **self.secrets.headers}
-        content = whole_characters(json.dumps(body, ensure_ascii=False)).encode()
+        content = mend(json.dumps(body, ensure_ascii=False)).encode()
         timeout = httpx2.Timeout(SILENCE, connect=10.0)
         # A client a turn: its connections belong to the event loop of this run, and the agent outlives that.
         try:

@@ -5,6 +5,7 @@ or none, leave out ids, give every call the same id, repeat the name in each pie
 """
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,10 @@ from cachegraph.common.surrogates import mend
 
 from ..tools.calls import Call, call_of, parse_json
 
-__all__ = ["ToolCallBuilder", "ToolCallPieces", "whole_characters"]
+__all__ = ["ToolCallBuilder", "ToolCallPieces"]
+
+
+_UNSAFE = re.compile(r"^\ufeff|\\u")  # what a strict parser refuses: a byte order mark, escapes of half a character
 
 
 @dataclass
@@ -36,15 +40,15 @@ class ToolCallBuilder:
         """The call to make; `problem` says what is wrong with it."""
         if not self.name:
             return Call("", problem="this call names no tool")
-        call = call_of({"name": self.name, "arguments": whole_characters(self.arguments)})
+        call = call_of({"name": self.name, "arguments": mend(self.arguments)})
         assert call is not None
         return call
 
     @property
     def arguments_text(self) -> str:
         """The arguments as they are sent back: always the text of a JSON object, since servers parse it."""
-        call, text = self.call, whole_characters(self.arguments)
-        if isinstance(parse_json(text), dict) and "\\u" not in text:  # an escape may be half a character
+        call, text = self.call, mend(self.arguments)
+        if isinstance(parse_json(text), dict) and not _UNSAFE.search(text):
             return text
         return "{}" if call.problem is not None else json.dumps(call.arguments, ensure_ascii=False)
 
@@ -132,8 +136,3 @@ def _number(value: Any, default: int | None) -> int | None:
         return default if value is None else int(value)
     except (TypeError, ValueError, OverflowError):
         return default
-
-
-def whole_characters(text: str) -> str:
-    """The text with halves of characters joined; halves that stay alone become U+FFFD."""
-    return mend(text)

@@ -5,10 +5,12 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
+from cachegraph.common.surrogates import mend
+
 from ..tools.belt import Turns
 from ..tools.calls import Speaker
 from .answer import REASONING, Completion
-from .tool_calls import ToolCallBuilder, whole_characters
+from .tool_calls import ToolCallBuilder
 
 __all__ = ["complete_with_tools"]
 
@@ -42,7 +44,7 @@ def _answers(heard: Completion, results: list[str]) -> Messages:
     asked = [_sent_back(call, each) for call, each in zip(heard.calls.calls, ids, strict=True)]
     said: dict[str, Any] = {"role": "assistant", "content": heard.text or None, "tool_calls": asked}
     # Servers that send reasoning in a field of its own want it back while the model calls tools.
-    said |= {name: whole_characters(text) for name, text in heard.reasoning.items() if name in REASONING}
+    said |= {name: mend(text) for name, text in heard.reasoning.items() if name in REASONING}
     if heard.reasoning_details:
         said["reasoning_details"] = heard.reasoning_details
     return [

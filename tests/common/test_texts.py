@@ -34,6 +34,11 @@ def test_a_stream_may_cut_anywhere_in_a_character() -> None:
         assert first + second + ("\ufffd" if rest else "") == "a😀b\ufffdc\ufffd"
 
 
+def test_a_half_before_a_line_end_is_not_held_back() -> None:
+    assert join_halves("", "a\ud83d\n") == ("a\ufffd\n", "")
+    assert join_halves("\ud83d", "\n") == ("\ufffd\n", "")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

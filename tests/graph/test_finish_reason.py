@@ -1,7 +1,9 @@
 """Why each reply ended, wherever a result is told: in results, events, JSON, the store and sub-graphs."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +77,20 @@ def test_a_recipe_in_an_agents_place_ends_as_its_output_does(tmp_path: Path) -> 
     result = Graph.from_yaml(tmp_path / "outer.yaml", create=agents).run()
     assert result.agents["team"].finish_reason == "length"
     assert result.agents["team"].inside["a"].finish_reason == "refusal"
+
+
+@pytest.mark.parametrize(("reason", "said"), [("content_filter", "endpoint's filter"), ("refusal", "model's refusal")])
+async def test_a_reply_that_was_withheld_in_part_is_kept_and_warned_of(reason: Any, said: str) -> None:
+    result = await build(["a>b"], ScriptedAgent("a", "Half a", finish_reason=reason), says("b", "y"), output="b").arun()
+    assert result.agents["a"].text == "Half a"
+    (warning,) = [each for each in result.warnings if each.kind == "withheld"]
+    assert warning.names == ("a",)
+    assert f"'a' was broken off by the {said}" in warning.message
+    assert "withheld" in result.to_json()
+
+
+@pytest.mark.parametrize("data", [math.inf, [1, {"a": -math.inf}], {"a": (math.nan,)}])
+async def test_data_that_json_does_not_know_fails_its_agent(data: Any) -> None:
+    graph = build(["a>b"], ScriptedAgent("a", "x", data=data), says("b", "y"), output="b")
+    with pytest.raises(RunError, match="'a' replied with data that holds NaN or Infinity"):
+        await graph.arun()
