@@ -10,6 +10,7 @@ from cachegraph.channels.cache.graft import Graft, graft, is_of_a_long_row, why_
 from cachegraph.channels.cache.plans import GraftPlan
 from cachegraph.channels.decide import nothing_private
 from cachegraph.engine.engine import Engine
+from cachegraph.engine.rope import OutOfReach
 
 from .base import Delivery
 from .control import brought_plane, zeros
@@ -50,7 +51,11 @@ class Grafting:
             if part.sender not in used:  # a slot that is written twice is filled once
                 used.add(part.sender)
                 start = own if positions is None or not own else int(positions[own - 1]) + 1
-                brought = await self._graft(delivery, plan, start + grafted, seen)
+                try:
+                    brought = await self._graft(delivery, plan, start + grafted, seen)
+                except OutOfReach as error:
+                    self._inbox.fall_back(delivery, str(error))
+                    return None
                 if brought is None and not self._is_there(delivery, plan, prompt.seen):
                     self._inbox.fall_back(delivery, nothing_private(part.sender, self._inbox.agent))
                     fell = True
@@ -72,13 +77,9 @@ class Grafting:
         model = self._engine.model
         if count >= model.info.max_positions:
             return f"with it the prompt has {count} positions, too many for the model"
-        planes = [(plan, brought_plane(delivery, self._inbox.turn.control)) for delivery, plan in self._plans.values()]
-        if any(plane is not None and is_of_a_long_row(plane.segments) for _, plane in planes):
+        planes = [brought_plane(delivery, self._inbox.turn.control) for delivery, _ in self._plans.values()]
+        if any(plane is not None and is_of_a_long_row(plane.segments) for plane in planes):
             return "the sender's row is so long that its keys have other RoPE frequencies"
-        moved = [plane.segments for plan, plane in planes if plane is not None and plan.translation is None]
-        furthest = max([count, *(int(segments[-1].positions[-1]) + 1 for segments in moved if segments)])
-        if (reach := model.rotation.reach) is not None and furthest > reach:
-            return f"keys of {model.name!r} are moved below position {reach} alone, and {furthest} are needed"
         return why_too_long(model, count + self._reply)
 
     async def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:

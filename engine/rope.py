@@ -15,13 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cachegraph.errors import ModelError
+
 from .cpu.build import Kernels, kernels
 from .cpu.threads import for_small_operations
 from .cpu.turn import KEPT, Angles, laid_out, turned
 from .info import ModelInfo
 from .kv import KV, LayerKV
 
-__all__ = ["Rotation"]
+__all__ = ["OutOfReach", "Rotation"]
 
 _EXACT = 1e-3  # of the norm: what float32 may differ by
 _ROUNDING = 1e-7  # more, for each position of the distance: far out attention itself rounds its angles
@@ -31,6 +33,10 @@ _NOISE = 3.0  # times as much as values differ by, where activations are rounded
 _UNLIKE = 0.15  # of the norm: such values depend on their position
 _INFINITE = 1e9
 _AT_ONCE = 1 << 18  # elements: an operation on fewer is all overhead, one on more leaves the CPU's cache
+
+
+class OutOfReach(ModelError):
+    """Raised for keys that would be moved further than is exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +174,21 @@ class Rotation:
         return frozenset(layer for layer, way in enumerate(self._turns) if way is None)
 
     def move(self, kv: KV, positions: Tensor) -> KV:
-        """The same entries at other positions, (positions,) int64. Shares what needn't change."""
-        shift = positions - kv.positions  # (positions,)
-        if not bool(shift.any()):
+        """The same entries at other positions, (positions,) int64. Shares what needn't change.
+
+        Raises OutOfReach for a move behind the position up to which the model itself computes the same at two places.
+        """
+        if not bool((positions - kv.positions).any()):
             return kv
+        furthest = int(torch.maximum(positions, kv.positions).max())
+        if self.reach is not None and furthest >= self.reach:
+            raise OutOfReach(
+                f"keys of {self._info.model_type!r} models are moved below position {self.reach} alone, and {furthest} "
+                "is needed"
+            )
+        return self._moved(kv, positions)
+
+    def _moved(self, kv: KV, positions: Tensor) -> KV:
         still = self._still
         moving = [index for index in range(len(kv.layers)) if index not in still]
         old = [kv.layers[index].keys for index in moving]
@@ -272,7 +289,8 @@ class Rotation:
 
     def unrotated(self, kv: KV) -> KV:
         """The same entries with keys as they are before RoPE: at position 0."""
-        return self.move(kv, torch.zeros_like(kv.positions))
+        at = torch.zeros_like(kv.positions)
+        return self._moved(kv, at) if bool(kv.positions.any()) else kv
 
 
 def _frequencies(decoder: Any) -> Iterator[tuple[str, Tensor]]:

@@ -15,8 +15,9 @@ from cachegraph.engine import rope
 from cachegraph.engine.cpu.build import kernels
 from cachegraph.engine.cpu.turn import turned
 from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, RowCache
+from cachegraph.engine.kv import KV, LayerKV, RowCache
 from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.engine.rope import OutOfReach
 
 IDS = torch.randint(0, 300, (30,), generator=torch.Generator().manual_seed(1)).tolist()
 
@@ -93,6 +94,10 @@ def test_longrope_is_moved_below_its_border_alone(tmp_path: Path) -> None:
     )
     model = load_tiny(config, tmp_path)
     assert (model.why_no_cache, model.rotation.why_not, model.rotation.reach) == (None, None, 128)
+    kv = KV((LayerKV(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8)),) * 2, torch.arange(3))
+    assert model.rotation.move(kv, torch.arange(125, 128)).positions.tolist() == [125, 126, 127]
+    with pytest.raises(OutOfReach, match="moved below position 128 alone, and 128 is needed"):
+        model.rotation.move(kv, torch.arange(126, 129))
 
 
 def test_learned_positions_are_refused_by_name(tmp_path: Path) -> None:
