@@ -15,6 +15,12 @@ __all__ = ["ModelInfo"]
 
 # Kinds of layers whose cache is one K and one V a position.
 _KV_LAYERS = {"full_attention", "sliding_attention"}
+# What keeps others from cache edges. Those that are not here attend: to chunks, or to what an index chooses.
+_ODD_LAYERS = {
+    **dict.fromkeys(("linear_attention", "conv", "mamba", "recurrent", "moe"), "keep no KV cache"),
+    **dict.fromkeys(("hybrid", "hybrid_sliding"), "keep a recurrent state beside their KV cache"),
+}
+_BY_OTHER_RULES = "attend to a part of their KV cache, chosen by rules that ours does not follow"
 
 
 @dataclass(frozen=True)
@@ -134,9 +140,9 @@ def _eos_ids(config: Any, generation: Any) -> frozenset[int]:
 def _why_no_cache(config: Any, kinds: list[str], heads: int) -> str | None:
     odd = sorted(set(kinds) - _KV_LAYERS)
     if odd:
-        return f"its {odd[0]!r} layers keep no KV cache"
+        return f"its {odd[0]!r} layers {_ODD_LAYERS.get(odd[0], _BY_OTHER_RULES)}"
     if not heads:
         return f"{config.model_type!r} models have no attention layers, so they keep no KV cache"
     if getattr(config, "attention_chunk_size", None):
-        return "its attention is chunked"
+        return f"its attention is chunked: its layers {_BY_OTHER_RULES}"
     return None

@@ -176,6 +176,8 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
             trust_remote_code=False,
             output_loading_info=True,
         )
+        if type(network.config) is not type(config):  # the text part was read, so the others' weights have no place
+            report = {**report, "unexpected_keys": ()}
         check_report(report, str(folder))
         drop_other_parts(network)
         return network.to(where) if isinstance(where, torch.device) else network

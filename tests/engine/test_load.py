@@ -142,3 +142,21 @@ def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     capfd.readouterr()
     load_model(folder)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("linear_attention", "its 'linear_attention' layers keep no KV cache"),
+        ("hybrid", "its 'hybrid' layers keep a recurrent state beside their KV cache"),
+        ("chunked_attention", "its 'chunked_attention' layers attend to a part of their KV cache, chosen by rules"),
+        ("indexed_attention", "its 'indexed_attention' layers attend to a part of their KV cache, chosen by rules"),
+    ],
+)
+def test_what_keeps_layers_from_cache_edges_is_said_as_it_is(kind: str, reason: str) -> None:
+    """Sparse and chunked layers do keep keys and values."""
+    config = config_of("gemma3_short_window")
+    config.layer_types = ["full_attention", kind, "full_attention"]
+    why = ModelInfo.from_hf(config, None).why_no_cache
+    assert why is not None
+    assert why.startswith(reason)
