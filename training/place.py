@@ -1,16 +1,20 @@
 """Where the trained fuser goes: to the place at which the graph will look for it."""
 
+import os
 from pathlib import Path
 
 from cachegraph.channels.fusers.find import installed_fusers
 from cachegraph.channels.fusers.name import is_hub_fuser
+from cachegraph.channels.fusers.pair import PARTS
+from cachegraph.channels.fusers.weights import CARD, WEIGHTS
 from cachegraph.channels.spec import FuserPair, TextEdge
+from cachegraph.errors import ConfigError, FuserError
 from cachegraph.graph.spec import GraphSpec
 
 from .pair import Pair
 from .spec import TrainSpec
 
-__all__ = ["fuser_place"]
+__all__ = ["check_place", "fuser_place"]
 
 
 def fuser_place(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge: tuple[str, str]) -> Path:
@@ -26,6 +30,19 @@ def fuser_place(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge:
     if "/" not in named and not place.is_dir():
         place = installed_fusers() / named
     return place if spec.control == "none" else place.with_name(f"{place.name}--{spec.control}")
+
+
+def check_place(folder: Path, *, is_pair: bool) -> None:
+    """Raise FuserError where the fuser would not replace what is there, ConfigError where it can't be written."""
+    ours = set(PARTS) if is_pair else {CARD, WEIGHTS}
+    if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - ours):
+        raise FuserError(f"{str(folder)!r} holds other things than such a fuser; choose another output or clear it")
+    existing = next(each for each in folder.absolute().parents if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(
+            f"the fuser can't be written to {str(folder)!r}: {str(existing)!r} takes no new files; "
+            "choose another output, or check its permissions"
+        )
 
 
 def _named(spec: TrainSpec, graph: GraphSpec, edge: tuple[str, str]) -> str | None:

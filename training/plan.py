@@ -14,7 +14,7 @@ from cachegraph.engine.load import LoadedModel
 from .checkpoint import State
 from .loop import Loop
 from .spec import TrainSpec
-from .train import opened
+from .train import opened, where_to_begin
 from .watch import Silent, Watch
 
 __all__ = ["Plan", "make_plan"]
@@ -48,12 +48,23 @@ class Plan:
 
 
 def make_plan(
-    spec: TrainSpec, folder: Path, data_folder: Path, watch: Watch | None = None, accelerator: Accelerator | None = None
+    spec: TrainSpec,
+    folder: Path,
+    data_folder: Path,
+    watch: Watch | None = None,
+    accelerator: Accelerator | None = None,
+    *,
+    resume: bool = False,
+    restart: bool = False,
 ) -> Plan:
-    """Load everything, run a few steps from random weights, and say what was seen. Writes nothing."""
+    """Load everything, run a few steps from random weights, and say what was seen. Writes nothing.
+
+    Raises whatever the training itself, with `resume` or `restart`, would refuse to begin for.
+    """
     accelerator = accelerator or Accelerator()
     watch = watch or Silent()
     with opened(spec, folder, data_folder, watch, accelerator) as found, TemporaryDirectory() as nowhere:
+        where_to_begin(found, resume, restart)
         receiver = found.pair.receiver.engine.model
         sharer = found.pair.sharer.engine.model
         loop = Loop(spec, found.learner, receiver, found.train, found.dev, Path(nowhere), State(""), watch, accelerator)

@@ -25,12 +25,12 @@ from .learner import Learner
 from .load import load_training
 from .loop import Loop
 from .pair import Pair, choose_edge, open_pair
-from .place import fuser_place
+from .place import check_place, fuser_place
 from .publish import finish_card, move_fuser
-from .spec import TrainSpec
+from .spec import JointSpec, TrainSpec
 from .watch import Silent, Watch
 
-__all__ = ["Trained", "opened", "train"]
+__all__ = ["Trained", "opened", "train", "where_to_begin"]
 
 MAX_COMPLAINTS = 5
 
@@ -89,8 +89,7 @@ def train(
     else:
         spec, base = load_training(recipe), Path(folder or Path(recipe).resolve().parent)
     with opened(spec, base, Path(data_folder or base), watch, accelerator) as found:
-        run = found.folder.with_name(f"{found.folder.name}.training")
-        state = _state(spec, found.content, run, resume, restart)
+        run, state = where_to_begin(found, resume, restart)
         accelerator.wait_for_everyone()
         if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
             shutil.rmtree(run, ignore_errors=True)
@@ -162,6 +161,13 @@ def _lessons(learner: Learner[Any], rows: Sequence[Example], what: str, watch: W
         shown = "; ".join(complaints[:MAX_COMPLAINTS]) or "there are none"
         raise InputError(f"{len(complaints)} of {len(rows)} {what} rows can't be used: {shown}")
     return lessons
+
+
+def where_to_begin(found: Opened, resume: bool, restart: bool) -> tuple[Path, State]:
+    """The folder of the checkpoints, and where to go on from. Raises what forbids a training before it takes hours."""
+    check_place(found.folder, is_pair=isinstance(found.spec.fuser, JointSpec))
+    run = found.folder.with_name(f"{found.folder.name}.training")
+    return run, _state(found.spec, found.content, run, resume, restart)
 
 
 def _state(spec: TrainSpec, content: str, run: Path, resume: bool, restart: bool) -> State:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from cachegraph.errors import ConfigError, FuserError
 
-__all__ = ["Log", "Silent", "Watch", "tracked"]
+__all__ = ["Log", "Silent", "Watch", "check_trackers", "tracked"]
 
 
 class Watch(Protocol):
@@ -84,6 +84,12 @@ def tracked(watch: Watch, names: Sequence[str], run: Path, about: Mapping[str, A
             tracker.finish()
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError where one of these is unknown or not installed."""
+    for name in names:
+        _tracker(name, Path(), only_check=True)
+
+
 class _Tracked:
     def __init__(self, watch: Watch, trackers: Sequence[Any]):
         self._watch = watch
@@ -105,7 +111,7 @@ class _Tracked:
             tracker.log({f"{part}/{name}": value for name, value in numbers.items()}, step=step)
 
 
-def _tracker(name: str, run: Path) -> Any:
+def _tracker(name: str, run: Path, only_check: bool = False) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
     from accelerate.utils import is_tensorboard_available, is_wandb_available
@@ -120,6 +126,8 @@ def _tracker(name: str, run: Path) -> Any:
     installed, make = known[name]
     if not installed():
         raise ConfigError(f"the tracker {name!r} is not installed: pip install {name}")
+    if only_check:
+        return None
     tracker = make()
     tracker.start()
     return tracker

@@ -97,9 +97,13 @@ def _touched(folder: Path) -> float:
 
 
 def on_shelf(shelf: Path) -> list[Path]:
-    """The folders of a shelf by name, but for those that a save cut short left."""
+    """The folders of a shelf by name, but for those that a save cut short left, and those that trainings work in."""
     found = shelf.iterdir() if shelf.is_dir() else ()
-    return sorted(folder for folder in found if folder.is_dir() and not folder.name.startswith("."))
+    return sorted(folder for folder in found if folder.is_dir() and not _is_work(folder))
+
+
+def _is_work(folder: Path) -> bool:
+    return folder.name.startswith(".") or (folder.name.endswith(".training") and not (folder / "card.json").exists())
 
 
 def _from_hub(name: str, progress: Progress) -> Path:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from cachegraph import Graph
 from cachegraph.channels.fusers.weights import read_card
 from cachegraph.cli import main
 from cachegraph.training import checkpoint
+from cachegraph.training.train import train
 
 from .conftest import Task, lone_environment, story_rows, write_task
 
@@ -378,3 +380,37 @@ def test_two_processes_move_the_weights_as_one_that_adds_up_both_their_rows(graf
     assert [each["gradient"] for each in together] == pytest.approx([each["gradient"] for each in alone], rel=1e-3)
     assert all(math.isfinite(each["loss"]) for each in together)
     assert read_card(graft_task.folder / "made").kind == "graft"
+
+
+def interrupted(task: Task) -> None:
+    """As a training leaves it that was stopped after its first judgement."""
+    train(task.spec(optim__steps=3), folder=task.folder)
+    shutil.rmtree(task.folder / "made")
+
+
+def test_a_dry_run_refuses_what_the_training_would_refuse(graft_task: Task, call: Call) -> None:
+    interrupted(graft_task)
+    for options in ((), ("--resume",)):  # no option, and another number of steps
+        dry, real = call(graft_task.recipe, "--dry-run", *options), call(graft_task.recipe, *options)
+        assert (dry.code, dry.err.splitlines()[-1]) == (real.code, real.err.splitlines()[-1])
+        assert dry.code == 3
+    assert call(graft_task.recipe, "--dry-run", "--restart").code == 0
+
+
+@pytest.mark.parametrize("option", [("--resume",), ("--track", "smoke-signals")])
+def test_a_dry_run_refuses_the_options_that_the_training_would_refuse(
+    graft_task: Task, call: Call, option: tuple[str, ...]
+) -> None:
+    dry, real = call(graft_task.recipe, "--dry-run", *option), call(graft_task.recipe, *option)
+    assert dry.code == real.code != 0
+    assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]
+
+
+def test_an_output_that_holds_other_things_is_refused_before_a_step_is_taken(graft_task: Task, call: Call) -> None:
+    (graft_task.folder / "made").mkdir()
+    (graft_task.folder / "made" / "thesis.txt").write_text("years of work")
+    for options in (("--dry-run",), ()):
+        ended = call(graft_task.recipe, *options)
+        assert ended.code == 1
+        assert "made' holds other things than such a fuser; choose another output or clear it" in ended.err
+    assert not graft_task.run.exists()

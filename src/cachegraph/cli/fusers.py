@@ -2,17 +2,19 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cachegraph.common.printable import printable_line
 
 from .models import bar
-from .output import echo, echo_json, open_console
+from .output import echo, echo_json, open_console, width_of
 
 if TYPE_CHECKING:
     from cachegraph.channels.fusers.inventory import Facts, Item
@@ -37,17 +39,13 @@ def list_fusers(as_json: JsonOption = False) -> None:
     if not items:
         echo("no fusers yet: install one with cachegraph fusers import, or fetch one with cachegraph fusers pull")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "sharer → receiver", "kind", "parameters", "size", "where"):
-        right, words = title in ("parameters", "size"), title in ("name", "sharer → receiver")
-        table.add_column(title, justify="right" if right else "left", no_wrap=not words, overflow="fold")
-    for item in items:
-        card = item.facts.card if item.facts else None
-        pair = f"{card.sharer.name} → {card.receiver.name}" if card else ""
-        kind = f"{card.kind} {card.architecture}" if card else "damaged"
-        count = _number(item.facts.parameters) if item.facts else ""
-        table.add_row(*map(_shown, (item.name, pair, kind, count, _size(item.bytes), item.where)))
-    open_console().print(table)
+    console = open_console()
+    table = _table(items)
+    if width_of(table, console) <= console.width:
+        console.print(table)
+    else:  # names are never cut or broken
+        for item in items:
+            _print_item(item, console)
     for item in items:
         if item.problem:
             echo(printable_line(f"{item.name} is damaged: {item.problem}"))
@@ -200,6 +198,33 @@ def remove(
         _print_json({"name": name, "freed_bytes": freed})
     else:
         echo(f"{name}: removed, {_size(freed)} are free again")
+
+
+def _table(items: "Sequence[Item]") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "sharer → receiver", "kind", "parameters", "size", "where"):
+        table.add_column(title, justify="right" if title in ("parameters", "size") else "left", no_wrap=True)
+    for item in items:
+        pair, kind, count = _facts(item)
+        table.add_row(*map(_shown, (item.name, pair, kind, count, _size(item.bytes), item.where)))
+    return table
+
+
+def _print_item(item: "Item", console: Console) -> None:
+    pair, kind, count = _facts(item)
+    facts = (kind, f"{count} parameters" if count else "", _size(item.bytes), item.where)
+    console.print(_shown(item.name), soft_wrap=True)
+    for line in filter(None, (pair, ", ".join(filter(None, facts)))):
+        console.print(Text.assemble("    ", _shown(line)), soft_wrap=True)
+
+
+def _facts(item: "Item") -> tuple[str, str, str]:
+    """The pair, the kind and the number of parameters, as they are shown."""
+    if item.facts is None:
+        return "", "damaged", ""
+    card = item.facts.card
+    pair = f"{card.sharer.name} → {card.receiver.name}"
+    return pair, f"{card.kind} {card.architecture}", _number(item.facts.parameters)
 
 
 def _listed(item: "Item") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.segment import Segment
 
 from cachegraph.common.printable import printable, printable_json
 
-__all__ = ["TASK", "echo", "echo_json", "open_console", "write"]
+__all__ = ["TASK", "echo", "echo_json", "open_console", "width_of", "write"]
 
 
 printed_json = False  # a command has printed its JSON
@@ -32,6 +32,11 @@ class _SafeConsole(Console):
 def open_console(*, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False) -> Console:
     """A console for tables and notes. Texts mean themselves: no markup, no emoji codes, no highlighting."""
     return _SafeConsole(stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
+
+
+def width_of(shown: RenderableType, console: Console) -> int:
+    """The columns that it takes where nothing of it is cut or wrapped."""
+    return console.measure(shown, options=console.options.update(width=10_000)).maximum
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:

@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +17,7 @@ from cachegraph.common.printable import printable, printable_line
 from cachegraph.errors import InputError
 
 from .options import exit_if_paused, open_store
-from .output import echo, echo_json, open_console
+from .output import echo, echo_json, open_console, width_of
 from .texts import TextProblem, read_text
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the beginning of it.")]
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+LEAST_REPLY = 24  # columns of a reply that are worth showing
+WHOLE = ("-", "eos", "stop")
 COLOURS = {"finished": "green", "running": "cyan", "paused": "yellow", "interrupted": "yellow"}
 
 
@@ -50,7 +54,9 @@ def list_runs(
         return
     table = Table(box=None, pad_edge=False)
     for title in ("id", "graph", "status", "begun", "seconds", "turns"):
-        table.add_column(title, justify="right" if title in ("seconds", "turns") else "left", no_wrap=True)
+        whole = title != "graph"  # a long name takes several lines rather than lose its end
+        right = title in ("seconds", "turns")
+        table.add_column(title, justify="right" if right else "left", no_wrap=whole, overflow="fold")
     for run in found:
         figures = (f"{run.seconds:.1f}", str(run.turns))
         table.add_row(run.id, run.graph, _status(run.status), _when(run.created), *figures)
@@ -191,7 +197,7 @@ def _print(stored: "StoredRun") -> None:
     for name, fact in facts.items():
         if fact:
             console.print(Text.assemble((f"{name}: ", "dim"), fact), soft_wrap=True)
-    console.print(_turns(stored))
+    _print_turns(stored, console)
     for name, each in stored.outcome.unfinished.items():
         status = (f"{name} ({each.status})", COLOURS.get(each.status, "red"))
         console.print(Text.assemble(status, f" {printable(each.error or '')}"), soft_wrap=True)
@@ -199,20 +205,40 @@ def _print(stored: "StoredRun") -> None:
             console.print(Text(_indented(printable(each.prompt)), "dim"), soft_wrap=True)
 
 
-def _turns(stored: "StoredRun") -> Table:
-    table = Table(box=None, pad_edge=False)
-    for title in ("turn", "read", "wrote", "seconds", "finish"):
-        table.add_column(title, justify="left" if title in ("turn", "finish") else "right", no_wrap=True)
-    table.add_column("reply", no_wrap=True, overflow="ellipsis")
+def _print_turns(stored: "StoredRun", console: Console) -> None:
+    """A line a turn. Where a terminal is too narrow to show something of the replies, they stand below their turns."""
+    left = console.width - width_of(_turns(stored), console) - 1
+    if left >= LEAST_REPLY:
+        console.print(_turns(stored, left))
+        return
     for each in stored.turns:
-        agent = each.recorded.agent
-        tokens, timing = agent.get("tokens") or {}, agent.get("timing") or {}
-        figures = [str(tokens.get(kind) or "-") for kind in ("prefilled", "generated")]
-        reply = _short(each.recorded.text, 300) if each.recorded.text is not None else "(hands over its cache)"
-        finish = agent.get("finish_reason") or "-"
-        shown = Text(finish, "" if finish in ("-", "eos", "stop") else "yellow")
-        table.add_row(each.turn, *figures, f"{timing.get('total') or 0.0:.2f}", shown, reply)
+        named = zip(("tokens read", "tokens written", "s", "finish"), _figures(each.recorded.agent), strict=True)
+        figures = ", ".join(f"{cell.plain} {name}" for name, cell in named if cell.plain != "-")
+        console.print(Text(each.turn, "bold"), soft_wrap=True)
+        console.print(Text(f"    {figures}"))
+        console.print(Text(f"    {_reply(each.recorded.text)}"), no_wrap=True, overflow="ellipsis")
+
+
+def _turns(stored: "StoredRun", reply_width: int | None = None) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("turn\n", "read\ntokens", "wrote\ntokens", "total\ns", "finish\n"):
+        table.add_column(title, justify="left" if title in ("turn\n", "finish\n") else "right", no_wrap=True)
+    if reply_width is not None:
+        table.add_column("reply\n", no_wrap=True, max_width=reply_width, overflow="ellipsis")
+    for each in stored.turns:
+        cells = [Text(each.turn), *_figures(each.recorded.agent)]
+        table.add_row(*cells, *([Text(_reply(each.recorded.text))] if reply_width is not None else []))
     return table
+
+
+def _figures(agent: Mapping[str, Any]) -> tuple[Text, ...]:
+    tokens, timing, finish = agent.get("tokens") or {}, agent.get("timing") or {}, agent.get("finish_reason") or "-"
+    counts = (Text(str(tokens.get(kind) or "-")) for kind in ("prefilled", "generated"))
+    return (*counts, Text(f"{timing.get('total') or 0.0:.2f}"), Text(finish, "" if finish in WHOLE else "yellow"))
+
+
+def _reply(text: str | None) -> str:
+    return _short(text, 300) if text is not None else "(hands over its cache)"
 
 
 def _status(status: str) -> Text:

@@ -84,9 +84,11 @@ def train(
     _fetch(spec, folder)
     if dry_run:
         from cachegraph.training.plan import make_plan
+        from cachegraph.training.watch import check_trackers
 
+        check_trackers(track or [])
         with _Bar(console) as bar:
-            plan = make_plan(spec, folder, place, bar)
+            plan = make_plan(spec, folder, place, bar, resume=resume, restart=restart)
         _show_plan(plan, as_json)
         return
     _train(spec, folder, place, resume, restart, track or [], console, as_json)
