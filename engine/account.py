@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-__all__ = ["Account", "account", "asking", "taking_part"]
+__all__ = ["Account", "RunKey", "account", "asking", "taking_part"]
+
+
+class RunKey:
+    """What engines know a run by. `over` is set when it ends: what is left of its caches will not grow any more."""
+
+    over = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +26,7 @@ class Account:
     run: object = None
     depth: int = 0  # agents on the longest way from here to the run's output
     tenant: str | None = None  # what one tenant has prefilled is never found by another
+    holds: bool = False  # whether the run keeps the caches of this turn for later ones
     reuse: bool = True  # take what was prefilled before; off where time is measured
 
 
@@ -41,7 +48,7 @@ def asking(who: Account) -> Iterator[None]:
         _asking.reset(token)
 
 
-def taking_part(run: object, depth: int) -> Account:
+def taking_part(run: object, depth: int, holds: bool = False) -> Account:
     """An agent's account in a run; a run inside another one's agent takes that one's turns."""
     outer = account()
-    return replace(outer, run=run if outer.run is None else outer.run, depth=outer.depth + depth)
+    return replace(outer, run=run if outer.run is None else outer.run, depth=outer.depth + depth, holds=holds)

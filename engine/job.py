@@ -77,6 +77,10 @@ class Job:
         return self.account.depth
 
     @property
+    def holds(self) -> bool:
+        return self.account.holds and self.account.run is not None
+
+    @property
     def is_plain(self) -> bool:
         """Whether a prompt stands here as the model alone reads it: from the beginning, at its own positions."""
         altered = self.cache.segments or self.positions is not None or self.override is not None

@@ -7,6 +7,7 @@ behind a fresh one: the results are the same, to the bit where rows run alone.
 """
 
 import hashlib
+import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from .scheduler import CHUNK
 
 __all__ = ["Prefixes", "chain"]
 
+IDLE = 3  # references to a block that nobody else has: the dictionary's, the loop's and getrefcount's own
 MOST = 4  # blocks take up to a quarter of the budget
 
 
@@ -42,6 +44,11 @@ class Prefixes:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    @property
+    def idle_bytes(self) -> int:
+        """Of blocks that no row and no cache of a run has taken up: dropping these frees memory at once."""
+        return sum(block.nbytes for block in self._blocks.values() if sys.getrefcount(block) <= IDLE)
 
     def find(self, digests: Sequence[bytes]) -> list[KV]:
         """The longest beginning of the chain that is here."""

@@ -2,7 +2,8 @@
 
 A row gets memory for its whole prompt before it begins, and more, block by block, as its reply grows. Where there is
 none left for a row that grows, those that began last give theirs up: their tails go elsewhere, and come back when there
-is room. So the row that began first always goes on, and everybody's turn comes.
+is room. So the row that began first always goes on, and everybody's turn comes. Rows of runs that keep their caches for
+rows to come are ordered by their runs, and come in only where all such runs can finish (`claims.py`).
 """
 
 import gc
@@ -12,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from cachegraph.errors import ModelError
 
+from .claims import Claims
 from .memory import Memory, size_words
 from .scheduler import Scheduler, Share
 
@@ -19,7 +21,7 @@ __all__ = ["PATIENCE", "Rows"]
 
 PATIENCE = 60.0  # seconds for which a row waits while nothing runs and nothing is freed
 FETCHING = 5.0  # the same, where its own run holds too much: replies that are done are held until they are fetched
-GRACE = 0.05  # seconds for which the oldest row waits for them before it goes beyond the budget
+GRACE = 0.05  # seconds for which rows wait for them before one goes beyond the budget
 SPARE = 32  # positions by which every row at work may grow before somebody new comes in
 
 
@@ -56,6 +58,8 @@ class _Job(Protocol):
     @property
     def depth(self) -> int: ...
     @property
+    def holds(self) -> bool: ...
+    @property
     def can_swap(self) -> bool: ...
     def swap_out(self) -> None: ...
     def swap_in(self) -> None: ...
@@ -64,7 +68,9 @@ class _Job(Protocol):
 class _Store(Protocol):
     """As Prefixes: what is given up first."""
 
-    nbytes: int
+    @property
+    def idle_bytes(self) -> int:
+        """What dropping all of it would free: nobody else reads it."""
 
     def drop(self) -> bool: ...
 
@@ -82,8 +88,9 @@ class Rows(Generic[JobT]):
         self._name = name  # of the model
         self._ahead = ahead  # positions that a row has room for beyond what is asked of it
         self._waiting: list[JobT] = []  # as they came
-        self._swapped: list[JobT] = []  # as they were admitted
+        self._swapped: list[JobT] = []
         self._admitted = 0
+        self._claims = Claims(memory)
         self._given: dict[object, int] = {}  # by run: a counter of memory, as the scheduler's are of tokens
         self._stuck: tuple[int, float] | None = None  # the memory in use, and since when it has been so
         self._short: tuple[int, float] | None = None  # the same, when the oldest row last had no room to grow
@@ -118,6 +125,7 @@ class Rows(Generic[JobT]):
         self._swapped = [job for job in self._swapped if id(job) not in gone]
         runs = {job.run for job in self.jobs}
         self._given = {run: size for run, size in self._given.items() if run in runs}
+        self._take_stock()
 
     def next_step(self) -> list[Share[JobT]]:
         """The shares of the next step; every row has room for its own. None where all rows wait for memory."""
@@ -125,7 +133,7 @@ class Rows(Generic[JobT]):
             self._admit()
         granted: set[int] = set()
         shares = self._scheduler.next_step() if self._scheduler else []
-        for job, tokens in sorted(shares, key=lambda share: share.job.admitted):
+        for job, tokens in sorted(shares, key=lambda share: self._rank(share.job)):
             if job not in self._swapped and self._grow(job, tokens):
                 granted.add(id(job))
         return [share for share in shares if id(share.job) in granted]
@@ -143,11 +151,12 @@ class Rows(Generic[JobT]):
 
         Where one waits for room nobody new overtakes it, however little the other needs.
         """
+        self._take_stock()
         room = True
-        for job in list(self._swapped):
+        for job in sorted(self._swapped, key=self._rank):
             room = self._enter(job) and room
         for job in self._line():
-            if room or self.memory.held_by(job.run):
+            if room or job.run in self._claims:
                 room = self._enter(job) and room
         if self._scheduler or not self.in_line:
             self._stuck = None
@@ -155,19 +164,42 @@ class Rows(Generic[JobT]):
             self._unblock()
 
     def _line(self) -> list[JobT]:
-        """Who waits, in order: between runs, who was given least, then who came first; within one by depth."""
+        """Who waits, in order: runs that hold memory, the oldest first; then who was given least, then who came first.
+
+        Within a run, by depth.
+        """
         came: dict[object, int] = {}
         for place, job in enumerate(self._waiting):
             came.setdefault(job.run, place)
         return sorted(
             self._waiting,
-            key=lambda job: (not self.memory.held_by(job.run), self._given[job.run], came[job.run], -job.depth),
+            key=lambda job: (*self._age(job.run), self._given[job.run], came[job.run], -job.depth),
         )
 
+    def _age(self, run: object) -> tuple[bool, int]:
+        since = self._claims.since(run)
+        return (True, 0) if since is None else (False, since)
+
+    def _rank(self, job: JobT) -> tuple[int, int]:
+        """Among rows that were admitted: lower goes first, and gives up its memory last."""
+        since = self._claims.since(job.run)
+        return (job.admitted if since is None else since), job.admitted
+
+    def _take_stock(self) -> None:
+        rows: dict[object, int] = {}
+        for job in self._scheduler.jobs:
+            rows[job.run] = rows.get(job.run, 0) + job.cache.capacity * job.position_bytes
+        self._claims.update(rows, (job.run for job in (*self._waiting, *self._swapped)), self._admitted)
+
     def _enter(self, job: JobT) -> bool:
-        needed = self._needed(job) + SPARE * sum(each.position_bytes for each in self._scheduler.jobs)
-        if needed > self.memory.room + self._store.nbytes:
+        own = self._needed(job)
+        needed = own + SPARE * sum(each.position_bytes for each in self._scheduler.jobs)
+        free = self.memory.room + self._store.idle_bytes - needed
+        if free < 0 or not self._claims.is_safe(job, own, free):
             return False
+        return self._find_room(job, needed)
+
+    def _find_room(self, job: JobT, needed: int) -> bool:
         while needed > self.memory.room:
             if not self._store.drop():
                 return False
@@ -185,20 +217,30 @@ class Rows(Generic[JobT]):
             self._admitted += 1
             self._given[job.run] += job.cache.capacity
             job.admitted = self._admitted
+            self._claims.enter(job, job.cache.capacity * job.position_bytes, job.admitted)
         self._scheduler.add(job)
+        self._take_stock()
 
     def _unblock(self) -> None:
         """Nothing runs, so nothing will be freed here: what is in use is held by runs between two of their turns.
 
-        Of those one goes on beyond the budget, so that it can finish and free what it holds: the first that fits with
-        what its run holds. A run that holds nothing waits for them.
+        They have a moment to give some of it back. Then the first row comes in that there is room for, whatever others
+        are likely to need. Where there is room for none, one goes on beyond the budget, so that its run can finish and
+        free what it holds: the first that fits with what its run holds. A run that holds nothing waits for them.
         """
         if self._stuck is None:
             gc.collect()  # of caches that nothing but cycles of objects hold
             self._stuck = (self.memory.held, time.monotonic())
         elif self._stuck[0] != self.memory.held:
             self._stuck = (self.memory.held, time.monotonic())
-        line = [*self._swapped, *self._line()]
+        waited = time.monotonic() - self._stuck[1]
+        if waited < GRACE:
+            return
+        line = [*sorted(self._swapped, key=self._rank), *self._line()]
+        for job in line:
+            if (needed := self._needed(job)) <= self.memory.room + self._store.idle_bytes:
+                self._find_room(job, needed)
+                return
         refused: list[tuple[JobT, ModelError]] = []
         for job in line:
             held = self.memory.held_by(job.run)
@@ -211,7 +253,6 @@ class Rows(Generic[JobT]):
             else:
                 self._let_in(job)
                 return
-        waited = time.monotonic() - self._stuck[1]
         if refused and waited > FETCHING:
             refused[0][0].error = refused[0][1]
         elif not refused and waited > PATIENCE:
@@ -238,14 +279,14 @@ class Rows(Generic[JobT]):
 
     def _swap_out_one(self, job: JobT) -> bool:
         """The row that began last gives up its memory, if it began after this one."""
-        younger = [each for each in self._scheduler.jobs if each.admitted > job.admitted and each.can_swap]
+        mine = self._rank(job)
+        younger = [each for each in self._scheduler.jobs if self._rank(each) > mine and each.can_swap]
         if not younger:
             return False
-        last = max(younger, key=lambda each: each.admitted)
+        last = max(younger, key=self._rank)
         self._scheduler.discard([last])
         self.memory.release(id(last))
         self._swapped.append(last)
-        self._swapped.sort(key=lambda each: each.admitted)
         try:
             last.swap_out()
         except ModelError as error:
@@ -254,7 +295,7 @@ class Rows(Generic[JobT]):
 
     def _go_beyond(self, job: JobT, tokens: int) -> bool:
         """No younger row is left to take memory from. The oldest goes on all the same, if its own fits the budget."""
-        if any(each.admitted < job.admitted for each in self._scheduler.jobs):
+        if any(self._rank(each) < self._rank(job) for each in self._scheduler.jobs):
             return False
         try:
             self._check_size(job, tokens, 0)

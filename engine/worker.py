@@ -28,8 +28,7 @@ from .scheduler import CHUNK, Scheduler, Share
 
 __all__ = ["Worker"]
 
-_LOOK_AGAIN = 0.2  # seconds
-_SOON = 0.005  # the same, where even the oldest row waits for memory
+_SOON = 0.005  # seconds between two looks whether somebody else has freed memory
 
 
 class Worker:
@@ -76,7 +75,7 @@ class Worker:
     def _take_arrivals(self, went_on: bool) -> bool:
         """Everything that has arrived; waits for the first where there is nothing else to do. False: stop."""
         # What rows wait for is freed by others, who don't say so.
-        patience = _SOON if self._rows.at_work else _LOOK_AGAIN if self._rows.in_line else None
+        patience = _SOON if self._rows.at_work or self._rows.in_line else None
         wait = not (self._rows.at_work and went_on)
         while True:
             try:

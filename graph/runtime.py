@@ -335,6 +335,7 @@ class Run:
         self._seconds = self._around.now()
         if hasattr(self, "_arrivals"):
             self._arrivals.clear()
+            self._turns.end()
         if status != "finished":
             for agent in self._agents.values():
                 if agent.status == "running":

@@ -18,7 +18,7 @@ from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.agents.template import TemplateProblem
 from cachegraph.channels.message import Message
 from cachegraph.common.json_text import all_finite
-from cachegraph.engine.account import asking, taking_part
+from cachegraph.engine.account import RunKey, asking, taking_part
 from cachegraph.errors import CachegraphError, RunError
 
 from .events import AgentFinished, AgentStarted, Event, TextDelta, ToolCalled
@@ -79,10 +79,14 @@ class Turns:
     """Takes the turns of one run."""
 
     def __init__(self, around: Surroundings, inputs: Mapping[str, Any], outputs: Collection[int]):
-        self._run = object()  # for engines, which keep it as long as caches of this run: so nothing that holds caches
+        self._run = RunKey()  # for engines, which keep it as long as caches of this run: so nothing that holds caches
         self._around = around
         self._outputs = outputs
         self._inputs = inputs
+
+    def end(self) -> None:
+        """The run is over: engines need keep no room for it."""
+        self._run.over = True
 
     async def take(
         self, node: Node, result: AgentResult, deliveries: Sequence[Delivery]
@@ -126,7 +130,7 @@ class Turns:
     async def _answer(self, node: Node, turn: Turn) -> Reply:
         if self._around.spent is not None and (left := self._around.spent.left) is not None:
             turn = replace(turn, most_tokens=left)
-        with asking(taking_part(self._run, node.depth)):
+        with asking(taking_part(self._run, node.depth, turn.needs_cache or turn.memory is not None)):
             if self._around.journal is None or node.is_graph:
                 reply = await node.agent.turn(turn)
             else:

@@ -1,103 +1,16 @@
 """Who gets memory and who gives it up, told with plain numbers: a position is one byte."""
 
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import pytest
+from fake_rows import Cache, Job, Segment, hold, rows, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachegraph.engine import rows as rows_module
-from cachegraph.engine.memory import Memory
-from cachegraph.engine.rows import FETCHING, GRACE, SPARE, Rows
-from cachegraph.engine.scheduler import Scheduler
+from cachegraph.engine.rows import FETCHING, GRACE, SPARE
 from cachegraph.errors import ModelError
-
-
-@dataclass
-class Segment:
-    nbytes: int
-
-
-@dataclass
-class Cache:
-    segments: list[Segment] = field(default_factory=list)
-    capacity: int = 0
-    used: int = 0
-
-    def capacity_for(self, new: int) -> int:
-        return max(self.capacity, -(-(self.used + new) // 32) * 32)
-
-    def make_room(self, new: int) -> None:
-        self.capacity = self.capacity_for(new)
-
-
-@dataclass(eq=False)
-class Job:
-    remaining: int
-    writes: int = 0  # tokens of its reply
-    run: Any = field(default_factory=object)
-    depth: int = 0
-    cache: Cache = field(default_factory=Cache)
-    position_bytes: int = 1
-    admitted: int = 0
-    error: BaseException | None = None
-    can_swap: bool = True
-    out: bool = False
-    swaps: int = 0
-
-    def swap_out(self) -> None:
-        assert not self.out
-        self.out, self.swaps = True, self.swaps + 1
-
-    def swap_in(self) -> None:
-        assert self.out
-        self.out = False
-
-
-@dataclass
-class Store:
-    """Blocks of 32 bytes, which may be given up."""
-
-    memory: Memory
-    nbytes: int = 0
-
-    def fill(self, size: int) -> None:
-        self.nbytes = size
-        self.memory.reserve(-1, size)
-
-    def drop(self) -> bool:
-        if not self.nbytes:
-            return False
-        self.fill(self.nbytes - 32)
-        return True
-
-
-def rows(budget: int) -> Rows[Job]:
-    memory = Memory(budget)
-    made: Rows[Job] = Rows(Scheduler(), memory, Store(memory), "m")
-    return made
-
-
-def step(work: Rows[Job]) -> list[Job]:
-    """Take a step; those that are done, or can't be, leave."""
-    shares = work.next_step()
-    for job, tokens in shares:
-        assert not job.out
-        assert job.cache.used + tokens <= job.cache.capacity
-        job.cache.used += tokens
-        job.remaining -= tokens
-        if not job.remaining and job.writes:
-            job.remaining, job.writes = 1, job.writes - 1
-    work.discard([job for job in work.jobs if job.error or not job.remaining])
-    return [job for job, _ in shares]
-
-
-def hold(work: Rows[Job], run: object, size: int) -> None:
-    """As if a run had left so much behind."""
-    work.memory._held += size
-    work.memory._by_run[run] += size
 
 
 @pytest.fixture
@@ -168,13 +81,17 @@ def test_small_requests_do_not_overtake_a_large_one_that_waits() -> None:
     assert order == [first, large, small]
 
 
-def test_a_run_that_holds_memory_goes_before_others_and_beyond_the_budget_where_nobody_else_can_go_on() -> None:
+def test_a_run_that_holds_memory_goes_before_others_and_beyond_the_budget_where_nobody_else_can_go_on(
+    clock: list[float],
+) -> None:
     work = rows(256)
     hold(work, "holds", 128)
     hold(work, "other", 128)
     new, goes_on = Job(32), Job(64, run="holds")
     work.add(new)
     work.add(goes_on)
+    assert step(work) == []  # replies that are done may be fetched at any moment
+    clock[0] += GRACE
     assert step(work) == [goes_on]
     assert work.memory.peak == 256 + 64
     assert step(work) == []
@@ -229,6 +146,8 @@ def test_where_a_run_holds_too_much_for_one_of_its_rows_another_that_fits_goes_f
     large, small = Job(64, run="holds", depth=1), Job(32, run="holds")
     work.add(large)
     work.add(small)
+    assert step(work) == []
+    clock[0] += GRACE
     assert step(work) == [small]
     hold(work, "holds", -100)
     assert step(work) == [large]

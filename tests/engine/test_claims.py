@@ -1,0 +1,136 @@
+"""Runs that hold caches, admitted so that all can finish. Told with plain numbers: a position is one byte."""
+
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+from fake_rows import Job, Rows, hold, rows, step
+
+from cachegraph.engine import rows as rows_module
+from cachegraph.engine.account import RunKey
+from cachegraph.engine.rows import GRACE
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(rows_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+@dataclass(eq=False)
+class Run:
+    """Reads a document, answers so many times behind it, and joins the answers; holds all of it until the end."""
+
+    document: int
+    answers: list[tuple[int, int]]  # prompt and reply of each
+    key: RunKey = field(default_factory=RunKey)
+    held: int = 0
+    stage: int = 0
+    open: list[Job] = field(default_factory=list)
+
+    def next_rows(self) -> list[Job]:
+        self.stage += 1
+        match self.stage:
+            case 1:
+                return [self._job(self.document, 0, 2, True)]
+            case 2:
+                return [self._job(prompt, reply, 1, True) for prompt, reply in self.answers]
+            case 3:
+                return [self._job(sum(prompt for prompt, _ in self.answers), 8, 0, False)]
+        return []
+
+    def _job(self, prompt: int, writes: int, depth: int, holds: bool) -> Job:
+        return Job(prompt, writes, run=self.key, depth=depth, holds=holds)
+
+    @property
+    def most(self) -> int:
+        """What it needs at most, in blocks of 32, when it has all memory to itself."""
+        blocks = [self.document, *(prompt + reply for prompt, reply in self.answers)]
+        join = sum(prompt for prompt, _ in self.answers) + 8
+        return sum(-(-size // 32) * 32 for size in [*blocks, join]) + 32 * (len(blocks) + 1)
+
+
+def advance(work: Rows[Job], run: Run) -> bool:
+    """Take what is done, hold it, and ask for what comes next. False: the run is over."""
+    done = [job for job in run.open if job not in work.jobs]
+    for job in done:
+        run.open.remove(job)
+        if job.holds:
+            hold(work, run.key, job.cache.capacity)
+            run.held += job.cache.capacity
+    if run.open:
+        return True
+    run.open = run.next_rows()
+    if not run.open:
+        run.key.over = True
+        hold(work, run.key, -run.held)
+        return False
+    for job in run.open:
+        work.add(job)
+    return True
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_runs_of_any_kind_finish_within_the_budget_and_what_one_row_needs(seed: int, clock: list[float]) -> None:
+    dice = Random(seed)
+    fan = dice.randint(1, 8)
+    documents = [dice.choice([30, 60, 120, 300, 600]) for _ in range(dice.randint(2, 16))]
+    runs = [Run(each, [(dice.randint(5, 40), dice.randint(1, 80)) for _ in range(fan)]) for each in documents]
+    budget = max(run.most for run in runs) + dice.choice([0, 100, 500, 2000])
+    work, keys = rows(budget), [run.key for run in runs]
+    row, idle, steps = 0, 0, 0
+    while runs:
+        runs = [run for run in runs if advance(work, run)]
+        row = max([row, *(job.cache.capacity_for(job.remaining + job.writes) for job in work.jobs)])
+        before = bool(work.jobs)
+        idle = idle + 1 if before and not step(work) else 0
+        assert not any(job.error for job in work.jobs)
+        assert idle < 4  # it never takes longer than GRACE until something goes on
+        clock[0] += GRACE / 2
+        steps += 1
+        assert steps < 20_000
+    assert work.memory.used == 0
+    assert work.memory.peak <= budget + row
+    work._take_stock()
+    assert not any(run in work._claims for run in keys)
+
+
+def test_a_run_that_would_leave_none_able_to_finish_waits_until_one_has(clock: list[float]) -> None:
+    runs = [Run(100, [(20, 60)] * 4) for _ in range(6)]
+    work = rows(runs[0].most + 50)
+    for run in runs:
+        advance(work, run)
+    began: list[Run] = []
+    while runs:
+        ran = step(work)
+        began += [run for run in runs if run not in began and any(job in ran for job in run.open)]
+        if len(began) == 1:
+            assert runs[0] in began
+        runs = [run for run in runs if advance(work, run)]
+        clock[0] += GRACE / 2
+        assert work.memory.used <= work.memory.budget
+    assert len(began) == 6
+
+
+def test_rows_of_runs_that_hold_nothing_share_the_memory_as_before() -> None:
+    work = rows(512)
+    jobs = [Job(32, writes=4, run=RunKey()) for _ in range(6)]
+    for job in jobs:
+        work.add(job)
+    assert len(step(work)) >= 4
+
+
+def test_a_run_that_waits_for_something_else_keeps_no_memory_idle(clock: list[float]) -> None:
+    work = rows(1000)
+    oldest, other = Run(200, [(20, 20)]), Run(200, [(20, 20)])
+    advance(work, oldest)
+    while oldest.open[0] in work.jobs:
+        step(work)
+    hold(work, oldest.key, 224)  # its next agent asks a tool, for minutes
+    advance(work, other)
+    ran = []
+    for _ in range(4):
+        ran += step(work)
+        clock[0] += GRACE
+    assert other.open[0] in ran
