@@ -38,15 +38,16 @@ def create_agent(
     inputs: Sequence[str],
     upstream: Sequence[str],
     toolbox: Toolbox | None = None,
+    allow_local: bool = True,
 ) -> Agent:
     """An agent that is not open yet. `folder` is the recipe's; `inputs` and `upstream` name what its prompt may use.
 
-    `toolbox` holds the recipe's tool servers.
+    `toolbox` holds the recipe's tool servers; `allow_local` lets an endpoint be in this machine's networks.
     """
     if isinstance(model, EndpointSpec):
         from .endpoint.agent import EndpointAgent
 
-        return EndpointAgent(name, spec, model, upstream=upstream, toolbox=toolbox)
+        return EndpointAgent(name, spec, model, upstream=upstream, toolbox=toolbox, allow_local=allow_local)
     from .local import LocalAgent
 
     return LocalAgent(name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox)

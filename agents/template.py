@@ -15,6 +15,8 @@ from typing import Any, Literal
 import jinja2
 from jinja2 import TemplateError, nodes
 
+from cachegraph.common.surrogates import mend
+
 from .filters import BUDGET, Budget, Made, Value
 from .parse import CODE, MARK, TemplateProblem, locate, parse
 from .sandbox import SANDBOX, Guarding
@@ -143,19 +145,22 @@ def _compile(source: str, objects: Collection[str] | None) -> Template:
 
 
 def as_value(value: Any, name: str) -> Any:
-    """A value as templates may have it: a text knows its name, and nothing in it could be taken for a slot."""
+    """A value as templates may have it: a text knows its name, is whole, and holds nothing that a slot could be."""
     if isinstance(value, Value):
-        if MARK not in value and value.data is None:
-            return value
-        return Value(value.replace(MARK, "\ufffd"), value.origin, _plain_data(value.data))
-    return Value(value.replace(MARK, "\ufffd"), name) if isinstance(value, str) else _plain_data(value)
+        text = _plain_text(value)
+        return value if text is value and value.data is None else Value(text, value.origin, _plain_data(value.data))
+    return Value(_plain_text(value), name) if isinstance(value, str) else _plain_data(value)
+
+
+def _plain_text(text: str) -> str:
+    return mend(text.replace(MARK, "\ufffd") if MARK in text else text)
 
 
 def _plain_data(value: Any) -> Any:
     if isinstance(value, str):
-        return value.replace(MARK, "\ufffd") if MARK in value else value
+        return _plain_text(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain_data(item) for key, item in value.items()}
+        return {_plain_text(str(key)): _plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain_data(item) for item in value]
     if value is None or isinstance(value, bool | int | float):

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from cachegraph.agents.network import ALLOW_LOCAL
+
 from .draft import Draft, Finding, Permissions, did_you_mean
-from .safety import check_address, is_loopback
+from .marks import Path
+from .safety import check_address, local_places
 
 __all__ = ["check_code", "check_tools"]
 
@@ -23,9 +26,12 @@ def check_code(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
     for name, server in _servers(draft):
         if "command" in server:
             yield Finding(f"the tool server {name!r} would run a program", ("tools", name, "command"), ALLOW)
-        elif isinstance(server.get("url"), str) and is_loopback(_host(server["url"])):
-            message = f"the tool server {name!r} is one of this machine, and would act on it"
-            yield Finding(message, ("tools", name, "url"), ALLOW)
+        elif isinstance(server.get("url"), str) and (places := local_places(_host(server["url"]))):
+            path: Path = ("tools", name, "url")
+            if "this machine" in places:
+                yield Finding(f"the tool server {name!r} is one of this machine, and would act on it", path, ALLOW)
+            elif not permissions.allow_local:
+                yield Finding(f"the tool server {name!r} is at {places[0]}, and would act there", path, ALLOW_LOCAL)
 
 
 def check_tools(draft: Draft, permissions: Permissions) -> Iterator[Finding]:

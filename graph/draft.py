@@ -4,11 +4,11 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from .marks import Path
 
-__all__ = ["Draft", "DraftEdge", "Finding", "Permissions", "did_you_mean"]
+__all__ = ["Allowed", "Draft", "DraftEdge", "Finding", "Permissions", "did_you_mean"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,15 @@ class Finding:
     spot: tuple[int, int] | None = None  # line and column inside the text at the path, from 1
 
 
+class Allowed(TypedDict, total=False):
+    """What a caller may allow a recipe; nothing by default."""
+
+    allow_env: Collection[str]
+    allow_paths: bool
+    allow_code: bool
+    allow_local: bool
+
+
 @dataclass(frozen=True)
 class Permissions:
     """What the caller lets a recipe do beyond itself, and what is known around it."""
@@ -31,7 +40,24 @@ class Permissions:
     allow_paths: bool = False
     known_models: frozenset[str] | None = None  # None: any name may be in the catalogue
     allow_code: bool = False
+    allow_local: bool = False
     registered: frozenset[str] = frozenset()  # agents whose functions the caller's own code has given
+
+    @classmethod
+    def of(cls, folder: FilePath, **allowed: Unpack[Allowed]) -> "Permissions":
+        """What a caller allows a recipe in this folder."""
+        return cls(
+            folder,
+            frozenset(allowed.get("allow_env", ())),
+            allowed.get("allow_paths", False),
+            allow_code=allowed.get("allow_code", False),
+            allow_local=allowed.get("allow_local", False),
+        )
+
+    @property
+    def reaches_local(self) -> bool:
+        """Whether it may speak to this machine and its networks; code that may run here can do so anyway."""
+        return self.allow_local or self.allow_code
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import anyio
 
@@ -24,11 +24,12 @@ from . import kept
 from .blocking import wait
 from .cast import Cast
 from .check import check_spec
-from .draft import Permissions
+from .draft import Allowed, Permissions
 from .inputs import check_inputs
 from .load import check_included, dump_recipe, load_recipe, parse_recipe, remembers
 from .make import create_agents
 from .many import run_rows
+from .own_permissions import own_permissions
 from .parts import Parts
 from .plan import Plan, plan
 from .recipe_warnings import expected_warnings
@@ -87,21 +88,33 @@ class Graph:
         allow_env: Collection[str] = (),
         allow_paths: bool = False,
         allow_code: bool = False,
+        allow_local: bool = False,
         known_models: Collection[str] | None = None,
         create: Create = create_agent,
     ) -> Self:
         """The graph of a recipe file. Raises RecipeError with every problem and its place.
 
-        A recipe may be a stranger's: it reaches environment variables and files outside its folder, and names functions
-        and programs to run, only as allowed.
+        A recipe may be a stranger's: it reaches environment variables, files outside its folder and endpoints in this
+        machine's networks, and names functions and programs to run, only as allowed.
         `known_models` are a catalogue's names: with them a misspelt one is a problem with its place, too; without, it
         shows when the models are opened.
         """
         path = Path(path)
         spec = load_recipe(
-            path, allow_env=allow_env, allow_paths=allow_paths, allow_code=allow_code, known_models=known_models
+            path,
+            allow_env=allow_env,
+            allow_paths=allow_paths,
+            allow_code=allow_code,
+            allow_local=allow_local,
+            known_models=known_models,
         )
-        permissions = Permissions(path.parent, frozenset(allow_env), allow_paths, allow_code=allow_code)
+        permissions = Permissions.of(
+            path.parent,
+            allow_env=allow_env,
+            allow_paths=allow_paths,
+            allow_code=allow_code,
+            allow_local=allow_local,
+        )
         graph = cls._loaded(spec, create, permissions)
         graph._file = path
         return graph
@@ -112,17 +125,12 @@ class Graph:
         text: str,
         folder: str | os.PathLike[str] = ".",
         *,
-        allow_env: Collection[str] = (),
-        allow_paths: bool = False,
-        allow_code: bool = False,
         create: Create = create_agent,
+        **allowed: Unpack[Allowed],
     ) -> Self:
         """The graph of a recipe's text; its relative paths start at `folder`. See `from_yaml`."""
-        permissions = Permissions(Path(folder), frozenset(allow_env), allow_paths, allow_code=allow_code)
-        spec = parse_recipe(
-            text, folder=Path(folder), allow_env=allow_env, allow_paths=allow_paths, allow_code=allow_code
-        )
-        return cls._loaded(spec, create, permissions)
+        spec = parse_recipe(text, folder=Path(folder), **allowed)
+        return cls._loaded(spec, create, Permissions.of(Path(folder), **allowed))
 
     @classmethod
     def from_dict(
@@ -130,15 +138,13 @@ class Graph:
         data: Mapping[str, Any],
         folder: str | os.PathLike[str] = ".",
         *,
-        allow_env: Collection[str] = (),
-        allow_paths: bool = False,
-        allow_code: bool = False,
         create: Create = create_agent,
+        **allowed: Unpack[Allowed],
     ) -> Self:
         """The graph of a recipe's data, for example from JSON. See `from_yaml`."""
         graph = cls(folder=folder, create=create)
         graph._parts = Parts(None, data)
-        graph._permissions = Permissions(Path(folder), frozenset(allow_env), allow_paths, allow_code=allow_code)
+        graph._permissions = Permissions.of(Path(folder), **allowed)
         return graph.validate()
 
     @classmethod
@@ -273,7 +279,7 @@ class Graph:
     @property
     def permissions(self) -> Permissions:
         """What the recipe may reach."""
-        return replace(self._permissions or _own(self.spec), registered=frozenset(self._functions))
+        return replace(self._permissions or own_permissions(self.spec), registered=frozenset(self._functions))
 
     # running
 
@@ -475,7 +481,9 @@ class Graph:
 
     def _agents(self) -> Cast:
         if self._cast is None:
-            self._cast = Cast(create_agents(self.spec, self._folder, self._create, self._functions))
+            self._cast = Cast(
+                create_agents(self.spec, self._folder, self._create, self._functions, self.permissions.reaches_local)
+            )
         return self._cast
 
     def _changed(self) -> Self:
@@ -483,14 +491,6 @@ class Graph:
             self._retired.append(self._cast)  # its models may be loaded; `close` frees them
         self._cast = self._wired = None
         return self
-
-
-def _own(spec: GraphSpec) -> Permissions:
-    """What the caller's own code may do: name any variable and any file."""
-    parts = (*spec.models.values(), *spec.tools.values())
-    variables = [getattr(each, "api_key_env", None) for each in parts]
-    variables += [getattr(value, "env", None) for each in parts for value in getattr(each, "headers", {}).values()]
-    return Permissions(allow_env=frozenset(name for name in variables if name), allow_paths=True, allow_code=True)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from cachegraph.common.json_text import JSONProblem, is_deep, parse_json
 from cachegraph.common.schemas import find_mismatch
-from cachegraph.common.surrogates import mend_json
 from cachegraph.errors import InputError
 
 from .spec import InputSpec
@@ -44,7 +43,7 @@ def check_inputs(
             problems.append(f"input {name!r} {reason}")
         else:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            values[name] = mend_json(str(value) if declared[name].kind == "string" and is_number else value)
+            values[name] = str(value) if declared[name].kind == "string" and is_number else value
     for name, spec in declared.items():
         if name in values or name in given or name in named:
             continue

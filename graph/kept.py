@@ -114,6 +114,7 @@ def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create
         allow_env=setting.allow_env,
         allow_paths=setting.allow_paths,
         allow_code=setting.allow_code,
+        allow_local=setting.allow_local,
         create=create,
     )
 
@@ -143,6 +144,7 @@ def _setting(graph: "Graph", inputs: Mapping[str, Any], session: str | None) -> 
         allow_env=sorted(may.allow_env),
         allow_paths=may.allow_paths,
         allow_code=may.allow_code or bool(may.registered),
+        allow_local=may.allow_local or may.allow_code,
         session=session,
         versions=installed(),
     )
@@ -157,4 +159,5 @@ def _recipe_of(stored: "StoredRun") -> Any:
         allow_env=setting.allow_env,
         allow_paths=setting.allow_paths,
         allow_code=setting.allow_code,
+        allow_local=setting.allow_local,
     )

@@ -40,13 +40,15 @@ def load_recipe(
     allow_env: Collection[str] = (),
     allow_paths: bool = False,
     allow_code: bool = False,
+    allow_local: bool = False,
     known_models: Collection[str] | None = None,
     chain: Chain = (),
 ) -> GraphSpec:
     """Read and check a recipe's file. Raises RecipeError with everything that is wrong.
 
     `allow_env` are environment variables that its endpoints may name; `allow_paths` lets it name files outside its
-    folder, `allow_code` functions and programs to run; `known_models` are the catalogue's names, if they are at hand;
+    folder, `allow_code` functions and programs to run, `allow_local` endpoints in this machine's networks;
+    `known_models` are the catalogue's names, if they are at hand;
     `chain` are the recipes that include it.
     """
     path = Path(path)
@@ -57,6 +59,7 @@ def load_recipe(
         allow_env=allow_env,
         allow_paths=allow_paths,
         allow_code=allow_code,
+        allow_local=allow_local,
         known_models=known_models,
         chain=chain or (path.resolve(),),
     )
@@ -70,6 +73,7 @@ def parse_recipe(
     allow_env: Collection[str] = (),
     allow_paths: bool = False,
     allow_code: bool = False,
+    allow_local: bool = False,
     known_models: Collection[str] | None = None,
     chain: Chain = (),
 ) -> GraphSpec:
@@ -80,7 +84,7 @@ def parse_recipe(
         message = "the file is empty" if not text.strip() else "a recipe is a mapping of keys to values"
         raise RecipeError([*document.problems, document.problem(message, (), "start with 'version: 1'")])
     models = None if known_models is None else frozenset(known_models)
-    permissions = Permissions(folder or Path(), frozenset(allow_env), allow_paths, models, allow_code)
+    permissions = Permissions(folder or Path(), frozenset(allow_env), allow_paths, models, allow_code, allow_local)
     problems = list(document.problems)
     spec: GraphSpec | None = None
     try:
@@ -146,6 +150,7 @@ def _loader(permissions: Permissions) -> Load:
         allow_env=permissions.allow_env,
         allow_paths=permissions.allow_paths,
         allow_code=permissions.allow_code,
+        allow_local=permissions.allow_local,
         known_models=permissions.known_models,
         chain=chain,
     )

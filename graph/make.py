@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cachegraph.agents.base import Agent
-from cachegraph.agents.create import Create
+from cachegraph.agents.create import Create, create_agent
 from cachegraph.agents.functions.agent import FunctionAgent
 from cachegraph.agents.functions.find import Function
-from cachegraph.agents.spec import FunctionSpec, PauseSpec, SubgraphSpec
+from cachegraph.agents.spec import EndpointSpec, FunctionSpec, PauseSpec, SubgraphSpec
 from cachegraph.agents.tools.toolbox import Toolbox
 
 from .load import read_spec
@@ -19,10 +20,17 @@ __all__ = ["create_agents"]
 
 
 def create_agents(
-    spec: GraphSpec, folder: Path, create: Create, functions: Mapping[str, Function] | None = None
+    spec: GraphSpec,
+    folder: Path,
+    create: Create,
+    functions: Mapping[str, Function] | None = None,
+    allow_local: bool = True,
 ) -> dict[str, Agent]:
-    """The agents of a checked recipe, none of them open. `functions`: by agent, those that are not to be imported."""
-    toolbox = Toolbox(spec.tools, folder)
+    """The agents of a checked recipe, none of them open. `functions`: by agent, those that are not to be imported.
+
+    `allow_local`: endpoints and tool servers may be in this machine's networks, whatever their names are.
+    """
+    toolbox = Toolbox(spec.tools, folder, allow_local)
     upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
     for edge in spec.edges:
         upstream[edge.receiver].append(edge.sender)
@@ -34,7 +42,7 @@ def create_agents(
             agents[name] = PauseAgent(name, entry, upstream=tuple(upstream[name]))
             continue
         if isinstance(entry, SubgraphSpec):
-            agents[name] = _subgraph(name, entry, folder, create)
+            agents[name] = _subgraph(name, entry, folder, create, allow_local)
             continue
         inputs = (*spec.inputs, entry.item) if entry.for_each is not None else tuple(spec.inputs)
         if isinstance(entry, FunctionSpec):
@@ -44,12 +52,16 @@ def create_agents(
             )
             continue
         model = spec.models.get(entry.model, entry.model)
-        more = {"toolbox": toolbox} if entry.tools else {}  # so that other makers of agents need not know of it
+        # So that other makers of agents need not know of it:
+        more: dict[str, Any] = {"toolbox": toolbox} if entry.tools else {}
+        if create is create_agent and isinstance(model, EndpointSpec):
+            more["allow_local"] = allow_local
         agents[name] = create(name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]), **more)
     return agents
 
 
-def _subgraph(name: str, entry: SubgraphSpec, folder: Path, create: Create) -> SubgraphAgent:
+def _subgraph(name: str, entry: SubgraphSpec, folder: Path, create: Create, allow_local: bool) -> SubgraphAgent:
     file = own_file(entry, folder)
     inner = read_spec(file)
-    return SubgraphAgent(name, entry, inner, file.parent, create_agents(inner, file.parent, create))
+    agents = create_agents(inner, file.parent, create, allow_local=allow_local)
+    return SubgraphAgent(name, entry, inner, file.parent, agents)

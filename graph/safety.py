@@ -8,12 +8,18 @@ from pathlib import Path as FilePath
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from cachegraph.agents.network import ALLOW_LOCAL
 from cachegraph.channels.fusers.name import is_hub_fuser
+from cachegraph.common.addresses import is_plain_loopback, known_addresses, place_of, port_is_reserved
 
 from .draft import Draft, Finding, Permissions
+from .folders import find_escape
 from .marks import Path
 
-__all__ = ["check_address", "check_endpoints", "check_headers", "check_paths", "is_loopback", "looks_like_path"]
+__all__ = [
+    *("check_address", "check_endpoints", "check_headers", "check_paths"),
+    *("is_loopback", "local_places", "looks_like_path"),
+]
 
 PATH = re.compile(r"^[./~\\]|^[A-Za-z]:[\\/]|[\\\0]|(^|/)\.\.(/|$)|\.gguf$")
 
@@ -43,11 +49,31 @@ def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]
             yield from check_address(
                 entry["base_url"], key if isinstance(key, str) else None, (*path, "base_url"), permissions
             )
+            yield from _check_place(entry["base_url"], name, (*path, "base_url"), permissions)
             yield from check_headers(entry, path, permissions)
             extra = _mapping(entry.get("extra_body"))
             for own in (own for own in OWN_KEYS if own in extra):
                 message = f"{own!r} of a request is not extra: the agent says it"
                 yield Finding(message, (*path, "extra_body", own), "remove it", at_key=True)
+
+
+def _check_place(address: str, name: str, path: Path, permissions: Permissions) -> Iterator[Finding]:
+    """A model's endpoint on the open internet, or one that is plainly a web service of this machine."""
+    url = _split(address)
+    if permissions.reaches_local or url is None:
+        return
+    host = url.hostname or ""
+    if is_plain_loopback(host) and not port_is_reserved(url.port):
+        return
+    for place in local_places(host):
+        message = f"the endpoint of model {name!r} is at {place}: {host!r}" + (f", port {url.port}" if url.port else "")
+        yield Finding(message, path, ALLOW_LOCAL)
+        return
+
+
+def local_places(host: str) -> list[str]:
+    """What of this machine and its networks a host is known to be, in words; nobody is asked."""
+    return [place for each in known_addresses(host) if (place := place_of(each)) is not None]
 
 
 def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:
@@ -134,11 +160,11 @@ def check_paths(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
         return
     folder = permissions.folder.resolve()
     # A hub id is no path, but a link of its name in the recipe's folder would make it one: all are resolved.
-    inside = lru_cache(maxsize=None)(lambda place: _inside(folder, place))
+    wrong = lru_cache(maxsize=None)(lambda place: _why_outside(folder, place))
     for path, place in _places(draft):
-        if not inside(place):
+        if (reason := wrong(place)) is not None:
             hint = "move it there, or allow it with --allow-paths"
-            yield Finding(f"the path {place!r} leads out of the recipe's folder", path, hint)
+            yield Finding(f"the path {place!r} {reason}", path, hint)
 
 
 def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
@@ -164,10 +190,11 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
                 yield ("edges", edge.index, *below), fuser
 
 
-def _inside(folder: FilePath, place: str) -> bool:
+def _why_outside(folder: FilePath, place: str) -> str | None:
+    """Why a path, or something in the folder that it names, is not in the recipe's folder: the end of a sentence."""
     if place.startswith("~") or "\\" in place or re.match(r"[A-Za-z]:", place):
-        return False
+        return "leads out of the recipe's folder"
     try:
-        return (folder / place).resolve().is_relative_to(folder)
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long, a NUL
-        return False
+        return find_escape(folder / place, folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"can't be read ({getattr(error, 'strerror', None) or 'the path can not be used'})"

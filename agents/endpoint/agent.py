@@ -38,10 +38,12 @@ class EndpointAgent:
         *,
         upstream: Sequence[str] = (),
         toolbox: Toolbox | None = None,
+        allow_local: bool = True,
     ):
         self.name = name
         self._spec = spec
         self._endpoint = endpoint
+        self._allow_local = allow_local
         self._prompt = PromptTemplate(name, spec, upstream)
         self._retry = spec.retry or RetrySpec(max_attempts=endpoint.max_retries + 1)
         self._api: CompletionsAPI | None = None
@@ -50,7 +52,9 @@ class EndpointAgent:
     async def open(self) -> None:
         """Find the key, connect to the tools. Raises ConfigError where the key's variable is missing, or ToolError."""
         secrets = secrets_of(self.name, self._endpoint)
-        self._api = CompletionsAPI(self.name, self._endpoint.base_url, secrets, self._retry)
+        self._api = CompletionsAPI(
+            self.name, self._endpoint.base_url, secrets, self._retry, allow_local=self._allow_local
+        )
         if self._belt is not None:
             await self._belt.open()
 

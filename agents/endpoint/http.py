@@ -5,8 +5,6 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
-from functools import cache
-from ssl import SSLContext
 from time import time
 from typing import TYPE_CHECKING
 
@@ -17,7 +15,7 @@ from .body import Inflater
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["encoding_of", "knows_encoding", "pieces_of", "read_start", "retry_after", "ssl_context"]
+__all__ = ["encoding_of", "knows_encoding", "pieces_of", "read_start", "retry_after"]
 
 
 def encoding_of(response: "httpx2.Response") -> str:
@@ -29,13 +27,6 @@ def encoding_of(response: "httpx2.Response") -> str:
 def knows_encoding(response: "httpx2.Response") -> bool:
     """Whether the body can be read."""
     return Inflater.knows(encoding_of(response))
-
-
-@cache
-def ssl_context() -> SSLContext:
-    import httpx2
-
-    return httpx2.create_ssl_context()
 
 
 @asynccontextmanager

@@ -17,10 +17,11 @@ import anyio
 from cachegraph.common.surrogates import mend
 from cachegraph.errors import ModelError
 
+from ..network import http_client
 from ..spec import RetrySpec, Trouble
 from .answer import Completion, Reported, Unreadable
 from .body import AnswerDecoder, NotAnAnswer
-from .http import encoding_of, knows_encoding, pieces_of, read_start, retry_after, ssl_context
+from .http import encoding_of, knows_encoding, pieces_of, read_start, retry_after
 from .refused import adapted, refused_parameter
 from .request import Secrets, chat_address
 from .sse import Event, EventTooLong
@@ -71,6 +72,7 @@ class CompletionsAPI:
     base_url: str
     secrets: Secrets = field(default_factory=Secrets)
     retry: RetrySpec = field(default_factory=RetrySpec)
+    allow_local: bool = True  # whether its host may be in this machine's networks, whatever its name is
     refused: list[str] = field(default_factory=list)  # parameters that this model takes not; filled as it says so
 
     async def complete(self, body: dict[str, Any], on_text: OnText = None) -> Completion:
@@ -111,7 +113,7 @@ class CompletionsAPI:
         # A client a turn: its connections belong to the event loop of this run, and the agent outlives that.
         try:
             async with (
-                httpx2.AsyncClient(verify=ssl_context(), timeout=timeout) as client,
+                http_client(self.base_url, self.allow_local, timeout=timeout) as client,
                 client.stream("POST", chat_address(self.base_url), content=content, headers=headers) as got,
             ):
                 await self._check(got, body)

@@ -18,6 +18,7 @@ import anyio
 
 from cachegraph.errors import CachegraphError, ConfigError, ToolError
 
+from ..network import http_client
 from .content import Content, content_of
 from .spec import CommandTools, ToolServerSpec, UrlTools
 
@@ -47,10 +48,10 @@ class Connection:
 
     _client: "mcp.Client"
 
-    def __init__(self, name: str, spec: ToolServerSpec, folder: Path):
+    def __init__(self, name: str, spec: ToolServerSpec, folder: Path, allow_local: bool = True):
         self.ready: Future[None] = Future()
         self.lost = False
-        self._name, self._spec, self._folder = name, spec, folder
+        self._name, self._spec, self._folder, self._allow_local = name, spec, folder, allow_local
         self._inside: Future[tuple[asyncio.AbstractEventLoop, anyio.CancelScope]] = Future()
         self._thread = threading.Thread(target=self._run, name=f"tools-{name}", daemon=True)
         self._thread.start()
@@ -132,7 +133,7 @@ class Connection:
             self._inside.set_result((asyncio.get_running_loop(), scope))
             try:
                 with anyio.move_on_after(self._spec.timeout) as starting:
-                    async with _client(self._name, self._spec, self._folder, log) as self._client:
+                    async with _client(self._name, self._spec, self._folder, self._allow_local, log) as self._client:
                         starting.deadline = float("inf")
                         self.ready.set_result(None)
                         await anyio.sleep_forever()
@@ -153,7 +154,9 @@ class Connection:
 
 
 @asynccontextmanager
-async def _client(name: str, spec: ToolServerSpec, folder: Path, log: TextIO) -> "AsyncIterator[mcp.Client]":
+async def _client(
+    name: str, spec: ToolServerSpec, folder: Path, allow_local: bool, log: TextIO
+) -> "AsyncIterator[mcp.Client]":
     try:
         import mcp
     except ImportError as error:
@@ -165,7 +168,7 @@ async def _client(name: str, spec: ToolServerSpec, folder: Path, log: TextIO) ->
         async with mcp.Client(mcp.stdio_client(started, errlog=log)) as client:
             yield client
         return
-    async with _web_client(name, spec) as client:
+    async with _web_client(name, spec, allow_local) as client:
         yield client
 
 
@@ -190,7 +193,7 @@ def _supervised(command: Sequence[str], env: Mapping[str, str], folder: Path) ->
 
 
 @asynccontextmanager
-async def _web_client(name: str, spec: UrlTools) -> "AsyncIterator[mcp.Client]":
+async def _web_client(name: str, spec: UrlTools, allow_local: bool) -> "AsyncIterator[mcp.Client]":
     import httpx2
     import mcp
     from mcp.client.streamable_http import streamable_http_client
@@ -200,7 +203,7 @@ async def _web_client(name: str, spec: UrlTools) -> "AsyncIterator[mcp.Client]":
         headers["Authorization"] = f"Bearer {_key(name, spec.api_key_env)}"
     timeout = httpx2.Timeout(spec.timeout, connect=10.0)
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=timeout) as http,
+        http_client(spec.url, allow_local, headers=headers, timeout=timeout) as http,
         mcp.Client(streamable_http_client(spec.url, http_client=http)) as client,
     ):
         yield client

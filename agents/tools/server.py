@@ -28,9 +28,10 @@ class ToolServer:
     When it is closed, is collected, or the process ends, its program is told to end, waited for, and killed if need be.
     """
 
-    def __init__(self, name: str, spec: ToolServerSpec, folder: Path):
+    def __init__(self, name: str, spec: ToolServerSpec, folder: Path, allow_local: bool = True):
         self.name = name
         self._spec = spec
+        self._allow_local = allow_local
         self._folder = folder
         self._connection: Connection | None = None
         self._lock = threading.Lock()  # protects _connection
@@ -60,7 +61,7 @@ class ToolServer:
     async def _connected(self) -> Connection:
         with self._lock:
             if self._connection is None or self._connection.lost:
-                self._connection = Connection(self.name, self._spec, self._folder)
+                self._connection = Connection(self.name, self._spec, self._folder, self._allow_local)
                 weakref.finalize(self, self._connection.stop)
             connection = self._connection
         await _result(connection.ready)

@@ -12,8 +12,13 @@ __all__ = ["Toolbox"]
 class Toolbox:
     """Servers by the names that the recipe gives them. None runs before an agent has taken it."""
 
-    def __init__(self, specs: Mapping[str, ToolServerSpec] | None = None, folder: Path = Path()):
-        self._servers = {name: ToolServer(name, spec, folder) for name, spec in (specs or {}).items()}
+    def __init__(
+        self,
+        specs: Mapping[str, ToolServerSpec] | None = None,
+        folder: Path = Path(),
+        allow_local: bool = True,
+    ):
+        self._servers = {name: ToolServer(name, spec, folder, allow_local) for name, spec in (specs or {}).items()}
         self._users: dict[str, set[str]] = {name: set() for name in self._servers}
 
     def take(self, agent: str, names: Collection[str]) -> dict[str, ToolServer]:

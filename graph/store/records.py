@@ -40,6 +40,7 @@ class Setting:
     allow_env: Sequence[str] = ()
     allow_paths: bool = True
     allow_code: bool = False
+    allow_local: bool = False
     session: str | None = None  # the conversation that the run goes on with
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -150,6 +151,7 @@ SETTING: Mapping[str, Check] = {
     "allow_env": all_of(is_text),
     "allow_paths": either(bool),
     "allow_code": either(bool),
+    "allow_local": either(bool),
     "session": either(str, None),
     "versions": by_name(is_text),
 }

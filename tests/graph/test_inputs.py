@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from cachegraph import Graph, InputError, RecipeError
+from cachegraph.agents.template import compile_template
 from cachegraph.agents.testing import ScriptedAgent, scripted
 from cachegraph.graph.inputs import check_inputs, parse_inputs
 from cachegraph.graph.load import parse_recipe
@@ -122,5 +123,6 @@ def test_what_a_command_line_gives_that_is_no_json_is_an_input_error(text):
 def test_half_surrogates_in_inputs_are_mended_wherever_they_stand():
     declared = {"q": InputSpec(), "o": InputSpec(type="object")}
     values = check_inputs(declared, {"q": "a\ud83d\ude00\udce9", "o": {"k\ud83d": ["\ude00"]}})
-    assert values == {"q": "a😀\ufffd", "o": {"k\ufffd": ["\ufffd"]}}
+    prompt = compile_template("{{ q }} {{ o|tojson }}", None).render(values).text
+    assert prompt == 'a😀\ufffd {"k\ufffd": ["\ufffd"]}'
     assert parse_inputs(declared, {"o": '\ufeff{"a": "\\ud83d\\ude00"}'}) == {"o": {"a": "😀"}}

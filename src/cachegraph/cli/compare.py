@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cachegraph.errors import ConfigError, InputError
 
 from .failures import note
-from .options import AllowCode, AllowEnv, AllowPaths, Recipe, open_graph
+from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, open_graph
 from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def compare(
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
+    allow_local: AllowLocal = False,
 ) -> None:
     """Swap the edges of a recipe on your data, and say which way is better: with controls."""
     from cachegraph.evaluation.compare import default_results_file, run_task
@@ -105,7 +106,7 @@ def compare(
 
     wanted = [name.strip() for name in variants.split(",") if name.strip()]
     _no_code(metrics or [])
-    graph = open_graph(recipe, allow_env, allow_paths, allow_code)
+    graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
     settings: dict[str, Any] = {"map": sorted(columns or []), "limit": limit, "seed": seed, "seeds": seeds}
     results = out or default_results_file(graph, data, settings)
     for path in (results, report, save):

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from cachegraph.graph.result import Result
     from cachegraph.graph.store import Store
 
-__all__ = ["AllowCode", "AllowEnv", "AllowPaths", "Recipe", "Strict", "exit_if_paused", "open_graph", "open_store"]
+__all__ = [
+    "AllowCode",
+    "AllowEnv",
+    "AllowLocal",
+    "AllowPaths",
+    "Recipe",
+    "Strict",
+    "exit_if_paused",
+    "open_graph",
+    "open_store",
+]
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
 AllowEnv = Annotated[
@@ -24,19 +34,34 @@ AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let the recipe run functions and programs, and use tools of this machine.")
 ]
 
+AllowLocal = Annotated[
+    bool, typer.Option("--allow-local", help="Let endpoints be in private networks, or be this machine by any name.")
+]
+
 Strict = Annotated[
     bool, typer.Option("--strict", help="Take warnings for errors: what the channels drop, and inputs nobody reads.")
 ]
 
 
-def open_graph(recipe: Path, allow_env: Collection[str] | None, allow_paths: bool, allow_code: bool = False) -> "Graph":
+def open_graph(
+    recipe: Path,
+    allow_env: Collection[str] | None,
+    allow_paths: bool,
+    allow_code: bool = False,
+    allow_local: bool = False,
+) -> "Graph":
     """The recipe as a graph, its models' names checked against the catalogue. Raises RecipeError."""
     from cachegraph.engine.models import load_catalogue
     from cachegraph.graph.graph import Graph
 
     known = frozenset(load_catalogue().models)
     return Graph.from_yaml(
-        recipe, allow_env=allow_env or (), allow_paths=allow_paths, allow_code=allow_code, known_models=known
+        recipe,
+        allow_env=allow_env or (),
+        allow_paths=allow_paths,
+        allow_code=allow_code,
+        allow_local=allow_local,
+        known_models=known,
     )
 
 

@@ -10,7 +10,7 @@ import typer
 
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
-from .options import AllowCode, AllowEnv, AllowPaths, Strict
+from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Strict
 from .output import echo, echo_json
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def validate(
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
+    allow_local: AllowLocal = False,
     strict: Strict = False,
     channel: Annotated[
         str | None, typer.Option("--channel", "-c", help="Say what every edge would drop over this channel.")
@@ -62,7 +63,12 @@ def validate(
     for recipe in recipes:
         try:
             spec = load_recipe(
-                recipe, allow_env=allow_env or (), allow_paths=allow_paths, allow_code=allow_code, known_models=known
+                recipe,
+                allow_env=allow_env or (),
+                allow_paths=allow_paths,
+                allow_code=allow_code,
+                allow_local=allow_local,
+                known_models=known,
             )
         except RecipeError as error:
             found[str(recipe)] = error.problems
@@ -110,6 +116,7 @@ def show(
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
+    allow_local: AllowLocal = False,
 ) -> None:
     """Draw a recipe's graph, or what happened on it in a run."""
     from cachegraph.graph.load import load_recipe
@@ -118,7 +125,13 @@ def show(
 
     spec = None
     if recipe is not None:
-        spec = load_recipe(recipe, allow_env=allow_env or (), allow_paths=allow_paths, allow_code=allow_code)
+        spec = load_recipe(
+            recipe,
+            allow_env=allow_env or (),
+            allow_paths=allow_paths,
+            allow_code=allow_code,
+            allow_local=allow_local,
+        )
     if run is not None:
         from .happened import draw_run
 

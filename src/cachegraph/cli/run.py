@@ -11,7 +11,7 @@ import typer
 from cachegraph.errors import InputError
 
 from .failures import note
-from .options import AllowCode, AllowEnv, AllowPaths, Recipe, Strict, exit_if_paused, open_graph, open_store
+from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, Strict, exit_if_paused, open_graph, open_store
 from .output import echo, echo_json
 from .texts import TextProblem, read_text
 
@@ -70,6 +70,7 @@ def run(
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
+    allow_local: AllowLocal = False,
     strict: Strict = False,
 ) -> None:
     """Run a recipe and print its reply."""
@@ -81,7 +82,7 @@ def run(
     wanted = _channels(channels or [])
     if session is not None and len(wanted) > 1:
         raise InputError("--session goes on with one conversation, so it takes one --channel at most")
-    graph = open_graph(recipe, allow_env, allow_paths, allow_code)
+    graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
     graph.strict = strict
     given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
     graph.check_inputs(given)

@@ -1,0 +1,73 @@
+"""Folders that a library opens by itself: everything it would read there must lie in the recipe's folder.
+
+A model's, fuser's or translator's folder is read by transformers and by us, file by file. A link in it, or a name in
+one of its index files, could lead to a file that is none of the recipe's business, so all of them are resolved first.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["find_escape"]
+
+MAX_FILES = 20_000
+MAX_JSON = 64_000_000  # bytes
+_NAMING = (".index.json", "config.json")  # files that name others
+# Keys of configurations that transformers follows to other files and folders.
+_FOLLOWED = ("base_model_name_or_path", "chat_template_file", "tokenizer_file", "vocab_file", "merges_file", "spm_file")
+
+
+def find_escape(place: Path, inside: Path) -> str | None:
+    """Why a file or folder leads out of the folder `inside`, as the end of a sentence; None where nothing does."""
+    if not _is_inside(place, inside):
+        return "leads out of the recipe's folder"
+    for count, path in enumerate(_walk(place) if place.is_dir() else (), 1):
+        name = str(path.relative_to(place))
+        if count > MAX_FILES:
+            return f"holds more than {MAX_FILES:,} files"
+        if not _is_inside(path, inside):
+            return f"holds {name!r}, a link that leads out of the recipe's folder"
+        if not (path.is_dir() or path.is_file()):
+            return f"holds {name!r}, which is no ordinary file"
+        if path.name.endswith(_NAMING) and path.is_file() and (named := _stray(path, inside)) is not None:
+            return f"holds {name!r}, which names {named!r} outside the recipe's folder"
+    return None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything in a folder; links are given, not followed."""
+    todo = [folder]
+    while todo:
+        for path in sorted(todo.pop().iterdir()):
+            yield path
+            if path.is_dir() and not path.is_symlink():
+                todo.append(path)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long, a NUL
+        return False
+
+
+def _stray(file: Path, inside: Path) -> str | None:
+    """A file that an index or a configuration names and that is not in the recipe's folder."""
+    try:
+        if file.stat().st_size > MAX_JSON:
+            return "more files than can be checked"
+        read = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None  # whoever reads it says so
+    return next((name for name in _named(read) if not _is_inside(file.parent / name, inside)), None)
+
+
+def _named(read: Any) -> Iterator[str]:
+    if not isinstance(read, dict):
+        return
+    shards = read.get("weight_map")
+    yield from {each for each in shards.values() if isinstance(each, str)} if isinstance(shards, dict) else ()
+    for key in _FOLLOWED:
+        if isinstance(name := read.get(key), str):
+            yield name

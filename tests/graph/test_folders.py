@@ -1,0 +1,108 @@
+"""What a library opens by itself in a stranger's folder lies in the recipe's folder, or the recipe is refused."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cachegraph.errors import RecipeError
+from cachegraph.graph.load import load_recipe
+
+RECIPE = """version: 1
+name: leak
+models: {m: {source: ./m}}
+agents:
+  a: {model: m, prompt: hi}
+  b: {model: m, prompt: "{{ a }}"}
+edges: [{from: a, to: b, channel: cache, fuser: ./f}]
+output: b
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe with the folders of a model and a fuser beside it, and a secret next door."""
+    folder = tmp_path / "recipe"
+    for name in ("m", "m/original", "f"):
+        (folder / name).mkdir(parents=True)
+    for name in ("m/config.json", "m/tokenizer.json", "m/model.safetensors.index.json", "f/card.json"):
+        (folder / name).write_text("{}")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "r.yaml").write_text(RECIPE)
+    load_recipe(folder / "r.yaml")
+    return folder / "r.yaml"
+
+
+def _link(name: str, target: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).symlink_to(target)
+
+
+def _index(name: str) -> Callable[[Path], None]:
+    text = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}})
+    return lambda folder: _write(folder / "m" / "model.safetensors.index.json", text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+ESCAPES: dict[str, Callable[[Path], None]] = {
+    **{
+        f"link {name}": _link(name, "../../secret")
+        for name in (
+            *("m/chat_template.jinja", "m/model.safetensors", "m/tokenizer.model", "m/generation_config.json"),
+            *("f/fuser.safetensors", "f/projector_0.pt", "m/model-00001-of-00002.safetensors"),
+        )
+    },
+    "absolute link": _link("m/vocab.json", "/etc/hostname"),
+    "dangling link": _link("m/added_tokens.json", "../../nothing"),
+    "linked folder": _link("m/additional_chat_templates", "../../elsewhere"),
+    "deep link": _link("m/original/params.json", "../../../secret"),
+    "loop of links": _link("m/merges.txt", "merges.txt"),
+    "link over a link": lambda folder: (_link("m/x", "y")(folder), _link("m/y", "../../secret")(folder), None)[2],
+    "shard by dots": _index("../../secret"),
+    "shard by an absolute path": _index("/etc/hostname"),
+    "adapter": lambda folder: _write(folder / "m/adapter_config.json", '{"base_model_name_or_path": "/etc"}'),
+    "pipe": lambda folder: os.mkfifo(folder / "m" / "special_tokens_map.json"),
+}
+
+
+@pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES)
+def test_a_file_that_leads_out_of_the_recipes_folder_is_refused_at_its_line(
+    recipe: Path, escape: Callable[[Path], None]
+) -> None:
+    escape(recipe.parent)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe)
+    (problem,) = caught.value.problems
+    assert problem.line in (3, 7)
+    assert (
+        "outside the recipe's folder" in problem.message
+        or "out of the recipe's folder" in problem.message
+        or ("no ordinary file" in problem.message)
+    )
+    assert "--allow-paths" in problem.hint
+
+
+def test_a_model_folder_that_is_a_link_is_refused(recipe: Path, tmp_path: Path) -> None:
+    (recipe.parent / "m2").symlink_to(tmp_path / "elsewhere")
+    recipe.write_text(RECIPE.replace("./m}", "./m2}"))
+    with pytest.raises(RecipeError, match="leads out of the recipe's folder"):
+        load_recipe(recipe)
+
+
+def test_links_and_shards_within_the_recipes_folder_are_fine(recipe: Path) -> None:
+    folder = recipe.parent
+    (folder / "blobs").mkdir()
+    (folder / "blobs" / "abc").write_text("x")
+    (folder / "m" / "model.safetensors").symlink_to("../blobs/abc")
+    _index("model-2.safetensors")(folder)
+    load_recipe(recipe)
+
+
+def test_who_allows_paths_allows_links(recipe: Path) -> None:
+    _link("m/chat_template.jinja", "../../secret")(recipe.parent)
+    load_recipe(recipe, allow_paths=True)
