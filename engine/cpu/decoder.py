@@ -4,11 +4,13 @@ Nothing is believed of a model's class: a `Decoder` is used only after a step of
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,7 +23,7 @@ from ..int8 import Int8Linear
 from ..kv import LayerKV, RowCache
 from . import has_tiles
 from .build import Kernels
-from .pages import LargePages
+from .pages import FilePages, LargePages
 
 __all__ = ["Decoder", "Matrix", "Unsupported", "placed"]
 
@@ -93,7 +95,8 @@ class Decoder:
 
     `reads_prompts`: of any length; otherwise torch is the faster for those of more than `short` tokens. `keeps_panels`:
     weights once more, in the order in which they are multiplied, where the machine has memory to spare: several rows
-    are then computed in little more time than one.
+    are then computed in little more time than one. They are made when something is decoded or a second prompt is read;
+    one prompt has the same bits without them. The weights' own pages go back to the file that they are mapped from.
     """
 
     ends_early = True  # a pass may end with the entries of some first layers
@@ -111,6 +114,9 @@ class Decoder:
         self._rotary: Any = getattr(network.get_decoder(), "rotary_emb", None)
         self._kept: list[Tensor] = []  # what the kernels point to
         self._pages = LargePages()  # of panels
+        self._waiting: list[tuple[Callable[[], Matrix], Tensor, bool]] = []  # for their panels
+        self._read_once = False
+        self._packing = threading.Lock()
         self._kinds = list(dict.fromkeys(_kinds(network, info)))
         self._tables: list[Tensor] = []  # by kind: (positions, 2, head_dim)
         self._table_pointers: Any = None
@@ -165,6 +171,9 @@ class Decoder:
             for row in self._view(cache, layers).rows(new, cache, at)
         ]
         described = (_Row * len(rows))(*rows)
+        if self._waiting and (self._read_once or not many or any(asked)):
+            self._pack()
+        self._read_once = True
         starts = accumulate(map(len, ids), initial=0)
         wanted = [start + index for start, some in zip(starts, asked, strict=False) for index in some]
         vocab, block = self._model.head.outputs, self._kernels.block
@@ -250,7 +259,7 @@ class Decoder:
             _is_gelu(first.act_fn),
             self._dtype == torch.bfloat16,
             self._gain(norm, placed=True),
-            self._matrix(self._head),
+            self._matrix(self._head, lambda: cast("Matrix", self._model.head)),
             *self._embeddings(network.get_input_embeddings(), hidden),
         )
 
@@ -265,14 +274,15 @@ class Decoder:
             to.norm_out = self._gain(layer.post_feedforward_layernorm, placed=True)
         if hasattr(attention, "q_norm"):
             to.q_norm, to.k_norm = self._gain(attention.q_norm), self._gain(attention.k_norm)
-        for name in ("q", "k", "v", "o"):
-            setattr(to, name, self._matrix(getattr(attention, f"{name}_proj"), placed=name == "o"))
-        for name in ("gate", "up", "down"):
-            setattr(to, name, self._matrix(getattr(mlp, f"{name}_proj"), placed=True))
+        for part, names in ((attention, ("q", "k", "v", "o")), (mlp, ("gate", "up", "down"))):
+            for name in names:
+                of = partial(getattr, to, name)
+                setattr(to, name, self._matrix(getattr(part, f"{name}_proj"), of, placed=name not in ("q", "k", "v")))
         to.rope = self._kinds.index(kind)
         to.window = self._info.windows[index] or 0
 
-    def _matrix(self, linear: Any, placed: bool = False) -> Matrix:
+    def _matrix(self, linear: Any, of: Callable[[], Matrix], placed: bool = False) -> Matrix:
+        """`of` gives the matrix where it lies in the end."""
         weight, rounded = linear.weight, isinstance(linear, Int8Linear)
         plain = isinstance(linear, nn.Linear) and type(weight) is nn.Parameter  # a quantised one is of another type
         if not plain or weight.dtype != (torch.int8 if rounded else self._dtype) or not weight.is_contiguous():
@@ -280,7 +290,11 @@ class Decoder:
         bias = None if linear.bias is None else self._by_output(linear.bias.float(), placed)
         # The kernels take each integer 2^24 times.
         scales = self._by_output(linear.scale * 2.0**-24, placed) if rounded else None
-        panels = self._panels(weight, placed) if rounded or self.keeps_panels else None
+        if weight.shape[1] % self._kernels.block and (rounded or self.keeps_panels):
+            raise Unsupported(f"an inner dimension of {weight.shape[1]} is no multiple of {self._kernels.block}")
+        panels = self._panels(weight, placed) if rounded else None  # these are never read otherwise
+        if self.keeps_panels and not rounded:
+            self._waiting.append((of, weight, placed))
         return Matrix(self._keep(weight), bias, weight.shape[0], panels, scales)
 
     def _embeddings(self, module: Any, hidden: int) -> tuple[int, float]:
@@ -304,14 +318,22 @@ class Decoder:
 
     def _panels(self, weight: Tensor, placed: bool) -> int:
         outputs, inputs = weight.shape
-        if inputs % self._kernels.block:
-            raise Unsupported(f"an inner dimension of {inputs} is no multiple of {self._kernels.block}")
         whole = -(-outputs // self._kernels.block) * self._kernels.block
         panels = self._pages.empty(whole, inputs, dtype=weight.dtype)
         bf16, threads = self._dtype == torch.bfloat16, torch.get_num_threads()
         bytes_each = weight.element_size()
         self._kernels.panels(weight.data_ptr(), outputs, inputs, bytes_each, bf16, placed, panels.data_ptr(), threads)
         return self._keep(panels)
+
+    def _pack(self) -> None:
+        """Make the panels of all weights."""
+        with self._packing:
+            mapped = FilePages()
+            while self._waiting:
+                of, weight, placed = self._waiting.pop()
+                of().panels = self._panels(weight, placed)
+                mapped.release(weight)
+            self._shorter.clear()
 
     def _gain(self, norm: Any, placed: bool = False) -> int:
         """What an RMS norm multiplies by, read off its results: models store it as it is, or less 1."""

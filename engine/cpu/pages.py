@@ -4,13 +4,16 @@ A CPU finds the place of a page in the memory before it reads it, which at four 
 step and more.
 """
 
+import ctypes
 import mmap
+import re
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["LargePages"]
+__all__ = ["FilePages", "LargePages"]
 
 _PAGE = 2**21  # bytes
 _AT_ONCE = 32 * _PAGE  # what nobody writes to is never really taken
@@ -30,6 +33,42 @@ class LargePages:
             self._room = _pages(max(_AT_ONCE, -(-whole // _PAGE) * _PAGE))
         taken, self._room = self._room[:size], self._room[whole:]
         return taken.view(dtype).view(shape)
+
+
+class FilePages:
+    """The memory of this process that shows files, unchanged, as it is now: weights are mapped from theirs.
+
+    What is released comes back from the file, or from the system's copy of it, when it is read again.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        with suppress(OSError, AttributeError):
+            self._madvise = ctypes.CDLL(None).madvise
+            self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+            self._ranges = _unchanged(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace"))
+
+    def release(self, tensor: Tensor) -> None:
+        """Let the system take the tensor's whole pages, if they are a file's."""
+        start, size = tensor.data_ptr(), tensor.nbytes
+        if any(first <= start and start + size <= last for first, last in self._ranges):
+            begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+            if length > 0:
+                self._madvise(begin, length, mmap.MADV_DONTNEED)
+
+
+def _unchanged(smaps: str) -> list[tuple[int, int]]:
+    """The mappings of files of which no page was written to, [first, last)."""
+    found = []
+    for part in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE):
+        head = part.split("\n", 1)[0].split(maxsplit=5)
+        facts = dict(re.findall(r"^(\w+): +(\d+) kB$", part, re.MULTILINE))
+        own = [facts.get(name, "?") for name in ("Anonymous", "Swap")]
+        if len(head) == 6 and head[4] != "0" and head[1].endswith("p") and own == ["0", "0"]:
+            first, last = head[0].split("-")
+            found.append((int(first, 16), int(last, 16)))
+    return found
 
 
 def _pages(size: int) -> Tensor:

@@ -242,6 +242,33 @@ def test_a_prompt_gets_the_same_bits_however_it_is_cut_up_and_whoever_reads_besi
 
 
 @torch.inference_mode()
+def test_panels_are_made_when_they_pay_and_change_no_bit_of_a_prompt(
+    model: LoadedModel, compiled: Kernels, panels: bool
+) -> None:
+    """Not for one prompt of which nobody asks for logits; then by a second prompt, or by the first step."""
+    ids = [(7 + 3 * i) % 300 for i in range(50)]
+
+    def prompt(decoder: Decoder) -> KV:
+        cache = RowCache()
+        decoder.read([ids], [cache], [[]], many=True)
+        return cache.tail()
+
+    decoder, other = (Decoder(model.network, model.info, compiled) for _ in range(2))
+    waiting = panels and model.weights is None
+    assert bool(decoder._waiting) == waiting
+    first = prompt(decoder)
+    assert bool(decoder._waiting) == waiting
+    second = prompt(decoder)
+    assert not decoder._waiting
+    for one, two in zip(first.layers, second.layers, strict=True):
+        assert torch.equal(one.keys, two.keys)
+        assert torch.equal(one.values, two.values)
+    steps = [each.step([5], [RowCache([first])]) for each in (decoder, other)]
+    assert not other._waiting
+    assert torch.equal(*steps)
+
+
+@torch.inference_mode()
 def test_results_stay_as_they_are_while_other_programs_want_the_cores(model: LoadedModel, compiled: Kernels) -> None:
     decoder = Decoder(model.network, model.info, compiled)
     threads = torch.get_num_threads()

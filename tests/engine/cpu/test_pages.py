@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cachegraph.engine.cpu import pages
-from cachegraph.engine.cpu.pages import LargePages
+from cachegraph.engine.cpu.pages import FilePages, LargePages
 
 
 def test_tensors_lie_apart_and_on_lines_of_the_caches() -> None:
@@ -63,3 +63,37 @@ def test_a_system_that_has_them_is_asked_for_them() -> None:
         elif line.startswith("VmFlags") and here:
             flags = line
     assert " hg" in flags
+
+
+def resident(path: Path) -> int:
+    """How many bytes of a file this process has in its memory."""
+    found = re.search(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def test_pages_of_a_file_are_given_back_and_come_again(tmp_path: Path) -> None:
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("the system doesn't say what a process has mapped")
+    numbers = torch.arange(2**20, dtype=torch.int32)
+    path = tmp_path / "numbers"
+    path.write_bytes(numbers.numpy().tobytes())
+    mapped = torch.from_file(str(path), shared=False, size=2**20, dtype=torch.int32)
+    assert torch.equal(mapped, numbers)
+    before = resident(path)
+    FilePages().release(mapped[1:-1])
+    assert resident(path) < before / 4
+    assert torch.equal(mapped, numbers)
+
+
+def test_memory_that_was_written_to_stays(tmp_path: Path) -> None:
+    """Both what no file backs and a private view of a file that has changed."""
+    path = tmp_path / "numbers"
+    path.write_bytes(bytes(2**22))
+    mapped = torch.from_file(str(path), shared=False, size=2**20, dtype=torch.int32)
+    mapped[5] = 7
+    anonymous = torch.full((2**22,), 3, dtype=torch.uint8)
+    for tensor in (mapped, anonymous):
+        FilePages().release(tensor)
+    assert int(mapped[5]) == 7
+    assert bool((anonymous == 3).all())
