@@ -3,7 +3,8 @@
 models/       from a model's name to a folder on this disk
 load.py       from the folder to a model, checked before it is trusted with caches; text_model.py, the part that reads
 info.py       what is known of a model; shapes.py, the shape of a layer's keys and values
-verdict_cache.py  what the check found, kept from one start to the next
+verdict_cache.py  what the check found, kept from one start to the next; kept_json.py, how
+tokenizer_load.py  from the folder to a tokenizer
 kv.py         KV caches as values; attention.py and forward.py, rows of different lengths in one pass
 rope.py       moving keys to other positions
 engine.py     requests from any event loop; worker.py, the thread that serves them; job.py, one request at work

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from cachegraph.errors import ModelError, library_errors, reason_of
 
@@ -23,6 +23,7 @@ from .report import check_report
 from .rope import Rotation
 from .spec import Weights
 from .text_model import auto_class, drop_other_parts
+from .tokenizer_load import read_raw_tokenizer
 from .tokens import Tokenizer
 from .verdict import Verdict
 from .verdict_cache import VerdictCache
@@ -122,7 +123,7 @@ def _load(
         network=network,
         info=trusted.info,
         rotation=trusted.rotation,
-        tokenizer=_read_tokenizer(folder, chat_template),
+        tokenizer=_read_tokenizer(folder, chat_template, remembers=checks != "always"),
         devices=layer_devices(network, trusted.info.layers),
         dtype=dtype,
         why_no_cache=trusted.why_no_cache,
@@ -183,7 +184,7 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
         return network.to(where) if isinstance(where, torch.device) else network
 
 
-def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None:
+def _read_tokenizer(folder: Path, chat_template: str | None, remembers: bool) -> Tokenizer | None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         return None
 
@@ -191,7 +192,7 @@ def _read_tokenizer(folder: Path, chat_template: str | None) -> Tokenizer | None
         return ModelError(f"the tokenizer in {str(folder)!r} can't be read: {_of_code(why)}")
 
     with library_errors(explain), quiet_transformers():
-        raw = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        raw = read_raw_tokenizer(folder, remembers=remembers)
         if not raw.is_fast:  # nobody else says which characters a token covers
             raise explain(f"{type(raw).__name__} gives no offsets of its tokens; add a tokenizer.json to the folder")
         return Tokenizer(raw, chat_template)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import config_of, save_model
 
-from cachegraph.engine import load, verdict_cache
+from cachegraph.engine import kept_json, load, verdict_cache
 from cachegraph.engine.checks import Checked, check
 from cachegraph.engine.cpu import build
 from cachegraph.engine.forward import Row, forward
@@ -152,12 +152,12 @@ def test_a_file_that_lost_a_part_of_its_verdict_is_damaged(folder: Path, home: P
     load_model(folder, checks="once")
     (file,) = home.iterdir()
     kept = json.loads(file.read_text())
-    for number, name in enumerate([*kept["verdict"], "shapes[0]"]):
+    for number, name in enumerate([*kept["value"], "shapes[0]"]):
         broken = json.loads(json.dumps(kept))
         if name == "shapes[0]":
-            del broken["verdict"]["shapes"][0]
+            del broken["value"]["shapes"][0]
         else:
-            del broken["verdict"][name]
+            del broken["value"][name]
         file.write_text(json.dumps(broken))
         load_model(folder, checks="once")
         assert len(checked) == number + 2
@@ -209,7 +209,7 @@ def test_writers_at_the_same_time_leave_a_whole_file(folder: Path, home: Path) -
 
 
 def test_old_verdicts_make_room(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict_cache, "_KEPT", 3)
+    monkeypatch.setattr(kept_json, "_KEPT", 3)
     verdict = load_model(folder).verdict
     for number in range(6):
         VerdictCache(folder, number).write(verdict)
