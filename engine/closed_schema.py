@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, TypeGuard
 
-__all__ = ["CONTROL", "LARGEST", "NOTES", "closed", "has_number", "nesting", "sub_schemas"]
+__all__ = ["CONTROL", "LARGEST", "NOTES", "closed", "count_of_states", "has_number", "nesting", "sub_schemas"]
 
 Path = tuple[str | int, ...]
 
@@ -112,6 +112,12 @@ def _bound(schema: dict[str, Any], *, whole: bool) -> None:
     for key, bound, narrower in (("minimum", -limit, max), ("maximum", limit, min)):
         given = schema.get(key, bound)
         schema[key] = narrower(given, bound) if _is_number(given) else given
+
+
+def count_of_states(factor: float) -> int:
+    """How many states recognize multiples of a factor: one for each remainder, in units of its last decimal."""
+    exact = _exact(factor)
+    return int(abs(exact).scaleb(max(-int(exact.normalize().as_tuple().exponent), 0))) if exact else 0
 
 
 def has_number(schema: dict[str, Any]) -> bool:

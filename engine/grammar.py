@@ -12,6 +12,7 @@ from torch import Tensor
 from cachegraph.errors import ModelError
 
 from .json_schema import to_grammar
+from .reply_text import limits
 from .tokens import Tokenizer
 
 __all__ = ["Grammars", "Obedience", "allowed"]
@@ -72,7 +73,7 @@ class Grammars:
     def _compile(self, schema: str) -> Any:
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._read_vocabulary(), to_grammar(schema))
+        matcher = LLMatcher(self._read_vocabulary(), to_grammar(schema), log_level=0, limits=limits())
         if matcher.is_error():
             raise ModelError(f"json_schema can't be enforced: {matcher.get_error().splitlines()[0]}")
         return matcher

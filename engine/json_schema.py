@@ -8,13 +8,25 @@ import difflib
 import json
 from collections.abc import Iterator
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 from cachegraph.common.schemas import find_schema_flaw, find_size_flaw
 
-from .closed_schema import CONTROL, LARGEST, LISTS, MAPS, NOTES, SINGLE, closed, has_number, sub_schemas
+from .closed_schema import (
+    CONTROL,
+    LARGEST,
+    LISTS,
+    MAPS,
+    NOTES,
+    SINGLE,
+    closed,
+    count_of_states,
+    has_number,
+    sub_schemas,
+)
 from .finite_schema import find_endless
-from .reply_text import byte_tokenizer, can_begin
+from .reply_text import byte_tokenizer, can_begin, limits
 
 __all__ = ["Flaw", "find_flaw", "to_grammar"]
 
@@ -34,6 +46,8 @@ _SUSPECTS = (
 )
 _NUMERIC = frozenset(("multipleOf", *_BOUNDS))
 _TEXTUAL = frozenset(("format", "pattern", "minLength", "maxLength"))
+LONGEST_SEARCH = 20_000_000  # characters that are read again to say which part of a schema is refused
+MOST_STATES = 20_000  # of the automaton that recognizes multiples
 LARGEST_BOUND = 1 << 53  # of whole numbers: beyond it llguidance's doubles are not exact
 _REMEDIES = {
     "not": "say what may be there instead",
@@ -90,8 +104,11 @@ def find_flaw(schema: dict[str, Any]) -> Flaw | None:
 
 def _refused_part(schema: dict[str, Any], reason: str) -> Flaw:
     """The innermost part that is refused by itself tells where."""
+    everything = list(_schemas(schema))
+    if len(everything) * len(json.dumps(schema, default=str)) > LONGEST_SEARCH:
+        return Flaw(f"the schema can't be enforced: {reason}")
     shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "$schema") if key in schema}
-    parts = [path for path, each in _schemas(schema) if path and _refusal({**shared, **each}) is not None]
+    parts = [path for path, each in everything if path and _refusal({**shared, **each}) is not None]
     path = max(parts, key=len, default=())
     part = _at(schema, path)
     reason = _refusal({**shared, **part}) or reason
@@ -118,6 +135,14 @@ def _flaw_of(key: str, value: Any, schema: dict[str, Any], path: Path) -> Flaw |
         return Flaw(f"{key!r} must be a number", hint=f"write the bound itself: '{key}: 0'")
     if key in _BOUNDS and isinstance(value, int | float):
         return _bound_flaw(key, value, schema)
+    if key == "allOf" and isinstance(value, list | tuple):
+        factors = [part["multipleOf"] for part in (schema, *value) if isinstance(part, dict) and "multipleOf" in part]
+        states = prod(count_of_states(factor) for factor in factors if isinstance(factor, int | float))
+        if states > MOST_STATES:
+            return Flaw(f"the factors in 'allOf' need more than {MOST_STATES:,} states", hint="leave one of them out")
+    if key == "multipleOf" and isinstance(value, int | float) and count_of_states(value) > MOST_STATES:
+        message = f"'multipleOf: {value}' needs more states than a grammar may have ({MOST_STATES:,})"
+        return Flaw(message, hint="ask for the number of steps instead, and multiply it yourself")
     if key == "minProperties" and isinstance(value, int):
         return _count_flaw(value, schema)
     if key in ("enum", "const") and _unwritable(value):
@@ -197,7 +222,7 @@ def _refusal(schema: dict[str, Any]) -> str | None:
 
     try:
         grammar = to_grammar(json.dumps(schema, allow_nan=False))
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, byte_tokenizer())
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, byte_tokenizer(), limits=limits())
     except (TypeError, ValueError, RecursionError) as error:
         return str(error)
     except BaseException as error:  # Rust's panics come as children of BaseException

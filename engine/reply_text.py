@@ -4,7 +4,7 @@ import json
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["byte_tokenizer", "can_begin", "fits_format", "fits_pattern"]
+__all__ = ["byte_tokenizer", "can_begin", "fits_format", "fits_pattern", "limits"]
 
 
 @lru_cache(maxsize=1)
@@ -13,6 +13,16 @@ def byte_tokenizer() -> Any:
     from llguidance import LLTokenizer
 
     return LLTokenizer("byte")
+
+
+@lru_cache(maxsize=1)
+def limits() -> Any:
+    """What a grammar may cost: some seconds when it is made, a second a step. llguidance's defaults are a twentieth."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        initial_lexer_fuel=20_000_000, step_lexer_fuel=5_000_000, max_lexer_states=500_000, verbose_errors=False
+    )
 
 
 def fits_pattern(pattern: str, text: str) -> bool:

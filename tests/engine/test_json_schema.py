@@ -99,7 +99,9 @@ def test_what_can_be_enforced_has_no_flaw(schema: dict[str, Any]) -> None:
         ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e-9}, "no number satisfies", ..., "widen"),
         ({"type": "number", "minimum": 1e300}, "beyond 1,000,000,000,000,000", ("minimum",), "nearer"),
         ({"type": "integer", "minimum": 2**53 + 1}, "beyond 9,007,199,254,740,992", ("minimum",), "nearer"),
-        ({"items": {"type": "number", "multipleOf": 1e-20}}, "too many digits", ("items", "multipleOf"), ""),
+        ({"items": {"type": "number", "multipleOf": 1e-20}}, "", ("items", "multipleOf"), ""),
+        ({"items": {"multipleOf": 86400}}, "more states than", ("items", "multipleOf"), "number of steps"),
+        ({"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}, "factors in 'allOf'", ("allOf",), "leave one"),
         ({"const": "a\x00"}, "can't be written", ("const",), "control characters"),
         ({"enum": ["ok", {"a": ["\x7f"]}]}, "can't be written", ("enum",), "control characters"),
         ({"properties": {"a\x1b": {}}}, "can't be written", ("properties", "a\x1b"), "control characters"),
@@ -142,7 +144,8 @@ def test_a_schema_as_deep_or_as_large_as_can_be_is_refused_in_time() -> None:
     doubled: dict[str, Any] = {"type": "null"}
     for _ in range(40):
         doubled = {"anyOf": [doubled, doubled]}
-    for schema in (deep, doubled, {"enum": list(range(60_000))}):
+    parts = {f"p{number}": {"$ref": "#/$defs/none"} for number in range(3_000)}
+    for schema in (deep, doubled, {"enum": list(range(60_000))}, {"$defs": parts, "properties": parts}):
         flaw = find_flaw(schema)
         assert flaw is not None
         assert "the schema" in flaw.message
