@@ -61,7 +61,7 @@ class Adder:
     async def close(self) -> None: ...
 
 
-async def with_tools(server: Server, **parts: Any) -> tuple[Reply, list[str]]:
+async def with_tools(server: Server, *, most_tokens: int | None = None, **parts: Any) -> tuple[Reply, list[str]]:
     box = Toolbox()
     box._servers, box._users = {"calc": Adder()}, {"calc": set()}  # type: ignore[dict-item]
     spec = AgentSpec.model_validate({"model": "m", "prompt": "1+2?", "tools": ["calc"], **parts})
@@ -69,6 +69,6 @@ async def with_tools(server: Server, **parts: Any) -> tuple[Reply, list[str]]:
     heard: list[str] = []
     await agent.open()
     try:
-        return await agent.turn(Turn({}, on_text=heard.append)), heard
+        return await agent.turn(Turn({}, on_text=heard.append, most_tokens=most_tokens)), heard
     finally:
         await agent.close()

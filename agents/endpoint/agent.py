@@ -1,13 +1,13 @@
 """An agent whose model answers behind an OpenAI-compatible endpoint: words in, words out, no KV cache."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
 
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import EdgeReport, Message
-from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import RunError
 
 from ..base import Delivery, MemoryReport, Reply, Timing, Tokens, ToolCall, Turn
@@ -75,16 +75,16 @@ class EndpointAgent:
         if self._spec.generate.max_new_tokens == 0:
             text = messages[-1]["content"]
             return Reply(Message(self.name, text), Timing(total=perf_counter() - begin), edges=edges)
-        generate = within_budget(self._spec.generate, turn)
-        ask = partial(self._ask, generate)
+        ask = partial(self._ask, turn)
         sent = perf_counter()
         calls: list[ToolCall] = []
         if self._belt is None:
-            said = await ask(messages, turn.on_text)
+            said = await ask(messages, turn.on_text, 0)
         else:
             turns = Turns(self.name, self._belt, calls, turn.on_tool)
             said = await complete_with_tools(ask, messages, turns, turn.on_text)
-        self._check(said, generate)
+        self._check(said, turn)
+        data = self._data(said)
         end = perf_counter()
         first = said.first_piece or end
         timing = Timing(prefill=first - sent, decode=end - first, first_token=first - begin, total=end - begin)
@@ -93,7 +93,7 @@ class EndpointAgent:
         if turn.memory is not None:
             report, kept = MemoryReport(turn.memory.told), remembered(own)
             turn.memory.add(kept, said.text)
-        message = Message(self.name, said.text, data=self._data(said))
+        message = Message(self.name, said.text, data=data)
         return Reply(
             message,
             timing,
@@ -111,22 +111,27 @@ class EndpointAgent:
             await self._belt.close()
 
     async def _ask(
-        self, spec: GenerateSpec, messages: list[dict[str, Any]], on_text: Callable[[str], None] | None
+        self, turn: Turn, messages: list[dict[str, Any]], on_text: Callable[[str], None] | None, written: int
     ) -> Completion:
+        """One completion, of a turn in which so many tokens were written before."""
         if self._api is None:
             raise RunError(f"agent {self.name!r} is not open; await its open() first")
+        left = None if turn.most_tokens is None else turn.most_tokens - written
+        spec = within_budget(self._spec.generate, replace(turn, most_tokens=left))
         tools = self._belt.schema if self._belt is not None else None
         return await self._api.complete(body_of(self.name, self._endpoint, messages, spec, tools), on_text)
 
-    def _check(self, said: Completion, spec: GenerateSpec) -> None:
+    def _check(self, said: Completion, turn: Turn) -> None:
         """Raise ModelError where a reply has no words, or its JSON is not whole."""
         assert self._api is not None
+        spec = self._spec.generate
+        most = spec.max_new_tokens if turn.most_tokens is None else min(spec.max_new_tokens, turn.most_tokens)
         if not said.text.strip():
-            raise self._api.error(self._api.excerpt(why_empty(said, spec)))
+            raise self._api.error(self._api.excerpt(why_empty(said, most, may_stop=bool(spec.stop))))
         if spec.json_schema is None:
             return
         if said.finish == "length":
-            raise cut_short(self.name, spec.max_new_tokens, "length")
+            raise cut_short(self.name, most, "length")
         if said.finish in ("content_filter", "refusal"):
             raise self._api.error(f"broke off inside its JSON (finish_reason {said.finish!r})")
 

@@ -15,7 +15,7 @@ from .tool_calls import ToolCallBuilder
 __all__ = ["complete_with_tools"]
 
 Messages = list[dict[str, Any]]
-Ask = Callable[[Messages, Callable[[str], None] | None], Awaitable[Completion]]
+Ask = Callable[[Messages, Callable[[str], None] | None, int], Awaitable[Completion]]
 
 
 async def complete_with_tools(
@@ -25,7 +25,7 @@ async def complete_with_tools(
     speaker = Speaker(on_text)
     whole = Completion()
     while True:
-        heard = await ask(messages, speaker.push)
+        heard = await ask(messages, speaker.push, whole.completion_tokens)
         _add(whole, heard)
         in_text = turns.hear(heard.text)
         begun = heard.calls.calls

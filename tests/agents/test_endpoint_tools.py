@@ -9,7 +9,7 @@ from chat_server import DONE, Answer, Server, event, piece, stream
 from endpoint_agent import with_tools
 
 from cachegraph.agents.endpoint.tool_calls import ToolCallPieces
-from cachegraph.errors import ModelError
+from cachegraph.errors import ModelError, RunError
 
 pytestmark = pytest.mark.anyio
 
@@ -220,3 +220,14 @@ def test_pieces_of_names_are_joined() -> None:
     for each in (call("", "add", "c1", 0), call(A[:3], "_numbers", index=0), call(A[3:], index=0)):
         pieces.add([each])
     assert [(each.name, each.arguments) for each in pieces.calls] == [("add_numbers", A)]
+
+
+async def test_what_one_round_wrote_is_not_left_for_the_next(server: Server) -> None:
+    usage = event({"choices": [], "usage": {"completion_tokens": 30}})
+    calls = event({"choices": [{"delta": {"tool_calls": [call(A, "add", "c1", 0)]}}]})
+    server.script = [stream(calls, usage, DONE), stream(piece("Done.", "stop"), usage, DONE)]
+    await with_tools(server, most_tokens=100, generate={"max_new_tokens": 80})
+    assert [request["max_tokens"] for request in server.requests] == [80, 70]
+    server.script = [stream(calls, usage, DONE)]
+    with pytest.raises(RunError, match=r"used up \(limits\.max_tokens\)"):
+        await with_tools(server, most_tokens=60)
