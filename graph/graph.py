@@ -18,6 +18,7 @@ from cachegraph.agents.functions.find import Function, name_of
 from cachegraph.agents.sessions.session import Session
 from cachegraph.agents.spec import PauseSpec
 from cachegraph.channels.spec import Channel
+from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
 from . import kept
@@ -28,7 +29,7 @@ from .draft import Allowed, Permissions
 from .inputs import check_inputs
 from .load import check_included, dump_recipe, load_recipe, parse_recipe, remembers
 from .make import create_agents
-from .many import run_rows
+from .many import OnResult, RowResult, run_rows, runs_of, stream_rows
 from .own_permissions import own_permissions
 from .parts import Parts
 from .plan import Plan, plan
@@ -37,7 +38,7 @@ from .result import UNKEPT, Loading, Result
 from .routes import Wiring
 from .runtime import Listener, Run
 from .spec import GraphSpec
-from .stream import RunStream
+from .stream import RunStream, Stream
 from .subgraph import open_and_wire
 from .tracing.watch import watched
 from .warnings import RunWarning
@@ -240,7 +241,10 @@ class Graph:
                 )
         text = dump_recipe(self.validate().spec)
         if path is not None:
-            _write_whole(Path(path), text)
+            try:
+                write_atomically(Path(path), text)
+            except OSError as error:
+                raise ConfigError(f"the recipe can't be written to {str(path)!r}: {error.strerror or error}") from error
         return text
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
@@ -342,15 +346,12 @@ class Graph:
         max_concurrent: int = 16,
         return_errors: bool = False,
         store: "Store | None" = None,
+        on_result: OnResult | None = None,
     ) -> list[Result]:
         """Run once for each row and wait; see `amap`."""
         runs = self._rows(rows, store)
-        return wait(
-            lambda: run_rows(runs, max_concurrent, return_errors),
-            "map",
-            "graph.amap",
-            lambda: [run.result for run in runs],
-        )
+        work = partial(run_rows, runs, max_concurrent, return_errors, on_result)
+        return wait(work, "map", "graph.amap", lambda: [run.result for run in runs])
 
     async def amap(
         self,
@@ -359,14 +360,25 @@ class Graph:
         max_concurrent: int = 16,
         return_errors: bool = False,
         store: "Store | None" = None,
+        on_result: OnResult | None = None,
     ) -> list[Result]:
         """Run once for each row, many at a time on the same models; gives the results in the rows' order.
 
         All rows are checked before the first runs. A row that fails does not stop the others: with `return_errors` its
         result says so, otherwise RunError is raised at the end, and its `result` is the list of all results. In a
-        `store` each row is a run of its own, which enters it when it begins.
+        `store` each row is a run of its own, which enters it when it begins. `on_result` is called with a RowResult
+        (index, result, done, total) as each row ends: for progress, or to keep results at once.
         """
-        return await run_rows(self._rows(rows, store), max_concurrent, return_errors)
+        return await run_rows(self._rows(rows, store), max_concurrent, return_errors, on_result)
+
+    def stream_map(
+        self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, store: "Store | None" = None
+    ) -> Stream[RowResult]:
+        """Run once for each row: an async iterator of RowResults, each when it is there, failed ones too.
+
+        Rows are checked now and begin when it is read; leaving the loop cancels what still runs.
+        """
+        return stream_rows(self._rows(rows, store), max_concurrent)
 
     # models
 
@@ -453,13 +465,7 @@ class Graph:
         return Session(session, spec.name)
 
     def _rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
-        runs = []
-        for number, row in enumerate(rows):
-            try:
-                runs.append(self._run(row, store=store))
-            except InputError as error:
-                raise InputError(f"row {number}: {error}") from error
-        return runs
+        return runs_of(rows, lambda row: self._run(row, store=store))
 
     async def _prepare(self) -> Wiring:
         """Open agents and decided edges; made once, and again only after `close` or a change."""
@@ -491,13 +497,3 @@ class Graph:
             self._retired.append(self._cast)  # its models may be loaded; `close` frees them
         self._cast = self._wired = None
         return self
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ConfigError(f"the recipe can't be written to {str(path)!r}: {error.strerror or error}") from error

@@ -1,17 +1,17 @@
-"""A run that is watched while it goes on.
+"""A run, or many, watched while they go on.
 
-The run lives in a task of its own, not in the generator that hands out its events: so a loop over events can be left
-at any point, in any task, and the run is cancelled and cleaned up all the same.
+The work lives in a task of its own, not in the generator that hands out what comes of it: so a loop over it can be left
+at any point, in any task, and the work is cancelled and cleaned up all the same.
 """
 
 import asyncio
 import math
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
@@ -20,37 +20,33 @@ from .events import Event
 from .result import Result
 from .runtime import Listener, Run
 
-__all__ = ["RunStream"]
+__all__ = ["Feed", "RunStream", "Stream"]
 
 
-class RunStream:
-    """The events of one run, as an async iterator; the run begins with the first step.
+T = TypeVar("T")
 
-    After the last event a failed run raises its error. Leaving the loop early cancels the run; `async with` around the
-    loop also waits until it has let go of everything. `result` may be read at any time.
+
+class Stream(Generic[T]):
+    """What comes of some work, as an async iterator; the work begins with the first step.
+
+    After the last item failed work raises its error. Leaving the loop early cancels it; `async with` around the loop
+    also waits until it has let go of everything.
     """
 
-    def __init__(self, start: Callable[[Listener], Run]):
-        feed = _Feed()
-        self._run = start(feed)
-        self._events = _events(self._run, feed)
+    def __init__(self, work: Callable[[], Awaitable[Any]], feed: "Feed[T]"):
+        self._items = _items(work, feed)
 
-    @property
-    def result(self) -> Result:
-        """What is known by now: partial while the run goes on, whole when it has ended."""
-        return self._run.result
-
-    def __aiter__(self) -> "RunStream":
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
-        return await anext(self._events)
+    async def __anext__(self) -> T:
+        return await anext(self._items)
 
     async def aclose(self) -> None:
-        """Cancel the run if it still goes on, and wait until it has freed everything."""
-        await self._events.aclose()
+        """Cancel the work if it still goes on, and wait until it has freed everything."""
+        await self._items.aclose()
 
-    async def __aenter__(self) -> "RunStream":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -59,25 +55,39 @@ class RunStream:
         await self.aclose()
 
 
-class _Feed:
-    """A run's listener: puts its events where the reader takes them, until the reader has left."""
+class RunStream(Stream[Event]):
+    """The events of one run. `result` may be read at any time."""
 
-    stream: MemoryObjectSendStream[Event]
+    def __init__(self, start: Callable[[Listener], Run]):
+        feed = Feed[Event]()
+        self._run = start(feed)
+        super().__init__(self._run.execute, feed)
 
-    def __call__(self, event: Event) -> None:
-        with suppress(anyio.BrokenResourceError):  # the reader left; what still comes is the run's own end
-            self.stream.send_nowait(event)
+    @property
+    def result(self) -> Result:
+        """What is known by now: partial while the run goes on, whole when it has ended."""
+        return self._run.result
 
 
-async def _events(run: Run, feed: _Feed) -> AsyncGenerator[Event, None]:
-    feed.stream, receive = anyio.create_memory_object_stream[Event](math.inf)
+class Feed(Generic[T]):
+    """Puts what it is called with where the reader takes it, until the reader has left."""
+
+    stream: MemoryObjectSendStream[T]
+
+    def __call__(self, item: T) -> None:
+        with suppress(anyio.BrokenResourceError):  # the reader left; what still comes is the work's own end
+            self.stream.send_nowait(item)
+
+
+async def _items(work: Callable[[], Awaitable[Any]], feed: Feed[T]) -> AsyncGenerator[T, None]:
+    feed.stream, receive = anyio.create_memory_object_stream[T](math.inf)
     scope, ended = anyio.CancelScope(), anyio.Event()
     errors: list[Exception] = []
 
     async def drive() -> None:
         try:
             with scope:
-                await run.execute()
+                await work()
         except Exception as error:
             errors.append(error)
         finally:
@@ -87,8 +97,8 @@ async def _events(run: Run, feed: _Feed) -> AsyncGenerator[Event, None]:
     task = _detach(drive)  # a name for it, or asyncio lets it be collected
     try:
         with receive:
-            async for event in receive:
-                yield event
+            async for item in receive:
+                yield item
     finally:
         scope.cancel()
         with anyio.CancelScope(shield=True):
