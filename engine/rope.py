@@ -27,6 +27,7 @@ __all__ = ["OutOfReach", "Rotation"]
 
 _EXACT = 1e-3  # of the norm: what float32 may differ by
 _ROUNDING = 1e-7  # more, for each position of the distance: far out attention itself rounds its angles
+_BACKWARDS = ", backwards"
 _PAIRS: tuple[Literal["halves"], Literal["neighbours"]] = ("halves", "neighbours")
 _HALF = (torch.bfloat16, torch.float16)
 _NOISE = 3.0  # times as much as values differ by, where activations are rounded
@@ -105,7 +106,7 @@ class Rotation:
     def _possible(self, key_dim: int, kind: str) -> list[_Turn | None]:
         """How keys of this size may turn; first by the frequencies that are named after the layer's kind."""
         ways: list[_Turn | None] = []
-        for name in sorted(self._frequencies, key=lambda name: not (kind and kind in name)):
+        for name in sorted(self._frequencies, key=lambda name: (not (kind and kind in name), _BACKWARDS in name)):
             frequencies = self._frequencies[name]
             rest = key_dim - 2 * len(frequencies)
             for begin in sorted({0, rest}) if rest >= 0 else ():
@@ -294,13 +295,17 @@ class Rotation:
 
 
 def _frequencies(decoder: Any) -> Iterator[tuple[str, Tensor]]:
-    """By name, all that the model turns keys by: (pairs,) of float32, radians a position."""
+    """By name, all that the model may turn keys by, one way round or the other: (pairs,), radians a position."""
     for name, buffer in decoder.named_buffers():
         if name.endswith("inv_freq"):
-            yield name, buffer.detach().float().cpu().clone()
+            found = buffer.detach().float().cpu().clone()
         elif name.endswith("embed_positions") and buffer.ndim == 2 and len(buffer) > 1:
             sines, cosines = buffer[1].detach().double().cpu().chunk(2)
-            yield name, torch.atan2(sines, cosines).float()
+            found = torch.atan2(sines, cosines).float()
+        else:
+            continue
+        yield name, found
+        yield f"{name}{_BACKWARDS}", -found
 
 
 def _at(way: _Turn, positions: Tensor) -> tuple[Tensor, Tensor]:

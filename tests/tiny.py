@@ -154,6 +154,7 @@ KINDS = {
         **SIZES, sliding_window=12, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
     ),
     **{f"llama_{name}": make for name, make in ROPE_KINDS.items() if name != "default"},
+    "nanochat": lambda: hf.nanochat.NanoChatConfig(**SIZES),  # RoPE turns the other way round
     "gemma4": _gemma4,
     "deepseek_v3": _deepseek_v3,
     "mimo_v2_flash": _mimo_v2_flash,
