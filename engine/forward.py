@@ -155,13 +155,14 @@ def _positions(row: Row) -> Tensor:
 
 
 def _lengths(info: ModelInfo, rows: Sequence[Row], positions: Sequence[Tensor]) -> list[RowLength]:
-    """How long the rows are; of a model whose RoPE asks for it, their caches note the frequencies."""
+    """How long the rows are, of a model whose RoPE asks for it; their caches note the frequencies."""
+    if info.by_length is None:
+        return []
     lengths = [
         RowLength(len(at), max(row.length or 0, int(at[-1]) + 1)) for row, at in zip(rows, positions, strict=True)
     ]
-    if info.by_length is not None:
-        for row, (_, length) in zip(rows, lengths, strict=True):
-            row.cache.got_factors(info.by_length.factors(length))
+    for row, (_, length) in zip(rows, lengths, strict=True):
+        row.cache.got_factors(info.by_length.factors(length))
     return lengths
 
 
