@@ -5,11 +5,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test architectures check bench clean
 
 help:
 	@echo "make demo   environment, models, then two recipes over text and over cache"
 	@echo "make test   the test suite, in up to four processes"
+	@echo "make architectures   tiny models of all architectures of transformers, held to what transformers computes"
 	@echo "make check  linter, types, direction of imports"
 	@echo "make bench  the figures of the README and of docs/benchmarks.md"
 
@@ -31,6 +32,9 @@ demo: .venv/ready
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+
+architectures: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m architectures -n logical --maxprocesses 4 --dist worksteal tests/engine/test_architectures.py
 
 check: .venv/dev
 	$(BIN)/ruff check

@@ -31,6 +31,12 @@ _SHORT = 16  # tokens; for a longer prompt products of matrices pay
 _SHORT_BESIDE_TILES = 8  # the same where AMX computes them
 
 _ROOM = 4  # times as much memory as a model's weights take has to be free for a second order of them
+_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 _ROPE = {"default", "linear", "llama3", "yarn"}  # cosines and sines depend on the position alone
 
 
@@ -228,6 +234,8 @@ class Decoder:
         self._tables = []
         for kind in self._kinds:
             cos, sin = self._rotary(probe, places, *([kind] if kind is not None else []))
+            if cos.shape[-1] != self._head_dim:
+                raise Unsupported(f"{cos.shape[-1]} of {self._head_dim} dimensions of its heads are rotated")
             self._tables.append(torch.stack([cos[0], sin[0]], dim=1).float().contiguous())
         self._table_pointers = (c_void_p * len(self._tables))(*(table.data_ptr() for table in self._tables))
 
@@ -235,6 +243,7 @@ class Decoder:
 
     def _describe(self, network: Any) -> _Model:
         layers = list(network.get_decoder().layers)
+        self._check_sizes(network, layers)
         first, attention = layers[0].mlp, layers[0].self_attn
         inner = first.gate_proj.weight.shape[0]
         norm = network.get_decoder().norm
@@ -262,6 +271,27 @@ class Decoder:
             self._matrix(self._head, lambda: cast("Matrix", self._model.head)),
             *self._embeddings(network.get_input_embeddings(), hidden),
         )
+
+    def _check_sizes(self, network: Any, layers: Sequence[Any]) -> None:
+        """Raises Unsupported where a matrix or a norm is of another size than the kernels read."""
+        hidden, inner = network.get_decoder().norm.weight.shape[0], layers[0].mlp.gate_proj.weight.shape[0]
+        queries, kv = layers[0].self_attn.o_proj.weight.shape[1], self._heads * self._head_dim
+        if queries % kv:
+            raise Unsupported(f"its queries are {queries} wide, its keys {kv}")
+        attention = {"q_proj": (queries, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden)}
+        attention |= {"o_proj": (hidden, queries)}
+        mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+        for layer in layers:
+            own: list[tuple[Any, str, tuple[int, ...]]]
+            own = [(layer.self_attn, name, size) for name, size in attention.items()]
+            own += [(layer.mlp, name, size) for name, size in mlp.items()]
+            own += [(layer.self_attn, name, (self._head_dim,)) for name in ("q_norm", "k_norm")]
+            own += [(layer, name, (hidden,)) for name in _NORMS]
+            for module, name, size in own:
+                if hasattr(module, name) and tuple(getattr(module, name).weight.shape) != size:
+                    raise Unsupported(f"its {name} is of the size {tuple(getattr(module, name).weight.shape)}")
+        if self._head.weight.shape[1] != hidden:
+            raise Unsupported(f"its head reads {self._head.weight.shape[1]} numbers")
 
     def _describe_layer(self, layer: Any, to: _Layer, index: int, kind: str | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
