@@ -114,7 +114,7 @@ class Run:
             traffic={pair: replace(part) for pair, part in self._traffic.items()},
             totals=self._totals.copy(),
             loading=self._loading,
-            warnings=[*self._warnings, *_empty_edges(self._edges), *_withheld(agents)],
+            warnings=[*self._warnings, *_empty_edges(self._edges), *_withheld(agents), *_cut(agents)],
         )
 
     async def execute(self) -> Result:
@@ -367,6 +367,19 @@ def _empty_edges(edges: Mapping[tuple[str, str], EdgeReport]) -> Iterator[RunWar
         if report.carried_nothing:
             message = f"the {report.asked} edge {sender!r} -> {receiver!r} carried no position"
             yield RunWarning("empty_edge", message, (sender, receiver), (sender, receiver))
+
+
+def _cut(agents: Mapping[str, AgentResult]) -> Iterator[RunWarning]:
+    """A warning for every agent with a reply that a limit of tokens has ended."""
+    for name, agent in agents.items():
+        turns = [*agent.earlier, agent]
+        cut = sum(turn.finish_reason == "length" for turn in turns)
+        if cut:
+            which = (
+                f"the reply of {name!r} was" if len(turns) == 1 else f"{cut} of {len(turns)} replies of {name!r} were"
+            )
+            message = f"{which} cut at the token limit; raise its max_new_tokens, or ask it for less"
+            yield RunWarning("cut", message, (name,))
 
 
 def _withheld(agents: Mapping[str, AgentResult]) -> Iterator[RunWarning]:

@@ -13,6 +13,7 @@ from cachegraph.channels.message import EdgeReport
 from cachegraph.graph import events
 from cachegraph.graph.events import AgentEvent, AgentStarted, EdgeTravelled, Event
 from cachegraph.graph.result import AgentResult, Loading, Result, Totals
+from cachegraph.graph.warnings import RunWarning
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
 TYPES = {
@@ -28,6 +29,7 @@ OBJECTS = {
     "memory": {each.name for each in fields(MemoryReport)},
     "report": {each.name for each in fields(EdgeReport)},
     "result": set(Result.model_fields),
+    "warning": {each.name for each in fields(RunWarning)},
     "traffic": {each.name for each in fields(Traffic)},
     "totals": {each.name for each in fields(Totals)},
     "loading": {each.name for each in fields(Loading)},

@@ -94,3 +94,13 @@ async def test_data_that_json_does_not_know_fails_its_agent(data: Any) -> None:
     graph = build(["a>b"], ScriptedAgent("a", "x", data=data), says("b", "y"), output="b")
     with pytest.raises(RunError, match="'a' replied with data that holds NaN or Infinity"):
         await graph.arun()
+
+
+def test_a_result_warns_of_replies_that_a_limit_has_cut() -> None:
+    edges = ["a>b", {"edge": "b>a", "max_rounds": 2, "until": "false"}]
+    result = build(edges, ScriptedAgent("a", "x", finish_reason="length"), says("b", "y"), output="b").run()
+    (warning,) = result.warnings
+    assert (warning.kind, warning.names) == ("cut", ("a",))
+    assert str(warning).startswith("2 of 2 replies of 'a' were cut at the token limit")
+    (one,) = build([], ScriptedAgent("a", "x", finish_reason="length"), output="a").run().warnings
+    assert str(one).startswith("the reply of 'a' was cut at the token limit")
