@@ -6,7 +6,7 @@ member of `AgentEntry`, a line in `KINDS`, and whatever `create_agents` of the g
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
 from cachegraph.channels.spec import Channel
 from cachegraph.engine.spec import GenerateSpec, Strict
@@ -71,7 +71,7 @@ class EndpointSpec(Strict):
         Field(description="Sent with every request: text, or `{env: VARIABLE}` for what is secret."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
     extra_body: Annotated[
-        dict[str, JsonValue],
+        dict[str, Any],
         Field(description="Added to the body of every request, such as `reasoning_effort`; null is sent as null."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
 

@@ -1,6 +1,7 @@
 """What a stranger's recipe may not do: send secrets of this machine away, or read files outside its own folder."""
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -51,29 +52,17 @@ def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]
             )
             yield from _check_place(entry["base_url"], name, (*path, "base_url"), permissions)
             yield from check_headers(entry, path, permissions)
-            extra = _mapping(entry.get("extra_body"))
-            for own in (own for own in OWN_KEYS if own in extra):
-                message = f"{own!r} of a request is not extra: the agent says it"
-                yield Finding(message, (*path, "extra_body", own), "remove it", at_key=True)
+            yield from _check_body(_mapping(entry.get("extra_body")), (*path, "extra_body"))
 
 
-def _check_place(address: str, name: str, path: Path, permissions: Permissions) -> Iterator[Finding]:
-    """A model's endpoint on the open internet, or one that is plainly a web service of this machine."""
-    url = _split(address)
-    if permissions.reaches_local or url is None:
-        return
-    host = url.hostname or ""
-    if is_plain_loopback(host) and not port_is_reserved(url.port):
-        return
-    for place in local_places(host):
-        message = f"the endpoint of model {name!r} is at {place}: {host!r}" + (f", port {url.port}" if url.port else "")
-        yield Finding(message, path, ALLOW_LOCAL)
-        return
-
-
-def local_places(host: str) -> list[str]:
-    """What of this machine and its networks a host is known to be, in words; nobody is asked."""
-    return [place for each in known_addresses(host) if (place := place_of(each)) is not None]
+def _check_body(extra: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    """What a recipe adds to requests: JSON, and nothing that the agent says itself."""
+    for key, value in extra.items():
+        if key in OWN_KEYS:
+            message = f"{key!r} of a request is not extra: the agent says it"
+            yield Finding(message, (*path, key), "remove it", at_key=True)
+        elif not _is_json(value):
+            yield Finding(f"{key!r} of a request holds a number or a key that JSON does not know", (*path, key))
 
 
 def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:
@@ -130,6 +119,14 @@ def _check_key(
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
         message = f"{key!r} would travel unencrypted to {url.hostname!r}"
         yield Finding(message, address_path, "use https, or an address of this machine")
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -225,6 +225,16 @@ output: a
 """
 
 
+def test_headers_and_bodies_come_from_a_recipe_as_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    entry = "headers: {X-A: {env: CACHEGRAPH_K}, X-B: b}\n    extra_body: {a: [1, {b: null}], c: {d: []}, e: 1.5}"
+    path.write_text(RECIPE.format(entry=entry, url="https://h/v1"))
+    model = load_recipe(path).models["m"]
+    assert isinstance(model, EndpointSpec)
+    assert json.loads(json.dumps(model.extra_body)) == {"a": [1, {"b": None}], "c": {"d": []}, "e": 1.5}
+    assert hash(model) == hash(load_recipe(path).models["m"])
+
+
 @pytest.mark.parametrize(
     ("entry", "url", "message"),
     [
