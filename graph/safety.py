@@ -65,6 +65,25 @@ def _check_body(extra: Mapping[str, Any], path: Path) -> Iterator[Finding]:
             yield Finding(f"{key!r} of a request holds a number or a key that JSON does not know", (*path, key))
 
 
+def _check_place(address: str, name: str, path: Path, permissions: Permissions) -> Iterator[Finding]:
+    """A model's endpoint on the open internet, or one that is plainly a web service of this machine."""
+    url = _split(address)
+    if permissions.reaches_local or url is None:
+        return
+    host = url.hostname or ""
+    if is_plain_loopback(host) and not port_is_reserved(url.port):
+        return
+    for place in local_places(host):
+        message = f"the endpoint of model {name!r} is at {place}: {host!r}" + (f", port {url.port}" if url.port else "")
+        yield Finding(message, path, ALLOW_LOCAL)
+        return
+
+
+def local_places(host: str) -> list[str]:
+    """What of this machine and its networks a host is known to be, in words; nobody is asked."""
+    return [place for each in known_addresses(host) if (place := place_of(each)) is not None]
+
+
 def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:
     """The headers of an endpoint: none that HTTP needs itself, no secret in the recipe, keys only where they may go."""
     for name, value in _mapping(entry.get("headers")).items():
