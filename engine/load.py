@@ -117,20 +117,27 @@ def _load(
             f"{name or folder.name!r} leaves {home_of(network)} no memory to compute with; free some, or take "
             "quantised weights or a smaller model"
         ) from error
+    prepared = perf_counter()
+    tokenizer = _read_tokenizer(folder, chat_template, remembers=checks != "always")
     return LoadedModel(
         name=name or folder.name,
         identity=identity or str(folder.resolve()),
         network=network,
         info=trusted.info,
         rotation=trusted.rotation,
-        tokenizer=_read_tokenizer(folder, chat_template, remembers=checks != "always"),
+        tokenizer=tokenizer,
         devices=layer_devices(network, trusted.info.layers),
         dtype=dtype,
         why_no_cache=trusted.why_no_cache,
         verdict=trusted.verdict,
         decoder=trusted.decoder,
         weights=weights,
-        seconds={"read": read - began, "check": checked - read, "prepare": perf_counter() - checked},
+        seconds={
+            "read": read - began,
+            "check": checked - read,
+            "prepare": prepared - checked,
+            "tokenizer": perf_counter() - prepared,
+        },
     )
 
 

@@ -75,4 +75,9 @@ def _alike(a: Any, b: Any) -> bool:
     """Whether two tokenizers are the same in all that is used of them."""
     names = (*_OPTIONS, *_NAMES, *(f"{name}_id" for name in _NAMES), "all_special_ids", "vocab_size", "is_fast")
     same = all(getattr(a, name) == getattr(b, name) for name in names)
+    same = same and _written(a.special_tokens_map) == _written(b.special_tokens_map)  # what chat templates are given
     return same and len(a) == len(b) and a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str()
+
+
+def _written(names: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(map(str, name)) if isinstance(name, list) else str(name) for key, name in names.items() if name}
