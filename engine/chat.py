@@ -35,6 +35,7 @@ class ChatText:
     copies: tuple[tuple[int, ContentSpan], ...] = ()
     foreign: tuple[tuple[int, int], ...] = ()
     certain: bool = True  # all but these is the template's own
+    frame: str = ""  # where that is not certain: what the template makes of marks in the contents' places
 
 
 class _Piece(NamedTuple):
@@ -60,7 +61,8 @@ def render_chat(apply: Apply, messages: Sequence[Mapping[str, str]]) -> ChatText
     start = len(pieces[0].literal) if pieces and text.startswith(pieces[0].literal) else 0
     spans = _search(text, contents, start)
     gaps = _gaps(text, pieces, tail, contents)
-    return ChatText(text, _fill(spans, len(contents)), (), tuple(gaps or ()), gaps is not None)
+    frame = "".join(piece.literal for piece in pieces) + tail if gaps is None else ""
+    return ChatText(text, _fill(spans, len(contents)), (), tuple(gaps or ()), gaps is not None, frame)
 
 
 def _template_pieces(

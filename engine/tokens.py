@@ -80,6 +80,10 @@ class Tokenizer:
             # The template rewrites contents, so its own words can't be told from control tokens in them.
             (masked, tools), hidden = hide([list(messages), list(self.tools)], self.controls.named_in)
             rendered = render_chat(lambda each: self._chat(each, tools), masked)
+        if not rendered.certain:
+            text, frame = rendered.text, rendered.frame
+            if any(text.count(name) > frame.count(name) for name in self.controls.named_in(text)):
+                raise ModelError("the model's chat template makes control tokens of what these messages say")
         return hidden.show(rendered)
 
     def _chat(
