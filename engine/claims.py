@@ -94,7 +94,7 @@ class Claims:
         if not self._ended:
             return max(seen, (GUESS - 1) * first)
         like = [growth for other, growth in self._ended if other >= first]
-        if like:
-            return max(seen, *like)
-        largest, growth = max(self._ended)
-        return max(seen, growth * first // largest)  # of runs that begin with more nothing is known yet
+        if not like:  # of runs that begin with so much nothing is known yet
+            largest, growth = max(self._ended)
+            like = [growth * first // largest]
+        return max(seen, max(like) * (len(self._ended) + 1) // len(self._ended))  # the fewer, the more cautious

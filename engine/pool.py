@@ -54,7 +54,12 @@ async def lease(spec: ModelSpec, folder: Path) -> Lease:
 
     `folder` is where relative paths start. Raises ModelError or ConfigError.
     """
-    return await anyio.to_thread.run_sync(_lease, spec, folder)
+    load = _Loading(spec, folder)
+    try:
+        return await anyio.to_thread.run_sync(load.run, abandon_on_cancel=True)
+    except BaseException:
+        load.abandon()
+        raise
 
 
 @contextmanager
@@ -68,6 +73,31 @@ def leased(spec: ModelSpec, folder: Path, *, checked_anew: bool = False) -> Iter
         yield taken.engine
     finally:
         taken.release()
+
+
+class _Loading:
+    """A lease that is being taken in a thread. Whoever waits may leave at any time; then it is given back."""
+
+    def __init__(self, spec: ModelSpec, folder: Path):
+        self._spec, self._folder = spec, folder
+        self._taken: Lease | None = None
+        self._abandoned = False
+        self._lock = threading.Lock()  # protects both
+
+    def run(self) -> Lease:
+        taken = _lease(self._spec, self._folder)
+        with self._lock:
+            self._taken = taken
+            abandoned = self._abandoned
+        if abandoned:
+            taken.release()
+        return taken
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned, taken = True, self._taken
+        if taken is not None:
+            taken.release()
 
 
 def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:

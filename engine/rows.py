@@ -153,10 +153,8 @@ class Rows(Generic[JobT]):
         """
         self._take_stock()
         room = True
-        for job in sorted(self._swapped, key=self._rank):
-            room = self._enter(job) and room
         for job in self._line():
-            if room or job.run in self._claims:
+            if room or job in self._swapped or job.run in self._claims:
                 room = self._enter(job) and room
         if self._scheduler or not self.in_line:
             self._stuck = None
@@ -164,21 +162,25 @@ class Rows(Generic[JobT]):
             self._unblock()
 
     def _line(self) -> list[JobT]:
-        """Who waits, in order: runs that hold memory, the oldest first; then who was given least, then who came first.
+        """Who waits, in order: rows that were swapped out and rows of runs that hold memory, the oldest first.
 
-        Within a run, by depth.
+        Then who was given least, then who came first; within a run by depth.
         """
         came: dict[object, int] = {}
         for place, job in enumerate(self._waiting):
             came.setdefault(job.run, place)
-        return sorted(
+        waiting = sorted(
             self._waiting,
             key=lambda job: (*self._age(job.run), self._given[job.run], came[job.run], -job.depth),
         )
+        swapped = sorted(self._swapped, key=self._rank)
+        return sorted([*swapped, *waiting], key=lambda job: self._age(job.run, job in swapped, job.admitted))
 
-    def _age(self, run: object) -> tuple[bool, int]:
+    def _age(self, run: object, swapped: bool = False, admitted: int = 0) -> tuple[bool, int]:
         since = self._claims.since(run)
-        return (True, 0) if since is None else (False, since)
+        if since is not None:
+            return False, since
+        return (False, admitted) if swapped else (True, 0)
 
     def _rank(self, job: JobT) -> tuple[int, int]:
         """Among rows that were admitted: lower goes first, and gives up its memory last."""
@@ -236,7 +238,7 @@ class Rows(Generic[JobT]):
         waited = time.monotonic() - self._stuck[1]
         if waited < GRACE:
             return
-        line = [*sorted(self._swapped, key=self._rank), *self._line()]
+        line = self._line()
         for job in line:
             if (needed := self._needed(job)) <= self.memory.room + self._store.idle_bytes:
                 self._find_room(job, needed)
