@@ -9,6 +9,7 @@ from cachegraph.channels.message import EdgeReport, Message, Route
 from .sessions.session import Recollection
 
 __all__ = [
+    "CLOSED",
     "Agent",
     "ChoiceScore",
     "Control",
@@ -38,6 +39,9 @@ __all__ = [
 #   refusal         the model declined to answer
 #   error           the endpoint broke off with an error
 FinishReason = Literal["stop", "eos", "length", "tool_calls", "content_filter", "refusal", "error"]
+
+
+CLOSED = "agent {} is not open: its graph was closed while a run was at work; close it when its runs have ended"
 
 
 @dataclass

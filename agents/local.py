@@ -11,9 +11,9 @@ from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.engine.pool import Lease, lease
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
 from cachegraph.engine.tokens import Tokenizer
-from cachegraph.errors import ModelError
+from cachegraph.errors import ModelError, RunError
 
-from .base import ChoiceScore, Reply, Scored, Timing, Tokens, ToolCall, Turn
+from .base import CLOSED, ChoiceScore, Reply, Scored, Timing, Tokens, ToolCall, Turn
 from .budget import within_budget
 from .framing import Frame, knows_tools
 from .inbox import Inbox
@@ -114,8 +114,9 @@ class LocalAgent:
 
     @property
     def _opened(self) -> Lease:
-        assert self._lease is not None, "open the agent first"
-        return self._lease
+        if (lease := self._lease) is None:
+            raise RunError(CLOSED.format(repr(self.name)))
+        return lease
 
     async def turn(self, turn: Turn) -> Reply:
         """Read the prompt with what the edges brought; write, if somebody reads it."""

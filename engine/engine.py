@@ -4,6 +4,7 @@ An engine has one thread, off every event loop, so it serves runs of several loo
 it knows nothing of prompts, agents or channels.
 """
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
@@ -28,7 +29,12 @@ from .spec import GenerateSpec
 from .tokens import TextDecoder
 from .worker import Worker
 
-__all__ = ["Engine"]
+__all__ = ["FORKED", "Engine"]
+
+FORKED = (
+    "{} was loaded before os.fork(), and a forked process has no thread for it; load models in the new process alone, or "
+    "start it by multiprocessing's 'spawn'"
+)
 
 T = TypeVar("T")
 
@@ -44,6 +50,7 @@ class Engine:
         self._grammars = Grammars(model.tokenizer, model.info.eos_ids) if model.tokenizer is not None else None
         self.kv_memory = choose_budget(kv_memory, [str(each) for each in model.devices])
         self._worker: Worker | None = None
+        self._process = os.getpid()
         self._starting = threading.Lock()  # protects _worker, and that nothing is given to one that was stopped
 
     # What may be asked, from any event loop
@@ -170,6 +177,8 @@ class Engine:
 
     def kv_use(self) -> KVUse:
         """How much of the budget is taken at this moment."""
+        if self._is_forked:
+            return KVUse(self.kv_memory)
         with self._starting:
             worker = self._worker
         if worker is None:
@@ -184,6 +193,8 @@ class Engine:
 
     def close(self) -> None:
         """End the thread. Requests under way fail; later ones start it anew."""
+        if self._is_forked:  # its thread is another process's
+            return
         with self._starting:
             worker, self._worker = self._worker, None
         if worker is not None:
@@ -226,8 +237,15 @@ class Engine:
         own = len(segments) - sum(1 for each in past if len(each))
         return Prefilled(segments, max(own, 0), joined, job.cost)
 
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this process is a fork of the one with the model: nobody here would answer, or free a lock."""
+        return os.getpid() != self._process
+
     def _submit(self, work: "list[Job] | Callable[[], None]") -> None:
+        if self._is_forked:
+            raise ModelError(FORKED.format(f"the model {self.model.name!r}"))
         with self._starting:
-            if self._worker is None:
+            if self._worker is None or self._worker.failed is not None:
                 self._worker = Worker(self.model, self.kv_memory)
             self._worker.submit(work)

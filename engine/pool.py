@@ -1,5 +1,6 @@
 """The models in this process: each loaded once, for as long as somebody uses it."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 from time import perf_counter
 
 import anyio.to_thread
+
+from cachegraph.errors import ModelError
 
 from .engine import Engine
 from .models import StoredModel, ensure, place
@@ -29,6 +32,7 @@ class _Entry:
 _Key = tuple[str, str]
 _entries: dict[_Key, _Entry] = {}
 _lock = threading.Lock()  # protects _entries and the counts in them
+_process: int | None = None  # that has loaded the first model
 
 
 @dataclass(eq=False)
@@ -40,6 +44,8 @@ class Lease:
     waited: bool = False  # the engine was loaded while this was asked for, by whoever asked first
 
     def release(self) -> None:
+        if _process != os.getpid():  # in a forked process it is not this one's to unload
+            return
         with _lock:
             entry = _entries[self._key]
             entry.users -= 1
@@ -75,6 +81,17 @@ def leased(spec: ModelSpec, folder: Path, *, checked_anew: bool = False) -> Iter
         taken.release()
 
 
+def _check_process(spec: ModelSpec) -> None:
+    """Raise ModelError in a fork of a process that has loaded models: torch's threads and the locks here stay there."""
+    global _process
+    from .engine import FORKED
+
+    if _process is None:
+        _process = os.getpid()
+    elif _process != os.getpid():
+        raise ModelError(FORKED.format(f"another model than {spec.source!r}, or this one,"))
+
+
 class _Loading:
     """A lease that is being taken in a thread. Whoever waits may leave at any time; then it is given back."""
 
@@ -102,6 +119,7 @@ class _Loading:
 
 def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
     began = perf_counter()
+    _check_process(spec)
     stored = ensure(spec, folder)
     placed = spec.model_copy(update={"source": "", "revision": None, "chat_template": stored.chat_template})
     key = (str(stored.folder), placed.model_dump_json())

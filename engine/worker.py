@@ -47,6 +47,7 @@ class Worker:
         self._rows = Rows(scheduler, self.memory, self.prefixes, model.name, ahead)
         self._device = Exclusively(model.devices)
         self._threads = torch.get_num_threads()  # where another thread is on one just now, a new one would stay on one
+        self.failed: Exception | None = None  # what ended the thread, if nobody stopped it
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
         self._thread.start()
 
@@ -64,13 +65,30 @@ class Worker:
     def _work(self) -> None:
         torch.set_num_threads(self._threads)
         went_on = True
-        while self._take_arrivals(went_on):
-            self._drop_cancelled()
-            went_on = self._run_step()
+        ended: Exception = ModelError(f"the engine of {self._model.name!r} was closed")
+        try:
+            while self._take_arrivals(went_on):
+                self._drop_cancelled()
+                went_on = self._run_step()
+        except BaseException as error:  # nobody may wait for a thread that is gone
+            ended = _in_our_words(error, self._model)
+            self.failed = ended
+            self._turn_away(ended)
         for job in self._rows.jobs:
-            job.error = ModelError(f"the engine of {self._model.name!r} was closed")
+            job.error = ended
         self._take_out(self._rows.jobs)
         self.prefixes.clear()
+
+    def _turn_away(self, error: Exception) -> None:
+        """Fail the jobs that have arrived meanwhile; functions that are to be called fail or work by themselves."""
+        while not self._inbox.empty():
+            work = self._inbox.get()
+            if isinstance(work, list):
+                for job in work:
+                    job.error = error
+                    job.mailbox.post(job)
+            elif work is not None:
+                work()
 
     def _take_arrivals(self, went_on: bool) -> bool:
         """Everything that has arrived; waits for the first where there is nothing else to do. False: stop."""
@@ -172,7 +190,7 @@ class Worker:
         """One forward pass. Where it fails the rows run again one by one, so that only who is to blame fails."""
         try:
             logits = self._forward([_row(*share) for share in shares])
-        except Exception as error:  # a boundary: whatever a model raises belongs to whoever asked, not to this thread
+        except BaseException as error:  # a boundary: what a model raises, or a panic of Rust code, belongs to who asked
             if isinstance(error, torch.OutOfMemoryError):
                 self.prefixes.clear()
                 torch.cuda.empty_cache()
@@ -196,7 +214,7 @@ class Worker:
         try:
             samplers = [job.sampler for job, _ in ready if job.sampler]
             tokens = choose(samplers, [logits for _, logits in ready], self._ahead([job for job, _ in ready]))
-        except Exception as error:  # as above
+        except BaseException as error:  # as above
             if len(ready) == 1:
                 ready[0][0].error = _in_our_words(error, self._model)
             else:
@@ -225,7 +243,7 @@ class Worker:
     def _blaming(self, job: Job) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # as above: a sampler's or tokenizer's
+        except BaseException as error:  # as above: a sampler's or tokenizer's
             job.error = _in_our_words(error, self._model)
 
 
@@ -298,7 +316,7 @@ def _account(job: Job, tokens: int, seconds: float) -> None:
         job.cost.first_token = time.perf_counter()
 
 
-def _in_our_words(error: Exception, model: LoadedModel) -> Exception:
+def _in_our_words(error: BaseException, model: LoadedModel) -> Exception:
     if isinstance(error, CachegraphError):
         return error
     if isinstance(error, torch.OutOfMemoryError):

@@ -18,6 +18,7 @@ class Cast:
     def __init__(self, agents: Mapping[str, Agent]):
         self.agents = agents
         self.is_open = False
+        self._opening = 0  # runs that wait for `open`
         self.loading: dict[str, dict[str, float]] = {}  # of the last `open`: by model and part of the work, seconds
         self.waited = 0.0  # seconds that it took, until a run tells of it
         self.epoch = 0  # grows when the agents are closed: what was wired before is then void
@@ -35,9 +36,18 @@ class Cast:
             except Exception as error:
                 errors[name] = error
 
-        async with anyio.create_task_group() as group:
-            for name in self.agents:
-                group.start_soon(open_one, name)
+        self._opening += 1
+        try:
+            async with anyio.create_task_group() as group:
+                for name in self.agents:
+                    group.start_soon(open_one, name)
+        except BaseException:  # cancelled, or Ctrl-C: what is open already stays only where another run waits for it
+            if self._opening == 1:
+                with anyio.CancelScope(shield=True):
+                    await self.close()
+            raise
+        finally:
+            self._opening -= 1
         for name in self.agents:
             if name in errors:
                 await self.close()  # nobody else would: a graph that never was open is not closed

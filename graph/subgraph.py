@@ -9,14 +9,14 @@ from typing import Any
 
 import anyio
 
-from cachegraph.agents.base import Agent, Reply, Turn
+from cachegraph.agents.base import CLOSED, Agent, Reply, Turn
 from cachegraph.agents.expression import Expression, compile_expression
 from cachegraph.agents.filters import Value
 from cachegraph.agents.spec import SubgraphSpec
 from cachegraph.agents.template import Template, TemplateProblem, compile_template
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Message
-from cachegraph.errors import InputError
+from cachegraph.errors import InputError, RunError
 
 from .cast import Cast
 from .inputs import check_inputs
@@ -98,8 +98,9 @@ class SubgraphAgent:
     @property
     def wiring(self) -> Wiring:
         """The nodes inside."""
-        assert self._wiring is not None, "it is wired first"
-        return self._wiring
+        if (wiring := self._wiring) is None:
+            raise RunError(CLOSED.format(repr(self.name)))
+        return wiring
 
     async def _prepared(self) -> Wiring:
         return self.wiring

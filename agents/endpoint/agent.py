@@ -10,7 +10,7 @@ from cachegraph.channels.base import Peer
 from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.errors import RunError
 
-from ..base import Delivery, MemoryReport, Reply, Timing, Tokens, ToolCall, Turn
+from ..base import CLOSED, Delivery, MemoryReport, Reply, Timing, Tokens, ToolCall, Turn
 from ..budget import within_budget
 from ..framing import Frame, plain, remembered
 from ..prompt import PromptTemplate, heard, readable
@@ -115,7 +115,7 @@ class EndpointAgent:
     ) -> Completion:
         """One completion, of a turn in which so many tokens were written before."""
         if self._api is None:
-            raise RunError(f"agent {self.name!r} is not open; await its open() first")
+            raise RunError(CLOSED.format(repr(self.name)))
         left = None if turn.most_tokens is None else turn.most_tokens - written
         spec = within_budget(self._spec.generate, replace(turn, most_tokens=left))
         tools = self._belt.schema if self._belt is not None else None
@@ -123,7 +123,8 @@ class EndpointAgent:
 
     def _check(self, said: Completion, turn: Turn) -> None:
         """Raise ModelError where a reply has no words, or its JSON is not whole."""
-        assert self._api is not None
+        if self._api is None:
+            raise RunError(CLOSED.format(repr(self.name)))
         spec = self._spec.generate
         most = spec.max_new_tokens if turn.most_tokens is None else min(spec.max_new_tokens, turn.most_tokens)
         if not said.text.strip():

@@ -17,7 +17,7 @@ from cachegraph.channels.message import EdgeReport, Message
 from cachegraph.common.surrogates import mend, mend_json
 from cachegraph.errors import RunError
 
-from ..base import Reply, Timing, Turn
+from ..base import CLOSED, Reply, Timing, Turn
 from .arguments import arguments_of, fit
 from .find import Function, find_function
 
@@ -57,7 +57,8 @@ class FunctionAgent:
     async def turn(self, turn: Turn) -> Reply:
         """Call it. Raises RunError with what it raised, or InputError that names the argument that doesn't fit."""
         began = perf_counter()
-        assert self._function is not None, "open the agent first"
+        if self._function is None:
+            raise RunError(CLOSED.format(repr(self.name)))
         messages = {delivery.message.sender: delivery.message for delivery in turn.deliveries}
         values = {name: _planes(value) for name, value in turn.inputs.items()}
         values |= {name: _planes(message.data, await message.read()) for name, message in messages.items()}

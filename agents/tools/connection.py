@@ -51,6 +51,7 @@ class Connection:
     def __init__(self, name: str, spec: ToolServerSpec, folder: Path, allow_local: bool = True):
         self.ready: Future[None] = Future()
         self.lost = False
+        self.process = os.getpid()
         self._name, self._spec, self._folder, self._allow_local = name, spec, folder, allow_local
         self._inside: Future[tuple[asyncio.AbstractEventLoop, anyio.CancelScope]] = Future()
         self._thread = threading.Thread(target=self._run, name=f"tools-{name}", daemon=True)
@@ -67,6 +68,8 @@ class Connection:
 
     def stop(self) -> None:
         """Disconnect and wait until it is done. Idempotent; called from any other thread."""
+        if self.process != os.getpid():  # a fork of the one that has the thread and the program
+            return
         loop, scope = self._inside.result()
         with suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(scope.cancel)

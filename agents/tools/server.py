@@ -1,5 +1,6 @@
 """One tool server of a graph: connected when it is first needed, shared by its agents, ended with their graph."""
 
+import os
 import threading
 import weakref
 from collections.abc import Coroutine
@@ -60,7 +61,7 @@ class ToolServer:
 
     async def _connected(self) -> Connection:
         with self._lock:
-            if self._connection is None or self._connection.lost:
+            if self._connection is None or self._connection.lost or self._connection.process != os.getpid():
                 self._connection = Connection(self.name, self._spec, self._folder, self._allow_local)
                 weakref.finalize(self, self._connection.stop)
             connection = self._connection

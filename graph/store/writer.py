@@ -3,6 +3,7 @@
 Each statement also sees whether the run is still this process's own.
 """
 
+import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -68,9 +69,12 @@ class Writer:
         self._queue: _Queue | None = None
         self._thread: threading.Thread | None = None
         self._signed = monotonic()
+        self._process = os.getpid()
 
     def hold(self, run: str, token: str) -> None:
         """Give this run's sign of life from now on."""
+        if self._process != os.getpid():  # a fork, in which nobody is at work for the former one's runs
+            self.__init__(self._database)  # type: ignore[misc]
         with self._lock:
             self._held[run] = token
             if self._queue is None:
@@ -96,9 +100,10 @@ class Writer:
 
     async def add(self, run: str, turn: str, body: str) -> None:
         """Returns when the turn is on disk. Raises ConfigError, or RunError if the run is another process's by now."""
-        assert self._queue is not None
+        if (queue := self._queue) is None or self._process != os.getpid():
+            raise RunError(f"run {run!r} has ended, so nothing more of it is recorded; begin a new one")
         done: Mailbox[Exception | None] = Mailbox()
-        self._queue.put(_Entry(run, turn, body, done))
+        queue.put(_Entry(run, turn, body, done))
         error = await anext(done)
         if error is not None:
             raise error
