@@ -384,6 +384,7 @@ class Graph:
 
     def open(self) -> Self:
         """Load all models now rather than with the first run."""
+        self.validate()._agents()  # imports torch, which Ctrl-C ends at once only outside an event loop
         wait(self.aopen, "open", "graph.aopen", lambda: None)
         return self
 

@@ -12,6 +12,7 @@ from cachegraph.errors import CachegraphError
 
 from . import compare, doctor, failures, fusers, models, recipes, run, runs, sessions, train
 from .output import echo
+from .signals import Commands, Stopped, catch_signals, end_stopped, exit_code
 from .streams import complete_output, standard_streams
 from .texts import check_arguments
 
@@ -19,6 +20,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="cachegraph",
+    cls=Commands,
     help="Graphs of LLM agents whose edges hand over words, or KV caches.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -55,7 +57,8 @@ def _options(
 def main() -> None:
     """Run a command.
 
-    Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 4 a run waits for a person, 130 Ctrl-C.
+    Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 4 a run waits for a person, 130 Ctrl-C,
+    143 SIGTERM, 129 SIGHUP.
     With --json a command that fails prints an object with its error, too.
     """
     with standard_streams():
@@ -65,6 +68,7 @@ def main() -> None:
 def _run_app() -> None:
     debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
     failures.begin()
+    catch_signals()
     try:
         check_arguments(sys.argv[1:])
         with complete_output():
@@ -76,10 +80,10 @@ def _run_app() -> None:
             echo(f"cachegraph: {error}", err=True)
         failures.print_failure(error, str(error), error.exit_code)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as error:
-        echo("cachegraph: interrupted", err=True)
-        failures.print_failure(error, "interrupted", 130)
-        sys.exit(130)
+    except (Stopped, KeyboardInterrupt) as error:
+        stopped = error.__cause__ if isinstance(error, Stopped) else error
+        failures.print_failure(stopped or error, "interrupted", exit_code())
+        end_stopped(stopped)
     except SystemExit as ended:
         failures.print_ending(ended)
         raise

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO
 
+from cachegraph.common.file_lock import lock_file
 from cachegraph.errors import ConfigError
 from cachegraph.graph.events import Event, TextDelta
 
@@ -70,6 +71,14 @@ def recording(events: Path | None, trace: Path | None) -> Iterator[Recorder]:
 
 def _opened(path: Path) -> IO[str]:
     try:
-        return path.open("w", encoding="utf-8", errors="replace")
+        file = path.open("a", encoding="utf-8", errors="replace")  # emptied only when it is ours
+        try:
+            lock_file(file, path, "choose another place")
+            if path.is_file():
+                file.truncate(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
     except OSError as error:
         raise ConfigError(f"can't write {str(path)!r}: {error.strerror}; choose another place") from error

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 
 import anyio
 from rich.console import Console
@@ -28,6 +29,7 @@ from cachegraph.graph.stream import RunStream
 from .failures import note
 from .output import open_console, write
 from .recording import Record
+from .signals import Told
 
 __all__ = ["print_comparison", "run_and_print", "warm_up"]
 
@@ -58,12 +60,16 @@ def run_and_print(
     try:
         anyio.run(_follow, stream, output, quiet, console, record)
     except (KeyboardInterrupt, RunError) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
         if not quiet:
-            if isinstance(error, KeyboardInterrupt):
-                console.print(Text("interrupted; this is how far it came:", "yellow"))
-            print_tables(stream.result, console)
-            if stream.result.run_id:
-                console.print(f"To go on where it stands: cachegraph runs resume {stream.result.run_id}")
+            with suppress(OSError) if stopped else nullcontext():  # the terminal may be gone, which stopped it
+                if stopped:
+                    console.print(Text("interrupted; this is how far it came:", "yellow"))
+                print_tables(stream.result, console)
+                if stream.result.run_id:
+                    console.print(f"To go on where it stands: cachegraph runs resume {stream.result.run_id}")
+            if stopped:
+                raise Told from error
         raise
     if not quiet:
         print_tables(stream.result, console)

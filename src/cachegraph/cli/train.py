@@ -14,6 +14,7 @@ from cachegraph.errors import ConfigError
 
 from .failures import note
 from .output import TASK, echo, echo_json, open_console
+from .signals import exit_code
 
 if TYPE_CHECKING:
     from cachegraph.training.plan import Plan
@@ -121,7 +122,7 @@ def _train(
         console.print(f"interrupted; {said}", style="yellow", soft_wrap=True)
         if as_json:
             raise
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code()) from None
     if not PartialState().is_main_process:
         return
     if as_json:
