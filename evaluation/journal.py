@@ -5,12 +5,14 @@ one is begun beside it.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import ValidationError
 
+from cachegraph.common.file_lock import lock_file
 from cachegraph.errors import ConfigError, InputError
 
 from .records import Record
@@ -27,22 +29,21 @@ class Journal:
         self._file: IO[str] | None = None
         if path is None:
             return
-        self.path, lines = _own_file(path, key)
+        self.path, lines, self._file = _own_file(path, key)
+        try:
+            self._begin(key, header, lines)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _begin(self, key: str, header: Mapping[str, Any], lines: list[str]) -> None:
+        assert self.path is not None
         for number, line in enumerate(lines[1:], 2):
             record = _record(self.path, number, line)
             if record.error is None:  # what failed is tried again
                 self.records[record.key] = record
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
         if not lines:
-            try:
-                self._write(json.dumps({"kind": "header", "schema_version": 1, "key": key, **header}))
-            except ConfigError:
-                self.close()
-                raise
+            self._write(json.dumps({"kind": "header", "schema_version": 1, "key": key, **header}))
 
     def add(self, record: Record) -> None:
         """Keep a record; it is in the file when this returns."""
@@ -67,23 +68,42 @@ class Journal:
             raise _unwritable(self.path, error) from error
 
 
-def _own_file(path: Path, key: str) -> tuple[Path, list[str]]:
-    """The file to go on with, and its lines; a name with the key's first letters where `path` is another's."""
-    lines = _whole_lines(path)
-    if lines and _key(lines[0]) != key:
-        if _key(lines[0]) is None:
+def _own_file(path: Path, key: str) -> tuple[Path, list[str], IO[str]]:
+    """The file to go on with, its lines, and the file open; another name, with the key, where `path` is another's."""
+    own = _key_of(path)
+    if own is not None and own != key:
+        path = path.with_name(f"{path.stem}-{key[:8]}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        lock_file(file, path, "wait for it, or give --out another name")
+        lines = _whole_lines(path)
+        if lines and _key(lines[0]) != key:
             raise InputError(f"{str(path)!r} is no results file of cachegraph; give --out another name")
-        beside = path.with_name(f"{path.stem}-{key[:8]}{path.suffix}")
-        return beside, _whole_lines(beside)
-    return path, lines
+    except BaseException:
+        file.close()
+        raise
+    return path, lines, file
+
+
+def _key_of(path: Path) -> str | None:
+    """The key in a results file's header; None where there is no file, or none with a whole header."""
+    try:
+        with path.open("rb") as file:
+            return _key(file.readline().decode("utf-8", "replace"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"the results file {str(path)!r} can't be read: {error.strerror or error}") from error
 
 
 def _whole_lines(path: Path) -> list[str]:
     """The file's lines; a last one that was torn by a crash is cut off."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        return []
     except OSError as error:
         raise InputError(f"the results file {str(path)!r} can't be read: {error.strerror or error}") from error
     end = data.rfind(b"\n") + 1
@@ -97,14 +117,14 @@ def _whole_lines(path: Path) -> list[str]:
     if data and not lines:  # not even a header was finished, or this is somebody's file
         if not data.startswith(b'{"kind": "header"'):
             return [data.decode("utf-8", "replace")]
-        path.unlink()
+        os.truncate(path, 0)
     return lines
 
 
 def _key(line: str) -> str | None:
     try:
         header = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, nested beyond measure, or a number of too many digits
         return None
     if not isinstance(header, dict) or header.get("kind") != "header" or header.get("schema_version") != 1:
         return None
