@@ -32,8 +32,8 @@ from .worker import Worker
 __all__ = ["FORKED", "Engine"]
 
 FORKED = (
-    "{} was loaded before os.fork(), and a forked process has no thread for it; load models in the new process alone, or "
-    "start it by multiprocessing's 'spawn'"
+    "{} was loaded before os.fork(), and a forked process has no thread for it; load models in the new process alone, "
+    "or start it by multiprocessing's 'spawn'"
 )
 
 T = TypeVar("T")
