@@ -15,7 +15,7 @@ from cachegraph.engine.rope import OutOfReach
 from .base import Delivery
 from .control import brought_plane, zeros
 from .inbox import Inbox
-from .prompt import Piece, Prompt
+from .prompt import Piece, Prompt, Slot
 
 __all__ = ["Grafting"]
 
@@ -38,6 +38,8 @@ class Grafting:
 
         `positions` are those of the prompt's own tokens where they leave gaps.
         """
+        if self._fell_for_lost_slots(prompt):
+            return None
         seen, own, grafted, used = set(prompt.seen), 0, 0, set[str]()
         out: list[Graft | None] = []
         began, fell = perf_counter(), False
@@ -71,6 +73,19 @@ class Grafting:
                 self._inbox.fall_back(delivery, reason)
             return None
         return out
+
+    def _fell_for_lost_slots(self, prompt: Prompt) -> bool:
+        """A chat template that rewrites what it is given (in capitals, say) leaves no place for what it can't know."""
+        slots = {span.origin for message in prompt.messages for span in message.content.spans if span.kind == "slot"}
+        lost = slots - {part.sender for part in prompt.parts if isinstance(part, Slot)}
+        for sender, (delivery, _) in self._plans.items():
+            if sender in lost:
+                self._inbox.fall_back(
+                    delivery,
+                    f"the chat template of {self._engine.model.name!r} changes the text that it is given, so there is "
+                    f"no place in it for what {sender!r} hands over",
+                )
+        return not lost.isdisjoint(self._plans)
 
     def _why_too_far(self, count: int) -> str | None:
         """Why a prompt of so many positions, grafts among them, can't be read."""
