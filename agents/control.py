@@ -17,7 +17,8 @@ __all__ = ["brought_plane", "mismatched_reading", "zeros"]
 
 def zeros(kv: KV) -> KV:
     """As many entries at the same positions, all 0."""
-    return KV(tuple(LayerKV(torch.zeros_like(k), torch.zeros_like(v)) for k, v in kv.layers), kv.positions)
+    layers = tuple(LayerKV(torch.zeros_like(k), torch.zeros_like(v)) for k, v in kv.layers)
+    return KV(layers, kv.positions, kv.factors, None if kv.state is None else kv.state.map(torch.zeros_like))
 
 
 def brought_plane(delivery: Delivery, control: Control | None) -> CachePlane | None:

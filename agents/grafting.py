@@ -1,12 +1,12 @@
 """What the edges graft into one prompt: each slot's KV at its place, or the reason why an edge hands over words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
 from torch import Tensor
 
-from cachegraph.channels.cache.graft import Graft, graft, is_of_a_long_row, why_too_long
+from cachegraph.channels.cache.graft import Graft, graft, is_of_a_long_row, why_no_state, why_too_long
 from cachegraph.channels.cache.plans import GraftPlan
 from cachegraph.channels.decide import nothing_private
 from cachegraph.engine.engine import Engine
@@ -33,19 +33,24 @@ class Grafting:
         self._fusing = {delivery.route.edge.sender for delivery, _ in inbox.fuses()}
         self.seconds = 0.0
 
-    async def take(self, prompt: Prompt, positions: Tensor | None = None) -> list[Graft | None] | None:
+    async def take(
+        self, prompt: Prompt, positions: Tensor | None = None, *, alone: bool = True
+    ) -> list[Graft | None] | None:
         """By part of the prompt, what is grafted there; None if an edge had to fall back instead.
 
-        `positions` are those of the prompt's own tokens where they leave gaps.
+        `positions` are those of the prompt's own tokens where they leave gaps. `alone`: no sharer corrects what stands
+        between the slots.
         """
         if self._fell_for_lost_slots(prompt):
             return None
         seen, own, grafted, used = set(prompt.seen), 0, 0, set[str]()
+        front: list[int] | None = [] if alone else None
         out: list[Graft | None] = []
         began, fell = perf_counter(), False
         for part in prompt.parts:
             if isinstance(part, Piece):
                 own += len(part.ids)
+                front = None if front is None else [*front, *part.ids]
                 out.append(None)
                 continue
             delivery, plan = self._plans[part.sender]
@@ -54,15 +59,19 @@ class Grafting:
                 used.add(part.sender)
                 start = own if positions is None or not own else int(positions[own - 1]) + 1
                 try:
-                    brought = await self._graft(delivery, plan, start + grafted, seen)
+                    brought = await self._graft(delivery, plan, start + grafted, seen, front)
                 except OutOfReach as error:
                     self._inbox.fall_back(delivery, str(error))
                     return None
-                if brought is None and not self._is_there(delivery, plan, prompt.seen):
+                if brought is not None and (reason := self._why_no_state(delivery, brought, part is prompt.parts[-1])):
+                    self._inbox.fall_back(delivery, reason)
+                    fell, brought = True, None
+                elif brought is None and not self._is_there(delivery, plan, prompt.seen):
                     self._inbox.fall_back(delivery, nothing_private(part.sender, self._inbox.agent))
                     fell = True
             if brought is not None:
                 grafted += len(brought.ids)
+                front = None if front is None else [*front, *brought.ids]
                 seen |= {origin[0] for origin in brought.origins}
             out.append(brought)
         self.seconds = perf_counter() - began
@@ -97,7 +106,13 @@ class Grafting:
             return "the sender's row is so long that its keys have other RoPE frequencies"
         return why_too_long(model, count + self._reply)
 
-    async def _graft(self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str]) -> Graft | None:
+    def _why_no_state(self, delivery: Delivery, brought: Graft, closes: bool) -> str | None:
+        plane = brought_plane(delivery, self._inbox.turn.control)
+        return None if plane is None else why_no_state(plane, self._engine.model, brought, closes=closes)
+
+    async def _graft(
+        self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str], front: Sequence[int] | None
+    ) -> Graft | None:
         control = self._inbox.turn.control
         plane = brought_plane(delivery, control)
         if plane is not None and control is not None and control.kind == "zero":  # before a translator reads it
@@ -106,7 +121,7 @@ class Grafting:
         if plane is not None:
             model, already = self._engine.model, frozenset(seen)
             brought = await self._engine.call(
-                lambda: graft(plane, model, position, already, plan.carries, plan.translation)
+                lambda: graft(plane, model, position, already, plan.carries, plan.translation, front)
             )
         if brought is not None:
             report = self._inbox.report(delivery)

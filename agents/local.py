@@ -152,7 +152,8 @@ class LocalAgent:
             message.text = await reader.prompt_text()
         else:
             # From a row it needs no message of before: round after round they would hold each other.
-            kept = turn if row is None or row.sharers is not None else replace(turn, deliveries=())
+            alone = row is not None and row.sharers is None and row.can_reopen
+            kept = replace(turn, deliveries=()) if alone else turn
             message.write = lambda: self._write_later(kept, row)
         if turn.needs_cache and row is not None:
             message.cache = row.plane(engine.model.identity, turn.id or self.name)
@@ -217,7 +218,7 @@ class LocalAgent:
     async def _write_later(self, turn: Turn, row: RowSoFar | None) -> str:
         """The reply, for somebody who turned out to need it after the turn was over; from its cache if there is one."""
         again = replace(turn, needs_text=True, needs_cache=False, on_text=None)
-        if row is not None and row.sharers is None:
+        if row is not None and row.sharers is None and row.can_reopen:
             row = replace(row, timing=Timing(), tokens=Tokens())
             row.reopen()
             return (await write(self._opened.engine, self.name, self._spec.generate, row, again, perf_counter())).text

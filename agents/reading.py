@@ -41,6 +41,7 @@ class RowSoFar:
     ids: list[int] = field(default_factory=list)  # with the pending ones
     origins: list[Any] = field(default_factory=list)
     sharers: Along | None = None  # that also correct what follows
+    corrected: bool = False  # sharers have corrected something in it
     text: str = ""
     data: Any = None  # the reply as a JSON value, where it is one by schema
     finish: FinishReason | None = None  # why the reply ended
@@ -57,6 +58,11 @@ class RowSoFar:
         self.tokens.reused += cost.reused
         self.tokens.kv_bytes = max(self.tokens.kv_bytes, cost.kv_bytes)
 
+    @property
+    def can_reopen(self) -> bool:
+        """Whether the last token can be taken back: no recurrent state is bound to it."""
+        return bool(self.segments) and self.segments[-1].state is None
+
     def reopen(self) -> None:
         """Forget the last token's KV, so that it is computed once more and decoding can begin with it."""
         *front, last = self.segments
@@ -72,7 +78,7 @@ class RowSoFar:
 
     def plane(self, identity: str, sender: str) -> CachePlane:
         """The row for others to take from."""
-        return CachePlane(identity, sender, self.segments, self.ids, self.origins)
+        return CachePlane(identity, sender, self.segments, self.ids, self.origins, corrected=self.corrected)
 
 
 class Reader:
@@ -217,7 +223,7 @@ class Reader:
                 self._inbox.fall_back(delivery, str(error))
             return await self._read_again()
         active = self._active(sharing, reading)
-        taken = await grafting.take(prompt, reading.positions if active else None)
+        taken = await grafting.take(prompt, reading.positions if active else None, alone=not active)
         if taken is None:
             return await self._read_again()
         if not active:  # nothing to correct: exactly the receiver without these edges
@@ -259,7 +265,7 @@ class Reader:
         for token, brought in placed:
             grafts.setdefault(token, []).append(brought.kv)
         fused = await fused_prefill(self._engine, sharers, reading, self._spec.fusion, grafts=grafts)
-        row = RowSoFar(segments=fused.segments, pending=list(reading.ids[reading.end :]))
+        row = RowSoFar(segments=fused.segments, pending=list(reading.ids[reading.end :]), corrected=True)
         row.positions = _trailing_positions(reading)
         row.add_cost(fused.receiver_cost)
         row.timing.fuse += fused.fuse_seconds

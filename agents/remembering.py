@@ -41,8 +41,13 @@ class Remembering:
         self.report.refused = kept.refused
         same = next((n for n, (a, b) in enumerate(zip(kept.ids, row.ids, strict=False)) if a != b), None)
         length = min(len(kept.ids) if same is None else same, len(row.ids) - 1)
-        if kept.kv is not None and length > 0:
-            row.segments, row.pending = (kept.kv.select(slice(0, length)),), row.ids[length:]
+        if kept.kv is not None and self._engine.model.info.states and length < len(kept.ids):
+            self.report.refused = (
+                f"the recurrent state of {self._engine.model.name!r} was kept behind {len(kept.ids)} tokens, of which "
+                f"the prompt begins with {length}"
+            )
+        elif kept.kv is not None and length > 0:
+            row.segments, row.pending = (kept.kv.first(length),), row.ids[length:]
             row.tokens.reused += length
             self.report.reused = length
 

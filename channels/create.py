@@ -72,6 +72,8 @@ def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> Gr
 def _translation(sharer: Engine, receiver: Engine, place: Path) -> Translation | str:
     """Raises FuserError where the folder holds no whole translator."""
     mine, theirs = receiver.model, sharer.model
+    if mine.info.states:
+        return f"{mine.name!r} keeps a recurrent state beside its KV cache, and no translator makes one"
     translator = load_translator(place, mine.device, mine.dtype)
     widen(translator.network)
     if reason := _why_not_this_pair(translator.card, receiver, sharer):

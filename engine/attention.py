@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
 import torch
@@ -21,12 +21,16 @@ from transformers.cache_utils import Cache
 
 from .kv import LayerKV, RowCache
 
+if TYPE_CHECKING:
+    from .recurrent import PackedStates
+
 __all__ = [
     "NAME",
     "Attends",
     "Enough",
     "Expands",
     "OnLayer",
+    "PackedCache",
     "PackedRows",
     "Watch",
     "attending",
@@ -83,6 +87,7 @@ class PackedRows:
     layers: int | None = None  # the entries of so many are wanted; None: of all
     expands: bool = False  # the model computes what it attends to from all that is cached
     reversed: bool = False  # then what it caches second is filed as keys, since that has RoPE
+    states: "PackedStates | None" = None  # where layers keep a recurrent state
     _new: list[tuple["ref[Tensor]", "ref[Tensor]"]] = field(default_factory=list)  # by layer that caches, of this pass
     _filed: int = 0  # layers whose new entries are in the caches
     _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
@@ -123,7 +128,8 @@ class PackedRows:
         self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
         """As `Attends` has it, row by row. Raises Enough in the last layer that is wanted."""
-        window = self.windows[layer] if layer < len(self.windows) else None
+        known = layer is not None and layer < len(self.windows)  # a module that serves several layers may be none
+        window = self.windows[layer] if known else None
         out, start = [], 0
         for row, past in enumerate(self._entries_of(given)):
             end = start + len(self.positions[row])
@@ -177,35 +183,44 @@ def watching(watch: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def attending(rows: Attends) -> Iterator["_PackedCache"]:
+def attending(rows: Attends) -> Iterator["PackedCache"]:
     """While this is open, models whose attention is `cachegraph` attend by these rows; yields their cache object."""
     token = _running.set(rows)
     try:
-        yield _PackedCache()
+        yield PackedCache()
     finally:
         _running.reset(token)
 
 
 @contextmanager
-def packed_rows(rows: PackedRows) -> Iterator["_PackedCache"]:
+def packed_rows(rows: PackedRows) -> Iterator["PackedCache"]:
     """The same for rows of any lengths, whose caches are appended to."""
     for cache, positions in zip(rows.caches, rows.positions, strict=True):
         cache.reserve(positions)
     with attending(rows) as passed_through:
+        passed_through.states = rows.states
         yield passed_through
     for cache in rows.caches:
         cache.commit()
+    if rows.states is not None:
+        rows.states.commit()
 
 
-class _PackedCache(Cache):  # type: ignore[misc]
-    """What transformers calls a cache: it hands new K and V to the rows of the running pass."""
+class PackedCache(Cache):  # type: ignore[misc]
+    """What transformers calls a cache: it hands new K and V to the rows of the running pass.
 
-    def __init__(self) -> None:
-        super().__init__(layers=[])
+    A recurrent module is given one that has `layers`, with the states of some of the rows.
+    """
+
+    def __init__(self, layers: list[Any] | None = None) -> None:
+        super().__init__(layers=[] if layers is None else layers)
+        self.states: PackedStates | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
+        if self.layers:
+            raise RuntimeError("a recurrent module attends, so its rows can't be told apart")
         return _running.get().cached(LayerKV(key_states, value_states))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

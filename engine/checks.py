@@ -26,6 +26,7 @@ from .kv import LayerKV, RowCache
 from .native import NativeCache, native_forward
 from .probe import NEAR_PIECE, ProbeRow, Results, apart, generated, narrow_windows, own_logits, probe_rows, read_rows
 from .quiet import quiet_transformers
+from .recurrent_modules import recurrent_modules, split_by_rows
 from .rope import Rotation
 from .rope_by_length import ByLength, watch_lengths
 from .verdict import Comparison, Verdict
@@ -88,12 +89,14 @@ def restore(network: Any, info: ModelInfo, verdict: Verdict) -> Checked:
         expands=verdict.expands,
         reversed=verdict.reversed,
         by_length=_watch_lengths(network),
+        state_shapes=verdict.state_shapes,
     )
     rotation = Rotation(network, info)
     rotation.settle(verdict.turns, verdict.why_no_rotation, verdict.reach)
     decoder: Decoder | Stepper | None = None
     if verdict.why_no_cache is None:
         _set_attention(network, NAME)
+        split_by_rows(network, verdict.by_rows)
         if verdict.why_no_kernels is None:
             decoder = _replaying(network, info)
     return Checked(verdict, info, rotation, decoder)
@@ -133,6 +136,7 @@ class _Checking:
         self._expected: list[list[Tensor]] = []
         self._read: Results | None = None
         self._seen = _Seen()
+        self._by_rows: tuple[tuple[str, bool], ...] = ()
         plain = all(type(p.data) is Tensor and p.is_floating_point() for p in network.parameters())
         self._limit = _EXACT if plain else _ROUNDED
 
@@ -147,12 +151,20 @@ class _Checking:
             rotation.reach,
             rotation.kept if rotation.why_not is None else (),
             tuple(self.compared),
+            self.info.state_shapes,
+            self._by_rows,
         )
 
     def packed(self) -> str | None:
         """Hold the packed forward pass to the model's own; why it computes something else, or None."""
         network, own = self._network, self._network.config._attn_implementation
         before = list(self.compared)
+        if self.info.states:
+            found = recurrent_modules(network, self.info, self._rows[0].ids)
+            if isinstance(found, str):
+                return found
+            self._by_rows = found
+            split_by_rows(network, found)
         for expands in (False, True):
             self.compared = list(before)
             try:
@@ -176,7 +188,7 @@ class _Checking:
                 info, narrow = replace(info, reversed=True), replace(narrow, reversed=True)
                 read = read_rows(self._rows, lambda rows: forward(network, narrow, rows))
                 self._compare_logits(", its cache turned over", read, self._limit)
-        self.info, self._read = info.measured(read.caches[0].tail().layers), read
+        self.info, self._read = info.measured(read.caches[0].tail()), read
 
     def native(self) -> None:
         """Hold a row that goes on from transformers' own cache to the reading of all of it at once.
@@ -234,6 +246,8 @@ class _Checking:
             return None, reason
         if info.by_length is not None:
             return None, "its RoPE depends on the length of a row"
+        if info.states:
+            return None, "it has recurrent layers"
         on_gpu = home_of(network).type == "cuda"
         try:
             if not on_gpu and (reason := self._why_not_plain()):
@@ -365,29 +379,33 @@ def _has_plain_head(network: Any, info: ModelInfo, ids: list[int]) -> bool:
 
 @contextmanager
 def in_float32(network: nn.Module) -> Iterator[None]:
-    """While this is open, 16-bit weights are widened as they are used, one module at a time.
+    """While this is open, 16-bit weights are widened as they are used, one module at a time; vectors all at once.
 
     Activations and KV follow. Quantised weights stay as they are, and what their layers compute in.
     """
-    narrow: dict[nn.Parameter, Tensor] = {}
+    narrow: dict[nn.Parameter, tuple[nn.Module, Tensor]] = {}  # by whom, and what it was
 
     def widen(module: nn.Module, *_: Any) -> None:
         if type(module) is nn.Embedding:  # large, and exact as it is
             return
-        for weight in module.parameters(recurse=False):
-            if type(weight.data) is Tensor and weight.dtype in _HALF:
-                narrow[weight] = weight.data
+        for weight in _weights_of(module):
+            if _is_narrow(weight):
+                narrow[weight] = module, weight.data
                 weight.data = weight.data.float()
 
     def restore(module: nn.Module, _: Any, out: Any) -> Any:
-        for weight in module.parameters(recurse=False):
-            if (data := narrow.pop(weight, None)) is not None:
-                weight.data = data
+        for weight in _weights_of(module):
+            if weight in narrow and narrow[weight][0] is module:
+                weight.data = narrow.pop(weight)[1]
         return out.float() if type(module) is nn.Embedding and out is not None else out
 
+    # Some modules look at their parts' norms for what dtype to give them.
+    vectors = [(weight, weight.data) for weight in network.parameters() if weight.ndim < 2 and _is_narrow(weight)]
+    for weight, data in vectors:
+        weight.data = data.float()
     hooks = []
     for module in network.modules():
-        if next(module.parameters(recurse=False), None) is not None:
+        if next(_weights_of(module), None) is not None:
             hooks += [
                 module.register_forward_pre_hook(widen),
                 module.register_forward_hook(restore, always_call=True),
@@ -397,6 +415,21 @@ def in_float32(network: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+        for weight, data in vectors:
+            weight.data = data
+
+
+def _is_narrow(weight: nn.Parameter) -> bool:
+    return type(weight.data) is Tensor and weight.dtype in _HALF
+
+
+def _weights_of(module: nn.Module) -> Iterator[nn.Parameter]:
+    """What a module computes with itself. Recurrent ones take weights of parts, such as their convolution, directly."""
+    yield from module.parameters(recurse=False)
+    parts = list(module.children())
+    if any(isinstance(part, nn.Conv1d) for part in parts):
+        for part in parts:
+            yield from part.parameters(recurse=False)
 
 
 def _watch_lengths(network: Any) -> ByLength | None:

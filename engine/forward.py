@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from cachegraph.errors import ModelError
+
 from .attention import Enough, OnLayer, PackedRows, packed_rows
 from .devices import home_of, is_spread, sent
 from .info import ModelInfo
 from .kv import LayerKV, RowCache
+from .recurrent import PackedStates
 from .rope_by_length import RowLength, row_lengths
 
 if TYPE_CHECKING:
@@ -104,6 +107,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | Non
         layers=layers,
         expands=info.expands,
         reversed=info.reversed,
+        states=_states(model, info, rows),
     )
     wanted = _wanted(rows)
     with packed_rows(packed) as cache, row_lengths(_lengths(info, rows, positions)):
@@ -117,6 +121,24 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | Non
     if len(logits) > len(wanted):  # some models take no notice of `logits_to_keep`
         logits = logits[keep.to(logits.device)]  # (wanted, vocab)
     return _by_row(rows, logits)[:asked]
+
+
+def _states(model: Any, info: ModelInfo, rows: Sequence[Row]) -> PackedStates | None:
+    """The rows' recurrent states. Raises ModelError where one is not known, or branches would have to share one."""
+    if not info.states:
+        return None
+    for row in rows:
+        if row.sees is not None:
+            raise ModelError(
+                f"{info.model_type!r} models have recurrent layers, which can't read branches of one row side by side; "
+                "give each branch a row"
+            )
+        if len(row.cache) and row.cache.state is None:
+            raise ModelError(
+                f"{info.model_type!r} models have recurrent layers, and their state behind these {len(row.cache)} "
+                "positions was not kept; read them from the beginning"
+            )
+    return PackedStates([row.cache for row in rows], [len(row.ids) for row in rows], info.states, model.dtype)
 
 
 def cache_argument(model: Any) -> str:
@@ -144,7 +166,9 @@ def _never_one_token(rows: Sequence[Row]) -> Sequence[Row]:
     """
     if len(rows) != 1 or len(rows[0].ids) != 1:
         return rows
-    return [*rows, Row(rows[0].ids, RowCache(), "none")]
+    companion = Row(rows[0].ids, RowCache(), "none")
+    companion.cache.state = rows[0].cache.state
+    return [*rows, companion]
 
 
 def _positions(row: Row) -> Tensor:

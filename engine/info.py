@@ -1,26 +1,26 @@
 """What must be known of a model to carry its KV cache around: the one place that reads Hugging Face configurations."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .shapes import KVShape
 
 if TYPE_CHECKING:
-    from .kv import LayerKV
+    from .kv import KV
+    from .recurrent import StateShapes
     from .rope_by_length import ByLength
 
 __all__ = ["ModelInfo"]
 
-# Kinds of layers whose cache is one K and one V a position.
+# Kinds of layers whose cache is one K and one V a position; which are recurrent, transformers' cache says.
 _KV_LAYERS = {"full_attention", "sliding_attention"}
-# What keeps others from cache edges. Those that are not here attend: to chunks, or to what an index chooses.
-_ODD_LAYERS = {
-    **dict.fromkeys(("linear_attention", "conv", "mamba", "recurrent", "moe"), "keep no KV cache"),
-    **dict.fromkeys(("hybrid", "hybrid_sliding"), "keep a recurrent state beside their KV cache"),
-}
+# What keeps others from cache edges, where no layer has KV. Those that are not here attend: to chunks, or to what an
+# index chooses.
+_NO_KV = "keep no KV cache"
 _BY_OTHER_RULES = "attend to a part of their KV cache, chosen by rules that ours does not follow"
+_EMPTY_LAYERS = {"mlp", "moe"}  # keep nothing, between layers of other kinds
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ModelInfo:
     expands: bool = False  # it computes keys and values of what it caches at every step (MLA)
     by_length: "ByLength | None" = None  # how its RoPE depends on the length of a row
     reversed: bool = False  # of the two things that it then caches the second has RoPE; they are keys here
+    states: tuple[int, ...] = ()  # by decoder layer, how many recurrent states it keeps; empty: none does
+    state_shapes: "StateShapes" = ()  # by tensor of a row's recurrent state
 
     @classmethod
     def from_hf(cls, config: Any, generation: Any = None) -> "ModelInfo":
@@ -50,6 +52,7 @@ class ModelInfo:
         layers = _get(config, "num_hidden_layers") or 0
         kinds = list(_get(config, "layer_types") or [])
         heads = _get(config, "num_attention_heads") or 0
+        states = _states(config)
         return cls(
             model_type=config.model_type,
             shapes=tuple(_shape(config, layer) for layer in range(layers)),
@@ -59,13 +62,20 @@ class ModelInfo:
             windows=_windows(config, kinds, layers),
             rope_types=_rope_types(config, kinds, layers),
             eos_ids=_eos_ids(config, generation),
-            why_no_cache=_why_no_cache(config, kinds, heads),
+            why_no_cache=_why_no_cache(config, kinds, heads, states),
+            states=states,
         )
 
-    def measured(self, layers: "Sequence[LayerKV]") -> "ModelInfo":
+    def measured(self, kv: "KV") -> "ModelInfo":
         """With the shapes of what the model has cached."""
-        shapes = tuple(KVShape(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in layers)
-        return replace(self, shapes=shapes)
+        shapes = tuple(KVShape(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in kv.layers)
+        named = kv.state.named() if kv.state is not None else ()
+        return replace(self, shapes=shapes, state_shapes=tuple((name, tuple(each.shape)) for name, each in named))
+
+    @property
+    def state_bytes(self) -> int:
+        """At most, of one row's recurrent state: many models keep it in float32 whatever they compute in."""
+        return sum(4 * prod(shape) for _, shape in self.state_shapes)
 
     @property
     def layers(self) -> int:
@@ -90,7 +100,7 @@ class ModelInfo:
     def is_uniform(self) -> bool:
         """Every decoder layer keeps keys and values of one shape, and attends to those."""
         alike = len(set(self.shapes)) == 1 and self.shapes[0].key_dim == self.shapes[0].value_dim
-        return alike and len(self.shapes) == self.depth and not self.expands
+        return alike and len(self.shapes) == self.depth and not (self.expands or self.states)
 
 
 def _one_or_all(numbers: list[int]) -> int | tuple[int, ...]:
@@ -115,7 +125,7 @@ def _shape(config: Any, layer: int) -> KVShape:
 def _windows(config: Any, kinds: list[str], layers: int) -> tuple[int | None, ...]:
     window = getattr(config, "sliding_window", None)
     if kinds:
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return tuple(window if kind in ("sliding_attention", "hybrid_sliding") else None for kind in kinds)
     return ((window if getattr(config, "use_sliding_window", True) else None),) * layers
 
 
@@ -137,10 +147,27 @@ def _eos_ids(config: Any, generation: Any) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _why_no_cache(config: Any, kinds: list[str], heads: int) -> str | None:
-    odd = sorted(set(kinds) - _KV_LAYERS)
+def _states(config: Any) -> tuple[int, ...]:
+    """By layer, how many recurrent states transformers' cache keeps for it; empty where it keeps none at all."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    try:
+        layers = DynamicCache(config=config).layers
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):  # it has a cache of a kind of its own
+        return ()
+    states = tuple(each.number_of_states if isinstance(each, LinearAttentionCacheLayerMixin) else 0 for each in layers)
+    return states if any(states) else ()
+
+
+def _why_no_cache(config: Any, kinds: list[str], heads: int, states: tuple[int, ...]) -> str | None:
+    odd = sorted({kind for index, kind in enumerate(kinds) if kind not in _KV_LAYERS and not any(states[index:][:1])})
+    odd = [kind for kind in odd if not (states and kind in _EMPTY_LAYERS)]
     if odd:
-        return f"its {odd[0]!r} layers {_ODD_LAYERS.get(odd[0], _BY_OTHER_RULES)}"
+        return f"its {odd[0]!r} layers {_NO_KV if odd[0] in _EMPTY_LAYERS else _BY_OTHER_RULES}"
+    keeping = [kind for kind in kinds if kind not in _EMPTY_LAYERS]
+    if states and not set(keeping) - {"linear_attention", "conv"}:
+        return f"its {keeping[0]!r} layers {_NO_KV}"
     if not heads:
         return f"{config.model_type!r} models have no attention layers, so they keep no KV cache"
     if getattr(config, "attention_chunk_size", None):

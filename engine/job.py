@@ -18,7 +18,7 @@ from .native import NativeCache
 from .request import Cost
 from .sampling import Sampler
 from .spec import GenerateSpec
-from .swap import SwappedTail
+from .swap import SwappedState, SwappedTail
 from .tokens import TextDecoder
 
 __all__ = ["Job"]
@@ -58,6 +58,7 @@ class Job:
     error: BaseException | None = None
     cancelled: bool = False
     swapped: SwappedTail | None = None  # the tail, while the row waits for memory
+    swapped_state: SwappedState | None = None  # the same of its recurrent state, if it has one
     admitted: int = 0  # its place in the order in which rows got memory
     chain: list[bytes] = field(default_factory=list)  # by whole block of a plain prompt, its digest
 
@@ -94,6 +95,9 @@ class Job:
         """Move the tail out of the device's memory. Raises ModelError where there is no room for it either."""
         try:
             self.swapped = SwappedTail(self.cache.take_tail(), self.cache.used)
+            if self.cache.state is not None:
+                self.swapped_state = SwappedState(self.cache.state)
+                self.cache.put_state(None)
         except OSError as error:
             raise ModelError(
                 f"KV memory is full, and a waiting row's cache can't be put into {tempfile.gettempdir()!r}: "
@@ -104,4 +108,6 @@ class Job:
         """Bring it back, with room for the cache's capacity."""
         assert self.swapped is not None
         self.cache.put_tail(self.swapped.restore(self.cache.capacity))
-        self.swapped = None
+        if self.swapped_state is not None:
+            self.cache.put_state(self.swapped_state.restore())
+        self.swapped = self.swapped_state = None

@@ -7,15 +7,18 @@ any number of rows; a `RowCache` reads shared `KV`s in front and writes behind t
 document that ten rows continue from is held once, and nobody can change what another reads.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .rope_by_length import MIXED
+
+if TYPE_CHECKING:
+    from .recurrent import State
 
 __all__ = ["BLOCK", "KV", "LayerKV", "RowCache", "concat"]
 
@@ -36,11 +39,16 @@ class LayerKV(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KV:
-    """All layers' keys and values of one stretch of one row, and the RoPE position of each entry."""
+    """All layers' keys and values of one stretch of one row, and the RoPE position of each entry.
+
+    `layers` are those that keep KV. Where others keep a recurrent state, `state` is it behind the last entry, of all
+    that the row has read from position 0 on. A part of the entries has none.
+    """
 
     layers: tuple[LayerKV, ...]
     positions: Tensor  # (positions,) int64, on the CPU, ascending
     factors: int = 0  # which of its model's RoPE frequencies its keys have, where those depend on a row's length
+    state: "State | None" = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -50,12 +58,28 @@ class KV:
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        return sum(each.nbytes for each in self.tensors())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds in the model's memory."""
+        for layer in self.layers:
+            yield from layer
+        if self.state is not None:
+            yield from self.state.tensors()
 
     def select(self, index: "slice | Tensor") -> "KV":
-        """Those entries alone; a slice shares memory, an index tensor copies."""
+        """Those entries alone, without a state; a slice shares memory, an index tensor copies."""
         layers = tuple(layer.select(index) for layer in self.layers)
         return KV(layers, self.positions[index.cpu() if isinstance(index, Tensor) else index], self.factors)
+
+    def first(self, count: int) -> "KV":
+        """The first `count` entries; all of them, with the state, where there are no more."""
+        return self if count == len(self) else self.select(slice(0, count))
+
+    def split(self, at: int) -> "tuple[KV, KV]":
+        """The first `at` entries and the others, sharing memory; the state stays behind the last one."""
+        front, back = self.select(slice(0, at)), self.select(slice(at, None))
+        return front, replace(back, state=self.state)
 
     def to(self, devices: Sequence[torch.device], dtype: torch.dtype) -> "KV":
         """Each layer on its device, in this dtype; itself where nothing changes."""
@@ -66,7 +90,7 @@ class KV:
         return (
             self
             if all(a is b for old, new in zip(self.layers, layers, strict=True) for a, b in zip(old, new, strict=True))
-            else KV(layers, self.positions, self.factors)
+            else KV(layers, self.positions, self.factors, self.state)
         )
 
 
@@ -81,7 +105,8 @@ def concat(parts: Sequence[KV]) -> KV:
         for layers in zip(*(part.layers for part in parts), strict=True)
     )
     (factors, *others) = {part.factors for part in parts}
-    return KV(layers, torch.cat([part.positions for part in parts]), MIXED if others else factors)
+    positions = torch.cat([part.positions for part in parts])
+    return KV(layers, positions, MIXED if others else factors, parts[-1].state)
 
 
 class RowCache:
@@ -93,7 +118,11 @@ class RowCache:
     """
 
     def __init__(self, segments: Sequence[KV] = ()):
-        self.segments = [segment for segment in segments if len(segment)]
+        self.segments: list[KV] = []
+        self.state: State | None = None  # behind the last entry, where the model keeps one
+        self._state_before: tuple[int, State | None] = (0, None)  # how much of the tail was used then
+        self._kept: list[tuple[int, State]] = []  # the same, where others may want to continue
+        self.continue_from(segments)
         self.capacity = 0  # positions that the tail's buffers have room for, or will have when next written
         self.factors = 0  # of the tail's keys, as a KV's
         self.moves = 0  # how often a buffer of the tail has got another address
@@ -120,6 +149,20 @@ class RowCache:
 
     def _tail_positions(self) -> Tensor:
         return torch.from_numpy(self._places[: self._used])
+
+    def continue_from(self, segments: Sequence[KV]) -> None:
+        """Read these in front; nothing may be written yet."""
+        self.segments = [segment for segment in segments if len(segment)]
+        state = self.segments[-1].state if self.segments else None
+        # A state of another row, or of a part of this one, is not what these entries lead to.
+        self.state = state if state is not None and state.length == sum(map(len, self.segments)) else None
+        self._state_before = (0, self.state)
+
+    def put_state(self, state: "State | None") -> None:
+        """What is committed ends with this state; None while it is elsewhere, as the tail may be."""
+        self.state = state
+        if state is None:
+            self._state_before = (0, None)
 
     # Room
 
@@ -220,21 +263,41 @@ class RowCache:
 
     def commit(self) -> None:
         """The forward pass is over: the reserved entries count."""
+        self._state_before = (self._used, self.state)
         self._used = self._reserved
 
     def take_back(self, used: int) -> None:
         """The tail has so many entries, as before; what was committed behind them does not count."""
+        if used != self._used:
+            assert self.state is None or self._state_before[0] == used
+            self.state = self._state_before[1]
         self._used = used
 
     def tail(self) -> KV:
         """What this row itself computed; shares memory, and later appends leave it as it is."""
         used = self._used
         layers = tuple(LayerKV(k[:, :, :used], v[:, :, :used]) for k, v in self._tail)
-        return KV(layers, self._tail_positions(), self.factors)
+        return KV(layers, self._tail_positions(), self.factors, self.state)
 
     def freeze(self) -> tuple[KV, ...]:
         """The segments that another row may continue from, sharing all memory with this one."""
-        return (*self.segments, self.tail()) if self._used else tuple(self.segments)
+        return (*self.segments, *self._tail_parts()) if self._used else tuple(self.segments)
+
+    def _tail_parts(self) -> list[KV]:
+        """The tail, cut where a state was kept: a row can continue there."""
+        rest, parts, start = self.tail(), list[KV](), 0
+        for used, state in self._kept:
+            if start < used < self._used:
+                part, rest = rest.split(used - start)
+                parts.append(replace(part, state=state))
+                start = used
+        return [*parts, rest]
+
+    def keep_state(self) -> None:
+        """Others may want to continue from here: a state can't be cut out later."""
+        if self.state is not None:
+            self.state = self.state.compact()
+            self._kept.append((self._used, self.state))
 
     # While a row waits, its tail may be elsewhere
 

@@ -77,9 +77,8 @@ class Memory:
     def hold(self, segments: "Iterable[KV]", run: object = None) -> None:
         """Count these, but for what is counted already, on a run's account until they are freed."""
         for segment in segments:
-            for layer in segment.layers:
-                for tensor in layer:
-                    self._hold(tensor.untyped_storage(), run)
+            for tensor in segment.tensors():
+                self._hold(tensor.untyped_storage(), run)
         self.peak = max(self.peak, self.used)
 
     def _count(self, change: int, run: object) -> None:

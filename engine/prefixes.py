@@ -62,7 +62,7 @@ class Prefixes:
         if digests[index] in self._blocks or not all(map(self._blocks.__contains__, before)):
             return
         self._touch(before)
-        size = tail.nbytes // len(tail) * CHUNK
+        size = _block_bytes(tail)
         while self.nbytes + size > self._memory.budget // MOST:
             if len(self._blocks) <= index:  # nothing but what this one needs before it
                 return
@@ -95,8 +95,14 @@ class Prefixes:
             pass
 
 
+def _block_bytes(tail: KV) -> int:
+    state = tail.state.nbytes if tail.state is not None else 0
+    return (tail.nbytes - state) // len(tail) * CHUNK + state
+
+
 def _copy(tail: KV, start: int) -> KV:
     """Of its own memory, so that it does not keep the rest of the row alive."""
     end = slice(start, None)
     layers = tuple(LayerKV(*(each.clone() for each in layer.select(end))) for layer in tail.layers)
-    return KV(layers, tail.positions[end].clone(), tail.factors)
+    state = tail.state.compact() if tail.state is not None else None
+    return KV(layers, tail.positions[end].clone(), tail.factors, state)

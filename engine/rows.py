@@ -81,12 +81,21 @@ JobT = TypeVar("JobT", bound=_Job)
 class Rows(Generic[JobT]):
     """Jobs at work and jobs in line. A job that can't go on gets its `error`; whoever calls takes it out."""
 
-    def __init__(self, scheduler: Scheduler[JobT], memory: Memory, store: _Store, name: str, ahead: int = 0):
+    def __init__(
+        self,
+        scheduler: Scheduler[JobT],
+        memory: Memory,
+        store: _Store,
+        name: str,
+        ahead: int = 0,
+        state_bytes: int = 0,
+    ):
         self.memory = memory
         self._scheduler = scheduler
         self._store = store
         self._name = name  # of the model
         self._ahead = ahead  # positions that a row has room for beyond what is asked of it
+        self._state_bytes = state_bytes  # of a row's recurrent state, however long it is
         self._waiting: list[JobT] = []  # as they came
         self._swapped: list[JobT] = []
         self._admitted = 0
@@ -320,14 +329,17 @@ class Rows(Generic[JobT]):
         return time.monotonic() - self._short[1] < GRACE
 
     def _needed(self, job: JobT) -> int:
-        return job.cache.capacity_for(job.remaining + self._ahead) * job.position_bytes
+        return self._size(job, job.cache.capacity_for(job.remaining + self._ahead))
+
+    def _size(self, job: JobT, capacity: int) -> int:
+        return capacity * job.position_bytes + self._state_bytes
 
     def _reserve(self, job: JobT) -> None:
-        self.memory.reserve(id(job), job.cache.capacity * job.position_bytes)
+        self.memory.reserve(id(job), self._size(job, job.cache.capacity))
 
     def _check_size(self, job: JobT, tokens: int, held: int) -> None:
         """Raises ModelError where a row with so many more tokens, and what its run holds, is more than the budget."""
-        own = job.cache.capacity_for(tokens) * job.position_bytes
+        own = self._size(job, job.cache.capacity_for(tokens))
         shared = max(held, sum(segment.nbytes for segment in job.cache.segments))
         if own + shared > self.memory.budget:
             raise ModelError(

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .shapes import KVShape
+
+if TYPE_CHECKING:
+    from .recurrent import StateShapes
 
 __all__ = ["Comparison", "Verdict"]
 
@@ -35,6 +38,8 @@ class Verdict:
     reach: int | None  # keys can be moved below this position; None: everywhere
     turns: tuple[tuple[str, int, str] | None, ...]  # by layer: how its keys are rotated
     compared: tuple[Comparison, ...]
+    state_shapes: "StateShapes" = ()  # by tensor of a row's recurrent state
+    by_rows: tuple[tuple[str, bool], ...] = ()  # recurrent modules, and whether they read a token at a time
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -49,5 +54,7 @@ class Verdict:
                 "shapes": tuple(KVShape(*each) for each in kept["shapes"]),
                 "turns": tuple(each and (each[0], each[1], each[2]) for each in kept["turns"]),
                 "compared": tuple(Comparison(**each) for each in kept["compared"]),
+                "state_shapes": tuple((name, tuple(shape)) for name, shape in kept["state_shapes"]),
+                "by_rows": tuple((name, by_token) for name, by_token in kept["by_rows"]),
             }
         )

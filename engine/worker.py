@@ -37,14 +37,14 @@ class Worker:
     def __init__(self, model: LoadedModel, budget: int):
         self._model = model
         self._inbox: queue.SimpleQueue[list[Job] | Callable[[], None] | None] = queue.SimpleQueue()
-        # A recurrent model's prompt is read at once: transformers begins anew with every piece of several tokens.
+        # Such a model's prompt is read at once: some begin anew with every piece of several tokens.
         scheduler: Scheduler[Job] = Scheduler() if model.why_no_cache is None else Scheduler(chunk=sys.maxsize)
         self.memory = Memory(budget)
         self.prefixes = Prefixes(self.memory)
         self._reuses = os.environ.get("CACHEGRAPH_PREFIX_REUSE", "1") != "0"
         # A step that is begun ahead writes one entry more than anybody has asked for.
         ahead = int(model.decoder is not None and model.decoder.ahead is not None)
-        self._rows = Rows(scheduler, self.memory, self.prefixes, model.name, ahead)
+        self._rows = Rows(scheduler, self.memory, self.prefixes, model.name, ahead, model.info.state_bytes)
         self._device = Exclusively(model.devices)
         self._threads = torch.get_num_threads()  # where another thread is on one just now, a new one would stay on one
         self.failed: Exception | None = None  # what ended the thread, if nobody stopped it
@@ -139,6 +139,7 @@ class Worker:
         """They are done or have failed: whoever asked gets them."""
         self._rows.discard(jobs)
         for job in jobs:
+            job.cache.keep_state()
             job.cost.kv_bytes = sum(segment.nbytes for segment in job.cache.freeze())
             self.memory.hold([job.cache.tail()], job.account.run)  # what it leaves behind
             job.mailbox.post(job)
@@ -173,7 +174,7 @@ class Worker:
         job.chain = chain(job.pending, job.account.tenant, job.layers, factors)
         if job.logits_wanted == "all":
             return
-        job.cache.segments = self.prefixes.find(job.chain[: (job.remaining - 1) // CHUNK])
+        job.cache.continue_from(self.prefixes.find(job.chain[: (job.remaining - 1) // CHUNK]))
         job.cost.reused = len(job.cache)
         if job.cost.reused:
             del job.pending[: job.cost.reused]
@@ -202,6 +203,8 @@ class Worker:
             return
         for (job, tokens), out in zip(shares, logits, strict=True):
             _advance(job, tokens, out)
+            if job.sampler is not None and not job.pending and not job.reply:
+                job.cache.keep_state()  # what takes the prompt alone continues from here
         ready = [
             (job, out[-1]) for (job, _), out in zip(shares, logits, strict=True) if out is not None and job.sampler
         ]

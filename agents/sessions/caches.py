@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from safetensors.torch import load, save
 
 from cachegraph.engine.kv import KV, LayerKV, concat
 from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.recurrent import State
 from cachegraph.errors import reason_of
 
 from .folder import AgentRecord, KeptCache
@@ -60,19 +62,27 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
         for each, dim in zip(layer, (shape.key_dim, shape.value_dim), strict=True):
             if each.shape != (1, shape.kv_heads, len(ids), dim) or not each.is_floating_point():
                 return Kept([], None, "the kept cache is not of the shape that the model's is")
-    kv = KV(layers, torch.arange(len(ids)), int(about.get("factors", 0)))
-    return Kept(ids, kv.to(model.devices, model.dtype))
+    kv = KV(layers, torch.arange(len(ids)), int(about.get("factors", 0))).to(model.devices, model.dtype)
+    if not model.info.states:
+        return Kept(ids, kv)
+    state = State.from_named(tensors, model.info.state_shapes, len(ids))
+    if state is None:
+        return Kept([], None, "the kept cache lacks the recurrent state that the model keeps beside it")
+    return Kept(ids, replace(kv, state=state.map(lambda each: each.to(model.device))))
 
 
 def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segments: Sequence[KV]) -> KeptCache | None:
     """Save a row, whole or not at all; None where it is none that could be continued."""
     kv = concat(list(segments))
-    if len(kv) != len(ids) or not torch.equal(kv.positions, torch.arange(len(ids))):
+    lacks_state = bool(model.info.states) and kv.state is None
+    if lacks_state or len(kv) != len(ids) or not torch.equal(kv.positions, torch.arange(len(ids))):
         return None
     tensors = {"ids": torch.tensor(ids)}
     for number, layer in enumerate(kv.layers):
         tensors[f"{number}.keys"] = layer.keys.cpu().contiguous()
         tensors[f"{number}.values"] = layer.values.cpu().contiguous()
+    if kv.state is not None:
+        tensors |= {name: each.cpu().contiguous() for name, each in kv.state.named()}
     raw = save(tensors, {**_about(model), "factors": str(kv.factors)})
     digest = hashlib.sha256(raw).hexdigest()
     file = f"{agent}-{digest[:16]}.safetensors"

@@ -1,7 +1,7 @@
 """Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -146,8 +146,8 @@ class _Row:
             self.segments = self.uncorrected = done.segments
             self.kv = done.kv
             if last > start and self.kv is not None:
-                self.before = (*self.before, self.kv.select(slice(0, last - start)))
-                self.kv = self.kv.select(slice(last - start, None))
+                front, self.kv = self.kv.split(last - start)
+                self.before = (*self.before, front)
                 self.segments = self.uncorrected = (*self.before, self.kv)
 
     def correct(self, kv: KV) -> None:
@@ -204,7 +204,7 @@ async def _correct(
     by_sharer = _sources(receiver, sharers, kv, stretch, sizes)
     sources = [source(layers) for j, source in by_sharer.items() if (layers := caches[j]) is not None]
     fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
-    return KV(tuple(LayerKV(*layer) for layer in fused.layers), kv.positions)
+    return replace(kv, layers=tuple(LayerKV(*layer) for layer in fused.layers))
 
 
 def _sources(

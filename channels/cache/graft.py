@@ -1,6 +1,7 @@
 """Putting KV that a sender computed into a receiver's row, at the receiver's own positions."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from cachegraph.engine.load import LoadedModel
 from .plane import CachePlane
 from .translate import Translation
 
-__all__ = ["Graft", "graft", "is_of_a_long_row", "why_no_graft", "why_too_long"]
+__all__ = ["Graft", "graft", "is_of_a_long_row", "why_no_graft", "why_no_state", "why_too_long"]
 
 
 class Graft(NamedTuple):
@@ -33,7 +34,7 @@ def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
         return f"{sender.name!r} runs in {sender.dtype} here and in {receiver.dtype} there"
     if sender.weights != receiver.weights:
         return f"{sender.name!r} has {sender.weights or 'plain'} weights here and {receiver.weights or 'plain'} there"
-    if receiver.rotation.why_not is not None:
+    if receiver.rotation.why_not is not None and not receiver.info.states:  # with a state nothing is moved
         return f"{receiver.name!r} can't take grafted keys: {receiver.rotation.why_not}"
     return None
 
@@ -64,8 +65,12 @@ def graft(
     seen: Collection[str],
     carries: Literal["prompt", "reply", "all"],
     translation: Translation | None = None,
+    front: Sequence[int] | None = None,
 ) -> Graft | None:
     """What the receiver has not read, moved to positions from `start` on; None where it has read it all.
+
+    `front` is the tokens in front of it, where the receiver alone computed them. A recurrent state goes over where they
+    are what the sender's row has in front of it too: then the receiver's row is the sender's.
 
     Keys are rotated (KVCOMM, arXiv 2510.12872, does the same for one offset); values are shared. Entries that already
     stand where they should are shared whole, and receivers that want the same thing at the same place share one copy.
@@ -83,4 +88,25 @@ def graft(
         moved = receiver.rotation.move(kv, torch.arange(start, start + len(kv)))
         plane.grafts[wanted] = Graft(moved, ids, private.origins)
     taken: Graft = plane.grafts[wanted]
+    if taken.kv.state is not None and not (start == 0 or _begins_alike(plane, start, front)):
+        return taken._replace(kv=replace(taken.kv, state=None))
     return taken
+
+
+def _begins_alike(plane: CachePlane, start: int, front: Sequence[int] | None) -> bool:
+    return front is not None and not plane.corrected and list(front) == list(plane.ids[:start])
+
+
+def why_no_state(plane: CachePlane, receiver: LoadedModel, brought: Graft, *, closes: bool) -> str | None:
+    """Why a receiver with recurrent layers can't continue behind a graft; None where it can. `closes`: it ends the
+    prompt."""
+    if not receiver.info.states:
+        return None
+    keeps = f"{receiver.name!r} keeps a recurrent state beside its KV cache, and"
+    if brought.kv.state is not None:
+        behind = f"{keeps} decoding begins with the prompt's last token, in front of which no state was kept"
+        return f"{behind}; write something behind the slot" if closes else None
+    return (
+        f"{keeps} that goes over only where the receiver's row begins with the very tokens of the sender's row, "
+        f"up to the end of what {plane.sender!r} hands over"
+    )

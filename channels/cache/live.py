@@ -5,6 +5,7 @@ the sharer computes the next one. Between GPUs the copy waits for that layer alo
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ async def correct_as_they_come(
     while needed or sum(map(len, arrivals.layers.values())) < all_layers:
         sent = await arrivals.wait()
         await receiver.call(lambda sent=sent: correct(sent))  # type: ignore[misc]
-    return KV(tuple(layers), kv.positions)
+    return replace(kv, layers=tuple(layers))
 
 
 def _needed(fusers: Mapping[int, Fuser]) -> dict[int, list[tuple[int, int]]]:

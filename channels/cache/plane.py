@@ -1,13 +1,17 @@
 """What a sender's cache holds, entry by entry: the KV, the token, and whose text it is."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from cachegraph.engine.kv import KV, concat
+
+if TYPE_CHECKING:
+    from cachegraph.engine.recurrent import State
 
 __all__ = ["CachePlane", "Private", "join_planes"]
 
@@ -34,6 +38,7 @@ class CachePlane:
     ids: Sequence[int]
     origins: Sequence[Any]
     replies: frozenset[str] = frozenset()  # the turns whose replies are in here, where it is joined of several
+    corrected: bool = False  # sharers have changed entries of it
     grafts: dict[Any, Any] = field(default_factory=dict)  # what was grafted before, for the next who wants the same
 
     @cached_property
@@ -69,7 +74,19 @@ class CachePlane:
                 run = inside[-1] - inside[0] + 1 == len(inside)
                 parts.append(segment.select(slice(inside[0], inside[-1] + 1) if run else torch.tensor(inside)))
             first += len(segment)
-        return concat(parts)
+        return replace(concat(parts), state=self._state_behind(wanted))
+
+    def _state_behind(self, wanted: Sequence[int]) -> "State | None":
+        """The recurrent state behind these entries, where one was kept there and none of them is missing in between.
+
+        It is also a state of all that the row has in front of them.
+        """
+        end = wanted[-1] + 1
+        if end - wanted[0] != len(wanted):
+            return None
+        ends = accumulate(map(len, self.segments))
+        found = next((each.state for each, at in zip(self.segments, ends, strict=True) if at == end), None)
+        return found if found is not None and found.length == end else None
 
 
 def join_planes(turn: str, planes: Sequence[CachePlane]) -> CachePlane:
@@ -86,4 +103,5 @@ def join_planes(turn: str, planes: Sequence[CachePlane]) -> CachePlane:
         [token for plane in planes for token in plane.ids],
         origins,
         frozenset().union(*(plane.replies or {plane.sender} for plane in planes)),
+        any(plane.corrected for plane in planes),
     )

@@ -27,9 +27,7 @@ QUICK = ["llama", "gemma3_text", "gpt_oss", "ministral3", "phi3-longrope", "deep
 REFUSED = {
     "longcat_flash": "reading a text piece by piece fails in transformers",
     "mllama": "transformers knows no 'mllama_text_model' model that writes text",
-    "minimax": "reading a text piece by piece fails in transformers",
     "openai-gpt": "takes no cache",
-    "rwkv": "takes no cache",
     "xlnet": "takes no cache",
     "xlstm": "reading a text piece by piece fails in transformers",
 }

@@ -16,6 +16,15 @@ from cachegraph.engine.spec import GenerateSpec
 
 NO_SPECIAL: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
 NATIVE = {
     "mamba": (
         lambda: hf.mamba.MambaConfig(
@@ -23,19 +32,29 @@ NATIVE = {
         ),
         "its 'linear_attention' layers keep no KV cache",
     ),
-    "lfm2": (
-        lambda: hf.lfm2.Lfm2Config(
-            vocab_size=300,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            layer_types=["conv", "full_attention", "conv"],
-            initializer_range=0.3,
+    "rwkv": (
+        lambda: hf.rwkv.RwkvConfig(
+            vocab_size=300, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, **NO_SPECIAL
+        ),
+        "'rwkv' models have no attention layers, so they keep no KV cache",
+    ),
+    "recurrent_gemma": (
+        lambda: hf.recurrent_gemma.RecurrentGemmaConfig(
+            **SIZES, lru_width=32, attention_window_size=64, head_dim=8, tie_word_embeddings=True, **NO_SPECIAL
+        ),
+        "'recurrent_gemma' models keep their recurrent state elsewhere than in transformers' cache",
+    ),
+    "minimax": (
+        lambda: hf.minimax.MiniMaxConfig(
+            **SIZES,
+            head_dim=8,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+            block_size=32,
             **NO_SPECIAL,
         ),
-        "its 'conv' layers keep no KV cache",
+        "'minimax' models keep their recurrent state elsewhere than in transformers' cache",
     ),
     "bloom": (
         lambda: hf.bloom.BloomConfig(
