@@ -11,26 +11,25 @@ from torch import Tensor
 
 from cachegraph.engine import checks
 from cachegraph.engine.cpu.build import SWITCH
-from cachegraph.engine.forward import Row, forward
+from cachegraph.engine.cpu.decoder import Decoder
 from cachegraph.engine.gpu import kernels
 from cachegraph.engine.gpu.stepper import Stepper
-from cachegraph.engine.kv import RowCache
 from cachegraph.engine.load import LoadedModel
 
 
-@torch.inference_mode()
-def chosen(model: LoadedModel) -> Stepper | None:
-    cache = RowCache()
-    forward(model.network, model.info, [Row([1, 2, 3, 4], cache, "none")])
-    return checks._stepper(model.network, model.info, cache.tail())
+def chosen(model: LoadedModel) -> Decoder | Stepper | None:
+    """By the check at load, which takes the model to be on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "home_of", lambda _: torch.device("cuda"))
+        model.network.set_attn_implementation("sdpa")
+        return checks.check(model.network, model.info).decoder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_they_decode_a_model_of_which_they_compute_what_it_does_itself(dtype: torch.dtype, tiny: Tiny) -> None:
     model = tiny("llama", dtype)
-    with checks.in_float32(model.network):
-        found = chosen(model)
-    assert found is not None
+    found = chosen(model)
+    assert isinstance(found, Stepper)
     assert found.replays
 
 
