@@ -15,11 +15,25 @@ from cachegraph.common.template_budget import MAX_ITEMS, spend, weigh
 from .formatting import format_percent
 from .methods import count_of, pay_replacing, strip_set
 
-__all__ = ["FILTERS", "TESTS", "compare"]
+__all__ = ["FILTERS", "TESTS", "Lazy", "compare"]
 
 JINJA_TESTS: dict[str, Any] = dict(UNTYPED_TESTS)
 MAX_INDENT = 100
 Work = Callable[..., Any]
+
+
+class Lazy:
+    """What Jinja2 makes lazily (`map`, `select`, ...): it is gone through once, is true, and has no length."""
+
+    def __init__(self, items: list[Any]):
+        self._rest = iter(items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        spend()
+        return next(self._rest)
 
 
 def _values(work: Work, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -31,9 +45,11 @@ def _paid(work: Work, pay: Callable[..., None]) -> Work:
     @wraps(work)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         spend()
+        if pay is not _one:
+            args = tuple(list(arg) if isinstance(arg, Lazy) else arg for arg in args)
         pay(*_values(work, args), **kwargs)
         result = work(*args, **kwargs)
-        return _listed(result) if isinstance(result, Iterator) else result
+        return Lazy(_listed(result)) if isinstance(result, Iterator) else result
 
     return guarded
 
@@ -189,6 +205,7 @@ def _pay_comparing(left: Any, right: Any) -> None:
 
 def _contains(container: Any, item: Any) -> bool:
     spend()
+    container = list(container) if isinstance(container, Lazy) else container
     if isinstance(container, str):
         spend(len(container) // 4)
     elif isinstance(item, _CONTAINERS):

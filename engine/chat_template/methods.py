@@ -140,6 +140,7 @@ def _replace(text: str, _: str) -> Callable[..., Any]:
 
 def _join(text: str, _: str) -> Callable[..., Any]:
     def work(items: Any) -> Any:
+        items = list(items) if not isinstance(items, str) else items
         parts = weigh(items)
         spend(6 * parts.characters + len(text) * parts.items)
         return text.join(items)

@@ -1,5 +1,6 @@
 """A chat template and messages to text, within a budget. What goes wrong raises an exception of Jinja2 or Python."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -74,7 +75,9 @@ def _compile(source: str) -> jinja2.Template:
         tree = SANDBOX.parse(source)
         check_depth(tree)
         tree = Guards().visit(tree)
-        code = SANDBOX.compile(tree)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of the Python that Jinja2 makes of it
+            code = SANDBOX.compile(tree)
     except (SyntaxError, MemoryError, RecursionError, ValueError) as error:
         raise TemplateRuntimeError("the chat template is too deep or too large to be compiled") from error
     return jinja2.Template.from_code(SANDBOX, code, dict(SANDBOX.globals))

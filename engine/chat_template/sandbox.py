@@ -20,7 +20,7 @@ from jinja2.utils import Cycler, Joiner, Namespace
 
 from cachegraph.common.template_budget import MAX_ITEMS, spend, weigh
 
-from .filters import FILTERS, TESTS, compare
+from .filters import FILTERS, TESTS, Lazy, compare
 from .formatting import format_percent
 from .methods import Method, count_of, find_method
 
@@ -198,11 +198,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         """The items of a loop, a step each; a list stays a list, whose length `loop` knows."""
         if isinstance(iterable, list | tuple | range | str | dict):
             return _Steps(iterable)
+        if isinstance(iterable, Lazy):
+            return iterable
         if isinstance(iterable, Undefined):
             return ()
-        if not isinstance(iterable, LoopContext):
-            raise TemplateRuntimeError(f"'{type(iterable).__name__}' can't be looped over")
-        raise TemplateRuntimeError("'loop' can't be looped over")
+        raise TemplateRuntimeError(f"'{type(iterable).__name__}' can't be looped over")
 
     def compare(self, operation: str, left: Any, right: Any) -> bool:
         return compare(operation, left, right)
@@ -233,7 +233,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(obj, Undefined):
             obj._fail_with_undefined_error()
         if not isinstance(obj, str | list | tuple | range):
-            return self.undefined(f"{type(obj).__name__} can't be sliced")
+            raise TypeError(f"{type(obj).__name__} can't be sliced")
         part = obj[slice(*(None if bound is None else int(_number(bound)) for bound in bounds))]
         spend(len(part) * (1 if isinstance(part, str) else 8))
         return part
