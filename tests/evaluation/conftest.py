@@ -82,7 +82,7 @@ def caches_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     def decide(edge: Any, *_: Any) -> Route:
         if isinstance(edge, TextEdge):
             return Route(edge, "text")
-        return Route(edge, "cache", needs_text=False, needs_cache=True)
+        return Route(edge, "cache", needs_text=False, needs_cache=True, carries="prompt")
 
     monkeypatch.setattr(create, "route", decide)
 

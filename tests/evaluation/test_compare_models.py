@@ -191,7 +191,7 @@ DUO: dict[str, Any] = {
         "expert": {"model": "other", "prompt": "{{ context }}", "generate": {"max_new_tokens": 8}},
         "answerer": {"model": "small", "prompt": "{{ context }} {{ question }}", "generate": {"max_new_tokens": 8}},
     },
-    "edges": [{"from": "expert", "to": "answerer", "channel": "cache"}],
+    "edges": [{"from": "expert", "to": "answerer", "channel": "cache", "fuser": "smollm2-135m-instruct--gemma-3-270m"}],
     "output": "answerer",
 }
 

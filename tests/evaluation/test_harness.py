@@ -256,6 +256,7 @@ def test_a_graph_writes_what_it_writes_elsewhere(make: Make, model: Path) -> Non
 
 def test_a_fallback_is_counted_and_said(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     nothing_private = DUO.replace('prompt: "{{ hint }} "', 'prompt: "{{ question }}"')
+    nothing_private = nothing_private.replace("max_new_tokens: 6", "max_new_tokens: 0")
     lm = make(nothing_private, channel="cache", input="question")
     with caplog.at_level(logging.WARNING, "lm_eval"):
         logging.getLogger("lm_eval").addHandler(caplog.handler)  # which does not hand its records on
