@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cachegraph.agents.control import mismatched_reading
-from cachegraph.agents.prompt import Message, Piece, Prompt, Slot, tokenize
+from cachegraph.agents.prompt import Message, Piece, Prompt, Slot, own_words_from, tokenize
 from cachegraph.agents.scoring import reply_tokens
 from cachegraph.agents.sharing import pair_own, read_along
 from cachegraph.channels.cache.align import Aligner, SharedSpan, align_offsets
@@ -133,7 +133,8 @@ def _graft_lesson(pair: Pair, example: Example, prompt: Prompt, own: Piece) -> G
     if not after:
         raise InputError(f"the prompt of agent {pair.receiver.agent!r} ends with the slot; put words behind it")
     spans = tuple((origin.name, origin.start, origin.end) for i in private if (origin := own.origins[i]))
-    words = tuple((name, example.inputs[name]) for name in dict.fromkeys(name for name, _, _ in spans))
+    names = dict.fromkeys(name for name, _, _ in spans if name in example.inputs)  # the rest are the sharer's own words
+    words = tuple((name, example.inputs[name]) for name in names)
     text = Text(tuple(own.ids[: private[-1] + 1]), tuple(private), spans, words)
     replies = _replies(pair.receiver, prompt, example)
     _check_room(pair.receiver, len(before) + len(private) + len(after), replies, example)
@@ -203,6 +204,8 @@ def _read(end: End, values: Mapping[str, str], slots: Sequence[str]) -> Prompt:
     tokenizer = end.engine.model.tokenizer
     assert tokenizer is not None
     messages: list[Message] = end.template.messages(values, slots=slots)
+    if end.spec.generate.max_new_tokens == 0:  # it hands over its own words, too
+        messages = [own_words_from(each, end.agent) if each.role == "user" else each for each in messages]
     return tokenize(messages, tokenizer, end.chat)
 
 

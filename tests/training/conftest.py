@@ -129,6 +129,7 @@ def write_task(
     rows: list[dict[str, Any]] | None = None,
     fuser: Mapping[str, Any] | None = None,
     edge: Mapping[str, Any] | None = None,
+    reader: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> Task:
     """A graft's graph, in which the reader alone reads a story, a fuse's, in which both do, or a joint one's, in which
@@ -148,7 +149,7 @@ def write_task(
         },
         "inputs": {"context": {}, "question": {}},
         "agents": {
-            "reader": {"model": "theirs", "prompt": prompts[0]},
+            "reader": {"model": "theirs", "prompt": prompts[0], **(reader or {})},
             "answerer": {
                 "model": "mine",
                 "system": "Be brief.",
@@ -158,8 +159,8 @@ def write_task(
         },
         "edges": [
             {
-                "from": "reader", "to": "answerer", "channel": "cache", "fuser": "./made", "fallback": "error",
-                **(edge or {}),
+                "from": "reader", "to": "answerer", "channel": "cache", "carries": "prompt", "fuser": "./made",
+                "fallback": "error", **(edge or {}),
             }
         ],
         "output": "answerer",

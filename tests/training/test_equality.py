@@ -107,6 +107,15 @@ async def test_a_translator_gives_the_graphs_scores(
     await check(write_task(tmp_path, tiny_folders, "graft", receiver=receiver, sharer=sharer))
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_translator_learns_from_all_that_an_agent_hands_over_that_only_reads(
+    tmp_path: Path, tiny_folders: dict[str, Path]
+) -> None:
+    """Its prompt, its own words in it, too."""
+    await check(write_task(tmp_path, tiny_folders, "graft", reader={"generate": {"max_new_tokens": 0}}))
+
+
 FUSERS: dict[str, dict[str, Any]] = {
     "c2c": {
         "architecture": "c2c",
