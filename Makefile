@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: help demo test architectures check bench clean
 
 help:
-	@echo "make demo   environment, models, then two recipes over text and over cache"
+	@echo "make demo   environment, models, then a story handed over as text, as cache, and as another story's cache"
 	@echo "make test   the test suite, in up to four processes"
 	@echo "make architectures   tiny models of all architectures of transformers, held to what transformers computes"
 	@echo "make check  linter, types, direction of imports"
@@ -27,8 +27,9 @@ help:
 	@touch $@
 
 demo: .venv/ready
+	$(BIN)/cachegraph run recipes/story-relay.yaml --channel text --channel cache
+	$(BIN)/cachegraph compare recipes/story-relay.yaml --data recipes/data/demo-stories.jsonl --variants text,cache,mismatched -m accuracy -m answer_logprob
 	$(BIN)/cachegraph run recipes/document-relay.yaml --channel text --channel cache
-	$(BIN)/cachegraph run recipes/science-duo.yaml --channel text --channel cache
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal

@@ -62,14 +62,16 @@ def decide_edge(
             else None
         )
     )
-    if reason is None and not isinstance(edge, BothEdge):
-        reason = receiver.words_of.get(sender.agent)
     if reason is not None:
         return Decision("text", reason)
     try:
-        return _decide(edge, sender, receiver, folder, fusers, fetch)
+        decision = _decide(edge, sender, receiver, folder, fusers, fetch)
     except (NoFuser, FuserError, ConfigError) as error:
         return Decision("text", str(error))
+    words_stay = isinstance(edge, BothEdge) and decision.form == "fuse"  # beside the corrections
+    if sender.agent in receiver.words_of and not words_stay:
+        return Decision("text", receiver.words_of[sender.agent])
+    return decision
 
 
 def nothing_private(sender: str, receiver: str) -> str:

@@ -166,12 +166,14 @@ def test_the_recipes_fusers_serve_the_edges_that_name_none(shelf: Path) -> None:
     assert (shared.form, shared.choice.name if shared.choice else "") == ("fuse", "f")
 
 
-@pytest.mark.parametrize("channel", ["cache", "auto"])
+@pytest.mark.parametrize("channel", ["cache", "auto", "both"])
 def test_a_prompt_that_works_on_the_words_gets_words(shelf: Path, channel: str) -> None:
     receiver = editor("small", words_of={"writer": "the prompt of agent 'editor' works on the words of 'writer'"})
     found = decide_edge(edge(channel), writer("small"), receiver, shelf)
     assert (found.form, found.reason) == ("text", "the prompt of agent 'editor' works on the words of 'writer'")
-    assert decide_edge(edge("both"), writer("small"), receiver, shelf).form == "graft"
+    save(shelf, "f", card("fuse"))
+    fused = decide_edge(edge(channel, fuser="f", carries="prompt"), writer("large", "q"), receiver, shelf)
+    assert fused.form == ("fuse" if channel == "both" else "text")  # the words are there beside the corrections
 
 
 def test_a_fuser_of_the_hub_that_is_not_here_is_not_fetched_to_tell_what_a_recipe_will_do(shelf: Path) -> None:
