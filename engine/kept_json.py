@@ -28,14 +28,15 @@ class KeptJson:
     """One value. `folder` is that of its kind; `facts` are JSON values, and the value holds as long as they do."""
 
     def __init__(self, folder: str, facts: Sequence[Any]):
-        self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        self._key = _digest(facts)
         self._path = home() / folder / f"{self._key[:32]}.json"
 
     def read(self) -> Any:
         """The value; None if there is none."""
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))
-            return kept["value"] if kept["key"] == self._key else None
+            whole = kept["key"] == self._key and kept["digest"] == _digest(kept["value"])
+            return kept["value"] if whole else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
@@ -47,7 +48,8 @@ class KeptJson:
         part = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({"key": self._key, "value": value}, indent=1), encoding="utf-8")
+            kept = {"key": self._key, "digest": _digest(value), "value": value}
+            part.write_text(json.dumps(kept, indent=1), encoding="utf-8")
             part.replace(self._path)
             self._sweep()
         except OSError as error:
@@ -61,6 +63,10 @@ class KeptJson:
         files = sorted(self._path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for path in files[:-_KEPT]:
             path.unlink(missing_ok=True)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def file_facts(path: Path) -> list[Any]:

@@ -144,7 +144,7 @@ def _load(
 def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, anew: bool) -> Checked:
     """The check, or what a kept verdict says of the same model."""
     verdict = kept.read() if kept is not None and not anew else None
-    if verdict is not None and len(verdict.shapes) == info.layers:
+    if verdict is not None:
         own = network.config._attn_implementation
         try:
             return restore(network, info, verdict)

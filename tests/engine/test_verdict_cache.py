@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hybrids import HYBRIDS
 from tiny import config_of, save_model
 
 from cachegraph.engine import kept_json, load, verdict_cache
@@ -52,11 +53,11 @@ def logits_of(model: LoadedModel) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window", "gpt_neox", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window", "gpt_neox", "gpt_oss", "gemma4", "deepseek_v3", "lfm2"])
 def test_a_model_of_a_kept_verdict_is_the_one_that_was_checked(
     tmp_path: Path, home: Path, checked: list[int], kind: str
 ) -> None:
-    folder = save_model(config_of(kind), tmp_path / "model")
+    folder = save_model(HYBRIDS[kind]() if kind in HYBRIDS else config_of(kind), tmp_path / "model")
     first, second = (load_model(folder, checks="once") for _ in range(2))
     assert len(checked) == 1
     assert second.verdict == first.verdict
