@@ -385,13 +385,17 @@ def in_float32(network: nn.Module) -> Iterator[None]:
     """
     narrow: dict[nn.Parameter, tuple[nn.Module, Tensor]] = {}  # by whom, and what it was
 
-    def widen(module: nn.Module, *_: Any) -> None:
+    def widen(module: nn.Module, given: tuple[Any, ...]) -> Any:
         if type(module) is nn.Embedding:  # large, and exact as it is
-            return
-        for weight in _weights_of(module):
-            if _is_narrow(weight):
-                narrow[weight] = module, weight.data
-                weight.data = weight.data.float()
+            return None
+        widened = [weight for weight in _weights_of(module) if _is_narrow(weight)]
+        for weight in widened:
+            narrow[weight] = module, weight.data
+            weight.data = weight.data.float()
+        if not widened:
+            return None
+        # Some models cast what they hand to a part to the dtype that its weights had a moment before.
+        return tuple(each.float() if isinstance(each, Tensor) and each.dtype in _HALF else each for each in given)
 
     def restore(module: nn.Module, _: Any, out: Any) -> Any:
         for weight in _weights_of(module):

@@ -41,6 +41,17 @@ def test_16_bit_weights_compute_in_float32(kind: str, dtype: torch.dtype, tmp_pa
     assert [parameter.dtype for parameter in network.parameters()] == kinds
 
 
+@torch.inference_mode()
+def test_what_a_model_casts_to_the_dtype_of_a_part_is_widened_again(tmp_path: Path) -> None:
+    """As the indexer of DeepSeek V3.2 does, which casts to the dtype that it sees before the part is called."""
+    network = load_model(save_model(config_of("llama"), tmp_path), dtype=torch.bfloat16).network
+    network.set_attn_implementation("eager")
+    part = network.lm_head
+    part.register_forward_pre_hook(lambda module, given: (given[0].to(torch.bfloat16),), prepend=True)
+    with in_float32(network):
+        assert network(input_ids=torch.tensor([[1, 2]])).logits.dtype == torch.float32
+
+
 def test_weights_are_narrow_again_after_a_failure(tmp_path: Path) -> None:
     network = load_model(save_model(config_of("llama"), tmp_path), dtype=torch.bfloat16).network
     with pytest.raises(IndexError), in_float32(network):
