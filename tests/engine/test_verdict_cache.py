@@ -53,7 +53,9 @@ def logits_of(model: LoadedModel) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_short_window", "gpt_neox", "gpt_oss", "gemma4", "deepseek_v3", "lfm2"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "gemma3_short_window", "gpt_neox", "gpt_oss", "gemma4", "deepseek_v3", "lfm2"]
+)
 def test_a_model_of_a_kept_verdict_is_the_one_that_was_checked(
     tmp_path: Path, home: Path, checked: list[int], kind: str
 ) -> None:
