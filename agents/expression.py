@@ -12,7 +12,9 @@ from typing import Any
 import jinja2
 from jinja2 import TemplateError, Undefined, nodes
 
-from .filters import BUDGET, Budget
+from cachegraph.common.template_budget import render_budget
+
+from .bounded import is_bounded
 from .parse import TemplateProblem, locate, parse
 from .sandbox import SANDBOX, Guarding
 from .template import as_value
@@ -38,22 +40,25 @@ class Expression:
         lines = [node.lineno for node in self._tree.find_all(nodes.Name) if node.name == name]
         return locate(self.source, min(lines, default=1), name)
 
+    @cached_property
+    def bounded(self) -> bool:
+        """Whether evaluating it takes no longer than copying its values does."""
+        return is_bounded(self._tree)
+
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """Its value for these values. Raises TemplateProblem."""
         code = self._code
-        token = BUDGET.set(Budget())
         try:
             context = code.new_context({name: as_value(values[name], name) for name in self.names if name in values})
-            for _ in code.root_render_func(context):
-                pass
-            value = context.vars[RESULT]
-            if isinstance(value, Undefined):
-                value._fail_with_undefined_error()
+            with render_budget():
+                for _ in code.root_render_func(context):
+                    pass
+                value = context.vars[RESULT]
+                if isinstance(value, Undefined):
+                    value._fail_with_undefined_error()
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
             message = str(error) if isinstance(error, TemplateError) else f"the expression fails: {error}"
             raise TemplateProblem(message) from error
-        finally:
-            BUDGET.reset(token)
         return value
 
     @cached_property

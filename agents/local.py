@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -23,6 +24,7 @@ from .reading import Reader, RowSoFar
 from .remembering import Remembering
 from .scoring import score_row
 from .spec import AgentSpec
+from .text_work import TextWork
 from .tools.belt import Belt, Turns
 from .tools.rounds import Told, write_with_tools
 from .tools.toolbox import Toolbox
@@ -78,10 +80,11 @@ class LocalAgent:
             )
         await taken.engine.sampler(self._spec.generate)  # compiles its json_schema
         self._chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
+        work = TextWork()
         if self._chat:
-            self._check_template(tokenizer)
+            await work.run(partial(self._check_template, tokenizer))
         if self._belt is not None:
-            told = self._chat and knows_tools(tokenizer, self._belt.schema)
+            told = self._chat and await work.run(partial(knows_tools, tokenizer, self._belt.schema))
             self._frame = Frame(tools=self._belt.schema) if told else Frame(notes=self._belt.in_words())
 
     def _check_template(self, tokenizer: Tokenizer) -> None:
@@ -123,8 +126,9 @@ class LocalAgent:
         began = perf_counter()
         engine = self._opened.engine
         inbox = Inbox(self.name, turn)
-        memory = self._remembering(turn)
-        reader = self._reader(inbox, memory)
+        work = TextWork()
+        memory = await self._remembering(turn, work)
+        reader = self._reader(inbox, memory, work)
         reads_only = self._spec.generate.max_new_tokens == 0
         generates = not reads_only and (turn.needs_text or self._belt is not None or memory is not None)
         spec = within_budget(self._spec.generate, turn) if generates else self._spec.generate
@@ -143,7 +147,7 @@ class LocalAgent:
             assert row is not None
             read = len(row.ids)
             keeping = turn if memory is None else replace(turn, needs_cache=True)
-            row = await self._write(row, spec, keeping, began, calls)
+            row = await self._write(row, spec, keeping, began, calls, work)
             message.text, message.data = row.text, row.data
             ids = row.ids[read:]
             if memory is not None:
@@ -174,20 +178,21 @@ class LocalAgent:
     async def rebuild(self, turn: Turn, ids: Sequence[int]) -> CachePlane:
         """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
         engine = self._opened.engine
-        reader = self._reader(Inbox(self.name, turn), self._remembering(turn))
+        work = TextWork()
+        reader = self._reader(Inbox(self.name, turn), await self._remembering(turn, work), work)
         row = await reader.read(finish=True, reply=ids)
         name = turn.id or self.name
         add_reply(engine, name, row, ids)
         return row.plane(engine.model.identity, name)
 
     async def _write(
-        self, row: RowSoFar, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall]
+        self, row: RowSoFar, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall], work: TextWork
     ) -> RowSoFar:
         engine = self._opened.engine
         if self._belt is None:
             return await write(engine, self.name, spec, row, turn, began)
         assert engine.model.tokenizer is not None
-        told = Told(self._frame.tokenizer(engine.model.tokenizer), self._chat)
+        told = Told(self._frame.tokenizer(engine.model.tokenizer), self._chat, work)
         turns = Turns(self.name, self._belt, calls, turn.on_tool)
         return await write_with_tools(engine, self.name, spec, row, turn, began, turns, told)
 
@@ -206,14 +211,14 @@ class LocalAgent:
         scores = await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
         return Scored(scores, _reports(turn, inbox))
 
-    def _reader(self, inbox: Inbox, memory: Remembering | None = None) -> Reader:
+    def _reader(self, inbox: Inbox, memory: Remembering | None = None, work: TextWork | None = None) -> Reader:
         frame = self._frame if memory is None else replace(self._frame, history=memory.history)
-        return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox, frame)
+        return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox, frame, work)
 
-    def _remembering(self, turn: Turn) -> Remembering | None:
+    async def _remembering(self, turn: Turn, work: TextWork) -> Remembering | None:
         if turn.memory is None or self._spec.generate.max_new_tokens == 0:
             return None
-        return Remembering(self.name, turn.memory, self._opened.engine)
+        return await work.run(partial(Remembering, self.name, turn.memory, self._opened.engine))
 
     async def _write_later(self, turn: Turn, row: RowSoFar | None) -> str:
         """The reply, for somebody who turned out to need it after the turn was over; from its cache if there is one."""

@@ -8,6 +8,7 @@ from cachegraph.channels.base import Peer
 from .base import Paused, Turn
 from .prompt import PromptTemplate, heard, readable
 from .spec import AgentSpec, PauseSpec
+from .text_work import TextWork
 
 __all__ = ["PauseAgent"]
 
@@ -26,6 +27,7 @@ class PauseAgent:
 
     async def turn(self, turn: Turn) -> NoReturn:
         """Raises Paused with the question."""
-        raise Paused(readable(self._question.messages({**turn.inputs, **await heard(turn)})))
+        values = {**turn.inputs, **await heard(turn)}
+        raise Paused(readable(await self._question.messages_in_thread(values, TextWork())))
 
     async def close(self) -> None: ...

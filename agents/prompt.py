@@ -17,6 +17,7 @@ from .filters import Value
 from .prompt_reads import prompt_reads
 from .spec import AgentSpec
 from .template import Rendered, Span, Template, TemplateProblem, compile_template
+from .text_work import TextWork
 
 __all__ = [
     "Message",
@@ -126,6 +127,12 @@ class PromptTemplate:
                 out.append(Message("user", self._render(alone, values, slots)))
         out.append(Message("user", self._render(self._prompt, values, slots)))
         return out
+
+    async def messages_in_thread(self, values: Mapping[str, Any], work: TextWork) -> list[Message]:
+        """The same without keeping the event loop from others."""
+        if all(template.bounded for template in self.reads.templates):
+            return self.messages(values)
+        return await work.run(lambda: self.messages(values))
 
     def _render(self, template: Template, values: Mapping[str, Any], slots: Collection[str]) -> Rendered:
         try:

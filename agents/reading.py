@@ -1,6 +1,6 @@
 """Reading a prompt: the agent's own tokens, grafted KV in its slots, and corrections by sharers that read along."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from .inbox import Inbox
 from .prompt import Message, Piece, Prompt, PromptTemplate, Slot, own_words_from, readable, tokenize
 from .sharing import shared_reading
 from .spec import AgentSpec
+from .text_work import TextWork
 
 __all__ = ["Reader", "RowSoFar"]
 
@@ -92,8 +93,10 @@ class Reader:
         chat: bool,
         inbox: Inbox,
         frame: Frame = Frame(),
+        work: TextWork | None = None,
     ):
         self._engine = engine
+        self._work = work or TextWork()
         self._frame = frame
         self.own: list[Message] = []  # what the agent's templates made, once it is read
         self._spec = spec
@@ -103,13 +106,13 @@ class Reader:
 
     async def prompt_text(self) -> str:
         """The prompt alone, as an agent that writes nothing hands it over."""
-        await self._messages()
+        values, slots = await self._values()
+        self._told(await self._work.run(lambda: self._messages(values, slots)))
         return JOINT.join(message.content.text for message in self.own if message.role == "user")
 
     async def read(self, *, finish: bool, reply: Sequence[int] = ()) -> RowSoFar:
         """Read all of the prompt but what decoding begins with; all of it, and a known reply, where `finish`."""
-        prompt = tokenize(await self._messages(), self._tokenizer, self._chat)
-        row = await self._read(prompt)
+        row = await self._read(await self._prompt())
         self._check_room(row)
         if finish and (row.pending or reply):
             row.expect(reply)
@@ -125,7 +128,18 @@ class Reader:
 
     async def _read_again(self) -> RowSoFar:
         """Some edge fell back, so the prompt is another one now."""
-        return await self._read(tokenize(await self._messages(), self._tokenizer, self._chat))
+        return await self._read(await self._prompt())
+
+    async def _prompt(self) -> Prompt:
+        """The prompt as tokens, with what has fallen back by now as text. Rendered and tokenized in a thread."""
+        values, slots = await self._values()
+
+        def make() -> Prompt:
+            return tokenize(self._messages(values, slots), self._tokenizer, self._chat)
+
+        prompt = await self._work.run(make)
+        self._told(prompt.messages)
+        return prompt
 
     async def _finish(self, row: RowSoFar) -> None:
         if row.sharers is not None:
@@ -143,17 +157,21 @@ class Reader:
     def _tokenizer(self) -> Any:
         return self._frame.tokenizer(self._engine.model.tokenizer)  # type: ignore[arg-type]
 
-    async def _messages(self) -> list[Message]:
+    async def _values(self) -> tuple[dict[str, Any], list[str]]:
+        """What the templates may name, and of it the slots."""
         values = {**self._inbox.turn.inputs, **await self._inbox.texts()}
-        slots = [each.route.edge.sender for each, _ in self._inbox.grafts()]
+        return values, [each.route.edge.sender for each, _ in self._inbox.grafts()]
+
+    def _messages(self, values: Mapping[str, Any], slots: Sequence[str]) -> list[Message]:
         self.own = self._template.messages(values, slots)
         if self._spec.generate.max_new_tokens == 0:  # what it hands over is its prompt, so its own words are its reply
             turn = self._inbox.turn.id or self._inbox.agent
             self.own = [own_words_from(message, turn) if message.role == "user" else message for message in self.own]
-        messages = self._frame.around(self.own)
+        return self._frame.around(self.own)
+
+    def _told(self, messages: Sequence[Message]) -> None:
         if self._inbox.turn.on_prompt is not None:
             self._inbox.turn.on_prompt(readable(messages))
-        return messages
 
     def _unread(self, prompt: Prompt) -> RowSoFar:
         pieces = [part for part in prompt.parts if isinstance(part, Piece)]
@@ -300,15 +318,16 @@ class Reader:
     async def _shared_reading(self, prompt: Prompt, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedReading:
         control = self._inbox.turn.control
         planes = [brought_plane(delivery, control) for delivery, _ in sharing]
-        reading = shared_reading(prompt, self._engine, sharing, planes)
+        reading = await self._work.run(lambda: shared_reading(prompt, self._engine, sharing, planes))
         if isinstance(prompt.parts[-1], Slot) and any(plan.include_response for _, plan in sharing):
             raise ChannelError("the prompt ends with a graft, behind which no sharer can read the reply along")
         if control is None or control.other is None or sharing[0][1].reads == "own-prompt":
             return reading
         inbox = Inbox(self._inbox.agent, control.other)
         theirs = Reader(self._engine, self._spec, self._template, self._chat, inbox, self._frame)
-        other = tokenize(await theirs._messages(), self._tokenizer, self._chat)
-        return mismatched_reading(reading, shared_reading(other, self._engine, sharing, planes))
+        other = await theirs._prompt()
+        shared = await self._work.run(lambda: shared_reading(other, self._engine, sharing, planes))
+        return mismatched_reading(reading, shared)
 
     def _sharer(self, delivery: Delivery, plan: FusePlan) -> Sharer:
         control = self._inbox.turn.control

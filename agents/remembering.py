@@ -20,6 +20,7 @@ class Remembering:
     """One turn of one agent, with what it remembers."""
 
     def __init__(self, agent: str, recollection: Recollection, engine: Engine):
+        """Counts the tokens of what it remembers, which may be long: call it in a thread."""
         self._agent = agent
         self._recollection = recollection
         self._engine = engine

@@ -14,6 +14,7 @@ from cachegraph.errors import InputError, ModelError
 
 from .base import ChoiceScore
 from .reading import RowSoFar
+from .text_work import TextWork
 
 __all__ = ["TokenScore", "reply_tokens", "score_row", "score_tokens"]
 
@@ -31,7 +32,9 @@ async def score_row(
     """Score every choice as what follows the row. The row's pending tokens are computed once for all of them."""
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
-    tokens = [reply_tokens(tokenizer, row.ending, choice, chat, verbatim) for choice in choices]
+    tokens = await TextWork().run(
+        lambda: [reply_tokens(tokenizer, row.ending, choice, chat, verbatim) for choice in choices]
+    )
     for choice, ids in zip(choices, tokens, strict=True):
         if not ids:
             raise InputError(f"the choice {choice!r} has no tokens for {engine.model.name!r}; give it a text")

@@ -16,8 +16,10 @@ import jinja2
 from jinja2 import TemplateError, nodes
 
 from cachegraph.common.surrogates import mend
+from cachegraph.common.template_budget import Budget, render_budget
 
-from .filters import BUDGET, Budget, Made, Value
+from .bounded import is_bounded
+from .filters import Made, Value
 from .parse import CODE, MARK, TemplateProblem, locate, parse
 from .sandbox import SANDBOX, Guarding
 from .usage import Use, find_uses
@@ -69,6 +71,11 @@ class Template:
         return {} if self._tree is None else find_uses(self._tree)
 
     @cached_property
+    def bounded(self) -> bool:
+        """Whether rendering it takes no longer than copying its values does."""
+        return self._tree is None or is_bounded(self._tree)
+
+    @cached_property
     def own_words(self) -> bool:
         """Whether it prints text of its own beside values."""
         if self._tree is None:
@@ -89,18 +96,16 @@ class Template:
         for number, name in enumerate(names):
             if name in slots:
                 texts[name] = Value(MARK + chr(PRIVATE + number), name, getattr(texts.get(name), "data", None))
-        token = BUDGET.set(Budget())
         try:
-            return _assemble(self._pieces(texts), [name if name in slots else "" for name in names])
+            with render_budget() as budget:
+                return _assemble(self._pieces(texts, budget), [name if name in slots else "" for name in names])
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise self._problem(error) from error
-        finally:
-            BUDGET.reset(token)
 
-    def _pieces(self, texts: dict[str, Any]) -> Iterator[str]:
+    def _pieces(self, texts: dict[str, Any], budget: Budget) -> Iterator[str]:
         code = self._code
         for piece in code.root_render_func(code.new_context(texts)):
-            BUDGET.get().spend()
+            budget.spend()
             yield piece
 
     @cached_property

@@ -187,7 +187,7 @@ class Run:
             reply, agent.items = await self._turns.take(node, agent, deliveries)
             record_reply(agent, reply, self._around.now())
             self._count(agent, reply.timing, reply.tokens, reply.turns)
-            ways = self._ways.out_of(node, reply.message, self._values, self._arrivals.goes_round)
+            ways = await self._ways.out_of(node, reply.message, self._values, self._arrivals.goes_round)
             if self._around.journal is not None and node.for_each is None and not node.is_graph:
                 await note(self._around.journal, agent.turn, agent, reply)
         except Paused as pause:

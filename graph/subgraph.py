@@ -14,6 +14,7 @@ from cachegraph.agents.expression import Expression, compile_expression
 from cachegraph.agents.filters import Value
 from cachegraph.agents.spec import SubgraphSpec
 from cachegraph.agents.template import Template, TemplateProblem, compile_template
+from cachegraph.agents.text_work import TextWork
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Message
 from cachegraph.errors import InputError, RunError
@@ -125,9 +126,14 @@ class SubgraphAgent:
             message = each.message
             values[each.route.edge.sender] = Value(await message.read(), message.turn, message.data)
         try:
-            return {key: self._value(key, given, values, turn) for key, given in self._given.items()}
+            if all(given.bounded for given in self._given.values()):
+                return self._evaluated(values, turn)
+            return await TextWork().run(lambda: self._evaluated(values, turn))
         except TemplateProblem as problem:
             raise InputError(f"the inputs of agent {self.name!r} can't be made: {problem.message}") from problem
+
+    def _evaluated(self, values: Mapping[str, Any], turn: Turn) -> dict[str, Any]:
+        return {key: self._value(key, given, values, turn) for key, given in self._given.items()}
 
     def _value(self, key: str, given: Expression | Template, values: Mapping[str, Any], turn: Turn) -> Any:
         known = {**dict.fromkeys(given.names, ""), **values}  # who was skipped has said nothing

@@ -16,6 +16,7 @@ from cachegraph.agents.base import Delivery, Reply, ToolCall, Turn
 from cachegraph.agents.filters import Value
 from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.agents.template import TemplateProblem
+from cachegraph.agents.text_work import evaluate_in_thread
 from cachegraph.channels.message import Message
 from cachegraph.common.json_text import all_finite
 from cachegraph.engine.account import RunKey, asking, taking_part
@@ -162,7 +163,7 @@ class Turns:
     # a turn an item
 
     async def _all_items(self, node: Node, for_each: ForEach, turn: Turn) -> tuple[Reply, list[AgentResult]]:
-        items = _items(node, for_each, turn)
+        items = await _items(node, for_each, turn)
         replies: list[Reply | None] = [None] * len(items)
         results = [AgentResult() for _ in items]
         waiting = iter(range(len(items)))
@@ -220,7 +221,7 @@ def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
     timing.total = timing.total or now - (result.started or 0.0)
 
 
-def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
+async def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
     """The list that an agent goes through. Raises RunError where there is none."""
     values = dict(turn.inputs)
     for route in node.entries:
@@ -229,7 +230,7 @@ def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
         values[each.route.edge.sender] = Value(each.message.text or "", each.message.turn, each.message.data)
     place = f"for_each of agent {node.name!r} ({for_each.items.source})"
     try:
-        items = for_each.items.evaluate(values)
+        items = await evaluate_in_thread(for_each.items, values)
     except TemplateProblem as problem:
         raise RunError(f"{place} can't be evaluated: {problem.message}") from problem
     if isinstance(items, list | tuple | range):

@@ -6,6 +6,7 @@ from typing import Any
 from cachegraph.agents.base import Delivery
 from cachegraph.agents.expression import Expression
 from cachegraph.agents.template import TemplateProblem
+from cachegraph.agents.text_work import evaluate_in_thread
 from cachegraph.channels.message import Message, Route, join_messages
 from cachegraph.errors import RunError
 
@@ -22,35 +23,36 @@ class Ways:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], Message] = {}  # by receiver and place: the rounds so far
 
-    def out_of(
+    async def out_of(
         self, node: Node, message: Message, values: Values, goes_round: Callable[[Exit], bool]
     ) -> list[tuple[Exit, Delivery | None]]:
         """By edge the delivery, or None where it is skipped. Raises RunError for a condition that has no value."""
-        chosen = self._chosen(node, values)
+        chosen = await self._chosen(node, values)
         ways: list[tuple[Exit, Delivery | None]] = []
         for exit in node.exits:
             if exit.plain:
                 ways.append((exit, Delivery(exit.route, _as_needed(message, exit.route))))
-            elif self._goes(exit, chosen, values) and (exit.leads_back is None or goes_round(exit)):
+            elif await self._goes(exit, chosen, values) and (exit.leads_back is None or goes_round(exit)):
                 ways.append((exit, Delivery(exit.route, self._to_hand_over(exit, message))))
             else:
                 ways.append((exit, None))
         return ways
 
-    def _chosen(self, node: Node, values: Values) -> int | None:
+    async def _chosen(self, node: Node, values: Values) -> int | None:
         for case in node.cases:
-            if case.when is None or _holds(case.when, values, f"a condition of the route of agent {node.name!r}"):
+            place = f"a condition of the route of agent {node.name!r}"
+            if case.when is None or await _holds(case.when, values, place):
                 return case.receiver
         return None
 
-    def _goes(self, exit: Exit, chosen: int | None, values: Values) -> bool:
+    async def _goes(self, exit: Exit, chosen: int | None, values: Values) -> bool:
         edge = exit.route.edge
         place = f"the edge {edge.sender!r} -> {edge.receiver!r}"
         if exit.chosen and exit.receiver != chosen:
             return False
-        if exit.when is not None and not _holds(exit.when, values, f"the condition of {place}"):
+        if exit.when is not None and not await _holds(exit.when, values, f"the condition of {place}"):
             return False
-        return exit.until is None or not _holds(exit.until, values, f"'until' of {place}")
+        return exit.until is None or not await _holds(exit.until, values, f"'until' of {place}")
 
     def _to_hand_over(self, exit: Exit, message: Message) -> Message:
         message = _as_needed(message, exit.route)
@@ -63,9 +65,9 @@ class Ways:
         return message
 
 
-def _holds(condition: Expression, values: Values, place: str) -> bool:
+async def _holds(condition: Expression, values: Values, place: str) -> bool:
     try:
-        return bool(condition.evaluate(values(condition.names)))
+        return bool(await evaluate_in_thread(condition, values(condition.names)))
     except TemplateProblem as problem:
         raise RunError(f"{place} ({condition.source}) can't be evaluated: {problem.message}") from problem
 

@@ -16,6 +16,7 @@ from ..framing import Frame, plain, remembered
 from ..prompt import PromptTemplate, heard, readable
 from ..spec import AgentSpec, EndpointSpec, RetrySpec
 from ..structured import cut_short, parse_reply
+from ..text_work import TextWork
 from ..tools.belt import Belt, Turns
 from ..tools.toolbox import Toolbox
 from .answer import Completion
@@ -65,7 +66,7 @@ class EndpointAgent:
     async def turn(self, turn: Turn) -> Reply:
         """Take one turn. Raises ModelError if the endpoint does not answer."""
         begin = perf_counter()
-        own = self._prompt.messages({**turn.inputs, **await heard(turn)})
+        own = await self._prompt.messages_in_thread({**turn.inputs, **await heard(turn)}, TextWork())
         past = turn.memory.history(None, _about_tokens) if turn.memory is not None else []
         framed = Frame([plain(role, text) for role, text in past]).around(own)
         if turn.on_prompt is not None:

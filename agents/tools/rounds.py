@@ -4,7 +4,8 @@ Every round continues the row of the one before: nothing that was read or writte
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from cachegraph.engine.engine import Engine
@@ -17,6 +18,7 @@ from ..budget import within_budget
 from ..chat_layout import Mark, place_marks
 from ..prompt import Origin, Piece, read_piece
 from ..reading import RowSoFar
+from ..text_work import TextWork
 from ..writing import write
 from .belt import Turns
 from .calls import Speaker
@@ -30,6 +32,7 @@ class Told:
 
     tokenizer: Tokenizer
     chat: bool
+    work: TextWork = field(default_factory=TextWork)
 
     def piece(self, results: Sequence[str], origin: str) -> Piece:
         """What follows a reply that calls: the end of its turn, the results, the beginning of the next reply."""
@@ -75,7 +78,8 @@ async def write_with_tools(
             row.text = speaker.text
             return row
         row.origins[start:] = [None] * (len(row.ids) - start)
-        _read_on(engine, agent, row, told.piece(await turns.make(heard.calls), f"{agent}.tools"))
+        results = await turns.make(heard.calls)
+        _read_on(engine, agent, row, await told.work.run(partial(told.piece, results, f"{agent}.tools")))
 
 
 def _read_on(engine: Engine, agent: str, row: RowSoFar, piece: Piece) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from jinja2.exceptions import TemplateRuntimeError
 
-from cachegraph.common.template_budget import BUDGET, Budget
+from cachegraph.common.template_budget import render_budget
 
 from .guards import Guards, check_depth
 from .sandbox import SANDBOX
@@ -41,20 +41,18 @@ def render_chat_template(
         "add_generation_prompt": add_generation_prompt,
         **{name: _plain(value) for name, value in variables.items()},
     }
-    token = BUDGET.set(Budget(STEPS))
     try:
-        pieces: list[str] = []
-        size = 0
-        for piece in compiled.root_render_func(compiled.new_context(values)):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_OUTPUT:
-                raise TemplateRuntimeError(f"the chat grows past {MAX_OUTPUT:,} characters; repeat less")
-        return "".join(pieces)
+        with render_budget(STEPS):
+            pieces: list[str] = []
+            size = 0
+            for piece in compiled.root_render_func(compiled.new_context(values)):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_OUTPUT:
+                    raise TemplateRuntimeError(f"the chat grows past {MAX_OUTPUT:,} characters; repeat less")
+            return "".join(pieces)
     except RecursionError as error:
         raise TemplateRuntimeError("the chat template calls itself without an end") from error
-    finally:
-        BUDGET.reset(token)
 
 
 def render_open_chat(source: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:

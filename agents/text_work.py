@@ -1,0 +1,57 @@
+"""Templates and tokenizers at work in threads, so that timeouts, Ctrl-C and other runs never wait for a text."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+from cachegraph.common.template_budget import ALLOWANCE, Allowance
+
+from .expression import Expression
+
+__all__ = ["TextWork", "evaluate_in_thread"]
+
+T = TypeVar("T")
+
+THREADS = 16  # at work at once; functions and files, which may block for long, have other ones
+_LIMITER: RunVar[anyio.CapacityLimiter] = RunVar("text_work")
+
+
+class TextWork:
+    """The text work of one turn: all its renders together have one allowance of seconds."""
+
+    def __init__(self) -> None:
+        self._allowance = Allowance()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` gives or raises. A cancelled caller leaves at once, and a template at work is stopped."""
+        try:
+            return await anyio.to_thread.run_sync(self._within, work, abandon_on_cancel=True, limiter=_limiter())
+        except anyio.get_cancelled_exc_class():
+            self._allowance.stop()
+            raise
+
+    def _within(self, work: Callable[[], T]) -> T:
+        token = ALLOWANCE.set(self._allowance)
+        try:
+            return work()
+        finally:
+            ALLOWANCE.reset(token)
+
+
+async def evaluate_in_thread(expression: Expression, values: Mapping[str, Any]) -> Any:
+    """An expression's value, without keeping the event loop from others. Raises TemplateProblem."""
+    if expression.bounded:
+        return expression.evaluate(values)
+    return await TextWork().run(lambda: expression.evaluate(values))
+
+
+def _limiter() -> anyio.CapacityLimiter:
+    try:
+        return _LIMITER.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(THREADS)
+        _LIMITER.set(limiter)
+        return limiter
