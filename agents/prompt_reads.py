@@ -1,7 +1,7 @@
 """What an agent's templates read, known before anything runs: inputs, replies, whose words they work on. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .spec import AgentSpec
 from .template import Template, compile_template
@@ -19,6 +19,8 @@ class PromptReads:
     in_front: tuple[str, ...]  # upstream agents without a slot: each gets a message of its own
     names: frozenset[str]  # inputs and agents whose text the prompt may hold
     words_of: Mapping[str, str]  # by upstream agent that must send words: why
+    whole: frozenset[str] = frozenset()  # those of the names whose whole text the prompt holds in every case
+    heard: frozenset[str] = frozenset()  # those of which it holds something
 
     @property
     def templates(self) -> tuple[Template, ...]:
@@ -31,9 +33,12 @@ def prompt_reads(agent: str, spec: AgentSpec, upstream: Sequence[str]) -> Prompt
     system = compile_template(spec.system, None) if spec.system is not None else None
     used = prompt.names | (system.names if system else frozenset())
     in_front = tuple(name for name in upstream if name not in used)
-    reads = PromptReads(prompt, system, in_front, used | frozenset(in_front), {})
+    templates = (prompt,) if system is None else (system, prompt)
+    whole = frozenset(in_front).union(*(template.whole for template in templates))
+    heard = frozenset(in_front).union(*(template.heard for template in templates))
+    reads = PromptReads(prompt, system, in_front, used | frozenset(in_front), {}, whole, heard)
     reasons = {name: reason for name in upstream if (reason := _why_words(agent, name, reads)) is not None}
-    return PromptReads(prompt, system, in_front, reads.names, reasons)
+    return replace(reads, words_of=reasons)
 
 
 def _why_words(agent: str, sender: str, reads: PromptReads) -> str | None:

@@ -22,7 +22,7 @@ from .bounded import is_bounded
 from .filters import Made, Value
 from .parse import CODE, MARK, TemplateProblem, locate, parse
 from .sandbox import SANDBOX, Guarding
-from .usage import Use, find_uses
+from .usage import Use, find_uses, find_whole
 
 __all__ = ["Rendered", "Span", "Template", "TemplateProblem", "as_value", "compile_template"]
 
@@ -74,6 +74,16 @@ class Template:
     def bounded(self) -> bool:
         """Whether rendering it takes no longer than copying its values does."""
         return self._tree is None or is_bounded(self._tree)
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """The names whose whole text it prints in every case."""
+        return frozenset() if self._tree is None else find_whole(self._tree) & self.names
+
+    @cached_property
+    def heard(self) -> frozenset[str]:
+        """The names of which it prints something, or works on it: more than asking whether there is a value."""
+        return frozenset(name for name, use in self.uses.items() if use != Use.TESTED) & self.names
 
     @cached_property
     def own_words(self) -> bool:

@@ -9,7 +9,7 @@ from enum import Flag, auto
 
 from jinja2 import nodes
 
-__all__ = ["Use", "find_uses"]
+__all__ = ["Use", "find_uses", "find_whole"]
 
 
 class Use(Flag):
@@ -27,6 +27,30 @@ def find_uses(tree: nodes.Template) -> dict[str, Use]:
     for name, use in _uses(tree, Use.WORKED_ON):
         found[name] = found.get(name, use) | use
     return found
+
+
+def find_whole(tree: nodes.Template) -> frozenset[str]:
+    """The names whose whole text is printed, whatever the values are."""
+    return frozenset(_whole(tree))
+
+
+def _whole(node: nodes.Node) -> Iterator[str]:
+    match node:
+        case nodes.Name(name=name):
+            yield name
+        case nodes.Template(body=parts) | nodes.Output(nodes=parts) | nodes.Concat(nodes=parts):
+            for part in parts:
+                yield from _whole(part)
+        case nodes.If(test=nodes.Name(name=name), body=body):  # printed unless there is nothing to print
+            yield from {name} & {each for part in body for each in _whole(part)}
+        case nodes.CondExpr(test=nodes.Name(name=name), expr1=nodes.Name(name=shown)) if name == shown:
+            yield name
+        case nodes.Or(left=left):
+            yield from _whole(left)
+        case nodes.Add(left=left, right=right):
+            yield from (*_whole(left), *_whole(right))
+        case nodes.Filter(node=nodes.Expr() as inner, name="default" | "d" | "trim" | "string"):
+            yield from _whole(inner)
 
 
 def _uses(node: nodes.Node, use: Use) -> Iterator[tuple[str, Use]]:

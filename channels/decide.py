@@ -111,17 +111,19 @@ def _carries(edge: Caching, sender: Peer) -> Carries:
 def _same_model(sender: Peer, receiver: Peer) -> bool:
     if sender.identity is not None and receiver.identity is not None:
         return sender.identity == receiver.identity
+    if sender.source is not None and receiver.source is not None:
+        return sender.source == receiver.source
     return sender.name == receiver.name
 
 
 def _reads_the_same(sender: Peer, receiver: Peer) -> bool:
-    """Whether the receiver's own prompt holds all that the sender's reply could be made of."""
-    return bool(sender.reads) and sender.reads <= receiver.reads - {sender.agent}
+    """Whether the receiver's own prompt always holds all that the sender's reply could be made of."""
+    return bool(sender.reads) and sender.reads <= receiver.holds - {sender.agent}
 
 
 def _grafts_something(sender: Peer, receiver: Peer, carries: Carries) -> bool:
     produces = sender.own_words if sender.reads_only else carries != "prompt"
-    return produces or not sender.reads <= receiver.reads - {sender.agent}
+    return produces or not sender.reads <= receiver.holds - {sender.agent}
 
 
 def _graft(sender: Peer, receiver: Peer, carries: Carries, choice: FuserChoice | None) -> Decision:
@@ -134,7 +136,7 @@ def _fuse(edge: Caching, sender: Peer, receiver: Peer, choice: FuserChoice) -> D
     """A fuser corrects what both agents read, so what only the sender knows would reach nobody."""
     if isinstance(edge, BothEdge) or edge.carries == "prompt" or _reads_the_same(sender, receiver):
         return Decision("fuse", choice=choice)
-    only = sorted(sender.reads - receiver.reads - {sender.agent})
+    only = sorted(sender.reads - receiver.holds - {sender.agent})
     what = f"reads {', '.join(map(repr, only))}" if only else "reads nothing that the receiver reads"
     if edge.carries is not None and not sender.reads_only:
         what = f"is to hand over its reply (`carries: {edge.carries}`)"

@@ -60,7 +60,11 @@ class SubgraphAgent:
         inner: Peer = self._cast.agents[self._spec.output].peer()
         why = f"agent {self.name!r} is a graph, and what a graph is given are words"
         return replace(
-            inner, agent=self.name, why_none_in=why, reads=frozenset(f"{self.name}/{n}" for n in inner.reads)
+            inner,
+            agent=self.name,
+            why_none_in=why,
+            reads=frozenset(f"{self.name}/{n}" for n in inner.reads),
+            holds=frozenset(),
         )
 
     async def close(self) -> None:

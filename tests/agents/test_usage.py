@@ -53,3 +53,36 @@ def test_a_receiver_says_whose_words_it_needs(prompt: str, reason: str | None) -
     reads = prompt_reads("b", AgentSpec(model="m", prompt=prompt), ["a"])
     assert (reason is None) == ("a" not in reads.words_of)
     assert reason is None or reason in reads.words_of["a"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ a }}",
+        "{{ a | trim }}",
+        "{{ 'b: ' ~ a }}",
+        "{% if a %}So: {{ a }}{% endif %}",
+        "{{ a or 'none' }}",
+        "{{ a if a }}",
+    ],
+)
+def test_a_name_whose_whole_text_is_always_printed_is_known(source: str) -> None:
+    assert compile_template(source, None).whole == {"a"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ a | upper }}",
+        "{{ a | truncate(3) }}",
+        "{{ a.data.x }}",
+        "{% if b %}{{ a }}{% endif %}",
+        "{{ a if b }}",
+        "{{ b or a }}",
+        "{% if a %}x{% endif %}",
+        "{% for n in range(0) %}{{ a }}{% endfor %}",
+        "plain",
+    ],
+)
+def test_a_name_that_may_be_printed_in_part_or_not_at_all_is_not_whole(source: str) -> None:
+    assert "a" not in compile_template(source, None).whole

@@ -53,7 +53,8 @@ def writer(model: str = "large", *reads: str, **options: Any) -> Peer:
 
 
 def editor(model: str = "small", *reads: str, **options: Any) -> Peer:
-    return Peer("editor", model, reads=frozenset(reads or ("writer",)), **options)
+    names = frozenset(reads or ("writer",))
+    return Peer("editor", model, **{"reads": names, "holds": names, **options})
 
 
 def edge(channel: str, **options: Any) -> Any:
@@ -190,3 +191,12 @@ def test_a_card_whose_interval_does_not_hold_its_difference_is_refused() -> None
 def test_deciding_imports_no_torch() -> None:
     code = "import sys, cachegraph.channels.decide, cachegraph.graph.recipe_warnings; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_text_that_the_receiver_may_hold_only_in_part_is_not_shared(shelf: Path) -> None:
+    """`{{ question | truncate(10) }}` or `{% if brief %}{{ question }}{% endif %}` in the receiver's prompt."""
+    save(shelf, "f", card("fuse"))
+    in_part = editor("small", "writer", "question", holds=frozenset({"writer"}))
+    found = decide_edge(edge("auto", fuser="f"), writer("large", "question"), in_part, shelf)
+    assert (found.form, "'writer' reads 'question'" in (found.reason or "")) == ("text", True)
+    assert decide_edge(edge("cache", carries="prompt"), writer("small", "question"), in_part, shelf).form == "graft"

@@ -38,7 +38,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engi
 
 
 def peer(agent: str, engine: Engine, *, reads: str = "document", **options: Any) -> Peer:
-    return Peer(agent, engine.model.name, engine, reads=frozenset([reads]), **options)
+    return Peer(agent, engine.model.name, engine, reads=frozenset([reads]), holds=frozenset([reads]), **options)
 
 
 def decide(channel: str, sender: Peer, receiver: Peer, folder: Path, **options: Any) -> Route:

@@ -148,7 +148,7 @@ def test_an_edge_fuses_unrotated_keys_where_both_models_allow_it(
     save_fuser(lean(receiver.model, sharer.model, rope=rope, alignment="offsets"), tmp_path / "fuser")
     edge = CacheEdge.model_validate({"from": "a", "to": "b", "channel": "cache", "fuser": "fuser"})
     there, here = (
-        Peer(name, engine.model.name, engine, reads=frozenset(["text"]))
+        Peer(name, engine.model.name, engine, reads=frozenset(["text"]), holds=frozenset(["text"]))
         for name, engine in zip("ab", (sharer, receiver), strict=True)
     )
     found = route(edge, there, here, tmp_path)
