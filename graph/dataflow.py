@@ -1,21 +1,19 @@
 """Which inputs and replies reach whom over the decided channels, and what reaches nobody. No torch.
 
 A *source* is an input or an agent's reply. An agent hears a source if its context holds it, as words or as positions,
-or holds a reply that was made from it. What the output can't hear over these channels, though it would over text, is
-lost, and is said before the run.
+or holds a reply that was made from it. What an output would hear if every edge handed over all that its author meant it
+to, and does not hear over these channels, is lost, and is said before the run.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from cachegraph.agents.expression import compile_expression
-from cachegraph.agents.prompt_reads import prompt_reads
 from cachegraph.agents.spec import AgentSpec, FunctionSpec, PauseSpec, SubgraphSpec
-from cachegraph.agents.template import TemplateProblem, compile_template
 from cachegraph.channels.message import Route
 
+from .agent_reads import AgentReads, agents_read, steering_names, whose_fields_are_read
 from .spec import GraphSpec
 from .warnings import RunWarning
 
@@ -48,17 +46,23 @@ class Dataflow:
     @cached_property
     def heard(self) -> dict[str, frozenset[Source]]:
         """By agent, the sources that its context holds."""
-        return self._spread(self._carried, self.reading)
+        carrying = [pair for pair, route in self.routes.items() if self._carries(route)]
+        return self._spread(carrying, self.reading)
 
     @cached_property
     def heard_over_text(self) -> dict[str, frozenset[Source]]:
         """The same, were every edge a text edge."""
-        return self._spread(self._words, frozenset(self.spec.agents))
+        return self._spread([pair for pair in self.routes if self._is_read(pair)], frozenset(self.spec.agents))
+
+    @cached_property
+    def meant(self) -> dict[str, frozenset[Source]]:
+        """The same, did every receiver also read what its edges bring."""
+        return self._spread(list(self.routes), frozenset(self.spec.agents))
 
     @cached_property
     def writing(self) -> frozenset[str]:
         """Agents that produce a reply in a run."""
-        wanted = {*self.spec.outputs.values(), *self._words_wanted}
+        wanted = {*self.spec.outputs.values(), *self._steering, *(sender for sender, _ in self._by_field)}
         wanted |= {sender for (sender, _), route in self.routes.items() if route.needs_text}
         return frozenset(name for name in wanted if not self._reads_only(name)) | self._acting
 
@@ -68,82 +72,77 @@ class Dataflow:
         sending = {pair[0] for pair, route in self.routes.items() if route.needs_text or route.needs_cache}
         return self.writing | frozenset(sending) | frozenset(self.spec.outputs.values())
 
-    @cached_property
-    def reached(self) -> frozenset[Source]:
-        """Sources that an output hears, or that decide where the run goes, or that an agent acts upon."""
-        return self._reached(self.heard)
-
     def warnings(self) -> list[RunWarning]:
         """What reaches nobody."""
         return [*self._unnamed_inputs(), *self._untaken_turns(), *self._lost()]
 
     def cut_output(self) -> str | None:
         """Why no output hears any input, though over text one would; None where one does."""
-        outputs = set(self.spec.outputs.values())
-        over_text = {s for name in outputs for s in self.heard_over_text[name] if not s.is_reply}
+        outputs = list(dict.fromkeys(self.spec.outputs.values()))
+        over_text = {(s, name) for name in outputs for s in self.heard_over_text[name] if not s.is_reply}
         heard = {s for name in outputs for s in self.heard[name] if not s.is_reply}
         if heard or not over_text:
             return None
-        source = next(each for each in map(Source, self.spec.inputs) if each in over_text)
-        cut = self._cut(source)
+        pairs = ((source, name) for source in map(Source, self.spec.inputs) for name in outputs)
+        cut = self._cut(*next(pair for pair in pairs if pair in over_text))
         remedy = f"; give the edge {cut.edge[0]!r} -> {cut.edge[1]!r} another channel" if cut.edge else ""
         return f"the output hears none of the inputs: {cut.why}{remedy}"
 
     # spreading
 
-    def _spread(
-        self, carried: "Callable[[Route, frozenset[Source]], frozenset[Source]]", reading: frozenset[str]
-    ) -> dict[str, frozenset[Source]]:
+    def _spread(self, carrying: list[Pair], reading: frozenset[str]) -> dict[str, frozenset[Source]]:
+        """What agents hear where these edges hand over something, and these agents read their prompts."""
+        inputs = self.spec.inputs
         heard = {
-            name: self._named.get(name, frozenset()) if name in reading else frozenset() for name in self.spec.agents
+            name: frozenset(Source(each) for each in reads.heard if each in inputs) if name in reading else frozenset()
+            for name, reads in self._reads.items()
         }
-        receivers: dict[str, list[Route]] = {}
-        for (sender, _), route in self.routes.items():
-            receivers.setdefault(sender, []).append(route)
+        receivers: dict[str, list[Pair]] = {}
+        for pair in carrying:
+            receivers.setdefault(pair[0], []).append(pair)
         todo = list(self.spec.agents)
         while todo:
             sender = todo.pop()
-            for route in receivers.get(sender, ()):
-                name = route.edge.receiver
-                gained = carried(route, heard[sender]) - heard[name] if name in reading else frozenset()
+            for pair in receivers.get(sender, ()):
+                name = pair[1]
+                gained = self._handed_over(pair, heard[sender]) - heard[name] if name in reading else frozenset()
                 if gained:
                     heard[name] |= gained
                     todo.append(name)
         return heard
 
-    def _words(self, route: Route, heard: frozenset[Source]) -> frozenset[Source]:
-        sender = route.edge.sender
-        return heard if self._reads_only(sender) else heard | {Source(sender, is_reply=True)}
+    def _handed_over(self, pair: Pair, heard: frozenset[Source]) -> frozenset[Source]:
+        """What the sender heard, and its reply, unless it writes none for this edge: by the author's choice, if so."""
+        without_reply = self._reads_only(pair[0]) or (self._chose_the_prompt(pair) and pair not in self._by_field)
+        return heard if without_reply else heard | {Source(pair[0], is_reply=True)}
 
-    def _carried(self, route: Route, heard: frozenset[Source]) -> frozenset[Source]:
-        if _fuses(route):
-            return frozenset()
-        if route.used == "cache" and route.carries == "prompt":
-            return heard
-        return self._words(route, heard) if route.edge.sender in self.reading else frozenset()
+    def _carries(self, route: Route) -> bool:
+        pair = route.edge.sender, route.edge.receiver
+        if not self._is_read(pair):
+            return False
+        return pair in self._by_field or (not _fuses(route) and pair[0] in self.reading)
 
-    @cached_property
-    def _named(self) -> dict[str, frozenset[Source]]:
-        """By agent, the inputs that its templates name."""
-        inputs, found = self.spec.inputs.keys(), {}
-        for name, entry in self.spec.agents.items():
-            names = set(inputs) if isinstance(entry, FunctionSpec) else {*_template_names(self.spec, name)}
-            if entry.for_each is not None:
-                names |= _expression_names(entry.for_each)
-            found[name] = frozenset(Source(each) for each in names if each in inputs)
-        return found
+    def _is_read(self, pair: Pair) -> bool:
+        """Whether the receiver gets some text of what this edge brings."""
+        return pair[0] in self._reads[pair[1]].heard
+
+    def _chose_the_prompt(self, pair: Pair) -> bool:
+        route = self.routes[pair]
+        return route.used == "cache" and "prompt" in (route.carries, getattr(route.edge, "carries", None))
 
     @cached_property
-    def _words_wanted(self) -> frozenset[str]:
+    def _reads(self) -> dict[str, AgentReads]:
+        return agents_read(self.spec)
+
+    @cached_property
+    def _by_field(self) -> frozenset[Pair]:
+        """Edges whose receiver reads fields of the reply, whatever else they carry."""
+        return frozenset(whose_fields_are_read(self.spec))
+
+    @cached_property
+    def _steering(self) -> frozenset[str]:
         """Agents whose words a condition, a route or a list reads."""
-        return frozenset(name for name in self._control_names if name in self.spec.agents)
-
-    @cached_property
-    def _control_names(self) -> frozenset[str]:
-        sources = [each for edge in self.spec.edges for each in (edge.when, edge.until)]
-        for entry in self.spec.agents.values():
-            sources += [entry.for_each, *(case.when for case in entry.route)]
-        return frozenset(name for source in sources if source is not None for name in _expression_names(source))
+        return steering_names(self.spec) & self.spec.agents.keys()
 
     @cached_property
     def _acting(self) -> frozenset[str]:
@@ -154,12 +153,16 @@ class Dataflow:
             if isinstance(entry, FunctionSpec | PauseSpec | SubgraphSpec)
         )
 
-    def _reached(self, heard: Mapping[str, frozenset[Source]]) -> frozenset[Source]:
-        ends = {*self.spec.outputs.values(), *self._acting, *self._words_wanted}
-        ends |= {name for name in self.writing if getattr(self.spec.agents[name], "tools", ())}
-        control = {Source(name) for name in self._control_names if name in self.spec.inputs}
-        control |= {Source(name, is_reply=True) for name in (*self._words_wanted, *self.spec.outputs.values())}
-        return frozenset().union(control, *(heard[name] for name in ends))
+    @property
+    def _ends(self) -> list[str]:
+        """The outputs, then other agents whose turn has consequences."""
+        using = (
+            name
+            for name, entry in self.spec.agents.items()
+            if name in self.writing and isinstance(entry, AgentSpec) and entry.tools
+        )
+        others = (name for name in self.spec.agents if name in self._acting | self._steering)
+        return list(dict.fromkeys([*self.spec.outputs.values(), *others, *using]))
 
     def _reads_only(self, name: str) -> bool:
         entry = self.spec.agents[name]
@@ -168,7 +171,7 @@ class Dataflow:
     # what is lost
 
     def _unnamed_inputs(self) -> Iterator[RunWarning]:
-        named = {source.name for sources in self._named.values() for source in sources} | self._control_names
+        named = frozenset[str]().union(steering_names(self.spec), *(reads.named for reads in self._reads.values()))
         for name in self.spec.inputs:
             if name not in named:
                 yield RunWarning("unused_input", f"no prompt names the input {name!r}, so nobody reads it", (name,))
@@ -189,38 +192,44 @@ class Dataflow:
                 )
 
     def _lost(self) -> Iterator[RunWarning]:
-        """Sources that an output would hear over text and does not hear over these channels."""
-        over_text = self._reached(self.heard_over_text)
+        """What an output, or an agent that acts, was meant to hear and does not hear over these channels."""
         order = [*map(Source, self.spec.inputs), *(Source(name, True) for name in self.spec.agents)]
-        for source in order:
-            if source not in over_text or source in self.reached:
+        told: set[Source] = set()
+        for end in self._ends:
+            if end not in self.reading:
                 continue
-            if source.is_reply and source.name not in self.writing:
-                continue  # nobody waits for it: the author's own choice, or said of the turn that isn't taken
-            cut = self._cut(source)
-            what = f"what {source.name!r} wrote" if source.is_reply else f"the input {source.name!r}"
-            message = f"over this channel the output never hears {what}: {cut.why}"
-            yield RunWarning("dropped", message, (source.name,), cut.edge)
+            missing = self.meant[end] - self.heard[end] - told - {Source(end, is_reply=True)}
+            for source in order if missing else ():
+                if source not in missing or (source.is_reply and source.name not in self.writing):
+                    continue  # nobody waits for it: the author's own choice, or said of the turn that isn't taken
+                told.add(source)
+                cut = self._cut(source, end)
+                what = f"what {source.name!r} wrote" if source.is_reply else f"the input {source.name!r}"
+                who = "the output" if [end] == [*self.spec.outputs.values()] else repr(end)
+                over = "over this channel " if source in self.heard_over_text[end] else ""
+                message = f"{over}{who} never hears {what}: {cut.why}"
+                yield RunWarning("dropped", message, (source.name,), cut.edge)
 
-    def _cut(self, source: Source) -> Cut:
-        """Where a source stops on its way to the outputs."""
+    def _cut(self, source: Source, end: str) -> Cut:
+        """Where a source stops on its way to an agent."""
         came: dict[str, str | None] = {}
         if source.is_reply:
             todo, came[source.name] = [source.name], None
         else:
-            todo = [name for name, named in self._named.items() if source in named]
+            todo = [name for name, reads in self._reads.items() if source.name in reads.heard]
             came = dict.fromkeys(todo)
+        towards = self._upstream_of(end)
         stop: Route | None = None
         while todo:
             sender = todo.pop(0)
             for (start, receiver), route in self.routes.items():
-                if start != sender or receiver in came:
+                if start != sender or receiver in came or receiver not in towards:
                     continue
-                if _fuses(route) or receiver not in self.reading:
+                if not self._carries(route) or receiver not in self.reading:
                     stop = stop or route
-                    continue
-                came[receiver] = sender
-                todo.append(receiver)
+                elif source != (sender, True) or not self._chose_the_prompt((sender, receiver)):
+                    came[receiver] = sender
+                    todo.append(receiver)
         way: list[str] = []
         name: str | None = stop.edge.sender if stop else source.name
         while name is not None:
@@ -229,13 +238,34 @@ class Dataflow:
         shown = " -> ".join([*([] if source.is_reply else [repr(source.name)]), *reversed(way)])
         if stop is None:
             return Cut(f"{shown} goes no further", None)
-        receiver = stop.edge.receiver
+        why, edge = self._why_stopped(stop)
+        return Cut(f"{shown} -x {stop.edge.receiver!r}, since {why}", edge)
+
+    def _upstream_of(self, end: str) -> set[str]:
+        """The agents from which edges lead to this one, and itself."""
+        found, todo = {end}, [end]
+        senders: dict[str, list[str]] = {}
+        for sender, receiver in self.routes:
+            senders.setdefault(receiver, []).append(sender)
+        while todo:
+            new = set(senders.get(todo.pop(), ())) - found
+            found |= new
+            todo += new
+        return found
+
+    def _why_stopped(self, stop: Route) -> tuple[str, Pair]:
+        """Why an edge hands nothing on, and the edge to blame."""
+        sender, receiver = pair = (stop.edge.sender, stop.edge.receiver)
+        if not self._is_read(pair):
+            if isinstance(self.spec.agents[receiver], SubgraphSpec):
+                return f"the `inputs` of {receiver!r} don't name {sender!r}", pair
+            return f"the prompt of {receiver!r} only asks whether {sender!r} has replied", pair
         if _fuses(stop):
             fuser = f"the fuser {stop.fuser!r}" if stop.fuser else "its fuser"
-            why, to_blame = f"{fuser} only corrects what {receiver!r} reads itself", stop
-        else:
-            why, to_blame = self._why_no_turn(receiver), self._fusing(receiver) or stop
-        return Cut(f"{shown} -x {receiver!r}, since {why}", (to_blame.edge.sender, to_blame.edge.receiver))
+            return f"{fuser} only corrects what {receiver!r} reads itself", pair
+        fusing = self._fusing(receiver)
+        to_blame = pair if fusing is None else (fusing.edge.sender, fusing.edge.receiver)
+        return self._why_no_turn(receiver), to_blame
 
     def _why_no_turn(self, name: str) -> str:
         """Why an agent that is upstream of somebody does not even read its prompt."""
@@ -250,31 +280,3 @@ class Dataflow:
 def _fuses(route: Route) -> bool:
     """Whether the edge only corrects what the receiver has read itself."""
     return route.used == "cache" and route.carries is None
-
-
-def _template_names(spec: GraphSpec, name: str) -> Iterable[str]:
-    match spec.agents[name]:
-        case AgentSpec() as entry:
-            return prompt_reads(name, entry, ()).names
-        case PauseSpec(pause=source):
-            return compile_template(source, None).names
-        case SubgraphSpec(inputs=inputs):
-            return [each for source in inputs.values() for each in _value_names(source)]
-        case _:
-            return ()
-
-
-def _value_names(source: str) -> frozenset[str]:
-    """A sub-graph's input is one expression in braces, or a template."""
-    try:
-        return compile_expression(source, None).names if source.strip().startswith("{{") else _names(source)
-    except TemplateProblem:
-        return _names(source)
-
-
-def _names(source: str) -> frozenset[str]:
-    return compile_template(source, None).names
-
-
-def _expression_names(source: str) -> frozenset[str]:
-    return compile_expression(source, None).names

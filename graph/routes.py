@@ -3,7 +3,7 @@
 Made once a graph, after its models are loaded, and shared by all its runs: nothing here changes while they run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from cachegraph.agents.base import Agent
 from cachegraph.agents.expression import Expression, compile_expression
 from cachegraph.agents.sessions.spec import Memory
 from cachegraph.agents.spec import AgentSpec, SubgraphSpec
-from cachegraph.agents.template import compile_template
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Route
 from cachegraph.channels.spec import EdgeSpec, TextEdge
 from cachegraph.errors import ChannelError
 
+from .agent_reads import steering_names, whose_fields_are_read
 from .dataflow import Dataflow
 from .plan import Plan
 from .single_braces import find_single_braces
@@ -120,7 +120,7 @@ class _Wirer:
         self.depth = [order.steps[name].depth for name in self.index]  # who is furthest from the output starts first
         self.entries: list[list[Route]] = [[] for _ in self.index]
         self.exits: list[list[Exit]] = [[] for _ in self.index]
-        self.told = {*spec.outputs.values(), *_whose_words_are_read(spec)}
+        self.told = {*spec.outputs.values(), *steering_names(spec), *(pair[0] for pair in whose_fields_are_read(spec))}
 
     def wiring(self) -> Wiring:
         for edge in self.spec.edges:
@@ -201,20 +201,6 @@ class _Wirer:
 
 def _is_fused(entries: list[Route]) -> bool:
     return any(route.used != "text" and not route.needs_cache for route in entries)
-
-
-def _whose_words_are_read(spec: GraphSpec) -> Iterator[str]:
-    """Agents that must write their reply whatever their edges carry: a condition or a field of data needs it."""
-    for edge in spec.edges:
-        for source in (edge.when, edge.until):
-            yield from compile_expression(source, None).names if source is not None else ()
-        receiver = spec.agents[edge.receiver]
-        if not isinstance(edge, TextEdge) and isinstance(receiver, AgentSpec):
-            templates = [compile_template(each or "", None) for each in (receiver.prompt, receiver.system)]
-            yield from (edge.sender for template in templates if edge.sender in template.fields)
-    for entry in spec.agents.values():
-        for source in (entry.for_each, *(case.when for case in entry.route)):
-            yield from compile_expression(source, None).names if source is not None else ()
 
 
 def _route(

@@ -185,3 +185,93 @@ def test_other_braces_are_left_alone(tmp_path: Path, literal: str) -> None:
     except RecipeError:
         return  # objects aren't written in templates
     assert graph.warnings() == []
+
+
+def test_asking_whether_somebody_has_replied_is_not_hearing_what() -> None:
+    agents = {**CHAIN["agents"], "editor": {"model": "small", "prompt": "{% if writer %}Go on.{% endif %} {{ topic }}"}}
+    found = flow(with_(CHAIN, agents=agents))
+    assert Source("writer", True) not in found.heard["editor"]
+    assert told(found) == [
+        (
+            "the output never hears what 'researcher' wrote: 'researcher' -> 'writer' -x 'editor', since the prompt of "
+            "'editor' only asks whether 'writer' has replied"
+        ),
+        (
+            "the output never hears what 'writer' wrote: 'writer' -x 'editor', since the prompt of 'editor' only asks "
+            "whether 'writer' has replied"
+        ),
+    ]
+
+
+def test_an_input_that_only_switches_words_on_is_not_missed() -> None:
+    agents = {
+        **CHAIN["agents"],
+        "editor": {"model": "small", "prompt": "{% if short %}Be brief.{% endif %} {{ writer }}"},
+    }
+    assert told(flow(with_(CHAIN, inputs={"topic": {}, "short": {}}, agents=agents))) == []
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["{{ writer.data.advice }}", "{{ writer | upper }}", "{% if writer %}{{ writer }}{% endif %}", "Go on."],
+)
+def test_a_reply_is_heard_whatever_else_is_done_with_it(prompt: str) -> None:
+    agents = {**CHAIN["agents"], "editor": {"model": "small", "prompt": prompt}}
+    found = flow(with_(CHAIN, agents=agents))
+    assert Source("writer", True) in found.heard["editor"]
+    assert told(found) == []
+
+
+def test_each_output_is_told_apart() -> None:
+    """What one output hears does not make up for what another one misses."""
+    agents = {
+        "expert": {"model": "large", "prompt": "{{ topic }}"},
+        "first": {"model": "small", "prompt": "{{ expert }} Go."},
+        "second": {"model": "small", "prompt": "{{ topic }}"},
+    }
+    edge = {"from": "expert", "to": "first", "channel": "cache", "carries": "prompt"}
+    data = with_(CHAIN, agents=agents, edges=[edge], output={"one": "first", "two": "second"})
+    found = flow(data, expert__first=FUSE)
+    assert found.cut_output() is None
+    assert told(found) == [
+        (
+            "over this channel 'first' never hears the input 'topic': 'topic' -> 'expert' -x 'first', since the fuser "
+            "'f' only corrects what 'first' reads itself"
+        )
+    ]
+    assert [warning.edge for warning in found.warnings()] == [("expert", "first")]
+
+
+def test_a_function_that_hears_a_reply_does_not_make_up_for_the_output() -> None:
+    agents = {**CHAIN["agents"], "log": {"function": "log.py:log"}}
+    agents["editor"] = {"model": "small", "prompt": "{{ topic }}: a headline for {{ writer }}"}
+    edges = [
+        CHAIN["edges"][0],
+        {"from": "researcher", "to": "log"},
+        {"from": "writer", "to": "editor", "channel": "cache", "carries": "prompt"},
+    ]
+    found = flow(with_(CHAIN, agents=agents, edges=edges), writer__editor=FUSE)
+    assert [warning.names for warning in found.warnings()] == [("researcher",)]
+
+
+def test_a_sender_whose_fields_are_read_does_write() -> None:
+    agents = {
+        "expert": {"model": "large", "prompt": "{{ question }}"},
+        "answerer": {"model": "small", "prompt": "{{ expert }} {{ question }} {{ expert.data.score }}"},
+    }
+    edge = {"from": "expert", "to": "answerer", "channel": "cache"}
+    data = with_(CHAIN, inputs={"question": {}}, agents=agents, edges=[edge], output="answerer")
+    found = flow(data, expert__answerer=FUSE)
+    assert Source("expert", True) in found.heard["answerer"]
+    assert told(found) == []
+
+
+def test_an_included_recipe_whose_inputs_do_not_name_a_sender_hears_nothing_of_it() -> None:
+    agents = {
+        "researcher": {"model": "small", "prompt": "Facts about {{ topic }}."},
+        "team": {"graph": "team.yaml", "inputs": {"text": "hello"}},
+    }
+    found = flow(with_(CHAIN, agents=agents, edges=[{"from": "researcher", "to": "team"}], output="team"))
+    assert [each.rpartition("since ")[2] for each in told(found)] == [
+        "the `inputs` of 'team' don't name 'researcher'"
+    ] * 2
