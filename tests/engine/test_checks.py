@@ -52,6 +52,22 @@ def test_what_a_model_casts_to_the_dtype_of_a_part_is_widened_again(tmp_path: Pa
         assert network(input_ids=torch.tensor([[1, 2]])).logits.dtype == torch.float32
 
 
+@torch.inference_mode()
+def test_weights_that_a_model_takes_out_of_a_part_are_widened(tmp_path: Path) -> None:
+    """As DBRX takes its experts'."""
+    config = hf.dbrx.DbrxConfig(
+        vocab_size=300,
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        max_seq_len=512,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        ffn_config={"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    )
+    model = load_model(save_model(config, tmp_path), dtype=torch.bfloat16)
+    assert (model.why_no_cache, model.rotation.why_not) == (None, None)
+
+
 def test_weights_are_narrow_again_after_a_failure(tmp_path: Path) -> None:
     network = load_model(save_model(config_of("llama"), tmp_path), dtype=torch.bfloat16).network
     with pytest.raises(IndexError), in_float32(network):
