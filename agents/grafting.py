@@ -6,10 +6,11 @@ from time import perf_counter
 
 from torch import Tensor
 
-from cachegraph.channels.cache.graft import Graft, graft, is_of_a_long_row, why_no_state, why_too_long
+from cachegraph.channels.cache.graft import Graft, graft, why_no_state, why_other_frequencies
 from cachegraph.channels.cache.plans import GraftPlan
 from cachegraph.channels.decide import nothing_private
 from cachegraph.engine.engine import Engine
+from cachegraph.engine.kv import KV
 from cachegraph.engine.rope import OutOfReach
 
 from .base import Delivery
@@ -77,7 +78,7 @@ class Grafting:
         self.seconds = perf_counter() - began
         if fell:
             return None
-        if grafted and (reason := self._why_too_far(own + grafted)):
+        if grafted and (reason := self._why_too_far(own + grafted, [each.kv for each in out if each is not None])):
             for delivery, _ in self._plans.values():
                 self._inbox.fall_back(delivery, reason)
             return None
@@ -96,15 +97,12 @@ class Grafting:
                 )
         return not lost.isdisjoint(self._plans)
 
-    def _why_too_far(self, count: int) -> str | None:
-        """Why a prompt of so many positions, grafts among them, can't be read."""
+    def _why_too_far(self, count: int, grafts: Sequence[KV]) -> str | None:
+        """Why a prompt of so many positions, these grafts among them, can't be read."""
         model = self._engine.model
         if count >= model.info.max_positions:
             return f"with it the prompt has {count} positions, too many for the model"
-        planes = [brought_plane(delivery, self._inbox.turn.control) for delivery, _ in self._plans.values()]
-        if any(plane is not None and is_of_a_long_row(plane.segments) for plane in planes):
-            return "the sender's row is so long that its keys have other RoPE frequencies"
-        return why_too_long(model, count + self._reply)
+        return why_other_frequencies(model, grafts, count, self._reply)
 
     def _why_no_state(self, delivery: Delivery, brought: Graft, closes: bool) -> str | None:
         plane = brought_plane(delivery, self._inbox.turn.control)

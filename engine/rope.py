@@ -177,16 +177,20 @@ class Rotation:
     def move(self, kv: KV, positions: Tensor) -> KV:
         """The same entries at other positions, (positions,) int64. Shares what needn't change.
 
-        Raises OutOfReach for a move behind the position up to which the model itself computes the same at two places.
+        Raises OutOfReach for a move that the model's keys don't allow: any at all; or one behind the position up to
+        which the model computes the same at two places; or one of a row with other RoPE frequencies.
         """
         if not bool((positions - kv.positions).any()):
             return kv
+        if self.why_not is not None:
+            raise OutOfReach(f"{self.why_not}; they can be taken only where they stand in the sender's row, too")
         furthest = int(torch.maximum(positions, kv.positions).max())
         if self.reach is not None and furthest >= self.reach:
             raise OutOfReach(
                 f"keys of {self._info.model_type!r} models are moved below position {self.reach} alone, and {furthest} "
                 "is needed"
             )
+        _check_factors(kv)
         return self._moved(kv, positions)
 
     def _moved(self, kv: KV, positions: Tensor) -> KV:
@@ -289,9 +293,12 @@ class Rotation:
         )
 
     def unrotated(self, kv: KV) -> KV:
-        """The same entries with keys as they are before RoPE: at position 0."""
+        """The same entries with keys as they are before RoPE: at position 0. Raises OutOfReach as `move` does."""
         at = torch.zeros_like(kv.positions)
-        return self._moved(kv, at) if bool(kv.positions.any()) else kv
+        if not bool(kv.positions.any()):
+            return kv
+        _check_factors(kv)
+        return self._moved(kv, at)
 
 
 def _frequencies(decoder: Any) -> Iterator[tuple[str, Tensor]]:
@@ -306,6 +313,11 @@ def _frequencies(decoder: Any) -> Iterator[tuple[str, Tensor]]:
             continue
         yield name, found
         yield f"{name}{_BACKWARDS}", -found
+
+
+def _check_factors(kv: KV) -> None:
+    if kv.factors:
+        raise OutOfReach("the sender's row is so long that its keys turn by other RoPE frequencies")
 
 
 def _at(way: _Turn, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,15 @@ from cachegraph.engine.load import LoadedModel
 from .plane import CachePlane
 from .translate import Translation
 
-__all__ = ["Graft", "graft", "is_of_a_long_row", "why_no_graft", "why_no_state", "why_too_long"]
+__all__ = [
+    "Graft",
+    "graft",
+    "is_of_a_long_row",
+    "why_no_graft",
+    "why_no_state",
+    "why_other_frequencies",
+    "why_too_long",
+]
 
 
 class Graft(NamedTuple):
@@ -34,8 +42,6 @@ def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
         return f"{sender.name!r} runs in {sender.dtype} here and in {receiver.dtype} there"
     if sender.weights != receiver.weights:
         return f"{sender.name!r} has {sender.weights or 'plain'} weights here and {receiver.weights or 'plain'} there"
-    if receiver.rotation.why_not is not None and not receiver.info.states:  # with a state nothing is moved
-        return f"{receiver.name!r} can't take grafted keys: {receiver.rotation.why_not}"
     return None
 
 
@@ -56,6 +62,20 @@ def why_too_long(model: LoadedModel, length: int) -> str | None:
 def is_of_a_long_row(segments: Sequence[KV]) -> bool:
     """Whether keys have other RoPE frequencies than those of shorter rows."""
     return any(segment.factors for segment in segments)
+
+
+def why_other_frequencies(model: LoadedModel, kvs: Sequence[KV], prompt: int, reply: int) -> str | None:
+    """Why a prompt of so many positions, these among them, and a reply of so many can't have the RoPE frequencies that
+    these keys have; None where it has them."""
+    if (by_length := model.info.by_length) is None:
+        return None
+    factors = by_length.factors(prompt)
+    if by_length.factors(min(prompt + reply, model.info.max_positions)) != factors:
+        return why_too_long(model, prompt + reply)
+    if all(kv.factors == factors for kv in kvs):
+        return None
+    longer, shorter = ("receiver", "sender") if factors else ("sender", "receiver")
+    return f"the {longer}'s row is so long that its keys have other RoPE frequencies than the {shorter}'s"
 
 
 def graft(
@@ -85,7 +105,9 @@ def graft(
         if translation is not None:
             kv, ids = translation.kv(kv), translation.ids(ids)
         kv = kv.to(receiver.devices, receiver.dtype)
-        moved = receiver.rotation.move(kv, torch.arange(start, start + len(kv)))
+        places = torch.arange(start, start + len(kv))
+        bound = receiver.info.states and receiver.rotation.why_not is not None  # and what would move has no state
+        moved = kv if bound else receiver.rotation.move(kv, places)
         plane.grafts[wanted] = Graft(moved, ids, private.origins)
     taken: Graft = plane.grafts[wanted]
     if taken.kv.state is not None and not (start == 0 or _begins_alike(plane, start, front)):

@@ -95,11 +95,11 @@ def test_a_row_is_the_same_beside_a_longer_one_and_behind_its_prefix(folder: Pat
         ]
 
 
-def relay(folder: Path, new: int) -> Graph:
+def relay(folder: Path, new: int, prompt: str = "{{ r }} why?") -> Graph:
     graph = Graph(models={"m": {"source": str(folder), "dtype": "float32", "device": "cpu"}}, output="w")
     graph.add_input("d").add_agent("r", model="m", prompt="{{ d }}", chat=False, generate={"max_new_tokens": 0})
     generate: dict[str, Any] = {"max_new_tokens": new, "ignore_eos": True}
-    graph.add_agent("w", model="m", prompt="{{ r }} why?", chat=False, generate=generate)
+    graph.add_agent("w", model="m", prompt=prompt, chat=False, generate=generate)
     return graph.add_edge("r", "w", "cache")
 
 
@@ -111,15 +111,31 @@ def test_a_graft_that_stays_below_the_border_is_exact(folder: Path) -> None:
         assert result.text == plain.run(d=text).text
 
 
-@pytest.mark.parametrize(("count", "new"), [(90, 100), (200, 4)], ids=["by its reply", "by what is grafted"])
-def test_a_graft_beyond_the_border_falls_back_by_name(count: int, new: int, folder: Path) -> None:
+def test_a_graft_between_two_long_rows_is_exact(folder: Path) -> None:
+    text, _ = text_of(200, folder)
+    with relay(folder, 20) as graph, graph.with_channels("text") as plain:
+        result = graph.run(d=text)
+        assert result.edges["r", "w"].channel_used == "cache"
+        assert result.text == plain.run(d=text).text
+
+
+@pytest.mark.parametrize(
+    ("count", "new", "prompt", "reason"),
+    [
+        (90, 100, "{{ r }} why?", f"beyond {BORDER} it rotates all keys by other frequencies"),
+        (138, 4, "{{ r }} the sea is green and the sky is blue?", "the receiver's row is so long that its keys have"),
+        (200, 4, "Now: {{ r }} why?", f"moved below position {BORDER} alone"),
+    ],
+    ids=["by its reply", "by the receiver's prompt", "behind other tokens"],
+)
+def test_a_graft_beyond_the_border_falls_back_by_name(
+    count: int, new: int, prompt: str, reason: str, folder: Path
+) -> None:
     text, _ = text_of(count, folder)
-    with relay(folder, new) as graph, graph.with_channels("text") as plain:
+    with relay(folder, new, prompt) as graph, graph.with_channels("text") as plain:
         result = graph.run(d=text)
         assert result.edges["r", "w"].channel_used == "text"
-        assert str(BORDER) in (result.edges["r", "w"].fallback_reason or "") or "RoPE" in (
-            result.edges["r", "w"].fallback_reason or ""
-        )
+        assert reason in (result.edges["r", "w"].fallback_reason or "")
         assert result.text == plain.run(d=text).text
 
 
