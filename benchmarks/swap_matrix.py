@@ -191,7 +191,7 @@ async def measure(graph: Graph) -> tuple[float, tuple[str, ...], tuple[str, ...]
         mine, theirs = await node.agent.score(probe.turns[name], [given, other])  # type: ignore[attr-defined]
         shift += mine.logprob - theirs.logprob
         used = tuple(edge.channel_used for edge in result.edges.values())
-        warnings = tuple(map(str, result.warnings))
+        warnings = tuple(str(each) for each in result.warnings if each.kind in ("dropped", "empty_edge"))
     return shift, used, warnings
 
 

@@ -12,14 +12,13 @@ from typing import Literal
 from cachegraph.errors import ConfigError, FuserError
 
 from .base import Peer
-from .fusers.card import Task
+from .fusers.card import Carries, Task
 from .fusers.select import FuserChoice, NoFuser, select_fuser
 from .message import Route
 from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 
 __all__ = ["Caching", "Carries", "Decision", "as_route", "decide_edge", "expected_route", "nothing_private"]
 
-Carries = Literal["prompt", "reply", "all"]
 Caching = CacheEdge | BothEdge | AutoEdge
 
 
@@ -89,7 +88,9 @@ def _decide(edge: Caching, sender: Peer, receiver: Peer, folder: Path, fusers: S
     tasks: list[Task] = ["private"] if _grafts_something(sender, receiver, carries) else []
     if _reads_the_same(sender, receiver) or edge.carries == "prompt" or isinstance(edge, BothEdge):
         tasks.append("shared")
-    choice = select_fuser(edge.fuser, fusers, sender, receiver, tasks, folder, fetch=fetch)
+    choice = select_fuser(
+        edge.fuser, fusers, sender, receiver, tasks, folder, carries=_measured_as(carries), fetch=fetch
+    )
     if choice.graft is not None and choice.fuse is not None:
         return _joint(edge, sender, receiver, carries, choice)
     if choice.graft is not None:
@@ -106,6 +107,11 @@ def _carries(edge: Caching, sender: Peer) -> Carries:
     if sender.reads_only:
         return "all"
     return "reply" if edge.carries is None or isinstance(edge, BothEdge) else edge.carries
+
+
+def _measured_as(carries: Carries) -> Carries:
+    """What evidence must have carried: an agent that only reads hands over its prompt."""
+    return "prompt" if carries == "all" else carries
 
 
 def _same_model(sender: Peer, receiver: Peer) -> bool:

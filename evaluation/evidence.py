@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from cachegraph.channels.fusers.card import CARD, Card, Evidence, read_card
-from cachegraph.channels.spec import TextEdge
+from cachegraph.agents.spec import AgentSpec
+from cachegraph.channels.fusers.card import CARD, Card, Carries, Evidence, read_card
+from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
 from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError
 from cachegraph.graph.load import parse_recipe
+from cachegraph.graph.spec import GraphSpec
 
 from .comparison import Comparison
 
@@ -43,8 +45,14 @@ def evidence_of(comparison: Comparison, card: Card) -> Evidence:
         mismatched=round(mismatched.quality[metric].value, 4),
         low=round(difference.low, 4),
         high=round(difference.high, 4),
-        carries=(caching[0].carries or "reply") if card.kind == "graft" else None,
+        carries=_carries(recipe, caching[0]) if card.kind == "graft" else None,
     )
+
+
+def _carries(recipe: GraphSpec, edge: CacheEdge | BothEdge | AutoEdge) -> Carries:
+    sender = recipe.agents[edge.sender]
+    reads_only = isinstance(sender, AgentSpec) and sender.generate.max_new_tokens == 0
+    return "prompt" if reads_only else edge.carries or "reply"
 
 
 def record_evidence(folder: Path, comparison: Comparison) -> Evidence:

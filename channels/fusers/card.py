@@ -15,12 +15,24 @@ from ..cache.layers import LayerPair, check_layers
 from .folder import read_json
 from .trained_rows import TrainedRows
 
-__all__ = ["CARD", "Alignment", "Card", "Evidence", "Geometry", "ModelEnd", "Task", "checked_card", "read_card"]
+__all__ = [
+    "CARD",
+    "Alignment",
+    "Card",
+    "Carries",
+    "Evidence",
+    "Geometry",
+    "ModelEnd",
+    "Task",
+    "checked_card",
+    "read_card",
+]
 
 CARD = "card.json"
 
 Alignment = Literal["ids", "first", "longest", "offsets"]
 Task = Literal["shared", "private"]  # text that both ends read; text that only the sharer reads
+Carries = Literal["prompt", "reply", "all"]  # what of its sender an edge hands over
 
 
 Heads = Annotated[int, Field(gt=0, le=4096)]
@@ -90,9 +102,7 @@ class Evidence(Strict):
     mismatched: Annotated[float, Field(allow_inf_nan=False, description="With another example's cache.")]
     low: Annotated[float, Field(allow_inf_nan=False, description="The least that own minus mismatched may be.")]
     high: Annotated[float, Field(allow_inf_nan=False)]
-    carries: Annotated[
-        Literal["prompt", "reply", "all"] | None, Field(description="Of a translator: what the edge carried.")
-    ] = None
+    carries: Annotated[Carries | None, Field(description="Of a translator: what the edge carried.")] = None
 
     @model_validator(mode="after")
     def _interval_holds_the_difference(self) -> "Evidence":
@@ -156,9 +166,13 @@ class Card(Strict):
     created: Annotated[str | None, Field(description="ISO 8601.")] = None
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="Of fuser.safetensors.")] = None
 
-    def communication(self, task: Task) -> Evidence | None:
-        """The strongest measurement that shows this fuser communicating on such a task; None where there is none."""
-        shown = [each for each in self.evidence if each.task == task and each.shows_communication]
+    def communication(self, task: Task, carries: Carries | None = None) -> Evidence | None:
+        """The strongest measurement that shows this fuser communicating on such a task; None where there is none.
+
+        `carries`: what a translator's edge takes of its sender. Evidence of prompts says nothing of replies.
+        """
+        same = [each for each in self.evidence if each.task == task and each.carries in (None, carries)]
+        shown = [each for each in same if each.shows_communication]
         return max(shown, key=lambda each: each.low, default=None)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from cachegraph.errors import FuserError
 
 from ..base import Peer
 from ..spec import FuserPair
-from .card import CARD, Card, ModelEnd, Task, read_card
+from .card import CARD, Card, Carries, ModelEnd, Task, read_card
 from .find import find_fuser, on_shelf, shelves
 from .hub import find_cached_fuser
 from .name import is_hub_fuser, parse_hub_fuser
@@ -44,14 +44,15 @@ def select_fuser(
     tasks: Sequence[Task],
     folder: Path,
     *,
+    carries: Carries | None = None,
     fetch: bool = True,
 ) -> FuserChoice:
     """The fuser for an edge of a recipe in `folder`.
 
     One that the edge names, else the first of the recipe's `fusers` that joins this pair and does one of these tasks,
     else one whose card shows that it communicates on one of them, the first task first. A fuser that merely fits the
-    pair is not enough. With `fetch` false, a fuser of the hub that is not on this disk raises NoFuser instead of being
-    fetched.
+    pair is not enough. `carries` is what a graft takes of the sender. With `fetch` false, a fuser of the hub that is
+    not on this disk raises NoFuser instead of being fetched.
 
     Raises NoFuser, or FuserError where a named fuser is missing or damaged.
     """
@@ -61,7 +62,7 @@ def select_fuser(
         choice = _opened(_find(name, folder, fetch), name, "the recipe's `fusers` name it")
         if _does(choice, tasks) and _fits(choice, sharer, receiver):
             return choice
-    return _shown(sharer, receiver, tasks, folder)
+    return _shown(sharer, receiver, tasks, carries, folder)
 
 
 def _named(named: str | FuserPair, folder: Path, fetch: bool) -> FuserChoice:
@@ -117,7 +118,7 @@ def _does(choice: FuserChoice, tasks: Sequence[Task]) -> bool:
     return (choice.graft is not None and "private" in tasks) or (choice.fuse is not None and "shared" in tasks)
 
 
-def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], folder: Path) -> FuserChoice:
+def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], carries: Carries | None, folder: Path) -> FuserChoice:
     """The fuser of the pair whose card shows the most. Raises NoFuser."""
     cards = list(_cards(sharer, receiver, folder))
     for task in tasks:
@@ -125,7 +126,7 @@ def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], folder: Path) ->
         shown = [
             (evidence.low, name, place, evidence)
             for place, name, card in cards
-            if card.kind == kind and (evidence := card.communication(task)) is not None
+            if card.kind == kind and (evidence := card.communication(task, carries)) is not None
         ]
         if shown:
             _, name, place, evidence = max(shown, key=lambda each: each[:2])
@@ -134,7 +135,8 @@ def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], folder: Path) ->
     if not cards:
         raise NoFuser(f"{models}there is no fuser for the pair")
     names = " and of ".join(repr(name) for _, name, _ in cards[:3])
-    texts = {"private": f"what only {sharer.agent!r} has", "shared": "what both agents read"}
+    reply = f"the reply of {sharer.agent!r}" if carries == "reply" else f"what only {sharer.agent!r} has"
+    texts = {"private": reply, "shared": "what both agents read"}
     wanted = " or of ".join(texts[task] for task in tasks)
     raise NoFuser(
         f"{models}the card of {names} shows no communication of {wanted}; name a fuser on the edge to use it anyway"

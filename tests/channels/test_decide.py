@@ -22,7 +22,7 @@ def card(kind: str, **fields: Any) -> Card:
     return Card.model_validate({**ends, "kind": kind, "architecture": "x", **layers, **fields})
 
 
-def evidence(task: str, low: float, high: float = 0.4) -> Evidence:
+def evidence(task: str, low: float, high: float = 0.4, carries: str | None = None) -> Evidence:
     return Evidence.model_validate(
         {
             "task": task,
@@ -33,6 +33,7 @@ def evidence(task: str, low: float, high: float = 0.4) -> Evidence:
             "mismatched": 0.5,
             "low": low,
             "high": high,
+            "carries": carries,
         }
     )
 
@@ -100,6 +101,17 @@ def test_a_translator_is_picked_where_its_card_shows_communication(shelf: Path, 
     if found.choice is not None:
         assert found.choice.name == "stories"
         assert "300 examples of dev" in found.choice.why
+
+
+@pytest.mark.parametrize(("carried", "reads_only", "form"), [
+    ("prompt", True, "graft"), ("prompt", False, "text"), ("reply", True, "text"), ("reply", False, "graft"),
+])  # fmt: skip
+def test_evidence_of_prompts_says_nothing_of_replies_nor_the_reverse(
+    shelf: Path, carried: str, reads_only: bool, form: str
+) -> None:
+    save(shelf / "home" / "fusers", "stories", card("graft", evidence=(evidence("private", 0.1, carries=carried),)))
+    for channel in ("auto", "cache"):
+        assert decide_edge(edge(channel), writer(reads_only=reads_only), editor(), shelf).form == form
 
 
 def test_evidence_on_shared_text_says_nothing_of_text_that_only_the_sender_has_read(shelf: Path) -> None:
