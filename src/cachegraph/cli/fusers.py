@@ -90,7 +90,7 @@ def add_evidence(
     found = record_evidence(locate(name), Comparison.load(comparison))
     echo(f"{name}: {found}")
     if not found.shows_communication:
-        echo("the interval is not above zero: no edge will pick this fuser by itself; naming it still works")
+        echo("the interval is not above zero, so no edge picks the fuser by this; naming it still works")
 
 
 @app.command("import")
