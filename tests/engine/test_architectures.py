@@ -25,6 +25,7 @@ QUICK = ["llama", "gemma3_text", "gpt_oss", "ministral3", "phi3-longrope", "deep
 
 # In our words, and why.
 REFUSED = {
+    "cpmant": "reading a text piece by piece fails in transformers",
     "longcat_flash": "reading a text piece by piece fails in transformers",
     "mllama": "transformers knows no 'mllama_text_model' model that writes text",
     "openai-gpt": "takes no cache",
