@@ -21,7 +21,7 @@ from .check_flow import check_flow, check_shape, item_of, structured
 from .draft import Draft, Finding, Permissions, did_you_mean
 from .inputs import why_not
 from .marks import Path
-from .safety import check_endpoints, check_paths, looks_like_path
+from .safety import check_endpoints, check_paths, fuser_names, looks_like_path
 from .spec import GraphSpec, InputSpec
 
 __all__ = ["check", "check_spec"]
@@ -48,6 +48,7 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
         check_tools(draft, permissions),
         _templates(draft),
         _schemas(draft),
+        _fusers(draft),
         _edges(draft),
         _retries(draft),
         _evaluated(draft),
@@ -217,6 +218,12 @@ def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: Draft
     return f"the {key} of agent {agent!r} names {name!r}, which is neither an input nor an agent", hint
 
 
+def _fusers(draft: Draft) -> Iterator[Finding]:
+    for place, fuser in fuser_names(draft):
+        if is_hub_fuser(fuser) and parse_hub_fuser(fuser) is None:
+            yield Finding(f"{fuser!r} is no fuser of the hub", place, f"write {HUB_FORM}")
+
+
 def _edges(draft: Draft) -> Iterator[Finding]:
     seen: dict[tuple[str, str], int] = {}
     endpoints = _endpoints(draft)
@@ -234,9 +241,6 @@ def _edges(draft: Draft) -> Iterator[Finding]:
         if first != edge.index:
             message = f"there is already an edge {edge.sender!r} -> {edge.receiver!r}: number {first + 1}"
             yield Finding(message, ("edges", edge.index), "remove one; 'channel: both' hands over text and cache")
-        for place, fuser in edge.fusers:
-            if is_hub_fuser(fuser) and parse_hub_fuser(fuser) is None:
-                yield Finding(f"{fuser!r} is no fuser of the hub", ("edges", edge.index, *place), f"write {HUB_FORM}")
         far = [name for name in (edge.sender, edge.receiver) if name in remote | functions]
         if far and edge.channel in ("cache", "both") and edge.fallback == "error":
             what = "sits behind an endpoint" if far[0] in remote else "is a function"

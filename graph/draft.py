@@ -88,6 +88,7 @@ class Draft:
     whole: bool
     evaluated: tuple[str, ...] = ()  # inputs that get a column of a data set
     tools: dict[str, Any] = field(default_factory=dict)
+    fusers: tuple[tuple[int, str], ...] = ()  # the recipe's defaults, by their places in its list
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Draft":
@@ -99,9 +100,8 @@ class Draft:
         whole = len(edges) == len(items) and isinstance(raw, tuple | list)
         inputs, models = _mapping(data, "inputs"), _mapping(data, "models")
         evaluated = tuple(map(str, _mapping(_mapping(data, "evaluate"), "inputs")))
-        return cls(
-            agents, inputs, models, edges, _outputs(data.get("output")), whole, evaluated, _mapping(data, "tools")
-        )
+        tools, outputs = _mapping(data, "tools"), _outputs(data.get("output"))
+        return cls(agents, inputs, models, edges, outputs, whole, evaluated, tools, _defaults(data.get("fusers")))
 
 
 def _outputs(raw: Any) -> list[tuple[str, Path]]:
@@ -135,6 +135,11 @@ def _fusers(value: Any) -> list[tuple[Path, str]]:
     if isinstance(value, dict):
         return [(("fuser", key), name) for key, name in value.items() if isinstance(name, str)]
     return [(("fuser",), value)] if isinstance(value, str) else []
+
+
+def _defaults(value: Any) -> tuple[tuple[int, str], ...]:
+    items = enumerate(value) if isinstance(value, tuple | list) else ()
+    return tuple((index, name) for index, name in items if isinstance(name, str))
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

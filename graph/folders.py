@@ -22,6 +22,8 @@ def find_escape(place: Path, inside: Path) -> str | None:
     """Why a file or folder leads out of the folder `inside`, as the end of a sentence; None where nothing does."""
     if not _is_inside(place, inside):
         return "leads out of the recipe's folder"
+    if place.exists() and not (place.is_dir() or place.is_file()):  # reading a pipe or a device might never end
+        return "is no ordinary file"
     for count, path in enumerate(_walk(place) if place.is_dir() else (), 1):
         name = str(path.relative_to(place))
         if count > MAX_FILES:

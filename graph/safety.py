@@ -19,7 +19,7 @@ from .marks import Path
 
 __all__ = [
     *("check_address", "check_endpoints", "check_headers", "check_paths"),
-    *("is_loopback", "local_places", "looks_like_path"),
+    *("fuser_names", "is_loopback", "local_places", "looks_like_path"),
 ]
 
 PATH = re.compile(r"^[./~\\]|^[A-Za-z]:[\\/]|[\\\0]|(^|/)\.\.(/|$)|\.gguf$")
@@ -200,10 +200,16 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
         function = body.get("function")
         if isinstance(function, str) and (file := function.rpartition(":")[0]).endswith(".py"):
             yield ("agents", name, "function"), file
+    for place, fuser in fuser_names(draft):
+        if not is_hub_fuser(fuser):
+            yield place, fuser
+
+
+def fuser_names(draft: Draft) -> Iterator[tuple[Path, str]]:
+    """Every fuser that the recipe names: on an edge, or as one of its defaults."""
+    yield from ((("fusers", index), fuser) for index, fuser in draft.fusers)
     for edge in draft.edges:
-        for below, fuser in edge.fusers:
-            if not is_hub_fuser(fuser):
-                yield ("edges", edge.index, *below), fuser
+        yield from ((("edges", edge.index, *below), fuser) for below, fuser in edge.fusers)
 
 
 def _why_outside(folder: FilePath, place: str) -> str | None:

@@ -132,6 +132,8 @@ def _read_template(name: str, base: Path) -> str:
     if not path.is_relative_to(base.resolve()):
         raise ModelError(f"the chat template {name!r} leaves the recipe's folder; put the file beside the recipe")
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+            raise ModelError(f"the chat template {name!r} is no ordinary file; put a file there")
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise ModelError(f"the chat template {name!r} is larger than {MAX_TEMPLATE_BYTES:,} bytes")
         return path.read_text(encoding="utf-8")

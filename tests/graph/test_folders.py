@@ -49,6 +49,14 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def _replace(folder: Path, old: str, new: str) -> None:
+    _write(folder / "r.yaml", RECIPE.replace(old, new))
+
+
+def _default_fuser(folder: Path, name: str) -> None:
+    _replace(folder, "agents:", f"fusers: [ok--name, {name}]\nagents:")
+
+
 ESCAPES: dict[str, Callable[[Path], None]] = {
     **{
         f"link {name}": _link(name, "../../secret")
@@ -67,6 +75,24 @@ ESCAPES: dict[str, Callable[[Path], None]] = {
     "shard by an absolute path": _index("/etc/hostname"),
     "adapter": lambda folder: _write(folder / "m/adapter_config.json", '{"base_model_name_or_path": "/etc"}'),
     "pipe": lambda folder: os.mkfifo(folder / "m" / "special_tokens_map.json"),
+    "default fuser": lambda folder: _default_fuser(folder, "../elsewhere"),
+    "absolute default fuser": lambda folder: _default_fuser(folder, str(folder.parent / "elsewhere")),
+    "default fuser of the home": lambda folder: _default_fuser(folder, "~/fuser"),
+    "default fuser over a link": lambda folder: (
+        (folder / "g").symlink_to("../elsewhere"),
+        _default_fuser(folder, "g"),
+        None,
+    )[2],
+    "chat template that is a pipe": lambda folder: (
+        os.mkfifo(folder / "c.jinja"),
+        _replace(folder, "./m}", "./m, chat_template: c.jinja}"),
+        None,
+    )[2],
+    "model that is a pipe": lambda folder: (
+        os.mkfifo(folder / "m.gguf"),
+        _replace(folder, "./m}", "m.gguf}"),
+        None,
+    )[2],
 }
 
 
@@ -78,7 +104,7 @@ def test_a_file_that_leads_out_of_the_recipes_folder_is_refused_at_its_line(
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe)
     (problem,) = caught.value.problems
-    assert problem.line in (3, 7)
+    assert problem.line in (3, 4, 7)
     assert (
         "outside the recipe's folder" in problem.message
         or "out of the recipe's folder" in problem.message
@@ -101,6 +127,14 @@ def test_links_and_shards_within_the_recipes_folder_are_fine(recipe: Path) -> No
     (folder / "m" / "model.safetensors").symlink_to("../blobs/abc")
     _index("model-2.safetensors")(folder)
     load_recipe(recipe)
+
+
+def test_default_fusers_within_the_folder_and_of_the_shelf_and_the_hub_are_fine(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("agents:", "fusers: [./f, a--b, 'hub:org/name/folder']\nagents:"))
+    load_recipe(recipe)
+    recipe.write_text(RECIPE.replace("agents:", "fusers: ['hub:a b']\nagents:"))
+    with pytest.raises(RecipeError, match="is no fuser of the hub"):
+        load_recipe(recipe)
 
 
 def test_who_allows_paths_allows_links(recipe: Path) -> None:

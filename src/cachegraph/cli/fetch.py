@@ -33,7 +33,7 @@ def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
         for recipe, place in _with_included(spec, folder)
         for edge in recipe.edges
         if not isinstance(edge, TextEdge)
-        for name in named_fusers(edge.fuser)
+        for name in named_fusers(edge.fuser) or recipe.fusers
     ]
     for edge, name, place in wanted:
         if not is_hub_fuser(name):
