@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar, cast
 
 import anyio
 
@@ -25,14 +26,25 @@ from .spec import CommandTools, ToolServerSpec, UrlTools
 if TYPE_CHECKING:
     import mcp
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where a log can't be cut while a program writes to it
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["Connection", "Tool"]
 
 PAGES = 100  # of a list of tools
+MAX_LOG = 16_000_000  # bytes of a program's standard error that are kept on the disk
+LAST_WORDS = 4_000  # bytes of it that are read
+LOOKING = 5.0  # seconds between two looks at it
 STOPPING = 15.0  # seconds; the client itself kills a program that does not end within about 6
 SUPERVISOR = Path(__file__).with_name("supervise.py")
 INSTALL = "agents with `tools` need the MCP SDK; install it with: pip install 'cachegraph[tools]'"
 
 T = TypeVar("T")
+
+# The client logs, with its traceback, every line that is no message; without a handler Python writes that to stderr.
+logging.getLogger("mcp").addHandler(logging.NullHandler())
 
 
 class Tool(NamedTuple):
@@ -132,14 +144,14 @@ class Connection:
             self._end(self._error("was stopped before it was ready"))
 
     async def _live(self) -> None:
-        with anyio.CancelScope() as scope, tempfile.TemporaryFile("w+", errors="replace") as log:
+        with anyio.CancelScope() as scope, _log_file() as log:
             self._inside.set_result((asyncio.get_running_loop(), scope))
             try:
                 with anyio.move_on_after(self._spec.timeout) as starting:
                     async with _client(self._name, self._spec, self._folder, self._allow_local, log) as self._client:
                         starting.deadline = float("inf")
                         self.ready.set_result(None)
-                        await anyio.sleep_forever()
+                        await _keep_short(log)
             except CachegraphError:
                 raise
             except Exception as error:
@@ -236,6 +248,24 @@ def _words(error: BaseException) -> str:
 
 def _last_words(log: TextIO) -> str:
     """What the program wrote last to its standard error."""
-    log.seek(0)
-    lines = [line.strip() for line in log if line.strip()]
+    size = os.fstat(log.fileno()).st_size
+    log.buffer.seek(max(size - LAST_WORDS, 0))
+    read = log.buffer.read(LAST_WORDS).decode("utf-8", "replace")
+    lines = [line.strip() for line in read.splitlines() if line.strip()]
     return f"; its last words: {lines[-1][:300]!r}" if lines else ""
+
+
+def _log_file() -> TextIO:
+    """A file without a name for a program's standard error; all writers append."""
+    file = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, the caller closes it
+    if fcntl is not None:
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+    return cast("TextIO", file)
+
+
+async def _keep_short(log: TextIO) -> None:
+    """Never return, and forget what a program has logged before it fills the disk."""
+    while True:
+        await anyio.sleep(LOOKING)
+        if fcntl is not None and os.fstat(log.fileno()).st_size > MAX_LOG:
+            os.ftruncate(log.fileno(), 0)

@@ -13,9 +13,10 @@ from typing import Any
 import anyio
 import pytest
 
+from cachegraph.agents.tools import connection
 from cachegraph.agents.tools.belt import LONGEST, Belt, Turns, _named
 from cachegraph.agents.tools.calls import Call
-from cachegraph.agents.tools.connection import Tool
+from cachegraph.agents.tools.connection import Tool, _last_words, _log_file
 from cachegraph.agents.tools.server import ToolServer
 from cachegraph.agents.tools.spec import CommandTools, ToolLimits
 from cachegraph.agents.tools.toolbox import Toolbox
@@ -189,3 +190,36 @@ def test_a_server_whose_supervisor_is_killed_ends_too(tmp_path: Path) -> None:
     finally:
         owner.kill()
         owner.wait()
+
+
+def test_of_a_long_log_only_the_end_is_read() -> None:
+    with _log_file() as log:
+        os.write(log.fileno(), b"noise\n" * 100_000 + b"caf\xe9 is closed\n\n")
+        assert _last_words(log) == "; its last words: 'caf\ufffd is closed'"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the platform can't cut a file that is written to")
+def test_a_program_that_logs_without_end_does_not_fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LOOKING", 0.01)
+    monkeypatch.setattr(connection, "MAX_LOG", 1_000)
+
+    async def log_on() -> None:
+        with _log_file() as log, anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(connection._keep_short, log)
+                os.write(log.fileno(), b"x" * 2_000)
+                for _ in range(5_000):
+                    if os.fstat(log.fileno()).st_size == 0:
+                        break
+                    await anyio.sleep(0.01)
+                os.write(log.fileno(), b"bye\n")
+                assert _last_words(log) == "; its last words: 'bye'"
+                group.cancel_scope.cancel()
+
+    anyio.run(log_on)
+
+
+def test_lines_that_are_no_messages_are_not_logged_to_the_terminal() -> None:
+    code = "import logging, cachegraph.agents.tools.connection; logging.getLogger('mcp.client').error('noise')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stderr == ""
