@@ -29,11 +29,15 @@ class Inbox:
         return self._reports[edge.sender]
 
     def grafts(self) -> list[tuple[Delivery, GraftPlan]]:
-        """Edges that bring KV for the prompt's slots."""
+        """Edges that bring KV for the prompt's slots. An empty reply brings none: its slot is empty, as over text."""
         parts = (
             (each, plan.graft if isinstance(plan := each.route.plan, JointPlan) else plan) for each in self._caching()
         )
-        return [(each, plan) for each, plan in parts if isinstance(plan, GraftPlan)]
+        return [
+            (each, plan)
+            for each, plan in parts
+            if isinstance(plan, GraftPlan) and not (plan.carries == "reply" and each.message.text == "")
+        ]
 
     def fuses(self) -> list[tuple[Delivery, FusePlan]]:
         """Edges whose sharer corrects this agent's own KV."""

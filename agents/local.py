@@ -182,7 +182,7 @@ class LocalAgent:
         reader = self._reader(Inbox(self.name, turn), await self._remembering(turn, work), work)
         row = await reader.read(finish=True, reply=ids)
         name = turn.id or self.name
-        add_reply(engine, name, row, ids)
+        add_reply(engine, name, row, ids, self._spec.generate.stop)
         return row.plane(engine.model.identity, name)
 
     async def _write(

@@ -1,6 +1,7 @@
 """Writing a reply behind what was read, and keeping its cache where an edge hands it on."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cachegraph.channels.cache.respond import fused_generate
 from cachegraph.engine.engine import Engine
@@ -31,7 +32,7 @@ async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, t
     if done.cost.first_token is not None:
         row.timing.first_token = done.cost.first_token - began
     if turn.needs_cache:
-        await _keep(engine, turn.id or agent, row, done)
+        await _keep(engine, turn.id or agent, row, done, spec.stop)
     return row
 
 
@@ -46,7 +47,7 @@ async def _generate(
     return await engine.generate(row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen)
 
 
-async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated) -> None:
+async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated, stop: Sequence[str]) -> None:
     """Take the reply into the row, its last token too, which decoding may never have had to read."""
     read = sum(map(len, row.segments)) - len(row.ids)
     if done.ids[read:]:
@@ -54,17 +55,30 @@ async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated) -> N
         row.segments = last.segments
         row.timing.prefill += last.cost.prefill
         row.tokens.prefilled += last.cost.prefilled
-    add_reply(engine, agent, row, done.ids)
+    add_reply(engine, agent, row, done.ids, stop)
 
 
-def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int]) -> None:
-    """Note whose text the reply's entries in the row's cache are. Special tokens are no text, so nobody gets them."""
+def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int], stop: Sequence[str]) -> None:
+    """Note whose text the reply's entries in the row's cache are.
+
+    Nobody gets what is no part of the reply's text: special tokens, and a stop string with what is behind it.
+    """
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
-    decoder = TextDecoder(tokenizer.decode)
+    decoder = TextDecoder(tokenizer.decode, stop)
     for token in ids:
-        start = len(decoder.text)
+        start, over = len(decoder.text), decoder.stopped
         decoder.push(token)
         row.ids.append(token)
-        said = token not in tokenizer.controls.special
+        said = token not in tokenizer.controls.special and not over
         row.origins.append(Origin(agent, start, len(decoder.text)) if said else None)
+    decoder.finish()
+    if decoder.stopped:
+        _cut(row.origins, len(row.origins) - len(ids), len(decoder.text))
+
+
+def _cut(origins: list[Any], first: int, length: int) -> None:
+    """Take from the entries from `first` on what lies behind so many characters."""
+    for index, origin in enumerate(origins[first:], first):
+        if origin is not None:
+            origins[index] = origin._replace(end=min(origin.end, length)) if origin.start < length else None

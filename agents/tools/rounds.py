@@ -73,11 +73,11 @@ async def write_with_tools(
         row.timing.first_token = first_token = first_token if first_token is not None else row.timing.first_token
         heard = turns.hear(row.text)
         speaker.end(heard.said)
+        said = len(heard.said) if speaker.text.endswith(heard.said) else 0  # white space before a call is not handed on
+        row.origins[start:] = [_said(each, said, len(speaker.text) - said) for each in row.origins[start:]]
         if not heard.calls:
-            row.origins[start:] = [_moved(origin, len(speaker.text) - len(row.text)) for origin in row.origins[start:]]
             row.text = speaker.text
             return row
-        row.origins[start:] = [None] * (len(row.ids) - start)
         results = await turns.make(heard.calls)
         _read_on(engine, agent, row, await told.work.run(partial(told.piece, results, f"{agent}.tools")))
 
@@ -104,8 +104,11 @@ def _whole(text: str, marks: Sequence[Mark], tokenizer: Tokenizer) -> Piece:
     return piece
 
 
-def _moved(origin: Any, by: int) -> Any:
-    return Origin(origin.name, origin.start + by, origin.end + by) if origin is not None and by else origin
+def _said(origin: Any, said: int, before: int) -> Any:
+    """Whose text an entry of this round's reply is: of its first `said` characters, behind those of earlier rounds."""
+    if origin is None or origin.start >= said:
+        return None
+    return Origin(origin.name, origin.start + before, min(origin.end, said) + before)
 
 
 def _in_plain_text(results: Sequence[str], origin: str) -> tuple[str, list[Mark]]:
