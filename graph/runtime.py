@@ -7,7 +7,7 @@ depends on it, as the recipe says. Knows nothing of models, channels or YAML.
 """
 
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -38,6 +38,7 @@ from .journal import Journal, note
 from .probe import Probe
 from .result import UNKEPT, AgentResult, Loading, Result, RunStatus, Totals
 from .routes import Node, Wiring
+from .run_warnings import run_warnings
 from .spec import GraphSpec
 from .turns import Listener, Spent, Surroundings, Turns, record_reply
 from .warnings import RunWarning
@@ -114,7 +115,7 @@ class Run:
             traffic={pair: replace(part) for pair, part in self._traffic.items()},
             totals=self._totals.copy(),
             loading=self._loading,
-            warnings=[*self._warnings, *_empty_edges(self._edges), *_withheld(agents), *_cut(agents)],
+            warnings=[*self._warnings, *run_warnings(agents, self._edges)],
         )
 
     async def execute(self) -> Result:
@@ -359,32 +360,3 @@ def _forget_locals(error: BaseException | None) -> None:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _empty_edges(edges: Mapping[tuple[str, str], EdgeReport]) -> Iterator[RunWarning]:
-    """A warning for every edge that was travelled by cache and carried nothing."""
-    for (sender, receiver), report in edges.items():
-        if report.carried_nothing:
-            message = f"the {report.asked} edge {sender!r} -> {receiver!r} carried no position"
-            yield RunWarning("empty_edge", message, (sender, receiver), (sender, receiver))
-
-
-def _cut(agents: Mapping[str, AgentResult]) -> Iterator[RunWarning]:
-    """A warning for every agent with a reply that a limit of tokens has ended."""
-    for name, agent in agents.items():
-        turns = [*agent.earlier, agent]
-        cut = sum(turn.finish_reason == "length" for turn in turns)
-        if cut:
-            which = (
-                f"the reply of {name!r} was" if len(turns) == 1 else f"{cut} of {len(turns)} replies of {name!r} were"
-            )
-            message = f"{which} cut at the token limit; raise its max_new_tokens, or ask it for less"
-            yield RunWarning("cut", message, (name,))
-
-
-def _withheld(agents: Mapping[str, AgentResult]) -> Iterator[RunWarning]:
-    """A warning for every reply of which an endpoint kept back a part."""
-    for name, agent in agents.items():
-        if agent.status == "finished" and agent.finish_reason in ("content_filter", "refusal"):
-            what = "the endpoint's filter" if agent.finish_reason == "content_filter" else "the model's refusal"
-            yield RunWarning("withheld", f"the reply of {name!r} was broken off by {what}", (name,))
