@@ -6,7 +6,7 @@ Every token remembers the span it came from: which input or which upstream reply
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cachegraph.engine.tokens import Tokenizer
 from cachegraph.errors import InputError
@@ -16,7 +16,7 @@ from .chat_layout import Mark, Message, lay_out, words_of
 from .filters import Value
 from .prompt_reads import prompt_reads
 from .spec import AgentSpec
-from .template import Rendered, Span, Template, TemplateProblem, compile_template
+from .template import Kind, Rendered, Span, Template, TemplateProblem, compile_template
 from .text_work import TextWork
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "Prompt",
     "PromptTemplate",
     "Slot",
+    "handed_over_by",
     "heard",
-    "own_words_from",
     "read_piece",
     "readable",
     "tokenize",
@@ -143,14 +143,26 @@ class PromptTemplate:
             ) from problem
 
 
-def own_words_from(message: Message, origin: str) -> Message:
-    """The message with all that is not an input's or another agent's text marked as the text of `origin`."""
-    kinds: dict[str, Literal["own", "value"]] = {"template": "own", "made": "value"}
-    spans = [
-        Span(each.start, each.end, origin, kinds[each.kind]) if each.kind in kinds else each
-        for each in message.content.spans
-    ]
+def handed_over_by(message: Message, reader: str) -> Message:
+    """A message of an agent that writes nothing, its spans marked as what the agent's turn hands over.
+
+    Of the prompt that is all: what is not an input's or another agent's text is the reader's. Its system message is for
+    itself.
+    """
+    if message.role == "system":
+        spans = [
+            Span(each.start, each.end, None, _OF_NOBODY.get(each.kind, each.kind)) for each in message.content.spans
+        ]
+    else:
+        spans = [
+            Span(each.start, each.end, reader, _OF_THE_READER[each.kind]) if each.kind in _OF_THE_READER else each
+            for each in message.content.spans
+        ]
     return Message(message.role, Rendered(message.content.text, tuple(spans)))
+
+
+_OF_NOBODY: Mapping[Kind, Kind] = {"value": "made"}
+_OF_THE_READER: Mapping[Kind, Kind] = {"template": "own", "made": "value"}
 
 
 async def heard(turn: Turn) -> dict[str, Value]:

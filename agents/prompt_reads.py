@@ -21,6 +21,7 @@ class PromptReads:
     words_of: Mapping[str, str]  # by upstream agent that must send words: why
     whole: frozenset[str] = frozenset()  # those of the names whose whole text the prompt holds in every case
     heard: frozenset[str] = frozenset()  # those of which it holds something
+    withheld: frozenset[str] = frozenset()  # those of its system message alone, where it hands over its prompt
 
     @property
     def templates(self) -> tuple[Template, ...]:
@@ -36,7 +37,11 @@ def prompt_reads(agent: str, spec: AgentSpec, upstream: Sequence[str]) -> Prompt
     templates = (prompt,) if system is None else (system, prompt)
     whole = frozenset(in_front).union(*(template.whole for template in templates))
     heard = frozenset(in_front).union(*(template.heard for template in templates))
-    reads = PromptReads(prompt, system, in_front, used | frozenset(in_front), {}, whole, heard)
+    withheld = frozenset[str]()
+    if spec.generate.max_new_tokens == 0 and system is not None:
+        withheld = system.heard - prompt.names
+    names = (used | frozenset(in_front)) - withheld
+    reads = PromptReads(prompt, system, in_front, names, {}, whole - withheld, heard - withheld, withheld)
     reasons = {name: reason for name in upstream if (reason := _why_words(agent, name, reads)) is not None}
     return replace(reads, words_of=reasons)
 

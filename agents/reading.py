@@ -24,7 +24,7 @@ from .control import brought_plane, mismatched_reading, zeros
 from .framing import Frame
 from .grafting import Grafting
 from .inbox import Inbox
-from .prompt import Message, Piece, Prompt, PromptTemplate, Slot, own_words_from, readable, tokenize
+from .prompt import Message, Piece, Prompt, PromptTemplate, Slot, handed_over_by, readable, tokenize
 from .sharing import shared_reading
 from .spec import AgentSpec
 from .text_work import TextWork
@@ -166,7 +166,7 @@ class Reader:
         self.own = self._template.messages(values, slots)
         if self._spec.generate.max_new_tokens == 0:  # what it hands over is its prompt, so its own words are its reply
             turn = self._inbox.turn.id or self._inbox.agent
-            self.own = [own_words_from(message, turn) if message.role == "user" else message for message in self.own]
+            self.own = [handed_over_by(message, turn) for message in self.own]
         return self._frame.around(self.own)
 
     def _told(self, messages: Sequence[Message]) -> None:

@@ -19,6 +19,7 @@ class AgentReads(NamedTuple):
 
     named: frozenset[str]
     heard: frozenset[str]
+    withheld: frozenset[str] = frozenset()  # heard, and not handed on: named in a reader's system message alone
 
 
 def agents_read(spec: GraphSpec) -> dict[str, AgentReads]:
@@ -30,11 +31,11 @@ def agents_read(spec: GraphSpec) -> dict[str, AgentReads]:
 
 
 def _reads(name: str, entry: AgentEntry, senders: Collection[str], inputs: Mapping[str, object]) -> AgentReads:
-    named = heard = frozenset[str]()
+    named = heard = withheld = frozenset[str]()
     match entry:
         case AgentSpec():
             reads = prompt_reads(name, entry, tuple(senders))
-            named, heard = reads.names, reads.heard
+            named, heard, withheld = reads.names | reads.withheld, reads.heard, reads.withheld
         case PauseSpec(pause=source):
             question = compile_template(source, None)
             named, heard = question.names, question.heard | (frozenset(senders) - question.names)
@@ -43,7 +44,7 @@ def _reads(name: str, entry: AgentEntry, senders: Collection[str], inputs: Mappi
         case FunctionSpec():
             named, heard = frozenset(inputs), frozenset(inputs) | frozenset(senders)
     listed = frozenset[str]() if entry.for_each is None else expression_names(entry.for_each)
-    return AgentReads(named | listed, heard | listed)
+    return AgentReads(named | listed, heard | listed, withheld - listed)
 
 
 def steering_names(spec: GraphSpec) -> frozenset[str]:

@@ -57,7 +57,7 @@ class Dataflow:
     @cached_property
     def meant(self) -> dict[str, frozenset[Source]]:
         """The same, did every receiver also read what its edges bring."""
-        return self._spread(list(self.routes), frozenset(self.spec.agents))
+        return self._spread(list(self.routes), frozenset(self.spec.agents), withheld=True)
 
     @cached_property
     def writing(self) -> frozenset[str]:
@@ -90,13 +90,18 @@ class Dataflow:
 
     # spreading
 
-    def _spread(self, carrying: list[Pair], reading: frozenset[str]) -> dict[str, frozenset[Source]]:
-        """What agents hear where these edges hand over something, and these agents read their prompts."""
-        inputs = self.spec.inputs
-        heard = {
-            name: frozenset(Source(each) for each in reads.heard if each in inputs) if name in reading else frozenset()
-            for name, reads in self._reads.items()
-        }
+    def _spread(
+        self, carrying: list[Pair], reading: frozenset[str], *, withheld: bool = False
+    ) -> dict[str, frozenset[Source]]:
+        """What agents hear where these edges hand over something, and these agents read their prompts.
+
+        `withheld`: as if agents that only read handed on what stands in their system messages, too.
+        """
+        heard: dict[str, frozenset[Source]] = dict.fromkeys(self.spec.agents, frozenset())
+        for name, reads in self._reads.items():
+            if name in reading:
+                names = reads.heard | reads.withheld if withheld else reads.heard
+                heard[name] = frozenset(Source(each) for each in names if each in self.spec.inputs)
         receivers: dict[str, list[Pair]] = {}
         for pair in carrying:
             receivers.setdefault(pair[0], []).append(pair)
@@ -218,6 +223,9 @@ class Dataflow:
         else:
             todo = [name for name, reads in self._reads.items() if source.name in reads.heard]
             came = dict.fromkeys(todo)
+            if not todo:
+                reader = next(name for name, reads in self._reads.items() if source.name in reads.withheld)
+                return Cut(f"{source.name!r} -x {reader!r}, since {self._why_withheld(reader)}", None)
         towards = self._upstream_of(end)
         stop: Route | None = None
         while todo:
@@ -257,6 +265,8 @@ class Dataflow:
         """Why an edge hands nothing on, and the edge to blame."""
         sender, receiver = pair = (stop.edge.sender, stop.edge.receiver)
         if not self._is_read(pair):
+            if sender in self._reads[receiver].withheld:
+                return self._why_withheld(receiver), pair
             if isinstance(self.spec.agents[receiver], SubgraphSpec):
                 return f"the `inputs` of {receiver!r} don't name {sender!r}", pair
             return f"the prompt of {receiver!r} only asks whether {sender!r} has replied", pair
@@ -266,6 +276,9 @@ class Dataflow:
         fusing = self._fusing(receiver)
         to_blame = pair if fusing is None else (fusing.edge.sender, fusing.edge.receiver)
         return self._why_no_turn(receiver), to_blame
+
+    def _why_withheld(self, reader: str) -> str:
+        return f"{reader!r} only reads, and hands over its prompt without its system message"
 
     def _why_no_turn(self, name: str) -> str:
         """Why an agent that is upstream of somebody does not even read its prompt."""
