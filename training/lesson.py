@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cachegraph.agents.control import mismatched_reading
-from cachegraph.agents.prompt import Message, Piece, Prompt, Slot, own_words_from, tokenize
+from cachegraph.agents.prompt import Message, Piece, Prompt, Slot, handed_over_by, tokenize
 from cachegraph.agents.scoring import reply_tokens
 from cachegraph.agents.sharing import pair_own, read_along
 from cachegraph.channels.cache.align import Aligner, SharedSpan, align_offsets
@@ -205,7 +205,7 @@ def _read(end: End, values: Mapping[str, str], slots: Sequence[str]) -> Prompt:
     assert tokenizer is not None
     messages: list[Message] = end.template.messages(values, slots=slots)
     if end.spec.generate.max_new_tokens == 0:  # it hands over its own words, too
-        messages = [own_words_from(each, end.agent) if each.role == "user" else each for each in messages]
+        messages = [handed_over_by(each, end.agent) if each.role == "user" else each for each in messages]
     return tokenize(messages, tokenizer, end.chat)
 
 
