@@ -1,6 +1,6 @@
 """A card in words, the same on a terminal and on the hub. No torch."""
 
-from .card import Card
+from .card import Card, Evidence
 
 __all__ = ["card_words"]
 
@@ -9,6 +9,10 @@ def _depth(card: Card) -> str | None:
     """How far a fuser reads its sharer, where that is not all of it."""
     depth, layers = max((sharer + 1 for _, sharer in card.layer_map), default=0), card.sharer.geometry.layers
     return f"the first {depth} of {layers} layers" if 0 < depth < layers else None
+
+
+def _task(evidence: Evidence) -> str:
+    return f"{evidence.task} text" + (f", carrying the {evidence.carries}" if evidence.carries else "")
 
 
 def card_words(card: Card, parameters: int) -> dict[str, str]:
@@ -31,8 +35,7 @@ def card_words(card: Card, parameters: int) -> dict[str, str]:
         "sharer reads": card.reads,
         "keys": card.rope,
         "trained on": card.trained_on,
-        "evidence": "; ".join(f"{each.task} text: {each}" for each in card.evidence)
-        or "none: no edge picks it by itself",
+        "evidence": "; ".join(f"{_task(each)}: {each}" for each in card.evidence) or "none: no edge picks it by itself",
         "training rows": f"{card.trained_rows.rows:,}, kept as hashes" if card.trained_rows else None,
         "created": card.created,
         "sha256": card.sha256,
