@@ -59,6 +59,9 @@ class Attends(Protocol):
     def cached(self, new: LayerKV) -> LayerKV:
         """A layer caches these entries of the new tokens; returns what it computes with instead."""
 
+    def length(self, layer: int) -> int:
+        """How many entries a layer's cache is said to have."""
+
     def attend(
         self,
         layer: int,
@@ -87,6 +90,7 @@ class PackedRows:
     layers: int | None = None  # the entries of so many are wanted; None: of all
     expands: bool = False  # the model computes what it attends to from all that is cached
     reversed: bool = False  # then what it caches second is filed as keys, since that has RoPE
+    alone: bool = False  # one row, to whose entries the model attends by itself
     states: "PackedStates | None" = None  # where layers keep a recurrent state
     _new: list[tuple["ref[Tensor]", "ref[Tensor]"]] = field(default_factory=list)  # by layer that caches, of this pass
     _filed: int = 0  # layers whose new entries are in the caches
@@ -116,8 +120,8 @@ class PackedRows:
         return (causal if near is None else causal & near).to(device)
 
     def cached(self, new: LayerKV) -> LayerKV:
-        """The entries themselves, which `attend` files; of a model that expands them, those of all rows."""
-        if not self.expands:
+        """The entries themselves, which `attend` files; all entries of all rows, where the model computes with them."""
+        if not (self.expands or self.alone):
             self._new.append((ref(new.keys), ref(new.values)))
             return new
         parts = self._file(LayerKV(*reversed(new)) if self.reversed else new)
@@ -137,6 +141,12 @@ class PackedRows:
             out.append(_attend_row(query[:, :, start:end], past, mask, scale, softcap, sinks))
             start = end
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+    def length(self, layer: int) -> int:
+        """How many entries the model finds in its cache, where it attends by itself; 0 elsewhere."""
+        if not self.alone:
+            return 0
+        return len(self.caches[0]) + (len(self.positions[0]) if layer < self._filed else 0)
 
     def _entries_of(self, given: LayerKV) -> Sequence[LayerKV]:
         """By row: all that a layer attends to, its own entries or those of a layer that it shares them with."""
@@ -224,10 +234,10 @@ class PackedCache(Cache):  # type: ignore[misc]
         return _running.get().cached(LayerKV(key_states, value_states))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
+        return _running.get().length(layer_idx)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return query_length, 0
+        return _running.get().length(layer_idx) + query_length, 0
 
 
 def _attend(

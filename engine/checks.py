@@ -88,6 +88,7 @@ def restore(network: Any, info: ModelInfo, verdict: Verdict) -> Checked:
         shapes=verdict.shapes,
         expands=verdict.expands,
         reversed=verdict.reversed,
+        alone=verdict.alone,
         by_length=_watch_lengths(network),
         state_shapes=verdict.state_shapes,
     )
@@ -95,7 +96,8 @@ def restore(network: Any, info: ModelInfo, verdict: Verdict) -> Checked:
     rotation.settle(verdict.turns, verdict.why_no_rotation, verdict.reach)
     decoder: Decoder | Stepper | None = None
     if verdict.why_no_cache is None:
-        _set_attention(network, NAME)
+        if not verdict.alone:
+            _set_attention(network, NAME)
         split_by_rows(network, verdict.by_rows)
         if verdict.why_no_kernels is None:
             decoder = _replaying(network, info)
@@ -152,11 +154,15 @@ class _Checking:
             rotation.kept if rotation.why_not is None else (),
             tuple(self.compared),
             self.info.state_shapes,
+            self.info.alone,
             self._by_rows,
         )
 
     def packed(self) -> str | None:
-        """Hold the packed forward pass to the model's own; why it computes something else, or None."""
+        """Hold the packed forward pass to the model's own; why it computes something else, or None.
+
+        Where our attention is not the model's, its own attends to the entries of one row a pass.
+        """
         network, own = self._network, self._network.config._attn_implementation
         before = list(self.compared)
         if self.info.states:
@@ -165,10 +171,11 @@ class _Checking:
                 return found
             self._by_rows = found
             split_by_rows(network, found)
-        for expands in (False, True):
+        info = self.info
+        for tried in (info, replace(info, expands=True), replace(info, alone=True)):
             self.compared = list(before)
             try:
-                self._packed(replace(self.info, expands=expands))
+                self._packed(tried)
                 return None
             except torch.OutOfMemoryError:  # says nothing of the model
                 raise
@@ -180,7 +187,8 @@ class _Checking:
         network = self._network
         with narrow_windows(network, info) as narrow:
             self._expected = self._expected or own_logits(network, self._rows, one_by_one=info.by_length is not None)
-            _set_attention(network, NAME)
+            if not info.alone:
+                _set_attention(network, NAME)
             with watching(self._seen.watch):
                 read = read_rows(self._rows, lambda rows: forward(network, narrow, rows))
             self._compare_logits("", read, self._limit)
@@ -248,6 +256,8 @@ class _Checking:
             return None, "its RoPE depends on the length of a row"
         if info.states:
             return None, "it has recurrent layers"
+        if info.alone:
+            return None, "it attends by itself"
         on_gpu = home_of(network).type == "cuda"
         try:
             if not on_gpu and (reason := self._why_not_plain()):

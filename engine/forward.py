@@ -91,9 +91,20 @@ def _by_kernels(
 
 
 def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | None) -> list[Tensor | None]:
+    if not info.alone:
+        return _forward_packed(model, info, rows, layers)
+    if any(row.sees is not None for row in rows):
+        raise ModelError(
+            f"{info.model_type!r} models attend by themselves, which can't read branches of one row side by side; "
+            "give each branch a row"
+        )
+    return [out for row in rows for out in _forward_packed(model, info, [row], layers)]
+
+
+def _forward_packed(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | None) -> list[Tensor | None]:
     device = home_of(model)
     asked = len(rows)
-    if model.dtype in _HALF:
+    if model.dtype in _HALF and not info.alone:
         rows = _never_one_token(rows)
     positions = [_positions(row) for row in rows]
     ids = sent([[token for row in rows for token in row.ids]], torch.int64, device)  # (1, tokens)
@@ -107,6 +118,7 @@ def _forward(model: Any, info: ModelInfo, rows: Sequence[Row], layers: int | Non
         layers=layers,
         expands=info.expands,
         reversed=info.reversed,
+        alone=info.alone,
         states=_states(model, info, rows),
     )
     wanted = _wanted(rows)

@@ -39,6 +39,7 @@ class ModelInfo:
     expands: bool = False  # it computes keys and values of what it caches at every step (MLA)
     by_length: "ByLength | None" = None  # how its RoPE depends on the length of a row
     reversed: bool = False  # of the two things that it then caches the second has RoPE; they are keys here
+    alone: bool = False  # it attends by itself, to one row a pass
     states: tuple[int, ...] = ()  # by decoder layer, how many recurrent states it keeps; empty: none does
     state_shapes: "StateShapes" = ()  # by tensor of a row's recurrent state
 
@@ -100,7 +101,7 @@ class ModelInfo:
     def is_uniform(self) -> bool:
         """Every decoder layer keeps keys and values of one shape, and attends to those."""
         alike = len(set(self.shapes)) == 1 and self.shapes[0].key_dim == self.shapes[0].value_dim
-        return alike and len(self.shapes) == self.depth and not (self.expands or self.states)
+        return alike and len(self.shapes) == self.depth and not (self.expands or self.alone or self.states)
 
 
 def _one_or_all(numbers: list[int]) -> int | tuple[int, ...]:

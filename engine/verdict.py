@@ -39,6 +39,7 @@ class Verdict:
     turns: tuple[tuple[str, int, str] | None, ...]  # by layer: how its keys are rotated
     compared: tuple[Comparison, ...]
     state_shapes: "StateShapes" = ()  # by tensor of a row's recurrent state
+    alone: bool = False  # it attends by itself, to one row a pass
     by_rows: tuple[tuple[str, bool], ...] = ()  # recurrent modules, and whether they read a token at a time
 
     def to_dict(self) -> dict[str, Any]:

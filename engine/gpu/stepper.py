@@ -223,6 +223,9 @@ class _Rows:
     def cached(self, new: LayerKV) -> LayerKV:
         return new
 
+    def length(self, layer: int) -> int:
+        return 0
+
     def attend(
         self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
