@@ -238,8 +238,11 @@ class _Asks(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+_UNLIKE = {"gemma4", "deepseek_v3", "mimo_v2_flash"}  # layers differ in shape, share entries or expand them
+
+
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in _UNLIKE])
 def test_nothing_between_two_steps_asks_the_host(kind: str, stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does can't be recorded as a CUDA graph."""
     model = stepped(kind)
