@@ -162,14 +162,14 @@ class Comparison(BaseModel):
         return self.model_dump_json(by_alias=True, indent=indent)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "Comparison":
-        """What `to_json` wrote. Raises InputError."""
+    def from_json(cls, text: str | bytes, where: str = "this") -> "Comparison":
+        """What `to_json` wrote, and `where` it stands, for the message. Raises InputError."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise InputError(f"this is no comparison that cachegraph {__version__} can read ({why})") from error
+            raise InputError(f"{where} is no comparison that cachegraph {__version__} can read ({why})") from error
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as JSON, whole or not at all. Raises ConfigError."""
@@ -186,7 +186,7 @@ class Comparison(BaseModel):
     def load(cls, path: str | PathLike[str]) -> "Comparison":
         """What `save` wrote. Raises InputError."""
         try:
-            return cls.from_json(Path(path).read_bytes())
+            return cls.from_json(Path(path).read_bytes(), repr(str(path)))
         except OSError as error:
             raise InputError(f"there is no comparison at {str(path)!r}: {error.strerror or error}") from error
 

@@ -33,7 +33,10 @@ def evidence_of(comparison: Comparison, card: Card) -> Evidence:
         raise InputError(f"the comparison's recipe has {len(caching)} cache edges, and evidence is of one fuser's edge")
     ran = {(facts.name, facts.identity) for facts in comparison.environment.models}
     for end in (card.receiver, card.sharer):
-        if not any(name == end.name and identity in (None, end.identity) for name, identity in ran):
+        if not any(
+            name == end.name and (None in (identity, end.identity) or identity == end.identity)
+            for name, identity in ran
+        ):
             raise InputError(f"the comparison ran other models than the fuser's: {end.name!r} was not among them")
     metric = comparison.metrics[0].name
     return Evidence(
@@ -55,12 +58,24 @@ def _carries(recipe: GraphSpec, edge: CacheEdge | BothEdge | AutoEdge) -> Carrie
     return "prompt" if reads_only else edge.carries or "reply"
 
 
+def _check_fuser(comparison: Comparison, folder: Path) -> None:
+    """Raise InputError where another fuser than this one was at work; older comparisons don't say which was."""
+    used = {edge.report.fuser for record in comparison.records_of("cache") for edge in record.edges} - {None}
+    names = {Path(part.strip()).name for each in used if each is not None for part in each.split(",")}
+    if names and names.isdisjoint({folder.name, folder.parent.name}):
+        raise InputError(
+            f"the comparison ran the fuser {', '.join(map(repr, sorted(names)))}, so it shows nothing of "
+            f"{folder.name!r}"
+        )
+
+
 def record_evidence(folder: Path, comparison: Comparison) -> Evidence:
     """Put what a comparison shows on the card of the fuser in `folder`, in place of older evidence on the same data.
 
     Raises InputError as `evidence_of`, FuserError where the card is damaged, ConfigError where it can't be written.
     """
     card = read_card(folder)
+    _check_fuser(comparison, folder)
     new = evidence_of(comparison, card)
     same = (new.task, new.data, new.metric, new.carries)
     others = [each for each in card.evidence if (each.task, each.data, each.metric, each.carries) != same]
