@@ -1,3 +1,4 @@
+import html
 import math
 import re
 from collections.abc import Iterator
@@ -142,6 +143,18 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(comparison(), path)
     return path
+
+
+def test_warnings_stand_in_the_report_as_text(tmp_path: Path) -> None:
+    lost = "cache: over this channel the output never hears the input 'topic': 'topic' -> 'writer' -x 'editor'"
+    write_report(comparison().model_copy(update={"warnings": [lost, HOSTILE]}), tmp_path / "report.html")
+    text = html.unescape((tmp_path / "report.html").read_text("utf-8"))
+    assert lost in text
+    assert "<h3>Warnings</h3>" in text
+    assert all(
+        tag != "img" or "evil" not in str(given)
+        for tag, given in Structure((tmp_path / "report.html").read_text("utf-8")).tags
+    )
 
 
 def test_verdicts_numbers_and_environment_are_there_in_words(plain: Path) -> None:
