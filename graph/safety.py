@@ -86,9 +86,15 @@ def local_places(host: str) -> list[str]:
 
 def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:
     """The headers of an endpoint: none that HTTP needs itself, no secret in the recipe, keys only where they may go."""
+    seen: set[str] = set()
     for name, value in _mapping(entry.get("headers")).items():
         place: Path = (*path, "headers", name)
         lower = str(name).lower()
+        if lower in seen:
+            yield Finding(
+                f"the header {name!r} is given twice: case makes no difference", place, "keep one", at_key=True
+            )
+        seen.add(lower)
         if not HEADER_NAME.fullmatch(str(name)):
             hint = "use letters, digits and '-'"
             yield Finding(f"{str(name)[:100]!r} can't name an HTTP header", place, hint, at_key=True)

@@ -242,6 +242,7 @@ def test_headers_and_bodies_come_from_a_recipe_as_they_stand(tmp_path: Path) -> 
         ("headers: {x-api-key: abc}", "https://h/v1", "holds a secret.*name the variable"),
         ("headers: {Host: other}", "https://h/v1", "7:15.*belongs to the connection"),
         ("headers: {Content-Length: '5'}", "https://h/v1", "belongs to the connection"),
+        ("headers: {X-A: a, x-a: b}", "https://h/v1", "7:[0-9]+.*'x-a' is given twice"),
         ('headers: {x: "a\\nb"}', "https://h/v1", "one line of printable ASCII"),
         ("headers: {'x y': a}", "https://h/v1", "7:15.*'x y' can't name an HTTP header"),
         ("headers: {x: {env: HOME}}", "https://h/v1", "no business with the environment variable 'HOME'"),
