@@ -203,13 +203,15 @@ class Dataflow:
         for end in self._ends:
             if end not in self.reading:
                 continue
-            missing = self.meant[end] - self.heard[end] - told - {Source(end, is_reply=True)}
+            missing = self.meant[end] - self.heard[end] - told
             for source in order if missing else ():
                 if source not in missing or (source.is_reply and source.name not in self.writing):
                     continue  # nobody waits for it: the author's own choice, or said of the turn that isn't taken
                 told.add(source)
                 cut = self._cut(source, end)
                 what = f"what {source.name!r} wrote" if source.is_reply else f"the input {source.name!r}"
+                if source == (end, True):
+                    what = "its own reply of the round before"
                 who = "the output" if [end] == [*self.spec.outputs.values()] else repr(end)
                 over = "over this channel " if source in self.heard_over_text[end] else ""
                 message = f"{over}{who} never hears {what}: {cut.why}"

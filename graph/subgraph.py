@@ -17,7 +17,7 @@ from cachegraph.agents.template import Template, TemplateProblem, compile_templa
 from cachegraph.agents.text_work import TextWork
 from cachegraph.channels.base import Peer
 from cachegraph.channels.message import Message
-from cachegraph.errors import InputError, RunError
+from cachegraph.errors import ChannelError, InputError, RunError
 
 from .cast import Cast
 from .inputs import check_inputs
@@ -172,7 +172,10 @@ async def open_and_wire(spec: GraphSpec, order: Plan, cast: Cast, folder: Path) 
     agents = dict(cast.agents)
     for name, entry in spec.agents.items():
         if isinstance(agent := agents[name], SubgraphAgent) and isinstance(entry, SubgraphSpec):
-            agents[name] = await agent.wired(entry)
+            try:
+                agents[name] = await agent.wired(entry)
+            except ChannelError as error:
+                raise ChannelError(f"in {name!r}: {error}") from error
     # In a thread: fusers are read from the disk here, and the first cache edge imports torch.
     wiring = await anyio.to_thread.run_sync(wire, spec, order, agents, folder)
     inside = [

@@ -138,6 +138,22 @@ def test_loops_are_followed_round() -> None:
     assert told(found) == []
 
 
+def test_a_loop_whose_critic_takes_no_turn_is_said() -> None:
+    agents = {
+        "writer": {"model": "small", "prompt": "{{ topic }} {{ critic }}"},
+        "critic": {"model": "large", "prompt": "{{ topic }} {{ writer }}"},
+    }
+    back = {"from": "critic", "to": "writer", "max_rounds": 3, "channel": "cache", "carries": "prompt"}
+    data = with_(CHAIN, agents=agents, edges=[{"from": "writer", "to": "critic"}, back], output="writer")
+    assert told(flow(data, critic__writer=READ)) == []
+    assert told(flow(data, critic__writer=FUSE)) == [
+        (
+            "over this channel the output never hears its own reply of the round before: 'writer' -x 'critic', since "
+            "'critic' takes no turn, because its fuser reads the prompt of 'writer'"
+        )
+    ]
+
+
 def test_a_chain_of_a_thousand_agents_takes_no_time_to_follow() -> None:
     """Sets are shared as they spread; quadratic work would take minutes here."""
     agents = {"a0": {"model": "m", "prompt": "{{ topic }}"}}

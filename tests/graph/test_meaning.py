@@ -7,6 +7,7 @@ import pytest
 from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph import Graph, Result
+from cachegraph.errors import ChannelError
 
 pytestmark = pytest.mark.anyio
 
@@ -112,3 +113,15 @@ async def test_what_is_cut_in_an_included_recipe_is_said(model: dict[str, Any], 
         result = await graph.arun(word="osprey")
     assert [(each.kind, each.names) for each in result.warnings] == [("cut", ("team/p",))]
     assert str(result.warnings[0]).startswith("in 'team': the reply of 'p' was cut")
+
+
+async def test_an_edge_that_can_not_work_in_an_included_recipe_names_it(model: dict[str, Any], tmp_path: Path) -> None:
+    agents = {"p": agent("{{ t }}"), "q": agent("{{ p }} {{ t }}")}
+    edge = {"from": "p", "to": "q", "channel": "cache", "carries": "prompt", "fallback": "error"}
+    inner = {"version": 1, "name": "i", "models": model, "inputs": {"t": {}}, "agents": agents, "edges": [edge]}
+    Graph.from_dict({**inner, "output": "q"}, allow_paths=True).to_yaml(tmp_path / "inner.yaml")
+    team = {"team": {"graph": "inner.yaml", "inputs": {"t": "{{ word }}"}}}
+    data = {"version": 1, "name": "g", "inputs": {"word": {}}, "agents": team, "output": "team"}
+    with pytest.raises(ChannelError, match="in 'team': the cache edge 'p' -> 'q' can't work: agent 'q' itself reads"):
+        async with Graph.from_dict(data, tmp_path, allow_paths=True) as graph:
+            await graph.arun(word="osprey")
