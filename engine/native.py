@@ -103,7 +103,9 @@ def _inputs(network: Any, row: Row, cache: Any) -> dict[str, Any]:
     if "position_ids" in parameters:
         inputs["position_ids"] = torch.arange(start, start + len(row.ids), device=device)[None]
     if cache is not None:
-        inputs[next(name for name in _NAMES if name in parameters)] = cache
+        if (name := next((name for name in _NAMES if name in parameters), None)) is None:
+            raise TypeError("it takes no cache")
+        inputs[name] = cache
     return inputs
 
 
