@@ -4,6 +4,7 @@ models/       from a model's name to a folder on this disk
 load.py       from the folder to a model, checked before it is trusted with caches; text_model.py, the part that reads
 info.py       what is known of a model; shapes.py, the shape of a layer's keys and values
 verdict_cache.py  what the check found, kept from one start to the next; kept_json.py, how
+file_sizes.py how large files of its folder may be that are read whole
 tokenizer_load.py  from the folder to a tokenizer
 kv.py         KV caches as values; attention.py and forward.py, rows of different lengths in one pass
 rope.py       moving keys to other positions

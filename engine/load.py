@@ -16,6 +16,7 @@ from .checks import Checked, check, restore
 from .cpu.decoder import Decoder, Unsupported
 from .cpu.linear import widen
 from .devices import DeviceMap, check_map, home_of, layer_devices
+from .file_sizes import check_file_sizes
 from .info import ModelInfo
 from .int8 import quantise
 from .quiet import quiet_transformers
@@ -99,6 +100,7 @@ def _load(
     checks: Checks,
 ) -> LoadedModel:
     began = perf_counter()
+    check_file_sizes(folder)
     network = _read_network(folder, dtype, where).eval().requires_grad_(False)
     check_map(network, where, name or folder.name)
     if weights == "int8":
