@@ -193,4 +193,5 @@ def test_an_edge_that_can_not_work_falls_back_with_the_reason_or_fails(
 
 
 def with_heads(engine: Engine, kv_heads: int) -> Engine:
-    return Engine(replace(engine.model, info=replace(engine.model.info, kv_heads=kv_heads)))
+    shapes = tuple(shape._replace(kv_heads=kv_heads) for shape in engine.model.info.shapes)
+    return Engine(replace(engine.model, info=replace(engine.model.info, shapes=shapes)))

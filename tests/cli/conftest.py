@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -85,6 +86,8 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Call it with arguments to run the command here; `stdin` is what it reads."""
+    # A command that is stopped ends its process at once, which here is the tests' own.
+    monkeypatch.setattr("cachegraph.cli.signals.os", SimpleNamespace(_exit=sys.exit))
 
     def run(*arguments: str | Path, stdin: str = "") -> Ended:
         monkeypatch.setattr(sys, "argv", ["cachegraph", *map(str, arguments)])

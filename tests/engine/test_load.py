@@ -60,7 +60,7 @@ def test_ends_of_sequence_come_from_configuration_and_generation() -> None:
 
 
 def test_a_model_whose_attention_is_bypassed_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were our attention to compute anything else than the model's, it would show before a cache is handed over."""
+    """Were our attention to compute anything else than the model's, it would show, and the model would attend itself."""
     right = attention._attend_row
 
     def forgets_the_order(query: Any, past: Any, mask: Any, *rest: Any) -> Any:
@@ -68,7 +68,7 @@ def test_a_model_whose_attention_is_bypassed_is_not_trusted(tmp_path: Path, monk
 
     monkeypatch.setattr(attention, "_attend_row", forgets_the_order)
     model = load_tiny(config_of("llama"), tmp_path)
-    assert model.why_no_cache == "'llama' models compute attention in a way of their own"
+    assert model.info.alone  # its own attention computes its caches, a row a pass
     assert model.network.config._attn_implementation == "sdpa"
 
 
@@ -147,8 +147,6 @@ def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("linear_attention", "its 'linear_attention' layers keep no KV cache"),
-        ("hybrid", "its 'hybrid' layers keep a recurrent state beside their KV cache"),
         ("chunked_attention", "its 'chunked_attention' layers attend to a part of their KV cache, chosen by rules"),
         ("indexed_attention", "its 'indexed_attention' layers attend to a part of their KV cache, chosen by rules"),
     ],
