@@ -60,7 +60,7 @@ def test_ends_of_sequence_come_from_configuration_and_generation() -> None:
 
 
 def test_a_model_whose_attention_is_bypassed_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were our attention to compute anything else than the model's, it would show, and the model would attend itself."""
+    """Were our attention to compute anything else than the model's, it would show, and the model attend by itself."""
     right = attention._attend_row
 
     def forgets_the_order(query: Any, past: Any, mask: Any, *rest: Any) -> Any:
