@@ -30,7 +30,6 @@ REFUSED = {
     "mllama": "transformers knows no 'mllama_text_model' model that writes text",
     "openai-gpt": "takes no cache",
     "xlnet": "takes no cache",
-    "xlstm": "reading a text piece by piece fails in transformers",
 }
 
 NEW = 8  # tokens

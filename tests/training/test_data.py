@@ -93,9 +93,9 @@ def test_a_row_without_a_response_is_named_not_its_neighbour(tmp_path: Path, row
         read(tmp_path, [{"prompt": "Why?", "response": "So."}, row], PROMPTS)
 
 
-def test_half_a_character_is_refused_before_a_tokenizer_meets_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="line 1: the text .* holds half a character"):
-        read(tmp_path, [{"prompt": "\ud83d", "response": "So."}], PROMPTS)
+def test_half_a_character_is_mended_before_a_tokenizer_meets_it(tmp_path: Path) -> None:
+    (example,) = read(tmp_path, [{"prompt": "a \ud83d", "response": "So."}], PROMPTS)
+    assert example.inputs == {"prompt": "a \ufffd"}
 
 
 def test_many_bad_rows_are_shown_together_but_not_all(tmp_path: Path) -> None:
