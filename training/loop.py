@@ -23,6 +23,7 @@ from .checkpoint import State
 from .judge import Judgement, judge, partner
 from .learner import Learner
 from .loss import Losses, losses
+from .run_lock import LOG
 from .spec import TrainSpec
 from .steps import Steps
 from .watch import Log, Watch
@@ -80,7 +81,7 @@ class Loop:
             torch.manual_seed(self.spec.seed)
             self.learner.start(self.train, self.watch.phase)
         if self.main:
-            self.log = Log(self.run / "log.jsonl", self.state.step if found is not None else None)
+            self.log = Log(self.run / LOG, self.state.step if found is not None else None)
 
     def finish(self) -> None:
         """All steps that are left, or until nothing gets better. A KeyboardInterrupt leaves a checkpoint behind, unless

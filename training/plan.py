@@ -13,8 +13,9 @@ from cachegraph.engine.load import LoadedModel
 
 from .checkpoint import State
 from .loop import Loop
+from .run_lock import check_unlocked
 from .spec import TrainSpec
-from .train import opened, where_to_begin
+from .train import opened, run_folder, where_to_begin
 from .watch import Silent, Watch
 
 __all__ = ["Plan", "make_plan"]
@@ -64,7 +65,9 @@ def make_plan(
     accelerator = accelerator or Accelerator()
     watch = watch or Silent()
     with opened(spec, folder, data_folder, watch, accelerator) as found, TemporaryDirectory() as nowhere:
-        where_to_begin(found, resume, restart)
+        run = run_folder(found)
+        check_unlocked(run)
+        where_to_begin(found, run, resume, restart)
         receiver = found.pair.receiver.engine.model
         sharer = found.pair.sharer.engine.model
         loop = Loop(spec, found.learner, receiver, found.train, found.dev, Path(nowhere), State(""), watch, accelerator)

@@ -1,9 +1,10 @@
 """`train`: from a training recipe to a fuser with a card."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,10 +28,11 @@ from .loop import Loop
 from .pair import Pair, choose_edge, open_pair
 from .place import check_place, fuser_place
 from .publish import finish_card, move_fuser
+from .run_lock import LOG, locked_run
 from .spec import JointSpec, TrainSpec
 from .watch import Silent, Watch
 
-__all__ = ["Trained", "opened", "train", "where_to_begin"]
+__all__ = ["Trained", "opened", "run_folder", "train", "where_to_begin"]
 
 MAX_COMPLAINTS = 5
 
@@ -79,8 +81,8 @@ def train(
     """Train the fuser of a recipe, a file or a TrainSpec whose relative paths start at `folder`; those of its data at
     `data_folder`, if that is given.
 
-    An interrupted training goes on with `resume` and is thrown away with `restart`. Raises RecipeError, InputError,
-    ConfigError, ModelError or FuserError.
+    An interrupted training goes on with `resume` and is thrown away with `restart`. Raises RecipeError, InputError
+    (also while another training writes to the same place), ConfigError, ModelError or FuserError.
     """
     accelerator = accelerator or Accelerator()
     watch = watch or Silent()
@@ -89,29 +91,35 @@ def train(
     else:
         spec, base = load_training(recipe), Path(folder or Path(recipe).resolve().parent)
     with opened(spec, base, Path(data_folder or base), watch, accelerator) as found:
-        run, state = where_to_begin(found, resume, restart)
-        accelerator.wait_for_everyone()
-        if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
-            shutil.rmtree(run, ignore_errors=True)
-        loop = Loop(
-            spec,
-            found.learner,
-            found.pair.receiver.engine.model,
-            found.train,
-            found.dev,
-            run,
-            state,
-            watch,
-            accelerator,
-        )
-        loop.start()
-        loop.finish()
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            move_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows))
-        accelerator.wait_for_everyone()
-        cards = tuple(read_card(part) for part in fuser_parts(found.folder))
-        return Trained(found.folder, cards, state.best, state.step, state.seconds)
+        run = run_folder(found)
+        with locked_run(run) if accelerator.is_main_process else nullcontext():
+            return _train(found, run, where_to_begin(found, run, resume, restart), restart, watch, accelerator)
+
+
+def _train(found: Opened, run: Path, state: State, restart: bool, watch: Watch, accelerator: Accelerator) -> Trained:
+    accelerator.wait_for_everyone()
+    if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
+        _clear(run)
+    receiver = found.pair.receiver.engine.model
+    loop = Loop(found.spec, found.learner, receiver, found.train, found.dev, run, state, watch, accelerator)
+    loop.start()
+    loop.finish()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        move_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows))
+    accelerator.wait_for_everyone()
+    cards = tuple(read_card(part) for part in fuser_parts(found.folder))
+    return Trained(found.folder, cards, state.best, state.step, state.seconds)
+
+
+def _clear(run: Path) -> None:
+    """Delete what an earlier training left, but for the log, which this one holds locked and empties."""
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOG:
+            path.unlink(missing_ok=True)
+    os.truncate(run / LOG, 0)
 
 
 @contextmanager
@@ -163,25 +171,24 @@ def _lessons(learner: Learner[Any], rows: Sequence[Example], what: str, watch: W
     return lessons
 
 
-def where_to_begin(found: Opened, resume: bool, restart: bool) -> tuple[Path, State]:
-    """The folder of the checkpoints, and where to go on from. Raises what forbids a training before it takes hours."""
+def run_folder(found: Opened) -> Path:
+    """The folder of the checkpoints. Raises FuserError or ConfigError where the fuser can't go beside it."""
     check_place(found.folder, is_pair=isinstance(found.spec.fuser, JointSpec))
-    run = found.folder.with_name(f"{found.folder.name}.training")
-    return run, _state(found.spec, found.content, run, resume, restart)
+    return found.folder.with_name(f"{found.folder.name}.training")
 
 
-def _state(spec: TrainSpec, content: str, run: Path, resume: bool, restart: bool) -> State:
-    """Where to begin. Raises ConfigError where that isn't clear."""
-    decides = spec.model_dump_json(exclude={"graph", "output", "description", "licence"}) + content
+def where_to_begin(found: Opened, run: Path, resume: bool, restart: bool) -> State:
+    """The state to go on from. Raises ConfigError or FuserError where that isn't clear."""
+    decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "licence"}) + found.content
     recipe = hashlib.sha256(decides.encode()).hexdigest()
-    found = None if restart else checkpoint.newest(run)
-    if resume and found is None:
+    last = None if restart else checkpoint.newest(run)
+    if resume and last is None:
         raise FuserError(f"there is no whole checkpoint in {str(run)!r} to resume from; start anew with --restart")
-    if found is None:
+    if last is None:
         if run.exists() and not restart and any(run.glob("step-*")):
             raise ConfigError(f"{str(run)!r} holds checkpoints, none of them whole; start anew with --restart")
         return State(recipe)
-    folder, state = found
+    folder, state = last
     if not resume:
         raise ConfigError(
             f"{str(run)!r} holds a training that stands at step {state.step}; go on with --resume, throw it away with "

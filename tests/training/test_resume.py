@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cachegraph.channels.fusers.weights import WEIGHTS
-from cachegraph.errors import CachegraphError, ConfigError, FuserError
+from cachegraph.errors import CachegraphError, ConfigError, FuserError, InputError
 from cachegraph.training import checkpoint
 from cachegraph.training.checkpoint import State
 from cachegraph.training.loop import Loop
+from cachegraph.training.plan import make_plan
+from cachegraph.training.run_lock import locked_run
 from cachegraph.training.train import train
 
 from .conftest import Task, read_log, write_task
@@ -279,3 +283,63 @@ def test_a_checkpoint_whose_optimizers_numbers_have_no_names_is_refused(
     state["sha256"][checkpoint.OPTIMIZER] = sha256((newest / checkpoint.OPTIMIZER).read_bytes()).hexdigest()
     (newest / checkpoint.STATE).write_text(json.dumps(state))
     refused(graft_task, FuserError, ["is not of this fuser", "start anew"], resume=True)
+
+
+def test_two_trainings_never_write_to_one_folder(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = graft_task.folder / "killed.training"
+    seen: list[bytes] = []
+
+    def step(self: Loop) -> Any:
+        if not seen:
+            seen.append((run / "log.jsonl").read_bytes())
+            for options in ({}, {"resume": True}, {"restart": True}):
+                refused(graft_task, InputError, [repr(str(run)), "another command", "another output"], **options)
+            with pytest.raises(InputError, match="another command"):
+                make_plan(graft_task.spec(**SETTINGS), graft_task.folder, graft_task.folder, restart=True)
+            assert (run / "log.jsonl").read_bytes() == seen[0]
+        return plain(self)
+
+    plain = Loop.step
+    monkeypatch.setattr(Loop, "step", step)
+    train(graft_task.spec(**SETTINGS), folder=graft_task.folder)
+    assert seen
+    whole(graft_task)
+    assert_same(graft_task)
+
+
+def test_a_killed_trainings_lock_is_free_and_a_refused_one_leaves_no_folder(tmp_path: Path) -> None:
+    run = tmp_path / "made.training"
+    code = "import os, sys; from pathlib import Path; from cachegraph.training.run_lock import locked_run\n"
+    code += "with locked_run(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code, str(run)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert run.exists()
+    with locked_run(run), pytest.raises(InputError, match="another command"), locked_run(run):
+        pass
+    assert not run.exists()
+
+
+def test_many_trainings_that_begin_at_once_exclude_each_other(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def begin(number: int) -> int:
+        try:
+            with locked_run(tmp_path / "made.training"):
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+        except InputError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(begin, range(400))) > 0
+    assert max(most) == 1
+
+
+def test_a_log_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "made.training").mkdir()
+    (tmp_path / "made.training" / "log.jsonl").symlink_to(tmp_path / "none" / "log.jsonl")
+    with pytest.raises(FuserError, match="can't be written"), locked_run(tmp_path / "made.training"):
+        pass
