@@ -1,19 +1,37 @@
 """Writing a file whole or not at all: a reader never sees half of it."""
 
 import os
+import threading
 from contextlib import suppress
+from errno import EINVAL
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+from .surrogates import mend
+
+__all__ = ["is_draft", "write_atomically"]
+
+DRAFT = ".part"
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file beside `path` and put it in its place. Text is UTF-8. Raises OSError, and leaves nothing then."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file beside `path` and put it in its place; of several writers at once the last one's stays.
+
+    Text becomes UTF-8, half characters U+FFFD. Raises OSError, also for a path that can't be a file's, and leaves
+    nothing then.
+    """
+    raw = mend(data).encode() if isinstance(data, str) else data
+    if not path.name or "\0" in str(path):
+        raise OSError(EINVAL, "the path can't be a file's")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
-        draft.write_bytes(data.encode() if isinstance(data, str) else data)
+        draft.write_bytes(raw)
         os.replace(draft, path)
     except BaseException:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of this name is what a killed writer left."""
+    return name.startswith(".") and name.endswith(DRAFT)

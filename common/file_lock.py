@@ -2,6 +2,8 @@
 
 import os
 import stat
+from errno import EAGAIN
+from pathlib import Path
 from typing import IO, Any
 
 from cachegraph.errors import InputError
@@ -11,7 +13,9 @@ try:
 except ImportError:  # Windows, whose locks would keep readers out, too
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["lock_file"]
+__all__ = ["lock_file", "open_locked"]
+
+TRIES = 100
 
 
 def lock_file(file: IO[Any], path: object, remedy: str) -> None:
@@ -27,3 +31,29 @@ def lock_file(file: IO[Any], path: object, remedy: str) -> None:
         raise InputError(f"{str(path)!r} is being written by another command; {remedy}") from None
     except OSError:
         return
+
+
+def open_locked(path: Path, mode: str, remedy: str, called: object = None) -> IO[Any]:
+    """Open a file that its owners may replace or delete, and lock the one that lies there then.
+
+    `called`: the name for messages, by default the path. Raises OSError, or InputError where another command has it.
+    """
+    for _ in range(TRIES):
+        file = path.open(mode)
+        try:
+            lock_file(file, path if called is None else called, remedy)
+            if _is_at(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    raise OSError(EAGAIN, "it is replaced again and again", str(path))
+
+
+def _is_at(file: IO[Any], path: Path) -> bool:
+    """Whether the path still leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False

@@ -7,12 +7,11 @@ at all, whatever processes write it at the same time.
 import hashlib
 import json
 import logging
-import os
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from cachegraph.common.atomic_write import write_atomically
 
 from .places import home
 
@@ -45,18 +44,13 @@ class KeptJson:
 
     def write(self, value: Any) -> None:
         """Keep a value, instead of an earlier one."""
-        part = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        kept = {"key": self._key, "digest": _digest(value), "value": value}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {"key": self._key, "digest": _digest(value), "value": value}
-            part.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            part.replace(self._path)
+            write_atomically(self._path, json.dumps(kept, indent=1))
             self._sweep()
         except OSError as error:
             _log.debug("%s can't be kept: %s", self._path, error)
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Leave the newest files."""

@@ -1,13 +1,14 @@
 """What a comparison found: one value that prints, saves and loads, and from which a report is drawn. Needs no torch."""
 
 import json
-from os import PathLike, getpid
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cachegraph import __version__
+from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError
 from cachegraph.graph.examples import Example
 
@@ -173,13 +174,9 @@ class Comparison(BaseModel):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as JSON, whole or not at all. Raises ConfigError."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{getpid()}.part")
         try:
-            part.write_text(self.to_json(), encoding="utf-8")
-            part.replace(path)
+            write_atomically(Path(path), self.to_json())
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise ConfigError(f"the comparison can't be written to {str(path)!r}: {error.strerror or error}") from error
 
     @classmethod

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.channels.fusers.card import CARD, Card, Carries, Evidence, read_card
+from cachegraph.channels.fusers.card import Card, Carries, Evidence, change_card, read_card
 from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
-from cachegraph.common.atomic_write import write_atomically
-from cachegraph.errors import ConfigError, InputError
+from cachegraph.errors import InputError
 from cachegraph.graph.load import parse_recipe
 from cachegraph.graph.spec import GraphSpec
 
@@ -74,16 +73,13 @@ def record_evidence(folder: Path, comparison: Comparison) -> Evidence:
 
     Raises InputError as `evidence_of`, FuserError where the card is damaged, ConfigError where it can't be written.
     """
-    card = read_card(folder)
     _check_fuser(comparison, folder)
-    new = evidence_of(comparison, card)
+    new = evidence_of(comparison, read_card(folder))
     same = (new.task, new.data, new.metric, new.carries)
-    others = [each for each in card.evidence if (each.task, each.data, each.metric, each.carries) != same]
-    changed = card.model_copy(update={"evidence": (*others, new)})
-    try:
-        write_atomically(folder / CARD, changed.model_dump_json(indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"{str(folder / CARD)!r} can't be written ({error.strerror}); copy the fuser first"
-        ) from error
+
+    def add(card: Card) -> Card:
+        others = [each for each in card.evidence if (each.task, each.data, each.metric, each.carries) != same]
+        return card.model_copy(update={"evidence": (*others, new)})
+
+    change_card(folder, add)
     return new

@@ -1,14 +1,13 @@
 """Give a fuser that was trained before cards kept them the rows of its training."""
 
-import os
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from cachegraph.channels.fusers.card import change_card
 from cachegraph.channels.fusers.pair import fuser_parts
 from cachegraph.channels.fusers.trained_rows import TrainedRows, trained_rows
-from cachegraph.channels.fusers.weights import CARD, read_card
-from cachegraph.errors import FuserError, InputError
+from cachegraph.errors import InputError
 
 from .load import load_training
 from .train import opened
@@ -20,7 +19,7 @@ __all__ = ["note_rows"]
 def note_rows(fuser: Path, recipe: Path, data_folder: Path | None = None, watch: Watch | None = None) -> TrainedRows:
     """Write into the fuser's card, or both cards of a pair, which rows this training recipe learns from.
 
-    Loads the models, since the rows that do not fit them were left out. Raises what `train` raises, and FuserError
+    Loads the models, since the rows that do not fit them were left out. Raises what `train` raises, and ConfigError
     where the card can't be written.
     """
     spec, folder = load_training(recipe), recipe.resolve().parent
@@ -29,18 +28,5 @@ def note_rows(fuser: Path, recipe: Path, data_folder: Path | None = None, watch:
     if rows is None:
         raise InputError(f"the rows of {str(recipe)!r} hold no text; check the columns of its data")
     for part in fuser_parts(fuser):
-        card = read_card(part).model_copy(update={"trained_rows": rows})
-        _write(part / CARD, card.model_dump_json(indent=2) + "\n")
+        change_card(part, lambda card: card.model_copy(update={"trained_rows": rows}))
     return rows
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise FuserError(
-            f"the card can't be written to {str(path)!r} ({error.strerror}); check its permissions"
-        ) from error

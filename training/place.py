@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from cachegraph.channels.fusers.find import installed_fusers
+from cachegraph.channels.fusers.folder import holds_only
 from cachegraph.channels.fusers.name import is_hub_fuser
 from cachegraph.channels.fusers.pair import PARTS
 from cachegraph.channels.fusers.weights import CARD, WEIGHTS
@@ -34,8 +35,8 @@ def fuser_place(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge:
 
 def check_place(folder: Path, *, is_pair: bool) -> None:
     """Raise FuserError where the fuser would not replace what is there, ConfigError where it can't be written."""
-    ours = set(PARTS) if is_pair else {CARD, WEIGHTS}
-    if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - ours):
+    ours = frozenset(PARTS if is_pair else (CARD, WEIGHTS))
+    if folder.exists() and not holds_only(folder, ours):
         raise FuserError(f"{str(folder)!r} holds other things than such a fuser; choose another output or clear it")
     existing = next(each for each in folder.absolute().parents if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from cachegraph.common.file_lock import lock_file
+from cachegraph.common.file_lock import lock_file, open_locked
 from cachegraph.errors import FuserError
 
 __all__ = ["LOG", "check_unlocked", "locked_run"]
@@ -44,27 +44,11 @@ def _locked_log(run: Path) -> IO[bytes]:
     for _ in range(TRIES):
         try:
             run.mkdir(parents=True, exist_ok=True)
-            log = (run / LOG).open("ab")
+            return open_locked(run / LOG, "ab", REMEDY, run)
         except (FileNotFoundError, FileExistsError):
             continue
         except OSError as error:
             raise FuserError(
                 f"the log {str(run / LOG)!r} can't be written ({error.strerror}); check room and permissions"
             ) from error
-        try:
-            lock_file(log, run, REMEDY)
-            if _is_at(log, run / LOG):
-                return log
-        except BaseException:
-            log.close()
-            raise
-        log.close()
     raise FuserError(f"the log {str(run / LOG)!r} can't be written; check that its folder is a plain one")
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether the path still leads to the open file, which its last owner may have deleted before it was locked."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False

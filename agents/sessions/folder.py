@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -125,7 +125,7 @@ def write(record: SessionRecord) -> None:
 
 def caches_of(name: str) -> int:
     """The bytes of a session's caches."""
-    return sum(path.stat().st_size for path in place(name).glob("*.safetensors"))
+    return sum(stat.st_size for stat, _ in _with_stat(place(name).glob("*.safetensors")))
 
 
 def remove(name: str) -> int:
@@ -144,8 +144,8 @@ def taken(name: str) -> Iterator[Path]:
     """Hold the only right of all processes to a session. Raises InputError where another run has it."""
     folder = place(name)
     with file_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = FileLock(_root() / f".lock-{name}", thread_local=False)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.parent / f".lock-{name}", thread_local=False)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -153,24 +153,31 @@ def taken(name: str) -> Iterator[Path]:
                 f"the session {name!r} is in use by another run; wait for it, or take another session"
             ) from None
     try:
+        with file_errors(folder):
+            folder.mkdir(exist_ok=True, mode=0o700)
         yield folder
     finally:
+        with suppress(OSError):
+            folder.rmdir()  # which refuses to go with anything in it
         lock.release()
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def sweep() -> None:
     """Delete the caches of all sessions that are old, and the oldest of those that are too many. Text stays."""
     days = _limit("CACHEGRAPH_SESSIONS_DAYS", 30.0)
     room = _limit("CACHEGRAPH_SESSIONS_GB", 2.0) * 1e9
-    files = sorted(
-        ((path.stat(), path) for path in _root().glob("*/*.safetensors")), key=lambda each: -each[0].st_mtime
-    )
+    files = sorted(_with_stat(_root().glob("*/*.safetensors")), key=lambda each: -each[0].st_mtime)
     for stat, path in files:
         room -= stat.st_size
         if room < 0 or time.time() - stat.st_mtime > days * 86_400:
             path.unlink(missing_ok=True)
+
+
+def _with_stat(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
+    """Each file with its size and times, but for those that another run deletes meanwhile."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path.stat(), path
 
 
 def _limit(variable: str, usual: float) -> float:

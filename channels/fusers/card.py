@@ -1,15 +1,17 @@
 """A fuser's card: which two models it joins, how, and what it was trained on. Needs no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from cachegraph.common.atomic_write import write_atomically
+from cachegraph.common.file_lock import open_locked
 from cachegraph.engine.shapes import KVShape, describe_shapes
 from cachegraph.engine.spec import Strict
-from cachegraph.errors import FuserError, library_errors
+from cachegraph.errors import ConfigError, FuserError, library_errors
 
 from ..cache.layers import LayerPair, check_layers
 from .folder import read_json
@@ -24,6 +26,7 @@ __all__ = [
     "Geometry",
     "ModelEnd",
     "Task",
+    "change_card",
     "checked_card",
     "read_card",
 ]
@@ -206,3 +209,19 @@ def read_card(folder: Path | str) -> Card:
     path = Path(folder) / CARD
     with library_errors(lambda why: FuserError(f"{str(path)!r} can't be read: {why}; get it again from its source")):
         return checked_card(read_json(path), repr(str(path)))
+
+
+def change_card(folder: Path, change: Callable[[Card], Card]) -> None:
+    """Replace a fuser's card by a changed one, in turn with other processes that do so.
+
+    Raises FuserError where the card is damaged, InputError where another command changes it, ConfigError where it can't
+    be written.
+    """
+    path = folder / CARD
+    try:
+        with open_locked(path, "rb", "give this one again when that has ended"):
+            write_atomically(path, change(read_card(folder)).model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{str(path)!r} can't be written ({error.strerror}); check its permissions, or copy the fuser first"
+        ) from error

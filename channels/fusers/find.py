@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -93,7 +93,11 @@ def _idle(shelf: Path) -> Iterator[bool]:
 
 
 def _touched(folder: Path) -> float:
-    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    newest = 0.0
+    for path in [folder, *(Path(place, name) for place, _, names in os.walk(folder) for name in names)]:
+        with suppress(FileNotFoundError):  # a training deletes its older checkpoints
+            newest = max(newest, path.lstat().st_mtime)
+    return newest
 
 
 def on_shelf(shelf: Path) -> list[Path]:

@@ -5,17 +5,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from cachegraph.common.atomic_write import is_draft
 from cachegraph.errors import FuserError
 
-__all__ = ["read_json", "replaced_folder"]
+__all__ = ["holds_only", "read_json", "replaced_folder"]
 
 LARGEST_JSON = 16 << 20
+TRIES = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
     A folder that is already there is only replaced if all it holds is named in `ours`.
     """
     folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - ours):
+    if folder.exists() and not holds_only(folder, ours):
         raise FuserError(f"{str(folder)!r} holds other things than a fuser; choose another folder or clear it")
     fresh: Path | None = None
     try:
@@ -60,15 +63,41 @@ def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _swap(fresh: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.replace(fresh, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    os.replace(folder, old)
+def holds_only(folder: Path, ours: frozenset[str]) -> bool:
+    """Whether all that a folder holds is of these names, or a draft of one that a killed command left."""
     try:
-        os.replace(fresh, folder)
-    except OSError:
-        os.replace(old, folder)
+        return all(entry.name in ours or is_draft(entry.name) for entry in folder.iterdir())
+    except FileNotFoundError:  # another process replaces it
+        return True
+    except NotADirectoryError:
+        return False
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Put `fresh` in the place of `folder`. Where two do so at once, both end well, and the later one's stays."""
+    aside: list[Path] = []
+    try:
+        for _ in range(TRIES):
+            try:
+                os.replace(fresh, folder)
+                return
+            except OSError as error:
+                if error.errno not in (ENOTEMPTY, EEXIST) and not folder.exists():
+                    raise
+            aside.append(_set_aside(folder))
+        raise FuserError(f"{str(folder)!r} is replaced by other commands again and again; try again when they ended")
+    except BaseException:
+        if aside and not folder.exists():
+            with suppress(OSError):
+                os.replace(aside.pop(), folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        for old in aside:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    with suppress(FileNotFoundError):  # another process was quicker
+        os.replace(folder, old)
+    return old

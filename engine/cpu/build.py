@@ -104,8 +104,7 @@ def _kernels() -> "Kernels | str":
         try:
             return Kernels(path)
         except OSError:  # it was cut short, or came here from another machine
-            path.unlink()
-            _compile(command, path)
+            _compile(command, path, again=True)
             return Kernels(path)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -118,12 +117,13 @@ def _compilers() -> list[str]:
     return [named] if named else ["g++", "clang++", "c++"]
 
 
-def _compile(compiler: str, path: Path) -> None:
-    if path.is_file():
+def _compile(compiler: str, path: Path, again: bool = False) -> None:
+    """Compile to `path`, unless that is there; `again`: also then. What other processes load stays whole."""
+    if path.is_file() and not again:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
-        if path.is_file():
+        if path.is_file() and not again:
             return
         part = path.with_suffix(f".{os.getpid()}.part")
         try:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from cachegraph.errors import CachegraphError, ConfigError
 
 from .progress import Progress
+from .store import folder_bytes
 
 __all__ = ["Selection", "Snapshot", "cached_snapshot", "snapshot"]
 
@@ -104,7 +105,7 @@ def _download(selection: Selection, listing: _Listing, progress: Progress) -> Pa
     cache = Path(constants.HF_HUB_CACHE)
     present = next((parent for parent in [cache, *cache.parents] if parent.exists()), Path.cwd())
     here = cache / f"models--{selection.repo.replace('/', '--')}"
-    had = sum(path.stat().st_size for path in (here / "blobs").glob("*")) if here.is_dir() else 0
+    had = folder_bytes(here / "blobs")
     free, missing = shutil.disk_usage(present).free, max(listing.bytes - had, 0)
     if missing > free:
         raise ConfigError(

@@ -7,6 +7,7 @@ end, so that a model is either there or not.
 import contextlib
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -172,8 +173,13 @@ class Store:
 
 
 def folder_bytes(folder: Path) -> int:
-    """The sizes of all files below `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """The sizes of all files below `folder`; one that another process deletes meanwhile has none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """The report's file: whole or not at all."""
 
 from importlib.util import find_spec
-from os import PathLike, getpid
+from os import PathLike
 from pathlib import Path
 
+from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError
 
 from ..comparison import Comparison
@@ -22,12 +23,7 @@ def write_report(comparison: Comparison, path: str | PathLike[str]) -> None:
     needs()
     from .page import make_page
 
-    data = make_page(comparison).encode("utf-8", "replace")  # a reply may hold half a character
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{getpid()}.part")
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        write_atomically(Path(path), make_page(comparison))  # whose replies may hold half a character
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise ConfigError(f"the report can't be written to {str(path)!r}: {error.strerror or error}") from error

@@ -1,13 +1,13 @@
 """The commands that read a recipe and run nothing: validate, schema, show."""
 
 import json
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Strict
@@ -175,12 +175,7 @@ def _write(text: str, output: Path | None) -> None:
     if output is None:
         echo(text, end="")
         return
-    draft = output.with_name(f".{output.name}.part")
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(output)
-    except (OSError, ValueError) as error:
-        with suppress(OSError):  # it may not even have been a folder
-            draft.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "the path can't be used"
-        raise ConfigError(f"can't write {str(output)!r}: {reason}; choose another place") from error
+        write_atomically(output, text)
+    except OSError as error:
+        raise ConfigError(f"can't write {str(output)!r}: {error.strerror or error}; choose another place") from error
