@@ -1,11 +1,18 @@
-"""Who speaks.
+"""Agents: who speaks. Specs, prompts, and an agent for each kind: local, endpoint, function, pause.
 
-spec.py       what a recipe says of an agent; base.py, what the graph knows of one
-template.py   prompt templates in a sandbox that keeps track of whose text is whose
-text_work.py  templates and tokenizers in threads; bounded.py, which templates need none
-prompt.py     templates to messages, messages to tokens; chat_layout.py, messages to one text that knows whose it is
-local.py      an agent whose model runs here: inbox.py, reading.py, writing.py, scoring.py are its turn
-structured.py replies that are data
-endpoint/     an agent behind an OpenAI-compatible endpoint
-testing.py    scripted agents, for tests
+base               What the graph knows of an agent
+create             From an agent's spec to an agent; what it is made of is imported only when the first one is
+endpoint/          Agents whose model answers behind an OpenAI-compatible chat endpoint
+functions/         Agents that are Python functions
+http_client        HTTP clients for a recipe's endpoints and tool servers
+local/             Agents whose model runs on this machine
+model_peer         An agent with a model as the channels see it, before its model is loaded or after
+pause              A question to a person in an agent's place
+prompt/            Prompts
+scripted           Agents that follow a script
+sessions/          Sessions
+spec               The agents' slice of a recipe
+structured_output  Replies that are data
+token_budget       What a run's budget of tokens leaves to one turn
+tools/             Tools of agents
 """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from cachegraph.channels.message import EdgeReport, Message, Route
+from cachegraph.channels.payload import EdgeReport, Message, Route
 
 from .sessions.session import Recollection
 

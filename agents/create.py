@@ -8,7 +8,7 @@ from cachegraph.engine.spec import ModelSpec
 
 from .base import Agent
 from .spec import AgentSpec, EndpointSpec
-from .tools.toolbox import Toolbox
+from .tools.servers import Toolbox
 
 __all__ = ["Create", "create_agent"]
 
@@ -48,6 +48,6 @@ def create_agent(
         from .endpoint.agent import EndpointAgent
 
         return EndpointAgent(name, spec, model, upstream=upstream, toolbox=toolbox, allow_local=allow_local)
-    from .local import LocalAgent
+    from .local.agent import LocalAgent
 
     return LocalAgent(name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cachegraph.channels.base import Peer
+from cachegraph.channels.peer import Peer
 
 from .base import Paused, Turn
-from .prompt import PromptTemplate, heard, readable
+from .prompt.prompt import PromptTemplate, heard, readable
+from .prompt.render_threads import TextWork
 from .spec import AgentSpec, PauseSpec
-from .text_work import TextWork
 
 __all__ = ["PauseAgent"]
 

@@ -11,7 +11,7 @@ from llamacpp import LlamaCpp
 from transformers import AutoModelForCausalLM
 
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.quiet import quiet_transformers
+from cachegraph.engine.model.quiet_transformers import quiet_transformers
 from cachegraph.engine.spec import GenerateSpec
 
 __all__ = ["Answers", "Ours", "Stream", "Theirs", "Transformers"]

@@ -27,8 +27,8 @@ from safetensors import safe_open
 from texts import QUESTIONS, document_ids, fresh
 from to_gguf import DTYPES, write_gguf
 
-from cachegraph.engine.cpu.pages import LargePages
-from cachegraph.engine.models import ensure
+from cachegraph.engine.catalogue import ensure
+from cachegraph.engine.cpu.huge_pages import LargePages
 from cachegraph.engine.pool import leased
 from cachegraph.engine.spec import ModelSpec
 

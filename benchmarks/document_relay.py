@@ -22,8 +22,8 @@ from texts import QUESTIONS, document, fresh_text
 
 from cachegraph import Graph
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.kv import KV, RowCache
-from cachegraph.graph.result import Result
+from cachegraph.engine.kv.cache import KV, RowCache
+from cachegraph.graph.run.result import Result
 
 MODEL = "smollm2-135m-instruct"
 

@@ -17,7 +17,7 @@ from texts import document, fresh_text
 from cachegraph import Graph
 from cachegraph.engine.pool import leased
 from cachegraph.engine.spec import ModelSpec
-from cachegraph.graph.result import AgentResult
+from cachegraph.graph.run.result import AgentResult
 
 SYSTEM = "Answer with a few words from the text."
 OTHER_SYSTEM = "You are a lawyer. Answer with a few words from the text, and only from it."

@@ -21,7 +21,7 @@ from texts import document, fresh_text
 from cachegraph import Graph
 from cachegraph.engine.pool import leased
 from cachegraph.engine.spec import ModelSpec
-from cachegraph.graph.result import Result
+from cachegraph.graph.run.result import Result
 
 PARTS = ("sharer prefill", "transfer", "fuse", "prefill", "decode", "rest")
 

@@ -237,8 +237,8 @@ def main() -> None:
         trials = Trials(model, Path(folder), options.seed)
         import torch
 
-        import cachegraph.agents.local
-        import cachegraph.channels.create  # noqa: F401 (imported once, before processes are forked)
+        import cachegraph.agents.local.agent
+        import cachegraph.channels.routing  # noqa: F401 (imported once, before processes are forked)
 
         torch.set_num_threads(1)
         trials.measure()

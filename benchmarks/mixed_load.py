@@ -22,7 +22,7 @@ import psutil
 
 from cachegraph import Graph
 from cachegraph.engine.engine import Engine
-from cachegraph.graph.result import Result
+from cachegraph.graph.run.result import Result
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUESTIONS = ("Why is the sky blue?", "What do plants breathe?", "Why does ice float?", "What makes the tides?")

@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import insert
 
 from cachegraph import Graph, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.store import Store
 from cachegraph.graph.store.records import Outcome
 from cachegraph.graph.store.schema import runs, turns

@@ -17,8 +17,8 @@ import anyio
 
 from cachegraph import Graph
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.channels.base import Peer
-from cachegraph.channels.message import Message
+from cachegraph.channels.payload import Message
+from cachegraph.channels.peer import Peer
 
 Edges = list[tuple[int, int]]
 

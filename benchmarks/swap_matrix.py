@@ -21,9 +21,9 @@ import anyio
 import yaml
 
 from cachegraph import Graph
-from cachegraph.graph.probe import Probe
-from cachegraph.graph.runtime import Run
-from cachegraph.graph.subgraph import answering_node
+from cachegraph.graph.run.hooks import Probe
+from cachegraph.graph.run.run import Run
+from cachegraph.graph.run.subgraph import answering_node
 
 __all__ = ["CHANNELS", "SHAPES", "Cell", "build", "cells", "measure"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from cachegraph.engine.tokens import Tokenizer
+from cachegraph.engine.text.tokenizer import Tokenizer
 
 __all__ = ["QUESTIONS", "document", "document_ids", "fresh", "fresh_text"]
 

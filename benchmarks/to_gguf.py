@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from cachegraph.engine.models import ensure
+from cachegraph.engine.catalogue import ensure
 from cachegraph.engine.spec import ModelSpec
 
 __all__ = ["DTYPES", "write_gguf"]

@@ -20,11 +20,11 @@ from accelerate import Accelerator
 
 from cachegraph.training.caches import read
 from cachegraph.training.checkpoint import State
-from cachegraph.training.lesson import GraftLesson
+from cachegraph.training.data.examples import GraftLesson
 from cachegraph.training.load import changed, load_training
 from cachegraph.training.loop import Loop
+from cachegraph.training.progress import Silent
 from cachegraph.training.train import Opened, opened
-from cachegraph.training.watch import Silent
 
 
 def prompts(lessons: list[Any]) -> tuple[list[list[int]], list[list[int]]]:

@@ -1,7 +1,10 @@
-"""How agents talk.
+"""Channels: what an edge hands over, words or a KV cache, and in which form.
 
-spec.py       what a recipe says of an edge; message.py, what travels on it
-create.py     from an edge and its two ends to a route: what can travel there, or why it can't
-cache/        align, rotate, graft, fuse
-fusers/       the trained networks that join two models' caches, and their folders
+cache/   The cache channel
+decide   What an edge hands over, and in which form
+fusers/  Fusers
+payload  What travels on an edge, and what is known of the journey
+peer     The two ends of an edge as the channels see them
+routing  From an edge of a recipe and its two ends to a route
+spec     The channels' slice of a recipe
 """

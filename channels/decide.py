@@ -11,10 +11,10 @@ from typing import Literal
 
 from cachegraph.errors import ConfigError, FuserError
 
-from .base import Peer
-from .fusers.card import Carries, Task
+from .fusers.files.card import Carries, Task
 from .fusers.select import FuserChoice, NoFuser, select_fuser
-from .message import Route
+from .payload import Route
+from .peer import Peer
 from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 
 __all__ = ["Caching", "Carries", "Decision", "as_route", "decide_edge", "expected_route", "nothing_private"]

@@ -1,9 +1,13 @@
 """What every folder may use: one thing a file.
 
-schemas/             check values against JSON Schemas that strangers wrote
-json_text.py         JSON from outside, refused in a sentence
-surrogates.py        texts that hold half characters, mended
-file_lock.py         a file that one process alone may write
-printable.py         text made safe for a screen
-template_budget.py   what one rendering of a stranger's template may spend
+addresses        Where a host's name leads, judged by addresses and not by spelling
+atomic_write     Writing a file whole or not at all
+file_lock        The only right of all processes to write a file, as long as it is open
+json_cache       JSON values that are kept in the cache folder under the hash of all that they depend on
+json_text        JSON from outside
+paths            Where cachegraph keeps things
+printable        Text of models, strangers and files, made safe for a screen
+schemas/         Values and JSON Schemas of strangers
+surrogates       Texts that are no Unicode
+template_budget  What one rendering of a stranger's template may spend
 """

@@ -15,19 +15,19 @@ from torch import Tensor
 
 from cachegraph.errors import ModelError
 
-from .attention import OnLayer
-from .grammar import Grammars
-from .job import Job
-from .kv import KV, LayerKV, RowCache
-from .load import LoadedModel
-from .mailbox import Mailbox
-from .memory import choose_budget
-from .native import NativeCache
+from .batching.kv_budget import choose_budget
+from .batching.loop_bridge import Mailbox
+from .batching.request_state import Job
+from .batching.worker import Worker
+from .kv.cache import KV, LayerKV, RowCache
+from .model.attention import OnLayer
+from .model.hf_fallback import NativeCache
+from .model.load import LoadedModel
 from .request import Generated, KVUse, Prefilled
-from .sampling import Sampler
+from .sampling.grammar import Grammars
+from .sampling.sampler import Sampler
 from .spec import GenerateSpec
-from .tokens import TextDecoder
-from .worker import Worker
+from .text.tokenizer import TextDecoder
 
 __all__ = ["FORKED", "Engine"]
 

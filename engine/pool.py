@@ -12,8 +12,8 @@ import anyio.to_thread
 
 from cachegraph.errors import ModelError
 
+from .catalogue import StoredModel, ensure, place
 from .engine import Engine
-from .models import StoredModel, ensure, place
 from .spec import ModelSpec
 
 __all__ = ["Lease", "lease", "leased"]
@@ -143,7 +143,7 @@ def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
 def _load(spec: ModelSpec, stored: StoredModel, checked_anew: bool) -> Engine:
     import torch
 
-    from .load import load_model
+    from .model.load import load_model
 
     placement = place(stored.folder, spec)
     return Engine(

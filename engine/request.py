@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from .kv import KV, concat
+from .kv.cache import KV, concat
 
 __all__ = ["Cost", "Generated", "KVUse", "Prefilled"]
 

@@ -9,20 +9,20 @@ from os import PathLike
 from pathlib import Path
 
 from cachegraph.channels.spec import CHANNELS
-from cachegraph.engine.account import account, asking
+from cachegraph.engine.batching.request_context import account, asking
 from cachegraph.errors import CachegraphError
-from cachegraph.graph.blocking import wait
-from cachegraph.graph.examples import data_hash
+from cachegraph.graph.data.dataset import Rows
+from cachegraph.graph.data.examples import data_hash
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.load import dump_recipe, included
-from cachegraph.graph.rows import Rows
+from cachegraph.graph.recipe.load import dump_recipe, included
+from cachegraph.graph.run.sync import wait
 
 from .comparison import Comparison, MetricInfo
 from .environment import Environment, batches_exactly, describe
-from .journal import Journal
 from .metrics import UserMetric
-from .play import Play
-from .rounds import Progress, Round, play_rounds
+from .results_file import Journal
+from .run_example import Play
+from .run_variants import Progress, Round, play_rounds
 from .summary import summarise
 from .task import Task, make_task
 from .variants import DEFAULT, Variant, seeded

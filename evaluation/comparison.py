@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cachegraph import __version__
 from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError
-from cachegraph.graph.examples import Example
+from cachegraph.graph.data.examples import Example
 
 from .environment import Environment
 from .metrics import Unit

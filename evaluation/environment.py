@@ -8,12 +8,12 @@ from pydantic import BaseModel
 
 from cachegraph import __version__
 from cachegraph.engine.cpu import has_tiles
-from cachegraph.engine.machine import installed, processor
-from cachegraph.graph.routes import Wiring
-from cachegraph.graph.subgraph import all_nodes
+from cachegraph.engine.diagnostics import installed, processor
+from cachegraph.graph.plan.wiring import Wiring
+from cachegraph.graph.run.subgraph import all_nodes
 
 if TYPE_CHECKING:
-    from cachegraph.engine.load import LoadedModel
+    from cachegraph.engine.model.load import LoadedModel
 
 __all__ = ["Environment", "ModelFacts", "batches_exactly", "describe"]
 

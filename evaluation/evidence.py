@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.channels.fusers.card import Card, Carries, Evidence, change_card, read_card
+from cachegraph.channels.fusers.files.card import Card, Carries, Evidence, change_card, read_card
 from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
 from cachegraph.errors import InputError
-from cachegraph.graph.load import parse_recipe
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.recipe.load import parse_recipe
+from cachegraph.graph.recipe.spec import GraphSpec
 
 from .comparison import Comparison
 

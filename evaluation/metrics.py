@@ -12,8 +12,8 @@ from typing import Literal
 
 from cachegraph.agents.base import ChoiceScore
 from cachegraph.errors import InputError
-from cachegraph.graph.examples import Example
-from cachegraph.graph.inputs import meant
+from cachegraph.graph.data.examples import Example
+from cachegraph.graph.recipe.inputs import meant
 
 __all__ = ["METRICS", "Metric", "Unit", "UserMetric", "choose", "chosen", "pick_metrics", "words"]
 

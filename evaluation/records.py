@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cachegraph.agents.base import ChoiceScore
-from cachegraph.channels.message import EdgeReport
-from cachegraph.graph.result import AgentResult
+from cachegraph.channels.payload import EdgeReport
+from cachegraph.graph.run.result import AgentResult
 
 __all__ = ["EdgeRecord", "Memory", "Record"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cachegraph.graph.examples import Example
-from cachegraph.graph.result import AgentResult
+from cachegraph.graph.data.examples import Example
+from cachegraph.graph.run.result import AgentResult
 
 from .comparison import AgentSummary, Difference, EdgeSummary, Estimate, Spread, VariantRow
 from .metrics import Metric

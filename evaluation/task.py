@@ -6,13 +6,13 @@ from os import PathLike
 from pathlib import Path
 
 from cachegraph.errors import InputError
-from cachegraph.graph.examples import Example, make_examples, merge_mapping
+from cachegraph.graph.data.dataset import Rows, read_rows
+from cachegraph.graph.data.examples import Example, make_examples, merge_mapping
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.load import answering
-from cachegraph.graph.rows import Rows, read_rows
+from cachegraph.graph.recipe.load import answering
 
+from .derangement import partners, sample
 from .metrics import Metric, UserMetric, pick_metrics
-from .partners import partners, sample
 from .variants import Variant, make_variants
 
 __all__ = ["Task", "make_task"]

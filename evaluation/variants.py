@@ -13,8 +13,8 @@ from cachegraph.channels.spec import Channel, EdgeSpec, TextEdge
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import FuserError, InputError
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.inputs import meant
-from cachegraph.graph.spec import GraphSpec, InputSpec
+from cachegraph.graph.recipe.inputs import meant
+from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 
 __all__ = ["DEFAULT", "VARIANTS", "ControlKind", "Name", "Variant", "control_of", "make_variants", "seeded"]
 
@@ -143,8 +143,8 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
 
 def _fused(name: str, graph: Graph) -> list[Variant]:
     """As the variant without the fuser's name, on edges that name a fuser; where none does, on those that need one."""
+    from cachegraph.channels.fusers.files.atomic_folder import read_json
     from cachegraph.channels.fusers.find import find_fuser
-    from cachegraph.channels.fusers.folder import read_json
 
     kind, of, fuser = Name.parse(name)
     try:

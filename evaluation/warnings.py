@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from math import ceil
 
-from cachegraph.channels.fusers.card import Card
-from cachegraph.graph.examples import Example
-from cachegraph.graph.routes import Wiring
-from cachegraph.graph.subgraph import all_nodes
+from cachegraph.channels.fusers.files.card import Card
+from cachegraph.graph.data.examples import Example
+from cachegraph.graph.plan.wiring import Wiring
+from cachegraph.graph.run.subgraph import all_nodes
 
 from .comparison import Difference, MetricInfo, VariantRow
 from .stats import mcnemar

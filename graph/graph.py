@@ -14,34 +14,34 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 import anyio
 
 from cachegraph.agents.create import Create, create_agent
-from cachegraph.agents.functions.find import Function, name_of
+from cachegraph.agents.functions.import_function import Function, name_of
 from cachegraph.agents.sessions.session import Session
 from cachegraph.agents.spec import PauseSpec
 from cachegraph.channels.spec import Channel
 from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
-from . import kept
-from .blocking import wait
-from .cast import Cast
-from .check import check_spec
-from .draft import Allowed, Permissions
-from .inputs import check_inputs
-from .load import check_included, dump_recipe, load_recipe, parse_recipe, remembers
-from .make import create_agents
-from .many import OnResult, RowResult, run_rows, runs_of, stream_rows
-from .own_permissions import own_permissions
-from .parts import Parts
-from .plan import Plan, plan
-from .recipe_warnings import expected_warnings
-from .result import UNKEPT, Loading, Result
-from .routes import Wiring
-from .runtime import Listener, Run
-from .spec import GraphSpec
-from .stream import RunStream, Stream
-from .subgraph import open_and_wire
-from .tracing.watch import watched
-from .warnings import RunWarning
+from .builder import Parts
+from .plan.plan import Plan, plan
+from .plan.recipe_warnings import expected_warnings
+from .plan.wiring import Wiring
+from .recipe.check import check_spec
+from .recipe.inputs import check_inputs
+from .recipe.load import check_included, dump_recipe, load_recipe, parse_recipe, remembers
+from .recipe.own_permissions import own_permissions
+from .recipe.raw_spec import Allowed, Permissions
+from .recipe.spec import GraphSpec
+from .run import resume
+from .run.agent_set import Cast
+from .run.batch import OnResult, RowResult, run_rows, runs_of, stream_rows
+from .run.create_agents import create_agents
+from .run.result import UNKEPT, Loading, Result
+from .run.run import Listener, Run
+from .run.stream import RunStream, Stream
+from .run.subgraph import open_and_wire
+from .run.sync import wait
+from .run_warning import RunWarning
+from .tracing.enabled import watched
 
 if TYPE_CHECKING:
     from .store import Store
@@ -56,7 +56,7 @@ class Graph:
     """A graph of agents.
 
     Give it a whole `spec`, or its parts as keywords, or build it with `add_agent` and `add_edge`. `folder` is what the
-    recipe's relative paths start from, and `create` makes the agents (`cachegraph.agents.testing.scripted` makes some
+    recipe's relative paths start from, and `create` makes the agents (`cachegraph.agents.scripted.scripted` makes some
     that need no model). Models load with the first run, or with `open`, and stay loaded until `close`.
     """
 
@@ -313,7 +313,7 @@ class Graph:
     @classmethod
     def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
         """The graph of a run in the store, with its recipe, folder and permissions as they were. Raises InputError."""
-        return kept.graph_of(cls, run, store, create)
+        return resume.graph_of(cls, run, store, create)
 
     def resume(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
@@ -324,20 +324,20 @@ class Graph:
         question where there are several. Raises InputError for a run that has finished, that another process is at work
         on, or whose recipe is not this graph's (`Graph.from_run` gives the one it has).
         """
-        execution = kept.resumed(self, run, store, answer, turn)
+        execution = resume.resumed(self, run, store, answer, turn)
         return wait(execution.execute, "resume", "graph.aresume", lambda: execution.result)
 
     async def aresume(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> Result:
         """Go on with a run of this graph, under asyncio or trio; see `resume`."""
-        return await (await anyio.to_thread.run_sync(kept.resumed, self, run, store, answer, turn)).execute()
+        return await (await anyio.to_thread.run_sync(resume.resumed, self, run, store, answer, turn)).execute()
 
     def stream_resumed(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> RunStream:
         """Go on with a run of this graph and watch; see `resume` and `stream`. What was recalled is told again."""
-        return RunStream(lambda listener: kept.resumed(self, run, store, answer, turn, listener))
+        return RunStream(lambda listener: resume.resumed(self, run, store, answer, turn, listener))
 
     def map(
         self,
@@ -443,7 +443,7 @@ class Graph:
         given = check_inputs(spec.inputs, inputs, named)
         listener = watched(spec, given, listener)
         if store is not None:
-            return kept.begun(self, given, store, listener, session)
+            return resume.begun(self, given, store, listener, session)
         for name, agent in spec.agents.items():
             if isinstance(agent, PauseSpec):
                 raise InputError(f"agent {name!r} can't be asked: {UNKEPT}")

@@ -10,10 +10,10 @@ import anyio
 
 from cachegraph.agents.base import Agent, Reply, Turn
 from cachegraph.agents.create import Create
-from cachegraph.agents.prompt import PromptTemplate
+from cachegraph.agents.prompt.prompt import PromptTemplate
+from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
-from cachegraph.agents.testing import ScriptedAgent
-from cachegraph.channels.base import Peer
+from cachegraph.channels.peer import Peer
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import InputError
 

@@ -14,7 +14,7 @@ from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import TextEdge
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.recipe.spec import GraphSpec
 
 __all__ = ["tiny_model", "with_tiny_models"]
 

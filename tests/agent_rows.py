@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from cachegraph.agents.base import Reply
-from cachegraph.channels.cache.plane import CachePlane
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.engine.kv import KV, concat
+from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.engine.kv.cache import KV, concat
 
 __all__ = ["check_row", "fuser", "info", "plane", "row", "same_bits"]
 

@@ -9,7 +9,7 @@ import torch
 from tiny import save_tokenizer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from cachegraph.engine.quiet import quiet_transformers
+from cachegraph.engine.model.quiet_transformers import quiet_transformers
 
 __all__ = ["ARCHITECTURES", "NOT_IN_THE_TABLE", "Architecture", "build", "reference"]
 

@@ -13,8 +13,8 @@ import pytest
 from outside import Watcher
 
 if TYPE_CHECKING:
+    from cachegraph.engine.catalogue import StoredModel
     from cachegraph.engine.engine import Engine
-    from cachegraph.engine.models import StoredModel
 
 
 # Without a GPU Triton's kernels are interpreted, which has to be known before anything imports Triton.
@@ -32,7 +32,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True, scope="session")
 def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Runs, sessions and fusers of tests are kept in a temporary home; models and kernels where they always are."""
-    from cachegraph.engine.places import home
+    from cachegraph.common.paths import home
 
     usual, own = home(), tmp_path_factory.mktemp("home")
     for name in ("models", "kernels"):
@@ -62,7 +62,7 @@ def nothing_is_written_elsewhere(home_of_the_tests: Path, watcher: Watcher) -> I
 @pytest.fixture(scope="session")
 def demo_models() -> dict[str, StoredModel]:
     """Both demo models in the default home: found, or pulled once with pip (about 1.5 minutes)."""
-    from cachegraph.engine.models import ensure
+    from cachegraph.engine.catalogue import ensure
     from cachegraph.engine.spec import ModelSpec
 
     with pytest.MonkeyPatch.context() as patch:

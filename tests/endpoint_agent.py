@@ -11,8 +11,8 @@ from cachegraph.agents.endpoint.agent import EndpointAgent
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.agents.tools.connection import Tool
 from cachegraph.agents.tools.content import Content
-from cachegraph.agents.tools.toolbox import Toolbox
-from cachegraph.channels.message import Message, Route
+from cachegraph.agents.tools.servers import Toolbox
+from cachegraph.channels.payload import Message, Route
 from cachegraph.channels.spec import TextEdge
 
 KEY = "sk-very-secret-0123456789"

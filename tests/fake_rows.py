@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from cachegraph.engine.memory import Memory
-from cachegraph.engine.rows import Rows
-from cachegraph.engine.scheduler import Scheduler
+from cachegraph.engine.batching.admission import Rows
+from cachegraph.engine.batching.kv_budget import Memory
+from cachegraph.engine.batching.scheduler import Scheduler
 
 __all__ = ["Cache", "Job", "Rows", "Segment", "hold", "rows", "step"]
 

@@ -17,15 +17,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cachegraph.channels.cache.fuse import FusedPrefill, Sharer, fused_prefill
-from cachegraph.channels.cache.plans import FusePlan
-from cachegraph.channels.cache.reading import Pairs, SharedReading, SharerReading, Stretch
-from cachegraph.channels.cache.respond import Along, FusedRow, fused_generate
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.load import load_fuser
+from cachegraph.channels.cache.edge_plan import FusePlan
+from cachegraph.channels.cache.fused_decode import Along, FusedRow, fused_generate
+from cachegraph.channels.cache.fused_prefill import FusedPrefill, Sharer, fused_prefill
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, SharerReading, Stretch
+from cachegraph.channels.fusers.files.load import load_fuser
+from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.kv import KV, concat
-from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.engine.kv.cache import KV, concat
+from cachegraph.engine.model.load import LoadedModel, load_model
 from cachegraph.engine.spec import GenerateSpec
 
 __all__ = ["GOLDEN", "Case", "RowRun", "case_names", "fuser", "model", "read_case", "run_case", "run_rows"]

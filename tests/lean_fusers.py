@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.engine.kv import KV, LayerKV, concat
-from cachegraph.engine.load import LoadedModel
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.engine.kv.cache import KV, LayerKV, concat
+from cachegraph.engine.model.load import LoadedModel
 
 __all__ = ["CLOSE", "IDS", "assert_close", "by_hand", "geometry", "lean", "same_bits"]
 

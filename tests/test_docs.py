@@ -10,7 +10,7 @@ from opentelemetry.util._once import Once
 from typer.main import get_command
 
 from cachegraph.cli import app
-from cachegraph.graph.load import parse_recipe
+from cachegraph.graph.recipe.load import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -38,8 +38,9 @@ def _run(python: Path, code: str, cwd: Path) -> str:
 
 def test_every_folder_is_imported_from_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import cachegraph.agents.local, cachegraph.channels.create, cachegraph.engine.engine, cachegraph.graph.graph\n"
-        "print(cachegraph.agents.local.__file__)"
+        "import cachegraph.agents.local.agent, cachegraph.channels.routing\n"
+        "import cachegraph.engine.engine, cachegraph.graph.graph\n"
+        "print(cachegraph.agents.local.agent.__file__)"
     )
     place = _run(installed, code, tmp_path)
     assert str(installed.parents[1]) in place

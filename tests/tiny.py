@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import models as hf
 
-from cachegraph.engine.load import LoadedModel, load_model
-from cachegraph.engine.quiet import quiet_transformers
+from cachegraph.engine.model.load import LoadedModel, load_model
+from cachegraph.engine.model.quiet_transformers import quiet_transformers
 
 __all__ = ["CHATML", "KINDS", "ROPE_KINDS", "SIZES", "Tiny", "config_of", "load_tiny", "save_model", "save_tokenizer"]
 

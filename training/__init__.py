@@ -1,21 +1,20 @@
-"""Fusers and translators from data.
+"""Training: fusers and translators from data.
 
-spec.py        what a training recipe says; data_spec.py, what it says of rows. No torch
-load.py        a training recipe from YAML; default.py, one for an edge of a graph
-data.py        rows to examples: columns, chats, what is held back to judge by
-pair.py        the two ends of the edge that learns, with their models
-lesson.py      one example as both models read it, by the code that runs the graph
-caches.py      what the frozen models make of prompts
-branches.py    replies behind a cache that carries gradients, all in one row
-learner.py     what learns: graft.py, a translator; fuse.py, a fuser; joint.py, both; create.py, which of them
-ridge.py       a translator's start in closed form
-loss.py        what is minimised
-steps.py       which rows a step learns from
-loop.py        steps, judgements, checkpoints
-judge.py       accuracy and the gap to another text's cache
-checkpoint.py  where a training stands, on disk
-watch.py       the log, and who follows it
-plan.py        what it will take: the dry run
-publish.py     the finished fuser and its card; place.py, where it goes
-train.py       `train`: all of it
+caches       What the frozen models make of prompts
+checkpoint   Where a training stands, on disk
+data/        Training data
+default      A training recipe for an edge of a graph, where nobody has written one
+dev_eval     How good a fuser is on dev rows
+load         A training recipe from YAML, with everything that is wrong in it, each at its line and column
+loop         The steps
+loss         What is minimised, from the log-probabilities of each row's replies
+networks/    What learns
+note_rows    Give a fuser that was trained before cards kept them the rows of its training
+output_path  Where the trained fuser goes
+pair         The two ends of the edge that learns
+plan         What a training will take
+progress     Who follows a training
+publish      The finished fuser
+spec         A training recipe as typed values
+train        `train`
 """

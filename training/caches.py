@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import KV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel
 
 __all__ = ["Shelf", "read"]
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cachegraph.agents.prompt import PromptTemplate
+from cachegraph.agents.prompt.prompt import PromptTemplate
 from cachegraph.errors import ConfigError
-from cachegraph.graph.load import load_recipe
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.recipe.load import load_recipe
+from cachegraph.graph.recipe.spec import GraphSpec
 
-from .data_spec import DataSpec
+from .data.data_spec import DataSpec
 from .pair import choose_edge
 from .spec import FuserSpec, FuseSpec, GraftSpec, JointSpec, LossSpec, OptimSpec, TrainSpec
 

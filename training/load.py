@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cachegraph.errors import ConfigError, Problem, RecipeError
-from cachegraph.graph.draft import did_you_mean
-from cachegraph.graph.load import read_text
-from cachegraph.graph.marks import Document, read_yaml
+from cachegraph.graph.recipe.load import read_text
+from cachegraph.graph.recipe.raw_spec import did_you_mean
+from cachegraph.graph.recipe.yaml_positions import Document, read_yaml
 
 from .spec import TrainSpec
 

@@ -14,19 +14,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import FuserError
 
 from . import checkpoint
-from .branches import reply_logprobs
 from .checkpoint import State
-from .judge import Judgement, judge, partner
-from .learner import Learner
+from .data.packed_replies import reply_logprobs
+from .data.sampler import Steps
+from .dev_eval import Judgement, judge, partner
 from .loss import Losses, losses
+from .networks.learner import Learner
+from .progress import Log, Watch
 from .run_lock import LOG
 from .spec import TrainSpec
-from .steps import Steps
-from .watch import Log, Watch
 
 __all__ = ["Loop"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .lesson import Replies
+from .data.examples import Replies
 from .spec import LossSpec
 
 __all__ = ["Losses", "losses"]

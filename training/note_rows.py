@@ -4,14 +4,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from cachegraph.channels.fusers.card import change_card
-from cachegraph.channels.fusers.pair import fuser_parts
-from cachegraph.channels.fusers.trained_rows import TrainedRows, trained_rows
+from cachegraph.channels.fusers.files.card import change_card
+from cachegraph.channels.fusers.files.joint_folder import fuser_parts
+from cachegraph.channels.fusers.files.trained_rows import TrainedRows, trained_rows
 from cachegraph.errors import InputError
 
 from .load import load_training
+from .progress import Silent, Watch
 from .train import opened
-from .watch import Silent, Watch
 
 __all__ = ["note_rows"]
 

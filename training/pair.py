@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachegraph.agents.prompt import PromptTemplate
+from cachegraph.agents.prompt.prompt import PromptTemplate
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.pool import leased
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, ModelError
-from cachegraph.graph.spec import GraphSpec, ModelEntry
+from cachegraph.graph.recipe.spec import GraphSpec, ModelEntry
 
 from .spec import Control
 

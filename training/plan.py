@@ -9,14 +9,14 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.model.load import LoadedModel
 
 from .checkpoint import State
 from .loop import Loop
+from .progress import Silent, Watch
 from .run_lock import check_unlocked
 from .spec import TrainSpec
 from .train import opened, run_folder, where_to_begin
-from .watch import Silent, Watch
 
 __all__ = ["Plan", "make_plan"]
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cachegraph.channels.fusers.folder import replaced_folder
-from cachegraph.channels.fusers.load import is_translator, load_fuser, load_translator
-from cachegraph.channels.fusers.pair import PARTS, is_pair
-from cachegraph.channels.fusers.trained_rows import trained_rows
-from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.graph.rows import FILES
+from cachegraph.channels.fusers.files.atomic_folder import replaced_folder
+from cachegraph.channels.fusers.files.joint_folder import PARTS, is_pair
+from cachegraph.channels.fusers.files.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.files.trained_rows import trained_rows
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.graph.data.dataset import FILES
 
 from .checkpoint import State
-from .data import Example
+from .data.dataset import Example
 from .spec import TrainSpec
 
 __all__ = ["finish_card", "move_fuser"]

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cachegraph.engine.spec import Strict
-from cachegraph.graph.spec import Identifier, ModelEntry
+from cachegraph.graph.recipe.spec import Identifier, ModelEntry
 
-from .data_spec import DataSpec
+from .data.data_spec import DataSpec
 
 __all__ = [
     "Control",

@@ -12,25 +12,25 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from cachegraph.channels.fusers.card import Card
-from cachegraph.channels.fusers.pair import fuser_parts
-from cachegraph.channels.fusers.weights import read_card
+from cachegraph.channels.fusers.files.card import Card
+from cachegraph.channels.fusers.files.joint_folder import fuser_parts
+from cachegraph.channels.fusers.files.weights import read_card
 from cachegraph.errors import ConfigError, FuserError, InputError
-from cachegraph.graph.load import load_recipe
+from cachegraph.graph.recipe.load import load_recipe
 
 from . import checkpoint
 from .checkpoint import State
-from .create import new_learner
-from .data import Example, hold_back, read_examples
-from .learner import Learner
+from .data.dataset import Example, hold_back, read_examples
 from .load import load_training
 from .loop import Loop
+from .networks.create import new_learner
+from .networks.learner import Learner
+from .output_path import check_place, fuser_place
 from .pair import Pair, choose_edge, open_pair
-from .place import check_place, fuser_place
+from .progress import Silent, Watch
 from .publish import finish_card, move_fuser
 from .run_lock import LOG, locked_run
 from .spec import JointSpec, TrainSpec
-from .watch import Silent, Watch
 
 __all__ = ["Trained", "opened", "run_folder", "train", "where_to_begin"]
 

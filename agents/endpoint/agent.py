@@ -6,21 +6,21 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from cachegraph.channels.base import Peer
-from cachegraph.channels.message import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.peer import Peer
 from cachegraph.errors import RunError
 
 from ..base import CLOSED, Delivery, MemoryReport, Reply, Timing, Tokens, ToolCall, Turn
-from ..budget import within_budget
-from ..framing import Frame, plain, remembered
-from ..prompt import PromptTemplate, heard, readable
+from ..prompt.chat_context import Frame, plain, remembered
+from ..prompt.prompt import PromptTemplate, heard, readable
+from ..prompt.render_threads import TextWork
 from ..spec import AgentSpec, EndpointSpec, RetrySpec
-from ..structured import cut_short, parse_reply
-from ..text_work import TextWork
-from ..tools.belt import Belt, Turns
-from ..tools.toolbox import Toolbox
-from .answer import Completion
-from .finish import why_empty
+from ..structured_output import cut_short, parse_reply
+from ..token_budget import within_budget
+from ..tools.agent_tools import Belt, Turns
+from ..tools.servers import Toolbox
+from .completion import Completion
+from .empty_reply import why_empty
 from .openai_client import CompletionsAPI
 from .request import body_of, secrets_of
 from .tool_loop import complete_with_tools

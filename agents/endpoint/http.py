@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from .body import Inflater
+from .response_decoder import Inflater
 
 if TYPE_CHECKING:
     import httpx2

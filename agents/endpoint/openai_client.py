@@ -17,16 +17,16 @@ import anyio
 from cachegraph.common.surrogates import mend
 from cachegraph.errors import ModelError
 
-from ..network import http_client
+from ..http_client import http_client
 from ..spec import RetrySpec, Trouble
-from .answer import Completion, Reported, Unreadable
-from .body import AnswerDecoder, NotAnAnswer
+from .completion import Completion, Reported, Unreadable
+from .error_text import page_title, public_address, server_message
 from .http import encoding_of, knows_encoding, pieces_of, read_start, retry_after
-from .refused import adapted, refused_parameter
 from .request import Secrets, chat_address
+from .response_decoder import AnswerDecoder, NotAnAnswer
 from .sse import Event, EventTooLong
 from .tool_calls import ToolCallPieces
-from .wording import page_title, public_address, server_message
+from .unsupported_parameters import adapted, refused_parameter
 
 if TYPE_CHECKING:
     import httpx2

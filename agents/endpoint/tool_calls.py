@@ -12,7 +12,7 @@ from typing import Any
 
 from cachegraph.common.surrogates import mend
 
-from ..tools.calls import Call, call_of, parse_json
+from ..tools.parse_calls import Call, call_of, parse_json
 
 __all__ = ["ToolCallBuilder", "ToolCallPieces"]
 

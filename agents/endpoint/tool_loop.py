@@ -7,9 +7,9 @@ from typing import Any
 
 from cachegraph.common.surrogates import mend
 
-from ..tools.belt import Turns
-from ..tools.calls import Speaker
-from .answer import REASONING, Completion
+from ..tools.agent_tools import Turns
+from ..tools.parse_calls import Speaker
+from .completion import REASONING, Completion
 from .tool_calls import ToolCallBuilder
 
 __all__ = ["complete_with_tools"]

@@ -1,6 +1,6 @@
 """Agents that are Python functions.
 
-agent.py       one call a turn; what it returns becomes text and data
-arguments.py   inputs and messages to what the function's parameters ask for
-find.py        the function that a recipe names
+agent            An agent that is a Python function
+arguments        What a function's parameters ask for, and making inputs and messages into it
+import_function  From what a recipe calls a function to the function, and back
 """

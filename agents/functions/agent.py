@@ -12,14 +12,14 @@ import anyio.to_thread
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from cachegraph.channels.base import Peer
-from cachegraph.channels.message import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.peer import Peer
 from cachegraph.common.surrogates import mend, mend_json
 from cachegraph.errors import RunError
 
 from ..base import CLOSED, Reply, Timing, Turn
 from .arguments import arguments_of, fit
-from .find import Function, find_function
+from .import_function import Function, find_function
 
 __all__ = ["FunctionAgent"]
 

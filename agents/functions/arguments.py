@@ -9,7 +9,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from cachegraph.errors import InputError, RecipeError
 
-from .find import Function
+from .import_function import Function
 
 __all__ = ["arguments_of", "fit"]
 

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from cachegraph.errors import InputError
 
-from .folder import AgentRecord, Exchange, SessionRecord, read, sweep, taken, write
+from .session_files import AgentRecord, Exchange, SessionRecord, read, sweep, taken, write
 from .spec import Memory, MemorySpec
 
 __all__ = ["Recollection", "Session"]

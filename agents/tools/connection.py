@@ -19,7 +19,7 @@ import anyio
 
 from cachegraph.errors import CachegraphError, ConfigError, ToolError
 
-from ..network import http_client
+from ..http_client import http_client
 from .content import Content, content_of
 from .spec import CommandTools, ToolServerSpec, UrlTools
 

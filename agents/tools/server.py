@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from cachegraph.engine.mailbox import Mailbox
+from cachegraph.engine.batching.loop_bridge import Mailbox
 from cachegraph.errors import ToolError
 
 from .connection import Connection, Tool

@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from cachegraph.engine.kv import KV
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import KV
+from cachegraph.engine.model.load import LoadedModel
 
-from .plane import CachePlane
+from .sent_cache import CachePlane
 from .translate import Translation
 
 __all__ = [

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cachegraph.engine.kv import KV
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import KV
+from cachegraph.engine.model.load import LoadedModel
 
-from ..fusers.translator import Translator
+from ..fusers.networks.translator import Translator
 from .align import Aligner
 
 __all__ = ["Translation"]

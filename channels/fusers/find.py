@@ -8,15 +8,15 @@ from importlib.resources import files
 from pathlib import Path
 from time import time
 
-from cachegraph.engine.models import Progress
-from cachegraph.engine.models.progress import silent
-from cachegraph.engine.places import lasting
+from cachegraph.common.paths import lasting
+from cachegraph.engine.catalogue import Progress
+from cachegraph.engine.catalogue.progress import silent
 from cachegraph.errors import FuserError
 
-from .card import Card, Geometry
-from .hub import fetch_fuser, find_cached_fuser
-from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
-from .pair import PARTS
+from .files.card import Card, Geometry
+from .files.joint_folder import PARTS
+from .hub.hub_name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from .hub.pull import fetch_fuser, find_cached_fuser
 
 __all__ = ["check_pair", "find_fuser", "fuser_names", "installed_fusers", "on_shelf", "shelves"]
 

@@ -4,17 +4,17 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from cachegraph.engine.models.progress import Progress
+from cachegraph.engine.catalogue.progress import Progress
 from cachegraph.errors import FuserError
 
-from .base import Fuser
-from .card import Card
+from .files.c2c_format import export_reference
+from .files.card import Card
+from .files.verify import open_fuser, open_fusers
+from .files.weights import save_fuser
 from .find import on_shelf, shelves
-from .hub import fetch_fuser
-from .name import HUB_FORM, parse_hub_fuser
-from .reference import export_reference
-from .verify import open_fuser, open_fusers
-from .weights import save_fuser
+from .hub.hub_name import HUB_FORM, parse_hub_fuser
+from .hub.pull import fetch_fuser
+from .networks.base import Fuser
 
 __all__ = ["Format", "export_fuser", "import_fusers", "pull_fuser"]
 

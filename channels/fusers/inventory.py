@@ -7,14 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from cachegraph.engine.models.store import folder_bytes
+from cachegraph.engine.catalogue.store import folder_bytes
 from cachegraph.errors import CachegraphError, ConfigError, FuserError
 
-from .card import Card
+from .files.card import Card
+from .files.joint_folder import fuser_parts
 from .find import find_fuser, on_shelf, shelves
-from .hub import find_cached_fuser
-from .name import HUB_FORM, is_hub_fuser, parse_hub_fuser
-from .pair import fuser_parts
+from .hub.hub_name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from .hub.pull import find_cached_fuser
 
 __all__ = ["Facts", "Item", "Where", "describe", "inventory", "locate", "remove_fuser"]
 
@@ -56,8 +56,8 @@ def inventory() -> list[Item]:
 
 def describe(folder: Path) -> Facts:
     """Open the one fuser in a folder. Raises FuserError where it is damaged."""
-    from .base import Fuser
-    from .verify import open_fuser
+    from .files.verify import open_fuser
+    from .networks.base import Fuser
 
     opened = open_fuser(folder)
     if isinstance(opened, Fuser):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from cachegraph.errors import FuserError
 
-from ..base import Peer
+from ..peer import Peer
 from ..spec import FuserPair
-from .card import CARD, Card, Carries, ModelEnd, Task, read_card
+from .files.card import CARD, Card, Carries, ModelEnd, Task, read_card
+from .files.joint_folder import fuser_parts, is_pair
 from .find import find_fuser, on_shelf, shelves
-from .hub import find_cached_fuser
-from .name import is_hub_fuser, parse_hub_fuser
-from .pair import fuser_parts, is_pair
+from .hub.hub_name import is_hub_fuser, parse_hub_fuser
+from .hub.pull import find_cached_fuser
 
 __all__ = ["FuserChoice", "NoFuser", "select_fuser"]
 

@@ -93,7 +93,7 @@ def _kernels() -> "Kernels | str":
     command = compiler()
     if command is None:
         return "there is no C++ compiler (install g++ or clang++ for faster decoding)"
-    from ..models.store import home  # late: placing a model asks this folder what the CPU can do
+    from ..catalogue.store import home  # late: placing a model asks this folder what the CPU can do
 
     try:
         version = _run([command, "--version"])

@@ -18,12 +18,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..info import ModelInfo
-from ..int8 import Int8Linear
-from ..kv import LayerKV, RowCache
+from ..kv.cache import LayerKV, RowCache
+from ..model.int8 import Int8Linear
+from ..model.model_config import ModelInfo
 from . import has_tiles
 from .build import Kernels
-from .pages import FilePages, LargePages
+from .huge_pages import FilePages, LargePages
 
 __all__ = ["Decoder", "Matrix", "Unsupported", "placed"]
 
@@ -45,7 +45,7 @@ class Unsupported(Exception):
 
 
 class Matrix(Structure):
-    """As multiply.h has it."""
+    """As gemv.h has it."""
 
     _fields_ = [
         ("weight", c_void_p),

@@ -1,18 +1,18 @@
 // Decoder-only transformers on a CPU: new tokens for each of several caches, in one call.
 //
 // Weights lie as they are (bfloat16, float32 or eight-bit integers); activations are float32, and rounded to bfloat16
-// as they meet weights where the CPU is faster at multiplying that (tiles.h, panels.h), or to bytes (bytes.h). A row's
+// as they meet weights where the CPU is faster at multiplying that (gemm_amx.h, gemm_packed.h), or to bytes (gemm_int8.h). A row's
 // sums are added in an order that does not depend on the other rows, so it gets the same bits alone and in any batch.
 //
 // Compiled on the machine that runs it (see build.py); plain C++17 with the vector extensions of GCC and Clang.
 
-#include "crew.h"
-#include "lean.h"
+#include "thread_pool.h"
+#include "lean_fuser.h"
 #include "model.h"
-#include "panels.h"
+#include "gemm_packed.h"
 #include "prefill.h"
-#include "step.h"
-#include "turn.h"
+#include "decode.h"
+#include "rope.h"
 
 #include <algorithm>
 #include <atomic>

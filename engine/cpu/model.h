@@ -2,10 +2,10 @@
 
 #pragma once
 
-#include "bytes.h"
-#include "multiply.h"
-#include "numbers.h"
-#include "panels.h"
+#include "gemm_int8.h"
+#include "gemv.h"
+#include "simd.h"
+#include "gemm_packed.h"
 
 #include <algorithm>
 #include <cmath>

@@ -3,12 +3,12 @@
 
 #pragma once
 
-#include "bytes.h"
-#include "crew.h"
+#include "gemm_int8.h"
+#include "thread_pool.h"
 #include "model.h"
-#include "multiply.h"
-#include "numbers.h"
-#include "panels.h"
+#include "gemv.h"
+#include "simd.h"
+#include "gemm_packed.h"
 
 #include <algorithm>
 #include <atomic>

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..attention import attending
 from ..cpu.decoder import Unsupported
-from ..devices import home_of, sent
-from ..forward import cache_argument
-from ..info import ModelInfo
-from ..kv import LayerKV, RowCache
+from ..kv.cache import LayerKV, RowCache
+from ..model.attention import attending
+from ..model.devices import home_of, sent
+from ..model.forward import cache_argument
+from ..model.model_config import ModelInfo
 from . import kernels
 from .tables import MOST_ROWS, POSITION, TOKEN, Tables
 

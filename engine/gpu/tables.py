@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..devices import sent
-from ..info import ModelInfo
-from ..kv import LayerKV, RowCache
+from ..kv.cache import LayerKV, RowCache
+from ..model.devices import sent
+from ..model.model_config import ModelInfo
 
 __all__ = ["MOST_ROWS", "POSITION", "TOKEN", "Tables"]
 

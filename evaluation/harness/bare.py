@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cachegraph.agents.reading import RowSoFar
-from cachegraph.agents.scoring import score_tokens
-from cachegraph.engine.chat_template import render_chat_template, render_open_chat
+from cachegraph.agents.local.prefill import RowSoFar
+from cachegraph.agents.local.score import score_tokens
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.engine.tokens import Tokenizer
+from cachegraph.engine.text.chat_template import render_chat_template, render_open_chat
+from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import InputError, ModelError
 
 from .player import Likelihood

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import InputError
-from cachegraph.graph.inputs import meant
+from cachegraph.graph.recipe.inputs import meant
 
 __all__ = ["MAX_GEN_TOKS", "generate_spec"]
 

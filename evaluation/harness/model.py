@@ -14,7 +14,7 @@ from cachegraph.errors import CachegraphError, InputError, RunError
 
 from .bare import BarePlayer
 from .decoding import generate_spec
-from .gather import gather
+from .in_order import gather
 from .options import is_bare, read_options
 from .player import GraphPlayer, Likelihood, Player
 from .tally import Tally

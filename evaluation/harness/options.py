@@ -8,8 +8,8 @@ from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import InputError
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.inputs import meant
-from cachegraph.graph.spec import GraphSpec, InputSpec
+from cachegraph.graph.recipe.inputs import meant
+from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 
 from ..variants import seeded
 

@@ -7,9 +7,9 @@ from cachegraph.agents.base import Scored, Turn
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import RunError
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.probe import Probe
-from cachegraph.graph.runtime import Run
-from cachegraph.graph.subgraph import answering_node
+from cachegraph.graph.run.hooks import Probe
+from cachegraph.graph.run.run import Run
+from cachegraph.graph.run.subgraph import answering_node
 
 from .tally import Tally
 

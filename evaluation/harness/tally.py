@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from cachegraph.channels.message import EdgeReport
+from cachegraph.channels.payload import EdgeReport
 
 __all__ = ["Tally"]
 

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from cachegraph.errors import CachegraphError
-from cachegraph.graph.marks import read_yaml
-from cachegraph.graph.render import to_svg, to_text
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.draw.render import to_svg, to_text
+from cachegraph.graph.recipe.spec import GraphSpec
+from cachegraph.graph.recipe.yaml_positions import read_yaml
 
 from ..comparison import Comparison
 from . import charts, tables

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cachegraph.graph.examples import Example
+from cachegraph.graph.data.examples import Example
 
 from ..comparison import Comparison
 from ..metrics import METRICS, Metric, choose

@@ -17,10 +17,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoResultFound, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from cachegraph.engine.places import lasting
+from cachegraph.common.paths import lasting
 from cachegraph.errors import CachegraphError, ConfigError, reason_of
 
-from .owner import is_alive
+from .run_owner import is_alive
 from .schema import STEPS, migrate, version_of
 
 __all__ = ["Database"]

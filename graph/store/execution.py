@@ -6,9 +6,9 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 
-from ..result import Result
-from ..runtime import Run
-from .session import Session
+from ..run.result import Result
+from ..run.run import Run
+from .run_recorder import Session
 
 __all__ = ["StoredExecution"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from cachegraph import __version__
 
-from ..journal import Recorded
+from ..run.turn_log import Recorded
 from .damage import Check, all_of, by_name, either, fields, is_number, is_text, is_time
-from .owner import is_alive
+from .run_owner import is_alive
 
 __all__ = [
     "Outcome",

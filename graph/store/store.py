@@ -12,13 +12,13 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from cachegraph.errors import ConfigError, InputError, library_errors
 
-from ..journal import Recorded
+from ..run.turn_log import Recorded
 from .damage import is_number, is_text, is_time
 from .database import Database
-from .owner import is_alive, me, take
 from .records import Outcome, RunInfo, Setting, StoredRun, read_info, read_turn, status_of
+from .run_owner import is_alive, me, take
+from .run_recorder import Session, to_json
 from .schema import runs, turns
-from .session import Session, to_json
 from .writer import Writer
 
 __all__ = ["Store"]

@@ -17,11 +17,11 @@ from sqlalchemy import Connection, Dialect, Double, Insert, String, Text, Update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from cachegraph.engine.mailbox import Mailbox
+from cachegraph.engine.batching.loop_bridge import Mailbox
 from cachegraph.errors import RunError
 
 from .database import Database
-from .owner import BEAT
+from .run_owner import BEAT
 from .schema import runs, turns
 
 __all__ = ["Writer"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..events import (
+from ..run.events import (
     AgentFailed,
     AgentFinished,
     AgentPaused,
@@ -18,7 +18,7 @@ from ..events import (
     RunFinished,
     ToolCalled,
 )
-from ..result import AgentResult
+from ..run.result import AgentResult
 
 __all__ = ["chrome_trace"]
 

@@ -8,11 +8,11 @@ from typing import Any
 from opentelemetry.metrics import Counter, Histogram, MeterProvider
 
 from cachegraph import __version__
-from cachegraph.channels.message import EdgeReport
+from cachegraph.channels.payload import EdgeReport
 
-from ..result import AgentResult
+from ..run.result import AgentResult
 from . import names
-from .models import Model
+from .model_attributes import Model
 
 __all__ = ["Instruments", "instruments"]
 

@@ -15,7 +15,8 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 
-from ..events import (
+from ..recipe.spec import GraphSpec
+from ..run.events import (
     AgentCancelled,
     AgentFailed,
     AgentFinished,
@@ -28,11 +29,10 @@ from ..events import (
     RunStarted,
     ToolCalled,
 )
-from ..result import AgentResult
-from ..spec import GraphSpec
+from ..run.result import AgentResult
 from . import names
 from .instruments import Instruments
-from .models import Model
+from .model_attributes import Model
 
 __all__ = ["Spans"]
 

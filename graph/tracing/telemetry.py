@@ -8,11 +8,11 @@ from opentelemetry import metrics, trace
 
 from cachegraph import __version__
 
-from ..events import Event
-from ..spec import GraphSpec
+from ..recipe.spec import GraphSpec
+from ..run.events import Event
 from . import names
 from .instruments import Instruments, instruments
-from .models import models
+from .model_attributes import models
 from .spans import Spans
 
 __all__ = ["telemetry"]

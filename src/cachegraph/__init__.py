@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cachegraph.evaluation.compare import acompare, compare
     from cachegraph.evaluation.comparison import Comparison
     from cachegraph.graph.graph import Graph
-    from cachegraph.graph.result import Interrupted, Result
+    from cachegraph.graph.run.result import Interrupted, Result
 
 __version__ = "0.1.0"
 
@@ -49,8 +49,8 @@ __all__ = [
 _HOMES = {
     "Comparison": "cachegraph.evaluation.comparison",
     "Graph": "cachegraph.graph.graph",
-    "Interrupted": "cachegraph.graph.result",
-    "Result": "cachegraph.graph.result",
+    "Interrupted": "cachegraph.graph.run.result",
+    "Result": "cachegraph.graph.run.result",
     "acompare": "cachegraph.evaluation.compare",
     "compare": "cachegraph.evaluation.compare",
 }

@@ -12,10 +12,10 @@ import torch
 from tiny import CHATML, config_of, save_model, save_tokenizer
 
 from cachegraph.agents.base import Control, Delivery, Reply, Turn
-from cachegraph.agents.local import LocalAgent
+from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.channels.create import route
-from cachegraph.channels.message import Route
+from cachegraph.channels.payload import Route
+from cachegraph.channels.routing import route
 from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 from cachegraph.engine.pool import lease
 from cachegraph.engine.spec import ModelSpec

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from tiny import CHATML, config_of, save_model, save_tokenizer
 from transformers import AutoTokenizer
 
-from cachegraph.agents.framing import EARLIER, Frame, plain
-from cachegraph.agents.local import LocalAgent
-from cachegraph.agents.prompt import Piece, Prompt, PromptTemplate, tokenize
-from cachegraph.agents.scoring import reply_tokens
-from cachegraph.agents.sharing import _reading
+from cachegraph.agents.local.agent import LocalAgent
+from cachegraph.agents.local.align_prompt import _reading
+from cachegraph.agents.local.score import reply_tokens
+from cachegraph.agents.prompt.chat_context import EARLIER, Frame, plain
+from cachegraph.agents.prompt.prompt import Piece, Prompt, PromptTemplate, tokenize
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.agents.tools.rounds import Told
+from cachegraph.agents.tools.tool_loop import Told
 from cachegraph.engine.spec import ModelSpec
-from cachegraph.engine.tokens import Tokenizer
+from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ModelError
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<s>"]

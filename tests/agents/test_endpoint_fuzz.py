@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cachegraph.agents.endpoint.answer import Completion, Reported, Unreadable
-from cachegraph.agents.endpoint.body import AnswerDecoder, NotAnAnswer
+from cachegraph.agents.endpoint.completion import Completion, Reported, Unreadable
+from cachegraph.agents.endpoint.error_text import page_title, server_message
+from cachegraph.agents.endpoint.response_decoder import AnswerDecoder, NotAnAnswer
 from cachegraph.agents.endpoint.sse import EventTooLong
 from cachegraph.agents.endpoint.tool_calls import ToolCallPieces
-from cachegraph.agents.endpoint.wording import page_title, server_message
 
 SECONDS = 3.0  # of each test here
 LEAVES: list[Any] = [

@@ -16,7 +16,7 @@ from cachegraph.agents.endpoint.agent import EndpointAgent
 from cachegraph.agents.endpoint.request import chat_address
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.errors import ModelError, RecipeError
-from cachegraph.graph.load import load_recipe
+from cachegraph.graph.recipe.load import load_recipe
 
 pytestmark = pytest.mark.anyio
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cachegraph.agents.expression import compile_expression
-from cachegraph.agents.filters import Value
-from cachegraph.agents.template import TemplateProblem, compile_template
+from cachegraph.agents.prompt.expression import compile_expression
+from cachegraph.agents.prompt.filters import Value
+from cachegraph.agents.prompt.template import TemplateProblem, compile_template
 
 TRIAGE = Value("It is a bug.", "triage", {"kind": "bug", "tags": ["ui", "urgent"], "score": 0.5})
 

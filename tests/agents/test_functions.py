@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 
 from cachegraph.agents.base import Delivery, Reply, Turn
 from cachegraph.agents.functions.agent import FunctionAgent
-from cachegraph.agents.functions.find import find_function, name_of
-from cachegraph.channels.message import Message, Route
+from cachegraph.agents.functions.import_function import find_function, name_of
+from cachegraph.channels.payload import Message, Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.errors import ConfigError, InputError, RecipeError, RunError
 
@@ -167,7 +167,7 @@ def test_a_function_is_found_in_a_module_and_in_a_file_beside_the_recipe(tmp_pat
     (tmp_path / "steps.py").write_text("class Tools:\n    @staticmethod\n    def count(text: str): return len(text)\n")
     assert find_function("steps.py:Tools.count", "f", tmp_path)("abc") == 3
     assert find_function("json:dumps", "f", tmp_path)([1]) == "[1]"
-    assert name_of(find_function) == "cachegraph.agents.functions.find:find_function"
+    assert name_of(find_function) == "cachegraph.agents.functions.import_function:find_function"
 
 
 @pytest.mark.parametrize(

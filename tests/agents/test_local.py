@@ -9,7 +9,7 @@ from agent_rows import check_row, plane, row
 from tiny import save_model, save_tokenizer
 from transformers import models as hf
 
-from cachegraph.channels.cache.plane import CachePlane
+from cachegraph.channels.cache.sent_cache import CachePlane
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ChannelError, ModelError
 

@@ -7,9 +7,9 @@ import anyio
 import pytest
 
 from cachegraph import Graph
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ChannelError
 

@@ -11,7 +11,7 @@ from tiny import load_tiny, save_model, save_tokenizer
 
 from cachegraph import Graph
 from cachegraph.channels.cache.graft import graft
-from cachegraph.channels.cache.plane import CachePlane
+from cachegraph.channels.cache.sent_cache import CachePlane
 from cachegraph.engine.engine import Engine
 
 DOCUMENT = "The sky is blue and the sea is green, what is the question of the answer? " * 3

@@ -11,12 +11,12 @@ from agent_rows import check_row, fuser, info, plane, row, same_bits
 from lean_fusers import assert_close, by_hand, geometry, lean
 
 from cachegraph.agents.base import Control
-from cachegraph.channels.cache.plane import CachePlane
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import ModelEnd
-from cachegraph.channels.fusers.translator import Translator, new_translator
-from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.engine.kv import KV, LayerKV, concat
+from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.fusers.files.card import ModelEnd
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.translator import Translator, new_translator
+from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.errors import ChannelError
 
 pytestmark = pytest.mark.anyio

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cachegraph.agents.base import Reply
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.engine.kv import concat
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.engine.kv.cache import concat
 from cachegraph.engine.spec import ModelSpec
 
 pytestmark = [pytest.mark.models, pytest.mark.anyio, pytest.mark.usefixtures("demo_engines")]

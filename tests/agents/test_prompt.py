@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer
 from transformers import AutoTokenizer
 
-from cachegraph.agents.prompt import Piece, Prompt, PromptTemplate, Slot, tokenize
+from cachegraph.agents.prompt.prompt import Piece, Prompt, PromptTemplate, Slot, tokenize
 from cachegraph.agents.spec import AgentSpec
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.tokens import Tokenizer
+from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import InputError
 
 TRIMMING = (

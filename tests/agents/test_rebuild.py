@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cachegraph.agents.base import Delivery, Turn
-from cachegraph.engine.kv import concat
+from cachegraph.engine.kv.cache import concat
 
 Cast = Callable[..., Any]
 LONG = "the sea is green and the sky is blue, " * 3

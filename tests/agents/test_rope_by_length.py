@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from transformers import models as hf
 
 from cachegraph import Graph
-from cachegraph.engine.load import load_model
-from cachegraph.engine.rope_by_length import ByLength, RowLength, row_lengths, watch_lengths
+from cachegraph.engine.kv.rope_by_length import ByLength, RowLength, row_lengths, watch_lengths
+from cachegraph.engine.model.load import load_model
 
 BORDER = 140
 ROPE = {

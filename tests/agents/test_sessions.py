@@ -12,14 +12,14 @@ import pytest
 
 from cachegraph import Graph, InputError, RunError
 from cachegraph.agents.base import Turn
-from cachegraph.agents.local import LocalAgent
-from cachegraph.agents.sessions.folder import AgentRecord, Exchange, read, sweep
+from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.sessions.session import Recollection, Session
+from cachegraph.agents.sessions.session_files import AgentRecord, Exchange, read, sweep
 from cachegraph.agents.sessions.spec import MemorySpec
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.engine.prefixes import Prefixes
+from cachegraph.engine.batching.prefix_cache import Prefixes
 from cachegraph.engine.spec import ModelSpec
-from cachegraph.graph.result import Result
+from cachegraph.graph.run.result import Result
 from cachegraph.graph.store import Store
 
 QUESTIONS = ["what is the sky?", "and the sea?", "what is the question of the answer?", "so?"]
@@ -94,16 +94,16 @@ def test_another_process_goes_on_from_the_disk(chat: Chat) -> None:
 
 
 def test_what_was_said_stands_in_front_of_the_prompt_behind_the_system_message(chat: Chat, monkeypatch: Any) -> None:
-    from cachegraph.agents import reading
+    from cachegraph.agents.local import prefill
 
     texts: list[str] = []
-    tokenize = reading.tokenize
+    tokenize = prefill.tokenize
 
     def noted(messages: Any, *rest: Any) -> Any:
         texts.append(" | ".join(f"{message.role}: {message.content.text}" for message in messages))
         return tokenize(messages, *rest)
 
-    monkeypatch.setattr(reading, "tokenize", noted)
+    monkeypatch.setattr(prefill, "tokenize", noted)
     first, _ = talk(chat(system="Be brief."), QUESTIONS[:2])
     assert texts[0] == "system: Be brief. | user: what is the sky?"
     assert texts[1] == f"system: Be brief. | user: what is the sky? | assistant: {first.text} | user: and the sea?"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from agent_rows import fuser, info
 
-from cachegraph.agents.structured import parse_reply
+from cachegraph.agents.structured_output import parse_reply
 from cachegraph.errors import ModelError
 
 pytestmark = pytest.mark.anyio

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.agents.template import MARK, Rendered, Span, TemplateProblem, compile_template
+from cachegraph.agents.prompt.template import MARK, Rendered, Span, TemplateProblem, compile_template
 
 TEXTS = st.text(max_size=20)
 

@@ -12,9 +12,9 @@ from jinja2.exceptions import TemplateRuntimeError
 from tiny import CHATML
 
 from cachegraph import Graph, RunError
-from cachegraph.agents.expression import compile_expression
-from cachegraph.agents.template import compile_template
-from cachegraph.agents.text_work import TextWork
+from cachegraph.agents.prompt.expression import compile_expression
+from cachegraph.agents.prompt.render_threads import TextWork
+from cachegraph.agents.prompt.template import compile_template
 from cachegraph.common import template_budget
 from cachegraph.common.template_budget import render_budget, spend
 from cachegraph.engine.spec import ModelSpec

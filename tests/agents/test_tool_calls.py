@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cachegraph.agents.tools.calls import Call, Speaker, hear
 from cachegraph.agents.tools.content import cut
+from cachegraph.agents.tools.parse_calls import Call, Speaker, hear
 
 ADD = Call("add", {"a": 1})
 

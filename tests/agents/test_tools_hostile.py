@@ -14,12 +14,12 @@ import anyio
 import pytest
 
 from cachegraph.agents.tools import connection
-from cachegraph.agents.tools.belt import LONGEST, Belt, Turns, _named
-from cachegraph.agents.tools.calls import Call
+from cachegraph.agents.tools.agent_tools import LONGEST, Belt, Turns, _named
 from cachegraph.agents.tools.connection import Tool, _last_words, _log_file
+from cachegraph.agents.tools.parse_calls import Call
 from cachegraph.agents.tools.server import ToolServer
+from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.agents.tools.spec import CommandTools, ToolLimits
-from cachegraph.agents.tools.toolbox import Toolbox
 from cachegraph.errors import ToolError
 
 pytest.importorskip("mcp")

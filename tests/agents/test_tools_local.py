@@ -9,11 +9,11 @@ import torch
 from agent_rows import check_row, plane, row
 
 from cachegraph.agents.base import Reply, ToolCall, Turn
-from cachegraph.agents.local import LocalAgent
+from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.spec import AgentSpec
 from cachegraph.agents.tools.connection import Tool
 from cachegraph.agents.tools.content import Content
-from cachegraph.agents.tools.toolbox import Toolbox
+from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.request import Generated
 from cachegraph.engine.spec import ModelSpec

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cachegraph.agents.prompt_reads import prompt_reads
+from cachegraph.agents.prompt.prompt_reads import prompt_reads
+from cachegraph.agents.prompt.template import compile_template
+from cachegraph.agents.prompt.template_usage import Use
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.agents.template import compile_template
-from cachegraph.agents.usage import Use
 
 
 @pytest.mark.parametrize(

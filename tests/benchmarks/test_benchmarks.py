@@ -17,8 +17,8 @@ from lean_fusers import lean
 from measuring import Range, alternate, ratios
 from tiny import config_of, save_model, save_tokenizer
 
-from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.engine.load import load_model
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.engine.model.load import load_model
 
 Told = Callable[..., dict[str, Any]]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cachegraph.channels.cache.align import AlignedChat, Aligner, Reading, align_chat
-from cachegraph.engine.chat import render_chat
+from cachegraph.engine.text.chat import render_chat
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED: dict[str, Any] = json.loads((GOLDEN / "align.json").read_text(encoding="utf-8"))["directions"]

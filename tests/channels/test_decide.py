@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cachegraph.channels.base import Peer
 from cachegraph.channels.decide import decide_edge, expected_route
-from cachegraph.channels.fusers.card import Card, Evidence, Geometry, ModelEnd
+from cachegraph.channels.fusers.files.card import Card, Evidence, Geometry, ModelEnd
+from cachegraph.channels.peer import Peer
 from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
 
 KINDS: dict[str, Any] = {"text": TextEdge, "cache": CacheEdge, "both": BothEdge, "auto": AutoEdge}
@@ -201,7 +201,8 @@ def test_a_card_whose_interval_does_not_hold_its_difference_is_refused() -> None
 
 
 def test_deciding_imports_no_torch() -> None:
-    code = "import sys, cachegraph.channels.decide, cachegraph.graph.recipe_warnings; assert 'torch' not in sys.modules"
+    names = "sys, cachegraph.channels.decide, cachegraph.graph.plan.recipe_warnings"
+    code = f"import {names}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

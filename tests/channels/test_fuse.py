@@ -10,15 +10,15 @@ import pytest
 import torch
 from golden_runner import fuser, model
 
-from cachegraph.channels.cache.fuse import FusedPrefill, Sharer, fused_prefill
-from cachegraph.channels.cache.plans import FusePlan
-from cachegraph.channels.cache.reading import Pairs, SharedReading, SharerReading, Stretch, read_ids
-from cachegraph.channels.cache.respond import Along, FusedRow, fused_generate
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.cache.edge_plan import FusePlan
+from cachegraph.channels.cache.fused_decode import Along, FusedRow, fused_generate
+from cachegraph.channels.cache.fused_prefill import FusedPrefill, Sharer, fused_prefill
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, SharerReading, Stretch, read_ids
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.kv import KV, concat
+from cachegraph.engine.kv.cache import KV, concat
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ChannelError, ModelError
 

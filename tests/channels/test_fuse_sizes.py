@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from cachegraph.channels.cache.sizes import Sizes
-from cachegraph.channels.fusers.base import Residual
+from cachegraph.channels.cache.residual_norms import Sizes
+from cachegraph.channels.fusers.networks.base import Residual
 
 
 class _Projector:
     def __init__(self, key: bool, value: bool):
-        from cachegraph.channels.fusers.base import Gates
+        from cachegraph.channels.fusers.networks.base import Gates
 
         self.gates = Gates(key, value)
 

@@ -7,13 +7,13 @@ from random import Random
 import pytest
 from damage import Tally, damage_file
 
-from cachegraph.channels.fusers.card import Geometry, ModelEnd
-from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.files.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.files.verify import open_fuser
+from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.inventory import describe
-from cachegraph.channels.fusers.load import is_translator, load_fuser, load_translator
-from cachegraph.channels.fusers.translator import new_translator
-from cachegraph.channels.fusers.verify import open_fuser
-from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.fusers.networks.translator import new_translator
 from cachegraph.errors import FuserError
 
 CKPT = Path(__file__).parents[1] / "golden" / "ckpt"

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Geometry, ModelEnd
-from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.files.c2c_format import load_reference
+from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.files.load import load_fuser
+from cachegraph.channels.fusers.files.verify import open_fuser
+from cachegraph.channels.fusers.files.weights import CARD, WEIGHTS, read_card, save_fuser
 from cachegraph.channels.fusers.find import find_fuser, fuser_names
 from cachegraph.channels.fusers.install import export_fuser, import_fusers
 from cachegraph.channels.fusers.inventory import describe, inventory, locate, remove_fuser
-from cachegraph.channels.fusers.load import load_fuser
-from cachegraph.channels.fusers.reference import load_reference
-from cachegraph.channels.fusers.translator import new_translator
-from cachegraph.channels.fusers.verify import open_fuser
-from cachegraph.channels.fusers.weights import CARD, WEIGHTS, read_card, save_fuser
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.fusers.networks.translator import new_translator
 from cachegraph.errors import FuserError
 
 CKPT = Path(__file__).parents[1] / "golden" / "ckpt"

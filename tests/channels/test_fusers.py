@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Card, Geometry
-from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.fusers.files.c2c_format import export_reference, load_reference
+from cachegraph.channels.fusers.files.card import Card, Geometry
+from cachegraph.channels.fusers.files.load import load_fuser
+from cachegraph.channels.fusers.files.weights import read_card, save_fuser
 from cachegraph.channels.fusers.find import check_pair, find_fuser
-from cachegraph.channels.fusers.load import load_fuser
-from cachegraph.channels.fusers.reference import export_reference, load_reference
-from cachegraph.channels.fusers.weights import read_card, save_fuser
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.errors import FuserError
 
 CKPT = Path(__file__).parents[1] / "golden" / "ckpt"
@@ -74,7 +74,7 @@ class TestOurFolder:
         def full_disk(*args: Any, **kwargs: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("cachegraph.channels.fusers.weights.save_file", full_disk)
+        monkeypatch.setattr("cachegraph.channels.fusers.files.weights.save_file", full_disk)
         with pytest.raises(FuserError, match="No space left on device"):
             save_fuser(small(seed=2), tmp_path / "f")
         assert_same(small(seed=1), load_fuser(tmp_path / "f"))
@@ -403,9 +403,8 @@ def test_a_card_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, cachegraph.channels.fusers.card, cachegraph.channels.fusers.find; sys.exit('torch' in sys.modules)"
-    )
+    names = "sys, cachegraph.channels.fusers.files.card, cachegraph.channels.fusers.find"
+    code = f"import {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

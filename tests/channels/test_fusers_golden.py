@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cachegraph.channels.cache.residual import LayerKV, Source, fuse_layers
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.c2c import C2CProjector
-from cachegraph.channels.fusers.load import load_fuser
+from cachegraph.channels.cache.apply_fuser import LayerKV, Source, fuse_layers
+from cachegraph.channels.fusers.files.load import load_fuser
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.c2c import C2CProjector
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in (GOLDEN / "cases").glob("[a-g]*/case.json"))

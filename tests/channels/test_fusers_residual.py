@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachegraph.channels.cache.residual import FusionMode, LayerKV, Source, fuse_layers
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.cache.apply_fuser import FusionMode, LayerKV, Source, fuse_layers
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.errors import ChannelError
 
 RECEIVER, SHARER = Geometry(3, 2, 4), Geometry(2, 1, 6)
@@ -68,7 +68,7 @@ def test_a_closed_gate_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise AssertionError("a closed projector was asked")
 
-    monkeypatch.setattr("cachegraph.channels.fusers.c2c.C2CProjector.residual", fail)
+    monkeypatch.setattr("cachegraph.channels.fusers.networks.c2c.C2CProjector.residual", fail)
     fuse_layers(cache(RECEIVER, 5, 0), [Source(fuser(gate_logit=0.0), cache(SHARER, 5, 1))])
 
 

@@ -12,13 +12,13 @@ from golden_runner import Case, RowRun, case_names, fuser, model, read_case, run
 from torch import Tensor
 from torch.nn import functional as F
 
-from cachegraph.channels.cache.residual import Source, fuse_layers
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.c2c import C2CProjector
+from cachegraph.channels.cache.apply_fuser import Source, fuse_layers
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.c2c import C2CProjector
 from cachegraph.engine.cpu import computes_bfloat16
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, LayerKV, RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel
 
 CASES = {name: read_case(name) for name in case_names()}
 RUNS = [name for name, case in CASES.items() if not case.about.get("train")]

@@ -11,10 +11,10 @@ from tiny import KINDS, config_of, load_tiny
 from torch import Tensor
 
 from cachegraph.channels.cache.graft import Graft, graft, why_no_graft
-from cachegraph.channels.cache.plane import CachePlane
+from cachegraph.channels.cache.sent_cache import CachePlane
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.kv import KV
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import KV
+from cachegraph.engine.model.load import LoadedModel
 from cachegraph.engine.spec import GenerateSpec
 
 

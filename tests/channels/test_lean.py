@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import config_of, load_tiny
 
-from cachegraph.channels.cache.residual import Source, Turning, fuse_layers
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.lean import LeanProjector
-from cachegraph.channels.fusers.load import load_fuser
-from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, LayerKV, RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.channels.cache.apply_fuser import Source, Turning, fuse_layers
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.files.load import load_fuser
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.fusers.networks.lean import LeanProjector
+from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import FuserError
 
 RECEIVER, SHARER = Geometry(3, 2, 8), Geometry(4, 1, 16)
@@ -235,7 +235,7 @@ def test_unrotated_keys_are_corrected_before_rope_and_rotated_behind_it(model: L
 def test_layers_corrected_at_once_or_some_at_a_time_are_those_corrected_one_by_one(
     frozen: bool, elements: int, pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachegraph.channels.cache.residual._AT_ONCE", elements)
+    monkeypatch.setattr("cachegraph.channels.cache.apply_fuser._AT_ONCE", elements)
     made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
     if frozen:
         made.freeze()
@@ -267,9 +267,9 @@ def test_where_float32_is_faster_a_stack_computes_in_it_and_is_closer_to_float32
             for a, b in zip(one, other, strict=True)
         )
 
-    monkeypatch.setattr("cachegraph.channels.fusers.lean.float32_pays", lambda: False)
+    monkeypatch.setattr("cachegraph.channels.fusers.networks.lean.float32_pays", lambda: False)
     narrow = error()
-    monkeypatch.setattr("cachegraph.channels.fusers.lean.float32_pays", lambda: True)
+    monkeypatch.setattr("cachegraph.channels.fusers.networks.lean.float32_pays", lambda: True)
     assert error() < 0.1 * narrow
 
 

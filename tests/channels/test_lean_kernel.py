@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from cachegraph.channels.cache import residual
-from cachegraph.channels.cache.residual import FusedLayers, Source, Turning, fuse_layers
-from cachegraph.channels.cache.sizes import Sizes
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.channels.cache import apply_fuser
+from cachegraph.channels.cache.apply_fuser import FusedLayers, Source, Turning, fuse_layers
+from cachegraph.channels.cache.residual_norms import Sizes
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.engine.cpu.build import Kernels, kernels
-from cachegraph.engine.kv import LayerKV
-from cachegraph.engine.load import load_model
+from cachegraph.engine.kv.cache import LayerKV
+from cachegraph.engine.model.load import load_model
 
 RECEIVER, SHARER = Geometry(3, 3, 64), Geometry(4, 1, 96)
 HERE, THERE = torch.arange(2, 43), torch.arange(41).flip(0) // 2
@@ -55,7 +55,7 @@ def turning(demo_models: Any) -> Turning:
 
 
 def by_kernel(source: Source, receiver: list[LayerKV]) -> FusedLayers:
-    done = residual._by_kernel(receiver, source)
+    done = apply_fuser._by_kernel(receiver, source)
     assert done is not None
     return done
 
@@ -66,7 +66,7 @@ def by_torch(source: Source, receiver: list[LayerKV], dtype: torch.dtype) -> Fus
     theirs = [tuple(x.to(dtype) for x in layer) for layer in source.layers]
     mine = [tuple(x.to(dtype) for x in layer) for layer in receiver]
     plain = Source(fuser, theirs, source.pairs, source.sizes, source.turning)
-    return FusedLayers(residual._fuse(mine, [plain], None), ())
+    return FusedLayers(apply_fuser._fuse(mine, [plain], None), ())
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -126,10 +126,10 @@ def test_what_it_can_not_correct_is_left_to_torch() -> None:
     narrow, receiver, theirs = lean().to("cpu", torch.bfloat16), layers(RECEIVER, 0, 50), layers(SHARER, 1, 30)
     pairs = (HERE, THERE)
     wide = [LayerKV(*(x.float() for x in layer)) for layer in receiver]
-    assert residual._by_kernel(wide, Source(narrow, theirs, pairs)) is None
-    assert residual._by_kernel(receiver, Source(lean(), theirs, pairs)) is None  # its weights are float32
-    assert residual._by_kernel(receiver, Source(narrow, theirs, (HERE[:0], THERE[:0]))) is None
+    assert apply_fuser._by_kernel(wide, Source(narrow, theirs, pairs)) is None
+    assert apply_fuser._by_kernel(receiver, Source(lean(), theirs, pairs)) is None  # its weights are float32
+    assert apply_fuser._by_kernel(receiver, Source(narrow, theirs, (HERE[:0], THERE[:0]))) is None
     for projector in narrow.projectors.values():
         projector.requires_grad_(True)  # it is being trained
-    assert residual._by_kernel(receiver, Source(narrow, theirs, pairs)) is None
+    assert apply_fuser._by_kernel(receiver, Source(narrow, theirs, pairs)) is None
     assert fuse_layers(receiver, [Source(narrow, theirs, pairs)]).changed == (0, 1, 2)

@@ -11,12 +11,12 @@ import torch
 from golden_runner import fuser, model
 from lean_fusers import lean
 
-from cachegraph.channels.cache import live
-from cachegraph.channels.cache.fuse import FusedPrefill, Sharer, fused_prefill
-from cachegraph.channels.cache.reading import Pairs, SharedReading, SharerReading, Stretch, read_ids
-from cachegraph.channels.cache.residual import FusionMode
+from cachegraph.channels.cache import stream_layers
+from cachegraph.channels.cache.apply_fuser import FusionMode
+from cachegraph.channels.cache.fused_prefill import FusedPrefill, Sharer, fused_prefill
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, SharerReading, Stretch, read_ids
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.kv import KV, LayerKV, concat
+from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.errors import ModelError
 
 Engines = dict[str, tuple[Engine, Engine]]
@@ -111,8 +111,8 @@ def test_a_layer_is_corrected_while_the_sharer_still_reads(engines: Engines, mon
         corrected.set()
         return fuse(*args, **kwargs)
 
-    fuse = live.fuse_layers
-    monkeypatch.setattr(live, "fuse_layers", fuse_layers)
+    fuse = stream_layers.fuse_layers
+    monkeypatch.setattr(stream_layers, "fuse_layers", fuse_layers)
     (sharer,) = sharers(engines, 1)[:1]
     last = sharer.engine.model.info.layers - 1
 
@@ -151,8 +151,8 @@ def test_a_sharer_that_has_sent_nothing_yet_holds_up_only_layers_that_it_correct
         return await fused_prefill(engines["receiver"][place], [late, *others], read_ids(tokens(20), 3), mode)
 
     together = anyio.run(run, 0)
-    fuse = live.fuse_layers
-    monkeypatch.setattr(live, "fuse_layers", fuse_layers)
+    fuse = stream_layers.fuse_layers
+    monkeypatch.setattr(stream_layers, "fuse_layers", fuse_layers)
     apart = anyio.run(run, 1)
     assert waited == [True]
     assert same_bits(together, apart)

@@ -9,15 +9,15 @@ from huggingface_hub import ModelCard
 from push_hub import COMMIT, PushHub, serve_push_hub
 from warm import run_warm
 
-from cachegraph.channels.fusers.card import Card, Geometry
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.readme import model_card
-from cachegraph.channels.fusers.weights import WEIGHTS, save_fuser
+from cachegraph.channels.fusers.files.card import Card, Geometry
+from cachegraph.channels.fusers.files.weights import WEIGHTS, save_fuser
+from cachegraph.channels.fusers.hub.readme import model_card
+from cachegraph.channels.fusers.networks.create import new_fuser
 
 PUSH = """
 import sys
 from pathlib import Path
-from cachegraph.channels.fusers.publish import push_fuser
+from cachegraph.channels.fusers.hub.push import push_fuser
 from cachegraph.errors import CachegraphError
 try:
     print(push_fuser(Path(sys.argv[1]), sys.argv[2], private="private" in sys.argv[3:], quiet=True))

@@ -11,7 +11,7 @@ from tiny import CHATML, save_tokenizer
 from transformers import AutoTokenizer
 
 from cachegraph.channels.cache.align import Aligner, Reading
-from cachegraph.channels.cache.reading import (
+from cachegraph.channels.cache.shared_prompt import (
     SharedReading,
     SharerReading,
     make_room,
@@ -20,8 +20,8 @@ from cachegraph.channels.cache.reading import (
     read_ids,
     read_offsets,
 )
-from cachegraph.engine.chat import render_chat
-from cachegraph.engine.tokens import Tokenizer
+from cachegraph.engine.text.chat import render_chat
+from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ChannelError
 
 LONG = (

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from cachegraph.channels.fusers.trained_rows import KEPT, LARGEST, Seen, TrainedRows, trained_rows
+from cachegraph.channels.fusers.files.trained_rows import KEPT, LARGEST, Seen, TrainedRows, trained_rows
 
 QUESTIONS = [{"question": f"What is the square of {number}, as a word?"} for number in range(500)]
 OTHERS = [{"question": f"What is the cube of {number}, as a word?"} for number in range(500)]

@@ -11,15 +11,15 @@ from tiny import KINDS, config_of, save_model, save_tokenizer
 
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.cache.graft import graft
-from cachegraph.channels.cache.plane import CachePlane
+from cachegraph.channels.cache.sent_cache import CachePlane
 from cachegraph.channels.cache.translate import Translation
-from cachegraph.channels.fusers.card import Geometry, ModelEnd
-from cachegraph.channels.fusers.load import is_translator, load_fuser, load_translator
-from cachegraph.channels.fusers.translator import Translator, new_translator
-from cachegraph.channels.fusers.weights import CARD, WEIGHTS, save_fuser
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, LayerKV, RowCache
-from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.files.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.files.weights import CARD, WEIGHTS, save_fuser
+from cachegraph.channels.fusers.networks.translator import Translator, new_translator
+from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel, load_model
 from cachegraph.errors import ChannelError, FuserError
 
 RECEIVER = ModelEnd(name="receiver", geometry=Geometry(3, 2, 8))

@@ -8,16 +8,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cachegraph.channels.cache.residual import Source, fuse_layers
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.card import Geometry, ModelEnd
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.load import load_fuser, load_translator
-from cachegraph.channels.fusers.reference import export_reference
-from cachegraph.channels.fusers.translator import new_translator
-from cachegraph.channels.fusers.weights import save_fuser
-from cachegraph.engine.kv import LayerKV
-from cachegraph.engine.shapes import KVShape
+from cachegraph.channels.cache.apply_fuser import Source, fuse_layers
+from cachegraph.channels.fusers.files.c2c_format import export_reference
+from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.files.load import load_fuser, load_translator
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.fusers.networks.translator import new_translator
+from cachegraph.engine.kv.cache import LayerKV
+from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.errors import ChannelError, FuserError
 
 UNEVEN = Geometry(3, (4, 2, 4), ((8, 12), 16, (8, 12)))

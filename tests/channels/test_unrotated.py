@@ -12,12 +12,12 @@ from lean_fusers import CLOSE, IDS, assert_close, by_hand, geometry, lean, same_
 from tiny import KINDS, config_of, load_tiny
 from torch import Tensor
 
-from cachegraph.channels.cache.residual import Source, Turning, fuse_layers
-from cachegraph.channels.fusers.base import Fuser
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, LayerKV, RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.channels.cache.apply_fuser import Source, Turning, fuse_layers
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel
 
 Load = Callable[[str], LoadedModel]
 

@@ -12,19 +12,19 @@ from lean_fusers import IDS, assert_close, by_hand, geometry, lean, same_bits
 from tiny import config_of, load_tiny, save_model, save_tokenizer
 from transformers import models as hf
 
-from cachegraph.channels.base import Peer
-from cachegraph.channels.cache.fuse import Sharer, fused_prefill
-from cachegraph.channels.cache.plans import FusePlan
-from cachegraph.channels.cache.reading import read_ids
-from cachegraph.channels.cache.respond import Along, FusedRow
-from cachegraph.channels.create import route
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.channels.cache.edge_plan import FusePlan
+from cachegraph.channels.cache.fused_decode import Along, FusedRow
+from cachegraph.channels.cache.fused_prefill import Sharer, fused_prefill
+from cachegraph.channels.cache.shared_prompt import read_ids
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.peer import Peer
+from cachegraph.channels.routing import route
 from cachegraph.channels.spec import CacheEdge
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.kv import KV, concat
-from cachegraph.engine.load import load_model
-from cachegraph.engine.rope import Rotation
+from cachegraph.engine.kv.cache import KV, concat
+from cachegraph.engine.kv.rope import Rotation
+from cachegraph.engine.model.load import load_model
 
 
 @pytest.fixture(scope="module")

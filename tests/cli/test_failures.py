@@ -53,7 +53,7 @@ def test_an_interrupted_run_prints_how_far_it_came(recipes, call, monkeypatch):
     async def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cachegraph.cli.screen._follow", interrupted)
+    monkeypatch.setattr("cachegraph.cli.progress_view._follow", interrupted)
     found = failure(call("run", recipes / "duo.yaml", "-i", "question=x", "--json"))
     assert (found["exit_code"], found["kind"], found["status"]) == (130, "KeyboardInterrupt", "not_started")
     assert list(found["agents"]) == ["reader", "writer"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cachegraph.cli import fetch
-from cachegraph.graph.load import parse_recipe
+from cachegraph.graph.recipe.load import parse_recipe
 
 RECIPE = """version: 1
 name: fetched

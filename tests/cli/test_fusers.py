@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.channels.fusers.card import Geometry
-from cachegraph.channels.fusers.create import new_fuser
-from cachegraph.channels.fusers.weights import CARD, save_fuser
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.files.weights import CARD, save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 
 CKPT = Path(__file__).parents[1] / "golden" / "ckpt"
 

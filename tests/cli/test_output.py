@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cachegraph.cli import output
-from cachegraph.cli.streams import TolerantStream
+from cachegraph.cli.standard_streams import TolerantStream
 
 CLI = Path(__file__).parents[2] / "src" / "cachegraph" / "cli"
 EVIL = (

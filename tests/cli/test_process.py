@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.graph.load import load_recipe
+from cachegraph.graph.recipe.load import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cachegraph.cli import output, screen
-from cachegraph.graph.result import Result
+from cachegraph.cli import output, progress_view
+from cachegraph.graph.run.result import Result
 
 
 def test_a_run_prints_its_reply_on_stdout_and_the_rest_on_stderr(recipes, call):
@@ -175,5 +175,5 @@ def test_a_trace_is_written_of_a_run_that_finished_failed_or_was_interrupted(rec
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(screen, "_note", interrupt)
+    monkeypatch.setattr(progress_view, "_note", interrupt)
     assert traced("duo.yaml", 130)["duo"]["args"]["status"] == "cancelled"

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from cachegraph.agents.base import Timing, Tokens
-from cachegraph.cli.screen import _follow, _print_agents, print_tables
-from cachegraph.graph.events import AgentFinished, AgentStarted, Event, TextDelta
-from cachegraph.graph.result import AgentResult, Loading, Result, Totals
+from cachegraph.cli.progress_view import _follow, _print_agents, print_tables
+from cachegraph.graph.run.events import AgentFinished, AgentStarted, Event, TextDelta
+from cachegraph.graph.run.result import AgentResult, Loading, Result, Totals
 
 
 class Stream:

@@ -3,7 +3,7 @@
 import pytest
 
 from cachegraph import Graph
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.channels.fusers import find, inventory
 from cachegraph.graph.store import Store
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.cli.recording import recording
+from cachegraph.cli.event_files import recording
 from cachegraph.errors import CachegraphError, InputError
-from cachegraph.evaluation.journal import Journal
+from cachegraph.evaluation.results_file import Journal
 
 
 def test_two_on_one_results_file_are_told_and_nothing_is_doubled(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_two_on_one_results_file_are_told_and_nothing_is_doubled(tmp_path: Path)
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    code = "import sys, os; from pathlib import Path; from cachegraph.evaluation.journal import Journal\n"
+    code = "import sys, os; from pathlib import Path; from cachegraph.evaluation.results_file import Journal\n"
     code += "j = Journal(Path(sys.argv[1]), 'k' * 64, {}); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "r.jsonl")], check=False)
     Journal(tmp_path / "r.jsonl", "k" * 64, {}).close()

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.agents.sessions import folder as session_folder
-from cachegraph.channels.fusers.card import CARD, Geometry, change_card, read_card
-from cachegraph.channels.fusers.create import new_fuser
+from cachegraph.agents.sessions import session_files as session_folder
+from cachegraph.channels.fusers.files.atomic_folder import replaced_folder
+from cachegraph.channels.fusers.files.card import CARD, Geometry, change_card, read_card
+from cachegraph.channels.fusers.files.weights import WEIGHTS, save_fuser
 from cachegraph.channels.fusers.find import on_shelf
-from cachegraph.channels.fusers.folder import replaced_folder
-from cachegraph.channels.fusers.weights import WEIGHTS, save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.cli.recipes import _write
 from cachegraph.common.atomic_write import write_atomically
 from cachegraph.common.file_lock import open_locked
-from cachegraph.engine.kept_json import KeptJson
-from cachegraph.engine.models.store import folder_bytes
+from cachegraph.common.json_cache import KeptJson
+from cachegraph.engine.catalogue.store import folder_bytes
 from cachegraph.errors import ConfigError, InputError
 
 

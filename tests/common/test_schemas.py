@@ -8,7 +8,7 @@ import pytest
 
 from cachegraph.common.schemas import find_mismatch, find_schema_flaw
 from cachegraph.errors import RecipeError
-from cachegraph.graph.load import parse_recipe
+from cachegraph.graph.recipe.load import parse_recipe
 
 RECIPE = """version: 1
 name: t

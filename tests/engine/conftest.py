@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import Tiny, config_of, load_tiny
 
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.model.load import LoadedModel
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from tiny import Tiny
 
 from cachegraph import Graph
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.engine.account import Account, account, asking
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.engine.batching.request_context import Account, account, asking
 from cachegraph.engine.engine import Engine
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
 
-from cachegraph.engine.chat import ChatText, render_chat
+from cachegraph.engine.text.chat import ChatText, render_chat
 
 Apply = Callable[[list[dict[str, str]]], str]
 

@@ -9,7 +9,7 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cachegraph.engine.chat_template import render_chat_template
+from cachegraph.engine.text.chat_template import render_chat_template
 
 # In the styles of models that people run, written for these tests.
 ALL = {file.stem: file.read_text() for file in (Path(__file__).parent / "chat_templates").glob("*.jinja")}

@@ -6,9 +6,9 @@ from random import Random
 import pytest
 from fake_rows import Job, Rows, hold, rows, step
 
-from cachegraph.engine import rows as rows_module
-from cachegraph.engine.account import RunKey
-from cachegraph.engine.rows import GRACE
+from cachegraph.engine.batching import admission as rows_module
+from cachegraph.engine.batching.admission import GRACE
+from cachegraph.engine.batching.request_context import RunKey
 
 
 @pytest.fixture

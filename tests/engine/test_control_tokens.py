@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 
-from cachegraph.engine.tokens import Tokenizer
+from cachegraph.engine.text.tokenizer import Tokenizer
 
 MARKS = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
 LETTERS = [chr(code) for code in range(32, 127)] + ["\n"]

@@ -14,15 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import AutoModelForCausalLM
 
 from cachegraph import Graph
-from cachegraph.engine.attention import NAME
-from cachegraph.engine.devices import Exclusively, check_map, home_of, is_spread, layer_devices
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.info import ModelInfo
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import load_model
-from cachegraph.engine.memory import choose_budget
-from cachegraph.engine.models.placement import place
-from cachegraph.engine.rope import Rotation
+from cachegraph.engine.batching.kv_budget import choose_budget
+from cachegraph.engine.catalogue.placement import place
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.kv.rope import Rotation
+from cachegraph.engine.model.attention import NAME
+from cachegraph.engine.model.devices import Exclusively, check_map, home_of, is_spread, layer_devices
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import load_model
+from cachegraph.engine.model.model_config import ModelInfo
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, ModelError, RecipeError
 
@@ -119,7 +119,7 @@ def test_layers_that_would_be_fetched_at_every_step_are_refused(tmp_path: Path) 
 
 def test_the_device_that_its_layers_fill_first_decides_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cuda:0": 1200, "cuda:1": 900}
-    monkeypatch.setattr("cachegraph.engine.memory.default_budget", free.__getitem__)
+    monkeypatch.setattr("cachegraph.engine.batching.kv_budget.default_budget", free.__getitem__)
     monkeypatch.delenv("CACHEGRAPH_KV_MEMORY", raising=False)
     assert choose_budget(None, ["cuda:0"] * 6) == 1200
     assert choose_budget(None, ["cuda:0"] * 2 + ["cuda:1"] * 4) == 1350  # cuda:1 holds two thirds of it

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tiny import config_of, save_model, save_tokenizer
 
-from cachegraph.engine.file_sizes import LARGEST
-from cachegraph.engine.load import load_model
+from cachegraph.engine.model.file_sizes import LARGEST
+from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
 
 

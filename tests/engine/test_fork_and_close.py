@@ -78,7 +78,7 @@ def test_a_panic_in_the_engines_thread_fails_who_asked_and_nobody_else(
         raise PanicException("index out of bounds")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cachegraph.engine.worker.forward", panic)
+        patch.setattr("cachegraph.engine.batching.worker.forward", panic)
         with pytest.raises(ModelError, match="failed in a forward pass: PanicException: index out of bounds"):
             anyio.run(engine.prefill, [1, 2])
     anyio.run(engine.prefill, [1, 2])

@@ -9,9 +9,9 @@ from tiny import KINDS, Tiny, config_of, save_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from cachegraph.engine.forward import Row, cache_argument, forward
-from cachegraph.engine.kv import KV, RowCache, concat
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import KV, RowCache, concat
+from cachegraph.engine.model.forward import Row, cache_argument, forward
+from cachegraph.engine.model.load import LoadedModel
 
 UNEVEN = ["gemma4", "deepseek_v3", "mimo_v2_flash"]  # layers of several shapes, shared ones, and made of a latent
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.grammar import allowed
-from cachegraph.engine.json_schema import find_flaw
-from cachegraph.engine.load import load_model
+from cachegraph.engine.model.load import load_model
 from cachegraph.engine.request import Generated
+from cachegraph.engine.sampling.grammar import allowed
+from cachegraph.engine.sampling.json_schema import find_flaw
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
 

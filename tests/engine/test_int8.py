@@ -10,10 +10,10 @@ from torch import nn
 
 from cachegraph.channels.cache.graft import why_no_graft
 from cachegraph.engine.cpu import linear
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.int8 import Int8Linear, quantise
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import load_model
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.int8 import Int8Linear, quantise
+from cachegraph.engine.model.load import load_model
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 

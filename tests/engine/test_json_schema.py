@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cachegraph.engine.json_schema import find_flaw
-from cachegraph.engine.reply_text import fits_format, fits_pattern
+from cachegraph.engine.sampling.json_schema import find_flaw
+from cachegraph.engine.sampling.text_formats import fits_format, fits_pattern
 
 KIND = {"type": "string", "enum": ["bug", "idea"]}
 NODE = {"$ref": "#/$defs/n"}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachegraph.engine.kv import KV, LayerKV, RowCache, concat
+from cachegraph.engine.kv.cache import KV, LayerKV, RowCache, concat
 
 LAYERS = 2
 
@@ -80,7 +80,7 @@ def test_who_goes_on_with_a_rows_values_keeps_no_keys_alive() -> None:
 
 
 def test_a_large_tail_moves_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachegraph.engine.kv._TOGETHER", 0)
+    monkeypatch.setattr("cachegraph.engine.kv.cache._TOGETHER", 0)
     cache = RowCache()
     for at in range(0, 200, 50):
         buffers, used = cache.room_for(50, LAYERS, 2, 3, torch.float32)

@@ -13,14 +13,14 @@ import torch
 from tiny import Tiny
 from together import in_one_batch
 
-from cachegraph.engine.account import Account, asking
+from cachegraph.engine.batching.kv_budget import position_bytes
+from cachegraph.engine.batching.kv_offload import SwappedTail
+from cachegraph.engine.batching.request_context import Account, asking
+from cachegraph.engine.batching.request_state import Job
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.job import Job
-from cachegraph.engine.kv import BLOCK, RowCache
-from cachegraph.engine.memory import position_bytes
+from cachegraph.engine.kv.cache import BLOCK, RowCache
 from cachegraph.engine.request import Generated
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
-from cachegraph.engine.swap import SwappedTail
 from cachegraph.errors import ModelError
 
 Small = Callable[[int], Engine]
@@ -227,7 +227,7 @@ async def test_no_room_to_swap_to_fails_the_row_in_our_words(small: Small, monke
     def full(**_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cachegraph.engine.swap.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("cachegraph.engine.batching.kv_offload.tempfile.TemporaryFile", full)
     engine = small(128)
 
     async def reply(number: int) -> Generated | ModelError:

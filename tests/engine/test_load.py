@@ -8,11 +8,11 @@ import torch
 from tiny import KINDS, Tiny, config_of, load_tiny, save_model, save_tokenizer
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from cachegraph.engine import attention
-from cachegraph.engine.attention import NAME
-from cachegraph.engine.info import ModelInfo
-from cachegraph.engine.load import load_model
-from cachegraph.engine.memory import position_bytes
+from cachegraph.engine.batching.kv_budget import position_bytes
+from cachegraph.engine.model import attention
+from cachegraph.engine.model.attention import NAME
+from cachegraph.engine.model.load import load_model
+from cachegraph.engine.model.model_config import ModelInfo
 from cachegraph.errors import ModelError
 
 
@@ -75,7 +75,7 @@ def test_a_model_whose_attention_is_bypassed_is_not_trusted(tmp_path: Path, monk
 def test_a_model_whose_keys_do_not_move_as_thought_is_not_grafted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cachegraph.engine.rope import _Turn
+    from cachegraph.engine.kv.rope import _Turn
 
     monkeypatch.setattr(_Turn, "__call__", lambda self, keys, cos, sin: keys.flip(-1))
     model = load_tiny(config_of("llama"), tmp_path)

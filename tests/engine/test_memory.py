@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from cachegraph.engine.kv import KV, LayerKV
-from cachegraph.engine.memory import Memory, choose_budget, position_bytes
+from cachegraph.engine.batching.kv_budget import Memory, choose_budget, position_bytes
+from cachegraph.engine.kv.cache import KV, LayerKV
 from cachegraph.errors import ConfigError
 
 BYTES = 2 * 3 * 8 * 4  # of one position of `made`: two layers' keys and values

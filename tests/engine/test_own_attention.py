@@ -9,11 +9,11 @@ import torch
 from tiny import SIZES, save_model
 from transformers import models as hf
 
-from cachegraph.engine import load
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import load_model
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model import load
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import load_model
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
 

@@ -15,12 +15,12 @@ from filelock import FileLock
 from sqlalchemy import update
 
 from cachegraph import Graph
-from cachegraph.agents.sessions import folder as session_folder
-from cachegraph.agents.testing import scripted
+from cachegraph.agents.scripted import scripted
+from cachegraph.agents.sessions import session_files
 from cachegraph.channels.fusers.find import installed_fusers
-from cachegraph.engine import places
-from cachegraph.engine.places import data_home, home, lasting
-from cachegraph.graph.store import Store, owner
+from cachegraph.common import paths
+from cachegraph.common.paths import data_home, home, lasting
+from cachegraph.graph.store import Store, run_owner
 from cachegraph.graph.store.schema import runs
 
 
@@ -38,9 +38,9 @@ def busy(_: Path) -> Iterator[bool]:
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder, on a machine where nothing says otherwise."""
     monkeypatch.delenv("CACHEGRAPH_HOME")
-    monkeypatch.setattr(places, "user_cache_path", lambda *_, **__: tmp_path / "cache" / "cachegraph")
-    monkeypatch.setattr(places, "user_data_path", lambda *_, **__: tmp_path / "data" / "cachegraph")
-    monkeypatch.setattr(places, "_staying", set())
+    monkeypatch.setattr(paths, "user_cache_path", lambda *_, **__: tmp_path / "cache" / "cachegraph")
+    monkeypatch.setattr(paths, "user_data_path", lambda *_, **__: tmp_path / "data" / "cachegraph")
+    monkeypatch.setattr(paths, "_staying", set())
     home().mkdir(parents=True)
     return home()
 
@@ -76,7 +76,7 @@ def test_what_an_earlier_version_left_is_moved_and_said_once(old: Path, caplog: 
     with Store() as store:
         assert [each.id for each in store.list()] == [run]
     assert (installed_fusers() / "mine" / "card.json").read_text() == "{}"
-    assert session_folder.sessions() == ["ann"]
+    assert session_files.sessions() == ["ann"]
     assert [path.name for path in old.iterdir()] == ["models"]
     assert caplog.text.count("moved") == 3
     Store().list()
@@ -93,7 +93,7 @@ def test_a_store_that_somebody_has_open_stays_until_he_is_gone(old: Path, monkey
         graph().run(q="y", store=ours)
     assert not (data_home() / "runs.db").exists()
     server.close()
-    monkeypatch.setattr(places, "_staying", set())  # a later process
+    monkeypatch.setattr(paths, "_staying", set())  # a later process
     (old / f".runs.db.used-by-{os.getpid()}").unlink()
     assert len(Store().list()) == 2
     assert (data_home() / "runs.db").is_file()
@@ -103,7 +103,7 @@ def test_a_store_with_a_run_at_work_stays(old: Path) -> None:
     with Store(old / "runs.db") as store:
         run = graph().run(q="x", store=store).run_id
         with store._database.writing() as connection:
-            values = {"status": "running", "owner": owner.me(), "heartbeat": time()}
+            values = {"status": "running", "owner": run_owner.me(), "heartbeat": time()}
             connection.execute(update(runs).where(runs.c.id == run).values(values))
     assert [each.status for each in Store().list()] == ["running"]
     assert (old / "runs.db").is_file()
@@ -112,11 +112,11 @@ def test_a_store_with_a_run_at_work_stays(old: Path) -> None:
 def test_a_session_in_use_keeps_all_where_they_are(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (old / "sessions" / "ann").mkdir(parents=True)
     with FileLock(old / "sessions" / ".lock-ann"):
-        assert session_folder.sessions() == ["ann"]
+        assert session_files.sessions() == ["ann"]
         assert (old / "sessions").is_dir()
-    monkeypatch.setattr(places, "_staying", set())
+    monkeypatch.setattr(paths, "_staying", set())
     (old / f".sessions.used-by-{os.getpid()}").unlink()
-    with session_folder.taken("ann") as place:
+    with session_files.taken("ann") as place:
         assert place == data_home() / "sessions" / "ann"
     assert not (old / "sessions").exists()
 
@@ -126,7 +126,7 @@ def test_a_training_under_way_keeps_its_folder(old: Path, monkeypatch: pytest.Mo
     log.parent.mkdir(parents=True)
     log.write_text("{}")
     assert installed_fusers() == old / "fusers"
-    monkeypatch.setattr(places, "_staying", set())
+    monkeypatch.setattr(paths, "_staying", set())
     (old / f".fusers.used-by-{os.getpid()}").unlink()
     for path in (log, log.parent):
         os.utime(path, (time() - 2 * 86_400,) * 2)
@@ -156,7 +156,7 @@ def test_between_two_disks_it_is_copied_first(old: Path, monkeypatch: pytest.Mon
     (old / "fusers" / "mine").mkdir(parents=True)
     (old / "fusers" / "mine" / "card.json").write_text("{}")
     (old / "runs.db").write_text("x")
-    monkeypatch.setattr(places.os, "rename", of_another_disk)
+    monkeypatch.setattr(paths.os, "rename", of_another_disk)
     assert (lasting("fusers", free) / "mine" / "card.json").read_text() == "{}"
     assert lasting("runs.db", free).read_text() == "x"
     assert not any(old.iterdir())

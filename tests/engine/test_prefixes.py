@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import Tiny
 
-from cachegraph.engine.account import Account, asking
+from cachegraph.engine.batching.kv_budget import Memory, position_bytes
+from cachegraph.engine.batching.prefix_cache import Prefixes, chain
+from cachegraph.engine.batching.request_context import Account, asking
+from cachegraph.engine.batching.scheduler import CHUNK
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.kv import KV, LayerKV, concat
-from cachegraph.engine.memory import Memory, position_bytes
-from cachegraph.engine.prefixes import Prefixes, chain
-from cachegraph.engine.scheduler import CHUNK
+from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
 

@@ -8,10 +8,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import LoadedModel, load_model
-from cachegraph.engine.quiet import quiet_transformers
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel, load_model
+from cachegraph.engine.model.quiet_transformers import quiet_transformers
 from cachegraph.errors import ModelError
 
 SIZES = {
@@ -62,7 +62,7 @@ def test_quantised_weights_are_loaded_as_they_are_and_trusted_with_caches(model:
 
 
 def test_the_kernels_for_plain_weights_leave_them_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachegraph.engine.checks._KERNELS_PAY", 0)
+    monkeypatch.setattr("cachegraph.engine.model.verify_model._KERNELS_PAY", 0)
     assert load_model(folder, dtype=torch.float32).decoder is None
 
 

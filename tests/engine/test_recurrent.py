@@ -13,19 +13,19 @@ from hybrids import HYBRIDS
 from tiny import load_tiny
 from transformers import AutoModelForCausalLM
 
-from cachegraph.engine.checks import restore
+from cachegraph.engine.batching.kv_budget import position_bytes
+from cachegraph.engine.batching.loop_bridge import Mailbox
+from cachegraph.engine.batching.request_state import Job
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.info import ModelInfo
-from cachegraph.engine.job import Job
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import LoadedModel
-from cachegraph.engine.mailbox import Mailbox
-from cachegraph.engine.memory import position_bytes
-from cachegraph.engine.quiet import quiet_transformers
-from cachegraph.engine.recurrent import State
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.kv.recurrent_state import State
+from cachegraph.engine.model.load import LoadedModel
+from cachegraph.engine.model.model_config import ModelInfo
+from cachegraph.engine.model.quiet_transformers import quiet_transformers
+from cachegraph.engine.model.verdict import Verdict
+from cachegraph.engine.model.verify_model import restore
 from cachegraph.engine.request import Generated
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.engine.verdict import Verdict
 from cachegraph.errors import ModelError
 
 STEPS = 8

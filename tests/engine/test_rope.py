@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tiny import KINDS, Tiny, config_of, load_tiny
 from transformers import models as hf
 
-from cachegraph.engine import rope
 from cachegraph.engine.cpu.build import kernels
-from cachegraph.engine.cpu.turn import turned
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, LayerKV, RowCache
-from cachegraph.engine.load import LoadedModel, load_model
-from cachegraph.engine.rope import OutOfReach
+from cachegraph.engine.cpu.rope import turned
+from cachegraph.engine.kv import rope
+from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
+from cachegraph.engine.kv.rope import OutOfReach
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel, load_model
 
 IDS = torch.randint(0, 300, (30,), generator=torch.Generator().manual_seed(1)).tolist()
 

@@ -8,8 +8,8 @@ from fake_rows import Cache, Job, Segment, hold, rows, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachegraph.engine import rows as rows_module
-from cachegraph.engine.rows import FETCHING, GRACE, SPARE
+from cachegraph.engine.batching import admission as rows_module
+from cachegraph.engine.batching.admission import FETCHING, GRACE, SPARE
 from cachegraph.errors import ModelError
 
 

@@ -12,7 +12,7 @@ from tiny import Tiny
 from torch import Tensor
 
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.sampling import Sampler, choose, probabilities
+from cachegraph.engine.sampling.sampler import Sampler, choose, probabilities
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
 
@@ -197,12 +197,12 @@ def test_the_likeliest_few_stand_for_the_whole_vocabulary_where_they_hold_enough
     top_p: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row never notices which way its neighbours made necessary."""
-    from cachegraph.engine import sampling
+    from cachegraph.engine.sampling import sampler as sampler_module
 
     logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(1)) * 4
     sampler = Sampler(spec(temperature=1.0, top_p=top_p), frozenset())
     quick = probabilities([sampler], logits)
-    monkeypatch.setattr(sampling, "_LIKELY", 10**9)
+    monkeypatch.setattr(sampler_module, "_LIKELY", 10**9)
     assert torch.equal(probabilities([sampler], logits), quick)
     assert 0 < int((quick > 0).sum()) < 5000
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.engine.scheduler import CHUNK, Scheduler
+from cachegraph.engine.batching.scheduler import CHUNK, Scheduler
 
 
 @dataclass(eq=False)

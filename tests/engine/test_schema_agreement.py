@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher
 
-from cachegraph.agents.structured import parse_reply
-from cachegraph.engine.json_schema import find_flaw, to_grammar
-from cachegraph.engine.reply_text import byte_tokenizer
+from cachegraph.agents.structured_output import parse_reply
+from cachegraph.engine.sampling.json_schema import find_flaw, to_grammar
+from cachegraph.engine.sampling.text_formats import byte_tokenizer
 from cachegraph.errors import ModelError
 
 SECONDS = 4.0  # of each test here

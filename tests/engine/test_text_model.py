@@ -11,10 +11,10 @@ from tiny import config_of, save_model
 from transformers import AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
 from transformers import models as hf
 
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import LoadedModel, load_model
-from cachegraph.engine.quiet import quiet_transformers
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel, load_model
+from cachegraph.engine.model.quiet_transformers import quiet_transformers
 from cachegraph.errors import ModelError
 
 IDS = list(range(5, 25))

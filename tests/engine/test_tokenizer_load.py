@@ -8,8 +8,8 @@ from tiny import CHATML, save_tokenizer
 from transformers import AutoTokenizer
 from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 
-from cachegraph.engine import tokenizer_load
-from cachegraph.engine.tokenizer_load import read_raw_tokenizer
+from cachegraph.engine.text import tokenizer_load
+from cachegraph.engine.text.tokenizer_load import read_raw_tokenizer
 
 TEXT = "  the sky <|im_end|>\n is blue 🙂"
 

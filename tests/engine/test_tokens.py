@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.engine.tokens import TextDecoder, Tokenizer
+from cachegraph.engine.text.tokenizer import TextDecoder, Tokenizer
 from cachegraph.errors import ModelError
 
 TEXTS = [

@@ -13,14 +13,15 @@ import torch
 from hybrids import HYBRIDS
 from tiny import config_of, save_model
 
-from cachegraph.engine import kept_json, load, verdict_cache
-from cachegraph.engine.checks import Checked, check
+from cachegraph.common import json_cache
 from cachegraph.engine.cpu import build
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import LoadedModel, load_model
-from cachegraph.engine.verdict import Verdict
-from cachegraph.engine.verdict_cache import VerdictCache
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model import load, verdict_cache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel, load_model
+from cachegraph.engine.model.verdict import Verdict
+from cachegraph.engine.model.verdict_cache import VerdictCache
+from cachegraph.engine.model.verify_model import Checked, check
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_writers_at_the_same_time_leave_a_whole_file(folder: Path, home: Path) -
 
 
 def test_old_verdicts_make_room(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_json, "_KEPT", 3)
+    monkeypatch.setattr(json_cache, "_KEPT", 3)
     verdict = load_model(folder).verdict
     for number in range(6):
         VerdictCache(folder, number).write(verdict)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import config_of, save_model
 
-from cachegraph.engine.load import load_model
+from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from cachegraph.agents.base import ChoiceScore, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.channels import create
-from cachegraph.channels.message import Route
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.channels import routing
+from cachegraph.channels.payload import Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.graph.graph import Graph
 
@@ -84,7 +84,7 @@ def caches_travel(monkeypatch: pytest.MonkeyPatch) -> None:
             return Route(edge, "text")
         return Route(edge, "cache", needs_text=False, needs_cache=True, carries="prompt")
 
-    monkeypatch.setattr(create, "route", decide)
+    monkeypatch.setattr(routing, "route", decide)
 
 
 def story_graph(*agents: ScriptedAgent, **parts: Any) -> Graph:

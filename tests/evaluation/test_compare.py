@@ -7,14 +7,14 @@ import anyio
 import pytest
 
 from cachegraph import Comparison, Graph, acompare, compare
-from cachegraph.agents.testing import ScriptedAgent
+from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.errors import InputError, ModelError
 from cachegraph.evaluation.metrics import pick_metrics
 from cachegraph.evaluation.records import Record
-from cachegraph.evaluation.rounds import Progress
+from cachegraph.evaluation.run_variants import Progress
 from cachegraph.evaluation.summary import Summary, summarise
 from cachegraph.evaluation.variants import Variant
-from cachegraph.graph.examples import Example
+from cachegraph.graph.data.examples import Example
 
 from .conftest import STORY, Answerer, Reader, rows, story_graph
 

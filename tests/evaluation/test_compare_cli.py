@@ -8,10 +8,10 @@ from typer.testing import CliRunner, Result
 from cachegraph import Comparison
 from cachegraph.cli import app, fetch
 from cachegraph.errors import CachegraphError, InputError
-from cachegraph.graph.examples import make_examples, merge_mapping
+from cachegraph.graph.data.dataset import read_rows
+from cachegraph.graph.data.examples import make_examples, merge_mapping
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.load import load_recipe
-from cachegraph.graph.rows import read_rows
+from cachegraph.graph.recipe.load import load_recipe
 
 from .conftest import rows, story_graph
 

@@ -66,7 +66,7 @@ async def test_grafting_gives_what_reading_the_same_tokens_in_the_same_order_giv
 
 
 def _inbox(agent: Any, turn: Turn) -> Any:
-    from cachegraph.agents.inbox import Inbox
+    from cachegraph.agents.local.inbox import Inbox
 
     return Inbox(agent.name, turn)
 
@@ -214,9 +214,9 @@ def test_fused_edges_have_their_controls_and_a_fuser_for_the_same_model_makes_id
 
 
 def _fuser(folder: Path, sharer: str, reads: str) -> None:
-    from cachegraph.channels.fusers.card import Geometry
-    from cachegraph.channels.fusers.create import new_fuser
-    from cachegraph.channels.fusers.weights import save_fuser
+    from cachegraph.channels.fusers.files.card import Geometry
+    from cachegraph.channels.fusers.files.weights import save_fuser
+    from cachegraph.channels.fusers.networks.create import new_fuser
 
     small, gemma = Geometry(30, 3, 64), Geometry(18, 1, 256)
     theirs = gemma if sharer == "gemma-3-270m" else small

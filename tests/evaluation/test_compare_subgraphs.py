@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cachegraph import Graph, compare
-from cachegraph.agents.testing import scripted
+from cachegraph.agents.scripted import scripted
 
 from .conftest import STORY, Answerer, Reader, rows
 

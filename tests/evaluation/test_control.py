@@ -2,9 +2,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.agents.control import mismatched_reading, zeros
-from cachegraph.channels.cache.reading import SharedReading, SharerReading, pair_tokens
-from cachegraph.engine.kv import KV, LayerKV
+from cachegraph.agents.local.ablation import mismatched_reading, zeros
+from cachegraph.channels.cache.shared_prompt import SharedReading, SharerReading, pair_tokens
+from cachegraph.engine.kv.cache import KV, LayerKV
 
 
 def reading(length: int, pairs: list[tuple[int, int]], sharer: int) -> SharedReading:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachegraph.channels.fusers.card import CARD, Card, Geometry, ModelEnd, read_card
+from cachegraph.channels.fusers.files.card import CARD, Card, Geometry, ModelEnd, read_card
 from cachegraph.cli import main
 from cachegraph.errors import FuserError, InputError
 from cachegraph.evaluation.comparison import Comparison

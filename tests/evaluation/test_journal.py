@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cachegraph.errors import CachegraphError, ConfigError, InputError
-from cachegraph.evaluation.journal import Journal
 from cachegraph.evaluation.records import Record
+from cachegraph.evaluation.results_file import Journal
 
 
 def record(index: int, **more: Any) -> Record:

@@ -5,7 +5,7 @@ import pytest
 from cachegraph.agents.base import ChoiceScore
 from cachegraph.errors import InputError
 from cachegraph.evaluation.metrics import METRICS, pick_metrics, words
-from cachegraph.graph.examples import Example
+from cachegraph.graph.data.examples import Example
 
 QUESTION = Example(index=3, id="q", inputs={}, choices=("a red hat", "no"), answer=0, references=("a red hat",))
 OPEN = Example(index=0, id="o", inputs={}, references=("The Eiffel Tower", "Tour Eiffel"))

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.evaluation.partners import partners, sample
-from cachegraph.graph.examples import Example
+from cachegraph.evaluation.derangement import partners, sample
+from cachegraph.graph.data.examples import Example
 
 
 def questions(*inputs: dict[str, str]) -> list[Example]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachegraph.agents.base import ChoiceScore, Timing, Tokens
-from cachegraph.channels.message import EdgeReport
+from cachegraph.channels.payload import EdgeReport
 from cachegraph.errors import ConfigError
 from cachegraph.evaluation.comparison import Comparison, MetricInfo
 from cachegraph.evaluation.environment import Environment
@@ -22,8 +22,8 @@ from cachegraph.evaluation.report.tables import agents
 from cachegraph.evaluation.summary import summarise
 from cachegraph.evaluation.variants import Variant
 from cachegraph.evaluation.verdict import verdicts
-from cachegraph.graph.examples import Example
-from cachegraph.graph.result import AgentResult
+from cachegraph.graph.data.examples import Example
+from cachegraph.graph.run.result import AgentResult
 
 from .browser import Page, chromium, open_page
 

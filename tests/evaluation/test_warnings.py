@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from cachegraph.channels.fusers.card import Card, Geometry, ModelEnd
-from cachegraph.channels.fusers.trained_rows import trained_rows
+from cachegraph.channels.fusers.files.card import Card, Geometry, ModelEnd
+from cachegraph.channels.fusers.files.trained_rows import trained_rows
 from cachegraph.evaluation.comparison import Difference, MetricInfo, VariantRow
 from cachegraph.evaluation.warnings import doubts
-from cachegraph.graph.examples import Example
+from cachegraph.graph.data.examples import Example
 
 METRICS = [MetricInfo(name="accuracy", unit="points"), MetricInfo(name="contains", unit="points")]
 

@@ -18,15 +18,15 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cachegraph.agents.expression import compile_expression
-from cachegraph.agents.template import TemplateProblem, compile_template
+from cachegraph.agents.prompt.expression import compile_expression
+from cachegraph.agents.prompt.template import TemplateProblem, compile_template
 from cachegraph.common.schemas import find_mismatch, find_schema_flaw
-from cachegraph.engine.chat_template import render_chat_template
+from cachegraph.engine.text.chat_template import render_chat_template
 from cachegraph.errors import InputError, RecipeError
-from cachegraph.graph.inputs import check_inputs, parse_inputs
-from cachegraph.graph.load import parse_recipe
-from cachegraph.graph.rows import read_rows
-from cachegraph.graph.spec import InputSpec
+from cachegraph.graph.data.dataset import read_rows
+from cachegraph.graph.recipe.inputs import check_inputs, parse_inputs
+from cachegraph.graph.recipe.load import parse_recipe
+from cachegraph.graph.recipe.spec import InputSpec
 
 ROOT = Path(__file__).parents[2]
 NASTY = [

@@ -5,7 +5,7 @@ from typing import Any
 
 from cachegraph import Graph
 from cachegraph.agents.base import Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 
 __all__ = ["build", "heard", "says"]
 

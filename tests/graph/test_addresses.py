@@ -7,9 +7,9 @@ import anyio
 import httpx2
 import pytest
 
-from cachegraph.agents.network import http_client
+from cachegraph.agents.http_client import http_client
 from cachegraph.errors import ConfigError, RecipeError
-from cachegraph.graph.load import parse_recipe
+from cachegraph.graph.recipe.load import parse_recipe
 
 ENDPOINT = """version: 1
 name: t

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachegraph import Graph, RunError
-from cachegraph.agents.testing import ScriptedAgent
-from cachegraph.graph.events import AgentSkipped, Event
-from cachegraph.graph.result import Result
+from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.graph.run.events import AgentSkipped, Event
+from cachegraph.graph.run.result import Result
 
 from .flow import build, heard, says
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from cachegraph.channels.message import Route
+from cachegraph.channels.payload import Route
 from cachegraph.errors import RecipeError
-from cachegraph.graph.dataflow import Dataflow, Source
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.plan.dataflow import Dataflow, Source
+from cachegraph.graph.recipe.spec import GraphSpec
 
 CHAIN: dict[str, Any] = {
     "version": 1,

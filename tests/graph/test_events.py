@@ -9,11 +9,11 @@ from typing import get_args
 import pytest
 
 from cachegraph.agents.base import FinishReason, MemoryReport, Timing, Tokens, ToolCall, Traffic
-from cachegraph.channels.message import EdgeReport
-from cachegraph.graph import events
-from cachegraph.graph.events import AgentEvent, AgentStarted, EdgeTravelled, Event
-from cachegraph.graph.result import AgentResult, Loading, Result, Totals
-from cachegraph.graph.warnings import RunWarning
+from cachegraph.channels.payload import EdgeReport
+from cachegraph.graph.run import events
+from cachegraph.graph.run.events import AgentEvent, AgentStarted, EdgeTravelled, Event
+from cachegraph.graph.run.result import AgentResult, Loading, Result, Totals
+from cachegraph.graph.run_warning import RunWarning
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
 TYPES = {

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cachegraph.errors import ConfigError, InputError
-from cachegraph.graph.examples import Example, data_hash, make_examples, merge_mapping
-from cachegraph.graph.rows import read_rows
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.data.dataset import read_rows
+from cachegraph.graph.data.examples import Example, data_hash, make_examples, merge_mapping
+from cachegraph.graph.recipe.spec import GraphSpec
 
 SPEC = GraphSpec.model_validate(
     {

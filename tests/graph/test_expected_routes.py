@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from cachegraph.channels.fusers.card import Card, Evidence, Geometry, ModelEnd
-from cachegraph.channels.message import Route
-from cachegraph.graph.expected_routes import expected_routes
-from cachegraph.graph.recipe_warnings import _included
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.channels.fusers.files.card import Card, Evidence, Geometry, ModelEnd
+from cachegraph.channels.payload import Route
+from cachegraph.graph.plan.expected_routes import expected_routes
+from cachegraph.graph.plan.recipe_warnings import _included
+from cachegraph.graph.recipe.spec import GraphSpec
 
 EVIDENCE = {"data": "d", "metric": "accuracy", "examples": 300, "own": 0.6, "mismatched": 0.3, "low": 0.2, "high": 0.4}
 EVALUATED = [Evidence.model_validate({**EVIDENCE, "task": task}) for task in ("private", "shared")]

@@ -9,9 +9,9 @@ import pytest
 
 from cachegraph import Graph, Result, RunError
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.events import AgentFinished
-from cachegraph.graph.happened import from_store
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.draw.run_view import from_store
+from cachegraph.graph.run.events import AgentFinished
 from cachegraph.graph.store import Store
 
 from .flow import build, says

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cachegraph.errors import RecipeError
-from cachegraph.graph.load import load_recipe
+from cachegraph.graph.recipe.load import load_recipe
 
 RECIPE = """version: 1
 name: leak

@@ -6,10 +6,10 @@ from anyio.lowlevel import checkpoint
 
 from cachegraph import RunError
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.testing import ScriptedAgent
-from cachegraph.graph.events import AgentFinished, EdgeTravelled
-from cachegraph.graph.journal import Recorded
-from cachegraph.graph.runtime import Run
+from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.graph.run.events import AgentFinished, EdgeTravelled
+from cachegraph.graph.run.run import Run
+from cachegraph.graph.run.turn_log import Recorded
 
 from .flow import build, heard
 

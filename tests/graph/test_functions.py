@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from cachegraph import ChannelError, Graph, RecipeError, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 
 RECIPE = """\
 version: 1

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from cachegraph import ConfigError, Graph, InputError, Interrupted, RecipeError, Result, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.channels.spec import Channel
 
 

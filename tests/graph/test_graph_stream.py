@@ -8,9 +8,9 @@ import pytest
 from anyio import wait_all_tasks_blocked
 
 from cachegraph import ConfigError, Graph, InputError, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.events import AgentStarted, Event, RunFinished, TextDelta
-from cachegraph.graph.stream import RunStream
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.run.events import AgentStarted, Event, RunFinished, TextDelta
+from cachegraph.graph.run.stream import RunStream
 
 pytestmark = pytest.mark.anyio
 

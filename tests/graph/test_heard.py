@@ -14,16 +14,16 @@ from lean_fusers import geometry, lean
 from tiny import config_of, load_tiny, save_tokenizer
 
 from cachegraph import Graph
-from cachegraph.channels.fusers.card import ModelEnd
-from cachegraph.channels.fusers.translator import new_translator
-from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.channels.fusers.files.card import ModelEnd
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.translator import new_translator
 from cachegraph.errors import ChannelError
-from cachegraph.graph.dataflow import Dataflow, Source
-from cachegraph.graph.expected_routes import expected_routes
-from cachegraph.graph.probe import Probe
-from cachegraph.graph.recipe_warnings import _included
-from cachegraph.graph.runtime import Run
-from cachegraph.graph.subgraph import answering_node
+from cachegraph.graph.plan.dataflow import Dataflow, Source
+from cachegraph.graph.plan.expected_routes import expected_routes
+from cachegraph.graph.plan.recipe_warnings import _included
+from cachegraph.graph.run.hooks import Probe
+from cachegraph.graph.run.run import Run
+from cachegraph.graph.run.subgraph import answering_node
 
 pytestmark = pytest.mark.anyio
 

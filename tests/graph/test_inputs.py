@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from cachegraph import Graph, InputError, RecipeError
-from cachegraph.agents.template import compile_template
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.inputs import check_inputs, parse_inputs
-from cachegraph.graph.load import parse_recipe
-from cachegraph.graph.spec import InputSpec
+from cachegraph.agents.prompt.template import compile_template
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.recipe.inputs import check_inputs, parse_inputs
+from cachegraph.graph.recipe.load import parse_recipe
+from cachegraph.graph.recipe.spec import InputSpec
 
 AGES = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 

@@ -3,11 +3,11 @@
 import pytest
 
 from cachegraph.agents.base import Delivery, MemoryReport, Reply, ToolCall, Turn
-from cachegraph.agents.testing import ScriptedAgent
-from cachegraph.channels.message import EdgeReport, Message, Route
+from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.channels.payload import EdgeReport, Message, Route
 from cachegraph.channels.spec import TextEdge
-from cachegraph.graph.journal import Recorded, note, take_turn
-from cachegraph.graph.result import AgentResult
+from cachegraph.graph.run.result import AgentResult
+from cachegraph.graph.run.turn_log import Recorded, note, take_turn
 
 pytestmark = pytest.mark.anyio
 

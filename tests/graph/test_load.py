@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from cachegraph.errors import RecipeError
-from cachegraph.graph.load import load_recipe, parse_recipe
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.recipe.load import load_recipe, parse_recipe
+from cachegraph.graph.recipe.spec import GraphSpec
 
 GOOD = """\
 version: 1

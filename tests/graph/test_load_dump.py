@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachegraph.graph.load import dump_recipe, load_recipe, parse_recipe
-from cachegraph.graph.schema import recipe_schema, schema_text
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.recipe.json_schema import recipe_schema, schema_text
+from cachegraph.graph.recipe.load import dump_recipe, load_recipe, parse_recipe
+from cachegraph.graph.recipe.spec import GraphSpec
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHIPPED = [path for path in sorted(RECIPES.glob("*.yaml")) if "\nagents:" in path.read_text(encoding="utf-8")]

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from cachegraph.errors import RecipeError
-from cachegraph.graph.check import check_spec
-from cachegraph.graph.load import load_recipe, parse_recipe
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.recipe.check import check_spec
+from cachegraph.graph.recipe.load import load_recipe, parse_recipe
+from cachegraph.graph.recipe.spec import GraphSpec
 
 RECIPE = """\
 version: 1

@@ -8,11 +8,11 @@ import anyio
 import pytest
 
 from cachegraph import RunError
-from cachegraph.agents.testing import ScriptedAgent
-from cachegraph.channels.message import Route
-from cachegraph.graph import routes
-from cachegraph.graph.events import AgentFinished
-from cachegraph.graph.loops import find_loops
+from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.channels.payload import Route
+from cachegraph.graph.plan import wiring
+from cachegraph.graph.plan.loops import find_loops
+from cachegraph.graph.run.events import AgentFinished
 
 from .flow import build, heard, says
 
@@ -115,7 +115,7 @@ class Plane:
 
 
 async def test_a_thousand_rounds_keep_one_cache_an_edge_and_a_bounded_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "_route", lambda edge, *_: Route(edge, "both", needs_cache=True))
+    monkeypatch.setattr(wiring, "_route", lambda edge, *_: Route(edge, "both", needs_cache=True))
     born: list[weakref.ref[Plane]] = []
     alive: list[int] = []
 

@@ -4,8 +4,8 @@ import anyio
 import pytest
 
 from cachegraph import Graph, InputError, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.many import RowResult
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.run.batch import RowResult
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachegraph.errors import RecipeError
-from cachegraph.graph.plan import find_cycles, plan, unread
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.plan.plan import find_cycles, plan, unread
+from cachegraph.graph.recipe.spec import GraphSpec
 
 
 def graph(agents: str, edges: list[str], output: str) -> GraphSpec:
@@ -94,8 +94,8 @@ def test_a_chain_of_ten_thousand_is_planned() -> None:
 
 def test_reading_and_planning_load_neither_torch_nor_at_first_networkx() -> None:
     code = (
-        "import sys, cachegraph.graph.load, cachegraph.graph.plan, cachegraph.graph.render, cachegraph.graph.schema, "
-        "cachegraph.agents.template, cachegraph.cli.recipes; "
+        "import sys, cachegraph.graph.recipe.load, cachegraph.graph.plan.plan, cachegraph.graph.draw.render, "
+        "cachegraph.graph.recipe.json_schema, cachegraph.agents.prompt.template, cachegraph.cli.recipes; "
         "print([name for name in ('torch', 'transformers', 'networkx') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

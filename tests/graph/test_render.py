@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from cachegraph.cli.recipes import register
 from cachegraph.errors import ConfigError, InputError, RecipeError
-from cachegraph.graph.layout import Size, arrange
-from cachegraph.graph.load import parse_recipe
-from cachegraph.graph.plan import plan
-from cachegraph.graph.render import to_mermaid, to_svg, to_text
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.draw.layout import Size, arrange
+from cachegraph.graph.draw.render import to_mermaid, to_svg, to_text
+from cachegraph.graph.plan.plan import plan
+from cachegraph.graph.recipe.load import parse_recipe
+from cachegraph.graph.recipe.spec import GraphSpec
 
 SVG = "{http://www.w3.org/2000/svg}"
 RECIPE = """\

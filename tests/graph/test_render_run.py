@@ -7,11 +7,11 @@ import pytest
 
 from cachegraph import Graph, InputError, Result, RunError
 from cachegraph.agents.base import Timing, Tokens
-from cachegraph.channels.message import EdgeReport
-from cachegraph.graph.happened import Happened, agent_of, from_result, from_store
-from cachegraph.graph.journal import Recorded
-from cachegraph.graph.render_run import run_to_mermaid, run_to_svg, run_to_text
-from cachegraph.graph.result import AgentResult
+from cachegraph.channels.payload import EdgeReport
+from cachegraph.graph.draw.render_run import run_to_mermaid, run_to_svg, run_to_text
+from cachegraph.graph.draw.run_view import Happened, agent_of, from_result, from_store
+from cachegraph.graph.run.result import AgentResult
+from cachegraph.graph.run.turn_log import Recorded
 from cachegraph.graph.store.records import Outcome, Setting, StoredRun, StoredTurn, Unfinished
 from cachegraph.testing import Script
 

@@ -12,12 +12,12 @@ from anyio.lowlevel import checkpoint
 
 from cachegraph import ConfigError, Graph, RunError
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.channels.message import Route
-from cachegraph.graph import routes
-from cachegraph.graph.events import AgentCancelled, AgentFailed, Event
-from cachegraph.graph.journal import Recorded
-from cachegraph.graph.runtime import Run
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.channels.payload import Route
+from cachegraph.graph.plan import wiring
+from cachegraph.graph.run.events import AgentCancelled, AgentFailed, Event
+from cachegraph.graph.run.run import Run
+from cachegraph.graph.run.turn_log import Recorded
 
 pytestmark = pytest.mark.anyio
 
@@ -229,7 +229,7 @@ def caching(born: "list[weakref.ref[Plane]]") -> Callable[[], Plane]:
 
 
 def cache_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "_route", lambda edge, *_: Route(edge, "both", needs_cache=edge.channel == "cache"))
+    monkeypatch.setattr(wiring, "_route", lambda edge, *_: Route(edge, "both", needs_cache=edge.channel == "cache"))
 
 
 def alive(born: "list[weakref.ref[Plane]]") -> int:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cachegraph import Graph, InputError, RecipeError, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.events import AgentFinished, AgentStarted, EdgeTravelled, RunStarted
-from cachegraph.graph.load import included
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.recipe.load import included
+from cachegraph.graph.run.events import AgentFinished, AgentStarted, EdgeTravelled, RunStarted
 
 pytestmark = pytest.mark.anyio
 

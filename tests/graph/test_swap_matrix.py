@@ -14,9 +14,9 @@ import torch
 from lean_fusers import geometry
 from tiny import config_of, load_tiny, save_model, save_tokenizer
 
-from cachegraph.channels.fusers.card import Evidence, ModelEnd
-from cachegraph.channels.fusers.translator import new_translator
-from cachegraph.channels.fusers.weights import save_fuser
+from cachegraph.channels.fusers.files.card import Evidence, ModelEnd
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.translator import new_translator
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cachegraph.errors import RecipeError
-from cachegraph.graph.load import parse_recipe
+from cachegraph.graph.recipe.load import parse_recipe
 
 RECIPE = """\
 version: 1

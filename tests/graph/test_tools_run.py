@@ -15,11 +15,11 @@ import pytest
 
 from cachegraph import ConfigError, Graph, Interrupted, RecipeError
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.testing import ScriptedAgent
-from cachegraph.agents.tools.belt import Belt, Turns
-from cachegraph.agents.tools.toolbox import Toolbox
-from cachegraph.channels.message import Message
-from cachegraph.graph.events import ToolCalled
+from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.agents.tools.agent_tools import Belt, Turns
+from cachegraph.agents.tools.servers import Toolbox
+from cachegraph.channels.payload import Message
+from cachegraph.graph.run.events import ToolCalled
 
 pytest.importorskip("mcp")
 FOLDER = Path(__file__).parents[1] / "agents"

@@ -7,8 +7,8 @@ import pytest
 
 from cachegraph import Graph, Result
 from cachegraph.agents.base import Reply, Timing, Tokens, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.channels.message import EdgeReport
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.channels.payload import EdgeReport
 
 from .flow import build
 

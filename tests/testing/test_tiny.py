@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from cachegraph import Graph
-from cachegraph.engine.models import ensure
+from cachegraph.engine.catalogue import ensure
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.testing import tiny_model, with_tiny_models
 
@@ -57,7 +57,7 @@ def test_a_reply_has_the_length_that_was_asked_for() -> None:
 
 def test_the_same_seed_gives_the_same_weights_in_every_process_and_another_seed_others() -> None:
     code = (
-        "from cachegraph.testing import tiny_model; from cachegraph.engine.models import ensure\n"
+        "from cachegraph.testing import tiny_model; from cachegraph.engine.catalogue import ensure\n"
         "from cachegraph.engine.spec import ModelSpec; print(ensure(ModelSpec(source=tiny_model(3))).identity)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, check=True)
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_weights_in_every_process_and_another_seed_
 
 
 def test_a_tiny_model_is_made_and_loaded_in_well_under_a_second() -> None:
-    from cachegraph.engine.load import load_model
+    from cachegraph.engine.model.load import load_model
 
     load_model(tiny_model(7))  # what a first model costs any process
     began = time.process_time()

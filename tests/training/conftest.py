@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph.training.load import changed, load_training
+from cachegraph.training.progress import Silent
 from cachegraph.training.spec import TrainSpec
 from cachegraph.training.train import Opened, opened
-from cachegraph.training.watch import Silent
 
 OTHER_TEMPLATE = (
     "{% for m in messages %}<turn of {{ m.role }}>\n{{ m.content | trim }}<end>\n{% endfor %}"

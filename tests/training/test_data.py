@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cachegraph.errors import ConfigError, InputError
-from cachegraph.graph.spec import GraphSpec
-from cachegraph.training.data import Example, hold_back, read_examples
-from cachegraph.training.data_spec import DataSpec
+from cachegraph.graph.recipe.spec import GraphSpec
+from cachegraph.training.data.data_spec import DataSpec
+from cachegraph.training.data.dataset import Example, hold_back, read_examples
 
 QUESTION = {"question": "Who ran?", "choices": ["Ann", "Bob"], "answer": 1}
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}

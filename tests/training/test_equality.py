@@ -10,10 +10,10 @@ import torch
 
 from cachegraph import Graph, compare
 from cachegraph.agents.base import Control, Delivery, Turn
-from cachegraph.agents.local import LocalAgent
+from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.errors import ConfigError, InputError
-from cachegraph.training.branches import reply_logprobs
-from cachegraph.training.learner import Learner
+from cachegraph.training.data.packed_replies import reply_logprobs
+from cachegraph.training.networks.learner import Learner
 from cachegraph.training.train import Opened, train
 
 from .conftest import Task, story_rows, write_task

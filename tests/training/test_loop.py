@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from cachegraph import Comparison, Graph, compare
-from cachegraph.channels.fusers.load import load_fuser, load_translator
-from cachegraph.engine.load import LoadedModel
+from cachegraph.channels.fusers.files.load import load_fuser, load_translator
+from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import FuserError
-from cachegraph.training.branches import reply_logprobs
 from cachegraph.training.checkpoint import State
-from cachegraph.training.judge import Judgement, partner
-from cachegraph.training.lesson import Replies
+from cachegraph.training.data.examples import Replies
+from cachegraph.training.data.packed_replies import reply_logprobs
+from cachegraph.training.dev_eval import Judgement, partner
 from cachegraph.training.loop import Loop, schedule, unbroken
 from cachegraph.training.loss import losses
 from cachegraph.training.note_rows import note_rows
+from cachegraph.training.progress import Silent
 from cachegraph.training.spec import LossSpec
 from cachegraph.training.train import Opened, train
-from cachegraph.training.watch import Silent
 
 from .conftest import THINGS, Task, read_log, write_task
 

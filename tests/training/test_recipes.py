@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.graph.load import load_recipe
+from cachegraph.graph.recipe.load import load_recipe
 from cachegraph.training.load import load_training, training_schema
 from cachegraph.training.pair import choose_edge
 

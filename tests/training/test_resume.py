@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cachegraph.channels.fusers.weights import WEIGHTS
+from cachegraph.channels.fusers.files.weights import WEIGHTS
 from cachegraph.errors import CachegraphError, ConfigError, FuserError, InputError
 from cachegraph.training import checkpoint
 from cachegraph.training.checkpoint import State

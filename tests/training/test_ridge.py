@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cachegraph.channels.fusers.translator import TranslatorNetwork, TranslatorParams
+from cachegraph.channels.fusers.networks.translator import TranslatorNetwork, TranslatorParams
 from cachegraph.errors import InputError
-from cachegraph.training.graft import GraftLearner
-from cachegraph.training.ridge import _collect, fit_ridge
+from cachegraph.training.networks.graft import GraftLearner
+from cachegraph.training.networks.ridge import _collect, fit_ridge
 from cachegraph.training.spec import RidgeSpec
 from cachegraph.training.train import Opened
 
@@ -69,7 +69,7 @@ def outputs(made: TranslatorNetwork, found: Opened) -> Tensor:
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of products rounded to 16 bits would hide a wrong formula behind their noise."""
-    monkeypatch.setattr("cachegraph.training.ridge._product", lambda a, b: a.T @ b)
+    monkeypatch.setattr("cachegraph.training.networks.ridge._product", lambda a, b: a.T @ b)
 
 
 def test_full_rank_is_ridge_regression(found: Opened) -> None:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.training.steps import Steps
+from cachegraph.training.data.sampler import Steps
 
 ROWS = st.lists(st.tuples(st.integers(0, 15), st.integers(1, 500)), min_size=1, max_size=60)
 

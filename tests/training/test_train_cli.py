@@ -19,7 +19,7 @@ import yaml
 from accelerate.utils import is_tensorboard_available
 
 from cachegraph import Graph
-from cachegraph.channels.fusers.weights import read_card
+from cachegraph.channels.fusers.files.weights import read_card
 from cachegraph.cli import main
 from cachegraph.training import checkpoint
 from cachegraph.training.train import train

@@ -13,8 +13,8 @@ from cachegraph.errors import CachegraphError
 from . import compare, doctor, failures, fusers, models, recipes, run, runs, sessions, train
 from .output import echo
 from .signals import Commands, Stopped, catch_signals, end_stopped, exit_code
-from .streams import complete_output, standard_streams
-from .texts import check_arguments
+from .standard_streams import complete_output, standard_streams
+from .text_arguments import check_arguments
 
 __all__ = ["app", "main"]
 

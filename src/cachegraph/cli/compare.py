@@ -19,7 +19,7 @@ from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
     from cachegraph.evaluation.comparison import Comparison
-    from cachegraph.evaluation.rounds import Progress as Made
+    from cachegraph.evaluation.run_variants import Progress as Made
 
 __all__ = ["register"]
 

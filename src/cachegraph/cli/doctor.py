@@ -13,7 +13,7 @@ from cachegraph.errors import ConfigError
 from .output import echo_json, open_console
 
 if TYPE_CHECKING:
-    from cachegraph.engine.machine import Machine
+    from cachegraph.engine.diagnostics import Machine
 
 __all__ = ["register"]
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show what this machine has for models. Exit code 3 where something keeps them from running."""
-    from cachegraph.engine.machine import examine
+    from cachegraph.engine.diagnostics import examine
 
     machine = examine()
     if as_json:
@@ -37,7 +37,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _print(machine: "Machine") -> None:
-    from cachegraph.engine.machine import budget_words
+    from cachegraph.engine.diagnostics import budget_words
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

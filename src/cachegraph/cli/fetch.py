@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cachegraph.channels.fusers.find import find_fuser
-from cachegraph.channels.fusers.name import is_hub_fuser
+from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
 from cachegraph.channels.spec import TextEdge, named_fusers
-from cachegraph.engine.models import find, load_catalogue
+from cachegraph.engine.catalogue import find, load_catalogue
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, FuserError
-from cachegraph.graph.load import included
-from cachegraph.graph.spec import GraphSpec
+from cachegraph.graph.recipe.load import included
+from cachegraph.graph.recipe.spec import GraphSpec
 
 from .models import bar, pull_with_bar
 

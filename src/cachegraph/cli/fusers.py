@@ -55,7 +55,7 @@ def list_fusers(as_json: JsonOption = False) -> None:
 def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
     """Show all that a fuser's card says, how large it is, and how many of its gates are open."""
     from cachegraph.channels.fusers.inventory import describe, locate
-    from cachegraph.engine.models.store import folder_bytes
+    from cachegraph.engine.catalogue.store import folder_bytes
 
     folder = locate(name)
     facts, size = describe(folder), folder_bytes(folder)
@@ -154,8 +154,8 @@ def push_fuser(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a fuser to the Hugging Face hub, with a model card made from its card."""
+    from cachegraph.channels.fusers.hub.push import push_fuser
     from cachegraph.channels.fusers.inventory import locate
-    from cachegraph.channels.fusers.publish import push_fuser
 
     pushed = push_fuser(locate(name), target, private=private, quiet=not sys.stderr.isatty())
     pinned = str(pushed)
@@ -242,7 +242,7 @@ def _listed(item: "Item") -> dict[str, Any]:
 
 
 def _rows(facts: "Facts") -> dict[str, str]:
-    from cachegraph.channels.fusers.words import card_words
+    from cachegraph.channels.fusers.files.card_text import card_words
 
     rows = card_words(facts.card, facts.parameters)
     rows["metrics"] = ", ".join(f"{name} {value:.6g}" for name, value in facts.card.metrics.items()) or "none stated"

@@ -15,8 +15,8 @@ from rich.table import Table
 from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
-    from cachegraph.engine.models import Catalogue, StoredModel
-    from cachegraph.engine.models.inventory import Item
+    from cachegraph.engine.catalogue import Catalogue, StoredModel
+    from cachegraph.engine.catalogue.inventory import Item
     from cachegraph.engine.spec import ModelSpec
 
 __all__ = ["app", "bar", "pull_with_bar"]
@@ -42,8 +42,8 @@ STAGES = {
 @app.command("list")
 def list_models(catalogue: CatalogueOption = None, as_json: JsonOption = False) -> None:
     """Show every model of the catalogue, and what else was pulled."""
-    from cachegraph.engine.models import load_catalogue
-    from cachegraph.engine.models.inventory import inventory
+    from cachegraph.engine.catalogue import load_catalogue
+    from cachegraph.engine.catalogue.inventory import inventory
 
     items = inventory(load_catalogue(catalogue))
     if as_json:
@@ -66,7 +66,7 @@ def pull_models(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch models and make them ready; afterwards they load without the network."""
-    from cachegraph.engine.models import load_catalogue
+    from cachegraph.engine.catalogue import load_catalogue
     from cachegraph.engine.spec import ModelSpec
 
     known = load_catalogue(catalogue)
@@ -84,7 +84,7 @@ def remove_model(
     as_json: JsonOption = False,
 ) -> None:
     """Delete a pulled model from this disk."""
-    from cachegraph.engine.models.inventory import remove
+    from cachegraph.engine.catalogue.inventory import remove
 
     removed = remove(name)
     if as_json:
@@ -102,7 +102,7 @@ def show_model(
     as_json: JsonOption = False,
 ) -> None:
     """Show where a model comes from, its licence, and where it lies."""
-    from cachegraph.engine.models import find, load_catalogue
+    from cachegraph.engine.catalogue import find, load_catalogue
     from cachegraph.engine.spec import ModelSpec
 
     known = load_catalogue(catalogue)
@@ -160,7 +160,7 @@ def check_model(
 
 
 def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:
-    from cachegraph.engine.models.inventory import inventory
+    from cachegraph.engine.catalogue.inventory import inventory
 
     listed = catalogue.get(name)
     item = next((item for item in inventory(catalogue) if item.name in (name, model and model.name)), None)
@@ -180,7 +180,7 @@ def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> di
 
 def pull_with_bar(spec: "ModelSpec", catalogue: "Catalogue", folder: Path | None = None) -> "StoredModel":
     """Pull a model and show how far it is. `folder` is where relative paths start."""
-    from cachegraph.engine.models import pull
+    from cachegraph.engine.catalogue import pull
 
     console = open_console(stderr=True)
     with bar(spec.source, console) as progress:

@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from cachegraph.graph.graph import Graph
-    from cachegraph.graph.result import Result
+    from cachegraph.graph.run.result import Result
     from cachegraph.graph.store import Store
 
 __all__ = [
@@ -51,7 +51,7 @@ def open_graph(
     allow_local: bool = False,
 ) -> "Graph":
     """The recipe as a graph, its models' names checked against the catalogue. Raises RecipeError."""
-    from cachegraph.engine.models import load_catalogue
+    from cachegraph.engine.catalogue import load_catalogue
     from cachegraph.graph.graph import Graph
 
     known = frozenset(load_catalogue().models)

@@ -15,7 +15,7 @@ from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
-    from cachegraph.graph.spec import GraphSpec
+    from cachegraph.graph.recipe.spec import GraphSpec
 
 __all__ = ["register"]
 
@@ -54,8 +54,8 @@ def validate(
     ] = None,
 ) -> None:
     """Check recipes and name every problem with its line; also what their channels would drop."""
-    from cachegraph.engine.models import load_catalogue
-    from cachegraph.graph.load import load_recipe
+    from cachegraph.engine.catalogue import load_catalogue
+    from cachegraph.graph.recipe.load import load_recipe
 
     known = frozenset(load_catalogue(catalogue).models)
     found: dict[str, list[Problem]] = {}
@@ -98,7 +98,7 @@ def schema(
 
         _write(training_schema(), output)
         return
-    from cachegraph.graph.schema import schema_text
+    from cachegraph.graph.recipe.json_schema import schema_text
 
     _write(schema_text(), output)
 
@@ -119,9 +119,9 @@ def show(
     allow_local: AllowLocal = False,
 ) -> None:
     """Draw a recipe's graph, or what happened on it in a run."""
-    from cachegraph.graph.load import load_recipe
-    from cachegraph.graph.recipe_warnings import expected_warnings
-    from cachegraph.graph.render import to_mermaid, to_svg, to_text
+    from cachegraph.graph.draw.render import to_mermaid, to_svg, to_text
+    from cachegraph.graph.plan.recipe_warnings import expected_warnings
+    from cachegraph.graph.recipe.load import load_recipe
 
     spec = None
     if recipe is not None:
@@ -133,7 +133,7 @@ def show(
             allow_local=allow_local,
         )
     if run is not None:
-        from .happened import draw_run
+        from .show_run import draw_run
 
         _write(draw_run(spec, run, format.value), output)
         return
@@ -146,10 +146,10 @@ def show(
 
 def _dropped(recipe: Path, spec: "GraphSpec", channel: str | None) -> tuple[list[Problem], list[Problem]]:
     """Why the output would hear no input, and what else the recipe's channels, or this one, would drop."""
-    from cachegraph.graph.draft import Finding
-    from cachegraph.graph.load import locate
-    from cachegraph.graph.parts import Parts
-    from cachegraph.graph.recipe_warnings import expected_warnings, place_warning
+    from cachegraph.graph.builder import Parts
+    from cachegraph.graph.plan.recipe_warnings import expected_warnings, place_warning
+    from cachegraph.graph.recipe.load import locate
+    from cachegraph.graph.recipe.raw_spec import Finding
 
     if channel is not None:
         spec = Parts(spec, {}).with_channels(cast("Channel", channel)).spec

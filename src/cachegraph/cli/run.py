@@ -13,15 +13,15 @@ from cachegraph.errors import InputError
 from .failures import note
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, Strict, exit_if_paused, open_graph, open_store
 from .output import echo, echo_json
-from .texts import TextProblem, read_text
+from .text_arguments import TextProblem, read_text
 
 if TYPE_CHECKING:
     from cachegraph.channels.spec import Channel
     from cachegraph.graph.graph import Graph
-    from cachegraph.graph.result import Result
+    from cachegraph.graph.run.result import Result
     from cachegraph.graph.store import Store
 
-    from .recording import Recorder
+    from .event_files import Recorder
 
 __all__ = ["register"]
 
@@ -74,10 +74,10 @@ def run(
     strict: Strict = False,
 ) -> None:
     """Run a recipe and print its reply."""
-    from cachegraph.graph.inputs import parse_inputs
+    from cachegraph.graph.recipe.inputs import parse_inputs
 
+    from .event_files import recording
     from .fetch import fetch_fusers, fetch_models
-    from .recording import recording
 
     wanted = _channels(channels or [])
     if session is not None and len(wanted) > 1:
@@ -112,9 +112,9 @@ def _run_all(
     store: "Store | None",
     session: str | None,
 ) -> "list[Result]":
-    from cachegraph.engine.account import account, asking
+    from cachegraph.engine.batching.request_context import account, asking
 
-    from .screen import print_comparison, run_and_print, warm_up
+    from .progress_view import print_comparison, run_and_print, warm_up
 
     if len(graphs) == 1:
         record = recorder.begin(graphs[0].spec.name)
@@ -135,7 +135,7 @@ def _run_all(
 
 
 def _title(graph: "Graph") -> str:
-    from cachegraph.graph.load import included
+    from cachegraph.graph.recipe.load import included
 
     recipes = (graph.spec, *(inner for inner, _ in included(graph.spec, graph.folder)))
     return ", ".join(dict.fromkeys(edge.channel for recipe in recipes for edge in recipe.edges)) or "no edges"

@@ -18,7 +18,7 @@ from cachegraph.errors import InputError
 
 from .options import exit_if_paused, open_store
 from .output import echo, echo_json, open_console, width_of
-from .texts import TextProblem, read_text
+from .text_arguments import TextProblem, read_text
 
 if TYPE_CHECKING:
     from cachegraph.graph.store.records import StoredRun
@@ -105,7 +105,7 @@ def resume_run(
     from cachegraph.graph.graph import Graph
 
     from .fetch import fetch_fusers, fetch_models
-    from .screen import run_and_print
+    from .progress_view import run_and_print
 
     store = open_store()
     stored = store.get(run)
@@ -165,7 +165,7 @@ def _read(answer: str | None, file: Path) -> str:
 
 def _changes(stored: "StoredRun") -> list[str]:
     """What is no longer as it was when the run began."""
-    from cachegraph.graph.kept import digest
+    from cachegraph.graph.run.resume import digest
     from cachegraph.graph.store.records import installed
 
     setting, notes = stored.setting, []

@@ -22,7 +22,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_sessions(as_json: JsonOption = False) -> None:
     """Show every session: its graph, its turns, when it was last used, and how large its caches are."""
-    from cachegraph.agents.sessions.folder import caches_of, read, sessions
+    from cachegraph.agents.sessions.session_files import caches_of, read, sessions
 
     rows: list[dict[str, Any]] = []
     for name in sessions():
@@ -53,7 +53,7 @@ def list_sessions(as_json: JsonOption = False) -> None:
 @app.command("show")
 def show_session(name: str, as_json: JsonOption = False) -> None:
     """Print a session: what each agent was told, and what it replied."""
-    from cachegraph.agents.sessions.folder import read
+    from cachegraph.agents.sessions.session_files import read
 
     record = read(name)
     if record is None:
@@ -75,7 +75,7 @@ def show_session(name: str, as_json: JsonOption = False) -> None:
 @app.command("rm")
 def remove_sessions(names: list[str]) -> None:
     """Delete sessions with all that agents remember of them."""
-    from cachegraph.agents.sessions.folder import remove
+    from cachegraph.agents.sessions.session_files import remove
 
     for name in names:
         echo(f"{name}: {remove(name) / 1e6:.1f} MB are free again")

@@ -85,7 +85,7 @@ def train(
     _fetch(spec, folder)
     if dry_run:
         from cachegraph.training.plan import make_plan
-        from cachegraph.training.watch import check_trackers
+        from cachegraph.training.progress import check_trackers
 
         check_trackers(track or [])
         with _Bar(console) as bar:
@@ -107,8 +107,8 @@ def _train(
 ) -> None:
     from accelerate import PartialState
 
+    from cachegraph.training.progress import tracked
     from cachegraph.training.train import train
-    from cachegraph.training.watch import tracked
 
     bar = _Bar(console)
     note(lambda: {"step": bar.done, "steps": spec.optim.steps, "metrics": bar.metrics})
@@ -162,7 +162,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _fetch(spec: "TrainSpec", folder: Path) -> None:
-    from cachegraph.graph.load import load_recipe
+    from cachegraph.graph.recipe.load import load_recipe
 
     from .fetch import fetch_models
 

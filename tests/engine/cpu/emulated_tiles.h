@@ -1,4 +1,4 @@
-// What the AMX instructions of tiles.h do, in plain code, for CPUs with all that the kernels want beside them.
+// What the AMX instructions of gemm_amx.h do, in plain code, for CPUs with all that the kernels want beside them.
 
 #include <cstdint>
 #include <cstring>

@@ -11,13 +11,13 @@ import tiny
 import torch
 from transformers import models as hf
 
-from cachegraph.engine.checks import in_float32
 from cachegraph.engine.cpu import decoder as cpu_decoder
 from cachegraph.engine.cpu.build import Kernels, kernels
 from cachegraph.engine.cpu.decoder import Decoder, Unsupported
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import KV, RowCache
-from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.engine.kv.cache import KV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel, load_model
+from cachegraph.engine.model.verify_model import in_float32
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,

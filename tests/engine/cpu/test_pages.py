@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cachegraph.engine.cpu import pages
-from cachegraph.engine.cpu.pages import FilePages, LargePages
+from cachegraph.engine.cpu import huge_pages
+from cachegraph.engine.cpu.huge_pages import FilePages, LargePages
 
 
 def test_tensors_lie_apart_and_on_lines_of_the_caches() -> None:
@@ -24,7 +24,7 @@ def test_tensors_lie_apart_and_on_lines_of_the_caches() -> None:
 
 
 def test_one_that_is_larger_than_what_is_asked_for_at_once_is_whole() -> None:
-    size = pages._AT_ONCE + 5
+    size = huge_pages._AT_ONCE + 5
     tensor = LargePages().empty(size, dtype=torch.uint8)
     tensor[-1] = 1
     assert len(tensor) == size
@@ -36,7 +36,7 @@ def test_memory_stays_as_long_as_a_tensor_and_no_longer() -> None:
         assert found is not None
         return int(found[1]) // 1024
 
-    if not hasattr(pages.mmap, "MADV_HUGEPAGE"):
+    if not hasattr(huge_pages.mmap, "MADV_HUGEPAGE"):
         pytest.skip("only Linux is asked for large pages")
     gc.collect()
     before = mapped()
@@ -47,7 +47,7 @@ def test_memory_stays_as_long_as_a_tensor_and_no_longer() -> None:
 
 
 def test_a_system_that_has_none_gives_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(pages.mmap, "MADV_HUGEPAGE", raising=False)
+    monkeypatch.delattr(huge_pages.mmap, "MADV_HUGEPAGE", raising=False)
     assert LargePages().empty(4, 4, dtype=torch.float32).fill_(1).sum() == 16
 
 

@@ -12,9 +12,9 @@ from transformers import models as hf
 from cachegraph.engine.cpu import build
 from cachegraph.engine.cpu.build import Kernels, kernels
 from cachegraph.engine.cpu.decoder import Decoder
-from cachegraph.engine.forward import Row, forward
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel, load_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import Tiny, config_of, save_model
 
-from cachegraph.engine.load import LoadedModel, load_model
+from cachegraph.engine.model.load import LoadedModel, load_model
 
 try:
     kernels, stepper = (import_module(f"cachegraph.engine.gpu.{name}") for name in ("kernels", "stepper"))

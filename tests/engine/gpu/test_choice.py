@@ -9,20 +9,20 @@ import torch
 from tiny import Tiny
 from torch import Tensor
 
-from cachegraph.engine import checks
 from cachegraph.engine.cpu.build import SWITCH
 from cachegraph.engine.cpu.decoder import Decoder
 from cachegraph.engine.gpu import kernels
 from cachegraph.engine.gpu.stepper import Stepper
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.model import verify_model
+from cachegraph.engine.model.load import LoadedModel
 
 
 def chosen(model: LoadedModel) -> Decoder | Stepper | None:
     """By the check at load, which takes the model to be on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "home_of", lambda _: torch.device("cuda"))
+        patch.setattr(verify_model, "home_of", lambda _: torch.device("cuda"))
         model.network.set_attn_implementation("sdpa")
-        return checks.check(model.network, model.info).decoder
+        return verify_model.check(model.network, model.info).decoder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

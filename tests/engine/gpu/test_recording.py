@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cachegraph.engine.gpu.stepper import Stepper
-from cachegraph.engine.kv import RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model.load import LoadedModel
 
 Stepped = Callable[..., LoadedModel]
 

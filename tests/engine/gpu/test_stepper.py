@@ -12,14 +12,14 @@ from tiny import KINDS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cachegraph.engine.batching.kv_offload import SwappedTail
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.forward import Row, forward
 from cachegraph.engine.gpu import kernels, stepper, tables
 from cachegraph.engine.gpu.stepper import Stepper
-from cachegraph.engine.kv import KV, RowCache
-from cachegraph.engine.load import LoadedModel
+from cachegraph.engine.kv.cache import KV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.engine.swap import SwappedTail
 
 Stepped = Callable[..., LoadedModel]
 

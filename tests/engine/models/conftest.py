@@ -139,10 +139,10 @@ def fake_convert(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Conversion that takes no time: the tiny model, whatever the file says."""
     import shutil
 
-    from cachegraph.engine.models import obtain
+    from cachegraph.engine.catalogue import fetch
 
     def convert(gguf: Path, folder: Path, need_room: Callable[[int], None], progress: Any) -> None:
         progress("convert", 1, 1)
         shutil.copytree(tiny_folder, folder)
 
-    monkeypatch.setattr(obtain, "convert_gguf", convert)
+    monkeypatch.setattr(fetch, "convert_gguf", convert)

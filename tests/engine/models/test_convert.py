@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from cachegraph.engine.models.convert import convert_gguf
+from cachegraph.engine.catalogue.convert_gguf import convert_gguf
 from cachegraph.errors import ConfigError, ModelError
 
 

@@ -11,8 +11,8 @@ import transformers
 from gguf_files import SIZES, made, write_gguf
 from transformers import models as hf
 
-from cachegraph.engine.load import load_model
-from cachegraph.engine.models.convert import convert_gguf
+from cachegraph.engine.catalogue.convert_gguf import convert_gguf
+from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
 
 ARCHITECTURES = {

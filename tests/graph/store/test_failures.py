@@ -5,8 +5,8 @@ import pytest
 
 from cachegraph import Graph, RecipeError, RunError
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.budget import within_budget
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.agents.token_budget import within_budget
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.graph.store import Store
 

@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from cachegraph import Graph, InputError, RecipeError, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.events import AgentPaused, Event
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.run.events import AgentPaused, Event
 from cachegraph.graph.store import Store
 
 EDGES = [("draft", "ok"), ("draft", "send"), ("ok", "send"), ("draft", "aside"), ("aside", "send")]

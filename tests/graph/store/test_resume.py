@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import update
 
 from cachegraph import Graph, InputError, RunError
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.events import AgentFinished
-from cachegraph.graph.store import Store, owner
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.run.events import AgentFinished
+from cachegraph.graph.store import Store, run_owner
 from cachegraph.graph.store.schema import runs
 
 from .conftest import chain
@@ -28,7 +28,7 @@ def failed(store: Store, **parts: Any) -> str:
 
 def owned(store: Store, run: str, **who: Any) -> None:
     """As if a process were at work on the run, or had been when it was killed."""
-    mine = {**json.loads(owner.me()), **who}
+    mine = {**json.loads(run_owner.me()), **who}
     beat = mine.pop("beat", time())
     with store._database.writing() as connection:
         values = {"owner": json.dumps(mine), "heartbeat": beat, "status": "running", "token": "theirs"}
@@ -88,7 +88,7 @@ def test_a_finished_run_is_refused(store: Store) -> None:
 
 def test_the_second_of_two_processes_is_refused(store: Store) -> None:
     run = failed(store)
-    owned(store, run, pid=os.getppid(), since=owner._since(os.getppid()))
+    owned(store, run, pid=os.getppid(), since=run_owner._since(os.getppid()))
     assert store.get(run).status == "running"
     with pytest.raises(InputError, match=rf"at work in process {os.getppid()} on .*; wait for it, or end that process"):
         chain().resume(run, store=store)

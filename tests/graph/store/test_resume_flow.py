@@ -7,7 +7,7 @@ import pytest
 
 from cachegraph import Graph, RunError
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.store import Store
 
 

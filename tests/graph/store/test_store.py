@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 
 from cachegraph import ConfigError, InputError, RunError
-from cachegraph.agents.testing import ScriptedAgent
+from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.graph.store import Store, schema
 from cachegraph.graph.store.schema import runs
 
@@ -55,7 +55,7 @@ def test_a_failed_run_keeps_what_finished_and_says_who_failed(store: Store) -> N
 
 def test_without_a_store_nothing_is_kept_and_nothing_of_it_is_imported() -> None:
     code = (
-        "import sys; from cachegraph import Graph; from cachegraph.agents.testing import scripted;"
+        "import sys; from cachegraph import Graph; from cachegraph.agents.scripted import scripted;"
         "g = Graph(name='g', agents={'a': {'model': 'm', 'prompt': 'p'}}, output='a', create=scripted());"
         "assert g.run().run_id is None; assert 'sqlalchemy' not in sys.modules"
     )

@@ -8,10 +8,10 @@ import pytest
 
 from cachegraph import Graph, RunError
 from cachegraph.agents.base import Reply, Timing, Tokens, ToolCall, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.channels.message import EdgeReport, Message
-from cachegraph.graph.events import AgentFinished, AgentStarted, EdgeTravelled, Event, ToolCalled
-from cachegraph.graph.result import AgentResult
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.graph.run.events import AgentFinished, AgentStarted, EdgeTravelled, Event, ToolCalled
+from cachegraph.graph.run.result import AgentResult
 from cachegraph.graph.tracing.chrome import chrome_trace
 
 pytestmark = pytest.mark.anyio

@@ -6,13 +6,13 @@ import pytest
 from telemetry import Seen
 
 from cachegraph import Graph
-from cachegraph.agents.testing import ScriptedAgent, scripted
-from cachegraph.graph.events import Event
-from cachegraph.graph.journal import Recorded
-from cachegraph.graph.runtime import Run
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.run.events import Event
+from cachegraph.graph.run.run import Run
+from cachegraph.graph.run.turn_log import Recorded
 from cachegraph.graph.store import Store
 from cachegraph.graph.tracing.chrome import chrome_trace
-from cachegraph.graph.tracing.watch import watched
+from cachegraph.graph.tracing.enabled import watched
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from telemetry import Seen
 
 from cachegraph import ConfigError, Graph, RunError
 from cachegraph.agents.base import ToolCall, Turn
-from cachegraph.agents.testing import ScriptedAgent, scripted
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.tracing import names
 
 pytestmark = pytest.mark.anyio
@@ -199,7 +199,7 @@ async def test_without_a_provider_nobody_listens(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_imports_no_opentelemetry() -> None:
     code = (
-        "import sys\nfrom cachegraph import Graph\nfrom cachegraph.agents.testing import scripted\n"
+        "import sys\nfrom cachegraph import Graph\nfrom cachegraph.agents.scripted import scripted\n"
         "graph = Graph(agents={'a': {'model': 'm', 'prompt': ''}}, output='a', create=scripted())\n"
         "graph.run()\nprint('opentelemetry' in sys.modules)"
     )

@@ -1,0 +1,234 @@
+"""An agent whose model runs on this machine: inbox to prompt, prompt and caches to a reply."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.peer import Peer
+from cachegraph.engine.pool import Lease, lease
+from cachegraph.engine.spec import GenerateSpec, ModelSpec
+from cachegraph.engine.text.tokenizer import Tokenizer
+from cachegraph.errors import ModelError, RunError
+
+from ..base import CLOSED, ChoiceScore, Reply, Scored, Timing, Tokens, ToolCall, Turn
+from ..model_peer import model_peer
+from ..prompt.chat_context import Frame, knows_tools
+from ..prompt.prompt import PromptTemplate
+from ..prompt.render_threads import TextWork
+from ..spec import AgentSpec
+from ..token_budget import within_budget
+from ..tools.agent_tools import Belt, Turns
+from ..tools.servers import Toolbox
+from ..tools.tool_loop import Told, write_with_tools
+from .decode import add_reply, write
+from .inbox import Inbox
+from .memory import Remembering
+from .prefill import Reader, RowSoFar
+from .score import score_row
+
+__all__ = ["LocalAgent"]
+
+
+class LocalAgent:
+    """Speaks with a model of the pool. Holds nothing of a run, so many runs may use it at once."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: AgentSpec,
+        model: str | ModelSpec,
+        folder: Path,
+        *,
+        inputs: Sequence[str],
+        upstream: Sequence[str],
+        toolbox: Toolbox | None = None,
+    ):
+        self.name = name
+        self._spec = spec
+        self._model = ModelSpec(source=model) if isinstance(model, str) else model
+        self._folder = folder
+        self._template = PromptTemplate(name, spec, upstream)
+        self._lease: Lease | None = None
+        self.loading: dict[str, dict[str, float]] = {}  # by model that `open` waited for: seconds by part of the work
+        self._chat = False
+        self._belt = Belt(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
+        self._frame = Frame()
+
+    async def open(self) -> None:
+        """Load the model, unless this agent or another has done so. Raises ModelError or ConfigError."""
+        if self._belt is not None:
+            await self._belt.open()
+        if self._lease is not None:
+            return
+        taken = await lease(self._model, self._folder)
+        if self._lease is not None:  # another run opened it meanwhile
+            taken.release()
+            return
+        self._lease = taken
+        self.loading = {taken.engine.model.name: dict(taken.engine.model.seconds)} if taken.waited else {}
+        tokenizer = taken.engine.model.tokenizer
+        if tokenizer is None:
+            raise ModelError(f"agent {self.name!r} can't read: the model {self._model.source!r} has no tokenizer")
+        if self._spec.chat is True and not tokenizer.has_chat:
+            raise ModelError(
+                f"agent {self.name!r} wants a chat template, but {self._model.source!r} has none; "
+                "give the model a chat_template, or leave `chat` out"
+            )
+        await taken.engine.sampler(self._spec.generate)  # compiles its json_schema
+        self._chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
+        work = TextWork()
+        if self._chat:
+            await work.run(partial(self._check_template, tokenizer))
+        if self._belt is not None:
+            told = self._chat and await work.run(partial(knows_tools, tokenizer, self._belt.schema))
+            self._frame = Frame(tools=self._belt.schema) if told else Frame(notes=self._belt.in_words())
+
+    def _check_template(self, tokenizer: Tokenizer) -> None:
+        """Raise ModelError now where the chat template would not take this agent's turns."""
+        try:
+            history = tokenizer.rules.history
+        except ModelError as error:
+            raise ModelError(f"agent {self.name!r} can't speak with {self._model.source!r}: {error}") from error
+        if not history and (self._spec.memory or self._belt is not None):
+            needs = "remember turns" if self._spec.memory else "use tools"
+            raise ModelError(
+                f"agent {self.name!r} can't {needs}: the chat template of {self._model.source!r} takes no earlier "
+                "turns; give the model another `chat_template`"
+            )
+
+    def peer(self) -> Peer:
+        """This agent for the channels; its model is the engine."""
+        engine = self._opened.engine
+        reason = engine.model.why_no_cache
+        why = f"{engine.model.name!r} can't take part in a cache edge: {reason}" if reason else None
+        return model_peer(self.name, self._spec, self._template.reads, engine.model.name, engine, why)
+
+    async def close(self) -> None:
+        """Give the model back."""
+        if self._lease is not None:
+            taken, self._lease = self._lease, None
+            taken.release()
+        if self._belt is not None:
+            await self._belt.close()
+
+    @property
+    def _opened(self) -> Lease:
+        if (lease := self._lease) is None:
+            raise RunError(CLOSED.format(repr(self.name)))
+        return lease
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Read the prompt with what the edges brought; write, if somebody reads it."""
+        began = perf_counter()
+        engine = self._opened.engine
+        inbox = Inbox(self.name, turn)
+        work = TextWork()
+        memory = await self._remembering(turn, work)
+        reader = self._reader(inbox, memory, work)
+        reads_only = self._spec.generate.max_new_tokens == 0
+        generates = not reads_only and (turn.needs_text or self._belt is not None or memory is not None)
+        spec = within_budget(self._spec.generate, turn) if generates else self._spec.generate
+        timing, tokens = Timing(), Tokens()
+        calls: list[ToolCall] = []
+        row: RowSoFar | None = None
+        if generates or turn.needs_cache:
+            row = await reader.read(finish=not generates)
+            timing, tokens = row.timing, row.tokens
+            if memory is not None:
+                await memory.take_up(row)
+        message = Message(self.name)
+        ids: list[int] = []
+        remembered: list[tuple[str, str]] | None = None
+        if generates:
+            assert row is not None
+            read = len(row.ids)
+            keeping = turn if memory is None else replace(turn, needs_cache=True)
+            row = await self._write(row, spec, keeping, began, calls, work)
+            message.text, message.data = row.text, row.data
+            ids = row.ids[read:]
+            if memory is not None:
+                remembered = memory.add(reader.own, row.text, row)
+        elif reads_only:
+            message.text = await reader.prompt_text()
+        else:
+            # From a row it needs no message of before: round after round they would hold each other.
+            alone = row is not None and row.sharers is None and row.can_reopen
+            kept = replace(turn, deliveries=()) if alone else turn
+            message.write = lambda: self._write_later(kept, row)
+        if turn.needs_cache and row is not None:
+            message.cache = row.plane(engine.model.identity, turn.id or self.name)
+        timing.total = perf_counter() - began
+        report = memory.report if memory is not None else None
+        return Reply(
+            message,
+            timing,
+            tokens,
+            _reports(turn, inbox),
+            ids,
+            tool_calls=calls,
+            memory=report,
+            remembered=remembered,
+            finish_reason=row.finish if row is not None else None,
+        )
+
+    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> CachePlane:
+        """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
+        engine = self._opened.engine
+        work = TextWork()
+        reader = self._reader(Inbox(self.name, turn), await self._remembering(turn, work), work)
+        row = await reader.read(finish=True, reply=ids)
+        name = turn.id or self.name
+        add_reply(engine, name, row, ids, self._spec.generate.stop)
+        return row.plane(engine.model.identity, name)
+
+    async def _write(
+        self, row: RowSoFar, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall], work: TextWork
+    ) -> RowSoFar:
+        engine = self._opened.engine
+        if self._belt is None:
+            return await write(engine, self.name, spec, row, turn, began)
+        assert engine.model.tokenizer is not None
+        told = Told(self._frame.tokenizer(engine.model.tokenizer), self._chat, work)
+        turns = Turns(self.name, self._belt, calls, turn.on_tool)
+        return await write_with_tools(engine, self.name, spec, row, turn, began, turns, told)
+
+    async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
+        """How likely this agent finds each choice as its reply to the turn; reads the prompt as `turn` does, once.
+
+        In a chat a choice follows the template at once. In a plain prompt it is read together with the prompt's end,
+        and a space comes between them where there is no white space; `verbatim` leaves that to the caller.
+        """
+        return (await self.judge(turn, choices, verbatim=verbatim)).scores
+
+    async def judge(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> Scored:
+        """The same with what the edges did, as `turn` reports it: an edge may fall back while the prompt is read."""
+        inbox = Inbox(self.name, turn)
+        row = await self._reader(inbox).read(finish=False)
+        scores = await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
+        return Scored(scores, _reports(turn, inbox))
+
+    def _reader(self, inbox: Inbox, memory: Remembering | None = None, work: TextWork | None = None) -> Reader:
+        frame = self._frame if memory is None else replace(self._frame, history=memory.history)
+        return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox, frame, work)
+
+    async def _remembering(self, turn: Turn, work: TextWork) -> Remembering | None:
+        if turn.memory is None or self._spec.generate.max_new_tokens == 0:
+            return None
+        return await work.run(partial(Remembering, self.name, turn.memory, self._opened.engine))
+
+    async def _write_later(self, turn: Turn, row: RowSoFar | None) -> str:
+        """The reply, for somebody who turned out to need it after the turn was over; from its cache if there is one."""
+        again = replace(turn, needs_text=True, needs_cache=False, on_text=None)
+        if row is not None and row.sharers is None and row.can_reopen:
+            row = replace(row, timing=Timing(), tokens=Tokens())
+            row.reopen()
+            return (await write(self._opened.engine, self.name, self._spec.generate, row, again, perf_counter())).text
+        return (await self.turn(again)).message.text or ""
+
+
+def _reports(turn: Turn, inbox: Inbox) -> dict[str, EdgeReport]:
+    return {delivery.route.edge.sender: inbox.report(delivery) for delivery in turn.deliveries}

@@ -1,0 +1,100 @@
+"""One prompt, read by a receiver and its sharers: from messages to everybody's tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cachegraph.channels.cache.align import Reading, SharedSpan, align_offsets
+from cachegraph.channels.cache.edge_plan import FusePlan
+from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.shared_prompt import (
+    SharedReading,
+    SharerReading,
+    pair_tokens,
+    read_aligned,
+    read_ids,
+    read_offsets,
+)
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.text.tokenizer import Tokenizer
+from cachegraph.errors import ChannelError
+
+from ..base import Delivery
+from ..prompt.chat_layout import Message, lay_out, words_of
+from ..prompt.prompt import Piece, Prompt
+
+__all__ = ["pair_own", "read_along", "shared_reading"]
+
+
+def shared_reading(
+    prompt: Prompt,
+    receiver: Engine,
+    sharing: Sequence[tuple[Delivery, FusePlan]],
+    planes: Sequence[CachePlane | None],
+) -> SharedReading:
+    """How all of them read `prompt`; `planes` is what sharers that read their own prompts have brought.
+
+    Raises ChannelError where they can't read it together, or not all of it.
+    """
+    plans = [plan for _, plan in sharing]
+    kinds = {(plan.alignment if plan.alignment == "ids" else "own", plan.reads) for plan in plans}
+    if len(kinds) > 1:
+        raise ChannelError("the fusers of its edges read the prompt in different ways; use fusers trained alike")
+    piece = prompt.whole
+    if plans[0].reads == "own-prompt":
+        brought = [plane for plane in planes if plane is not None]
+        if len(brought) < len(plans):
+            raise ChannelError("a sharer that reads its own prompt has handed over no cache")
+        if any(plane.replies for plane in brought):
+            raise ChannelError("a fuser reads the cache of one turn, and this one is joined of several")
+        reading = pair_own(piece, [(plane.ids, plane.origins) for plane in brought])
+    elif plans[0].alignment == "ids":
+        reading = read_ids(piece.ids, len(plans))
+    else:
+        reading = read_along(prompt, piece, plans)
+    for plan, text in zip(plans, reading.sharers, strict=True):
+        limit = plan.sharer.model.info.max_positions
+        if len(text.ids) > limit:
+            raise ChannelError(
+                f"the prompt has {len(text.ids)} tokens for {plan.sharer.model.name!r}, which reads {limit}"
+            )
+    return reading
+
+
+def read_along(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedReading:
+    """Sharers read the receiver's messages in their own chat format."""
+    mine = Reading(piece.ids, piece.offsets, piece.contents)
+    theirs = [_reading(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
+    aligners = [plan.aligner for plan in plans if plan.aligner is not None and plan.alignment != "offsets"]
+    if len(aligners) == len(plans):
+        return read_aligned(aligners, mine, theirs)
+    if aligners:
+        raise ChannelError("the fusers of its edges align tokens in different ways; use fusers trained alike")
+    return read_offsets(mine, theirs)
+
+
+def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: bool) -> Reading:
+    assert tokenizer is not None
+    chat = chat and tokenizer.has_chat
+    text, marks, contents = lay_out(messages, tokenizer, chat, slots=False)
+    encoded = tokenizer.encode(text, special=not chat, words=words_of(marks))
+    return Reading(encoded.ids, encoded.offsets, contents)
+
+
+def pair_own(piece: Piece, sharers: Sequence[tuple[Sequence[int], Sequence[Any]]]) -> SharedReading:
+    """Sharers have read prompts of their own, (ids, origins); what stands in both is paired character by character."""
+    by_sharer = [_same_characters(piece, origins) for _, origins in sharers]
+    return pair_tokens(piece.ids, [SharerReading(ids) for ids, _ in sharers], by_sharer)
+
+
+def _same_characters(piece: Piece, origins: Sequence[Any]) -> list[tuple[int, int]]:
+    pairs: list[tuple[int, int]] = []
+    for name in {origin.name for origin in piece.origins if origin}:
+        mine = [index for index, origin in enumerate(piece.origins) if origin and origin.name == name]
+        theirs = [index for index, origin in enumerate(origins) if origin and origin[0] == name]
+        if not theirs:
+            continue
+        here = [piece.origins[index][1:] for index in mine]  # type: ignore[index]
+        there = [tuple(origins[index][1:]) for index in theirs]
+        length = max(end for _, end in there)
+        pairs += [(mine[a], theirs[b]) for a, b in align_offsets(here, there, [SharedSpan(0, 0, length)])]
+    return pairs

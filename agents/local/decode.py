@@ -1,0 +1,84 @@
+"""Writing a reply behind what was read, and keeping its cache where an edge hands it on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cachegraph.channels.cache.fused_decode import fused_generate
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.request import Generated
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.engine.text.tokenizer import TextDecoder
+
+from ..base import Turn
+from ..prompt.prompt import Origin
+from ..structured_output import cut_short, parse_reply
+from .prefill import RowSoFar
+
+__all__ = ["add_reply", "write"]
+
+
+async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, turn: Turn, began: float) -> RowSoFar:
+    """Decode. The row gains the reply's text, and its tokens if an edge takes the cache. `began`: when the turn did."""
+    room = engine.model.info.max_positions - len(row.ids)
+    spec = spec.model_copy(update={"max_new_tokens": min(spec.max_new_tokens, room)})
+    done = await _generate(engine, spec, row, turn.on_text)
+    row.segments, row.pending, row.text, row.finish = done.segments, [], done.text, done.finish
+    row.add_cost(done.cost)
+    if spec.json_schema is not None:
+        if not done.whole:
+            full = spec.max_new_tokens == room
+            raise cut_short(agent, len(done.ids), "stop" if done.finish == "stop" else "room" if full else "length")
+        row.data = parse_reply(agent, done.text, spec.json_schema)
+    if done.cost.first_token is not None:
+        row.timing.first_token = done.cost.first_token - began
+    if turn.needs_cache:
+        await _keep(engine, turn.id or agent, row, done, spec.stop)
+    return row
+
+
+async def _generate(
+    engine: Engine, spec: GenerateSpec, row: RowSoFar, on_text: Callable[[str], None] | None
+) -> Generated:
+    seen = row.ids[: len(row.ids) - len(row.pending)]
+    if row.sharers is not None:
+        return await fused_generate(
+            engine, row.sharers, row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen
+        )
+    return await engine.generate(row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen)
+
+
+async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated, stop: Sequence[str]) -> None:
+    """Take the reply into the row, its last token too, which decoding may never have had to read."""
+    read = sum(map(len, row.segments)) - len(row.ids)
+    if done.ids[read:]:
+        last = await engine.prefill(done.ids[read:], row.segments, seen=[*row.ids, *done.ids[:read]])
+        row.segments = last.segments
+        row.timing.prefill += last.cost.prefill
+        row.tokens.prefilled += last.cost.prefilled
+    add_reply(engine, agent, row, done.ids, stop)
+
+
+def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int], stop: Sequence[str]) -> None:
+    """Note whose text the reply's entries in the row's cache are.
+
+    Nobody gets what is no part of the reply's text: special tokens, and a stop string with what is behind it.
+    """
+    tokenizer = engine.model.tokenizer
+    assert tokenizer is not None
+    decoder = TextDecoder(tokenizer.decode, stop)
+    for token in ids:
+        start, over = len(decoder.text), decoder.stopped
+        decoder.push(token)
+        row.ids.append(token)
+        said = token not in tokenizer.controls.special and not over
+        row.origins.append(Origin(agent, start, len(decoder.text)) if said else None)
+    decoder.finish()
+    if decoder.stopped:
+        _cut(row.origins, len(row.origins) - len(ids), len(decoder.text))
+
+
+def _cut(origins: list[Any], first: int, length: int) -> None:
+    """Take from the entries from `first` on what lies behind so many characters."""
+    for index, origin in enumerate(origins[first:], first):
+        if origin is not None:
+            origins[index] = origin._replace(end=min(origin.end, length)) if origin.start < length else None

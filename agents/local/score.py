@@ -1,0 +1,116 @@
+"""How likely a model finds given replies: all choices of a question in one batch, behind one prefill of the prompt."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anyio
+import torch
+from torch import Tensor
+
+from cachegraph.channels.cache.fused_decode import FusedRow
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.text.tokenizer import Tokenizer
+from cachegraph.errors import InputError, ModelError
+
+from ..base import ChoiceScore
+from ..prompt.render_threads import TextWork
+from .prefill import RowSoFar
+
+__all__ = ["TokenScore", "reply_tokens", "score_row", "score_tokens"]
+
+
+class TokenScore(NamedTuple):
+    """The natural logarithm of the tokens' probability, and whether each of them is the likeliest one."""
+
+    logprob: float
+    greedy: bool
+
+
+async def score_row(
+    engine: Engine, row: RowSoFar, choices: Sequence[str], *, chat: bool, verbatim: bool
+) -> list[ChoiceScore]:
+    """Score every choice as what follows the row. The row's pending tokens are computed once for all of them."""
+    tokenizer = engine.model.tokenizer
+    assert tokenizer is not None
+    tokens = await TextWork().run(
+        lambda: [reply_tokens(tokenizer, row.ending, choice, chat, verbatim) for choice in choices]
+    )
+    for choice, ids in zip(choices, tokens, strict=True):
+        if not ids:
+            raise InputError(f"the choice {choice!r} has no tokens for {engine.model.name!r}; give it a text")
+        if len(row.ids) + len(ids) > engine.model.info.max_positions:
+            raise ModelError(
+                f"prompt and choice have {len(row.ids) + len(ids)} tokens, but {engine.model.name!r} reads at most "
+                f"{engine.model.info.max_positions}; shorten the inputs"
+            )
+    found = await score_tokens(engine, row, tokens)
+    return [
+        ChoiceScore(each.logprob, len(ids), len(choice), each.greedy)
+        for each, ids, choice in zip(found, tokens, choices, strict=True)
+    ]
+
+
+async def score_tokens(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[TokenScore]:
+    """Score each of these lists of tokens, none empty, behind the same row. All must fit the model with it."""
+    if engine.model.why_no_cache is not None:
+        raise ModelError(f"{engine.model.name!r} can't score replies: {engine.model.why_no_cache}")
+    logits = await (_fused_logits if row.sharers else _logits)(engine, row, tokens)
+    return [_score(each, ids) for each, ids in zip(logits, tokens, strict=True)]
+
+
+def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verbatim: bool = False) -> list[int]:
+    """The tokens of a reply where it follows a prompt that ends in `ending`.
+
+    A plain prompt's last piece is read together with the text, and the tokens behind the piece's own are the text's: as
+    in the field's harnesses; a space comes between them where there is no white space, unless `verbatim`. A chat's
+    template ends in special tokens, which nothing merges with.
+    """
+    if chat or not ending:
+        return tokenizer.encode_words(text).ids
+    spaced = text if verbatim or ending[-1].isspace() or text[:1].isspace() else f" {text}"
+    alone = tokenizer.encode(ending, special=False).ids
+    whole = ending + spaced
+    return tokenizer.encode(whole, special=False, words=[(len(ending), len(whole))]).ids[len(alone) :]
+
+
+async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+    """By choice (its tokens, vocab): what each of its tokens was predicted from."""
+    shared, last = row.pending[:-1], row.pending[-1:]
+    seen = row.ids[: len(row.ids) - len(row.pending)]
+    segments, positions = row.segments, row.positions
+    if shared:
+        before = None if positions is None else positions[:-1]
+        done = await engine.prefill(shared, segments, positions=before, seen=seen)
+        segments, seen = done.segments, [*seen, *shared]
+    after = None
+    if positions is not None:
+        after = [positions[-1] + torch.arange(len(ids)) for ids in tokens]
+    read = [[*last, *ids[:-1]] for ids in tokens]
+    rows = await engine.prefill_many(read, segments, positions=after, logits="all", seen=seen)
+    return [each.logits for each in rows if each.logits is not None]
+
+
+async def _fused_logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The same where sharers correct the reply too, token by token, as they would while it is written."""
+    assert row.sharers is not None
+    shared = FusedRow(engine, row.sharers, row.segments)
+    for ids in tokens:
+        shared.check([*row.pending, *ids[:-1]])
+    first = (await shared.read(row.pending, row.positions))[-1:]
+    out: list[list[Tensor]] = [[first] for _ in tokens]
+
+    async def read_on(index: int) -> None:
+        fork = shared.fork()
+        for token in tokens[index][:-1]:
+            out[index].append(await fork.read([token]))
+
+    async with anyio.create_task_group() as group:
+        for index in range(len(tokens)):
+            group.start_soon(read_on, index)
+    return [torch.cat(each) for each in out]
+
+
+def _score(logits: Tensor, ids: Sequence[int]) -> TokenScore:
+    chosen = torch.tensor(ids, device=logits.device)[:, None]
+    logprob = logits.float().log_softmax(-1).gather(1, chosen).double().sum()
+    return TokenScore(float(logprob), bool((logits.argmax(-1, keepdim=True) == chosen).all()))

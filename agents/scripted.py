@@ -1,0 +1,99 @@
+"""Agents that follow a script: for tests, benchmarks and examples, where no model may be needed.
+
+They ship with the package so that whoever builds graphs can test them as we do.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anyio
+
+from cachegraph.channels.payload import Message
+from cachegraph.channels.peer import Peer
+
+from .base import FinishReason, Reply, Tokens, Turn
+
+__all__ = ["ScriptedAgent", "scripted"]
+
+
+class ScriptedAgent:
+    """Says what it is told to, and remembers the turns it took.
+
+    `reply` is a text, or a function from the turn to one; by default the agent repeats what it was sent. It waits for
+    `gate` before it speaks and sets `entered` when its turn begins; `fail` is raised instead of speaking. `cache` is
+    handed over as the cache plane where somebody asks for one; `data`, a value or a function from the turn to one, goes
+    with the text.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reply: str | Callable[[Turn], str] | None = None,
+        *,
+        gate: anyio.Event | None = None,
+        entered: anyio.Event | None = None,
+        fail: Exception | None = None,
+        fail_open: Exception | None = None,
+        cache: Callable[[], Any] | None = None,
+        data: Any = None,
+        finish_reason: FinishReason | None = "stop",
+    ):
+        self.name = name
+        self.reply = reply
+        self.gate = gate
+        self.entered = entered
+        self.fail = fail
+        self.fail_open = fail_open
+        self.cache = cache
+        self.data = data
+        self.finish_reason = finish_reason
+        self.opened = 0
+        self.closed = 0
+        self.turns: list[dict[str, str]] = []  # what each turn was told: the inputs, then the replies by sender
+
+    async def open(self) -> None:
+        self.opened += 1
+        if self.fail_open is not None:
+            raise self.fail_open
+
+    def peer(self) -> Peer:
+        return Peer(self.name, "script", why_no_cache=f"agent {self.name!r} follows a script and has no KV cache")
+
+    async def turn(self, turn: Turn) -> Reply:
+        heard = {delivery.message.sender: await delivery.message.read() for delivery in turn.deliveries}
+        self.turns.append({**turn.inputs, **heard})
+        if self.entered is not None:
+            self.entered.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail is not None:
+            raise self.fail
+        text = self._say(turn, heard)
+        words = text.split(" ")
+        if turn.on_text is not None:
+            for i, word in enumerate(words):
+                turn.on_text(word if i == 0 else f" {word}")
+        data = self.data(turn) if callable(self.data) else self.data
+        cache = self.cache() if self.cache is not None and turn.needs_cache else None
+        message = Message(self.name, text, cache, data=data)
+        return Reply(message, tokens=Tokens(generated=len(words)), finish_reason=self.finish_reason)
+
+    def _say(self, turn: Turn, heard: Mapping[str, str]) -> str:
+        if callable(self.reply):
+            return self.reply(turn)
+        if self.reply is not None:
+            return self.reply
+        return f"{self.name}({', '.join(heard.values() or turn.inputs.values())})"
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+def scripted(*agents: ScriptedAgent) -> Callable[..., ScriptedAgent]:
+    """For `Graph(..., create=scripted(...))`: these agents by their names, and a plain scripted one for any other."""
+    known = {agent.name: agent for agent in agents}
+
+    def create(name: str, *_: Any, **__: Any) -> ScriptedAgent:
+        return known.get(name) or ScriptedAgent(name)
+
+    return create

@@ -1,0 +1,170 @@
+"""The tools that one agent has: what its model is told of them, and what becomes of the calls it makes."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain, count
+from time import perf_counter
+from typing import Any
+
+from cachegraph.errors import RunError, ToolError
+
+from ..base import ToolCall
+from .connection import Tool
+from .content import Content, cut
+from .parse_calls import Call, Heard, hear
+from .server import ToolServer
+from .servers import Toolbox
+from .spec import ToolLimits
+
+__all__ = ["Belt", "Turns"]
+
+LONGEST = 64  # characters of a name that chat APIs accept
+HOW = (
+    "You can call tools. To call one, reply with nothing but\n"
+    '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>\n'
+    "and you will be given its result. These are the tools, with the JSON Schema of their arguments:\n"
+)
+
+
+class Belt:
+    """An agent's tools under the names that its model knows. Holds nothing of a run."""
+
+    def __init__(self, agent: str, wanted: Sequence[str], limits: ToolLimits, toolbox: Toolbox):
+        self._agent = agent
+        self._wanted = wanted
+        self._toolbox = toolbox
+        self._tools: dict[str, tuple[ToolServer, Tool]] = {}
+        self.limits = limits
+
+    async def open(self) -> None:
+        """Connect to the servers and see what they offer. Raises ToolError or ConfigError. Idempotent."""
+        if self._tools:
+            return
+        servers = self._toolbox.take(self._agent, {name.partition(".")[0] for name in self._wanted})
+        found: list[tuple[ToolServer, Tool]] = []
+        for name, server in servers.items():
+            offered = {tool.name: tool for tool in await server.tools()}
+            found += [(server, tool) for tool in self._picked(name, offered)]
+        self._tools = _named(found)
+
+    async def close(self) -> None:
+        self._tools = {}
+        await self._toolbox.give_back(self._agent)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What the model may call."""
+        return frozenset(self._tools)
+
+    @property
+    def schema(self) -> list[dict[str, Any]]:
+        """The tools as chat templates and chat APIs expect them."""
+        return [
+            {"type": "function", "function": {"name": name, "description": tool.description, "parameters": tool.schema}}
+            for name, (_, tool) in self._tools.items()
+        ]
+
+    def in_words(self) -> str:
+        """The tools and how to call them, for a model whose chat template knows no tools."""
+        return HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in self.schema)
+
+    def place(self, name: str) -> str:
+        """The tool as a recipe names it: server.tool."""
+        if name not in self._tools:
+            return name
+        server, tool = self._tools[name]
+        return f"{server.name}.{tool.name}"
+
+    async def call(self, call: Call) -> Content:
+        """Make one call. Raises ToolError where the server is gone; all else is for the model to read."""
+        if call.problem is not None:
+            return Content(call.problem, error=True)
+        if call.tool not in self._tools:
+            return Content(f"there is no tool {call.tool!r}; there is {', '.join(sorted(self._tools))}", error=True)
+        server, tool = self._tools[call.tool]
+        content = await server.call(tool.name, call.arguments)
+        return content._replace(text=cut(content.text, self.limits.result_bytes))
+
+    def _picked(self, server: str, offered: dict[str, Tool]) -> list[Tool]:
+        if server in self._wanted:
+            return list(offered.values())
+        names = [name.partition(".")[2] for name in self._wanted if name.partition(".")[0] == server]
+        for name in names:
+            if name not in offered:
+                there = ", ".join(map(repr, offered)) or "none"
+                raise ToolError(
+                    f"agent {self._agent!r} wants the tool {name!r}, which the server {server!r} does not offer; "
+                    f"it offers {there}"
+                )
+        return [offered[name] for name in dict.fromkeys(names)]
+
+
+class Turns:
+    """The calls of one turn of an agent, and its limits."""
+
+    def __init__(self, agent: str, belt: Belt, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
+        self._agent = agent
+        self._belt = belt
+        self._made = made  # filled as calls are made
+        self._on_call = on_call
+        self._rounds = 0
+
+    def hear(self, text: str) -> Heard:
+        """A reply taken apart: what it says, and what it calls."""
+        return hear(text, self._belt.names)
+
+    async def make(self, calls: Sequence[Call]) -> list[str]:
+        """The results of one reply's calls, in their order. Raises RunError beyond the limits."""
+        limits = self._belt.limits
+        self._rounds += 1
+        if self._rounds > limits.rounds:
+            raise self._too_much("rounds", limits.rounds)
+        if len(self._made) + len(calls) > limits.calls:
+            raise self._too_much("calls", limits.calls)
+        return [await self._one(call) for call in calls]
+
+    async def _one(self, call: Call) -> str:
+        began = perf_counter()
+        content = await self._belt.call(call)
+        seconds = perf_counter() - began
+        place = self._belt.place(call.tool)
+        made = ToolCall(place, call.arguments, content.text, content.error, seconds, self._rounds)
+        self._made.append(made)
+        if self._on_call is not None:
+            self._on_call(made)
+        return f"Error: {content.text}" if content.error else content.text
+
+    def _too_much(self, limit: str, value: int) -> RunError:
+        return RunError(
+            f"agent {self._agent!r} calls tools instead of answering; its limit is {value} {limit} "
+            f"(agents.{self._agent}.tool_limits.{limit})"
+        )
+
+
+def _named(found: Sequence[tuple[ToolServer, Tool]]) -> dict[str, tuple[ToolServer, Tool]]:
+    """By a name that chat APIs accept, each tool by one of its own, in the recipe's order.
+
+    The tool's own name, with its server in front where several tools have that name, and a number behind where even
+    that is another tool's.
+    """
+    own = [_accepted(tool.name) for _, tool in found]
+    times = Counter(own)
+    taken = {name for name in own if times[name] == 1}
+    named = {}
+    for name, (server, tool) in zip(own, found, strict=True):
+        if times[name] > 1:
+            name = _free(_accepted(f"{server.name}_{tool.name}"), taken)
+            taken.add(name)
+        named[name] = (server, tool)
+    return named
+
+
+def _accepted(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:LONGEST] or "tool"
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    candidates = (f"{name[: LONGEST - len(str(n)) - 1]}_{n}" for n in count(2))
+    return next(each for each in chain([name], candidates) if each not in taken)

@@ -1,0 +1,121 @@
+"""An agent of this machine at work with tools: it writes, what it calls is done, the results are read, and so on.
+
+Every round continues the row of the one before: nothing that was read or written is computed again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.engine.text.tokenizer import Tokenizer
+from cachegraph.errors import ModelError, RunError
+
+from ..base import Turn
+from ..local.decode import write
+from ..local.prefill import RowSoFar
+from ..prompt.chat_layout import Mark, place_marks
+from ..prompt.prompt import Origin, Piece, read_piece
+from ..prompt.render_threads import TextWork
+from ..token_budget import within_budget
+from .agent_tools import Turns
+from .parse_calls import Speaker
+
+__all__ = ["Told", "write_with_tools"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """How results are told to a model: through its chat template, or in plain text."""
+
+    tokenizer: Tokenizer
+    chat: bool
+    work: TextWork = field(default_factory=TextWork)
+
+    def piece(self, results: Sequence[str], origin: str) -> Piece:
+        """What follows a reply that calls: the end of its turn, the results, the beginning of the next reply."""
+        if not self.chat:
+            content, inside = _in_plain_text(results, origin)
+            marks = [mark._replace(start=mark.start + 2, end=mark.end + 2) for mark in inside]
+            return _whole(f"\n\n{content}\n\n", marks, self.tokenizer)
+        each = [[Mark(0, len(result), origin, 0, "value")] for result in results]
+        try:
+            return self._through_template([{"role": "tool", "content": result} for result in results], each)
+        except ModelError:  # this model's template knows no such role
+            content, inside = _in_plain_text(results, origin)
+            return self._through_template([{"role": "user", "content": content}], [inside])
+
+    def _through_template(self, answers: list[dict[str, str]], marks: Sequence[Sequence[Mark]]) -> Piece:
+        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}, *answers]
+        rendered = self.tokenizer.render(asked)
+        start = rendered.contents[1].end
+        if not start or any(span.start == span.end for span in rendered.contents[2:]):
+            raise ModelError("the model's chat template leaves out the results of tools")
+        placed = [mark for each in zip(marks, rendered.contents[2:], strict=True) for mark in place_marks(*each)]
+        placed += [Mark(first, last, "", 0, "made") for first, last in rendered.foreign if first >= start]
+        moved = [mark._replace(start=mark.start - start, end=mark.end - start) for mark in placed]
+        return _whole(rendered.text[start:], sorted(moved), self.tokenizer)
+
+
+async def write_with_tools(
+    engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, turn: Turn, began: float, turns: Turns, told: Told
+) -> RowSoFar:
+    """Decode, call and read until a reply calls nothing. The row ends with that reply and holds all that was said."""
+    speaker = Speaker(turn.on_text)
+    first_token: float | None = None
+    while True:
+        start = len(row.ids)
+        left = None if turn.most_tokens is None else turn.most_tokens - row.tokens.generated
+        each = within_budget(spec, replace(turn, most_tokens=left))
+        row = await write(engine, agent, each, row, replace(turn, on_text=speaker.push, needs_cache=True), began)
+        row.timing.first_token = first_token = first_token if first_token is not None else row.timing.first_token
+        heard = turns.hear(row.text)
+        speaker.end(heard.said)
+        said = len(heard.said) if speaker.text.endswith(heard.said) else 0  # white space before a call is not handed on
+        row.origins[start:] = [_said(each, said, len(speaker.text) - said) for each in row.origins[start:]]
+        if not heard.calls:
+            row.text = speaker.text
+            return row
+        results = await turns.make(heard.calls)
+        _read_on(engine, agent, row, await told.work.run(partial(told.piece, results, f"{agent}.tools")))
+
+
+def _read_on(engine: Engine, agent: str, row: RowSoFar, piece: Piece) -> None:
+    """What came back is read with the next reply."""
+    if row.sharers is not None:
+        raise RunError(
+            f"agent {agent!r} can't call tools while a fuser corrects its reply; write `include_response: false`"
+        )
+    row.pending, row.positions = list(piece.ids), None
+    row.ids += piece.ids
+    row.origins += piece.origins
+    limit = engine.model.info.max_positions
+    if len(row.ids) >= limit:
+        raise ModelError(
+            f"with the results of its tools agent {agent!r} has read {len(row.ids)} tokens, and {engine.model.name!r} "
+            f"reads at most {limit}; set a smaller tool_limits.result_bytes or rounds"
+        )
+
+
+def _whole(text: str, marks: Sequence[Mark], tokenizer: Tokenizer) -> Piece:
+    (piece,) = read_piece(text, 0, len(text), marks, tokenizer, special=False)
+    return piece
+
+
+def _said(origin: Any, said: int, before: int) -> Any:
+    """Whose text an entry of this round's reply is: of its first `said` characters, behind those of earlier rounds."""
+    if origin is None or origin.start >= said:
+        return None
+    return Origin(origin.name, origin.start + before, min(origin.end, said) + before)
+
+
+def _in_plain_text(results: Sequence[str], origin: str) -> tuple[str, list[Mark]]:
+    """The results in words that models without a role for them know, and what in this text is whose."""
+    text, marks = "", list[Mark]()
+    for result in results:
+        text += "\n<tool_response>\n" if text else "<tool_response>\n"
+        marks.append(Mark(len(text), len(text) + len(result), "", 0, "made"))
+        text += f"{result}\n</tool_response>"
+    return text, [Mark(0, len(text), origin, 0, "own"), *marks]

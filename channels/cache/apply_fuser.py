@@ -1,0 +1,265 @@
+"""Correcting a receiver's cache with what its sharers know, layer by layer. Never writes to what it was given."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cachegraph.engine.cpu.threads import for_small_operations
+from cachegraph.engine.kv.rope import Rotation
+from cachegraph.errors import ChannelError
+
+from ..fusers.networks.base import Fuser, Projector, Residual
+from .residual_norms import Sizes
+
+__all__ = ["FusedLayers", "FusionMode", "LayerKV", "Source", "Turning", "fuse_layers"]
+
+LayerKV = tuple[Tensor, Tensor]  # keys and values, each (batch, kv_heads, positions, head_dim)
+FusionMode = Literal["parallel", "sequential"]
+_AT_ONCE = 1 << 19  # elements
+
+
+class Turning(NamedTuple):
+    """The receiver's RoPE, and the RoPE positions of its entries, (positions,) int64."""
+
+    rotation: Rotation
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One sharer: its cache, the fuser that reads it, and which position stands for which.
+
+    `layers` are all of the sharer's, or the first ones as far as the fuser reads. `pairs` is two index tensors of one
+    length, receiver positions (each at most once) and sharer positions; None where both have the same positions.
+    `sizes`, where given, learns how large the corrections are. For a fuser of unrotated keys, `layers` hold such keys,
+    and `turning` says how the receiver's are rotated.
+    """
+
+    fuser: Fuser
+    layers: Sequence[LayerKV]
+    pairs: tuple[Tensor, Tensor] | None = None
+    sizes: Sizes | None = None
+    turning: Turning | None = None
+
+
+class FusedLayers(NamedTuple):
+    """The corrected cache. Layers that nothing corrected are the very tensors that came in."""
+
+    layers: tuple[LayerKV, ...]
+    changed: tuple[int, ...]
+
+
+class _Part(NamedTuple):
+    """A correction and the receiver positions it is for; None: all."""
+
+    residual: Tensor
+    positions: Tensor | None
+
+
+def fuse_layers(
+    receiver: Sequence[LayerKV],
+    sources: Sequence[Source],
+    mode: FusionMode = "parallel",
+    only: Collection[int] | None = None,
+) -> FusedLayers:
+    """Add every source's residuals to the receiver's layers, or to some of them.
+
+    In parallel, all sources see the clean cache and the order of the sources changes nothing, not even a last bit. In
+    sequence, each source sees what those before it made.
+    """
+    for source in sources:
+        _check(source, receiver)
+    if only is None and len(sources) == 1 and (done := _by_kernel(receiver, sources[0])) is not None:
+        return done
+    with for_small_operations(keys for keys, _ in receiver):
+        if mode == "sequential":
+            layers = tuple(receiver)
+            for source in sources:
+                layers = _fuse(layers, [source], only)
+        else:
+            layers = _fuse(receiver, sources, only)
+    changed = tuple(i for i, (old, new) in enumerate(zip(receiver, layers, strict=True)) if old is not new)
+    return FusedLayers(layers, changed)
+
+
+def _by_kernel(receiver: Sequence[LayerKV], source: Source) -> FusedLayers | None:
+    """All layers in one call; None where the fuser has no kernel for these caches."""
+    chosen = [each for each in source.fuser if any(each[2].gates)]
+    stack = source.fuser.stack([layer for layer, _, _ in chosen])
+    if source.pairs is None or len(source.pairs[0]) == 0 or stack is None or stack.kernel is None:
+        return None
+    own, theirs = [receiver[layer] for layer, _, _ in chosen], [source.layers[other] for _, other, _ in chosen]
+    tables: Sequence[Tensor | None] | None = [None] * len(receiver)
+    if source.turning is not None:
+        tables = source.turning.rotation.halves(source.turning.positions[source.pairs[0]])
+    if tables is None or not stack.kernel.takes(own, theirs, source.turning is not None):
+        return None
+    changed = tuple(layer for layer, _, _ in chosen)
+    corrected, squares = stack.kernel(own, theirs, source.pairs, [tables[layer] for layer in changed])
+    if source.sizes is not None:
+        source.sizes.add_squares(changed, squares)
+    new = dict(zip(changed, corrected, strict=True))
+    return FusedLayers(tuple(new.get(layer, old) for layer, old in enumerate(receiver)), changed)
+
+
+def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source], only: Collection[int] | None) -> tuple[LayerKV, ...]:
+    parts: dict[int, tuple[list[_Part], list[_Part]]] = {}
+    for source in sources:
+        if source.pairs is not None and len(source.pairs[0]) == 0:
+            continue
+        turns = _turns(source)
+        for layer, k, v in _corrections(receiver, source, turns, only):
+            keys, values = parts.setdefault(layer, ([], []))
+            here = None if source.pairs is None else source.pairs[0]
+            keys += [] if k is None else [_Part(k, here)]
+            values += [] if v is None else [_Part(v, here)]
+    layers = list(receiver)
+    for layer, (keys, values) in parts.items():
+        old_k, old_v = receiver[layer]
+        layers[layer] = (_added(old_k, keys), _added(old_v, values))
+    return tuple(layers)
+
+
+def _corrections(
+    receiver: Sequence[LayerKV], source: Source, turns: "_Turns | None", only: Collection[int] | None
+) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
+    """By receiver layer with an open gate, in `only` or all: what one source adds to its keys and values."""
+    chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
+    stack = source.fuser.stack([layer for layer, _, _ in chosen])
+    here, there = source.pairs if source.pairs is not None else (None, None)
+    together = 1 if stack is None else _together(receiver, source, chosen[0][2].device)
+    for begin in range(0, len(chosen), together):  # layers of one stack are of one shape
+        some = chosen[begin : begin + together]
+        layers, projector = [layer for layer, _, _ in some], some[0][2]
+        place = projector.device, projector.dtype if stack is None else stack.dtype
+        theirs = _stacked([source.layers[other] for _, other, _ in some], there, *place)
+        own = _stacked([receiver[layer] for layer in layers], here, *place)
+        bare = own[0] if turns is None else turns.off(layers, own[0])
+        part = None if stack is None else stack.part(begin, begin + together)
+        k, v = part(*theirs, bare, own[1]) if part is not None else _one(projector, *theirs, bare, own[1])
+        k = turns.on(layers, k) if turns is not None and k is not None else k
+        if source.sizes is not None:
+            source.sizes.add(layers, Residual(k, v), *own)
+        for index, layer in enumerate(layers):
+            yield layer, None if k is None else k[index], None if v is None else v[index]
+
+
+def _together(receiver: Sequence[LayerKV], source: Source, device: torch.device) -> int:
+    """How many layers are corrected at once: on a CPU so many that what they read stays in its cache."""
+    if device.type != "cpu":
+        return len(receiver)
+    mine, theirs = receiver[0], source.layers[0]
+    positions = mine[0].shape[2] if source.pairs is None else len(source.pairs[0])
+    features = sum(each.shape[0] * each.shape[1] * each.shape[3] for each in (*mine, *theirs))
+    return max(1, _AT_ONCE // max(1, positions * features))
+
+
+def _one(projector: Projector, *layers: Tensor) -> Residual:
+    k, v = projector.residual(*(each[0] for each in layers))
+    return Residual(None if k is None else k[None], None if v is None else v[None])
+
+
+class _Turns(NamedTuple):
+    """Of layers' keys, (layers, batch, kv_heads, positions, head_dim), at the receiver's positions: RoPE taken off, and
+    put on. Rotation is linear, so what is added to keys without RoPE can be turned and added to those with it."""
+
+    off: Callable[[Sequence[int], Tensor], Tensor]
+    on: Callable[[Sequence[int], Tensor], Tensor]
+
+
+def _turns(source: Source) -> _Turns | None:
+    if source.turning is None:
+        return None
+    rotation, positions = source.turning
+    at = positions if source.pairs is None else positions[source.pairs[0].cpu()]
+    return _Turns(rotation.by_layers(-at), rotation.by_layers(at))
+
+
+def _stacked(
+    layers: Sequence[LayerKV], positions: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of layers at these positions, where their projector is: (layers, batch, kv_heads, ...)."""
+
+    def taken(x: Tensor) -> Tensor:
+        if positions is not None:
+            x = x.index_select(2, positions.to(x.device))
+        return x.to(device, dtype)
+
+    keys, values = (torch.stack([taken(layer[index]) for layer in layers]) for index in (0, 1))
+    return keys, values
+
+
+def _added(base: Tensor, parts: list[_Part]) -> Tensor:
+    """`base` with the parts' sum added; a new tensor unless there are none."""
+    if not parts:
+        return base
+    if all(part.positions is None for part in parts):
+        residuals = [part.residual.to(base.device) for part in parts]
+        return _sum(base, residuals)
+    if len(parts) == 1:
+        positions = _on(base, parts[0].positions)
+        return base.index_copy(2, positions, _sum(base.index_select(2, positions), [parts[0].residual.to(base.device)]))
+    positions = torch.unique(torch.cat([_positions(part, base) for part in parts]))
+    chosen = base.index_select(2, positions)
+    spread = [_spread(part, positions, base, chosen.shape) for part in parts]
+    return base.index_copy(2, positions, _sum(chosen, spread))
+
+
+def _sum(base: Tensor, residuals: list[Tensor]) -> Tensor:
+    """Rounded to the cache's number type once. More than two numbers are added in the order of their size, so that the
+    order of the sources can't show."""
+    if len(residuals) > 2:
+        residuals = list(torch.stack(residuals).sort(dim=0).values)
+    total = residuals[0]
+    for residual in residuals[1:]:
+        total = total + residual
+    return (base.to(total.dtype) + total).to(base.dtype)
+
+
+def _spread(part: _Part, positions: Tensor, base: Tensor, shape: torch.Size) -> Tensor:
+    """The part's residual on a longer, sorted list of positions, zero where it has nothing to say."""
+    places = torch.searchsorted(positions, _positions(part, base))
+    residual = part.residual.to(base.device)
+    return residual.new_zeros(shape).index_copy(2, places, residual)
+
+
+def _positions(part: _Part, base: Tensor) -> Tensor:
+    return torch.arange(base.shape[2], device=base.device) if part.positions is None else _on(base, part.positions)
+
+
+def _on(base: Tensor, positions: Tensor | None) -> Tensor:
+    assert positions is not None
+    return positions.to(base.device)
+
+
+def _check(source: Source, receiver: Sequence[LayerKV]) -> None:
+    card = source.fuser.card
+    layers, all_layers = len(source.layers), card.sharer.geometry.layers
+    enough = layers == all_layers or source.fuser.sharer_depth <= layers < all_layers
+    if len(receiver) != card.receiver.geometry.layers or not enough:
+        raise ChannelError(
+            f"the fuser joins {card.sharer.geometry.layers} sharer layers to {card.receiver.geometry.layers} receiver "
+            f"layers, but got caches of {len(source.layers)} and {len(receiver)}; use a fuser of these two models"
+        )
+    mine, theirs = receiver[0][0].shape, source.layers[0][0].shape
+    if mine[0] != theirs[0]:
+        raise ChannelError(f"the receiver's batch has {mine[0]} rows, the sharer's {theirs[0]}; give both the same")
+    if source.pairs is None:
+        if mine[2] != theirs[2]:
+            raise ChannelError(
+                f"the receiver has {mine[2]} positions, the sharer {theirs[2]}; say which stands for which"
+            )
+        return
+    here, there = source.pairs
+    if len(here) != len(there):
+        raise ChannelError(f"{len(here)} receiver positions can't be paired with {len(there)} sharer positions")
+    if len(here) == 0:
+        return
+    if len(torch.unique(here)) != len(here):
+        raise ChannelError("a receiver position is paired twice by one sharer; pair it once")
+    for role, positions, length in (("receiver", here, mine[2]), ("sharer", there, theirs[2])):
+        if int(positions.min()) < 0 or int(positions.max()) >= length:
+            raise ChannelError(f"the pairs name {role} positions outside of its {length}; align the two again")

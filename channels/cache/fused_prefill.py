@@ -1,0 +1,251 @@
+"""Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.kv.cache import KV, LayerKV, concat
+from cachegraph.engine.request import Cost, Prefilled
+
+from ..fusers.networks.base import Fuser
+from .apply_fuser import FusionMode, Source, Turning, fuse_layers
+from .gather import together
+from .residual_norms import Sizes
+from .shared_prompt import SharedReading, SharerReading, Stretch
+from .stream_layers import Arrivals, correct_as_they_come, on_other_devices
+
+__all__ = ["FusedPrefill", "Sharer", "as_read", "fused_prefill", "turning_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sharer:
+    """One sharer's engine and the fuser that reads its cache; `kv` where it has read its own prompt already.
+
+    `alter` changes the cache before anybody sees it, for controls.
+    """
+
+    engine: Engine
+    fuser: Fuser
+    kv: tuple[KV, ...] | None = None
+    alter: Callable[[KV], KV] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPrefill:
+    """The receiver's row after all fused stretches, and what it took."""
+
+    segments: tuple[KV, ...]
+    uncorrected: tuple[KV, ...]  # the same row with the last stretch as the receiver alone made it
+    sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row, as deep as its fuser reads
+    nbytes: tuple[int, ...]  # by sharer: of the K and V that were handed over
+    sizes: tuple[Sizes, ...]  # by sharer: of its corrections
+    receiver_cost: Cost
+    sharer_cost: Cost
+    fuse_seconds: float
+
+
+async def fused_prefill(
+    receiver: Engine,
+    sharers: Sequence[Sharer],
+    reading: SharedReading,
+    mode: FusionMode = "parallel",
+    past: tuple[KV, ...] = (),
+    grafts: Mapping[int, Sequence[KV]] | None = None,
+) -> FusedPrefill:
+    """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers.
+
+    Sharers and receiver read at the same time, the receiver up to its first stretch that is corrected; where sharers
+    are on devices of their own, that is corrected layer by layer while they read. `grafts` is what stands in front of
+    a token, at its positions; a stretch must begin there, or the last one end (see `make_room`). It is taken as it is.
+    """
+    row = _Row(receiver, reading, past, dict(grafts or {}))
+    passes = list(_passes(reading.stretches, row.grafts))
+    ahead = next((index + 1 for index, each in enumerate(passes) if each[-1].pairs), len(passes))
+    sizes = tuple(Sizes() for _ in sharers)
+    arrivals = _arrivals(receiver, sharers, passes[ahead - 1][-1] if passes else None)
+    readers = [
+        partial(_read_sharer, j, sharer, text, arrivals)
+        for j, (sharer, text) in enumerate(zip(sharers, reading.sharers, strict=True))
+    ]
+
+    async def begin() -> float:
+        await row.read(passes[:ahead])
+        if arrivals is None or row.kv is None:
+            return 0.0
+        began = perf_counter()
+        sources = _sources(receiver, sharers, row.kv, passes[ahead - 1][-1], sizes)
+        fusers = {j: sharers[j].fuser for j in sources}
+        row.correct(await correct_as_they_come(receiver, row.kv, arrivals, fusers, sources, mode))
+        return perf_counter() - began
+
+    *read, seconds = await together(*readers, begin)
+    caches = [each.layers if arrivals is None else arrivals.whole(j) for j, each in enumerate(read)]
+    seconds += sum(each.seconds for each in read)
+    for index in range(ahead - 1 if arrivals is None else ahead, len(passes)):
+        if index >= ahead:
+            await row.read([passes[index]])
+        stretch = passes[index][-1]
+        if stretch.pairs and row.kv is not None:
+            began = perf_counter()
+            row.correct(await _correct(receiver, sharers, caches, row.kv, stretch, mode, sizes))
+            seconds += perf_counter() - began
+    behind = row.grafts.pop(reading.end, ())
+    row.segments, row.uncorrected = (*row.segments, *behind), (*row.uncorrected, *behind)
+    total = Cost()
+    for each in read:
+        total.add(each.cost)
+    rows = tuple(each.segments for each in read)
+    nbytes = tuple(
+        _bytes(j, sharer, layers, reading) for j, (sharer, layers) in enumerate(zip(sharers, caches, strict=True))
+    )
+    return FusedPrefill(row.segments, row.uncorrected, rows, nbytes, sizes, row.cost, total, seconds)
+
+
+def _passes(stretches: Sequence[Stretch], grafts: Collection[int]) -> Iterator[list[Stretch]]:
+    """Stretches that are read in one pass: up to one that is corrected, or to a graft."""
+    together: list[Stretch] = []
+    for stretch in stretches:
+        if together and (together[-1].pairs or stretch.start in grafts):
+            yield together
+            together = []
+        together.append(stretch)
+    if together:
+        yield together
+
+
+@dataclass(eq=False)
+class _Row:
+    """The receiver's row as it grows. `kv` is its last stretch, behind `before`; `correct` replaces it."""
+
+    engine: Engine
+    reading: SharedReading
+    segments: tuple[KV, ...]
+    grafts: dict[int, Sequence[KV]]  # still to be placed
+    before: tuple[KV, ...] = ()
+    uncorrected: tuple[KV, ...] = ()
+    kv: KV | None = None
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        self.uncorrected = self.segments
+
+    async def read(self, passes: Sequence[Sequence[Stretch]]) -> None:
+        for stretches in passes:
+            start, last, end = stretches[0].start, stretches[-1].start, stretches[-1].end
+            ids, at = self.reading.ids[start:end], self.reading.positions
+            piece = at[start:end] if at is not None else None
+            self.before = (*self.segments, *self.grafts.pop(start, ()))
+            done = await self.engine.prefill(ids, self.before, positions=piece)
+            self.cost.add(done.cost)
+            self.segments = self.uncorrected = done.segments
+            self.kv = done.kv
+            if last > start and self.kv is not None:
+                front, self.kv = self.kv.split(last - start)
+                self.before = (*self.before, front)
+                self.segments = self.uncorrected = (*self.before, self.kv)
+
+    def correct(self, kv: KV) -> None:
+        self.segments = (*self.before, kv)
+
+
+class _SharerRead(NamedTuple):
+    """A sharer's row, its layers as its fuser reads them, unless they arrive by themselves, and what both took."""
+
+    segments: tuple[KV, ...]
+    layers: Sequence[LayerKV] | None
+    cost: Cost
+    seconds: float
+
+
+def _arrivals(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | None) -> Arrivals | None:
+    """Where the sharers' layers arrive as they read; None where they come when all is read."""
+    if stretch is None or not stretch.pairs:
+        return None
+    open_ones = [sharer for sharer in sharers if sharer.fuser.open_layers]
+    apart = all(each.kv is None and on_other_devices(each.engine, receiver) for each in open_ones)
+    # Each has a part in this stretch: else nobody would wait for its layers.
+    taking_part = all(j in stretch.pairs for j, each in enumerate(sharers) if each.fuser.open_layers)
+    return Arrivals(receiver.model.device) if open_ones and apart and taking_part else None
+
+
+async def _read_sharer(j: int, sharer: Sharer, text: SharerReading, arrivals: Arrivals | None) -> _SharerRead:
+    segments, cost = sharer.kv, Cost()
+    if segments is None:
+        depth = sharer.fuser.sharer_depth
+        if not depth:
+            return _SharerRead((), None, cost, 0.0)
+        send = None if arrivals is None else arrivals.sender(j, _layer_as_read(sharer, text))
+        done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, on_layer=send, layers=depth)
+        segments, cost = done.segments, done.cost
+    if sharer.alter is not None:
+        segments = tuple(map(sharer.alter, segments))
+    began = perf_counter()
+    if not segments or arrivals is not None:
+        return _SharerRead(segments, None, cost, 0.0)
+    cache = await as_read(concat(segments), sharer.fuser, sharer.engine)
+    return _SharerRead(segments, cache.layers, cost, perf_counter() - began)
+
+
+async def _correct(
+    receiver: Engine,
+    sharers: Sequence[Sharer],
+    caches: Sequence[Sequence[LayerKV] | None],
+    kv: KV,
+    stretch: Stretch,
+    mode: FusionMode,
+    sizes: Sequence[Sizes],
+) -> KV:
+    by_sharer = _sources(receiver, sharers, kv, stretch, sizes)
+    sources = [source(layers) for j, source in by_sharer.items() if (layers := caches[j]) is not None]
+    fused = await receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
+    return replace(kv, layers=tuple(LayerKV(*layer) for layer in fused.layers))
+
+
+def _sources(
+    receiver: Engine, sharers: Sequence[Sharer], kv: KV, stretch: Stretch, sizes: Sequence[Sizes]
+) -> Mapping[int, Callable[[Sequence[LayerKV]], Source]]:
+    """By sharer with open gates, what corrects this stretch once the sharer's layers are given."""
+    sources = {}
+    for j, pairs in stretch.pairs.items():
+        if (fuser := sharers[j].fuser).open_layers:
+            turning = turning_of(fuser, receiver, kv.positions)
+            both = (pairs.receiver, pairs.sharer)
+            sources[j] = partial(Source, fuser, pairs=both, sizes=sizes[j], turning=turning)
+    return sources
+
+
+def _layer_as_read(sharer: Sharer, text: SharerReading) -> Callable[[int, LayerKV], LayerKV]:
+    """Of one layer what `alter` and `as_read` make of all, in the sharer's thread."""
+    at = torch.arange(len(text.ids)) if text.positions is None else text.positions
+    turn = sharer.engine.model.rotation.by(-at) if sharer.fuser.card.rope == "unrotated" else None
+
+    def change(layer: int, kv: LayerKV) -> LayerKV:
+        kv = kv if sharer.alter is None else sharer.alter(KV((kv,), at)).layers[0]
+        return kv if turn is None else LayerKV(turn(layer, kv.keys), kv.values)
+
+    return change
+
+
+def turning_of(fuser: Fuser, receiver: Engine, positions: Tensor) -> Turning | None:
+    """How the receiver's keys at these positions are rotated, for a fuser that reads them unrotated."""
+    return Turning(receiver.model.rotation, positions) if fuser.card.rope == "unrotated" else None
+
+
+async def as_read(kv: KV, fuser: Fuser, sharer: Engine) -> KV:
+    """A sharer's cache as its fuser reads it: unrotated, where the card says so, in the turn of the sharer's engine."""
+    return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
+
+
+def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, reading: SharedReading) -> int:
+    """Of the sharer layers that an open gate reads, at the positions that stand for a receiver's."""
+    if layers is None:
+        return 0
+    positions = sum(len(stretch.pairs[j].sharer) for stretch in reading.stretches if j in stretch.pairs)
+    used = {layer for target, layer, _ in sharer.fuser if sharer.fuser.is_open(target)}
+    return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in layers[layer])

@@ -1,0 +1,47 @@
+"""How large a fuser's corrections are beside what they correct: to see which layers it works on, and how hard."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..fusers.networks.base import Fuser, Residual
+
+__all__ = ["Sizes"]
+
+
+class Sizes:
+    """One source's corrections, summed up over the stretches of a prompt."""
+
+    def __init__(self) -> None:
+        self._squares: dict[int, Tensor] = {}  # by receiver layer: (keys and values, what was added and what was there)
+
+    @torch.no_grad()
+    def add(self, layers: Sequence[int], residual: Residual, k: Tensor, v: Tensor) -> None:
+        """Some layers' correction of these keys and values, each (layers, batch, kv_heads, positions, head_dim)."""
+        squares = [_squares(x, k) for pair in ((residual.k, k), (residual.v, v)) for x in pair]  # each (layers,)
+        self.add_squares(layers, torch.stack(squares, dim=1).view(-1, 2, 2))
+
+    def add_squares(self, layers: Sequence[int], squares: Tensor) -> None:
+        """The same, (layers, 2, 2): of keys and values, the squares of what was added and of what was there."""
+        for layer, here in zip(layers, squares, strict=True):
+            self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
+
+    def by_layer(self, fuser: Fuser) -> dict[int, tuple[float | None, float | None]]:
+        """By receiver layer, the corrections of its keys and of its values as parts of their size (L2); None where the
+        gate is closed. Empty where nothing was corrected."""
+        if not self._squares:
+            return {}
+        device = next(iter(self._squares.values())).device
+        added, there = torch.stack([each.to(device) for each in self._squares.values()]).unbind(-1)
+        ratios = dict(zip(self._squares, (added / there.clamp_min(1e-30)).sqrt().tolist(), strict=True))
+        found: dict[int, tuple[float | None, float | None]] = {}
+        for layer, _, projector in fuser:
+            key, value = ratios.get(layer, (0.0, 0.0))
+            found[layer] = (key if projector.gates.key else None, value if projector.gates.value else None)
+        return found
+
+
+def _squares(x: Tensor | None, like: Tensor) -> Tensor:
+    """By layer, (layers,)."""
+    return like.new_zeros(len(like), dtype=torch.float32) if x is None else x.float().flatten(1).square().sum(dim=1)

@@ -1,0 +1,133 @@
+"""Correcting a receiver's cache while its sharers, on other devices, still read: layer by layer, as they come.
+
+A sharer's layer goes over as soon as it is computed; the receiver's engine corrects the layers that it belongs to while
+the sharer computes the next one. Between GPUs the copy waits for that layer alone, on a stream of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from cachegraph.engine.batching.loop_bridge import Mailbox
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.kv.cache import KV, LayerKV
+
+from ..fusers.networks.base import Fuser
+from .apply_fuser import FusionMode, Source, fuse_layers
+
+__all__ = ["Arrivals", "correct_as_they_come", "on_other_devices"]
+
+
+def on_other_devices(sharer: Engine, receiver: Engine) -> bool:
+    """Whether the two compute on devices of their own, and so at the same time."""
+    return not set(sharer.model.devices) & set(receiver.model.devices)
+
+
+class _Sent(NamedTuple):
+    sharer: int
+    layer: int
+    kv: LayerKV
+    computed: "torch.cuda.Event | None"  # on the sharer's stream; None: it is there already
+
+
+class Arrivals:
+    """The layers of one prompt's sharers, as far as they have come. Made in the task that reads them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.layers: dict[int, dict[int, LayerKV]] = {}
+        self._device = device
+        self._mailbox: Mailbox[_Sent] = Mailbox()
+
+    def sender(self, sharer: int, change: Callable[[int, LayerKV], LayerKV]) -> Callable[[int, LayerKV], None]:
+        """What a sharer's engine tells each layer to, in its thread. `change` makes it what the fuser reads."""
+
+        def send(layer: int, kv: LayerKV) -> None:
+            kv = change(layer, kv)
+            computed = torch.cuda.current_stream(kv.keys.device).record_event() if kv.keys.is_cuda else None
+            self._mailbox.post(_Sent(sharer, layer, kv, computed))
+
+        return send
+
+    async def wait(self) -> list[_Sent]:
+        """At least one layer that is new."""
+        return await self._mailbox.take_all()
+
+    def take(self, sent: Sequence[_Sent]) -> None:
+        """Bring them here. In the receiver's engine's turn."""
+        for sharer, layer, kv, computed in sent:
+            there = kv if computed is None else _copied(kv, computed, self._device)
+            self.layers.setdefault(sharer, {})[layer] = there
+
+    def whole(self, sharer: int) -> tuple[LayerKV, ...] | None:
+        """All layers of one sharer, once they have come; None of one that sent none."""
+        layers = self.layers.get(sharer)
+        return None if layers is None else tuple(layers[index] for index in range(len(layers)))
+
+
+async def correct_as_they_come(
+    receiver: Engine,
+    kv: KV,
+    arrivals: Arrivals,
+    fusers: Mapping[int, Fuser],
+    sources: Mapping[int, Callable[[Sequence[LayerKV]], Source]],
+    mode: FusionMode,
+) -> KV:
+    """The receiver's stretch, corrected. `sources`: by sharer, its source once its layers are given."""
+    needed = _needed(fusers)
+    layers, all_layers = list(kv.layers), sum(fuser.sharer_depth for fuser in fusers.values())
+
+    def correct(sent: list[_Sent]) -> None:
+        arrivals.take(sent)
+        ready = [index for index, of in needed.items() if all(at in arrivals.layers.get(j, ()) for j, at in of)]
+        if ready:
+            # Of a sharer that has sent nothing yet, none of these needs a layer.
+            come = {j: source for j, source in sources.items() if j in arrivals.layers}
+            given = [source(_filled(arrivals.layers[j], fusers[j])) for j, source in come.items()]
+            fused = fuse_layers(kv.layers, given, mode, only=ready)
+            for index in ready:
+                layers[index] = LayerKV(*fused.layers[index])
+                del needed[index]
+
+    while needed or sum(map(len, arrivals.layers.values())) < all_layers:
+        sent = await arrivals.wait()
+        await receiver.call(lambda sent=sent: correct(sent))  # type: ignore[misc]
+    return replace(kv, layers=tuple(layers))
+
+
+def _needed(fusers: Mapping[int, Fuser]) -> dict[int, list[tuple[int, int]]]:
+    """By receiver layer, the (sharer, layer) that it takes to correct it."""
+    needed: dict[int, list[tuple[int, int]]] = {}
+    for sharer, fuser in fusers.items():
+        for layer, other, _ in fuser:
+            if fuser.is_open(layer):
+                needed.setdefault(layer, []).append((sharer, other))
+    return needed
+
+
+def _filled(layers: dict[int, LayerKV], fuser: Fuser) -> list[LayerKV]:
+    """By layer; in place of those that have not come stands another, which nobody reads."""
+    any_layer = next(iter(layers.values()))
+    return [layers.get(index, any_layer) for index in range(fuser.sharer_depth)]
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _copied(kv: LayerKV, computed: torch.cuda.Event, device: torch.device) -> LayerKV:
+    """From a GPU to the receiver's device, as soon as this layer is computed, whatever comes behind it."""
+    source = kv.keys.device
+    if source not in _streams:
+        _streams[source] = torch.cuda.Stream(source)  # type: ignore[no-untyped-call]
+    stream = _streams[source]
+    with torch.cuda.stream(stream):
+        stream.wait_event(computed)
+        copied = LayerKV(*(each.to(device, non_blocking=True) for each in kv))
+    for each in kv:
+        each.record_stream(stream)  # its memory is not to be used again before the copy is done
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).wait_stream(stream)
+    else:
+        stream.synchronize()
+    return copied

@@ -1,0 +1,227 @@
+"""A fuser's card: which two models it joins, how, and what it was trained on. Needs no torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from cachegraph.common.atomic_write import write_atomically
+from cachegraph.common.file_lock import open_locked
+from cachegraph.engine.kv.shapes import KVShape, describe_shapes
+from cachegraph.engine.spec import Strict
+from cachegraph.errors import ConfigError, FuserError, library_errors
+
+from ...cache.layer_map import LayerPair, check_layers
+from .atomic_folder import read_json
+from .trained_rows import TrainedRows
+
+__all__ = [
+    "CARD",
+    "Alignment",
+    "Card",
+    "Carries",
+    "Evidence",
+    "Geometry",
+    "ModelEnd",
+    "Task",
+    "change_card",
+    "checked_card",
+    "read_card",
+]
+
+CARD = "card.json"
+
+Alignment = Literal["ids", "first", "longest", "offsets"]
+Task = Literal["shared", "private"]  # text that both ends read; text that only the sharer reads
+Carries = Literal["prompt", "reply", "all"]  # what of its sender an edge hands over
+
+
+Heads = Annotated[int, Field(gt=0, le=4096)]
+Dim = Annotated[int, Field(gt=0, le=65536)]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What of a model decides the shape of its KV cache: numbers of all layers, or by layer where they differ.
+
+    A layer's `head_dim` is of its keys and its values, or a pair where those differ.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", revalidate_instances="always")
+
+    layers: Annotated[int, Field(gt=0, le=4096)]
+    kv_heads: Heads | tuple[Heads, ...]
+    head_dim: Dim | tuple[Dim | tuple[Dim, Dim], ...]
+
+    def __post_init__(self) -> None:
+        for name in ("kv_heads", "head_dim"):
+            by_layer = getattr(self, name)
+            if isinstance(by_layer, int):
+                continue
+            if len(by_layer) != self.layers:
+                raise ValueError(
+                    f"{name} has {len(by_layer)} entries for {self.layers} layers; give one for each layer"
+                )
+            plain = tuple(each[0] if isinstance(each, tuple) and len(set(each)) == 1 else each for each in by_layer)
+            one = plain[0] if len(set(plain)) == 1 and isinstance(plain[0], int) else plain
+            object.__setattr__(self, name, one)  # so that equal geometries are equal
+
+    def shape(self, layer: int) -> KVShape:
+        """What that layer keeps of a position."""
+        heads = self.kv_heads if isinstance(self.kv_heads, int) else self.kv_heads[layer]
+        dim = self.head_dim if isinstance(self.head_dim, int) else self.head_dim[layer]
+        return KVShape(heads, *(dim if isinstance(dim, tuple) else (dim, dim)))
+
+    @property
+    def shapes(self) -> tuple[KVShape, ...]:
+        return tuple(self.shape(layer) for layer in range(self.layers))
+
+    def __str__(self) -> str:
+        return describe_shapes(self.shapes)
+
+
+class ModelEnd(Strict):
+    """One of the two models."""
+
+    name: Annotated[str, Field(min_length=1)]
+    identity: Annotated[str | None, Field(description="The exact weights it was trained with; null: unknown.")] = None
+    geometry: Geometry
+    vocab: PositiveInt | None = None
+
+
+class Evidence(Strict):
+    """One measurement of whether a fuser hands over what its sharer read: own cache against another example's.
+
+    Means over examples in the metric's own unit; `low` and `high` bound the difference at 95 %.
+    """
+
+    task: Annotated[Task, Field(description="What was handed over: text both ends read, or only the sharer.")]
+    data: Annotated[str, Field(min_length=1, description="Where the examples come from.")]
+    metric: Annotated[str, Field(min_length=1)]
+    examples: PositiveInt
+    own: Annotated[float, Field(allow_inf_nan=False, description="With the example's own cache.")]
+    mismatched: Annotated[float, Field(allow_inf_nan=False, description="With another example's cache.")]
+    low: Annotated[float, Field(allow_inf_nan=False, description="The least that own minus mismatched may be.")]
+    high: Annotated[float, Field(allow_inf_nan=False)]
+    carries: Annotated[Carries | None, Field(description="Of a translator: what the edge carried.")] = None
+
+    @model_validator(mode="after")
+    def _interval_holds_the_difference(self) -> "Evidence":
+        if not self.low <= self.difference + 1e-6 or not self.difference - 1e-6 <= self.high:
+            raise ValueError(f"own minus mismatched is {self.difference:g}, outside of {self.low:g} to {self.high:g}")
+        return self
+
+    @property
+    def difference(self) -> float:
+        """Own minus mismatched."""
+        return self.own - self.mismatched
+
+    @property
+    def shows_communication(self) -> bool:
+        """Whether the whole interval lies above zero."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        return (
+            f"own minus mismatched {self.difference:+.3g} ({self.low:.3g} to {self.high:.3g}) {self.metric}, "
+            f"{self.examples} examples of {self.data}"
+        )
+
+
+class Card(Strict):
+    """All that is known of a fuser but its weights."""
+
+    version: Literal[1] = 1
+    receiver: ModelEnd
+    sharer: ModelEnd
+    layer_map: Annotated[
+        tuple[LayerPair, ...], Field(default=(), description="[receiver layer, sharer layer] pairs; of a fuser.")
+    ]
+    sharer_layers: Annotated[
+        tuple[int, ...], Field(default=(), description="The layers that a translator reads, for all receiver layers.")
+    ]
+    architecture: Annotated[str, Field(min_length=1)] = "c2c"
+    params: Annotated[
+        dict[str, int | float | str], Field(default_factory=dict, description="The architecture's own sizes.")
+    ]
+    alignment: Annotated[Alignment, Field(description="Which sharer token stands for a receiver token.")] = "ids"
+    reads: Annotated[
+        Literal["receiver-prompt", "own-prompt"], Field(description="What the sharer has read when it shares.")
+    ] = "receiver-prompt"
+    rope: Annotated[
+        Literal["rotated", "unrotated"], Field(description="Whether keys are corrected with RoPE on, or taken off.")
+    ] = "rotated"
+    kind: Annotated[
+        Literal["fuse", "graft"],
+        Field(description="Corrects what both ends have read, or translates what only the sharer has read."),
+    ] = "fuse"
+    trained_on: str | None = None
+    trained_rows: Annotated[
+        TrainedRows | None, Field(description="Which rows it was trained on, to tell where they are evaluated.")
+    ] = None
+    metrics: Annotated[dict[str, float], Field(default_factory=dict)]
+    evidence: Annotated[
+        tuple[Evidence, ...], Field(default=(), description="Measurements beside the mismatched control.")
+    ]
+    licence: str | None = None
+    created: Annotated[str | None, Field(description="ISO 8601.")] = None
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="Of fuser.safetensors.")] = None
+
+    def communication(self, task: Task, carries: Carries | None = None) -> Evidence | None:
+        """The strongest measurement that shows this fuser communicating on such a task; None where there is none.
+
+        `carries`: what a translator's edge takes of its sender. Evidence of prompts says nothing of replies.
+        """
+        same = [each for each in self.evidence if each.task == task and each.carries in (None, carries)]
+        shown = [each for each in same if each.shows_communication]
+        return max(shown, key=lambda each: each.low, default=None)
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> "Card":
+        check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
+        layers = self.sharer_layers
+        if (self.kind == "graft") != bool(layers) or (self.kind == "graft") == bool(self.layer_map):
+            raise ValueError(
+                "a card of kind 'graft' has sharer_layers and no layer_map, one of kind 'fuse' the reverse"
+            )
+        if list(layers) != sorted(set(layers)) or any(not 0 <= i < self.sharer.geometry.layers for i in layers):
+            raise ValueError(f"sharer_layers must ascend, and the sharer has {self.sharer.geometry.layers} layers")
+        return self
+
+
+def checked_card(fields: Mapping[str, Any], where: str) -> Card:
+    """A card of these fields; a FuserError that names the first wrong one and `where` it stands."""
+    try:
+        return Card.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        # Names of fields and indices, without pydantic's names for the members of a union.
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
+        raise FuserError(
+            f"{where} is wrong at {place!r}: {first['msg']}; correct it, or use a cachegraph that knows its version"
+        ) from error
+
+
+def read_card(folder: Path | str) -> Card:
+    """The card of a fuser's folder; cheap. Raises FuserError where it is missing or damaged."""
+    path = Path(folder) / CARD
+    with library_errors(lambda why: FuserError(f"{str(path)!r} can't be read: {why}; get it again from its source")):
+        return checked_card(read_json(path), repr(str(path)))
+
+
+def change_card(folder: Path, change: Callable[[Card], Card]) -> None:
+    """Replace a fuser's card by a changed one, in turn with other processes that do so.
+
+    Raises FuserError where the card is damaged, InputError where another command changes it, ConfigError where it can't
+    be written.
+    """
+    path = folder / CARD
+    try:
+        with open_locked(path, "rb", "give this one again when that has ended"):
+            write_atomically(path, change(read_card(folder)).model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{str(path)!r} can't be written ({error.strerror}); check its permissions, or copy the fuser first"
+        ) from error

@@ -1,0 +1,45 @@
+"""One door to every kind of fuser folder."""
+
+from pathlib import Path
+
+import torch
+
+from cachegraph.errors import FuserError, library_errors
+
+from ..networks.base import Fuser
+from ..networks.translator import Translator
+from .c2c_format import is_reference, load_reference
+from .joint_folder import refuse_pair
+from .weights import CARD, read_card, read_fuser, read_translator
+
+__all__ = ["is_translator", "load_fuser", "load_translator"]
+
+
+def is_translator(folder: Path | str) -> bool:
+    """Whether a folder's card is that of a translator, for grafts. Raises FuserError where the card is damaged."""
+    return (Path(folder) / CARD).is_file() and read_card(folder).kind == "graft"
+
+
+def load_translator(
+    folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Translator:
+    """The translator in a folder; `dtype` None keeps the number type it was saved in."""
+    return read_translator(folder).to(device, dtype)
+
+
+def load_fuser(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Fuser:
+    """The fuser in a folder of ours or in a published one; `dtype` None keeps the number type it was saved in."""
+    folder = Path(folder)
+    with library_errors(lambda why: FuserError(f"{str(folder)!r} can't be read ({why}); check its permissions")):
+        if (folder / CARD).is_file():
+            return read_fuser(folder).to(device, dtype)
+        refuse_pair(folder)
+    if not is_reference(folder) and not folder.is_dir():
+        raise FuserError(f"there is no fuser folder {str(folder)!r}; check the path")
+    fusers = load_reference(folder)
+    if len(fusers) > 1:
+        raise FuserError(
+            f"{str(folder)!r} joins {len(fusers)} sharers to one receiver; load it with load_reference, save each "
+            "fuser with save_fuser and name one folder an edge"
+        )
+    return fusers[0].to(device, dtype)

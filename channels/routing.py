@@ -1,0 +1,135 @@
+"""From an edge of a recipe and its two ends to a route: what can travel there, or why it can't."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cachegraph.engine.cpu.linear import widen
+from cachegraph.engine.engine import Engine
+from cachegraph.engine.model.load import LoadedModel
+from cachegraph.errors import ChannelError, ConfigError, FuserError
+
+from .cache.align import Aligner
+from .cache.edge_plan import FusePlan, GraftPlan, JointPlan
+from .cache.graft import why_no_graft
+from .cache.translate import Translation
+from .decide import Caching, Decision, as_route, decide_edge
+from .fusers.files.card import Alignment, Card, Geometry
+from .fusers.files.load import load_fuser, load_translator
+from .fusers.find import check_pair
+from .payload import Route
+from .peer import Peer
+from .spec import AutoEdge, EdgeSpec, TextEdge
+
+__all__ = ["fall_back", "route", "why_not_aligned"]
+
+_SAME_TOKENS = 0.99  # of the receiver's vocabulary must mean the same to the sharer where both read the same ids
+
+
+def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, fusers: Sequence[str] = ()) -> Route:
+    """Decide an edge and load its fuser. `folder` is the recipe's, `fusers` its defaults.
+
+    Raises ChannelError where a cache can't travel and text may not.
+    """
+    decision = decide_edge(edge, sender, receiver, folder, fusers)
+    if isinstance(edge, TextEdge):
+        return Route(edge, "text")
+    if decision.form == "text":
+        return fall_back(edge, decision.reason or "no cache can travel")
+    plan = _plan(edge, sender, receiver, decision)
+    if isinstance(plan, str):
+        return fall_back(edge, plan)
+    return replace(as_route(edge, decision), plan=plan)
+
+
+def fall_back(edge: EdgeSpec, reason: str) -> Route:
+    """Text, with the reason; or the error that the recipe prefers."""
+    if not isinstance(edge, TextEdge | AutoEdge) and edge.fallback == "error":
+        raise ChannelError(f"the {edge.channel} edge {edge.sender!r} -> {edge.receiver!r} can't work: {reason}")
+    return Route(edge, "text", fallback_reason=reason)
+
+
+def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> GraftPlan | FusePlan | JointPlan | str:
+    """What the edge will do, its networks loaded and checked against both models; or why it can't."""
+    choice, carries = decision.choice, decision.carries
+    try:
+        if choice is None:
+            assert carries is not None
+            return why_no_graft(sender.model.model, receiver.model.model) or GraftPlan(carries)
+        fuse = None if choice.fuse is None else _fuse_plan(edge, sender.model, receiver.model, choice.fuse)
+        if choice.graft is None or isinstance(fuse, str):
+            return fuse or "it has no fuser"
+        assert carries is not None
+        translation = _translation(sender.model, receiver.model, choice.graft)
+    except (FuserError, ConfigError) as error:
+        return str(error)
+    if isinstance(translation, str):
+        return translation
+    graft = GraftPlan(carries, translation)
+    return graft if fuse is None else JointPlan(graft, fuse)
+
+
+def _translation(sharer: Engine, receiver: Engine, place: Path) -> Translation | str:
+    """Raises FuserError where the folder holds no whole translator."""
+    mine, theirs = receiver.model, sharer.model
+    if mine.info.states:
+        return f"{mine.name!r} keeps a recurrent state beside its KV cache, and no translator makes one"
+    translator = load_translator(place, mine.device, mine.dtype)
+    widen(translator.network)
+    if reason := _why_not_this_pair(translator.card, receiver, sharer):
+        return reason
+    if reason := _why_not_unrotated(theirs, mine):
+        return reason
+    assert mine.tokenizer is not None
+    assert theirs.tokenizer is not None
+    return Translation(translator, theirs, Aligner(theirs.tokenizer.raw, mine.tokenizer.words_only))
+
+
+def _why_not_unrotated(*models: LoadedModel) -> str | None:
+    bad = next((model for model in models if model.rotation.why_not is not None), None)
+    return None if bad is None else f"the keys of {bad.name!r} can't be unrotated: {bad.rotation.why_not}"
+
+
+def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | None:
+    mine, theirs = (
+        Geometry(model.info.layers, model.info.kv_heads, model.info.head_dim)
+        for model in (receiver.model, sharer.model)
+    )
+    return check_pair(card, mine, theirs, receiver.model.identity, sharer.model.identity)
+
+
+def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
+    """Raises FuserError where the folder holds no whole fuser."""
+    fuser = load_fuser(place, receiver.model.device, receiver.model.dtype).freeze()
+    for projector in fuser.projectors.values():
+        widen(projector)
+    card = fuser.card
+    if reason := _why_not_this_pair(card, receiver, sharer):
+        return reason
+    if card.rope == "unrotated" and (reason := _why_not_unrotated(sharer.model, receiver.model)):
+        return reason
+    alignment: Alignment = card.alignment if edge.align == "auto" else edge.align
+    if reason := why_not_aligned(alignment, receiver.model, sharer.model):
+        return reason
+    aligner = None
+    if alignment != "ids":
+        here, there = receiver.model.tokenizer, sharer.model.tokenizer
+        assert here is not None
+        assert there is not None
+        aligner = Aligner(here.raw, there.words_only, "longest" if alignment == "longest" else "first")
+    return FusePlan(sharer, fuser, alignment, card.reads, edge.include_response, aligner)
+
+
+def why_not_aligned(alignment: Alignment, receiver: LoadedModel, sharer: LoadedModel) -> str | None:
+    """Why tokens can't be brought together in this way."""
+    if receiver.tokenizer is None or sharer.tokenizer is None:
+        return f"{(receiver if receiver.tokenizer is None else sharer).name!r} has no tokenizer"
+    if alignment == "ids":
+        mine, theirs = receiver.tokenizer.raw.get_vocab(), sharer.tokenizer.raw.get_vocab()
+        same = sum(theirs.get(token) == id_ for token, id_ in mine.items())
+        if same < _SAME_TOKENS * len(mine) or receiver.info.vocab_size > sharer.info.vocab_size:
+            return (
+                f"the fuser needs both models to read the same token ids, but {receiver.name!r} and {sharer.name!r} "
+                "have different tokenizers"
+            )
+    return None

@@ -1,0 +1,147 @@
+"""How much KV an engine holds, against its budget. Every byte is counted once, however many rows read it.
+
+Two kinds are told apart. Rows at work have tails that grow: what they may fill is reserved for them, in whole blocks.
+All other KV that the engine has seen, shared segments and what requests have left behind, is counted by its storage
+from then until torch frees it, whoever holds it: a message on an edge, another run, a variable of somebody's.
+"""
+
+import os
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from cachegraph.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..kv.cache import KV
+    from ..model.load import LoadedModel
+
+__all__ = ["Memory", "choose_budget", "default_budget", "position_bytes", "size_words"]
+
+VARIABLE = "CACHEGRAPH_KV_MEMORY"
+# Of what is free once the weights are loaded. Less on a CPU, whose memory everybody shares.
+PERCENT = {"cuda": 60, "mps": 40, "cpu": 25}
+
+
+class Memory:
+    """The budget of one engine and what is taken of it, in bytes. Used by the engine's thread."""
+
+    def __init__(self, budget: int):
+        self.budget = budget
+        self.peak = 0
+        self._reserved: dict[int, int] = {}  # by row
+        self._held = 0  # storages
+        self._storages: dict[int, weakref.ref[Any]] = {}  # by address
+        self._by_run: Counter[object] = Counter()
+        self._counting = threading.Lock()  # protects _held and _by_run: others than the engine's thread look at them
+        self._freed: deque[tuple[int, object]] = deque()  # from any thread, counted when next looked at
+
+    @property
+    def reserved(self) -> int:
+        """For the tails of rows at work."""
+        return sum(list(self._reserved.values()))
+
+    @property
+    def held(self) -> int:
+        """By storages that are alive."""
+        with self._counting:
+            while self._freed:
+                self._count(*self._freed.popleft())
+            return self._held
+
+    @property
+    def used(self) -> int:
+        return self.reserved + self.held
+
+    @property
+    def room(self) -> int:
+        """What may still be taken; below 0 where a run had to go on beyond the budget."""
+        return self.budget - self.used
+
+    def held_by(self, run: object) -> int:
+        """What a run's requests have left behind, as long as it is alive."""
+        return self._by_run[run] if self.held else 0
+
+    def reserve(self, row: int, size: int) -> None:
+        """For this row, so much instead of what it had."""
+        self._reserved[row] = size
+        self.peak = max(self.peak, self.used)
+
+    def release(self, row: int) -> None:
+        self._reserved.pop(row, None)
+
+    def hold(self, segments: "Iterable[KV]", run: object = None) -> None:
+        """Count these, but for what is counted already, on a run's account until they are freed."""
+        for segment in segments:
+            for tensor in segment.tensors():
+                self._hold(tensor.untyped_storage(), run)
+        self.peak = max(self.peak, self.used)
+
+    def _count(self, change: int, run: object) -> None:
+        self._held += change
+        self._by_run[run] += change
+        if not self._by_run[run]:
+            del self._by_run[run]
+
+    def _hold(self, storage: Any, run: object) -> None:
+        address, size, freed = storage.data_ptr(), storage.nbytes(), self._freed
+        known = self._storages.get(address)
+        if not size or (known is not None and known() is storage):
+            return
+        storages = self._storages
+
+        def gone(reference: "weakref.ref[Any]") -> None:
+            if storages.get(address) is reference:
+                del storages[address]
+            freed.append((-size, run))
+
+        storages[address] = weakref.ref(storage, gone)
+        with self._counting:
+            self._count(size, run)
+
+
+def position_bytes(model: "LoadedModel", layers: int | None = None) -> int:
+    """Of one position in so many layers; None: in all."""
+    return sum(shape.width for shape in model.info.shapes[:layers]) * model.dtype.itemsize
+
+
+def choose_budget(asked: int | None, devices: Sequence[str]) -> int:
+    """What the recipe asks for, else the environment, else a part of what is free now.
+
+    `devices`: by layer. Of several, the one whose layers fill it first decides.
+    """
+    if asked is not None:
+        return asked
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        share = Counter(devices)
+        return min(default_budget(device) * len(devices) // layers for device, layers in share.items())
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ConfigError(f"{VARIABLE} is {text!r}, which is no size; set it to one such as '2GB'") from None
+
+
+def default_budget(device: str) -> int:
+    """A part of the memory that is free on the device now."""
+    import torch
+
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    elif kind == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    return free * PERCENT.get(kind, PERCENT["cpu"]) // 100
+
+
+def size_words(size: int) -> str:
+    """As people read it."""
+    return ByteSize(size).human_readable(decimal=True)

@@ -1,0 +1,92 @@
+"""A row's tail, and its recurrent state, on their way out of the device's memory and back, bit by bit the same.
+
+From a GPU they go into the host's memory. From the host's they go into a file that has no name, in the folder for
+temporary files, and vanishes with the process.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from ..kv.cache import LayerKV
+from ..kv.recurrent_state import State
+
+__all__ = ["SwappedState", "SwappedTail"]
+
+
+class _Elsewhere:
+    """Tensors that were put elsewhere, and come back in their order."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        tensors = list(tensors)
+        self._like = [(tuple(each.shape), each.dtype, each.device) for each in tensors]
+        self._kept: list[Tensor] = []
+        self._file: IO[bytes] | None = None
+        if any(each.device.type != "cpu" for each in tensors):
+            self._kept = [each.to("cpu", copy=True) for each in tensors]
+        elif tensors:
+            self._file = tempfile.TemporaryFile(prefix="cachegraph-kv-")  # noqa: SIM115  # open as long as this lives
+            for each in tensors:
+                self._file.write(each.contiguous().view(torch.uint8).numpy().data)
+
+    def back(self) -> Iterator[Tensor]:
+        """One after the other, on their devices."""
+        if self._file is not None:
+            self._file.seek(0)
+        for index, (shape, dtype, device) in enumerate(self._like):
+            if self._file is None:
+                yield self._kept[index].to(device)
+            else:
+                raw = bytearray(self._file.read(math.prod(shape) * dtype.itemsize))
+                yield torch.frombuffer(raw, dtype=dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Give up what was kept."""
+        if self._file is not None:
+            self._file.close()
+        self._kept = []
+
+    __del__ = close  # of a row that was cancelled meanwhile
+
+
+class SwappedTail:
+    """The written entries of a tail's buffers, by layer (1, kv_heads, capacity, head_dim), kept elsewhere."""
+
+    def __init__(self, buffers: Sequence[LayerKV], used: int):
+        self._used = used
+        self._like = [(each.shape, each.dtype, each.device) for layer in buffers for each in layer]
+        self._written = _Elsewhere(each[:, :, :used] for layer in buffers for each in layer if used)
+
+    def restore(self, capacity: int) -> list[LayerKV]:
+        """Buffers with room for `capacity` positions that begin with what was kept; what was kept is given up."""
+        tensors, written = [], self._written.back()
+        for shape, dtype, device in self._like:
+            new = torch.empty((*shape[:2], capacity, shape[3]), dtype=dtype, device=device)
+            if self._used:
+                new[:, :, : self._used] = next(written)
+            tensors.append(new)
+        self.close()
+        return [LayerKV(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
+
+    def close(self) -> None:
+        """Give up what was kept."""
+        self._written.close()
+
+
+class SwappedState:
+    """A row's recurrent state, kept elsewhere."""
+
+    def __init__(self, state: State):
+        self._like = state.map(lambda each: torch.empty_like(each, device="meta"))
+        self._tensors = _Elsewhere(state.tensors())
+
+    def restore(self) -> State:
+        """The same state; what was kept is given up."""
+        back = self._tensors.back()
+        state = self._like.map(lambda _: next(back))
+        self._tensors.close()
+        return state

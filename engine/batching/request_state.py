@@ -1,0 +1,113 @@
+"""A request at work in an engine: one row, what it still has to compute, and what has come of it."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from cachegraph.errors import ModelError
+
+from ..kv.cache import LayerKV, RowCache
+from ..model.attention import OnLayer
+from ..model.hf_fallback import NativeCache
+from ..request import Cost
+from ..sampling.sampler import Sampler
+from ..spec import GenerateSpec
+from ..text.tokenizer import TextDecoder
+from .kv_offload import SwappedState, SwappedTail
+from .loop_bridge import Mailbox
+from .request_context import Account, account
+
+__all__ = ["Job"]
+
+
+@dataclass(eq=False)
+class Job:
+    """One row at work."""
+
+    cache: RowCache
+    pending: list[int]  # known, not yet computed
+    mailbox: "Mailbox[Job | str]"
+    logits_wanted: Literal["none", "last", "all"] = "none"
+    positions: Tensor | None = None
+    override: Sequence[LayerKV] | None = None
+    on_layer: OnLayer | None = None
+    layers: int | None = None  # so many of the model's first ones are computed; None: all
+    before: Sequence[int] = ()  # the tokens of what it goes on from, where they are known
+    asked: int = field(init=False)  # tokens that were pending at first
+    ids: list[int] | None = None  # all of its prompt, where it could be read once more
+    length: int = 0  # of the row with all that is known of it; noted where the model's RoPE asks for it
+    # Where the row generates:
+    spec: GenerateSpec | None = None
+    sampler: Sampler | None = None
+    decoder: TextDecoder | None = None
+    streams: bool = False  # its text is posted piece by piece; each wakes a loop, so only where somebody reads along
+    reply: list[int] = field(default_factory=list)
+
+    position_bytes: int = 0  # of one entry in the layers that are computed
+    short: bool = False  # few enough tokens for the kernels that decode
+    account: Account = field(default_factory=account)
+    arrived: float = field(default_factory=time.perf_counter)
+    started: bool = False
+    cost: Cost = field(default_factory=Cost)
+    logits: list[Tensor] = field(default_factory=list)
+    finish: Literal["eos", "stop", "length"] | None = None
+    error: BaseException | None = None
+    cancelled: bool = False
+    swapped: SwappedTail | None = None  # the tail, while the row waits for memory
+    swapped_state: SwappedState | None = None  # the same of its recurrent state, if it has one
+    admitted: int = 0  # its place in the order in which rows got memory
+    chain: list[bytes] = field(default_factory=list)  # by whole block of a plain prompt, its digest
+
+    def __post_init__(self) -> None:
+        self.asked = len(self.pending)
+
+    @property
+    def remaining(self) -> int:
+        return len(self.pending)
+
+    @property
+    def run(self) -> object:
+        return self if self.account.run is None else self.account.run
+
+    @property
+    def depth(self) -> int:
+        return self.account.depth
+
+    @property
+    def holds(self) -> bool:
+        return self.account.holds and self.account.run is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a prompt stands here as the model alone reads it: from the beginning, at its own positions."""
+        altered = self.cache.segments or self.positions is not None or self.override is not None
+        return self.account.reuse and not altered
+
+    @property
+    def can_swap(self) -> bool:
+        return not isinstance(self.cache, NativeCache)
+
+    def swap_out(self) -> None:
+        """Move the tail out of the device's memory. Raises ModelError where there is no room for it either."""
+        try:
+            self.swapped = SwappedTail(self.cache.take_tail(), self.cache.used)
+            if self.cache.state is not None:
+                self.swapped_state = SwappedState(self.cache.state)
+                self.cache.put_state(None)
+        except OSError as error:
+            raise ModelError(
+                f"KV memory is full, and a waiting row's cache can't be put into {tempfile.gettempdir()!r}: "
+                f"{error.strerror}; free room there, set TMPDIR, or run fewer agents at a time"
+            ) from error
+
+    def swap_in(self) -> None:
+        """Bring it back, with room for the cache's capacity."""
+        assert self.swapped is not None
+        self.cache.put_tail(self.swapped.restore(self.cache.capacity))
+        if self.swapped_state is not None:
+            self.cache.put_state(self.swapped_state.restore())
+        self.swapped = self.swapped_state = None

@@ -1,0 +1,161 @@
+"""From a GGUF file to a folder that loads in seconds: safetensors and a tokenizer, once.
+
+transformers does the reading. It takes the file apart several times and shows bars of its own; while a conversion is
+under way both are replaced, and put back at the end.
+"""
+
+import contextlib
+import errno
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cachegraph.errors import CachegraphError, ConfigError, ModelError, is_library_error, reason_of
+
+from .progress import Progress
+
+__all__ = ["check_gguf", "convert_gguf"]
+
+NeedRoom = Callable[[int], None]
+TOKENIZER_BYTES = 50_000_000
+# What is replaced during a conversion belongs to the whole process.
+_one_at_a_time = threading.Lock()
+
+
+def check_gguf(gguf: Path) -> None:
+    """Raise unless the file says that it is GGUF."""
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(f"the GGUF file {str(gguf)!r} can't be read: {error.strerror}; check the path") from error
+    if magic != b"GGUF":
+        raise ModelError(f"{str(gguf)!r} is no GGUF file: it starts with {magic!r}; fetch it again")
+
+
+def convert_gguf(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) -> None:
+    """Write the model and the tokenizer of `gguf` to `folder`, once `need_room` has seen how many bytes that takes."""
+    check_gguf(gguf)
+    try:
+        with _one_at_a_time, _quiet_transformers(progress):
+            _convert(gguf, folder, need_room, progress)
+    except MemoryError as error:
+        raise ConfigError(f"not enough memory to convert {str(gguf)!r}; close other programs and pull again") from error
+    except CachegraphError:
+        raise
+    # transformers and gguf raise whatever they stumble over in a file that they don't know.
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise ModelError(
+            f"the GGUF file {str(gguf)!r} can't be converted: {_reason(reason_of(error))}; use another model"
+        ) from error
+
+
+def _reason(said: str) -> str:
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other shapes than its metadata say"
+    return said
+
+
+def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) -> None:
+    import gguf as library
+    import transformers
+
+    from ..model.text_model import auto_class
+    from .gguf_config import complete_config
+
+    progress("read", 0, 0)
+    target = _target(gguf)
+    need_room(target.bytes)
+    config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    complete_config(config, library.GGUFReader(gguf), str(gguf))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    model, report = auto_class(config).from_pretrained(
+        gguf.parent,
+        config=config,
+        gguf_file=gguf.name,
+        dtype=target.dtype,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"the GGUF file {str(gguf)!r} lacks the weights {missing[:3]}; fetch it again")
+    progress("save", 0, 0)
+    model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors leaves them to their owner alone
+    tokenizer.save_pretrained(folder)
+
+
+class _Target(NamedTuple):
+    dtype: Any
+    bytes: int
+
+
+def _target(gguf: Path) -> _Target:
+    """bfloat16 for quantised weights; weights that are not quantised keep the type of most of their matrices."""
+    import gguf as library
+    import torch
+
+    tensors = library.GGUFReader(gguf).tensors
+    kinds = Counter(each.tensor_type.name for each in tensors if len(each.shape) > 1)
+    most = kinds.most_common(1)[0][0] if kinds else "BF16"
+    dtype = {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
+    return _Target(dtype, sum(int(each.n_elements) for each in tensors) * dtype.itemsize + TOKENIZER_BYTES)
+
+
+@contextlib.contextmanager
+def _quiet_transformers(progress: Progress) -> Iterator[None]:
+    import gguf as library
+    from transformers import modeling_gguf_pytorch_utils as loader
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with (
+            _replaced(loader, "tqdm", lambda tensors, **_: _counted(tensors, progress)),
+            _replaced(library, "GGUFReader", _once(library.GGUFReader)),
+        ):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _counted(tensors: Iterable[Any], progress: Progress) -> Iterator[Any]:
+    tensors = list(tensors)
+    for done, tensor in enumerate(tensors):
+        progress("convert", done, len(tensors))
+        yield tensor
+    progress("convert", len(tensors), len(tensors))
+
+
+def _once(reader: Any) -> Any:
+    """Reading a vocabulary of 262k takes ten seconds, and every step of transformers reads it again."""
+    kept: dict[str, Any] = {}
+
+    def read(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(path) not in kept:
+            kept[str(path)] = reader(path, *args, **kwargs)
+        return kept[str(path)]
+
+    return read
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)

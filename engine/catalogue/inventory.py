@@ -1,0 +1,92 @@
+"""What there is: the catalogue beside what is on this disk, and the removal of the latter."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from cachegraph.errors import ModelError
+
+from ..spec import ModelSpec
+from .catalogue import Catalogue, Listed
+from .fetch import find
+from .progress import silent
+from .resolve import describe
+from .store import Store, Stored, file_errors, folder_bytes
+
+__all__ = ["Item", "Removed", "inventory", "remove"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One model, in the catalogue, on this disk, or both. `bytes` is its size here, or what a pull would take."""
+
+    name: str
+    description: str
+    source: str
+    licence: str | None
+    licence_url: str | None
+    bytes: int | None
+    folder: Path | None = None
+    identity: str | None = None
+
+
+class Removed(NamedTuple):
+    bytes: int
+    left_in: str | None  # a hub model's files, which are not ours to delete
+
+
+def inventory(catalogue: Catalogue) -> list[Item]:
+    """The catalogue's models in its order, then what was pulled from elsewhere."""
+    items = [_listed(each, catalogue) for each in catalogue.models.values()]
+    shown = {item.folder for item in items}
+    return items + [_pulled(each) for each in Store().all() if each.folder not in shown]
+
+
+def remove(name: str) -> Removed:
+    """Delete the pulled model of that name, with what an interrupted pull of it left."""
+    store = Store()
+    stored = store.all()
+    slugs = [each.place.name for each in stored if name in (each.record.name, each.place.name)]
+    slugs = slugs or [slug for slug in {*store.slugs(), *store.begun()} if slug == name]
+    if not slugs:
+        near = get_close_matches(name, [each.record.name for each in stored], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see what is with: cachegraph models list"
+        raise ModelError(f"{name!r} is not pulled, so there is nothing to remove; {hint}")
+    if len(slugs) > 1:
+        raise ModelError(f"{name!r} is the name of several pulled models; remove one of {', '.join(map(repr, slugs))}")
+    elsewhere = next((each.record.folder for each in stored if each.place.name == slugs[0]), None)
+    with store.locked(slugs[0], silent), file_errors(store.root):
+        return Removed(store.remove(slugs[0]), elsewhere)
+
+
+def _listed(listed: Listed, catalogue: Catalogue) -> Item:
+    entry = listed.entry
+    try:
+        model = find(ModelSpec(source=listed.name), catalogue=catalogue)
+    except ModelError:  # its file or folder is not where the catalogue says
+        model = None
+    return Item(
+        name=listed.name,
+        description=entry.description,
+        source=describe(entry.source),
+        licence=entry.licence.name,
+        licence_url=entry.licence.url,
+        bytes=folder_bytes(model.folder) if model else entry.stored_bytes,
+        folder=model.folder if model else None,
+        identity=model.identity if model else None,
+    )
+
+
+def _pulled(stored: Stored) -> Item:
+    record = stored.record
+    return Item(
+        name=record.name,
+        description="",
+        source=record.source,
+        licence=record.licence,
+        licence_url=record.licence_url,
+        bytes=folder_bytes(stored.folder),
+        folder=stored.folder,
+        identity=record.identity,
+    )

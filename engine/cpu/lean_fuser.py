@@ -1,0 +1,153 @@
+"""Correcting a receiver's cache by a `lean` fuser on a CPU, all its layers in one call (lean_fuser.h)."""
+
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, addressof, c_float, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .build import Kernels, kernels
+from .decoder import Matrix, placed
+from .rope import by_heads
+
+__all__ = ["Correction"]
+
+LayerKV = tuple[Tensor, Tensor]  # keys and values, each (1, kv_heads, positions, head_dim)
+
+
+class _Cached(Structure):
+    _fields_ = [("at", c_void_p), ("stride", c_int64)]
+
+
+class _Projector(Structure):
+    _fields_ = [
+        *((name, _Cached) for name in ("sharer_keys", "sharer_values", "keys", "values")),
+        *((name, c_void_p) for name in ("new_keys", "new_values", "gain", "bias")),
+        *((name, Matrix) for name in ("down", "mix", "key_up", "value_up")),
+        *((name, c_void_p) for name in ("key_alpha", "value_alpha", "rope")),
+    ]
+
+
+class _Lean(Structure):
+    _fields_ = [
+        ("projectors", POINTER(_Projector)),
+        *((name, c_int64) for name in ("layers", "heads", "kv_heads", "sharer_dim", "head_dim", "width")),
+        ("here", c_void_p),
+        ("there", c_void_p),
+        ("pairs", c_int64),
+        ("positions", c_int64),
+        ("eps", c_float),
+        ("squares", c_void_p),
+    ]
+
+
+class Correction:
+    """Projectors of a `lean` fuser in bfloat16, all with open gates. Make it with `of`."""
+
+    @classmethod
+    def of(cls, projectors: Sequence[Any]) -> "Correction | None":
+        """None where the kernels can't compute them."""
+        one, found = projectors[0], kernels()
+        if one.down.weight.device.type != "cpu" or one.down.weight.dtype != torch.bfloat16:
+            return None
+        if not isinstance(found, Kernels):
+            return None
+        linears = [one.down, one.mix, one.key_up, one.value_up]
+        sizes = {size for each in linears for size in each.weight.shape}
+        return None if any(size % found.block for size in sizes) else cls(projectors, found)
+
+    def __init__(self, projectors: Sequence[Any], found: Kernels):
+        self._kernels = found
+        self._kept: list[Tensor] = []  # what the kernels point to
+        self._width: int = projectors[0].key_up.weight.shape[1]
+        self._eps: float = projectors[0].norm.eps
+        self._described = (_Projector * len(projectors))()
+        for projector, to in zip(projectors, self._described, strict=True):
+            to.gain, to.bias = (self._floats(placed(each, found.block)) for each in projector.norm.parameters())
+            to.key_alpha, to.value_alpha = self._floats(projector.key_alpha), self._floats(projector.value_alpha)
+            for name in ("down", "mix", "key_up", "value_up"):
+                setattr(to, name, self._matrix(getattr(projector, name)))
+
+    def takes(self, receiver: Sequence[LayerKV], sharer: Sequence[LayerKV], rotated: bool) -> bool:
+        """Whether it can correct these: one row, alike in all layers, in bfloat16 on the CPU, heads of whole blocks."""
+        block = self._kernels.block
+        own, theirs = receiver[0][0], sharer[0][0]
+        fit = own.shape[3] % (2 * block if rotated else block) == 0 and theirs.shape[3] % block == 0
+        return fit and all(
+            each.shape == one.shape
+            and each.shape[0] == 1
+            and each.dtype == torch.bfloat16
+            and each.device.type == "cpu"
+            for one, layers in ((own, receiver), (theirs, sharer))
+            for layer in layers
+            for each in layer
+        )
+
+    def __call__(
+        self,
+        receiver: Sequence[LayerKV],
+        sharer: Sequence[LayerKV],
+        pairs: tuple[Tensor, Tensor],
+        tables: Sequence[Tensor | None],
+    ) -> tuple[list[LayerKV], Tensor]:
+        """By projector, the receiver's layer corrected at pairs of a receiver's and a sharer's position.
+
+        `sharer`: the layer that each projector reads. `tables`: of `Angles`, at the receiver's positions; None for a
+        layer whose keys it reads as they are. Also returns, (layers, 2, 2), the squares of what was added and of what
+        was there, of keys and of values.
+        """
+        own = [(by_heads(keys), by_heads(values)) for keys, values in receiver]
+        theirs = [(by_heads(keys), by_heads(values)) for keys, values in sharer]
+        new_keys, new_values = (_room(each, len(pairs[0])) for each in zip(*own, strict=True))
+        new = list(zip(new_keys, new_values, strict=True))
+        described = type(self._described).from_buffer_copy(self._described)  # others may be calling, too
+        for to, layer, source, made, table in zip(described, own, theirs, new, tables, strict=True):
+            to.keys, to.values, to.sharer_keys, to.sharer_values = map(_cached, (*layer, *source))
+            to.new_keys, to.new_values = (each.data_ptr() for each in made)
+            to.rope = None if table is None else table.data_ptr()
+        here, there = (each.to(torch.int64).contiguous() for each in pairs)
+        squares = torch.empty(len(own), len(here), 4)
+        mine, read = own[0][0], theirs[0][0]
+        lean = _Lean(
+            described,
+            len(own),
+            *(read.shape[1], mine.shape[1], read.shape[3], mine.shape[3]),
+            self._width,
+            *(here.data_ptr(), there.data_ptr(), len(here), mine.shape[2]),
+            self._eps,
+            squares.data_ptr(),
+        )
+        self._kernels.correct(addressof(lean), torch.get_num_threads())
+        return new, squares.sum(dim=1).view(-1, 2, 2)
+
+    def _matrix(self, linear: nn.Linear) -> Matrix:
+        weight = linear.weight.detach().contiguous()
+        panels = torch.empty_like(weight)
+        outputs, inputs = weight.shape
+        self._kernels.panels(
+            *(weight.data_ptr(), outputs, inputs, weight.element_size(), True, True),
+            *(panels.data_ptr(), torch.get_num_threads()),
+        )
+        self._kept += [weight, panels]
+        return Matrix(
+            weight.data_ptr(), self._floats(placed(linear.bias, self._kernels.block)), outputs, panels.data_ptr(), None
+        )
+
+    def _floats(self, x: Tensor) -> int:
+        kept = x.detach().float().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+
+def _room(layers: Sequence[Tensor], pairs: int) -> tuple[Tensor, ...]:
+    """For corrected layers, parts of one buffer; what no pair is for stands there already."""
+    made = torch.empty(len(layers), *layers[0].shape, dtype=layers[0].dtype).unbind()
+    if pairs < layers[0].shape[2]:
+        for new, old in zip(made, layers, strict=True):
+            new.copy_(old)
+    return made
+
+
+def _cached(x: Tensor) -> _Cached:
+    return _Cached(x.data_ptr(), x.stride(1))

@@ -1,0 +1,156 @@
+"""What this machine has for models, and what would be done with it: the facts of `cachegraph doctor`."""
+
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cachegraph import __version__
+from cachegraph.common.paths import data_home, home
+from cachegraph.errors import CachegraphError
+
+from .batching.kv_budget import PERCENT, VARIABLE, choose_budget
+from .catalogue.catalogue import load_catalogue
+from .catalogue.inventory import inventory
+from .catalogue.placement import Device, visible_devices
+
+__all__ = ["DeviceFacts", "Machine", "budget_words", "examine", "installed", "processor"]
+
+# Instructions that decide how fast a CPU computes a model.
+FEATURES = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8", "neon", "sve", "bf16")
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A device, the dtype that `auto` takes there, and how much KV an engine on it may hold."""
+
+    name: str
+    free_bytes: int
+    dtype: str
+    kv_budget_bytes: int
+
+
+@dataclass
+class Machine:
+    """Everything is a plain value. `problems` are sentences; without any, models can be run here."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    processor: str = ""
+    cores: int = 0
+    threads: int = 0
+    features: list[str] = field(default_factory=list)
+    kernels: str = ""
+    devices: list[DeviceFacts] = field(default_factory=list)
+    auto: str = ""
+    models: dict[str, int] = field(default_factory=dict)  # those on this disk, and their bytes
+    home: str = ""  # of models and kernels
+    data: str = ""  # of runs, sessions and fusers
+    home_free_bytes: int = 0
+    temporary: str = ""
+    temporary_free_bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def examine() -> Machine:
+    """Look at everything; what can't be had is a problem, not an error."""
+    machine = Machine(versions=_versions())
+    for look in (_look_at_torch, _look_at_devices, _look_at_disk, _look_at_models):
+        try:
+            look(machine)
+        except CachegraphError as error:
+            machine.problems.append(str(error))
+        except ImportError as error:
+            machine.problems.append(f"{error.name or 'a package'} can't be imported ({error}); install cachegraph anew")
+    return machine
+
+
+def installed(name: str) -> str | None:
+    """A package's version."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    others = {name: installed(name) or "missing" for name in ("torch", "transformers", "anyio")}
+    return {"cachegraph": __version__, "python": platform.python_version(), **others}
+
+
+def _look_at_torch(machine: Machine) -> None:
+    import psutil
+    import torch
+
+    machine.processor = processor()
+    machine.cores = psutil.cpu_count(logical=False) or 0
+    machine.threads = torch.get_num_threads()
+    machine.features = _features(torch)
+    machine.kernels = str(import_module("cachegraph.engine.cpu").status())
+    if torch.cuda.is_available():
+        machine.kernels += f"; on GPUs {import_module('cachegraph.engine.gpu').status()}"
+
+
+def _features(torch: Any) -> list[str]:
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return []  # older versions of torch have no public way to ask
+    can = torch.cpu.get_capabilities()
+    return [name for name in FEATURES if can.get(name, False)]
+
+
+def processor() -> str:
+    """What the CPU is called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def _look_at_devices(machine: Machine) -> None:
+    devices = visible_devices()
+    machine.devices = [
+        DeviceFacts(each.name, each.free, each.dtype, choose_budget(None, [each.name])) for each in devices
+    ]
+    machine.auto = _what_auto_does(devices)
+
+
+def _what_auto_does(devices: list[Device]) -> str:
+    gpus = [each for each in devices if each.name.startswith("cuda:")]
+    first = max(gpus, key=lambda each: each.free) if gpus else next(each for each in devices if each.name == "cpu")
+    where = "the GPU with most free memory, where the model fits it" if gpus else "there is no CUDA GPU"
+    native = "it computes in it" if first.dtype == "bfloat16" else "it does not compute in bfloat16"
+    return f"{first.name} ({where}) in {first.dtype} ({native})"
+
+
+def _look_at_disk(machine: Machine) -> None:
+    place = home()
+    machine.data = str(data_home())
+    machine.home, machine.temporary = str(place), tempfile.gettempdir()
+    existing = next(each for each in (place, *place.parents) if each.exists())
+    machine.home_free_bytes = shutil.disk_usage(existing).free
+    machine.temporary_free_bytes = shutil.disk_usage(machine.temporary).free
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        machine.problems.append(
+            f"can't write in {machine.home!r} ({error.strerror}); point CACHEGRAPH_HOME to a folder of yours"
+        )
+
+
+def _look_at_models(machine: Machine) -> None:
+    machine.models = {item.name: item.bytes or 0 for item in inventory(load_catalogue()) if item.folder is not None}
+
+
+def budget_words() -> str:
+    """Where the budgets of KV memory come from."""
+    if named := os.environ.get(VARIABLE):
+        return f"{VARIABLE}={named}"
+    return f"{PERCENT['cuda']} % of what a GPU has free, {PERCENT['cpu']} % of a CPU's"

@@ -1,0 +1,184 @@
+"""A few tokens that a model reads in several ways, and what it makes of them by itself.
+
+One row stands at the beginning and is read in pieces: two of its prompt, then token by token. Another, shorter one is
+beside it. Further ones stand far out: behind every length that the model was trained for, and at the end of what it can
+read. A window is narrowed meanwhile, so that these few tokens go past it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kv.cache import RowCache
+from .devices import home_of
+from .forward import Row
+from .model_config import ModelInfo
+
+__all__ = [
+    "NEAR_PIECE",
+    "ProbeRow",
+    "Results",
+    "apart",
+    "generated",
+    "narrow_windows",
+    "own_logits",
+    "probe_rows",
+    "read_rows",
+]
+
+TOKENS = 20  # of a row
+NEAR_PIECE = 9  # of them, those that the first piece of the first row has
+_OTHER = (3, 4, 1)  # the shorter row's pieces
+_NEAR = 61  # position of the nearest of the far rows
+_FURTHEST = 1 << 20
+_NARROW = 5  # what windows are meanwhile
+
+Step = Callable[[list[Row]], list[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """Tokens that stand from `start` on, read in pieces."""
+
+    ids: list[int]
+    start: int
+    pieces: tuple[int, ...]
+    border: int | None = None  # a length behind which it begins, and at which the model may begin to do something else
+
+    @property
+    def ends(self) -> list[int]:
+        """The last token of each piece."""
+        return [sum(self.pieces[: count + 1]) - 1 for count in range(len(self.pieces))]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """By row: the logits behind each piece, (vocab,) each, and the row's cache."""
+
+    logits: list[list[Tensor]]
+    caches: list[RowCache]
+
+
+def probe_rows(config: Any, info: ModelInfo) -> list[ProbeRow]:
+    """The first stands at the beginning, the second is the shorter one beside it, the others stand far out."""
+    vocab = info.vocab_size
+    ids = [(37 * index + 1) % vocab for index in range(TOKENS)]
+    other = [(53 * index + 2) % vocab for index in range(sum(_OTHER))]
+    near = ProbeRow(ids, 0, (NEAR_PIECE, TOKENS - NEAR_PIECE - 2, 1, 1))
+    far = [ProbeRow(ids, start, (TOKENS - 1, 1), border) for start, border in _starts(config, info)]
+    return [near, ProbeRow(other, 0, _OTHER), *far]
+
+
+def _starts(config: Any, info: ModelInfo) -> list[tuple[int, int | None]]:
+    """Positions of the far rows, and the borders behind which they are."""
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    lengths = [each.get("original_max_position_embeddings") for each in kinds]
+    lengths.append(getattr(text, "original_max_position_embeddings", None))
+    last = min(info.max_positions, _FURTHEST) - TOKENS
+    starts: dict[int, int | None] = {_NEAR: None, last: None}
+    starts |= {int(length) + 3: int(length) for length in lengths if length}
+    return sorted((start, border) for start, border in starts.items() if 0 < start <= last)
+
+
+@contextmanager
+def narrow_windows(network: Any, info: ModelInfo) -> Iterator[ModelInfo]:
+    """While this is open, the model's layers with a window see a few positions back; yields its geometry as it is then.
+
+    A model that has windows of several sizes keeps them.
+    """
+    config, wide = network.get_decoder().config, set(info.windows) - {None}
+    known = len(wide) == 1 and getattr(config, "sliding_window", None) in wide
+    window = max((each for each in wide if each is not None), default=0)
+    if not known or window <= TOKENS // 2:
+        yield info
+        return
+    config.sliding_window = _NARROW
+    try:
+        yield replace(info, windows=tuple(None if each is None else _NARROW for each in info.windows))
+    finally:
+        config.sliding_window = window
+
+
+def own_logits(network: Any, rows: Sequence[ProbeRow], *, one_by_one: bool) -> list[list[Tensor]]:
+    """What the model's own forward pass makes of the whole rows, without a cache: as `Results.logits`.
+
+    `one_by_one`: in a pass each, for models that compute a row otherwise beside a longer one.
+    """
+    groups = [[row] for row in rows] if one_by_one else [list(rows)]
+    return [logits for group in groups for logits in _own_logits(network, group)]
+
+
+def _own_logits(network: Any, rows: Sequence[ProbeRow]) -> list[list[Tensor]]:
+    length, home = max(len(row.ids) for row in rows), home_of(network)
+    known = signature(type(network).forward).parameters
+    ids = torch.tensor([row.ids + [1] * (length - len(row.ids)) for row in rows], device=home)  # (rows, length)
+    positions = torch.stack([torch.arange(row.start, row.start + length) for row in rows]).to(home)
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if "position_ids" in known:
+        inputs["position_ids"] = positions
+    elif any(row.start for row in rows):
+        raise ValueError("the model takes no positions")
+    ends = sorted({end for row in rows for end in row.ends})
+    if "logits_to_keep" in known:
+        inputs["logits_to_keep"] = torch.tensor(ends, device=home)
+    logits = network(**inputs).logits  # (rows, ends or length, vocab)
+    places = {end: index for index, end in enumerate(ends)} if logits.shape[1] == len(ends) else range(length)
+    return [[logits[index, places[end]].float() for end in row.ends] for index, row in enumerate(rows)]
+
+
+def generated(network: Any, row: ProbeRow) -> tuple[ProbeRow, list[Tensor]]:
+    """What transformers' `generate` writes behind the row's first piece: the whole row, and the logits of its steps."""
+    prompt = torch.tensor([row.ids[: row.pieces[0]]], device=home_of(network))
+    steps = len(row.pieces)
+    out = network.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids = out.sequences[0].tolist()[:-1]
+    return ProbeRow(ids, 0, (row.pieces[0], *(1,) * (steps - 1))), [each[0].float() for each in out.logits]
+
+
+def read_rows(rows: Sequence[ProbeRow], step: Step, cache: Callable[[], RowCache] = RowCache) -> Results:
+    """Read the rows piece by piece, those that have as many pieces left or more beside each other."""
+    logits: list[list[Tensor]] = [[] for _ in rows]
+    caches = [cache() for _ in rows]
+    for piece in range(max(len(row.pieces) for row in rows)):
+        at_work = [index for index, row in enumerate(rows) if piece < len(row.pieces)]
+        asked = [_piece(rows[index], piece, caches[index]) for index in at_work]
+        for index, out in zip(at_work, step(asked), strict=True):
+            assert out is not None
+            logits[index].append(out[-1].float())
+    return Results(logits, caches)
+
+
+def _piece(row: ProbeRow, piece: int, cache: RowCache) -> Row:
+    end = row.ends[piece] + 1
+    begin = end - row.pieces[piece]
+    at = torch.arange(row.start + begin, row.start + end)
+    return Row(row.ids[begin:end], cache, positions=at, length=row.start + len(row.ids))
+
+
+def apart(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference, as a share of what was expected; logits are taken less their mean."""
+    return max((_apart(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+
+
+def _apart(got: Tensor, expected: Tensor) -> float:
+    if got.shape != expected.shape:
+        return 1e9
+    a, b = ((each.float() - each.float().mean(-1, keepdim=True)).cpu() for each in (got, expected))
+    error = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+    return error if error < 1e9 else 1e9  # not a number, either

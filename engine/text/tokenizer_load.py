@@ -1,0 +1,83 @@
+"""Reading a tokenizer, as transformers does and as fast as the tokenizers library can.
+
+transformers reads a tokenizer.json in Python, takes it apart and builds it again, which for a vocabulary of 262k takes
+seconds at every start. Where the result is what the file itself says, which is found out once and kept, the library
+reads the file from then on.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cachegraph.common.json_cache import KeptJson, file_facts
+
+__all__ = ["read_raw_tokenizer"]
+
+_FORMAT = 1
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OPTIONS = ("chat_template", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side", "model_max_length")
+_LARGE = 100_000  # bytes of a tokenizer.json; a smaller one is read at once
+# What classes of transformers say of themselves beside how they are built.
+_DATA = {"vocab_files_names", "model_input_names", "padding_side", "truncation_side", "model", "slow_tokenizer_class"}
+
+
+def read_raw_tokenizer(folder: Path, *, remembers: bool) -> Any:
+    """The tokenizer in a folder, transformers' own. `remembers`: what an earlier start found out of it."""
+    file = folder / "tokenizer.json"
+    if not remembers or not file.is_file() or file.stat().st_size < _LARGE:
+        return _read_slowly(folder)
+    kept = KeptJson("tokenizers", [_FORMAT, transformers.__version__, tokenizers.__version__, *_facts(folder)])
+    options = kept.read()
+    if isinstance(options, dict) and options.keys() >= {*_OPTIONS}:
+        try:
+            return _read_directly(file, options)
+        except Exception:  # a boundary: the file was cut or written to by somebody else
+            options = None
+    raw = _read_slowly(folder)
+    if options != {}:  # where they are empty, transformers makes something else of the file
+        options = _options(raw)
+        kept.write(options if options and _alike(_read_directly(file, options), raw) else {})
+    return raw
+
+
+def _read_slowly(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _read_directly(file: Path, options: dict[str, Any]) -> Any:
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **options)
+
+
+def _facts(folder: Path) -> Iterator[Any]:
+    """All files that transformers may look at, which are small beside the weights."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name:
+            yield file_facts(path)
+
+
+def _options(raw: Any) -> dict[str, Any] | None:
+    """What a tokenizer is made of beside its file, as JSON values; None where its class does something of its own."""
+    own = [kind for kind in type(raw).__mro__ if issubclass(kind, PreTrainedTokenizerFast)]
+    written = {name for kind in own if kind is not PreTrainedTokenizerFast for name in vars(kind)}
+    if any(name not in _DATA and not name.startswith("__") for name in written) or not raw.is_fast:
+        return None
+    options = {name: getattr(raw, name) for name in _OPTIONS}
+    options |= {name: str(value) for name in _NAMES if (value := getattr(raw, name)) is not None}
+    extra = [str(token) for token in raw.all_special_tokens if str(token) not in options.values()]
+    return {**options, "extra_special_tokens": extra, "model_input_names": list(raw.model_input_names)}
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two tokenizers are the same in all that is used of them."""
+    names = (*_OPTIONS, *_NAMES, *(f"{name}_id" for name in _NAMES), "all_special_ids", "vocab_size", "is_fast")
+    same = all(getattr(a, name) == getattr(b, name) for name in names)
+    same = same and _written(a.special_tokens_map) == _written(b.special_tokens_map)  # what chat templates are given
+    return same and len(a) == len(b) and a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str()
+
+
+def _written(names: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(map(str, name)) if isinstance(name, list) else str(name) for key, name in names.items() if name}

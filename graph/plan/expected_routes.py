@@ -1,0 +1,70 @@
+"""The routes that a recipe's edges will take, as far as that is known before any model is loaded. No torch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from cachegraph.agents.model_peer import model_peer
+from cachegraph.agents.prompt.prompt_reads import prompt_reads
+from cachegraph.agents.spec import AgentSpec, EndpointSpec, FunctionSpec, SubgraphSpec
+from cachegraph.channels.decide import expected_route
+from cachegraph.channels.payload import Route
+from cachegraph.channels.peer import Peer
+from cachegraph.channels.spec import TextEdge
+from cachegraph.engine.catalogue import Catalogue, load_catalogue
+from cachegraph.engine.catalogue.resolve import resolve
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.errors import ModelError
+
+from ..recipe.spec import GraphSpec
+
+__all__ = ["expected_routes"]
+
+Included = Callable[[SubgraphSpec], tuple[GraphSpec, Path]]
+
+
+def expected_routes(spec: GraphSpec, folder: Path, included: Included) -> dict[tuple[str, str], Route]:
+    """By (sender, receiver), the route of every edge of a checked recipe in `folder`.
+
+    Two agents count as one model where the recipe names the same source, by whatever name. `included` reads the recipe
+    in an agent's place, and its folder.
+    """
+    names = {name for edge in spec.edges if not isinstance(edge, TextEdge) for name in (edge.sender, edge.receiver)}
+    if names:
+        catalogue = load_catalogue()
+        peers = {name: _peer(spec, name, included, folder, catalogue) for name in names}
+    return {
+        (edge.sender, edge.receiver): Route(edge, "text")
+        if isinstance(edge, TextEdge)
+        else expected_route(edge, peers[edge.sender], peers[edge.receiver], folder, spec.fusers)
+        for edge in spec.edges
+    }
+
+
+def _peer(spec: GraphSpec, name: str, included: Included, folder: Path, catalogue: Catalogue) -> Peer:
+    entry = spec.agents[name]
+    if isinstance(entry, SubgraphSpec):
+        inner, place = included(entry)
+        peer = _peer(inner, inner.output, included, place, catalogue)
+        why = f"agent {name!r} is a graph, and what a graph is given are words"
+        reads = frozenset(f"{name}/{read}" for read in peer.reads)
+        return replace(peer, agent=name, why_none_in=why, reads=reads, holds=frozenset())
+    if not isinstance(entry, AgentSpec):
+        what = "a function, which" if isinstance(entry, FunctionSpec) else "a person, who"
+        return Peer(name, "", why_no_cache=f"agent {name!r} is {what} has no KV cache")
+    model = spec.models.get(entry.model, entry.model)
+    if isinstance(model, EndpointSpec):
+        why = f"agent {name!r} speaks through an endpoint, which gives no access to its KV cache"
+        return Peer(name, model.model, why_no_cache=why)
+    upstream = [edge.sender for edge in spec.edges if edge.receiver == name]
+    shown, source = _named(ModelSpec(source=model) if isinstance(model, str) else model, folder, catalogue)
+    return model_peer(name, entry, prompt_reads(name, entry, upstream), shown, source=source)
+
+
+def _named(model: ModelSpec, folder: Path, catalogue: Catalogue) -> tuple[str, str]:
+    """A model's name as the engine will have it, and where it comes from."""
+    try:
+        wanted = resolve(model.model_copy(update={"chat_template": None}), folder, catalogue)
+    except ModelError:  # loading it tells
+        return model.source, model.source
+    return wanted.name, wanted.described

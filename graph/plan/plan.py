@@ -1,0 +1,134 @@
+"""What runs after what: a recipe's agents ordered by its edges. Knows neither models nor messages."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cachegraph.channels.spec import EdgeSpec
+from cachegraph.errors import RecipeError
+
+from ..recipe.spec import GraphSpec
+from .loops import Loop, find_loops
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__ = ["Plan", "Step", "find_cycles", "plan", "unread"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One agent's place in the plan."""
+
+    name: str
+    incoming: tuple[EdgeSpec, ...]  # in the recipe's order
+    outgoing: tuple[EdgeSpec, ...]
+    depth: int  # edges of the longest way from here to the output: what to start first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph that can run: no agent waits for itself, and everything leads to the output."""
+
+    steps: Mapping[str, Step]  # in an order in which they could run one by one
+    generations: tuple[tuple[str, ...], ...]  # agents that may run at the same time, in a loop's first round
+    output: str
+    loops: tuple[Loop, ...] = ()  # the outer before the inner
+
+    @property
+    def critical_path(self) -> int:
+        """How many agents the longest chain holds."""
+        return len(self.generations)
+
+    def loop_back(self, edge: EdgeSpec) -> int | None:
+        """The loop that an edge leads back in."""
+        pair = (edge.sender, edge.receiver)
+        return next((number for number, loop in enumerate(self.loops) if pair in loop.back), None)
+
+    def left_by(self, edge: EdgeSpec) -> int | None:
+        """The outermost loop that an edge leads out of."""
+        ways = (n for n, loop in enumerate(self.loops) if edge.sender in loop.body and edge.receiver not in loop.body)
+        return next(ways, None)
+
+    def innermost(self, name: str) -> int | None:
+        """The innermost loop that an agent is in."""
+        return next((n for n, loop in reversed(list(enumerate(self.loops))) if name in loop.body), None)
+
+    def ancestors(self, name: str) -> frozenset[str]:
+        """All agents that this one waits for, near or far."""
+        found: set[str] = set()
+        todo = [name]
+        while todo:
+            senders = {edge.sender for edge in self.steps[todo.pop()].incoming} - found
+            found |= senders
+            todo.extend(senders)
+        return frozenset(found)
+
+
+def plan(spec: GraphSpec) -> Plan:
+    """Order a recipe. Raises RecipeError where an edge leads nowhere or agents wait for each other."""
+    import networkx as nx
+
+    strangers = [edge for edge in spec.edges if edge.sender not in spec.agents or edge.receiver not in spec.agents]
+    lost = [name for name in spec.outputs.values() if name not in spec.agents]
+    if strangers or lost:
+        what = f"edge {strangers[0].sender!r} -> {strangers[0].receiver!r}" if strangers else f"output {lost[0]!r}"
+        raise RecipeError(f"{what} names an agent that the recipe doesn't have; add it to 'agents'")
+    pairs = [(edge.sender, edge.receiver) for edge in spec.edges if edge.max_rounds is None]
+    if cycles := find_cycles(spec.agents, pairs):
+        cycle = " -> ".join(cycles[0])
+        raise RecipeError(
+            f"agents wait for each other in a cycle: {cycle}; give one of its edges 'max_rounds', or remove it"
+        )
+    back = [(edge.sender, edge.receiver) for edge in spec.edges if edge.max_rounds is not None]
+    loops, closing_none = find_loops(pairs, back)
+    if closing_none:
+        sender, receiver = closing_none[0]
+        raise RecipeError(f"edge {sender!r} -> {receiver!r} has 'max_rounds' and closes no cycle; leave it out")
+    graph = _digraph(spec.agents, pairs)
+    generations = tuple(tuple(generation) for generation in nx.topological_generations(graph))
+    order = [name for generation in generations for name in generation]
+    depth = dict.fromkeys(order, 0)
+    for name in reversed(order):
+        for receiver in graph.successors(name):
+            depth[name] = max(depth[name], depth[receiver] + 1)
+    incoming: dict[str, list[EdgeSpec]] = {name: [] for name in order}
+    outgoing: dict[str, list[EdgeSpec]] = {name: [] for name in order}
+    for edge in spec.edges:
+        incoming[edge.receiver].append(edge)
+        outgoing[edge.sender].append(edge)
+    steps = {name: Step(name, tuple(incoming[name]), tuple(outgoing[name]), depth[name]) for name in order}
+    return Plan(steps, generations, spec.output, tuple(loops))
+
+
+def find_cycles(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """One cycle of each knot of agents that wait for each other, its first agent repeated at its end."""
+    import networkx as nx
+
+    graph = _digraph(agents, pairs)
+    knots = [knot for knot in nx.strongly_connected_components(graph) if len(knot) > 1]
+    order = {name: number for number, name in enumerate(graph)}
+    cycles = []
+    for knot in sorted(knots, key=lambda knot: min(order[name] for name in knot)):
+        start = min(knot, key=order.__getitem__)
+        edges = nx.find_cycle(graph.subgraph(knot), start)
+        cycles.append([edge[0] for edge in edges] + [edges[0][0]])
+    return cycles
+
+
+def unread(agents: Iterable[str], pairs: Iterable[tuple[str, str]], outputs: Iterable[str]) -> list[str]:
+    """Agents from which no way leads to any of the outputs."""
+    import networkx as nx
+
+    graph = _digraph(agents, pairs)
+    read = {name for output in outputs for name in (*nx.ancestors(graph, output), output)}
+    return [name for name in graph if name not in read]
+
+
+def _digraph(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> "nx.DiGraph[Any]":
+    import networkx as nx
+
+    graph: nx.DiGraph[Any] = nx.DiGraph()
+    graph.add_nodes_from(agents)
+    graph.add_edges_from(pairs)
+    return graph

@@ -1,0 +1,54 @@
+"""The warnings of a recipe that is not run: over the channels that its edges will take, and with their places."""
+
+from pathlib import Path
+
+from cachegraph.agents.spec import SubgraphSpec
+
+from ..builder import with_inner_channels
+from ..recipe.includes import own_file
+from ..recipe.load import read_spec
+from ..recipe.raw_spec import Finding
+from ..recipe.single_braces import find_single_braces, single_brace_matches, template_sources
+from ..recipe.spec import GraphSpec
+from ..run_warning import RunWarning
+from .dataflow import Dataflow
+from .expected_routes import expected_routes
+
+__all__ = ["expected_warnings", "place_warning"]
+
+
+def place_warning(spec: GraphSpec, warning: RunWarning) -> Finding:
+    """Where in the recipe the warning points."""
+    names = warning.names
+    if warning.kind == "single_braces" and names[0] in spec.agents:
+        agent, key, name = names
+        source = dict(template_sources(spec, agent))[key]
+        start = next(match.start() for match in single_brace_matches(source) if match[1] == name)
+        line, column = source.count("\n", 0, start) + 1, start - source.rfind("\n", 0, start)
+        return Finding(warning.message, ("agents", agent, *key.split(".", 1)), spot=(line, column))
+    pairs = [(edge.sender, edge.receiver) for edge in spec.edges]
+    if warning.edge in pairs:
+        return Finding(warning.message, ("edges", pairs.index(warning.edge)))
+    if names[0] not in spec.inputs and names[0] not in spec.agents:  # of a recipe in an agent's place
+        return Finding(warning.message, ("agents", names[0].partition("/")[0]), at_key=True)
+    section = "inputs" if names[0] in spec.inputs else "agents"
+    return Finding(warning.message, (section, names[0]), at_key=True)
+
+
+def expected_warnings(spec: GraphSpec, folder: Path) -> tuple[list[RunWarning], str | None]:
+    """The warnings of a checked recipe in `folder` as far as they are known before its models are loaded.
+
+    Also the reason why no output would hear any input, if that is so.
+    """
+    flow = Dataflow(spec, expected_routes(spec, folder, lambda entry: _included(entry, folder)))
+    warnings, cut = [*flow.warnings(), *find_single_braces(spec)], flow.cut_output()
+    for name, entry in spec.graphs.items():
+        inner, inner_cut = expected_warnings(*_included(entry, folder))
+        warnings += [warning.inside(name) for warning in inner]
+        cut = cut or (f"in {name!r}: {inner_cut}" if inner_cut is not None else None)
+    return warnings, cut
+
+
+def _included(entry: SubgraphSpec, folder: Path) -> tuple[GraphSpec, Path]:
+    file = own_file(entry, folder)
+    return with_inner_channels(read_spec(file), entry), file.parent

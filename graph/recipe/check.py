@@ -1,0 +1,270 @@
+"""What must hold between the parts of a recipe: names that exist, slots that have edges, agents that somebody reads.
+
+Works on a `Draft`, so that everything that can be said about a broken recipe is said at once.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any
+
+from pydantic import ValidationError
+
+from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
+from cachegraph.channels.fusers.hub.hub_name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from cachegraph.common.schemas import find_schema_flaw
+from cachegraph.engine.sampling.json_schema import find_flaw
+from cachegraph.errors import Problem, RecipeError
+
+from .check_code import check_code, check_tools
+from .check_flow import check_flow, check_shape, item_of, structured
+from .inputs import why_not
+from .raw_spec import Draft, Finding, Permissions, did_you_mean
+from .safety import check_endpoints, check_paths, fuser_names, looks_like_path
+from .spec import GraphSpec, InputSpec
+from .yaml_positions import Path
+
+__all__ = ["check", "check_spec"]
+
+MAX_FINDINGS = 200
+
+# Words that a template reads as its own.
+RESERVED = {
+    *("and", "or", "not", "in", "is", "if", "else", "elif", "for", "true", "false", "none", "True", "False", "None"),
+    *("loop", "range", "self", "caller", "varargs", "kwargs"),
+}
+
+
+def check(draft: Draft, permissions: Permissions) -> list[Finding]:
+    """What is wrong with a recipe that its types can't know: all of it, or the first of very much."""
+    known = all(edge.sender in draft.agents and edge.receiver in draft.agents for edge in draft.edges)
+    findings = chain(
+        _names(draft),
+        _inputs(draft),
+        _models(draft, permissions),
+        check_endpoints(draft, permissions),
+        check_paths(draft, permissions),
+        check_code(draft, permissions),
+        check_tools(draft, permissions),
+        _templates(draft),
+        _schemas(draft),
+        _fusers(draft),
+        _edges(draft),
+        _retries(draft),
+        _evaluated(draft),
+        _memories(draft),
+        check_shape(draft) if draft.whole and known else (),
+        check_flow(draft) if known else (),
+    )
+    return list(islice(findings, MAX_FINDINGS))
+
+
+def check_spec(spec: GraphSpec, permissions: Permissions | None = None) -> None:
+    """Check a graph that was built in Python. Raises RecipeError with all problems; there are no lines to name."""
+    draft = Draft.of(spec.model_dump(by_alias=True, exclude_defaults=True))
+    findings = check(draft, permissions or Permissions(allow_paths=True, allow_code=True))
+    if findings:
+        raise RecipeError([Problem(finding.message, hint=finding.hint) for finding in findings])
+
+
+def _names(draft: Draft) -> Iterator[Finding]:
+    for name in draft.agents:
+        if name in draft.inputs:
+            message = f"{name!r} is both an agent and an input, and a template couldn't tell them apart"
+            yield Finding(message, ("agents", name), "rename one", at_key=True)
+    for section in ("agents", "inputs"):
+        for name in draft.agents if section == "agents" else draft.inputs:
+            if name in RESERVED:
+                message = f"{section[:-1]} name {name!r} means something else in a template"
+                yield Finding(message, (section, name), "choose another", at_key=True)
+    for name, path in draft.outputs:
+        if name not in draft.agents:
+            yield Finding(f"output {name!r} is no agent of this recipe", path, did_you_mean(name, draft.agents))
+
+
+def _inputs(draft: Draft) -> Iterator[Finding]:
+    """Schemas that can't be used, and defaults that their own declaration refuses."""
+    for name, entry in draft.inputs.items():
+        if not isinstance(entry, dict):
+            continue
+        if isinstance(schema := entry.get("schema"), dict) and (flaw := find_schema_flaw(schema)) is not None:
+            path = ("inputs", name, "schema", *flaw.path)
+            yield Finding(f"the schema of input {name!r}: {flaw.message}", path, flaw.hint, at_key=flaw.at_key)
+            continue
+        if entry.get("default") is None:
+            continue
+        try:
+            spec = InputSpec.model_validate(entry)
+        except ValidationError:
+            continue  # the types report it
+        default = entry["default"]
+        wrong = why_not(spec, default)
+        if spec.kind == "string" and not isinstance(default, str):
+            yield Finding(f"'default' must be text, got {default}", ("inputs", name, "default"), "write it in quotes")
+        elif wrong is not None:
+            yield Finding(f"the default of input {name!r} {wrong}", ("inputs", name, "default"))
+
+
+def _models(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    for agent, body in draft.agents.items():
+        if isinstance(model := body.get("model"), str) and model not in draft.models:
+            yield from _model_name(model, ("agents", agent, "model"), draft, permissions)
+    for key, entry in draft.models.items():
+        source = entry.get("source") if isinstance(entry, dict) else entry
+        path = ("models", key, "source") if isinstance(entry, dict) else ("models", key)
+        if isinstance(entry, dict) and "device_map" in entry and entry.get("device", "auto") != "auto":
+            message = f"the model {key!r} has a 'device' and a 'device_map'"
+            yield Finding(message, ("models", key, "device"), "keep the one that says where it runs")
+        if isinstance(source, str):
+            yield from _model_name(source, path, Draft({}, {}, {}, [], [], True), permissions)
+
+
+def _model_name(model: str, path: tuple[str, ...], draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    if not model or looks_like_path(model) or "/" in model:
+        return
+    catalogue = permissions.known_models
+    candidates = [*draft.models, *sorted(catalogue or ())]
+    hint = did_you_mean(model, candidates)
+    if catalogue is not None:
+        wrong = model not in catalogue
+    else:
+        # The catalogue isn't at hand. A plain word that nearly is a key of `models` is a slip of the pen.
+        wrong = not model.isprintable() or " " in model or (model.isidentifier() and hint.startswith("did you"))
+    if wrong and not (permissions.folder / model).exists():
+        where = "neither a key of 'models' nor in the catalogue" if path[0] == "agents" else "not in the catalogue"
+        yield Finding(f"model {model!r} is {where}", path, hint or "name a hub id, a folder or a .gguf file")
+
+
+def _templates(draft: Draft) -> Iterator[Finding]:
+    senders: dict[str, set[str]] = {}
+    for edge in draft.edges:
+        senders.setdefault(edge.receiver, set()).add(edge.sender)
+    compiled = lru_cache(maxsize=None)(_compile)  # for one check: aliased prompts are compiled once
+    names = {**dict.fromkeys(draft.inputs), **dict.fromkeys(draft.agents)}
+    structured_inputs = structured(draft)
+    for agent, body in draft.agents.items():
+        item = {item_of(body)} if "for_each" in body else set()
+        objects = structured_inputs | item
+        given = senders.get(agent, set()) | item
+        for path, source in _sources(agent, body):
+            key = str(path[-1])
+            result = compiled(source, objects)
+            if isinstance(result, TemplateProblem):
+                message = f"{key} of agent {agent!r}: {result.message}"
+                yield Finding(message, path, result.hint, spot=(result.line, result.column))
+                continue
+            for name in sorted(result.names - draft.inputs.keys() - given):
+                if name in draft.agents and not draft.whole:
+                    continue  # its edge may be one that couldn't be read
+                message, hint = _stray(name, agent, key, names, draft)
+                yield Finding(message, path, hint, spot=result.place(name))
+
+
+def _schemas(draft: Draft) -> Iterator[Finding]:
+    for agent, body in draft.agents.items():
+        generate = body.get("generate")
+        if not isinstance(generate, dict) or not isinstance(schema := generate.get("json_schema"), dict):
+            continue
+        path = ("agents", agent, "generate")
+        for key, wrong in (("ignore_eos", True), ("max_new_tokens", 0)):
+            if generate.get(key) == wrong:
+                message = f"agent {agent!r} has a json_schema, which its {key!r} leaves no way to fulfil"
+                yield Finding(message, (*path, key), f"leave out {key!r}, or the schema")
+        if generate.get("min_new_tokens"):
+            message = f"agent {agent!r} has a json_schema, and that alone says how short a reply may be"
+            yield Finding(
+                message, (*path, "min_new_tokens"), "leave it out; the schema may have minLength and minItems"
+            )
+        if body.get("tools") and str(body.get("model")) not in _endpoints(draft):
+            message = f"agent {agent!r} has a json_schema, which would keep its local model from calling its tools"
+            yield Finding(
+                message, (*path, "json_schema"), "let one agent call tools and the next put it into the schema"
+            )
+        if (flaw := find_flaw(schema)) is not None:
+            message = f"json_schema of agent {agent!r}: {flaw.message}"
+            yield Finding(message, (*path, "json_schema", *flaw.path), flaw.hint, at_key=flaw.at_key)
+
+
+def _endpoints(draft: Draft) -> set[str]:
+    """The models that sit behind one."""
+    return {name for name, entry in draft.models.items() if isinstance(entry, dict) and "base_url" in entry}
+
+
+def _sources(agent: str, body: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The templates of an agent, and where they stand."""
+    for key in ("prompt", "system", "pause"):
+        if isinstance(source := body.get(key), str):
+            yield ("agents", agent, key), source
+    inputs = body.get("inputs")
+    for key, source in inputs.items() if isinstance(inputs, dict) else ():
+        if isinstance(source, str):
+            yield ("agents", agent, "inputs", key), source
+
+
+def _compile(source: str, objects: frozenset[str]) -> Template | TemplateProblem:
+    try:
+        return compile_template(source, objects)
+    except TemplateProblem as problem:
+        return problem
+
+
+def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: Draft) -> tuple[str, str]:
+    if name == agent:
+        return f"the {key} of agent {agent!r} names the agent itself", "an agent can't read its own reply"
+    if name in draft.agents:
+        message = f"the {key} of agent {agent!r} has a slot for agent {name!r}, but no edge leads from there"
+        return message, f"add '- {{from: {name}, to: {agent}}}' to 'edges'"
+    hint = did_you_mean(name, names) or f"add {name!r} to 'inputs'"
+    return f"the {key} of agent {agent!r} names {name!r}, which is neither an input nor an agent", hint
+
+
+def _fusers(draft: Draft) -> Iterator[Finding]:
+    for place, fuser in fuser_names(draft):
+        if is_hub_fuser(fuser) and parse_hub_fuser(fuser) is None:
+            yield Finding(f"{fuser!r} is no fuser of the hub", place, f"write {HUB_FORM}")
+
+
+def _edges(draft: Draft) -> Iterator[Finding]:
+    seen: dict[tuple[str, str], int] = {}
+    endpoints = _endpoints(draft)
+    remote = {name for name, body in draft.agents.items() if str(body.get("model")) in endpoints}
+    functions = {name for name, body in draft.agents.items() if "function" in body}
+    for edge in draft.edges:
+        for key, name in (("from", edge.sender), ("to", edge.receiver)):
+            if name not in draft.agents:
+                message = f"edge {edge.sender!r} -> {edge.receiver!r} names {name!r}, which is no agent"
+                yield Finding(message, ("edges", edge.index, key), did_you_mean(name, draft.agents))
+        if edge.sender == edge.receiver and edge.sender in draft.agents and not edge.leads_back:
+            message = f"edge {edge.sender!r} -> {edge.receiver!r} leads back to where it starts"
+            yield Finding(message, ("edges", edge.index), "remove it, or give it 'max_rounds'")
+        first = seen.setdefault((edge.sender, edge.receiver), edge.index)
+        if first != edge.index:
+            message = f"there is already an edge {edge.sender!r} -> {edge.receiver!r}: number {first + 1}"
+            yield Finding(message, ("edges", edge.index), "remove one; 'channel: both' hands over text and cache")
+        far = [name for name in (edge.sender, edge.receiver) if name in remote | functions]
+        if far and edge.channel in ("cache", "both") and edge.fallback == "error":
+            what = "sits behind an endpoint" if far[0] in remote else "is a function"
+            message = f"agent {far[0]!r} {what}, which has no KV cache for a {edge.channel} edge"
+            yield Finding(message, ("edges", edge.index, "fallback"), "write 'fallback: text' or 'channel: text'")
+
+
+def _retries(draft: Draft) -> Iterator[Finding]:
+    for name, body in draft.agents.items():
+        model = draft.models.get(str(body.get("model")))
+        if body.get("retry") is not None and not (isinstance(model, dict) and "base_url" in model):
+            message = f"agent {name!r} runs on this machine, where nothing is tried again"
+            yield Finding(message, ("agents", name, "retry"), "remove it; 'retry' is for models behind an endpoint")
+
+
+def _evaluated(draft: Draft) -> Iterator[Finding]:
+    for name in draft.evaluated:
+        if name not in draft.inputs:
+            hint = did_you_mean(name, draft.inputs)
+            yield Finding(f"{name!r} is no input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
+
+
+def _memories(draft: Draft) -> Iterator[Finding]:
+    for name, body in draft.agents.items():
+        if body.get("memory") and "for_each" in body:
+            message = f"agent {name!r} takes many turns at once, so there is no order in which it could remember them"
+            yield Finding(message, ("agents", name, "memory"), "drop 'memory' or 'for_each'", at_key=True)

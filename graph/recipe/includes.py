@@ -1,0 +1,67 @@
+"""Recipes within recipes: found, read and checked before anything runs."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cachegraph.agents.spec import PauseSpec, SubgraphSpec
+from cachegraph.errors import InputError, Problem, RecipeError
+
+from ..builder import with_inner_channels
+from .raw_spec import Finding, did_you_mean
+from .spec import GraphSpec
+
+__all__ = ["Chain", "Load", "check_nested", "own_file"]
+
+Chain = tuple[Path, ...]  # the recipes that include each other, from the outermost on
+Load = Callable[[Path, Chain], GraphSpec]
+
+
+def own_file(entry: SubgraphSpec, folder: Path) -> Path:
+    """The file of a sub-graph's recipe."""
+    return (folder / entry.graph).resolve()
+
+
+def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Iterator[Finding | Problem]:
+    """What is wrong with the recipes that a checked recipe includes, and with what it gives them."""
+    for name, entry in spec.graphs.items():
+        path = ("agents", name, "graph")
+        file = own_file(entry, folder)
+        if file in chain:
+            shown = " -> ".join(repr(each.name) for each in [*chain[chain.index(file) :], file])
+            yield Finding(f"the recipe of agent {name!r} includes itself: {shown}", path, "name another recipe")
+            continue
+        try:
+            inner = load(file, (*chain, file))
+        except RecipeError as error:
+            for problem in error.problems:
+                yield problem if problem.file else Finding(f"the recipe of agent {name!r}: {problem.message}", path)
+            continue
+        asking = next((each for each, agent in inner.agents.items() if isinstance(agent, PauseSpec)), None)
+        if asking is not None:
+            message = f"agent {asking!r} of the recipe {entry.graph!r} asks a person, which only the outer recipe can"
+            yield Finding(message, path, "ask before or after it")
+        yield from _inputs(name, entry, inner)
+        try:
+            _check_channels(entry, inner, (*chain, file), load)
+        except InputError as error:
+            yield Finding(f"the channels of agent {name!r}: {error}", ("agents", name, "channels"))
+
+
+def _check_channels(entry: SubgraphSpec, inner: GraphSpec, chain: Chain, load: Load) -> None:
+    """Raises InputError for an edge that the recipe, or one that it includes, has not."""
+    for name, deeper in with_inner_channels(inner, entry).graphs.items():
+        if deeper != inner.agents[name]:
+            file = own_file(deeper, chain[-1].parent)
+            _check_channels(deeper, load(file, (*chain, file)), (*chain, file), load)
+
+
+def _inputs(name: str, entry: SubgraphSpec, inner: GraphSpec) -> Iterator[Finding]:
+    for given in entry.inputs:
+        if given not in inner.inputs:
+            message = f"the recipe {entry.graph!r} of agent {name!r} has no input {given!r}"
+            hint = did_you_mean(given, inner.inputs)
+            yield Finding(message, ("agents", name, "inputs", given), hint, at_key=True)
+    for wanted, declared in inner.inputs.items():
+        if wanted not in entry.inputs and declared.is_required:
+            message = f"agent {name!r} gives its recipe {entry.graph!r} no {wanted!r}, which it needs"
+            yield Finding(message, ("agents", name, "graph"), f"add '{wanted}: ...' to its 'inputs'")

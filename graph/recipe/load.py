@@ -1,0 +1,212 @@
+"""A recipe from YAML, with all its problems at once, each at its line and column."""
+
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cachegraph.errors import Problem, RecipeError
+
+from ..builder import with_inner_channels
+from .check import check
+from .includes import Chain, Load, check_nested, own_file
+from .raw_spec import Draft, Finding, Permissions
+from .spec import GraphSpec
+from .to_yaml import dump_recipe
+from .validation_messages import explain
+from .yaml_positions import BREAK, Document, Node, read_yaml
+
+__all__ = [
+    "answering",
+    "check_included",
+    "dump_recipe",
+    "included",
+    "load_recipe",
+    "locate",
+    "parse_recipe",
+    "read_spec",
+    "read_text",
+    "remembers",
+]
+
+MAX_BYTES = 64_000_000
+MAX_PROBLEMS = 200
+
+
+def load_recipe(
+    path: str | Path,
+    *,
+    allow_env: Collection[str] = (),
+    allow_paths: bool = False,
+    allow_code: bool = False,
+    allow_local: bool = False,
+    known_models: Collection[str] | None = None,
+    chain: Chain = (),
+) -> GraphSpec:
+    """Read and check a recipe's file. Raises RecipeError with everything that is wrong.
+
+    `allow_env` are environment variables that its endpoints may name; `allow_paths` lets it name files outside its
+    folder, `allow_code` functions and programs to run, `allow_local` endpoints in this machine's networks;
+    `known_models` are the catalogue's names, if they are at hand;
+    `chain` are the recipes that include it.
+    """
+    path = Path(path)
+    return parse_recipe(
+        read_text(path),
+        str(path),
+        path.resolve().parent,
+        allow_env=allow_env,
+        allow_paths=allow_paths,
+        allow_code=allow_code,
+        allow_local=allow_local,
+        known_models=known_models,
+        chain=chain or (path.resolve(),),
+    )
+
+
+def parse_recipe(
+    text: str,
+    name: str = "<recipe>",
+    folder: Path | None = None,
+    *,
+    allow_env: Collection[str] = (),
+    allow_paths: bool = False,
+    allow_code: bool = False,
+    allow_local: bool = False,
+    known_models: Collection[str] | None = None,
+    chain: Chain = (),
+) -> GraphSpec:
+    """Check a recipe's text. `name` is what problems call it; its relative paths start at `folder`."""
+    document = read_yaml(text.removeprefix("\ufeff"), name)
+    data = document.root.value
+    if not isinstance(data, dict):
+        message = "the file is empty" if not text.strip() else "a recipe is a mapping of keys to values"
+        raise RecipeError([*document.problems, document.problem(message, (), "start with 'version: 1'")])
+    models = None if known_models is None else frozenset(known_models)
+    permissions = Permissions(folder or Path(), frozenset(allow_env), allow_paths, models, allow_code, allow_local)
+    problems = list(document.problems)
+    spec: GraphSpec | None = None
+    try:
+        spec = GraphSpec.model_validate(data, strict=True)
+    except ValidationError as error:
+        problems += explain(error, document)
+    problems += [_problem(finding, document) for finding in check(Draft.of(data), permissions)]
+    if spec is not None and not problems:
+        found = check_nested(spec, permissions.folder, chain, _loader(permissions))
+        problems = [each if isinstance(each, Problem) else _problem(each, document) for each in found]
+    if spec is None or problems:
+        raise RecipeError(_ordered(problems, name))
+    return spec
+
+
+def check_included(spec: GraphSpec, permissions: Permissions, folder: Path) -> None:
+    """Check the recipes that a graph built in Python includes. Raises RecipeError."""
+    found = list(check_nested(spec, folder, (), _loader(permissions)))
+    if found:
+        raise RecipeError([x if isinstance(x, Problem) else Problem(x.message, hint=x.hint) for x in found])
+
+
+def read_spec(path: Path) -> GraphSpec:
+    """The value of a recipe that was checked before, with the one that includes it."""
+    return GraphSpec.model_validate(
+        read_yaml(read_text(path).removeprefix("\ufeff"), str(path)).root.value, strict=True
+    )
+
+
+def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
+    """The recipes that a checked one includes, and those that they include: with their channels, and their files."""
+    for entry in spec.graphs.values():
+        file = own_file(entry, folder)
+        inner = with_inner_channels(read_spec(file), entry)
+        yield inner, file
+        yield from included(inner, file.parent)
+
+
+def answering(spec: GraphSpec, folder: Path) -> GraphSpec:
+    """The recipe whose own agent writes the output of a checked one: itself, or one that it includes."""
+    if spec.output not in spec.graphs:
+        return spec
+    file = own_file(spec.graphs[spec.output], folder)
+    return answering(read_spec(file), file.parent)
+
+
+def remembers(spec: GraphSpec, folder: Path) -> bool:
+    """Whether some agent of a checked recipe, or of those that it includes, has a memory."""
+    recipes = (spec, *(inner for inner, _ in included(spec, folder)))
+    return any(agent.memory for each in recipes for agent in each.speakers.values())
+
+
+def locate(path: Path, findings: Iterable[Finding]) -> list[Problem]:
+    """What was found in the recipe of this file, each at its line and column."""
+    document = read_yaml(read_text(path).removeprefix("\ufeff"), str(path))
+    return [_problem(finding, document) for finding in findings]
+
+
+def _loader(permissions: Permissions) -> Load:
+    """Loads included recipes with what the outer one is allowed."""
+    return lambda path, chain: load_recipe(
+        path,
+        allow_env=permissions.allow_env,
+        allow_paths=permissions.allow_paths,
+        allow_code=permissions.allow_code,
+        allow_local=permissions.allow_local,
+        known_models=permissions.known_models,
+        chain=chain,
+    )
+
+
+def read_text(path: Path) -> str:
+    """The text of a recipe's file. Raises RecipeError where it can't be read, or is no UTF-8."""
+    try:
+        if not path.is_file():
+            kind = "it is no ordinary file" if path.exists() else "there is no such file"
+            raise RecipeError(f"can't read the recipe {str(path)!r}: {kind}; check the path")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the path can't be used"
+        raise RecipeError(f"can't read the recipe {str(path)!r}: {reason}") from error
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"the recipe {str(path)!r} is larger than {MAX_BYTES // 1_000_000} MB; make it smaller")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = BREAK.split(raw[: error.start].decode("utf-8", "replace"))
+        message = f"the file is not UTF-8: byte 0x{raw[error.start]:02x} can't be read"
+        problem = Problem(message, str(path), len(before), len(before[-1]) + 1, hint="save it as UTF-8")
+        raise RecipeError([problem]) from error
+
+
+def _problem(finding: Finding, document: Document) -> Problem:
+    if finding.spot is None:
+        return document.problem(finding.message, finding.path, finding.hint, finding.at_key)
+    node, _ = document.find(finding.path)
+    line, column = _inside(node, document, *finding.spot)
+    return document.at(finding.message, line, column, finding.hint)
+
+
+def _inside(node: Node, document: Document, line: int, column: int) -> tuple[int, int]:
+    """Where in the file a place inside a text is. Line and column count from 1 coming in, from 0 going out."""
+    if node.style == "|":
+        written = document.lines[node.line + line] if node.line + line < len(document.lines) else ""
+        said = str(node.value).split("\n")[line - 1 : line]
+        indent = len(written) - len(said[0]) if said and written.endswith(said[0]) else 0
+        return node.line + line, indent + column - 1
+    # Quotes, escapes and folding move characters about: look for the word itself.
+    lines = str(node.value).split("\n")
+    rest = lines[line - 1][column - 1 :] if line <= len(lines) else ""
+    word = rest[:24].split(" ")[0]
+    source = document.text[node.start : node.end]
+    at = source.find(rest[:24]) if rest and rest[:24] in source else source.find(word) if word else -1
+    if at < 0:
+        return node.line, node.column
+    before: list[Any] = BREAK.split(source[:at])
+    return node.line + len(before) - 1, len(before[-1]) + (node.column if len(before) == 1 else 0)
+
+
+def _ordered(problems: list[Problem], name: str) -> list[Problem]:
+    problems.sort(key=lambda problem: (problem.line, problem.column))
+    if len(problems) > MAX_PROBLEMS:
+        return [*problems[:MAX_PROBLEMS], Problem("more problems follow; mend these first", name)]
+    return problems

@@ -1,0 +1,14 @@
+"""What a graph may do that the caller's own code has built."""
+
+from .raw_spec import Permissions
+from .spec import GraphSpec
+
+__all__ = ["own_permissions"]
+
+
+def own_permissions(spec: GraphSpec) -> Permissions:
+    """What the caller's own code may do: name any variable and any file."""
+    parts = (*spec.models.values(), *spec.tools.values())
+    variables = [getattr(each, "api_key_env", None) for each in parts]
+    variables += [getattr(value, "env", None) for each in parts for value in getattr(each, "headers", {}).values()]
+    return Permissions(allow_env=frozenset(name for name in variables if name), allow_paths=True, allow_code=True)

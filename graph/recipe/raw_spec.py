@@ -1,0 +1,152 @@
+"""A recipe as it was written, right or wrong: the part of it that can be checked before, or without, its types."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, TypedDict, Unpack
+
+from .yaml_positions import Path
+
+__all__ = ["Allowed", "Draft", "DraftEdge", "Finding", "Permissions", "did_you_mean"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong at a path of the recipe."""
+
+    message: str
+    path: Path
+    hint: str = ""
+    at_key: bool = False  # at the path's last key rather than at its value
+    spot: tuple[int, int] | None = None  # line and column inside the text at the path, from 1
+
+
+class Allowed(TypedDict, total=False):
+    """What a caller may allow a recipe; nothing by default."""
+
+    allow_env: Collection[str]
+    allow_paths: bool
+    allow_code: bool
+    allow_local: bool
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What the caller lets a recipe do beyond itself, and what is known around it."""
+
+    folder: FilePath = field(default_factory=FilePath)  # where the recipe's own paths start
+    allow_env: frozenset[str] = frozenset()
+    allow_paths: bool = False
+    known_models: frozenset[str] | None = None  # None: any name may be in the catalogue
+    allow_code: bool = False
+    allow_local: bool = False
+    registered: frozenset[str] = frozenset()  # agents whose functions the caller's own code has given
+
+    @classmethod
+    def of(cls, folder: FilePath, **allowed: Unpack[Allowed]) -> "Permissions":
+        """What a caller allows a recipe in this folder."""
+        return cls(
+            folder,
+            frozenset(allowed.get("allow_env", ())),
+            allowed.get("allow_paths", False),
+            allow_code=allowed.get("allow_code", False),
+            allow_local=allowed.get("allow_local", False),
+        )
+
+    @property
+    def reaches_local(self) -> bool:
+        """Whether it may speak to this machine and its networks; code that may run here can do so anyway."""
+        return self.allow_local or self.allow_code
+
+
+@dataclass(frozen=True)
+class DraftEdge:
+    """An edge whose two ends are texts."""
+
+    index: int
+    sender: str
+    receiver: str
+    channel: str
+    fusers: list[tuple[Path, str]]  # below the edge, and what is named there
+    fallback: str
+    when: str | None = None
+    until: str | None = None
+    leads_back: bool = False  # it has a bound, so it may close a cycle
+    rounds: str = "newest"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What can be made out of a recipe's data. `whole`: no edge was left out."""
+
+    agents: dict[str, dict[str, Any]]
+    inputs: dict[str, Any]
+    models: dict[str, Any]
+    edges: list[DraftEdge]
+    outputs: list[tuple[str, Path]]  # agents' names, and where they are named
+    whole: bool
+    evaluated: tuple[str, ...] = ()  # inputs that get a column of a data set
+    tools: dict[str, Any] = field(default_factory=dict)
+    fusers: tuple[tuple[int, str], ...] = ()  # the recipe's defaults, by their places in its list
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Draft":
+        """Keep what has the right shape; the types report the rest."""
+        agents = {name: agent for name, agent in _mapping(data, "agents").items() if isinstance(agent, dict)}
+        raw = data.get("edges", ())
+        items = raw if isinstance(raw, tuple | list) else ()
+        edges = [edge for index, item in enumerate(items) if (edge := _edge(index, item)) is not None]
+        whole = len(edges) == len(items) and isinstance(raw, tuple | list)
+        inputs, models = _mapping(data, "inputs"), _mapping(data, "models")
+        evaluated = tuple(map(str, _mapping(_mapping(data, "evaluate"), "inputs")))
+        tools, outputs = _mapping(data, "tools"), _outputs(data.get("output"))
+        return cls(agents, inputs, models, edges, outputs, whole, evaluated, tools, _defaults(data.get("fusers")))
+
+
+def _outputs(raw: Any) -> list[tuple[str, Path]]:
+    if isinstance(raw, str):
+        return [(raw, ("output",))]
+    if isinstance(raw, dict):
+        return [(name, ("output", key)) for key, name in raw.items() if isinstance(name, str)]
+    items = enumerate(raw) if isinstance(raw, tuple | list) else ()
+    return [(name, ("output", number)) for number, name in items if isinstance(name, str)]
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _edge(index: int, item: Any) -> DraftEdge | None:
+    if not isinstance(item, dict):
+        return None
+    sender, receiver = item.get("from"), item.get("to")
+    channel, fallback = item.get("channel", "text"), item.get("fallback", "text")
+    if not isinstance(sender, str) or not isinstance(receiver, str):
+        return None
+    when, until = (each if isinstance(each := item.get(key), str) else None for key in ("when", "until"))
+    leads_back = item.get("max_rounds") is not None
+    fusers, rounds = _fusers(item.get("fuser")), str(item.get("rounds", "newest"))
+    return DraftEdge(index, sender, receiver, str(channel), fusers, str(fallback), when, until, leads_back, rounds)
+
+
+def _fusers(value: Any) -> list[tuple[Path, str]]:
+    if isinstance(value, dict):
+        return [(("fuser", key), name) for key, name in value.items() if isinstance(name, str)]
+    return [(("fuser",), value)] if isinstance(value, str) else []
+
+
+def _defaults(value: Any) -> tuple[tuple[int, str], ...]:
+    items = enumerate(value) if isinstance(value, tuple | list) else ()
+    return tuple((index, name) for index, name in items if isinstance(name, str))
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A hint: the nearest known name, or the few there are."""
+    # difflib's ratio is quadratic in the length of names and linear in their number: both are bounded here.
+    near = [other for other in known if len(other) <= 100][:500] if len(name) <= 100 else []
+    close = difflib.get_close_matches(name, near, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known are {', '.join(map(repr, known))}" if 0 < len(known) <= 8 else ""

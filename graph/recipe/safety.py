@@ -1,0 +1,228 @@
+"""What a stranger's recipe may not do: send secrets of this machine away, or read files outside its own folder."""
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path as FilePath
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from cachegraph.agents.http_client import ALLOW_LOCAL
+from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
+from cachegraph.common.addresses import is_plain_loopback, known_addresses, place_of, port_is_reserved
+
+from .folder_escapes import find_escape
+from .raw_spec import Draft, Finding, Permissions
+from .yaml_positions import Path
+
+__all__ = [
+    *("check_address", "check_endpoints", "check_headers", "check_paths"),
+    *("fuser_names", "is_loopback", "local_places", "looks_like_path"),
+]
+
+PATH = re.compile(r"^[./~\\]|^[A-Za-z]:[\\/]|[\\\0]|(^|/)\.\.(/|$)|\.gguf$")
+
+
+# What a request says of itself, and what an agent says of its turn.
+OWN_HEADERS = {
+    *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "keep-alive"),
+    *("te", "trailer", "upgrade", "expect", "accept", "accept-encoding"),
+}
+OWN_KEYS = ("model", "messages", "stream", "tools", "functions", "n", "response_format")
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+HEADER_TEXT = re.compile(r"[!-~]([ -~]{0,1000}[!-~])?")
+SECRET_HEADER = re.compile(r"authorization|cookie|api-?key|token|secret|password|credential|signature")
+
+
+def looks_like_path(source: str) -> bool:
+    """Whether a model or fuser names a place on this machine rather than a catalogue name or a hub id."""
+    return PATH.search(source) is not None
+
+
+def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    """Where keys go: only to where the user would send them."""
+    for name, entry in draft.models.items():
+        if isinstance(entry, dict) and isinstance(entry.get("base_url"), str):
+            path: Path = ("models", name)
+            key = entry.get("api_key_env")
+            yield from check_address(
+                entry["base_url"], key if isinstance(key, str) else None, (*path, "base_url"), permissions
+            )
+            yield from _check_place(entry["base_url"], name, (*path, "base_url"), permissions)
+            yield from check_headers(entry, path, permissions)
+            yield from _check_body(_mapping(entry.get("extra_body")), (*path, "extra_body"))
+
+
+def _check_body(extra: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    """What a recipe adds to requests: JSON, and nothing that the agent says itself."""
+    for key, value in extra.items():
+        if key in OWN_KEYS:
+            message = f"{key!r} of a request is not extra: the agent says it"
+            yield Finding(message, (*path, key), "remove it", at_key=True)
+        elif not _is_json(value):
+            yield Finding(f"{key!r} of a request holds a number or a key that JSON does not know", (*path, key))
+
+
+def _check_place(address: str, name: str, path: Path, permissions: Permissions) -> Iterator[Finding]:
+    """A model's endpoint on the open internet, or one that is plainly a web service of this machine."""
+    url = _split(address)
+    if permissions.reaches_local or url is None:
+        return
+    host = url.hostname or ""
+    if is_plain_loopback(host) and not port_is_reserved(url.port):
+        return
+    for place in local_places(host):
+        message = f"the endpoint of model {name!r} is at {place}: {host!r}" + (f", port {url.port}" if url.port else "")
+        yield Finding(message, path, ALLOW_LOCAL)
+        return
+
+
+def local_places(host: str) -> list[str]:
+    """What of this machine and its networks a host is known to be, in words; nobody is asked."""
+    return [place for each in known_addresses(host) if (place := place_of(each)) is not None]
+
+
+def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:
+    """The headers of an endpoint: none that HTTP needs itself, no secret in the recipe, keys only where they may go."""
+    seen: set[str] = set()
+    for name, value in _mapping(entry.get("headers")).items():
+        place: Path = (*path, "headers", name)
+        lower = str(name).lower()
+        if lower in seen:
+            yield Finding(
+                f"the header {name!r} is given twice: case makes no difference", place, "keep one", at_key=True
+            )
+        seen.add(lower)
+        if not HEADER_NAME.fullmatch(str(name)):
+            hint = "use letters, digits and '-'"
+            yield Finding(f"{str(name)[:100]!r} can't name an HTTP header", place, hint, at_key=True)
+        elif isinstance(value, str) and not HEADER_TEXT.fullmatch(value):
+            yield Finding(f"the header {name!r} must be one line of printable ASCII", place)
+        elif lower in OWN_HEADERS or lower.startswith("proxy-"):
+            message = f"the header {name!r} belongs to the connection"
+            yield Finding(message, place, "remove it", at_key=True)
+        elif lower == "authorization" and entry.get("api_key_env") is not None:
+            message = "'api_key_env' is sent as the header 'Authorization', which is given too"
+            yield Finding(message, place, "leave one of them out", at_key=True)
+        elif isinstance(value, str) and SECRET_HEADER.search(lower):
+            hint = "name the variable that holds it: {env: CACHEGRAPH_...}"
+            yield Finding(f"the header {name!r} holds a secret, which stands in no recipe", place, hint)
+        variable, url = _mapping(value).get("env"), _split(entry["base_url"])
+        if isinstance(variable, str) and url is not None:
+            yield from _check_key(variable, url, (*path, "base_url"), (*place, "env"), permissions)
+
+
+def check_address(address: str, key: str | None, path: Path, permissions: Permissions) -> Iterator[Finding]:
+    """A web address at `path`, to which the key in this environment variable is sent."""
+    url = _split(address)
+    name = str(path[-1])
+    if url is None:
+        yield Finding(f"{name} {address!r} is no plain web address", path, "write it as 'https://host/...'")
+        return
+    if url.username is not None or url.password is not None:
+        hint = "name the variable that holds the key in 'api_key_env'"
+        yield Finding(f"{name} holds a user name or password", path, hint)
+    if key is not None:
+        yield from _check_key(key, url, path, (*path[:-1], "api_key_env"), permissions)
+
+
+def _check_key(
+    key: str, url: SplitResult, address_path: Path, key_path: Path, permissions: Permissions
+) -> Iterator[Finding]:
+    """An environment variable whose value is sent to an address."""
+    if key in permissions.allow_env or key.startswith("CACHEGRAPH_"):
+        pass
+    elif key != "OPENAI_API_KEY":
+        hint = f"use a name that starts with CACHEGRAPH_, or allow this one with --allow-env {key}"
+        yield Finding(f"a recipe has no business with the environment variable {key!r}", key_path, hint)
+    elif (url.scheme, url.hostname, url.port or 443) != ("https", "api.openai.com", 443):
+        message = f"'OPENAI_API_KEY' goes to https://api.openai.com only, not to {url.hostname!r}"
+        hint = "use a name that starts with CACHEGRAPH_, or allow it with --allow-env OPENAI_API_KEY"
+        yield Finding(message, key_path, hint)
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        message = f"{key!r} would travel unencrypted to {url.hostname!r}"
+        yield Finding(message, address_path, "use https, or an address of this machine")
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _split(base_url: str) -> SplitResult | None:
+    if not base_url.isascii() or not base_url.isprintable() or re.search(r"[\s\\]", base_url):
+        return None
+    try:
+        url = urlsplit(base_url)
+        well_formed = url.scheme in ("http", "https") and url.hostname and (url.port or 1) > 0
+    except ValueError:
+        return None
+    return url if well_formed else None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_paths(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+    """Files that a recipe names must lie in its folder, whatever links lead there."""
+    if permissions.allow_paths:
+        return
+    folder = permissions.folder.resolve()
+    # A hub id is no path, but a link of its name in the recipe's folder would make it one: all are resolved.
+    wrong = lru_cache(maxsize=None)(lambda place: _why_outside(folder, place))
+    for path, place in _places(draft):
+        if (reason := wrong(place)) is not None:
+            hint = "move it there, or allow it with --allow-paths"
+            yield Finding(f"the path {place!r} {reason}", path, hint)
+
+
+def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
+    """Every value that may be a path."""
+    for name, entry in draft.models.items():
+        if isinstance(entry, str):
+            yield ("models", name), entry
+        for key in ("source", "chat_template"):
+            if isinstance(entry, dict) and isinstance(entry.get(key), str):
+                yield ("models", name, key), entry[key]
+    for name, body in draft.agents.items():
+        model = body.get("model")
+        if isinstance(model, str) and model not in draft.models:
+            yield ("agents", name, "model"), model
+        if isinstance(graph := body.get("graph"), str):
+            yield ("agents", name, "graph"), graph
+        function = body.get("function")
+        if isinstance(function, str) and (file := function.rpartition(":")[0]).endswith(".py"):
+            yield ("agents", name, "function"), file
+    for place, fuser in fuser_names(draft):
+        if not is_hub_fuser(fuser):
+            yield place, fuser
+
+
+def fuser_names(draft: Draft) -> Iterator[tuple[Path, str]]:
+    """Every fuser that the recipe names: on an edge, or as one of its defaults."""
+    yield from ((("fusers", index), fuser) for index, fuser in draft.fusers)
+    for edge in draft.edges:
+        yield from ((("edges", edge.index, *below), fuser) for below, fuser in edge.fusers)
+
+
+def _why_outside(folder: FilePath, place: str) -> str | None:
+    """Why a path, or something in the folder that it names, is not in the recipe's folder: the end of a sentence."""
+    if place.startswith("~") or "\\" in place or re.match(r"[A-Za-z]:", place):
+        return "leads out of the recipe's folder"
+    try:
+        return find_escape(folder / place, folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"can't be read ({getattr(error, 'strerror', None) or 'the path can not be used'})"

@@ -1,0 +1,240 @@
+"""pydantic's complaints in our words, each at its place in the file.
+
+What a value should have been is read off the recipe's JSON Schema, so that one sentence serves every kind of mistake.
+Knows no rules of its own.
+"""
+
+import difflib
+import re
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from cachegraph.agents.spec import KINDS
+from cachegraph.channels.spec import CHANNELS
+from cachegraph.errors import Problem
+
+from .json_schema import recipe_schema
+from .raw_spec import did_you_mean
+from .yaml_positions import Document, Node, Path
+
+__all__ = ["explain"]
+
+MAX_PROBLEMS = 200
+# The types behind the tags of the unions of a recipe, which pydantic puts into the path of an error.
+UNIONS: dict[Any, dict[Any, str | None]] = {
+    "edges": {"text": "TextEdge", "cache": "CacheEdge", "both": "BothEdge", "auto": "AutoEdge"},
+    "tools": {"command": "CommandTools", "url": "UrlTools"},
+    "agents": {key: kind.__name__ for key, kind in KINDS.items()},
+    "models": {"local": "ModelSpec", "endpoint": "EndpointSpec", "name": None},
+}
+
+EXPONENT = re.compile(r"([-+]?\d+)(?:\.(\d*))?[eE]([-+]?\d+)")
+MEMORY = ("flag", "limits")  # likewise, of the two ways to write an agent's memory
+
+
+def explain(error: ValidationError, document: Document) -> list[Problem]:
+    """One problem for each wrong value, in the order of the recipe's keys."""
+    problems: dict[tuple[Path, bool], Problem] = {}
+    details = error.errors(include_url=False, include_context=False, include_input=False)[: 2 * MAX_PROBLEMS]
+    meant = _meant(details)
+    for detail in details:
+        path, at_key = _path(detail, document)
+        if detail["type"] == "missing" and path in meant:
+            continue
+        problems.setdefault((path, at_key), _problem(detail, path, at_key, document))
+    return list(problems.values())[:MAX_PROBLEMS]
+
+
+def _path(detail: ErrorDetails, document: Document) -> tuple[Path, bool]:
+    """The keys that lead to the mistake, without pydantic's own words between them."""
+    path: Path = detail["loc"]
+    at_key = path[-1:] == ("[key]",)
+    if at_key:
+        return path[:-1], True
+    if len(path) > 2 and path[0] in UNIONS and path[2] in UNIONS[str(path[0])]:
+        path = path[:2] + path[3:]
+    if path[0:1] == ("edges",) and path[2:3] == ("fuser",) and path[3:4] in (("name",), ("pair",)):
+        path = path[:3] + path[4:]
+    path = tuple(part for at, part in enumerate(path) if not (at and path[at - 1] == "memory" and part in MEMORY))
+    if detail["type"] == "union_tag_invalid":
+        return (*path, "channel"), False
+    if detail["type"] in ("missing", "extra_forbidden"):
+        return path, detail["type"] == "extra_forbidden"
+    return path[: document.find(path)[1]], False
+
+
+def _problem(detail: ErrorDetails, path: Path, at_key: bool, document: Document) -> Problem:
+    schema = _mapping_of(_schema_at(path[:-1], detail["loc"])) if path else recipe_schema()
+    if detail["type"] == "missing":
+        return document.problem(f"{_owner(path[:-1])} needs the key {path[-1]!r}", path[:-1])
+    if detail["type"] == "extra_forbidden":
+        name, known = str(path[-1]), schema.get("properties", {})
+        return document.problem(f"unknown key {name!r}", path, _elsewhere(name, path, known), at_key=True)
+    if at_key:
+        said = recipe_schema()["properties"][str(path[0])].get("propertyNames", {}).get("patternErrorMessage", "a name")
+        return document.problem(
+            f"{path[-1]!r} can't name one of the {path[0]!r}", path, f"it must be {said}", at_key=True
+        )
+    node, _ = document.find(path)
+    wanted = _schema_at(path, detail["loc"])
+    hint = _hint(node, wanted, document)
+    name = repr(path[-1]) if path and isinstance(path[-1], str) else "this" if path else "a recipe"
+    return document.problem(f"{name} must be {_wanted(path, wanted)}, got {_got(node)}", path, hint)
+
+
+def _got(node: Node) -> str:
+    if node.children is not None:
+        what = "a mapping" if isinstance(node.children, dict) else "a list"
+        return what if node.children else f"{what} without anything in it"
+    if node.value is None:
+        return "nothing"
+    text = repr(node.value) if isinstance(node.value, str) and not _exponent(node) else str(node.raw)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _exponent(node: Node) -> str:
+    """A number that YAML 1.1 takes for text, as it wants it written: with a point, and a sign before the exponent."""
+    found = EXPONENT.fullmatch(node.raw or "") if not node.style and isinstance(node.value, str) else None
+    if found is None:
+        return ""
+    whole, part, exponent = found.groups()
+    return f"{whole}.{part or 0}e{exponent if exponent[0] in '+-' else f'+{exponent}'}"
+
+
+def _hint(node: Node, wanted: dict[str, Any], document: Document) -> str:
+    if document.text.startswith("{{", node.start):
+        return "put a value that starts with '{{' in quotes"
+    variants = [wanted, *wanted.get("anyOf", [])]
+    free = any(variant.get("type") == "string" and not variant.keys() & {"const", "enum"} for variant in variants)
+    if isinstance(node.value, bool | int | float) and free:
+        return f"write '{node.raw}' in quotes"
+    if not isinstance(node.value, str):
+        return ""
+    if any(variant.get("type") in ("integer", "number") for variant in variants) and node.style in ("'", '"'):
+        return "write it without quotes"
+    if any(variant.get("type") in ("integer", "number") for variant in variants) and (number := _exponent(node)):
+        return f"YAML 1.1 takes {node.raw} for text; write {number}"
+    options = [option for variant in variants for option in variant.get("enum", [variant.get("const")])]
+    close = difflib.get_close_matches(node.value[:100], [str(option) for option in options if option], 1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _meant(details: list[ErrorDetails]) -> set[Path]:
+    """Missing keys that an unknown key beside them was probably meant to be: to name them twice would be noise."""
+    missing: dict[Path, list[str]] = {}
+    for detail in details:
+        if detail["type"] == "missing":
+            missing.setdefault(detail["loc"][:-1], []).append(str(detail["loc"][-1]))
+    found: set[Path] = set()
+    for detail in details:
+        if detail["type"] == "extra_forbidden" and (keys := missing.get(detail["loc"][:-1])):
+            above: Path = detail["loc"][:-1]
+            if len(above) > 2 and above[0] in UNIONS:
+                above = above[:2]
+            found |= {(*above, key) for key in difflib.get_close_matches(str(detail["loc"][-1])[:100], keys, 1)}
+    return found
+
+
+def _owner(path: Path) -> str:
+    match path:
+        case (section, str() as name):
+            return f"{str(section)[:-1]} {name!r}"
+        case ("edges", int() as index):
+            return f"edge {index + 1}"
+        case (*_, name):
+            return repr(name)
+    return "the recipe"
+
+
+def _elsewhere(name: str, path: Path, known: dict[str, Any]) -> str:
+    """The key that was meant: a near one, or this one somewhere else."""
+    definitions = recipe_schema()["$defs"]
+    if path[0] == "edges" and name in definitions["CacheEdge"]["properties"]:
+        return "only edges with 'channel: cache', 'both' or 'auto' have it"
+    if path[0] == "agents" and len(path) == 3 and name in definitions["GenerateSpec"]["properties"]:
+        return f"write it under 'generate': 'generate: {{{name}: ...}}'"
+    close = difflib.get_close_matches(name[:100], known, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return did_you_mean(name, known) if len(known) <= 8 else f"known are {', '.join(map(repr, known))}"
+
+
+def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
+    """The schema of the value at a path. `loc` tells which type of a union pydantic chose."""
+    schema: dict[str, Any] = recipe_schema()
+    definitions = schema["$defs"]
+    for depth, part in enumerate(path):
+        schema = _mapping_of(schema)
+        if "properties" in schema and part in schema["properties"]:
+            schema = schema["properties"][part]
+        elif isinstance(schema.get("additionalProperties"), dict):
+            schema = schema["additionalProperties"]
+        else:
+            schema = schema.get("items", {})
+        if depth == 1 and path[0] in UNIONS and len(loc) > 2:
+            chosen = UNIONS[str(path[0])].get(str(loc[2]))
+            schema = definitions[chosen] if chosen else schema
+        if part == "fuser" and depth + 1 < len(path):
+            schema = definitions["FuserPair"]
+        if "$ref" in schema:
+            schema = definitions[schema["$ref"].rsplit("/", 1)[1]]
+    return schema
+
+
+def _mapping_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """The one mapping that a value may be where it may also be something else."""
+    mappings = [option["$ref"] for option in schema.get("oneOf", ()) if "$ref" in option]
+    if len(mappings) != 1:
+        return schema
+    definition: dict[str, Any] = recipe_schema()["$defs"][mappings[0].rsplit("/", 1)[1]]
+    return definition
+
+
+def _wanted(path: Path, schema: dict[str, Any]) -> str:
+    if len(path) == 3 and path[0] == "edges" and path[2] == "channel":
+        return _either(list(map(repr, CHANNELS)))
+    if len(path) == 2 and path[0] == "models":
+        return "text that names a model, or a mapping with 'source' or 'base_url'"
+    return _words(schema)
+
+
+def _words(schema: dict[str, Any]) -> str:
+    """What a schema asks for, in words."""
+    if "patternErrorMessage" in schema:
+        return f"{schema['patternErrorMessage']}{_at_most(schema)}"
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        return _either([_words(option) for option in options if option.get("type") != "null"])
+    if "enum" in schema or "const" in schema:
+        return _either([repr(option) for option in schema.get("enum", [schema.get("const")])])
+    match schema.get("type"):
+        case "integer" | "number" as kind:
+            return ("a whole number" if kind == "integer" else "a number") + _bounds(schema)
+        case "boolean":
+            return "true or false"
+        case "string":
+            return f"{'text, not empty' if schema.get('minLength') else 'text'}{_at_most(schema)}"
+        case "array":
+            return "a list"
+        case "object" if schema.get("minProperties"):
+            return "a mapping that is not empty"
+    return "a mapping"
+
+
+def _at_most(schema: dict[str, Any]) -> str:
+    return f" (at most {schema['maxLength']})" if "maxLength" in schema else ""
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    above = schema.get("exclusiveMinimum")
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    if above is not None:
+        return f" above {above:g}" + (f" and up to {high:g}" if high is not None else "")
+    return f" of {low:g} or more" if low is not None else ""
+
+
+def _either(options: list[str]) -> str:
+    return options[0] if len(options) == 1 else f"{', '.join(options[:-1])} or {options[-1]}"

@@ -1,0 +1,96 @@
+"""Many runs at once: as many at a time as asked for, results in the order they were asked for."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from cachegraph.errors import InputError, RunError
+
+from .result import Result
+from .run import Run
+from .stream import Feed, Stream
+
+__all__ = ["OnResult", "RowResult", "run_rows", "runs_of", "stream_rows"]
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of `Graph.map` that has ended, and how far all of them are."""
+
+    index: int  # of the row, from 0
+    result: Result  # its status is `failed` where the run failed
+    done: int  # rows that have ended, this one among them
+    total: int
+
+
+def runs_of(rows: Iterable[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Run]) -> list[Run]:
+    """A run of each row, all checked before the first begins. Raises InputError with the row's number."""
+    runs = []
+    for number, row in enumerate(rows):
+        try:
+            runs.append(make(row))
+        except InputError as error:
+            raise InputError(f"row {number}: {error}") from error
+    return runs
+
+
+OnResult = Callable[[RowResult], object]
+
+
+async def run_rows(
+    runs: Sequence[Run], max_concurrent: int, return_errors: bool, on_result: OnResult | None = None
+) -> list[Result]:
+    """Execute all runs. One that fails leaves the others alone; see `Graph.amap`.
+
+    `on_result` is told of each row as it ends; what it raises ends all rows.
+    """
+    if max_concurrent < 1:
+        raise InputError(f"max_concurrent must be 1 or more, not {max_concurrent}")
+    todo = iter(enumerate(runs))
+    failed: dict[int, RunError] = {}
+    fatal: list[Exception] = []
+    done = 0
+
+    def tell(row: RowResult) -> None:
+        assert on_result is not None
+        try:
+            on_result(row)
+        except Exception as error:
+            fatal.append(error)
+            group.cancel_scope.cancel()
+
+    async def work() -> None:
+        for number, run in todo:
+            try:
+                await run.execute()
+            except RunError as error:
+                failed[number] = error
+            except Exception as error:  # a model that can't be loaded fails every row: stop here
+                fatal.append(error)
+                group.cancel_scope.cancel()
+                return
+            nonlocal done
+            done += 1
+            if on_result is not None:
+                tell(RowResult(number, run.result, done, len(runs)))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(max_concurrent, len(runs))):
+            group.start_soon(work)
+    if fatal:
+        raise fatal[0]
+    results = [run.result for run in runs]
+    if failed and not return_errors:
+        number = min(failed)
+        raise RunError(
+            f"{len(failed)} of {len(runs)} rows failed; row {number}: {failed[number]}", results
+        ) from failed[number]
+    return results
+
+
+def stream_rows(runs: Sequence[Run], max_concurrent: int) -> Stream[RowResult]:
+    """The rows' results as they come; see `Graph.stream_map`."""
+    feed = Feed[RowResult]()
+    return Stream(lambda: run_rows(runs, max_concurrent, True, feed), feed)

@@ -1,0 +1,79 @@
+"""Where a reply goes: its sender's conditions and route, evaluated once the reply is there."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from cachegraph.agents.base import Delivery
+from cachegraph.agents.prompt.expression import Expression
+from cachegraph.agents.prompt.render_threads import evaluate_in_thread
+from cachegraph.agents.prompt.template import TemplateProblem
+from cachegraph.channels.payload import Message, Route, join_messages
+from cachegraph.errors import RunError
+
+from ..plan.wiring import Exit, Node
+
+__all__ = ["Ways"]
+
+Values = Callable[[Collection[str]], Mapping[str, Any]]
+
+
+class Ways:
+    """Decides for each edge out of an agent whether its message goes over; remembers messages that are kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], Message] = {}  # by receiver and place: the rounds so far
+
+    async def out_of(
+        self, node: Node, message: Message, values: Values, goes_round: Callable[[Exit], bool]
+    ) -> list[tuple[Exit, Delivery | None]]:
+        """By edge the delivery, or None where it is skipped. Raises RunError for a condition that has no value."""
+        chosen = await self._chosen(node, values)
+        ways: list[tuple[Exit, Delivery | None]] = []
+        for exit in node.exits:
+            if exit.plain:
+                ways.append((exit, Delivery(exit.route, _as_needed(message, exit.route))))
+            elif await self._goes(exit, chosen, values) and (exit.leads_back is None or goes_round(exit)):
+                ways.append((exit, Delivery(exit.route, self._to_hand_over(exit, message))))
+            else:
+                ways.append((exit, None))
+        return ways
+
+    async def _chosen(self, node: Node, values: Values) -> int | None:
+        for case in node.cases:
+            place = f"a condition of the route of agent {node.name!r}"
+            if case.when is None or await _holds(case.when, values, place):
+                return case.receiver
+        return None
+
+    async def _goes(self, exit: Exit, chosen: int | None, values: Values) -> bool:
+        edge = exit.route.edge
+        place = f"the edge {edge.sender!r} -> {edge.receiver!r}"
+        if exit.chosen and exit.receiver != chosen:
+            return False
+        if exit.when is not None and not await _holds(exit.when, values, f"the condition of {place}"):
+            return False
+        return exit.until is None or not await _holds(exit.until, values, f"'until' of {place}")
+
+    def _to_hand_over(self, exit: Exit, message: Message) -> Message:
+        message = _as_needed(message, exit.route)
+        if not exit.keeps_all:
+            return message
+        place = (exit.receiver, exit.place)
+        if (before := self._kept.get(place)) is not None:
+            message = join_messages(message.sender, message.turn, [before, message])
+        self._kept[place] = message
+        return message
+
+
+async def _holds(condition: Expression, values: Values, place: str) -> bool:
+    try:
+        return bool(await evaluate_in_thread(condition, values(condition.names)))
+    except TemplateProblem as problem:
+        raise RunError(f"{place} ({condition.source}) can't be evaluated: {problem.message}") from problem
+
+
+def _as_needed(message: Message, route: Route) -> Message:
+    """The message without its cache where only its text is read, so that no reader of words keeps a cache alive."""
+    if (message.cache is None and message.rebuild is None) or route.needs_cache or message.text is None:
+        return message
+    return Message(message.sender, message.text, data=message.data, turn=message.turn)

@@ -1,0 +1,247 @@
+"""Taking agents' turns for a run: one, or one for every item of a list, within the run's limits.
+
+Every turn has an id: the agent's name; `#2` behind it in the second round of a loop, `[3]` for the fourth item of a
+list, and the ids of the sub-graphs around it in front.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import anyio
+
+from cachegraph.agents.base import Delivery, Reply, ToolCall, Turn
+from cachegraph.agents.prompt.filters import Value
+from cachegraph.agents.prompt.render_threads import evaluate_in_thread
+from cachegraph.agents.prompt.template import TemplateProblem
+from cachegraph.agents.sessions.session import Recollection, Session
+from cachegraph.channels.payload import Message
+from cachegraph.common.json_text import all_finite
+from cachegraph.engine.batching.request_context import RunKey, asking, taking_part
+from cachegraph.errors import CachegraphError, RunError
+
+from ..plan.wiring import ForEach, Node
+from .events import AgentFinished, AgentStarted, Event, TextDelta, ToolCalled
+from .fan_out import join_replies
+from .hooks import Probe
+from .result import AgentResult
+from .turn_log import Journal, note, take_turn
+
+__all__ = ["Listener", "Spent", "Surroundings", "Turns", "record_reply"]
+
+Listener = Callable[[Event], None]
+
+
+class Spent:
+    """The tokens that a run's agents have written, and what its limit leaves; a run inside another spends of both."""
+
+    def __init__(self, most: int | None, around: "Spent | None" = None):
+        self._most = most
+        self._around = around
+        self._written = 0
+
+    def add(self, tokens: int) -> None:
+        """Count what was written."""
+        self._written += tokens
+        if self._around is not None:
+            self._around.add(tokens)
+
+    @property
+    def left(self) -> int | None:
+        """What may still be written; None: any number."""
+        own = None if self._most is None else self._most - self._written
+        outer = None if self._around is None else self._around.left
+        return min((each for each in (own, outer) if each is not None), default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What a run shares with the runs inside it. `agents` and `turns` are put in front of names and ids."""
+
+    began: float
+    listener: Listener | None = None
+    journal: Journal | None = None
+    conversation: Session | None = None  # that agents with a memory go on with
+    limiter: anyio.CapacityLimiter | None = None
+    probe: Probe | None = None
+    agents: str = ""
+    turns: str = ""
+    spent: Spent | None = None
+    wants_cache: bool = False  # an edge of the graph around it takes the output's cache
+
+    def now(self) -> float:
+        """Seconds since the outermost run began."""
+        return perf_counter() - self.began
+
+
+class Turns:
+    """Takes the turns of one run."""
+
+    def __init__(self, around: Surroundings, inputs: Mapping[str, Any], outputs: Collection[int]):
+        self._run = RunKey()  # for engines, which keep it as long as caches of this run: so nothing that holds caches
+        self._around = around
+        self._outputs = outputs
+        self._inputs = inputs
+
+    def end(self) -> None:
+        """The run is over: engines need keep no room for it."""
+        self._run.over = True
+
+    async def take(
+        self, node: Node, result: AgentResult, deliveries: Sequence[Delivery]
+    ) -> tuple[Reply, list[AgentResult]]:
+        """The reply; of a turn an item, all replies as one, and the result of each."""
+        around, turn_id, probe = self._around, result.turn, self._around.probe
+        turn = Turn(
+            self._inputs,
+            deliveries,
+            node.needs_text,
+            node.needs_cache or (around.wants_cache and node.index in self._outputs),
+            self._deltas(node, turn_id) if around.listener else None,
+            partial(setattr, result, "prompt"),
+            id=turn_id,
+            control=probe.controls.get(around.agents + node.name) if probe else None,
+            within=around if node.is_graph else None,
+            memory=self._memory(node),
+            on_tool=self._tool_calls(node, turn_id) if around.listener else None,
+        )
+        if probe is not None:
+            probe.turns[around.agents + node.name] = turn
+            if probe.skip == around.agents + node.name:
+                return Reply(Message(node.name, "", turn=turn_id)), []
+        if node.for_each is not None:
+            return await self._all_items(node, node.for_each, turn)
+        return await self._one(node, turn), []
+
+    async def _one(self, node: Node, turn: Turn) -> Reply:
+        if self._around.limiter is None or node.is_graph:
+            return await self._in_time(node, turn)
+        async with self._around.limiter:
+            return await self._in_time(node, turn)
+
+    async def _in_time(self, node: Node, turn: Turn) -> Reply:
+        if node.timeout is None:
+            return await self._answer(node, turn)
+        with anyio.move_on_after(node.timeout):
+            return await self._answer(node, turn)
+        raise RunError(f"it took longer than its timeout of {node.timeout:g} s (agents.{node.name}.timeout)")
+
+    async def _answer(self, node: Node, turn: Turn) -> Reply:
+        if self._around.spent is not None and (left := self._around.spent.left) is not None:
+            turn = replace(turn, most_tokens=left)
+        with asking(taking_part(self._run, node.depth, turn.needs_cache or turn.memory is not None)):
+            if self._around.journal is None or node.is_graph:
+                reply = await node.agent.turn(turn)
+            else:
+                reply = await take_turn(self._around.journal, turn.id, node.agent, turn)
+            message = reply.message
+            message.turn = turn.id
+            if not all_finite(message.data):
+                raise RunError(f"agent {node.name!r} replied with data that holds NaN or Infinity, which is no JSON")
+            if self._around.spent is not None and not node.is_graph:
+                self._around.spent.add(reply.tokens.generated)
+            if node.needs_text and message.text is None:
+                await message.read()
+        return reply
+
+    def _deltas(self, node: Node, turn_id: str) -> Callable[[str], None]:
+        around, listener, name = self._around, self._around.listener, self._around.agents + node.name
+        assert listener is not None
+        return lambda text: listener(TextDelta(around.now(), name, text, turn=turn_id))
+
+    def _tool_calls(self, node: Node, turn_id: str) -> Callable[[ToolCall], None]:
+        around, listener, name = self._around, self._around.listener, self._around.agents + node.name
+        assert listener is not None
+        return lambda call: listener(ToolCalled(around.now(), name, call, turn=turn_id))
+
+    def _memory(self, node: Node) -> Recollection | None:
+        conversation = self._around.conversation
+        return conversation.of(self._around.agents + node.name, node.memory) if conversation and node.memory else None
+
+    # a turn an item
+
+    async def _all_items(self, node: Node, for_each: ForEach, turn: Turn) -> tuple[Reply, list[AgentResult]]:
+        items = await _items(node, for_each, turn)
+        replies: list[Reply | None] = [None] * len(items)
+        results = [AgentResult() for _ in items]
+        waiting = iter(range(len(items)))
+        errors: list[Exception] = []
+
+        async def work() -> None:
+            for number in waiting:  # shared: each worker takes the next item that nobody has taken
+                try:
+                    replies[number], results[number] = await self._item(node, for_each, turn, number, items[number])
+                except Exception as error:
+                    errors.append(_of_item(number, error))
+                    group.cancel_scope.cancel()
+                    return
+
+        async with anyio.create_task_group() as group:
+            for _ in range(min(len(items), for_each.most or len(items))):
+                group.start_soon(work, name=turn.id)
+        if errors:
+            raise errors[0]
+        return join_replies(node.name, turn.id, [reply for reply in replies if reply is not None]), results
+
+    async def _item(
+        self, node: Node, for_each: ForEach, turn: Turn, number: int, item: Any
+    ) -> tuple[Reply, AgentResult]:
+        around, turn_id, name = self._around, f"{turn.id}[{number}]", self._around.agents + node.name
+        # Its origin tells it apart from the same agent's other items, whose caches may meet in one receiver.
+        value = Value(item, f"{for_each.name}[{turn_id}]") if isinstance(item, str) else item
+        on_text = self._deltas(node, turn_id) if around.listener else None
+        result = AgentResult("running", model=node.model, started=around.now(), turn=turn_id)
+        inputs, on_prompt = {**turn.inputs, for_each.name: value}, partial(setattr, result, "prompt")
+        on_tool = self._tool_calls(node, turn_id) if around.listener else None
+        mine = replace(turn, inputs=inputs, id=turn_id, on_text=on_text, on_prompt=on_prompt, on_tool=on_tool)
+        if around.listener:
+            around.listener(AgentStarted(around.now(), name, turn=turn_id))
+        reply = await self._one(node, mine)
+        record_reply(result, reply, around.now())
+        if around.listener:
+            around.listener(AgentFinished(around.now(), name, result, turn=turn_id, recalled=reply.recalled))
+        if around.journal is not None and not node.is_graph:
+            await note(around.journal, turn_id, result, reply)
+        return reply, result
+
+
+def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
+    """Enter a finished turn into its result."""
+    result.status, result.prompt = "finished", None
+    result.text = reply.message.text
+    result.data = reply.message.data
+    result.finish_reason = reply.finish_reason
+    result.timing = timing = reply.timing
+    result.tokens = reply.tokens
+    result.tool_calls = reply.tool_calls
+    result.memory = reply.memory
+    result.inside = dict(reply.inside)
+    timing.total = timing.total or now - (result.started or 0.0)
+
+
+async def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
+    """The list that an agent goes through. Raises RunError where there is none."""
+    values = dict(turn.inputs)
+    for route in node.entries:
+        values[route.edge.sender] = Value("", route.edge.sender)  # skipped, unless it follows
+    for each in turn.deliveries:
+        values[each.route.edge.sender] = Value(each.message.text or "", each.message.turn, each.message.data)
+    place = f"for_each of agent {node.name!r} ({for_each.items.source})"
+    try:
+        items = await evaluate_in_thread(for_each.items, values)
+    except TemplateProblem as problem:
+        raise RunError(f"{place} can't be evaluated: {problem.message}") from problem
+    if isinstance(items, list | tuple | range):
+        return list(items)
+    kind = "a text" if isinstance(items, str) else "nothing" if items is None else "an object"
+    remedy = "split it, for example with splitlines()" if isinstance(items, str) else "name a list in it"
+    raise RunError(f"{place} gives {kind} where it wants a list; {remedy}")
+
+
+def _of_item(number: int, error: Exception) -> RunError:
+    what = str(error) if isinstance(error, CachegraphError) else f"{type(error).__name__}: {error}"
+    failure = RunError(f"item {number}: {what}")
+    failure.__cause__ = error
+    return failure

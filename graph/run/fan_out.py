@@ -1,0 +1,69 @@
+"""Several turns' replies as one: what a fan-out hands on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TypeVar
+
+from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens, Traffic
+from cachegraph.channels.payload import EdgeReport, join_messages
+
+__all__ = ["join_replies"]
+
+Key = TypeVar("Key")
+BY_URGENCY = ("error", "content_filter", "refusal", "length", "tool_calls", "stop", "eos")
+
+
+def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
+    """The replies in their order as one. Seconds and positions are summed; the turns may have overlapped."""
+    message = join_messages(agent, turn_id, [reply.message for reply in replies])
+    parts = [part.message for part in replies]
+    message.data = [part.text if part.data is None else part.data for part in parts]
+    edges = _sums(reply.edges for reply in replies)
+    inside = _sums(reply.inside_edges for reply in replies)
+    traffic: dict[tuple[str, str], Traffic] = {}
+    for reply in replies:
+        for pair, part in reply.inside_traffic.items():
+            traffic.setdefault(pair, Traffic()).add(part)
+    timing = Timing(
+        **{each.name: sum(getattr(reply.timing, each.name) or 0.0 for reply in replies) for each in fields(Timing)}
+    )
+    timing.first_token = next((reply.timing.first_token for reply in replies), None)
+    timing.total = 0.0  # of the whole: by the clock
+    tokens = Tokens(
+        **{each.name: sum(getattr(reply.tokens, each.name) for reply in replies) for each in fields(Tokens)}
+    )
+    finish = _least_finished([reply.finish_reason for reply in replies])
+    return Reply(
+        message,
+        timing,
+        tokens,
+        edges,
+        inside_edges=inside,
+        inside_traffic=traffic,
+        finish_reason=finish,
+        turns=sum(reply.turns for reply in replies),
+    )
+
+
+def _least_finished(reasons: Sequence[FinishReason | None]) -> FinishReason | None:
+    """The reason that a reader of the joined reply has to know: one reply cut short leaves the whole incomplete."""
+    return min((reason for reason in reasons if reason), key=BY_URGENCY.index, default=None)
+
+
+def _sums(replies: Iterable[Mapping[Key, EdgeReport]]) -> dict[Key, EdgeReport]:
+    sums: dict[Key, EdgeReport] = {}
+    for edges in replies:
+        for key, report in edges.items():
+            sums[key] = _sum_reports(sums[key], report) if key in sums else replace(report)
+    return sums
+
+
+def _sum_reports(total: EdgeReport, report: EdgeReport) -> EdgeReport:
+    return replace(
+        report,
+        fallback_reason=total.fallback_reason or report.fallback_reason,
+        bytes=total.bytes + report.bytes,
+        positions_fused=total.positions_fused + report.positions_fused,
+        positions_grafted=total.positions_grafted + report.positions_grafted,
+        seconds={key: total.seconds.get(key, 0.0) + value for key, value in report.seconds.items()},
+    )

@@ -1,0 +1,163 @@
+"""Where a graph and the run store meet: a run that is kept, and one that is gone on with.
+
+SQLAlchemy is imported here only when somebody has a store.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from cachegraph.agents.create import Create
+from cachegraph.common.surrogates import mend
+from cachegraph.errors import InputError
+
+from ..recipe.load import dump_recipe, included, parse_recipe
+from ..recipe.spec import GraphSpec
+from ..tracing.enabled import watched
+from .run import Listener, Run
+
+if TYPE_CHECKING:
+    from ..graph import Graph
+    from ..store import Store
+    from ..store.records import Setting, StoredRun
+
+__all__ = ["begun", "digest", "graph_of", "resumed"]
+
+GraphT = TypeVar("GraphT", bound="Graph")
+
+_recipes: "WeakKeyDictionary[Graph, tuple[GraphSpec, str]]" = WeakKeyDictionary()
+
+
+def begun(
+    graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None, session: str | None = None
+) -> Run:
+    """A run that enters the store when it begins."""
+    from ..store.execution import StoredExecution
+
+    spec, recipe, setting = graph.spec, _recipe(graph), _setting(graph, inputs, session)
+    run = StoredExecution(
+        spec, inputs, graph.awire, listener, open_session=lambda: store.begin(spec.name, recipe, setting)
+    )
+    run.take_loading = graph.take_loading
+    run.conversation = graph.conversation(session)
+    return run
+
+
+def _recipe(graph: "Graph") -> str:
+    """The graph as YAML; written once, since a graph may run very often."""
+    spec = graph.spec
+    known = _recipes.get(graph)
+    if known is None or known[0] is not spec:
+        known = _recipes[graph] = (spec, dump_recipe(spec))
+    return known[1]
+
+
+def resumed(
+    graph: "Graph",
+    run: str,
+    store: "Store | None",
+    answer: str | None = None,
+    turn: str | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """A run of this graph that goes on where it stood. Raises InputError if its recipe is another one."""
+    from ..store import Store
+    from ..store.execution import StoredExecution
+
+    store = store or Store()
+    stored = store.get(run)
+    spec = graph.validate().spec
+    if _recipe_of(stored) != spec:
+        raise InputError(
+            f"run {stored.id!r} was begun with another recipe than this graph's; "
+            f"Graph.from_run({stored.id!r}) has the one it needs"
+        )
+    said, inputs = _answered(stored, answer, turn), stored.setting.inputs
+    listener = watched(spec, inputs, listener)
+    execution = StoredExecution(spec, inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said))
+    execution.take_loading = graph.take_loading
+    execution.conversation = graph.conversation(stored.setting.session)
+    return execution
+
+
+def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict[str, str]:
+    """The answer by the turn it is for. Raises InputError where a question is open and nothing said, or vice versa."""
+    asked = {name: each.prompt or "" for name, each in stored.outcome.unfinished.items() if each.status == "paused"}
+    who = f"run {stored.id!r}"
+    if answer is None:
+        if asked and stored.status == "paused":
+            name, question = next(iter(asked.items()))
+            raise InputError(f"{who} waits for an answer to {name!r}: {question!r}; give it with answer= or --answer")
+        return {}
+    if not asked:
+        raise InputError(f"{who} asks nothing (its status is {stored.status!r}); resume it without an answer")
+    if turn is None and len(asked) > 1:
+        raise InputError(f"{who} asks several things; say whose question this answers: {', '.join(asked)}")
+    turn = turn or next(iter(asked))
+    if turn not in asked:
+        raise InputError(f"{who} has no open question {turn!r}; there is {', '.join(asked)}")
+    return {turn: mend(answer)}
+
+
+def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:
+    """The graph of a run in the store, as it was when the run began."""
+    from ..store import Store
+
+    stored = (store or Store()).get(run)
+    setting = stored.setting
+    return kind.from_yaml_text(
+        stored.recipe,
+        setting.folder,
+        allow_env=setting.allow_env,
+        allow_paths=setting.allow_paths,
+        allow_code=setting.allow_code,
+        allow_local=setting.allow_local,
+        create=create,
+    )
+
+
+def digest(file: Path | None) -> str | None:
+    """What tells a recipe's file from a later state of it; None where it can't be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
+    except OSError:
+        return None
+
+
+def _setting(graph: "Graph", inputs: Mapping[str, Any], session: str | None) -> "Setting":
+    from ..store.records import Setting, installed
+
+    try:
+        json.dumps(inputs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a run with these inputs can't be kept in a store: {error}") from error
+    file, may = graph.file, graph.permissions
+    return Setting(
+        inputs=inputs,
+        folder=str(graph.folder.absolute()),
+        file=str(file.absolute()) if file is not None else None,
+        digest=digest(file),
+        included={str(file): digest(file) for _, file in included(graph.spec, graph.folder)},
+        allow_env=sorted(may.allow_env),
+        allow_paths=may.allow_paths,
+        allow_code=may.allow_code or bool(may.registered),
+        allow_local=may.allow_local or may.allow_code,
+        session=session,
+        versions=installed(),
+    )
+
+
+def _recipe_of(stored: "StoredRun") -> Any:
+    setting = stored.setting
+    return parse_recipe(
+        stored.recipe,
+        f"the recipe of run {stored.id}",
+        Path(setting.folder),
+        allow_env=setting.allow_env,
+        allow_paths=setting.allow_paths,
+        allow_code=setting.allow_code,
+        allow_local=setting.allow_local,
+    )

@@ -1,0 +1,362 @@
+"""One execution of a graph: every agent starts as soon as all it waits for has arrived.
+
+Who that is, `arrivals.py` knows; how an agent's turn is taken, `turns.py`; where its reply goes, `ways.py`. The task
+that finished an agent goes on with the first one that it has set free and starts a new task for each of the others, so
+a chain of any length is one task. An agent's error is a value here, not an exception: it ends the run or only what
+depends on it, as the recipe says. Knows nothing of models, channels or YAML.
+"""
+
+import traceback
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from cachegraph.agents.base import Delivery, Paused, Reply, Timing, Tokens, Traffic
+from cachegraph.agents.prompt.filters import Value
+from cachegraph.agents.sessions.session import Session
+from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.errors import CachegraphError, InputError, RunError
+
+from ..plan.wiring import Node, Wiring
+from ..recipe.spec import GraphSpec
+from ..run_warning import RunWarning
+from .edge_conditions import Ways
+from .events import (
+    AgentCancelled,
+    AgentFailed,
+    AgentFinished,
+    AgentPaused,
+    AgentSkipped,
+    AgentStarted,
+    EdgeTravelled,
+    RunFinished,
+    RunStarted,
+)
+from .executor import Listener, Spent, Surroundings, Turns, record_reply
+from .hooks import Probe
+from .readiness import Arrivals
+from .result import UNKEPT, AgentResult, Loading, Result, RunStatus, Totals
+from .run_warnings import run_warnings
+from .turn_log import Journal, note
+
+__all__ = ["Listener", "Prepare", "Run"]
+
+Prepare = Callable[[], Awaitable[Wiring]]
+KEPT = 8  # turns of an agent before its last that a result holds
+
+
+class Run:
+    """One run. `execute` is called once; `result` may be read at any time, during the run and after it."""
+
+    _group: TaskGroup
+    _wiring: Wiring
+    _arrivals: Arrivals
+    _turns: Turns
+
+    def __init__(
+        self,
+        spec: GraphSpec,
+        inputs: Mapping[str, Any],
+        prepare: Prepare,
+        listener: Listener | None = None,
+        probe: Probe | None = None,
+        journal: Journal | None = None,
+        within: Surroundings | None = None,
+    ):
+        self._spec = spec
+        self._inputs = inputs
+        self._prepare = prepare
+        self._journal = journal  # a kept run has its own once it has begun
+        self._ways = Ways()
+        self.conversation: Session | None = None  # that this run goes on with
+        self._seconds = 0.0  # set when the run ends
+        self._status: RunStatus = "not_started"
+        self._error: str | None = None
+        self._agents: dict[str, AgentResult] = {}  # those that have started, or never will
+        self._edges: dict[tuple[str, str], EdgeReport] = {}
+        self._traffic: dict[tuple[str, str], Traffic] = {}
+        self._totals = Totals()
+        self._loading = Loading()
+        self.take_loading: Callable[[], Loading] = Loading  # what this run waited for, once it is prepared
+        self._failures: dict[str, Exception] = {}
+        self._warnings: tuple[RunWarning, ...] = ()
+        most = spec.limits.max_concurrent
+        limiter = None if most is None else anyio.CapacityLimiter(most)
+        self._inside = within is not None
+        around = within or Surroundings(0.0, listener, probe=probe)
+        tokens = spec.limits.max_tokens
+        spent = around.spent if tokens is None else Spent(tokens, around.spent)
+        self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
+        self.replies: dict[str, Message] = {}  # the outputs', for a graph around this one
+
+    @property
+    def result(self) -> Result:
+        """What is known by now. Agents that have not started are listed too."""
+        agents = {name: self._agents.get(name) or AgentResult() for name in self._spec.agents}
+        if self._status == "running":
+            agents = {name: replace(agent) for name, agent in agents.items()}
+        pairs = [(edge.sender, edge.receiver) for edge in self._spec.edges]
+        outputs = {key: agents[name].text or "" for key, name in self._spec.outputs.items() if _has_run(agents[name])}
+        return Result(
+            graph=self._spec.name,
+            status=self._status,
+            output=self._spec.output,
+            text=next(iter(outputs.values()), ""),
+            outputs=outputs,
+            error=self._error,
+            seconds=self._around.now() if self._status == "running" else self._seconds,
+            agents=agents,
+            edges={pair: self._edges[pair] for pair in dict.fromkeys([*pairs, *self._edges]) if pair in self._edges},
+            traffic={pair: replace(part) for pair, part in self._traffic.items()},
+            totals=self._totals.copy(),
+            loading=self._loading,
+            warnings=[*self._warnings, *run_warnings(agents, self._edges)],
+        )
+
+    async def execute(self) -> Result:
+        """Run to the end. Raises RunError with the result so far; errors of loading models pass as they are."""
+        if self.conversation is None:
+            return await self._execute()
+        async with self.conversation:
+            return await self._execute()
+
+    async def _execute(self) -> Result:
+        self._status = "running"
+        if not self._inside:
+            self._around = replace(
+                self._around, began=perf_counter(), journal=self._journal, conversation=self.conversation
+            )
+        try:
+            self._wiring = await self._prepare()
+            self._loading = self.take_loading()
+            self._warnings = self._wiring.warnings
+            self._arrivals = Arrivals(self._wiring, self._skip, self._cancel)
+            self._turns = Turns(self._around, self._inputs, self._wiring.outputs)
+            if self._around.listener and not self._inside:
+                self._around.listener(RunStarted(self._around.now(), self._spec.name, self._warnings))
+            await self._all_agents()
+            cause = self._conclude()
+        except Exception as error:
+            self._end("failed", _sentence(error))
+            raise
+        except BaseException:  # cancelled from outside, or Ctrl-C
+            self._end("cancelled", "the run was cancelled")
+            raise
+        result = self.result
+        if result.status == "failed":
+            raise RunError(result.error or "", result) from cause
+        return result
+
+    async def _all_agents(self) -> None:
+        timeout = self._spec.limits.timeout
+        with anyio.move_on_after(timeout) as clock:
+            async with anyio.create_task_group() as self._group:
+                for node in self._ready():
+                    self._group.start_soon(self._follow, node, name=node.name)
+        if clock.cancelled_caught:
+            busy = ", ".join(repr(name) for name, agent in self._agents.items() if agent.status == "running")
+            at_work = f" with {busy} still at work" if busy else ""
+            self._error = f"the run took longer than its limit of {timeout:g} s (limits.timeout){at_work}"
+
+    async def _follow(self, node: Node) -> None:
+        """Serve a node, then one of those it has set free, and so on; the others get tasks of their own."""
+        while True:
+            await self._serve(node)
+            ready = self._ready()
+            if self._wiring.joins_early and all(map(self._arrivals.is_over, self._wiring.outputs)):
+                self._group.cancel_scope.cancel()  # who is still at work lost a race
+            await checkpoint()  # agents that never wait must not keep others, timeouts and Ctrl-C from their turn
+            if not ready:
+                return
+            node = ready[0]
+            for i in range(1, len(ready)):
+                self._group.start_soon(self._follow, ready[i], name=ready[i].name)
+
+    def _ready(self) -> list[Node]:
+        ready, self._arrivals.ready = self._arrivals.ready, []
+        return ready
+
+    async def _serve(self, node: Node) -> None:
+        agent = self._begin(node)
+        deliveries = [each for each in self._arrivals.take(node) if each is not None]
+        try:
+            reply, agent.items = await self._turns.take(node, agent, deliveries)
+            record_reply(agent, reply, self._around.now())
+            self._count(agent, reply.timing, reply.tokens, reply.turns)
+            ways = await self._ways.out_of(node, reply.message, self._values, self._arrivals.goes_round)
+            if self._around.journal is not None and node.for_each is None and not node.is_graph:
+                await note(self._around.journal, agent.turn, agent, reply)
+        except Paused as pause:
+            self._pause(node, agent, pause.question)
+            return
+        except Exception as error:
+            deliveries = []  # the error's traceback must not keep their caches
+            self._fail(node, agent, error)
+            return
+        if self._inside and node.index in self._wiring.outputs:
+            self.replies[node.name] = reply.message
+        self._finish(node, agent, reply, deliveries)
+        self._arrivals.finished(node, ways)
+
+    def _count(self, agent: AgentResult, timing: Timing, tokens: Tokens, turns: int) -> None:
+        """Add what an agent has done to its totals and the run's."""
+        for time in (agent.total_timing, self._totals.timing):
+            time.add(timing)
+        for positions in (agent.total_tokens, self._totals.tokens):
+            positions.add(tokens)
+        self._totals.turns += turns
+
+    def _count_edge(self, pair: tuple[str, str], part: Traffic) -> None:
+        self._traffic.setdefault(pair, Traffic()).add(part)
+        self._totals.bytes += part.bytes
+
+    def _begin(self, node: Node) -> AgentResult:
+        around, name = self._around, node.name
+        before = self._agents.get(name)
+        turns = before.turns + 1 if before else 1
+        turn_id = around.turns + (name if turns == 1 else f"{name}#{turns}")
+        agent = AgentResult("running", model=node.model, started=around.now(), turn=turn_id, turns=turns)
+        if before and before.turns:
+            agent.earlier = [*before.earlier, replace(before, earlier=[])][-KEPT:]
+            agent.total_timing, agent.total_tokens = replace(before.total_timing), replace(before.total_tokens)
+        self._agents[name] = agent
+        if around.listener:
+            around.listener(AgentStarted(around.now(), around.agents + name, turn=turn_id))
+        return agent
+
+    def _values(self, names: Collection[str]) -> Mapping[str, Any]:
+        """What conditions may name: the inputs, and the newest reply of every agent that has one."""
+        values = {name: self._inputs[name] for name in names if name in self._inputs}
+        for name in names:
+            agent = self._agents.get(name)
+            if agent is not None and _has_run(agent):
+                values[name] = Value(agent.text or "", name, agent.data)
+        return values
+
+    def _finish(self, node: Node, agent: AgentResult, reply: Reply, deliveries: Sequence[Delivery]) -> None:
+        around = self._around
+        for each in deliveries:
+            edge, route = each.route.edge, each.route
+            report = reply.edges.get(edge.sender) or EdgeReport.of(route)
+            self._edges[edge.sender, node.name] = report
+            self._count_edge((edge.sender, node.name), Traffic.of(report))
+            if around.listener:
+                ends = (around.agents + edge.sender, around.agents + node.name)
+                came = EdgeTravelled(around.now(), *ends, report, sender_turn=each.message.turn, turn=agent.turn)
+                around.listener(came)
+        self._edges.update(reply.inside_edges)
+        for pair, part in reply.inside_traffic.items():
+            self._count_edge(pair, part)
+        if around.listener:
+            around.listener(
+                AgentFinished(around.now(), around.agents + node.name, agent, turn=agent.turn, recalled=reply.recalled)
+            )
+
+    def _pause(self, node: Node, agent: AgentResult, question: str) -> None:
+        around = self._around
+        if around.journal is None:
+            self._fail(node, agent, InputError(UNKEPT))
+            return
+        agent.status, agent.prompt = "paused", question
+        if around.listener:
+            around.listener(AgentPaused(around.now(), around.agents + node.name, question, turn=agent.turn))
+
+    def _fail(self, node: Node, agent: AgentResult, error: Exception) -> None:
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        _forget_locals(error)
+        agent.status = "failed"
+        agent.error = _sentence(error)
+        if node.is_graph and isinstance(error, RunError) and isinstance(error.result, Result):
+            agent.inside, spent = error.result.agents, error.result.totals
+            self._count(agent, spent.timing, spent.tokens, spent.turns)
+        self._failures[node.name] = error
+        around = self._around
+        if around.listener:
+            name, kind = around.agents + node.name, type(error).__name__
+            around.listener(AgentFailed(around.now(), name, agent.error, turn=agent.turn, kind=kind))
+        self._arrivals.failed(node)
+        if self._spec.on_error == "stop":
+            self._group.cancel_scope.cancel()
+
+    def _skip(self, node: Node) -> None:
+        around = self._around
+        if node.name not in self._agents:  # else it ran in an earlier round, and its result stands
+            self._agents[node.name] = AgentResult("skipped", model=node.model, turn=around.turns + node.name)
+        if around.listener:
+            around.listener(AgentSkipped(around.now(), around.agents + node.name, turn=self._agents[node.name].turn))
+
+    def _cancel(self, node: Node, failed: Node) -> None:
+        why = f"agent {failed.name!r} upstream of it failed"
+        self._agents[node.name] = AgentResult("cancelled", error=why, model=node.model)
+        around = self._around
+        if around.listener:
+            turn_id = around.turns + node.name
+            because = around.agents + failed.name
+            around.listener(AgentCancelled(around.now(), around.agents + node.name, because, turn=turn_id))
+
+    def _conclude(self) -> Exception | None:
+        """End the run with the status it deserves; gives the error to blame if it failed."""
+        if self._error is not None:
+            self._end("failed", self._error)
+            return None
+        if not self._failures:
+            paused = any(agent.status == "paused" for agent in self._agents.values())
+            if not paused:
+                self._stop_losers()
+            self._end("paused" if paused else "finished", None)
+            return None
+        name, cause = next(iter(self._failures.items()))
+        others = len(self._failures) - 1
+        message = f"agent {name!r} failed: {self._agents[name].error}"
+        message += f" (and {others} more failed)" if others else ""
+        answered = any(_has_run(self._agents.get(name)) for name in self._spec.outputs.values())
+        self._end("partial" if self._spec.on_error == "continue" and answered else "failed", message)
+        return cause
+
+    def _stop_losers(self) -> None:
+        """Say of the agents whose replies an early join no longer waits for that they were stopped."""
+        for node in self._wiring.nodes if self._wiring.joins_early else ():
+            agent = self._agents.setdefault(node.name, AgentResult(model=node.model))
+            if agent.status in ("running", "not_started"):
+                agent.status, agent.error = "cancelled", "nobody waits for its reply any more"
+                around, output = self._around, self._around.agents + self._spec.output
+                if around.listener:
+                    name = around.agents + node.name
+                    around.listener(AgentCancelled(around.now(), name, output, turn=agent.turn))
+
+    def _end(self, status: RunStatus, error: str | None) -> None:
+        self._status = status
+        self._error = error
+        self._seconds = self._around.now()
+        if hasattr(self, "_arrivals"):
+            self._arrivals.clear()
+            self._turns.end()
+        if status != "finished":
+            for agent in self._agents.values():
+                if agent.status == "running":
+                    agent.status = "cancelled"
+        if self._around.listener and not self._inside:
+            self._around.listener(RunFinished(self._seconds, self.result))
+
+
+def _has_run(agent: AgentResult | None) -> bool:
+    return agent is not None and (agent.status == "finished" or agent.text is not None)
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error) if isinstance(error, CachegraphError) else f"{type(error).__name__}: {error}"
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Let go of what the frames of a traceback hold (messages, caches) and keep the lines it names."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,195 @@
+"""A recipe in an agent's place: what it is given becomes its inputs, its output's message becomes its reply."""
+
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import anyio
+
+from cachegraph.agents.base import CLOSED, Agent, Reply, Turn
+from cachegraph.agents.prompt.expression import Expression, compile_expression
+from cachegraph.agents.prompt.filters import Value
+from cachegraph.agents.prompt.render_threads import TextWork
+from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
+from cachegraph.agents.spec import SubgraphSpec
+from cachegraph.channels.payload import Message
+from cachegraph.channels.peer import Peer
+from cachegraph.errors import ChannelError, InputError, RunError
+
+from ..builder import with_inner_channels
+from ..plan.plan import Plan, plan
+from ..plan.wiring import Node, Wiring, wire
+from ..recipe.inputs import check_inputs
+from ..recipe.spec import GraphSpec
+from .agent_set import Cast
+from .executor import Surroundings
+from .result import Result
+from .run import Run
+
+__all__ = ["SubgraphAgent", "all_nodes", "answering_node", "open_and_wire"]
+
+
+class SubgraphAgent:
+    """An agent that runs a graph. Holds nothing of a run, so many runs may use it at once."""
+
+    def __init__(self, name: str, entry: SubgraphSpec, spec: GraphSpec, folder: Path, agents: Mapping[str, Agent]):
+        self.name = name
+        self._file = entry.graph
+        self._spec = spec
+        self._folder = folder
+        self._cast = Cast(agents)
+        self._given = {key: _read(source) for key, source in entry.inputs.items()}
+        self._wiring: Wiring | None = None
+
+    async def open(self) -> None:
+        """Open all agents inside. Raises the first one's error."""
+        await self._cast.open()
+
+    async def wired(self, entry: SubgraphSpec) -> "SubgraphAgent":
+        """This open agent with the channels of an entry, ready for turns; the agents inside are shared."""
+        other = copy(self)
+        other._spec = with_inner_channels(self._spec, entry)
+        other._wiring = await open_and_wire(other._spec, plan(other._spec), self._cast, self._folder)
+        return other
+
+    def peer(self) -> Peer:
+        """Its output agent as a sender; what it receives are inputs, which are words."""
+        inner: Peer = self._cast.agents[self._spec.output].peer()
+        why = f"agent {self.name!r} is a graph, and what a graph is given are words"
+        return replace(
+            inner,
+            agent=self.name,
+            why_none_in=why,
+            reads=frozenset(f"{self.name}/{n}" for n in inner.reads),
+            holds=frozenset(),
+        )
+
+    async def close(self) -> None:
+        """Close all agents inside."""
+        await self._cast.close()
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Run the graph. Raises RunError with the inner agent's name."""
+        inputs = check_inputs(self._spec.inputs, await self._inputs(turn))
+        around = turn.within or Surroundings(perf_counter())
+        inside = replace(
+            around, agents=f"{around.agents}{self.name}/", turns=f"{turn.id}/", wants_cache=turn.needs_cache
+        )
+        run = Run(self._spec, inputs, self._prepared, within=inside)
+        result = await run.execute()
+        message = self._message(run, result, turn)
+        timing, tokens = replace(result.totals.timing, total=0.0), result.totals.tokens  # the whole is by the clock
+        edges = {(f"{self.name}/{a}", f"{self.name}/{b}"): report for (a, b), report in result.edges.items()}
+        traffic = {(f"{self.name}/{a}", f"{self.name}/{b}"): part for (a, b), part in result.traffic.items()}
+        finish = next((result.agents[n].finish_reason for n in self._spec.outputs.values() if n in run.replies), None)
+        return Reply(
+            message,
+            timing,
+            tokens,
+            inside=result.agents,
+            inside_edges=edges,
+            inside_traffic=traffic,
+            turns=result.totals.turns,
+            finish_reason=finish,
+        )
+
+    @property
+    def loading(self) -> Mapping[str, Mapping[str, float]]:
+        return self._cast.loading
+
+    @property
+    def wiring(self) -> Wiring:
+        """The nodes inside."""
+        if (wiring := self._wiring) is None:
+            raise RunError(CLOSED.format(repr(self.name)))
+        return wiring
+
+    async def _prepared(self) -> Wiring:
+        return self.wiring
+
+    def _message(self, run: Run, result: Result, turn: Turn) -> Message:
+        answers = [run.replies[name] for name in self._spec.outputs.values() if name in run.replies]
+        answer = answers[0] if answers else Message(self.name, "")
+        several = len(self._spec.outputs) > 1
+        return Message(
+            self.name,
+            answer.text,
+            answer.cache,
+            answer.write,
+            dict(result.outputs) if several else answer.data,
+            answer.rebuild,
+            turn=turn.id,
+        )
+
+    async def _inputs(self, turn: Turn) -> dict[str, Any]:
+        values: dict[str, Any] = dict(turn.inputs)
+        for each in turn.deliveries:
+            message = each.message
+            values[each.route.edge.sender] = Value(await message.read(), message.turn, message.data)
+        try:
+            if all(given.bounded for given in self._given.values()):
+                return self._evaluated(values, turn)
+            return await TextWork().run(lambda: self._evaluated(values, turn))
+        except TemplateProblem as problem:
+            raise InputError(f"the inputs of agent {self.name!r} can't be made: {problem.message}") from problem
+
+    def _evaluated(self, values: Mapping[str, Any], turn: Turn) -> dict[str, Any]:
+        return {key: self._value(key, given, values, turn) for key, given in self._given.items()}
+
+    def _value(self, key: str, given: Expression | Template, values: Mapping[str, Any], turn: Turn) -> Any:
+        known = {**dict.fromkeys(given.names, ""), **values}  # who was skipped has said nothing
+        value = given.evaluate(known) if isinstance(given, Expression) else given.render(known).text
+        if isinstance(value, Value):
+            return value  # it is the same text inside: what both sides have read, nobody grafts
+        return Value(value, f"{turn.id}/{key}") if isinstance(value, str) else value
+
+
+def all_nodes(wiring: Wiring, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """Every node by its full name, those of included recipes too."""
+    for node in wiring.nodes:
+        yield prefix + node.name, node
+        if isinstance(node.agent, SubgraphAgent):
+            yield from all_nodes(node.agent.wiring, f"{prefix}{node.name}/")
+
+
+def answering_node(wiring: Wiring) -> tuple[str, Node]:
+    """The node that writes the (first) output, by its full name: of an included recipe, the one that does so there."""
+    name = ""
+    while True:
+        node = wiring.nodes[wiring.outputs[0]]
+        name += node.name
+        if not isinstance(node.agent, SubgraphAgent):
+            return name, node
+        name, wiring = f"{name}/", node.agent.wiring
+
+
+async def open_and_wire(spec: GraphSpec, order: Plan, cast: Cast, folder: Path) -> Wiring:
+    """Open the agents of a graph and decide its edges, and those of the recipes that it includes."""
+    await cast.open()
+    agents = dict(cast.agents)
+    for name, entry in spec.agents.items():
+        if isinstance(agent := agents[name], SubgraphAgent) and isinstance(entry, SubgraphSpec):
+            try:
+                agents[name] = await agent.wired(entry)
+            except ChannelError as error:
+                raise ChannelError(f"in {name!r}: {error}") from error
+    # In a thread: fusers are read from the disk here, and the first cache edge imports torch.
+    wiring = await anyio.to_thread.run_sync(wire, spec, order, agents, folder)
+    inside = [
+        warning.inside(name)
+        for name, agent in agents.items()
+        if isinstance(agent, SubgraphAgent)
+        for warning in agent.wiring.warnings
+    ]
+    return replace(wiring, warnings=(*wiring.warnings, *inside)) if inside else wiring
+
+
+def _read(source: str) -> Expression | Template:
+    """One expression in braces keeps its value's type; anything else is text."""
+    try:
+        return compile_expression(source, None) if source.strip().startswith("{{") else compile_template(source, None)
+    except TemplateProblem:
+        return compile_template(source, None)

@@ -1,0 +1,159 @@
+"""What of a run outlives the process that runs it: every finished turn, so that it is never taken twice.
+
+A journal is asked before a turn and told after it. A turn that it recalls is stood in for: its words are as recorded,
+and its KV cache, which no journal keeps, is computed again from them when a receiver needs it. Knows of no store.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import anyio
+
+from cachegraph.agents.base import Agent, MemoryReport, Paused, Rebuilder, Reply, Timing, Tokens, ToolCall, Turn
+from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.errors import RunError, library_errors
+
+from .result import AgentResult
+
+__all__ = ["Journal", "Recorded", "note", "take_turn"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One finished turn as plain values, ready for JSON."""
+
+    text: str | None
+    data: Any = None
+    ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
+    agent: Mapping[str, Any] = field(default_factory=dict)  # of an AgentResult, what is this turn's own
+    edges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # EdgeReports by sender
+    remembered: Sequence[Sequence[str]] | None = None  # role and content of what the run's session is to keep
+
+
+class Journal(Protocol):
+    """What a run asks and tells. A run without one has none of the cost."""
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+
+    def recall(self, turn: str) -> Recorded | None:
+        """What is recorded of this turn, or None if it has not been finished."""
+
+    async def record(self, turn: str, recorded: Recorded) -> None:
+        """Keep a finished turn; when this returns, the turn is safe."""
+
+    def asked(self, turn: str, question: str) -> None:
+        """Hear that this turn waits for a person; the answer will be recalled as its reply."""
+
+
+async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn) -> Reply:
+    """The agent's reply: stood in for where the journal recalls this turn (`reply.recalled`), else taken now."""
+    if journal is None:
+        return await agent.turn(turn)
+    recorded = journal.recall(name)
+    if recorded is not None:
+        damaged = f"what run {journal.run!r} recorded of turn {name!r} is damaged"
+        with library_errors(lambda why: RunError(f"{damaged} ({why}); remove that run and begin a new one")):
+            return _stand_in(agent, _remembered(turn, recorded, f"{journal.run}/{name}"), recorded)
+    await _restore(turn)
+    try:
+        reply = await agent.turn(turn)
+    except Paused as pause:
+        journal.asked(name, pause.question)
+        raise
+    if turn.memory is not None and reply.remembered is not None:
+        turn.memory.sign(f"{journal.run}/{name}")
+    return reply
+
+
+async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -> None:
+    """Record a turn that has just finished; one that was recalled is recorded already."""
+    if reply.recalled:
+        return
+    # Not dataclasses.asdict, which copies every value of them in Python: this is done for each turn.
+    edges = {sender: dict(vars(report)) for sender, report in reply.edges.items()}
+    # And not its text and data, which the message has, nor its earlier turns, which are recorded already.
+    agent: dict[str, Any] = {key: getattr(result, key) for key in ("status", "model", "started", "turn")}
+    agent |= {"timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
+    if result.finish_reason is not None:
+        agent["finish_reason"] = result.finish_reason
+    if result.tool_calls:
+        agent["tool_calls"] = [dict(vars(call)) for call in result.tool_calls]
+    if result.memory is not None:
+        agent["memory"] = dict(vars(result.memory))
+    message = reply.message
+    recorded = Recorded(message.text, message.data, tuple(reply.ids), agent, edges, reply.remembered)
+    await journal.record(name, recorded)
+
+
+def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
+    lost = _Lost(agent, turn, recorded)
+    message = Message(agent.name, recorded.text, data=recorded.data, write=lost.write)
+    if turn.needs_cache and isinstance(agent, Rebuilder):
+        message.rebuild = lost.rebuild
+    timing, tokens = (recorded.agent.get(key) or {} for key in ("timing", "tokens"))
+    edges = {sender: _report(report) for sender, report in recorded.edges.items()}
+    calls = [ToolCall(**call) for call in recorded.agent.get("tool_calls") or ()]
+    memory = MemoryReport(**recorded.agent["memory"]) if recorded.agent.get("memory") else None
+    return Reply(
+        message,
+        Timing(**timing),
+        Tokens(**tokens),
+        edges,
+        recalled=True,
+        tool_calls=calls,
+        memory=memory,
+        finish_reason=recorded.agent.get("finish_reason"),
+    )
+
+
+def _remembered(turn: Turn, recorded: Recorded, mark: str) -> Turn:
+    """Have the session remember a recalled turn, once; gives the turn with what the session held before it."""
+    memory = turn.memory
+    if memory is None or recorded.remembered is None:
+        return turn
+    before = memory.before(mark)
+    if not memory.has(mark):
+        memory.add([(role, content) for role, content in recorded.remembered], recorded.text or "")
+        memory.sign(mark)
+    return replace(turn, memory=before)
+
+
+def _report(plain: Mapping[str, Any]) -> EdgeReport:
+    report = EdgeReport(**plain)
+    # JSON has texts as keys and no tuples.
+    report.residuals = {int(layer): (keys, values) for layer, (keys, values) in report.residuals.items()}
+    return report
+
+
+async def _restore(turn: Turn) -> None:
+    """Have the caches again that this turn reads and that were lost."""
+    for delivery in turn.deliveries:
+        if delivery.route.needs_cache:
+            await delivery.message.restore()
+
+
+class _Lost:
+    """What a finished turn no longer has: its cache, and words that nobody had asked for."""
+
+    def __init__(self, agent: Agent, turn: Turn, recorded: Recorded):
+        self._agent = agent
+        self._turn = replace(turn, on_text=None)
+        self._recorded = recorded
+        self._busy = anyio.Lock()
+        self._cache: Any = None
+
+    async def rebuild(self) -> Any:
+        async with self._busy:  # several receivers may want it at the same time
+            if self._cache is None:
+                assert isinstance(self._agent, Rebuilder)
+                await _restore(self._turn)
+                self._cache = await self._agent.rebuild(self._turn, self._recorded.ids)
+        return self._cache
+
+    async def write(self) -> str:
+        await _restore(self._turn)
+        reply = await self._agent.turn(replace(self._turn, needs_text=True, needs_cache=False))
+        return await reply.message.read()

@@ -1,0 +1,63 @@
+"""One run being recorded: what a run asks and tells as its journal, and how it ends in the store."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sqlalchemy import update
+
+from ..run.result import Result
+from ..run.turn_log import Recorded
+from .records import Outcome, Unfinished
+from .schema import runs
+
+if TYPE_CHECKING:
+    from .database import Database
+    from .writer import Writer
+
+__all__ = ["Session"]
+
+DONE = ("finished", "skipped", "not_started", "paused")  # who has asked is known by the turn, be it inside a sub-graph
+
+
+class Session:
+    """The journal of a run that is this process's own."""
+
+    def __init__(self, database: "Database", writer: "Writer", run: str, token: str, known: Mapping[str, Recorded]):
+        self.run = run
+        self._database = database
+        self._writer = writer
+        self._token = token
+        self._asked: dict[str, Unfinished] = {}
+        self._known = known  # as it stood when the run was resumed; what it records is not kept here
+
+    def recall(self, turn: str) -> Recorded | None:
+        return self._known.get(turn)
+
+    async def record(self, turn: str, recorded: Recorded) -> None:
+        await self._writer.add(self.run, turn, to_json(recorded))
+
+    def asked(self, turn: str, question: str) -> None:
+        self._asked[turn] = Unfinished("paused", prompt=question)
+
+    def end(self, result: Result) -> None:
+        """Note how the run ended, and let go of it."""
+        self._writer.release(self.run)
+        outcome = Outcome(result.error, {**_unfinished(result), **self._asked}).to_json()
+        mine = (runs.c.id == self.run) & (runs.c.token == self._token)
+        seconds = runs.c.seconds + result.seconds
+        values = {"status": result.status, "outcome": outcome, "owner": None, "heartbeat": None, "seconds": seconds}
+        with self._database.writing() as connection:
+            connection.execute(update(runs).where(mine).values(values))
+
+
+def to_json(recorded: Recorded) -> str:
+    return json.dumps(vars(recorded), separators=(",", ":"))
+
+
+def _unfinished(result: Result) -> dict[str, Unfinished]:
+    return {
+        agent.turn or name: Unfinished(agent.status, agent.error, agent.prompt)
+        for name, agent in result.agents.items()
+        if agent.status not in DONE
+    }

@@ -1,0 +1,30 @@
+"""Whether anybody wants spans or metrics of a run. Costs a look into a dictionary where nobody does."""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..recipe.spec import GraphSpec
+from ..run.events import Event
+
+__all__ = ["watched"]
+
+Listener = Callable[[Event], None]
+
+
+def watched(spec: GraphSpec, inputs: Mapping[str, Any], listener: Listener | None) -> Listener | None:
+    """The listener, joined by OpenTelemetry's if this process has configured it; None if nobody listens."""
+    if "opentelemetry" not in sys.modules:  # whoever configures a provider has imported it
+        return listener
+    from .telemetry import telemetry
+
+    ours = telemetry(spec, inputs)
+    if ours is None or listener is None:
+        return ours or listener
+    theirs = listener
+
+    def both(event: Event) -> None:
+        ours(event)
+        theirs(event)
+
+    return both

@@ -1,0 +1,320 @@
+"""What a person sees of a run: the reply as it is written, on stdout; who did what and how long, on stderr."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+
+import anyio
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cachegraph.agents.base import Timing, Tokens, Traffic
+from cachegraph.common.printable import printable, printable_line
+from cachegraph.errors import RunError
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.run.events import (
+    AgentFailed,
+    AgentFinished,
+    AgentStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    TextDelta,
+    ToolCalled,
+)
+from cachegraph.graph.run.result import AgentResult, Result
+from cachegraph.graph.run.stream import RunStream
+
+from .event_files import Record
+from .failures import note
+from .output import open_console, write
+from .signals import Told
+
+__all__ = ["print_comparison", "run_and_print", "warm_up"]
+
+CUT = {
+    "length": "cut at the token limit",
+    "content_filter": "withheld by a content filter",
+    "refusal": "refused",
+    "tool_calls": "ended in calls of tools",
+    "error": "broken off by an error",
+}
+
+
+def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
+    """One run that isn't counted, so that the first channel does not pay for waking up the models."""
+    console = open_console(stderr=True)
+    with console.status("warming up"):
+        graphs[0].run(inputs)
+
+
+def run_and_print(
+    stream: RunStream, output: str, quiet: bool, record: Record | None = None, title: str | None = None
+) -> Result:
+    """Run once; `record` gets every event. Ctrl-C, or a failing run, still prints what finished and how to go on."""
+    note(lambda: json.loads(stream.result.to_json()))
+    console = open_console(stderr=True, quiet=quiet)
+    if title:
+        console.rule(Text(title, "bold"))
+    try:
+        anyio.run(_follow, stream, output, quiet, console, record)
+    except (KeyboardInterrupt, RunError) as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not quiet:
+            with suppress(OSError) if stopped else nullcontext():  # the terminal may be gone, which stopped it
+                if stopped:
+                    console.print(Text("interrupted; this is how far it came:", "yellow"))
+                print_tables(stream.result, console)
+                if stream.result.run_id:
+                    console.print(f"To go on where it stands: cachegraph runs resume {stream.result.run_id}")
+            if stopped:
+                raise Told from error
+        raise
+    if not quiet:
+        print_tables(stream.result, console)
+        _print_questions(stream.result, console)
+    return stream.result
+
+
+def _print_questions(result: Result, console: Console) -> None:
+    for name, agent in result.agents.items():
+        if agent.status == "paused":
+            console.print(Text.assemble((f"{name} asks:", "bold yellow"), f" {printable(agent.prompt or '')}"))
+    if result.status == "paused":
+        console.print(f"To answer: cachegraph runs resume {result.run_id} --answer ...")
+
+
+async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, record: Record | None) -> None:
+    streamed = False  # something of the reply is on the screen
+    within_line = False
+    ended = False
+    try:
+        async with stream:
+            async for event in stream:
+                ended = isinstance(event, RunFinished)
+                if record is not None:
+                    record(event)
+                if quiet:
+                    continue
+                if isinstance(event, TextDelta) and event.agent == output:
+                    write(event.text)
+                    streamed = within_line = True
+                    continue
+                if isinstance(event, RunStarted):
+                    _print_start(event, stream.result.run_id, console)
+                note = _note(event, output)
+                next_round = isinstance(event, AgentStarted) and event.agent == output
+                if within_line and (note is not None or next_round):
+                    write("\n")
+                    within_line = False
+                if note is not None:
+                    console.print(note)
+    finally:
+        if within_line:
+            write("\n")
+        if record is not None and not ended:  # interrupted: the reader left before the run did
+            record(RunFinished(stream.result.seconds, stream.result))
+    if not (quiet or streamed or stream.result.status == "paused"):
+        write(f"{stream.result.text}\n")
+
+
+def _print_start(event: RunStarted, run: str | None, console: Console) -> None:
+    if run:
+        console.print(Text(f"run {run}", "dim"))
+    for warning in event.warnings:
+        console.print(Text.assemble(("warning", "yellow"), f": {printable(str(warning))}"), soft_wrap=True)
+
+
+def _note(event: Event, output: str) -> Text | None:
+    """What there is to say of an event beside the output agent's reply."""
+    if isinstance(event, AgentFinished) and event.agent != output:
+        shown = _short(event.result.text or "")
+        note = Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim")
+        return note.append(f" [{event.result.finish_reason}]", "yellow") if event.result.is_cut else note
+    if isinstance(event, ToolCalled):
+        call = event.call
+        given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        return Text(_short(f"{event.agent}: {call.tool}({given}) → {call.result}"), "red" if call.error else "dim")
+    if isinstance(event, AgentFailed):
+        return Text(f"{event.agent}: {printable(event.error)}", "red")
+    return None
+
+
+def _short(text: str) -> str:
+    line = printable_line(text)
+    return line if len(line) <= 100 else f"{line[:99]}…"
+
+
+def print_tables(result: Result, console: Console) -> None:
+    """Agents and edges of one run; why an edge did not go as asked stands below."""
+    _print_agents(result, console)
+    if result.edges:
+        console.print(_edges(result))
+    _print_totals(result, console)
+    _print_cut(result, console)
+    reasons: dict[str, list[str]] = {}
+    for (sender, receiver), edge in result.edges.items():
+        if edge.fallback_reason:
+            reasons.setdefault(edge.fallback_reason, []).append(f"{sender} → {receiver}")
+    for reason, edges in reasons.items():
+        console.print(Text.assemble(("text instead of a cache", "yellow"), f" ({', '.join(edges)}): {reason}"))
+    chosen = {(edge.fuser, edge.fuser_reason) for edge in result.edges.values() if edge.channel_used != "text"}
+    for fuser, reason in sorted((fuser, reason) for fuser, reason in chosen if fuser and reason):
+        console.print(Text(f"fuser {printable(fuser)}: {printable(reason)}", "dim"), soft_wrap=True)
+    for warning in result.warnings:
+        if warning.kind == "empty_edge":
+            console.print(Text.assemble(("warning", "yellow"), f": {printable(str(warning))}"), soft_wrap=True)
+
+
+def _print_totals(result: Result, console: Console) -> None:
+    """Of the whole run, every turn counted; and what the models took to load."""
+    totals, tokens = result.totals, result.totals.tokens
+    if totals.turns:
+        parts = [f"{totals.turns:,} turn{'s' * (totals.turns != 1)} in {result.seconds:.2f} s"]
+        for kind, word in (("prefilled", "read"), ("reused", "reused"), ("generated", "written")):
+            parts += [f"{count:,} tokens {word}"] if (count := getattr(tokens, kind)) else []
+        parts += [f"{totals.bytes:,} bytes over edges"] if totals.bytes else []
+        console.print(Text(f"in all: {', '.join(parts)}", "dim"), soft_wrap=True)
+    if result.loading.models:
+        models = "; ".join(
+            f"{model} {', '.join(f'{part} {seconds:.2f} s' for part, seconds in parts.items())}"
+            for model, parts in result.loading.models.items()
+        )
+        loaded = f"loading models: {result.loading.seconds:.2f} s ({models})"
+        console.print(Text(loaded, "dim"), soft_wrap=True)
+
+
+def _print_cut(result: Result, console: Console) -> None:
+    """Which replies are not whole, by the reason."""
+    for reason, says in CUT.items():
+        names = []
+        for name, agent in result.agents.items():
+            turns = [*agent.earlier, agent]
+            cut = sum(turn.finish_reason == reason for turn in turns)
+            if cut:
+                names.append(name if len(turns) == 1 else f"{name}, {cut} of {len(turns)} turns")
+        if names:
+            console.print(Text.assemble((says, "yellow"), f" ({reason}): {'; '.join(names)}"), soft_wrap=True)
+
+
+def _print_agents(result: Result, console: Console) -> None:
+    """The agents' table; where the terminal is too narrow for it, their models stand below."""
+    columns = _agents(result)
+    models = columns.pop("model")
+    agents = columns.pop("agent")
+    whole = _table({"agent": agents, "model": models, **columns}, left=("agent", "model"))
+    if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(whole)
+        return
+    columns.pop("finish", None)  # of what is cut, a line below tells
+    narrow = _table({"agent": agents, **columns}, left=("agent",), gap=1)
+    too_wide = console.measure(narrow, options=console.options.update(width=1000)).maximum - console.width
+    if too_wide > 0:
+        narrow.columns[0].max_width = max(1, max(cell.cell_len for cell in agents) - too_wide)
+    console.print(narrow)
+    users: dict[str, list[str]] = {}
+    for name, agent in result.agents.items():
+        users.setdefault(agent.model, []).append(name)
+    for model, names in users.items():
+        if model:
+            console.print(Text(f"{model}: {', '.join(names)}", "dim"))
+
+
+def _agents(result: Result) -> dict[str, list[Text]]:
+    agents = result.agents.values()
+    columns: dict[str, list[Text]] = {
+        "agent": [_named(_with_turns(name, agent), agent.status) for name, agent in result.agents.items()],
+        "model": [Text(agent.model or "-") for agent in agents],
+    }
+    spent = [(_of_all_turns(agent), agent) for agent in agents]
+    for title, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
+        columns[f"{title}\ntokens"] = [Text(str(getattr(tokens, kind) or "-")) for (_, tokens), _ in spent]
+    memory = [tokens.kv_bytes for (_, tokens), _ in spent]
+    columns["kv memory\nMB"] = [Text(f"{size / 1e6:,.1f}" if size else "-") for size in memory]
+    for title in ("queued", "prefill", "transfer", "fuse", "decode"):
+        columns[f"{title}\ns"] = [Text(_seconds(getattr(timing, title))) for (timing, _), _ in spent]
+    columns["first\ns"] = [Text(_seconds(agent.timing.first_token)) for agent in agents]
+    columns["total\ns"] = [Text(_seconds(timing.total)) for (timing, _), _ in spent]
+    columns["finish"] = [Text(agent.finish_reason or "-", "yellow" if agent.is_cut else "") for agent in agents]
+    return {title: cells for title, cells in columns.items() if title in ("agent", "model") or _says_much(cells)}
+
+
+def _of_all_turns(agent: AgentResult) -> tuple[Timing, Tokens]:
+    """What all turns of an agent took; of one turn, that turn also while it has not finished."""
+    return (agent.total_timing, agent.total_tokens) if agent.turns > 1 else (agent.timing, agent.tokens)
+
+
+def _with_turns(name: str, agent: AgentResult) -> str:
+    if agent.items:
+        name = f"{name}, {len(agent.items)} items"
+    return f"{name} ×{agent.turns}" if agent.turns > 1 else name
+
+
+def _edges(result: Result) -> Table:
+    edges = result.edges
+    whole = [result.traffic.get(pair) or Traffic.of(edge) for pair, edge in edges.items()]
+    columns: dict[str, list[Text]] = {
+        "edge": [Text(f"{sender} → {receiver}") for sender, receiver in edges],
+        "asked": [Text(str(edge.asked)) for edge in edges.values()],
+        "used": [Text(edge.channel_used, "yellow" if edge.fallback_reason else "") for edge in edges.values()],
+        "messages": [Text(str(part.messages) if part.messages > 1 else "-") for part in whole],
+        "sent\nbytes": [Text(f"{part.bytes:,}") for part in whole],
+        "fused\npositions": [Text(str(part.positions_fused or "-")) for part in whole],
+        "grafted\npositions": [Text(str(part.positions_grafted or "-")) for part in whole],
+    }
+    return _table({title: cells for title, cells in columns.items() if _says_much(cells)}, ("edge", "asked", "used"))
+
+
+def _says_much(cells: Sequence[Text]) -> bool:
+    return any(cell.plain != "-" for cell in cells)
+
+
+def _table(columns: Mapping[str, Sequence[Text]], left: Sequence[str], gap: int = 2) -> Table:
+    """A table whose numbers are never cut: what doesn't fit is cut off the names."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    below = "\n" if any("\n" in title for title in columns) else ""  # where the others have their units
+    for title, cells in columns.items():
+        width = max(*map(len, title.split("\n")), 0, *(cell.cell_len for cell in cells)) if title not in left else None
+        head = title if "\n" in title else title + below
+        table.add_column(head, justify="left" if title in left else "right", no_wrap=True, min_width=width)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _named(name: str, status: str) -> Text:
+    return Text(name) if status == "finished" else Text(f"{name} ({status.replace('_', ' ')})", "red")
+
+
+def print_comparison(results: Sequence[Result], titles: Sequence[str]) -> None:
+    """Runs of one graph over several channels, a column each. One run is a picture, not a measurement."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("")
+    for title in titles:
+        table.add_column(title, justify="right")
+    rows: dict[str, list[str]] = {
+        "wall time, s": [f"{result.seconds:.2f}" for result in results],
+        "turns": [f"{result.totals.turns:,}" for result in results],
+        "tokens read": [f"{result.totals.tokens.prefilled:,}" for result in results],
+        "tokens reused": [f"{result.totals.tokens.reused:,}" for result in results],
+        "tokens written": [f"{result.totals.tokens.generated:,}" for result in results],
+        "bytes over edges": [f"{result.totals.bytes:,}" for result in results],
+        "edges as asked": [_as_asked(result) for result in results],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    console = open_console(stderr=True)
+    console.rule(Text("side by side", "bold"))
+    console.print(table)
+    note = "One run each, after a warm-up; for a measurement with controls use `cachegraph compare`."
+    console.print(Text(note, "dim"))
+
+
+def _as_asked(result: Result) -> str:
+    fallen = sum(edge.fallback_reason is not None or edge.carried_nothing for edge in result.edges.values())
+    return f"{len(result.edges) - fallen} of {len(result.edges)}"
+
+
+def _seconds(value: float | None) -> str:
+    return f"{value:.2f}" if value else "-"

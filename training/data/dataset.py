@@ -1,0 +1,159 @@
+"""Rows to learn from: read, checked and mapped to a graph's inputs as for a comparison, plus a response."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from cachegraph.errors import InputError
+from cachegraph.graph.data.dataset import FILES, Row, read_rows
+from cachegraph.graph.data.examples import make_examples, merge_mapping
+from cachegraph.graph.recipe.evaluate_spec import EvaluateSpec
+from cachegraph.graph.recipe.spec import GraphSpec
+
+from .data_spec import DataSpec
+
+__all__ = ["Example", "hold_back", "read_examples"]
+
+SHOWN = 5
+CHATS = ("messages", "conversations")
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+L = TypeVar("L")
+
+
+class Example(BaseModel):
+    """One row. `place` names it in errors; without choices there is the response alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    place: str
+    inputs: dict[str, str]
+    response: str
+    choices: tuple[str, ...] = ()
+    answer: int | None = None
+
+
+def read_examples(
+    sources: Sequence[str],
+    spec: DataSpec,
+    graph: GraphSpec,
+    folder: Path,
+    skipped: Callable[[str], object] | None = None,
+) -> list[Example]:
+    """All rows of these sources. Raises InputError, with the row and the column where it is one, or ConfigError.
+
+    With `skip_bad`, rows that can't be learnt from are left out, and `skipped` is told of each what was wrong with it.
+    """
+    return [example for source in sources for example in _source(source, spec, graph, folder, skipped)]
+
+
+def hold_back(rows: Sequence[L], groups: Sequence[Hashable], part: float, seed: int) -> tuple[list[L], list[L]]:
+    """(train, dev): about this part of the groups to dev, whole groups only, in an order drawn anew.
+
+    Raises InputError where one of the two would be empty.
+    """
+    names = list(dict.fromkeys(groups))
+    if not 0 < part < 1 or len(names) < 2:
+        raise InputError(f"a part of {part} of {len(names)} texts can't be held back; give dev rows of their own")
+    Random(f"{seed} dev").shuffle(names)  # noqa: S311
+    count = min(max(round(part * len(names)), 1), len(names) - 1)
+    place = {name: i for i, name in enumerate(names[:count])}
+    train = [row for row, group in zip(rows, groups, strict=True) if group not in place]
+    held = sorted((place[group], i) for i, group in enumerate(groups) if group in place)
+    return train, [rows[i] for _, i in held]
+
+
+def _source(
+    source: str, spec: DataSpec, graph: GraphSpec, folder: Path, skipped: Callable[[str], object] | None
+) -> list[Example]:
+    rows = read_rows(_place(source, folder), split="train")
+    if spec.limit is not None and spec.limit < len(rows):
+        kept = sorted(Random(f"{spec.seed} {source}").sample(range(len(rows)), spec.limit))  # noqa: S311
+        rows = [rows[i] for i in kept]
+    mapping = merge_mapping(graph.evaluate, spec.columns, list(graph.inputs))
+    examples, problems = [], []
+    for row in rows:
+        try:
+            examples.append(_example(_without_chat(row), spec, graph, mapping))
+        except InputError as error:
+            problems.append(str(error))
+    if problems and not (spec.skip_bad and examples):
+        more = f"\n(and {len(problems) - SHOWN} more rows)" if len(problems) > SHOWN else ""
+        raise InputError("\n".join(problems[:SHOWN]) + more)
+    if skipped is not None:
+        for problem in problems:
+            skipped(problem)
+    return examples
+
+
+def _place(source: str, folder: Path) -> Path | str:
+    """A file's path, or the text that names a data set of the hub."""
+    try:
+        path = folder / Path(source).expanduser()
+        is_file = path.suffix.lower() in FILES or path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, the home of nobody, a NUL
+        raise InputError(f"the data's path {source!r} can't be used ({error}); check it") from error
+    return path if is_file else source
+
+
+def _example(row: Row, spec: DataSpec, graph: GraphSpec, mapping: EvaluateSpec) -> Example:
+    if "references" not in spec.columns and "response" in row.values:
+        mapping = mapping.model_copy(update={"references": "response"})
+    (found,) = make_examples([row], graph, mapping)
+    if not found.references or not found.references[0].strip():
+        raise InputError(f"{row.place}: there is no response; name its column as `references`, or give choices")
+    for text in (*found.inputs.values(), found.references[0], *(found.choices or ())):
+        if not _is_whole(text):
+            raise InputError(f"{row.place}: the text {text[:40]!r} holds half a character, which no tokenizer can read")
+    return Example(
+        place=row.place,
+        inputs=found.inputs,
+        response=found.references[0],
+        choices=found.choices or (),
+        answer=found.answer,
+    )
+
+
+def _is_whole(text: str) -> bool:
+    """Whether it can be encoded: JSON can write one half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _without_chat(row: Row) -> Row:
+    """A chat as columns: its last reply is the response."""
+    column = next((name for name in CHATS if name in row.values), None)
+    if column is None:
+        return row
+    turns = row.values[column]
+    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise InputError(f"{row.place}: column {column!r} must hold a list of messages")
+    said = [_turn(turn, row.place, column) for turn in turns]
+    last = max((i for i, (role, _) in enumerate(said) if role == "assistant"), default=0)
+    first = last
+    while first and said[first - 1][0] == "user":
+        first -= 1
+    if first == last:
+        raise InputError(f"{row.place}: column {column!r} has no reply to a user's message")
+    prompt = "\n\n".join(text for _, text in said[first:last])
+    history = "\n\n".join(f"{role}: {text}" for role, text in said[:first] if role != "system")
+    system = "\n\n".join(text for role, text in said[:last] if role == "system")
+    chat = {"prompt": prompt, "history": history, "system": system, "response": said[last][1]}
+    return Row(row.place, {**row.values, **chat})
+
+
+def _turn(turn: Mapping[str, Any], place: str, column: str) -> tuple[str, str]:
+    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if not isinstance(role, str) or role not in ROLES:
+        known = ", ".join(map(repr, ROLES))
+        raise InputError(f"{place}: column {column!r} has a message of role {role!r}; the roles are {known}")
+    if not isinstance(text, str):
+        raise InputError(
+            f"{place}: column {column!r} has a message of role {role!r} that holds no text but {text!r:.60}"
+        )
+    return ROLES[role], text

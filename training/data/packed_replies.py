@@ -1,0 +1,106 @@
+"""Replies behind shared caches, under autograd: all questions about a text, and all replies to each, in one row.
+
+A row's new tokens form a tree: every prompt branches off the cache, and every reply off its prompt. Which new tokens a
+token sees is a mask, so one pass of attention a layer serves them all, and the cache is read once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cachegraph.engine.kv.cache import KV, RowCache
+from cachegraph.engine.model.forward import Row, forward
+from cachegraph.engine.model.load import LoadedModel
+
+from .examples import Replies
+
+__all__ = ["Branch", "Tree", "reply_logprobs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """The end of a prompt and the replies that may follow it."""
+
+    ids: Sequence[int]  # at least one
+    replies: Replies
+    positions: Tensor | None = None  # (ids,) int64; default: on from the cache's end
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Branches behind one cache, which may carry gradients."""
+
+    segments: tuple[KV, ...]
+    branches: Sequence[Branch]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """Where the logits are that predict a reply: rows of what was asked for, one for each of its tokens."""
+
+    rows: list[int]
+    ids: Sequence[int]
+
+
+def reply_logprobs(model: LoadedModel, trees: Sequence[Tree]) -> list[list[Tensor]]:
+    """By tree and branch, the replies' log-probabilities in nats, (replies,) float32, with gradients."""
+    rows, wanted = [], []
+    for tree in trees:
+        row, replies = _row(tree)
+        rows.append(row)
+        wanted.append(replies)
+    logits = forward(model.network, model.info, rows)
+    out = []
+    for each, branches in zip(logits, wanted, strict=True):
+        assert each is not None
+        logprobs = each.float().log_softmax(-1)  # (asked, vocab)
+        out.append([torch.stack([_sum(logprobs, reply) for reply in replies]) for replies in branches])
+    return out
+
+
+def _sum(logprobs: Tensor, reply: _Reply) -> Tensor:
+    rows, ids = (torch.tensor(list(each), device=logprobs.device) for each in (reply.rows, reply.ids))
+    return logprobs[rows, ids].sum()
+
+
+def _row(tree: Tree) -> tuple[Row, list[list[_Reply]]]:
+    cache = RowCache(tree.segments)
+    ids: list[int] = []
+    positions: list[Tensor] = []
+    stretches: list[tuple[int, int, int, int]] = []  # a stretch of tokens, and the stretch of its prompt
+    asked: list[int] = []
+    wanted: list[list[_Reply]] = []
+    for branch in tree.branches:
+        at = branch.positions
+        if at is None:
+            at = torch.arange(cache.next_position, cache.next_position + len(branch.ids))
+        start = len(ids)
+        ids += branch.ids
+        positions.append(at)
+        end = len(ids)
+        stretches.append((start, end, start, end))
+        first = len(asked)
+        asked.append(end - 1)
+        replies = []
+        for reply in branch.replies.ids:
+            body = reply[:-1]  # the last token is predicted, and predicts nothing
+            stretches.append((len(ids), len(ids) + len(body), start, end))
+            positions.append(at[-1] + 1 + torch.arange(len(body)))
+            replies.append(_Reply([first, *range(len(asked), len(asked) + len(body))], reply))
+            asked += range(len(ids), len(ids) + len(body))
+            ids += body
+        wanted.append(replies)
+    row = Row(ids, cache, asked, positions=torch.cat(positions), sees=_sees(len(ids), stretches))
+    return row, wanted
+
+
+def _sees(length: int, stretches: Sequence[tuple[int, int, int, int]]) -> Tensor:
+    """(new, new) of bool: a token sees its own stretch and its prompt's, as far as they stand before it."""
+    sees: Any = torch.zeros(length, length, dtype=torch.bool)
+    for start, end, prompt, prompt_end in stretches:
+        sees[start:end, prompt:prompt_end] = True
+        sees[start:end, start:end] = True
+    return sees.tril()  # type: ignore[no-any-return]

@@ -1,0 +1,87 @@
+"""How good a fuser is on dev rows: task accuracy, the answer's log-probability, and both with another text's cache.
+
+Training loss predicts neither (arXiv 2605.22863), so checkpoints are chosen by this.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cachegraph.engine.model.load import LoadedModel
+
+from .data.packed_replies import reply_logprobs
+from .networks.learner import Learner
+
+__all__ = ["Judgement", "judge", "partner"]
+
+ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Means over the rows. Accuracies are parts of 1 and None where no row has choices; log-probabilities in nats."""
+
+    rows: int
+    accuracy: float | None
+    accuracy_mismatched: float | None
+    answer_logprob: float
+    answer_logprob_mismatched: float
+
+    @property
+    def score(self) -> float:
+        """Higher is better: accuracy, and its gap to the mismatched cache; nats where there are no choices."""
+        if self.accuracy is None or self.accuracy_mismatched is None:
+            return 2 * self.answer_logprob - self.answer_logprob_mismatched
+        return 2 * self.accuracy - self.accuracy_mismatched
+
+    @property
+    def noise(self) -> float:
+        """About one standard error of the score: no two checkpoints are told apart by less."""
+        return 0.0 if self.accuracy is None else 1 / math.sqrt(self.rows)
+
+    def numbers(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def judge(learner: Learner[Any], model: LoadedModel, lessons: Sequence[Any]) -> Judgement:
+    """Score every lesson with its own sharer's cache and with its partner's."""
+    learner.module.eval()
+    others = [lessons[i] for i in partner([learner.group(lesson) for lesson in lessons])]
+    own, mismatched = (_scores(learner, model, lessons, each) for each in (None, others))
+    learner.module.train()
+    rights = [learner.replies(lesson).right for lesson in lessons]
+    chosen = [(a, b, right) for a, b, right in zip(own, mismatched, rights, strict=True) if len(a) > 1]
+
+    def accuracy(which: int) -> float | None:
+        hits = [int(row[which].argmax()) == row[2] for row in chosen]  # type: ignore[union-attr]
+        return sum(hits) / len(hits) if hits else None
+
+    def mean(scores: Sequence[torch.Tensor]) -> float:
+        return sum(float(each[right]) for each, right in zip(scores, rights, strict=True)) / len(rights)
+
+    return Judgement(len(lessons), accuracy(0), accuracy(1), mean(own), mean(mismatched))
+
+
+def partner(groups: Sequence[object]) -> list[int]:
+    """For each place one whose group is another: that of the next group, always the same one. Itself if there is one
+    group alone."""
+    order = list(dict.fromkeys(groups))
+    first = {group: groups.index(group) for group in order}
+    following = {group: first[order[(i + 1) % len(order)]] for i, group in enumerate(order)}
+    return [following[group] for group in groups]
+
+
+@torch.no_grad()
+def _scores(
+    learner: Learner[Any], model: LoadedModel, lessons: Sequence[Any], others: Sequence[Any] | None
+) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for start in range(0, len(lessons), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        trees, places = learner.trees(lessons[part], None if others is None else others[part])
+        flat = [scores for tree in reply_logprobs(model, trees) for scores in tree]
+        found += [flat[place].cpu() for place in places]
+    return found

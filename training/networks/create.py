@@ -1,0 +1,106 @@
+"""From a training recipe and two models to what learns."""
+
+from typing import Any
+
+import psutil
+
+from cachegraph.channels.cache.align import Aligner
+from cachegraph.channels.cache.layer_map import LAYER_MAPS, LayerPair
+from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.fusers.networks.translator import new_translator
+from cachegraph.channels.routing import why_not_aligned
+from cachegraph.engine.model.load import LoadedModel
+from cachegraph.errors import ConfigError
+
+from ..pair import Pair
+from ..spec import FuseSpec, GraftSpec, JointSpec, TrainSpec
+from .fuse import FuseLearner
+from .graft import GraftLearner
+from .joint import JointLearner
+from .learner import Learner
+
+__all__ = ["new_learner"]
+
+SHELF_SHARE = 0.25  # of the memory that is free: for the sharer's caches of texts
+
+
+def new_learner(spec: TrainSpec, pair: Pair) -> "Learner[object]":
+    """Raises ConfigError or FuserError where the recipe doesn't fit the models."""
+    wanted = spec.fuser
+    if isinstance(wanted, JointSpec):
+        fuse = _fuse_learner(spec, wanted.fuse, pair)
+        return JointLearner(pair, fuse, _graft_learner(spec, wanted.graft, pair))  # type: ignore[return-value]
+    if isinstance(wanted, GraftSpec):
+        return _graft_learner(spec, wanted, pair)  # type: ignore[return-value]
+    return _fuse_learner(spec, wanted, pair)  # type: ignore[return-value]
+
+
+def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair) -> GraftLearner:
+    receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
+    for model in (receiver, sharer):
+        _check_rotation(model)
+    translator = new_translator(
+        model_end(receiver),
+        model_end(sharer),
+        sharer_layers=None if wanted.layers == "all" else wanted.layers,
+        seed=spec.seed,
+        rank=wanted.rank,
+        hidden=wanted.hidden,
+    )
+    shelf = int(psutil.virtual_memory().available * SHELF_SHARE)
+    zero = spec.control == "zero"
+    return GraftLearner(pair, translator, zero=zero, ridge=wanted.ridge, shelf=shelf, seed=spec.seed)
+
+
+def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
+    receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
+    ends = model_end(receiver), model_end(sharer)
+    rope = wanted.rope if wanted.rope != "auto" else "rotated" if wanted.architecture == "c2c" else "unrotated"
+    if rope == "unrotated":
+        for model in (receiver, sharer):
+            _check_rotation(model)
+    if reason := why_not_aligned(wanted.alignment, receiver, sharer):
+        raise ConfigError(f"{reason}; take another alignment")
+    params: dict[str, Any] = {"anneal_steps": wanted.anneal_steps or spec.optim.steps, **wanted.params}
+    fuser = new_fuser(
+        wanted.architecture,
+        ends[0].geometry,
+        ends[1].geometry,
+        layer_map=_layer_map(wanted, *ends),
+        seed=spec.seed,
+        card={
+            "receiver": ends[0],
+            "sharer": ends[1],
+            "alignment": wanted.alignment,
+            "reads": wanted.reads,
+            "rope": rope,
+        },
+        **params,
+    )
+    aligner = None
+    if wanted.alignment in ("first", "longest"):
+        assert receiver.tokenizer is not None
+        assert sharer.tokenizer is not None
+        aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.words_only, wanted.alignment)
+    return FuseLearner(pair, fuser, aligner, zero=spec.control == "zero")
+
+
+def _layer_map(wanted: FuseSpec, receiver: ModelEnd, sharer: ModelEnd) -> tuple[LayerPair, ...]:
+    layers = sharer.geometry.layers
+    depth = wanted.sharer_depth or layers
+    if depth > layers:
+        raise ConfigError(f"sharer_depth is {depth}, but {sharer.name!r} has {layers} layers; set it to no more")
+    return LAYER_MAPS[wanted.layer_map](receiver.geometry.layers, depth)
+
+
+def model_end(model: LoadedModel) -> ModelEnd:
+    """A model as a card names it."""
+    info = model.info
+    geometry = Geometry(info.layers, info.kv_heads, info.head_dim)
+    return ModelEnd(name=model.name, identity=model.identity, geometry=geometry, vocab=info.vocab_size)
+
+
+def _check_rotation(model: LoadedModel) -> None:
+    if model.rotation.why_not is not None:
+        raise ConfigError(f"the keys of {model.name!r} can't be unrotated: {model.rotation.why_not}")

@@ -1,0 +1,54 @@
+"""Where the trained fuser goes: to the place at which the graph will look for it."""
+
+import os
+from pathlib import Path
+
+from cachegraph.channels.fusers.files.atomic_folder import holds_only
+from cachegraph.channels.fusers.files.joint_folder import PARTS
+from cachegraph.channels.fusers.files.weights import CARD, WEIGHTS
+from cachegraph.channels.fusers.find import installed_fusers
+from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
+from cachegraph.channels.spec import FuserPair, TextEdge
+from cachegraph.errors import ConfigError, FuserError
+from cachegraph.graph.recipe.spec import GraphSpec
+
+from .pair import Pair
+from .spec import TrainSpec
+
+__all__ = ["check_place", "fuser_place"]
+
+
+def fuser_place(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge: tuple[str, str]) -> Path:
+    """The recipe's `output`, which starts at `base`; else what the edge names; else among all that this machine has,
+    called after the pair. A control's name says what it is."""
+    if spec.output is not None:
+        return base / Path(spec.output).expanduser()
+    folder = (base / Path(spec.graph).expanduser()).resolve().parent
+    named = None if spec.models or spec.control == "identical" else _named(spec, graph, edge)
+    if named is None or is_hub_fuser(named):
+        named = f"{pair.receiver.engine.model.name}--{pair.sharer.engine.model.name}"
+    place = folder / Path(named).expanduser()
+    if "/" not in named and not place.is_dir():
+        place = installed_fusers() / named
+    return place if spec.control == "none" else place.with_name(f"{place.name}--{spec.control}")
+
+
+def check_place(folder: Path, *, is_pair: bool) -> None:
+    """Raise FuserError where the fuser would not replace what is there, ConfigError where it can't be written."""
+    ours = frozenset(PARTS if is_pair else (CARD, WEIGHTS))
+    if folder.exists() and not holds_only(folder, ours):
+        raise FuserError(f"{str(folder)!r} holds other things than such a fuser; choose another output or clear it")
+    existing = next(each for each in folder.absolute().parents if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(
+            f"the fuser can't be written to {str(folder)!r}: {str(existing)!r} takes no new files; "
+            "choose another output, or check its permissions"
+        )
+
+
+def _named(spec: TrainSpec, graph: GraphSpec, edge: tuple[str, str]) -> str | None:
+    found = next(each for each in graph.edges if (each.sender, each.receiver) == edge)
+    fuser = None if isinstance(found, TextEdge) else found.fuser
+    if not isinstance(fuser, FuserPair):
+        return fuser
+    return {"fuse": fuser.fuse, "graft": fuser.graft}.get(spec.fuser.kind)
