@@ -1,5 +1,6 @@
 """`python -m cachegraph`."""
 
-from cachegraph.cli import main
+from cachegraph.cli.process import run_process
 
-main()
+if __name__ == "__main__":
+    run_process()

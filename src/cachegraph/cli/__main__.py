@@ -1,5 +1,6 @@
 """`python -m cachegraph.cli`."""
 
-from . import main
+from .process import run_process
 
-main()
+if __name__ == "__main__":
+    run_process()

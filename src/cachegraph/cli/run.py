@@ -10,6 +10,7 @@ import typer
 
 from cachegraph.errors import InputError
 
+from .collection import start_without_collection
 from .failures import note
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, Strict, exit_if_paused, open_graph, open_store
 from .output import echo, echo_json
@@ -82,18 +83,20 @@ def run(
     wanted = _channels(channels or [])
     if session is not None and len(wanted) > 1:
         raise InputError("--session goes on with one conversation, so it takes one --channel at most")
-    graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
-    graph.strict = strict
-    given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
-    graph.check_inputs(given)
-    store = open_store() if keep else None
-    with recording(events, trace) as recorder:
-        fetch_models(graph.spec, graph.folder)
-        graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
-        for each in graphs:
-            fetch_fusers(each.spec, graph.folder)
-        with graph:
-            results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
+    with start_without_collection() as started:
+        graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
+        graph.strict = strict
+        given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
+        graph.check_inputs(given)
+        store = open_store() if keep else None
+        with recording(events, trace) as recorder:
+            fetch_models(graph.spec, graph.folder)
+            graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
+            for each in graphs:
+                fetch_fusers(each.spec, graph.folder)
+            with graph:
+                started()
+                results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
     if as_json:
         texts = [result.to_json() for result in results]
         echo_json(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
