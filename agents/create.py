@@ -39,10 +39,12 @@ def create_agent(
     upstream: Sequence[str],
     toolbox: Toolbox | None = None,
     allow_local: bool = True,
+    allow_paths: bool = True,
 ) -> Agent:
     """An agent that is not open yet. `folder` is the recipe's; `inputs` and `upstream` name what its prompt may use.
 
-    `toolbox` holds the recipe's tool servers; `allow_local` lets an endpoint be in this machine's networks.
+    `toolbox` holds the recipe's tool servers; `allow_local` lets an endpoint be in this machine's networks,
+    `allow_paths` a model outside the recipe's folder.
     """
     if isinstance(model, EndpointSpec):
         from .endpoint.agent import EndpointAgent
@@ -50,4 +52,6 @@ def create_agent(
         return EndpointAgent(name, spec, model, upstream=upstream, toolbox=toolbox, allow_local=allow_local)
     from .local.agent import LocalAgent
 
-    return LocalAgent(name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox)
+    return LocalAgent(
+        name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox, allow_paths=allow_paths
+    )

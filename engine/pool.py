@@ -5,11 +5,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import anyio.to_thread
 
+from cachegraph.common.folder_escapes import why_outside
 from cachegraph.errors import ModelError
 
 from .catalogue import StoredModel, ensure, place
@@ -55,12 +57,13 @@ class Lease:
         self.engine.close()
 
 
-async def lease(spec: ModelSpec, folder: Path) -> Lease:
+async def lease(spec: ModelSpec, folder: Path, *, allow_paths: bool = True) -> Lease:
     """The engine of a model, loaded now if it is not yet (and fetched first, if this machine does not have it).
 
-    `folder` is where relative paths start. Raises ModelError or ConfigError.
+    `folder` is where relative paths start; without `allow_paths`, nothing outside it is read. Raises ModelError or
+    ConfigError.
     """
-    load = _Loading(spec, folder)
+    load = _Loading(spec, folder, allow_paths)
     try:
         return await anyio.to_thread.run_sync(load.run, abandon_on_cancel=True)
     except BaseException:
@@ -95,14 +98,14 @@ def _check_process(spec: ModelSpec) -> None:
 class _Loading:
     """A lease that is being taken in a thread. Whoever waits may leave at any time; then it is given back."""
 
-    def __init__(self, spec: ModelSpec, folder: Path):
-        self._spec, self._folder = spec, folder
+    def __init__(self, spec: ModelSpec, folder: Path, allow_paths: bool):
+        self._spec, self._folder, self._allow_paths = spec, folder, allow_paths
         self._taken: Lease | None = None
         self._abandoned = False
         self._lock = threading.Lock()  # protects both
 
     def run(self) -> Lease:
-        taken = _lease(self._spec, self._folder)
+        taken = _lease(self._spec, self._folder, allow_paths=self._allow_paths)
         with self._lock:
             self._taken = taken
             abandoned = self._abandoned
@@ -117,9 +120,11 @@ class _Loading:
             taken.release()
 
 
-def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
+def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False, allow_paths: bool = True) -> Lease:
     began = perf_counter()
     _check_process(spec)
+    check_place = partial(_check_place, spec, folder, allow_paths)
+    check_place()
     stored = ensure(spec, folder)
     placed = spec.model_copy(update={"source": "", "revision": None, "chat_template": stored.chat_template})
     key = (str(stored.folder), placed.model_dump_json())
@@ -129,6 +134,7 @@ def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
     try:
         with entry.loading:
             if entry.engine is None:
+                check_place()  # fetching or waiting may have taken minutes
                 entry.engine = _load(spec, stored, checked_anew)
                 entry.loaded = perf_counter()
     except BaseException:
@@ -138,6 +144,13 @@ def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False) -> Lease:
                 del _entries[key]
         raise
     return Lease(entry.engine, key, entry.loaded >= began)
+
+
+def _check_place(spec: ModelSpec, folder: Path, allow_paths: bool) -> None:
+    """Raise ModelError where a model has to be in the recipe's folder and is not. Links may change after its check."""
+    reason = None if allow_paths else why_outside(folder.resolve(), spec.source)
+    if reason is not None:
+        raise ModelError(f"the model {spec.source!r} {reason}; move it there, or allow it with --allow-paths")
 
 
 def _load(spec: ModelSpec, stored: StoredModel, checked_anew: bool) -> Engine:

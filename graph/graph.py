@@ -488,8 +488,11 @@ class Graph:
 
     def _agents(self) -> Cast:
         if self._cast is None:
+            may = self.permissions
             self._cast = Cast(
-                create_agents(self.spec, self._folder, self._create, self._functions, self.permissions.reaches_local)
+                create_agents(
+                    self.spec, self._folder, self._create, self._functions, may.reaches_local, may.allow_paths
+                )
             )
         return self._cast
 

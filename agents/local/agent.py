@@ -46,11 +46,12 @@ class LocalAgent:
         inputs: Sequence[str],
         upstream: Sequence[str],
         toolbox: Toolbox | None = None,
+        allow_paths: bool = True,
     ):
         self.name = name
         self._spec = spec
         self._model = ModelSpec(source=model) if isinstance(model, str) else model
-        self._folder = folder
+        self._folder, self._allow_paths = folder, allow_paths
         self._template = PromptTemplate(name, spec, upstream)
         self._lease: Lease | None = None
         self.loading: dict[str, dict[str, float]] = {}  # by model that `open` waited for: seconds by part of the work
@@ -64,7 +65,7 @@ class LocalAgent:
             await self._belt.open()
         if self._lease is not None:
             return
-        taken = await lease(self._model, self._folder)
+        taken = await lease(self._model, self._folder, allow_paths=self._allow_paths)
         if self._lease is not None:  # another run opened it meanwhile
             taken.release()
             return

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from cachegraph.errors import ModelError, library_errors
 
+from ..model.file_sizes import check_file_size, check_file_sizes
+
 __all__ = ["check_folder", "count_parameters", "fingerprint", "weight_files"]
 
 MAX_HEADER = 100_000_000
@@ -28,6 +30,7 @@ def check_folder(folder: Path) -> None:
         raise ModelError(f"there is no model folder {str(folder)!r}; check the path, or pull the model")
     if not (folder / "config.json").is_file():
         raise ModelError(f"the folder {str(folder)!r} has no config.json, so it is no model; name a model's own folder")
+    check_file_sizes(folder)
     count_parameters(folder)
 
 
@@ -39,6 +42,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     listing = folder / INDEX
     if not listing.is_file():
         raise ModelError(_why_no_weights(folder))
+    check_file_size(listing, folder)
     again = f"the weight index {str(listing)!r} can't be read"
     with library_errors(lambda why: ModelError(f"{again}: {why}; fetch the model again")):
         names = set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values())
@@ -55,6 +59,7 @@ def count_parameters(folder: Path) -> int:
 
 def fingerprint(folder: Path) -> str:
     """A hash that changes with the config, and with the names, shapes, dtypes and sizes of the weights."""
+    check_file_size(folder / "config.json", folder)
     with library_errors(lambda why: ModelError(f"the config.json of {str(folder)!r} can't be read: {why}")):
         digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in weight_files(folder):

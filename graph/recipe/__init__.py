@@ -4,7 +4,6 @@ check                What must hold between the parts of a recipe
 check_code           What a recipe may set in motion
 check_flow           What must hold of a recipe's conditions, routes, joins, loops and lists
 evaluate_spec        The comparison's slice of a recipe
-folder_escapes       Folders that a library opens by itself
 includes             Recipes within recipes
 inputs               What the caller gives to a run, checked against what the recipe declares; all complaints at o
 json_schema          The recipe's JSON Schema, for editors that complete and check YAML while it is written

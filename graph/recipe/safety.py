@@ -5,15 +5,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path as FilePath
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from cachegraph.agents.http_client import ALLOW_LOCAL
 from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
 from cachegraph.common.addresses import is_plain_loopback, known_addresses, place_of, port_is_reserved
+from cachegraph.common.folder_escapes import why_outside
 
-from .folder_escapes import find_escape
 from .raw_spec import Draft, Finding, Permissions
 from .yaml_positions import Path
 
@@ -182,7 +181,7 @@ def check_paths(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
         return
     folder = permissions.folder.resolve()
     # A hub id is no path, but a link of its name in the recipe's folder would make it one: all are resolved.
-    wrong = lru_cache(maxsize=None)(lambda place: _why_outside(folder, place))
+    wrong = lru_cache(maxsize=None)(lambda place: why_outside(folder, place))
     for path, place in _places(draft):
         if (reason := wrong(place)) is not None:
             hint = "move it there, or allow it with --allow-paths"
@@ -216,13 +215,3 @@ def fuser_names(draft: Draft) -> Iterator[tuple[Path, str]]:
     yield from ((("fusers", index), fuser) for index, fuser in draft.fusers)
     for edge in draft.edges:
         yield from ((("edges", edge.index, *below), fuser) for below, fuser in edge.fusers)
-
-
-def _why_outside(folder: FilePath, place: str) -> str | None:
-    """Why a path, or something in the folder that it names, is not in the recipe's folder: the end of a sentence."""
-    if place.startswith("~") or "\\" in place or re.match(r"[A-Za-z]:", place):
-        return "leads out of the recipe's folder"
-    try:
-        return find_escape(folder / place, folder)
-    except (OSError, RuntimeError, ValueError) as error:
-        return f"can't be read ({getattr(error, 'strerror', None) or 'the path can not be used'})"

@@ -8,7 +8,7 @@ from cachegraph.agents.base import Agent
 from cachegraph.agents.create import Create, create_agent
 from cachegraph.agents.functions.agent import FunctionAgent
 from cachegraph.agents.functions.import_function import Function
-from cachegraph.agents.spec import EndpointSpec, FunctionSpec, PauseSpec, SubgraphSpec
+from cachegraph.agents.spec import FunctionSpec, PauseSpec, SubgraphSpec
 from cachegraph.agents.tools.servers import Toolbox
 
 from ..recipe.includes import own_file
@@ -25,10 +25,12 @@ def create_agents(
     create: Create,
     functions: Mapping[str, Function] | None = None,
     allow_local: bool = True,
+    allow_paths: bool = True,
 ) -> dict[str, Agent]:
     """The agents of a checked recipe, none of them open. `functions`: by agent, those that are not to be imported.
 
     `allow_local`: endpoints and tool servers may be in this machine's networks, whatever their names are.
+    `allow_paths`: models may be outside the recipe's folder.
     """
     toolbox = Toolbox(spec.tools, folder, allow_local)
     upstream: dict[str, list[str]] = {name: [] for name in spec.agents}
@@ -42,7 +44,7 @@ def create_agents(
             agents[name] = PauseAgent(name, entry, upstream=tuple(upstream[name]))
             continue
         if isinstance(entry, SubgraphSpec):
-            agents[name] = _subgraph(name, entry, folder, create, allow_local)
+            agents[name] = _subgraph(name, entry, folder, create, allow_local, allow_paths)
             continue
         inputs = (*spec.inputs, entry.item) if entry.for_each is not None else tuple(spec.inputs)
         if isinstance(entry, FunctionSpec):
@@ -54,14 +56,16 @@ def create_agents(
         model = spec.models.get(entry.model, entry.model)
         # So that other makers of agents need not know of it:
         more: dict[str, Any] = {"toolbox": toolbox} if entry.tools else {}
-        if create is create_agent and isinstance(model, EndpointSpec):
-            more["allow_local"] = allow_local
+        if create is create_agent:
+            more |= {"allow_local": allow_local, "allow_paths": allow_paths}
         agents[name] = create(name, entry, model, folder, inputs=inputs, upstream=tuple(upstream[name]), **more)
     return agents
 
 
-def _subgraph(name: str, entry: SubgraphSpec, folder: Path, create: Create, allow_local: bool) -> SubgraphAgent:
+def _subgraph(
+    name: str, entry: SubgraphSpec, folder: Path, create: Create, allow_local: bool, allow_paths: bool
+) -> SubgraphAgent:
     file = own_file(entry, folder)
     inner = read_spec(file)
-    agents = create_agents(inner, file.parent, create, allow_local=allow_local)
+    agents = create_agents(inner, file.parent, create, allow_local=allow_local, allow_paths=allow_paths)
     return SubgraphAgent(name, entry, inner, file.parent, agents)

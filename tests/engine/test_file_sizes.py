@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import config_of, save_model, save_tokenizer
 
+from cachegraph.engine.catalogue.weight_files import INDEX, check_folder, fingerprint
 from cachegraph.engine.model.file_sizes import LARGEST
 from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
@@ -30,3 +31,16 @@ def test_a_file_larger_than_any_of_its_kind_is_refused_unread(folder: Path, name
         file.truncate(LARGEST + 1)  # a hole: it takes no room on the disk
     with pytest.raises(ModelError, match=f"'{name}' in the model's folder .* more than any file of its kind"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", INDEX])
+def test_a_folder_is_refused_before_anything_of_it_is_hashed(folder: Path, name: str) -> None:
+    if name == INDEX:
+        (folder / "model.safetensors").unlink()
+    with open(folder / name, "ab") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(ModelError, match="more than any file of its kind"):
+        check_folder(folder)
+    if name != "tokenizer.json":
+        with pytest.raises(ModelError, match="more than any file of its kind"):
+            fingerprint(folder)

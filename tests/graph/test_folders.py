@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import config_of, save_model, save_tokenizer
 
-from cachegraph.errors import RecipeError
+from cachegraph.errors import ModelError, RecipeError
+from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.load import load_recipe
 
 RECIPE = """version: 1
@@ -140,3 +142,36 @@ def test_default_fusers_within_the_folder_and_of_the_shelf_and_the_hub_are_fine(
 def test_who_allows_paths_allows_links(recipe: Path) -> None:
     _link("m/chat_template.jinja", "../../secret")(recipe.parent)
     load_recipe(recipe, allow_paths=True)
+
+
+MODEL = """version: 1
+name: leak
+agents:
+  a: {model: ./m, prompt: hi}
+output: a
+"""
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["own", "included"])
+@pytest.mark.parametrize("escape", ["tokenizer", "shard", "folder"])
+def test_a_link_that_comes_after_the_recipe_was_checked_is_refused_when_the_model_is_opened(
+    tmp_path: Path, escape: str, nested: bool
+) -> None:
+    folder, outside = tmp_path / "recipe", tmp_path / "elsewhere"
+    (folder / "m").mkdir(parents=True)
+    outside.mkdir()
+    save_model(config_of("llama"), folder / "m")
+    save_tokenizer(folder / "m")
+    (folder / "r.yaml").write_text(MODEL)
+    if nested:
+        (folder / "outer.yaml").write_text(
+            "version: 1\nname: outer\nagents:\n  inner: {graph: ./r.yaml}\noutput: inner\n"
+        )
+    graph = Graph.from_yaml(folder / ("outer.yaml" if nested else "r.yaml"))
+    allowed = Graph.from_yaml(folder / "r.yaml", allow_paths=True)
+    name = {"tokenizer": "m/tokenizer.json", "shard": "m/model.safetensors", "folder": "m"}[escape]
+    (folder / name).rename(outside / "moved")
+    (folder / name).symlink_to(outside / "moved")
+    with pytest.raises(ModelError, match=r"^the model './m' .*leads out of the recipe's folder; .*--allow-paths"):
+        graph.open()
+    allowed.open().close()

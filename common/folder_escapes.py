@@ -5,17 +5,28 @@ one of its index files, could lead to a file that is none of the recipe's busine
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_escape"]
+__all__ = ["find_escape", "why_outside"]
 
 MAX_FILES = 20_000
 MAX_JSON = 64_000_000  # bytes
 _NAMING = (".index.json", "config.json")  # files that name others
 # Keys of configurations that transformers follows to other files and folders.
 _FOLLOWED = ("base_model_name_or_path", "chat_template_file", "tokenizer_file", "vocab_file", "merges_file", "spm_file")
+
+
+def why_outside(folder: Path, place: str) -> str | None:
+    """Why what a recipe in `folder` names `place` does not lie in that folder: the end of a sentence. None: it does."""
+    if place.startswith("~") or "\\" in place or re.match(r"[A-Za-z]:", place):
+        return "leads out of the recipe's folder"
+    try:
+        return find_escape(folder / place, folder)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"can't be read ({getattr(error, 'strerror', None) or 'the path can not be used'})"
 
 
 def find_escape(place: Path, inside: Path) -> str | None:
