@@ -9,6 +9,7 @@ local/             Agents whose model runs on this machine
 model_peer         An agent with a model as the channels see it, before its model is loaded or after
 pause              A question to a person in an agent's place
 prompt/            Prompts
+schema_threads     Checks of values by JSON Schemas, off the event loop where they take long
 scripted           Agents that follow a script
 sessions/          Sessions
 spec               The agents' slice of a recipe

@@ -15,6 +15,7 @@ import anyio
 
 from cachegraph.agents.create import Create, create_agent
 from cachegraph.agents.functions.import_function import Function, name_of
+from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.sessions.session import Session
 from cachegraph.agents.spec import PauseSpec
 from cachegraph.channels.spec import Channel
@@ -33,7 +34,7 @@ from .recipe.raw_spec import Allowed, Permissions
 from .recipe.spec import GraphSpec
 from .run import resume
 from .run.agent_set import Cast
-from .run.batch import OnResult, RowResult, run_rows, runs_of, stream_rows
+from .run.batch import OnResult, RowResult, each_row, run_rows, stream_rows
 from .run.create_agents import create_agents
 from .run.result import UNKEPT, Loading, Result
 from .run.run import Listener, Run
@@ -295,20 +296,21 @@ class Graph:
         With a `store` every finished turn is kept there, and `resume` goes on with the run from another process.
         `session` names a conversation: agents with `memory` go on with it.
         """
-        run = self._run(inputs, named, store=store, session=session)
+        run = self._new_run(self.check_inputs(inputs, **named), store, session)
         return wait(run.execute, "run", "graph.arun", lambda: run.result)
 
     async def arun(
         self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
     ) -> Result:
         """Run once, under asyncio or trio. Raises InputError, or RunError whose `result` holds what finished."""
-        return await self._run(inputs, named, store=store, session=session).execute()
+        given = await run_checks(partial(self.validate().check_inputs, inputs, **named))
+        return await self._new_run(given, store, session).execute()
 
     def stream(
         self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
     ) -> RunStream:
         """Run once and watch: an async iterator of events. Inputs are checked now, the run begins when it is read."""
-        return RunStream(lambda listener: self._run(inputs, named, listener, store, session))
+        return RunStream(lambda told: self._new_run(self.check_inputs(inputs, **named), store, session, told))
 
     @classmethod
     def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
@@ -369,7 +371,9 @@ class Graph:
         `store` each row is a run of its own, which enters it when it begins. `on_result` is called with a RowResult
         (index, result, done, total) as each row ends: for progress, or to keep results at once.
         """
-        return await run_rows(self._rows(rows, store), max_concurrent, return_errors, on_result)
+        given = await run_checks(partial(each_row, list(rows), self.validate().check_inputs))
+        runs = each_row(given, partial(self._new_run, store=store))
+        return await run_rows(runs, max_concurrent, return_errors, on_result)
 
     def stream_map(
         self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, store: "Store | None" = None
@@ -431,16 +435,11 @@ class Graph:
         """The inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
         return check_inputs(self.validate().spec.inputs, inputs, named)
 
-    def _run(
-        self,
-        inputs: Any,
-        named: Mapping[str, Any] | None = None,
-        listener: Listener | None = None,
-        store: "Store | None" = None,
-        session: str | None = None,
+    def _new_run(
+        self, given: dict[str, Any], store: "Store | None", session: str | None = None, listener: Listener | None = None
     ) -> Run:
-        spec = self.validate().spec
-        given = check_inputs(spec.inputs, inputs, named)
+        """A run of inputs that have been checked."""
+        spec = self.spec
         listener = watched(spec, given, listener)
         if store is not None:
             return resume.begun(self, given, store, listener, session)
@@ -466,7 +465,7 @@ class Graph:
         return Session(session, spec.name)
 
     def _rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
-        return runs_of(rows, lambda row: self._run(row, store=store))
+        return each_row(rows, lambda row: self._new_run(self.check_inputs(row), store))
 
     async def _prepare(self) -> Wiring:
         """Open agents and decided edges; made once, and again only after `close` or a change."""

@@ -14,6 +14,7 @@ from ..base import CLOSED, Delivery, MemoryReport, Reply, Timing, Tokens, ToolCa
 from ..prompt.chat_context import Frame, plain, remembered
 from ..prompt.prompt import PromptTemplate, heard, readable
 from ..prompt.render_threads import TextWork
+from ..schema_threads import run_checks
 from ..spec import AgentSpec, EndpointSpec, RetrySpec
 from ..structured_output import cut_short, parse_reply
 from ..token_budget import within_budget
@@ -85,7 +86,7 @@ class EndpointAgent:
             turns = Turns(self.name, self._belt, calls, turn.on_tool)
             said = await complete_with_tools(ask, messages, turns, turn.on_text)
         self._check(said, turn)
-        data = self._data(said)
+        data = await self._data(said)
         end = perf_counter()
         first = said.first_piece or end
         timing = Timing(prefill=first - sent, decode=end - first, first_token=first - begin, total=end - begin)
@@ -137,12 +138,12 @@ class EndpointAgent:
         if said.finish in ("content_filter", "refusal"):
             raise self._api.error(f"broke off inside its JSON (finish_reason {said.finish!r})")
 
-    def _data(self, said: Completion) -> Any:
+    async def _data(self, said: Completion) -> Any:
         """The reply as a JSON value, where it has to be one. A server may have ignored the schema."""
         spec = self._spec.generate
         if spec.json_schema is None:
             return None
-        return parse_reply(self.name, said.text, spec.json_schema)
+        return await run_checks(partial(parse_reply, self.name, said.text, spec.json_schema), len(said.text))
 
 
 def _about_tokens(text: str) -> int:

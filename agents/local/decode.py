@@ -1,6 +1,7 @@
 """Writing a reply behind what was read, and keeping its cache where an edge hands it on."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from cachegraph.channels.cache.fused_decode import fused_generate
@@ -11,6 +12,7 @@ from cachegraph.engine.text.tokenizer import TextDecoder
 
 from ..base import Turn
 from ..prompt.prompt import Origin
+from ..schema_threads import run_checks
 from ..structured_output import cut_short, parse_reply
 from .prefill import RowSoFar
 
@@ -28,7 +30,7 @@ async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, t
         if not done.whole:
             full = spec.max_new_tokens == room
             raise cut_short(agent, len(done.ids), "stop" if done.finish == "stop" else "room" if full else "length")
-        row.data = parse_reply(agent, done.text, spec.json_schema)
+        row.data = await run_checks(partial(parse_reply, agent, done.text, spec.json_schema), len(done.text))
     if done.cost.first_token is not None:
         row.timing.first_token = done.cost.first_token - began
     if turn.needs_cache:

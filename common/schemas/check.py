@@ -4,7 +4,8 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from .keywords import BUDGET, MATCHES, MAX_STEPS, CheckBudget, TooMuchWork, validator_class
+from .budget import MAX_STEPS, TooMuchWork, check_budget
+from .keywords import MATCHES, validator_class
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -49,21 +50,26 @@ def find_mismatch(schema: Any, value: Any, *, reader: TextReader | None = None) 
     """The most telling reason why a JSON value doesn't satisfy the schema; None where it does.
 
     `reader` decides on patterns and on `format`, which is not checked without one. The schema is one in which
-    `find_schema_flaw` finds nothing.
+    `find_schema_flaw` finds nothing. Raises TooMuchWork where the check's group is over.
     """
     from jsonschema.exceptions import best_match
 
-    token, matches = BUDGET.set(CheckBudget()), MATCHES.set(reader.fits_pattern if reader else None)
+    matches = MATCHES.set(reader.fits_pattern if reader else None)
     try:
-        problem = best_match(_validator(json.dumps(schema), cast("Hashable", reader)).iter_errors(value))
+        with check_budget() as group:
+            try:
+                problem = best_match(_validator(json.dumps(schema), cast("Hashable", reader)).iter_errors(value))
+            except TooMuchWork:
+                if group is not None and group.is_over:
+                    raise
+                return Mismatch(TOO_MUCH)
     except TooMuchWork:
-        return Mismatch(TOO_MUCH)
+        raise
     except RecursionError:
         return Mismatch("it is nested too deeply for its schema to be checked; make it flatter")
     except Exception as error:  # a schema that was never checked: whatever the library raises is about it
         return Mismatch(f"its schema can't be used: {' '.join(str(error).split())[:200]}")
     finally:
-        BUDGET.reset(token)
         MATCHES.reset(matches)
     return None if problem is None else Mismatch(problem.message, problem.json_path)
 

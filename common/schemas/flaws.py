@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .budget import CheckGroup, TooMuchWork, check_budget
 from .check import draft_of, new_validator
-from .keywords import BUDGET, CheckBudget, TooMuchWork
 from .patterns import PatternError, compile_pattern
 
 __all__ = ["SchemaFlaw", "find_schema_flaw", "find_size_flaw"]
@@ -49,15 +49,13 @@ def find_schema_flaw(schema: Any) -> SchemaFlaw | None:
     if draft is None:
         hint = "leave it out for draft 2020-12; drafts 4, 6, 7 and 2019-09 are known too"
         return SchemaFlaw(f"'$schema' names no known draft: {str(schema['$schema'])[:100]!r}", ("$schema",), hint)
-    token = BUDGET.set(CheckBudget())
     try:
-        return _form_flaw(schema, draft) or _part_flaw(schema, draft)
+        with CheckGroup().granting(), check_budget():
+            return _form_flaw(schema, draft) or _part_flaw(schema, draft)
     except TooMuchWork:
         return SchemaFlaw("the schema takes too long to check", (), "make it smaller")
     except RecursionError:
         return SchemaFlaw("the schema is nested too deeply", (), "make it flatter")
-    finally:
-        BUDGET.reset(token)
 
 
 def find_size_flaw(schema: Any) -> SchemaFlaw | None:

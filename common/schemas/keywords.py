@@ -12,38 +12,17 @@ from fractions import Fraction
 from functools import lru_cache, wraps
 from typing import Any
 
+from .budget import spend
 from .patterns import compile_pattern
 
-__all__ = ["BUDGET", "MATCHES", "CheckBudget", "TooMuchWork", "validator_class"]
+__all__ = ["MATCHES", "validator_class"]
 
-MAX_STEPS = 500_000
 MESSAGE = 1_000  # characters of an error's message that are kept
 
 Keyword = Callable[[Any, Any, Any, Any], Any]
 
 
-class TooMuchWork(Exception):
-    """A check that has used up its budget."""
-
-
-class CheckBudget:
-    """What one check may still spend, in steps of a few microseconds."""
-
-    def __init__(self, steps: int = MAX_STEPS):
-        self.steps = steps
-
-    def spend(self, steps: int) -> None:
-        self.steps -= steps
-        if self.steps < 0:
-            raise TooMuchWork
-
-
-BUDGET: ContextVar[CheckBudget] = ContextVar("BUDGET")
 MATCHES: ContextVar[Callable[[str, str], bool] | None] = ContextVar("MATCHES", default=None)  # another's patterns
-
-
-def spend(steps: int) -> None:
-    BUDGET.get().spend(steps)
 
 
 @lru_cache(maxsize=16)

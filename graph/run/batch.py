@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -12,7 +12,9 @@ from .result import Result
 from .run import Run
 from .stream import Feed, Stream
 
-__all__ = ["OnResult", "RowResult", "run_rows", "runs_of", "stream_rows"]
+__all__ = ["OnResult", "RowResult", "each_row", "run_rows", "stream_rows"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class RowResult:
     total: int
 
 
-def runs_of(rows: Iterable[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Run]) -> list[Run]:
-    """A run of each row, all checked before the first begins. Raises InputError with the row's number."""
-    runs = []
+def each_row(rows: Iterable[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """What `make` gives for each row, before any of them runs. Raises its InputError with the row's number."""
+    made = []
     for number, row in enumerate(rows):
         try:
-            runs.append(make(row))
+            made.append(make(row))
         except InputError as error:
             raise InputError(f"row {number}: {error}") from error
-    return runs
+    return made
 
 
 OnResult = Callable[[RowResult], object]

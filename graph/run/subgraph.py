@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,6 +15,7 @@ from cachegraph.agents.prompt.expression import Expression, compile_expression
 from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.prompt.render_threads import TextWork
 from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
+from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.spec import SubgraphSpec
 from cachegraph.channels.payload import Message
 from cachegraph.channels.peer import Peer
@@ -73,7 +75,8 @@ class SubgraphAgent:
 
     async def turn(self, turn: Turn) -> Reply:
         """Run the graph. Raises RunError with the inner agent's name."""
-        inputs = check_inputs(self._spec.inputs, await self._inputs(turn))
+        given = await self._inputs(turn)
+        inputs = await run_checks(partial(check_inputs, self._spec.inputs, given))
         around = turn.within or Surroundings(perf_counter())
         inside = replace(
             around, agents=f"{around.agents}{self.name}/", turns=f"{turn.id}/", wants_cache=turn.needs_cache
