@@ -15,6 +15,7 @@ pair         The two ends of the edge that learns
 plan         What a training will take
 progress     Who follows a training
 publish      The finished fuser
+run_lock     One training at a time in a folder of checkpoints
 spec         A training recipe as typed values
 train        `train`
 """
