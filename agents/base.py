@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from cachegraph.channels.payload import EdgeReport, Message, Route
+from cachegraph.channels.payload import EdgeReport, Payload, Route
 
 from .sessions.session import Recollection
 
@@ -122,10 +122,10 @@ class MemoryReport:
 
 @dataclass(frozen=True, eq=False)
 class Delivery:
-    """A message, and the route by which it came."""
+    """A payload and the route it travelled."""
 
     route: Route
-    message: Message
+    payload: Payload
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,9 +177,9 @@ class Scored(NamedTuple):
 
 @dataclass(eq=False)
 class Reply:
-    """What an agent gives back: the message for its edges, and what the turn cost."""
+    """What an agent gives back: the payload for its edges, and the cost of the turn."""
 
-    message: Message
+    payload: Payload
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
     edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender: what came in

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from cachegraph.channels.payload import Message
+from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
 
 from .base import FinishReason, Reply, Tokens, Turn
@@ -60,7 +60,7 @@ class ScriptedAgent:
         return Peer(self.name, "script", why_no_cache=f"agent {self.name!r} follows a script and has no KV cache")
 
     async def turn(self, turn: Turn) -> Reply:
-        heard = {delivery.message.sender: await delivery.message.read() for delivery in turn.deliveries}
+        heard = {delivery.payload.sender: await delivery.payload.read() for delivery in turn.deliveries}
         self.turns.append({**turn.inputs, **heard})
         if self.entered is not None:
             self.entered.set()
@@ -75,8 +75,8 @@ class ScriptedAgent:
                 turn.on_text(word if i == 0 else f" {word}")
         data = self.data(turn) if callable(self.data) else self.data
         cache = self.cache() if self.cache is not None and turn.needs_cache else None
-        message = Message(self.name, text, cache, data=data)
-        return Reply(message, tokens=Tokens(generated=len(words)), finish_reason=self.finish_reason)
+        payload = Payload(self.name, text, cache, data=data)
+        return Reply(payload, tokens=Tokens(generated=len(words)), finish_reason=self.finish_reason)
 
     def _say(self, turn: Turn, heard: Mapping[str, str]) -> str:
         if callable(self.reply):

@@ -17,7 +17,7 @@ import anyio
 
 from cachegraph import Graph
 from cachegraph.agents.base import Reply, Turn
-from cachegraph.channels.payload import Message
+from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
 
 Edges = list[tuple[int, int]]
@@ -35,7 +35,7 @@ class Idle:
         return Peer(self.name, "none")
 
     async def turn(self, turn: Turn) -> Reply:
-        return Reply(Message(self.name, ""))
+        return Reply(Payload(self.name, ""))
 
     async def close(self) -> None: ...
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from .spec import Channel, EdgeSpec
 
-__all__ = ["JOINT", "EdgeReport", "Message", "Route", "Used", "join_messages"]
+__all__ = ["JOINT", "EdgeReport", "Payload", "Route", "Used", "join_payloads"]
 
 JOINT = "\n\n"
 
@@ -14,11 +14,11 @@ Used = Literal["text", "cache", "both"]
 
 
 @dataclass(eq=False)
-class Message:
+class Payload:
     """One agent's turn as others may receive it.
 
     The text plane is what the agent wrote. Where only cache edges leave the agent it is not written unless somebody
-    asks: `await message.read()` writes it then, continuing from the cache.
+    asks: `await payload.read()` writes it then, continuing from the cache.
     """
 
     sender: str
@@ -42,31 +42,31 @@ class Message:
             self.rebuild = None
 
 
-def join_messages(sender: str, turn: str, messages: Sequence[Message]) -> Message:
-    """Several turns' messages as one: texts with a blank line between, caches behind each other, the newest data."""
+def join_payloads(sender: str, turn: str, payloads: Sequence[Payload]) -> Payload:
+    """Several turns' payloads as one: texts with a blank line between, caches behind each other, the newest data."""
 
     def cache() -> Any:
         from .cache.sent_cache import join_planes
 
-        planes = [message.cache for message in messages if message.cache is not None]
+        planes = [payload.cache for payload in payloads if payload.cache is not None]
         return join_planes(turn, planes) if planes else None
 
     async def write() -> str:
-        return JOINT.join([await message.read() for message in messages])
+        return JOINT.join([await payload.read() for payload in payloads])
 
     async def rebuild() -> Any:
-        for message in messages:
-            await message.restore()
+        for payload in payloads:
+            await payload.restore()
         return cache()
 
-    joined = Message(sender, turn=turn, data=messages[-1].data if messages else None)
-    if any(message.text is None for message in messages):
+    joined = Payload(sender, turn=turn, data=payloads[-1].data if payloads else None)
+    if any(payload.text is None for payload in payloads):
         joined.write = write
     else:
-        joined.text = JOINT.join(message.text or "" for message in messages)
-    if any(message.rebuild is not None for message in messages):
+        joined.text = JOINT.join(payload.text or "" for payload in payloads)
+    if any(payload.rebuild is not None for payload in payloads):
         joined.rebuild = rebuild
-    elif any(message.cache is not None for message in messages):
+    elif any(payload.cache is not None for payload in payloads):
         joined.cache = cache()
     return joined
 

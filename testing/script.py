@@ -121,7 +121,7 @@ class _Actor:
     async def close(self) -> None: ...
 
     async def _told(self, turn: Turn) -> Told:
-        heard = {delivery.message.sender: await delivery.message.read() for delivery in turn.deliveries}
+        heard = {delivery.payload.sender: await delivery.payload.read() for delivery in turn.deliveries}
         prompts = self._template.messages({**turn.inputs, **heard})
         contents = {message.role: message.content.text for message in prompts}
         return Told(turn.id or self.name, contents.get("user", ""), contents.get("system"), {**turn.inputs, **heard})

@@ -16,7 +16,7 @@ __all__ = ["check_row", "fuser", "info", "plane", "row", "same_bits"]
 
 
 def plane(reply: Reply) -> CachePlane:
-    found = reply.message.cache
+    found = reply.payload.cache
     assert isinstance(found, CachePlane)
     return found
 

@@ -12,7 +12,7 @@ from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.agents.tools.connection import Tool
 from cachegraph.agents.tools.content import Content
 from cachegraph.agents.tools.servers import Toolbox
-from cachegraph.channels.payload import Message, Route
+from cachegraph.channels.payload import Payload, Route
 from cachegraph.channels.spec import TextEdge
 
 KEY = "sk-very-secret-0123456789"
@@ -37,7 +37,7 @@ async def say(
     agent = EndpointAgent("x", agent_spec, behind, upstream=tuple(texts))
     await agent.open()
     deliveries = [
-        Delivery(Route(TextEdge.model_validate({"from": name, "to": "x"}), "text"), Message(name, text))
+        Delivery(Route(TextEdge.model_validate({"from": name, "to": "x"}), "text"), Payload(name, text))
         for name, text in texts.items()
     ]
     with anyio.fail_after(60):

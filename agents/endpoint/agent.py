@@ -6,7 +6,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.errors import RunError
 
@@ -73,10 +73,10 @@ class EndpointAgent:
         if turn.on_prompt is not None:
             turn.on_prompt(readable(framed))
         messages: list[dict[str, Any]] = [{"role": message.role, "content": message.content.text} for message in framed]
-        edges = {delivery.message.sender: _report(delivery) for delivery in turn.deliveries}
+        edges = {delivery.payload.sender: _report(delivery) for delivery in turn.deliveries}
         if self._spec.generate.max_new_tokens == 0:
             text = messages[-1]["content"]
-            return Reply(Message(self.name, text), Timing(total=perf_counter() - begin), edges=edges)
+            return Reply(Payload(self.name, text), Timing(total=perf_counter() - begin), edges=edges)
         ask = partial(self._ask, turn)
         sent = perf_counter()
         calls: list[ToolCall] = []
@@ -95,9 +95,9 @@ class EndpointAgent:
         if turn.memory is not None:
             report, kept = MemoryReport(turn.memory.told), remembered(own)
             turn.memory.add(kept, said.text)
-        message = Message(self.name, said.text, data=data)
+        payload = Payload(self.name, said.text, data=data)
         return Reply(
-            message,
+            payload,
             timing,
             tokens,
             edges,
@@ -153,5 +153,5 @@ def _about_tokens(text: str) -> int:
 
 def _report(delivery: Delivery) -> EdgeReport:
     report = EdgeReport.of(delivery.route)
-    report.bytes = len((delivery.message.text or "").encode())
+    report.bytes = len((delivery.payload.text or "").encode())
     return report

@@ -1,4 +1,4 @@
-"""An agent that is a Python function: its parameters are inputs and upstream messages by name, typed with pydantic."""
+"""An agent that is a Python function: its parameters are inputs and upstream replies by name, typed with pydantic."""
 
 import inspect
 import json
@@ -12,7 +12,7 @@ import anyio.to_thread
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.common.surrogates import mend, mend_json
 from cachegraph.errors import RunError
@@ -59,9 +59,9 @@ class FunctionAgent:
         began = perf_counter()
         if self._function is None:
             raise RunError(CLOSED.format(repr(self.name)))
-        messages = {delivery.message.sender: delivery.message for delivery in turn.deliveries}
+        payloads = {delivery.payload.sender: delivery.payload for delivery in turn.deliveries}
         values = {name: _planes(value) for name, value in turn.inputs.items()}
-        values |= {name: _planes(message.data, await message.read()) for name, message in messages.items()}
+        values |= {name: _planes(payload.data, await payload.read()) for name, payload in payloads.items()}
         wanted = {name: adapter for name, adapter in self._arguments.items() if name in values}
         given = {name: fit(self._path, name, adapter, values[name]) for name, adapter in wanted.items()}
         text, data = _reply(await self._call(self._function, given), self._path)
@@ -69,9 +69,9 @@ class FunctionAgent:
             turn.on_text(text)
         edges = {}
         for delivery in turn.deliveries:
-            edges[delivery.message.sender] = report = EdgeReport.of(delivery.route)
-            report.bytes = len((delivery.message.text or "").encode())
-        return Reply(Message(self.name, text, data=data), Timing(total=perf_counter() - began), edges=edges)
+            edges[delivery.payload.sender] = report = EdgeReport.of(delivery.route)
+            report.bytes = len((delivery.payload.text or "").encode())
+        return Reply(Payload(self.name, text, data=data), Timing(total=perf_counter() - began), edges=edges)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -92,7 +92,7 @@ def _is_async(function: Function) -> bool:
 
 
 def _planes(*planes: Any) -> list[Any]:
-    """What an argument may be made of: the data of a message, else its text."""
+    """What an argument may be made of: the data of a payload, else its text."""
     return [plane for plane in planes if plane is not None]
 
 

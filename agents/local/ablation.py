@@ -24,10 +24,10 @@ def zeros(kv: KV) -> KV:
 def brought_plane(delivery: Delivery, control: Control | None) -> CachePlane | None:
     """The cache that came over this edge, or under a mismatched control the one that came over it in the other turn."""
     if control is None or control.other is None:
-        plane: CachePlane | None = delivery.message.cache
+        plane: CachePlane | None = delivery.payload.cache
         return plane
     sender = delivery.route.edge.sender
-    return next((each.message.cache for each in control.other.deliveries if each.route.edge.sender == sender), None)
+    return next((each.payload.cache for each in control.other.deliveries if each.route.edge.sender == sender), None)
 
 
 def mismatched_reading(mine: SharedReading, other: SharedReading) -> SharedReading:

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 
 from cachegraph.channels.cache.sent_cache import CachePlane
-from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.engine.pool import Lease, lease
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
@@ -141,7 +141,7 @@ class LocalAgent:
             timing, tokens = row.timing, row.tokens
             if memory is not None:
                 await memory.take_up(row)
-        message = Message(self.name)
+        payload = Payload(self.name)
         ids: list[int] = []
         remembered: list[tuple[str, str]] | None = None
         if generates:
@@ -149,23 +149,23 @@ class LocalAgent:
             read = len(row.ids)
             keeping = turn if memory is None else replace(turn, needs_cache=True)
             row = await self._write(row, spec, keeping, began, calls, work)
-            message.text, message.data = row.text, row.data
+            payload.text, payload.data = row.text, row.data
             ids = row.ids[read:]
             if memory is not None:
                 remembered = memory.add(reader.own, row.text, row)
         elif reads_only:
-            message.text = await reader.prompt_text()
+            payload.text = await reader.prompt_text()
         else:
-            # From a row it needs no message of before: round after round they would hold each other.
+            # From a row it needs no payload of before: round after round they would hold each other.
             alone = row is not None and row.sharers is None and row.can_reopen
             kept = replace(turn, deliveries=()) if alone else turn
-            message.write = lambda: self._write_later(kept, row)
+            payload.write = lambda: self._write_later(kept, row)
         if turn.needs_cache and row is not None:
-            message.cache = row.plane(engine.model.identity, turn.id or self.name)
+            payload.cache = row.plane(engine.model.identity, turn.id or self.name)
         timing.total = perf_counter() - began
         report = memory.report if memory is not None else None
         return Reply(
-            message,
+            payload,
             timing,
             tokens,
             _reports(turn, inbox),
@@ -228,7 +228,7 @@ class LocalAgent:
             row = replace(row, timing=Timing(), tokens=Tokens())
             row.reopen()
             return (await write(self._opened.engine, self.name, self._spec.generate, row, again, perf_counter())).text
-        return (await self.turn(again)).message.text or ""
+        return (await self.turn(again)).payload.text or ""
 
 
 def _reports(turn: Turn, inbox: Inbox) -> dict[str, EdgeReport]:

@@ -36,7 +36,7 @@ class Inbox:
         return [
             (each, plan)
             for each, plan in parts
-            if isinstance(plan, GraftPlan) and not (plan.carries == "reply" and each.message.text == "")
+            if isinstance(plan, GraftPlan) and not (plan.carries == "reply" and each.payload.text == "")
         ]
 
     def fuses(self) -> list[tuple[Delivery, FusePlan]]:
@@ -60,8 +60,8 @@ class Inbox:
         for delivery in self.turn.deliveries:
             sender, report = delivery.route.edge.sender, self.report(delivery)
             reads = report.channel_used != "cache"
-            text = await delivery.message.read() if reads else ""
-            texts[sender] = Value(text, delivery.message.turn or sender, delivery.message.data)
+            text = await delivery.payload.read() if reads else ""
+            texts[sender] = Value(text, delivery.payload.turn or sender, delivery.payload.data)
             report.bytes = len(texts[sender].encode())
         return texts
 

@@ -167,8 +167,8 @@ _OF_THE_READER: Mapping[Kind, Kind] = {"template": "own", "made": "value"}
 
 async def heard(turn: Turn) -> dict[str, Value]:
     """By sender the reply, for agents that read words alone; written now where it was not."""
-    messages = [delivery.message for delivery in turn.deliveries]
-    return {each.sender: Value(await each.read(), each.turn or each.sender, each.data) for each in messages}
+    payloads = [delivery.payload for delivery in turn.deliveries]
+    return {each.sender: Value(await each.read(), each.turn or each.sender, each.data) for each in payloads}
 
 
 def readable(messages: Sequence[Message]) -> str:

@@ -7,7 +7,7 @@ from cachegraph.agents.base import Delivery
 from cachegraph.agents.prompt.expression import Expression
 from cachegraph.agents.prompt.render_threads import evaluate_in_thread
 from cachegraph.agents.prompt.template import TemplateProblem
-from cachegraph.channels.payload import Message, Route, join_messages
+from cachegraph.channels.payload import Payload, Route, join_payloads
 from cachegraph.errors import RunError
 
 from ..plan.wiring import Exit, Node
@@ -18,22 +18,22 @@ Values = Callable[[Collection[str]], Mapping[str, Any]]
 
 
 class Ways:
-    """Decides for each edge out of an agent whether its message goes over; remembers messages that are kept."""
+    """Decides for each edge out of an agent whether its payload goes over; remembers payloads that are kept."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], Message] = {}  # by receiver and place: the rounds so far
+        self._kept: dict[tuple[int, int], Payload] = {}  # by receiver and place: the rounds so far
 
     async def out_of(
-        self, node: Node, message: Message, values: Values, goes_round: Callable[[Exit], bool]
+        self, node: Node, payload: Payload, values: Values, goes_round: Callable[[Exit], bool]
     ) -> list[tuple[Exit, Delivery | None]]:
         """By edge the delivery, or None where it is skipped. Raises RunError for a condition that has no value."""
         chosen = await self._chosen(node, values)
         ways: list[tuple[Exit, Delivery | None]] = []
         for exit in node.exits:
             if exit.plain:
-                ways.append((exit, Delivery(exit.route, _as_needed(message, exit.route))))
+                ways.append((exit, Delivery(exit.route, _as_needed(payload, exit.route))))
             elif await self._goes(exit, chosen, values) and (exit.leads_back is None or goes_round(exit)):
-                ways.append((exit, Delivery(exit.route, self._to_hand_over(exit, message))))
+                ways.append((exit, Delivery(exit.route, self._to_hand_over(exit, payload))))
             else:
                 ways.append((exit, None))
         return ways
@@ -54,15 +54,15 @@ class Ways:
             return False
         return exit.until is None or not await _holds(exit.until, values, f"'until' of {place}")
 
-    def _to_hand_over(self, exit: Exit, message: Message) -> Message:
-        message = _as_needed(message, exit.route)
+    def _to_hand_over(self, exit: Exit, payload: Payload) -> Payload:
+        payload = _as_needed(payload, exit.route)
         if not exit.keeps_all:
-            return message
+            return payload
         place = (exit.receiver, exit.place)
         if (before := self._kept.get(place)) is not None:
-            message = join_messages(message.sender, message.turn, [before, message])
-        self._kept[place] = message
-        return message
+            payload = join_payloads(payload.sender, payload.turn, [before, payload])
+        self._kept[place] = payload
+        return payload
 
 
 async def _holds(condition: Expression, values: Values, place: str) -> bool:
@@ -72,8 +72,8 @@ async def _holds(condition: Expression, values: Values, place: str) -> bool:
         raise RunError(f"{place} ({condition.source}) can't be evaluated: {problem.message}") from problem
 
 
-def _as_needed(message: Message, route: Route) -> Message:
-    """The message without its cache where only its text is read, so that no reader of words keeps a cache alive."""
-    if (message.cache is None and message.rebuild is None) or route.needs_cache or message.text is None:
-        return message
-    return Message(message.sender, message.text, data=message.data, turn=message.turn)
+def _as_needed(payload: Payload, route: Route) -> Payload:
+    """The payload without its cache where only its text is read, so that no reader of words keeps a cache alive."""
+    if (payload.cache is None and payload.rebuild is None) or route.needs_cache or payload.text is None:
+        return payload
+    return Payload(payload.sender, payload.text, data=payload.data, turn=payload.turn)

@@ -17,7 +17,7 @@ from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.prompt.render_threads import evaluate_in_thread
 from cachegraph.agents.prompt.template import TemplateProblem
 from cachegraph.agents.sessions.session import Recollection, Session
-from cachegraph.channels.payload import Message
+from cachegraph.channels.payload import Payload
 from cachegraph.common.json_text import all_finite
 from cachegraph.engine.batching.request_context import RunKey, asking, taking_part
 from cachegraph.errors import CachegraphError, RunError
@@ -110,7 +110,7 @@ class Turns:
         if probe is not None:
             probe.turns[around.agents + node.name] = turn
             if probe.skip == around.agents + node.name:
-                return Reply(Message(node.name, "", turn=turn_id)), []
+                return Reply(Payload(node.name, "", turn=turn_id)), []
         if node.for_each is not None:
             return await self._all_items(node, node.for_each, turn)
         return await self._one(node, turn), []
@@ -136,14 +136,14 @@ class Turns:
                 reply = await node.agent.turn(turn)
             else:
                 reply = await take_turn(self._around.journal, turn.id, node.agent, turn)
-            message = reply.message
-            message.turn = turn.id
-            if not all_finite(message.data):
+            payload = reply.payload
+            payload.turn = turn.id
+            if not all_finite(payload.data):
                 raise RunError(f"agent {node.name!r} replied with data that holds NaN or Infinity, which is no JSON")
             if self._around.spent is not None and not node.is_graph:
                 self._around.spent.add(reply.tokens.generated)
-            if node.needs_text and message.text is None:
-                await message.read()
+            if node.needs_text and payload.text is None:
+                await payload.read()
         return reply
 
     def _deltas(self, node: Node, turn_id: str) -> Callable[[str], None]:
@@ -210,8 +210,8 @@ class Turns:
 def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
     """Enter a finished turn into its result."""
     result.status, result.prompt = "finished", None
-    result.text = reply.message.text
-    result.data = reply.message.data
+    result.text = reply.payload.text
+    result.data = reply.payload.data
     result.finish_reason = reply.finish_reason
     result.timing = timing = reply.timing
     result.tokens = reply.tokens
@@ -227,7 +227,7 @@ async def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
     for route in node.entries:
         values[route.edge.sender] = Value("", route.edge.sender)  # skipped, unless it follows
     for each in turn.deliveries:
-        values[each.route.edge.sender] = Value(each.message.text or "", each.message.turn, each.message.data)
+        values[each.route.edge.sender] = Value(each.payload.text or "", each.payload.turn, each.payload.data)
     place = f"for_each of agent {node.name!r} ({for_each.items.source})"
     try:
         items = await evaluate_in_thread(for_each.items, values)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import TypeVar
 
 from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens, Traffic
-from cachegraph.channels.payload import EdgeReport, join_messages
+from cachegraph.channels.payload import EdgeReport, join_payloads
 
 __all__ = ["join_replies"]
 
@@ -15,9 +15,9 @@ BY_URGENCY = ("error", "content_filter", "refusal", "length", "tool_calls", "sto
 
 def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
     """The replies in their order as one. Seconds and positions are summed; the turns may have overlapped."""
-    message = join_messages(agent, turn_id, [reply.message for reply in replies])
-    parts = [part.message for part in replies]
-    message.data = [part.text if part.data is None else part.data for part in parts]
+    payload = join_payloads(agent, turn_id, [reply.payload for reply in replies])
+    parts = [part.payload for part in replies]
+    payload.data = [part.text if part.data is None else part.data for part in parts]
     edges = _sums(reply.edges for reply in replies)
     inside = _sums(reply.inside_edges for reply in replies)
     traffic: dict[tuple[str, str], Traffic] = {}
@@ -34,7 +34,7 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
     )
     finish = _least_finished([reply.finish_reason for reply in replies])
     return Reply(
-        message,
+        payload,
         timing,
         tokens,
         edges,

@@ -19,7 +19,7 @@ from anyio.lowlevel import checkpoint
 from cachegraph.agents.base import Delivery, Paused, Reply, Timing, Tokens, Traffic
 from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.sessions.session import Session
-from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.errors import CachegraphError, InputError, RunError
 
 from ..plan.wiring import Node, Wiring
@@ -92,7 +92,7 @@ class Run:
         tokens = spec.limits.max_tokens
         spent = around.spent if tokens is None else Spent(tokens, around.spent)
         self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
-        self.replies: dict[str, Message] = {}  # the outputs', for a graph around this one
+        self.replies: dict[str, Payload] = {}  # the outputs', for a graph around this one
 
     @property
     def result(self) -> Result:
@@ -188,7 +188,7 @@ class Run:
             reply, agent.items = await self._turns.take(node, agent, deliveries)
             record_reply(agent, reply, self._around.now())
             self._count(agent, reply.timing, reply.tokens, reply.turns)
-            ways = await self._ways.out_of(node, reply.message, self._values, self._arrivals.goes_round)
+            ways = await self._ways.out_of(node, reply.payload, self._values, self._arrivals.goes_round)
             if self._around.journal is not None and node.for_each is None and not node.is_graph:
                 await note(self._around.journal, agent.turn, agent, reply)
         except Paused as pause:
@@ -199,7 +199,7 @@ class Run:
             self._fail(node, agent, error)
             return
         if self._inside and node.index in self._wiring.outputs:
-            self.replies[node.name] = reply.message
+            self.replies[node.name] = reply.payload
         self._finish(node, agent, reply, deliveries)
         self._arrivals.finished(node, ways)
 
@@ -247,7 +247,7 @@ class Run:
             self._count_edge((edge.sender, node.name), Traffic.of(report))
             if around.listener:
                 ends = (around.agents + edge.sender, around.agents + node.name)
-                came = EdgeTravelled(around.now(), *ends, report, sender_turn=each.message.turn, turn=agent.turn)
+                came = EdgeTravelled(around.now(), *ends, report, sender_turn=each.payload.turn, turn=agent.turn)
                 around.listener(came)
         self._edges.update(reply.inside_edges)
         for pair, part in reply.inside_traffic.items():

@@ -17,7 +17,7 @@ from cachegraph.agents.prompt.render_threads import TextWork
 from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.spec import SubgraphSpec
-from cachegraph.channels.payload import Message
+from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.errors import ChannelError, InputError, RunError
 
@@ -83,13 +83,13 @@ class SubgraphAgent:
         )
         run = Run(self._spec, inputs, self._prepared, within=inside)
         result = await run.execute()
-        message = self._message(run, result, turn)
+        payload = self._payload(run, result, turn)
         timing, tokens = replace(result.totals.timing, total=0.0), result.totals.tokens  # the whole is by the clock
         edges = {(f"{self.name}/{a}", f"{self.name}/{b}"): report for (a, b), report in result.edges.items()}
         traffic = {(f"{self.name}/{a}", f"{self.name}/{b}"): part for (a, b), part in result.traffic.items()}
         finish = next((result.agents[n].finish_reason for n in self._spec.outputs.values() if n in run.replies), None)
         return Reply(
-            message,
+            payload,
             timing,
             tokens,
             inside=result.agents,
@@ -113,11 +113,11 @@ class SubgraphAgent:
     async def _prepared(self) -> Wiring:
         return self.wiring
 
-    def _message(self, run: Run, result: Result, turn: Turn) -> Message:
+    def _payload(self, run: Run, result: Result, turn: Turn) -> Payload:
         answers = [run.replies[name] for name in self._spec.outputs.values() if name in run.replies]
-        answer = answers[0] if answers else Message(self.name, "")
+        answer = answers[0] if answers else Payload(self.name, "")
         several = len(self._spec.outputs) > 1
-        return Message(
+        return Payload(
             self.name,
             answer.text,
             answer.cache,
@@ -130,8 +130,8 @@ class SubgraphAgent:
     async def _inputs(self, turn: Turn) -> dict[str, Any]:
         values: dict[str, Any] = dict(turn.inputs)
         for each in turn.deliveries:
-            message = each.message
-            values[each.route.edge.sender] = Value(await message.read(), message.turn, message.data)
+            payload = each.payload
+            values[each.route.edge.sender] = Value(await payload.read(), payload.turn, payload.data)
         try:
             if all(given.bounded for given in self._given.values()):
                 return self._evaluated(values, turn)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import anyio
 
 from cachegraph.agents.base import Agent, MemoryReport, Paused, Rebuilder, Reply, Timing, Tokens, ToolCall, Turn
-from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.errors import RunError, library_errors
 
 from .result import AgentResult
@@ -74,7 +74,7 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
         return
     # Not dataclasses.asdict, which copies every value of them in Python: this is done for each turn.
     edges = {sender: dict(vars(report)) for sender, report in reply.edges.items()}
-    # And not its text and data, which the message has, nor its earlier turns, which are recorded already.
+    # And not its text and data, which the payload has, nor its earlier turns, which are recorded already.
     agent: dict[str, Any] = {key: getattr(result, key) for key in ("status", "model", "started", "turn")}
     agent |= {"timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
     if result.finish_reason is not None:
@@ -83,22 +83,22 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
         agent["tool_calls"] = [dict(vars(call)) for call in result.tool_calls]
     if result.memory is not None:
         agent["memory"] = dict(vars(result.memory))
-    message = reply.message
-    recorded = Recorded(message.text, message.data, tuple(reply.ids), agent, edges, reply.remembered)
+    payload = reply.payload
+    recorded = Recorded(payload.text, payload.data, tuple(reply.ids), agent, edges, reply.remembered)
     await journal.record(name, recorded)
 
 
 def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
     lost = _Lost(agent, turn, recorded)
-    message = Message(agent.name, recorded.text, data=recorded.data, write=lost.write)
+    payload = Payload(agent.name, recorded.text, data=recorded.data, write=lost.write)
     if turn.needs_cache and isinstance(agent, Rebuilder):
-        message.rebuild = lost.rebuild
+        payload.rebuild = lost.rebuild
     timing, tokens = (recorded.agent.get(key) or {} for key in ("timing", "tokens"))
     edges = {sender: _report(report) for sender, report in recorded.edges.items()}
     calls = [ToolCall(**call) for call in recorded.agent.get("tool_calls") or ()]
     memory = MemoryReport(**recorded.agent["memory"]) if recorded.agent.get("memory") else None
     return Reply(
-        message,
+        payload,
         Timing(**timing),
         Tokens(**tokens),
         edges,
@@ -132,7 +132,7 @@ async def _restore(turn: Turn) -> None:
     """Have the caches again that this turn reads and that were lost."""
     for delivery in turn.deliveries:
         if delivery.route.needs_cache:
-            await delivery.message.restore()
+            await delivery.payload.restore()
 
 
 class _Lost:
@@ -156,4 +156,4 @@ class _Lost:
     async def write(self) -> str:
         await _restore(self._turn)
         reply = await self._agent.turn(replace(self._turn, needs_text=True, needs_cache=False))
-        return await reply.message.read()
+        return await reply.payload.read()

@@ -52,7 +52,7 @@ class Cast:
             self.replies[name] = await agent.turn(
                 Turn(
                     self.inputs,
-                    [Delivery(way, self.replies[sender].message) for sender, way in into],
+                    [Delivery(way, self.replies[sender].payload) for sender, way in into],
                     needs_text=not out or any(way.needs_text for way in out),
                     needs_cache=name in keep or any(way.needs_cache for way in out),
                     control=control,

@@ -43,7 +43,7 @@ async def test_a_reply_is_streamed_and_counted(server: Server) -> None:
     server.script = [OK]
     pieces: list[str] = []
     reply = await say(server, on_text=pieces.append, system="Be kind.", generate={"max_new_tokens": 9, "top_k": 3})
-    assert reply.message.text == "Blue light"
+    assert reply.payload.text == "Blue light"
     assert pieces == ["Blue", " light"]
     assert (reply.tokens.prefilled, reply.tokens.generated) == (7, 2)
     assert reply.timing.first_token is not None
@@ -76,7 +76,7 @@ async def test_half_an_emoji_waits_for_its_other_half_or_is_replaced(
     server.script = [stream(*map(piece, pieces), piece("", "stop"), DONE)]
     heard: list[str] = []
     reply = await say(server, on_text=heard.append)
-    assert reply.message.text == "".join(heard) == text
+    assert reply.payload.text == "".join(heard) == text
 
 
 SORTED = {"type": "object", "properties": {"kind": {"enum": ["bug", "idea"]}}, "required": ["kind"]}
@@ -85,7 +85,7 @@ SORTED = {"type": "object", "properties": {"kind": {"enum": ["bug", "idea"]}}, "
 async def test_a_schema_is_passed_on_and_the_reply_becomes_data(server: Server) -> None:
     server.script = [stream(piece('{"kind": '), piece('"bug"}', "stop"), DONE)]
     reply = await say(server, generate={"json_schema": SORTED})
-    assert reply.message.data == {"kind": "bug"}
+    assert reply.payload.data == {"kind": "bug"}
     assert server.requests[0]["response_format"] == {
         "type": "json_schema",
         "json_schema": {"name": "x", "schema": SORTED, "strict": True},
@@ -118,7 +118,7 @@ async def test_pieces_come_as_they_are_sent(server: Server) -> None:
     server.script = [stream(piece("one"), first_heard, piece(" two", "stop"), DONE)]
     reply = await say(server, on_text=lambda _: first_heard.set())
     assert first_heard.is_set()
-    assert reply.message.text == "one two"
+    assert reply.payload.text == "one two"
 
 
 async def test_upstream_replies_fill_their_slots_or_stand_in_front(server: Server) -> None:
@@ -132,20 +132,20 @@ async def test_upstream_replies_fill_their_slots_or_stand_in_front(server: Serve
 
 async def test_an_agent_that_only_reads_asks_nobody(server: Server) -> None:
     reply = await say(server, generate={"max_new_tokens": 0})
-    assert reply.message.text == "Why, Ann?"
+    assert reply.payload.text == "Why, Ann?"
     assert not server.requests
 
 
 async def test_an_answer_that_does_not_stream_is_taken_too(server: Server) -> None:
     body = json.dumps({"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}]})
     server.script = [status(200, body, content_type="application/json")]
-    assert (await say(server)).message.text == "whole"
+    assert (await say(server)).payload.text == "whole"
 
 
 @pytest.mark.parametrize("trouble", [status(429, retry_after="0"), status(500), status(503, "busy"), hang_up])
 async def test_what_may_pass_is_tried_again(server: Server, trouble: Answer) -> None:
     server.script = [trouble, trouble, OK]
-    assert (await say(server)).message.text == "Blue light"
+    assert (await say(server)).payload.text == "Blue light"
     assert len(server.requests) == 3
 
 
@@ -166,7 +166,7 @@ async def test_only_what_the_agent_retries_on_is_tried_again(server: Server, tro
     await refusal(server, retry={"backoff": 0.001, "retry_on": others})
     assert len(server.requests) == 1
     server.script = [trouble, OK]
-    assert (await say(server, retry={"backoff": 0.001, "retry_on": [kind]})).message.text == "Blue light"
+    assert (await say(server, retry={"backoff": 0.001, "retry_on": [kind]})).payload.text == "Blue light"
 
 
 async def test_an_endpoints_max_retries_hold_for_agents_that_have_no_retry_of_their_own() -> None:
@@ -293,7 +293,7 @@ async def test_one_agent_serves_runs_in_many_event_loops(server: Server, anyio_b
     await agent.open()
 
     async def once() -> str | None:
-        return (await agent.turn(Turn({}))).message.text
+        return (await agent.turn(Turn({}))).payload.text
 
     def elsewhere() -> str | None:
         return anyio.run(once, backend=anyio_backend)
@@ -329,7 +329,7 @@ async def test_calls_of_the_api_are_made_and_their_results_sent_back(server: Ser
     rest = {"index": 0, "function": {"arguments": ' "b": 2}'}}
     server.script = [calling(first, rest), stream(piece("It is 3."), USAGE, DONE)]
     reply, heard = await with_tools(server)
-    assert reply.message.text == "".join(heard) == "It is 3."
+    assert reply.payload.text == "".join(heard) == "It is 3."
     assert (reply.tokens.prefilled, reply.tokens.generated) == (14, 4)
     assert [(c.tool, c.arguments, c.result) for c in reply.tool_calls] == [("calc.add", {"a": 1, "b": 2}, "3")]
     assert server.requests[0]["tools"][0]["function"]["name"] == "add"
@@ -344,7 +344,7 @@ async def test_calls_in_the_text_are_made_too(server: Server) -> None:
     call = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
     server.script = [stream(piece(call), USAGE, DONE), stream(piece("It is 3."), USAGE, DONE)]
     reply, heard = await with_tools(server)
-    assert reply.message.text == "".join(heard) == "It is 3."
+    assert reply.payload.text == "".join(heard) == "It is 3."
     assert server.requests[1]["messages"][1:] == [
         {"role": "assistant", "content": call},
         {"role": "user", "content": "<tool_response>\n3\n</tool_response>"},

@@ -70,7 +70,7 @@ async def test_a_refused_parameter_is_left_out_or_renamed_and_that_is_remembered
     from cachegraph.agents.base import Turn
 
     for _ in range(2):
-        assert (await agent.turn(Turn({}))).message.text == "Yes."
+        assert (await agent.turn(Turn({}))).payload.text == "Yes."
     assert len(server.requests) == 3
     for request in server.requests[1:]:
         assert {key: request.get(key) for key in wanted} == wanted
@@ -203,7 +203,7 @@ async def test_a_passing_error_inside_an_answer_is_tried_again_while_nothing_was
     server: Server, trouble: Answer
 ) -> None:
     server.script = [trouble, OK]
-    assert (await say(server)).message.text == "Yes."
+    assert (await say(server)).payload.text == "Yes."
 
 
 async def test_a_passing_error_behind_words_is_not_tried_again(server: Server) -> None:

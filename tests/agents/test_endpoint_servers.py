@@ -239,7 +239,7 @@ async def test_a_reply_is_understood_as_this_server_sends_it(server: Server, nam
     server.script = [row.sends]
     pieces: list[str] = []
     reply = await say(server, on_text=pieces.append)
-    assert reply.message.text == "".join(pieces) == row.text
+    assert reply.payload.text == "".join(pieces) == row.text
     assert reply.finish_reason == row.finish
     assert (reply.tokens.prefilled, reply.tokens.generated) == row.tokens
     assert len(server.requests) == 1

@@ -128,7 +128,7 @@ async def test_calls_are_understood_as_this_server_sends_them(server: Server, na
     reply, _ = await with_tools(server)
     assert [(made.tool.partition(".")[2], made.arguments) for made in reply.tool_calls] == wanted
     assert not any(made.error for made in reply.tool_calls)
-    assert (reply.message.text, reply.finish_reason) == ("Done.", "stop")
+    assert (reply.payload.text, reply.finish_reason) == ("Done.", "stop")
     _, asked, *answered = server.requests[1]["messages"]
     ids = [each["id"] for each in asked["tool_calls"]]
     assert len(set(ids)) == len(wanted)
@@ -158,7 +158,7 @@ async def test_broken_arguments_are_told_to_the_model_and_never_sent_back(server
         stream(piece("Sorry.", "stop"), DONE),
     ]
     reply, _ = await with_tools(server)
-    assert reply.message.text == "Sorry."
+    assert reply.payload.text == "Sorry."
     assert [made.error for made in reply.tool_calls] == [True]
     _, asked, answered = server.requests[1]["messages"]
     assert asked["tool_calls"][0]["function"] == {"name": "add", "arguments": "{}"}
@@ -206,7 +206,7 @@ async def test_words_beside_calls_are_kept(server: Server) -> None:
     both = event({"choices": [{"delta": {"content": "Let me see.", "tool_calls": [call(A, "add", "c1", 0)]}}]})
     server.script = [stream(both, DONE), stream(piece("It is 5.", "stop"), DONE)]
     reply, heard = await with_tools(server)
-    assert reply.message.text == "".join(heard) == "Let me see.\n\nIt is 5."
+    assert reply.payload.text == "".join(heard) == "Let me see.\n\nIt is 5."
 
 
 async def test_an_empty_reply_behind_calls_is_an_error(server: Server) -> None:

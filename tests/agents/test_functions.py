@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from cachegraph.agents.base import Delivery, Reply, Turn
 from cachegraph.agents.functions.agent import FunctionAgent
 from cachegraph.agents.functions.import_function import find_function, name_of
-from cachegraph.channels.payload import Message, Route
+from cachegraph.channels.payload import Payload, Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.errors import ConfigError, InputError, RecipeError, RunError
 
@@ -29,7 +29,7 @@ class Ticket(BaseModel):
     stars: Annotated[int, Field(ge=1, le=5)] = 3
 
 
-async def take(function: Callable[..., Any], *messages: Message, **inputs: Any) -> Reply:
+async def take(function: Callable[..., Any], *messages: Payload, **inputs: Any) -> Reply:
     senders = [message.sender for message in messages]
     agent = FunctionAgent("f", "steps:f", function, Path(), inputs=list(inputs), upstream=senders)
     await agent.open()
@@ -41,8 +41,8 @@ async def test_inputs_and_messages_come_by_name() -> None:
     def join(question: str, writer: str, tone: str = "calm") -> str:
         return f"{question}|{writer}|{tone}"
 
-    reply = await take(join, Message("writer", "words"), question="why?", other="not asked for")
-    assert (reply.message.text, reply.message.data) == ("why?|words|calm", None)
+    reply = await take(join, Payload("writer", "words"), question="why?", other="not asked for")
+    assert (reply.payload.text, reply.payload.data) == ("why?|words|calm", None)
     assert reply.edges["writer"].bytes == 5
 
 
@@ -51,31 +51,31 @@ async def test_an_async_function_is_awaited_where_it_is() -> None:
         await anyio.lowlevel.checkpoint()
         return threading.current_thread().name + question
 
-    assert (await take(where, question="?")).message.text == threading.current_thread().name + "?"
+    assert (await take(where, question="?")).payload.text == threading.current_thread().name + "?"
 
 
 async def test_a_plain_function_runs_off_the_event_loop() -> None:
     def where() -> str:
         return threading.current_thread().name
 
-    assert (await take(where)).message.text != threading.current_thread().name
+    assert (await take(where)).payload.text != threading.current_thread().name
 
 
 @pytest.mark.parametrize(
     ("hint", "message", "got"),
     [
-        (str, Message("a", "3"), "3"),
-        (int, Message("a", "3"), 3),
-        (list[int], Message("a", "[1, 2]"), [1, 2]),
-        (Ticket, Message("a", '{"kind": "x"}'), Ticket(kind="x")),
-        (Ticket, Message("a", "a ticket", data={"kind": "y", "stars": 5}), Ticket(kind="y", stars=5)),
-        (dict[str, int], Message("a", "words", data={"n": 1}), {"n": 1}),
-        (str, Message("a", "words", data={"n": 1}), "words"),
-        (Any, Message("a", "words", data={"n": 1}), {"n": 1}),
-        (str | None, Message("a", "3"), "3"),
+        (str, Payload("a", "3"), "3"),
+        (int, Payload("a", "3"), 3),
+        (list[int], Payload("a", "[1, 2]"), [1, 2]),
+        (Ticket, Payload("a", '{"kind": "x"}'), Ticket(kind="x")),
+        (Ticket, Payload("a", "a ticket", data={"kind": "y", "stars": 5}), Ticket(kind="y", stars=5)),
+        (dict[str, int], Payload("a", "words", data={"n": 1}), {"n": 1}),
+        (str, Payload("a", "words", data={"n": 1}), "words"),
+        (Any, Payload("a", "words", data={"n": 1}), {"n": 1}),
+        (str | None, Payload("a", "3"), "3"),
     ],
 )
-async def test_an_argument_is_made_of_a_message_as_its_type_says(hint: Any, message: Message, got: Any) -> None:
+async def test_an_argument_is_made_of_a_message_as_its_type_says(hint: Any, message: Payload, got: Any) -> None:
     def f(a: hint) -> str:  # type: ignore[valid-type]
         seen.append(a)
         return ""
@@ -90,9 +90,9 @@ async def test_a_wrong_argument_is_named_with_its_field() -> None:
     def f(ticket: Ticket) -> None: ...
 
     with pytest.raises(InputError, match=r"'ticket.stars' is not what the function 'steps:f' takes: .* less than or"):
-        await take(f, Message("ticket", '{"kind": "x", "stars": 9}'))
+        await take(f, Payload("ticket", '{"kind": "x", "stars": 9}'))
     with pytest.raises(InputError, match="'ticket' is not what"):
-        await take(f, Message("ticket", "no JSON"))
+        await take(f, Payload("ticket", "no JSON"))
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Point:
 )
 async def test_what_is_returned_becomes_text_and_data(value: Any, text: str, data: Any) -> None:
     reply = await take(lambda: value)
-    assert (reply.message.text, reply.message.data) == (text, data)
+    assert (reply.payload.text, reply.payload.data) == (text, data)
 
 
 async def test_what_is_no_json_is_refused() -> None:
@@ -150,8 +150,8 @@ async def test_a_parameter_that_nobody_fills_is_refused_on_opening() -> None:
 
 
 async def test_keyword_arguments_take_all_the_rest() -> None:
-    reply = await take(lambda a, **rest: {"a": a, **rest}, Message("b", "2", data=2), a="1", c="3")
-    assert reply.message.data == {"a": "1", "b": 2, "c": "3"}
+    reply = await take(lambda a, **rest: {"a": a, **rest}, Payload("b", "2", data=2), a="1", c="3")
+    assert reply.payload.data == {"a": "1", "b": 2, "c": "3"}
 
 
 async def test_a_partial_and_a_callable_object_will_do() -> None:
@@ -159,8 +159,8 @@ async def test_a_partial_and_a_callable_object_will_do() -> None:
         def __call__(self, word: str) -> str:
             return word.upper()
 
-    assert (await take(Shout(), word="hey")).message.text == "HEY"
-    assert (await take(partial(lambda word, end: word + end, end="!"), word="hey")).message.text == "hey!"
+    assert (await take(Shout(), word="hey")).payload.text == "HEY"
+    assert (await take(partial(lambda word, end: word + end, end="!"), word="hey")).payload.text == "hey!"
 
 
 def test_a_function_is_found_in_a_module_and_in_a_file_beside_the_recipe(tmp_path: Path) -> None:

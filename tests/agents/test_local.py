@@ -43,10 +43,10 @@ async def test_a_grafted_document_gives_the_reply_that_reading_it_gives(cast: An
         async with cast(agents, edges, document=DOCUMENT, question=QUESTION) as players:
             replies = await players.play(keep=["answerer"])
             found[channel] = replies["answerer"]
-            assert replies["reader"].message.text == DOCUMENT
+            assert replies["reader"].payload.text == DOCUMENT
             check_row(found[channel])
     text, cache = found["text"], found["cache"]
-    assert cache.message.text == text.message.text
+    assert cache.payload.text == text.payload.text
     assert list(plane(cache).ids) == list(plane(text).ids)
     for ours, theirs in zip(row(cache).layers, row(text).layers, strict=True):
         torch.testing.assert_close(ours.keys, theirs.keys, rtol=1e-4, atol=1e-4)
@@ -125,7 +125,7 @@ async def test_four_answerers_hold_one_document(cast: Any) -> None:
             }
         assert len(storages) == 1
         assert all(torch.equal(a, b.values) for a, b in zip(before, row(replies["reader"]).layers, strict=True))
-        assert len({replies[f"a{n}"].message.text for n in range(4)}) > 1
+        assert len({replies[f"a{n}"].payload.text for n in range(4)}) > 1
 
 
 @pytest.mark.parametrize("carries", ["reply", "all"])
@@ -145,7 +145,7 @@ async def test_a_reply_goes_on_as_cache(cast: Any, carries: str) -> None:
             for id_, origin in zip(plane(replies["writer"]).ids, plane(replies["writer"]).origins, strict=True)
             if origin and origin[0] == "writer"
         ]
-        assert model.tokenizer.decode(spoken) == replies["writer"].message.text
+        assert model.tokenizer.decode(spoken) == replies["writer"].payload.text
         assert len(spoken) == 8
         try:
             model.info = type(usual)(**{**usual.__dict__, "eos_ids": frozenset([spoken[4]])})
@@ -170,14 +170,14 @@ async def test_words_that_are_wanted_later_are_written_from_the_cache(
         "answerer": {"model": "small", "prompt": "{{ reader }} {{ question }}", "generate": SHORT},
     }
     async with cast({"reader": agents["reader"]}, document=DOCUMENT) as players:
-        expected = (await players.play())["reader"].message.text
+        expected = (await players.play())["reader"].payload.text
     async with cast(
         agents,
         [{"from": "reader", "to": "answerer", "channel": "cache", "carries": "prompt"}],
         document=DOCUMENT,
         question=QUESTION,
     ) as players:
-        message = (await players.play())["reader"].message
+        message = (await players.play())["reader"].payload
         engine, before = players.agents["reader"].peer().model, digest_of(message.cache)
         read: list[int] = []
         generate = engine.generate
@@ -222,7 +222,7 @@ async def test_what_both_have_read_is_not_grafted_and_the_reason_is_given(cast: 
         assert report.channel_used == "text"
         assert report.fallback_reason is not None
         assert "'answerer' itself reads all that 'reader' has read" in report.fallback_reason
-        assert report.bytes == len((replies["reader"].message.text or "").encode())
+        assert report.bytes == len((replies["reader"].payload.text or "").encode())
 
 
 # What can't be

@@ -66,7 +66,7 @@ async def test_a_fuser_corrects_what_both_have_read(
     assert report.channel_used == "cache"
     assert report.positions_fused > 0
     assert report.bytes > 0
-    assert (first.message.text, same_bits(row(first), row(again))) == (again.message.text, True)
+    assert (first.payload.text, same_bits(row(first), row(again))) == (again.payload.text, True)
     assert first.timing.first_token is not None
     prompt = len(plane(alone).ids) - 8
     assert list(plane(first).ids)[:prompt] == list(plane(alone).ids)[:prompt]
@@ -87,7 +87,7 @@ async def test_closed_gates_leave_the_receiver_alone_to_the_bit(cast: Any, tmp_p
         agents, [{"from": "one", "to": "answerer", "channel": "cache", "fuser": name}], question=QUESTION
     ) as players:
         fused = (await players.play(keep=["answerer"]))["answerer"]
-    assert fused.message.text == alone.message.text
+    assert fused.payload.text == alone.payload.text
     assert same_bits(row(fused), row(alone))
     report = fused.edges["one"]
     assert (report.channel_used, report.positions_fused, report.bytes) == ("cache", 0, 0)
@@ -109,7 +109,7 @@ async def test_without_a_shared_span_the_receiver_is_alone_to_the_bit(cast: Any,
     edges = [{"from": "one", "to": "answerer", "channel": "cache", "carries": "prompt", "fuser": name}]
     async with cast(agents, edges, question=QUESTION, document=DOCUMENT) as players:
         fused = (await players.play(keep=["answerer"]))["answerer"]
-    assert fused.message.text == alone.message.text
+    assert fused.payload.text == alone.payload.text
     assert same_bits(row(fused), row(alone))
 
 
@@ -134,7 +134,7 @@ async def test_the_order_of_parallel_sharers_changes_no_bit(cast: Any, tmp_path:
         ]
         async with cast(PANEL, edges, question=QUESTION) as players:
             found.append((await players.play(keep=["answerer"]))["answerer"])
-    assert found[0].message.text == found[1].message.text
+    assert found[0].payload.text == found[1].payload.text
     assert same_bits(row(found[0]), row(found[1]))
     assert [found[0].edges[name].positions_fused > 0 for name in ("one", "two")] == [True, True]
 
@@ -223,7 +223,7 @@ async def test_a_reply_ends_where_a_sharers_context_does(cast: Any, tmp_path: Pa
     edge = {"from": "one", "to": "answerer", "channel": "cache", "fuser": name, "fallback": "error"}
     async with cast(agents, [{**edge, "include_response": True}], models=short, q=QUESTION) as players:
         along = (await players.play(keep=["answerer"]))["answerer"]
-        turn = Turn({"q": QUESTION}, [Delivery(players.routes["one", "answerer"], players.replies["one"].message)])
+        turn = Turn({"q": QUESTION}, [Delivery(players.routes["one", "answerer"], players.replies["one"].payload)])
         with pytest.raises(ModelError, match="too long for .*, which reads the reply along and at most 32 tokens"):
             await players.agents["answerer"].score(turn, ["sea " * 40, "sky"])
     async with cast(agents, [edge], models=short, q=QUESTION) as players:

@@ -196,7 +196,7 @@ async def test_a_sharer_that_reads_the_receivers_prompt_reads_it_without_the_gra
     }  # fmt: skip
     both, fused_alone = await play(graft, {**fused, "fuser": name}), await play({**fused, "fuser": name})
     closed, graft_alone = await play(graft, {**fused, "fuser": shut}), await play(graft)
-    assert closed.message.text == graft_alone.message.text
+    assert closed.payload.text == graft_alone.payload.text
     assert same_bits(row(closed), row(graft_alone))
     count = both.edges["reader"].positions_grafted
     assert both.edges["one"].positions_fused == fused_alone.edges["one"].positions_fused > 2

@@ -50,7 +50,7 @@ def fuser(folder: Path, players: Any, *, gate: float = 1.0, **card: Any) -> str:
 
 
 def same_bits(a: Reply, b: Reply) -> bool:
-    one, other = concat(a.message.cache.segments), concat(b.message.cache.segments)
+    one, other = concat(a.payload.cache.segments), concat(b.payload.cache.segments)
     return all(
         torch.equal(x, y) for p, q in zip(one.layers, other.layers, strict=True) for x, y in zip(p, q, strict=True)
     )
@@ -79,7 +79,7 @@ async def test_an_untrained_fuser_corrects_the_receivers_cache(
     assert report.positions_fused > 10
     # 18 sharer layers of keys and values, 256 numbers of 2 or 4 bytes a position
     assert report.bytes in {report.positions_fused * 18 * 2 * 256 * size for size in (2, 4)}
-    assert first.message.text == again.message.text
+    assert first.payload.text == again.payload.text
     assert same_bits(first, again)
 
 
@@ -92,7 +92,7 @@ async def test_closed_gates_leave_the_receiver_alone_to_the_bit(cast: Any, tmp_p
     edge = {"from": "expert", "to": "answerer", "channel": "cache", "fuser": name, "fallback": "error"}
     async with cast(AGENTS, [edge], MODELS, question=QUESTION) as players:
         fused = (await players.play(keep=["answerer"]))["answerer"]
-    assert fused.message.text == expected.message.text
+    assert fused.payload.text == expected.payload.text
     assert same_bits(fused, expected)
     assert fused.edges["expert"].positions_fused == 0
 
@@ -110,7 +110,7 @@ async def test_without_a_fuser_the_edge_falls_back_with_the_reason(
             assert report.channel_used == "text"
             assert report.fallback_reason is not None
             assert reason in report.fallback_reason
-            assert report.bytes == len((replies["expert"].message.text or "").encode())
+            assert report.bytes == len((replies["expert"].payload.text or "").encode())
 
 
 async def test_a_grafted_document_gives_the_reply_that_reading_it_gives(cast: Any) -> None:
@@ -132,8 +132,8 @@ async def test_a_grafted_document_gives_the_reply_that_reading_it_gives(cast: An
         ) as players:
             found.append((await players.play(keep=["answerer"]))["answerer"])
     text, cache = found
-    assert list(cache.message.cache.ids) == list(text.message.cache.ids)
-    assert cache.message.text == text.message.text
+    assert list(cache.payload.cache.ids) == list(text.payload.cache.ids)
+    assert cache.payload.text == text.payload.text
     assert cache.tokens.reused > 10
     assert cache.tokens.prefilled + cache.tokens.reused == text.tokens.prefilled
 
@@ -157,6 +157,6 @@ async def test_replies_are_data_where_a_schema_says_so(cast: Any, model: str) ->
         generate = {"max_new_tokens": 160, "json_schema": schema, **values}
         agents = {"answerer": {"model": model, "prompt": "{{ question }}", "generate": generate}}
         async with cast(agents, models=MODELS, question=QUESTION) as players:
-            message = (await players.play())["answerer"].message
+            message = (await players.play())["answerer"].payload
         assert json.loads(message.text) == message.data
         jsonschema.validate(message.data, schema)

@@ -36,7 +36,7 @@ def test_a_rebuilt_cache_is_the_one_that_was_lost(cast: Cast, needs_text: bool) 
             reader = players.agents["reader"]
             reply = await reader.turn(turn)
             assert len(reply.ids) == (5 if needs_text else 0)
-            same(reply.message.cache, await reader.rebuild(turn, reply.ids))
+            same(reply.payload.cache, await reader.rebuild(turn, reply.ids))
 
     anyio.run(play)
 
@@ -50,8 +50,8 @@ def test_a_rebuilt_cache_holds_what_was_grafted_into_it(cast: Cast, carries: str
             replies = await players.play(keep=["next"])
             route = players.routes["reader", "next"]
             assert route.used == "cache"
-            turn = Turn({"text": LONG}, [Delivery(route, replies["reader"].message)], needs_cache=True)
+            turn = Turn({"text": LONG}, [Delivery(route, replies["reader"].payload)], needs_cache=True)
             again = await players.agents["next"].rebuild(replace(turn), replies["next"].ids)
-            same(replies["next"].message.cache, again)
+            same(replies["next"].payload.cache, again)
 
     anyio.run(play)

@@ -303,7 +303,7 @@ def test_a_cache_edge_hands_over_what_was_said_before(loaded: dict[str, ModelSpe
             await agent.close()
 
     reply = anyio.run(both)
-    plane = reply.message.cache
+    plane = reply.payload.cache
     assert {origin[0] for origin in plane.origins if origin} == {"session:", "q", "talker"}
     assert sum(map(len, plane.segments)) == len(plane.ids)
 

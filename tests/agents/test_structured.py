@@ -38,7 +38,7 @@ def check(message: Any) -> None:
 async def test_a_reply_becomes_the_messages_data(cast: Any, model: str) -> None:
     agents = {"triage": {"model": model, "prompt": "{{ q }}", "generate": {**DATA, "temperature": 1.5, "seed": 3}}}
     async with cast(agents, q="what is the sky?") as players:
-        check((await players.play())["triage"].message)
+        check((await players.play())["triage"].payload)
 
 
 async def test_behind_a_grafted_cache(cast: Any) -> None:
@@ -50,7 +50,7 @@ async def test_behind_a_grafted_cache(cast: Any) -> None:
     async with cast(agents, edges, document=DOCUMENT) as players:
         replies = await players.play(keep=["triage"])
     assert replies["triage"].edges["reader"].positions_grafted > 0
-    check(replies["triage"].message)
+    check(replies["triage"].payload)
 
 
 @pytest.mark.parametrize("include_response", [False, True])
@@ -65,7 +65,7 @@ async def test_behind_a_fused_cache(cast: Any, tmp_path: Path, include_response:
     async with cast(agents, [{**edge, "include_response": include_response}], q=DOCUMENT) as players:
         replies = await players.play(keep=["triage"])
     assert replies["triage"].edges["one"].positions_fused > 0
-    check(replies["triage"].message)
+    check(replies["triage"].payload)
 
 
 async def test_a_reply_that_is_cut_off_fails_and_says_what_to_do(cast: Any) -> None:
@@ -87,7 +87,7 @@ async def test_a_schema_is_compiled_when_the_agent_opens(cast: Any, monkeypatch:
     agents = {"triage": {"model": "small", "prompt": "{{ q }}", "generate": {**DATA, "temperature": 1.0}}}
     async with cast(agents, q="what?") as players:
         monkeypatch.setattr("llguidance.LLMatcher", lambda *_: pytest.fail("compiled in the turn"))
-        check((await players.play())["triage"].message)
+        check((await players.play())["triage"].payload)
 
 
 def test_what_does_not_fit_is_refused_with_the_place() -> None:

@@ -121,7 +121,7 @@ async def test_results_are_read_behind_the_call_and_nothing_is_read_twice(speak:
     assert '"name": "add"' in reads[0]
     assert "sub" not in reads[0]
     assert reads[1] == "<|im_end|>\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
-    assert reply.message.text == "It is 3."
+    assert reply.payload.text == "It is 3."
     assert [(c.tool, c.arguments, c.result, c.error, c.round) for c in reply.tool_calls] == [
         ("calc.add", {"a": 1, "b": 2}, "3", False, 1)
     ]
@@ -147,9 +147,9 @@ async def test_results_are_handed_on_with_the_prompt_and_calls_are_nobodys_words
     _, reply = await speak("Let me see." + CALL, "It is 3.", template=WITH_TOOLS)
     names = {origin[0] for origin in plane(reply).origins if origin}
     assert names == {"q", "solver.tools", "solver"}
-    assert reply.message.text == "Let me see.\n\nIt is 3."
+    assert reply.payload.text == "Let me see.\n\nIt is 3."
     spoken = [origin for origin in plane(reply).origins if origin and origin[0] == "solver"]
-    said = "".join(reply.message.text[start:end] for _, start, end in spoken)
+    said = "".join(reply.payload.text[start:end] for _, start, end in spoken)
     assert said == "Let me see.It is 3."  # what it said before it called, too: as over text
 
 
@@ -159,7 +159,7 @@ async def test_a_template_without_tools_is_told_in_the_system_message(speak: Any
     assert reads[0].startswith("<|im_start|>system\nBe brief.\n\nYou can call tools.")
     role, wrapped = ("user", "<tool_response>\n3\n</tool_response>") if template else ("tool", "3")
     assert reads[1] == f"<|im_end|>\n<|im_start|>{role}\n{wrapped}<|im_end|>\n<|im_start|>assistant\n"
-    assert reply.message.text == "It is 3."
+    assert reply.payload.text == "It is 3."
 
 
 async def test_a_model_without_a_chat_template_reads_plain_text(speak: Any) -> None:

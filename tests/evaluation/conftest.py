@@ -57,14 +57,14 @@ class Answerer(ScriptedAgent):
 
     async def _heard(self, turn: Turn, delivery: Any) -> str:
         if delivery.route.used == "text":
-            return await delivery.message.read()
+            return await delivery.payload.read()
         if turn.control is None:
-            return str(delivery.message.cache)
+            return str(delivery.payload.cache)
         if turn.control.kind == "zero":
             return "zero"
         assert turn.control.other is not None
         (other,) = turn.control.other.deliveries
-        return str(other.message.cache)
+        return str(other.payload.cache)
 
 
 def rows(count: int = 40) -> list[dict[str, Any]]:

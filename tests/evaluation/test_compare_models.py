@@ -46,7 +46,7 @@ async def turn_of(opened: Graph, row: dict[str, Any]) -> Turn:
     reader, answerer = await reader_and_answerer(opened)
     inputs = {name: row[name] for name in ("context", "question")}
     said = await reader.agent.turn(Turn(inputs, needs_text=False, needs_cache=True))
-    return Turn(inputs, [Delivery(answerer.entries[0], said.message)])
+    return Turn(inputs, [Delivery(answerer.entries[0], said.payload)])
 
 
 @pytest.mark.anyio
@@ -62,7 +62,7 @@ async def test_grafting_gives_what_reading_the_same_tokens_in_the_same_order_giv
             assert score.logprob == pytest.approx(_slowly(engine, grafted.ids, choice), abs=1e-3)
         reply = await node.agent.turn(turn)
         alone = await engine.generate(grafted.ids, (), node.agent._spec.generate)
-        assert reply.message.text == alone.text
+        assert reply.payload.text == alone.text
 
 
 def _inbox(agent: Any, turn: Turn) -> Any:
@@ -139,14 +139,14 @@ async def test_a_zeroed_graft_says_nothing_of_its_content(exact: Graph) -> None:
     agent = (await reader_and_answerer(exact))[1].agent
     mine = await turn_of(exact, ROWS[0])
     zero = await agent.score(replace(mine, control=Control("zero")), ROWS[0]["choices"])
-    plane = mine.deliveries[0].message.cache
+    plane = mine.deliveries[0].payload.cache
     doubled = [
         type(segment)(
             tuple(type(layer)(layer.keys * 2, layer.values * 2) for layer in segment.layers), segment.positions
         )
         for segment in plane.segments
     ]
-    message = replace(mine.deliveries[0].message, cache=replace(plane, segments=tuple(doubled)))
+    message = replace(mine.deliveries[0].payload, cache=replace(plane, segments=tuple(doubled)))
     changed = replace(mine, deliveries=[Delivery(mine.deliveries[0].route, message)], control=Control("zero"))
     assert await agent.score(changed, ROWS[0]["choices"]) == zero
     assert zero != await agent.score(mine, ROWS[0]["choices"])

@@ -44,4 +44,4 @@ def heard(name: str) -> tuple[ScriptedAgent, Callable[[], list[dict[str, str]]]]
 
 
 def _told(turn: Turn) -> str:
-    return ", ".join(delivery.message.text or "" for delivery in turn.deliveries)
+    return ", ".join(delivery.payload.text or "" for delivery in turn.deliveries)

@@ -24,7 +24,7 @@ def reader(**options: object) -> ScriptedAgent:
 
 async def test_an_agent_takes_a_turn_an_item_and_its_replies_are_joined_in_order() -> None:
     seen: list[object] = []
-    out = ScriptedAgent("out", lambda turn: seen.append(turn.deliveries[0].message.data) or "done")  # type: ignore[func-returns-value]
+    out = ScriptedAgent("out", lambda turn: seen.append(turn.deliveries[0].payload.data) or "done")  # type: ignore[func-returns-value]
     result = await build(["reader>out"], reader(), out, output="out", inputs=["words"], reader=WORDS).arun(
         words="a b c"
     )

@@ -4,7 +4,7 @@ import pytest
 
 from cachegraph.agents.base import Delivery, MemoryReport, Reply, ToolCall, Turn
 from cachegraph.agents.scripted import ScriptedAgent
-from cachegraph.channels.payload import EdgeReport, Message, Route
+from cachegraph.channels.payload import EdgeReport, Payload, Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.graph.run.result import AgentResult
 from cachegraph.graph.run.turn_log import Recorded, note, take_turn
@@ -36,16 +36,16 @@ class Caching(ScriptedAgent):
 
     async def turn(self, turn: Turn) -> Reply:
         reply = await super().turn(turn)
-        reply.message.cache, reply.ids = "decoded", [1, 2]
+        reply.payload.cache, reply.ids = "decoded", [1, 2]
         reply.edges = {"before": EdgeReport("cache", "cache", residuals={3: (0.5, None)})}
         return reply
 
     async def rebuild(self, turn: Turn, ids: object) -> str:
-        heard = [delivery.message.cache for delivery in turn.deliveries]
+        heard = [delivery.payload.cache for delivery in turn.deliveries]
         return f"reread {ids} {heard}"
 
 
-def over_cache(message: Message) -> Delivery:
+def over_cache(message: Payload) -> Delivery:
     edge = TextEdge.model_validate({"from": message.sender, "to": "x"})
     return Delivery(Route(edge, "cache", needs_cache=True), message)
 
@@ -54,24 +54,24 @@ async def test_a_recalled_turn_is_not_taken_and_says_what_it_said() -> None:
     journal, agent, turn = Memory(), Caching("a", "yes"), Turn({"q": "why"}, needs_cache=True)
     first = await take_turn(journal, "a", agent, turn)
     called = [ToolCall("calc.add", {"a": 1}, "2", seconds=0.5)]
-    told = AgentResult("finished", first.message.text, tokens=first.tokens, tool_calls=called, memory=MemoryReport(3))
+    told = AgentResult("finished", first.payload.text, tokens=first.tokens, tool_calls=called, memory=MemoryReport(3))
     await note(journal, "a", told, first)
     again = await take_turn(journal, "a", agent, turn)
     assert (again.tool_calls, again.memory) == (called, MemoryReport(3))
     await note(journal, "a", AgentResult("finished"), again)  # recorded already: nothing happens
     assert len(agent.turns) == 1
-    assert (again.recalled, again.message.text, again.tokens, again.edges) == (True, "yes", first.tokens, first.edges)
-    assert again.message.cache is None
+    assert (again.recalled, again.payload.text, again.tokens, again.edges) == (True, "yes", first.tokens, first.edges)
+    assert again.payload.cache is None
 
 
 async def test_lost_caches_come_back_from_the_first_one_on_and_only_when_they_are_needed() -> None:
     journal = Memory()
     journal.turns = {"a": Recorded("A", ids=[7]), "b": Recorded("B", ids=[8, 9])}
     a = await take_turn(journal, "a", Caching("a"), Turn({}, needs_cache=True))
-    b = await take_turn(journal, "b", Caching("b"), Turn({}, [over_cache(a.message)], needs_cache=True))
-    assert a.message.cache is b.message.cache is None
-    await take_turn(journal, "c", ScriptedAgent("c"), Turn({}, [over_cache(b.message)]))
-    assert b.message.cache == "reread [8, 9] ['reread [7] []']"
+    b = await take_turn(journal, "b", Caching("b"), Turn({}, [over_cache(a.payload)], needs_cache=True))
+    assert a.payload.cache is b.payload.cache is None
+    await take_turn(journal, "c", ScriptedAgent("c"), Turn({}, [over_cache(b.payload)]))
+    assert b.payload.cache == "reread [8, 9] ['reread [7] []']"
 
 
 async def test_words_that_nobody_had_asked_for_are_written_when_somebody_does() -> None:
@@ -79,4 +79,4 @@ async def test_words_that_nobody_had_asked_for_are_written_when_somebody_does() 
     journal.turns["a"] = Recorded(None)
     reply = await take_turn(journal, "a", agent, Turn({"q": "why"}, needs_text=False, needs_cache=True))
     assert not agent.turns
-    assert await reply.message.read() == "yes"
+    assert await reply.payload.read() == "yes"

@@ -46,7 +46,7 @@ async def test_an_agent_starts_when_all_it_waits_for_has_arrived() -> None:
 
 async def test_messages_arrive_in_the_order_of_the_recipe_whatever_finishes_first() -> None:
     gate = anyio.Event()
-    last = ScriptedAgent("d", lambda turn: ",".join(each.message.sender for each in turn.deliveries))
+    last = ScriptedAgent("d", lambda turn: ",".join(each.payload.sender for each in turn.deliveries))
     done = ScriptedAgent("c", lambda turn: gate.set() or "c")  # type: ignore[func-returns-value]
     graph = build("b>d a>d c>d", ScriptedAgent("b", gate=gate), done, last, output="d")
     with anyio.fail_after(60):
@@ -337,6 +337,6 @@ async def test_a_journal_is_asked_before_a_turn_and_told_after_it() -> None:
 
 async def test_messages_know_their_turn_and_carry_data() -> None:
     seen: list[tuple[str, Any]] = []
-    last = ScriptedAgent("b", lambda turn: seen.extend((d.message.turn, d.message.data) for d in turn.deliveries) or "")
+    last = ScriptedAgent("b", lambda turn: seen.extend((d.payload.turn, d.payload.data) for d in turn.deliveries) or "")
     await build("a>b", ScriptedAgent("a", data={"kind": "bug"}), last, output="b").arun()
     assert seen == [("a", {"kind": "bug"})]

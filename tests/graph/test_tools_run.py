@@ -18,7 +18,7 @@ from cachegraph.agents.base import Reply, Turn
 from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.agents.tools.agent_tools import Belt, Turns
 from cachegraph.agents.tools.servers import Toolbox
-from cachegraph.channels.payload import Message
+from cachegraph.channels.payload import Payload
 from cachegraph.graph.run.events import ToolCalled
 
 pytest.importorskip("mcp")
@@ -37,9 +37,9 @@ class Calling(ScriptedAgent):
         await self.belt.open()
 
     async def turn(self, turn: Turn) -> Reply:
-        reply = Reply(Message(self.name, ""))
+        reply = Reply(Payload(self.name, ""))
         turns = Turns(self.name, self.belt, reply.tool_calls, turn.on_tool)
-        (reply.message.text,) = await turns.make(turns.hear(f"<tool_call>{self.call}</tool_call>").calls)
+        (reply.payload.text,) = await turns.make(turns.hear(f"<tool_call>{self.call}</tool_call>").calls)
         return reply
 
     async def close(self) -> None:

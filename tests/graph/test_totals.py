@@ -22,7 +22,7 @@ class Worker(ScriptedAgent):
         reply = await super().turn(turn)
         reply.tokens = Tokens(prefilled=10, generated=2, reused=1, kv_bytes=100)
         reply.timing = Timing(decode=1.0, total=1.5)
-        reply.edges = {each.message.sender: EdgeReport("text", "text", bytes=3) for each in turn.deliveries}
+        reply.edges = {each.payload.sender: EdgeReport("text", "text", bytes=3) for each in turn.deliveries}
         return reply
 
 

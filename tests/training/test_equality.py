@@ -49,7 +49,7 @@ async def graph_scores(graph: Graph, rows: Sequence[dict[str, Any]], partners: S
     for row in rows:
         inputs = {name: row[name] for name in ("context", "question")}
         said = await reader.agent.turn(Turn(inputs, needs_text=False, needs_cache=True))
-        turns.append(Turn(inputs, [Delivery(answerer.entries[0], said.message)]))
+        turns.append(Turn(inputs, [Delivery(answerer.entries[0], said.payload)]))
     found = []
     for place, (row, turn, partner) in enumerate(zip(rows, turns, partners, strict=True)):
         control = None if partner == place else Control("mismatched", turns[partner])

@@ -9,7 +9,7 @@ import pytest
 from cachegraph import Graph, RunError
 from cachegraph.agents.base import Reply, Timing, Tokens, ToolCall, Turn
 from cachegraph.agents.scripted import ScriptedAgent, scripted
-from cachegraph.channels.payload import EdgeReport, Message
+from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.graph.run.events import AgentFinished, AgentStarted, EdgeTravelled, Event, ToolCalled
 from cachegraph.graph.run.result import AgentResult
 from cachegraph.graph.tracing.chrome import chrome_trace
@@ -23,7 +23,7 @@ class Timed(ScriptedAgent):
     async def turn(self, turn: Turn) -> Reply:
         await anyio.sleep(0.02)
         timing = Timing(queued=0.002, prefill=0.008, fuse=0.001, decode=0.005)
-        return Reply(Message(self.name, self.name), timing, Tokens(3, 2, 1))
+        return Reply(Payload(self.name, self.name), timing, Tokens(3, 2, 1))
 
 
 async def told(graph: Graph) -> list[Event]:
