@@ -1,14 +1,15 @@
-"""What every folder may use: one thing a file.
+"""Building blocks that every folder may use, one thing a file. No torch.
 
-addresses        Where a host's name leads, judged by addresses and not by spelling
-atomic_write     Writing a file whole or not at all
-file_lock        The only right of all processes to write a file, as long as it is open
-folder_escapes   Links and names in a folder that lead out of the recipe's folder
-json_cache       JSON values that are kept in the cache folder under the hash of all that they depend on
-json_text        JSON from outside
-paths            Where cachegraph keeps things
-printable        Text of models, strangers and files, made safe for a screen
-schemas/         Values and JSON Schemas of strangers
-surrogates       Texts that are no Unicode
-template_budget  What one rendering of a stranger's template may spend
+addresses        Hosts that lead to this machine or its networks, judged by address
+atomic_write     Write a file whole or not at all
+did_you_mean     Suggestions for unknown names
+file_lock        Lock a file against other processes while it is open
+folder_escapes   Paths that leave a folder, through links too
+json_cache       JSON values in the cache folder, keyed by the hash of what they depend on
+json_text        Parse and check JSON from outside
+paths            Where cachegraph keeps its files
+printable        Make text of models and files safe for a terminal
+schemas/         JSON Schemas from outside, and values checked against them
+surrogates       Mend text that is not valid Unicode
+template_budget  Limits on the work of one template rendering
 """

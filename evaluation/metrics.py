@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import Literal
 
 from cachegraph.agents.base import ChoiceScore
+from cachegraph.common.did_you_mean import suggest
 from cachegraph.errors import InputError
 from cachegraph.graph.data.examples import Example
-from cachegraph.graph.recipe.inputs import meant
 
 __all__ = ["METRICS", "Metric", "Unit", "UserMetric", "choose", "chosen", "pick_metrics", "words"]
 
@@ -134,7 +134,7 @@ def _metric(wanted: str | UserMetric) -> Metric:
             raise InputError(f"the metric {wanted!r} can't be imported: {error}") from error
         return _user(wanted, function)
     if wanted not in METRICS:
-        raise InputError(f"there is no metric {wanted!r}{meant(wanted, METRICS)}")
+        raise InputError(f"there is no metric {wanted!r}{suggest(wanted, METRICS)}")
     return METRICS[wanted]
 
 

@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import Channel, EdgeSpec, TextEdge
+from cachegraph.common.did_you_mean import suggest
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import FuserError, InputError
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.recipe.inputs import meant
 from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 
 __all__ = ["DEFAULT", "VARIANTS", "ControlKind", "Name", "Variant", "control_of", "make_variants", "seeded"]
@@ -85,7 +85,7 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
     for name in names:
         kind, of, fuser = Name.parse(name)
         if kind not in VARIANTS or (of and (kind not in CONTROLS or of not in BASES)):
-            raise InputError(f"there is no variant {name!r}{meant(name, VARIANTS)}")
+            raise InputError(f"there is no variant {name!r}{suggest(name, VARIANTS)}")
         if "@" in name and (not fuser or kind not in (*BASES, *CONTROLS)):
             raise InputError(
                 f"the variant {name!r} can't be meant: a fuser stands behind a variant with caches, as in cache@NAME"

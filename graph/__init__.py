@@ -1,13 +1,14 @@
 """Graphs: recipes, plans, runs, results.
 
-builder      A recipe's value while it is being built in Python
-data/        Data sets
+builder      Build a recipe step by step in Python
+data/        Data sets, mapped to a graph's inputs
 draw/        Drawings of recipes and runs
-graph        The graph as Python sees it
-plan/        Plans
-recipe/      Recipes
-run/         Runs
-run_warning  What a run or a recipe warns of
+graph        The Graph class
+plan/        The order of agents, edge routes, who hears what
+recipe/      Recipes: YAML, types, checks
+run/         One execution of a graph, its events and its result
+run_warning  The warning type of recipes and runs
 store/       The run store
+topology/    Graph algorithms over names and edges
 tracing/     OpenTelemetry spans and metrics of runs, and traces for Chrome and Perfetto
 """

@@ -22,7 +22,7 @@ from cachegraph.channels.spec import Channel
 from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
 
-from .builder import Parts
+from .builder import SpecBuilder
 from .plan.plan import Plan, plan
 from .plan.recipe_warnings import expected_warnings
 from .plan.wiring import Wiring
@@ -32,7 +32,6 @@ from .recipe.load import check_included, dump_recipe, load_recipe, parse_recipe,
 from .recipe.own_permissions import own_permissions
 from .recipe.raw_spec import Allowed, Permissions
 from .recipe.spec import GraphSpec
-from .run import resume
 from .run.agent_set import Cast
 from .run.batch import OnResult, RowResult, each_row, run_rows, stream_rows
 from .run.create_agents import create_agents
@@ -42,6 +41,7 @@ from .run.stream import RunStream, Stream
 from .run.subgraph import open_and_wire
 from .run.sync import wait
 from .run_warning import RunWarning
+from .store import resume
 from .tracing.enabled import watched
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Graph:
         create: Create = create_agent,
         **parts: Any,
     ):
-        self._parts = Parts(spec, parts)
+        self._builder = SpecBuilder(spec, parts)
         self._folder = Path(folder)
         self._create = create
         self._functions: dict[str, Function] = {}
@@ -145,7 +145,7 @@ class Graph:
     ) -> Self:
         """The graph of a recipe's data, for example from JSON. See `from_yaml`."""
         graph = cls(folder=folder, create=create)
-        graph._parts = Parts(None, data)
+        graph._builder = SpecBuilder(None, data)
         graph._permissions = Permissions.of(Path(folder), **allowed)
         return graph.validate()
 
@@ -160,12 +160,12 @@ class Graph:
 
     def add_input(self, name: str, description: str = "", default: Any = None, **options: Any) -> Self:
         """Declare a value that the caller gives; without a default it is required. Options: `type`, `schema`."""
-        self._parts.add_input(name, {"description": description, "default": default, **options})
+        self._builder.add_input(name, {"description": description, "default": default, **options})
         return self._changed()
 
     def add_agent(self, name: str, **entry: Any) -> Self:
         """Add an agent with what the recipe says of one: `model`, `prompt`, `system`, `generate`, `timeout`, ..."""
-        self._parts.add_agent(name, entry)
+        self._builder.add_agent(name, entry)
         return self._changed()
 
     @overload
@@ -182,19 +182,19 @@ class Graph:
         if function is None:
             return partial(self.function, name=name, timeout=timeout)
         agent = name or function.__name__
-        self._parts.add_agent(agent, {"function": name_of(function), "timeout": timeout})
+        self._builder.add_agent(agent, {"function": name_of(function), "timeout": timeout})
         self._functions[agent] = function
         self._changed()
         return function
 
     def add_tools(self, name: str, **options: Any) -> Self:
         """Add a tool server: `command=[...]`, or `url=...`, and the recipe's other options."""
-        self._parts.add_tools(name, options)
+        self._builder.add_tools(name, options)
         return self._changed()
 
     def add_edge(self, sender: str, receiver: str, channel: Channel = "text", **options: Any) -> Self:
         """Add an edge; a cache edge takes the recipe's options (`fuser`, `fallback`, `align`, ...)."""
-        self._parts.add_edge({"from": sender, "to": receiver, "channel": channel, **options})
+        self._builder.add_edge({"from": sender, "to": receiver, "channel": channel, **options})
         return self._changed()
 
     @property
@@ -204,13 +204,13 @@ class Graph:
 
     @output.setter
     def output(self, name: str | Sequence[str] | Mapping[str, str]) -> None:
-        self._parts.output(name)
+        self._builder.set_output(name)
         self._changed()
 
     @property
     def spec(self) -> GraphSpec:
         """This graph as a recipe's value. Raises RecipeError if it is not complete."""
-        return self._parts.spec
+        return self._builder.spec
 
     def validate(self) -> Self:
         """Check everything that can be checked without loading a model. Raises RecipeError with every problem."""
@@ -256,7 +256,7 @@ class Graph:
         is a text edge, so that swapping there and back changes nothing.
         """
         copy = type(self)(folder=self._folder, create=self._create)
-        copy._parts = self.validate()._parts.with_channels(channel)
+        copy._builder = self.validate()._builder.with_channels(channel)
         copy._permissions = self._permissions
         copy._file, copy.strict = self._file, self.strict
         copy._functions = self._functions
@@ -429,7 +429,7 @@ class Graph:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<Graph {self._parts.name!r}: {self._parts.size}>"
+        return f"<Graph {self._builder.name!r}: {self._builder.size}>"
 
     def check_inputs(self, inputs: Inputs = None, /, **named: Any) -> dict[str, Any]:
         """The inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""

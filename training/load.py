@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cachegraph.common.did_you_mean import near_or_known
 from cachegraph.errors import ConfigError, Problem, RecipeError
 from cachegraph.graph.recipe.load import read_text
-from cachegraph.graph.recipe.raw_spec import did_you_mean
 from cachegraph.graph.recipe.yaml_positions import Document, read_yaml
 
 from .spec import TrainSpec
@@ -79,4 +79,4 @@ def _meant(path: tuple[Any, ...]) -> str:
     schema = TrainSpec.model_json_schema()
     for part in [schema, *schema.get("$defs", {}).values()]:
         names |= set(part.get("properties", {}))
-    return did_you_mean(str(path[-1]), sorted(names))
+    return near_or_known(str(path[-1]), sorted(names))

@@ -3,13 +3,14 @@
 What the code may do once it runs is `sandbox.py`'s matter.
 """
 
-import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import TemplateSyntaxError
+
+from cachegraph.common.did_you_mean import did_you_mean
 
 from .filters import FILTERS
 from .sandbox import ATTRIBUTES, SANDBOX, TESTS
@@ -129,8 +130,7 @@ def _in_object(node: nodes.Node, objects: Collection[str] | None) -> bool:
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> tuple[str, str, str]:
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    hint = did_you_mean(name, known, f"known are {', '.join(sorted(known))}")
     return f"unknown {what} {name!r} in the template", name, hint
 
 

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from time import time
 
+from cachegraph.common.did_you_mean import did_you_mean
 from cachegraph.common.paths import lasting
 from cachegraph.engine.catalogue import Progress
 from cachegraph.engine.catalogue.progress import silent
@@ -44,8 +44,8 @@ def find_fuser(name_or_path: str, base: Path, progress: Progress = silent) -> Pa
         for shelf in shelves():
             if os.path.isdir(shelf / name_or_path):
                 return shelf / name_or_path
-    near = get_close_matches(name_or_path, fuser_names(), n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"put its folder into {str(shelves()[0])!r}"
+    remedy = f"put its folder into {str(shelves()[0])!r}"
+    hint = did_you_mean(name_or_path, fuser_names(), remedy, most=3)
     raise FuserError(f"there is no fuser {name_or_path!r}, neither a folder of {str(base)!r} nor installed; {hint}")
 
 

@@ -3,10 +3,10 @@
 import os
 import shutil
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+from cachegraph.common.did_you_mean import did_you_mean
 from cachegraph.engine.catalogue.store import folder_bytes
 from cachegraph.errors import CachegraphError, ConfigError, FuserError
 
@@ -88,8 +88,7 @@ def remove_fuser(name: str) -> int:
     if name not in installed:
         if name in {folder.name for folder in on_shelf(shipped)}:
             raise FuserError(f"{name!r} ships with cachegraph and stays; only fusers in {str(shelf)!r} can be removed")
-        near = get_close_matches(name, installed, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see what is with: cachegraph fusers list"
+        hint = did_you_mean(name, installed, "see what is with: cachegraph fusers list")
         raise FuserError(f"{name!r} is not installed in {str(shelf)!r}, so there is nothing to remove; {hint}")
     folder = installed[name]
     try:

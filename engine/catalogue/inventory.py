@@ -1,10 +1,10 @@
 """What there is: the catalogue beside what is on this disk, and the removal of the latter."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from cachegraph.common.did_you_mean import did_you_mean
 from cachegraph.errors import ModelError
 
 from ..spec import ModelSpec
@@ -50,8 +50,7 @@ def remove(name: str) -> Removed:
     slugs = [each.place.name for each in stored if name in (each.record.name, each.place.name)]
     slugs = slugs or [slug for slug in {*store.slugs(), *store.begun()} if slug == name]
     if not slugs:
-        near = get_close_matches(name, [each.record.name for each in stored], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see what is with: cachegraph models list"
+        hint = did_you_mean(name, [each.record.name for each in stored], "see what is with: cachegraph models list")
         raise ModelError(f"{name!r} is not pulled, so there is nothing to remove; {hint}")
     if len(slugs) > 1:
         raise ModelError(f"{name!r} is the name of several pulled models; remove one of {', '.join(map(repr, slugs))}")

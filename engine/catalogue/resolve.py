@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import quote
 
+from cachegraph.common.did_you_mean import did_you_mean
 from cachegraph.errors import ModelError
 
 from ..spec import ModelSpec
@@ -118,11 +118,11 @@ def _absolute(path: str, base: Path) -> Path:
 
 
 def _unknown(source: str, base: Path, catalogue: Catalogue) -> str:
-    near = get_close_matches(source, catalogue.models, n=3, cutoff=0.4)
-    meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    near = did_you_mean(source, catalogue.models, most=3, cutoff=0.4)
+    hint = f"; {near}" if near else "."
     return (
         f"there is no model {source!r}: it is no name of the catalogue, no hub id (organisation/name), "
-        f"and no folder or .gguf file in {str(base.resolve())!r}{meant} See all names with: cachegraph models list"
+        f"and no folder or .gguf file in {str(base.resolve())!r}{hint} See all names with: cachegraph models list"
     )
 
 

@@ -4,13 +4,13 @@ llguidance turns a schema into a grammar and refuses what it can't enforce; but 
 know, a misspelt one too, so those are looked for here. What is refused is refused as the recipe is read, never ignored.
 """
 
-import difflib
 import json
 from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
+from cachegraph.common.did_you_mean import did_you_mean
 from cachegraph.common.schemas import find_schema_flaw, find_size_flaw
 
 from .closed_schema import (
@@ -153,8 +153,7 @@ def _flaw_of(key: str, value: Any, schema: dict[str, Any], path: Path) -> Flaw |
         return None
     if key in _REMEDIES:
         return Flaw(f"{key!r} can't be enforced while a reply is written", hint=_REMEDIES[key])
-    close = difflib.get_close_matches(key[:100], [*_ENFORCED, *NOTES], 1)
-    hint = f"did you mean {close[0]!r}?" if close else "remove it"
+    hint = did_you_mean(key, [*_ENFORCED, *NOTES], "remove it")
     return Flaw(f"{key!r} is no word of a JSON schema that can be enforced", hint=hint)
 
 

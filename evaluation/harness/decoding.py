@@ -6,9 +6,9 @@ from typing import Any
 from lm_eval.models.utils import normalize_gen_kwargs
 from pydantic import ValidationError
 
+from cachegraph.common.did_you_mean import suggest
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import InputError
-from cachegraph.graph.recipe.inputs import meant
 
 __all__ = ["MAX_GEN_TOKS", "generate_spec"]
 
@@ -31,7 +31,7 @@ def generate_spec(recipe: GenerateSpec, arguments: Mapping[str, Any], seed: int)
         update["temperature"] = 0.0
     for name in asked:
         if name not in SAME:
-            raise InputError(f"the task asks for generation argument {name!r}{meant(name, SAME)}; leave it out")
+            raise InputError(f"the task asks for generation argument {name!r}{suggest(name, SAME)}; leave it out")
     if update["temperature"] and recipe.seed is None:
         update["seed"] = seed
     try:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, get_args
 
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.channels.spec import Channel
+from cachegraph.common.did_you_mean import suggest
 from cachegraph.errors import InputError
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.recipe.inputs import meant
 from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 
 from ..variants import seeded
@@ -34,7 +34,7 @@ def read_options(given: Mapping[str, Any], seed: int) -> Options:
     """Check the arguments and the recipe; loads no model. `seed` is the harness's own."""
     for name in given:
         if name not in (*KNOWN, *IGNORED):
-            raise InputError(f"there is no model argument {name!r}{meant(name, KNOWN)}")
+            raise InputError(f"there is no model argument {name!r}{suggest(name, KNOWN)}")
     if not given.get("recipe"):
         raise InputError("name a recipe: --model_args recipe=my.yaml")
     graph = Graph.from_yaml(
@@ -71,7 +71,7 @@ def _channel(given: Any, spec: GraphSpec) -> Channel | None:
                 raise InputError(f"recipe {spec.name!r} has no edges, so `channel={given}` means nothing; leave it out")
             known: Channel = channel
             return known
-    raise InputError(f"there is no channel {given!r}{meant(given, get_args(Channel))}")
+    raise InputError(f"there is no channel {given!r}{suggest(given, get_args(Channel))}")
 
 
 def _input(given: Any, spec: GraphSpec) -> str:
@@ -80,7 +80,7 @@ def _input(given: Any, spec: GraphSpec) -> str:
     if name is None:
         raise InputError(f"recipe {spec.name!r} has more than one input; say which is the context: input=...")
     if name not in spec.inputs:
-        raise InputError(f"recipe {spec.name!r} has no input {name!r}{meant(name, spec.inputs)}")
+        raise InputError(f"recipe {spec.name!r} has no input {name!r}{suggest(name, spec.inputs)}")
     missing = [each for each in required if each != name]
     if missing:
         raise InputError(

@@ -1,5 +1,5 @@
-"""Data sets: rows from files or the hub, mapped to a graph's inputs.
+"""Data sets from files or the hub, mapped to a graph's inputs.
 
-dataset   Rows of a data set from a JSON Lines, JSON or CSV file, from the Hugging Face hub, or from Python; nothi
-examples  From a data set's columns to what a graph is given and what would be right; every row is checked before
+dataset   Read data sets from JSON Lines, JSON, CSV, the Hugging Face hub, or Python
+examples  Map a data set's columns to inputs and answers; every example is checked before the first run
 """

@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from cachegraph.common.did_you_mean import suggest
 from cachegraph.errors import InputError
 
 from ..recipe.evaluate_spec import EvaluateSpec
-from ..recipe.inputs import check_inputs, meant
+from ..recipe.inputs import check_inputs
 from ..recipe.spec import GraphSpec
 from .dataset import Row
 
@@ -49,7 +50,7 @@ def merge_mapping(spec: EvaluateSpec | None, given: Mapping[str, str], inputs: S
         elif name in ROLES:
             roles[name] = column
         else:
-            raise InputError(f"{name!r} is neither an input of the graph nor a role{meant(name, [*inputs, *ROLES])}")
+            raise InputError(f"{name!r} is neither an input of the graph nor a role{suggest(name, [*inputs, *ROLES])}")
     return spec.model_copy(update={"inputs": columns, **roles})
 
 
@@ -107,7 +108,7 @@ def _column(row: Row, column: str, role: str) -> Any:
     value: Any = row.values
     for part in column.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise InputError(f"there is no column {column!r} for {role}{meant(column, map(str, row.values))}")
+            raise InputError(f"there is no column {column!r} for {role}{suggest(column, map(str, row.values))}")
         value = value[part]
     return value
 

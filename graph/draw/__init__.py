@@ -1,8 +1,8 @@
 """Drawings of recipes and runs: text, Mermaid, SVG.
 
-layout      Where boxes and lines go when a graph is drawn
-render      A recipe for people to look at
-render_run  A run for people to look at
-run_view    What a run did, agent by agent and edge by edge, whether its result or the store tells of it
-svg         Boxes and lines as an SVG that stands on its own
+layout      Place boxes and lines
+render      Draw a recipe
+render_run  Draw a run
+run_view    One view of a run for drawing, made of a result or of the store
+svg         Write boxes and lines as a standalone SVG
 """

@@ -1,11 +1,9 @@
-"""Plans: the order of agents, loops, wiring, and who hears what. No torch.
+"""Plans: the order of agents, the route of each edge, and who hears what. No torch.
 
-agent_reads      Which inputs and replies an agent's templates, lists and arguments name, and of which of them it
-dataflow         Which inputs and replies reach whom over the decided channels, and what reaches nobody
-expected_routes  The routes that a recipe's edges will take, as far as that is known before any model is loaded
-loops            Loops
-plan             What runs after what
-reachability     What surely happens in a graph with conditions
-recipe_warnings  The warnings of a recipe that is not run
-wiring           From a recipe's names to what a run follows
+agent_reads      Inputs and replies that an agent's templates, lists and conditions read
+dataflow         Which inputs and replies reach which agent over the decided channels, and which get lost
+expected_routes  Routes of a recipe's edges, as far as they are known before models load
+plan             The order in which agents run
+recipe_warnings  Warnings of a recipe that does not run
+wiring           Open agents and decided edges, as a run follows them
 """

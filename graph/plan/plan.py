@@ -1,19 +1,16 @@
 """What runs after what: a recipe's agents ordered by its edges. Knows neither models nor messages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.errors import RecipeError
 
 from ..recipe.spec import GraphSpec
-from .loops import Loop, find_loops
+from ..topology.cycles import digraph, find_cycles
+from ..topology.loops import Loop, find_loops
 
-if TYPE_CHECKING:
-    import networkx as nx
-
-__all__ = ["Plan", "Step", "find_cycles", "plan", "unread"]
+__all__ = ["Plan", "Step", "plan"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def plan(spec: GraphSpec) -> Plan:
     if closing_none:
         sender, receiver = closing_none[0]
         raise RecipeError(f"edge {sender!r} -> {receiver!r} has 'max_rounds' and closes no cycle; leave it out")
-    graph = _digraph(spec.agents, pairs)
+    graph = digraph(spec.agents, pairs)
     generations = tuple(tuple(generation) for generation in nx.topological_generations(graph))
     order = [name for generation in generations for name in generation]
     depth = dict.fromkeys(order, 0)
@@ -99,36 +96,3 @@ def plan(spec: GraphSpec) -> Plan:
         outgoing[edge.sender].append(edge)
     steps = {name: Step(name, tuple(incoming[name]), tuple(outgoing[name]), depth[name]) for name in order}
     return Plan(steps, generations, spec.output, tuple(loops))
-
-
-def find_cycles(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """One cycle of each knot of agents that wait for each other, its first agent repeated at its end."""
-    import networkx as nx
-
-    graph = _digraph(agents, pairs)
-    knots = [knot for knot in nx.strongly_connected_components(graph) if len(knot) > 1]
-    order = {name: number for number, name in enumerate(graph)}
-    cycles = []
-    for knot in sorted(knots, key=lambda knot: min(order[name] for name in knot)):
-        start = min(knot, key=order.__getitem__)
-        edges = nx.find_cycle(graph.subgraph(knot), start)
-        cycles.append([edge[0] for edge in edges] + [edges[0][0]])
-    return cycles
-
-
-def unread(agents: Iterable[str], pairs: Iterable[tuple[str, str]], outputs: Iterable[str]) -> list[str]:
-    """Agents from which no way leads to any of the outputs."""
-    import networkx as nx
-
-    graph = _digraph(agents, pairs)
-    read = {name for output in outputs for name in (*nx.ancestors(graph, output), output)}
-    return [name for name in graph if name not in read]
-
-
-def _digraph(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> "nx.DiGraph[Any]":
-    import networkx as nx
-
-    graph: nx.DiGraph[Any] = nx.DiGraph()
-    graph.add_nodes_from(agents)
-    graph.add_edges_from(pairs)
-    return graph

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from cachegraph.agents.spec import SubgraphSpec
 
-from ..builder import with_inner_channels
 from ..recipe.includes import own_file
 from ..recipe.load import read_spec
 from ..recipe.raw_spec import Finding
 from ..recipe.single_braces import find_single_braces, single_brace_matches, template_sources
 from ..recipe.spec import GraphSpec
+from ..recipe.swap_channels import with_inner_channels
 from ..run_warning import RunWarning
 from .dataflow import Dataflow
 from .expected_routes import expected_routes

@@ -1,19 +1,21 @@
 """Recipes: YAML to a checked spec, and back. No torch.
 
-check                What must hold between the parts of a recipe
-check_code           What a recipe may set in motion
-check_flow           What must hold of a recipe's conditions, routes, joins, loops and lists
-evaluate_spec        The comparison's slice of a recipe
-includes             Recipes within recipes
-inputs               What the caller gives to a run, checked against what the recipe declares; all complaints at o
-json_schema          The recipe's JSON Schema, for editors that complete and check YAML while it is written
-load                 A recipe from YAML, with all its problems at once, each at its line and column
-own_permissions      What a graph may do that the caller's own code has built
-raw_spec             A recipe as it was written, right or wrong
-safety               What a stranger's recipe may not do
-single_braces        Names in single braces
+check                Checks between the parts of a recipe
+check_code           Checks of functions, programs and tools
+check_flow           Checks of conditions, routes, joins, loops and lists
+evaluate_spec        The `evaluate` section
+includes             Recipes that a recipe includes
+inputs               Check a run's inputs against their declarations
+json_schema          The recipe's JSON Schema, for editors
+load                 Read a recipe from YAML; every problem with its line and column
+own_permissions      Permissions of a graph that the caller's code built
+raw_spec             A recipe's raw data, checkable before its types are right
+safety               Checks of addresses, keys and paths
+single_braces        Names in single braces, which other template languages read
 spec                 A recipe as typed values
-to_yaml              A recipe back to YAML, the way a person would have written it
-validation_messages  pydantic's complaints in our words, each at its place in the file
-yaml_positions       YAML as data that knows where it was written
+spec_parts           Validate one part that Python code gives
+swap_channels        Swap the channels of edges, also inside included recipes
+to_yaml              Write a recipe as YAML
+validation_messages  pydantic's errors in our words, each with its place
+yaml_positions       Parse YAML; every value knows its line and column
 """

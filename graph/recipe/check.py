@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
 from cachegraph.channels.fusers.hub.hub_name import HUB_FORM, is_hub_fuser, parse_hub_fuser
+from cachegraph.common.did_you_mean import near_or_known
 from cachegraph.common.schemas import find_schema_flaw
 from cachegraph.engine.sampling.json_schema import find_flaw
 from cachegraph.errors import Problem, RecipeError
@@ -19,7 +20,7 @@ from cachegraph.errors import Problem, RecipeError
 from .check_code import check_code, check_tools
 from .check_flow import check_flow, check_shape, item_of, structured
 from .inputs import why_not
-from .raw_spec import Draft, Finding, Permissions, did_you_mean
+from .raw_spec import Draft, Finding, Permissions
 from .safety import check_endpoints, check_paths, fuser_names, looks_like_path
 from .spec import GraphSpec, InputSpec
 from .yaml_positions import Path
@@ -79,7 +80,7 @@ def _names(draft: Draft) -> Iterator[Finding]:
                 yield Finding(message, (section, name), "choose another", at_key=True)
     for name, path in draft.outputs:
         if name not in draft.agents:
-            yield Finding(f"output {name!r} is no agent of this recipe", path, did_you_mean(name, draft.agents))
+            yield Finding(f"output {name!r} is no agent of this recipe", path, near_or_known(name, draft.agents))
 
 
 def _inputs(draft: Draft) -> Iterator[Finding]:
@@ -124,7 +125,7 @@ def _model_name(model: str, path: tuple[str, ...], draft: Draft, permissions: Pe
         return
     catalogue = permissions.known_models
     candidates = [*draft.models, *sorted(catalogue or ())]
-    hint = did_you_mean(model, candidates)
+    hint = near_or_known(model, candidates)
     if catalogue is not None:
         wrong = model not in catalogue
     else:
@@ -214,7 +215,7 @@ def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: Draft
     if name in draft.agents:
         message = f"the {key} of agent {agent!r} has a slot for agent {name!r}, but no edge leads from there"
         return message, f"add '- {{from: {name}, to: {agent}}}' to 'edges'"
-    hint = did_you_mean(name, names) or f"add {name!r} to 'inputs'"
+    hint = near_or_known(name, names) or f"add {name!r} to 'inputs'"
     return f"the {key} of agent {agent!r} names {name!r}, which is neither an input nor an agent", hint
 
 
@@ -233,7 +234,7 @@ def _edges(draft: Draft) -> Iterator[Finding]:
         for key, name in (("from", edge.sender), ("to", edge.receiver)):
             if name not in draft.agents:
                 message = f"edge {edge.sender!r} -> {edge.receiver!r} names {name!r}, which is no agent"
-                yield Finding(message, ("edges", edge.index, key), did_you_mean(name, draft.agents))
+                yield Finding(message, ("edges", edge.index, key), near_or_known(name, draft.agents))
         if edge.sender == edge.receiver and edge.sender in draft.agents and not edge.leads_back:
             message = f"edge {edge.sender!r} -> {edge.receiver!r} leads back to where it starts"
             yield Finding(message, ("edges", edge.index), "remove it, or give it 'max_rounds'")
@@ -259,7 +260,7 @@ def _retries(draft: Draft) -> Iterator[Finding]:
 def _evaluated(draft: Draft) -> Iterator[Finding]:
     for name in draft.evaluated:
         if name not in draft.inputs:
-            hint = did_you_mean(name, draft.inputs)
+            hint = near_or_known(name, draft.inputs)
             yield Finding(f"{name!r} is no input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
 
 

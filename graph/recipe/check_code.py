@@ -5,8 +5,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cachegraph.agents.http_client import ALLOW_LOCAL
+from cachegraph.common.did_you_mean import near_or_known
 
-from .raw_spec import Draft, Finding, Permissions, did_you_mean
+from .raw_spec import Draft, Finding, Permissions
 from .safety import check_address, local_places
 from .yaml_positions import Path
 
@@ -49,7 +50,7 @@ def check_tools(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
             server_name = str(tool).partition(".")[0]
             if isinstance(tool, str) and server_name not in draft.tools:
                 message = f"agent {name!r} has tools of {server_name!r}, which is no key of 'tools'"
-                yield Finding(message, ("agents", name, "tools", number), did_you_mean(server_name, draft.tools))
+                yield Finding(message, ("agents", name, "tools", number), near_or_known(server_name, draft.tools))
         generate = body.get("generate")
         if isinstance(generate, dict) and generate.get("max_new_tokens") == 0:
             message = f"agent {name!r} writes nothing, so it can't call tools"

@@ -6,11 +6,12 @@ from typing import Any
 
 from cachegraph.agents.prompt.expression import Expression, compile_expression
 from cachegraph.agents.prompt.template import TemplateProblem
+from cachegraph.common.did_you_mean import near_or_known
 
-from ..plan.loops import find_loops
-from ..plan.plan import find_cycles, unread
-from ..plan.reachability import Way, reach_surely, surely_run
-from .raw_spec import Draft, DraftEdge, Finding, did_you_mean
+from ..topology.cycles import find_cycles, unread
+from ..topology.loops import find_loops
+from ..topology.reachability import Way, reach_surely, surely_run
+from .raw_spec import Draft, DraftEdge, Finding
 from .yaml_positions import Path
 
 __all__ = ["check_flow", "check_shape", "item_of", "structured"]
@@ -126,7 +127,7 @@ class _Flow:
             if to not in receivers and self.draft.whole:
                 message = f"agent {name!r} routes to {to!r}, but no edge leads there"
                 hint = f"add '- {{from: {name}, to: {to}}}' to 'edges'"
-                yield Finding(message, (*path, "to"), hint if to in self.draft.agents else did_you_mean(to, receivers))
+                yield Finding(message, (*path, "to"), hint if to in self.draft.agents else near_or_known(to, receivers))
             if when is None and number < len(targets) - 1:
                 message = f"a case of the route of agent {name!r} without 'when' is its default, and comes last"
                 yield Finding(message, path, "move it to the end")
@@ -199,7 +200,7 @@ class _Flow:
                 hint = f"there for sure are {near}" if near else "only inputs are there"
             else:
                 message = f"{what} names {name!r}, which is neither an input nor an agent"
-                hint = did_you_mean(name, sorted(known))
+                hint = near_or_known(name, sorted(known))
             yield Finding(message, path, hint, spot=expression.place(name))
 
     def _what(self, name: str) -> str:

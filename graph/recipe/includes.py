@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cachegraph.agents.spec import PauseSpec, SubgraphSpec
+from cachegraph.common.did_you_mean import near_or_known
 from cachegraph.errors import InputError, Problem, RecipeError
 
-from ..builder import with_inner_channels
-from .raw_spec import Finding, did_you_mean
+from .raw_spec import Finding
 from .spec import GraphSpec
+from .swap_channels import with_inner_channels
 
 __all__ = ["Chain", "Load", "check_nested", "own_file"]
 
@@ -59,7 +60,7 @@ def _inputs(name: str, entry: SubgraphSpec, inner: GraphSpec) -> Iterator[Findin
     for given in entry.inputs:
         if given not in inner.inputs:
             message = f"the recipe {entry.graph!r} of agent {name!r} has no input {given!r}"
-            hint = did_you_mean(given, inner.inputs)
+            hint = near_or_known(given, inner.inputs)
             yield Finding(message, ("agents", name, "inputs", given), hint, at_key=True)
     for wanted, declared in inner.inputs.items():
         if wanted not in entry.inputs and declared.is_required:

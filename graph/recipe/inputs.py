@@ -1,17 +1,17 @@
 """What the caller gives to a run, checked against what the recipe declares; all complaints at once."""
 
 import json
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
+from cachegraph.common.did_you_mean import suggest
 from cachegraph.common.json_text import JSONProblem, is_deep, parse_json
 from cachegraph.common.schemas import find_mismatch
 from cachegraph.errors import InputError
 
 from .spec import InputSpec
 
-__all__ = ["check_inputs", "meant", "parse_inputs", "why_not"]
+__all__ = ["check_inputs", "parse_inputs", "why_not"]
 
 MAX_BITS = 13_000  # of a number that becomes text: about 4,000 digits
 
@@ -38,7 +38,7 @@ def check_inputs(
     values: dict[str, Any] = {}
     for name, value in {**given, **named}.items():
         if name not in declared:
-            problems.append(f"there is no input {name!r}{meant(name, declared)}")
+            problems.append(f"there is no input {name!r}{suggest(name, declared)}")
         elif (reason := why_not(declared[name], value)) is not None:
             problems.append(f"input {name!r} {reason}")
         else:
@@ -98,13 +98,3 @@ def parse_inputs(declared: Mapping[str, InputSpec], texts: Mapping[str, str]) ->
             kind = declared[name].kind
             raise InputError(f"input {name!r} is of type {kind!r}, and what is given is no JSON: {error}") from error
     return values
-
-
-def meant(name: object, known: Iterable[str]) -> str:
-    """The end of a sentence that says that a name is unknown: what was probably meant, or what there is."""
-    names = list(known)
-    close = get_close_matches(str(name), names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    shown = ", ".join(repr(each) for each in names[:10]) + (", ..." if len(names) > 10 else "")
-    return f"; there is {shown}" if names else "; there are none"

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from cachegraph.errors import Problem, RecipeError
 
-from ..builder import with_inner_channels
 from .check import check
 from .includes import Chain, Load, check_nested, own_file
 from .raw_spec import Draft, Finding, Permissions
 from .spec import GraphSpec
+from .swap_channels import with_inner_channels
 from .to_yaml import dump_recipe
 from .validation_messages import explain
 from .yaml_positions import BREAK, Document, Node, read_yaml

@@ -1,6 +1,5 @@
 """A recipe as it was written, right or wrong: the part of it that can be checked before, or without, its types."""
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -8,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 from .yaml_positions import Path
 
-__all__ = ["Allowed", "Draft", "DraftEdge", "Finding", "Permissions", "did_you_mean"]
+__all__ = ["Allowed", "Draft", "DraftEdge", "Finding", "Permissions"]
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,3 @@ def _fusers(value: Any) -> list[tuple[Path, str]]:
 def _defaults(value: Any) -> tuple[tuple[int, str], ...]:
     items = enumerate(value) if isinstance(value, tuple | list) else ()
     return tuple((index, name) for index, name in items if isinstance(name, str))
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """A hint: the nearest known name, or the few there are."""
-    # difflib's ratio is quadratic in the length of names and linear in their number: both are bounded here.
-    near = [other for other in known if len(other) <= 100][:500] if len(name) <= 100 else []
-    close = difflib.get_close_matches(name, near, 1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known are {', '.join(map(repr, known))}" if 0 < len(known) <= 8 else ""

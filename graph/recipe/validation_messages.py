@@ -4,7 +4,6 @@ What a value should have been is read off the recipe's JSON Schema, so that one 
 Knows no rules of its own.
 """
 
-import difflib
 import re
 from typing import Any
 
@@ -13,10 +12,10 @@ from pydantic_core import ErrorDetails
 
 from cachegraph.agents.spec import KINDS
 from cachegraph.channels.spec import CHANNELS
+from cachegraph.common.did_you_mean import did_you_mean, near_names
 from cachegraph.errors import Problem
 
 from .json_schema import recipe_schema
-from .raw_spec import did_you_mean
 from .yaml_positions import Document, Node, Path
 
 __all__ = ["explain"]
@@ -117,8 +116,7 @@ def _hint(node: Node, wanted: dict[str, Any], document: Document) -> str:
     if any(variant.get("type") in ("integer", "number") for variant in variants) and (number := _exponent(node)):
         return f"YAML 1.1 takes {node.raw} for text; write {number}"
     options = [option for variant in variants for option in variant.get("enum", [variant.get("const")])]
-    close = difflib.get_close_matches(node.value[:100], [str(option) for option in options if option], 1)
-    return f"did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(node.value, [str(option) for option in options if option])
 
 
 def _meant(details: list[ErrorDetails]) -> set[Path]:
@@ -133,7 +131,7 @@ def _meant(details: list[ErrorDetails]) -> set[Path]:
             above: Path = detail["loc"][:-1]
             if len(above) > 2 and above[0] in UNIONS:
                 above = above[:2]
-            found |= {(*above, key) for key in difflib.get_close_matches(str(detail["loc"][-1])[:100], keys, 1)}
+            found |= {(*above, key) for key in near_names(str(detail["loc"][-1]), keys)}
     return found
 
 
@@ -155,10 +153,7 @@ def _elsewhere(name: str, path: Path, known: dict[str, Any]) -> str:
         return "only edges with 'channel: cache', 'both' or 'auto' have it"
     if path[0] == "agents" and len(path) == 3 and name in definitions["GenerateSpec"]["properties"]:
         return f"write it under 'generate': 'generate: {{{name}: ...}}'"
-    close = difflib.get_close_matches(name[:100], known, 1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return did_you_mean(name, known) if len(known) <= 8 else f"known are {', '.join(map(repr, known))}"
+    return did_you_mean(name, known, f"known are {', '.join(map(repr, known))}" if known else "")
 
 
 def _schema_at(path: Path, loc: Path) -> dict[str, Any]:

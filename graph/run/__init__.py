@@ -2,19 +2,18 @@
 
 agent_set        The agents of a graph, opened and closed together
 batch            Many runs at once
-create_agents    From a recipe's entries to agents, none of them open; a graph in an agent's place with all that i
-edge_conditions  Where a reply goes
-events           What happens during a run, as it happens
-executor         Taking agents' turns for a run
-fan_out          Several turns' replies as one
-hooks            Looking into a run, and meddling with it
-readiness        Who may start
-result           What a run leaves behind
-resume           Where a graph and the run store meet
+create_agents    Create the agents of a recipe, also inside the recipes that it includes
+edge_conditions  Evaluate conditions and routes: which edges deliver a reply
+events           Events of a run, for listeners
+executor         Take an agent's turn, or one for each item of a list
+fan_out          Join the replies of several turns into one
+hooks            Inspect and change a running run, for comparisons
+readiness        Which agents may start, round by round
+result           The result of a run: reply, agents, edges, totals
 run              One execution of a graph
-run_warnings     What a run warns of once it has happened
-stream           A run, or many, watched while they go on
-subgraph         A recipe in an agent's place
-sync             Async work for callers that are not async
-turn_log         What of a run outlives the process that runs it
+run_warnings     Warnings of a finished run
+stream           Watch a run, or many, as an async iterator
+subgraph         The agent that runs an included recipe
+sync             Run async work from synchronous code
+turn_log         The protocol that makes finished turns durable
 """

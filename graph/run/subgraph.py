@@ -21,11 +21,11 @@ from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.errors import ChannelError, InputError, RunError
 
-from ..builder import with_inner_channels
 from ..plan.plan import Plan, plan
 from ..plan.wiring import Node, Wiring, wire
 from ..recipe.inputs import check_inputs
 from ..recipe.spec import GraphSpec
+from ..recipe.swap_channels import with_inner_channels
 from .agent_set import Cast
 from .executor import Surroundings
 from .result import Result

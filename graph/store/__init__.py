@@ -1,13 +1,15 @@
-"""The run store: what every run did, on disk, so that it can be looked at later and gone on with.
+"""The run store: every run on disk, to look at later or to resume.
 
-schema.py     the tables, and how an older store becomes a newer one
-database.py   opening SQLite or PostgreSQL, and its errors in our words
-records.py    what the store tells of a run
-owner.py      which process a run belongs to
-writer.py     the thread that commits
-session.py    one run being recorded: its journal
-execution.py  a run that is recorded while it goes on
-store.py      list, show, begin, resume, remove
+damage        Repair of a damaged store
+database      SQLite and PostgreSQL connections, and their errors as ConfigError
+execution     A run that records itself
+records       Rows of the store as typed values
+resume        Start and resume persisted runs
+run_owner     Which process a run belongs to
+run_recorder  Records one run: its finished turns and its result
+schema        Tables, and migrations from older stores
+store         List, show, begin, resume and remove runs
+writer        The thread that commits
 """
 
 from typing import TYPE_CHECKING, Any

@@ -3,8 +3,8 @@
 import pytest
 
 from cachegraph import RecipeError
-from cachegraph.graph.plan.reachability import Way, surely_run
 from cachegraph.graph.recipe.load import parse_recipe
+from cachegraph.graph.topology.reachability import Way, surely_run
 
 GOOD = """\
 version: 1

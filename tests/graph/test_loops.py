@@ -11,8 +11,8 @@ from cachegraph import RunError
 from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.channels.payload import Route
 from cachegraph.graph.plan import wiring
-from cachegraph.graph.plan.loops import find_loops
 from cachegraph.graph.run.events import AgentFinished
+from cachegraph.graph.topology.loops import find_loops
 
 from .flow import build, heard, says
 

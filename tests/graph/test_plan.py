@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachegraph.errors import RecipeError
-from cachegraph.graph.plan.plan import find_cycles, plan, unread
+from cachegraph.graph.plan.plan import plan
 from cachegraph.graph.recipe.spec import GraphSpec
+from cachegraph.graph.topology.cycles import find_cycles, unread
 
 
 def graph(agents: str, edges: list[str], output: str) -> GraphSpec:

@@ -164,7 +164,7 @@ def test_copies_are_wired_anew_after_close(folder: Path) -> None:
         ("text", None),
         ('{"*": both, "reader:summer": text}', None),
         ('{"reader:sumer": text}', "outer.yaml:6:43: the channels of agent 'research': there is no edge ('reader', "),
-        ("{reader: text}", "'reader' is no edge; write 'sender:receiver', or '*' for all"),
+        ("{reader: text}", "'reader' is not an edge; write 'sender:receiver', or '*' for all"),
         ("word", "outer.yaml:6:43: 'channels' must be 'text'"),
     ],
 )

@@ -1,9 +1,9 @@
 """Fusers of the Hugging Face hub, in the hub's own cache: of a repository only the one fuser's files. No torch."""
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
+from cachegraph.common.did_you_mean import near_names
 from cachegraph.engine.catalogue.hub_download import Selection, cached_snapshot, snapshot
 from cachegraph.engine.catalogue.progress import Progress
 from cachegraph.errors import FuserError
@@ -49,7 +49,7 @@ def _why_no_fuser(wanted: HubFuser, files: list[str]) -> str:
     folders = sorted({place[1] for place in places if place and place[1] != "final"})
     if not folders:
         return f"the hub repository {wanted.repo!r} holds no fuser: neither a card.json nor a {CONFIG}; check the name"
-    near = get_close_matches(wanted.folder, folders, n=3, cutoff=0.4) or folders[:5]
+    near = near_names(wanted.folder, folders, most=3, cutoff=0.4) or folders[:5]
     at = f"@{wanted.revision}" if wanted.revision else ""
     meant = ", ".join(repr(f"hub:{wanted.repo}{at}/{folder}") for folder in near)
     return f"the hub repository {wanted.repo!r} holds no fuser in {wanted.folder or '/'!r}; it has {meant}"

@@ -146,13 +146,13 @@ def show(
 
 def _dropped(recipe: Path, spec: "GraphSpec", channel: str | None) -> tuple[list[Problem], list[Problem]]:
     """Why the output would hear no input, and what else the recipe's channels, or this one, would drop."""
-    from cachegraph.graph.builder import Parts
     from cachegraph.graph.plan.recipe_warnings import expected_warnings, place_warning
     from cachegraph.graph.recipe.load import locate
     from cachegraph.graph.recipe.raw_spec import Finding
+    from cachegraph.graph.recipe.swap_channels import swap_channels
 
     if channel is not None:
-        spec = Parts(spec, {}).with_channels(cast("Channel", channel)).spec
+        spec = swap_channels(spec, cast("Channel", channel))
     warnings, cut = expected_warnings(spec, recipe.resolve().parent)
     wrong = [] if cut is None else [Finding(cut, ("output",))]
     return locate(recipe, wrong), locate(recipe, [place_warning(spec, warning) for warning in warnings])

@@ -165,8 +165,8 @@ def _read(answer: str | None, file: Path) -> str:
 
 def _changes(stored: "StoredRun") -> list[str]:
     """What is no longer as it was when the run began."""
-    from cachegraph.graph.run.resume import digest
     from cachegraph.graph.store.records import installed
+    from cachegraph.graph.store.resume import digest
 
     setting, notes = stored.setting, []
     if setting.file is not None and digest(Path(setting.file)) != setting.digest:

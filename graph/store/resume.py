@@ -16,13 +16,13 @@ from cachegraph.errors import InputError
 
 from ..recipe.load import dump_recipe, included, parse_recipe
 from ..recipe.spec import GraphSpec
+from ..run.run import Listener, Run
 from ..tracing.enabled import watched
-from .run import Listener, Run
 
 if TYPE_CHECKING:
     from ..graph import Graph
-    from ..store import Store
-    from ..store.records import Setting, StoredRun
+    from .records import Setting, StoredRun
+    from .store import Store
 
 __all__ = ["begun", "digest", "graph_of", "resumed"]
 
@@ -35,7 +35,7 @@ def begun(
     graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None, session: str | None = None
 ) -> Run:
     """A run that enters the store when it begins."""
-    from ..store.execution import StoredExecution
+    from .execution import StoredExecution
 
     spec, recipe, setting = graph.spec, _recipe(graph), _setting(graph, inputs, session)
     run = StoredExecution(
@@ -64,8 +64,8 @@ def resumed(
     listener: Listener | None = None,
 ) -> Run:
     """A run of this graph that goes on where it stood. Raises InputError if its recipe is another one."""
-    from ..store import Store
-    from ..store.execution import StoredExecution
+    from .execution import StoredExecution
+    from .store import Store
 
     store = store or Store()
     stored = store.get(run)
@@ -104,7 +104,7 @@ def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict
 
 def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:
     """The graph of a run in the store, as it was when the run began."""
-    from ..store import Store
+    from .store import Store
 
     stored = (store or Store()).get(run)
     setting = stored.setting
@@ -128,7 +128,7 @@ def digest(file: Path | None) -> str | None:
 
 
 def _setting(graph: "Graph", inputs: Mapping[str, Any], session: str | None) -> "Setting":
-    from ..store.records import Setting, installed
+    from .records import Setting, installed
 
     try:
         json.dumps(inputs)

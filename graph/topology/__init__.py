@@ -1,0 +1,6 @@
+"""Graph algorithms over names and edges. Knows no recipe, no agent and no torch.
+
+cycles        Cycles, and agents from which no path leads to an output
+loops         Loops that bounded edges close, and how they nest
+reachability  Which agents surely run under conditions, and whether an output is surely reached
+"""
