@@ -2,7 +2,7 @@
 
 transformers reads a tokenizer.json in Python, takes it apart and builds it again, which for a vocabulary of 262k takes
 seconds at every start. Where the result is what the file itself says, which is found out once and kept, the library
-reads the file from then on.
+reads the file from then on, or a compact copy of it.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cachegraph.common.json_cache import KeptJson, file_facts
 
+from .compact_tokenizer import find_copy, write_copy
+
 __all__ = ["read_raw_tokenizer"]
 
-_FORMAT = 1
+_FORMAT = 2
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OPTIONS = ("chat_template", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side", "model_max_length")
 _LARGE = 100_000  # bytes of a tokenizer.json; a smaller one is read at once
@@ -31,17 +33,24 @@ def read_raw_tokenizer(folder: Path, *, remembers: bool) -> Any:
     if not remembers or not file.is_file() or file.stat().st_size < _LARGE:
         return _read_slowly(folder)
     kept = KeptJson("tokenizers", [_FORMAT, transformers.__version__, tokenizers.__version__, *_facts(folder)])
-    options = kept.read()
-    if isinstance(options, dict) and options.keys() >= {*_OPTIONS}:
+    known = kept.read()
+    if isinstance(known, dict) and known.keys() >= {"options", "copy"}:
         try:
-            return _read_directly(file, options)
+            return _read_directly(find_copy(known["copy"]) or file, known["options"])
         except Exception:  # a boundary: the file was cut or written to by somebody else
-            options = None
+            known = None
     raw = _read_slowly(folder)
-    if options != {}:  # where they are empty, transformers makes something else of the file
-        options = _options(raw)
-        kept.write(options if options and _alike(_read_directly(file, options), raw) else {})
+    if known != {}:  # where it is empty, transformers makes something else of the file
+        kept.write(_found_out(file, raw))
     return raw
+
+
+def _found_out(file: Path, raw: Any) -> dict[str, Any]:
+    """What the tokenizer can be read from at the next start; nothing where only transformers reads it right."""
+    options = _options(raw)
+    if not options or not _alike(_read_directly(file, options), raw):
+        return {}
+    return {"options": options, "copy": write_copy(raw.backend_tokenizer)}
 
 
 def _read_slowly(folder: Path) -> Any:
