@@ -2,11 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cachegraph.channels.payload import EdgeReport, Payload, Route
 
 from .sessions.session import Recollection
+
+if TYPE_CHECKING:
+    from cachegraph.channels.cache.sent_cache import SentCache
+    from cachegraph.channels.peer import Peer
+    from cachegraph.graph.run.executor import Surroundings
+    from cachegraph.graph.run.result import AgentResult
 
 __all__ = [
     "CLOSED",
@@ -141,7 +147,7 @@ class Turn:
     most_tokens: int | None = None  # to write at most: what is left of the run's budget
     id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` where the agent takes several in a run
     control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
-    within: Any = None  # what the run shares with an agent that is a run of its own; opaque to agents
+    within: "Surroundings | None" = None  # of the run around it, for an agent that is a graph
     memory: Recollection | None = None  # what this agent remembers of the run's session
     on_tool: Callable[[ToolCall], None] | None = None  # called with each call of a tool, when its result is there
 
@@ -185,7 +191,7 @@ class Reply:
     edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender: what came in
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
     recalled: bool = False  # the turn was taken before, by a run that this one goes on with
-    inside: Mapping[str, Any] = field(default_factory=dict)  # of a graph in an agent's place: its agents' results
+    inside: "Mapping[str, AgentResult]" = field(default_factory=dict)  # of a sub-graph: its agents' results
     inside_edges: Mapping[tuple[str, str], EdgeReport] = field(default_factory=dict)  # and its edges', by full names
     inside_traffic: Mapping[tuple[str, str], Traffic] = field(default_factory=dict)
     turns: int = 1  # that this stands for: of the items of a list, of the agents of a graph
@@ -203,8 +209,8 @@ class Agent(Protocol):
     async def open(self) -> None:
         """Make ready to speak (find the model, load it). Idempotent. Raises ModelError or ConfigError."""
 
-    def peer(self) -> Any:
-        """This agent as the channels see it (channels.base.Peer); valid once open."""
+    def peer(self) -> "Peer":
+        """This agent as one end of an edge; valid once open."""
 
     async def turn(self, turn: Turn) -> Reply:
         """Take one turn. Cancellation frees everything within one decoding step."""
@@ -225,8 +231,8 @@ class Paused(Exception):
 class Rebuilder(Protocol):
     """An agent that can have the cache of a turn again that it took in a process which is gone."""
 
-    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> Any:
-        """The cache plane of this turn whose reply has these tokens: read again, not decoded."""
+    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> "SentCache":
+        """The cache of this turn, whose reply has these tokens: prefilled again, not decoded."""
 
 
 @runtime_checkable

@@ -1,11 +1,14 @@
-"""An agent with a model as the channels see it, before its model is loaded or after. No torch."""
+"""The `Peer` of an agent that has a model, before and after the model is loaded. No torch."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cachegraph.channels.peer import Peer
 
 from .prompt.prompt_reads import PromptReads
 from .spec import AgentSpec
+
+if TYPE_CHECKING:
+    from cachegraph.engine.engine import Engine
 
 __all__ = ["model_peer"]
 
@@ -15,19 +18,19 @@ def model_peer(
     spec: AgentSpec,
     reads: PromptReads,
     model_name: str,
-    model: Any = None,
+    engine: "Engine | None" = None,
     why_no_cache: str | None = None,
     source: str | None = None,
 ) -> Peer:
-    """The peer of an agent whose templates read `reads`. `model` is its engine, or None while nothing is loaded.
+    """The peer of an agent whose templates read `reads`. `engine` is None while nothing is loaded.
 
-    An item of a list is another text in every turn, and for every agent, whatever its name is.
+    An item of a list is a different text in every turn and for every agent, so no two agents read the same one.
     """
     item = frozenset([spec.item] if spec.for_each is not None else [])
     return Peer(
         agent,
         model_name,
-        model,
+        engine,
         why_no_cache,
         reads_only=spec.generate.max_new_tokens == 0,
         reads=reads.names - item | {f"{agent}[{name}]" for name in reads.names & item},

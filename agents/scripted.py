@@ -4,7 +4,7 @@ They ship with the package so that whoever builds graphs can test them as we do.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -12,6 +12,9 @@ from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
 
 from .base import FinishReason, Reply, Tokens, Turn
+
+if TYPE_CHECKING:
+    from cachegraph.channels.cache.sent_cache import SentCache
 
 __all__ = ["ScriptedAgent", "scripted"]
 
@@ -34,7 +37,7 @@ class ScriptedAgent:
         entered: anyio.Event | None = None,
         fail: Exception | None = None,
         fail_open: Exception | None = None,
-        cache: Callable[[], Any] | None = None,
+        cache: "Callable[[], SentCache] | None" = None,
         data: Any = None,
         finish_reason: FinishReason | None = "stop",
     ):

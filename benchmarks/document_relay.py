@@ -54,7 +54,7 @@ def build(answerers: int, reply: int) -> Graph:
 
 def engine_of(graph: Graph) -> Engine:
     graph.open()
-    engine = graph._agents().agents["reader"].peer().model
+    engine = graph._agents().agents["reader"].peer().engine
     assert isinstance(engine, Engine)
     return engine
 

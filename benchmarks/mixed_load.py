@@ -71,7 +71,7 @@ async def engines_of(all_graphs: list[Graph]) -> list[Engine]:
     found = {}
     for graph in all_graphs:
         for node in (await graph.awire()).nodes:
-            engine = node.agent.peer().model
+            engine = node.agent.peer().engine
             assert isinstance(engine, Engine)
             found[id(engine)] = engine
     return list(found.values())

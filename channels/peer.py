@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cachegraph.engine.engine import Engine
 
 __all__ = ["Peer"]
 
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """One end of an edge. `model` is the loaded engine; None behind an endpoint, and before anything is loaded."""
+    """One end of an edge. `engine` runs its model; None behind an endpoint and while nothing is loaded."""
 
     agent: str
     name: str  # the model, as people call it
-    model: Any = None
+    engine: "Engine | None" = None
     why_no_cache: str | None = None  # set where this end can neither send nor receive a KV cache
     reads_only: bool = False  # it writes nothing: as a reply it hands over the text of its prompt
     reads: frozenset[str] = frozenset()  # the inputs and agents whose text its prompt may hold
@@ -26,4 +29,4 @@ class Peer:
     @property
     def identity(self) -> str | None:
         """Equal for equal weights; None where that is not known."""
-        return None if self.model is None else str(self.model.model.identity)
+        return None if self.engine is None else self.engine.model.identity

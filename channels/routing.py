@@ -50,17 +50,19 @@ def fall_back(edge: EdgeSpec, reason: str) -> Route:
 
 
 def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> GraftPlan | FusePlan | JointPlan | str:
-    """What the edge will do, its networks loaded and checked against both models; or why it can't."""
+    """The edge's networks, loaded and checked against both models; or the reason why the edge can't use them."""
     choice, carries = decision.choice, decision.carries
+    assert sender.engine is not None
+    assert receiver.engine is not None
     try:
         if choice is None:
             assert carries is not None
-            return why_no_graft(sender.model.model, receiver.model.model) or GraftPlan(carries)
-        fuse = None if choice.fuse is None else _fuse_plan(edge, sender.model, receiver.model, choice.fuse)
+            return why_no_graft(sender.engine.model, receiver.engine.model) or GraftPlan(carries)
+        fuse = None if choice.fuse is None else _fuse_plan(edge, sender.engine, receiver.engine, choice.fuse)
         if choice.graft is None or isinstance(fuse, str):
             return fuse or "it has no fuser"
         assert carries is not None
-        translation = _translation(sender.model, receiver.model, choice.graft)
+        translation = _translation(sender.engine, receiver.engine, choice.graft)
     except (FuserError, ConfigError) as error:
         return str(error)
     if isinstance(translation, str):

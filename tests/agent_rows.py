@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cachegraph.agents.base import Reply
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
@@ -15,9 +15,9 @@ from cachegraph.engine.kv.cache import KV, concat
 __all__ = ["check_row", "fuser", "info", "plane", "row", "same_bits"]
 
 
-def plane(reply: Reply) -> CachePlane:
+def plane(reply: Reply) -> SentCache:
     found = reply.payload.cache
-    assert isinstance(found, CachePlane)
+    assert isinstance(found, SentCache)
     return found
 
 
@@ -49,4 +49,4 @@ def fuser(folder: Path, *, receiver: Any, sharer: Any, gate: float = 1.0, **card
 
 
 def info(players: Any, agent: str) -> Any:
-    return players.agents[agent].peer().model.model.info
+    return players.agents[agent].peer().engine.model.info

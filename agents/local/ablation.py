@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, Stretch
 from cachegraph.engine.kv.cache import KV, LayerKV
 from cachegraph.errors import ChannelError
@@ -21,11 +21,10 @@ def zeros(kv: KV) -> KV:
     return KV(layers, kv.positions, kv.factors, None if kv.state is None else kv.state.map(torch.zeros_like))
 
 
-def brought_plane(delivery: Delivery, control: Control | None) -> CachePlane | None:
+def brought_plane(delivery: Delivery, control: Control | None) -> SentCache | None:
     """The cache that came over this edge, or under a mismatched control the one that came over it in the other turn."""
     if control is None or control.other is None:
-        plane: CachePlane | None = delivery.payload.cache
-        return plane
+        return delivery.payload.cache
     sender = delivery.route.edge.sender
     return next((each.payload.cache for each in control.other.deliveries if each.route.edge.sender == sender), None)
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.engine.pool import Lease, lease
@@ -102,7 +102,7 @@ class LocalAgent:
             )
 
     def peer(self) -> Peer:
-        """This agent for the channels; its model is the engine."""
+        """This agent as one end of an edge."""
         engine = self._opened.engine
         reason = engine.model.why_no_cache
         why = f"{engine.model.name!r} can't take part in a cache edge: {reason}" if reason else None
@@ -161,7 +161,7 @@ class LocalAgent:
             kept = replace(turn, deliveries=()) if alone else turn
             payload.write = lambda: self._write_later(kept, row)
         if turn.needs_cache and row is not None:
-            payload.cache = row.plane(engine.model.identity, turn.id or self.name)
+            payload.cache = row.sent_cache(engine.model.identity, turn.id or self.name)
         timing.total = perf_counter() - began
         report = memory.report if memory is not None else None
         return Reply(
@@ -176,7 +176,7 @@ class LocalAgent:
             finish_reason=row.finish if row is not None else None,
         )
 
-    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> CachePlane:
+    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> SentCache:
         """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
         engine = self._opened.engine
         work = TextWork()
@@ -184,7 +184,7 @@ class LocalAgent:
         row = await reader.read(finish=True, reply=ids)
         name = turn.id or self.name
         add_reply(engine, name, row, ids, self._spec.generate.stop)
-        return row.plane(engine.model.identity, name)
+        return row.sent_cache(engine.model.identity, name)
 
     async def _write(
         self, row: RowSoFar, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall], work: TextWork

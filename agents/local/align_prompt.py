@@ -1,11 +1,10 @@
 """One prompt, read by a receiver and its sharers: from messages to everybody's tokens."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from cachegraph.channels.cache.align import Reading, SharedSpan, align_offsets
 from cachegraph.channels.cache.edge_plan import FusePlan
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.cache.shared_prompt import (
     SharedReading,
     SharerReading,
@@ -14,6 +13,7 @@ from cachegraph.channels.cache.shared_prompt import (
     read_ids,
     read_offsets,
 )
+from cachegraph.channels.payload import Origin
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ChannelError
@@ -29,7 +29,7 @@ def shared_reading(
     prompt: Prompt,
     receiver: Engine,
     sharing: Sequence[tuple[Delivery, FusePlan]],
-    planes: Sequence[CachePlane | None],
+    planes: Sequence[SentCache | None],
 ) -> SharedReading:
     """How all of them read `prompt`; `planes` is what sharers that read their own prompts have brought.
 
@@ -80,21 +80,25 @@ def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: boo
     return Reading(encoded.ids, encoded.offsets, contents)
 
 
-def pair_own(piece: Piece, sharers: Sequence[tuple[Sequence[int], Sequence[Any]]]) -> SharedReading:
+def pair_own(piece: Piece, sharers: Sequence[tuple[Sequence[int], Sequence[Origin | None]]]) -> SharedReading:
     """Sharers have read prompts of their own, (ids, origins); what stands in both is paired character by character."""
     by_sharer = [_same_characters(piece, origins) for _, origins in sharers]
     return pair_tokens(piece.ids, [SharerReading(ids) for ids, _ in sharers], by_sharer)
 
 
-def _same_characters(piece: Piece, origins: Sequence[Any]) -> list[tuple[int, int]]:
+def _same_characters(piece: Piece, origins: Sequence[Origin | None]) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
     for name in {origin.name for origin in piece.origins if origin}:
-        mine = [index for index, origin in enumerate(piece.origins) if origin and origin.name == name]
-        theirs = [index for index, origin in enumerate(origins) if origin and origin[0] == name]
-        if not theirs:
+        receiver, sharer = _tokens_of(name, piece.origins), _tokens_of(name, origins)
+        if not sharer:
             continue
-        here = [piece.origins[index][1:] for index in mine]  # type: ignore[index]
-        there = [tuple(origins[index][1:]) for index in theirs]
-        length = max(end for _, end in there)
-        pairs += [(mine[a], theirs[b]) for a, b in align_offsets(here, there, [SharedSpan(0, 0, length)])]
+        length = max(end for _, end in sharer.values())
+        aligned = align_offsets([*receiver.values()], [*sharer.values()], [SharedSpan(0, 0, length)])
+        own, other = [*receiver], [*sharer]
+        pairs += [(own[a], other[b]) for a, b in aligned]
     return pairs
+
+
+def _tokens_of(name: str, origins: Sequence[Origin | None]) -> dict[int, tuple[int, int]]:
+    """By token of this input or agent, the characters of its text that the token covers."""
+    return {at: (origin.start, origin.end) for at, origin in enumerate(origins) if origin and origin.name == name}

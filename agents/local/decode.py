@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from cachegraph.channels.cache.fused_decode import fused_generate
+from cachegraph.channels.payload import Origin
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.request import Generated
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.text.tokenizer import TextDecoder
 
 from ..base import Turn
-from ..prompt.prompt import Origin
 from ..schema_threads import run_checks
 from ..structured_output import cut_short, parse_reply
 from .prefill import RowSoFar
@@ -79,7 +78,7 @@ def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int], sto
         _cut(row.origins, len(row.origins) - len(ids), len(decoder.text))
 
 
-def _cut(origins: list[Any], first: int, length: int) -> None:
+def _cut(origins: list[Origin | None], first: int, length: int) -> None:
     """Take from the entries from `first` on what lies behind so many characters."""
     for index, origin in enumerate(origins[first:], first):
         if origin is not None:

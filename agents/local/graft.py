@@ -7,8 +7,9 @@ from time import perf_counter
 from torch import Tensor
 
 from cachegraph.channels.cache.edge_plan import GraftPlan
-from cachegraph.channels.cache.graft import Graft, graft, why_no_state, why_other_frequencies
+from cachegraph.channels.cache.graft import graft, why_no_state, why_other_frequencies
 from cachegraph.channels.decide import nothing_private
+from cachegraph.channels.payload import KVSpan
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV
 from cachegraph.engine.kv.rope import OutOfReach
@@ -36,7 +37,7 @@ class Grafting:
 
     async def take(
         self, prompt: Prompt, positions: Tensor | None = None, *, alone: bool = True
-    ) -> list[Graft | None] | None:
+    ) -> list[KVSpan | None] | None:
         """By part of the prompt, what is grafted there; None if an edge had to fall back instead.
 
         `positions` are those of the prompt's own tokens where they leave gaps. `alone`: no sharer corrects what stands
@@ -46,7 +47,7 @@ class Grafting:
             return None
         seen, own, grafted, used = set(prompt.seen), 0, 0, set[str]()
         front: list[int] | None = [] if alone else None
-        out: list[Graft | None] = []
+        out: list[KVSpan | None] = []
         began, fell = perf_counter(), False
         for part in prompt.parts:
             if isinstance(part, Piece):
@@ -73,12 +74,14 @@ class Grafting:
             if brought is not None:
                 grafted += len(brought.ids)
                 front = None if front is None else [*front, *brought.ids]
-                seen |= {origin[0] for origin in brought.origins}
+                seen |= brought.names
             out.append(brought)
         self.seconds = perf_counter() - began
         if fell:
             return None
-        if grafted and (reason := self._why_too_far(own + grafted, [each.kv for each in out if each is not None])):
+        if grafted and (
+            reason := self._why_too_far(own + grafted, [kv for span in out if span for kv in span.segments])
+        ):
             for delivery, _ in self._plans.values():
                 self._inbox.fall_back(delivery, reason)
             return None
@@ -104,17 +107,17 @@ class Grafting:
             return f"with it the prompt has {count} positions, too many for the model"
         return why_other_frequencies(model, grafts, count, self._reply)
 
-    def _why_no_state(self, delivery: Delivery, brought: Graft, closes: bool) -> str | None:
+    def _why_no_state(self, delivery: Delivery, brought: KVSpan, closes: bool) -> str | None:
         plane = brought_plane(delivery, self._inbox.turn.control)
         return None if plane is None else why_no_state(plane, self._engine.model, brought, closes=closes)
 
     async def _graft(
         self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str], front: Sequence[int] | None
-    ) -> Graft | None:
+    ) -> KVSpan | None:
         control = self._inbox.turn.control
         plane = brought_plane(delivery, control)
         if plane is not None and control is not None and control.kind == "zero":  # before a translator reads it
-            plane = replace(plane, segments=tuple(map(zeros, plane.segments)), grafts={})
+            plane = replace(plane, segments=tuple(map(zeros, plane.segments)))
         brought = None
         if plane is not None:
             model, already = self._engine.model, frozenset(seen)
@@ -123,7 +126,7 @@ class Grafting:
             )
         if brought is not None:
             report = self._inbox.report(delivery)
-            report.bytes += brought.kv.nbytes
+            report.bytes += brought.nbytes
             report.positions_grafted = len(brought.ids)
         return brought
 

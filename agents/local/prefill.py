@@ -10,13 +10,14 @@ from torch import Tensor
 from cachegraph.channels.cache.edge_plan import FusePlan
 from cachegraph.channels.cache.fused_decode import Along, FusedRow
 from cachegraph.channels.cache.fused_prefill import Sharer, fused_prefill
-from cachegraph.channels.cache.graft import Graft, is_of_a_long_row, why_too_long
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.graft import is_of_a_long_row, why_too_long
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.cache.shared_prompt import SharedReading, make_room
-from cachegraph.channels.payload import JOINT
+from cachegraph.channels.payload import JOINT, KVSpan, Origin
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV
 from cachegraph.engine.request import Cost
+from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ChannelError, ModelError
 
 from ..base import Delivery, FinishReason, Timing, Tokens
@@ -40,7 +41,7 @@ class RowSoFar:
     pending: list[int] = field(default_factory=list)
     positions: Tensor | None = None  # of the pending tokens, where they don't follow on
     ids: list[int] = field(default_factory=list)  # with the pending ones
-    origins: list[Any] = field(default_factory=list)
+    origins: list[Origin | None] = field(default_factory=list)
     sharers: Along | None = None  # that also correct what follows
     corrected: bool = False  # sharers have corrected something in it
     text: str = ""
@@ -77,9 +78,9 @@ class RowSoFar:
             self.positions = torch.cat([self.positions, following.to(self.positions)])
         self.pending = [*self.pending, *reply]
 
-    def plane(self, identity: str, sender: str) -> CachePlane:
+    def sent_cache(self, identity: str, sender: str) -> SentCache:
         """The row for others to take from."""
-        return CachePlane(identity, sender, self.segments, self.ids, self.origins, corrected=self.corrected)
+        return SentCache(self.segments, self.ids, self.origins, identity, sender, corrected=self.corrected)
 
 
 class Reader:
@@ -154,8 +155,9 @@ class Reader:
         row.add_cost(cost)
 
     @property
-    def _tokenizer(self) -> Any:
-        return self._frame.tokenizer(self._engine.model.tokenizer)  # type: ignore[arg-type]
+    def _tokenizer(self) -> Tokenizer:
+        assert self._engine.model.tokenizer is not None
+        return self._frame.tokenizer(self._engine.model.tokenizer)
 
     async def _values(self) -> tuple[dict[str, Any], list[str]]:
         """What the templates may name, and of it the slots."""
@@ -195,7 +197,7 @@ class Reader:
         taken = await grafting.take(prompt)
         return await self._read_again() if taken is None else await self._read_around(prompt, taken, grafting.seconds)
 
-    async def _read_around(self, prompt: Prompt, taken: Sequence[Graft | None], seconds: float) -> RowSoFar:
+    async def _read_around(self, prompt: Prompt, taken: Sequence[KVSpan | None], seconds: float) -> RowSoFar:
         row = RowSoFar(ending=_ending(prompt))
         row.timing.transfer += seconds
         for part, brought in zip(prompt.parts, taken, strict=True):
@@ -215,8 +217,8 @@ class Reader:
             row.segments, row.pending = done.segments, []
             row.add_cost(done.cost)
 
-    def _append(self, row: RowSoFar, brought: Graft) -> None:
-        row.segments = (*row.segments, brought.kv)
+    def _append(self, row: RowSoFar, brought: KVSpan) -> None:
+        row.segments = (*row.segments, *brought.segments)
         row.ids += brought.ids
         row.origins += brought.origins
         row.tokens.reused += len(brought.ids)
@@ -276,12 +278,12 @@ class Reader:
         self,
         reading: SharedReading,
         sharing: Sequence[tuple[Delivery, FusePlan]],
-        placed: Sequence[tuple[int, Graft]],
+        placed: Sequence[tuple[int, KVSpan]],
     ) -> RowSoFar:
         sharers = [self._sharer(delivery, plan) for delivery, plan in sharing]
         grafts: dict[int, list[KV]] = {}
         for token, brought in placed:
-            grafts.setdefault(token, []).append(brought.kv)
+            grafts.setdefault(token, []).extend(brought.segments)
         fused = await fused_prefill(self._engine, sharers, reading, self._spec.fusion, grafts=grafts)
         row = RowSoFar(segments=fused.segments, pending=list(reading.ids[reading.end :]), corrected=True)
         row.positions = _trailing_positions(reading)
@@ -304,7 +306,7 @@ class Reader:
             report.residuals = fused.sizes[index].by_layer(plan.fuser)
         return row
 
-    def _lay_out(self, row: RowSoFar, prompt: Prompt, taken: Sequence[Graft | None]) -> None:
+    def _lay_out(self, row: RowSoFar, prompt: Prompt, taken: Sequence[KVSpan | None]) -> None:
         """Whose text stands where in a row that was read in one go."""
         for part, brought in zip(prompt.parts, taken, strict=True):
             if isinstance(part, Piece):
@@ -348,7 +350,7 @@ def _ending(prompt: Prompt) -> str:
     return last.text if isinstance(last, Piece) else ""
 
 
-def _placed(prompt: Prompt, taken: Sequence[Graft | None]) -> list[tuple[int, Graft]]:
+def _placed(prompt: Prompt, taken: Sequence[KVSpan | None]) -> list[tuple[int, KVSpan]]:
     """What is grafted, and the prompt's own token that it stands in front of."""
     slots = iter(prompt.slots)
     found = []

@@ -6,8 +6,9 @@ Every token remembers the span it came from: which input or which upstream reply
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
+from cachegraph.channels.payload import Origin
 from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import InputError
 
@@ -21,7 +22,6 @@ from .template import Kind, Rendered, Span, Template, TemplateProblem, compile_t
 
 __all__ = [
     "Message",
-    "Origin",
     "Piece",
     "Prompt",
     "PromptTemplate",
@@ -32,14 +32,6 @@ __all__ = [
     "readable",
     "tokenize",
 ]
-
-
-class Origin(NamedTuple):
-    """Whose text a token is, and which of its characters it covers: [start, end)."""
-
-    name: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)

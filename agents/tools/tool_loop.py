@@ -6,8 +6,8 @@ Every round continues the row of the one before: nothing that was read or writte
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
+from cachegraph.channels.payload import Origin
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.text.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ from ..base import Turn
 from ..local.decode import write
 from ..local.prefill import RowSoFar
 from ..prompt.chat_layout import Mark, place_marks
-from ..prompt.prompt import Origin, Piece, read_piece
+from ..prompt.prompt import Piece, read_piece
 from ..prompt.render_threads import TextWork
 from ..token_budget import within_budget
 from .agent_tools import Turns
@@ -104,7 +104,7 @@ def _whole(text: str, marks: Sequence[Mark], tokenizer: Tokenizer) -> Piece:
     return piece
 
 
-def _said(origin: Any, said: int, before: int) -> Any:
+def _said(origin: Origin | None, said: int, before: int) -> Origin | None:
     """Whose text an entry of this round's reply is: of its first `said` characters, behind those of earlier rounds."""
     if origin is None or origin.start >= said:
         return None

@@ -11,7 +11,7 @@ from ..fusers.networks.base import Fuser
 from .align import Aligner
 from .translate import Translation
 
-__all__ = ["FusePlan", "GraftPlan", "JointPlan"]
+__all__ = ["EdgePlan", "FusePlan", "GraftPlan", "JointPlan"]
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,6 @@ class JointPlan:
 
     graft: GraftPlan
     fuse: FusePlan
+
+
+EdgePlan = GraftPlan | FusePlan | JointPlan

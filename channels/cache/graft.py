@@ -1,19 +1,22 @@
-"""Putting KV that a sender computed into a receiver's row, at the receiver's own positions."""
+"""Graft a sender's KV into a receiver's row: rotate its keys to the receiver's positions."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
 from cachegraph.engine.kv.cache import KV
 from cachegraph.engine.model.load import LoadedModel
 
-from .sent_cache import CachePlane
+from ..fusers.files.card import Carries
+from ..payload import KVSpan
+from .sent_cache import SentCache
 from .translate import Translation
 
 __all__ = [
-    "Graft",
     "graft",
     "is_of_a_long_row",
     "why_no_graft",
@@ -23,12 +26,19 @@ __all__ = [
 ]
 
 
-class Graft(NamedTuple):
-    """KV at its new positions, and of each entry the token and whose text it is."""
+class _Wanted(NamedTuple):
+    """All that a graft out of one cache depends on."""
 
-    kv: KV
-    ids: list[int]
-    origins: list[Any]
+    devices: tuple[torch.device, ...]
+    start: int
+    carries: Carries
+    seen: frozenset[str]
+    translation: Translation | None
+
+
+# By cache, the grafts that were made from it: receivers that want the same entries at the same positions share them.
+_grafts: WeakKeyDictionary[SentCache, dict[_Wanted, KVSpan]] = WeakKeyDictionary()
+_lock = Lock()  # of `_grafts`: the engines of several receivers graft in threads of their own
 
 
 def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
@@ -79,56 +89,68 @@ def why_other_frequencies(model: LoadedModel, kvs: Sequence[KV], prompt: int, re
 
 
 def graft(
-    plane: CachePlane,
+    sent: SentCache,
     receiver: LoadedModel,
     start: int,
     seen: Collection[str],
-    carries: Literal["prompt", "reply", "all"],
+    carries: Carries,
     translation: Translation | None = None,
     front: Sequence[int] | None = None,
-) -> Graft | None:
-    """What the receiver has not read, moved to positions from `start` on; None where it has read it all.
+) -> KVSpan | None:
+    """The entries that the receiver has not read, as one segment at positions from `start` on; None if there are none.
 
-    `front` is the tokens in front of it, where the receiver alone computed them. A recurrent state goes over where they
-    are what the sender's row has in front of it too: then the receiver's row is the sender's.
+    `seen` names the texts that the receiver has read. `front` is the receiver's tokens in front of `start`, None where
+    other models had a part in them. A recurrent state is kept only where `front` equals the tokens in the sender's row:
+    then both rows are the same.
 
     Keys are rotated (KVCOMM, arXiv 2510.12872, does the same for one offset); values are shared. Entries that already
-    stand where they should are shared whole, and receivers that want the same thing at the same place share one copy.
-    Another model's entries are translated first, each to one of the receiver's.
+    have these positions are shared whole. Entries of another model are translated first, each to one of the receiver's.
     """
-    wanted = (receiver.devices, start, carries, frozenset(seen) & plane.names, translation)
-    if wanted not in plane.grafts:
-        private = plane.private(seen, carries)
+    wanted = _Wanted(receiver.devices, start, carries, frozenset(seen) & sent.names, translation)
+    with _lock:
+        span = _grafts.get(sent, {}).get(wanted)
+    if span is None:
+        private = sent.private(seen, carries)
         if private is None:
             return None
-        kv, ids = private.kv, private.ids
-        if translation is not None:
-            kv, ids = translation.kv(kv), translation.ids(ids)
-        kv = kv.to(receiver.devices, receiver.dtype)
-        places = torch.arange(start, start + len(kv))
-        bound = receiver.info.states and receiver.rotation.why_not is not None  # and what would move has no state
-        moved = kv if bound else receiver.rotation.move(kv, places)
-        plane.grafts[wanted] = Graft(moved, ids, private.origins)
-    taken: Graft = plane.grafts[wanted]
-    if taken.kv.state is not None and not (start == 0 or _begins_alike(plane, start, front)):
-        return taken._replace(kv=replace(taken.kv, state=None))
-    return taken
+        span = _moved(private, receiver, start, translation)
+        with _lock:
+            span = _grafts.setdefault(sent, {}).setdefault(wanted, span)
+    (kv,) = span.segments
+    if kv.state is not None and not (start == 0 or _begins_alike(sent, start, front)):
+        return replace(span, segments=(replace(kv, state=None),))
+    return span
 
 
-def _begins_alike(plane: CachePlane, start: int, front: Sequence[int] | None) -> bool:
-    return front is not None and not plane.corrected and list(front) == list(plane.ids[:start])
+def _moved(private: KVSpan, receiver: LoadedModel, start: int, translation: Translation | None) -> KVSpan:
+    """The span, translated if need be, on the receiver's devices at positions from `start` on."""
+    (kv,), ids = private.segments, private.ids
+    if translation is not None:
+        kv, ids = translation.kv(kv), translation.ids(ids)
+    kv = kv.to(receiver.devices, receiver.dtype)
+    # Where such keys would have to move, the state is dropped, and `why_no_state` refuses the graft.
+    fixed = receiver.info.states and receiver.rotation.why_not is not None
+    if not fixed:
+        kv = receiver.rotation.move(kv, torch.arange(start, start + len(kv)))
+    return KVSpan((kv,), ids, private.origins)
 
 
-def why_no_state(plane: CachePlane, receiver: LoadedModel, brought: Graft, *, closes: bool) -> str | None:
-    """Why a receiver with recurrent layers can't continue behind a graft; None where it can. `closes`: it ends the
-    prompt."""
+def _begins_alike(sent: SentCache, start: int, front: Sequence[int] | None) -> bool:
+    return front is not None and not sent.corrected and list(front) == list(sent.ids[:start])
+
+
+def why_no_state(sent: SentCache, receiver: LoadedModel, brought: KVSpan, *, closes: bool) -> str | None:
+    """Why a receiver with recurrent layers can't continue behind a graft; None where it can.
+
+    `closes`: the graft ends the prompt.
+    """
     if not receiver.info.states:
         return None
     keeps = f"{receiver.name!r} keeps a recurrent state beside its KV cache, and"
-    if brought.kv.state is not None:
+    if brought.segments[-1].state is not None:
         behind = f"{keeps} decoding begins with the prompt's last token, in front of which no state was kept"
         return f"{behind}; write something behind the slot" if closes else None
     return (
         f"{keeps} that goes over only where the receiver's row begins with the very tokens of the sender's row, "
-        f"up to the end of what {plane.sender!r} hands over"
+        f"up to the end of what {sent.sender!r} hands over"
     )

@@ -1,107 +1,85 @@
-"""What a sender's cache holds, entry by entry: the KV, the token, and whose text it is."""
+"""The KV cache that a sender hands over, and the choice of the entries that a receiver takes from it."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from cachegraph.engine.kv.cache import KV, concat
 
+from ..fusers.files.card import Carries
+from ..payload import KVSpan, Origin
+
 if TYPE_CHECKING:
     from cachegraph.engine.kv.recurrent_state import State
 
-__all__ = ["CachePlane", "Private", "join_planes"]
-
-
-class Private(NamedTuple):
-    """What only the sender has read: the KV, and of each entry the token and whose text it is."""
-
-    kv: KV
-    ids: list[int]
-    origins: list[Any]
+__all__ = ["SentCache", "join_caches"]
 
 
 @dataclass(frozen=True, eq=False)
-class CachePlane:
-    """One row of a model, as it stood when its agent had finished.
-
-    `origins` has an entry a position: (name, first character, end) of the input or agent whose text it is, or None for
-    template text. The reply's name is the sender's own.
-    """
+class SentCache(KVSpan):
+    """One row of a model as it was at the end of its agent's turn. The name in the reply's origins is the sender's."""
 
     identity: str  # of the model
     sender: str
-    segments: tuple[KV, ...]
-    ids: Sequence[int]
-    origins: Sequence[Any]
-    replies: frozenset[str] = frozenset()  # the turns whose replies are in here, where it is joined of several
-    corrected: bool = False  # sharers have changed entries of it
-    grafts: dict[Any, Any] = field(default_factory=dict)  # what was grafted before, for the next who wants the same
+    replies: frozenset[str] = frozenset()  # the turns whose replies it holds, where several caches were joined
+    corrected: bool = False  # a fuser has changed some of its entries
 
-    @cached_property
-    def names(self) -> frozenset[str]:
-        """Of all inputs and agents whose text is in here."""
-        return frozenset(origin[0] for origin in self.origins if origin is not None)
+    def private(self, seen: Collection[str], carries: Carries) -> KVSpan | None:
+        """The entries whose text a receiver that has read `seen` has not read, as one segment; None if there are none.
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(segment.nbytes for segment in self.segments)
-
-    def private(self, seen: Collection[str], carries: Literal["prompt", "reply", "all"]) -> Private | None:
-        """The entries that a receiver who has seen these texts has not, or None; one run of them shares memory."""
-        wanted = [index for index, origin in enumerate(self.origins) if self._goes(origin, seen, carries)]
+        Consecutive entries share memory with this cache; others are copied.
+        """
+        wanted = [index for index, origin in enumerate(self.origins) if self._is_wanted(origin, seen, carries)]
         if not wanted:
             return None
-        ids, origins = ([each[index] for index in wanted] for each in (self.ids, self.origins))
-        return Private(self._select(wanted), ids, origins)
+        ids, origins = [self.ids[index] for index in wanted], [self.origins[index] for index in wanted]
+        return KVSpan((self._select(wanted),), ids, origins)
 
-    def _goes(self, origin: Any, seen: Collection[str], carries: str) -> bool:
-        if origin is None or origin[0] in seen:
+    def _is_wanted(self, origin: Origin | None, seen: Collection[str], carries: Carries) -> bool:
+        if origin is None or origin.name in seen:
             return False
-        return carries == "all" or (carries == "reply") == (origin[0] == self.sender or origin[0] in self.replies)
+        is_reply = origin.name == self.sender or origin.name in self.replies
+        return carries == "all" or (carries == "reply") == is_reply
 
     def _select(self, wanted: Sequence[int]) -> KV:
         parts, first = [], 0
         for segment in self.segments:
             inside = [index - first for index in wanted if first <= index < first + len(segment)]
             if inside:
-                run = inside[-1] - inside[0] + 1 == len(inside)
-                parts.append(segment.select(slice(inside[0], inside[-1] + 1) if run else torch.tensor(inside)))
+                consecutive = inside[-1] - inside[0] + 1 == len(inside)
+                parts.append(segment.select(slice(inside[0], inside[-1] + 1) if consecutive else torch.tensor(inside)))
             first += len(segment)
         return replace(concat(parts), state=self._state_behind(wanted))
 
     def _state_behind(self, wanted: Sequence[int]) -> "State | None":
-        """The recurrent state behind these entries, where one was kept there and none of them is missing in between.
+        """The recurrent state behind consecutive entries, if it was kept at that position.
 
-        It is also a state of all that the row has in front of them.
+        The state covers everything that the row has in front of these entries, too.
         """
         end = wanted[-1] + 1
         if end - wanted[0] != len(wanted):
             return None
         ends = accumulate(map(len, self.segments))
-        found = next((each.state for each, at in zip(self.segments, ends, strict=True) if at == end), None)
+        found = next((segment.state for segment, at in zip(self.segments, ends, strict=True) if at == end), None)
         return found if found is not None and found.length == end else None
 
 
-def join_planes(turn: str, planes: Sequence[CachePlane]) -> CachePlane:
-    """Caches of one agent's turns behind each other. A text that several of them have read counts once."""
+def join_caches(turn: str, caches: Sequence[SentCache]) -> SentCache:
+    """Join the caches of one agent's turns, one after the other. A text that several turns have read counts once."""
     seen: set[str] = set()
-    origins: list[Any] = []
-    for plane in planes:
-        origins += [None if origin is not None and origin[0] in seen else origin for origin in plane.origins]
-        seen |= plane.names
-    return CachePlane(
-        planes[0].identity,
-        turn,
-        tuple(segment for plane in planes for segment in plane.segments),
-        [token for plane in planes for token in plane.ids],
+    origins: list[Origin | None] = []
+    for cache in caches:
+        origins += [None if origin is not None and origin.name in seen else origin for origin in cache.origins]
+        seen |= cache.names
+    return SentCache(
+        tuple(segment for cache in caches for segment in cache.segments),
+        [token for cache in caches for token in cache.ids],
         origins,
-        frozenset().union(*(plane.replies or {plane.sender} for plane in planes)),
-        any(plane.corrected for plane in planes),
+        caches[0].identity,
+        turn,
+        frozenset().union(*(cache.replies or {cache.sender} for cache in caches)),
+        any(cache.corrected for cache in caches),
     )

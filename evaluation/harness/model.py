@@ -146,7 +146,9 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
         options = self._options
         wiring = await options.graph.awire()
         if is_bare(options.graph.spec, options.input):
-            self._player = BarePlayer(wiring.nodes[0].agent.peer().model, options.max_length)
+            engine = wiring.nodes[0].agent.peer().engine
+            assert engine is not None
+            self._player = BarePlayer(engine, options.max_length)
             return
         if options.max_length is not None:
             raise InputError("`max_length` is for recipes that are one bare model; leave it out")

@@ -89,5 +89,5 @@ def _in_chat(graph: Graph, agent: Any) -> bool:
     asked = graph.spec.speaker(graph.output).chat
     if asked != "auto":
         return asked
-    model = getattr(agent.peer().model, "model", None)
+    model = getattr(agent.peer().engine, "model", None)
     return model is not None and model.tokenizer.has_chat

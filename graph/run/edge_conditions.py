@@ -7,7 +7,8 @@ from cachegraph.agents.base import Delivery
 from cachegraph.agents.prompt.expression import Expression
 from cachegraph.agents.prompt.render_threads import evaluate_in_thread
 from cachegraph.agents.prompt.template import TemplateProblem
-from cachegraph.channels.payload import Payload, Route, join_payloads
+from cachegraph.channels.join_payloads import join_payloads
+from cachegraph.channels.payload import Payload, Route
 from cachegraph.errors import RunError
 
 from ..plan.wiring import Exit, Node

@@ -5,7 +5,8 @@ from dataclasses import fields, replace
 from typing import TypeVar
 
 from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens, Traffic
-from cachegraph.channels.payload import EdgeReport, join_payloads
+from cachegraph.channels.join_payloads import join_payloads
+from cachegraph.channels.payload import EdgeReport
 
 __all__ = ["join_replies"]
 

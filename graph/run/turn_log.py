@@ -6,7 +6,7 @@ and its KV cache, which no journal keeps, is computed again from them when a rec
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -15,6 +15,9 @@ from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.errors import RunError, library_errors
 
 from .result import AgentResult
+
+if TYPE_CHECKING:
+    from cachegraph.channels.cache.sent_cache import SentCache
 
 __all__ = ["Journal", "Recorded", "note", "take_turn"]
 
@@ -143,9 +146,9 @@ class _Lost:
         self._turn = replace(turn, on_text=None)
         self._recorded = recorded
         self._busy = anyio.Lock()
-        self._cache: Any = None
+        self._cache: SentCache | None = None
 
-    async def rebuild(self) -> Any:
+    async def rebuild(self) -> "SentCache":
         async with self._busy:  # several receivers may want it at the same time
             if self._cache is None:
                 assert isinstance(self._agent, Rebuilder)

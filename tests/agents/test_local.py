@@ -9,7 +9,7 @@ from agent_rows import check_row, plane, row
 from tiny import save_model, save_tokenizer
 from transformers import models as hf
 
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ChannelError, ModelError
 
@@ -137,7 +137,7 @@ async def test_a_reply_goes_on_as_cache(cast: Any, carries: str) -> None:
     }
     edges = [{"from": "writer", "to": "answerer", "channel": "cache", "carries": carries}]
     async with cast(agents, edges, document=DOCUMENT, question=QUESTION) as players:
-        model = players.agents["writer"].peer().model.model
+        model = players.agents["writer"].peer().engine.model
         usual, replies = model.info, await players.play(keep=["answerer"])
         check_row(replies["writer"])
         spoken = [
@@ -178,7 +178,7 @@ async def test_words_that_are_wanted_later_are_written_from_the_cache(
         question=QUESTION,
     ) as players:
         message = (await players.play())["reader"].payload
-        engine, before = players.agents["reader"].peer().model, digest_of(message.cache)
+        engine, before = players.agents["reader"].peer().engine, digest_of(message.cache)
         read: list[int] = []
         generate = engine.generate
         monkeypatch.setattr(
@@ -190,7 +190,7 @@ async def test_words_that_are_wanted_later_are_written_from_the_cache(
         assert digest_of(message.cache) == before
 
 
-def digest_of(held: CachePlane) -> list[float]:
+def digest_of(held: SentCache) -> list[float]:
     return [float(x.double().sum()) for segment in held.segments for layer in segment.layers for x in layer]
 
 

@@ -11,7 +11,8 @@ from tiny import load_tiny, save_model, save_tokenizer
 
 from cachegraph import Graph
 from cachegraph.channels.cache.graft import graft
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
+from cachegraph.channels.payload import Origin
 from cachegraph.engine.engine import Engine
 
 DOCUMENT = "The sky is blue and the sea is green, what is the question of the answer? " * 3
@@ -62,14 +63,14 @@ def test_a_state_goes_over_behind_the_same_tokens_as_the_senders_alone(tmp_path:
     ids = list(range(10, 35))
     try:
         segments = anyio.run(engine.prefill, ids).segments
-        plane = CachePlane(model.identity, "reader", segments, ids, [None] * 5 + [("document", 0, 1)] * 20)
+        plane = SentCache(segments, ids, [None] * 5 + [Origin("document", 0, 1)] * 20, model.identity, "reader")
         for front, state in ((ids[:5], segments[-1].state), ([1, *ids[1:5]], None), (None, None)):
             brought = graft(plane, model, 5, (), "prompt", front=front)
             assert brought is not None
-            assert brought.kv.state is state
+            assert brought.segments[0].state is state
         elsewhere = graft(plane, model, 0, (), "prompt", front=[])
         assert elsewhere is not None
-        assert elsewhere.kv.state is None
+        assert elsewhere.segments[0].state is None
     finally:
         engine.close()
 

@@ -11,7 +11,7 @@ from agent_rows import check_row, fuser, info, plane, row, same_bits
 from lean_fusers import assert_close, by_hand, geometry, lean
 
 from cachegraph.agents.base import Control
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.fusers.files.card import ModelEnd
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
@@ -41,7 +41,7 @@ BOTH = {"reader": READER, "answerer": ANSWERER}
 
 
 def model(players: Any, agent: str) -> Any:
-    return players.agents[agent].peer().model.model
+    return players.agents[agent].peer().engine.model
 
 
 def translator(players: Any) -> Translator:
@@ -67,11 +67,9 @@ def pairs_of(mine: Sequence[Any], theirs: Sequence[Any], name: str) -> dict[int,
     return found
 
 
-async def slowly(
-    players: Any, taken: CachePlane, graft: KV, fuse: Fuser, sharer: str, sent: CachePlane, end: int
-) -> KV:
+async def slowly(players: Any, taken: SentCache, graft: KV, fuse: Fuser, sharer: str, sent: SentCache, end: int) -> KV:
     """The receiver's prompt up to `end`: what it reads itself, what is grafted, and what both have read, in turn."""
-    engine, mine, theirs = players.agents["answerer"].peer().model, model(players, "answerer"), model(players, sharer)
+    engine, mine, theirs = players.agents["answerer"].peer().engine, model(players, "answerer"), model(players, sharer)
     pairs = pairs_of(taken.origins, sent.origins, "question")
 
     def kind(at: int) -> str:
@@ -98,7 +96,7 @@ def is_private(origin: Any) -> bool:
     return bool(text_at(origin, "document") or text_at(origin, "reader"))
 
 
-def private(sent: CachePlane) -> KV:
+def private(sent: SentCache) -> KV:
     return concat(sent.segments).select(
         torch.tensor([at for at, origin in enumerate(sent.origins) if is_private(origin)])
     )

@@ -41,7 +41,7 @@ def fuser(folder: Path, players: Any, *, gate: float = 1.0, **card: Any) -> str:
     """SmolLM2 corrected by Gemma: 30 layers of 3 heads of 64 by 18 layers of 1 head of 256."""
     ends = []
     for name in ("answerer", "expert"):
-        info = players.agents[name].peer().model.model.info
+        info = players.agents[name].peer().engine.model.info
         ends.append(Geometry(info.layers, info.kv_heads, info.head_dim))
     made = new_fuser("c2c", *ends, gate_logit=gate, hidden_dim=64, intermediate_dim=64)
     object.__setattr__(made, "card", made.card.model_copy(update=card))

@@ -10,8 +10,9 @@ import torch
 from tiny import KINDS, config_of, load_tiny
 from torch import Tensor
 
-from cachegraph.channels.cache.graft import Graft, graft, why_no_graft
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.graft import graft, why_no_graft
+from cachegraph.channels.cache.sent_cache import SentCache
+from cachegraph.channels.payload import KVSpan, Origin
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV
 from cachegraph.engine.model.load import LoadedModel
@@ -51,11 +52,11 @@ async def read(engine: Engine, ids: Sequence[int], *past: KV, at: int | None = N
 
 def plane(
     model: LoadedModel, segments: tuple[KV, ...], *texts: tuple[str | None, list[int]], sender: str = "reader"
-) -> CachePlane:
+) -> SentCache:
     """A row made of these texts, (whose, tokens), one character a token."""
     ids = [token for _, part in texts for token in part]
-    origins = [None if name is None else (name, at, at + 1) for name, part in texts for at in range(len(part))]
-    return CachePlane(model.identity, sender, segments, ids, origins)
+    origins = [None if name is None else Origin(name, at, at + 1) for name, part in texts for at in range(len(part))]
+    return SentCache(segments, ids, origins, model.identity, sender)
 
 
 @pytest.mark.parametrize("start", [0, 3, 5, 70])
@@ -69,11 +70,11 @@ def test_grafted_text_in_front_equals_its_prefill_there(kind: str, start: int, e
         taken = graft(plane(engine.model, theirs, ("document", DOCUMENT)), engine.model, start, (), "prompt")
         assert taken is not None
         assert taken.ids == DOCUMENT
-        _, logits = await read(engine, QUESTION, taken.kv)
+        _, logits = await read(engine, QUESTION, taken.segments[0])
         both, expected = await read(engine, DOCUMENT + QUESTION, at=start)
         torch.testing.assert_close(logits, expected[len(DOCUMENT) :], rtol=1e-4, atol=1e-4)
         spec = GenerateSpec(max_new_tokens=8)
-        grafted = await engine.generate(QUESTION, (taken.kv,), spec)
+        grafted = await engine.generate(QUESTION, (taken.segments[0],), spec)
         anew = await engine.generate(DOCUMENT + QUESTION, (), spec, positions=torch.arange(start, start + 36))
         assert grafted.ids == anew.ids
 
@@ -91,23 +92,23 @@ def test_several_senders_stand_behind_each_other_and_keep_their_own(engines: Any
         for number, ids in enumerate(rows):
             segments, _ = await read(engine, LEAD + ids)
             planes.append(plane(model, segments, (None, LEAD), (f"text{number}", ids), sender=f"agent{number}"))
-        position, taken = 4, list[Graft]()
+        position, taken = 4, list[KVSpan]()
         for each in planes:
             one = graft(each, model, position, (), "prompt")
             assert one is not None
             taken.append(one)
             position += len(one.ids)
         assert [one.ids for one in taken] == rows
-        assert torch.cat([one.kv.positions for one in taken]).tolist() == list(range(4, 24))
-        assert [one.origins[0][0] for one in taken] == ["text0", "text1", "text2"]
+        assert torch.cat([one.segments[0].positions for one in taken]).tolist() == list(range(4, 24))
+        assert [one.names for one in taken] == [{"text0"}, {"text1"}, {"text2"}]
         for one, each in zip(taken, planes, strict=True):
             own = each.segments[0].select(slice(len(LEAD), None))
-            back = model.rotation.move(one.kv, own.positions)
+            back = model.rotation.move(one.segments[0], own.positions)
             for a, b in zip(back.layers, own.layers, strict=True):
                 torch.testing.assert_close(a.keys, b.keys, rtol=1e-4, atol=1e-4)
                 assert torch.equal(a.values, b.values)
         start, _ = await read(engine, tokens(4, 9))
-        done = await engine.prefill(QUESTION, (*start, *(one.kv for one in taken)))
+        done = await engine.prefill(QUESTION, (*start, *(one.segments[0] for one in taken)))
         assert done.cost.prefilled == len(QUESTION)
         assert done.segments[-1].positions.tolist() == list(range(24, 30))
 
@@ -150,7 +151,7 @@ def test_a_whole_row_at_its_place_is_shared_not_copied(engines: Any) -> None:
         segments, _ = await read(engine, DOCUMENT)
         row = plane(engine.model, segments, ("document", DOCUMENT))
         taken = [graft(row, engine.model, 0, (), "prompt") for _ in range(4)]
-        memory = {one.kv.layers[0].keys.untyped_storage().data_ptr() for one in taken if one is not None}
+        memory = {one.segments[0].layers[0].keys.untyped_storage().data_ptr() for one in taken if one is not None}
         assert memory == {segments[0].layers[0].keys.untyped_storage().data_ptr()}
 
     anyio.run(run)
@@ -166,7 +167,7 @@ def test_a_row_of_several_segments_is_taken_whole(engines: Any) -> None:
         row = plane(engine.model, segments, ("document", DOCUMENT))
         taken = graft(row, engine.model, 0, (), "prompt")
         assert taken is not None
-        _, logits = await read(engine, QUESTION, taken.kv)
+        _, logits = await read(engine, QUESTION, taken.segments[0])
         _, expected = await read(engine, DOCUMENT + QUESTION)
         torch.testing.assert_close(logits, expected[30:], rtol=1e-4, atol=1e-4)
 

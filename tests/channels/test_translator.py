@@ -11,12 +11,13 @@ from tiny import KINDS, config_of, save_model, save_tokenizer
 
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.cache.graft import graft
-from cachegraph.channels.cache.sent_cache import CachePlane
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.cache.translate import Translation
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
 from cachegraph.channels.fusers.files.load import is_translator, load_fuser, load_translator
 from cachegraph.channels.fusers.files.weights import CARD, WEIGHTS, save_fuser
 from cachegraph.channels.fusers.networks.translator import Translator, new_translator
+from cachegraph.channels.payload import Origin
 from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
@@ -169,13 +170,13 @@ def grafted(pair: tuple[LoadedModel, LoadedModel], made: Translator, *, read_at:
     assert receiver.tokenizer is not None
     assert sharer.tokenizer is not None
     ids = sharer.tokenizer.encode("a tale", special=False).ids
-    origins = [("text", i, i + 1) for i in range(len(ids))]
-    plane = CachePlane("x", "reader", (read(sharer, ids, read_at),), ids, origins)
+    origins = [Origin("text", i, i + 1) for i in range(len(ids))]
+    plane = SentCache((read(sharer, ids, read_at),), ids, origins, "x", "reader")
     translation = Translation(made, sharer, Aligner(sharer.tokenizer.raw, receiver.tokenizer.raw))
     found = graft(plane, receiver, start, set(), "prompt", translation)
     assert found is not None
     assert found.ids == ids  # both have the same tokenizer
-    return found.kv
+    return found.segments[0]
 
 
 def test_a_graft_stands_at_the_receivers_positions_wherever_the_sharer_read_it(

@@ -53,7 +53,7 @@ async def turn_of(opened: Graph, row: dict[str, Any]) -> Turn:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_grafting_gives_what_reading_the_same_tokens_in_the_same_order_gives(exact: Graph) -> None:
     _, node = await reader_and_answerer(exact)
-    engine = node.agent.peer().model
+    engine = node.agent.peer().engine
     for row in ROWS[:3]:
         turn = await turn_of(exact, row)
         grafted = await node.agent._reader(_inbox(node.agent, turn)).read(finish=False)

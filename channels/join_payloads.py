@@ -1,0 +1,40 @@
+"""Join the payloads of several turns of one agent into one."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .payload import JOINT, Payload
+
+if TYPE_CHECKING:
+    from .cache.sent_cache import SentCache
+
+__all__ = ["join_payloads"]
+
+
+def join_payloads(sender: str, turn: str, payloads: Sequence[Payload]) -> Payload:
+    """Texts with a blank line between them, caches in a row, and the newest data."""
+
+    def cache() -> "SentCache | None":
+        from .cache.sent_cache import join_caches  # needs torch; without a cache nobody does
+
+        caches = [payload.cache for payload in payloads if payload.cache is not None]
+        return join_caches(turn, caches) if caches else None
+
+    async def write() -> str:
+        return JOINT.join([await payload.read() for payload in payloads])
+
+    async def rebuild() -> "SentCache | None":
+        for payload in payloads:
+            await payload.restore()
+        return cache()
+
+    joined = Payload(sender, turn=turn, data=payloads[-1].data if payloads else None)
+    if any(payload.text is None for payload in payloads):
+        joined.write = write
+    else:
+        joined.text = JOINT.join(payload.text or "" for payload in payloads)
+    if any(payload.rebuild is not None for payload in payloads):
+        joined.rebuild = rebuild
+    elif any(payload.cache is not None for payload in payloads):
+        joined.cache = cache()
+    return joined
