@@ -11,7 +11,7 @@ from cachegraph.errors import ConfigError
 
 from ..spec import EndpointSpec
 
-__all__ = ["Secrets", "body_of", "chat_address", "secrets_of"]
+__all__ = ["RECIPE_FIELDS", "Secrets", "body_of", "chat_address", "secrets_of"]
 
 # What is no part of the original API, and known to most servers that run open models, behind what is.
 OPTIONAL = {
@@ -23,6 +23,19 @@ OPTIONAL = {
     "repetition_penalty": "repetition_penalty",
     "min_new_tokens": "min_tokens",
     "ignore_eos": "ignore_eos",
+}
+# Every key of a body that a recipe sets elsewhere, and where; `None`: cachegraph itself decides it.
+RECIPE_FIELDS: dict[str, str | None] = {
+    "model": "model",
+    "messages": "prompt",
+    "tools": "tools",
+    "functions": "tools",
+    "response_format": "generate.json_schema",
+    "max_tokens": "generate.max_new_tokens",
+    "max_completion_tokens": "generate.max_new_tokens",
+    **{name: f"generate.{name}" for name in GenerateSpec.model_fields},
+    **{theirs: f"generate.{ours}" for ours, theirs in OPTIONAL.items()},
+    **dict.fromkeys(("stream", "stream_options", "n", "logprobs", "top_logprobs")),
 }
 USUAL = GenerateSpec()
 
@@ -86,7 +99,7 @@ def body_of(
     spec: GenerateSpec,
     tools: list[dict[str, Any]] | None,
 ) -> dict[str, Any]:
-    """One request; what the recipe's `extra_body` names comes from there."""
+    """One request. A recipe's `extra_body` adds keys; those of `RECIPE_FIELDS` are refused when it is read."""
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": messages,

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from cachegraph.agents.endpoint.request import RECIPE_FIELDS
 from cachegraph.agents.http_client import ALLOW_LOCAL
 from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
 from cachegraph.common.addresses import is_plain_loopback, known_addresses, place_of, port_is_reserved
@@ -29,7 +30,6 @@ OWN_HEADERS = {
     *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "keep-alive"),
     *("te", "trailer", "upgrade", "expect", "accept", "accept-encoding"),
 }
-OWN_KEYS = ("model", "messages", "stream", "tools", "functions", "n", "response_format")
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 HEADER_TEXT = re.compile(r"[!-~]([ -~]{0,1000}[!-~])?")
 SECRET_HEADER = re.compile(r"authorization|cookie|api-?key|token|secret|password|credential|signature")
@@ -55,13 +55,20 @@ def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]
 
 
 def _check_body(extra: Mapping[str, Any], path: Path) -> Iterator[Finding]:
-    """What a recipe adds to requests: JSON, and nothing that the agent says itself."""
+    """Keys that a recipe adds to requests: JSON, and none that a field of the recipe sets already."""
     for key, value in extra.items():
-        if key in OWN_KEYS:
-            message = f"{key!r} of a request is not extra: the agent says it"
-            yield Finding(message, (*path, key), "remove it", at_key=True)
+        if key in RECIPE_FIELDS:
+            yield _doubled(key, RECIPE_FIELDS[key], (*path, key))
         elif not _is_json(value):
             yield Finding(f"{key!r} of a request holds a number or a key that JSON does not know", (*path, key))
+
+
+def _doubled(key: str, field: str | None, path: Path) -> Finding:
+    if field is None:
+        return Finding(f"{key!r} of a request is not extra: cachegraph sets it", path, "remove it", at_key=True)
+    whose = "of the model" if field == "model" else "of its agents"
+    message = f"{key!r} of a request is not extra: {field!r} {whose} sets it"
+    return Finding(message, path, f"remove it here, and write it as {field!r}", at_key=True)
 
 
 def _check_place(address: str, name: str, path: Path, permissions: Permissions) -> Iterator[Finding]:

@@ -13,8 +13,9 @@ from chat_server import DONE, Answer, Server, event, piece, status, stream
 from endpoint_agent import KEY, say
 
 from cachegraph.agents.endpoint.agent import EndpointAgent
-from cachegraph.agents.endpoint.request import chat_address
+from cachegraph.agents.endpoint.request import body_of, chat_address
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError, RecipeError
 from cachegraph.graph.recipe.load import load_recipe
 
@@ -250,6 +251,13 @@ def test_headers_and_bodies_come_from_a_recipe_as_they_stand(tmp_path: Path) -> 
         ("headers: {x: {env: CACHEGRAPH_K}}", "http://h/v1", "'CACHEGRAPH_K' would travel unencrypted"),
         ("extra_body: {messages: []}", "https://h/v1", "7:18.*'messages' of a request is not extra"),
         ("extra_body: {n: 2}", "https://h/v1", "'n' of a request is not extra"),
+        (
+            "extra_body: {max_tokens: 5}",
+            "https://h/v1",
+            "7:18.*'max_tokens' .* 'generate.max_new_tokens' of its agents sets it; remove it here, and write",
+        ),
+        ("extra_body: {response_format: {type: text}}", "https://h/v1", "write it as 'generate.json_schema'"),
+        ("extra_body: {model: big}", "https://h/v1", "'model' of the model sets it"),
         ("extra_body: {a: .inf}", "https://h/v1", "7:21"),
     ],
 )
@@ -260,3 +268,24 @@ def test_headers_and_bodies_that_may_not_be_are_refused_with_their_place(
     path.write_text(RECIPE.format(entry=entry, url=url))
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("host", ["api.openai.com", "h"])
+def test_no_key_that_a_recipe_sets_elsewhere_may_be_extra(tmp_path: Path, host: str) -> None:
+    spec = GenerateSpec(
+        temperature=0.5, top_p=0.5, top_k=3, min_p=0.1, repetition_penalty=2.0, stop=("a",), seed=1, min_new_tokens=1,
+        ignore_eos=True, json_schema={"type": "object"},
+    )  # fmt: skip
+    assert all(
+        getattr(spec, name) != getattr(GenerateSpec(), name)
+        for name in GenerateSpec.model_fields
+        if name != "max_new_tokens"
+    )
+    url = f"https://{host}/v1"
+    body = body_of("a", EndpointSpec(base_url=url, model="m"), [], spec, [])
+    others = ("logprobs", "top_logprobs", "functions", "n", "max_tokens", "max_completion_tokens", "max_new_tokens")
+    path = tmp_path / "r.yaml"
+    for key in {*body, *others}:
+        path.write_text(RECIPE.format(entry=f"extra_body: {{{key}: null}}", url=url))
+        with pytest.raises(RecipeError, match=f"7:18: '{key}' of a request is not extra"):
+            load_recipe(path)
