@@ -10,6 +10,7 @@ json_text        Parse and check JSON from outside
 paths            Where cachegraph keeps its files
 printable        Make text of models and files safe for a terminal
 schemas/         JSON Schemas from outside, and values checked against them
+stop_signals     Treat SIGTERM and SIGHUP as Ctrl-C; the exit code of a stopped process
 surrogates       Mend text that is not valid Unicode
 template_budget  Limits on the work of one template rendering
 """

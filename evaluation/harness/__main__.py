@@ -3,9 +3,12 @@
 The harness looks models up in a table that only an import can add to, so its own `lm_eval` can't find ours.
 """
 
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 
+from cachegraph.common.stop_signals import catch_signals, exit_code, flush_streams
 from cachegraph.errors import CachegraphError, ConfigError
 
 __all__ = ["main"]
@@ -13,14 +16,17 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command. Exit codes are those of `cachegraph`."""
+    catch_signals()
     try:
         _evaluate()
     except CachegraphError as error:
         sys.stderr.write(f"cachegraph: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("cachegraph: interrupted\n")
-        sys.exit(130)
+        with suppress(OSError, ValueError):  # the terminal may be gone
+            sys.stderr.write("cachegraph: interrupted\n")
+        flush_streams()
+        os._exit(exit_code())  # at once: a model that is still being loaded in another thread is not waited for
 
 
 def _evaluate() -> None:

@@ -94,7 +94,7 @@ def test_nohup_keeps_a_run_going(tmp_path: Path) -> None:
 LOADING = """\
 import threading
 from pathlib import Path
-def load(*_):
+def load(*_, **__):
     Path({busy!r}).write_text("")
     threading.Event().wait(600)
 import cachegraph.engine.pool as pool
@@ -122,3 +122,35 @@ def test_ctrl_c_does_not_wait_for_a_model_that_is_being_loaded(tmp_path: Path) -
         process.kill()
     assert (process.returncode, out) == (130, "")
     assert err.endswith("cachegraph: interrupted\n")
+
+
+HARNESS = """\
+import sys, time, types
+from pathlib import Path
+harness = types.ModuleType("lm_eval.__main__")
+def cli_evaluate():
+    Path(sys.argv[1]).write_text("")
+    time.sleep(600)
+harness.cli_evaluate = cli_evaluate
+sys.modules |= {"lm_eval": types.ModuleType("lm_eval"), "lm_eval.__main__": harness}
+import cachegraph.evaluation.harness.__main__ as command
+command.import_module = lambda _: None
+command.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+)
+def test_the_harness_ends_by_the_same_signals_with_the_same_codes(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", HARNESS, str(tmp_path / "busy")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(tmp_path / "busy")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (code, "", "cachegraph: interrupted\n")

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from cachegraph import __version__
+from cachegraph.common.stop_signals import catch_signals, exit_code
 from cachegraph.errors import CachegraphError
 
 from . import compare, doctor, failures, fusers, models, recipes, run, runs, sessions, train
 from .output import echo
-from .signals import Commands, Stopped, catch_signals, end_stopped, exit_code
+from .signals import Commands, Stopped, end_stopped
 from .standard_streams import complete_output, standard_streams
 from .text_arguments import check_arguments
 

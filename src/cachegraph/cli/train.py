@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cachegraph.common.stop_signals import exit_code
 from cachegraph.errors import ConfigError
 
 from .failures import note
 from .output import TASK, echo, echo_json, open_console
-from .signals import exit_code
 
 if TYPE_CHECKING:
     from cachegraph.training.plan import Plan

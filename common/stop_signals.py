@@ -1,0 +1,39 @@
+"""SIGTERM and SIGHUP treated as Ctrl-C, and the exit code of a process that one of the three stops."""
+
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+
+__all__ = ["catch_signals", "exit_code", "flush_streams"]
+
+_number = signal.SIGINT  # of the signal that stops the process
+
+
+def catch_signals() -> None:
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, unless they are ignored, as under nohup."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def exit_code() -> int:
+    """128 and the signal's number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    return 128 + _number
+
+
+def flush_streams() -> None:
+    """Flush stdout and stderr, which may be closed, or whose reader may have gone."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):
+                stream.flush()
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    global _number
+    _number = signal.Signals(number)
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # as of a shell's background job
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
