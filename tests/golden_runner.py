@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cachegraph.channels.cache.edge_plan import FusePlan
-from cachegraph.channels.cache.fused_decode import Along, FusedRow, fused_generate
+from cachegraph.channels.cache.fused_decode import FusedRow, ReplySharers, fused_generate
 from cachegraph.channels.cache.fused_prefill import FusedPrefill, Sharer, fused_prefill
-from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, SharerReading, Stretch
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, SharerPrompt, Stretch
 from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.engine.engine import Engine
@@ -206,7 +206,7 @@ async def _alone(case: Case, number: int, run: RowRun, receiver: Engine, endless
 
 
 async def _decode(
-    case: Case, number: int, run: RowRun, receiver: Engine, reading: SharedReading, segments: tuple[KV, ...]
+    case: Case, number: int, run: RowRun, receiver: Engine, reading: SharedPrompt, segments: tuple[KV, ...]
 ) -> tuple[KV, ...]:
     done = sum(end - start for start, end, _ in reading.stretches)
     ids, positions = list(reading.ids[done:]), _rest(reading, done)
@@ -241,14 +241,14 @@ async def _respond(
     run: RowRun,
     receiver: Engine,
     sharers: list[Sharer],
-    reading: SharedReading,
+    reading: SharedPrompt,
     fused: FusedPrefill,
 ) -> tuple[KV, ...]:
     """The last section and the reply are corrected too; the published code lets the first sharer alone do that."""
     done = sum(end - start for start, end, _ in reading.stretches)
     ids, positions = list(reading.ids[done:]), _rest(reading, done)
     plan = FusePlan(sharers[0].engine, sharers[0].fuser, "ids", "receiver-prompt", True)
-    along = Along([plan], fused.sharers[:1], fused.uncorrected)
+    along = ReplySharers([plan], fused.sharers[:1], fused.uncorrected)
     row = FusedRow(receiver, along, fused.segments)
     logits = await row.read(ids, positions)
     columns = case.row(number, 0).columns[done:] - case.prefix
@@ -261,7 +261,7 @@ async def _respond(
     return row.segments
 
 
-def shared_reading(case: Case, number: int) -> SharedReading:
+def shared_reading(case: Case, number: int) -> SharedPrompt:
     """The case's sections as stretches, all but the last."""
     own = case.row(number, 0)
     count = len(case.about["sharers"])
@@ -269,7 +269,7 @@ def shared_reading(case: Case, number: int) -> SharedReading:
     readings = []
     for other in others:
         inside = int((other.columns < case.prefix).sum())
-        readings.append(SharerReading(other.ids[:inside], other.positions[:inside]))
+        readings.append(SharerPrompt(other.ids[:inside], other.positions[:inside]))
     stretches, begin, token = [], 0, 0
     for mask, length in case.sections[:-1]:
         here = own.columns[(own.columns >= begin) & (own.columns < begin + length)]
@@ -277,7 +277,7 @@ def shared_reading(case: Case, number: int) -> SharedReading:
         if len(here):
             stretches.append(Stretch(token, token + len(here), {j: each for j, each in pairs.items() if len(each[0])}))
         token, begin = token + len(here), begin + length
-    return SharedReading(own.ids, own.positions, readings, stretches)
+    return SharedPrompt(own.ids, own.positions, readings, stretches)
 
 
 def _pairs(here: Tensor, there: Tensor) -> Pairs:
@@ -295,7 +295,7 @@ def _compare_sharer(case: Case, number: int, run: RowRun, j: int, row: tuple[KV,
     run.compare(f"sharer{j}", _flat(row), case.layers(f"dict_sharer{j}", number, columns[columns < recorded]))
 
 
-def _rest(reading: SharedReading, done: int) -> Tensor:
+def _rest(reading: SharedPrompt, done: int) -> Tensor:
     assert reading.positions is not None
     return reading.positions[done:]
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 
 from cachegraph.channels.cache.sent_cache import SentCache
-from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, Stretch
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, Stretch
 from cachegraph.engine.kv.cache import KV, LayerKV
 from cachegraph.errors import ChannelError
 
 from ..base import Control, Delivery
 
-__all__ = ["brought_plane", "mismatched_reading", "zeros"]
+__all__ = ["mismatched_prompt", "received_cache", "zeros"]
 
 
 def zeros(kv: KV) -> KV:
@@ -21,7 +21,7 @@ def zeros(kv: KV) -> KV:
     return KV(layers, kv.positions, kv.factors, None if kv.state is None else kv.state.map(torch.zeros_like))
 
 
-def brought_plane(delivery: Delivery, control: Control | None) -> SentCache | None:
+def received_cache(delivery: Delivery, control: Control | None) -> SentCache | None:
     """The cache that came over this edge, or under a mismatched control the one that came over it in the other turn."""
     if control is None or control.other is None:
         return delivery.payload.cache
@@ -29,7 +29,7 @@ def brought_plane(delivery: Delivery, control: Control | None) -> SentCache | No
     return next((each.payload.cache for each in control.other.deliveries if each.route.edge.sender == sender), None)
 
 
-def mismatched_reading(mine: SharedReading, other: SharedReading) -> SharedReading:
+def mismatched_prompt(mine: SharedPrompt, other: SharedPrompt) -> SharedPrompt:
     """The receiver reads its own prompt, the sharers the other one.
 
     The receiver's k-th paired position of a stretch gets the sharer's k-th of the other prompt's same stretch; what one
@@ -57,7 +57,7 @@ def _clip(mine: Mapping[int, Pairs], other: Mapping[int, Pairs]) -> dict[int, Pa
     return dict(sorted(clipped.items()))
 
 
-def _flat(mine: SharedReading, other: SharedReading) -> list[Stretch]:
+def _flat(mine: SharedPrompt, other: SharedPrompt) -> list[Stretch]:
     """Each stretch takes as many of the other prompt's sharer positions as it needs, in their order."""
     waiting: dict[int, torch.Tensor] = {
         sharer: torch.cat([at.pairs[sharer].sharer for at in other.stretches if sharer in at.pairs])

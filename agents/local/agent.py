@@ -27,7 +27,7 @@ from ..tools.tool_loop import Told, write_with_tools
 from .decode import add_reply, write
 from .inbox import Inbox
 from .memory import Remembering
-from .prefill import Reader, RowSoFar
+from .prefill import AgentRow, Reader
 from .score import score_row
 
 __all__ = ["LocalAgent"]
@@ -135,7 +135,7 @@ class LocalAgent:
         spec = within_budget(self._spec.generate, turn) if generates else self._spec.generate
         timing, tokens = Timing(), Tokens()
         calls: list[ToolCall] = []
-        row: RowSoFar | None = None
+        row: AgentRow | None = None
         if generates or turn.needs_cache:
             row = await reader.read(finish=not generates)
             timing, tokens = row.timing, row.tokens
@@ -187,8 +187,8 @@ class LocalAgent:
         return row.sent_cache(engine.model.identity, name)
 
     async def _write(
-        self, row: RowSoFar, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall], work: TextWork
-    ) -> RowSoFar:
+        self, row: AgentRow, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall], work: TextWork
+    ) -> AgentRow:
         engine = self._opened.engine
         if self._belt is None:
             return await write(engine, self.name, spec, row, turn, began)
@@ -221,7 +221,7 @@ class LocalAgent:
             return None
         return await work.run(partial(Remembering, self.name, turn.memory, self._opened.engine))
 
-    async def _write_later(self, turn: Turn, row: RowSoFar | None) -> str:
+    async def _write_later(self, turn: Turn, row: AgentRow | None) -> str:
         """The reply, for somebody who turned out to need it after the turn was over; from its cache if there is one."""
         again = replace(turn, needs_text=True, needs_cache=False, on_text=None)
         if row is not None and row.sharers is None and row.can_reopen:

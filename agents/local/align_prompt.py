@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from cachegraph.channels.cache.align import Reading, SharedSpan, align_offsets
+from cachegraph.channels.cache.align import SharedSpan, TokenizedChat, align_offsets
 from cachegraph.channels.cache.edge_plan import FusePlan
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.cache.shared_prompt import (
-    SharedReading,
-    SharerReading,
+    SharedPrompt,
+    SharerPrompt,
     pair_tokens,
-    read_aligned,
-    read_ids,
-    read_offsets,
+    share_by_ids,
+    share_by_offsets,
+    share_by_sections,
 )
 from cachegraph.channels.payload import Origin
 from cachegraph.engine.engine import Engine
@@ -22,15 +22,15 @@ from ..base import Delivery
 from ..prompt.chat_layout import Message, lay_out, words_of
 from ..prompt.prompt import Piece, Prompt
 
-__all__ = ["pair_own", "read_along", "shared_reading"]
+__all__ = ["pair_own_prompts", "share_messages", "share_prompt"]
 
 
-def shared_reading(
+def share_prompt(
     prompt: Prompt,
     receiver: Engine,
     sharing: Sequence[tuple[Delivery, FusePlan]],
     planes: Sequence[SentCache | None],
-) -> SharedReading:
+) -> SharedPrompt:
     """How all of them read `prompt`; `planes` is what sharers that read their own prompts have brought.
 
     Raises ChannelError where they can't read it together, or not all of it.
@@ -46,11 +46,11 @@ def shared_reading(
             raise ChannelError("a sharer that reads its own prompt has handed over no cache")
         if any(plane.replies for plane in brought):
             raise ChannelError("a fuser reads the cache of one turn, and this one is joined of several")
-        reading = pair_own(piece, [(plane.ids, plane.origins) for plane in brought])
+        reading = pair_own_prompts(piece, [(plane.ids, plane.origins) for plane in brought])
     elif plans[0].alignment == "ids":
-        reading = read_ids(piece.ids, len(plans))
+        reading = share_by_ids(piece.ids, len(plans))
     else:
-        reading = read_along(prompt, piece, plans)
+        reading = share_messages(prompt, piece, plans)
     for plan, text in zip(plans, reading.sharers, strict=True):
         limit = plan.sharer.model.info.max_positions
         if len(text.ids) > limit:
@@ -60,30 +60,30 @@ def shared_reading(
     return reading
 
 
-def read_along(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedReading:
+def share_messages(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedPrompt:
     """Sharers read the receiver's messages in their own chat format."""
-    mine = Reading(piece.ids, piece.offsets, piece.contents)
+    mine = TokenizedChat(piece.ids, piece.offsets, piece.contents)
     theirs = [_reading(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
     aligners = [plan.aligner for plan in plans if plan.aligner is not None and plan.alignment != "offsets"]
     if len(aligners) == len(plans):
-        return read_aligned(aligners, mine, theirs)
+        return share_by_sections(aligners, mine, theirs)
     if aligners:
         raise ChannelError("the fusers of its edges align tokens in different ways; use fusers trained alike")
-    return read_offsets(mine, theirs)
+    return share_by_offsets(mine, theirs)
 
 
-def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: bool) -> Reading:
+def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: bool) -> TokenizedChat:
     assert tokenizer is not None
     chat = chat and tokenizer.has_chat
     text, marks, contents = lay_out(messages, tokenizer, chat, slots=False)
     encoded = tokenizer.encode(text, special=not chat, words=words_of(marks))
-    return Reading(encoded.ids, encoded.offsets, contents)
+    return TokenizedChat(encoded.ids, encoded.offsets, contents)
 
 
-def pair_own(piece: Piece, sharers: Sequence[tuple[Sequence[int], Sequence[Origin | None]]]) -> SharedReading:
+def pair_own_prompts(piece: Piece, sharers: Sequence[tuple[Sequence[int], Sequence[Origin | None]]]) -> SharedPrompt:
     """Sharers have read prompts of their own, (ids, origins); what stands in both is paired character by character."""
     by_sharer = [_same_characters(piece, origins) for _, origins in sharers]
-    return pair_tokens(piece.ids, [SharerReading(ids) for ids, _ in sharers], by_sharer)
+    return pair_tokens(piece.ids, [SharerPrompt(ids) for ids, _ in sharers], by_sharer)
 
 
 def _same_characters(piece: Piece, origins: Sequence[Origin | None]) -> list[tuple[int, int]]:

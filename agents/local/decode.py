@@ -13,12 +13,12 @@ from cachegraph.engine.text.tokenizer import TextDecoder
 from ..base import Turn
 from ..schema_threads import run_checks
 from ..structured_output import cut_short, parse_reply
-from .prefill import RowSoFar
+from .prefill import AgentRow
 
 __all__ = ["add_reply", "write"]
 
 
-async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, turn: Turn, began: float) -> RowSoFar:
+async def write(engine: Engine, agent: str, spec: GenerateSpec, row: AgentRow, turn: Turn, began: float) -> AgentRow:
     """Decode. The row gains the reply's text, and its tokens if an edge takes the cache. `began`: when the turn did."""
     room = engine.model.info.max_positions - len(row.ids)
     spec = spec.model_copy(update={"max_new_tokens": min(spec.max_new_tokens, room)})
@@ -38,7 +38,7 @@ async def write(engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, t
 
 
 async def _generate(
-    engine: Engine, spec: GenerateSpec, row: RowSoFar, on_text: Callable[[str], None] | None
+    engine: Engine, spec: GenerateSpec, row: AgentRow, on_text: Callable[[str], None] | None
 ) -> Generated:
     seen = row.ids[: len(row.ids) - len(row.pending)]
     if row.sharers is not None:
@@ -48,7 +48,7 @@ async def _generate(
     return await engine.generate(row.pending, row.segments, spec, positions=row.positions, on_text=on_text, seen=seen)
 
 
-async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated, stop: Sequence[str]) -> None:
+async def _keep(engine: Engine, agent: str, row: AgentRow, done: Generated, stop: Sequence[str]) -> None:
     """Take the reply into the row, its last token too, which decoding may never have had to read."""
     read = sum(map(len, row.segments)) - len(row.ids)
     if done.ids[read:]:
@@ -59,7 +59,7 @@ async def _keep(engine: Engine, agent: str, row: RowSoFar, done: Generated, stop
     add_reply(engine, agent, row, done.ids, stop)
 
 
-def add_reply(engine: Engine, agent: str, row: RowSoFar, ids: Sequence[int], stop: Sequence[str]) -> None:
+def add_reply(engine: Engine, agent: str, row: AgentRow, ids: Sequence[int], stop: Sequence[str]) -> None:
     """Note whose text the reply's entries in the row's cache are.
 
     Nobody gets what is no part of the reply's text: special tokens, and a stop string with what is behind it.

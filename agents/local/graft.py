@@ -16,7 +16,7 @@ from cachegraph.engine.kv.rope import OutOfReach
 
 from ..base import Delivery
 from ..prompt.prompt import Piece, Prompt, Slot
-from .ablation import brought_plane, zeros
+from .ablation import received_cache, zeros
 from .inbox import Inbox
 
 __all__ = ["Grafting"]
@@ -108,14 +108,14 @@ class Grafting:
         return why_other_frequencies(model, grafts, count, self._reply)
 
     def _why_no_state(self, delivery: Delivery, brought: KVSpan, closes: bool) -> str | None:
-        plane = brought_plane(delivery, self._inbox.turn.control)
+        plane = received_cache(delivery, self._inbox.turn.control)
         return None if plane is None else why_no_state(plane, self._engine.model, brought, closes=closes)
 
     async def _graft(
         self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str], front: Sequence[int] | None
     ) -> KVSpan | None:
         control = self._inbox.turn.control
-        plane = brought_plane(delivery, control)
+        plane = received_cache(delivery, control)
         if plane is not None and control is not None and control.kind == "zero":  # before a translator reads it
             plane = replace(plane, segments=tuple(map(zeros, plane.segments)))
         brought = None
@@ -135,5 +135,5 @@ class Grafting:
         fuses what both have read."""
         if delivery.route.edge.sender in self._fusing:
             return True
-        plane = brought_plane(delivery, self._inbox.turn.control)
+        plane = received_cache(delivery, self._inbox.turn.control)
         return plane is not None and plane.private(read, plan.carries) is not None

@@ -11,7 +11,7 @@ from ..prompt.chat_context import EARLIER, plain, remembered
 from ..prompt.prompt import Message
 from ..sessions.session import Recollection
 from ..sessions.session_caches import keep, take_up
-from .prefill import RowSoFar
+from .prefill import AgentRow
 
 __all__ = ["Remembering"]
 
@@ -32,7 +32,7 @@ class Remembering:
         self.report = MemoryReport(recollection.told)
         self._exact = False
 
-    async def take_up(self, row: RowSoFar) -> None:
+    async def take_up(self, row: AgentRow) -> None:
         """Put the kept cache in front of a row of which nothing has been computed, as far as its tokens go."""
         model = self._engine.model
         self._exact = model.why_no_cache is None and not row.segments and row.sharers is None
@@ -52,7 +52,7 @@ class Remembering:
             row.tokens.reused += length
             self.report.reused = length
 
-    def add(self, messages: list[Message], reply: str, row: RowSoFar) -> list[tuple[str, str]]:
+    def add(self, messages: list[Message], reply: str, row: AgentRow) -> list[tuple[str, str]]:
         """Remember this turn, and its row where that is exact. Gives the messages that are kept."""
         save = None
         if self._exact:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cachegraph.channels.cache.edge_plan import FusePlan
-from cachegraph.channels.cache.fused_decode import Along, FusedRow
+from cachegraph.channels.cache.fused_decode import FusedRow, ReplySharers
 from cachegraph.channels.cache.fused_prefill import Sharer, fused_prefill
 from cachegraph.channels.cache.graft import is_of_a_long_row, why_too_long
 from cachegraph.channels.cache.sent_cache import SentCache
-from cachegraph.channels.cache.shared_prompt import SharedReading, make_room
+from cachegraph.channels.cache.shared_prompt import SharedPrompt, make_room
 from cachegraph.channels.payload import JOINT, KVSpan, Origin
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV
@@ -25,16 +25,16 @@ from ..prompt.chat_context import Frame
 from ..prompt.prompt import Message, Piece, Prompt, PromptTemplate, Slot, handed_over_by, readable, tokenize
 from ..prompt.render_threads import TextWork
 from ..spec import AgentSpec
-from .ablation import brought_plane, mismatched_reading, zeros
-from .align_prompt import shared_reading
+from .ablation import mismatched_prompt, received_cache, zeros
+from .align_prompt import share_prompt
 from .graft import Grafting
 from .inbox import Inbox
 
-__all__ = ["Reader", "RowSoFar"]
+__all__ = ["AgentRow", "Reader"]
 
 
 @dataclass(eq=False)
-class RowSoFar:
+class AgentRow:
     """An agent's row: what is computed, what is known and still to be computed, and what it has cost."""
 
     segments: tuple[KV, ...] = ()
@@ -42,7 +42,7 @@ class RowSoFar:
     positions: Tensor | None = None  # of the pending tokens, where they don't follow on
     ids: list[int] = field(default_factory=list)  # with the pending ones
     origins: list[Origin | None] = field(default_factory=list)
-    sharers: Along | None = None  # that also correct what follows
+    sharers: ReplySharers | None = None  # that also correct what follows
     corrected: bool = False  # sharers have corrected something in it
     text: str = ""
     data: Any = None  # the reply as a JSON value, where it is one by schema
@@ -111,7 +111,7 @@ class Reader:
         self._told(await self._work.run(lambda: self._messages(values, slots)))
         return JOINT.join(message.content.text for message in self.own if message.role == "user")
 
-    async def read(self, *, finish: bool, reply: Sequence[int] = ()) -> RowSoFar:
+    async def read(self, *, finish: bool, reply: Sequence[int] = ()) -> AgentRow:
         """Read all of the prompt but what decoding begins with; all of it, and a known reply, where `finish`."""
         row = await self._read(await self._prompt())
         self._check_room(row)
@@ -120,14 +120,14 @@ class Reader:
             await self._finish(row)
         return row
 
-    async def _read(self, prompt: Prompt) -> RowSoFar:
+    async def _read(self, prompt: Prompt) -> AgentRow:
         if not prompt.parts:
             raise ModelError(f"the prompt of agent {self._inbox.agent!r} is empty; give it something to read")
         if self._inbox.fuses():
             return await self._read_with_sharers(prompt)
         return await self._read_with_grafts(prompt) if self._inbox.grafts() else self._unread(prompt)
 
-    async def _read_again(self) -> RowSoFar:
+    async def _read_again(self) -> AgentRow:
         """Some edge fell back, so the prompt is another one now."""
         return await self._read(await self._prompt())
 
@@ -142,7 +142,7 @@ class Reader:
         self._told(prompt.messages)
         return prompt
 
-    async def _finish(self, row: RowSoFar) -> None:
+    async def _finish(self, row: AgentRow) -> None:
         if row.sharers is not None:
             fused = FusedRow(self._engine, row.sharers, row.segments)
             await fused.read(row.pending, row.positions)
@@ -175,13 +175,13 @@ class Reader:
         if self._inbox.turn.on_prompt is not None:
             self._inbox.turn.on_prompt(readable(messages))
 
-    def _unread(self, prompt: Prompt) -> RowSoFar:
+    def _unread(self, prompt: Prompt) -> AgentRow:
         pieces = [part for part in prompt.parts if isinstance(part, Piece)]
         ids = [token for piece in pieces for token in piece.ids]
         origins = [origin for piece in pieces for origin in piece.origins]
-        return RowSoFar(pending=ids, ids=list(ids), origins=origins, ending=_ending(prompt))
+        return AgentRow(pending=ids, ids=list(ids), origins=origins, ending=_ending(prompt))
 
-    def _check_room(self, row: RowSoFar) -> None:
+    def _check_room(self, row: AgentRow) -> None:
         limit, model = self._engine.model.info.max_positions, self._engine.model.name
         if len(row.ids) >= limit:
             raise ModelError(
@@ -191,14 +191,14 @@ class Reader:
 
     # Grafts
 
-    async def _read_with_grafts(self, prompt: Prompt) -> RowSoFar:
+    async def _read_with_grafts(self, prompt: Prompt) -> AgentRow:
         """Own pieces are prefilled between the slots; a slot's KV is moved behind what stands before it."""
         grafting = Grafting(self._engine, self._inbox, self._spec.generate.max_new_tokens)
         taken = await grafting.take(prompt)
         return await self._read_again() if taken is None else await self._read_around(prompt, taken, grafting.seconds)
 
-    async def _read_around(self, prompt: Prompt, taken: Sequence[KVSpan | None], seconds: float) -> RowSoFar:
-        row = RowSoFar(ending=_ending(prompt))
+    async def _read_around(self, prompt: Prompt, taken: Sequence[KVSpan | None], seconds: float) -> AgentRow:
+        row = AgentRow(ending=_ending(prompt))
         row.timing.transfer += seconds
         for part, brought in zip(prompt.parts, taken, strict=True):
             if isinstance(part, Piece):
@@ -211,19 +211,19 @@ class Reader:
         self._keep_one_pending(row)
         return row
 
-    async def _compute_pending(self, row: RowSoFar) -> None:
+    async def _compute_pending(self, row: AgentRow) -> None:
         if row.pending:
             done = await self._engine.prefill(row.pending, row.segments)
             row.segments, row.pending = done.segments, []
             row.add_cost(done.cost)
 
-    def _append(self, row: RowSoFar, brought: KVSpan) -> None:
+    def _append(self, row: AgentRow, brought: KVSpan) -> None:
         row.segments = (*row.segments, *brought.segments)
         row.ids += brought.ids
         row.origins += brought.origins
         row.tokens.reused += len(brought.ids)
 
-    def _keep_one_pending(self, row: RowSoFar) -> None:
+    def _keep_one_pending(self, row: AgentRow) -> None:
         """Decoding begins with a token that is computed here: behind a closing slot, the last grafted one once more."""
         if not row.pending and row.segments:
             row.reopen()
@@ -231,7 +231,7 @@ class Reader:
 
     # Fusing
 
-    async def _read_with_sharers(self, prompt: Prompt) -> RowSoFar:
+    async def _read_with_sharers(self, prompt: Prompt) -> AgentRow:
         """Grafts, if there are any, take their places in the prompt; the receiver's own positions are corrected."""
         sharing = self._inbox.fuses()
         grafting = Grafting(self._engine, self._inbox, self._spec.generate.max_new_tokens)
@@ -258,7 +258,7 @@ class Reader:
         self._keep_one_pending(row)
         return row
 
-    def _check_lengths(self, reading: SharedReading, sharing: Sequence[tuple[Delivery, FusePlan]]) -> None:
+    def _check_lengths(self, reading: SharedPrompt, sharing: Sequence[tuple[Delivery, FusePlan]]) -> None:
         """Raises ChannelError where the receiver or a sharer may grow beyond a border of its RoPE."""
         reply = self._spec.generate.max_new_tokens
         rows = [(self._engine.model, reading.ids, reading.positions)]
@@ -270,22 +270,22 @@ class Reader:
             length = len(ids) if positions is None or not len(positions) else int(positions[-1]) + 1
             if reason := why_too_long(model, length + reply):
                 raise ChannelError(reason)
-        planes = [brought_plane(delivery, self._inbox.turn.control) for delivery, _ in sharing]
+        planes = [received_cache(delivery, self._inbox.turn.control) for delivery, _ in sharing]
         if any(plane is not None and is_of_a_long_row(plane.segments) for plane in planes):
             raise ChannelError("the sharer's row is so long that its keys have other RoPE frequencies")
 
     async def _fuse(
         self,
-        reading: SharedReading,
+        reading: SharedPrompt,
         sharing: Sequence[tuple[Delivery, FusePlan]],
         placed: Sequence[tuple[int, KVSpan]],
-    ) -> RowSoFar:
+    ) -> AgentRow:
         sharers = [self._sharer(delivery, plan) for delivery, plan in sharing]
         grafts: dict[int, list[KV]] = {}
         for token, brought in placed:
             grafts.setdefault(token, []).extend(brought.segments)
         fused = await fused_prefill(self._engine, sharers, reading, self._spec.fusion, grafts=grafts)
-        row = RowSoFar(segments=fused.segments, pending=list(reading.ids[reading.end :]), corrected=True)
+        row = AgentRow(segments=fused.segments, pending=list(reading.ids[reading.end :]), corrected=True)
         row.positions = _trailing_positions(reading)
         row.add_cost(fused.receiver_cost)
         row.timing.fuse += fused.fuse_seconds
@@ -297,7 +297,7 @@ class Reader:
         if following:
             plans, rows = zip(*following, strict=True)
             count = sum(len(brought.ids) for _, brought in placed)
-            row.sharers = Along(plans, rows, fused.uncorrected, self._spec.fusion, count)
+            row.sharers = ReplySharers(plans, rows, fused.uncorrected, self._spec.fusion, count)
         for index, (delivery, plan) in enumerate(sharing):
             report = self._inbox.report(delivery)
             report.bytes += fused.nbytes[index]
@@ -306,7 +306,7 @@ class Reader:
             report.residuals = fused.sizes[index].by_layer(plan.fuser)
         return row
 
-    def _lay_out(self, row: RowSoFar, prompt: Prompt, taken: Sequence[KVSpan | None]) -> None:
+    def _lay_out(self, row: AgentRow, prompt: Prompt, taken: Sequence[KVSpan | None]) -> None:
         """Whose text stands where in a row that was read in one go."""
         for part, brought in zip(prompt.parts, taken, strict=True):
             if isinstance(part, Piece):
@@ -317,10 +317,10 @@ class Reader:
                 row.origins += brought.origins
                 row.tokens.reused += len(brought.ids)
 
-    async def _shared_reading(self, prompt: Prompt, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedReading:
+    async def _shared_reading(self, prompt: Prompt, sharing: Sequence[tuple[Delivery, FusePlan]]) -> SharedPrompt:
         control = self._inbox.turn.control
-        planes = [brought_plane(delivery, control) for delivery, _ in sharing]
-        reading = await self._work.run(lambda: shared_reading(prompt, self._engine, sharing, planes))
+        planes = [received_cache(delivery, control) for delivery, _ in sharing]
+        reading = await self._work.run(lambda: share_prompt(prompt, self._engine, sharing, planes))
         if isinstance(prompt.parts[-1], Slot) and any(plan.include_response for _, plan in sharing):
             raise ChannelError("the prompt ends with a graft, behind which no sharer can read the reply along")
         if control is None or control.other is None or sharing[0][1].reads == "own-prompt":
@@ -328,16 +328,16 @@ class Reader:
         inbox = Inbox(self._inbox.agent, control.other)
         theirs = Reader(self._engine, self._spec, self._template, self._chat, inbox, self._frame)
         other = await theirs._prompt()
-        shared = await self._work.run(lambda: shared_reading(other, self._engine, sharing, planes))
-        return mismatched_reading(reading, shared)
+        shared = await self._work.run(lambda: share_prompt(other, self._engine, sharing, planes))
+        return mismatched_prompt(reading, shared)
 
     def _sharer(self, delivery: Delivery, plan: FusePlan) -> Sharer:
         control = self._inbox.turn.control
-        plane = brought_plane(delivery, control) if plan.reads == "own-prompt" else None
+        plane = received_cache(delivery, control) if plan.reads == "own-prompt" else None
         alter = zeros if control is not None and control.kind == "zero" else None
         return Sharer(plan.sharer, plan.fuser, plane.segments if plane is not None else None, alter)
 
-    def _active(self, sharing: Sequence[tuple[Delivery, FusePlan]], reading: SharedReading) -> bool:
+    def _active(self, sharing: Sequence[tuple[Delivery, FusePlan]], reading: SharedPrompt) -> bool:
         """Whether any sharer has an open gate and a position to correct."""
         return any(
             plan.fuser.open_layers and any(index in stretch.pairs for stretch in reading.stretches)
@@ -363,9 +363,9 @@ def _placed(prompt: Prompt, taken: Sequence[KVSpan | None]) -> list[tuple[int, K
     return found
 
 
-def _trailing_positions(reading: SharedReading) -> Tensor | None:
+def _trailing_positions(reading: SharedPrompt) -> Tensor | None:
     return None if reading.positions is None else torch.as_tensor(reading.positions[reading.end :])
 
 
-def _fused_by(reading: SharedReading, index: int) -> int:
+def _fused_by(reading: SharedPrompt, index: int) -> int:
     return sum(len(stretch.pairs[index].receiver) for stretch in reading.stretches if index in stretch.pairs)

@@ -14,7 +14,7 @@ from cachegraph.errors import InputError, ModelError
 
 from ..base import ChoiceScore
 from ..prompt.render_threads import TextWork
-from .prefill import RowSoFar
+from .prefill import AgentRow
 
 __all__ = ["TokenScore", "reply_tokens", "score_row", "score_tokens"]
 
@@ -27,7 +27,7 @@ class TokenScore(NamedTuple):
 
 
 async def score_row(
-    engine: Engine, row: RowSoFar, choices: Sequence[str], *, chat: bool, verbatim: bool
+    engine: Engine, row: AgentRow, choices: Sequence[str], *, chat: bool, verbatim: bool
 ) -> list[ChoiceScore]:
     """Score every choice as what follows the row. The row's pending tokens are computed once for all of them."""
     tokenizer = engine.model.tokenizer
@@ -50,7 +50,7 @@ async def score_row(
     ]
 
 
-async def score_tokens(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[TokenScore]:
+async def score_tokens(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[TokenScore]:
     """Score each of these lists of tokens, none empty, behind the same row. All must fit the model with it."""
     if engine.model.why_no_cache is not None:
         raise ModelError(f"{engine.model.name!r} can't score replies: {engine.model.why_no_cache}")
@@ -73,7 +73,7 @@ def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verba
     return tokenizer.encode(whole, special=False, words=[(len(ending), len(whole))]).ids[len(alone) :]
 
 
-async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+async def _logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
     """By choice (its tokens, vocab): what each of its tokens was predicted from."""
     shared, last = row.pending[:-1], row.pending[-1:]
     seen = row.ids[: len(row.ids) - len(row.pending)]
@@ -90,7 +90,7 @@ async def _logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]
     return [each.logits for each in rows if each.logits is not None]
 
 
-async def _fused_logits(engine: Engine, row: RowSoFar, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+async def _fused_logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
     """The same where sharers correct the reply too, token by token, as they would while it is written."""
     assert row.sharers is not None
     shared = FusedRow(engine, row.sharers, row.segments)

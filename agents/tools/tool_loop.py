@@ -15,7 +15,7 @@ from cachegraph.errors import ModelError, RunError
 
 from ..base import Turn
 from ..local.decode import write
-from ..local.prefill import RowSoFar
+from ..local.prefill import AgentRow
 from ..prompt.chat_layout import Mark, place_marks
 from ..prompt.prompt import Piece, read_piece
 from ..prompt.render_threads import TextWork
@@ -60,8 +60,8 @@ class Told:
 
 
 async def write_with_tools(
-    engine: Engine, agent: str, spec: GenerateSpec, row: RowSoFar, turn: Turn, began: float, turns: Turns, told: Told
-) -> RowSoFar:
+    engine: Engine, agent: str, spec: GenerateSpec, row: AgentRow, turn: Turn, began: float, turns: Turns, told: Told
+) -> AgentRow:
     """Decode, call and read until a reply calls nothing. The row ends with that reply and holds all that was said."""
     speaker = Speaker(turn.on_text)
     first_token: float | None = None
@@ -82,7 +82,7 @@ async def write_with_tools(
         _read_on(engine, agent, row, await told.work.run(partial(told.piece, results, f"{agent}.tools")))
 
 
-def _read_on(engine: Engine, agent: str, row: RowSoFar, piece: Piece) -> None:
+def _read_on(engine: Engine, agent: str, row: AgentRow, piece: Piece) -> None:
     """What came back is read with the next reply."""
     if row.sharers is not None:
         raise RunError(

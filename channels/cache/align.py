@@ -17,9 +17,9 @@ from cachegraph.errors import ChannelError
 __all__ = [
     "AlignedChat",
     "Aligner",
-    "Reading",
     "Section",
     "SharedSpan",
+    "TokenizedChat",
     "Tokenizer",
     "align_chat",
     "align_offsets",
@@ -102,7 +102,7 @@ class Aligner:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenizedChat:
     """A chat as one model reads it: token ids, their character offsets, and where each message's content is."""
 
     ids: Sequence[int]
@@ -130,7 +130,7 @@ class AlignedChat:
     sections: tuple[Section, ...]
 
 
-def align_chat(aligner: Aligner, receiver: Reading, sharer: Reading) -> AlignedChat:
+def align_chat(aligner: Aligner, receiver: TokenizedChat, sharer: TokenizedChat) -> AlignedChat:
     """Lay two renderings of the same messages side by side.
 
     Of the template's words both keep their own, the shorter filled up at its end. A message's words are the
@@ -235,7 +235,7 @@ class _Rows:
         )
 
 
-def _template_and_messages(reading: Reading) -> list[Section]:
+def _template_and_messages(reading: TokenizedChat) -> list[Section]:
     """Token ranges, a template section before each message and after the last; any may be empty."""
     sections: list[Section] = []
     end = 0

@@ -12,16 +12,16 @@ from cachegraph.engine.kv.rope import Rotation
 from cachegraph.errors import ChannelError
 
 from ..fusers.networks.base import Fuser, Projector, Residual
-from .residual_norms import Sizes
+from .residual_norms import ResidualNorms
 
-__all__ = ["FusedLayers", "FusionMode", "LayerKV", "Source", "Turning", "fuse_layers"]
+__all__ = ["FusedLayers", "FuserInput", "FusionMode", "LayerKV", "ReceiverRope", "fuse_layers"]
 
 LayerKV = tuple[Tensor, Tensor]  # keys and values, each (batch, kv_heads, positions, head_dim)
 FusionMode = Literal["parallel", "sequential"]
 _AT_ONCE = 1 << 19  # elements
 
 
-class Turning(NamedTuple):
+class ReceiverRope(NamedTuple):
     """The receiver's RoPE, and the RoPE positions of its entries, (positions,) int64."""
 
     rotation: Rotation
@@ -29,20 +29,20 @@ class Turning(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class FuserInput:
     """One sharer: its cache, the fuser that reads it, and which position stands for which.
 
     `layers` are all of the sharer's, or the first ones as far as the fuser reads. `pairs` is two index tensors of one
     length, receiver positions (each at most once) and sharer positions; None where both have the same positions.
     `sizes`, where given, learns how large the corrections are. For a fuser of unrotated keys, `layers` hold such keys,
-    and `turning` says how the receiver's are rotated.
+    and `rope` says how the receiver's are rotated.
     """
 
     fuser: Fuser
     layers: Sequence[LayerKV]
     pairs: tuple[Tensor, Tensor] | None = None
-    sizes: Sizes | None = None
-    turning: Turning | None = None
+    sizes: ResidualNorms | None = None
+    rope: ReceiverRope | None = None
 
 
 class FusedLayers(NamedTuple):
@@ -61,7 +61,7 @@ class _Part(NamedTuple):
 
 def fuse_layers(
     receiver: Sequence[LayerKV],
-    sources: Sequence[Source],
+    sources: Sequence[FuserInput],
     mode: FusionMode = "parallel",
     only: Collection[int] | None = None,
 ) -> FusedLayers:
@@ -85,7 +85,7 @@ def fuse_layers(
     return FusedLayers(layers, changed)
 
 
-def _by_kernel(receiver: Sequence[LayerKV], source: Source) -> FusedLayers | None:
+def _by_kernel(receiver: Sequence[LayerKV], source: FuserInput) -> FusedLayers | None:
     """All layers in one call; None where the fuser has no kernel for these caches."""
     chosen = [each for each in source.fuser if any(each[2].gates)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
@@ -93,9 +93,9 @@ def _by_kernel(receiver: Sequence[LayerKV], source: Source) -> FusedLayers | Non
         return None
     own, theirs = [receiver[layer] for layer, _, _ in chosen], [source.layers[other] for _, other, _ in chosen]
     tables: Sequence[Tensor | None] | None = [None] * len(receiver)
-    if source.turning is not None:
-        tables = source.turning.rotation.halves(source.turning.positions[source.pairs[0]])
-    if tables is None or not stack.kernel.takes(own, theirs, source.turning is not None):
+    if source.rope is not None:
+        tables = source.rope.rotation.halves(source.rope.positions[source.pairs[0]])
+    if tables is None or not stack.kernel.takes(own, theirs, source.rope is not None):
         return None
     changed = tuple(layer for layer, _, _ in chosen)
     corrected, squares = stack.kernel(own, theirs, source.pairs, [tables[layer] for layer in changed])
@@ -105,7 +105,9 @@ def _by_kernel(receiver: Sequence[LayerKV], source: Source) -> FusedLayers | Non
     return FusedLayers(tuple(new.get(layer, old) for layer, old in enumerate(receiver)), changed)
 
 
-def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source], only: Collection[int] | None) -> tuple[LayerKV, ...]:
+def _fuse(
+    receiver: Sequence[LayerKV], sources: Sequence[FuserInput], only: Collection[int] | None
+) -> tuple[LayerKV, ...]:
     parts: dict[int, tuple[list[_Part], list[_Part]]] = {}
     for source in sources:
         if source.pairs is not None and len(source.pairs[0]) == 0:
@@ -124,7 +126,7 @@ def _fuse(receiver: Sequence[LayerKV], sources: Sequence[Source], only: Collecti
 
 
 def _corrections(
-    receiver: Sequence[LayerKV], source: Source, turns: "_Turns | None", only: Collection[int] | None
+    receiver: Sequence[LayerKV], source: FuserInput, turns: "_Turns | None", only: Collection[int] | None
 ) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
     """By receiver layer with an open gate, in `only` or all: what one source adds to its keys and values."""
     chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
@@ -147,7 +149,7 @@ def _corrections(
             yield layer, None if k is None else k[index], None if v is None else v[index]
 
 
-def _together(receiver: Sequence[LayerKV], source: Source, device: torch.device) -> int:
+def _together(receiver: Sequence[LayerKV], source: FuserInput, device: torch.device) -> int:
     """How many layers are corrected at once: on a CPU so many that what they read stays in its cache."""
     if device.type != "cpu":
         return len(receiver)
@@ -170,10 +172,10 @@ class _Turns(NamedTuple):
     on: Callable[[Sequence[int], Tensor], Tensor]
 
 
-def _turns(source: Source) -> _Turns | None:
-    if source.turning is None:
+def _turns(source: FuserInput) -> _Turns | None:
+    if source.rope is None:
         return None
-    rotation, positions = source.turning
+    rotation, positions = source.rope
     at = positions if source.pairs is None else positions[source.pairs[0].cpu()]
     return _Turns(rotation.by_layers(-at), rotation.by_layers(at))
 
@@ -235,7 +237,7 @@ def _on(base: Tensor, positions: Tensor | None) -> Tensor:
     return positions.to(base.device)
 
 
-def _check(source: Source, receiver: Sequence[LayerKV]) -> None:
+def _check(source: FuserInput, receiver: Sequence[LayerKV]) -> None:
     card = source.fuser.card
     layers, all_layers = len(source.layers), card.sharer.geometry.layers
     enough = layers == all_layers or source.fuser.sharer_depth <= layers < all_layers

@@ -22,16 +22,16 @@ from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.text.tokenizer import TextDecoder
 from cachegraph.errors import ModelError
 
-from .apply_fuser import FusionMode, Source, fuse_layers
+from .apply_fuser import FuserInput, FusionMode, fuse_layers
 from .edge_plan import FusePlan
-from .fused_prefill import as_read, turning_of
-from .gather import together
+from .fused_prefill import as_read, receiver_rope
+from .gather import gather
 
-__all__ = ["Along", "FusedRow", "fused_generate"]
+__all__ = ["FusedRow", "ReplySharers", "fused_generate"]
 
 
 @dataclass(frozen=True, eq=False)
-class Along:
+class ReplySharers:
     """Sharers that read a reply along: their plans and rows, and the receiver's row as `fused_prefill` gives it."""
 
     plans: Sequence[FusePlan]
@@ -44,7 +44,7 @@ class Along:
 class FusedRow:
     """A receiver's row and its sharers' rows, read on together."""
 
-    def __init__(self, receiver: Engine, along: Along, segments: tuple[KV, ...]):
+    def __init__(self, receiver: Engine, along: ReplySharers, segments: tuple[KV, ...]):
         self._receiver = receiver
         self._along = along
         self.segments = segments
@@ -81,14 +81,16 @@ class FusedRow:
         self.check(ids)
         there = None if positions is None else positions - self._along.grafted
         along = zip(self._along.plans, self._along.rows, strict=True)
-        *theirs, own = await together(
+        *theirs, own = await gather(
             *(partial(_read_along, plan, row, ids, there) for plan, row in along),
             partial(self._receiver.prefill, ids, self._along.uncorrected, positions=positions),
         )
         assert own.kv is not None
         here, at = torch.arange(len(ids)), own.kv.positions
         sources = [
-            Source(plan.fuser, read.kv.layers, (here, read.there), turning=turning_of(plan.fuser, self._receiver, at))
+            FuserInput(
+                plan.fuser, read.kv.layers, (here, read.there), rope=receiver_rope(plan.fuser, self._receiver, at)
+            )
             for plan, read in zip(self._along.plans, theirs, strict=True)
         ]
         kv, mode = own.kv, self._along.mode
@@ -123,7 +125,7 @@ async def _read_along(plan: FusePlan, row: tuple[KV, ...], ids: Sequence[int], p
 
 async def fused_generate(
     receiver: Engine,
-    along: Along,
+    along: ReplySharers,
     ids: Sequence[int],
     segments: tuple[KV, ...],
     spec: GenerateSpec,

@@ -14,13 +14,13 @@ from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Prefilled
 
 from ..fusers.networks.base import Fuser
-from .apply_fuser import FusionMode, Source, Turning, fuse_layers
-from .gather import together
-from .residual_norms import Sizes
-from .shared_prompt import SharedReading, SharerReading, Stretch
-from .stream_layers import Arrivals, correct_as_they_come, on_other_devices
+from .apply_fuser import FuserInput, FusionMode, ReceiverRope, fuse_layers
+from .gather import gather
+from .residual_norms import ResidualNorms
+from .shared_prompt import SharedPrompt, SharerPrompt, Stretch
+from .stream_layers import LayerStream, correct_as_they_come, on_other_devices
 
-__all__ = ["FusedPrefill", "Sharer", "as_read", "fused_prefill", "turning_of"]
+__all__ = ["FusedPrefill", "Sharer", "as_read", "fused_prefill", "receiver_rope"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class FusedPrefill:
     uncorrected: tuple[KV, ...]  # the same row with the last stretch as the receiver alone made it
     sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row, as deep as its fuser reads
     nbytes: tuple[int, ...]  # by sharer: of the K and V that were handed over
-    sizes: tuple[Sizes, ...]  # by sharer: of its corrections
+    sizes: tuple[ResidualNorms, ...]  # by sharer: of its corrections
     receiver_cost: Cost
     sharer_cost: Cost
     fuse_seconds: float
@@ -53,7 +53,7 @@ class FusedPrefill:
 async def fused_prefill(
     receiver: Engine,
     sharers: Sequence[Sharer],
-    reading: SharedReading,
+    reading: SharedPrompt,
     mode: FusionMode = "parallel",
     past: tuple[KV, ...] = (),
     grafts: Mapping[int, Sequence[KV]] | None = None,
@@ -67,7 +67,7 @@ async def fused_prefill(
     row = _Row(receiver, reading, past, dict(grafts or {}))
     passes = list(_passes(reading.stretches, row.grafts))
     ahead = next((index + 1 for index, each in enumerate(passes) if each[-1].pairs), len(passes))
-    sizes = tuple(Sizes() for _ in sharers)
+    sizes = tuple(ResidualNorms() for _ in sharers)
     arrivals = _arrivals(receiver, sharers, passes[ahead - 1][-1] if passes else None)
     readers = [
         partial(_read_sharer, j, sharer, text, arrivals)
@@ -84,7 +84,7 @@ async def fused_prefill(
         row.correct(await correct_as_they_come(receiver, row.kv, arrivals, fusers, sources, mode))
         return perf_counter() - began
 
-    *read, seconds = await together(*readers, begin)
+    *read, seconds = await gather(*readers, begin)
     caches = [each.layers if arrivals is None else arrivals.whole(j) for j, each in enumerate(read)]
     seconds += sum(each.seconds for each in read)
     for index in range(ahead - 1 if arrivals is None else ahead, len(passes)):
@@ -124,7 +124,7 @@ class _Row:
     """The receiver's row as it grows. `kv` is its last stretch, behind `before`; `correct` replaces it."""
 
     engine: Engine
-    reading: SharedReading
+    reading: SharedPrompt
     segments: tuple[KV, ...]
     grafts: dict[int, Sequence[KV]]  # still to be placed
     before: tuple[KV, ...] = ()
@@ -163,7 +163,7 @@ class _SharerRead(NamedTuple):
     seconds: float
 
 
-def _arrivals(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | None) -> Arrivals | None:
+def _arrivals(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | None) -> LayerStream | None:
     """Where the sharers' layers arrive as they read; None where they come when all is read."""
     if stretch is None or not stretch.pairs:
         return None
@@ -171,10 +171,10 @@ def _arrivals(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | No
     apart = all(each.kv is None and on_other_devices(each.engine, receiver) for each in open_ones)
     # Each has a part in this stretch: else nobody would wait for its layers.
     taking_part = all(j in stretch.pairs for j, each in enumerate(sharers) if each.fuser.open_layers)
-    return Arrivals(receiver.model.device) if open_ones and apart and taking_part else None
+    return LayerStream(receiver.model.device) if open_ones and apart and taking_part else None
 
 
-async def _read_sharer(j: int, sharer: Sharer, text: SharerReading, arrivals: Arrivals | None) -> _SharerRead:
+async def _read_sharer(j: int, sharer: Sharer, text: SharerPrompt, arrivals: LayerStream | None) -> _SharerRead:
     segments, cost = sharer.kv, Cost()
     if segments is None:
         depth = sharer.fuser.sharer_depth
@@ -199,7 +199,7 @@ async def _correct(
     kv: KV,
     stretch: Stretch,
     mode: FusionMode,
-    sizes: Sequence[Sizes],
+    sizes: Sequence[ResidualNorms],
 ) -> KV:
     by_sharer = _sources(receiver, sharers, kv, stretch, sizes)
     sources = [source(layers) for j, source in by_sharer.items() if (layers := caches[j]) is not None]
@@ -208,19 +208,19 @@ async def _correct(
 
 
 def _sources(
-    receiver: Engine, sharers: Sequence[Sharer], kv: KV, stretch: Stretch, sizes: Sequence[Sizes]
-) -> Mapping[int, Callable[[Sequence[LayerKV]], Source]]:
+    receiver: Engine, sharers: Sequence[Sharer], kv: KV, stretch: Stretch, sizes: Sequence[ResidualNorms]
+) -> Mapping[int, Callable[[Sequence[LayerKV]], FuserInput]]:
     """By sharer with open gates, what corrects this stretch once the sharer's layers are given."""
     sources = {}
     for j, pairs in stretch.pairs.items():
         if (fuser := sharers[j].fuser).open_layers:
-            turning = turning_of(fuser, receiver, kv.positions)
+            rope = receiver_rope(fuser, receiver, kv.positions)
             both = (pairs.receiver, pairs.sharer)
-            sources[j] = partial(Source, fuser, pairs=both, sizes=sizes[j], turning=turning)
+            sources[j] = partial(FuserInput, fuser, pairs=both, sizes=sizes[j], rope=rope)
     return sources
 
 
-def _layer_as_read(sharer: Sharer, text: SharerReading) -> Callable[[int, LayerKV], LayerKV]:
+def _layer_as_read(sharer: Sharer, text: SharerPrompt) -> Callable[[int, LayerKV], LayerKV]:
     """Of one layer what `alter` and `as_read` make of all, in the sharer's thread."""
     at = torch.arange(len(text.ids)) if text.positions is None else text.positions
     turn = sharer.engine.model.rotation.by(-at) if sharer.fuser.card.rope == "unrotated" else None
@@ -232,9 +232,9 @@ def _layer_as_read(sharer: Sharer, text: SharerReading) -> Callable[[int, LayerK
     return change
 
 
-def turning_of(fuser: Fuser, receiver: Engine, positions: Tensor) -> Turning | None:
+def receiver_rope(fuser: Fuser, receiver: Engine, positions: Tensor) -> ReceiverRope | None:
     """How the receiver's keys at these positions are rotated, for a fuser that reads them unrotated."""
-    return Turning(receiver.model.rotation, positions) if fuser.card.rope == "unrotated" else None
+    return ReceiverRope(receiver.model.rotation, positions) if fuser.card.rope == "unrotated" else None
 
 
 async def as_read(kv: KV, fuser: Fuser, sharer: Engine) -> KV:
@@ -242,7 +242,7 @@ async def as_read(kv: KV, fuser: Fuser, sharer: Engine) -> KV:
     return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
 
 
-def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, reading: SharedReading) -> int:
+def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, reading: SharedPrompt) -> int:
     """Of the sharer layers that an open gate reads, at the positions that stand for a receiver's."""
     if layers is None:
         return 0

@@ -5,10 +5,10 @@ from typing import Any
 
 import anyio
 
-__all__ = ["together"]
+__all__ = ["gather"]
 
 
-async def together(*calls: Callable[[], Awaitable[Any]]) -> list[Any]:
+async def gather(*calls: Callable[[], Awaitable[Any]]) -> list[Any]:
     """What they give, in their order. The first that fails ends the others, and its error is raised as it is."""
     results: list[Any] = [None] * len(calls)
     failed: list[Exception] = []

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..fusers.networks.base import Fuser, Residual
 
-__all__ = ["Sizes"]
+__all__ = ["ResidualNorms"]
 
 
-class Sizes:
+class ResidualNorms:
     """One source's corrections, summed up over the stretches of a prompt."""
 
     def __init__(self) -> None:

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from cachegraph.errors import ChannelError
 
-from .align import Aligner, Reading, SharedSpan, align_chat, align_offsets
+from .align import Aligner, SharedSpan, TokenizedChat, align_chat, align_offsets
 
 __all__ = [
     "Pairs",
-    "SharedReading",
-    "SharerReading",
+    "SharedPrompt",
+    "SharerPrompt",
     "Stretch",
     "make_room",
     "pair_tokens",
-    "read_aligned",
-    "read_ids",
-    "read_offsets",
+    "share_by_ids",
+    "share_by_offsets",
+    "share_by_sections",
 ]
 
 
@@ -45,7 +45,7 @@ class Stretch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class SharerReading:
+class SharerPrompt:
     """What one sharer reads. Positions None: 0, 1, 2, ..."""
 
     ids: Sequence[int]
@@ -53,12 +53,12 @@ class SharerReading:
 
 
 @dataclass(frozen=True, eq=False)
-class SharedReading:
+class SharedPrompt:
     """A prompt as the receiver and its sharers read it. Tokens behind the last stretch start the decoding."""
 
     ids: Sequence[int]
     positions: Tensor | None
-    sharers: Sequence[SharerReading]
+    sharers: Sequence[SharerPrompt]
     stretches: Sequence[Stretch] = field(default=())
 
     @property
@@ -76,17 +76,19 @@ class SharedReading:
         )
 
 
-def read_ids(ids: Sequence[int], sharers: int) -> SharedReading:
+def share_by_ids(ids: Sequence[int], sharers: int) -> SharedPrompt:
     """All models share a tokenizer: all tokens but the last stand for themselves."""
     shared = len(ids) - 1
     if shared < 1:
-        return SharedReading(ids, None, [SharerReading([]) for _ in range(sharers)])
+        return SharedPrompt(ids, None, [SharerPrompt([]) for _ in range(sharers)])
     same = Pairs(torch.arange(shared), torch.arange(shared))
     stretch = Stretch(0, shared, dict.fromkeys(range(sharers), same))
-    return SharedReading(ids, None, [SharerReading(ids[:shared]) for _ in range(sharers)], [stretch])
+    return SharedPrompt(ids, None, [SharerPrompt(ids[:shared]) for _ in range(sharers)], [stretch])
 
 
-def read_aligned(aligners: Sequence[Aligner], receiver: Reading, sharers: Sequence[Reading]) -> SharedReading:
+def share_by_sections(
+    aligners: Sequence[Aligner], receiver: TokenizedChat, sharers: Sequence[TokenizedChat]
+) -> SharedPrompt:
     """Chats with padding, section by section (strategies `first` and `longest`), for any number of sharers at once."""
     if not receiver.contents:
         raise ChannelError("the receiver's prompt has no message to align")
@@ -106,11 +108,11 @@ def read_aligned(aligners: Sequence[Aligner], receiver: Reading, sharers: Sequen
         token += count
         rows = [row + len(parts[index]) for row, parts in zip(rows, others, strict=True)]
     stretches = _last_token_apart(stretches, token)
-    readings = [SharerReading(_flat(parts), _positions(parts, starts)) for parts in others]
-    return SharedReading(_flat(own[0]), _positions(own[0], starts), _needed(readings, stretches), stretches)
+    readings = [SharerPrompt(_flat(parts), _positions(parts, starts)) for parts in others]
+    return SharedPrompt(_flat(own[0]), _positions(own[0], starts), _needed(readings, stretches), stretches)
 
 
-def read_offsets(receiver: Reading, sharers: Sequence[Reading]) -> SharedReading:
+def share_by_offsets(receiver: TokenizedChat, sharers: Sequence[TokenizedChat]) -> SharedPrompt:
     """Everybody reads natively; a receiver token takes the sharer token that covers its last character."""
     if any(len(each.contents) != len(receiver.contents) for each in sharers):
         raise ChannelError("receiver and sharer render the same messages into different numbers of contents")
@@ -121,23 +123,23 @@ def read_offsets(receiver: Reading, sharers: Sequence[Reading]) -> SharedReading
             for mine, theirs in zip(receiver.contents, sharer.contents, strict=True)
         ]
         by_sharer.append(align_offsets(receiver.offsets, sharer.offsets, spans))
-    reading = pair_tokens(receiver.ids, [SharerReading(each.ids) for each in sharers], by_sharer)
+    reading = pair_tokens(receiver.ids, [SharerPrompt(each.ids) for each in sharers], by_sharer)
     return replace(reading, sharers=_needed(reading.sharers, reading.stretches))
 
 
 def pair_tokens(
-    ids: Sequence[int], sharers: Sequence[SharerReading], by_sharer: Sequence[Iterable[tuple[int, int]]]
-) -> SharedReading:
+    ids: Sequence[int], sharers: Sequence[SharerPrompt], by_sharer: Sequence[Iterable[tuple[int, int]]]
+) -> SharedPrompt:
     """By sharer, (receiver token, sharer token): any pairs, but the last token starts the decoding and has none."""
     by_token: dict[int, dict[int, int]] = {}
     for j, pairs in enumerate(by_sharer):
         for here, there in pairs:
             by_token.setdefault(here, {})[j] = there
     by_token.pop(len(ids) - 1, None)
-    return SharedReading(ids, None, sharers, _stretches(by_token, len(ids)))
+    return SharedPrompt(ids, None, sharers, _stretches(by_token, len(ids)))
 
 
-def make_room(reading: SharedReading, grafts: Sequence[tuple[int, int]]) -> SharedReading:
+def make_room(reading: SharedPrompt, grafts: Sequence[tuple[int, int]]) -> SharedPrompt:
     """The same reading with entries of somebody else's between the receiver's tokens: (the token that they stand in
     front of, how many). A stretch begins at each such token, and positions behind it, where they are given, move up."""
     cuts = [token for token, _ in grafts]
@@ -194,12 +196,12 @@ def _last_token_apart(stretches: list[Stretch], length: int) -> list[Stretch]:
     return stretches
 
 
-def _needed(sharers: Sequence[SharerReading], stretches: Sequence[Stretch]) -> list[SharerReading]:
+def _needed(sharers: Sequence[SharerPrompt], stretches: Sequence[Stretch]) -> list[SharerPrompt]:
     """Each sharer's reading up to its last token that stands for one of the receiver's; nobody looks at the rest."""
     cut = []
     for j, (ids, positions) in enumerate((each.ids, each.positions) for each in sharers):
         end = max((int(at.pairs[j].sharer.max()) + 1 for at in stretches if j in at.pairs), default=0)
-        cut.append(SharerReading(ids[:end], positions[:end] if positions is not None else None))
+        cut.append(SharerPrompt(ids[:end], positions[:end] if positions is not None else None))
     return cut
 
 

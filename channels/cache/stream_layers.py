@@ -15,9 +15,9 @@ from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV
 
 from ..fusers.networks.base import Fuser
-from .apply_fuser import FusionMode, Source, fuse_layers
+from .apply_fuser import FuserInput, FusionMode, fuse_layers
 
-__all__ = ["Arrivals", "correct_as_they_come", "on_other_devices"]
+__all__ = ["LayerStream", "correct_as_they_come", "on_other_devices"]
 
 
 def on_other_devices(sharer: Engine, receiver: Engine) -> bool:
@@ -32,7 +32,7 @@ class _Sent(NamedTuple):
     computed: "torch.cuda.Event | None"  # on the sharer's stream; None: it is there already
 
 
-class Arrivals:
+class LayerStream:
     """The layers of one prompt's sharers, as far as they have come. Made in the task that reads them."""
 
     def __init__(self, device: torch.device) -> None:
@@ -69,9 +69,9 @@ class Arrivals:
 async def correct_as_they_come(
     receiver: Engine,
     kv: KV,
-    arrivals: Arrivals,
+    arrivals: LayerStream,
     fusers: Mapping[int, Fuser],
-    sources: Mapping[int, Callable[[Sequence[LayerKV]], Source]],
+    sources: Mapping[int, Callable[[Sequence[LayerKV]], FuserInput]],
     mode: FusionMode,
 ) -> KV:
     """The receiver's stretch, corrected. `sources`: by sharer, its source once its layers are given."""

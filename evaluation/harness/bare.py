@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cachegraph.agents.local.prefill import RowSoFar
+from cachegraph.agents.local.prefill import AgentRow
 from cachegraph.agents.local.score import score_tokens
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.spec import GenerateSpec
@@ -109,7 +109,7 @@ class BarePlayer:
             groups.setdefault(tuple(self._fit(before, ids)), []).append(index)
         found: dict[int, Likelihood] = {}
         for shared, members in groups.items():
-            row = RowSoFar(pending=list(shared), ids=list(shared))
+            row = AgentRow(pending=list(shared), ids=list(shared))
             scores = await score_tokens(self._engine, row, [pairs[index][1] for index in members])
             found.update((index, (each.logprob, each.greedy)) for index, each in zip(members, scores, strict=True))
         return [found[index] for index in range(len(pairs))]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from cachegraph.channels.cache.align import (
     Aligner,
-    Reading,
     Section,
     SharedSpan,
+    TokenizedChat,
     align_chat,
     align_offsets,
     token_range,
@@ -71,8 +71,8 @@ def test_of_roles_that_share_an_id_the_last_counts() -> None:
 
 
 def test_shorter_template_sections_are_filled_up_and_messages_are_the_receivers() -> None:
-    mine = Reading([3, 3, 3, 0], [(0, 5), (5, 10), (10, 15), (15, 18)], [(10, 15)])
-    theirs = Reading([12, 10, 11, 9, 9, 9], [(0, 3), (3, 5), (5, 8), (8, 11), (11, 14), (14, 17)], [(3, 8)])
+    mine = TokenizedChat([3, 3, 3, 0], [(0, 5), (5, 10), (10, 15), (15, 18)], [(10, 15)])
+    theirs = TokenizedChat([12, 10, 11, 9, 9, 9], [(0, 3), (3, 5), (5, 8), (8, 11), (11, 14), (14, 17)], [(3, 8)])
     chat = align_chat(Aligner(RECEIVER, SHARER), mine, theirs)
     assert chat.receiver_ids == (3, 3, 3, 0, 0, 0)
     assert chat.sharer_ids == (12, 9, 10, 9, 9, 9)
@@ -82,12 +82,12 @@ def test_shorter_template_sections_are_filled_up_and_messages_are_the_receivers(
 
 
 def test_an_empty_message_leaves_one_template_section() -> None:
-    reading = Reading([3, 3], [(0, 5), (5, 10)], [(5, 5)])
+    reading = TokenizedChat([3, 3], [(0, 5), (5, 10)], [(5, 5)])
     assert align_chat(Aligner(RECEIVER, SHARER), reading, reading).sections == (Section("template", 0, 2),)
 
 
 def test_renderings_of_different_chats_are_refused() -> None:
-    one, none = Reading([3], [(0, 5)], [(0, 5)]), Reading([3], [(0, 5)], [])
+    one, none = TokenizedChat([3], [(0, 5)], [(0, 5)]), TokenizedChat([3], [(0, 5)], [])
     with pytest.raises(ChannelError, match="1 messages, the sharer's 0"):
         align_chat(Aligner(RECEIVER, SHARER), one, none)
 

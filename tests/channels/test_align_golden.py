@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cachegraph.channels.cache.align import AlignedChat, Aligner, Reading, align_chat
+from cachegraph.channels.cache.align import AlignedChat, Aligner, TokenizedChat, align_chat
 from cachegraph.engine.text.chat import render_chat
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -21,13 +21,15 @@ def aligner_of(demo: Any, direction: str, strategy: Any) -> Aligner:
     return Aligner(receiver, sharer, strategy)
 
 
-def read_chat(tokenizer: Any, messages: list[dict[str, str]]) -> Reading:
+def read_chat(tokenizer: Any, messages: list[dict[str, str]]) -> TokenizedChat:
     def apply(chat: list[dict[str, str]]) -> str:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
     chat = render_chat(apply, messages)
     encoded = tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
-    return Reading(encoded["input_ids"], encoded["offset_mapping"], [(span.start, span.end) for span in chat.contents])
+    return TokenizedChat(
+        encoded["input_ids"], encoded["offset_mapping"], [(span.start, span.end) for span in chat.contents]
+    )
 
 
 def aligned(demo: Any, direction: str, strategy: str, messages: list[dict[str, str]]) -> AlignedChat:
@@ -110,5 +112,5 @@ def test_native_ids_survive_alignment(demo_tokenizers: Any, direction: str, mess
     assert template == others
 
 
-def _inside(reading: Reading, start: int, end: int) -> bool:
+def _inside(reading: TokenizedChat, start: int, end: int) -> bool:
     return any(start < last and end > first for first, last in reading.contents if first < last)

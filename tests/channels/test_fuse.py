@@ -11,9 +11,9 @@ import torch
 from golden_runner import fuser, model
 
 from cachegraph.channels.cache.edge_plan import FusePlan
-from cachegraph.channels.cache.fused_decode import Along, FusedRow, fused_generate
+from cachegraph.channels.cache.fused_decode import FusedRow, ReplySharers, fused_generate
 from cachegraph.channels.cache.fused_prefill import FusedPrefill, Sharer, fused_prefill
-from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, SharerReading, Stretch, read_ids
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, SharerPrompt, Stretch, share_by_ids
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
@@ -66,12 +66,12 @@ def test_the_order_of_parallel_sharers_changes_no_bit(engines: dict[str, Engine]
     async def run() -> None:
         ids = tokens(20)
         rows = [
-            await fused_prefill(engines["receiver"], list(order), read_ids(ids, 3), "parallel")
+            await fused_prefill(engines["receiver"], list(order), share_by_ids(ids, 3), "parallel")
             for order in itertools.permutations(sharers)
         ]
         assert all(same_bits(row.segments, rows[0].segments) for row in rows[1:])
         in_turn = [
-            await fused_prefill(engines["receiver"], list(order), read_ids(ids, 3), "sequential")
+            await fused_prefill(engines["receiver"], list(order), share_by_ids(ids, 3), "sequential")
             for order in (sharers, sharers[::-1])
         ]
         assert difference(in_turn[0].segments, in_turn[1].segments) > 1e-3
@@ -115,7 +115,7 @@ def test_receiver_and_sharers_read_at_the_same_time(engines: dict[str, Engine], 
 
     async def run() -> None:
         ids = tokens(20)
-        reading = read_ids(ids, 3)
+        reading = share_by_ids(ids, 3)
         in_turn = await fused_prefill(engines["receiver"], sharers, reading)
         others, receiver = met(sharers, engines["receiver"])
         with anyio.fail_after(60):
@@ -133,11 +133,11 @@ def test_receiver_and_sharers_read_a_reply_along_at_the_same_time(
 ) -> None:
     async def run() -> None:
         ids = tokens(12)
-        row = await fused_prefill(engines["receiver"], sharers, read_ids(ids, 3))
+        row = await fused_prefill(engines["receiver"], sharers, share_by_ids(ids, 3))
         found = []
         for others, receiver in ((sharers, engines["receiver"]), met(sharers, engines["receiver"])):
             plans = [FusePlan(each.engine, each.fuser, "ids", "receiver-prompt", True) for each in others]
-            fused = FusedRow(receiver, Along(plans, row.sharers, row.uncorrected), row.segments)
+            fused = FusedRow(receiver, ReplySharers(plans, row.sharers, row.uncorrected), row.segments)
             with anyio.fail_after(60):
                 found.append((await fused.read(ids[-1:]), fused.segments))
         (logits, segments), (again, segments_again) = found
@@ -160,7 +160,7 @@ def test_a_sharer_that_fails_ends_the_others_with_its_own_error(
         others, receiver = met(sharers[:1], engines["receiver"])
         broken = replace(others[0], engine=Broken(sharers[0].engine.model))
         with anyio.fail_after(60), pytest.raises(ModelError, match="broken"):
-            await fused_prefill(receiver, [broken], read_ids(tokens(9), 1))
+            await fused_prefill(receiver, [broken], share_by_ids(tokens(9), 1))
 
     anyio.run(run)
 
@@ -177,7 +177,7 @@ def test_rows_of_one_batch_may_fuse_different_sharers(engines: dict[str, Engine]
     receiver, spec = engines["receiver"], GenerateSpec(max_new_tokens=6)
 
     async def one(together: list[Sharer], ids: list[int]) -> tuple[FusedPrefill, Any]:
-        row = await fused_prefill(receiver, together, read_ids(ids, len(together)))
+        row = await fused_prefill(receiver, together, share_by_ids(ids, len(together)))
         return row, await receiver.generate(
             ids[len(ids) - 1 if together else 0 :], row.segments if together else (), spec
         )
@@ -204,7 +204,7 @@ def test_sharers_with_closed_gates_do_no_work(engines: dict[str, Engine]) -> Non
     async def run() -> None:
         ids = tokens(12)
         sharer = Sharer(engines["sharer_a"], closed())
-        row = await fused_prefill(engines["receiver"], [sharer], read_ids(ids, 1))
+        row = await fused_prefill(engines["receiver"], [sharer], share_by_ids(ids, 1))
         alone = await engines["receiver"].prefill(ids[:-1])
         assert same_bits(row.segments, alone.segments)
         assert (row.sharer_cost.prefilled, row.nbytes, row.sharers) == (0, (0,), ((),))
@@ -235,8 +235,8 @@ def test_a_sharer_computes_no_further_than_an_open_gate_reads(depth: int, engine
         rows = []
         for kv in (None, whole):
             sharer = Sharer(engine, made, kv)
-            row = await fused_prefill(receiver, [sharer], read_ids(ids, 1))
-            along = Along(plans([sharer]), [whole] if kv else row.sharers, row.uncorrected)
+            row = await fused_prefill(receiver, [sharer], share_by_ids(ids, 1))
+            along = ReplySharers(plans([sharer]), [whole] if kv else row.sharers, row.uncorrected)
             rows.append(
                 (row, await fused_generate(receiver, along, ids[-1:], row.segments, GenerateSpec(max_new_tokens=4)))
             )
@@ -257,7 +257,9 @@ def test_a_closed_gate_of_the_deepest_layer_lets_the_sharer_stop_before_it(engin
         for name, parameter in made.projectors[2].named_parameters():
             if name.endswith("gate_logit"):
                 parameter.fill_(-1.0)
-    row = anyio.run(fused_prefill, engines["receiver"], [Sharer(engines["sharer_a"], made)], read_ids(tokens(12), 1))
+    row = anyio.run(
+        fused_prefill, engines["receiver"], [Sharer(engines["sharer_a"], made)], share_by_ids(tokens(12), 1)
+    )
     assert {len(segment.layers) for segment in row.sharers[0]} == {2}
 
 
@@ -267,7 +269,9 @@ def test_a_cache_of_too_few_layers_is_refused(engines: dict[str, Engine]) -> Non
     async def run() -> None:
         few = (await sharer.prefill(tokens(11), layers=1)).segments
         with pytest.raises(ChannelError, match="joins 3 sharer layers to 4 .* but got caches of 1 and 4"):
-            await fused_prefill(engines["receiver"], [Sharer(sharer, shallow([(0, 1)]), few)], read_ids(tokens(12), 1))
+            await fused_prefill(
+                engines["receiver"], [Sharer(sharer, shallow([(0, 1)]), few)], share_by_ids(tokens(12), 1)
+            )
 
     anyio.run(run)
 
@@ -277,8 +281,8 @@ def test_a_sharers_cache_is_whole_past_its_sliding_window(engines: dict[str, Eng
 
     async def run() -> None:
         ids = tokens(70)
-        long = await fused_prefill(engines["receiver"], sharers[2:], read_ids(ids, 1))
-        short = await fused_prefill(engines["receiver"], sharers[2:], read_ids(ids[:13], 1))
+        long = await fused_prefill(engines["receiver"], sharers[2:], share_by_ids(ids, 1))
+        short = await fused_prefill(engines["receiver"], sharers[2:], share_by_ids(ids[:13], 1))
         assert [len(row) for row in long.sharers[0]] == [69]
         for rows in ((long.sharers[0], short.sharers[0]), (long.segments, short.segments)):
             assert difference((concat(rows[0]).select(slice(0, 12)),), rows[1]) < 1e-4
@@ -292,7 +296,7 @@ def test_only_the_layers_that_a_gate_lets_through_are_counted(
     """Fuser `a` reads sharer layers 0 (twice) and 2: 11 positions of 2 * 32 numbers of 4 bytes each."""
 
     async def run() -> None:
-        row = await fused_prefill(engines["receiver"], sharers[:1], read_ids(tokens(12), 1))
+        row = await fused_prefill(engines["receiver"], sharers[:1], share_by_ids(tokens(12), 1))
         assert row.nbytes == (2 * 11 * 2 * 32 * 4,)
 
     anyio.run(run)
@@ -305,10 +309,10 @@ def test_sharers_correct_disjoint_stretches(engines: dict[str, Engine], sharers:
     def pairs(start: int, end: int) -> Pairs:
         return Pairs(torch.arange(end - start), torch.arange(start, end))
 
-    reading = SharedReading(
+    reading = SharedPrompt(
         ids,
         None,
-        [SharerReading(ids), SharerReading(ids)],
+        [SharerPrompt(ids), SharerPrompt(ids)],
         [Stretch(0, 4, {0: pairs(0, 4)}), Stretch(4, 9, {}), Stretch(9, 13, {1: pairs(9, 13)})],
     )
 
@@ -318,7 +322,7 @@ def test_sharers_correct_disjoint_stretches(engines: dict[str, Engine], sharers:
         plain = await receiver.prefill(ids[:13])
         assert reading.fused == 8
         assert concat(fused.segments).positions.tolist() == list(range(13))
-        first = read_ids(ids[:5], 1)
+        first = share_by_ids(ids[:5], 1)
         alone = await fused_prefill(receiver, sharers[:1], first)
         rest = await receiver.prefill(ids[4:9], alone.segments)
         assert difference((concat(fused.segments).select(slice(0, 9)),), rest.segments) < 1e-4
@@ -340,8 +344,8 @@ def test_a_reply_corrected_by_several_sharers_does_not_depend_on_their_order(
         receiver, ids = engines["receiver"], tokens(9)
         replies = []
         for order in (sharers, sharers[::-1]):
-            row = await fused_prefill(receiver, order, read_ids(ids, 3))
-            along = Along(plans(order), row.sharers, row.uncorrected)
+            row = await fused_prefill(receiver, order, share_by_ids(ids, 3))
+            along = ReplySharers(plans(order), row.sharers, row.uncorrected)
             replies.append(
                 await fused_generate(receiver, along, ids[-1:], row.segments, GenerateSpec(max_new_tokens=6))
             )
@@ -357,8 +361,8 @@ def test_a_reply_corrected_by_several_sharers_does_not_depend_on_their_order(
 def test_rows_that_fork_go_on_as_if_alone(engines: dict[str, Engine], sharers: list[Sharer]) -> None:
     async def run() -> None:
         receiver, ids = engines["receiver"], tokens(9)
-        row = await fused_prefill(receiver, sharers[:1], read_ids(ids, 1))
-        along = Along(plans(sharers[:1]), row.sharers, row.uncorrected)
+        row = await fused_prefill(receiver, sharers[:1], share_by_ids(ids, 1))
+        along = ReplySharers(plans(sharers[:1]), row.sharers, row.uncorrected)
         shared = FusedRow(receiver, along, row.segments)
         await shared.read(ids[-1:])
         one, other = shared.fork(), shared.fork()
@@ -380,8 +384,8 @@ def test_sampled_replies_repeat_and_penalties_see_the_whole_prompt(
 ) -> None:
     async def run() -> None:
         receiver, ids = engines["receiver"], tokens(9)
-        row = await fused_prefill(receiver, sharers[:1], read_ids(ids, 1))
-        along = Along(plans(sharers[:1]), row.sharers, row.uncorrected)
+        row = await fused_prefill(receiver, sharers[:1], share_by_ids(ids, 1))
+        along = ReplySharers(plans(sharers[:1]), row.sharers, row.uncorrected)
 
         async def reply(seen: tuple[int, ...] = (), **values: Any) -> list[int]:
             spec = GenerateSpec(max_new_tokens=5, **values)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cachegraph.channels.cache.residual_norms import Sizes
+from cachegraph.channels.cache.residual_norms import ResidualNorms
 from cachegraph.channels.fusers.networks.base import Residual
 
 
@@ -21,7 +21,7 @@ class _Fuser:
 
 
 def test_corrections_are_measured_over_all_stretches_beside_what_was_there() -> None:
-    sizes = Sizes()
+    sizes = ResidualNorms()
     first, second = torch.full((1, 1, 1, 2, 4), 2.0), torch.full((1, 1, 1, 6, 4), 2.0)
     sizes.add([3], Residual(0.5 * first, None), first, first)
     sizes.add([3], Residual(torch.zeros_like(second), None), second, second)
@@ -31,4 +31,4 @@ def test_corrections_are_measured_over_all_stretches_beside_what_was_there() -> 
 
 
 def test_where_nothing_was_corrected_nothing_is_said() -> None:
-    assert Sizes().by_layer(_Fuser()) == {}  # type: ignore[arg-type]
+    assert ResidualNorms().by_layer(_Fuser()) == {}  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cachegraph.channels.cache.apply_fuser import LayerKV, Source, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, LayerKV, fuse_layers
 from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.c2c import C2CProjector
@@ -45,7 +45,7 @@ def test_recorded_caches_fuse_to_the_recorded_result(name: str) -> None:
     for number, checkpoint in enumerate(case["ckpts"], 1):
         positions = fused_positions(case, number)
         fuser = load_fuser(GOLDEN / "ckpt" / checkpoint, dtype=getattr(torch, case["dtype"]))
-        sources.append(Source(fuser, layers_of(tensors, f"dict_sharer{number}"), (positions, positions)))
+        sources.append(FuserInput(fuser, layers_of(tensors, f"dict_sharer{number}"), (positions, positions)))
     with torch.inference_mode():
         fused = fuse_layers(layers_of(tensors, "dict_receiver"), sources, case["fusion_mode"]).layers
     positions = fused_positions(case, 1)
@@ -59,7 +59,7 @@ def test_bfloat16_caches_are_rounded_once() -> None:
     fuser = load_fuser(GOLDEN / "ckpt/a", dtype=torch.bfloat16)
     receiver, sharer = layers_of(tensors, "dict_receiver"), layers_of(tensors, "dict_sharer1")
     with torch.inference_mode():
-        fused = fuse_layers(receiver, [Source(fuser, sharer)]).layers
+        fused = fuse_layers(receiver, [FuserInput(fuser, sharer)]).layers
         keys = fuser.projectors[0].residual(*sharer[0], *receiver[0]).k
     assert keys is not None
     assert keys.dtype == torch.float32
@@ -99,7 +99,7 @@ def test_training_step_fuses_as_recorded_with_the_recorded_noise() -> None:
     set_up_training(fuser, tensors, case["temps"])
     receiver = [(k[:, :, :6], v[:, :, :6]) for k, v in layers_of(other, "dict_receiver")]
     sharer = [(k[:, :, :6], v[:, :, :6]) for k, v in layers_of(other, "dict_sharer1")]
-    fused = fuse_layers(receiver, [Source(fuser, sharer)]).layers
+    fused = fuse_layers(receiver, [FuserInput(fuser, sharer)]).layers
     for (k, v), (expected_k, expected_v) in zip(fused, layers_of(tensors, "fused"), strict=True):
         torch.testing.assert_close(k, expected_k[:, :, :6], rtol=0, atol=1e-4)
         torch.testing.assert_close(v, expected_v[:, :, :6], rtol=0, atol=1e-4)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachegraph.channels.cache.apply_fuser import FusionMode, LayerKV, Source, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, FusionMode, LayerKV, fuse_layers
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
@@ -45,8 +45,8 @@ def test_nothing_to_fuse_gives_back_the_very_same_tensors(mode: FusionMode) -> N
     nothing = pairs()
     for sources in (
         [],
-        [Source(fuser(gate_logit=-1.0), cache(SHARER, 5, 1))],
-        [Source(fuser(), cache(SHARER, 9, 1), (nothing[0].long(), nothing[1].long()))],
+        [FuserInput(fuser(gate_logit=-1.0), cache(SHARER, 5, 1))],
+        [FuserInput(fuser(), cache(SHARER, 9, 1), (nothing[0].long(), nothing[1].long()))],
     ):
         fused = fuse_layers(receiver, sources, mode)
         assert fused.changed == ()
@@ -57,7 +57,7 @@ def test_a_closed_gate_leaves_its_half_of_the_layer_and_other_layers_alone() -> 
     half = fuser(layer_map=[(1, 0)])
     torch.nn.init.constant_(half.projectors[1].value_gate_logit, -1.0)  # type: ignore[arg-type]
     receiver = cache(RECEIVER, 5, 0)
-    fused = fuse_layers(receiver, [Source(half, cache(SHARER, 5, 1))])
+    fused = fuse_layers(receiver, [FuserInput(half, cache(SHARER, 5, 1))])
     assert fused.changed == (1,)
     assert fused.layers[0] is receiver[0]
     assert fused.layers[1][1] is receiver[1][1]
@@ -69,20 +69,20 @@ def test_a_closed_gate_costs_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a closed projector was asked")
 
     monkeypatch.setattr("cachegraph.channels.fusers.networks.c2c.C2CProjector.residual", fail)
-    fuse_layers(cache(RECEIVER, 5, 0), [Source(fuser(gate_logit=0.0), cache(SHARER, 5, 1))])
+    fuse_layers(cache(RECEIVER, 5, 0), [FuserInput(fuser(gate_logit=0.0), cache(SHARER, 5, 1))])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_inputs_are_never_written_to(mode: FusionMode) -> None:
     receiver, first, second = cache(RECEIVER, 5, 0), cache(SHARER, 5, 1), cache(SHARER, 7, 2)
     before = [[(k.clone(), v.clone()) for k, v in layers] for layers in (receiver, first, second)]
-    fuse_layers(receiver, [Source(fuser(1), first), Source(fuser(2), second, pairs((4, 6), (1, 0)))], mode)
+    fuse_layers(receiver, [FuserInput(fuser(1), first), FuserInput(fuser(2), second, pairs((4, 6), (1, 0)))], mode)
     assert all(same(a, b) for a, b in zip((receiver, first, second), before, strict=True))
 
 
 def test_only_paired_positions_change_and_each_by_its_own_partner() -> None:
     receiver, sharer, f = cache(RECEIVER, 5, 0), cache(SHARER, 7, 1), fuser()
-    fused = fuse_layers(receiver, [Source(f, sharer, pairs((3, 6), (0, 2)))]).layers
+    fused = fuse_layers(receiver, [FuserInput(f, sharer, pairs((3, 6), (0, 2)))]).layers
     for layer, other, projector in f:
         for position, partner in ((3, 6), (0, 2)):
             k, v = projector.residual(
@@ -97,7 +97,7 @@ def test_only_paired_positions_change_and_each_by_its_own_partner() -> None:
 
 def test_in_parallel_all_see_the_clean_cache_and_in_sequence_each_sees_the_last() -> None:
     receiver = cache(RECEIVER, 5, 0)
-    one, two = Source(fuser(1), cache(SHARER, 5, 1)), Source(fuser(2), cache(SHARER, 5, 2))
+    one, two = FuserInput(fuser(1), cache(SHARER, 5, 1)), FuserInput(fuser(2), cache(SHARER, 5, 2))
     parallel = fuse_layers(receiver, [one, two]).layers
     alone = [fuse_layers(receiver, [source]).layers for source in (one, two)]
     for layer, (clean, _) in enumerate(receiver):
@@ -116,7 +116,7 @@ pairings = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=5,
 def test_the_order_of_sharers_changes_nothing_in_parallel(all_pairs: list[Any], seed: int) -> None:
     receiver = cache(RECEIVER, 5, seed)
     sources = [
-        Source(fuser(i, layer_map=[(0, 0)]), cache(SHARER, 5, seed + i), None if p is None else long_pairs(p))
+        FuserInput(fuser(i, layer_map=[(0, 0)]), cache(SHARER, 5, seed + i), None if p is None else long_pairs(p))
         for i, p in enumerate(all_pairs, 1)
     ]
     first, *others = [fuse_layers(receiver, order).layers for order in itertools.permutations(sources)]
@@ -131,11 +131,11 @@ def long_pairs(both: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 def test_a_batch_is_its_rows() -> None:
     receiver, sharer, f = cache(RECEIVER, 5, 0, batch=3), cache(SHARER, 6, 1, batch=3), fuser()
     both = pairs((0, 5), (2, 2))
-    whole = fuse_layers(receiver, [Source(f, sharer, both)]).layers
+    whole = fuse_layers(receiver, [FuserInput(f, sharer, both)]).layers
     for row in range(3):
         mine = [(k[row : row + 1], v[row : row + 1]) for k, v in receiver]
         theirs = [(k[row : row + 1], v[row : row + 1]) for k, v in sharer]
-        alone = fuse_layers(mine, [Source(f, theirs, both)]).layers
+        alone = fuse_layers(mine, [FuserInput(f, theirs, both)]).layers
         for (k, v), (k_row, v_row) in zip(whole, alone, strict=True):
             torch.testing.assert_close(k[row : row + 1], k_row)
             torch.testing.assert_close(v[row : row + 1], v_row)
@@ -143,7 +143,7 @@ def test_a_batch_is_its_rows() -> None:
 
 def test_the_cache_keeps_its_number_type_whatever_the_fusers() -> None:
     receiver = [(k.bfloat16(), v.bfloat16()) for k, v in cache(RECEIVER, 5, 0)]
-    fused = fuse_layers(receiver, [Source(fuser(), cache(SHARER, 5, 1)), Source(fuser(2), cache(SHARER, 5, 2))])
+    fused = fuse_layers(receiver, [FuserInput(fuser(), cache(SHARER, 5, 1)), FuserInput(fuser(2), cache(SHARER, 5, 2))])
     assert {x.dtype for layer in fused.layers for x in layer} == {torch.bfloat16}
     assert fused.changed == (0, 1, 2)
 
@@ -151,7 +151,7 @@ def test_the_cache_keeps_its_number_type_whatever_the_fusers() -> None:
 def test_gradients_reach_the_fuser_and_not_the_caches() -> None:
     f = fuser().train()
     both = pairs((1, 0), (3, 2))
-    fused = fuse_layers(cache(RECEIVER, 5, 0), [Source(f, cache(SHARER, 5, 1), both)]).layers
+    fused = fuse_layers(cache(RECEIVER, 5, 0), [FuserInput(f, cache(SHARER, 5, 1), both)]).layers
     torch.autograd.backward([k.sum() + v.sum() for k, v in fused])
     assert all(weight.grad is not None for _, _, p in f for weight in p.parameters())
 
@@ -169,11 +169,11 @@ def test_gradients_reach_the_fuser_and_not_the_caches() -> None:
 )
 def test_pairs_that_make_no_sense_are_refused(both: Any, message: str) -> None:
     with pytest.raises(ChannelError, match=message):
-        fuse_layers(cache(RECEIVER, 5, 0), [Source(fuser(), cache(SHARER, 7, 1), both)])
+        fuse_layers(cache(RECEIVER, 5, 0), [FuserInput(fuser(), cache(SHARER, 7, 1), both)])
 
 
 def test_caches_of_other_models_are_refused() -> None:
     with pytest.raises(ChannelError, match="got caches of 3 and 3"):
-        fuse_layers(cache(RECEIVER, 5, 0), [Source(fuser(), cache(RECEIVER, 5, 1))])
+        fuse_layers(cache(RECEIVER, 5, 0), [FuserInput(fuser(), cache(RECEIVER, 5, 1))])
     with pytest.raises(ChannelError, match="batch has 2 rows"):
-        fuse_layers(cache(RECEIVER, 5, 0, batch=2), [Source(fuser(), cache(SHARER, 5, 1))])
+        fuse_layers(cache(RECEIVER, 5, 0, batch=2), [FuserInput(fuser(), cache(SHARER, 5, 1))])

@@ -12,7 +12,7 @@ from golden_runner import Case, RowRun, case_names, fuser, model, read_case, run
 from torch import Tensor
 from torch.nn import functional as F
 
-from cachegraph.channels.cache.apply_fuser import Source, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, fuse_layers
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.c2c import C2CProjector
 from cachegraph.engine.cpu import computes_bfloat16
@@ -74,7 +74,7 @@ def test_a_recorded_training_step_is_repeated(name: str) -> None:
     ids = tensors["input_ids"][0].tolist()
     with torch.no_grad():
         own, theirs = (read(each, ids[:prefix])[0] for each in (receiver, sharer))
-    fused = fuse_layers(own.layers, [Source(trained, theirs.layers)], case.about["fusion_mode"])
+    fused = fuse_layers(own.layers, [FuserInput(trained, theirs.layers)], case.about["fusion_mode"])
     past = KV(tuple(LayerKV(*layer) for layer in fused.layers), own.positions)
     cache, logits = read(receiver, ids[prefix:], past)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import config_of, load_tiny
 
-from cachegraph.channels.cache.apply_fuser import Source, Turning, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, ReceiverRope, fuse_layers
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.files.weights import save_fuser
@@ -56,12 +56,12 @@ def close(one: Any, other: Any, **tolerance: float) -> None:
 def test_a_new_fuser_is_open_and_changes_nothing() -> None:
     made, mine = lean(filled=False), layers(RECEIVER, 0)
     assert made.openness == 1.0
-    close(fuse_layers(mine, [Source(made, layers(SHARER, 1))]).layers, mine)
+    close(fuse_layers(mine, [FuserInput(made, layers(SHARER, 1))]).layers, mine)
 
 
 def test_a_closed_gate_leaves_the_receivers_own_tensors() -> None:
     made, mine = lean(gate=-1.0), layers(RECEIVER, 0)
-    fused = fuse_layers(mine, [Source(made, layers(SHARER, 1))])
+    fused = fuse_layers(mine, [FuserInput(made, layers(SHARER, 1))])
     assert fused.changed == ()
     assert all(a is b for one, other in zip(fused.layers, mine, strict=True) for a, b in zip(one, other, strict=True))
 
@@ -72,7 +72,7 @@ def test_the_correction_is_alpha_times_up_of_its_half_of_the_bottleneck() -> Non
     x = torch.cat([t[0].transpose(0, 1).flatten(1) for t in (*theirs[other], *mine[layer])], dim=-1)
     z = torch.nn.functional.gelu(p.down(p.norm(x)))
     z = z + p.mix(z)
-    fused = fuse_layers(mine, [Source(made, theirs)]).layers[layer]
+    fused = fuse_layers(mine, [FuserInput(made, theirs)]).layers[layer]
     halves = (p.key_up, p.key_alpha, z[:, :6]), (p.value_up, p.value_alpha, z[:, 6:])
     for new, old, (up, alpha, half) in zip(fused, mine[layer], halves, strict=True):
         expected = (up(half).view(POSITIONS, 2, 8) * alpha[:, None]).transpose(0, 1)[None]
@@ -88,7 +88,7 @@ def test_parameters_grow_with_the_width_alone() -> None:
 
 def test_training_reaches_every_parameter_through_a_soft_gate() -> None:
     made = lean().train()
-    fused = fuse_layers(layers(RECEIVER, 0), [Source(made, layers(SHARER, 1))])
+    fused = fuse_layers(layers(RECEIVER, 0), [FuserInput(made, layers(SHARER, 1))])
     sum((k.square().sum() + v.square().sum()) for k, v in fused.layers).backward()  # type: ignore[union-attr]
     for projector in made.projectors.values():
         for name, parameter in projector.named_parameters():
@@ -99,7 +99,7 @@ def test_training_reaches_every_parameter_through_a_soft_gate() -> None:
 def test_the_first_step_of_a_new_fuser_moves_what_lets_corrections_through() -> None:
     """`up` starts at zero, so all that lies before it and the gate behind it wait for it."""
     made = lean(filled=False).train()
-    fused = fuse_layers(layers(RECEIVER, 0), [Source(made, layers(SHARER, 1))])
+    fused = fuse_layers(layers(RECEIVER, 0), [FuserInput(made, layers(SHARER, 1))])
     sum((k.square().sum() + v.square().sum()) for k, v in fused.layers).backward()  # type: ignore[union-attr]
     for projector in made.projectors.values():
         moved = {name for name, each in projector.named_parameters() if each.grad is not None and each.grad.any()}
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     leaves = [p.get_parameter(name) for p, name in named]
 
     def corrected(*_: Any) -> tuple[torch.Tensor, ...]:
-        fused = fuse_layers(mine, [Source(fusers[0], one, pairs), Source(fusers[1], other)])
+        fused = fuse_layers(mine, [FuserInput(fusers[0], one, pairs), FuserInput(fusers[1], other)])
         return tuple(x for layer in fused.layers for x in layer)
 
     assert torch.autograd.gradcheck(corrected, leaves)
@@ -127,12 +127,12 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_the_soft_gate_is_the_sigmoid_of_logit_and_gumbel_noise_over_temperature() -> None:
     """One sample a position, for keys and values and all heads; hard, it is 1."""
     made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
-    hard = fuse_layers(mine, [Source(made, theirs)]).layers
+    hard = fuse_layers(mine, [FuserInput(made, theirs)]).layers
     drawn, shapes = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]), []
     for projector in made.train().projectors.values():
         projector.noise = lambda shape: shapes.append(shape) or drawn.view(shape)  # type: ignore[func-returns-value]
         projector.anneal(150)
-    soft = fuse_layers(mine, [Source(made, theirs)]).layers
+    soft = fuse_layers(mine, [FuserInput(made, theirs)]).layers
     gate = torch.sigmoid((1.0 - torch.log(-torch.log(drawn))) / 0.001**0.5)[:, None]
     assert shapes == [(1, 1, POSITIONS, 1)] * 3
     for clean, one, other in zip(mine, soft, hard, strict=True):
@@ -148,7 +148,9 @@ def test_the_soft_gate_is_the_sigmoid_of_logit_and_gumbel_noise_over_temperature
 )
 def test_the_order_of_parallel_sharers_changes_no_bit(all_pairs: list[list[tuple[int, int]] | None]) -> None:
     sources = [
-        Source(lean(seed=i), layers(SHARER, i), both and tuple(torch.tensor(each) for each in zip(*both, strict=True)))
+        FuserInput(
+            lean(seed=i), layers(SHARER, i), both and tuple(torch.tensor(each) for each in zip(*both, strict=True))
+        )
         for i, both in enumerate(all_pairs)
     ]
     first, *others = [fuse_layers(layers(RECEIVER, 9), order).layers for order in itertools.permutations(sources)]
@@ -193,7 +195,7 @@ def test_a_saved_fuser_comes_back_number_for_number(tmp_path: Path) -> None:
     again = load_fuser(tmp_path / "f")
     assert again.card.rope == "unrotated"
     mine, theirs = layers(RECEIVER, 0), layers(SHARER, 1)
-    close(fuse_layers(mine, [Source(again, theirs)]).layers, fuse_layers(mine, [Source(made, theirs)]).layers)
+    close(fuse_layers(mine, [FuserInput(again, theirs)]).layers, fuse_layers(mine, [FuserInput(made, theirs)]).layers)
 
 
 # Unrotated keys
@@ -219,11 +221,11 @@ def test_unrotated_keys_are_corrected_before_rope_and_rotated_behind_it(model: L
             torch.nn.init.normal_(projector.value_up.weight)  # type: ignore[arg-type]
     mine, theirs = read(model, 7), model.rotation.unrotated(read(model, 30))
     here, there = torch.tensor([1, 3, 4]), torch.tensor([0, 2, 2])
-    source = Source(made, theirs.layers, (here, there), turning=Turning(model.rotation, mine.positions))
+    source = FuserInput(made, theirs.layers, (here, there), rope=ReceiverRope(model.rotation, mine.positions))
     fused = KV(tuple(LayerKV(*layer) for layer in fuse_layers(mine.layers, [source]).layers), mine.positions)
 
     still = model.rotation.unrotated(mine)
-    by_hand = fuse_layers(still.layers, [Source(made, theirs.layers, (here, there))])
+    by_hand = fuse_layers(still.layers, [FuserInput(made, theirs.layers, (here, there))])
     expected = model.rotation.move(KV(tuple(LayerKV(*x) for x in by_hand.layers), still.positions), mine.positions)
     close(fused.layers, expected.layers, rtol=1e-4, atol=1e-5)
     assert torch.equal(fused.layers[1].keys[:, :, 0], mine.layers[1].keys[:, :, 0])  # nobody's position
@@ -239,7 +241,7 @@ def test_layers_corrected_at_once_or_some_at_a_time_are_those_corrected_one_by_o
     made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
     if frozen:
         made.freeze()
-    source = Source(made, theirs, None if pairs is None else tuple(map(torch.tensor, pairs)))  # type: ignore[arg-type]
+    source = FuserInput(made, theirs, None if pairs is None else tuple(map(torch.tensor, pairs)))  # type: ignore[arg-type]
     at_once = [fuse_layers(mine, [source]).layers for _ in range(2)]
     some = fuse_layers(mine, [source], only=[1]).layers
     monkeypatch.setattr(LeanProjector, "stack", lambda _: None)
@@ -257,10 +259,10 @@ def test_where_float32_is_faster_a_stack_computes_in_it_and_is_closer_to_float32
     exact, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
     rounded = exact.to("cpu", torch.bfloat16).freeze()
     exact = rounded.to("cpu", torch.float32)
-    expected = fuse_layers(mine, [Source(exact, theirs)]).layers
+    expected = fuse_layers(mine, [FuserInput(exact, theirs)]).layers
 
     def error() -> float:
-        got = fuse_layers(mine, [Source(replace(rounded), theirs)]).layers
+        got = fuse_layers(mine, [FuserInput(replace(rounded), theirs)]).layers
         return sum(
             float((a - b).norm())
             for one, other in zip(got, expected, strict=True)
@@ -275,8 +277,8 @@ def test_where_float32_is_faster_a_stack_computes_in_it_and_is_closer_to_float32
 
 def test_a_fuser_that_is_trained_is_never_computed_by_weights_that_were() -> None:
     made, mine, source = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
-    before = fuse_layers(mine, [Source(made, source)]).layers
+    before = fuse_layers(mine, [FuserInput(made, source)]).layers
     with torch.no_grad():
         made.projectors[0].key_up.weight.mul_(3.0)  # type: ignore[operator, union-attr]
-    after = fuse_layers(mine, [Source(made, source)]).layers
+    after = fuse_layers(mine, [FuserInput(made, source)]).layers
     assert not torch.allclose(before[0][0], after[0][0])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cachegraph.channels.cache import apply_fuser
-from cachegraph.channels.cache.apply_fuser import FusedLayers, Source, Turning, fuse_layers
-from cachegraph.channels.cache.residual_norms import Sizes
+from cachegraph.channels.cache.apply_fuser import FusedLayers, FuserInput, ReceiverRope, fuse_layers
+from cachegraph.channels.cache.residual_norms import ResidualNorms
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
@@ -48,24 +48,24 @@ def layers(geometry: Geometry, seed: int, positions: int) -> list[LayerKV]:
 
 
 @pytest.fixture
-def turning(demo_models: Any) -> Turning:
+def rope(demo_models: Any) -> ReceiverRope:
     """SmolLM2's RoPE, of heads of 64; its layers are more than the fuser's."""
     model = load_model(demo_models["smollm2-135m-instruct"].folder, dtype=torch.bfloat16)
-    return Turning(model.rotation, torch.arange(7, 57))
+    return ReceiverRope(model.rotation, torch.arange(7, 57))
 
 
-def by_kernel(source: Source, receiver: list[LayerKV]) -> FusedLayers:
+def by_kernel(source: FuserInput, receiver: list[LayerKV]) -> FusedLayers:
     done = apply_fuser._by_kernel(receiver, source)
     assert done is not None
     return done
 
 
-def by_torch(source: Source, receiver: list[LayerKV], dtype: torch.dtype) -> FusedLayers:
+def by_torch(source: FuserInput, receiver: list[LayerKV], dtype: torch.dtype) -> FusedLayers:
     """Without the kernel, the caches and the fuser in this dtype."""
     fuser = source.fuser.to("cpu", dtype)
     theirs = [tuple(x.to(dtype) for x in layer) for layer in source.layers]
     mine = [tuple(x.to(dtype) for x in layer) for layer in receiver]
-    plain = Source(fuser, theirs, source.pairs, source.sizes, source.turning)
+    plain = FuserInput(fuser, theirs, source.pairs, source.sizes, source.rope)
     return FusedLayers(apply_fuser._fuse(mine, [plain], None), ())
 
 
@@ -75,9 +75,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.models
 @pytest.mark.parametrize("turns", [True, False], ids=["unrotated", "as it is"])
-def test_it_is_as_near_to_float32_as_torch_in_bfloat16(turns: bool, turning: Turning) -> None:
+def test_it_is_as_near_to_float32_as_torch_in_bfloat16(turns: bool, rope: ReceiverRope) -> None:
     fuser, receiver = lean().to("cpu", torch.bfloat16), layers(RECEIVER, 0, 50)
-    source = Source(fuser, layers(SHARER, 1, 30), (HERE, THERE), turning=turning if turns else None)
+    source = FuserInput(fuser, layers(SHARER, 1, 30), (HERE, THERE), rope=rope if turns else None)
     exact, torchs = (by_torch(source, receiver, dtype) for dtype in (torch.float32, torch.bfloat16))
     ours = by_kernel(source, receiver)
     assert ours.changed == (0, 1, 2)
@@ -91,23 +91,23 @@ def test_it_is_as_near_to_float32_as_torch_in_bfloat16(turns: bool, turning: Tur
 
 
 @pytest.mark.models
-def test_the_sizes_of_corrections_are_those_of_torch(turning: Turning) -> None:
+def test_the_sizes_of_corrections_are_those_of_torch(rope: ReceiverRope) -> None:
     fuser, receiver = lean().to("cpu", torch.bfloat16), layers(RECEIVER, 0, 50)
-    ours, theirs = Sizes(), Sizes()
-    by_kernel(Source(fuser, layers(SHARER, 1, 30), (HERE, THERE), ours, turning), receiver)
-    by_torch(Source(fuser, layers(SHARER, 1, 30), (HERE, THERE), theirs, turning), receiver, torch.bfloat16)
+    ours, theirs = ResidualNorms(), ResidualNorms()
+    by_kernel(FuserInput(fuser, layers(SHARER, 1, 30), (HERE, THERE), ours, rope), receiver)
+    by_torch(FuserInput(fuser, layers(SHARER, 1, 30), (HERE, THERE), theirs, rope), receiver, torch.bfloat16)
     for layer, numbers in theirs.by_layer(fuser).items():
         assert ours.by_layer(fuser)[layer] == pytest.approx(numbers, rel=0.01)
 
 
 def test_a_position_gets_the_same_bits_whatever_else_is_corrected_on_any_number_of_threads() -> None:
     fuser, receiver, theirs = lean().to("cpu", torch.bfloat16), layers(RECEIVER, 0, 50), layers(SHARER, 1, 30)
-    whole = by_kernel(Source(fuser, theirs, (HERE, THERE)), receiver)
+    whole = by_kernel(FuserInput(fuser, theirs, (HERE, THERE)), receiver)
     threads = torch.get_num_threads()
     try:
         for count, some in ((1, slice(0, 41)), (3, slice(5, 38)), (2, slice(40, 41))):
             torch.set_num_threads(count)
-            part = by_kernel(Source(fuser, theirs, (HERE[some], THERE[some])), receiver)
+            part = by_kernel(FuserInput(fuser, theirs, (HERE[some], THERE[some])), receiver)
             for one, other in zip(whole.layers, part.layers, strict=True):
                 for a, b in zip(one, other, strict=True):
                     assert torch.equal(a[:, :, HERE[some]], b[:, :, HERE[some]])
@@ -118,7 +118,7 @@ def test_a_position_gets_the_same_bits_whatever_else_is_corrected_on_any_number_
 def test_what_it_was_given_stays_as_it_is() -> None:
     receiver, theirs = layers(RECEIVER, 0, 50), layers(SHARER, 1, 30)
     before = [x.clone() for layer in (*receiver, *theirs) for x in layer]
-    by_kernel(Source(lean().to("cpu", torch.bfloat16), theirs, (HERE, THERE)), receiver)
+    by_kernel(FuserInput(lean().to("cpu", torch.bfloat16), theirs, (HERE, THERE)), receiver)
     assert all(map(torch.equal, before, [x for layer in (*receiver, *theirs) for x in layer]))
 
 
@@ -126,10 +126,10 @@ def test_what_it_can_not_correct_is_left_to_torch() -> None:
     narrow, receiver, theirs = lean().to("cpu", torch.bfloat16), layers(RECEIVER, 0, 50), layers(SHARER, 1, 30)
     pairs = (HERE, THERE)
     wide = [LayerKV(*(x.float() for x in layer)) for layer in receiver]
-    assert apply_fuser._by_kernel(wide, Source(narrow, theirs, pairs)) is None
-    assert apply_fuser._by_kernel(receiver, Source(lean(), theirs, pairs)) is None  # its weights are float32
-    assert apply_fuser._by_kernel(receiver, Source(narrow, theirs, (HERE[:0], THERE[:0]))) is None
+    assert apply_fuser._by_kernel(wide, FuserInput(narrow, theirs, pairs)) is None
+    assert apply_fuser._by_kernel(receiver, FuserInput(lean(), theirs, pairs)) is None  # its weights are float32
+    assert apply_fuser._by_kernel(receiver, FuserInput(narrow, theirs, (HERE[:0], THERE[:0]))) is None
     for projector in narrow.projectors.values():
         projector.requires_grad_(True)  # it is being trained
-    assert apply_fuser._by_kernel(receiver, Source(narrow, theirs, pairs)) is None
-    assert fuse_layers(receiver, [Source(narrow, theirs, pairs)]).changed == (0, 1, 2)
+    assert apply_fuser._by_kernel(receiver, FuserInput(narrow, theirs, pairs)) is None
+    assert fuse_layers(receiver, [FuserInput(narrow, theirs, pairs)]).changed == (0, 1, 2)

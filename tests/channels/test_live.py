@@ -14,7 +14,7 @@ from lean_fusers import lean
 from cachegraph.channels.cache import stream_layers
 from cachegraph.channels.cache.apply_fuser import FusionMode
 from cachegraph.channels.cache.fused_prefill import FusedPrefill, Sharer, fused_prefill
-from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, SharerReading, Stretch, read_ids
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, SharerPrompt, Stretch, share_by_ids
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.errors import ModelError
@@ -64,7 +64,7 @@ def _same(a: KV, b: KV) -> bool:
 def test_it_comes_to_what_it_comes_to_on_one_device(engines: Engines, mode: FusionMode, count: int) -> None:
     async def run(place: int) -> FusedPrefill:
         return await fused_prefill(
-            engines["receiver"][place], sharers(engines, place), read_ids(tokens(count), 3), mode
+            engines["receiver"][place], sharers(engines, place), share_by_ids(tokens(count), 3), mode
         )
 
     together, apart = anyio.run(run, 0), anyio.run(run, 1)
@@ -78,7 +78,7 @@ def test_so_it_does_for_unrotated_keys_several_stretches_and_a_control(engines: 
     ids = tokens(14)
     half = Pairs(torch.arange(4), torch.arange(4)), Pairs(torch.arange(3), torch.arange(6, 9))
     stretches = [Stretch(0, 2, {}), Stretch(2, 6, {0: half[0]}), Stretch(6, 10, {}), Stretch(10, 13, {0: half[1]})]
-    reading = SharedReading(ids, None, [SharerReading(ids)], stretches)
+    reading = SharedPrompt(ids, None, [SharerPrompt(ids)], stretches)
     made = lean(engines["receiver"][0].model, engines["sharer_a"][0].model)
 
     def twice(kv: KV) -> KV:
@@ -97,7 +97,7 @@ def test_so_it_does_where_a_fuser_reads_the_sharers_first_layers_alone(engines: 
 
     async def run(place: int) -> FusedPrefill:
         sharer = Sharer(engines["sharer_a"][place], made)
-        return await fused_prefill(engines["receiver"][place], [sharer], read_ids(tokens(20), 1))
+        return await fused_prefill(engines["receiver"][place], [sharer], share_by_ids(tokens(20), 1))
 
     together, apart = anyio.run(run, 0), anyio.run(run, 1)
     assert same_bits(together, apart)
@@ -122,7 +122,7 @@ def test_a_layer_is_corrected_while_the_sharer_still_reads(engines: Engines, mon
 
     async def run() -> FusedPrefill:
         watched = replace(sharer, alter=wait_in_the_last_layer)
-        return await fused_prefill(engines["receiver"][1], [watched], read_ids(tokens(20), 1))
+        return await fused_prefill(engines["receiver"][1], [watched], share_by_ids(tokens(20), 1))
 
     anyio.run(run)
     assert all(waited)
@@ -148,7 +148,7 @@ def test_a_sharer_that_has_sent_nothing_yet_holds_up_only_layers_that_it_correct
     async def run(place: int) -> FusedPrefill:
         late, *others = sharers(engines, place)  # `late` corrects all layers but one
         late = replace(late, alter=wait_for_the_others if place == 1 else None)
-        return await fused_prefill(engines["receiver"][place], [late, *others], read_ids(tokens(20), 3), mode)
+        return await fused_prefill(engines["receiver"][place], [late, *others], share_by_ids(tokens(20), 3), mode)
 
     together = anyio.run(run, 0)
     fuse = stream_layers.fuse_layers
@@ -165,6 +165,6 @@ def test_an_error_of_a_sharer_ends_the_waiting(engines: Engines) -> None:
     async def run() -> None:
         others = [replace(each, alter=broken if index == 1 else None) for index, each in enumerate(sharers(engines, 1))]
         with anyio.fail_after(60), pytest.raises(ModelError, match="out of order"):
-            await fused_prefill(engines["receiver"][1], others, read_ids(tokens(20), 3))
+            await fused_prefill(engines["receiver"][1], others, share_by_ids(tokens(20), 3))
 
     anyio.run(run)

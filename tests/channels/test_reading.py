@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from tiny import CHATML, save_tokenizer
 from transformers import AutoTokenizer
 
-from cachegraph.channels.cache.align import Aligner, Reading
+from cachegraph.channels.cache.align import Aligner, TokenizedChat
 from cachegraph.channels.cache.shared_prompt import (
-    SharedReading,
-    SharerReading,
+    SharedPrompt,
+    SharerPrompt,
     make_room,
     pair_tokens,
-    read_aligned,
-    read_ids,
-    read_offsets,
+    share_by_ids,
+    share_by_offsets,
+    share_by_sections,
 )
 from cachegraph.engine.text.chat import render_chat
 from cachegraph.engine.text.tokenizer import Tokenizer
@@ -41,13 +41,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokeniz
     return out[0], out[1], out[2]
 
 
-def read(tokenizer: Tokenizer, *contents: str) -> Reading:
+def read(tokenizer: Tokenizer, *contents: str) -> TokenizedChat:
     chat = render_chat(tokenizer.chat, [{"role": "user", "content": content} for content in contents])
     encoded = tokenizer.encode(chat.text, special=False)
-    return Reading(encoded.ids, encoded.offsets, [(span.start, span.end) for span in chat.contents])
+    return TokenizedChat(encoded.ids, encoded.offsets, [(span.start, span.end) for span in chat.contents])
 
 
-def check(reading: SharedReading) -> None:
+def check(reading: SharedPrompt) -> None:
     """What holds of every reading."""
     at = 0
     for stretch in reading.stretches:
@@ -67,7 +67,7 @@ def check(reading: SharedReading) -> None:
             assert bool((positions.diff() > 0).all())
 
 
-def stand_ins(reading: SharedReading, j: int) -> list[tuple[int, int]]:
+def stand_ins(reading: SharedPrompt, j: int) -> list[tuple[int, int]]:
     """(receiver token, sharer token) of all pairs."""
     return [
         (reading.ids[stretch.start + here], reading.sharers[j].ids[there])
@@ -86,7 +86,7 @@ def test_aligned_chats_share_their_messages_position_by_position(models: Any, te
     receiver, *others = models
     aligners = [Aligner(receiver.raw, other.raw, strategy) for other in others]
     mine = read(receiver, *texts)
-    reading = read_aligned(aligners, mine, [read(other, *texts) for other in others])
+    reading = share_by_sections(aligners, mine, [read(other, *texts) for other in others])
     check(reading)
     assert list(reading.ids) == list(mine.ids)
     assert reading.positions is not None
@@ -105,7 +105,7 @@ def test_aligned_chats_share_their_messages_position_by_position(models: Any, te
 def test_by_offsets_everybody_reads_natively(models: Any, texts: list[str]) -> None:
     receiver, *others = models
     mine, theirs = read(receiver, *texts), [read(other, *texts) for other in others]
-    reading = read_offsets(mine, theirs)
+    reading = share_by_offsets(mine, theirs)
     check(reading)
     assert list(reading.ids) == list(mine.ids)
     for own, sharer in zip(theirs, reading.sharers, strict=True):
@@ -117,8 +117,8 @@ def test_sharers_read_no_further_than_somebody_looks(models: Any) -> None:
     receiver, _, other = models
     full = read(other, "the sky")
     for reading in (
-        read_aligned([Aligner(receiver.raw, other.raw)], read(receiver, "the sky"), [full]),
-        read_offsets(read(receiver, "the sky"), [full]),
+        share_by_sections([Aligner(receiver.raw, other.raw)], read(receiver, "the sky"), [full]),
+        share_by_offsets(read(receiver, "the sky"), [full]),
     ):
         assert len(reading.sharers[0].ids) < len(full.ids)
         last = reading.stretches[-1].pairs[0].sharer
@@ -127,12 +127,12 @@ def test_sharers_read_no_further_than_somebody_looks(models: Any) -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_prompt_of_one_token_has_nothing_to_share(count: int) -> None:
-    reading = read_ids([5] * count, 2)
+    reading = share_by_ids([5] * count, 2)
     assert (reading.fused, list(reading.stretches)) == (0, [])
 
 
 def test_one_tokenizer_shares_all_but_the_last_token() -> None:
-    reading = read_ids([5, 6, 7], 2)
+    reading = share_by_ids([5, 6, 7], 2)
     check(reading)
     assert reading.fused == 2
     assert [each.ids for each in reading.sharers] == [[5, 6], [5, 6]]
@@ -142,9 +142,12 @@ def test_a_message_that_ends_the_prompt_keeps_its_last_token_apart(models: Any) 
     """Where the template writes nothing behind the message."""
     receiver, other, _ = models
     ids, offsets = receiver.encode("the sky", special=False)
-    mine = Reading(ids, offsets, [(0, 7)])
-    theirs = Reading(*other.encode("the sky", special=False), [(0, 7)])
-    for reading in (read_aligned([Aligner(receiver.raw, other.raw)], mine, [theirs]), read_offsets(mine, [theirs])):
+    mine = TokenizedChat(ids, offsets, [(0, 7)])
+    theirs = TokenizedChat(*other.encode("the sky", special=False), [(0, 7)])
+    for reading in (
+        share_by_sections([Aligner(receiver.raw, other.raw)], mine, [theirs]),
+        share_by_offsets(mine, [theirs]),
+    ):
         check(reading)
         assert reading.fused == len(ids) - 1
 
@@ -157,7 +160,7 @@ def test_any_pairs_are_kept_but_the_last_tokens(length: int, pairs: list[dict[in
     """Runs of corrected tokens and runs between them; each sharer's pairs where they were."""
     wanted = [{here: there for here, there in each.items() if here < length - 1} for each in pairs]
     reading = pair_tokens(
-        list(range(length)), [SharerReading(list(range(10)))] * len(pairs), [each.items() for each in wanted]
+        list(range(length)), [SharerPrompt(list(range(10)))] * len(pairs), [each.items() for each in wanted]
     )
     check(reading)
     assert [dict(stand_ins(reading, j)) for j in range(len(pairs))] == wanted
@@ -167,9 +170,11 @@ def test_any_pairs_are_kept_but_the_last_tokens(length: int, pairs: list[dict[in
 def test_a_chat_without_messages_is_refused(models: Any, tmp_path: Path) -> None:
     receiver, other, _ = models
     with pytest.raises(ChannelError, match="no message"):
-        read_aligned([Aligner(receiver.raw, other.raw)], Reading([1], [(0, 1)], []), [Reading([1], [(0, 1)], [])])
+        share_by_sections(
+            [Aligner(receiver.raw, other.raw)], TokenizedChat([1], [(0, 1)], []), [TokenizedChat([1], [(0, 1)], [])]
+        )
     with pytest.raises(ChannelError, match="different numbers of contents"):
-        read_offsets(Reading([1], [(0, 1)], [(0, 1)]), [Reading([1], [(0, 1)], [])])
+        share_by_offsets(TokenizedChat([1], [(0, 1)], [(0, 1)]), [TokenizedChat([1], [(0, 1)], [])])
 
 
 @settings(max_examples=60)
@@ -179,11 +184,11 @@ def test_room_for_grafts_moves_what_is_behind_and_keeps_all_pairs(data: st.DataO
     tokens = st.integers(0, count - 1)
     pairs = data.draw(st.lists(st.tuples(tokens, st.integers(0, 8)), unique_by=lambda pair: pair[0], max_size=count))
     grafts = sorted(data.draw(st.lists(st.tuples(st.integers(0, count), st.integers(1, 4)), max_size=3)))
-    plain = pair_tokens(list(range(count)), [SharerReading(list(range(9)))], [pairs])
-    plain = SharedReading(plain.ids, torch.arange(count) * 2, plain.sharers, plain.stretches)
+    plain = pair_tokens(list(range(count)), [SharerPrompt(list(range(9)))], [pairs])
+    plain = SharedPrompt(plain.ids, torch.arange(count) * 2, plain.sharers, plain.stretches)
     room = make_room(plain, grafts)
 
-    def flat(reading: SharedReading) -> set[tuple[int, int]]:
+    def flat(reading: SharedPrompt) -> set[tuple[int, int]]:
         return {
             (at.start + int(here), int(there))
             for at in reading.stretches

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cachegraph.channels.cache.apply_fuser import Source, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, fuse_layers
 from cachegraph.channels.fusers.files.c2c_format import export_reference
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
 from cachegraph.channels.fusers.files.load import load_fuser, load_translator
@@ -53,7 +53,7 @@ def test_a_fuser_corrects_layers_of_any_shapes(
     made = fuser(architecture, receiver, sharer)
     mine, theirs = cache(receiver, 7), cache(sharer, 9, 1)
     here, there = torch.tensor([0, 2, 6]), torch.tensor([8, 1, 1])
-    found = fuse_layers(mine, [Source(made, theirs, (here, there))]).layers
+    found = fuse_layers(mine, [FuserInput(made, theirs, (here, there))]).layers
     for layer, source, projector in made:
         given = (each[:, :, there] for each in theirs[source])
         residual = projector.residual(*given, *(each[:, :, here] for each in mine[layer]))
@@ -64,7 +64,7 @@ def test_a_fuser_corrects_layers_of_any_shapes(
     save_fuser(made, tmp_path / "f")
     back = load_fuser(tmp_path / "f")
     assert (back.card.receiver.geometry, back.card.sharer.geometry) == (receiver, sharer)
-    again = fuse_layers(mine, [Source(back.freeze(), theirs, (here, there))]).layers
+    again = fuse_layers(mine, [FuserInput(back.freeze(), theirs, (here, there))]).layers
     assert all(torch.equal(a, b) for x, y in zip(found, again, strict=True) for a, b in zip(x, y, strict=True))
 
 

@@ -12,7 +12,7 @@ from lean_fusers import CLOSE, IDS, assert_close, by_hand, geometry, lean, same_
 from tiny import KINDS, config_of, load_tiny
 from torch import Tensor
 
-from cachegraph.channels.cache.apply_fuser import Source, Turning, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, ReceiverRope, fuse_layers
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
@@ -49,11 +49,11 @@ def run(start: int) -> range:
 def fused(made: Fuser, mine: KV, theirs: KV, models: tuple[LoadedModel, LoadedModel], pairs: Any = None) -> KV:
     """As the channel does it: the correction alone is rotated."""
     receiver, sharer = models
-    layers, turning = theirs.layers, None
+    layers, rope = theirs.layers, None
     if made.card.rope == "unrotated":
-        layers, turning = sharer.rotation.unrotated(theirs).layers, Turning(receiver.rotation, mine.positions)
+        layers, rope = sharer.rotation.unrotated(theirs).layers, ReceiverRope(receiver.rotation, mine.positions)
     with torch.no_grad():
-        new = fuse_layers(mine.layers, [Source(made, layers, pairs, turning=turning)])
+        new = fuse_layers(mine.layers, [FuserInput(made, layers, pairs, rope=rope)])
     return KV(tuple(LayerKV(*layer) for layer in new.layers), mine.positions)
 
 
@@ -170,12 +170,12 @@ def test_gradients_pass_through_the_rotation_to_fuser_and_cache(load: Load) -> N
         return list(torch.autograd.grad(total, [*wanted, *(x for layer in layers for x in layer)]))
 
     def short(kv: KV) -> Sequence[Any]:
-        turning = Turning(models[0].rotation, kv.positions)
-        return fuse_layers(kv.layers, [Source(made, theirs.layers, (here, there), turning=turning)]).layers
+        rope = ReceiverRope(models[0].rotation, kv.positions)
+        return fuse_layers(kv.layers, [FuserInput(made, theirs.layers, (here, there), rope=rope)]).layers
 
     def long(kv: KV) -> Sequence[Any]:
         still = models[0].rotation.unrotated(kv)
-        new = fuse_layers(still.layers, [Source(made, theirs.layers, (here, there))]).layers
+        new = fuse_layers(still.layers, [FuserInput(made, theirs.layers, (here, there))]).layers
         return models[0].rotation.move(KV(tuple(LayerKV(*x) for x in new), still.positions), kv.positions).layers
 
     for one, other in zip(gradients(short), gradients(long), strict=True):

@@ -13,9 +13,9 @@ from tiny import config_of, load_tiny, save_model, save_tokenizer
 from transformers import models as hf
 
 from cachegraph.channels.cache.edge_plan import FusePlan
-from cachegraph.channels.cache.fused_decode import Along, FusedRow
+from cachegraph.channels.cache.fused_decode import FusedRow, ReplySharers
 from cachegraph.channels.cache.fused_prefill import Sharer, fused_prefill
-from cachegraph.channels.cache.shared_prompt import read_ids
+from cachegraph.channels.cache.shared_prompt import share_by_ids
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.channels.peer import Peer
@@ -54,7 +54,7 @@ def test_prompt_and_reply_are_corrected_as_by_hand(engines: dict[str, Engine]) -
     models = receiver.model, sharer.engine.model
 
     async def check() -> None:
-        row = await fused_prefill(receiver, [sharer], read_ids([*IDS, 9], 1))
+        row = await fused_prefill(receiver, [sharer], share_by_ids([*IDS, 9], 1))
         own, theirs = await receiver.prefill(IDS), await sharer.engine.prefill(IDS)
         assert own.kv is not None
         assert theirs.kv is not None
@@ -63,7 +63,7 @@ def test_prompt_and_reply_are_corrected_as_by_hand(engines: dict[str, Engine]) -
         assert same_bits(row.sharers[0], theirs.segments)  # a reply goes on from it as it is, rotated
 
         plan = FusePlan(sharer.engine, sharer.fuser, "ids", "receiver-prompt", True)
-        reply = FusedRow(receiver, Along([plan], row.sharers, row.uncorrected), row.segments)
+        reply = FusedRow(receiver, ReplySharers([plan], row.sharers, row.uncorrected), row.segments)
         await reply.read([9, 11])
         mine = await receiver.prefill([9, 11], own.segments)
         others = await sharer.engine.prefill([9, 11], theirs.segments)
@@ -89,9 +89,9 @@ def test_the_sharer_s_keys_are_unrotated_in_its_engine_s_turn(
     sharer = sharers(engines)[0]
 
     async def check() -> None:
-        row = await fused_prefill(engines["llama"], [sharer], read_ids([*IDS, 9], 1))
+        row = await fused_prefill(engines["llama"], [sharer], share_by_ids([*IDS, 9], 1))
         plan = FusePlan(sharer.engine, sharer.fuser, "ids", "receiver-prompt", True)
-        await FusedRow(engines["llama"], Along([plan], row.sharers, row.uncorrected), row.segments).read([9])
+        await FusedRow(engines["llama"], ReplySharers([plan], row.sharers, row.uncorrected), row.segments).read([9])
 
     anyio.run(check)
     assert seen == [(False, True)] * 2
@@ -100,7 +100,7 @@ def test_the_sharer_s_keys_are_unrotated_in_its_engine_s_turn(
 def test_the_order_of_parallel_sharers_changes_no_bit(engines: dict[str, Engine]) -> None:
     async def check() -> None:
         rows = [
-            await fused_prefill(engines["llama"], order, read_ids([*IDS, 9], 3))
+            await fused_prefill(engines["llama"], order, share_by_ids([*IDS, 9], 3))
             for order in itertools.permutations(sharers(engines))
         ]
         assert all(same_bits(row.segments, rows[0].segments) for row in rows[1:])
@@ -118,7 +118,7 @@ def test_closed_gates_leave_the_row_alone(engines: dict[str, Engine]) -> None:
     async def check() -> None:
         kv = (await other.prefill(IDS)).segments
         for sharer in (Sharer(other, made), Sharer(other, made, kv)):  # reads along; has read its own prompt
-            row = await fused_prefill(receiver, [sharer], read_ids([*IDS, 9], 1))
+            row = await fused_prefill(receiver, [sharer], share_by_ids([*IDS, 9], 1))
             assert same_bits(row.segments, (await receiver.prefill(IDS)).segments)
             assert row.nbytes == (0,)
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cachegraph.agents.local.ablation import mismatched_reading
-from cachegraph.agents.local.align_prompt import pair_own, read_along
+from cachegraph.agents.local.ablation import mismatched_prompt
+from cachegraph.agents.local.align_prompt import pair_own_prompts, share_messages
 from cachegraph.agents.local.score import reply_tokens
 from cachegraph.agents.prompt.prompt import Message, Piece, Prompt, Slot, handed_over_by, tokenize
 from cachegraph.channels.cache.align import Aligner, SharedSpan, align_offsets
 from cachegraph.channels.cache.edge_plan import FusePlan
-from cachegraph.channels.cache.shared_prompt import SharedReading, read_ids
+from cachegraph.channels.cache.shared_prompt import SharedPrompt, share_by_ids
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.errors import ChannelError, InputError
 
@@ -71,17 +71,17 @@ class FuseLesson:
     `own` is the sharer's prompt where it reads one of its own, and `prompt` the receiver's.
     """
 
-    reading: SharedReading
+    reading: SharedPrompt
     group: tuple[int, ...]
     replies: Replies
     prompt: Piece
     own: Piece | None = None
 
-    def mismatched(self, other: "FuseLesson") -> SharedReading:
+    def mismatched(self, other: "FuseLesson") -> SharedPrompt:
         """How this prompt is read with the sharer's cache of that other lesson, as in a comparison's control."""
         if other.own is not None:
-            return pair_own(self.prompt, [(other.own.ids, other.own.origins)])
-        return mismatched_reading(self.reading, other.reading)
+            return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
+        return mismatched_prompt(self.reading, other.reading)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class JointLesson:
     tokens are corrected; `own` is the sharer's prompt, `prompt` the receiver's."""
 
     graft: GraftLesson
-    reading: SharedReading
+    reading: SharedPrompt
     prompt: Piece
     own: Piece
 
@@ -99,9 +99,9 @@ class JointLesson:
         """The receiver's own tokens in front of the text."""
         return len(self.graft.before)
 
-    def mismatched(self, other: "JointLesson") -> SharedReading:
+    def mismatched(self, other: "JointLesson") -> SharedPrompt:
         """What both have read, where the sharer's cache is that of the other lesson."""
-        return pair_own(self.prompt, [(other.own.ids, other.own.origins)])
+        return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
 
 
 def graft_lesson(pair: Pair, example: Example) -> GraftLesson:
@@ -115,7 +115,7 @@ def joint_lesson(pair: Pair, example: Example) -> JointLesson:
     prompt, theirs = _prompts(pair, example, slots=True)
     mine, own = prompt.whole, theirs.whole
     lesson = _graft_lesson(pair, example, prompt, own)
-    reading = pair_own(mine, [(own.ids, own.origins)])
+    reading = pair_own_prompts(mine, [(own.ids, own.origins)])
     _check_shared(pair, example, reading)
     _check_room(pair.sharer, len(own.ids), None, example)
     return JointLesson(lesson, reading, mine, own)
@@ -151,12 +151,12 @@ def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | N
     try:
         if card.reads == "own-prompt":
             own = theirs.whole
-            reading = pair_own(piece, [(own.ids, own.origins)])
+            reading = pair_own_prompts(piece, [(own.ids, own.origins)])
         elif card.alignment == "ids":
-            reading = read_ids(piece.ids, 1)
+            reading = share_by_ids(piece.ids, 1)
         else:
             plan = FusePlan(pair.sharer.engine, fuser, card.alignment, card.reads, False, aligner)
-            reading = read_along(prompt, piece, [plan])
+            reading = share_messages(prompt, piece, [plan])
     except ChannelError as error:
         raise InputError(f"{example.place}: {error}") from error
     _check_shared(pair, example, reading)
@@ -166,7 +166,7 @@ def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | N
     return FuseLesson(reading, tuple(reading.sharers[0].ids), replies, piece, own)
 
 
-def _check_shared(pair: Pair, example: Example, reading: SharedReading) -> None:
+def _check_shared(pair: Pair, example: Example, reading: SharedPrompt) -> None:
     if not any(stretch.pairs for stretch in reading.stretches):
         raise InputError(
             f"{example.place}: agents {pair.sharer.agent!r} and {pair.receiver.agent!r} read nothing in common, so "

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cachegraph.channels.cache.align import Aligner
-from cachegraph.channels.cache.apply_fuser import Source, fuse_layers
-from cachegraph.channels.cache.fused_prefill import turning_of
-from cachegraph.channels.cache.shared_prompt import Pairs, SharedReading, SharerReading
+from cachegraph.channels.cache.apply_fuser import FuserInput, fuse_layers
+from cachegraph.channels.cache.fused_prefill import receiver_rope
+from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, SharerPrompt
 from cachegraph.channels.fusers.files.card import Card
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
@@ -77,9 +77,9 @@ class FuseLearner(Learner[FuseLesson]):
             trees.append(Tree(segments, [Branch(reading.ids[reading.end :], replies, positions)]))
         return trees, list(range(len(lessons)))
 
-    def sharer_caches(self, readings: Sequence[SharedReading]) -> list[KV | None]:
+    def sharer_caches(self, readings: Sequence[SharedPrompt]) -> list[KV | None]:
         """None where the sharer has nothing to read."""
-        sharers: list[SharerReading] = [reading.sharers[0] for reading in readings]
+        sharers: list[SharerPrompt] = [reading.sharers[0] for reading in readings]
         full = [each for each in sharers if each.ids]
         model = self._pair.sharer.engine.model
         ids, at = [each.ids for each in full], [each.positions for each in full]
@@ -90,7 +90,7 @@ class FuseLearner(Learner[FuseLesson]):
 
     def fused_rows(
         self,
-        readings: Sequence[SharedReading],
+        readings: Sequence[SharedPrompt],
         caches: Sequence[KV | None],
         grafts: Sequence[tuple[int, KV]] | None = None,
     ) -> list[tuple[KV, ...]]:
@@ -130,8 +130,8 @@ class FuseLearner(Learner[FuseLesson]):
         starts = [_starts(len(owns[each.row]) for each in shared), _starts(len(each.cache) for each in shared)]
         here = torch.cat([each.pairs.receiver + start for each, start in zip(shared, starts[0], strict=True)])
         there = torch.cat([each.pairs.sharer + start for each, start in zip(shared, starts[1], strict=True)])
-        turning = turning_of(self._fuser, self._pair.receiver.engine, mine.positions)
-        fused = fuse_layers(mine.layers, [Source(self._fuser, theirs.layers, (here, there), turning=turning)])
+        rope = receiver_rope(self._fuser, self._pair.receiver.engine, mine.positions)
+        fused = fuse_layers(mine.layers, [FuserInput(self._fuser, theirs.layers, (here, there), rope=rope)])
         joined = KV(tuple(LayerKV(*layer) for layer in fused.layers), mine.positions)
         corrected = list(owns)
         for each, start in zip(shared, starts[0], strict=True):
