@@ -1,19 +1,21 @@
-"""Agents: who speaks. Specs, prompts, and an agent for each kind: local, endpoint, function, pause.
+"""Agents: one turn of a model, an endpoint, a function or a person. Specs, prompts, tools, sessions.
 
-base               What the graph knows of an agent
-create             From an agent's spec to an agent; what it is made of is imported only when the first one is
+base               The Agent protocol, and what a turn takes and gives
+create             Create agents that have a model
 endpoint/          Agents whose model answers behind an OpenAI-compatible chat endpoint
+entry              The base of all agent kinds: common keys, and what the graph asks of a kind
 functions/         Agents that are Python functions
 http_client        HTTP clients for a recipe's endpoints and tool servers
+kinds              The registry of agent kinds
 local/             Agents whose model runs on this machine
-model_peer         An agent with a model as the channels see it, before its model is loaded or after
-pause              A question to a person in an agent's place
-prompt/            Prompts
-schema_threads     Checks of values by JSON Schemas, off the event loop where they take long
-scripted           Agents that follow a script
-sessions/          Sessions
-spec               The agents' slice of a recipe
-structured_output  Replies that are data
-token_budget       What a run's budget of tokens leaves to one turn
-tools/             Tools of agents
+model_peer         The channel's view of an agent with a model, before or after the model is loaded
+pause/             Questions to a person
+prompt/            Prompts: templates, expressions, chat messages
+scripted           Agents that follow a script, for tests and examples
+sessions/          Conversations that agents remember
+spec               The agent kind `model`
+structured_output  Replies that are JSON
+subgraph           The agent kind `graph`: an included recipe
+token_budget       What a run's token budget leaves to one turn
+tools/             Tools of agents, over the Model Context Protocol
 """

@@ -1,20 +1,21 @@
-"""From an agent's spec to an agent; what it is made of is imported only when the first one is."""
+"""Create agents that have a model. Their modules are imported when the first one is created."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cachegraph.engine.spec import ModelSpec
 
 from .base import Agent
+from .entry import AgentContext
 from .spec import AgentSpec, EndpointSpec
 from .tools.servers import Toolbox
 
-__all__ = ["Create", "create_agent"]
+__all__ = ["Create", "create_agent", "create_in_context"]
 
 
 class Create(Protocol):
-    """What makes the agents of a graph. `create_agent` is the usual one."""
+    """A factory of agents that have a model. `create_agent` is the default."""
 
     def __call__(
         self,
@@ -54,4 +55,17 @@ def create_agent(
 
     return LocalAgent(
         name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox, allow_paths=allow_paths
+    )
+
+
+def create_in_context(
+    create: Create, spec: AgentSpec, context: AgentContext, *, allow_local: bool, allow_paths: bool
+) -> Agent:
+    """Call a factory for one agent of a recipe. Only `create_agent` has to know permissions, and tools if there are."""
+    options: dict[str, Any] = {"toolbox": context.toolbox} if spec.tools else {}
+    if create is create_agent:
+        options |= {"allow_local": allow_local, "allow_paths": allow_paths}
+    model = context.models.get(spec.model, spec.model)
+    return create(
+        context.name, spec, model, context.folder, inputs=context.inputs, upstream=context.upstream, **options
     )

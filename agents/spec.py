@@ -1,33 +1,21 @@
-"""The agents' slice of a recipe: who speaks, with which model, from which prompt.
+"""The agent kind `model`: agents that have a model, on this machine or behind an endpoint."""
 
-An entry of `agents` is told by the key that only its kind has: `model`, `graph`, ... A further kind is a class here, a
-member of `AgentEntry`, a line in `KINDS`, and whatever `create_agents` of the graph makes of it.
-"""
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from typing import Annotated, Any, Literal
+from pydantic import Field, PositiveFloat
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from cachegraph.engine.spec import GenerateSpec, ModelSpec, Strict
 
-from cachegraph.channels.spec import Channel
-from cachegraph.engine.spec import GenerateSpec, Strict
-
+from .entry import AgentContext, AgentEntry, Models, Reads
 from .sessions.spec import Memory
 from .tools.spec import ToolLimits, ToolName
 
-__all__ = [
-    "KINDS",
-    "AgentEntry",
-    "AgentSpec",
-    "EndpointSpec",
-    "Entry",
-    "FromEnv",
-    "FunctionSpec",
-    "PauseSpec",
-    "RetrySpec",
-    "RouteCase",
-    "SubgraphSpec",
-    "Trouble",
-]
+if TYPE_CHECKING:
+    from .base import Agent
+
+__all__ = ["AgentSpec", "EndpointSpec", "FromEnv", "RetrySpec", "Trouble"]
 
 
 class FromEnv(Strict):
@@ -95,41 +83,7 @@ class RetrySpec(Strict):
     ] = ("connection", "rate_limit", "server")
 
 
-class RouteCase(Strict):
-    """One way on from an agent, and its condition."""
-
-    when: Annotated[str | None, Field(description="An expression; the case without one is the last.")] = None
-    to: Annotated[str, Field(min_length=1, description="The agent that then receives.")]
-
-
-class Entry(Strict):
-    """What every entry of `agents` may say, whatever stands behind it."""
-
-    timeout: Annotated[PositiveFloat | None, Field(description="Seconds, of one turn.")] = None
-    join: Annotated[
-        Literal["all", "any"] | PositiveInt,
-        Field(description="Start when all messages are there, at the first, or at so many."),
-    ] = "all"
-    route: Annotated[
-        tuple[RouteCase, ...], Field(description="Exactly one of these receives: the first whose condition is true.")
-    ] = ()
-    for_each: Annotated[
-        str | None, Field(description="An expression that gives a list: the agent takes a turn for every item.")
-    ] = None
-    item: Annotated[
-        str,
-        Field(
-            alias="as",
-            pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-            max_length=100,
-            description="What the item is called in templates.",
-            json_schema_extra={"patternErrorMessage": "letters, digits and '_', as templates use it"},
-        ),
-    ] = "item"
-    max_concurrent: Annotated[PositiveInt | None, Field(description="Items at work at the same time.")] = None
-
-
-class AgentSpec(Entry):
+class AgentSpec(AgentEntry):
     """One agent: a model and the prompt it answers."""
 
     model: Annotated[str, Field(min_length=1, description="A key of `models`, or a model's name.")]
@@ -154,55 +108,41 @@ class AgentSpec(Entry):
         Memory, Field(description="Remember earlier turns of the run's session; true, or how much of them.")
     ] = False
 
+    template_keys: ClassVar[tuple[str, ...]] = ("prompt", "system")
+    acts: ClassVar[bool] = False
+    no_cache: ClassVar[str | None] = None
 
-class SubgraphSpec(Entry):
-    """Another recipe in an agent's place: what it is given are its inputs, what it replies is its output."""
+    def create(self, context: AgentContext) -> "Agent":
+        return context.create(self, context)
 
-    graph: Annotated[str, Field(min_length=1, description="A recipe's file, seen from this one.")]
-    inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
-    channels: Annotated[
-        Channel | dict[str, Channel] | None,
-        Field(description="Other channels than its edges have: one for all, or by `sender:receiver`; `*`: the rest."),
-    ] = None
+    def label(self, models: Models) -> str:
+        match models.get(self.model, self.model):
+            case ModelSpec(source=source):
+                return source
+            case EndpointSpec(model=name, base_url=url):
+                return f"{name} at {urlsplit(url).hostname}"
+            case name:
+                return name
 
+    @property
+    def session_memory(self) -> Memory:
+        return self.memory
 
-class FunctionSpec(Entry):
-    """A Python function in an agent's place. A recipe may name one only where its caller allows code (--allow-code)."""
+    @property
+    def uses_tools(self) -> bool:
+        return bool(self.tools)
 
-    function: Annotated[
-        str,
-        Field(
-            pattern=r"^[^:\s]+:[^:\s]+$",
-            description="`package.module:name`, or `file.py:name` of the recipe's folder.",
-            json_schema_extra={"patternErrorMessage": "a function such as 'package.module:name' or 'file.py:name'"},
-        ),
-    ]
+    @property
+    def reads_only(self) -> bool:
+        return self.generate.max_new_tokens == 0
 
+    def reads(self, name: str, senders: Collection[str], inputs: Collection[str]) -> Reads:
+        from .prompt.prompt_reads import prompt_reads
 
-class PauseSpec(Entry):
-    """A question to a person: the run pauses there, and goes on when it is resumed with the answer."""
+        reads = prompt_reads(name, self, tuple(senders))
+        return Reads(reads.names | reads.withheld, reads.heard, reads.withheld)
 
-    pause: Annotated[str, Field(description="The question, a template as prompts are.")]
-
-
-# By the key that tells them apart; an entry with none of them is meant to have a model.
-KINDS: dict[str, type[Entry]] = {
-    "graph": SubgraphSpec,
-    "function": FunctionSpec,
-    "pause": PauseSpec,
-    "model": AgentSpec,
-}
-
-
-def _kind(value: Any) -> str:
-    has = value.__contains__ if isinstance(value, dict) else lambda key: hasattr(value, key)
-    return next((key for key in KINDS if has(key)), "model")
-
-
-AgentEntry = Annotated[
-    Annotated[AgentSpec, Tag("model")]
-    | Annotated[SubgraphSpec, Tag("graph")]
-    | Annotated[FunctionSpec, Tag("function")]
-    | Annotated[PauseSpec, Tag("pause")],
-    Discriminator(_kind),
-]
+    @classmethod
+    def paths_in(cls, body: Mapping[str, Any], models: Collection[str]) -> list[tuple[str, str]]:
+        model = body.get("model")
+        return [("model", model)] if isinstance(model, str) and model not in models else []

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cachegraph.agents.spec import KINDS
+from cachegraph.agents.kinds import KINDS, kind_of
 from cachegraph.agents.tools.spec import CommandTools, UrlTools
 from cachegraph.channels.spec import CHANNELS, Channel
 from cachegraph.common.did_you_mean import suggest
@@ -58,8 +58,7 @@ class SpecBuilder:
         self._add("inputs", name, part_spec(InputSpec, data, f"inputs.{name}"))
 
     def add_agent(self, name: str, data: Mapping[str, Any]) -> None:
-        kind = next((kind for key, kind in KINDS.items() if key in data), KINDS["model"])
-        self._add("agents", name, part_spec(kind, data, f"agents.{name}"))
+        self._add("agents", name, part_spec(KINDS[kind_of(data)], data, f"agents.{name}"))
 
     def add_tools(self, name: str, data: Mapping[str, Any]) -> None:
         kind = UrlTools if "url" in data else CommandTools

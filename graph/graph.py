@@ -17,7 +17,6 @@ from cachegraph.agents.create import Create, create_agent
 from cachegraph.agents.functions.import_function import Function, name_of
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.sessions.session import Session
-from cachegraph.agents.spec import PauseSpec
 from cachegraph.channels.spec import Channel
 from cachegraph.common.atomic_write import write_atomically
 from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
@@ -444,7 +443,7 @@ class Graph:
         if store is not None:
             return resume.begun(self, given, store, listener, session)
         for name, agent in spec.agents.items():
-            if isinstance(agent, PauseSpec):
+            if agent.pauses:
                 raise InputError(f"agent {name!r} can't be asked: {UNKEPT}")
         run = Run(spec, given, self._prepare, listener)
         run.take_loading = self.take_loading

@@ -10,7 +10,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.spec import EndpointSpec
 from cachegraph.channels.spec import TextEdge
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.graph.graph import Graph
@@ -31,9 +31,7 @@ def with_tiny_models(graph: Graph) -> Graph:
     """
     spec = graph.validate().spec
     locals_ = dict.fromkeys(
-        agent.model
-        for agent in spec.agents.values()
-        if isinstance(agent, AgentSpec) and not isinstance(spec.models.get(agent.model), EndpointSpec)
+        agent.model for agent in spec.speakers.values() if not isinstance(spec.models.get(agent.model), EndpointSpec)
     )
     seeds = {source: seed for seed, source in enumerate(dict.fromkeys(_source(spec, label) for label in locals_))}
     keys = {label: f"tiny_{seeds[_source(spec, label)]}" for label in locals_}
@@ -41,11 +39,10 @@ def with_tiny_models(graph: Graph) -> Graph:
         **{name: entry for name, entry in spec.models.items() if isinstance(entry, EndpointSpec)},
         **{f"tiny_{seed}": _entry(seed) for seed in seeds.values()},
     }
-    agents = {
+    agents = spec.agents | {
         name: agent.model_copy(update={"model": keys[agent.model]})
-        if isinstance(agent, AgentSpec) and agent.model in keys
-        else agent
-        for name, agent in spec.agents.items()
+        for name, agent in spec.speakers.items()
+        if agent.model in keys
     }
     changed = spec.model_copy(update={"models": models, "agents": agents})
     made = graph.with_spec(_with_fusers(changed))

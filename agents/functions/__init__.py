@@ -1,6 +1,7 @@
 """Agents that are Python functions.
 
-agent            An agent that is a Python function
-arguments        What a function's parameters ask for, and making inputs and messages into it
-import_function  From what a recipe calls a function to the function, and back
+agent            Calls the function once a turn
+arguments        Match a function's parameters with inputs and replies
+import_function  Import a function by the name that a recipe gives it
+spec             The agent kind `function`
 """

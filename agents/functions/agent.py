@@ -20,6 +20,7 @@ from cachegraph.errors import RunError
 from ..base import CLOSED, Reply, Timing, Turn
 from .arguments import arguments_of, fit
 from .import_function import Function, find_function
+from .spec import FunctionSpec
 
 __all__ = ["FunctionAgent"]
 
@@ -51,8 +52,7 @@ class FunctionAgent:
         self._arguments = arguments_of(self._function, self.name, self._known)
 
     def peer(self) -> Peer:
-        why = f"agent {self.name!r} is a function, which has no KV cache"
-        return Peer(self.name, self._path, why_no_cache=why)
+        return Peer(self.name, self._path, why_no_cache=f"agent {self.name!r} {FunctionSpec.no_cache}")
 
     async def turn(self, turn: Turn) -> Reply:
         """Call it. Raises RunError with what it raised, or InputError that names the argument that doesn't fit."""

@@ -4,14 +4,12 @@ Names and descriptions may be a stranger's, so every one is escaped for where it
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from textwrap import shorten
-from urllib.parse import urlsplit
 
+from cachegraph.agents.entry import AgentEntry
 from cachegraph.agents.prompt.template import TemplateProblem, compile_template
-from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, FunctionSpec, PauseSpec, SubgraphSpec
 from cachegraph.channels.spec import EdgeSpec, named_fusers
-from cachegraph.engine.spec import ModelSpec
 
 from ..plan.plan import plan
 from ..recipe.spec import GraphSpec
@@ -146,48 +144,25 @@ def _notes(entry: AgentEntry) -> list[str]:
 
 
 def _shape(entry: AgentEntry) -> tuple[str, str]:
-    """Mermaid's brackets: a hexagon where an agent decides, two frames for a graph."""
-    if isinstance(entry, SubgraphSpec):
-        return '[["', '"]]'
-    return ('{{"', '"}}') if entry.route else ('["', '"]')
+    """Mermaid's brackets: those of the agent's kind, or a hexagon where an agent routes."""
+    return entry.mermaid_brackets or (('{{"', '"}}') if entry.route else ('["', '"]'))
 
 
 def model_label(spec: GraphSpec, agent: str) -> str:
     """What an agent runs on."""
-    entry = spec.agents[agent]
-    if isinstance(entry, SubgraphSpec):
-        return entry.graph
-    if isinstance(entry, PauseSpec):
-        return "a person"
-    if isinstance(entry, FunctionSpec):
-        return entry.function
-    model = entry.model
-    match spec.models.get(model, model):
-        case ModelSpec(source=source):
-            return source
-        case EndpointSpec(model=name, base_url=url):
-            return f"{name} at {urlsplit(url).hostname}"
-        case name:
-            return name
+    return spec.agents[agent].label(spec.models)
 
 
 def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
-    """The inputs that an agent's templates name."""
-    if isinstance(agent, FunctionSpec):
-        return list(spec.inputs)  # which of them its parameters name is known when it is imported
+    """The inputs that an agent's templates name, or all of them where it may take any."""
+    if agent.takes_all_inputs:
+        return list(spec.inputs)
     names: set[str] = set()
-    match agent:
-        case AgentSpec():
-            sources: Iterable[str | None] = (agent.system, agent.prompt)
-        case PauseSpec():
-            sources = (agent.pause,)
-        case _:
-            sources = agent.inputs.values()
-    for source in sources:
+    for _, source in agent.templates():
         try:
-            names |= compile_template(source or "").names
+            names |= compile_template(source).names
         except TemplateProblem:
-            continue  # drawn all the same; checking is another's work
+            continue  # drawn all the same; the checks report it
     return [name for name in spec.inputs if name in names]
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from cachegraph.agents.spec import AgentSpec, FunctionSpec, PauseSpec, SubgraphSpec
+from cachegraph.agents.entry import Reads
 from cachegraph.channels.payload import Route
 
 from ..recipe.spec import GraphSpec
 from ..run_warning import RunWarning
-from .agent_reads import AgentReads, agents_read, steering_names, whose_fields_are_read
+from .agent_reads import agents_read, steering_names, whose_fields_are_read
 
 __all__ = ["Dataflow", "Source"]
 
@@ -136,7 +136,7 @@ class Dataflow:
         return route.used == "cache" and "prompt" in (route.carries, getattr(route.edge, "carries", None))
 
     @cached_property
-    def _reads(self) -> dict[str, AgentReads]:
+    def _reads(self) -> dict[str, Reads]:
         return agents_read(self.spec)
 
     @cached_property
@@ -151,27 +151,18 @@ class Dataflow:
 
     @cached_property
     def _acting(self) -> frozenset[str]:
-        """Agents that do something beside replying: functions, people, graphs."""
-        return frozenset(
-            name
-            for name, entry in self.spec.agents.items()
-            if isinstance(entry, FunctionSpec | PauseSpec | SubgraphSpec)
-        )
+        """Agents that do more than reply: functions, people, graphs."""
+        return frozenset(name for name, entry in self.spec.agents.items() if entry.acts)
 
     @property
     def _ends(self) -> list[str]:
         """The outputs, then other agents whose turn has consequences."""
-        using = (
-            name
-            for name, entry in self.spec.agents.items()
-            if name in self.writing and isinstance(entry, AgentSpec) and entry.tools
-        )
+        using = (name for name, entry in self.spec.agents.items() if name in self.writing and entry.uses_tools)
         others = (name for name in self.spec.agents if name in self._acting | self._steering)
         return list(dict.fromkeys([*self.spec.outputs.values(), *others, *using]))
 
     def _reads_only(self, name: str) -> bool:
-        entry = self.spec.agents[name]
-        return isinstance(entry, AgentSpec) and entry.generate.max_new_tokens == 0
+        return self.spec.agents[name].reads_only
 
     # what is lost
 
@@ -269,9 +260,7 @@ class Dataflow:
         if not self._is_read(pair):
             if sender in self._reads[receiver].withheld:
                 return self._why_withheld(receiver), pair
-            if isinstance(self.spec.agents[receiver], SubgraphSpec):
-                return f"the `inputs` of {receiver!r} don't name {sender!r}", pair
-            return f"the prompt of {receiver!r} only asks whether {sender!r} has replied", pair
+            return self.spec.agents[receiver].why_unread(receiver, sender), pair
         if _fuses(stop):
             fuser = f"the fuser {stop.fuser!r}" if stop.fuser else "its fuser"
             return f"{fuser} only corrects what {receiver!r} reads itself", pair

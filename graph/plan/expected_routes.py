@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cachegraph.agents.model_peer import model_peer
 from cachegraph.agents.prompt.prompt_reads import prompt_reads
-from cachegraph.agents.spec import AgentSpec, EndpointSpec, FunctionSpec, SubgraphSpec
+from cachegraph.agents.spec import EndpointSpec
+from cachegraph.agents.subgraph import SubgraphSpec
 from cachegraph.channels.decide import expected_route
 from cachegraph.channels.payload import Route
 from cachegraph.channels.peer import Peer
@@ -42,16 +43,14 @@ def expected_routes(spec: GraphSpec, folder: Path, included: Included) -> dict[t
 
 
 def _peer(spec: GraphSpec, name: str, included: Included, folder: Path, catalogue: Catalogue) -> Peer:
-    entry = spec.agents[name]
-    if isinstance(entry, SubgraphSpec):
-        inner, place = included(entry)
+    if (subgraph := spec.graphs.get(name)) is not None:
+        inner, place = included(subgraph)
         peer = _peer(inner, inner.output, included, place, catalogue)
         why = f"agent {name!r} is a graph, and what a graph is given are words"
         reads = frozenset(f"{name}/{read}" for read in peer.reads)
         return replace(peer, agent=name, why_none_in=why, reads=reads, holds=frozenset())
-    if not isinstance(entry, AgentSpec):
-        what = "a function, which" if isinstance(entry, FunctionSpec) else "a person, who"
-        return Peer(name, "", why_no_cache=f"agent {name!r} is {what} has no KV cache")
+    if (entry := spec.speakers.get(name)) is None:
+        return Peer(name, "", why_no_cache=f"agent {name!r} {spec.agents[name].no_cache}")
     model = spec.models.get(entry.model, entry.model)
     if isinstance(model, EndpointSpec):
         why = f"agent {name!r} speaks through an endpoint, which gives no access to its KV cache"

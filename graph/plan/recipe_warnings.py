@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from cachegraph.agents.spec import SubgraphSpec
+from cachegraph.agents.subgraph import SubgraphSpec
 
 from ..recipe.includes import own_file
 from ..recipe.load import read_spec
 from ..recipe.raw_spec import Finding
-from ..recipe.single_braces import find_single_braces, single_brace_matches, template_sources
+from ..recipe.single_braces import find_single_braces, single_brace_matches
 from ..recipe.spec import GraphSpec
 from ..recipe.swap_channels import with_inner_channels
 from ..run_warning import RunWarning
@@ -22,7 +22,7 @@ def place_warning(spec: GraphSpec, warning: RunWarning) -> Finding:
     names = warning.names
     if warning.kind == "single_braces" and names[0] in spec.agents:
         agent, key, name = names
-        source = dict(template_sources(spec, agent))[key]
+        source = dict(spec.agents[agent].templates())[key]
         start = next(match.start() for match in single_brace_matches(source) if match[1] == name)
         line, column = source.count("\n", 0, start) + 1, start - source.rfind("\n", 0, start)
         return Finding(warning.message, ("agents", agent, *key.split(".", 1)), spot=(line, column))

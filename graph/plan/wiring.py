@@ -11,7 +11,6 @@ from typing import NamedTuple
 from cachegraph.agents.base import Agent
 from cachegraph.agents.prompt.expression import Expression, compile_expression
 from cachegraph.agents.sessions.spec import Memory
-from cachegraph.agents.spec import AgentSpec, SubgraphSpec
 from cachegraph.channels.payload import Route
 from cachegraph.channels.peer import Peer
 from cachegraph.channels.spec import EdgeSpec, TextEdge
@@ -117,6 +116,7 @@ class _Wirer:
         self.spec, self.order, self.agents, self.folder, self.decide = spec, order, agents, folder, decide
         self.index = {name: i for i, name in enumerate(spec.agents)}
         self.peers: dict[str, Peer] = {name: agents[name].peer() for name in self.index}
+        self.graphs = spec.graphs
         self.depth = [order.steps[name].depth for name in self.index]  # who is furthest from the output starts first
         self.entries: list[list[Route]] = [[] for _ in self.index]
         self.exits: list[list[Exit]] = [[] for _ in self.index]
@@ -165,7 +165,7 @@ class _Wirer:
             agent=self.agents[name],
             model=self.peers[name].name,
             timeout=entry.timeout,
-            memory=entry.memory if isinstance(entry, AgentSpec) else False,
+            memory=entry.session_memory,
             entries=tuple(self.entries[i]),
             exits=tuple(sorted(self.exits[i], key=lambda exit: -self.depth[exit.receiver])),
             # Who goes round keeps no turn of the round before it alive just to write what nobody has asked for.
@@ -180,7 +180,7 @@ class _Wirer:
             for_each=None
             if entry.for_each is None
             else ForEach(compile_expression(entry.for_each, None), entry.item, entry.max_concurrent),
-            is_graph=isinstance(entry, SubgraphSpec),
+            is_graph=name in self.graphs,
             depth=self.depth[i],
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cachegraph.agents.kinds import KINDS, kind_of
 from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
 from cachegraph.channels.fusers.hub.hub_name import HUB_FORM, is_hub_fuser, parse_hub_fuser
 from cachegraph.common.did_you_mean import near_or_known
@@ -192,14 +193,10 @@ def _endpoints(draft: Draft) -> set[str]:
 
 
 def _sources(agent: str, body: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The templates of an agent, and where they stand."""
-    for key in ("prompt", "system", "pause"):
-        if isinstance(source := body.get(key), str):
-            yield ("agents", agent, key), source
-    inputs = body.get("inputs")
-    for key, source in inputs.items() if isinstance(inputs, dict) else ():
-        if isinstance(source, str):
-            yield ("agents", agent, "inputs", key), source
+    """The templates of an agent, and their places."""
+    for kind in KINDS.values():
+        for path, source in kind.templates_in(body):
+            yield ("agents", agent, *path), source
 
 
 def _compile(source: str, objects: frozenset[str]) -> Template | TemplateProblem:
@@ -229,7 +226,8 @@ def _edges(draft: Draft) -> Iterator[Finding]:
     seen: dict[tuple[str, str], int] = {}
     endpoints = _endpoints(draft)
     remote = {name for name, body in draft.agents.items() if str(body.get("model")) in endpoints}
-    functions = {name for name, body in draft.agents.items() if "function" in body}
+    no_cache = {name: KINDS[kind_of(body)].no_cache for name, body in draft.agents.items()}
+    no_cache |= dict.fromkeys(remote, "sits behind an endpoint, which has no KV cache")
     for edge in draft.edges:
         for key, name in (("from", edge.sender), ("to", edge.receiver)):
             if name not in draft.agents:
@@ -242,10 +240,9 @@ def _edges(draft: Draft) -> Iterator[Finding]:
         if first != edge.index:
             message = f"there is already an edge {edge.sender!r} -> {edge.receiver!r}: number {first + 1}"
             yield Finding(message, ("edges", edge.index), "remove one; 'channel: both' hands over text and cache")
-        far = [name for name in (edge.sender, edge.receiver) if name in remote | functions]
+        far = [name for name in (edge.sender, edge.receiver) if no_cache.get(name) is not None]
         if far and edge.channel in ("cache", "both") and edge.fallback == "error":
-            what = "sits behind an endpoint" if far[0] in remote else "is a function"
-            message = f"agent {far[0]!r} {what}, which has no KV cache for a {edge.channel} edge"
+            message = f"agent {far[0]!r} {no_cache[far[0]]} for a {edge.channel} edge"
             yield Finding(message, ("edges", edge.index, "fallback"), "write 'fallback: text' or 'channel: text'")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cachegraph.agents.http_client import ALLOW_LOCAL
+from cachegraph.agents.kinds import KINDS
 from cachegraph.common.did_you_mean import near_or_known
 
 from .raw_spec import Draft, Finding, Permissions
@@ -21,9 +22,9 @@ def check_code(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
     if permissions.allow_code:
         return
     for name, body in draft.agents.items():
-        if "function" in body and name not in permissions.registered:
-            message = f"agent {name!r} would run code: the function {body['function']!r}"
-            yield Finding(message, ("agents", name, "function"), ALLOW)
+        for key, code in filter(None, (kind.code_in(body) for kind in KINDS.values())):
+            if name not in permissions.registered:
+                yield Finding(f"agent {name!r} would run code: {code}", ("agents", name, key), ALLOW)
     for name, server in _servers(draft):
         if "command" in server:
             yield Finding(f"the tool server {name!r} would run a program", ("tools", name, "command"), ALLOW)

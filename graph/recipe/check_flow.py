@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
+from cachegraph.agents.kinds import KINDS
 from cachegraph.agents.prompt.expression import Expression, compile_expression
 from cachegraph.agents.prompt.template import TemplateProblem
 from cachegraph.common.did_you_mean import near_or_known
@@ -152,7 +153,7 @@ class _Flow:
                     yield Finding(message, ("agents", name, key), "leave it out", at_key=True)
             return
         path: Path = ("agents", name, "for_each")
-        if "pause" in body:
+        if any(kind.pauses and key in body for key, kind in KINDS.items()):
             yield Finding(f"agent {name!r} asks a person, and asks once", path, "leave 'for_each' out", at_key=True)
         item = item_of(body)
         if item in self.draft.inputs or item in self.draft.agents:

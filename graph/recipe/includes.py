@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cachegraph.agents.spec import PauseSpec, SubgraphSpec
+from cachegraph.agents.subgraph import SubgraphSpec
 from cachegraph.common.did_you_mean import near_or_known
 from cachegraph.errors import InputError, Problem, RecipeError
 
@@ -37,7 +37,7 @@ def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Ite
             for problem in error.problems:
                 yield problem if problem.file else Finding(f"the recipe of agent {name!r}: {problem.message}", path)
             continue
-        asking = next((each for each, agent in inner.agents.items() if isinstance(agent, PauseSpec)), None)
+        asking = next((each for each, agent in inner.agents.items() if agent.pauses), None)
         if asking is not None:
             message = f"agent {asking!r} of the recipe {entry.graph!r} asks a person, which only the outer recipe can"
             yield Finding(message, path, "ask before or after it")

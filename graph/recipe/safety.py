@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from cachegraph.agents.endpoint.request import RECIPE_FIELDS
 from cachegraph.agents.http_client import ALLOW_LOCAL
+from cachegraph.agents.kinds import KINDS
 from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
 from cachegraph.common.addresses import is_plain_loopback, known_addresses, place_of, port_is_reserved
 from cachegraph.common.folder_escapes import why_outside
@@ -204,14 +205,9 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
             if isinstance(entry, dict) and isinstance(entry.get(key), str):
                 yield ("models", name, key), entry[key]
     for name, body in draft.agents.items():
-        model = body.get("model")
-        if isinstance(model, str) and model not in draft.models:
-            yield ("agents", name, "model"), model
-        if isinstance(graph := body.get("graph"), str):
-            yield ("agents", name, "graph"), graph
-        function = body.get("function")
-        if isinstance(function, str) and (file := function.rpartition(":")[0]).endswith(".py"):
-            yield ("agents", name, "function"), file
+        for kind in KINDS.values():
+            for key, path in kind.paths_in(body, draft.models):
+                yield ("agents", name, key), path
     for place, fuser in fuser_names(draft):
         if not is_hub_fuser(fuser):
             yield place, fuser

@@ -1,14 +1,12 @@
 """Names in single braces: other template languages read them, and here they are plain text."""
 
 import re
-from collections.abc import Iterator, Sequence
-
-from cachegraph.agents.spec import AgentSpec, PauseSpec, SubgraphSpec
+from collections.abc import Iterator
 
 from ..run_warning import RunWarning
 from .spec import GraphSpec
 
-__all__ = ["find_single_braces", "single_brace_matches", "template_sources"]
+__all__ = ["find_single_braces", "single_brace_matches"]
 
 SINGLE = re.compile(r"(?<!\{)\{ *([A-Za-z_][A-Za-z0-9_]*) *\}(?!\})")
 CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
@@ -16,9 +14,9 @@ CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 
 def find_single_braces(spec: GraphSpec) -> Iterator[RunWarning]:
     """`{topic}` in a template, where `topic` is a name that the template could use."""
-    for agent in spec.agents:
+    for agent, entry in spec.agents.items():
         senders = {edge.sender for edge in spec.edges if edge.receiver == agent}
-        for key, source in template_sources(spec, agent):
+        for key, source in entry.templates():
             for match in single_brace_matches(source):
                 name = match[1]
                 if name in spec.inputs or name in senders:
@@ -28,19 +26,6 @@ def find_single_braces(spec: GraphSpec) -> Iterator[RunWarning]:
                         f"write '{{{{ {name} }}}}' for the {what} {name!r}"
                     )
                     yield RunWarning("single_braces", message, (agent, key, name))
-
-
-def template_sources(spec: GraphSpec, agent: str) -> Sequence[tuple[str, str]]:
-    """The templates of an agent by the key that holds them."""
-    match spec.agents[agent]:
-        case AgentSpec(prompt=prompt, system=system):
-            return [("prompt", prompt), *([("system", system)] if system is not None else [])]
-        case PauseSpec(pause=question):
-            return [("pause", question)]
-        case SubgraphSpec(inputs=inputs):
-            return [(f"inputs.{key}", source) for key, source in inputs.items()]
-        case _:
-            return []
 
 
 def single_brace_matches(source: str) -> Iterator[re.Match[str]]:

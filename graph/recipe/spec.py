@@ -1,16 +1,23 @@
 """A recipe as typed values: the slices of engine, channels and agents put together. Knows no YAML and no torch."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from cachegraph.agents.spec import AgentEntry, AgentSpec, EndpointSpec, SubgraphSpec
+from cachegraph.agents.kinds import entry_type
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.subgraph import SubgraphSpec
 from cachegraph.agents.tools.spec import ToolServerSpec
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.engine.spec import Limits, ModelSpec, Strict
 from cachegraph.errors import InputError
 
 from .evaluate_spec import EvaluateSpec
+
+if TYPE_CHECKING:
+    from cachegraph.agents.entry import AgentEntry
+else:
+    AgentEntry = entry_type()
 
 __all__ = ["GraphSpec", "InputSpec", "ModelEntry"]
 

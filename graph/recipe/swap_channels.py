@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from cachegraph.agents.spec import SubgraphSpec
+from cachegraph.agents.subgraph import SubgraphSpec
 from cachegraph.channels.spec import CHANNELS, Channel, EdgeSpec
 from cachegraph.common.did_you_mean import suggest
 from cachegraph.errors import InputError

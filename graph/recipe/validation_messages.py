@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cachegraph.agents.spec import KINDS
+from cachegraph.agents.kinds import KINDS
 from cachegraph.channels.spec import CHANNELS
 from cachegraph.common.did_you_mean import did_you_mean, near_names
 from cachegraph.errors import Problem

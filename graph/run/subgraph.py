@@ -16,7 +16,7 @@ from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.prompt.render_threads import TextWork
 from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
 from cachegraph.agents.schema_threads import run_checks
-from cachegraph.agents.spec import SubgraphSpec
+from cachegraph.agents.subgraph import SubgraphSpec
 from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.errors import ChannelError, InputError, RunError
@@ -173,8 +173,8 @@ async def open_and_wire(spec: GraphSpec, order: Plan, cast: Cast, folder: Path) 
     """Open the agents of a graph and decide its edges, and those of the recipes that it includes."""
     await cast.open()
     agents = dict(cast.agents)
-    for name, entry in spec.agents.items():
-        if isinstance(agent := agents[name], SubgraphAgent) and isinstance(entry, SubgraphSpec):
+    for name, entry in spec.graphs.items():
+        if isinstance(agent := agents[name], SubgraphAgent):
             try:
                 agents[name] = await agent.wired(entry)
             except ChannelError as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.spec import EndpointSpec
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
 
 from ..recipe.spec import GraphSpec
@@ -29,11 +29,9 @@ class Model:
 
 def models(spec: GraphSpec) -> dict[str, Model]:
     """By agent; agents that run no model are not in it."""
-    found = {}
-    for name, agent in spec.agents.items():
-        if isinstance(agent, AgentSpec):
-            found[name] = _model(spec.models.get(agent.model, agent.model), agent.generate)
-    return found
+    return {
+        name: _model(spec.models.get(agent.model, agent.model), agent.generate) for name, agent in spec.speakers.items()
+    }
 
 
 def _model(entry: str | ModelSpec | EndpointSpec, generate: GenerateSpec) -> Model:

@@ -1,20 +1,21 @@
-"""A question to a person in an agent's place. The run ends there, and its answer comes with the run that goes on."""
+"""The agent of kind `pause`: it pauses the run, and the resumed run brings the answer."""
 
 from collections.abc import Sequence
 from typing import NoReturn
 
 from cachegraph.channels.peer import Peer
 
-from .base import Paused, Turn
-from .prompt.prompt import PromptTemplate, heard, readable
-from .prompt.render_threads import TextWork
-from .spec import AgentSpec, PauseSpec
+from ..base import Paused, Turn
+from ..prompt.prompt import PromptTemplate, heard, readable
+from ..prompt.render_threads import TextWork
+from ..spec import AgentSpec
+from .spec import PauseSpec
 
 __all__ = ["PauseAgent"]
 
 
 class PauseAgent:
-    """Renders its question and pauses the run. It never speaks: a journal recalls the answer in its stead."""
+    """Renders its question and pauses the run. It never replies: the turn log recalls the answer instead."""
 
     def __init__(self, name: str, spec: PauseSpec, *, upstream: Sequence[str] = ()):
         self.name = name
@@ -23,7 +24,7 @@ class PauseAgent:
     async def open(self) -> None: ...
 
     def peer(self) -> Peer:
-        return Peer(self.name, "a person", why_no_cache=f"agent {self.name!r} is a person, who has no KV cache")
+        return Peer(self.name, "a person", why_no_cache=f"agent {self.name!r} {PauseSpec.no_cache}")
 
     async def turn(self, turn: Turn) -> NoReturn:
         """Raises Paused with the question."""

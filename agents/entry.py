@@ -1,0 +1,156 @@
+"""The base of all agent kinds: the keys that every entry of `agents` has, and what the graph asks of a kind."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from cachegraph.engine.spec import ModelSpec, Strict
+
+from .sessions.spec import Memory
+
+if TYPE_CHECKING:
+    from .base import Agent
+    from .functions.import_function import Function
+    from .spec import AgentSpec, EndpointSpec
+    from .subgraph import SubgraphSpec
+    from .tools.servers import Toolbox
+
+__all__ = ["AgentContext", "AgentEntry", "Models", "Reads", "RouteCase"]
+
+Models = Mapping[str, "str | ModelSpec | EndpointSpec"]  # the recipe's `models`
+
+
+class Reads(NamedTuple):
+    """The inputs and replies that an agent reads. A condition that only asks for a text names it without hearing it."""
+
+    named: frozenset[str]
+    heard: frozenset[str]
+    withheld: frozenset[str] = frozenset()  # heard, but not handed on: named only in the system message of a reader
+
+
+@dataclass(frozen=True, eq=False)
+class AgentContext:
+    """What a kind may use to create an agent."""
+
+    name: str
+    folder: Path  # of the recipe
+    inputs: tuple[str, ...]  # the names of the recipe's inputs, and of the item of `for_each`
+    upstream: tuple[str, ...]  # the agents with an edge to this one
+    models: Models
+    toolbox: "Toolbox"
+    create: "Callable[[AgentSpec, AgentContext], Agent]"  # creates an agent that has a model
+    include: "Callable[[str, SubgraphSpec], Agent]"  # creates the agent of an included recipe
+    function: "Function | None" = None  # the one that the caller's code registered under this name
+
+
+class RouteCase(Strict):
+    """One way on from an agent, and its condition."""
+
+    when: Annotated[str | None, Field(description="An expression; the case without one is the last.")] = None
+    to: Annotated[str, Field(min_length=1, description="The agent that then receives.")]
+
+
+class AgentEntry(Strict):
+    """What every entry of `agents` may say, whatever stands behind it."""
+
+    timeout: Annotated[PositiveFloat | None, Field(description="Seconds, of one turn.")] = None
+    join: Annotated[
+        Literal["all", "any"] | PositiveInt,
+        Field(description="Start when all messages are there, at the first, or at so many."),
+    ] = "all"
+    route: Annotated[
+        tuple[RouteCase, ...], Field(description="Exactly one of these receives: the first whose condition is true.")
+    ] = ()
+    for_each: Annotated[
+        str | None, Field(description="An expression that gives a list: the agent takes a turn for every item.")
+    ] = None
+    item: Annotated[
+        str,
+        Field(
+            alias="as",
+            pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+            max_length=100,
+            description="What the item is called in templates.",
+            json_schema_extra={"patternErrorMessage": "letters, digits and '_', as templates use it"},
+        ),
+    ] = "item"
+    max_concurrent: Annotated[PositiveInt | None, Field(description="Items at work at the same time.")] = None
+
+    # What the graph asks of a kind. A kind defines `create` and `label`, and overrides the defaults that do not fit.
+
+    template_keys: ClassVar[tuple[str, ...]] = ()  # keys that hold a template
+    template_maps: ClassVar[tuple[str, ...]] = ()  # keys that hold a mapping of templates
+    takes_all_inputs: ClassVar[bool] = False  # it may read every input, whatever its templates name
+    acts: ClassVar[bool] = True  # it does more than reply, so it takes its turn even if nobody reads the reply
+    pauses: ClassVar[bool] = False  # it waits for a person, so its run must be stored
+    no_cache: ClassVar[str | None] = "has no KV cache"  # said after "agent 'x'"; None where the model decides
+    mermaid_brackets: ClassVar[tuple[str, str] | None] = None  # None: by its route
+
+    @abstractmethod
+    def create(self, context: AgentContext) -> "Agent":
+        """The agent, not open yet."""
+
+    @abstractmethod
+    def label(self, models: Models) -> str:
+        """What the agent runs on, for drawings."""
+
+    @property
+    def session_memory(self) -> Memory:
+        """What the agent remembers of a session; False: nothing."""
+        return False
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether a turn may act through tools."""
+        return False
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether the agent reads its prompt and writes nothing."""
+        return False
+
+    def templates(self) -> list[tuple[str, str]]:
+        """Every template and the key that holds it, such as `prompt` or `inputs.topic`."""
+        values = {key: getattr(self, key) for key in (*self.template_keys, *self.template_maps)}
+        return [(".".join(path), source) for path, source in self.templates_in(values)]
+
+    def reads(self, name: str, senders: Collection[str], inputs: Collection[str]) -> Reads:
+        """What the agent of this name reads. By default a reply without a slot is read in front of the prompt."""
+        from .prompt.template import compile_template
+
+        templates = [compile_template(source, None) for _, source in self.templates()]
+        named = frozenset(inputs if self.takes_all_inputs else ()).union(*(each.names for each in templates))
+        heard = frozenset(inputs if self.takes_all_inputs else ()).union(*(each.heard for each in templates))
+        return Reads(named, heard | (frozenset(senders) - named))
+
+    def why_unread(self, name: str, sender: str) -> str:
+        """Why the agent of this name gets no text of what this sender replies."""
+        return f"the prompt of {name!r} only asks whether {sender!r} has replied"
+
+    # Asked of an entry's raw data, which may be wrong in every other respect.
+
+    @classmethod
+    def templates_in(cls, body: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Every template, and the keys that lead to it."""
+        for key in cls.template_keys:
+            if isinstance(source := body.get(key), str):
+                yield (key,), source
+        for key in cls.template_maps:
+            sources = body.get(key)
+            for name, source in sources.items() if isinstance(sources, Mapping) else ():
+                if isinstance(source, str):
+                    yield (key, name), source
+
+    @classmethod
+    def paths_in(cls, body: Mapping[str, Any], models: Collection[str]) -> Collection[tuple[str, str]]:
+        """Keys whose values may be paths, and the paths. `models` are the keys of the recipe's `models`."""
+        return ()
+
+    @classmethod
+    def code_in(cls, body: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The key that makes the entry run code of this machine, and what it runs; None where it runs none."""
+        return None

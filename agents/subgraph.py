@@ -1,0 +1,60 @@
+"""The agent kind `graph`: an included recipe in an agent's place. Its agent is graph.run.subgraph.SubgraphAgent."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from cachegraph.channels.spec import Channel
+
+from .entry import AgentContext, AgentEntry, Models, Reads
+
+if TYPE_CHECKING:
+    from .base import Agent
+
+__all__ = ["SubgraphSpec"]
+
+
+class SubgraphSpec(AgentEntry):
+    """Another recipe in an agent's place: what it is given are its inputs, what it replies is its output."""
+
+    graph: Annotated[str, Field(min_length=1, description="A recipe's file, seen from this one.")]
+    inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
+    channels: Annotated[
+        Channel | dict[str, Channel] | None,
+        Field(description="Other channels than its edges have: one for all, or by `sender:receiver`; `*`: the rest."),
+    ] = None
+
+    template_maps: ClassVar[tuple[str, ...]] = ("inputs",)
+    no_cache: ClassVar[str | None] = None  # it sends what its output agent sends
+    mermaid_brackets: ClassVar[tuple[str, str] | None] = ('[["', '"]]')
+
+    def create(self, context: AgentContext) -> "Agent":
+        return context.include(context.name, self)
+
+    def label(self, models: Models) -> str:
+        return self.graph
+
+    def reads(self, name: str, senders: Collection[str], inputs: Collection[str]) -> Reads:
+        named = frozenset(each for source in self.inputs.values() for each in _value_names(source))
+        return Reads(named, named)
+
+    def why_unread(self, name: str, sender: str) -> str:
+        return f"the `inputs` of {name!r} don't name {sender!r}"
+
+    @classmethod
+    def paths_in(cls, body: Mapping[str, Any], models: Collection[str]) -> list[tuple[str, str]]:
+        return [("graph", graph)] if isinstance(graph := body.get("graph"), str) else []
+
+
+def _value_names(source: str) -> frozenset[str]:
+    """The names in an input's value: one expression in braces, or a template."""
+    from .prompt.expression import compile_expression
+    from .prompt.template import TemplateProblem, compile_template
+
+    try:
+        if source.strip().startswith("{{"):
+            return compile_expression(source, None).names
+    except TemplateProblem:
+        pass
+    return compile_template(source, None).names
