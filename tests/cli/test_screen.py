@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from cachegraph.agents.base import Timing, Tokens
+from cachegraph.channels.payload import EdgeReport
 from cachegraph.cli.progress_view import _follow, _print_agents, print_tables
 from cachegraph.graph.run.events import AgentFinished, AgentStarted, Event, TextDelta
 from cachegraph.graph.run.result import AgentResult, Loading, Result, Totals
@@ -71,19 +72,41 @@ def test_rounds_without_a_note_between_them_are_lines_too(capsys: pytest.Capture
     assert shown(capsys, *rounds) == "Round 0.\nRound 1.\n"
 
 
-def test_a_narrow_terminal_shows_numbers_whole_and_cuts_names() -> None:
+NAMES = ("asked_where_it_was", "asked_who_it_was", "reader")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 90, 100])
+def test_a_narrow_terminal_shows_numbers_and_names_whole(width: int) -> None:
     timing = Timing(0.12, 0.34, 0.56, 0.0, 0.78, 0.91, 12.34)
     agent = AgentResult("finished", model="m", timing=timing, tokens=Tokens(128, 24, 105, 3_700_000))
     out = io.StringIO()
-    result: Any = SimpleNamespace(agents={"asked_where_it_was": agent, "reader": agent})
-    _print_agents(result, Console(file=out, width=80))
-    header, units, first, second, *_ = out.getvalue().splitlines()
-    assert units.split()[-1] == "s"
-    assert header.split()[-1] == "total"
-    assert first.split()[-1] == second.split()[-1] == "12.34"
-    assert "…" in first
-    assert second.startswith("reader ")
-    assert max(map(len, (header, first, second))) <= 80
+    result: Any = SimpleNamespace(agents=dict.fromkeys(NAMES, agent))
+    _print_agents(result, Console(file=out, width=width))
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert shown.count("12.34") == 3
+    lines = shown.splitlines()
+    if width >= 80:
+        assert max(map(len, lines)) <= width
+    folded = "".join(line[: lines[0].index("read")].strip() for line in lines) if width > 80 else shown
+    for name in NAMES:
+        assert name in folded
+
+
+def test_edges_of_long_names_are_folded_and_their_numbers_stay() -> None:
+    out = io.StringIO()
+    long = {f"the_one_who_checks_all_the_{what}": AgentResult("finished") for what in ("citations", "figures")}
+    edge = EdgeReport("cache", "cache", bytes=123_456_789, positions_fused=7)
+    pairs = {(name, "somebody_with_a_long_name_of_his_own"): edge for name in long}
+    result = Result(graph="g", status="finished", output="a", agents=long, edges=pairs)
+    print_tables(result, Console(file=out, width=80))
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count("123,456,789") == 2
+    folded = "".join(line[:40].strip() for line in shown.splitlines())
+    for name, other in pairs:
+        assert f"{name} → {other}".replace(" ", "") in folded.replace(" ", "")
 
 
 @pytest.mark.parametrize("width", [80, 200])

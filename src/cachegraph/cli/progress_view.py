@@ -28,7 +28,7 @@ from cachegraph.graph.run.stream import RunStream
 
 from .event_files import Record
 from .failures import note
-from .output import open_console, write
+from .output import open_console, width_of, write
 from .signals import Told
 
 __all__ = ["print_comparison", "run_and_print", "warm_up"]
@@ -40,6 +40,8 @@ CUT = {
     "tool_calls": "ended in calls of tools",
     "error": "broken off by an error",
 }
+
+NARROWEST = 12  # columns for folded names
 
 
 def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
@@ -199,26 +201,37 @@ def _print_cut(result: Result, console: Console) -> None:
 
 
 def _print_agents(result: Result, console: Console) -> None:
-    """The agents' table; where the terminal is too narrow for it, their models stand below."""
+    """The agents' table. On a narrow terminal models stand below it, and long names on lines of their own."""
     columns = _agents(result)
     models = columns.pop("model")
     agents = columns.pop("agent")
     whole = _table({"agent": agents, "model": models, **columns}, left=("agent", "model"))
-    if console.measure(whole, options=console.options.update(width=1000)).maximum <= console.width:
+    if width_of(whole, console) <= console.width:
         console.print(whole)
         return
     columns.pop("finish", None)  # of what is cut, a line below tells
-    narrow = _table({"agent": agents, **columns}, left=("agent",), gap=1)
-    too_wide = console.measure(narrow, options=console.options.update(width=1000)).maximum - console.width
-    if too_wide > 0:
-        narrow.columns[0].max_width = max(1, max(cell.cell_len for cell in agents) - too_wide)
-    console.print(narrow)
+    numbers = _table(columns, left=(), gap=1)
+    if console.width - width_of(numbers, console) > min(NARROWEST, max(name.cell_len for name in agents)):
+        console.print(_table({"agent": agents, **columns}, left=("agent",), gap=1))
+    else:
+        _print_below_names(agents, numbers, console)
     users: dict[str, list[str]] = {}
     for name, agent in result.agents.items():
         users.setdefault(agent.model, []).append(name)
     for model, names in users.items():
         if model:
             console.print(Text(f"{model}: {', '.join(names)}", "dim"))
+
+
+def _print_below_names(names: Sequence[Text], numbers: Table, console: Console) -> None:
+    """Each row of numbers below its name."""
+    options = console.options.update(width=max(console.width, width_of(numbers, console)))
+    lines = ["".join(part.text for part in line) for line in console.render_lines(numbers, options, pad=False)]
+    for head in lines[: -len(names)]:
+        console.print(Text(head, "bold"), soft_wrap=True)
+    for name, line in zip(names, lines[-len(names) :], strict=True):
+        console.print(name, overflow="fold")
+        console.print(Text(line), soft_wrap=True)
 
 
 def _agents(result: Result) -> dict[str, list[Text]]:
@@ -271,13 +284,16 @@ def _says_much(cells: Sequence[Text]) -> bool:
 
 
 def _table(columns: Mapping[str, Sequence[Text]], left: Sequence[str], gap: int = 2) -> Table:
-    """A table whose numbers are never cut: what doesn't fit is cut off the names."""
+    """A table that cuts nothing: where it is too wide, it folds the names, which are the first column of `left`."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     below = "\n" if any("\n" in title for title in columns) else ""  # where the others have their units
     for title, cells in columns.items():
-        width = max(*map(len, title.split("\n")), 0, *(cell.cell_len for cell in cells)) if title not in left else None
+        width = max(*map(len, title.split("\n")), 0, *(cell.cell_len for cell in cells))
         head = title if "\n" in title else title + below
-        table.add_column(head, justify="left" if title in left else "right", no_wrap=True, min_width=width)
+        if title in left[:1]:
+            table.add_column(head, overflow="fold", min_width=min(width, NARROWEST))
+        else:
+            table.add_column(head, justify="left" if title in left else "right", no_wrap=True, min_width=width)
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table
