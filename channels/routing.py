@@ -103,8 +103,7 @@ def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | No
 def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
     """Raises FuserError where the folder holds no whole fuser."""
     fuser = load_fuser(place, receiver.model.device, receiver.model.dtype).freeze()
-    for projector in fuser.projectors.values():
-        widen(projector)
+    widen(fuser.module)
     card = fuser.card
     if reason := _why_not_this_pair(card, receiver, sharer):
         return reason

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from cachegraph.engine.cpu.threads import for_small_operations
 from cachegraph.engine.kv.rope import Rotation
+from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.errors import ChannelError
 
 from ..fusers.networks.base import Fuser, Projector, Residual
+from ..fusers.networks.bottleneck import BottleneckFuser
 from .residual_norms import ResidualNorms
 
 __all__ = ["FusedLayers", "FuserInput", "FusionMode", "LayerKV", "ReceiverRope", "fuse_layers"]
@@ -129,6 +131,9 @@ def _corrections(
     receiver: Sequence[LayerKV], source: FuserInput, turns: "_Turns | None", only: Collection[int] | None
 ) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
     """By receiver layer with an open gate, in `only` or all: what one source adds to its keys and values."""
+    if isinstance(source.fuser, BottleneckFuser):
+        yield from _of_all_layers(source.fuser, receiver, source, turns, only)
+        return
     chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     here, there = source.pairs if source.pairs is not None else (None, None)
@@ -147,6 +152,30 @@ def _corrections(
             source.sizes.add(layers, Residual(k, v), *own)
         for index, layer in enumerate(layers):
             yield layer, None if k is None else k[index], None if v is None else v[index]
+
+
+def _of_all_layers(
+    fuser: BottleneckFuser,
+    receiver: Sequence[LayerKV],
+    source: FuserInput,
+    turns: "_Turns | None",
+    only: Collection[int] | None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The same of a network that all layers share: it runs once, and layers of one shape are rotated at once."""
+    here, there = source.pairs if source.pairs is not None else (None, None)
+    added = fuser.corrections([(_at(k, there), _at(v, there)) for k, v in source.layers])
+    by_shape: dict[KVShape, list[int]] = {}
+    for layer, shape in enumerate(fuser.card.receiver.geometry.shapes):
+        if only is None or layer in only:
+            by_shape.setdefault(shape, []).append(layer)
+    for layers in by_shape.values():
+        k, v = (torch.stack([added[layer][index] for layer in layers]).float() for index in (0, 1))
+        k = k if turns is None else turns.on(layers, k)
+        if source.sizes is not None:
+            own = _stacked([receiver[layer] for layer in layers], here, k.device, k.dtype)
+            source.sizes.add(layers, Residual(k, v), *own)
+        for index, layer in enumerate(layers):
+            yield layer, k[index], v[index]
 
 
 def _together(receiver: Sequence[LayerKV], source: FuserInput, device: torch.device) -> int:
@@ -185,13 +214,15 @@ def _stacked(
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of layers at these positions, where their projector is: (layers, batch, kv_heads, ...)."""
 
-    def taken(x: Tensor) -> Tensor:
-        if positions is not None:
-            x = x.index_select(2, positions.to(x.device))
-        return x.to(device, dtype)
-
-    keys, values = (torch.stack([taken(layer[index]) for layer in layers]) for index in (0, 1))
+    keys, values = (
+        torch.stack([_at(layer[index], positions).to(device, dtype) for layer in layers]) for index in (0, 1)
+    )
     return keys, values
+
+
+def _at(x: Tensor, positions: Tensor | None) -> Tensor:
+    """Keys or values at these positions; None: at all."""
+    return x if positions is None else x.index_select(2, positions.to(x.device))
 
 
 def _added(base: Tensor, parts: list[_Part]) -> Tensor:

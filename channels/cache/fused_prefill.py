@@ -247,5 +247,5 @@ def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, reading: Sh
     if layers is None:
         return 0
     positions = sum(len(stretch.pairs[j].sharer) for stretch in reading.stretches if j in stretch.pairs)
-    used = {layer for target, layer, _ in sharer.fuser if sharer.fuser.is_open(target)}
-    return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in layers[layer])
+    used = [layers[layer] for layer in sharer.fuser.sharer_layers]
+    return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in layer)

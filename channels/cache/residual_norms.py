@@ -36,9 +36,9 @@ class ResidualNorms:
         added, there = torch.stack([each.to(device) for each in self._squares.values()]).unbind(-1)
         ratios = dict(zip(self._squares, (added / there.clamp_min(1e-30)).sqrt().tolist(), strict=True))
         found: dict[int, tuple[float | None, float | None]] = {}
-        for layer, _, projector in fuser:
+        for layer, gates in fuser.gates.items():
             key, value = ratios.get(layer, (0.0, 0.0))
-            found[layer] = (key if projector.gates.key else None, value if projector.gates.value else None)
+            found[layer] = (key if gates.key else None, value if gates.value else None)
         return found
 
 

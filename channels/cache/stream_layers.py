@@ -100,9 +100,8 @@ def _needed(fusers: Mapping[int, Fuser]) -> dict[int, list[tuple[int, int]]]:
     """By receiver layer, the (sharer, layer) that it takes to correct it."""
     needed: dict[int, list[tuple[int, int]]] = {}
     for sharer, fuser in fusers.items():
-        for layer, other, _ in fuser:
-            if fuser.is_open(layer):
-                needed.setdefault(layer, []).append((sharer, other))
+        for layer in fuser.open_layers:
+            needed.setdefault(layer, []).extend((sharer, other) for other in fuser.reads(layer))
     return needed
 
 

@@ -2,22 +2,13 @@ import pytest
 import torch
 
 from cachegraph.channels.cache.residual_norms import ResidualNorms
-from cachegraph.channels.fusers.networks.base import Residual
-
-
-class _Projector:
-    def __init__(self, key: bool, value: bool):
-        from cachegraph.channels.fusers.networks.base import Gates
-
-        self.gates = Gates(key, value)
+from cachegraph.channels.fusers.networks.base import Gates, Residual
 
 
 class _Fuser:
     """Two layers: the first corrects keys alone, the second is closed."""
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        yield 3, 1, _Projector(True, False)
-        yield 4, 2, _Projector(False, False)
+    gates = {3: Gates(True, False), 4: Gates(False, False)}
 
 
 def test_corrections_are_measured_over_all_stretches_beside_what_was_there() -> None:

@@ -137,10 +137,11 @@ class Card(Strict):
     receiver: ModelEnd
     sharer: ModelEnd
     layer_map: Annotated[
-        tuple[LayerPair, ...], Field(default=(), description="[receiver layer, sharer layer] pairs; of a fuser.")
+        tuple[LayerPair, ...],
+        Field(default=(), description="[receiver layer, sharer layer] pairs, of one network a layer."),
     ]
     sharer_layers: Annotated[
-        tuple[int, ...], Field(default=(), description="The layers that a translator reads, for all receiver layers.")
+        tuple[int, ...], Field(default=(), description="The layers that one network for all receiver layers reads.")
     ]
     architecture: Annotated[str, Field(min_length=1)] = "c2c"
     params: Annotated[
@@ -182,9 +183,10 @@ class Card(Strict):
     def _layers_exist(self) -> "Card":
         check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
         layers = self.sharer_layers
-        if (self.kind == "graft") != bool(layers) or (self.kind == "graft") == bool(self.layer_map):
+        if bool(layers) == bool(self.layer_map) or (self.kind == "graft" and not layers):
             raise ValueError(
-                "a card of kind 'graft' has sharer_layers and no layer_map, one of kind 'fuse' the reverse"
+                "a card has sharer_layers, for a network of all layers, or a layer_map, for one a layer; one of kind "
+                "'graft' has sharer_layers"
             )
         if list(layers) != sorted(set(layers)) or any(not 0 <= i < self.sharer.geometry.layers for i in layers):
             raise ValueError(f"sharer_layers must ascend, and the sharer has {self.sharer.geometry.layers} layers")

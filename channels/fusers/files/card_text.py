@@ -7,7 +7,8 @@ __all__ = ["card_words"]
 
 def _depth(card: Card) -> str | None:
     """How far a fuser reads its sharer, where that is not all of it."""
-    depth, layers = max((sharer + 1 for _, sharer in card.layer_map), default=0), card.sharer.geometry.layers
+    read, layers = {*card.sharer_layers, *(sharer for _, sharer in card.layer_map)}, card.sharer.geometry.layers
+    depth = max((sharer + 1 for sharer in read), default=0)
     return f"the first {depth} of {layers} layers" if 0 < depth < layers else None
 
 

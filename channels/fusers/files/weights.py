@@ -15,8 +15,9 @@ from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.errors import FuserError, library_errors
 
 from ..networks.base import Fuser, Projector
+from ..networks.bottleneck import build_bottleneck
 from ..networks.create import build_projector
-from ..networks.translator import Translator, build_translator
+from ..networks.translator import ARCHITECTURE, Translator, TranslatorNetwork, build_translator
 from .atomic_folder import replaced_folder
 from .card import CARD, Card, read_card
 
@@ -48,14 +49,7 @@ class _Name(NamedTuple):
 
 def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
     """Write the fuser or translator to a folder, both files or none; returns the card with the weights' hash."""
-    if isinstance(fuser, Translator):
-        named = dict(fuser.network.state_dict())
-    else:
-        named = {
-            str(_Name(layer, name)): tensor
-            for layer, _, projector in fuser
-            for name, tensor in projector.state_dict().items()
-        }
+    named = fuser.network.state_dict() if isinstance(fuser, Translator) else fuser.state()
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in named.items()}
     with replaced_folder(Path(folder), frozenset({CARD, WEIGHTS})) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -75,6 +69,11 @@ def read_fuser(folder: Path | str) -> Fuser:
 
 
 def _read_fuser(folder: Path | str, card: Card) -> Fuser:
+    if card.architecture == ARCHITECTURE:
+        with torch.device("meta"):
+            fuser = build_bottleneck(card)
+        _fill(fuser.network, folder, card)
+        return fuser.train(False)
     by_layer = expected_states(card)
     names = {_Name(layer, name): shape for layer, state in by_layer.items() for name, shape in state.items()}
     path = Path(folder) / WEIGHTS
@@ -92,11 +91,16 @@ def read_translator(folder: Path | str) -> Translator:
     with _damage(folder):
         with torch.device("meta"):
             translator = build_translator(card)
-        expected = {name: tuple(tensor.shape) for name, tensor in translator.network.state_dict().items()}
-        path = Path(folder) / WEIGHTS
-        state = _checked(_read_tensors(path, card, expected), expected, repr(str(path)))
-        translator.network.load_state_dict(state, assign=True)
+        _fill(translator.network, folder, card)
         return translator.train(False)
+
+
+def _fill(network: TranslatorNetwork, folder: Path | str, card: Card) -> None:
+    """Give a network without memory the folder's tensors."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    path = Path(folder) / WEIGHTS
+    state = _checked(_read_tensors(path, card, expected), expected, repr(str(path)))
+    network.load_state_dict(state, assign=True)
 
 
 def _damage(place: Path | str) -> AbstractContextManager[None]:

@@ -95,18 +95,37 @@ class Fuser:
         for receiver, sharer in self.card.layer_map:
             yield receiver, sharer, self.projectors[receiver]
 
+    @property
+    def module(self) -> nn.Module:
+        """All its weights."""
+        return nn.ModuleList(self.projectors.values())
+
+    @property
+    def gates(self) -> dict[int, Gates]:
+        """By receiver layer that it has a correction for."""
+        return {layer: projector.gates for layer, _, projector in self}
+
     def is_open(self, layer: int) -> bool:
         projector = self.projectors.get(layer)
         return projector is not None and any(projector.gates)
 
     @property
     def open_layers(self) -> tuple[int, ...]:
-        return tuple(layer for layer, _, _ in self if self.is_open(layer))
+        return tuple(layer for layer, gates in self.gates.items() if any(gates))
+
+    def reads(self, layer: int) -> tuple[int, ...]:
+        """The sharer layers that the correction of this receiver layer is computed from."""
+        return tuple(sharer for receiver, sharer, _ in self if receiver == layer)
+
+    @property
+    def sharer_layers(self) -> tuple[int, ...]:
+        """The sharer layers that an open gate reads, ascending."""
+        return tuple(sorted({sharer for layer in self.open_layers for sharer in self.reads(layer)}))
 
     @property
     def sharer_depth(self) -> int:
         """How many of the sharer's first layers it takes to compute those that an open gate reads."""
-        return max((sharer + 1 for layer, sharer, _ in self if self.is_open(layer)), default=0)
+        return max((sharer + 1 for sharer in self.sharer_layers), default=0)
 
     def stack(self, layers: Sequence[int]) -> Stack | None:
         """The projectors of these layers, all open, as one; None where they can only work one by one."""
@@ -126,12 +145,20 @@ class Fuser:
     @property
     def openness(self) -> float:
         """The part of all gates that is open."""
-        gates = [gate for _, _, projector in self for gate in projector.gates]
+        gates = [gate for both in self.gates.values() for gate in both]
         return sum(gates) / len(gates) if gates else 0.0
 
     @property
     def parameter_count(self) -> int:
-        return sum(p.numel() for p in nn.ModuleList(self.projectors.values()).parameters())
+        return sum(p.numel() for p in self.module.parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """All its tensors by the names that they are saved under."""
+        return {
+            f"layers.{layer}.{name}": tensor
+            for layer, _, projector in self
+            for name, tensor in projector.state_dict().items()
+        }
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Fuser":
         """This fuser where it already is there, else a copy that is."""
@@ -141,15 +168,18 @@ class Fuser:
         return self._map(lambda projector: deepcopy(projector).to(device=target, dtype=dtype or projector.dtype))
 
     def train(self, mode: bool = True) -> "Fuser":
-        for projector in self.projectors.values():
-            projector.train(mode)
+        self.module.train(mode)
         return self
 
     def freeze(self) -> "Fuser":
         """Not to be trained, so that what is computed from its weights may be kept. Returns itself."""
-        for projector in self.projectors.values():
-            projector.requires_grad_(False)
+        self.module.requires_grad_(False)
         return self
+
+    def anneal(self, step: int) -> None:
+        """Sharpen gates that are soft while training."""
+        for projector in self.projectors.values():
+            projector.anneal(step)
 
     def _map(self, change: Callable[[Projector], Projector]) -> "Fuser":
         return Fuser(self.card, {layer: change(projector) for layer, projector in self.projectors.items()})

@@ -25,7 +25,15 @@ from cachegraph.errors import ChannelError, FuserError
 
 from ..files.card import Card, ModelEnd, checked_card
 
-__all__ = ["ARCHITECTURE", "Translator", "TranslatorNetwork", "TranslatorParams", "build_translator", "new_translator"]
+__all__ = [
+    "ARCHITECTURE",
+    "Translator",
+    "TranslatorNetwork",
+    "TranslatorParams",
+    "bottleneck_params",
+    "build_translator",
+    "new_translator",
+]
 
 ARCHITECTURE = "bottleneck"
 
@@ -132,15 +140,19 @@ def build_translator(card: Card) -> Translator:
             f"a fuser of kind {card.kind!r} and architecture {card.architecture!r} with {card.rope} keys is no "
             f"translator that this version knows; it knows {ARCHITECTURE!r} with unrotated keys"
         )
+    return Translator(card, TranslatorNetwork(bottleneck_params(card), card))
+
+
+def bottleneck_params(card: Card) -> TranslatorParams:
+    """The sizes that a card states. Raises FuserError where one is wrong."""
     try:
-        params = TranslatorParams.model_validate(dict(card.params))
+        return TranslatorParams.model_validate(dict(card.params))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise FuserError(
-            f"the translator has a wrong parameter {place!r}: {first['msg']}; correct it in the card"
+            f"the {card.architecture!r} network has a wrong parameter {place!r}: {first['msg']}; correct it in the card"
         ) from error
-    return Translator(card, TranslatorNetwork(params, card))
 
 
 def new_translator(

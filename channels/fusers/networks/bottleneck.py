@@ -1,0 +1,108 @@
+"""A fuser of one network for all layers: what a sharer has made of a position corrects all receiver layers at once.
+
+The network is a translator's (translator.py): keys, unrotated, and values of the chosen sharer layers go side by side
+through one bottleneck. What comes out is added to the receiver's own cache instead of standing beside it. A new one
+changes nothing. It has no gates: all layers are corrected.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cachegraph.errors import ChannelError, FuserError
+
+from ..files.card import Card, checked_card
+from .base import Fuser, Gates, Stack
+from .translator import ARCHITECTURE, TranslatorNetwork, bottleneck_params
+
+__all__ = ["BottleneckFuser", "build_bottleneck", "new_bottleneck"]
+
+
+@dataclass(frozen=True, eq=False)
+class BottleneckFuser(Fuser):
+    """The network of one (receiver, sharer) pair. It has no projectors."""
+
+    network: TranslatorNetwork
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network
+
+    @property
+    def gates(self) -> dict[int, Gates]:
+        return dict.fromkeys(range(self.card.receiver.geometry.layers), Gates(True, True))
+
+    def is_open(self, layer: int) -> bool:
+        return 0 <= layer < self.card.receiver.geometry.layers
+
+    def reads(self, layer: int) -> tuple[int, ...]:
+        return self.card.sharer_layers if self.is_open(layer) else ()
+
+    def stack(self, layers: Sequence[int]) -> Stack | None:
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.network.state_dict())
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "BottleneckFuser":
+        weight, target = self.network.down.weight, torch.device(device)
+        same_device = weight.device.type == target.type and target.index in (None, weight.device.index)
+        if same_device and dtype in (None, weight.dtype):
+            return self
+        network = deepcopy(self.network).to(device=target, dtype=dtype or weight.dtype)
+        return BottleneckFuser(self.card, {}, network)
+
+    def features(self, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """What the network reads of a sharer's cache, unrotated, from its first layer on: (batch, positions, features).
+
+        Layers are (batch, kv_heads, positions, head_dim).
+        """
+        if len(layers) <= self.card.sharer_layers[-1]:
+            raise ChannelError(
+                f"the fuser reads {self.card.sharer_layers[-1] + 1} sharer layers, but got {len(layers)}; use a cache "
+                "of its sharer"
+            )
+        weight = self.network.down.weight
+        chosen = [layers[index] for index in self.card.sharer_layers]
+        return torch.cat([_flat(each).to(weight.device, weight.dtype) for layer in chosen for each in layer], dim=-1)
+
+    def corrections(self, layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """What is added to the receiver's layers, unrotated, each (batch, kv_heads, positions, head_dim)."""
+        y = self.network(self.features(layers))
+        shapes = self.card.receiver.geometry.shapes
+        parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
+        heads = [shape.kv_heads for shape in shapes for _ in ("keys", "values")]
+        by_head = [part.view(*part.shape[:-1], n, -1).transpose(1, 2) for part, n in zip(parts, heads, strict=True)]
+        return list(zip(by_head[::2], by_head[1::2], strict=True))
+
+
+def build_bottleneck(card: Card) -> BottleneckFuser:
+    """The fuser that a card describes, on torch's current default device. Raises FuserError for another kind."""
+    if card.kind != "fuse" or card.architecture != ARCHITECTURE or card.rope != "unrotated":
+        raise FuserError(
+            f"a {ARCHITECTURE!r} fuser reads unrotated keys, and the card says kind {card.kind!r}, architecture "
+            f"{card.architecture!r} and {card.rope} keys; correct the card"
+        )
+    return BottleneckFuser(card, {}, TranslatorNetwork(bottleneck_params(card), card))
+
+
+def new_bottleneck(card: Mapping[str, Any], *, seed: int = 0) -> BottleneckFuser:
+    """A fuser with random weights, ready to be trained. `card` has the two ends, `sharer_layers` and `params`."""
+    fixed = {"architecture": ARCHITECTURE, "rope": "unrotated", "kind": "fuse"}
+    full = checked_card({**card, **fixed}, "the new fuser")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fuser = build_bottleneck(full)
+    for part in (fuser.network.up.weight, fuser.network.up.bias):
+        nn.init.zeros_(part)
+    fuser.train(False)
+    return fuser
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(batch, heads, positions, head_dim) to (batch, positions, heads * head_dim)."""
+    return x.transpose(1, 2).flatten(2)
