@@ -11,7 +11,7 @@ from cachegraph.engine.kv.cache import KV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel
 
-__all__ = ["Shelf", "read"]
+__all__ = ["Shelf", "compact", "read"]
 
 TOKENS_AT_ONCE = 2048
 T = TypeVar("T")
@@ -42,6 +42,11 @@ def read(
             forward(model.network, model.info, batch)
             batch = []
     return [row.cache.tail() for row in rows]
+
+
+def compact(kv: KV) -> KV:
+    """The same without the room to grow that a row's tail has; a recurrent state keeps its entries as they are."""
+    return kv if kv.state is not None else kv.select(torch.arange(len(kv)))
 
 
 class Shelf(Generic[T]):

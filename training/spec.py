@@ -19,6 +19,7 @@ __all__ = [
     "LossSpec",
     "OptimSpec",
     "OwnFuseSpec",
+    "ReplyRidgeSpec",
     "RidgeSpec",
     "TrainSpec",
 ]
@@ -45,11 +46,20 @@ class GraftSpec(Strict):
     ridge: Annotated[RidgeSpec | None, Field(description="null: start from random weights.")] = RidgeSpec()
 
 
+class ReplyRidgeSpec(Strict):
+    """The closed-form start of a bottleneck fuser: from the sharer's cache to the receiver's embedding of the reply."""
+
+    positions: Annotated[
+        PositiveInt, Field(description="So many of a prompt's last shared positions are examples, each with its reply.")
+    ] = 2
+    penalty: Annotated[PositiveFloat, Field(description="Lambda, for features of variance 1.")] = 0.1
+
+
 class FuseSpec(Strict):
     """A fuser, for text that both read."""
 
     kind: Literal["fuse"] = "fuse"
-    architecture: Literal["c2c", "lean"] = "lean"
+    architecture: Literal["c2c", "lean", "bottleneck"] = "lean"
     params: Annotated[dict[str, int | float | str], Field(description="The architecture's own sizes.")] = {}  # noqa: RUF012
     layer_map: Literal["last_aligned", "k_nearest"] = "last_aligned"
     sharer_depth: Annotated[
@@ -59,9 +69,22 @@ class FuseSpec(Strict):
     alignment: Literal["ids", "first", "longest", "offsets"] = "offsets"
     reads: Literal["receiver-prompt", "own-prompt"] = "receiver-prompt"
     rope: Annotated[
-        Literal["auto", "rotated", "unrotated"], Field(description="auto: rotated for c2c, unrotated for lean.")
+        Literal["auto", "rotated", "unrotated"], Field(description="auto: rotated for c2c, else unrotated.")
     ] = "auto"
     anneal_steps: Annotated[PositiveInt | None, Field(description="Of the gates' temperature; null: all steps.")] = None
+    ridge: Annotated[
+        ReplyRidgeSpec | None, Field(description="Of a bottleneck; null: its first layer starts from random weights.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_architecture(self) -> "FuseSpec":
+        whole = self.architecture == "bottleneck"
+        others = {"layer_map": "last_aligned", "anneal_steps": None} if whole else {"ridge": None}
+        if wrong := next((name for name, unset in others.items() if getattr(self, name) != unset), None):
+            raise ValueError(f"{wrong} is no setting of the architecture {self.architecture!r}; remove it")
+        if whole and self.rope == "rotated":
+            raise ValueError("a bottleneck reads unrotated keys; remove rope, or set it to unrotated")
+        return self
 
 
 class OwnFuseSpec(FuseSpec):

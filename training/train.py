@@ -150,8 +150,23 @@ def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, acceler
         for row in (*train_rows, *dev_rows):
             content.update(row.model_dump_json().encode())
         target = fuser_place(spec, pair, base, graph, edge)
-        rows, train = [row for row, _ in kept], [lesson for _, lesson in kept]
-        yield Opened(spec, pair, learner, train, dev[: spec.judge.rows], rows, target, content.hexdigest())
+        rows, train, dev = [row for row, _ in kept], [lesson for _, lesson in kept], dev[: spec.judge.rows]
+        yield Opened(spec, pair, learner, train, dev, rows, target, content.hexdigest())
+
+
+def _check_difference(learner: Learner[Any], lessons: Sequence[Any]) -> None:
+    """Raise InputError where another example's cache could do no worse than a row's own, whatever is learnt."""
+    if len({learner.group(lesson) for lesson in lessons}) < 2:
+        raise InputError(
+            f"the sharer reads the same text in all training rows ({len(lessons)}), so no other example's cache can "
+            "show whether it is listened to; give rows with at least two different texts"
+        )
+    replies = [learner.replies(lesson) for lesson in lessons]
+    if len({each.ids[each.right] for each in replies}) < 2:
+        raise InputError(
+            f"all training rows ({len(lessons)}) have the same right answer, which is learnt without listening; give "
+            "rows with at least two different answers"
+        )
 
 
 def _lessons(learner: Learner[Any], rows: Sequence[Example], what: str, watch: Watch) -> list[tuple[Example, Any]]:
@@ -178,7 +193,9 @@ def run_folder(found: Opened) -> Path:
 
 
 def where_to_begin(found: Opened, run: Path, resume: bool, restart: bool) -> State:
-    """The state to go on from. Raises ConfigError or FuserError where that isn't clear."""
+    """The state to go on from. Raises ConfigError or FuserError where that isn't clear, InputError where the rows can't
+    show what is to be learnt."""
+    _check_difference(found.learner, found.train)
     decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "licence"}) + found.content
     recipe = hashlib.sha256(decides.encode()).hexdigest()
     last = None if restart else checkpoint.newest(run)

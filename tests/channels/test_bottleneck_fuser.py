@@ -78,12 +78,12 @@ def test_every_layer_gets_its_part_of_one_network_at_paired_positions_alone(only
 
 
 def test_keys_are_added_to_with_the_receivers_rotation(tmp_path: Path) -> None:
-    turning = ReceiverRope(rotation(tmp_path), torch.tensor([0, 1, 2, 7, 8]))
-    geometry = Geometry(len(turning.rotation._turns), 2, 8)
+    rope = ReceiverRope(rotation(tmp_path), torch.tensor([0, 1, 2, 7, 8]))
+    geometry = Geometry(len(rope.rotation._turns), 2, 8)
     fuser, own, theirs = made(geometry), caches(geometry, 5, 0), caches(SHARER, 6, 1)
     plain = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE))])
-    turned = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE), turning=turning)])
-    by = turning.rotation.by(turning.positions[HERE])
+    turned = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE), rope=rope)])
+    by = rope.rotation.by(rope.positions[HERE])
     for layer, (old, straight, rotated) in enumerate(zip(own, plain.layers, turned.layers, strict=True)):
         added = straight[0][:, :, HERE] - old[0][:, :, HERE]
         torch.testing.assert_close(rotated[0][:, :, HERE] - old[0][:, :, HERE], by(layer, added), rtol=1e-4, atol=1e-5)

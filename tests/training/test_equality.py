@@ -126,6 +126,9 @@ FUSERS: dict[str, dict[str, Any]] = {
     "own": {"params": {"width": 4}, "reads": "own-prompt"},
     "shallow": {"params": {"width": 4}, "sharer_depth": 1, "layer_map": "k_nearest"},
     "rotated": {"params": {"width": 4}, "rope": "rotated", "alignment": "longest"},
+    "bottleneck": {"architecture": "bottleneck", "params": {"rank": 8, "hidden": 4}},
+    "shallow-bottleneck": {"architecture": "bottleneck", "params": {"rank": 8, "hidden": 0}, "sharer_depth": 2},
+    "own-bottleneck": {"architecture": "bottleneck", "params": {"rank": 8}, "reads": "own-prompt"},
 }
 
 
@@ -187,7 +190,10 @@ def test_a_comparison_finds_the_accuracy_that_the_dev_rows_were_judged_to_have(
 ) -> None:
     """Of a whole training, from its card: the graph that uses the fuser says the same."""
     task = write_rows(write_task(tmp_path, tiny_folders, "graft"), story_rows(8))
-    made = train(task.spec(data__source="dev.jsonl", data__dev="rows.jsonl", judge__rows=8, fuser__ridge=None,
+    others = [{"context": f"{name} sat.", "question": "Who?", "choices": ["Zoe", "Al"], "answer": place}
+              for place, name in enumerate(("Zoe", "Al"))]  # fmt: skip
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    made = train(task.spec(data__source="others.jsonl", data__dev="rows.jsonl", judge__rows=8, fuser__ridge=None,
                            optim__texts=1), folder=tmp_path)  # fmt: skip
     with Graph.from_yaml(tmp_path / "graph.yaml", allow_paths=True) as graph:
         found = compare(graph, tmp_path / "rows.jsonl", variants=["cache"])

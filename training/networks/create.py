@@ -5,8 +5,10 @@ from typing import Any
 import psutil
 
 from cachegraph.channels.cache.align import Aligner
-from cachegraph.channels.cache.layer_map import LAYER_MAPS, LayerPair
+from cachegraph.channels.cache.layer_map import LAYER_MAPS
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.bottleneck import new_bottleneck
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.channels.fusers.networks.translator import new_translator
 from cachegraph.channels.routing import why_not_aligned
@@ -22,7 +24,7 @@ from .learner import Learner
 
 __all__ = ["new_learner"]
 
-SHELF_SHARE = 0.25  # of the memory that is free: for the sharer's caches of texts
+SHELF_SHARE = 0.25  # of the memory that is free: for one model's caches of texts
 
 
 def new_learner(spec: TrainSpec, pair: Pair) -> "Learner[object]":
@@ -48,9 +50,8 @@ def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair) -> GraftLearn
         rank=wanted.rank,
         hidden=wanted.hidden,
     )
-    shelf = int(psutil.virtual_memory().available * SHELF_SHARE)
     zero = spec.control == "zero"
-    return GraftLearner(pair, translator, zero=zero, ridge=wanted.ridge, shelf=shelf, seed=spec.seed)
+    return GraftLearner(pair, translator, zero=zero, ridge=wanted.ridge, shelf=_shelf(), seed=spec.seed)
 
 
 def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
@@ -62,36 +63,52 @@ def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
             _check_rotation(model)
     if reason := why_not_aligned(wanted.alignment, receiver, sharer):
         raise ConfigError(f"{reason}; take another alignment")
-    params: dict[str, Any] = {"anneal_steps": wanted.anneal_steps or spec.optim.steps, **wanted.params}
-    fuser = new_fuser(
-        wanted.architecture,
-        ends[0].geometry,
-        ends[1].geometry,
-        layer_map=_layer_map(wanted, *ends),
-        seed=spec.seed,
-        card={
-            "receiver": ends[0],
-            "sharer": ends[1],
-            "alignment": wanted.alignment,
-            "reads": wanted.reads,
-            "rope": rope,
-        },
-        **params,
-    )
+    fuser = _new_fuser(spec, wanted, ends, rope)
     aligner = None
     if wanted.alignment in ("first", "longest"):
         assert receiver.tokenizer is not None
         assert sharer.tokenizer is not None
         aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.words_only, wanted.alignment)
-    return FuseLearner(pair, fuser, aligner, zero=spec.control == "zero")
+    zero = spec.control == "zero"
+    return FuseLearner(pair, fuser, aligner, zero=zero, ridge=wanted.ridge, shelf=_shelf())
 
 
-def _layer_map(wanted: FuseSpec, receiver: ModelEnd, sharer: ModelEnd) -> tuple[LayerPair, ...]:
+def _new_fuser(spec: TrainSpec, wanted: FuseSpec, ends: tuple[ModelEnd, ModelEnd], rope: str) -> Fuser:
+    receiver, sharer = ends
+    card: dict[str, Any] = {
+        "receiver": receiver,
+        "sharer": sharer,
+        "alignment": wanted.alignment,
+        "reads": wanted.reads,
+        "rope": rope,
+    }
+    if wanted.architecture == "bottleneck":
+        layers = tuple(range(_depth(wanted, sharer)))
+        return new_bottleneck({**card, "sharer_layers": layers, "params": wanted.params}, seed=spec.seed)
+    params: dict[str, Any] = {"anneal_steps": wanted.anneal_steps or spec.optim.steps, **wanted.params}
+    return new_fuser(
+        wanted.architecture,
+        receiver.geometry,
+        sharer.geometry,
+        layer_map=LAYER_MAPS[wanted.layer_map](receiver.geometry.layers, _depth(wanted, sharer)),
+        seed=spec.seed,
+        card=card,
+        **params,
+    )
+
+
+def _depth(wanted: FuseSpec, sharer: ModelEnd) -> int:
+    """How many of the sharer's first layers are read."""
     layers = sharer.geometry.layers
     depth = wanted.sharer_depth or layers
     if depth > layers:
         raise ConfigError(f"sharer_depth is {depth}, but {sharer.name!r} has {layers} layers; set it to no more")
-    return LAYER_MAPS[wanted.layer_map](receiver.geometry.layers, depth)
+    return depth
+
+
+def _shelf() -> int:
+    """Bytes for what one of the models has made of prompts."""
+    return int(psutil.virtual_memory().available * SHELF_SHARE)
 
 
 def model_end(model: LoadedModel) -> ModelEnd:

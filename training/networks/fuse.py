@@ -1,13 +1,13 @@
 """A fuser in training: the receiver's own cache, corrected where both models have read the same text."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.cache.apply_fuser import FuserInput, fuse_layers
@@ -16,15 +16,18 @@ from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, SharerP
 from cachegraph.channels.fusers.files.card import Card
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.fusers.networks.bottleneck import BottleneckFuser
 from cachegraph.engine.kv.cache import KV, LayerKV, RowCache, concat
 from cachegraph.engine.model.forward import Row, forward
 
-from ..caches import read
+from ..caches import Shelf, compact, read
 from ..data.dataset import Example
 from ..data.examples import FuseLesson, Replies, fuse_lesson
 from ..data.packed_replies import Branch, Tree
 from ..pair import Pair
-from .learner import Learner
+from ..spec import ReplyRidgeSpec
+from .learner import Learner, Report
+from .reply_ridge import fit_bottleneck
 
 __all__ = ["FuseLearner"]
 
@@ -38,14 +41,29 @@ class _Shared(NamedTuple):
 
 
 class FuseLearner(Learner[FuseLesson]):
-    """Holds the fuser; `zero` feeds it zeros in the place of every sharer's cache."""
+    """Holds the fuser; `zero` feeds it zeros in the place of every sharer's cache.
 
-    def __init__(self, pair: Pair, fuser: Fuser, aligner: Aligner | None, *, zero: bool):
+    What the frozen models make of a prompt is kept for the next time, up to `shelf` bytes for each of the two.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        fuser: Fuser,
+        aligner: Aligner | None,
+        *,
+        zero: bool,
+        ridge: ReplyRidgeSpec | None = None,
+        shelf: int = 0,
+    ):
         self._pair = pair
         self._fuser = fuser
         self._aligner = aligner
         self._zero = zero
-        self.module = nn.ModuleList(fuser.projectors.values())
+        self._ridge = ridge
+        self._sharer_caches: Shelf[KV] = Shelf(shelf, lambda kv: kv.nbytes)
+        self._own_caches: Shelf[KV] = Shelf(shelf, lambda kv: kv.nbytes)
+        self.module = fuser.module
 
     def lesson(self, example: Example) -> FuseLesson:
         return fuse_lesson(self._pair, example, self._fuser, self._aligner)
@@ -60,8 +78,18 @@ class FuseLearner(Learner[FuseLesson]):
         return sum(len(lesson.reading.ids) + len(lesson.reading.sharers[0].ids) for lesson in lessons)
 
     def anneal(self, step: int) -> None:
-        for projector in self._fuser.projectors.values():
-            projector.anneal(step)
+        self._fuser.anneal(step)
+
+    def start(self, lessons: Sequence[FuseLesson], report: Report) -> None:
+        if isinstance(self._fuser, BottleneckFuser):
+            fit_bottleneck(self, self._fuser.network, self._pair.receiver.engine.model, lessons, self._ridge, report)
+
+    def rates(self) -> Mapping[Tensor, float]:
+        """Of a bottleneck's first layer, as in a translator: its inputs are a position's whole cache."""
+        if not isinstance(self._fuser, BottleneckFuser):
+            return {}
+        weight = self._fuser.network.down.weight
+        return {weight: min(1.0, weight.shape[0] / weight.shape[1])}
 
     def trees(
         self, lessons: Sequence[FuseLesson], others: Sequence[FuseLesson] | None = None, right_only: bool = False
@@ -78,15 +106,62 @@ class FuseLearner(Learner[FuseLesson]):
         return trees, list(range(len(lessons)))
 
     def sharer_caches(self, readings: Sequence[SharedPrompt]) -> list[KV | None]:
-        """None where the sharer has nothing to read."""
+        """As the fuser reads them: as deep, and unrotated where its card says so. None: the sharer reads nothing."""
         sharers: list[SharerPrompt] = [reading.sharers[0] for reading in readings]
         full = [each for each in sharers if each.ids]
-        model = self._pair.sharer.engine.model
-        ids, at = [each.ids for each in full], [each.positions for each in full]
-        depth = self._fuser.sharer_depth or 1  # 0: all gates are closed, and nothing is looked at
-        found = iter(read(model, ids, positions=at, layers=depth))
+
+        def make(missing: list[int]) -> list[KV]:
+            return [self._sharer_cache(full[index]) for index in missing]
+
+        found = iter(self._sharer_caches.get([_key(each.ids, each.positions) for each in full], make))
         caches = [next(found) if each.ids else None for each in sharers]
         return [kv if kv is None or not self._zero else _zeros(kv) for kv in caches]
+
+    def _sharer_cache(self, reading: SharerPrompt) -> KV:
+        model = self._pair.sharer.engine.model
+        depth = self._fuser.sharer_depth or 1  # 0: all gates are closed, and nothing is looked at
+        (kv,) = read(model, [reading.ids], positions=[reading.positions], layers=depth)  # alone, as in graft.py
+        kv = compact(kv)
+        return model.rotation.unrotated(kv) if self._fuser.card.rope == "unrotated" else kv
+
+    def own_caches(self, readings: Sequence[SharedPrompt]) -> list[KV]:
+        """The receiver's own cache of each reading's first stretch."""
+
+        def make(missing: list[int]) -> list[KV]:
+            model = self._pair.receiver.engine.model
+            return [compact(read(model, [ids[i]], positions=[positions[i]])[0]) for i in missing]
+
+        first = [reading.stretches[0] for reading in readings]
+        ids = [reading.ids[at.start : at.end] for reading, at in zip(readings, first, strict=True)]
+        positions = [
+            None if reading.positions is None else reading.positions[at.start : at.end]
+            for reading, at in zip(readings, first, strict=True)
+        ]
+        return self._own_caches.get([_key(*each) for each in zip(ids, positions, strict=True)], make)
+
+    def features(self, lessons: Sequence[FuseLesson]) -> list[Tensor]:
+        """What a bottleneck reads of each lesson, at the sharer positions that stand for a receiver's, in the order of
+        the prompt: (positions, features)."""
+        assert isinstance(self._fuser, BottleneckFuser)
+        readings = [lesson.reading for lesson in lessons]
+        found = []
+        for reading, kv in zip(readings, self.sharer_caches(readings), strict=True):
+            assert kv is not None  # a lesson shares something
+            there = torch.cat([at.pairs[0].sharer for at in reading.stretches if at.pairs])
+            found.append(self._fuser.features(kv.select(there).layers)[0].cpu())
+        return found
+
+    def sizes(self, lessons: Sequence[FuseLesson]) -> Tensor:
+        """How large the receiver's own keys and values are: by output of a bottleneck, the root mean square of its
+        layer's keys or values in the first stretches, (outputs,)."""
+        caches = self.own_caches([lesson.reading for lesson in lessons])
+        blocks = []
+        for layer in zip(*(kv.layers for kv in caches), strict=True):
+            for side in zip(*layer, strict=True):
+                squares = torch.stack([each.float().square().mean() for each in side])
+                width = side[0].shape[1] * side[0].shape[3]
+                blocks.append(squares.mean().sqrt().expand(width))
+        return torch.cat(blocks).cpu()
 
     def fused_rows(
         self,
@@ -109,8 +184,11 @@ class FuseLearner(Learner[FuseLesson]):
                     segments[i] = (*segments[i], grafts[i][1])
                 positions = None if reading.positions is None else reading.positions[start:end]
                 rows.append(Row(reading.ids[start:end], RowCache(segments[i]), "none", positions))
-            forward(model.network, model.info, rows)
-            owns = [row.cache.tail() for row in rows]
+            if any(segments):
+                forward(model.network, model.info, rows)
+                owns = [row.cache.tail() for row in rows]
+            else:  # nothing that learns stands in front
+                owns = self.own_caches([readings[i] for i in members])
             shared = [
                 _Shared(place, cache, pairs[0])
                 for place, i in enumerate(members)
@@ -125,8 +203,6 @@ class FuseLearner(Learner[FuseLesson]):
         if not shared:
             return owns
         mine, theirs = concat([owns[each.row] for each in shared]), concat([each.cache for each in shared])
-        if self._fuser.card.rope == "unrotated":
-            theirs = self._pair.sharer.engine.model.rotation.unrotated(theirs)
         starts = [_starts(len(owns[each.row]) for each in shared), _starts(len(each.cache) for each in shared)]
         here = torch.cat([each.pairs.receiver + start for each, start in zip(shared, starts[0], strict=True)])
         there = torch.cat([each.pairs.sharer + start for each, start in zip(shared, starts[1], strict=True)])
@@ -141,6 +217,10 @@ class FuseLearner(Learner[FuseLesson]):
     def save(self, folder: Path, card: dict[str, object], dtype: torch.dtype) -> Card:
         full = Card.model_validate({**self._fuser.card.model_dump(), **card})
         return save_fuser(replace(self._fuser.to("cpu", dtype), card=full), folder)
+
+
+def _key(ids: Sequence[int], positions: Tensor | None) -> Hashable:
+    return tuple(ids), None if positions is None else tuple(positions.tolist())
 
 
 def _starts(lengths: Iterable[int]) -> list[int]:

@@ -1,0 +1,137 @@
+"""The closed-form start of a bottleneck fuser: against the normal equations, solved the long way on the same rows."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cachegraph.channels.fusers.networks.translator import TranslatorNetwork
+from cachegraph.errors import InputError
+from cachegraph.training.networks.fuse import FuseLearner
+from cachegraph.training.spec import FuseSpec
+from cachegraph.training.train import train
+
+from .conftest import Task, write_task
+
+BOTTLENECK = {"architecture": "bottleneck", "params": {"rank": 16, "hidden": 0}}
+
+
+def task(tmp_path: Path, folders: dict[str, Path], **fuser: Any) -> Task:
+    return write_task(tmp_path, folders, "fuse", fuser={**BOTTLENECK, **fuser})
+
+
+def started(found: Any) -> tuple[FuseLearner, TranslatorNetwork]:
+    learner = cast("FuseLearner", found.learner)
+    learner.start(found.train, lambda *_: None)
+    return learner, cast("TranslatorNetwork", learner.module)
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+def test_the_first_layer_is_the_ridge_map_to_the_replies_embeddings(
+    tmp_path: Path, tiny_folders: dict[str, Path], positions: int
+) -> None:
+    with task(tmp_path, tiny_folders, ridge={"positions": positions, "penalty": 0.1}).opened() as found:
+        learner, network = started(found)
+        goals = found.pair.receiver.engine.model.network.get_output_embeddings().weight.double()
+        goals = goals - goals.mean(0)
+        rank = min(16, goals.shape[1])
+        xs, ys = [], []
+        for lesson, features in zip(found.train, learner.features(found.train), strict=True):
+            some = (features[-positions:].double() - network.mean) / network.deviation
+            xs.append(some)
+            ys.append(goals[lesson.replies.ids[lesson.replies.right][0]].expand(len(some), -1))
+        x, y = torch.cat(xs), torch.cat(ys)
+        x0, y0 = x - x.mean(0), y - y.mean(0)
+        weights = torch.linalg.solve(x0.T @ x0 + 0.1 * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x0.T @ y0)
+        found_z = (x @ network.down.weight.double().T + network.down.bias.double())[:, :rank].detach()
+        expected = x0 @ weights
+        # The same map but for its scale and, where the bottleneck is narrower, the choice of axes: the same distances.
+        scale = found_z.square().mean().sqrt()
+        assert float(scale) == pytest.approx(1.0, abs=0.05)
+        if rank == goals.shape[1]:
+            torch.testing.assert_close(found_z, expected / expected.square().mean().sqrt(), rtol=1e-2, atol=1e-2)
+        assert torch.count_nonzero(network.up.weight) == 0
+        assert torch.count_nonzero(network.up.bias) == 0
+
+
+def test_inputs_and_outputs_are_brought_to_one_scale_without_a_ridge(
+    tmp_path: Path, tiny_folders: dict[str, Path]
+) -> None:
+    with task(tmp_path, tiny_folders).opened() as found:
+        before = found.learner.module.down.weight.clone()
+        learner, network = started(found)
+        features = torch.cat(learner.features(found.train))
+        torch.testing.assert_close(network.mean, features.mean(0))
+        assert not torch.equal(network.scale, torch.ones_like(network.scale))
+        assert torch.equal(network.down.weight, before)
+
+
+def test_caches_of_frozen_models_are_computed_once(
+    tmp_path: Path, tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    from cachegraph.training.networks import fuse
+
+    real = fuse.read
+
+    def counted(*args: Any, **named: Any) -> Any:
+        read.append(args)
+        return real(*args, **named)
+
+    monkeypatch.setattr(fuse, "read", counted)
+    with task(tmp_path, tiny_folders).opened() as found:
+        first, _ = found.learner.trees(found.train)
+        count = len(read)
+        second, _ = found.learner.trees(found.train)
+        assert len(read) == count
+        assert count > 0
+        for a, b in zip(first, second, strict=True):
+            for left, right in zip(a.segments, b.segments, strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(left.tensors(), right.tensors(), strict=True))
+
+
+def test_a_whole_training_with_it_makes_a_fuser(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    spec = task(tmp_path, tiny_folders, ridge={"positions": 1}).spec()
+    made = train(spec, folder=tmp_path)
+    assert made.card.architecture == "bottleneck"
+    assert made.card.kind == "fuse"
+    assert made.card.sharer_layers == tuple(range(made.card.sharer.geometry.layers))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "lean", "ridge": {}}, "ridge is no setting of the architecture 'lean'"),
+        ({"architecture": "bottleneck", "layer_map": "k_nearest"}, "layer_map is no setting"),
+        ({"architecture": "bottleneck", "anneal_steps": 3}, "anneal_steps is no setting"),
+        ({"architecture": "bottleneck", "rope": "rotated"}, "reads unrotated keys"),
+        ({"architecture": "bottleneck", "ridge": {"positions": 0}}, "positions"),
+    ],
+)
+def test_settings_of_another_architecture_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        FuseSpec.model_validate(settings)
+
+
+@pytest.mark.parametrize("kind", ["fuse", "graft", "joint"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("Anna sat.", 0), ("Anna sat.", 1), ("Anna sat.", 0)], "reads the same text in all training rows"),
+        ([("Anna sat.", 0), ("Bela sat.", 0), ("Cora sat.", 0)], "have the same right answer"),
+    ],
+)
+def test_rows_that_cannot_show_a_difference_are_refused(
+    tmp_path: Path, tiny_folders: dict[str, Path], kind: str, rows: list[tuple[str, int]], message: str
+) -> None:
+    examples = [
+        {"context": text, "question": "Who sat?", "choices": ["Anna", "Bela"], "answer": answer}
+        for text, answer in rows
+    ]
+    made = write_task(tmp_path, tiny_folders, kind, rows=examples)
+    dev = made.folder / "dev.jsonl"
+    dev.write_text('{"context": "Zoe ran.", "question": "Who?", "choices": ["Zoe", "Al"], "answer": 0}\n')
+    with pytest.raises(InputError, match=message):
+        train(made.spec(data__dev="dev.jsonl"), folder=tmp_path)
