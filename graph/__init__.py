@@ -2,6 +2,7 @@
 
 builder      Build a recipe step by step in Python
 data/        Data sets, mapped to a graph's inputs
+definition   The declared graph: loading, building, checking, writing
 draw/        Drawings of recipes and runs
 graph        The Graph class
 plan/        The order of agents, edge routes, who hears what

@@ -1,37 +1,24 @@
-"""The graph as Python sees it: built in code or read from a recipe, run once or a thousand times.
-
-Recipe and object are one thing: `spec` is the recipe's value, and everything else follows from it.
-"""
+"""The Graph class: a declared graph that runs, once or many times, on models that stay loaded."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
 from cachegraph.agents.create import Create, create_agent
-from cachegraph.agents.functions.import_function import Function, name_of
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.sessions.session import Session
 from cachegraph.channels.spec import Channel
-from cachegraph.common.atomic_write import write_atomically
-from cachegraph.errors import ConfigError, InputError, Problem, RecipeError
+from cachegraph.errors import InputError, Problem, RecipeError
 
-from .builder import SpecBuilder
-from .plan.plan import Plan, plan
-from .plan.recipe_warnings import expected_warnings
+from .definition import GraphDefinition, Inputs
 from .plan.wiring import Wiring
-from .recipe.check import check_spec
-from .recipe.inputs import check_inputs
-from .recipe.load import check_included, dump_recipe, load_recipe, parse_recipe, remembers
-from .recipe.own_permissions import own_permissions
-from .recipe.raw_spec import Allowed, Permissions
+from .recipe.load import remembers
 from .recipe.spec import GraphSpec
-from .run.agent_set import Cast
+from .run.agent_set import AgentSet
 from .run.batch import OnResult, RowResult, each_row, run_rows, stream_rows
 from .run.create_agents import create_agents
 from .run.result import UNKEPT, Loading, Result
@@ -39,7 +26,6 @@ from .run.run import Listener, Run
 from .run.stream import RunStream, Stream
 from .run.subgraph import open_and_wire
 from .run.sync import wait
-from .run_warning import RunWarning
 from .store import resume
 from .tracing.enabled import watched
 
@@ -48,11 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Graph"]
 
-F = TypeVar("F", bound=Function)
-Inputs = Mapping[str, Any] | None
 
-
-class Graph:
+class Graph(GraphDefinition):
     """A graph of agents.
 
     Give it a whole `spec`, or its parts as keywords, or build it with `add_agent` and `add_edge`. `folder` is what the
@@ -68,184 +51,10 @@ class Graph:
         create: Create = create_agent,
         **parts: Any,
     ):
-        self._builder = SpecBuilder(spec, parts)
-        self._folder = Path(folder)
-        self._create = create
-        self._functions: dict[str, Function] = {}
-        self._cast: Cast | None = None
-        self._retired: list[Cast] = []
-        self._wired: tuple[Cast, int, Wiring] | None = None
-        self._permissions: Permissions | None = None  # None: built by the caller's own code
-        self._file: Path | None = None  # the recipe's, if it was read from one
-        self.strict = False  # a warning of the recipe is an error: nothing runs then
-        self._checked: GraphSpec | None = None
-        self._planned: tuple[GraphSpec, Plan] | None = None
-
-    @classmethod
-    def from_yaml(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        allow_env: Collection[str] = (),
-        allow_paths: bool = False,
-        allow_code: bool = False,
-        allow_local: bool = False,
-        known_models: Collection[str] | None = None,
-        create: Create = create_agent,
-    ) -> Self:
-        """The graph of a recipe file. Raises RecipeError with every problem and its place.
-
-        A recipe may be a stranger's: it reaches environment variables, files outside its folder and endpoints in this
-        machine's networks, and names functions and programs to run, only as allowed.
-        `known_models` are a catalogue's names: with them a misspelt one is a problem with its place, too; without, it
-        shows when the models are opened.
-        """
-        path = Path(path)
-        spec = load_recipe(
-            path,
-            allow_env=allow_env,
-            allow_paths=allow_paths,
-            allow_code=allow_code,
-            allow_local=allow_local,
-            known_models=known_models,
-        )
-        permissions = Permissions.of(
-            path.parent,
-            allow_env=allow_env,
-            allow_paths=allow_paths,
-            allow_code=allow_code,
-            allow_local=allow_local,
-        )
-        graph = cls._loaded(spec, create, permissions)
-        graph._file = path
-        return graph
-
-    @classmethod
-    def from_yaml_text(
-        cls,
-        text: str,
-        folder: str | os.PathLike[str] = ".",
-        *,
-        create: Create = create_agent,
-        **allowed: Unpack[Allowed],
-    ) -> Self:
-        """The graph of a recipe's text; its relative paths start at `folder`. See `from_yaml`."""
-        spec = parse_recipe(text, folder=Path(folder), **allowed)
-        return cls._loaded(spec, create, Permissions.of(Path(folder), **allowed))
-
-    @classmethod
-    def from_dict(
-        cls,
-        data: Mapping[str, Any],
-        folder: str | os.PathLike[str] = ".",
-        *,
-        create: Create = create_agent,
-        **allowed: Unpack[Allowed],
-    ) -> Self:
-        """The graph of a recipe's data, for example from JSON. See `from_yaml`."""
-        graph = cls(folder=folder, create=create)
-        graph._builder = SpecBuilder(None, data)
-        graph._permissions = Permissions.of(Path(folder), **allowed)
-        return graph.validate()
-
-    @classmethod
-    def _loaded(cls, spec: GraphSpec, create: Create, permissions: Permissions) -> Self:
-        graph = cls(spec, folder=permissions.folder, create=create)
-        graph._permissions = permissions
-        graph._checked = spec
-        return graph
-
-    # building
-
-    def add_input(self, name: str, description: str = "", default: Any = None, **options: Any) -> Self:
-        """Declare a value that the caller gives; without a default it is required. Options: `type`, `schema`."""
-        self._builder.add_input(name, {"description": description, "default": default, **options})
-        return self._changed()
-
-    def add_agent(self, name: str, **entry: Any) -> Self:
-        """Add an agent with what the recipe says of one: `model`, `prompt`, `system`, `generate`, `timeout`, ..."""
-        self._builder.add_agent(name, entry)
-        return self._changed()
-
-    @overload
-    def function(self, function: F, /, *, name: str | None = None, timeout: float | None = None) -> F: ...
-
-    @overload
-    def function(self, /, *, name: str | None = None, timeout: float | None = None) -> Callable[[F], F]: ...
-
-    def function(self, function: Any = None, /, *, name: str | None = None, timeout: float | None = None) -> Any:
-        """Add a Python function as an agent: `@graph.function`. It gets inputs and what agents upstream said, by name.
-
-        It may be async. What it returns becomes text, or data with its JSON as text. Gives the function back.
-        """
-        if function is None:
-            return partial(self.function, name=name, timeout=timeout)
-        agent = name or function.__name__
-        self._builder.add_agent(agent, {"function": name_of(function), "timeout": timeout})
-        self._functions[agent] = function
-        self._changed()
-        return function
-
-    def add_tools(self, name: str, **options: Any) -> Self:
-        """Add a tool server: `command=[...]`, or `url=...`, and the recipe's other options."""
-        self._builder.add_tools(name, options)
-        return self._changed()
-
-    def add_edge(self, sender: str, receiver: str, channel: Channel = "text", **options: Any) -> Self:
-        """Add an edge; a cache edge takes the recipe's options (`fuser`, `fallback`, `align`, ...)."""
-        self._builder.add_edge({"from": sender, "to": receiver, "channel": channel, **options})
-        return self._changed()
-
-    @property
-    def output(self) -> str:
-        """The agent whose reply is the graph's."""
-        return self.spec.output
-
-    @output.setter
-    def output(self, name: str | Sequence[str] | Mapping[str, str]) -> None:
-        self._builder.set_output(name)
-        self._changed()
-
-    @property
-    def spec(self) -> GraphSpec:
-        """This graph as a recipe's value. Raises RecipeError if it is not complete."""
-        return self._builder.spec
-
-    def validate(self) -> Self:
-        """Check everything that can be checked without loading a model. Raises RecipeError with every problem."""
-        spec = self.spec
-        if self._checked is not spec:
-            check_spec(spec, self.permissions)
-            check_included(spec, self.permissions, self._folder)
-            self._checked = spec
-        if self._planned is None or self._planned[0] is not spec:
-            self._planned = (spec, plan(spec))
-        return self
-
-    def warnings(self) -> list[RunWarning]:
-        """What of the recipe reaches nobody over its channels, as far as that is known before a model is loaded.
-
-        Raises RecipeError where no output would hear any input. `Result.warnings` holds what a run found.
-        """
-        warnings, cut = expected_warnings(self.validate().spec, self._folder)
-        if cut is not None:
-            raise RecipeError(cut)
-        return warnings
-
-    def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
-        """This graph as a recipe; also written to `path` if one is given, whole or not at all."""
-        for agent, function in self._functions.items():
-            if "<" in name_of(function) or function.__module__ == "__main__":
-                raise RecipeError(
-                    f"the function of agent {agent!r} can't be named in a recipe; define it at the top of a module"
-                )
-        text = dump_recipe(self.validate().spec)
-        if path is not None:
-            try:
-                write_atomically(Path(path), text)
-            except OSError as error:
-                raise ConfigError(f"the recipe can't be written to {str(path)!r}: {error.strerror or error}") from error
-        return text
+        super().__init__(spec, folder=folder, create=create, **parts)
+        self._agent_set: AgentSet | None = None
+        self._replaced: list[AgentSet] = []  # agents of earlier states of this graph, whose models may be loaded
+        self._wired: tuple[AgentSet, int, Wiring] | None = None
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
         """A copy in which every edge has this channel, or only the edges that a mapping names.
@@ -259,7 +68,7 @@ class Graph:
         copy._permissions = self._permissions
         copy._file, copy.strict = self._file, self.strict
         copy._functions = self._functions
-        copy._cast = self._agents()
+        copy._agent_set = self._agents_now()
         return copy.validate()
 
     def with_spec(self, spec: GraphSpec) -> Self:
@@ -269,21 +78,6 @@ class Graph:
         other._functions = self._functions
         other.strict = self.strict
         return other
-
-    @property
-    def folder(self) -> Path:
-        """What the recipe's relative paths start from."""
-        return self._folder
-
-    @property
-    def file(self) -> Path | None:
-        """The recipe's file, if the graph was read from one."""
-        return self._file
-
-    @property
-    def permissions(self) -> Permissions:
-        """What the recipe may reach."""
-        return replace(self._permissions or own_permissions(self.spec), registered=frozenset(self._functions))
 
     # running
 
@@ -387,7 +181,7 @@ class Graph:
 
     def open(self) -> Self:
         """Load all models now rather than with the first run."""
-        self.validate()._agents()  # imports torch, which Ctrl-C ends at once only outside an event loop
+        self.validate()._agents_now()  # imports torch, which Ctrl-C ends at once only outside an event loop
         wait(self.aopen, "open", "graph.aopen", lambda: None)
         return self
 
@@ -402,14 +196,14 @@ class Graph:
 
     def close(self) -> None:
         """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
-        if any(cast.is_open for cast in self._casts):
+        if any(agents.is_open for agents in self._agent_sets):
             wait(self.aclose, "close", "graph.aclose", lambda: None)
 
     async def aclose(self) -> None:
         """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
-        for cast in self._casts:
-            await cast.close()
-        self._retired.clear()
+        for agents in self._agent_sets:
+            await agents.close()
+        self._replaced.clear()
 
     def __enter__(self) -> Self:
         return self.open()
@@ -426,13 +220,6 @@ class Graph:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def __repr__(self) -> str:
-        return f"<Graph {self._builder.name!r}: {self._builder.size}>"
-
-    def check_inputs(self, inputs: Inputs = None, /, **named: Any) -> dict[str, Any]:
-        """The inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
-        return check_inputs(self.validate().spec.inputs, inputs, named)
 
     def _new_run(
         self, given: dict[str, Any], store: "Store | None", session: str | None = None, listener: Listener | None = None
@@ -452,7 +239,7 @@ class Graph:
 
     def take_loading(self) -> Loading:
         """What the models took to load since a run has told of it; a run that is prepared tells of it."""
-        return self._cast.take_loading() if self._cast is not None else Loading()
+        return self._agent_set.take_loading() if self._agent_set is not None else Loading()
 
     def conversation(self, session: str | None) -> Session | None:
         """The session of this name, for agents that remember. Raises InputError where none does."""
@@ -471,31 +258,32 @@ class Graph:
         self.validate()
         assert self._planned is not None
         spec, order = self._planned
-        cast = self._agents()
-        if self._wired is not None and self._wired[:2] == (cast, cast.epoch):
+        agents = self._agents_now()
+        if self._wired is not None and self._wired[:2] == (agents, agents.epoch):
             return self._wired[2]
-        wiring = await open_and_wire(spec, order, cast, self._folder)
+        wiring = await open_and_wire(spec, order, agents, self._folder)
         if self.strict and wiring.warnings:
             raise RecipeError([Problem(str(warning)) for warning in wiring.warnings])
-        self._wired = (cast, cast.epoch, wiring)
+        self._wired = (agents, agents.epoch, wiring)
         return wiring
 
     @property
-    def _casts(self) -> list[Cast]:
-        return [*self._retired, *([self._cast] if self._cast is not None else [])]
+    def _agent_sets(self) -> list[AgentSet]:
+        return [*self._replaced, *([self._agent_set] if self._agent_set is not None else [])]
 
-    def _agents(self) -> Cast:
-        if self._cast is None:
+    def _agents_now(self) -> AgentSet:
+        """The agents of the recipe as it is, created once."""
+        if self._agent_set is None:
             may = self.permissions
-            self._cast = Cast(
+            self._agent_set = AgentSet(
                 create_agents(
                     self.spec, self._folder, self._create, self._functions, may.reaches_local, may.allow_paths
                 )
             )
-        return self._cast
+        return self._agent_set
 
     def _changed(self) -> Self:
-        if self._cast is not None:
-            self._retired.append(self._cast)  # its models may be loaded; `close` frees them
-        self._cast = self._wired = None
+        if self._agent_set is not None:
+            self._replaced.append(self._agent_set)  # its models may be loaded; `close` frees them
+        self._agent_set = self._wired = None
         return self

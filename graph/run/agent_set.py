@@ -9,10 +9,10 @@ from cachegraph.agents.base import Agent, Loader
 
 from .result import Loading
 
-__all__ = ["Cast"]
+__all__ = ["AgentSet"]
 
 
-class Cast:
+class AgentSet:
     """The agents of a graph, opened together. A graph shares them with its copies that differ in channels only."""
 
     def __init__(self, agents: Mapping[str, Agent]):

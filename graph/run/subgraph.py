@@ -26,7 +26,7 @@ from ..plan.wiring import Node, Wiring, wire
 from ..recipe.inputs import check_inputs
 from ..recipe.spec import GraphSpec
 from ..recipe.swap_channels import with_inner_channels
-from .agent_set import Cast
+from .agent_set import AgentSet
 from .executor import Surroundings
 from .result import Result
 from .run import Run
@@ -42,24 +42,24 @@ class SubgraphAgent:
         self._file = entry.graph
         self._spec = spec
         self._folder = folder
-        self._cast = Cast(agents)
+        self._agent_set = AgentSet(agents)
         self._given = {key: _read(source) for key, source in entry.inputs.items()}
         self._wiring: Wiring | None = None
 
     async def open(self) -> None:
         """Open all agents inside. Raises the first one's error."""
-        await self._cast.open()
+        await self._agent_set.open()
 
     async def wired(self, entry: SubgraphSpec) -> "SubgraphAgent":
         """This open agent with the channels of an entry, ready for turns; the agents inside are shared."""
         other = copy(self)
         other._spec = with_inner_channels(self._spec, entry)
-        other._wiring = await open_and_wire(other._spec, plan(other._spec), self._cast, self._folder)
+        other._wiring = await open_and_wire(other._spec, plan(other._spec), self._agent_set, self._folder)
         return other
 
     def peer(self) -> Peer:
         """Its output agent as a sender; what it receives are inputs, which are words."""
-        inner: Peer = self._cast.agents[self._spec.output].peer()
+        inner: Peer = self._agent_set.agents[self._spec.output].peer()
         why = f"agent {self.name!r} is a graph, and what a graph is given are words"
         return replace(
             inner,
@@ -71,7 +71,7 @@ class SubgraphAgent:
 
     async def close(self) -> None:
         """Close all agents inside."""
-        await self._cast.close()
+        await self._agent_set.close()
 
     async def turn(self, turn: Turn) -> Reply:
         """Run the graph. Raises RunError with the inner agent's name."""
@@ -101,7 +101,7 @@ class SubgraphAgent:
 
     @property
     def loading(self) -> Mapping[str, Mapping[str, float]]:
-        return self._cast.loading
+        return self._agent_set.loading
 
     @property
     def wiring(self) -> Wiring:
@@ -169,10 +169,10 @@ def answering_node(wiring: Wiring) -> tuple[str, Node]:
         name, wiring = f"{name}/", node.agent.wiring
 
 
-async def open_and_wire(spec: GraphSpec, order: Plan, cast: Cast, folder: Path) -> Wiring:
+async def open_and_wire(spec: GraphSpec, order: Plan, agent_set: AgentSet, folder: Path) -> Wiring:
     """Open the agents of a graph and decide its edges, and those of the recipes that it includes."""
-    await cast.open()
-    agents = dict(cast.agents)
+    await agent_set.open()
+    agents = dict(agent_set.agents)
     for name, entry in spec.graphs.items():
         if isinstance(agent := agents[name], SubgraphAgent):
             try:
