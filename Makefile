@@ -5,14 +5,15 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help demo test architectures check bench clean
+.PHONY: help demo test architectures check docs bench clean
 
 help:
-	@echo "make demo   environment, models, then a story handed over as text, as cache, and as another story's cache"
+	@echo "make demo   environment, models, then 24 stories handed over as text, as cache, and as another story's cache"
 	@echo "make test   the test suite, in up to four processes"
 	@echo "make architectures   tiny models of all architectures of transformers, held to what transformers computes"
 	@echo "make check  linter, types, direction of imports"
-	@echo "make bench  the figures of the README and of docs/benchmarks.md"
+	@echo "make docs   the site of docs/ in build/site, with every link and anchor checked"
+	@echo "make bench  the figures of the README and of docs/background/benchmarks.md"
 
 .venv/ready: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cachegraph needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
@@ -28,7 +29,7 @@ help:
 
 demo: .venv/ready
 	$(BIN)/cachegraph run recipes/story-relay.yaml --channel text --channel cache
-	$(BIN)/cachegraph compare recipes/story-relay.yaml --data recipes/data/demo-stories.jsonl --variants text,cache,mismatched -m accuracy -m answer_logprob
+	$(BIN)/cachegraph compare recipes/story-relay.yaml --data recipes/data/demo-stories.jsonl --variants text,cache,mismatched,alone -m accuracy -m answer_logprob
 	$(BIN)/cachegraph run recipes/document-relay.yaml --channel text --channel cache
 
 test: .venv/dev
@@ -42,6 +43,10 @@ check: .venv/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
+
+docs: .venv/ready
+	$(BIN)/pip install --quiet --group docs
+	$(BIN)/zensical build --clean --strict
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/document_relay.py

@@ -8,13 +8,15 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.util._once import Once
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from cachegraph.cli import app
 from cachegraph.graph.recipe.load import parse_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS_MODELS = "# needs the demo models"
+WALKED = [ROOT / "docs" / "tutorial" / "first-graph.md"]  # whose commands run, one after another, on their recipes
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +76,18 @@ def test_commands_of_a_page_exist(page: Path) -> None:
             node = node.commands[word]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.models
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", WALKED, ids=lambda page: page.name)
+def test_commands_of_a_tutorial_run_in_order(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, demo_engines: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in _blocks(page, "yaml"):
+        if named := re.match(r"# (\S+\.yaml)\n", block):
+            (tmp_path / named[1]).write_text(block)
+    lines = [line for block in _blocks(page, "bash") for line in block.splitlines() if line.startswith("cachegraph ")]
+    assert lines
+    for line in lines:
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, f"{line}\n{done.output}"

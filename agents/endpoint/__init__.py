@@ -13,5 +13,5 @@
     wording        the sentence in a server's error
     tool_loop      ask, call tools, ask again
 
-docs/endpoints.md lists what servers send and which test holds it.
+docs/guides/endpoints.md lists what servers send and which test holds it.
 """

@@ -374,6 +374,6 @@ async def test_what_is_no_reply_is_an_error_that_says_which(server: Server, name
 
 
 def test_the_tables_are_as_long_as_the_docs_say() -> None:
-    print(f"{len(ROWS)} answers, {len(TROUBLES)} troubles")  # docs/endpoints.md
+    print(f"{len(ROWS)} answers, {len(TROUBLES)} troubles")  # docs/guides/endpoints.md
     kinds = {name.partition(":")[0] for name in (*ROWS, *TROUBLES)}
     assert len(kinds - {"any", "gateways", "proxies", "characters"}) >= 12

@@ -213,7 +213,7 @@ def plain(value: Any) -> Any:
 
 
 def test_what_a_schema_accepts_its_grammar_can_write() -> None:
-    """Promised for compact JSON, names in the schema's order, numbers as in docs/structured.md.
+    """Promised for compact JSON, names in the schema's order, numbers as in docs/guides/structured.md.
 
     A grammar writes multiples of 0.25 with both decimals (0.50), so those are not held to the shortest form.
     """

@@ -374,7 +374,7 @@ def test_random_chat_templates_end_and_render_as_in_transformers() -> None:
 
 
 def test_all_fuzzers_are_listed_on_the_security_page() -> None:
-    page = (ROOT / "docs" / "security.md").read_text()
+    page = (ROOT / "docs" / "reference" / "security.md").read_text()
     kinds: Iterable[str] = ("recipes", "inputs", "data files", "schemas", "prompts and conditions", "chat templates")
     for kind in kinds:
         assert f"| {kind} |" in page, kind

@@ -1,4 +1,4 @@
-"""The JSON form of events, and that docs/events.md says all of it."""
+"""The JSON form of events, and that docs/reference/events.md says all of it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from cachegraph.graph.run.events import AgentEvent, AgentStarted, EdgeTravelled,
 from cachegraph.graph.run.result import AgentResult, Loading, Result, Totals
 from cachegraph.graph.run_warning import RunWarning
 
-PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "events.md").read_text()
 TYPES = {
     kind.type: kind
     for kind in vars(events).values()

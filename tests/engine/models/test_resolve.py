@@ -126,7 +126,7 @@ def test_a_folder_is_used_where_it_lies_and_its_identity_follows_its_content(tin
 
 
 def test_the_catalogue_in_the_documentation_is_right(tmp_path):
-    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "models.md").read_text()
     path = tmp_path / "documented.yaml"
     path.write_text(page.split("```yaml\n")[1].split("```")[0])
     assert {"my-tuned", "small-gguf", "from-the-hub", "from-a-wheel"} <= load_catalogue(path).models.keys()
