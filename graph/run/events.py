@@ -1,7 +1,7 @@
 """What happens during a run, as it happens. Each event says when, in seconds since the run began.
 
-`to_dict()` is the stable form for JSON, described in docs/reference/events.md: the version of that form, a `type`, then the
-fields. Events are built only if somebody listens.
+`to_dict()` is the stable form for JSON, described in docs/reference/events.md: the version of that form, a `type`, then
+the fields. Events are built only if somebody listens.
 """
 
 from dataclasses import asdict, dataclass, field
