@@ -164,6 +164,7 @@ class Loop:
         metrics = {f"dev_{name}": round(value, 4) for name, value in state.best.items()}
         return {
             "metrics": {**metrics, "step": state.best_step, "seed": spec.seed},
+            "scope": spec.scope,
             "licence": spec.licence,
         }
 

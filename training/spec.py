@@ -164,6 +164,10 @@ class TrainSpec(Strict):
         Field(description="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros."),
     ] = "none"
     seed: NonNegativeInt = 0
+    scope: Annotated[
+        str | None,
+        Field(description="The prompts that it is for, for its card: no edge then picks it by itself; null: any."),
+    ] = None
     licence: Annotated[str | None, Field(description="Of what is trained, for its card.")] = None
     output: Annotated[str | None, Field(description="The fuser's folder; by default called after the pair.")] = None
 

@@ -196,7 +196,7 @@ def where_to_begin(found: Opened, run: Path, resume: bool, restart: bool) -> Sta
     """The state to go on from. Raises ConfigError or FuserError where that isn't clear, InputError where the rows can't
     show what is to be learnt."""
     _check_difference(found.learner, found.train)
-    decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "licence"}) + found.content
+    decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "scope", "licence"}) + found.content
     recipe = hashlib.sha256(decides.encode()).hexdigest()
     last = None if restart else checkpoint.newest(run)
     if resume and last is None:

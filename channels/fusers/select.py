@@ -51,8 +51,8 @@ def select_fuser(
 
     One that the edge names, else the first of the recipe's `fusers` that joins this pair and does one of these tasks,
     else one whose card shows that it communicates on one of them, the first task first. A fuser that merely fits the
-    pair is not enough. `carries` is what a graft takes of the sender. With `fetch` false, a fuser of the hub that is
-    not on this disk raises NoFuser instead of being fetched.
+    pair is not enough, nor is one for certain prompts alone. `carries` is what a graft takes of the sender. With
+    `fetch` false, a fuser of the hub that is not on this disk raises NoFuser instead of being fetched.
 
     Raises NoFuser, or FuserError where a named fuser is missing or damaged.
     """
@@ -126,7 +126,7 @@ def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], carries: Carries
         shown = [
             (evidence.low, name, place, evidence)
             for place, name, card in cards
-            if card.kind == kind and (evidence := card.communication(task, carries)) is not None
+            if card.kind == kind and not card.scope and (evidence := card.communication(task, carries)) is not None
         ]
         if shown:
             _, name, place, evidence = max(shown, key=lambda each: each[:2])
@@ -134,7 +134,10 @@ def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], carries: Carries
     models = f"{sharer.name!r} and {receiver.name!r} are different models, and "
     if not cards:
         raise NoFuser(f"{models}there is no fuser for the pair")
-    names = " and of ".join(repr(name) for _, name, _ in cards[:3])
+    general = [name for _, name, card in cards if not card.scope]
+    if not general:
+        raise NoFuser(f"{models}{cards[0][1]!r} is for certain prompts alone; name it on the edge to use it")
+    names = " and of ".join(map(repr, general[:3]))
     reply = f"the reply of {sharer.agent!r}" if carries == "reply" else f"what only {sharer.agent!r} has"
     texts = {"private": reply, "shared": "what both agents read"}
     wanted = " or of ".join(texts[task] for task in tasks)

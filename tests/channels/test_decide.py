@@ -125,6 +125,21 @@ def test_evidence_on_shared_text_says_nothing_of_text_that_only_the_sender_has_r
     assert not found.sender_must_write
 
 
+def test_a_fuser_for_certain_prompts_is_used_where_it_is_named_and_nowhere_else(shelf: Path) -> None:
+    made = card("fuse", scope="foreign words", evidence=(evidence("shared", 0.3),))
+    save(shelf / "home" / "fusers", "words", made)
+    ends = writer("large", "question"), editor("small", "writer", "question")
+    for channel in ("auto", "cache"):
+        found = decide_edge(edge(channel), *ends, shelf)
+        assert found.form == "text"
+        assert "'words' is for certain prompts alone; name it on the edge" in (found.reason or "")
+    assert decide_edge(edge("cache", carries="prompt", fuser="words"), *ends, shelf).form == "fuse"
+    save(shelf / "home" / "fusers", "weaker", card("fuse", evidence=(evidence("shared", 0.1),)))
+    found = decide_edge(edge("auto"), *ends, shelf)
+    assert found.choice is not None
+    assert found.choice.name == "weaker"
+
+
 def test_a_translator_that_hands_over_the_reply_is_preferred_to_a_fuser_that_can_not(shelf: Path) -> None:
     save(shelf / "home" / "fusers", "questions", card("fuse", evidence=(evidence("shared", 0.3),)))
     save(shelf / "home" / "fusers", "stories", card("graft", evidence=(evidence("private", 0.1),)))

@@ -158,6 +158,10 @@ class Card(Strict):
         Literal["fuse", "graft"],
         Field(description="Corrects what both ends have read, or translates what only the sharer has read."),
     ] = "fuse"
+    scope: Annotated[
+        str | None,
+        Field(description="The prompts it is for, if it is for no others: then an edge must name it; null: any."),
+    ] = None
     trained_on: str | None = None
     trained_rows: Annotated[
         TrainedRows | None, Field(description="Which rows it was trained on, to tell where they are evaluated.")
@@ -185,8 +189,7 @@ class Card(Strict):
         layers = self.sharer_layers
         if bool(layers) == bool(self.layer_map) or (self.kind == "graft" and not layers):
             raise ValueError(
-                "a card has sharer_layers, for a network of all layers, or a layer_map, for one a layer; one of kind "
-                "'graft' has sharer_layers"
+                "a card of kind 'graft' has sharer_layers and no layer_map, one of kind 'fuse' has one of the two"
             )
         if list(layers) != sorted(set(layers)) or any(not 0 <= i < self.sharer.geometry.layers for i in layers):
             raise ValueError(f"sharer_layers must ascend, and the sharer has {self.sharer.geometry.layers} layers")

@@ -35,6 +35,7 @@ def card_words(card: Card, parameters: int) -> dict[str, str]:
         "alignment": card.alignment,
         "sharer reads": card.reads,
         "keys": card.rope,
+        "scope": card.scope and f"{card.scope}; only an edge that names it uses it",
         "trained on": card.trained_on,
         "evidence": "; ".join(f"{_task(each)}: {each}" for each in card.evidence) or "none: no edge picks it by itself",
         "training rows": f"{card.trained_rows.rows:,}, kept as hashes" if card.trained_rows else None,
