@@ -74,6 +74,9 @@ class Loop:
 
     def start(self) -> None:
         """From a checkpoint, if the state is one's; else from the fuser's own start."""
+        optim = self.spec.optim
+        if optim.steps * optim.accumulate * optim.texts * optim.rows >= len(self.train):
+            self.learner.prepare(self.train, self.watch.phase)
         found = checkpoint.newest(self.run) if self.state.judged_step is not None else None
         if found is not None:
             checkpoint.restore(found[0], self.module, self.optimizer)

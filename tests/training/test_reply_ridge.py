@@ -81,15 +81,20 @@ def test_caches_of_frozen_models_are_computed_once(
         return real(*args, **named)
 
     monkeypatch.setattr(fuse, "read", counted)
-    with task(tmp_path, tiny_folders).opened() as found:
+    with task(tmp_path, tiny_folders).opened() as found, task(tmp_path, tiny_folders).opened() as other:
         first, _ = found.learner.trees(found.train)
         count = len(read)
         second, _ = found.learner.trees(found.train)
-        assert len(read) == count
-        assert count > 0
-        for a, b in zip(first, second, strict=True):
-            for left, right in zip(a.segments, b.segments, strict=True):
+        assert len(read) == count > 2
+        other.learner.prepare(other.train, lambda *_: None)
+        assert len(read) == count + 2  # all prompts at once, of each model
+        third, _ = other.learner.trees(other.train)
+        assert len(read) == count + 2
+        for a, b, c in zip(first, second, third, strict=True):
+            for left, right, apart in zip(a.segments, b.segments, c.segments, strict=True):
                 assert all(torch.equal(x, y) for x, y in zip(left.tensors(), right.tensors(), strict=True))
+                for x, y in zip(left.tensors(), apart.tensors(), strict=True):
+                    torch.testing.assert_close(x, y)
 
 
 def test_a_whole_training_with_it_makes_a_fuser(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:

@@ -50,6 +50,9 @@ class Learner(ABC, Generic[L]):
     def prompt_tokens(self, lessons: Sequence[L]) -> int:
         """Tokens that both models read for these lessons' prompts, shared texts once."""
 
+    def prepare(self, lessons: Sequence[L], report: Report) -> None:
+        """What may be computed for all lessons at once, before anything else, where each will be learnt from."""
+
     def start(self, lessons: Sequence[L], report: Report) -> None:
         """What comes before the first step, if anything."""
 
