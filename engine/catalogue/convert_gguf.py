@@ -6,6 +6,7 @@ under way both are replaced, and put back at the end.
 
 import contextlib
 import errno
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,16 @@ from typing import Any, NamedTuple
 
 from cachegraph.errors import CachegraphError, ConfigError, ModelError, is_library_error, reason_of
 
+from .gguf_header import check_header
 from .progress import Progress
 
 __all__ = ["check_gguf", "convert_gguf"]
 
 NeedRoom = Callable[[int], None]
 TOKENIZER_BYTES = 50_000_000
+COUNTS = re.compile("layers|experts|heads")  # of a configuration: the parts that a network is built of
+MOST_PARTS = 10_000
+BUFFER_ELEMENTS = 500_000_000  # of masks and tables, which no weights stand for
 # What is replaced during a conversion belongs to the whole process.
 _one_at_a_time = threading.Lock()
 
@@ -39,6 +44,7 @@ def convert_gguf(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progre
     """Write the model and the tokenizer of `gguf` to `folder`, once `need_room` has seen how many bytes that takes."""
     check_gguf(gguf)
     try:
+        check_header(gguf)
         with _one_at_a_time, _quiet_transformers(progress):
             _convert(gguf, folder, need_room, progress)
     except MemoryError as error:
@@ -74,6 +80,7 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
     need_room(target.bytes)
     config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     complete_config(config, library.GGUFReader(gguf), str(gguf))
+    _check_sizes(config, target.elements, gguf)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model, report = auto_class(config).from_pretrained(
         gguf.parent,
@@ -93,8 +100,29 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
     tokenizer.save_pretrained(folder)
 
 
+def _check_sizes(config: Any, elements: int, gguf: Path) -> None:
+    """Raise ModelError where the metadata describe a larger model than the weights are: building it may fill memory."""
+    import torch
+
+    from ..model.text_model import auto_class
+
+    counts = {key: value for key, value in vars(config).items() if COUNTS.search(key) and isinstance(value, int)}
+    for key, value in counts.items():
+        if value > MOST_PARTS:
+            raise ModelError(f"the GGUF file {str(gguf)!r} is damaged: its {key!r} is {value:,}; fetch it again")
+    with torch.device("meta"):
+        network = auto_class(config).from_config(config)
+    built = sum(each.numel() for each in (*network.parameters(), *network.buffers()))
+    if built > 2 * elements + BUFFER_ELEMENTS:
+        raise ModelError(
+            f"the GGUF file {str(gguf)!r} is damaged: its metadata describe a model of {built:,} numbers, and it holds "
+            f"{elements:,}; fetch it again"
+        )
+
+
 class _Target(NamedTuple):
     dtype: Any
+    elements: int
     bytes: int
 
 
@@ -107,7 +135,8 @@ def _target(gguf: Path) -> _Target:
     kinds = Counter(each.tensor_type.name for each in tensors if len(each.shape) > 1)
     most = kinds.most_common(1)[0][0] if kinds else "BF16"
     dtype = {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
-    return _Target(dtype, sum(int(each.n_elements) for each in tensors) * dtype.itemsize + TOKENIZER_BYTES)
+    elements = sum(int(each.n_elements) for each in tensors)
+    return _Target(dtype, elements, elements * dtype.itemsize + TOKENIZER_BYTES)
 
 
 @contextlib.contextmanager
