@@ -42,7 +42,8 @@ def place(folder: Path, spec: ModelSpec) -> Placement:
     """
     parameters, devices = count_parameters(folder), visible_devices()
     if spec.device_map is None:
-        return choose_device(spec.device, parameters, spec.dtype, devices)
+        kept = _count_kept(folder, parameters) if any(each.name != "cpu" for each in devices) else parameters
+        return choose_device(spec.device, parameters, spec.dtype, devices, kept)
     if not isinstance(spec.device_map, str):
         for named in spec.device_map.values():
             _candidates(f"cuda:{named}" if isinstance(named, int) else named, devices)
@@ -55,17 +56,30 @@ def choose_dtype(requested: DType, device: Device) -> str:
     return device.dtype if requested == "auto" else requested
 
 
-def choose_device(requested: str, parameters: int, dtype: DType, devices: Sequence[Device]) -> Placement:
-    """The GPU with most free memory if the model fits there, else the CPU; or the device asked for, or an error."""
+def _count_kept(folder: Path, parameters: int) -> int:
+    """How many of a model's parameters are left once it is loaded: of models of pictures or sound the text part."""
+    from ..model.text_model import count_text_parameters
+
+    return min(parameters, count_text_parameters(folder) or parameters)
+
+
+def choose_device(
+    requested: str, parameters: int, dtype: DType, devices: Sequence[Device], kept: int | None = None
+) -> Placement:
+    """The GPU with most free memory if the model fits there, else the CPU; or the device asked for, or an error.
+
+    `kept` are the parameters that move to another device than the CPU, where all are read; by default all.
+    """
     candidates = _candidates(requested, devices)
     refusals = []
     for device in candidates:
         chosen = choose_dtype(dtype, device)
-        needed = parameters * BYTES[chosen] * (100 + HEADROOM_PERCENT) // 100
+        count = parameters if device.name == "cpu" or kept is None else kept
+        needed = count * BYTES[chosen] * (100 + HEADROOM_PERCENT) // 100
         if needed <= device.free:
             return Placement(device.name, chosen, needed)
         refusals.append(
-            f"in {chosen} it needs {_size(needed, 1e9)}GB = {_count(parameters)} parameters x {BYTES[chosen]} bytes "
+            f"in {chosen} it needs {_size(needed, 1e9)}GB = {_count(count)} parameters x {BYTES[chosen]} bytes "
             f"+ {HEADROOM_PERCENT} %, {device.name} has {_size(device.free, 1e9)}GB free"
         )
     raise ModelError(

@@ -5,11 +5,12 @@ classes than plain text models, and those know by what names a checkpoint keeps 
 only the parts that read text stay.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
@@ -18,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 
 from cachegraph.errors import ModelError
 
-__all__ = ["auto_class", "drop_other_parts"]
+__all__ = ["auto_class", "count_text_parameters", "drop_other_parts"]
 
 _WRAPPERS = (
     (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM),
@@ -36,6 +37,24 @@ def auto_class(config: Any) -> Any:
         if type(config) in mapping:
             return wrapper
     raise ModelError(f"transformers knows no {config.model_type!r} model that writes text; choose another model")
+
+
+def count_text_parameters(folder: Path) -> int | None:
+    """How many numbers the weights are that stay of a model of pictures or sound. None: of all its weights, or unknown.
+
+    The model is built without memory for its weights, which takes less than a second.
+    """
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if config.get_text_config(decoder=True) is config:
+                return None
+            network = auto_class(config).from_config(config, trust_remote_code=False)
+            drop_other_parts(network)
+    except Exception:  # a boundary: loading the model says what is wrong with it
+        return None
+    counts: list[int] = [weight.numel() for weight in network.parameters()]
+    return sum(counts)
 
 
 @torch.no_grad()

@@ -11,10 +11,12 @@ from tiny import config_of, save_model
 from transformers import AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
 from transformers import models as hf
 
+from cachegraph.engine.catalogue.weight_files import count_parameters
 from cachegraph.engine.kv.cache import RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
 from cachegraph.engine.model.quiet_transformers import quiet_transformers
+from cachegraph.engine.model.text_model import count_text_parameters
 from cachegraph.errors import ModelError
 
 IDS = list(range(5, 25))
@@ -95,9 +97,18 @@ def test_the_text_part_writes_what_the_whole_writes(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["llava", "gemma3", "audioflamingo3"])
 def test_parts_that_read_no_text_are_let_go_of(kind: str, tmp_path: Path) -> None:
     save(WRAPPERS[kind](), tmp_path)
-    names = [name for name, _ in load_model(tmp_path).network.named_parameters()]
-    assert names
-    assert not [name for name in names if "vision" in name or "audio" in name or "projector" in name]
+    parameters = dict(load_model(tmp_path).network.named_parameters())
+    assert parameters
+    assert not [name for name in parameters if "vision" in name or "audio" in name or "projector" in name]
+    left = sum(weight.numel() for weight in parameters.values())
+    assert count_text_parameters(tmp_path) == left < count_parameters(tmp_path)
+
+
+def test_the_text_part_of_a_plain_model_or_of_none_is_not_counted(tmp_path: Path) -> None:
+    save_model(config_of("llama"), tmp_path / "plain")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "no_such"}')
+    assert [count_text_parameters(tmp_path / name) for name in ("plain", "odd", "none")] == [None, None, None]
 
 
 @pytest.mark.parametrize("kind", ["llava", "mistral3"])

@@ -24,6 +24,14 @@ def test_auto_falls_to_the_cpu_and_its_dtype_where_no_gpu_has_room():
     assert (placed.device, placed.dtype) == ("cpu", "float32")
 
 
+def test_a_gpu_needs_room_for_what_stays_of_a_model_and_the_cpu_for_all_that_is_read():
+    placed = choose_device("auto", 2 * 10**9, "auto", [SMALL, CPU], kept=10**9)
+    assert (placed.device, placed.bytes) == ("cuda:0", 2_200_000_000)
+    assert choose_device("cpu", 2 * 10**9, "auto", [SMALL, CPU], kept=10**9).bytes == 8_800_000_000
+    with pytest.raises(ModelError, match=r"1\.5 B parameters x 2 bytes .* cuda:0 has 3\.0 GB free"):
+        choose_device("cuda", 2 * 10**9, "auto", [SMALL, CPU], kept=15 * 10**8)
+
+
 def test_explicit_values_win():
     assert choose_device("cpu", 10**6, "bfloat16", [LARGE, CPU]).device == "cpu"
     assert choose_device("cuda:0", 10**6, "auto", [SMALL, LARGE, CPU]).device == "cuda:0"
