@@ -1,6 +1,7 @@
 """Every benchmark runs, at its smallest and with tiny models, and prints what it promises. How fast, nobody asks."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import first_token
 import fused_overhead
 import many_runs
 import pytest
+import start
 import torch
 from lean_fusers import lean
 from measuring import Range, alternate, ratios
@@ -118,3 +120,27 @@ def test_document_relay(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(document_relay, "MODEL", str(models / "llama"))
     document_relay.main()
     assert "text/cache (range)" in capsys.readouterr().out
+
+
+def test_start(models: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of torch take seconds, so that these are made up."""
+    mega = 2**20
+    runs = start.Process(5.0, 4.0, 900 * mega, '{"loading": {"seconds": 1.0, "models": {}}}')
+    imports = iter(start.Process(seconds, seconds - 0.5, 400 * mega, "") for seconds in (1.0, 3.0) * 4)
+    monkeypatch.setattr(start, "ended", lambda command: runs if "run" in command else next(imports))
+    found = told(start, models / "duo.yaml")
+    assert [found["over"][name]["wall"]["median"] for name in start.IMPORTS] == [4.0, 2.0]
+    assert [found["over"][name]["cpu"]["median"] for name in start.IMPORTS] == [3.5, 1.5]
+    weights = sum((models / name / "model.safetensors").stat().st_size for name in ("llama", "qwen2"))
+    assert found["weights_bytes"] == weights
+    assert found["peak_over_imports_per_weights"]["median"] == pytest.approx(500 * mega / weights)
+
+
+def test_a_process_is_measured_alone() -> None:
+    small, large = (start.ended([sys.executable, "-c", f"print(len(b'x' * {size}))"]) for size in (1, 10**8))
+    assert (small.output, large.output) == ("1\n", "100000000\n")
+    assert large.peak - small.peak > 0.8 * 10**8
+    assert large.cpu > 0
+    assert large.cpu < large.wall + 1
+    with pytest.raises(SystemExit, match="ended with 3"):
+        start.ended([sys.executable, "-c", "raise SystemExit(3)"])
