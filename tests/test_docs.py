@@ -16,7 +16,10 @@ from cachegraph.graph.recipe.load import parse_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS_MODELS = "# needs the demo models"
-WALKED = [ROOT / "docs" / "tutorial" / "first-graph.md"]  # whose commands run, one after another, on their recipes
+WALKED = [
+    ROOT / "README.md",
+    ROOT / "docs" / "tutorial" / "first-graph.md",
+]  # whose commands run, one after another, on their recipes
 
 
 @pytest.fixture(autouse=True)
