@@ -1,11 +1,13 @@
 """Playing every example of every variant, some at a time, each result kept as soon as it is there."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import anyio
 
+from cachegraph.common.run_all import run_all
 from cachegraph.graph.data.examples import Example
 
 from .peak_memory import PeakMemory
@@ -88,25 +90,20 @@ async def _play_places(
     concurrency: int,
     keep: Callable[[Round, Record], None],
 ) -> None:
-    waiting: Iterator[int] = iter(places)
     peak = PeakMemory()
-    fatal: list[Exception] = []
 
-    async def work() -> None:
-        try:
-            for place in waiting:
-                record = await current.play(examples, place)
-                record.memory = peak.look()
-                keep(current, record)
-        except Exception as error:  # raised below, without the group around it
-            fatal.append(error)
-            group.cancel_scope.cancel()
+    async def work(place: int) -> None:
+        record = await current.play(examples, place)
+        record.memory = peak.look()
+        keep(current, record)
 
+    failed: Exception | None = None
     async with anyio.create_task_group() as watching:
         watching.start_soon(peak.keep_looking)
-        async with anyio.create_task_group() as group:
-            for _ in range(min(concurrency, len(places))):
-                group.start_soon(work)
+        try:
+            await run_all([partial(work, place) for place in places], concurrency)
+        except Exception as error:  # raised below, without the group around it
+            failed = error
         watching.cancel_scope.cancel()
-    if fatal:
-        raise fatal[0]
+    if failed is not None:
+        raise failed

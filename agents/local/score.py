@@ -1,13 +1,14 @@
 """How likely a model finds given replies: all choices of a question in one batch, behind one prefill of the prompt."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
-import anyio
 import torch
 from torch import Tensor
 
 from cachegraph.channels.cache.fused_decode import FusedRow
+from cachegraph.common.run_all import run_all
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import InputError, ModelError
@@ -104,9 +105,7 @@ async def _fused_logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence
         for token in tokens[index][:-1]:
             out[index].append(await fork.read([token]))
 
-    async with anyio.create_task_group() as group:
-        for index in range(len(tokens)):
-            group.start_soon(read_on, index)
+    await run_all([partial(read_on, index) for index in range(len(tokens))])
     return [torch.cat(each) for each in out]
 
 

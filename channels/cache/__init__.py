@@ -5,7 +5,6 @@ apply_fuser     Correcting a receiver's cache with what its sharers know, layer 
 edge_plan       What a cache edge will do in every run, decided once both models are known
 fused_decode    Decoding with sharers that read along
 fused_prefill   Reading a prompt together
-gather          Several requests under way at once
 graft           Putting KV that a sender computed into a receiver's row, at the receiver's own positions
 layer_map       Which sharer layer corrects which receiver layer
 residual_norms  How large a fuser's corrections are beside what they correct

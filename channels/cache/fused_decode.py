@@ -5,15 +5,16 @@ reference. So each token costs the receiver two passes, one in that row and one 
 is for fusers that were trained so (`include_response`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cachegraph.common.run_all import run_all
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Generated, Prefilled
@@ -25,7 +26,6 @@ from cachegraph.errors import ModelError
 from .apply_fuser import FuserInput, FusionMode, fuse_layers
 from .edge_plan import FusePlan
 from .fused_prefill import as_read, receiver_rope
-from .gather import gather
 
 __all__ = ["FusedRow", "ReplySharers", "fused_generate"]
 
@@ -81,10 +81,11 @@ class FusedRow:
         self.check(ids)
         there = None if positions is None else positions - self._along.grafted
         along = zip(self._along.plans, self._along.rows, strict=True)
-        *theirs, own = await gather(
+        calls: list[Callable[[], Awaitable[Any]]] = [
             *(partial(_read_along, plan, row, ids, there) for plan, row in along),
             partial(self._receiver.prefill, ids, self._along.uncorrected, positions=positions),
-        )
+        ]
+        *theirs, own = await run_all(calls)
         assert own.kv is not None
         here, at = torch.arange(len(ids)), own.kv.positions
         sources = [

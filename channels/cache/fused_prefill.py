@@ -1,21 +1,21 @@
 """Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cachegraph.common.run_all import run_all
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Prefilled
 
 from ..fusers.networks.base import Fuser
 from .apply_fuser import FuserInput, FusionMode, ReceiverRope, fuse_layers
-from .gather import gather
 from .residual_norms import ResidualNorms
 from .shared_prompt import SharedPrompt, SharerPrompt, Stretch
 from .stream_layers import LayerStream, correct_as_they_come, on_other_devices
@@ -84,7 +84,8 @@ async def fused_prefill(
         row.correct(await correct_as_they_come(receiver, row.kv, arrivals, fusers, sources, mode))
         return perf_counter() - began
 
-    *read, seconds = await gather(*readers, begin)
+    calls: list[Callable[[], Awaitable[Any]]] = [*readers, begin]
+    *read, seconds = await run_all(calls)
     caches = [each.layers if arrivals is None else arrivals.whole(j) for j, each in enumerate(read)]
     seconds += sum(each.seconds for each in read)
     for index in range(ahead - 1 if arrivals is None else ahead, len(passes)):

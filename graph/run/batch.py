@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-import anyio
-
+from cachegraph.common.run_all import run_all
 from cachegraph.errors import InputError, RunError
 
 from .result import Result
@@ -50,39 +50,20 @@ async def run_rows(
     """
     if max_concurrent < 1:
         raise InputError(f"max_concurrent must be 1 or more, not {max_concurrent}")
-    todo = iter(enumerate(runs))
     failed: dict[int, RunError] = {}
-    fatal: list[Exception] = []
     done = 0
 
-    def tell(row: RowResult) -> None:
-        assert on_result is not None
+    async def execute(number: int, run: Run) -> None:
         try:
-            on_result(row)
-        except Exception as error:
-            fatal.append(error)
-            group.cancel_scope.cancel()
+            await run.execute()
+        except RunError as error:  # others, such as a model that can't be loaded, would fail every row
+            failed[number] = error
+        nonlocal done
+        done += 1
+        if on_result is not None:
+            on_result(RowResult(number, run.result, done, len(runs)))
 
-    async def work() -> None:
-        for number, run in todo:
-            try:
-                await run.execute()
-            except RunError as error:
-                failed[number] = error
-            except Exception as error:  # a model that can't be loaded fails every row: stop here
-                fatal.append(error)
-                group.cancel_scope.cancel()
-                return
-            nonlocal done
-            done += 1
-            if on_result is not None:
-                tell(RowResult(number, run.result, done, len(runs)))
-
-    async with anyio.create_task_group() as group:
-        for _ in range(min(max_concurrent, len(runs))):
-            group.start_soon(work)
-    if fatal:
-        raise fatal[0]
+    await run_all([partial(execute, number, run) for number, run in enumerate(runs)], max_concurrent)
     results = [run.result for run in runs]
     if failed and not return_errors:
         number = min(failed)

@@ -19,6 +19,7 @@ from cachegraph.agents.prompt.template import TemplateProblem
 from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.channels.payload import Payload
 from cachegraph.common.json_text import all_finite
+from cachegraph.common.run_all import run_all
 from cachegraph.engine.batching.request_context import RunKey, asking, taking_part
 from cachegraph.errors import CachegraphError, RunError
 
@@ -164,26 +165,16 @@ class Turns:
 
     async def _all_items(self, node: Node, for_each: ForEach, turn: Turn) -> tuple[Reply, list[AgentResult]]:
         items = await _items(node, for_each, turn)
-        replies: list[Reply | None] = [None] * len(items)
-        results = [AgentResult() for _ in items]
-        waiting = iter(range(len(items)))
-        errors: list[Exception] = []
 
-        async def work() -> None:
-            for number in waiting:  # shared: each worker takes the next item that nobody has taken
-                try:
-                    replies[number], results[number] = await self._item(node, for_each, turn, number, items[number])
-                except Exception as error:
-                    errors.append(_of_item(number, error))
-                    group.cancel_scope.cancel()
-                    return
+        async def take(number: int) -> tuple[Reply, AgentResult]:
+            try:
+                return await self._item(node, for_each, turn, number, items[number])
+            except Exception as error:
+                raise _of_item(number, error) from error
 
-        async with anyio.create_task_group() as group:
-            for _ in range(min(len(items), for_each.most or len(items))):
-                group.start_soon(work, name=turn.id)
-        if errors:
-            raise errors[0]
-        return join_replies(node.name, turn.id, [reply for reply in replies if reply is not None]), results
+        calls = [partial(take, number) for number in range(len(items))]
+        taken = await run_all(calls, for_each.most, name=turn.id)
+        return join_replies(node.name, turn.id, [reply for reply, _ in taken]), [result for _, result in taken]
 
     async def _item(
         self, node: Node, for_each: ForEach, turn: Turn, number: int, item: Any
@@ -242,6 +233,4 @@ async def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
 
 def _of_item(number: int, error: Exception) -> RunError:
     what = str(error) if isinstance(error, CachegraphError) else f"{type(error).__name__}: {error}"
-    failure = RunError(f"item {number}: {what}")
-    failure.__cause__ = error
-    return failure
+    return RunError(f"item {number}: {what}")
