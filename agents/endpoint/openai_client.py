@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from cachegraph.common.printable import printable_line
 from cachegraph.common.surrogates import mend
 from cachegraph.errors import ModelError
 
@@ -218,8 +219,7 @@ class CompletionsAPI:
     def excerpt(self, body: str) -> str:
         """The start of what a server said, its own error message if it has one, and never a secret."""
         body = page_title(server_message(body) or body)
-        words = "".join(char if char.isprintable() else " " for char in self.secrets.hidden(body))
-        words = " ".join(words.split())
+        words = printable_line(self.secrets.hidden(body))
         return words if len(words) <= 300 else words[:300] + "..."
 
 

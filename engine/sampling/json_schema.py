@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cachegraph.common.did_you_mean import did_you_mean
+from cachegraph.common.printable import printable_line
 from cachegraph.common.schemas import find_schema_flaw, find_size_flaw
 
 from .closed_schema import (
@@ -228,5 +229,4 @@ def _refusal(schema: dict[str, Any]) -> str | None:
         if type(error).__name__ != "PanicException":
             raise
         return "llguidance can't read it"
-    said = "".join(char if char.isprintable() else " " for char in " ".join(messages))
-    return " ".join(said.split())[:300] if wrong else None
+    return printable_line(" ".join(messages))[:300] if wrong else None

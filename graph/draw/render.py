@@ -10,6 +10,7 @@ from textwrap import shorten
 from cachegraph.agents.entry import AgentEntry
 from cachegraph.agents.prompt.template import TemplateProblem, compile_template
 from cachegraph.channels.spec import EdgeSpec, named_fusers
+from cachegraph.common.printable import printable
 
 from ..plan.plan import plan
 from ..recipe.spec import GraphSpec
@@ -168,7 +169,7 @@ def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
 
 def visible(text: str) -> str:
     """Fit for a terminal: a stranger's escape sequences stay visible and do nothing."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return printable(text.replace("\n", " ").replace("\t", " "))
 
 
 def escape_mermaid(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from xml.sax.saxutils import escape
 
+from cachegraph.common.printable import printable
 from cachegraph.errors import InputError
 
 from .layout import Layout, Size, arrange
@@ -293,4 +294,4 @@ def _text(style: str, x: float, y: float, text: str, anchor: str = "middle") -> 
 
 def _xml(text: str) -> str:
     """Escaped, and without the characters that XML can't hold."""
-    return escape("".join(letter if letter.isprintable() else "\ufffd" for letter in text), {'"': "&quot;"})
+    return escape(printable(text), {'"': "&quot;"})

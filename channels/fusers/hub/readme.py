@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from cachegraph.common.printable import printable_line
+
 from ..files.card import Card
 from ..files.card_text import card_words
 
@@ -89,5 +91,4 @@ def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def _code(text: str) -> str:
     """A stranger's words, which must not end the table or the span they stand in."""
-    words = "".join(each if each.isprintable() else " " for each in text)
-    return f"`{' '.join(words.split()).replace('`', chr(39)).replace('|', '/') or ' '}`"
+    return f"`{printable_line(text).replace('`', chr(39)).replace('|', '/') or ' '}`"
