@@ -6,10 +6,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.human import format_bytes
+
 from .comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
 from .variants import Name
 
-__all__ = ["make_tables", "number", "size"]
+__all__ = ["make_tables", "number"]
 
 
 def make_tables(comparison: Comparison) -> Group:
@@ -73,8 +75,8 @@ def _cost(row: VariantRow) -> tuple[str, ...]:
         f"{row.first_token.median:.3f}" if row.first_token else "",
         f"{sum(agent.prefilled for agent in agents):.0f}",
         f"{sum(agent.generated for agent in agents):.1f}",
-        size(sum(edge.bytes for edge in row.edges)),
-        size(row.memory.gpu or row.memory.rss),
+        format_bytes(sum(edge.bytes for edge in row.edges)),
+        format_bytes(row.memory.gpu or row.memory.rss),
     )
 
 
@@ -116,11 +118,3 @@ def _difference(difference: Difference | None, metric: MetricInfo) -> Text:
     low, high = number(difference.low, metric, True), number(difference.high, metric, True)
     star = "*" if difference.shown else " "
     return Text.assemble(f"{number(difference.value, metric, True)} ", (f"({low} to {high})", "dim"), star)
-
-
-def size(count: float) -> str:
-    """So many bytes, for people."""
-    for step, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= step:
-            return f"{count / step:.2f} {unit}"
-    return f"{count:.0f} B"

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from cachegraph.common.human import format_bytes
 from cachegraph.errors import ModelError
 
 from ..spec import ModelSpec
@@ -158,7 +159,7 @@ def _fetch(wanted: Wanted, sha256: str, store: Store, room: Path, progress: Prog
     had = sum(path.stat().st_size for path in room.glob("*") if path.is_file())
     # The parts lie beside the file they are joined to until its hash is right; then they make way.
     needed = max(2 * fetched, fetched + converted) - had
-    arithmetic = f"fetching {wanted.name!r} ({fetched / 1e9:.2f} GB) and converting it ({converted / 1e9:.2f} GB)"
+    arithmetic = f"fetching {wanted.name!r} ({format_bytes(fetched)}) and converting it ({format_bytes(converted)})"
     store.need_room(needed, arithmetic)
     return fetch_gguf(wanted.source, sha256, room, fetched, progress)
 

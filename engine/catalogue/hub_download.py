@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
+from cachegraph.common.human import format_bytes
 from cachegraph.errors import CachegraphError, ConfigError
 
 from .progress import Progress
@@ -109,8 +110,8 @@ def _download(selection: Selection, listing: _Listing, progress: Progress) -> Pa
     free, missing = shutil.disk_usage(present).free, max(listing.bytes - had, 0)
     if missing > free:
         raise ConfigError(
-            f"not enough room on the disk of {str(cache)!r}: {selection.repo!r} needs {listing.bytes / 1e9:.2f} GB, "
-            f"{free / 1e9:.2f} GB are free; make room, or point HF_HOME to another disk"
+            f"not enough room on the disk of {str(cache)!r}: {selection.repo!r} needs {format_bytes(listing.bytes)}, "
+            f"{format_bytes(free)} are free; make room, or point HF_HOME to another disk"
         )
     folder = snapshot_download(
         selection.repo,

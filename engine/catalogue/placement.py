@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachegraph.common.human import format_bytes, format_count
 from cachegraph.errors import ConfigError, ModelError
 
 from ..cpu import computes_bfloat16
@@ -79,8 +80,8 @@ def choose_device(
         if needed <= device.free:
             return Placement(device.name, chosen, needed)
         refusals.append(
-            f"in {chosen} it needs {_size(needed, 1e9)}GB = {_count(count)} parameters x {BYTES[chosen]} bytes "
-            f"+ {HEADROOM_PERCENT} %, {device.name} has {_size(device.free, 1e9)}GB free"
+            f"in {chosen} it needs {format_bytes(needed)} = {format_count(count)} parameters x "
+            f"{BYTES[chosen]} bytes + {HEADROOM_PERCENT} %, {device.name} has {format_bytes(device.free)} free"
         )
     raise ModelError(
         f"the model does not fit: {'; '.join(refusals)}. Free memory, or choose another device, dtype or model"
@@ -120,14 +121,3 @@ def _cpu(torch: Any) -> Device:
     import psutil
 
     return Device("cpu", psutil.virtual_memory().available, "bfloat16" if computes_bfloat16(torch) else "float32")
-
-
-def _size(number: float, unit: float) -> str:
-    return f"{number / unit:.1f} " if number >= 0.05 * unit else f"{number / unit:.3f} "
-
-
-def _count(parameters: int) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M")):
-        if parameters >= unit:
-            return f"{parameters / unit:.1f} {name}"
-    return f"{parameters:,}"

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cachegraph import __version__
+from cachegraph.common.human import format_bytes
 from cachegraph.common.paths import home
 from cachegraph.errors import ConfigError
 
@@ -167,8 +168,8 @@ class Store:
         free = shutil.disk_usage(self.root).free
         if wanted > free:
             raise ConfigError(
-                f"not enough room on the disk of {str(self.root)!r}: {arithmetic} need {_gigabytes(wanted)}, "
-                f"{_gigabytes(free)} are free; make room, or point CACHEGRAPH_HOME to another disk"
+                f"not enough room on the disk of {str(self.root)!r}: {arithmetic} need {format_bytes(wanted)}, "
+                f"{format_bytes(free)} are free; make room, or point CACHEGRAPH_HOME to another disk"
             )
 
 
@@ -196,7 +197,3 @@ def file_errors(place: Path) -> Iterator[None]:
                 f"can't write in {str(place)!r} ({error.strerror}); point CACHEGRAPH_HOME to a folder of yours"
             ) from error
         raise ConfigError(f"can't use the folder {str(place)!r}: {error}") from error
-
-
-def _gigabytes(number: int) -> str:
-    return f"{number / 1e9:.2f} GB"

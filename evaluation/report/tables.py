@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cachegraph.common.human import format_bytes
+
 from ..comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
 from ..environment import Environment
-from ..table import number, size
+from ..table import number
 
 __all__ = ["Cell", "Table", "agents", "costs", "differences", "edges", "environment", "other_differences", "quality"]
 
@@ -89,7 +91,7 @@ def edges(comparison: Comparison) -> Table:
             used = ", ".join(f"{name} {count}" for name, count in edge.used.items())
             why = "; ".join(f"{reason} ({count})" for reason, count in edge.fallbacks.items())
             positions = [_count(edge.positions_fused), _count(edge.positions_grafted)]
-            sent = Cell(size(edge.bytes), edge.bytes)
+            sent = Cell(format_bytes(edge.bytes), edge.bytes)
             way = Cell(f"{edge.sender} → {edge.receiver}")
             rows.append([Cell(row.name), way, Cell(edge.asked), Cell(used), sent, *positions, Cell(why or "–")])
     columns = ["variant", "edge", "asked", "used", "sent", "positions fused", "positions grafted", "fell back because"]
@@ -110,7 +112,7 @@ def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("system", found.system),
         ("processor", f"{found.processor}, {found.cores} cores, {found.threads} threads"),
-        ("memory", size(found.memory_bytes) if found.memory_bytes else ""),
+        ("memory", format_bytes(found.memory_bytes) if found.memory_bytes else ""),
         ("GPUs", ", ".join(found.gpus) or "none"),
         ("models by agent", "\n".join(models)),
         ("data", f"{found.data}, {rows} of {found.rows} rows"),
@@ -163,9 +165,9 @@ def _cost(row: VariantRow) -> list[Cell]:
         *map(_seconds, seconds[0]),
         _seconds(row.first_token.median if row.first_token else None),
         *(_count(sum(getattr(agent, name) for agent in every)) for name in ("prefilled", "generated", "reused")),
-        Cell(size(sent), sent),
+        Cell(format_bytes(sent), sent),
         share,
-        Cell(size(memory) + (" GPU" if row.memory.gpu else ""), memory),
+        Cell(format_bytes(memory) + (" GPU" if row.memory.gpu else ""), memory),
     ]
 
 

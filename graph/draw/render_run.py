@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from cachegraph.channels.payload import EdgeReport
+from cachegraph.common.human import format_bytes
 
 from ..plan.plan import plan
 from ..recipe.spec import GraphSpec
@@ -145,16 +146,9 @@ def _edge(reports: Sequence[EdgeReport]) -> str:
     fell = any(each.fallback_reason for each in reports)
     parts = [f"{last.channel_used}, not {last.asked}" if fell else last.channel_used]
     size = sum(each.bytes for each in reports)
-    parts += [_size(size)] if size else []
+    parts += [format_bytes(size)] if size else []
     for word, kind in (("fused", "positions_fused"), ("grafted", "positions_grafted")):
         count = sum(getattr(each, kind) for each in reports)
         parts += [f"{count:,} {word}"] if count else []
     parts += [f"{len(reports)} times"] if len(reports) > 1 else []
     return ", ".join(parts)
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

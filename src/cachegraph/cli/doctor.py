@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.human import format_bytes
 from cachegraph.errors import ConfigError
 
 from .output import echo_json, open_console
@@ -49,10 +50,10 @@ def _print(machine: "Machine") -> None:
         "kernels": machine.kernels,
         "auto": machine.auto,
         "KV memory": budget_words(),
-        "home": f"{machine.home}, {_size(machine.home_free_bytes)} free",
+        "home": f"{machine.home}, {format_bytes(machine.home_free_bytes)} free",
         "data": machine.data if machine.data != machine.home else "",
-        "temporary": f"{machine.temporary}, {_size(machine.temporary_free_bytes)} free",
-        "models": ", ".join(f"{name} ({_size(size)})" for name, size in machine.models.items()) or "none yet",
+        "temporary": f"{machine.temporary}, {format_bytes(machine.temporary_free_bytes)} free",
+        "models": ", ".join(f"{name} ({format_bytes(size)})" for name, size in machine.models.items()) or "none yet",
     }
     for name, value in facts.items():
         if value:
@@ -67,9 +68,5 @@ def _devices(machine: "Machine") -> Table:
     for title in ("device", "free", "dtype", "KV memory of an engine"):
         table.add_column(title, no_wrap=True)
     for each in machine.devices:
-        table.add_row(each.name, _size(each.free_bytes), each.dtype, _size(each.kv_budget_bytes))
+        table.add_row(each.name, format_bytes(each.free_bytes), each.dtype, format_bytes(each.kv_budget_bytes))
     return table
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.human import format_bytes, format_count
 from cachegraph.common.printable import printable_line
 
 from .models import bar
@@ -69,7 +70,7 @@ def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
     table.add_column(overflow="fold")
     for title, value in _rows(facts).items():
         table.add_row(title, _shown(value))
-    table.add_row("size", _size(size))
+    table.add_row("size", format_bytes(size))
     table.add_row("folder", _shown(str(folder)))
     open_console().print(table)
 
@@ -197,7 +198,7 @@ def remove(
     if as_json:
         _print_json({"name": name, "freed_bytes": freed})
     else:
-        echo(f"{name}: removed, {_size(freed)} are free again")
+        echo(f"{name}: removed, {format_bytes(freed)} are free again")
 
 
 def _table(items: "Sequence[Item]") -> Table:
@@ -206,13 +207,13 @@ def _table(items: "Sequence[Item]") -> Table:
         table.add_column(title, justify="right" if title in ("parameters", "size") else "left", no_wrap=True)
     for item in items:
         pair, kind, count = _facts(item)
-        table.add_row(*map(_shown, (item.name, pair, kind, count, _size(item.bytes), item.where)))
+        table.add_row(*map(_shown, (item.name, pair, kind, count, format_bytes(item.bytes), item.where)))
     return table
 
 
 def _print_item(item: "Item", console: Console) -> None:
     pair, kind, count = _facts(item)
-    facts = (kind, f"{count} parameters" if count else "", _size(item.bytes), item.where)
+    facts = (kind, f"{count} parameters" if count else "", format_bytes(item.bytes), item.where)
     console.print(_shown(item.name), soft_wrap=True)
     for line in filter(None, (pair, ", ".join(filter(None, facts)))):
         console.print(Text.assemble("    ", _shown(line)), soft_wrap=True)
@@ -224,7 +225,7 @@ def _facts(item: "Item") -> tuple[str, str, str]:
         return "", "damaged", ""
     card = item.facts.card
     pair = f"{card.sharer.name} → {card.receiver.name}"
-    return pair, f"{card.kind} {card.architecture}", _number(item.facts.parameters)
+    return pair, f"{card.kind} {card.architecture}", format_count(item.facts.parameters)
 
 
 def _listed(item: "Item") -> dict[str, Any]:
@@ -262,14 +263,3 @@ def _shown(text: str) -> Text:
 
 def _print_json(value: Any) -> None:
     echo_json(json.dumps(value, indent=2))
-
-
-def _number(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
-
-
-def _size(number: int) -> str:
-    for unit, least in (("GB", 1e9), ("MB", 1e6)):
-        if number >= least:
-            return f"{number / least:.2f} {unit}"
-    return f"{number / 1e3:.1f} kB"

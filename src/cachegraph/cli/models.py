@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cachegraph.common.human import format_bytes
+
 from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def list_models(catalogue: CatalogueOption = None, as_json: JsonOption = False) 
     for title in ("name", "pulled", "size", "licence", "description"):
         table.add_column(title, justify="right" if title == "size" else "left", no_wrap=title != "description")
     for item in items:
-        size = _size(item.bytes) if item.bytes else ""
+        size = format_bytes(item.bytes) if item.bytes else ""
         table.add_row(item.name, "yes" if item.folder else "", size, item.licence or "unknown", item.description)
     open_console().print(table)
 
@@ -90,7 +92,7 @@ def remove_model(
     if as_json:
         _print_json({"name": name, "freed_bytes": removed.bytes, "left_in": removed.left_in})
         return
-    echo(f"{name}: removed, {_size(removed.bytes)} are free again")
+    echo(f"{name}: removed, {format_bytes(removed.bytes)} are free again")
     if removed.left_in:
         echo(f"The hub's files stay in {removed.left_in}, which other programs may use; to delete them: hf cache rm")
 
@@ -115,7 +117,7 @@ def show_model(
     table.add_column(overflow="fold")
     for key, value in facts.items():
         if value not in (None, ""):
-            table.add_row(key.replace("_", " "), _size(value) if key == "bytes" else str(value))
+            table.add_row(key.replace("_", " "), format_bytes(value) if key == "bytes" else str(value))
     open_console().print(table)
 
 
@@ -205,7 +207,7 @@ def bar(name: str, console: Console | None = None) -> Iterator[Any]:
                 for earlier in tasks.values():
                     bars.stop_task(earlier)
                 tasks[stage] = bars.add_task(f"{name}: {STAGES.get(stage, stage)}", total=None, count="")
-            count = f"{_size(done)} of {_size(total)}" if stage in ("fetch", "verify") and total else ""
+            count = f"{format_bytes(done)} of {format_bytes(total)}" if stage in ("fetch", "verify") and total else ""
             bars.update(tasks[stage], completed=done, total=total or None, count=count)
 
         yield progress
@@ -217,7 +219,3 @@ def _plain(item: "Item") -> dict[str, Any]:
 
 def _print_json(value: Any) -> None:
     echo_json(json.dumps(value, indent=2, default=str))
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from cachegraph.common.human import format_bytes
 from cachegraph.common.printable import printable
 from cachegraph.errors import InputError
 
@@ -45,7 +46,7 @@ def list_sessions(as_json: JsonOption = False) -> None:
     for title in ("session", "graph", "turns", "last used", "caches"):
         table.add_column(title, justify="right" if title in ("turns", "caches") else "left", no_wrap=True)
     for row in rows:
-        size = f"{row['cache_bytes'] / 1e6:.1f} MB" if row["cache_bytes"] else "-"
+        size = format_bytes(row["cache_bytes"]) if row["cache_bytes"] else "-"
         table.add_row(str(row["session"]), str(row["graph"]), str(row["turns"]), str(row["updated"]), size)
     open_console().print(table)
 
@@ -78,4 +79,4 @@ def remove_sessions(names: list[str]) -> None:
     from cachegraph.agents.sessions.session_files import remove
 
     for name in names:
-        echo(f"{name}: {remove(name) / 1e6:.1f} MB are free again")
+        echo(f"{name}: {format_bytes(remove(name))} are free again")

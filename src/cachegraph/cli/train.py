@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cachegraph.common.human import format_bytes
 from cachegraph.common.stop_signals import exit_code
 from cachegraph.errors import ConfigError
 
@@ -178,8 +179,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         echo_json(json.dumps({**asdict(plan), "seconds": plan.seconds}, indent=2))
         return
     memory = (
-        f"{plan.model_bytes / 1e9:.2f} GB models, {plan.training_bytes / 1e9:.2f} GB fuser in training; "
-        f"{plan.resident_bytes / 1e9:.1f} GB in use after a few steps"
+        f"{format_bytes(plan.model_bytes)} models, {format_bytes(plan.training_bytes)} fuser in training; "
+        f"{format_bytes(plan.resident_bytes)} in use after a few steps"
     )
     table = Table(show_header=False, box=None)
     for name, value in (

@@ -40,7 +40,7 @@ def test_explicit_values_win():
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_arithmetic():
-    message = r"in bfloat16 it needs 5\.7 GB = 2\.6 B parameters x 2 bytes \+ 10 %, cuda:0 has 3\.0 GB free"
+    message = r"in bfloat16 it needs 5\.72 GB = 2\.6 B parameters x 2 bytes \+ 10 %, cuda:0 has 3\.00 GB free"
     with pytest.raises(ModelError, match=message):
         choose_device("cuda", 26 * 10**8, "auto", [SMALL, CPU])
 
