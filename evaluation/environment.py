@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from cachegraph import __version__
-from cachegraph.engine.cpu import has_tiles
+from cachegraph.engine.cpu_capabilities import has_tiles
 from cachegraph.engine.diagnostics import installed, processor
 from cachegraph.graph.plan.wiring import Wiring
 from cachegraph.graph.run.subgraph import all_nodes

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cachegraph.engine.cpu.threads import for_small_operations
 from cachegraph.engine.kv.rope import Rotation
 from cachegraph.engine.kv.shapes import KVShape
+from cachegraph.engine.torch_threads import for_small_operations
 from cachegraph.errors import ChannelError
 
 from ..fusers.networks.base import Fuser, Projector, Residual

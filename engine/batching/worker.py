@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cachegraph.errors import CachegraphError, ModelError
 
-from ..kv.long_rope_prefill import begin, grown
 from ..model.devices import Exclusively
 from ..model.forward import Row, forward
 from ..model.hf_fallback import native_forward
@@ -22,6 +21,7 @@ from ..model.load import LoadedModel
 from ..sampling.sampler import Meanwhile, choose
 from .admission import Rows
 from .kv_budget import Memory, position_bytes
+from .long_rope_prefill import begin, grown
 from .prefix_cache import Prefixes, chain
 from .request_state import Job
 from .scheduler import CHUNK, Scheduler, Share

@@ -6,6 +6,7 @@ from pathlib import Path
 from cachegraph.common.human import format_bytes
 from cachegraph.errors import ModelError
 
+from ..model.weight_files import check_folder, fingerprint
 from ..spec import ModelSpec
 from .catalogue import Catalogue, FolderSource, GgufSource, HubSource, WheelSource, load_catalogue
 from .convert_gguf import check_gguf, convert_gguf
@@ -14,7 +15,6 @@ from .progress import Notice, Progress, log_notice, silent
 from .pypi import fetch_gguf, sha256_of
 from .resolve import Wanted, resolve
 from .store import Origin, Record, Store, Stored, StoredModel, file_errors
-from .weight_files import check_folder, fingerprint
 
 __all__ = ["ensure", "find", "pull"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from cachegraph.common.human import format_bytes, format_count
 from cachegraph.errors import ConfigError, ModelError
 
-from ..cpu import computes_bfloat16
+from ..cpu_capabilities import computes_bfloat16
+from ..model.weight_files import count_parameters
 from ..spec import DType, ModelSpec
-from .weight_files import count_parameters
 
 __all__ = ["Device", "Placement", "choose_device", "choose_dtype", "place", "visible_devices"]
 

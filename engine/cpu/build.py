@@ -16,6 +16,8 @@ from pathlib import Path
 
 import filelock
 
+from cachegraph.common.paths import home
+
 __all__ = ["SWITCH", "Kernels", "compiler", "cpu_features", "failure", "kernels", "status", "switched_off"]
 
 SWITCH = "CACHEGRAPH_KERNELS"  # "off": torch alone
@@ -93,8 +95,6 @@ def _kernels() -> "Kernels | str":
     command = compiler()
     if command is None:
         return "there is no C++ compiler (install g++ or clang++ for faster decoding)"
-    from ..catalogue.store import home  # late: placing a model asks this folder what the CPU can do
-
     try:
         version = _run([command, "--version"])
         sources = [path.read_text() for path in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))]

@@ -18,10 +18,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ..cpu_capabilities import has_tiles
 from ..kv.cache import LayerKV, RowCache
 from ..model.int8 import Int8Linear
 from ..model.model_config import ModelInfo
-from . import has_tiles
 from .build import Kernels
 from .huge_pages import FilePages, LargePages
 

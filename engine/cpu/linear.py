@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import computes_bfloat16, has_tiles
+from ..cpu_capabilities import computes_bfloat16, has_tiles
 from .build import Kernels, kernels
 
 __all__ = ["WideLinear", "float32_pays", "pieces", "widen"]

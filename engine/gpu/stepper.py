@@ -18,9 +18,10 @@ from torch.nn.functional import cosine_similarity
 from ..cpu.decoder import Unsupported
 from ..kv.cache import LayerKV, RowCache
 from ..model.attention import attending
-from ..model.devices import home_of, sent
+from ..model.devices import home_of
 from ..model.forward import cache_argument
 from ..model.model_config import ModelInfo
+from ..transfer import to_device
 from . import kernels
 from .tables import MOST_ROWS, POSITION, TOKEN, Tables
 
@@ -115,7 +116,7 @@ class Stepper:
         wanted = [row for row, wants in zip(rows, asked, strict=True) if wants]
         if wanted == list(range(len(wanted))):
             return logits[: len(wanted)].clone()  # the next step writes over them
-        return logits[sent(wanted, torch.int64, self._device)]
+        return logits[to_device(wanted, torch.int64, self._device)]
 
     def _run(self, tokens: Sequence[int] | Tensor, caches: Sequence[RowCache], places: Sequence[int]) -> Tensor:
         """The logits of all rows, and maybe more: (at least rows, vocab)."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..kv.cache import LayerKV, RowCache
-from ..model.devices import sent
 from ..model.model_config import ModelInfo
+from ..transfer import to_device
 
 __all__ = ["MOST_ROWS", "POSITION", "TOKEN", "Tables"]
 
@@ -48,7 +48,7 @@ class Tables:
         entries = [len(cache) + 1 for cache in caches]
         numbers = [list(row) for row in zip(firsts, counts, used, positions, known, entries, strict=True)]
         numbers += [_NOBODY] * (MOST_ROWS - len(views))
-        self.rows.copy_(sent(numbers, torch.int64, self._device).T)
+        self.rows.copy_(to_device(numbers, torch.int64, self._device).T)
         if isinstance(tokens, Tensor):
             self.rows[TOKEN, : len(views)] = tokens.clamp_min(0)  # -1 where there was none to choose
         return moved

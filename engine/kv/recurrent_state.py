@@ -1,28 +1,19 @@
-"""Recurrent state of rows: what layers remember of the tokens before where they keep no KV, or beside it.
+"""Recurrent state of rows: what layers remember of earlier tokens where they keep no KV, or beside it.
 
-A state is a value. A forward pass copies what it changes, so a state can be shared by any number of rows, kept with a
-prefix or handed over with a graft, and a pass that fails leaves it as it was. It stands behind the last token of a row
-and cannot be cut: there is no state behind an earlier token unless it was kept there.
-
-Within a packed forward pass all rows' new tokens stand side by side. Modules that touch transformers' recurrent cache
-are wrapped (`split_by_rows`): each row runs by itself with its own state, rows that decode one token as one batch.
+A state is an immutable value: a forward pass copies what it changes. So any number of rows may share a state, a prefix
+or a graft may keep it, and a pass that fails leaves it as it was. It stands behind the last token of a row and cannot
+be cut: there is no state behind an earlier token unless one was kept there.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from transformers.cache_utils import LinearAttentionLayer
 
-from ..model.attention import PackedCache
-from .cache import RowCache
-
-__all__ = ["Call", "LayerState", "PackedStates", "State", "StateShapes"]
+__all__ = ["LayerState", "State", "StateShapes"]
 
 StateShapes = tuple[tuple[str, tuple[int, ...]], ...]  # by tensor of a state, its name and shape
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class LayerState(NamedTuple):
@@ -84,169 +75,3 @@ class State:
 
 def _by_number(states: Mapping[int, Tensor]) -> tuple[Tensor | None, ...]:
     return tuple(states.get(number) for number in range(1 + max(states, default=-1)))
-
-
-class _Layer(LinearAttentionLayer):  # type: ignore[misc]
-    """transformers' recurrent layer of some rows. Replaces states instead of overwriting them."""
-
-    def take(self, states: Sequence[LayerState], device: torch.device) -> None:
-        """Begin with these rows' states."""
-        for kind, known, held in (
-            (0, self.is_conv_states_initialized, self.conv_states),
-            (1, self.is_recurrent_states_initialized, self.recurrent_states),
-        ):
-            for number in range(self.number_of_states):
-                rows = [each for state in states for each in state[kind][number : number + 1] if each is not None]
-                if len(rows) < len(states):
-                    continue
-                held[number] = torch.cat([each.to(device) for each in rows])
-                known[number] = self.has_previous_state[number] = True
-                if kind == 0:
-                    self.conv_kernel_size[number] = held[number].shape[-1]
-                    self.dtype, self.device = held[number].dtype, device
-
-    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
-        before = self.recurrent_states[state_idx]
-        new = recurrent_states if before is None else recurrent_states.to(before.dtype)
-        self.recurrent_states[state_idx], self.is_recurrent_states_initialized[state_idx] = new, True
-        return new
-
-    def states(self) -> LayerState:
-        """What it holds, (rows, ...) each."""
-        numbers = range(self.number_of_states)
-        return LayerState(*(tuple(held[n] for n in numbers) for held in (self.conv_states, self.recurrent_states)))
-
-
-class _Layers(list[_Layer | None]):
-    """Layers that are made when first asked for."""
-
-    def __init__(self, count: int, make: Callable[[int], _Layer]):
-        super().__init__([None] * count)
-        self._make = make
-
-    def __getitem__(self, index: Any) -> Any:
-        layer = super().__getitem__(index)
-        if layer is None:
-            layer = self._make(index)
-            self[index] = layer
-        return layer
-
-
-class Call(NamedTuple):
-    """A call of a module's forward."""
-
-    forward: Callable[..., Any]
-    args: Sequence[Any]
-    named: Mapping[str, Any]
-
-
-class PackedStates:
-    """The recurrent states of the rows of one forward pass, whose tokens stand side by side."""
-
-    def __init__(self, caches: Sequence[RowCache], counts: Sequence[int], numbers: Sequence[int], dtype: torch.dtype):
-        self._caches = caches
-        self._numbers = numbers  # of states, by layer of the model
-        ends = torch.tensor(counts).cumsum(0).tolist()
-        self._spans = [(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        self._new: list[dict[int, LayerState]] = [{} for _ in caches]
-        self._groups = list(self._grouped(dtype in _HALF))
-
-    def _grouped(self, half: bool) -> Iterator[list[int]]:
-        """Rows that run together: those that decode one token; every other row runs alone.
-
-        A lone decoding row of a 16-bit model runs beside itself: kernels round one row and several differently.
-        """
-        decoding = []
-        for row, (start, end) in enumerate(self._spans):
-            if end - start == 1 and self._caches[row].state is not None:
-                decoding.append(row)
-            else:
-                yield [row]
-        if decoding:
-            yield decoding * 2 if half and len(decoding) == 1 else decoding
-
-    def run(self, call: "Call", packed: PackedCache, *, by_token: bool) -> Any:
-        """What a module gives for all rows: an entry a token, side by side.
-
-        `by_token`: of several new tokens it would read only the first with the state, so it is given one at a time.
-        """
-        parts: list[Any] = [None] * len(self._spans)
-        for rows in self._groups:
-            layers = _Layers(len(self._numbers), lambda layer, rows=rows: self._layer(layer, rows))  # type: ignore[misc]
-            own = PackedCache(layers)
-            shares = [self._spans[row] for row in rows]
-            if by_token and len(rows) == 1 and self._caches[rows[0]].state is not None:
-                shares = [(token, token + 1) for token in range(*shares[0])]
-                outs = [self._give(call, [share], packed, own) for share in shares]
-                out = _side_by_side([_row_of(each, 0, 1, 1) for each in outs])
-            else:
-                out = self._give(call, shares, packed, own)
-            self._file(layers, rows)
-            for place, row in enumerate(rows):
-                start, end = self._spans[row]
-                parts[row] = _row_of(out, place, len(rows), end - start)
-        return _side_by_side(parts)
-
-    def _give(self, call: "Call", spans: Sequence[tuple[int, int]], packed: PackedCache, own: PackedCache) -> Any:
-        tokens = self._spans[-1][1]
-        args = (_share(each, spans, tokens, packed, own) for each in call.args)
-        return call.forward(*args, **{name: _share(it, spans, tokens, packed, own) for name, it in call.named.items()})
-
-    def _layer(self, layer: int, rows: Sequence[int]) -> _Layer:
-        made = _Layer(number_of_states=self._numbers[layer])
-        states = [state.layers.get(layer) for row in rows if (state := self._caches[row].state) is not None]
-        known = [each for each in states if each is not None]
-        if len(known) == len(rows):
-            first = next(each for part in known[0] for each in part if each is not None)
-            made.take(known, first.device)
-        return made
-
-    def _file(self, layers: _Layers, rows: Sequence[int]) -> None:
-        for index, layer in enumerate(list.__iter__(layers)):
-            if layer is None:
-                continue
-            held = layer.states()
-            for place, row in enumerate(rows):
-                one = held if len(rows) == 1 else held.map(lambda each, at=place: each[at : at + 1])  # type: ignore[misc]
-                self._new[row][index] = one
-
-    def commit(self) -> None:
-        """The forward pass is over, and the caches have its entries: their states are the new ones."""
-        for cache, new in zip(self._caches, self._new, strict=True):
-            if new:
-                before = cache.state.layers if cache.state is not None else {}
-                cache.put_state(State(len(cache), {**before, **new}))
-
-
-def _share(given: Any, spans: Sequence[tuple[int, int]], tokens: int, packed: PackedCache, own: PackedCache) -> Any:
-    """A module's argument for some rows, whose tokens are at `spans`: theirs of what has an entry a token."""
-    if given is packed:
-        return own
-    if isinstance(given, tuple | list):
-        return type(given)(_share(each, spans, tokens, packed, own) for each in given)
-    if not isinstance(given, Tensor) or given.ndim < 2 or given.shape[:2] != (1, tokens):
-        return given
-    if len(spans) > 1:
-        return given[0, [start for start, _ in spans]][:, None]  # (rows, 1, ...)
-    return given[:, slice(*spans[0])]
-
-
-def _row_of(out: Any, place: int, rows: int, tokens: int) -> Any:
-    """Of what a module gives for several rows, one row's."""
-    if isinstance(out, tuple | list):
-        return tuple(_row_of(each, place, rows, tokens) for each in out)
-    if not isinstance(out, Tensor):
-        return out
-    part = out if rows == 1 else out[place : place + 1]
-    if part.ndim < 2 or part.shape[:2] != (1, tokens):
-        raise RuntimeError("a recurrent module gives something else than an entry a token")
-    return part
-
-
-def _side_by_side(parts: Sequence[Any]) -> Any:
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, tuple):
-        return tuple(_side_by_side(each) for each in zip(*parts, strict=True))
-    return torch.cat(list(parts), dim=1) if isinstance(first, Tensor) else first

@@ -19,8 +19,8 @@ from cachegraph.errors import ModelError
 
 from ..cpu.build import Kernels, kernels
 from ..cpu.rope import KEPT, Angles, laid_out, turned
-from ..cpu.threads import for_small_operations
 from ..model.model_config import ModelInfo
+from ..torch_threads import for_small_operations
 from .cache import KV, LayerKV
 
 __all__ = ["OutOfReach", "Rotation"]

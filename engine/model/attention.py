@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 from ..kv.cache import LayerKV, RowCache
 
 if TYPE_CHECKING:
-    from ..kv.recurrent_state import PackedStates
+    from .packed_states import PackedStates
 
 __all__ = [
     "NAME",

@@ -5,15 +5,15 @@ one layer to the next.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cachegraph.errors import ModelError
 
-__all__ = ["DeviceMap", "Exclusively", "check_map", "fetched", "home_of", "is_spread", "layer_devices", "sent"]
+__all__ = ["DeviceMap", "Exclusively", "check_map", "home_of", "is_spread", "layer_devices"]
 
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"] | Mapping[str, str | int]
 
@@ -65,28 +65,6 @@ def check_map(network: Any, given: object, name: str) -> None:
             f"the device map of {name!r} leaves layers on the {away[0]}, from where they would be fetched at every "
             "step; free memory on the GPUs, name more of them, or take quantised weights or a smaller model"
         )
-
-
-def sent(numbers: object, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A list of numbers as a tensor on a device. It goes to a GPU without waiting for what that computes."""
-    here = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
-    return here.to(device, non_blocking=True)
-
-
-def fetched(tensor: Tensor) -> Callable[[], list[int]]:
-    """Its numbers, as soon as they are known: a GPU may meanwhile be given more to do, which is not waited for."""
-    if not tensor.is_cuda:
-        return tensor.tolist
-    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    here.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.current_stream(tensor.device).record_event()
-
-    def numbers() -> list[int]:
-        arrived.synchronize()
-        found: list[int] = here.tolist()
-        return found
-
-    return numbers
 
 
 class Exclusively:

@@ -12,11 +12,12 @@ from torch import Tensor
 from cachegraph.errors import ModelError
 
 from ..kv.cache import LayerKV, RowCache
-from ..kv.recurrent_state import PackedStates
 from ..kv.rope_by_length import RowLength, row_lengths
+from ..transfer import to_device
 from .attention import Enough, OnLayer, PackedRows, packed_rows
-from .devices import home_of, is_spread, sent
+from .devices import home_of, is_spread
 from .model_config import ModelInfo
+from .packed_states import PackedStates
 
 if TYPE_CHECKING:
     from ..cpu.decoder import Decoder
@@ -107,7 +108,7 @@ def _forward_packed(model: Any, info: ModelInfo, rows: Sequence[Row], layers: in
     if model.dtype in _HALF and not info.alone:
         rows = _never_one_token(rows)
     positions = [_positions(row) for row in rows]
-    ids = sent([[token for row in rows for token in row.ids]], torch.int64, device)  # (1, tokens)
+    ids = to_device([[token for row in rows for token in row.ids]], torch.int64, device)  # (1, tokens)
     packed = PackedRows(
         caches=[row.cache for row in rows],
         positions=positions,
@@ -128,7 +129,7 @@ def _forward_packed(model: Any, info: ModelInfo, rows: Sequence[Row], layers: in
             with suppress(Enough):
                 model.get_decoder()(**inputs, use_cache=True)
             return [None] * asked
-        keep = sent(wanted, torch.int64, torch.device("cpu") if is_spread(model) else device)
+        keep = to_device(wanted, torch.int64, torch.device("cpu") if is_spread(model) else device)
         logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]
     if len(logits) > len(wanted):  # some models take no notice of `logits_to_keep`
         logits = logits[keep.to(logits.device)]  # (wanted, vocab)

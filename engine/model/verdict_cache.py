@@ -16,9 +16,9 @@ import transformers
 from cachegraph import __version__
 from cachegraph.common.json_cache import KeptJson, file_facts
 
-from ..catalogue.weight_files import fingerprint, weight_files
 from ..cpu.build import compiler, cpu_features, failure, switched_off
 from .verdict import Verdict
+from .weight_files import fingerprint, weight_files
 
 __all__ = ["VerdictCache"]
 

@@ -19,7 +19,6 @@ from cachegraph.errors import ModelError
 from ..cpu.build import Kernels, kernels, switched_off
 from ..cpu.decoder import Decoder, Unsupported
 from ..kv.cache import LayerKV, RowCache
-from ..kv.recurrent_modules import recurrent_modules, split_by_rows
 from ..kv.rope import Rotation
 from ..kv.rope_by_length import ByLength, watch_lengths
 from .attention import NAME, watching
@@ -29,6 +28,7 @@ from .hf_fallback import NativeCache, native_forward
 from .model_config import ModelInfo
 from .probe import NEAR_PIECE, ProbeRow, Results, apart, generated, narrow_windows, own_logits, probe_rows, read_rows
 from .quiet_transformers import quiet_transformers
+from .recurrent_modules import recurrent_modules, split_by_rows
 from .verdict import Comparison, Verdict
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cachegraph.errors import ModelError
 
-from ..cpu.threads import on_one_thread
-from ..model.devices import fetched, sent
 from ..spec import GenerateSpec
+from ..torch_threads import on_one_thread
+from ..transfer import to_device, to_host
 from .grammar import Obedience, allowed
 
 __all__ = ["Meanwhile", "Sampler", "choose"]
@@ -64,7 +64,7 @@ class Sampler:
         """(vocab,) of bool: the tokens of the prompt and of the reply."""
         if self._seen is None:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-            self._seen[sent(self._before, torch.int64, device)] = True
+            self._seen[to_device(self._before, torch.int64, device)] = True
         return self._seen
 
     def number(self) -> float:
@@ -98,7 +98,7 @@ def choose(
         return [_likeliest_alone(sampler, each) for sampler, each in zip(samplers, logits, strict=True)]
     with on_one_thread() if logits[0].device.type == "cpu" else nullcontext():
         ids = _choose(samplers, logits)
-    known = fetched(ids)
+    known = to_host(ids)
     if meanwhile is not None:
         meanwhile(ids, known)
     return known()
@@ -115,7 +115,7 @@ def _choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
     if len(picked) == 1:
         return picked[0]
     ids = torch.cat(picked)
-    return ids[sent(sorted(range(len(samplers)), key=(greedy + drawing).__getitem__), torch.int64, ids.device)]
+    return ids[to_device(sorted(range(len(samplers)), key=(greedy + drawing).__getitem__), torch.int64, ids.device)]
 
 
 def _is_plain(sampler: Sampler, logits: Tensor) -> bool:
@@ -179,8 +179,8 @@ def _bar_of_top_k(scaled: Tensor, top_k: Sequence[int]) -> Tensor:
     """(rows, 1): the least that stays."""
     limited = [k for k in top_k if k < scaled.shape[-1]]
     ranked = scaled.topk(max(limited)).values
-    last = sent([[min(k, ranked.shape[-1]) - 1] for k in top_k], torch.int64, scaled.device)
-    unlimited = sent([[k == scaled.shape[-1]] for k in top_k], torch.bool, scaled.device)
+    last = to_device([[min(k, ranked.shape[-1]) - 1] for k in top_k], torch.int64, scaled.device)
+    unlimited = to_device([[k == scaled.shape[-1]] for k in top_k], torch.bool, scaled.device)
     return ranked.gather(-1, last).masked_fill(unlimited, float("-inf"))
 
 
@@ -210,14 +210,14 @@ def _edited(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
         return logits[0][None]
     together = torch.stack(list(logits))
     if penalised:
-        rows = sent(penalised, torch.int64, together.device)
+        rows = to_device(penalised, torch.int64, together.device)
         together[rows] = _penalised([samplers[row] for row in penalised], together[rows])
     if barred:
-        rows, tokens = sent(barred, torch.int64, together.device).unbind(-1)
+        rows, tokens = to_device(barred, torch.int64, together.device).unbind(-1)
         together[rows, tokens] = float("-inf")
     if held:
         masks = [grammar.mask() for sampler in samplers if (grammar := sampler.grammar) is not None]
-        rows = sent(held, torch.int64, together.device)
+        rows = to_device(held, torch.int64, together.device)
         may = allowed(masks, together.shape[-1], together.device)
         together[rows] = together[rows].masked_fill(~may, float("-inf"))
     return together
@@ -233,4 +233,4 @@ def _penalised(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
 
 def _column(samplers: Sequence[Sampler], value: Callable[[Sampler], float], like: Tensor) -> Tensor:
     """(rows, 1) of one value a row."""
-    return sent([[value(sampler)] for sampler in samplers], like.dtype, like.device)
+    return to_device([[value(sampler)] for sampler in samplers], like.dtype, like.device)

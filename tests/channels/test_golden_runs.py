@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from cachegraph.channels.cache.apply_fuser import FuserInput, fuse_layers
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.c2c import C2CProjector
-from cachegraph.engine.cpu import computes_bfloat16
+from cachegraph.engine.cpu_capabilities import computes_bfloat16
 from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel

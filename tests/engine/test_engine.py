@@ -15,14 +15,14 @@ from tiny import Tiny
 from together import gather, in_one_batch
 
 from cachegraph.engine.catalogue import ensure
-from cachegraph.engine.cpu import has_tiles
 from cachegraph.engine.cpu.build import Kernels, kernels
-from cachegraph.engine.cpu.threads import on_one_thread
+from cachegraph.engine.cpu_capabilities import has_tiles
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV
 from cachegraph.engine.pool import lease
 from cachegraph.engine.request import Generated
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
+from cachegraph.engine.torch_threads import on_one_thread
 from cachegraph.errors import ModelError
 
 ENDLESS = GenerateSpec(max_new_tokens=10**6, ignore_eos=True)

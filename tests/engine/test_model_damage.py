@@ -10,8 +10,8 @@ import pytest
 from damage import Tally, damage_file
 from tiny import config_of, save_model, save_tokenizer
 
-from cachegraph.engine.catalogue.weight_files import check_folder, fingerprint
 from cachegraph.engine.model.load import load_model
+from cachegraph.engine.model.weight_files import check_folder, fingerprint
 from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ModelError
 

@@ -12,8 +12,8 @@ from stories import ROWS
 
 from cachegraph import Comparison, Graph, compare
 from cachegraph.agents.base import Control, Delivery, Turn
-from cachegraph.engine.cpu import has_tiles
 from cachegraph.engine.cpu.build import Kernels, kernels
+from cachegraph.engine.cpu_capabilities import has_tiles
 from cachegraph.engine.engine import Engine
 
 pytestmark = [pytest.mark.models, pytest.mark.usefixtures("demo_engines"), pytest.mark.timeout(600)]

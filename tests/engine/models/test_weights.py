@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from cachegraph.engine.catalogue.weight_files import check_folder, count_parameters, weight_files
+from cachegraph.engine.model.weight_files import check_folder, count_parameters, weight_files
 from cachegraph.errors import ModelError
 
 

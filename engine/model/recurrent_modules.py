@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from ..model.attention import PackedCache
-from ..model.devices import home_of
-from ..model.forward import cache_argument
-from ..model.model_config import ModelInfo
-from .recurrent_state import Call
+from .attention import PackedCache
+from .devices import home_of
+from .forward import cache_argument
+from .model_config import ModelInfo
+from .packed_states import Call
 
 __all__ = ["recurrent_modules", "split_by_rows"]
 

@@ -6,8 +6,8 @@ and a reply that grows beyond the border is where `generate` may throw its cache
 
 from cachegraph.errors import ModelError
 
-from ..batching.request_state import Job
-from .rope_by_length import ByLength
+from ..kv.rope_by_length import ByLength
+from .request_state import Job
 
 __all__ = ["begin", "grown"]
 
