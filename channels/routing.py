@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cachegraph.engine.cpu.linear import widen
 from cachegraph.engine.engine import Engine
+from cachegraph.engine.kernels import backend
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import ChannelError, ConfigError, FuserError
 
@@ -77,7 +77,7 @@ def _translation(sharer: Engine, receiver: Engine, place: Path) -> Translation |
     if mine.info.states:
         return f"{mine.name!r} keeps a recurrent state beside its KV cache, and no translator makes one"
     translator = load_translator(place, mine.device, mine.dtype)
-    widen(translator.network)
+    backend("cpu").widen_linears(translator.network)
     if reason := _why_not_this_pair(translator.card, receiver, sharer):
         return reason
     if reason := _why_not_unrotated(theirs, mine):
@@ -103,7 +103,7 @@ def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | No
 def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
     """Raises FuserError where the folder holds no whole fuser."""
     fuser = load_fuser(place, receiver.model.device, receiver.model.dtype).freeze()
-    widen(fuser.module)
+    backend("cpu").widen_linears(fuser.module)
     card = fuser.card
     if reason := _why_not_this_pair(card, receiver, sharer):
         return reason

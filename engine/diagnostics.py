@@ -5,7 +5,6 @@ import platform
 import shutil
 import tempfile
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,9 +89,11 @@ def _look_at_torch(machine: Machine) -> None:
     machine.cores = psutil.cpu_count(logical=False) or 0
     machine.threads = torch.get_num_threads()
     machine.features = _features(torch)
-    machine.kernels = str(import_module("cachegraph.engine.cpu").status())
+    from .kernels import backend
+
+    machine.kernels = backend("cpu").status()
     if torch.cuda.is_available():
-        machine.kernels += f"; on GPUs {import_module('cachegraph.engine.gpu').status()}"
+        machine.kernels += f"; on GPUs {backend('cuda').status()}"
 
 
 def _features(torch: Any) -> list[str]:

@@ -96,7 +96,7 @@ def _by_kernel(receiver: Sequence[LayerKV], source: FuserInput) -> FusedLayers |
     own, theirs = [receiver[layer] for layer, _, _ in chosen], [source.layers[other] for _, other, _ in chosen]
     tables: Sequence[Tensor | None] | None = [None] * len(receiver)
     if source.rope is not None:
-        tables = source.rope.rotation.halves(source.rope.positions[source.pairs[0]])
+        tables = source.rope.rotation.kernel_tables(source.rope.positions[source.pairs[0]])
     if tables is None or not stack.kernel.takes(own, theirs, source.rope is not None):
         return None
     changed = tuple(layer for layer, _, _ in chosen)
@@ -206,7 +206,7 @@ def _turns(source: FuserInput) -> _Turns | None:
         return None
     rotation, positions = source.rope
     at = positions if source.pairs is None else positions[source.pairs[0].cpu()]
-    return _Turns(rotation.by_layers(-at), rotation.by_layers(at))
+    return _Turns(rotation.stacked_shifter(-at), rotation.stacked_shifter(at))
 
 
 def _stacked(

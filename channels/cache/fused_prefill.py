@@ -224,7 +224,7 @@ def _sources(
 def _layer_as_read(sharer: Sharer, text: SharerPrompt) -> Callable[[int, LayerKV], LayerKV]:
     """Of one layer what `alter` and `as_read` make of all, in the sharer's thread."""
     at = torch.arange(len(text.ids)) if text.positions is None else text.positions
-    turn = sharer.engine.model.rotation.by(-at) if sharer.fuser.card.rope == "unrotated" else None
+    turn = sharer.engine.model.rotation.shifter(-at) if sharer.fuser.card.rope == "unrotated" else None
 
     def change(layer: int, kv: LayerKV) -> LayerKV:
         kv = kv if sharer.alter is None else sharer.alter(KV((kv,), at)).layers[0]

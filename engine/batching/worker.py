@@ -43,7 +43,7 @@ class Worker:
         self.prefixes = Prefixes(self.memory)
         self._reuses = os.environ.get("CACHEGRAPH_PREFIX_REUSE", "1") != "0"
         # A step that is begun ahead writes one entry more than anybody has asked for.
-        ahead = int(model.decoder is not None and model.decoder.ahead is not None)
+        ahead = int(model.decoder is not None and model.decoder.begin_next is not None)
         self._rows = Rows(scheduler, self.memory, self.prefixes, model.name, ahead, model.info.state_bytes)
         self._device = Exclusively(model.devices)
         self._threads = torch.get_num_threads()  # where another thread is on one just now, a new one would stay on one
@@ -114,7 +114,7 @@ class Worker:
         decoder = self._model.decoder
         for job in jobs:
             job.position_bytes = position_bytes(self._model, job.layers)
-            job.short = decoder is not None and len(job.pending) <= decoder.short
+            job.short = decoder is not None and len(job.pending) <= decoder.max_short_prompt
             with self._blaming(job):
                 if (by_length := self._model.info.by_length) is not None:
                     begin(job, by_length, self._model.name)
@@ -232,7 +232,7 @@ class Worker:
 
     def _ahead(self, jobs: list[Job]) -> Meanwhile | None:
         """What begins the next step of these rows while the host looks at this one's tokens; None: nothing does."""
-        begin = self._model.decoder and self._model.decoder.ahead
+        begin = self._model.decoder and self._model.decoder.begin_next
         if not begin or all(job.spec is None or len(job.reply) + 1 >= job.spec.max_new_tokens for job in jobs):
             return None
         return partial(begin, [job.cache for job in jobs])

@@ -18,9 +18,10 @@ import filelock
 
 from cachegraph.common.paths import home
 
-__all__ = ["SWITCH", "Kernels", "compiler", "cpu_features", "failure", "kernels", "status", "switched_off"]
+from ..kernels import SWITCH, switched_off
 
-SWITCH = "CACHEGRAPH_KERNELS"  # "off": torch alone
+__all__ = ["Kernels", "compiler", "cpu_features", "failure", "kernels"]
+
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread")
 _SECONDS = 120
@@ -48,9 +49,9 @@ class Kernels:
         self.panels.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer, Pointer, Integer]
         self.correct = library.cachegraph_correct
         self.correct.argtypes = [Pointer, Integer]
-        self.turn = library.cachegraph_turn
-        self.turn.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer]
-        for each in (self.linear, self.read, self.panels, self.correct, self.turn):
+        self.rotate = library.cachegraph_rotate
+        self.rotate.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer]
+        for each in (self.linear, self.read, self.panels, self.correct, self.rotate):
             each.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = library.cachegraph_in_bytes.restype = Integer
@@ -67,17 +68,6 @@ def kernels() -> "Kernels | str":
         return f"{SWITCH} turns them off"
     with _one_at_a_time:
         return _kernels()
-
-
-def switched_off() -> bool:
-    """Whether somebody wants torch alone."""
-    return os.environ.get(SWITCH, "").lower() in ("off", "0", "no")
-
-
-def status() -> str:
-    """One line for people: whether this machine has the kernels, or why not."""
-    found = kernels()
-    return f"compiled for this CPU, {found.block} weights at a time" if isinstance(found, Kernels) else f"none: {found}"
 
 
 def failure() -> str | None:

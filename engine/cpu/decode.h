@@ -25,7 +25,7 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
     const int64_t* asked;      // rows whose logits are wanted, ascending
     const int64_t asked_count;
     float* logits;             // (asked, vocab)
-    Crew& crew;
+    ThreadPool& pool;
     float *qkv, *attended, *projected, *activated;  // shared between threads
 
     void work(int index) const {
@@ -36,34 +36,34 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
             const Layer& layer = m.layers[l];
             norm_all(stream.data(), layer.norm_in, normed.data(), count);
             project(layer, normed.data(), index);
-            crew.barrier();
-            for (int64_t task = index; task < int64_t(firsts.size() - 1) * m.kv_heads; task += crew.size) {
+            pool.barrier();
+            for (int64_t task = index; task < int64_t(firsts.size() - 1) * m.kv_heads; task += pool.size) {
                 const int64_t cache = task / m.kv_heads;  // one thread takes its tokens in turn: each sees those before
                 for (int64_t r = firsts[cache]; r < firsts[cache + 1]; r++) attend(l, r, task % m.kv_heads, scores);
             }
-            crew.barrier();
+            pool.barrier();
             spread<true>(layer.o, attended, q_width(), projected, m.hidden, index);
-            crew.barrier();
+            pool.barrier();
             add_all(stream.data(), layer.norm_attention);
             norm_all(stream.data(), layer.norm_mlp, normed.data(), count);
             expand(layer, normed.data(), gate.data(), index);
-            crew.barrier();
+            pool.barrier();
             spread<true>(layer.down, activated, m.inner, projected, m.hidden, index);
-            crew.barrier();
+            pool.barrier();
             add_all(stream.data(), layer.norm_out);
         }
         if (!asked_count) return;
         for (int64_t i = 0; i < asked_count; i++)
             std::memmove(&stream[i * m.hidden], &stream[asked[i] * m.hidden], m.hidden * sizeof(float));
         norm_all(stream.data(), m.norm, normed.data(), asked_count);
-        const Part part = part_of(m.head.outputs, index, crew.size);
+        const Part part = part_of(m.head.outputs, index, pool.size);
         this->template multiply_rows<PAIRS, false, TILES>(m.head, normed.data(), asked_count, m.hidden, logits,
                                                           this->logits_width(), part);
     }
 
     template <bool PLACED = false>
     void spread(const Matrix& matrix, const float* in, int64_t inputs, float* out, int64_t stride, int index) const {
-        const Part part = part_of(matrix.outputs, index, crew.size);
+        const Part part = part_of(matrix.outputs, index, pool.size);
         this->template multiply_rows<PAIRS, PLACED, TILES>(matrix, in, count, inputs, out, stride, part);
     }
 
@@ -82,7 +82,7 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
     }
 
     void expand(const Layer& layer, const float* in, float* gate, int index) const {
-        const Part part = part_of(m.inner, index, crew.size);
+        const Part part = part_of(m.inner, index, pool.size);
         float* up = activated + count * m.inner;
         spread<true>(layer.gate, in, m.hidden, gate, m.inner, index);
         spread<true>(layer.up, in, m.hidden, up, m.inner, index);
@@ -104,7 +104,7 @@ template <class W, bool PAIRS, bool TILES> struct Step : Parts<W> {
         Lines<float> queries(group * dim);
         for (int64_t g = 0; g < group; g++) {
             float* q = own + (h * group + g) * dim;
-            this->turn(q, layer.q_norm, table);
+            this->norm_and_rotate(q, layer.q_norm, table);
             for (int64_t i = 0; i < dim; i++) queries[g * dim + place<W>(i)] = q[i] * m.scale;
         }
         const int64_t window = row.positions ? layer.window : 0;

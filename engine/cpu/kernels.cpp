@@ -25,14 +25,14 @@
 
 namespace {
 
-std::mutex one_at_a_time;  // protects the crew and the scratch memory
-Crew* crew = nullptr;
+std::mutex one_at_a_time;  // protects the pool and the scratch memory
+ThreadPool* pool = nullptr;
 Lines<float> scratch;
 Words packed;
 
-Crew& crew_of(int threads) {
-    if (!crew || crew->threads != threads || crew->pid != getpid()) crew = new Crew(threads);  // an old one sleeps on
-    return *crew;
+ThreadPool& pool_of(int threads) {
+    if (!pool || pool->threads != threads || pool->pid != getpid()) pool = new ThreadPool(threads);  // an old one sleeps on
+    return *pool;
 }
 
 // Whether two bfloat16 at a time are faster than floats: not on every CPU that has instructions for it.
@@ -80,15 +80,15 @@ std::vector<int64_t> firsts_of(const Work& w) {
     return firsts;
 }
 
-template <class W, bool PAIRS, bool TILES> void step(const Work& w, Crew& crew) {
+template <class W, bool PAIRS, bool TILES> void step(const Work& w, ThreadPool& pool) {
     const std::vector<int64_t> firsts = firsts_of(w);
     const int64_t q = w.m.heads * w.m.head_dim, kv = w.m.kv_heads * w.m.head_dim;
     const int64_t sizes[] = {w.count * (q + 2 * kv), w.count * q, w.count * w.m.hidden, 2 * w.count * w.m.inner};
     scratch.resize(sizes[0] + sizes[1] + sizes[2] + sizes[3]);
     float* at = scratch.data();
-    Step<W, PAIRS, TILES> step{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew,
+    Step<W, PAIRS, TILES> step{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, pool,
                  at, at + sizes[0], at + sizes[0] + sizes[1], at + sizes[0] + sizes[1] + sizes[2]};
-    crew.run([&](int index) {
+    pool.run([&](int index) {
         const MaybeTiles<TILES> tiles{};
         step.work(index);
     });
@@ -101,7 +101,7 @@ bool all_in_bytes(const Model& m) {
     });
 }
 
-template <class W, bool PAIRS, bool TILES> void prefill(const Work& w, bool in_bytes, Crew& crew) {
+template <class W, bool PAIRS, bool TILES> void prefill(const Work& w, bool in_bytes, ThreadPool& pool) {
     typedef Prefill<W, PAIRS, TILES> Chosen;
     const std::vector<int64_t> firsts = firsts_of(w);
     const int64_t whole = (w.count + Chosen::HIGH - 1) / Chosen::HIGH * Chosen::HIGH;  // rows, in tiles
@@ -114,38 +114,38 @@ template <class W, bool PAIRS, bool TILES> void prefill(const Work& w, bool in_b
     float* at[6] = {scratch.data()};
     for (int i = 1; i < 6; i++) at[i] = at[i - 1] + widths[i - 1] * w.count;
     std::atomic<int64_t> next{0};
-    Chosen prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, crew, at[0], at[1], at[2],
+    Chosen prefill{{w.m}, w.rows, w.count, w.rope, firsts, w.asked, w.asked_count, w.logits, pool, at[0], at[1], at[2],
                    at[3], at[4], at[5], packed.data(), in_bytes, next};
-    crew.run([&](int index) {
+    pool.run([&](int index) {
         const MaybeTiles<TILES> tiles{};
         prefill.work(index);
     });
 }
 
-template <class W, bool PAIRS, bool TILES> void read_so(const Work& w, bool many, bool in_bytes, Crew& crew) {
-    if (many) prefill<W, PAIRS, TILES>(w, in_bytes, crew);
-    else step<W, PAIRS, TILES>(w, crew);
+template <class W, bool PAIRS, bool TILES> void read_so(const Work& w, bool many, bool in_bytes, ThreadPool& pool) {
+    if (many) prefill<W, PAIRS, TILES>(w, in_bytes, pool);
+    else step<W, PAIRS, TILES>(w, pool);
 }
-template <class W> void read(const Work& w, bool many, Crew& crew) {
+template <class W> void read(const Work& w, bool many, ThreadPool& pool) {
     constexpr bool NARROW = sizeof(W) == 2;
     const bool in_bytes = IN_BYTES && NARROW && all_in_bytes(w.m);
-    if (NARROW && !in_bytes && may_use_tiles()) read_so<W, NARROW, NARROW && IN_TILES>(w, many, false, crew);
-    else if (NARROW && in_pairs()) read_so<W, true, false>(w, many, in_bytes, crew);
-    else read_so<W, false, false>(w, many, in_bytes, crew);
+    if (NARROW && !in_bytes && may_use_tiles()) read_so<W, NARROW, NARROW && IN_TILES>(w, many, false, pool);
+    else if (NARROW && in_pairs()) read_so<W, true, false>(w, many, in_bytes, pool);
+    else read_so<W, false, false>(w, many, in_bytes, pool);
 }
 
-template <bool PAIRS, bool TILES> void correct(const Lean& m, Crew& crew) {
+template <bool PAIRS, bool TILES> void correct(const Lean& m, ThreadPool& pool) {
     std::atomic<int64_t> next{0};
     const Correction<PAIRS, TILES> correction{m, next};
-    crew.run([&](int) {
+    pool.run([&](int) {
         const MaybeTiles<TILES> tiles{};
         correction.work();
     });
 }
 
-template <class W, class A> void make_panels(const Matrix& m, int64_t inputs, bool placed, int32_t* to, Crew& crew) {
-    crew.run([&](int index) {
-        const Part part = part_of(m.outputs, index, crew.size);
+template <class W, class A> void make_panels(const Matrix& m, int64_t inputs, bool placed, int32_t* to, ThreadPool& pool) {
+    pool.run([&](int index) {
+        const Part part = part_of(m.outputs, index, pool.size);
         for (int64_t n = part.begin; n < part.end; n += BLOCK) {
             int32_t* panel = to + n * (inputs / in_word<W>());
             if (placed) make_panel_of<W, A, true>(m, inputs, n, 0, inputs, panel);
@@ -155,12 +155,12 @@ template <class W, class A> void make_panels(const Matrix& m, int64_t inputs, bo
 }
 
 // y = x W': a linear layer in float32, for CPUs that are slow at bfloat16.
-void linear(const Matrix& m, int64_t inputs, const bf16* x, int64_t rows, bf16* y, Crew& crew) {
+void linear(const Matrix& m, int64_t inputs, const bf16* x, int64_t rows, bf16* y, ThreadPool& pool) {
     constexpr int64_t SOME = 4 * BLOCK;  // outputs at a time
     packed.resize(tiles_of(rows) * ROWS * inputs);
-    crew.run([&](int index) {
+    pool.run([&](int index) {
         Lines<float> wide(ROWS * inputs), out(rows * SOME);
-        for (int64_t t = tiles_of(rows) * index / crew.size; t < tiles_of(rows) * (index + 1) / crew.size; t++) {
+        for (int64_t t = tiles_of(rows) * index / pool.size; t < tiles_of(rows) * (index + 1) / pool.size; t++) {
             const int64_t some = std::min<int64_t>(ROWS, rows - t * ROWS);
             for (int64_t i = 0; i < some * inputs; i += BLOCK) {
                 vf even, odd;
@@ -169,8 +169,8 @@ void linear(const Matrix& m, int64_t inputs, const bf16* x, int64_t rows, bf16* 
             }
             pack<Floats, bf16>(wide.data(), inputs, some, inputs, &packed[t * ROWS * inputs]);
         }
-        crew.barrier();
-        const Part part = part_of(m.outputs, index, crew.size);
+        pool.barrier();
+        const Part part = part_of(m.outputs, index, pool.size);
         for (int64_t n = part.begin; n < part.end; n += SOME) {
             const int64_t end = std::min(n + SOME, part.end);
             multiply_many<bf16, false>(m, packed.data(), rows, inputs, out.data() - n, SOME, n, end);
@@ -195,8 +195,8 @@ void cachegraph_panels(const void* weight, int64_t outputs, int64_t inputs, int6
                        int64_t placed, void* panels, int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
     const Matrix matrix{weight, nullptr, outputs, nullptr, nullptr};
-    Crew& crew = crew_of(int(threads));
-    const auto make = [&](auto made) { made(matrix, inputs, placed, static_cast<int32_t*>(panels), crew); };
+    ThreadPool& pool = pool_of(int(threads));
+    const auto make = [&](auto made) { made(matrix, inputs, placed, static_cast<int32_t*>(panels), pool); };
     if (bytes == 4) make(make_panels<float, float>);
     else if (bytes == 2) make(make_panels<bf16, bf16>);
     else if (is_bf16) make(make_panels<int8_t, bf16>);
@@ -207,10 +207,10 @@ void cachegraph_panels(const void* weight, int64_t outputs, int64_t inputs, int6
 void cachegraph_read(const Model* m, const Row* rows, int64_t count, const float* const* rope,
                      const int64_t* asked, int64_t asked_count, float* logits, int64_t many, int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
-    Crew& crew = crew_of(int(threads));
+    ThreadPool& pool = pool_of(int(threads));
     const Work work{*m, rows, count, rope, asked, asked_count, logits};
-    if (m->is_bf16) read<bf16>(work, many, crew);
-    else read<float>(work, many, crew);
+    if (m->is_bf16) read<bf16>(work, many, pool);
+    else read<float>(work, many, pool);
 }
 
 // x: (rows, inputs), y: (rows, outputs), weight: (outputs, inputs); all bfloat16.
@@ -218,21 +218,21 @@ void cachegraph_linear(const void* weight, int64_t outputs, int64_t inputs, cons
                        int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
     Matrix matrix{weight, nullptr, outputs, nullptr, nullptr};
-    linear(matrix, inputs, static_cast<const bf16*>(x), rows, static_cast<bf16*>(y), crew_of(int(threads)));
+    linear(matrix, inputs, static_cast<const bf16*>(x), rows, static_cast<bf16*>(y), pool_of(int(threads)));
 }
 
 // Keys and values of the receiver, all positions of which `new_keys` and `new_values` hold already, at `here`.
 void cachegraph_correct(const Lean* m, int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
-    Crew& crew = crew_of(int(threads));
-    if (may_use_tiles()) correct<IN_TILES, IN_TILES>(*m, crew);
-    else if (in_pairs()) correct<true, false>(*m, crew);
-    else correct<false, false>(*m, crew);
+    ThreadPool& pool = pool_of(int(threads));
+    if (may_use_tiles()) correct<IN_TILES, IN_TILES>(*m, pool);
+    else if (in_pairs()) correct<true, false>(*m, pool);
+    else correct<false, false>(*m, pool);
 }
 
-void cachegraph_turn(const Turned* layers, int64_t count, int64_t heads, int64_t positions, int64_t dim,
+void cachegraph_rotate(const RotatedLayer* layers, int64_t count, int64_t heads, int64_t positions, int64_t dim,
                      int64_t threads) {
     std::lock_guard<std::mutex> guard(one_at_a_time);
-    turn(layers, count, heads, positions, dim, crew_of(int(threads)));
+    rotate(layers, count, heads, positions, dim, pool_of(int(threads)));
 }
 }

@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <vector>
 
-// The same structures stand in lean.py.
+// The same structures are in lean_fuser.py and structs.py.
 extern "C" {
 struct Cached {  // one layer's keys or values, (heads, positions, head_dim)
     const bf16* from;
@@ -126,7 +126,7 @@ template <bool PAIRS, bool TILES> struct Correction {
         take(p.keys, m.kv_heads, m.here[pair], m.head_dim);
         if (p.rope)
             for (int64_t h = 0; h < m.kv_heads; h++)
-                turn_halves(own + h * m.head_dim, p.rope + pair * 2 * m.head_dim, m.head_dim, -1);
+                rotate_halves(own + h * m.head_dim, p.rope + pair * 2 * m.head_dim, m.head_dim, -1);
         take(p.values, m.kv_heads, m.here[pair], m.head_dim);
 
         const int64_t all = features();
@@ -152,7 +152,7 @@ template <bool PAIRS, bool TILES> struct Correction {
             for (int64_t h = 0; h < m.kv_heads; h++) {
                 float* x = residual + r * width() + h * dim;
                 for (int64_t i = 0; i < dim; i += VL) store(x + i, load(x + i) * alpha[h]);
-                if (rope) turn_halves(x, rope + (first + r) * 2 * dim, dim, 1);
+                if (rope) rotate_halves(x, rope + (first + r) * 2 * dim, dim, 1);
                 for (int64_t i = 0; i < dim; i += BLOCK) {
                     vf even, odd;
                     load(old.from + h * old.stride + position * dim + i, even, odd);

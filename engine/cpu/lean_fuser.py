@@ -1,4 +1,4 @@
-"""Correcting a receiver's cache by a `lean` fuser on a CPU, all its layers in one call (lean_fuser.h)."""
+"""Corrects a receiver's cache by a lean fuser, all its layers in one call (lean_fuser.h)."""
 
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, addressof, c_float, c_int64, c_void_p
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .build import Kernels, kernels
-from .decoder import Matrix, placed
-from .rope import by_heads
+from ..kernels import LayerKV
+from .build import Kernels
+from .layout import even_then_odd
+from .rope import contiguous_by_head
+from .structs import MatrixStruct
 
-__all__ = ["Correction"]
-
-LayerKV = tuple[Tensor, Tensor]  # keys and values, each (1, kv_heads, positions, head_dim)
+__all__ = ["CPULeanFuser"]
 
 
 class _Cached(Structure):
@@ -24,7 +24,7 @@ class _Projector(Structure):
     _fields_ = [
         *((name, _Cached) for name in ("sharer_keys", "sharer_values", "keys", "values")),
         *((name, c_void_p) for name in ("new_keys", "new_values", "gain", "bias")),
-        *((name, Matrix) for name in ("down", "mix", "key_up", "value_up")),
+        *((name, MatrixStruct) for name in ("down", "mix", "key_up", "value_up")),
         *((name, c_void_p) for name in ("key_alpha", "value_alpha", "rope")),
     ]
 
@@ -42,29 +42,29 @@ class _Lean(Structure):
     ]
 
 
-class Correction:
-    """Projectors of a `lean` fuser in bfloat16, all with open gates. Make it with `of`."""
+class CPULeanFuser:
+    """`LeanFuserKernel` of projectors in bfloat16, all with open gates. Make it with `of`."""
 
     @classmethod
-    def of(cls, projectors: Sequence[Any]) -> "Correction | None":
+    def of(cls, projectors: Sequence[Any], kernels: Kernels) -> "CPULeanFuser | None":
         """None where the kernels can't compute them."""
-        one, found = projectors[0], kernels()
+        one = projectors[0]
         if one.down.weight.device.type != "cpu" or one.down.weight.dtype != torch.bfloat16:
-            return None
-        if not isinstance(found, Kernels):
             return None
         linears = [one.down, one.mix, one.key_up, one.value_up]
         sizes = {size for each in linears for size in each.weight.shape}
-        return None if any(size % found.block for size in sizes) else cls(projectors, found)
+        return None if any(size % kernels.block for size in sizes) else cls(projectors, kernels)
 
-    def __init__(self, projectors: Sequence[Any], found: Kernels):
-        self._kernels = found
+    def __init__(self, projectors: Sequence[Any], kernels: Kernels):
+        self._kernels = kernels
         self._kept: list[Tensor] = []  # what the kernels point to
         self._width: int = projectors[0].key_up.weight.shape[1]
         self._eps: float = projectors[0].norm.eps
         self._described = (_Projector * len(projectors))()
         for projector, to in zip(projectors, self._described, strict=True):
-            to.gain, to.bias = (self._floats(placed(each, found.block)) for each in projector.norm.parameters())
+            to.gain, to.bias = (
+                self._floats(even_then_odd(each, kernels.block)) for each in projector.norm.parameters()
+            )
             to.key_alpha, to.value_alpha = self._floats(projector.key_alpha), self._floats(projector.value_alpha)
             for name in ("down", "mix", "key_up", "value_up"):
                 setattr(to, name, self._matrix(getattr(projector, name)))
@@ -97,8 +97,8 @@ class Correction:
         layer whose keys it reads as they are. Also returns, (layers, 2, 2), the squares of what was added and of what
         was there, of keys and of values.
         """
-        own = [(by_heads(keys), by_heads(values)) for keys, values in receiver]
-        theirs = [(by_heads(keys), by_heads(values)) for keys, values in sharer]
+        own = [(contiguous_by_head(keys), contiguous_by_head(values)) for keys, values in receiver]
+        theirs = [(contiguous_by_head(keys), contiguous_by_head(values)) for keys, values in sharer]
         new_keys, new_values = (_room(each, len(pairs[0])) for each in zip(*own, strict=True))
         new = list(zip(new_keys, new_values, strict=True))
         described = type(self._described).from_buffer_copy(self._described)  # others may be calling, too
@@ -121,7 +121,7 @@ class Correction:
         self._kernels.correct(addressof(lean), torch.get_num_threads())
         return new, squares.sum(dim=1).view(-1, 2, 2)
 
-    def _matrix(self, linear: nn.Linear) -> Matrix:
+    def _matrix(self, linear: nn.Linear) -> MatrixStruct:
         weight = linear.weight.detach().contiguous()
         panels = torch.empty_like(weight)
         outputs, inputs = weight.shape
@@ -130,8 +130,12 @@ class Correction:
             *(panels.data_ptr(), torch.get_num_threads()),
         )
         self._kept += [weight, panels]
-        return Matrix(
-            weight.data_ptr(), self._floats(placed(linear.bias, self._kernels.block)), outputs, panels.data_ptr(), None
+        return MatrixStruct(
+            weight.data_ptr(),
+            self._floats(even_then_odd(linear.bias, self._kernels.block)),
+            outputs,
+            panels.data_ptr(),
+            None,
         )
 
     def _floats(self, x: Tensor) -> int:

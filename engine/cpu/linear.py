@@ -6,19 +6,18 @@ round once at the end, as the instructions would. A row gets the same bits whate
 kernels the weights are widened for each call, and float32 products do the rest.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..cpu_capabilities import computes_bfloat16, has_tiles
+from ..model.int8 import pieces
 from .build import Kernels, kernels
 
-__all__ = ["WideLinear", "float32_pays", "pieces", "widen"]
+__all__ = ["WideLinear", "float32_is_faster", "widen_linears"]
 
 _WORTH_IT = 2**17  # weights; below, a call costs more than it saves
-_AT_ONCE = 2**23  # weights that are widened at a time
 
 
 class WideLinear(nn.Linear):
@@ -67,16 +66,10 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def pieces(weight: Tensor) -> list[slice]:
-    """Of a weight's rows, as many at a time as are widened at once."""
-    rows = max(1, _AT_ONCE // weight.shape[1])
-    return [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
-
-
-def widen(network: nn.Module, pays: Callable[[], bool] | None = None) -> None:
-    """Give every large bfloat16 linear layer of a network on the CPU this way of computing, where it is the faster."""
+def widen_linears(network: nn.Module) -> None:
+    """Let every large bfloat16 linear layer of a network on the CPU compute in float32, if that is faster."""
     large = [module for module in network.modules() if _is_large(module)]
-    if large and (pays or float32_pays)():
+    if large and float32_is_faster():
         for module in large:
             module.__class__ = WideLinear
 
@@ -88,7 +81,7 @@ def _is_large(module: nn.Module) -> bool:
     return bfloat16 and module.weight.numel() >= _WORTH_IT
 
 
-def float32_pays() -> bool:
+def float32_is_faster() -> bool:
     """Whether this CPU multiplies matrices of float32 faster than of bfloat16."""
     if not computes_bfloat16(torch):
         return True

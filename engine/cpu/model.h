@@ -11,7 +11,7 @@
 #include <cmath>
 #include <cstdint>
 
-// The same structures stand in decoder.py.
+// The same structures are in structs.py.
 extern "C" {
 struct Layer {
     const float *norm_in, *norm_attention, *norm_mlp, *norm_out;  // gains; null where the model has no such norm
@@ -146,7 +146,7 @@ template <class W> struct Parts {
         }
     }
 
-    void turn(float* head, const float* gain, const float* table) const {  // norm, then RoPE by halves
+    void norm_and_rotate(float* head, const float* gain, const float* table) const {  // norm, then RoPE by halves
         const int64_t dim = m.head_dim, half = dim / 2;
         const float *cos = table, *sin = table + dim;
         if (gain) {
@@ -172,7 +172,7 @@ template <class W> struct Parts {
         const int64_t dim = m.head_dim;
         float* k = own + q_width() + h * dim;
         const float* v = own + q_width() + kv_width() + h * dim;
-        turn(k, layer.k_norm, table);
+        norm_and_rotate(k, layer.k_norm, table);
         W* keys = static_cast<W*>(tail.keys) + h * tail.key_stride + at * dim;
         W* values = static_cast<W*>(tail.values) + h * tail.value_stride + at * dim;
         for (int64_t i = 0; i < dim; i++) put(keys + i, k[i]), put(values + i, v[i]);

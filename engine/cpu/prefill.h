@@ -35,7 +35,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     const int64_t* asked;      // rows whose logits are wanted, ascending
     const int64_t asked_count;
     float* logits;             // (asked, vocab)
-    Crew& crew;
+    ThreadPool& pool;
     float* stream;  // (count, hidden), each element at its place
     float *qkv, *attended, *projected, *gate, *up;  // (count, the width of each)
     int32_t* packed;                                // (tiles, words of the widest input, HIGH)
@@ -50,39 +50,39 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
             const Layer& layer = m.layers[l];
             if (index == 0) next = 0;
             pack_normed(layer.norm_in, normed.data(), index);
-            crew.barrier();
+            pool.barrier();
             spread(layer.q, m.hidden, qkv, qkv_width(), index);
             spread(layer.k, m.hidden, qkv + q_width(), qkv_width(), index);
             spread(layer.v, m.hidden, qkv + q_width() + kv_width(), qkv_width(), index);
-            crew.barrier();
+            pool.barrier();
             each_row(index, [&](int64_t r) { place_row(l, r); });
             if (l == m.depth - 1 && !asked_count) return;  // the caches are written, and nobody wants more
-            crew.barrier();
+            pool.barrier();
             attend_all(l, kept);
-            crew.barrier();
+            pool.barrier();
             pack_rows(attended, q_width(), index);
-            crew.barrier();
+            pool.barrier();
             spread<true>(layer.o, q_width(), projected, m.hidden, index);
-            crew.barrier();
+            pool.barrier();
             each_row(index, [&](int64_t r) { add_row(layer.norm_attention, r); });
             pack_normed(layer.norm_mlp, normed.data(), index);
-            crew.barrier();
+            pool.barrier();
             expand(layer, index);
-            crew.barrier();
+            pool.barrier();
             pack_rows(gate, m.inner, index);
-            crew.barrier();
+            pool.barrier();
             spread<true>(layer.down, m.inner, projected, m.hidden, index);
-            crew.barrier();
+            pool.barrier();
             each_row(index, [&](int64_t r) { add_row(layer.norm_out, r); });
         }
-        crew.barrier();
+        pool.barrier();
         if (asked_count) answer(index);
     }
 
     // The tiles whose rows a thread takes.
     template <class F> void each_tile(int index, F&& take) const {
         const int64_t all = (count + HIGH - 1) / HIGH;
-        for (int64_t t = all * index / crew.size; t < all * (index + 1) / crew.size; t++)
+        for (int64_t t = all * index / pool.size; t < all * (index + 1) / pool.size; t++)
             take(t, std::min(HIGH, count - t * HIGH));
     }
     template <class F> void each_row(int index, F&& take) const {
@@ -115,7 +115,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
 
     template <bool PLACED = false>
     void spread(const Matrix& matrix, int64_t inputs, float* out, int64_t stride, int index) const {
-        const Part part = part_of(matrix.outputs, index, crew.size);
+        const Part part = part_of(matrix.outputs, index, pool.size);
 #if defined(__AVX512VNNI__)
         if (in_bytes)
             return multiply_bytes<W, PLACED>(matrix, packed, {inputs, ROWS}, count, out, stride, part.begin, part.end);
@@ -125,7 +125,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
     }
 
     void expand(const Layer& layer, int index) const {
-        const Part part = part_of(m.inner, index, crew.size);
+        const Part part = part_of(m.inner, index, pool.size);
         spread<true>(layer.gate, m.hidden, gate, m.inner, index);
         spread<true>(layer.up, m.hidden, up, m.inner, index);
         for (int64_t r = 0; r < count * m.inner; r += m.inner) this->activate(gate + r, up + r, gate + r, part);
@@ -142,14 +142,14 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
         const Segment& tail = row.segments[l * row.count + row.count - 1];
         const float* table = rope[layer.rope] + row.position * 2 * m.head_dim;
         float* own = qkv + r * qkv_width();
-        for (int64_t h = 0; h < m.heads; h++) this->turn(own + h * m.head_dim, layer.q_norm, table);
+        for (int64_t h = 0; h < m.heads; h++) this->norm_and_rotate(own + h * m.head_dim, layer.q_norm, table);
         for (int64_t h = 0; h < m.kv_heads; h++)
             this->write_new(layer, tail, row.lengths[row.count - 1] + row.behind, own, h, table);
     }
 
     // Attention, by tasks: some tokens of one cache, and the queries that share a KV head.
     void attend_all(int64_t l, Attention<W>& kept) const {
-        const int64_t caches = firsts.size() - 1, fair = (count * m.kv_heads / (2 * crew.size) + 3) / 4 * 4;
+        const int64_t caches = firsts.size() - 1, fair = (count * m.kv_heads / (2 * pool.size) + 3) / 4 * 4;
         const int64_t some = std::clamp<int64_t>(fair, 16, TILES ? 64 : 48);
         int64_t first = 0;  // of the tasks of a cache
         int64_t task = next++;
@@ -327,7 +327,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
         Lines<float> normed(asked_count * m.hidden);
         for (int64_t i = 0; i < asked_count; i++)
             this->norm(stream + asked[i] * m.hidden, m.norm, &normed[i * m.hidden]);
-        const Part part = part_of(m.head.outputs, index, crew.size);
+        const Part part = part_of(m.head.outputs, index, pool.size);
         this->template multiply_rows<PAIRS, false, TILES>(m.head, normed.data(), asked_count, m.hidden, logits,
                                                           this->logits_width(), part);
     }

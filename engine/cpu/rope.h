@@ -1,4 +1,4 @@
-// Keys turned to other positions (RoPE by halves), all layers in one call.
+// Rotates keys to other positions (RoPE by halves), all layers in one call.
 
 #pragma once
 
@@ -10,20 +10,20 @@
 #include <atomic>
 #include <cstdint>
 
-// The same structures stand in turn.py.
+// The same structures are in rope.py.
 extern "C" {
-struct Turned {  // one layer's keys
+struct RotatedLayer {  // one layer's keys
     const bf16* from;
     int64_t stride;      // elements from one head to the next
     bf16* to;            // (heads, positions, head_dim)
-    const float* table;  // (positions, 2, head_dim): cosines and sines, each at its place
+    const float* table;  // (positions, 2, head_dim): cosines and sines, in the kernels' element order
 };
 }
 
 namespace {
 
-// RoPE put on (sign 1) or taken off (-1). head: each element at its place; half of `dim` is whole blocks.
-inline void turn_halves(float* head, const float* table, int64_t dim, float sign) {
+// Applies RoPE (sign 1) or undoes it (-1). head: in the kernels' element order; half of `dim` is whole blocks.
+inline void rotate_halves(float* head, const float* table, int64_t dim, float sign) {
     const int64_t half = dim / 2;
     const float *cos = table, *sin = table + dim;
     for (int64_t i = 0; i < half; i += VL) {
@@ -41,12 +41,12 @@ inline void put_block(bf16* to, const float* block) {
 #endif
 }
 
-inline void turn(const Turned* layers, int64_t count, int64_t heads, int64_t positions, int64_t dim, Crew& crew) {
+inline void rotate(const RotatedLayer* layers, int64_t count, int64_t heads, int64_t positions, int64_t dim, ThreadPool& pool) {
     std::atomic<int64_t> next{0};  // task: a head of a layer
-    crew.run([&](int) {
+    pool.run([&](int) {
         Lines<float> head(dim);
         for (int64_t task = next++; task < count * heads; task = next++) {
-            const Turned& layer = layers[task / heads];
+            const RotatedLayer& layer = layers[task / heads];
             const bf16* from = layer.from + task % heads * layer.stride;
             bf16* to = layer.to + task % heads * positions * dim;
             for (int64_t p = 0; p < positions; p++, from += dim, to += dim) {
@@ -55,7 +55,7 @@ inline void turn(const Turned* layers, int64_t count, int64_t heads, int64_t pos
                     load(from + i, even, odd);
                     store(&head[i], even), store(&head[i + VL], odd);
                 }
-                turn_halves(head.data(), layer.table + p * 2 * dim, dim, 1);
+                rotate_halves(head.data(), layer.table + p * 2 * dim, dim, 1);
                 for (int64_t i = 0; i < dim; i += BLOCK) put_block(to + i, &head[i]);
             }
         }

@@ -1,4 +1,4 @@
-"""Turning cached keys to other positions on a CPU, all layers in one call (rope.h)."""
+"""Rotates cached keys to other positions, all layers in one call (rope.h)."""
 
 from collections.abc import Callable, Sequence
 from ctypes import Structure, addressof, c_int64, c_void_p
@@ -6,19 +6,51 @@ from ctypes import Structure, addressof, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from .build import Kernels, kernels
-from .decoder import placed
+from .build import Kernels
+from .layout import even_then_odd
 
-__all__ = ["KEPT", "Angles", "by_heads", "laid_out", "turned"]
+__all__ = ["CPUKeyRotator", "contiguous_by_head"]
 
-KEPT = 1 << 13  # positions
+_TABLE = 1 << 13  # positions whose angles are computed once
 
 
-class Angles:
-    """Cosines and sines by position, as the kernels read them: those near 0 are computed once.
+class CPUKeyRotator:
+    """`KeyRotator` for bfloat16 keys on the CPU."""
 
-    `compute` gives both at positions, (1, positions, head_dim) each.
-    """
+    def __init__(self, kernels: Kernels):
+        self._kernels = kernels
+        self.unit = 2 * kernels.block
+
+    def tables(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> "CPUAngleTables":
+        return CPUAngleTables(compute, self._kernels.block)
+
+    def table(self, cosines_and_sines: tuple[Tensor, Tensor]) -> Tensor:
+        return _in_kernel_order(cosines_and_sines, self._kernels.block)
+
+    def takes(self, keys: Sequence[Tensor]) -> bool:
+        """Layers alike in shape, of one row, without a gradient, head_dim a multiple of `unit`."""
+        return bool(keys) and all(map(self._fits, keys)) and len({each.shape for each in keys}) == 1
+
+    def _fits(self, keys: Tensor) -> bool:
+        plain = keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and not keys.requires_grad
+        return plain and keys.shape[0] == 1 and keys.shape[3] % self.unit == 0
+
+    def rotate(self, keys: Sequence[Tensor], tables: Sequence[Tensor]) -> list[Tensor]:
+        _, heads, positions, dim = keys[0].shape
+        given = [contiguous_by_head(each) for each in keys]
+        rotated = [torch.empty(each.shape, dtype=each.dtype) for each in keys]
+        layers = (_RotationStruct * len(keys))(
+            *(
+                _RotationStruct(old.data_ptr(), old.stride(1), new.data_ptr(), table.data_ptr())
+                for old, new, table in zip(given, rotated, tables, strict=True)
+            )
+        )
+        self._kernels.rotate(addressof(layers), len(keys), heads, positions, dim, torch.get_num_threads())
+        return rotated
+
+
+class CPUAngleTables:
+    """Cosines and sines by position in the kernels' order; those of the first positions are computed once."""
 
     def __init__(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]], block: int):
         self._compute = compute
@@ -26,57 +58,31 @@ class Angles:
         self._table: Tensor | None = None  # from position 0 on
 
     def at(self, positions: Tensor) -> Tensor:
-        """(positions, 2, head_dim) of float32, each element at its place."""
-        far, table = positions.abs(), self._table  # other threads may put a shorter one in its place
-        furthest = int(far.max())
-        if furthest >= KEPT:
+        """(positions, 2, head_dim) of float32."""
+        distances, table = positions.abs(), self._table  # another thread may replace it by a shorter one
+        furthest = int(distances.max())
+        if furthest >= _TABLE:
             return self._made(positions)
         if table is None or len(table) <= furthest:
-            table = self._table = self._made(torch.arange(min(KEPT, 2 * furthest + 256)))
-        angles = table[far]
+            table = self._table = self._made(torch.arange(min(_TABLE, 2 * furthest + 256)))
+        angles = table[distances]
         if int(positions.min()) < 0:
             angles[:, 1] *= positions.sign()[:, None]
         return angles
 
     def _made(self, positions: Tensor) -> Tensor:
-        return laid_out(self._compute(positions), self._block)
+        return _in_kernel_order(self._compute(positions), self._block)
 
 
-def laid_out(tables: tuple[Tensor, Tensor], block: int) -> Tensor:
+def _in_kernel_order(tables: tuple[Tensor, Tensor], block: int) -> Tensor:
     """Cosines and sines, (1, positions, head_dim) each, as the kernels read them: (positions, 2, head_dim)."""
-    return placed(torch.cat(tables).transpose(0, 1).float(), block).contiguous()
+    return even_then_odd(torch.cat(tables).transpose(0, 1).float(), block).contiguous()
 
 
-class _Turned(Structure):
+class _RotationStruct(Structure):
     _fields_ = [("at", c_void_p), ("stride", c_int64), ("to", c_void_p), ("table", c_void_p)]
 
 
-def turned(keys: Sequence[Tensor], tables: Sequence[Tensor]) -> list[Tensor] | None:
-    """Layers' keys, (1, kv_heads, positions, head_dim), turned by halves, each by the angles of its table, which is of
-    `Angles`. None where the kernels can't: then nothing was done.
-    """
-    found = kernels()
-    if not keys or not isinstance(found, Kernels) or not all(_is_fit(each, found.block) for each in keys):
-        return None
-    if len({each.shape for each in keys}) > 1:
-        return None
-    _, heads, positions, dim = keys[0].shape
-    given, made = [by_heads(each) for each in keys], [torch.empty(each.shape, dtype=each.dtype) for each in keys]
-    layers = (_Turned * len(keys))(
-        *(
-            _Turned(old.data_ptr(), old.stride(1), new.data_ptr(), table.data_ptr())
-            for old, new, table in zip(given, made, tables, strict=True)
-        )
-    )
-    found.turn(addressof(layers), len(keys), heads, positions, dim, torch.get_num_threads())
-    return made
-
-
-def by_heads(x: Tensor) -> Tensor:
-    """Each head's positions behind each other."""
+def contiguous_by_head(x: Tensor) -> Tensor:
+    """(1, kv_heads, positions, head_dim) in which the positions of a head follow each other."""
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
-
-
-def _is_fit(keys: Tensor, block: int) -> bool:
-    plain = keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and not keys.requires_grad
-    return plain and keys.shape[0] == 1 and keys.shape[3] % (2 * block) == 0

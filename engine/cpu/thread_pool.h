@@ -1,8 +1,7 @@
-// Threads that sleep between steps and spin within one.
+// A thread pool whose threads sleep between steps and spin within one.
 //
-// Where other programs want the cores too, threads that wait for each other wait for the system to let the last of them
-// run, at every barrier of every layer: then one thread alone is faster, and takes the next steps. Results don't depend
-// on how many work.
+// Per-layer barriers stall on a busy machine: all threads wait until the system runs the last one. After two stalled
+// steps one thread runs the next steps alone. Results do not depend on the number of threads.
 
 #pragma once
 
@@ -25,9 +24,9 @@
 
 namespace {
 
-class Crew {
+class ThreadPool {
   public:
-    explicit Crew(int threads) : threads(threads), pid(getpid()) {
+    explicit ThreadPool(int threads) : threads(threads), pid(getpid()) {
         for (int i = 1; i < threads; i++) std::thread([this, i] { work(i); }).detach();
     }
 
@@ -46,7 +45,7 @@ class Crew {
         const auto began = Clock::now();
         {
             std::lock_guard<std::mutex> guard(mutex);
-            turn++;
+            generation++;
         }
         wake.notify_all();
         job(0);
@@ -68,7 +67,7 @@ class Crew {
     }
 
     const int threads;
-    int size = 1;     // how many are at work
+    int size = 1;     // threads of the current step
     const pid_t pid;  // threads don't survive a fork
 
   private:
@@ -89,8 +88,8 @@ class Crew {
         for (uint64_t seen = 0;;) {
             {
                 std::unique_lock<std::mutex> guard(mutex);
-                wake.wait(guard, [&] { return turn != seen; });
-                seen = turn;
+                wake.wait(guard, [&] { return generation != seen; });
+                seen = generation;
             }
             call(argument, index);
             left.fetch_sub(1, std::memory_order_release);
@@ -99,14 +98,14 @@ class Crew {
 
     std::mutex mutex;
     std::condition_variable wake;
-    uint64_t turn = 0;
+    uint64_t generation = 0;
     void (*call)(void*, int) = nullptr;
     void* argument = nullptr;
     std::atomic<int> left{0}, arrived{0};
     std::atomic<uint32_t> phase{0};
-    std::atomic<int64_t> waited{0};  // by all, since they stopped spinning, in this step
-    bool crowded = false;            // whether they waited for most of the last step that all took: once is chance
-    int alone = 0, patience = 0;     // steps that one thread still takes; that it takes in a row
+    std::atomic<int64_t> waited{0};  // nanoseconds that all threads yielded in this step
+    bool crowded = false;            // whether threads yielded for most of the last step that all took; once is chance
+    int alone = 0, patience = 0;     // steps that one thread still runs alone; how many it runs in a row
 };
 
 }  // namespace

@@ -1,22 +1,7 @@
-"""Decoding on a GPU, in steps whose shapes and launches never change.
+"""Kernels for GPUs: decoding in steps whose shapes and launches never change. Opened by engine/kernels.py alone.
 
-kernels.py  attention over caches in parts, in Triton
-tables.py   where those find the caches
-stepper.py  a step of many rows, recorded as a CUDA graph, and the one after it begun ahead of the host
+backend   the KernelBackend: all that the rest of the engine gets from here
+decoder   a step of many rows, replayed as a CUDA graph; the next one begins before the host knows its tokens
+tables    addresses and lengths of the rows' caches, in the GPU's memory
+kernels   attention over caches in parts, in Triton
 """
-
-from importlib.metadata import PackageNotFoundError, version
-
-from ..cpu.build import SWITCH, switched_off
-
-__all__ = ["status"]
-
-
-def status() -> str:
-    """One line for people: what steps on GPUs are computed with."""
-    if switched_off():
-        return f"none: {SWITCH} turns them off"
-    try:
-        return f"by Triton {version('triton')}"
-    except PackageNotFoundError:
-        return "none: Triton is not installed (pip install triton for faster decoding)"

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cachegraph.errors import ModelError
 
+from ..kernels import DecodeKernels
 from ..kv.cache import LayerKV, RowCache
 from ..kv.rope_by_length import RowLength, row_lengths
 from ..transfer import to_device
@@ -18,10 +19,6 @@ from .attention import Enough, OnLayer, PackedRows, packed_rows
 from .devices import home_of, is_spread
 from .model_config import ModelInfo
 from .packed_states import PackedStates
-
-if TYPE_CHECKING:
-    from ..cpu.decoder import Decoder
-    from ..gpu.stepper import Stepper
 
 __all__ = ["Row", "cache_argument", "forward"]
 
@@ -46,7 +43,7 @@ class Row:
 
 
 def forward(
-    model: Any, info: ModelInfo, rows: Sequence[Row], decoder: "Decoder | Stepper | None" = None
+    model: Any, info: ModelInfo, rows: Sequence[Row], decoder: DecodeKernels | None = None
 ) -> list[Tensor | None]:
     """Run all rows' new tokens at once; `decoder` computes what it can of them, where there is one.
 
@@ -71,10 +68,10 @@ def forward(
     return [by_row[id(row)] for row in rows]
 
 
-def _kernel_of(row: Row, decoder: "Decoder | Stepper | None") -> Literal["few", "many"] | None:
+def _kernel_of(row: Row, decoder: DecodeKernels | None) -> Literal["few", "many"] | None:
     """By which kernels a row is computed: a token, or a part of a short prompt, or of a longer one; None is torch."""
     odd = row.override is not None or row.sees is not None or row.on_layer is not None
-    if decoder is None or odd or (row.layers is not None and not decoder.ends_early):
+    if decoder is None or odd or (row.layers is not None and not decoder.stops_early):
         return None
     if row.short or len(row.ids) == 1:
         return "few"
@@ -82,7 +79,7 @@ def _kernel_of(row: Row, decoder: "Decoder | Stepper | None") -> Literal["few", 
 
 
 def _by_kernels(
-    decoder: "Decoder | Stepper", rows: Sequence[Row], many: bool, layers: int | None
+    decoder: DecodeKernels, rows: Sequence[Row], many: bool, layers: int | None
 ) -> dict[int, Tensor | None]:
     asked = [_asked(row) for row in rows]
     positions = [row.positions for row in rows]

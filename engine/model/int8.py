@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from cachegraph.errors import ModelError
 
-from ..cpu.linear import float32_pays, pieces
+from ..kernels import backend
 
-__all__ = ["Int8Linear", "quantise"]
+__all__ = ["Int8Linear", "pieces", "quantise"]
 
 _LARGEST = 127
+_AT_ONCE = 2**23  # weights that are widened at a time
 _UNIT = 2.0**-7  # integers are multiplied as parts of 1: sums with whole ones overflow float16
 
 
@@ -59,6 +60,12 @@ class _Product(torch.autograd.Function):
         return total.to(grad.dtype), None, None
 
 
+def pieces(weight: Tensor) -> list[slice]:
+    """Slices of a weight's outputs, (outputs, inputs), each as many as are widened at a time."""
+    rows = max(1, _AT_ONCE // weight.shape[1])
+    return [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
+
+
 def _widened(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).mul_(_UNIT)
 
@@ -74,7 +81,7 @@ def quantise(network: nn.Module, name: str) -> None:
     linears: list[Any] = [module for module in network.modules() if _is_plain(module)]
     if not linears:
         raise ModelError(f"{name!r} has no linear layers to be rounded to int8; leave `weights` out of its recipe")
-    wide = float32_pays()
+    wide = backend("cpu").float32_is_faster()
     for module in linears:
         weight = module.weight
         scale = weight.abs().amax(dim=1).float().clamp_(min=1e-30).div_(_LARGEST)  # (outputs,)

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig
 
 from cachegraph.errors import ModelError, library_errors, reason_of
 
-from ..cpu.decoder import Decoder, Unsupported
-from ..cpu.linear import widen
+from ..kernels import DecodeKernels, Unsupported, backend
 from ..kv.rope import Rotation
 from ..spec import Weights
 from ..text.tokenizer import Tokenizer
@@ -28,9 +27,6 @@ from .text_model import auto_class, drop_other_parts
 from .verdict import Verdict
 from .verdict_cache import VerdictCache
 from .verify_model import Checked, check, restore
-
-if TYPE_CHECKING:
-    from ..gpu.stepper import Stepper
 
 __all__ = ["Checks", "LoadedModel", "load_model"]
 
@@ -54,7 +50,7 @@ class LoadedModel:
     dtype: torch.dtype  # of activations and KV
     why_no_cache: str | None
     verdict: Verdict  # what the check at load compared
-    decoder: "Decoder | Stepper | None" = None  # the kernels for this model; without them torch decodes
+    decoder: DecodeKernels | None = None  # the kernels for this model; without them torch decodes
     weights: Weights | None = None  # what linear layers were rounded to
     seconds: Mapping[str, float] = field(default_factory=dict)  # that loading took, by part of the work
 
@@ -105,7 +101,7 @@ def _load(
     check_map(network, where, name or folder.name)
     if weights == "int8":
         quantise(network, name or folder.name)
-    widen(network)
+    backend("cpu").widen_linears(network)
     info = _read_info(network, name or folder.name)
     read = perf_counter()
     try:

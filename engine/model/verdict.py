@@ -36,7 +36,7 @@ class Verdict:
     expands: bool
     reversed: bool
     reach: int | None  # keys can be moved below this position; None: everywhere
-    turns: tuple[tuple[str, int, str] | None, ...]  # by layer: how its keys are rotated
+    rotations: tuple[tuple[str, int, str] | None, ...]  # by layer: the scheme by which its keys are rotated
     compared: tuple[Comparison, ...]
     state_shapes: "StateShapes" = ()  # by tensor of a row's recurrent state
     alone: bool = False  # it attends by itself, to one row a pass
@@ -44,16 +44,16 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {"turns" if name == "rotations" else name: value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, kept: Mapping[str, Any]) -> "Verdict":
         """What `to_dict` gave. Raises TypeError or KeyError for anything else."""
         return cls(
             **{
-                **kept,
+                **{name: value for name, value in kept.items() if name != "turns"},
                 "shapes": tuple(KVShape(*each) for each in kept["shapes"]),
-                "turns": tuple(each and (each[0], each[1], each[2]) for each in kept["turns"]),
+                "rotations": tuple(each and (each[0], each[1], each[2]) for each in kept["turns"]),
                 "compared": tuple(Comparison(**each) for each in kept["compared"]),
                 "state_shapes": tuple((name, tuple(shape)) for name, shape in kept["state_shapes"]),
                 "by_rows": tuple((name, by_token) for name, by_token in kept["by_rows"]),

@@ -6,7 +6,6 @@ device, and what the CPU and the kernels can do.
 
 import hashlib
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import transformers
 from cachegraph import __version__
 from cachegraph.common.json_cache import KeptJson, file_facts
 
-from ..cpu.build import compiler, cpu_features, failure, switched_off
+from ..kernels import backends
 from .verdict import Verdict
 from .weight_files import fingerprint, weight_files
 
@@ -30,7 +29,14 @@ class VerdictCache:
 
     def __init__(self, folder: Path, how: object):
         files = map(file_facts, weight_files(folder))
-        facts = [_FORMAT, *_versions(), repr(how), *_machine(), fingerprint(folder), *files]
+        facts = [
+            _FORMAT,
+            *_versions(),
+            repr(how),
+            *(fact for each in backends() for fact in each.facts()),
+            fingerprint(folder),
+            *files,
+        ]
         self._kept = KeptJson("checks", facts)
 
     def read(self) -> Verdict | None:
@@ -42,7 +48,8 @@ class VerdictCache:
 
     def write(self, verdict: Verdict) -> None:
         """Keep a verdict."""
-        if verdict.why_no_kernels is None or verdict.why_no_kernels != failure():  # the next process may compile them
+        reason = verdict.why_no_kernels
+        if reason is None or not any(each.is_temporary(reason) for each in backends()):
             self._kept.write(verdict.to_dict())
 
 
@@ -59,10 +66,3 @@ def _own_code() -> str:
     for path in sorted(sources):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _machine() -> Iterator[str]:
-    yield cpu_features()
-    yield str(compiler() if not switched_off() else None)
-    for index in range(torch.cuda.device_count()):
-        yield repr((torch.cuda.get_device_properties(index), torch.version.cuda, torch.version.hip))

@@ -7,22 +7,21 @@ are compared says probe.py. Whatever a model raises meanwhile is a reason not to
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cachegraph.errors import ModelError
 
-from ..cpu.build import Kernels, kernels, switched_off
-from ..cpu.decoder import Decoder, Unsupported
+from ..kernels import DecodeKernels, KernelBackend, Unsupported, backend
 from ..kv.cache import LayerKV, RowCache
 from ..kv.rope import Rotation
 from ..kv.rope_by_length import ByLength, watch_lengths
 from .attention import NAME, watching
-from .devices import home_of, is_spread
+from .devices import home_of
 from .forward import Row, cache_argument, forward
 from .hf_fallback import NativeCache, native_forward
 from .model_config import ModelInfo
@@ -31,20 +30,14 @@ from .quiet_transformers import quiet_transformers
 from .recurrent_modules import recurrent_modules, split_by_rows
 from .verdict import Comparison, Verdict
 
-if TYPE_CHECKING:
-    from ..gpu.stepper import Stepper
-
 __all__ = ["Checked", "check", "in_float32", "restore"]
 
 # Differences as a share of what is expected.
 _EXACT = 0.001  # of logits, where both ways compute in float32
 _ROUNDED = 0.05  # where weights are kept in fewer bits, and each way may round what meets them
-_KERNELS = 0.1  # where kernels round activations to 16 bits
-_KERNELS_IN_BYTES = 0.2  # and to eight
 _SAME_QUERY = 0.01  # of a query's norm, at two places
 _LOUDER = 256.0  # how many times what the head reads is taken, to see whether it is a plain product
 _HALF = (torch.bfloat16, torch.float16)
-_KERNELS_PAY = 2**24  # parameters; a smaller model's step is over before a kernel could help
 
 
 class Checked(NamedTuple):
@@ -53,7 +46,7 @@ class Checked(NamedTuple):
     verdict: Verdict
     info: ModelInfo  # with the shapes of what it was seen to cache
     rotation: Rotation
-    decoder: "Decoder | Stepper | None"  # the kernels, if there are any and they compute what the model does
+    decoder: DecodeKernels | None  # the kernels, if there are any and they compute what the model does
 
     @property
     def why_no_cache(self) -> str | None:
@@ -70,7 +63,7 @@ def check(network: Any, info: ModelInfo) -> Checked:
         checking = _Checking(network, info)
         why_no_cache = info.why_no_cache or checking.packed()
         rotation = Rotation(network, checking.info)
-        decoder: Decoder | Stepper | None = None
+        decoder: DecodeKernels | None = None
         if why_no_cache is not None:
             checking.native()
             rotation.settle((), why_no_cache)
@@ -93,14 +86,14 @@ def restore(network: Any, info: ModelInfo, verdict: Verdict) -> Checked:
         state_shapes=verdict.state_shapes,
     )
     rotation = Rotation(network, info)
-    rotation.settle(verdict.turns, verdict.why_no_rotation, verdict.reach)
-    decoder: Decoder | Stepper | None = None
+    rotation.settle(verdict.rotations, verdict.why_no_rotation, verdict.reach)
+    decoder: DecodeKernels | None = None
     if verdict.why_no_cache is None:
         if not verdict.alone:
             _set_attention(network, NAME)
         split_by_rows(network, verdict.by_rows)
         if verdict.why_no_kernels is None:
-            decoder = _replaying(network, info)
+            decoder = _backend(network).create_decoder(network, info).settled()
     return Checked(verdict, info, rotation, decoder)
 
 
@@ -151,7 +144,7 @@ class _Checking:
             self.info.expands,
             self.info.reversed,
             rotation.reach,
-            rotation.kept if rotation.why_not is None else (),
+            rotation.found if rotation.why_not is None else (),
             tuple(self.compared),
             self.info.state_shapes,
             self.info.alone,
@@ -247,10 +240,10 @@ class _Checking:
                     rotation.why_not, rotation.reach = None, row.border
                 return
 
-    def kernels(self) -> "tuple[Decoder | Stepper | None, str | None]":
+    def kernels(self) -> "tuple[DecodeKernels | None, str | None]":
         """The kernels that compute what the model does, or why there are none."""
-        network, info = self._network, self.info
-        if reason := _why_kernels_dont_pay(network):
+        network, info, kernels = self._network, self.info, _backend(self._network)
+        if reason := kernels.why_not(network):
             return None, reason
         if info.by_length is not None:
             return None, "its RoPE depends on the length of a row"
@@ -258,11 +251,10 @@ class _Checking:
             return None, "it has recurrent layers"
         if info.alone:
             return None, "it attends by itself"
-        on_gpu = home_of(network).type == "cuda"
         try:
-            if not on_gpu and (reason := self._why_not_plain()):
+            if kernels.bypasses_model and (reason := self._why_not_plain()):
                 raise Unsupported(reason)
-            decoder = _new_decoder(network, info)
+            decoder = kernels.create_decoder(network, info)
             self._compare_kernels(decoder)
         except torch.OutOfMemoryError:
             raise
@@ -270,13 +262,13 @@ class _Checking:
             return None, str(error)
         except Exception as error:  # a boundary: whatever a compiler or a driver says, torch decodes without it
             reason = "the kernels compute something else" if isinstance(error, _Unlike) else _first_line(error)
-            if on_gpu:
+            if not kernels.bypasses_model:
                 logging.getLogger("cachegraph").warning("torch alone decodes %s: %s", info.model_type, reason)
             return None, reason
-        return (decoder if isinstance(decoder, Decoder) else _replaying(network, info)), None  # one has seen float32
+        return decoder.settled(), None
 
     def _why_not_plain(self) -> str | None:
-        """What the kernels for CPUs, which leave the model's own code aside, would miss in its attention and head."""
+        """What kernels that bypass the model's own code would miss in its attention and its output head."""
         seen = self._seen
         if seen.capped:
             return "it caps the scores of its attention"
@@ -296,21 +288,18 @@ class _Checking:
         plain = _has_plain_head(self._network, self.info, self._rows[0].ids)
         return None if plain else "its logits are no plain product"
 
-    def _compare_kernels(self, decoder: "Decoder | Stepper") -> None:
-        network, cpu = self._network, isinstance(decoder, Decoder)
-        limit = self._limit if network.dtype == torch.float32 or not isinstance(decoder, Decoder) else _KERNELS
-        if isinstance(decoder, Decoder) and decoder.rounds_activations:
-            limit = _KERNELS_IN_BYTES
+    def _compare_kernels(self, decoder: DecodeKernels) -> None:
+        network, limit = self._network, max(self._limit, decoder.rounding_error)
         for many in sorted({False, decoder.reads_prompts}):
-            with narrow_windows(network, self.info) as info:
-                seeing = decoder.seeing(info.windows) if isinstance(decoder, Decoder) else nullcontext()
-                used = decoder if cpu else _new_decoder(network, info)
+            short = not many and decoder.max_short_prompt > 1
+            with narrow_windows(network, self.info) as info, decoder.with_windows(info) as used:
 
-                def step(rows: list[Row], few: bool = not many, used: Any = used, info: ModelInfo = info) -> Any:
-                    return forward(network, info, [replace(row, short=few and cpu) for row in rows], used)
+                def step(
+                    rows: list[Row], short: bool = short, used: DecodeKernels = used, info: ModelInfo = info
+                ) -> list[Tensor | None]:
+                    return forward(network, info, [replace(row, short=short) for row in rows], used)
 
-                with seeing:
-                    read = read_rows(self._rows, step)
+                read = read_rows(self._rows, step)
             self._compare_logits(", by kernels for matrices" if many else ", by kernels", read, limit)
 
     def _compare_logits(self, how: str, read: Results, limit: float) -> None:
@@ -340,36 +329,8 @@ def _has_rope_in_values(read: Results) -> bool:
     return first[0] <= _EXACT < second[0]
 
 
-def _why_kernels_dont_pay(network: Any) -> str | None:
-    kind = home_of(network).type
-    if kind == "cuda" and not is_spread(network):
-        return "they are switched off" if switched_off() else None
-    if kind != "cpu" or network.dtype not in (torch.bfloat16, torch.float32):
-        return f"there are none for {network.dtype} on {kind}"
-    if network.num_parameters() < _KERNELS_PAY:
-        return "the model is small"
-    found = kernels()
-    return None if isinstance(found, Kernels) else str(found)
-
-
-def _new_decoder(network: Any, info: ModelInfo) -> "Decoder | Stepper":
-    """The kernels for where the model is. Raises Unsupported, or whatever a compiler says."""
-    if home_of(network).type == "cuda":
-        from ..gpu.stepper import Stepper  # needs Triton, which comes with torch where there are GPUs
-
-        return Stepper(network, info)
-    found = kernels()
-    if not isinstance(found, Kernels):
-        raise Unsupported(str(found))
-    return Decoder(network, info, found)
-
-
-def _replaying(network: Any, info: ModelInfo) -> "Decoder | Stepper":
-    """The kernels once the weights are at the addresses where they stay."""
-    decoder = _new_decoder(network, info)
-    if not isinstance(decoder, Decoder):
-        decoder.replays = True
-    return decoder
+def _backend(network: Any) -> KernelBackend:
+    return backend(home_of(network).type)
 
 
 def _has_plain_head(network: Any, info: ModelInfo, ids: list[int]) -> bool:

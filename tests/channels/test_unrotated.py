@@ -67,7 +67,7 @@ def test_a_layer_turns_as_the_whole_cache_moves_and_linearly(kind: str, load: Lo
     moved = model.rotation.move(kv, kv.positions + shift)
     still = model.rotation.unrotated(kv)
     assert not still.positions.any()
-    turn, back = model.rotation.by(shift), model.rotation.by(kv.positions)
+    turn, back = model.rotation.shifter(shift), model.rotation.shifter(kv.positions)
     for index, (k, _) in enumerate(kv.layers):
         torch.testing.assert_close(turn(index, k), moved.layers[index].keys)
         torch.testing.assert_close(back(index, still.layers[index].keys), k, **CLOSE)

@@ -88,7 +88,7 @@ def test_a_verdict_can_be_kept_and_read_again(tmp_path: Path) -> None:
     kept = Verdict.from_dict(json.loads(json.dumps(found.verdict.to_dict())))
     assert kept == found.verdict
     again = restore(found.network, found.info, kept)
-    assert (again.why_no_cache, again.rotation.why_not, again.rotation.kept) == (None, None, found.rotation.kept)
+    assert (again.why_no_cache, again.rotation.why_not, again.rotation.found) == (None, None, found.rotation.found)
 
 
 def test_a_row_behind_the_window_and_rows_far_out_are_compared(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_every_layer_computes_on_its_own_device(fake: FakeTensorMode, kind: str)
             rows = [Row([7] * len(each), cache, "all", each) for each, cache in zip(at, caches, strict=True)]
             assert [logits.device for logits in forward(network, info, rows) if logits is not None] == [GPUS[0]] * 2
         forward(network, info, [Row([7], caches[0], "none", positions(7, 1))])
-        kv, turn = caches[0].tail(), Rotation(network, info).by(torch.arange(8))
+        kv, turn = caches[0].tail(), Rotation(network, info).shifter(torch.arange(8))
         moved = [turn(index, layer.keys) for index, layer in enumerate(kv.layers)]
     assert tuple(layer.keys.device for layer in kv.layers) == devices
     assert tuple(keys.device for keys in moved) == devices

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from cachegraph.channels.cache.graft import why_no_graft
-from cachegraph.engine.cpu import linear
 from cachegraph.engine.kv.cache import RowCache
+from cachegraph.engine.model import int8
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.int8 import Int8Linear, quantise
 from cachegraph.engine.model.load import load_model
@@ -33,7 +33,7 @@ def layer(dtype: torch.dtype, bias: bool = False) -> tuple[Int8Linear, nn.Linear
 
 @pytest.fixture(params=[2**23, 64 * 7], ids=["one piece", "several pieces"], autouse=True)
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_AT_ONCE", request.param)
+    monkeypatch.setattr(int8, "_AT_ONCE", request.param)
 
 
 def test_each_weight_moves_by_no_more_than_half_a_step_of_its_output() -> None:

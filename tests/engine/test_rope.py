@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from tiny import KINDS, Tiny, config_of, load_tiny
 from transformers import models as hf
 
-from cachegraph.engine.cpu.build import kernels
-from cachegraph.engine.cpu.rope import turned
-from cachegraph.engine.kv import rope
+from cachegraph.engine.kernels import KeyRotator, backend
 from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
 from cachegraph.engine.kv.rope import OutOfReach
 from cachegraph.engine.model.forward import Row, forward
@@ -127,28 +125,33 @@ def test_kernels_move_keys_to_the_bit_as_torch_does(
     name: str, spread: Callable[[int], torch.Tensor], demo_models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bfloat16 on a CPU; two kinds of RoPE in Gemma."""
-    if isinstance(found := kernels(), str):
-        pytest.skip(found)
+    rotator = rotator_here()
     model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
     here = read_at(model, 3)
     there = spread(30)
-    taken = []
-    monkeypatch.setattr(rope, "turned", lambda *given: taken.append(turned(*given)) or taken[-1])
+    rotated, rotate = [], type(rotator).rotate
+    monkeypatch.setattr(type(rotator), "rotate", lambda *given: rotated.append(rotate(*given)) or rotated[-1])
     moved = model.rotation.move(here, there)
-    assert taken[0] is not None
-    monkeypatch.setattr(rope, "turned", lambda *_: None)
+    assert rotated
+    monkeypatch.setattr(type(rotator), "takes", lambda *_: False)
     expected = model.rotation.move(here, there)
     for ours, theirs in zip(moved.layers, expected.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)
         assert ours.values is theirs.values
 
 
-def test_keys_that_kernels_can_not_turn_are_left_to_torch() -> None:
+def rotator_here() -> KeyRotator:
+    rotator = backend("cpu").key_rotator()
+    if rotator is None:
+        pytest.skip(backend("cpu").status())
+    return rotator
+
+
+def test_keys_that_kernels_can_not_rotate_are_left_to_torch() -> None:
     """In float32, in heads whose halves are no whole blocks, of several rows."""
-    table = torch.randn(5, 2, 64)
     for shape, dtype in (
         ((1, 2, 5, 64), torch.float32),
         ((1, 2, 5, 48), torch.bfloat16),
         ((2, 2, 5, 64), torch.bfloat16),
     ):
-        assert turned([torch.randn(shape).to(dtype)], [table]) is None
+        assert not rotator_here().takes([torch.randn(shape).to(dtype)])

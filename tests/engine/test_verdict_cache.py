@@ -14,7 +14,8 @@ from hybrids import HYBRIDS
 from tiny import config_of, save_model
 
 from cachegraph.common import json_cache
-from cachegraph.engine.cpu import build
+from cachegraph.engine.cpu import backend as cpu
+from cachegraph.engine.kernels import SWITCH
 from cachegraph.engine.kv.cache import RowCache
 from cachegraph.engine.model import load, verdict_cache
 from cachegraph.engine.model.forward import Row, forward
@@ -102,9 +103,9 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
     "transformers": lambda _, patch: patch.setattr(verdict_cache.transformers, "__version__", "0.0"),
     "cachegraph": lambda _, patch: patch.setattr(verdict_cache, "__version__", "0.0"),
     "code": lambda _, patch: patch.setattr(verdict_cache, "_own_code", lambda: "other"),
-    "cpu": lambda _, patch: patch.setattr(verdict_cache, "cpu_features", lambda: "other"),
-    "compiler": lambda _, patch: patch.setattr(verdict_cache, "compiler", lambda: None),
-    "switch": lambda _, patch: patch.setenv(build.SWITCH, "off"),
+    "cpu": lambda _, patch: patch.setattr(cpu, "cpu_features", lambda: "other"),
+    "compiler": lambda _, patch: patch.setattr(cpu, "compiler", lambda: None),
+    "switch": lambda _, patch: patch.setenv(SWITCH, "off"),
 }
 
 
@@ -112,7 +113,7 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
 def test_whatever_changes_is_checked_again(
     folder: Path, home: Path, checked: list[int], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.delenv(build.SWITCH, raising=False)
+    monkeypatch.delenv(SWITCH, raising=False)
     load_model(folder, checks="once")
     CHANGES[change](folder, monkeypatch)
     load_model(folder, checks="once")
@@ -188,7 +189,7 @@ def test_a_home_that_can_not_be_written_to_keeps_nothing(
 def test_a_failed_compilation_is_not_remembered(
     folder: Path, home: Path, checked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict_cache, "failure", lambda: "the model is small")
+    monkeypatch.setattr(cpu, "failure", lambda: "the model is small")
     load_model(folder, checks="once")
     assert not home.exists() or not list(home.iterdir())
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from cachegraph.engine.cpu.lean_fuser import Correction
+from cachegraph.engine.kernels import LeanFuserKernel
 
 from ..files.card import Card
 
@@ -39,7 +39,7 @@ class Stack(Protocol):
         """What it takes and computes in."""
 
     @property
-    def kernel(self) -> Correction | None:
+    def kernel(self) -> LeanFuserKernel | None:
         """All of it in one call, on a CPU that can."""
 
     def part(self, begin: int, end: int) -> "Stack":

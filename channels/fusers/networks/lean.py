@@ -15,8 +15,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from cachegraph.engine.cpu.lean_fuser import Correction
-from cachegraph.engine.cpu.linear import float32_pays
+from cachegraph.engine.kernels import LeanFuserKernel, backend
 from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.engine.spec import Strict
 
@@ -91,7 +90,7 @@ class LeanStack:
     def __init__(self, projectors: Sequence[LeanProjector]):
         self._projectors = projectors
         one = projectors[0]
-        wide = one.dtype == torch.bfloat16 and one.device.type == "cpu" and float32_pays()
+        wide = one.dtype == torch.bfloat16 and backend(one.device.type).float32_is_faster()
         self.dtype = torch.float32 if wide else one.dtype
         self.norm = _StackedNorm([each.norm for each in projectors], self.dtype)
         self.down, self.mix, self.key_up, self.value_up = (
@@ -102,9 +101,10 @@ class LeanStack:
         self.value_alpha = torch.stack([each.value_alpha for each in projectors])[:, None]
 
     @cached_property
-    def kernel(self) -> Correction | None:
-        trained = self._projectors[0].down.weight.requires_grad  # then a kernel's copy of the weights would not last
-        return None if trained else Correction.of(self._projectors)
+    def kernel(self) -> LeanFuserKernel | None:
+        weight = self._projectors[0].down.weight
+        # A kernel's copy of weights in training would not last.
+        return None if weight.requires_grad else backend(weight.device.type).lean_fuser(self._projectors)
 
     def part(self, begin: int, end: int) -> "LeanStack":
         some = copy(self)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.engine.cpu import build, status
+from cachegraph.engine.cpu import build
 from cachegraph.engine.cpu.build import Kernels, kernels
+from cachegraph.engine.kernels import backend
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +31,17 @@ def test_they_are_compiled_into_the_home_once(monkeypatch: pytest.MonkeyPatch, t
     build._kernels.cache_clear()
     assert isinstance(kernels(), Kernels)
     assert library.stat().st_mtime_ns == made
-    assert "compiled for this CPU" in status()
+    assert "compiled for this CPU" in backend("cpu").status()
 
 
 def test_a_variable_turns_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHEGRAPH_KERNELS", "off")
-    assert "CACHEGRAPH_KERNELS" in status()
+    assert "CACHEGRAPH_KERNELS" in backend("cpu").status()
 
 
 def test_without_a_compiler_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert "install g++" in status()
+    assert "install g++" in backend("cpu").status()
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -48,8 +49,8 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 1 && exit 0\necho 'no such flag' >&2; exit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    assert "broken" in status()
-    assert "no such flag" in status()
+    assert "broken" in backend("cpu").status()
+    assert "no such flag" in backend("cpu").status()
     assert not list((tmp_path / "kernels").glob("*.part"))
 
 

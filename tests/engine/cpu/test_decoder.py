@@ -11,9 +11,10 @@ import tiny
 import torch
 from transformers import models as hf
 
-from cachegraph.engine.cpu import decoder as cpu_decoder
+from cachegraph.engine.cpu import weights as kernel_weights
 from cachegraph.engine.cpu.build import Kernels, kernels
-from cachegraph.engine.cpu.decoder import Decoder, Unsupported
+from cachegraph.engine.cpu.decoder import CPUDecoder
+from cachegraph.engine.kernels import Unsupported
 from cachegraph.engine.kv.cache import KV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
@@ -60,7 +61,7 @@ def compiled() -> Kernels:
 @pytest.fixture(params=[True, False], ids=["panels", "no panels"], autouse=True)
 def panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether there is memory for weights in a second order."""
-    monkeypatch.setattr(cpu_decoder, "_ROOM", 0 if request.param else math.inf)
+    monkeypatch.setattr(kernel_weights, "_ROOM", 0 if request.param else math.inf)
     return bool(request.param)
 
 
@@ -84,7 +85,7 @@ def read(model: LoadedModel, count: int, past: tuple[KV, ...] = ()) -> tuple[KV,
 def test_steps_behind_shared_segments_give_the_models_own_logits_and_caches(
     model: LoadedModel, compiled: Kernels
 ) -> None:
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     past = read(model, 5, read(model, 20))
     ours, own = RowCache(past), RowCache(past)
     for token in range(1, 40):  # past a window of 12, and past the tail's first buffer
@@ -103,7 +104,7 @@ def test_any_number_of_queries_share_a_head(group: int, compiled: Kernels, tmp_p
     model = load_model(tiny.save_model(hf.mistral.MistralConfig(**sizes, sliding_window=70), tmp_path))
     past = read(model, 45, read(model, 30))
     (expected,) = forward(model.network, model.info, [Row([5], RowCache(past))])
-    got = Decoder(model.network, model.info, compiled).step([5], [RowCache(past)])
+    got = CPUDecoder(model.network, model.info, compiled).step([5], [RowCache(past)])
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -116,7 +117,7 @@ def test_a_window_looks_back_by_positions_wherever_an_entry_stands(compiled: Ker
         past = [kv.select(slice(15 * part, 15 * part + 15)) for part in order]
         at = torch.tensor([60])
         (expected,) = forward(model.network, model.info, [Row([5], RowCache(past), positions=at)])
-        decoder = Decoder(model.network, model.info, compiled)
+        decoder = CPUDecoder(model.network, model.info, compiled)
         for many in (False, True):
             got = decoder.read([[5]], [RowCache(past)], [[0]], [at], many=many)
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
@@ -133,7 +134,7 @@ def test_a_row_gets_the_same_bits_alone_and_in_any_batch(
     dtype: torch.dtype, weights: Any, compiled: Kernels, tmp_path: Any
 ) -> None:
     model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype, weights=weights)
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     pasts = [read(model, count) for count in (3, 17, 40, 1, 8, 25, 33, 2, 4, 6, 9, 5, 7)] * 3
     alone = [decoder.step([5 + i], [RowCache(past)])[0] for i, past in enumerate(pasts)]
     for size in (1, 2, 3, 5, 7, 12, 13, 36, 39):  # the last by other code than the first
@@ -148,7 +149,7 @@ def test_one_nan_in_a_cache_is_not_lost(
     many: bool, dtype: torch.dtype, weights: Any, compiled: Kernels, tmp_path: Any
 ) -> None:
     model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=dtype, weights=weights)
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     (past,) = read(model, 9)
     past.layers[0].values[0, 0, 4, 5] = math.nan  # so one number in each query's result, among others that are none
     assert decoder.read([[1, 2]], [RowCache([past])], [[0, 1]], many=many).isnan().all()
@@ -163,7 +164,7 @@ def assert_same_cache(a: RowCache, b: RowCache, **tolerance: float) -> None:
 
 @torch.inference_mode()
 def test_tokens_get_the_same_bits_read_one_by_one_and_together(model: LoadedModel, compiled: Kernels) -> None:
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     past, ids = read(model, 9), [3 + 5 * i for i in range(30)]  # past a window of 12
     singly = RowCache(past)
     last = [decoder.step([token], [singly])[0] for token in ids][-1]
@@ -183,7 +184,7 @@ def test_tokens_get_the_same_bits_read_one_by_one_and_together(model: LoadedMode
 def test_a_prompt_that_is_read_at_once_gives_the_models_own_logits_and_caches(
     before: int, model: LoadedModel, compiled: Kernels
 ) -> None:
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     past = read(model, before - before // 3, read(model, before // 3)) if before else ()
     ids = [[(7 * i + 3) % 300 for i in range(count)] for count in (150, 2, 61)]
     far = torch.arange(before + 5, before + 66)  # the last stands further on
@@ -206,7 +207,7 @@ def test_a_prompt_that_is_read_at_once_gives_the_models_own_logits_and_caches(
 def test_the_first_layers_alone_have_the_bits_that_they_have_of_all(
     many: bool, model: LoadedModel, compiled: Kernels
 ) -> None:
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     past, ids = read(model, 20), [(7 * i + 3) % 300 for i in range(60)]
     whole = RowCache(past)
     decoder.read([ids], [whole], [[]], many=many)
@@ -225,7 +226,7 @@ def test_a_prompt_gets_the_same_bits_however_it_is_cut_up_and_whoever_reads_besi
     dtype: torch.dtype, weights: Any, compiled: Kernels, tmp_path: Any
 ) -> None:
     model = load_model(tiny.save_model(MODELS["gemma3 with two ropes"](), tmp_path), dtype=dtype, weights=weights)
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     past, ids = read(model, 530), [(7 * i + 3) % 300 for i in range(140)]
     whole = RowCache(past)
     expected = decoder.read([ids], [whole], [range(140)], many=True)
@@ -248,12 +249,12 @@ def test_panels_are_made_when_they_pay_and_change_no_bit_of_a_prompt(
     """Not for one prompt of which nobody asks for logits; then by a second prompt, or by the first step."""
     ids = [(7 + 3 * i) % 300 for i in range(50)]
 
-    def prompt(decoder: Decoder) -> KV:
+    def prompt(decoder: CPUDecoder) -> KV:
         cache = RowCache()
         decoder.read([ids], [cache], [[]], many=True)
         return cache.tail()
 
-    decoder, other = (Decoder(model.network, model.info, compiled) for _ in range(2))
+    decoder, other = (CPUDecoder(model.network, model.info, compiled) for _ in range(2))
     waiting = panels and model.weights is None
     assert bool(decoder._waiting) == waiting
     first = prompt(decoder)
@@ -270,7 +271,7 @@ def test_panels_are_made_when_they_pay_and_change_no_bit_of_a_prompt(
 
 @torch.inference_mode()
 def test_results_stay_as_they_are_while_other_programs_want_the_cores(model: LoadedModel, compiled: Kernels) -> None:
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -287,14 +288,14 @@ def test_results_stay_as_they_are_while_other_programs_want_the_cores(model: Loa
     assert torch.equal(crowded[:40], quiet)
 
 
-def _reply(decoder: Decoder, steps: int) -> torch.Tensor:
+def _reply(decoder: CPUDecoder, steps: int) -> torch.Tensor:
     cache = RowCache()
     return torch.stack([decoder.step([(5 * i + 1) % 300], [cache])[0] for i in range(steps)])
 
 
 @torch.inference_mode()
 def test_a_prompt_gets_the_same_bits_on_any_number_of_threads(model: LoadedModel, compiled: Kernels) -> None:
-    decoder, ids = Decoder(model.network, model.info, compiled), [(7 * i + 3) % 300 for i in range(140)]
+    decoder, ids = CPUDecoder(model.network, model.info, compiled), [(7 * i + 3) % 300 for i in range(140)]
     threads = torch.get_num_threads()
     try:
         results = []
@@ -311,7 +312,7 @@ def test_a_prompt_gets_the_same_bits_on_any_number_of_threads(model: LoadedModel
 def test_activations_in_eight_bits_stay_near_what_float32_gives(name: str, compiled: Kernels, tmp_path: Any) -> None:
     folder = tiny.save_model(MODELS[name](), tmp_path)
     exact, ours = (load_model(folder, dtype=dtype, weights="int8") for dtype in (torch.float32, torch.bfloat16))
-    decoder = Decoder(ours.network, ours.info, compiled)
+    decoder = CPUDecoder(ours.network, ours.info, compiled)
     ids = [(7 * i + 3) % 300 for i in range(45)]
     (expected,) = forward(exact.network, exact.info, [Row(ids, RowCache(), "all")])
     assert expected is not None
@@ -324,7 +325,7 @@ def test_activations_in_eight_bits_stay_near_what_float32_gives(name: str, compi
 def test_shared_segments_are_left_as_they_are(model: LoadedModel, compiled: Kernels) -> None:
     past = read(model, 9)
     before = [layer.keys.clone() for layer in past[0].layers]
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     first, second = RowCache(past), RowCache(past)
     for token in range(3):
         decoder.step([token, token + 9], [first, second])
@@ -345,13 +346,13 @@ def test_a_segment_that_lies_in_another_order_is_read_right(model: LoadedModel, 
         ),
         past.positions,
     )
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     assert torch.equal(decoder.step([3], [RowCache([past])]), decoder.step([3], [RowCache([shuffled])]))
 
 
 @torch.inference_mode()
 def test_rows_that_decode_and_rows_that_read_share_a_forward_pass(model: LoadedModel, compiled: Kernels) -> None:
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     past = read(model, 6)
 
     def rows() -> list[Row]:
@@ -373,7 +374,7 @@ def test_rows_that_decode_and_rows_that_read_share_a_forward_pass(model: LoadedM
 @torch.inference_mode()
 def test_a_failed_pass_leaves_the_rows_of_other_kernels_as_they_were(model: LoadedModel, compiled: Kernels) -> None:
     """Rows that decode, that read a prompt and that stop early are computed one kind after the other."""
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     (past,) = read(model, 20)
     good = [Row([5], RowCache([past])), Row([5, 6], RowCache([past]), short=True), Row([5] * 40, RowCache([past]))]
     early = Row([5] * 40, RowCache([past]), "none", layers=1)
@@ -391,7 +392,7 @@ def test_a_failed_pass_leaves_the_rows_of_other_kernels_as_they_were(model: Load
 def test_models_of_other_parts_are_refused(kind: str, compiled: Kernels, tmp_path: Any) -> None:
     model = load_model(tiny.save_model(tiny.config_of(kind), tmp_path), dtype=torch.float32)
     with pytest.raises(Unsupported):
-        Decoder(model.network, model.info, compiled)
+        CPUDecoder(model.network, model.info, compiled)
 
 
 def test_embeddings_that_are_changed_in_a_way_of_their_own_are_refused(compiled: Kernels, tmp_path: Any) -> None:
@@ -402,7 +403,7 @@ def test_embeddings_that_are_changed_in_a_way_of_their_own_are_refused(compiled:
     model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=torch.float32)
     model.network.get_input_embeddings().__class__ = Odd
     with pytest.raises(Unsupported, match="embeddings"):
-        Decoder(model.network, model.info, compiled)
+        CPUDecoder(model.network, model.info, compiled)
 
 
 @pytest.mark.parametrize("ids", [[-1], [300], [1, 2, 300, 3]])
@@ -412,7 +413,7 @@ def test_a_token_that_there_is_not_is_an_error_as_it_is_to_torch(
     model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=torch.float32)
     cache = RowCache()
     with pytest.raises(IndexError, match="outside of the vocabulary of 300"):
-        Decoder(model.network, model.info, compiled).read([ids], [cache], [[]])
+        CPUDecoder(model.network, model.info, compiled).read([ids], [cache], [[]])
     assert len(cache) == 0
 
 
@@ -467,7 +468,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_torch_goes_on_with_its_tiles_after_the_kernels_have_used_theirs(compiled: Kernels, tmp_path: Any) -> None:
     """On the same thread, with a shape that torch has used before and takes to be still set."""
     model = load_model(tiny.save_model(MODELS["llama"](), tmp_path), dtype=torch.bfloat16)
-    decoder = Decoder(model.network, model.info, compiled)
+    decoder = CPUDecoder(model.network, model.info, compiled)
     weight, x = torch.randn(48, 96).bfloat16(), torch.randn(40, 96).bfloat16()
     expected = torch.nn.functional.linear(x, weight)
     for _ in range(20):

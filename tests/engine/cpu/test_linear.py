@@ -5,13 +5,16 @@ import torch
 from torch import nn
 
 from cachegraph.engine.cpu import linear
-from cachegraph.engine.cpu.linear import WideLinear, widen
+from cachegraph.engine.cpu.linear import WideLinear, widen_linears
+from cachegraph.engine.model import int8
 
 
 def layer(inputs: int = 512, outputs: int = 300, bias: bool = False) -> nn.Linear:
     torch.manual_seed(0)
     made = nn.Linear(inputs, outputs, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
-    widen(made, lambda: True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "float32_is_faster", lambda: True)
+        widen_linears(made)
     assert type(made) is WideLinear
     return made
 
@@ -20,7 +23,7 @@ def layer(inputs: int = 512, outputs: int = 300, bias: bool = False) -> nn.Linea
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch alone":
         monkeypatch.setattr(linear, "kernels", lambda: "no compiler")
-        monkeypatch.setattr(linear, "_AT_ONCE", 512 * 70)  # several pieces
+        monkeypatch.setattr(int8, "_AT_ONCE", 512 * 70)  # several pieces
     return str(request.param)
 
 
@@ -50,10 +53,14 @@ def test_a_row_gets_the_same_bits_whatever_stands_beside_it() -> None:
     assert all(torch.equal(made(x[: row + 1])[row], whole[row]) for row in range(len(x)))
 
 
-def test_small_layers_other_dtypes_and_cpus_that_compute_bfloat16_are_left_alone() -> None:
+def test_small_layers_other_dtypes_and_cpus_that_compute_bfloat16_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     small = nn.Linear(64, 64, dtype=torch.bfloat16)
     single = nn.Linear(512, 512)
     native = nn.Linear(512, 512, dtype=torch.bfloat16)
-    widen(nn.ModuleList([small, single]), lambda: True)
-    widen(native, lambda: False)
+    monkeypatch.setattr(linear, "float32_is_faster", lambda: True)
+    widen_linears(nn.ModuleList([small, single]))
+    monkeypatch.setattr(linear, "float32_is_faster", lambda: False)
+    widen_linears(native)
     assert {type(each) for each in (small, single, native)} == {nn.Linear}

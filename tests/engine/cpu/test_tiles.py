@@ -11,7 +11,7 @@ from transformers import models as hf
 
 from cachegraph.engine.cpu import build
 from cachegraph.engine.cpu.build import Kernels, kernels
-from cachegraph.engine.cpu.decoder import Decoder
+from cachegraph.engine.cpu.decoder import CPUDecoder
 from cachegraph.engine.kv.cache import RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
@@ -59,7 +59,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedModel:
     return load_model(tiny.save_model(MODELS[request.param](), tmp_path), dtype=torch.bfloat16)
 
 
-def read(decoder: Decoder, *cuts: int, beside: int = 0) -> tuple[RowCache, torch.Tensor]:
+def read(decoder: CPUDecoder, *cuts: int, beside: int = 0) -> tuple[RowCache, torch.Tensor]:
     """The prompt read in pieces, of `cuts` tokens and the rest, maybe beside another row; the last one's logits."""
     cache, other, at = RowCache(), RowCache(), 0
     for count in (*cuts, len(IDS) - sum(cuts)):
@@ -76,7 +76,7 @@ def test_a_long_prompt_gives_the_models_own_logits(emulated: Kernels, model: Loa
     own = RowCache()
     (expected,) = forward(model.network, model.info, [Row(IDS, own)])
     assert expected is not None
-    cache, got = read(Decoder(model.network, model.info, emulated), 128, 512)
+    cache, got = read(CPUDecoder(model.network, model.info, emulated), 128, 512)
     assert torch.nn.functional.cosine_similarity(got, expected[0].float(), dim=0) > 0.999
     for mine, theirs in zip(cache.tail().layers, own.tail().layers, strict=True):
         for x, y in zip(mine, theirs, strict=True):
@@ -87,7 +87,7 @@ def test_a_long_prompt_gives_the_models_own_logits(emulated: Kernels, model: Loa
 def test_a_long_prompt_gets_the_same_bits_however_it_is_cut_up_and_beside_others(
     emulated: Kernels, model: LoadedModel
 ) -> None:
-    decoder = Decoder(model.network, model.info, emulated)
+    decoder = CPUDecoder(model.network, model.info, emulated)
     cache, expected = read(decoder, 512, 512)
     for cuts, beside in (((128, 300, 777), 0), ((1000,), 40), ((16, 512), 3)):
         other, got = read(decoder, *cuts, beside=beside)
@@ -99,7 +99,7 @@ def test_a_long_prompt_gets_the_same_bits_however_it_is_cut_up_and_beside_others
 
 @torch.inference_mode()
 def test_rows_decode_with_the_same_bits_alone_and_together(emulated: Kernels, model: LoadedModel) -> None:
-    decoder = Decoder(model.network, model.info, emulated)
+    decoder = CPUDecoder(model.network, model.info, emulated)
     pasts = []
     for count in (3, 40, 130, 400):
         cache = RowCache()

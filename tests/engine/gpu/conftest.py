@@ -15,7 +15,7 @@ from tiny import Tiny, config_of, save_model
 from cachegraph.engine.model.load import LoadedModel, load_model
 
 try:
-    kernels, stepper = (import_module(f"cachegraph.engine.gpu.{name}") for name in ("kernels", "stepper"))
+    kernels, decoder = (import_module(f"cachegraph.engine.gpu.{name}") for name in ("kernels", "decoder"))
 except ImportError:  # there is no Triton for this system
     collect_ignore_glob = ["test_*.py"]
 ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
@@ -76,9 +76,9 @@ def stepped(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     def make(kind: str = "llama", dtype: torch.dtype = torch.float32) -> LoadedModel:
         if ON_GPU:
             model = load_model(save_model(config_of(kind), tmp_path_factory.mktemp(kind)), dtype=dtype, device="cuda")
-            assert isinstance(model.decoder, stepper.Stepper)
+            assert isinstance(model.decoder, decoder.GPUDecoder)
             return model
         model = tiny(kind, dtype)
-        return replace(model, decoder=stepper.Stepper(model.network, model.info))
+        return replace(model, decoder=decoder.GPUDecoder(model.network, model.info))
 
     return make

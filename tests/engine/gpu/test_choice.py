@@ -9,15 +9,14 @@ import torch
 from tiny import Tiny
 from torch import Tensor
 
-from cachegraph.engine.cpu.build import SWITCH
-from cachegraph.engine.cpu.decoder import Decoder
 from cachegraph.engine.gpu import kernels
-from cachegraph.engine.gpu.stepper import Stepper
+from cachegraph.engine.gpu.decoder import GPUDecoder
+from cachegraph.engine.kernels import SWITCH, DecodeKernels
 from cachegraph.engine.model import verify_model
 from cachegraph.engine.model.load import LoadedModel
 
 
-def chosen(model: LoadedModel) -> Decoder | Stepper | None:
+def chosen(model: LoadedModel) -> DecodeKernels | None:
     """By the check at load, which takes the model to be on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify_model, "home_of", lambda _: torch.device("cuda"))
@@ -29,7 +28,7 @@ def chosen(model: LoadedModel) -> Decoder | Stepper | None:
 def test_they_decode_a_model_of_which_they_compute_what_it_does_itself(dtype: torch.dtype, tiny: Tiny) -> None:
     model = tiny("llama", dtype)
     found = chosen(model)
-    assert isinstance(found, Stepper)
+    assert isinstance(found, GPUDecoder)
     assert found.replays
 
 
@@ -47,7 +46,7 @@ def test_they_decode_none_of_which_they_compute_something_else(
 
 
 def no_triton(patch: pytest.MonkeyPatch) -> None:
-    patch.delitem(sys.modules, "cachegraph.engine.gpu.stepper")
+    patch.delitem(sys.modules, "cachegraph.engine.gpu.decoder")
     patch.delitem(sys.modules, "cachegraph.engine.gpu.kernels")
     patch.setitem(sys.modules, "triton", None)
 

@@ -1,12 +1,12 @@
-"""One token behind each of many caches: a step of decoding whose shapes, addresses and launches never change.
+"""Decoding on a GPU: a step of many rows whose shapes, addresses and kernel launches never change.
 
-So a CUDA graph repeats it at the price of one launch, whatever the rows have read. The next step can begin with tokens
-that only the GPU knows: the host learns them while it runs, and drops its results where it wants other rows.
+A CUDA graph therefore replays it for the price of one launch, whatever the rows have read. The next step can begin with
+tokens that only the GPU knows yet: the host learns them while it runs, and drops the results if it wants other rows.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ..cpu.decoder import Unsupported
+from ..kernels import Unsupported
 from ..kv.cache import LayerKV, RowCache
 from ..model.attention import attending
 from ..model.devices import home_of
@@ -25,30 +25,30 @@ from ..transfer import to_device
 from . import kernels
 from .tables import MOST_ROWS, POSITION, TOKEN, Tables
 
-__all__ = ["Stepper"]
+__all__ = ["GPUDecoder"]
 
 _SIZES = [1 << power for power in range(MOST_ROWS.bit_length())]  # of steps, in rows
 _ALIKE = 0.999  # cosine of what a graph computes and what it was recorded of
 
 
-class Stepper:
-    """One model's decoding. Raises Unsupported for a model that the kernels can't compute.
+class GPUDecoder:
+    """`DecodeKernels` of one model. Raises Unsupported for a model that the kernels can't compute.
 
-    It is used only after a step of it gave what the model itself gives. `replays`: it records a step of each size when
-    one is first wanted, by `warm_up` at the latest, and repeats it; false until the weights are at the addresses where
-    they stay, since those are recorded.
+    `replays`: it records a step of each size when one is first wanted, by `warm_up` at the latest, and replays it. That
+    needs the weights at the addresses where they stay, since a recording holds them.
     """
 
-    short = 1  # tokens of a prompt that it reads
+    max_short_prompt = 1
     reads_prompts = False
-    ends_early = False
+    stops_early = False
+    rounding_error = 0.0
 
-    def __init__(self, network: Any, info: ModelInfo):
+    def __init__(self, network: Any, info: ModelInfo, *, replays: bool = False):
         if not info.is_uniform:
             raise Unsupported("its layers differ in the shape of keys and values, share them or expand them")
         if info.shapes[0].key_dim % 8:
             raise Unsupported(f"a head_dim of {info.head_dim} is no multiple of 8")
-        self.replays = False
+        self.replays = replays
         self._network = network
         self._info = info
         self._device = home_of(network)
@@ -56,6 +56,13 @@ class Stepper:
         self._steps: dict[int, Callable[[], Tensor]] = {}  # by rows
         self._pool: Any = None  # of memory, which all graphs share: one runs at a time
         self._ahead: _Ahead | None = None
+
+    def settled(self) -> "GPUDecoder":
+        return GPUDecoder(self._network, self._info, replays=True)  # this one may have computed in float32
+
+    @contextmanager
+    def with_windows(self, info: ModelInfo) -> Iterator["GPUDecoder"]:
+        yield GPUDecoder(self._network, info)
 
     def warm_up(self) -> None:
         """Compile and record steps of all sizes, so that no reply waits for it, and the memory they take is known."""
@@ -72,7 +79,7 @@ class Stepper:
         many: bool = False,
         layers: int | None = None,
     ) -> Tensor:
-        """As a `Decoder` does, one new token a row, in all layers: logits of those asked for, (asked, vocab)."""
+        """As `DecodeKernels.read`, for one new token a row, in all layers."""
         assert layers is None
         places = [
             cache.next_position if at is None else int(at[0])
@@ -85,11 +92,8 @@ class Stepper:
             parts.append(self._read(tokens[some], caches[some], places[some], [bool(each) for each in asked[some]]))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def ahead(self, caches: Sequence[RowCache], tokens: Tensor, known: Callable[[], list[int]]) -> None:
-        """Begin the step that reads these tokens, (rows,), before the host knows them: `known` will say.
-
-        Nothing changes by it: the caches count the new entries once they are read.
-        """
+    def begin_next(self, caches: Sequence[RowCache], tokens: Tensor, known: Callable[[], list[int]]) -> None:
+        """As `DecodeKernels.begin_next`: the caches count the new entries once they are read."""
         if len(caches) > MOST_ROWS or any(cache.capacity_for(1) > cache.capacity for cache in caches):
             return
         places = [cache.next_position for cache in caches]

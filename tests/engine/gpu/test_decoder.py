@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cachegraph.engine.batching.kv_offload import SwappedTail
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.gpu import kernels, stepper, tables
-from cachegraph.engine.gpu.stepper import Stepper
+from cachegraph.engine.gpu import decoder, kernels, tables
+from cachegraph.engine.gpu.decoder import GPUDecoder
 from cachegraph.engine.kv.cache import KV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel
@@ -53,8 +53,8 @@ def step(model: LoadedModel, ids: Sequence[int], rows: Sequence[RowCache]) -> Te
 
 
 def begin(model: LoadedModel, ids: Sequence[int], rows: Sequence[RowCache]) -> None:
-    assert isinstance(model.decoder, Stepper)
-    model.decoder.ahead(rows, torch.tensor(ids, device=model.device), lambda: list(ids))
+    assert isinstance(model.decoder, GPUDecoder)
+    model.decoder.begin_next(rows, torch.tensor(ids, device=model.device), lambda: list(ids))
 
 
 def near(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> None:
@@ -65,13 +65,13 @@ def near(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> None:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """By step that was computed, how many rows it had room for."""
     sizes: list[int] = []
-    compute = Stepper._compute
+    compute = GPUDecoder._compute
 
-    def spy(self: Stepper, size: int) -> Tensor:
+    def spy(self: GPUDecoder, size: int) -> Tensor:
         sizes.append(size)
         return compute(self, size)
 
-    monkeypatch.setattr(Stepper, "_compute", spy)
+    monkeypatch.setattr(GPUDecoder, "_compute", spy)
     return sizes
 
 
@@ -101,7 +101,7 @@ def test_half_precision_is_as_near_as_rounding_lets_it_be(dtype: torch.dtype, st
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of no more than four rows."""
-    for module in (stepper, tables):
+    for module in (decoder, tables):
         monkeypatch.setattr(module, "MOST_ROWS", 4)
 
 
@@ -249,7 +249,7 @@ def test_nothing_between_two_steps_asks_the_host(kind: str, stepped: Stepped, mo
     monkeypatch.setattr(kernels, "append", lambda *_: None)
     monkeypatch.setattr(kernels, "attend", lambda segments, rows, query, *_: query.transpose(1, 2))
     step(model, [1, 2, 3], some_rows(model))
-    assert isinstance(model.decoder, Stepper)
+    assert isinstance(model.decoder, GPUDecoder)
     with _Asks() as seen:
         model.decoder._compute(4)
     asks = kind == "llama_dynamic"  # its RoPE depends on the highest position
@@ -316,9 +316,9 @@ def test_steps_are_begun_before_the_host_asks(
 ) -> None:
     """All but the first, and none behind the last token."""
     model, asked = stepped(), 0
-    read_ = Stepper._read
+    read_ = GPUDecoder._read
 
-    def spy(self: Stepper, *arguments: Any) -> Tensor:
+    def spy(self: GPUDecoder, *arguments: Any) -> Tensor:
         nonlocal asked
         asked += 1
         before = len(computed)
@@ -326,7 +326,7 @@ def test_steps_are_begun_before_the_host_asks(
         assert len(computed) == before
         return found
 
-    monkeypatch.setattr(Stepper, "_read", spy)
+    monkeypatch.setattr(GPUDecoder, "_read", spy)
     assert len(replies(model, [drawn(20)])[0]) == 20
     assert asked == len(computed) == 19
 
@@ -340,7 +340,7 @@ def test_demo_models_decode_as_with_torch(name: str, demo_engines: dict[str, Eng
     assert model.tokenizer is not None
     said = "A cache that one agent has computed is read by another, which saves the words."
     text = list(model.tokenizer.encode(said, special=True).ids)
-    stepped = replace(model, decoder=Stepper(model.network, model.info))
+    stepped = replace(model, decoder=GPUDecoder(model.network, model.info))
 
     def rows() -> list[RowCache]:
         first = RowCache()

@@ -1,0 +1,14 @@
+"""The order in which kernels read bfloat16 numbers."""
+
+from torch import Tensor
+
+__all__ = ["even_then_odd"]
+
+
+def even_then_odd(x: Tensor, block: int) -> Tensor:
+    """(..., size) in the kernels' order: of each block, the elements at even places, then those at odd ones.
+
+    A vector register of bfloat16 widens into two of float32 that way without a shuffle.
+    """
+    pairs = x.reshape(*x.shape[:-1], -1, block // 2, 2)  # (..., blocks, pairs, 2)
+    return pairs.transpose(-1, -2).reshape(x.shape)
