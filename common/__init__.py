@@ -6,6 +6,7 @@ did_you_mean     Suggestions for unknown names
 file_lock        Lock a file against other processes while it is open
 folder_escapes   Paths that leave a folder, through links too
 human            Numbers as people read them: bytes and counts
+jinja_guards     Guards and limits that the sandboxes of prompts and chat templates share
 json_cache       JSON values in the cache folder, keyed by the hash of what they depend on
 json_text        Parse and check JSON from outside
 paths            Where cachegraph keeps its files

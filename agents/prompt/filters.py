@@ -12,6 +12,7 @@ from jinja2.exceptions import TemplateRuntimeError
 from jinja2.filters import do_indent
 from jinja2.runtime import LoopContext
 
+from cachegraph.common.jinja_guards import bounded_range
 from cachegraph.common.template_budget import BUDGET, MAX_ITEMS, Budget, spend
 
 __all__ = [
@@ -230,10 +231,7 @@ def _round(value: Any, precision: Any = 0) -> float:
 
 
 def range_of(*bounds: Any) -> range:
-    numbers = range(*map(count_of, bounds))
-    if len(numbers) > MAX_ITEMS:
-        raise TemplateRuntimeError(f"a range has at most {MAX_ITEMS:,} numbers")
-    return numbers
+    return bounded_range(count_of, *bounds)
 
 
 def _tojson(value: Any) -> str:

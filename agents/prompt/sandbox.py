@@ -6,20 +6,18 @@ guard does more than linear work on bounded text. Knows nothing of prompts or ag
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 from jinja2 import StrictUndefined, Undefined, nodes, pass_context
 from jinja2.exceptions import TemplateRuntimeError
-from jinja2.ext import Extension
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
+
+from cachegraph.common.jinja_guards import GuardedCode, TokenLimit, guard
 
 from .filters import FILTERS, METHODS, Made, Value, bulk, count_of, kind_of, number_of, range_of, spend, text_of
 
 __all__ = ["ATTRIBUTES", "SANDBOX", "TESTS", "Guarding", "Sandbox"]
-
-MAX_TOKENS = 20_000  # of code; plain text is not counted
 
 LOOP = frozenset(
     {"changed", "cycle", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
@@ -53,7 +51,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_finalize,
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[_TokenLimit],
+            extensions=[TokenLimit],
         )
         known: dict[str, Any] = dict(self.tests)
         self.globals = {"range": range_of}
@@ -146,52 +144,15 @@ def _tested(test: Callable[..., bool], numbers: bool) -> Callable[..., bool]:
     return guarded
 
 
-class _TokenLimit(Extension):
-    """Ends the reading of endless code."""
-
-    def filter_stream(self, stream: Any) -> Iterator[Any]:
-        for number, token in enumerate(stream):
-            if number > MAX_TOKENS:
-                raise TemplateRuntimeError(f"a template has at most {MAX_TOKENS:,} words of code")
-            yield token
-
-
-class Guarding(NodeTransformer):
+class Guarding(GuardedCode):
     """Rewrites a parsed template so that everything that could take long asks the sandbox first."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = _guard("each", node, [cast("nodes.Expr", node.iter)])
-        return node
+    concat, make_list, make_tuple = "concat", "flat", "flat"
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        node.expr = _guard("step", node, [node.expr])
+        node.expr = guard("step", node, [node.expr])
         return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _guard("concat", node, node.nodes)
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:
-        self.generic_visit(node)
-        return _guard("flat", node, node.items)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        self.generic_visit(node)
-        return _guard("flat", node, node.items) if node.ctx == "load" else node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        none = nodes.Const(None, lineno=node.lineno)
-        bounds = [node.arg.start or none, node.arg.stop or none, node.arg.step or none]
-        return _guard("slice", node, [node.node, *bounds])
-
-
-def _guard(name: str, node: nodes.Node, args: list[nodes.Expr]) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None, lineno=node.lineno)
 
 
 SANDBOX = Sandbox()

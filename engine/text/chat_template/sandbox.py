@@ -18,7 +18,8 @@ from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 
-from cachegraph.common.template_budget import MAX_ITEMS, spend, weigh
+from cachegraph.common.jinja_guards import TokenLimit, bounded_range
+from cachegraph.common.template_budget import spend, weigh
 
 from .filters import FILTERS, TESTS, Lazy, compare
 from .formatting import format_percent
@@ -26,7 +27,6 @@ from .methods import Method, count_of, find_method
 
 __all__ = ["SANDBOX"]
 
-MAX_TOKENS = 20_000  # of code; plain text is not counted
 MAX_NUMBER = 2**63
 BOOKKEEPING = ("_loop_vars", "_block_vars")  # compiled code hands these to every call
 LOOP = frozenset(
@@ -59,10 +59,7 @@ def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 
 
 def _range(*bounds: Any) -> range:
-    numbers = range(*map(count_of, bounds))
-    if len(numbers) > MAX_ITEMS:
-        raise TemplateRuntimeError(f"a range has at most {MAX_ITEMS:,} numbers")
-    return numbers
+    return bounded_range(count_of, *bounds)
 
 
 def _raise_exception(message: Any) -> None:
@@ -264,14 +261,8 @@ def _number(value: Any) -> Any:
     raise TemplateRuntimeError(f"a number of a sensible size is wanted here, not {type(value).__name__}")
 
 
-class _TokenLimit(Extension):
-    """Ends the reading of endless code."""
-
-    def filter_stream(self, stream: Any) -> Iterator[Any]:
-        for number, token in enumerate(stream):
-            if number > MAX_TOKENS:
-                raise TemplateRuntimeError(f"a chat template has at most {MAX_TOKENS:,} words of code")
-            yield token
+class _TokenLimit(TokenLimit):
+    kind = "chat template"
 
 
 class _Generation(Extension):
