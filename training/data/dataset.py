@@ -104,9 +104,6 @@ def _example(row: Row, spec: DataSpec, graph: GraphSpec, mapping: EvaluateSpec) 
     (found,) = make_examples([row], graph, mapping)
     if not found.references or not found.references[0].strip():
         raise InputError(f"{row.place}: there is no response; name its column as `references`, or give choices")
-    for text in (*found.inputs.values(), found.references[0], *(found.choices or ())):
-        if not _is_whole(text):
-            raise InputError(f"{row.place}: the text {text[:40]!r} holds half a character, which no tokenizer can read")
     return Example(
         place=row.place,
         inputs=found.inputs,
@@ -114,15 +111,6 @@ def _example(row: Row, spec: DataSpec, graph: GraphSpec, mapping: EvaluateSpec) 
         choices=found.choices or (),
         answer=found.answer,
     )
-
-
-def _is_whole(text: str) -> bool:
-    """Whether it can be encoded: JSON can write one half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _without_chat(row: Row) -> Row:
