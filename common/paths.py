@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock
 from platformdirs import user_cache_path, user_data_path
 
-__all__ = ["Hold", "data_home", "home", "lasting"]
+__all__ = ["Hold", "data_home", "home", "lasting", "left_behind"]
 
 Hold = Callable[[Path], AbstractContextManager[bool]]  # whether nobody uses what lies there; nobody begins to meanwhile
 
@@ -53,6 +53,14 @@ def lasting(name: str, hold: Hold) -> Path:
         return old if old in _staying else new
 
 
+def left_behind() -> list[tuple[Path, Path]]:
+    """Files of an earlier version in the cache folder that nobody uses, each with the newer one in the data folder."""
+    if home() == data_home() or not home().is_dir():
+        return []
+    pairs = [(old, data_home() / old.name) for old in sorted(home().glob("*.db"))]
+    return [(old, new) for old, new in pairs if old.is_file() and not old.is_symlink() and new.exists()]
+
+
 def _named() -> Path | None:
     named = os.environ.get("CACHEGRAPH_HOME")
     return Path(named).expanduser().absolute() if named else None
@@ -68,7 +76,7 @@ def _moved(old: Path, new: Path, hold: Hold) -> bool:
             if not old.exists():
                 return True
             if old.is_file() and new.exists():
-                return True  # the newer one; `cachegraph doctor` tells of the other
+                return True  # the newer one; `cachegraph doctor` shows the other: see `left_behind`
             with hold(old) as free:
                 if not free or _others_stay(old):
                     return new.exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cachegraph import __version__
-from cachegraph.common.paths import data_home, home
+from cachegraph.common.paths import data_home, home, left_behind
 from cachegraph.errors import CachegraphError
 
 from .batching.kv_budget import PERCENT, VARIABLE, choose_budget
@@ -53,12 +53,13 @@ class Machine:
     temporary: str = ""
     temporary_free_bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what to look at, though models run
 
 
 def examine() -> Machine:
     """Look at everything; what can't be had is a problem, not an error."""
     machine = Machine(versions=_versions())
-    for look in (_look_at_torch, _look_at_devices, _look_at_disk, _look_at_models):
+    for look in (_look_at_torch, _look_at_devices, _look_at_disk, _look_at_old_files, _look_at_models):
         try:
             look(machine)
         except CachegraphError as error:
@@ -143,6 +144,14 @@ def _look_at_disk(machine: Machine) -> None:
     except OSError as error:
         machine.problems.append(
             f"can't write in {machine.home!r} ({error.strerror}); point CACHEGRAPH_HOME to a folder of yours"
+        )
+
+
+def _look_at_old_files(machine: Machine) -> None:
+    for old, new in left_behind():
+        machine.notes.append(
+            f"an earlier version left {str(old)!r}, which is not used beside {str(new)!r}; to see its runs set "
+            f"CACHEGRAPH_STORE to it, else delete it"
         )
 
 

@@ -33,3 +33,19 @@ def test_what_keeps_models_from_running_ends_with_exit_code_3(call, monkeypatch:
     assert any("CACHEGRAPH_KV_MEMORY is 'plenty', which is no size" in each for each in problems)
     assert any("point CACHEGRAPH_HOME to a folder of yours" in each for each in problems)
     assert ended.err.count("\n") == 1
+
+
+def test_a_second_run_store_of_an_earlier_version_is_told(call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr("cachegraph.common.paths.home", lambda: tmp_path / "cache")
+    monkeypatch.setattr("cachegraph.common.paths.data_home", lambda: tmp_path / "data")
+    for folder in ("cache", "data"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "runs.db").write_text("")
+    ended = call("doctor", "--json")
+    assert ended.code == 0
+    (note,) = json.loads(ended.out)["notes"]
+    assert repr(str(tmp_path / "cache" / "runs.db")) in note
+    assert "set CACHEGRAPH_STORE to it, else delete it" in note
+    assert f"note: {note}" in call("doctor").out
+    (tmp_path / "data" / "runs.db").unlink()  # then it is not a second one: the next run moves it
+    assert json.loads(call("doctor", "--json").out)["notes"] == []

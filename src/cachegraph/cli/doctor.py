@@ -61,6 +61,8 @@ def _print(machine: "Machine") -> None:
     console = open_console()
     console.print(table)
     console.print(_devices(machine))
+    for note in machine.notes:
+        console.print(Text.assemble(("note", "yellow"), f": {note}"), soft_wrap=True)
 
 
 def _devices(machine: "Machine") -> Table:
