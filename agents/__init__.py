@@ -11,6 +11,7 @@ local/             Agents whose model runs on this machine
 model_peer         The channel's view of an agent with a model, before or after the model is loaded
 pause/             Questions to a person
 prompt/            Prompts: templates, expressions, chat messages
+run_settings       Settings of a run that differ from the recipe's
 scripted           Agents that follow a script, for tests and examples
 sessions/          Conversations that agents remember
 spec               The agent kind `model`

@@ -150,6 +150,7 @@ class Turn:
     within: "Surroundings | None" = None  # of the run around it, for an agent that is a graph
     memory: Recollection | None = None  # what this agent remembers of the run's session
     on_tool: Callable[[ToolCall], None] | None = None  # called with each call of a tool, when its result is there
+    generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the run's caller has changed
 
 
 @dataclass(frozen=True, eq=False)

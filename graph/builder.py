@@ -54,6 +54,12 @@ class SpecBuilder:
                 raise RecipeError(problems_of(error, "", list(GraphSpec.model_fields))) from error
         return self._spec
 
+    def copy(self) -> "SpecBuilder":
+        """A copy that changes by itself; until then its `spec` is the same object."""
+        other = SpecBuilder(self.spec, {})
+        other._cache_options = dict(self._cache_options)
+        return other
+
     def add_input(self, name: str, data: Mapping[str, Any]) -> None:
         self._add("inputs", name, part_spec(InputSpec, data, f"inputs.{name}"))
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,7 @@ from .run.batch import OnResult, RowResult, each_row, run_rows, stream_rows
 from .run.create_agents import create_agents
 from .run.result import UNKEPT, Loading, Result
 from .run.run import Listener, Run
+from .run.settings import check_settings
 from .run.stream import RunStream, Stream
 from .run.subgraph import open_and_wire
 from .run.sync import wait
@@ -55,6 +57,7 @@ class Graph(GraphDefinition):
         self._agent_set: AgentSet | None = None
         self._replaced: list[AgentSet] = []  # agents of earlier states of this graph, whose models may be loaded
         self._wired: tuple[AgentSet, int, Wiring] | None = None
+        self._settings: dict[str, Any] = {}  # fields of a GenerateSpec, changed for the outputs
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
         """A copy in which every edge has this channel, or only the edges that a mapping names.
@@ -63,13 +66,33 @@ class Graph(GraphDefinition):
         The copy shares the loaded models. What a cache edge was told (`fuser`, `fallback`, ...) is remembered while it
         is a text edge, so that swapping there and back changes nothing.
         """
-        copy = type(self)(folder=self._folder, create=self._create)
-        copy._builder = self.validate()._builder.with_channels(channel)
-        copy._permissions = self._permissions
-        copy._file, copy.strict = self._file, self.strict
-        copy._functions = self._functions
-        copy._agent_set = self._agents_now()
-        return copy.validate()
+        other = type(self)(folder=self._folder, create=self._create)
+        other._builder = self.validate()._builder.with_channels(channel)
+        other._permissions = self._permissions
+        other._file, other.strict = self._file, self.strict
+        other._functions, other._settings = self._functions, self._settings
+        other._agent_set = self._agents_now()
+        return other.validate()
+
+    def with_settings(self, **settings: Any) -> Self:
+        """A copy whose runs decode the outputs with other settings, such as `temperature=0.7` or `max_new_tokens=64`.
+
+        The recipe stays as it is, and the copy shares the loaded models. Raises InputError for a setting that is wrong,
+        or that an output can't honour; a `json_schema` is checked, which may take long.
+        """
+        spec = self.validate().spec
+        changed = {**self._settings, **check_settings(spec, self._folder, self.permissions, settings)}
+        self._agents_now()  # which the copy shares
+        other = copy(self)
+        other._builder = self._builder.copy()
+        other._replaced = []
+        other._settings = changed
+        return other
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What `with_settings` has changed."""
+        return self._settings
 
     def with_spec(self, spec: GraphSpec) -> Self:
         """A graph of another recipe in the same folder, with the same permissions; its models are its own to close."""
@@ -235,6 +258,7 @@ class Graph(GraphDefinition):
         run = Run(spec, given, self._prepare, listener)
         run.take_loading = self.take_loading
         run.conversation = self.conversation(session)
+        run.generate = self._settings or None
         return run
 
     def take_loading(self) -> Loading:

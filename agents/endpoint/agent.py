@@ -14,6 +14,7 @@ from ..base import CLOSED, Delivery, MemoryReport, Reply, Timing, Tokens, ToolCa
 from ..prompt.chat_context import Frame, plain, remembered
 from ..prompt.prompt import PromptTemplate, heard, readable
 from ..prompt.render_threads import TextWork
+from ..run_settings import with_settings
 from ..schema_threads import run_checks
 from ..spec import AgentSpec, EndpointSpec, RetrySpec
 from ..structured_output import cut_short, parse_reply
@@ -86,7 +87,7 @@ class EndpointAgent:
             turns = Turns(self.name, self._belt, calls, turn.on_tool)
             said = await complete_with_tools(ask, messages, turns, turn.on_text)
         self._check(said, turn)
-        data = await self._data(said)
+        data = await self._data(said, turn)
         end = perf_counter()
         first = said.first_piece or end
         timing = Timing(prefill=first - sent, decode=end - first, first_token=first - begin, total=end - begin)
@@ -119,7 +120,7 @@ class EndpointAgent:
         if self._api is None:
             raise RunError(CLOSED.format(repr(self.name)))
         left = None if turn.most_tokens is None else turn.most_tokens - written
-        spec = within_budget(self._spec.generate, replace(turn, most_tokens=left))
+        spec = within_budget(with_settings(self._spec, turn).generate, replace(turn, most_tokens=left))
         tools = self._belt.schema if self._belt is not None else None
         return await self._api.complete(body_of(self.name, self._endpoint, messages, spec, tools), on_text)
 
@@ -127,7 +128,7 @@ class EndpointAgent:
         """Raise ModelError where a reply has no words, or its JSON is not whole."""
         if self._api is None:
             raise RunError(CLOSED.format(repr(self.name)))
-        spec = self._spec.generate
+        spec = with_settings(self._spec, turn).generate
         most = spec.max_new_tokens if turn.most_tokens is None else min(spec.max_new_tokens, turn.most_tokens)
         if not said.text.strip():
             raise self._api.error(self._api.excerpt(why_empty(said, most, may_stop=bool(spec.stop))))
@@ -138,9 +139,9 @@ class EndpointAgent:
         if said.finish in ("content_filter", "refusal"):
             raise self._api.error(f"broke off inside its JSON (finish_reason {said.finish!r})")
 
-    async def _data(self, said: Completion) -> Any:
+    async def _data(self, said: Completion, turn: Turn) -> Any:
         """The reply as a JSON value, where it has to be one. A server may have ignored the schema."""
-        spec = self._spec.generate
+        spec = with_settings(self._spec, turn).generate
         if spec.json_schema is None:
             return None
         return await run_checks(partial(parse_reply, self.name, said.text, spec.json_schema), len(said.text))

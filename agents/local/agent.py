@@ -19,6 +19,7 @@ from ..model_peer import model_peer
 from ..prompt.chat_context import Frame, knows_tools
 from ..prompt.prompt import PromptTemplate
 from ..prompt.render_threads import TextWork
+from ..run_settings import with_settings
 from ..spec import AgentSpec
 from ..token_budget import within_budget
 from ..tools.agent_tools import Belt, Turns
@@ -126,13 +127,14 @@ class LocalAgent:
         """Read the prompt with what the edges brought; write, if somebody reads it."""
         began = perf_counter()
         engine = self._opened.engine
+        own = with_settings(self._spec, turn).generate
         inbox = Inbox(self.name, turn)
         work = TextWork()
         memory = await self._remembering(turn, work)
         reader = self._reader(inbox, memory, work)
-        reads_only = self._spec.generate.max_new_tokens == 0
+        reads_only = own.max_new_tokens == 0
         generates = not reads_only and (turn.needs_text or self._belt is not None or memory is not None)
-        spec = within_budget(self._spec.generate, turn) if generates else self._spec.generate
+        spec = within_budget(own, turn) if generates else own
         timing, tokens = Timing(), Tokens()
         calls: list[ToolCall] = []
         row: AgentRow | None = None
@@ -183,7 +185,7 @@ class LocalAgent:
         reader = self._reader(Inbox(self.name, turn), await self._remembering(turn, work), work)
         row = await reader.read(finish=True, reply=ids)
         name = turn.id or self.name
-        add_reply(engine, name, row, ids, self._spec.generate.stop)
+        add_reply(engine, name, row, ids, with_settings(self._spec, turn).generate.stop)
         return row.sent_cache(engine.model.identity, name)
 
     async def _write(
@@ -214,7 +216,8 @@ class LocalAgent:
 
     def _reader(self, inbox: Inbox, memory: Remembering | None = None, work: TextWork | None = None) -> Reader:
         frame = self._frame if memory is None else replace(self._frame, history=memory.history)
-        return Reader(self._opened.engine, self._spec, self._template, self._chat, inbox, frame, work)
+        spec = with_settings(self._spec, inbox.turn)
+        return Reader(self._opened.engine, spec, self._template, self._chat, inbox, frame, work)
 
     async def _remembering(self, turn: Turn, work: TextWork) -> Remembering | None:
         if turn.memory is None or self._spec.generate.max_new_tokens == 0:
@@ -227,7 +230,8 @@ class LocalAgent:
         if row is not None and row.sharers is None and row.can_reopen:
             row = replace(row, timing=Timing(), tokens=Tokens())
             row.reopen()
-            return (await write(self._opened.engine, self.name, self._spec.generate, row, again, perf_counter())).text
+            spec = with_settings(self._spec, turn).generate
+            return (await write(self._opened.engine, self.name, spec, row, again, perf_counter())).text
         return (await self.turn(again)).payload.text or ""
 
 

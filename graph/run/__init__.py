@@ -12,6 +12,7 @@ readiness        Which agents may start, round by round
 result           The result of a run: reply, agents, edges, totals
 run              One execution of a graph
 run_warnings     Warnings of a finished run
+settings         Settings of a run's outputs that differ from the recipe's
 stream           Watch a run, or many, as an async iterator
 subgraph         The agent that runs an included recipe
 sync             Run async work from synchronous code

@@ -71,6 +71,7 @@ class Surroundings:
     turns: str = ""
     spent: Spent | None = None
     wants_cache: bool = False  # an edge of the graph around it takes the output's cache
+    generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the caller has changed for the outputs
 
     def now(self) -> float:
         """Seconds since the outermost run began."""
@@ -95,6 +96,7 @@ class Turns:
     ) -> tuple[Reply, list[AgentResult]]:
         """The reply; of a turn an item, all replies as one, and the result of each."""
         around, turn_id, probe = self._around, result.turn, self._around.probe
+        changed = around.generate if node.index in self._outputs else None
         turn = Turn(
             self._inputs,
             deliveries,
@@ -104,9 +106,10 @@ class Turns:
             partial(setattr, result, "prompt"),
             id=turn_id,
             control=probe.controls.get(around.agents + node.name) if probe else None,
-            within=around if node.is_graph else None,
+            within=replace(around, generate=changed) if node.is_graph else None,
             memory=self._memory(node),
             on_tool=self._tool_calls(node, turn_id) if around.listener else None,
+            generate=changed,
         )
         if probe is not None:
             probe.turns[around.agents + node.name] = turn

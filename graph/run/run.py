@@ -74,6 +74,7 @@ class Run:
         self._journal = journal  # a kept run has its own once it has begun
         self._ways = Ways()
         self.conversation: Session | None = None  # that this run goes on with
+        self.generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec, changed for the output agents
         self._seconds = 0.0  # set when the run ends
         self._status: RunStatus = "not_started"
         self._error: str | None = None
@@ -129,7 +130,11 @@ class Run:
         self._status = "running"
         if not self._inside:
             self._around = replace(
-                self._around, began=perf_counter(), journal=self._journal, conversation=self.conversation
+                self._around,
+                began=perf_counter(),
+                journal=self._journal,
+                conversation=self.conversation,
+                generate=self.generate,
             )
         try:
             self._wiring = await self._prepare()

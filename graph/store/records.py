@@ -43,6 +43,7 @@ class Setting:
     allow_local: bool = False
     session: str | None = None  # the conversation that the run goes on with
     versions: Mapping[str, str] = field(default_factory=dict)
+    generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the caller has changed for the outputs
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -154,6 +155,7 @@ SETTING: Mapping[str, Check] = {
     "allow_local": either(bool),
     "session": either(str, None),
     "versions": by_name(is_text),
+    "generate": either(dict, None),
 }
 OUTCOME: Mapping[str, Check] = {"error": either(str, None), "unfinished": by_name(_texts)}
 RECORDED: Mapping[str, Check] = {

@@ -43,6 +43,7 @@ def begun(
     )
     run.take_loading = graph.take_loading
     run.conversation = graph.conversation(session)
+    run.generate = graph.settings or None
     return run
 
 
@@ -80,6 +81,7 @@ def resumed(
     execution = StoredExecution(spec, inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said))
     execution.take_loading = graph.take_loading
     execution.conversation = graph.conversation(stored.setting.session)
+    execution.generate = stored.setting.generate
     return execution
 
 
@@ -146,6 +148,7 @@ def _setting(graph: "Graph", inputs: Mapping[str, Any], session: str | None) -> 
         allow_code=may.allow_code or bool(may.registered),
         allow_local=may.allow_local or may.allow_code,
         session=session,
+        generate=dict(graph.settings) or None,
         versions=installed(),
     )
 

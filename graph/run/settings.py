@@ -1,0 +1,77 @@
+"""How the outputs of a run decode, where its caller wants other settings than the recipe's."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cachegraph.agents.spec import AgentSpec
+from cachegraph.agents.subgraph import SubgraphSpec
+from cachegraph.common.did_you_mean import suggest
+from cachegraph.engine.spec import GenerateSpec
+from cachegraph.errors import InputError, RecipeError
+
+from ..recipe.check import check_spec
+from ..recipe.includes import own_file
+from ..recipe.load import read_spec
+from ..recipe.raw_spec import Permissions
+from ..recipe.spec import GraphSpec
+
+__all__ = ["check_settings"]
+
+
+def check_settings(
+    spec: GraphSpec, folder: Path, permissions: Permissions, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings as fields of a GenerateSpec. Raises InputError for one that an output of this recipe can't honour.
+
+    A json_schema is checked as one of the recipe's own is, which may take long.
+    """
+    for name in settings:
+        if name not in GenerateSpec.model_fields:
+            raise InputError(f"there is no setting {name!r}{suggest(name, GenerateSpec.model_fields)}")
+    if not settings:
+        return {}
+    changed: dict[str, Any] = {}
+    for recipe, output, entry in _answering(spec, folder):
+        changed = _changed(output, entry, settings)
+        if "json_schema" in settings or entry.generate.json_schema is not None:
+            update = entry.generate.model_copy(update=changed)
+            agents = {**recipe.agents, output: entry.model_copy(update={"generate": update})}
+            _check(recipe.model_copy(update={"agents": agents}), permissions)
+    return changed
+
+
+def _answering(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, str, AgentSpec]]:
+    """The agents that write the outputs, each with its recipe. Raises InputError for one that has no model."""
+    for output in dict.fromkeys(spec.outputs.values()):
+        entry = spec.agents[output]
+        if isinstance(entry, SubgraphSpec):
+            file = own_file(entry, folder)
+            yield from _answering(read_spec(file), file.parent)
+        elif isinstance(entry, AgentSpec):
+            yield spec, output, entry
+        else:
+            raise InputError(f"the output {output!r} is not written by a model, so it takes no settings")
+
+
+def _changed(output: str, entry: AgentSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if entry.generate.max_new_tokens == 0:
+        raise InputError(f"the output {output!r} only reads and writes nothing, so it takes no settings")
+    try:
+        spec = GenerateSpec.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"the setting {place!r} is wrong: {first['msg']}") from error
+    if spec.max_new_tokens == 0:
+        raise InputError("the setting 'max_new_tokens' must be 1 or more, since the output is to write")
+    return {name: getattr(spec, name) for name in settings}
+
+
+def _check(spec: GraphSpec, permissions: Permissions) -> None:
+    try:
+        check_spec(spec, permissions)
+    except RecipeError as error:
+        raise InputError(str(error)) from error
