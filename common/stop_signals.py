@@ -2,10 +2,11 @@
 
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["catch_signals", "exit_code", "flush_streams"]
+__all__ = ["catch_signals", "exit_code", "flush_streams", "handling_signals"]
 
 _number = signal.SIGINT  # of the signal that stops the process
 
@@ -16,6 +17,27 @@ def catch_signals() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
+
+
+@contextmanager
+def handling_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call `handle` for these signals in this block, unless they are ignored; nothing is interrupted then."""
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        global _number
+        _number = signal.Signals(number)
+        handle(_number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = [number for number in numbers if before[number] is not signal.SIG_IGN]
+    try:
+        for number in handled:
+            signal.signal(number, on_signal)
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
 
 
 def exit_code() -> int:

@@ -20,6 +20,8 @@ from ..recipe.spec import GraphSpec
 
 __all__ = ["check_settings"]
 
+SCHEMAS = {"json_schema", "ignore_eos", "min_new_tokens"}  # settings that may not go together
+
 
 def check_settings(
     spec: GraphSpec, folder: Path, permissions: Permissions, settings: Mapping[str, Any]
@@ -36,7 +38,7 @@ def check_settings(
     changed: dict[str, Any] = {}
     for recipe, output, entry in _answering(spec, folder):
         changed = _changed(output, entry, settings)
-        if "json_schema" in settings or entry.generate.json_schema is not None:
+        if SCHEMAS & settings.keys():
             update = entry.generate.model_copy(update=changed)
             agents = {**recipe.agents, output: entry.model_copy(update={"generate": update})}
             _check(recipe.model_copy(update={"agents": agents}), permissions)

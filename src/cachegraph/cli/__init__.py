@@ -11,7 +11,7 @@ from cachegraph import __version__
 from cachegraph.common.stop_signals import catch_signals, exit_code
 from cachegraph.errors import CachegraphError
 
-from . import compare, doctor, failures, fusers, models, recipes, run, runs, sessions, train
+from . import compare, doctor, failures, fusers, models, recipes, run, runs, serve, sessions, train
 from .output import echo
 from .signals import Commands, Stopped, end_stopped
 from .standard_streams import complete_output, standard_streams
@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"auto_envvar_prefix": "CACHEGRAPH"},
 )
 run.register(app)
+serve.register(app)
 compare.register(app)
 train.register(app)
 recipes.register(app)

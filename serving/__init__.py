@@ -1,0 +1,23 @@
+"""The server: recipes behind the protocols that clients know.
+
+app            The server as an ASGI application
+auth           Who asks: keys and tenants
+config         What a server is told when it starts
+connection     Work for a client that may go away
+errors         What a client is told when something is wrong
+event_stream   Server-sent events
+generation     Runs for one request
+guard          What every request has to pass, and what every answer carries
+health         /health and /ready
+hide_paths     Error messages without the paths of the server's disk
+http_body      Reading a request's body
+inputs         From a conversation to a recipe's inputs
+json_response  JSON as the server writes it
+openai/        The OpenAI API
+process        The server as a process, and how it ends
+run_queue      Which runs are at work and which wait
+served_graphs  The recipes of a server
+server_state   What all requests share
+sessions       Names of sessions
+usage          What a run took, and what its edges did
+"""

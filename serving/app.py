@@ -1,0 +1,98 @@
+"""The server as an ASGI application: every path, and what stands before them."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from cachegraph.graph.graph import Graph
+
+from .config import ServerConfig
+from .errors import ApiError
+from .guard import Guard
+from .health import show_health, show_ready
+from .openai.chat_completions import create_chat_completion
+from .openai.errors import refuse
+from .openai.models import list_models, show_model
+from .run_queue import RunQueue
+from .served_graphs import ServedGraphs
+from .server_state import ServerState
+
+__all__ = ["create_app"]
+
+OnFailure = Callable[[Exception], None]
+
+PHRASES = {404: "there is nothing at {path!r}", 405: "{path!r} takes no {method}"}
+
+
+def create_app(
+    graphs: Sequence[Graph], config: ServerConfig | None = None, on_failure: OnFailure | None = None
+) -> Starlette:
+    """The server of these graphs. Their models are loaded as it starts, and let go of when it ends.
+
+    `on_failure` is told what keeps them from being loaded.
+    """
+    config = config or ServerConfig()
+    state = ServerState(config, ServedGraphs(graphs), RunQueue(config.limits.running, config.limits.waiting))
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_load, state, on_failure)
+            try:
+                yield
+            finally:
+                state.queue.cancel()
+                group.cancel_scope.cancel()
+        await state.graphs.close()
+
+    app = Starlette(
+        routes=_routes(),
+        middleware=[Middleware(Guard, config=config, refuse=_refuse)],
+        exception_handlers={ApiError: _on_error, HTTPException: _on_http_error},
+        lifespan=lifespan,
+    )
+    app.state.server = state
+    return app
+
+
+async def _load(state: ServerState, on_failure: OnFailure | None) -> None:
+    try:
+        await state.graphs.open()
+    except Exception as error:
+        if on_failure is None:
+            raise
+        on_failure(error)
+
+
+def _routes() -> list[BaseRoute]:
+    return [
+        Route("/v1/models", list_models),
+        Route("/v1/models/{model}", show_model),
+        Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
+        Route("/health", show_health),
+        Route("/ready", show_ready),
+    ]
+
+
+def _refuse(path: str, error: Exception) -> Response:
+    return refuse(error)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _refuse(request.url.path, error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    phrase = PHRASES.get(error.status_code)
+    words = phrase.format(path=path, method=request.method) if phrase else str(error.detail)
+    return _refuse(path, ApiError(error.status_code, words, headers=dict(error.headers or {})))

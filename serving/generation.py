@@ -1,0 +1,107 @@
+"""Runs for one request: as many as it wants choices, through the queue, within the server's limits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from cachegraph.engine.batching.request_context import account, asking
+from cachegraph.errors import InputError
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.run.events import TextDelta
+from cachegraph.graph.run.result import Result
+
+from .config import Limits
+from .errors import NOT_AGAIN, ApiError, api_error
+from .run_queue import RunQueue
+from .served_graphs import Speaker, Variant
+
+__all__ = ["Call", "OnText", "generate", "prepare"]
+
+OnText = Callable[[int, str], None]  # the choice, and the next piece of its reply
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, whatever protocol it came by."""
+
+    graph: Graph
+    speaker: Speaker
+    inputs: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of a GenerateSpec
+    choices: int = 1
+    session: str | None = None
+    tenant: str | None = None
+
+
+async def prepare(
+    variant: Variant, inputs: Mapping[str, Any], settings: Mapping[str, Any], limits: Limits, **more: Any
+) -> Call:
+    """A request that has been checked: nothing of it is wrong that can be known before it runs. Raises ApiError."""
+    if (most := settings.get("max_new_tokens")) is not None and most > limits.tokens:
+        words = f"max_tokens is {most}, and this server allows at most {limits.tokens}"
+        raise ApiError(400, words, "invalid_value", "max_tokens")
+    graph = variant.graph
+    try:
+        if "json_schema" in settings:  # checked for long, it may be
+            graph = await anyio.to_thread.run_sync(partial(graph.with_settings, **settings), abandon_on_cancel=True)
+        elif settings:
+            graph = graph.with_settings(**settings)
+        given = graph.check_inputs(inputs)
+    except InputError as error:
+        raise api_error(error) from error
+    return Call(graph, variant.speaker, given, settings, **more)
+
+
+async def generate(call: Call, queue: RunQueue, limits: Limits, on_text: OnText | None = None) -> list[Result]:
+    """Run once for each choice. Raises ApiError, for the first that fails; the others are cancelled then.
+
+    `on_text` gets each choice's reply in pieces, which together are its result's text.
+    """
+    results: list[Result | None] = [None] * call.choices
+    failed: list[ApiError] = []
+
+    async def one(choice: int) -> None:
+        try:
+            async with queue.turn():
+                results[choice] = await _run(call, choice, limits, on_text)
+        except Exception as error:  # told to the client, as one of the protocol's errors
+            failed.append(api_error(error, call.graph.spec))
+            group.cancel_scope.cancel()
+
+    async with queue.reserve(call.choices):
+        with asking(replace(account(), tenant=call.tenant)):
+            async with anyio.create_task_group() as group:
+                for choice in range(call.choices):
+                    group.start_soon(one, choice)
+        if failed:
+            raise failed[0]
+    return [result for result in results if result is not None]
+
+
+async def _run(call: Call, choice: int, limits: Limits, on_text: OnText | None) -> Result:
+    graph = call.graph
+    if choice and (seed := call.settings.get("seed")) is not None:
+        graph = graph.with_settings(seed=seed + choice)  # else all choices would be the same
+    with anyio.move_on_after(limits.seconds):
+        if on_text is None:
+            return await graph.arun(call.inputs, session=call.session)
+        return await _follow(call, graph, partial(on_text, choice))
+    words = f"the run took longer than the {limits.seconds:g} s that this server allows; ask for less"
+    raise ApiError(504, words, "timeout", headers=NOT_AGAIN)
+
+
+async def _follow(call: Call, graph: Graph, on_text: Callable[[str], None]) -> Result:
+    said = ""
+    async with graph.stream(call.inputs, session=call.session) as stream:
+        async for event in stream:
+            if call.speaker.streams and isinstance(event, TextDelta) and event.agent == call.speaker.name:
+                said += event.text
+                on_text(event.text)
+        result = stream.result
+    if result.text.startswith(said) and (rest := result.text[len(said) :]):
+        on_text(rest)
+    return result

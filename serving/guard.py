@@ -1,0 +1,123 @@
+"""What every request has to pass: it is for this server, from no foreign page, and has a key where one is needed.
+
+And what every answer carries: headers that keep browsers from doing more with it than showing it.
+"""
+
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .config import ServerConfig
+from .connection import ClientGone
+from .errors import ApiError
+
+__all__ = ["Guard"]
+
+OPEN = ("/health", "/ready")  # tell nothing but whether the server works
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+log = logging.getLogger("cachegraph.serving")
+
+Refuse = Callable[[str, Exception], Response]  # the path, and what is wrong
+
+
+class Guard:
+    """ASGI middleware around the whole server. `refuse` makes an error the answer that the path's clients read."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, refuse: Refuse):
+        self._app, self._config, self._refuse = app, config, refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, receive, send_guarded)
+        except ClientGone:
+            pass
+        except Exception as error:  # a boundary: what no handler knows is told in the log, and to the client in a word
+            if not isinstance(error, ApiError):
+                log.exception("%s %s failed", scope["method"], scope["path"])
+            if not begun:
+                await self._refuse(scope["path"], error)(scope, receive, send_guarded)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        _check_host(headers.getlist("host"), self._config.hosts)
+        _check_origin(headers, self._config.hosts)
+        if self._config.keys is not None and scope["path"] not in OPEN:
+            scope["cachegraph.tenant"] = self._tenant(headers)
+
+    def _tenant(self, headers: Headers) -> str:
+        assert self._config.keys is not None
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        key = key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        tenant = self._config.keys.tenant_of(key) if key else None
+        if tenant is None:
+            words = "the API key is not one of this server's" if key else "this server needs an API key"
+            raise ApiError(
+                401,
+                f"{words}; send it as `Authorization: Bearer KEY`, or as `x-api-key`",
+                "invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return tenant
+
+
+def _check_host(hosts: list[str], known: Iterable[str]) -> None:
+    """A page whose name an attacker has pointed at this machine comes with that name: numbers can't be rebound."""
+    if len(hosts) != 1 or not _is_ours(hosts[0], known):
+        shown = hosts[0][:200] if hosts else ""
+        words = f"this server does not answer to the host {shown!r}; start it with --allow-host to have it do so"
+        raise ApiError(421, words, "unknown_host")
+
+
+def _check_origin(headers: Headers, known: Iterable[str]) -> None:
+    """Pages of other sites may not use this server, not even where they can't read its answers."""
+    origin = headers.get("origin")
+    if origin is not None:
+        own = urlsplit(f"//{headers['host']}")
+        theirs = urlsplit(origin)
+        if theirs.scheme not in ("http", "https") or theirs.netloc.lower() != own.netloc.lower():
+            raise ApiError(403, "pages of other origins may not use this server", "foreign_origin")
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise ApiError(403, "pages of other sites may not use this server", "foreign_origin")
+
+
+def _is_ours(host: str, known: Iterable[str]) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        _ = urlsplit(f"//{host}").port
+    except ValueError:
+        return False
+    name = name.rstrip(".")
+    if name == "localhost" or name.endswith(".localhost") or name in {each.lower() for each in known}:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

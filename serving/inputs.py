@@ -1,0 +1,82 @@
+"""From a conversation to a recipe's inputs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cachegraph.graph.recipe.spec import InputSpec
+
+from .errors import ApiError
+
+__all__ = ["ChatTurn", "Given", "choose_inputs"]
+
+CONVERSATION = "messages"  # an input of this name, of type list, gets the whole conversation
+
+
+class ChatTurn(NamedTuple):
+    """One message of a conversation, as text."""
+
+    role: str
+    content: str
+
+
+class Given(NamedTuple):
+    """What a run is given, and what of the request reaches nobody."""
+
+    inputs: dict[str, Any]
+    warnings: list[str]
+
+
+def choose_inputs(
+    declared: Mapping[str, InputSpec], turns: Sequence[ChatTurn], given: Mapping[str, Any], most: int
+) -> Given:
+    """The last user message as the recipe's default input, beside the inputs that were given by name.
+
+    The default input is the one that is required and not given; where none is, the first text that is not given. Raises
+    ApiError where several are, or where all texts together have more than `most` characters.
+    """
+    _check_length([*(turn.content for turn in turns), given], most)
+    inputs, warnings = dict(given), list[str]()
+    conversation = declared.get(CONVERSATION)
+    if conversation is not None and conversation.kind == "list" and CONVERSATION not in inputs:
+        inputs[CONVERSATION] = [turn._asdict() for turn in turns]
+    whole = CONVERSATION in inputs and CONVERSATION not in given
+    last = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=None)
+    name = _default(declared, inputs)
+    if last is None:
+        if name is not None and declared[name].is_required:
+            raise ApiError(400, f"there is no user message, and the input {name!r} is missing", "invalid_input")
+    elif name is not None:
+        inputs[name] = turns[last].content
+    elif not whole and turns[last].content:
+        warnings.append("the last user message reaches nobody: `inputs` gives every input of the recipe")
+    others = len(turns) - (last is not None)
+    if others and not whole:
+        warnings.append(
+            f"{others} other {'messages reach' if others > 1 else 'message reaches'} nobody: the recipe takes the last "
+            f"user message; declare an input {CONVERSATION!r} of type 'list' for the whole conversation"
+        )
+    return Given(inputs, warnings)
+
+
+def _default(declared: Mapping[str, InputSpec], given: Mapping[str, Any]) -> str | None:
+    missing = [name for name, spec in declared.items() if name not in given and spec.is_required]
+    if len(missing) > 1:
+        names = ", ".join(map(repr, missing))
+        words = f'the recipe needs the inputs {names}; give them by name, as {{"inputs": {{{missing[0]!r}: ...}}}}'
+        raise ApiError(400, words, "missing_inputs", "inputs")
+    if missing:
+        return missing[0]
+    return next((name for name, spec in declared.items() if name not in given and spec.kind == "string"), None)
+
+
+def _check_length(value: Any, most: int) -> None:
+    total, todo = 0, [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, str):
+            total += len(each)
+        elif isinstance(each, dict | list):
+            todo += [*each, *each.values()] if isinstance(each, dict) else each
+    if total > most:
+        words = f"messages and inputs have {total} characters, and this server takes at most {most}; shorten them"
+        raise ApiError(400, words, "prompt_too_long")

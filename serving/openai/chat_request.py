@@ -1,0 +1,198 @@
+"""A chat request: what a client may send, and which of it a recipe honours. The rest is refused, never ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cachegraph.agents.spec import AgentSpec
+
+from ..errors import ApiError
+from ..inputs import ChatTurn
+
+__all__ = ["ChatMessage", "ChatRequest", "settings_of", "turns_of"]
+
+# Fields of the protocol that change nothing with these values, and that no recipe honours with others.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+REASONS = {
+    "tools": "the agents of a recipe use the tools that it declares, and none of the caller's",
+    "functions": "the agents of a recipe use the tools that it declares, and none of the caller's",
+}
+
+
+class TextPart(BaseModel):
+    """A part of a message that is text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class OtherPart(BaseModel):
+    """A part of another kind, which is refused."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")  # an assistant's message comes back with all that it was sent with
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[TextPart | OtherPart] | None = None
+
+
+class StreamOptions(BaseModel):
+    """How an answer is streamed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class JSONSchemaFormat(BaseModel):
+    """The schema of a reply."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    name: str | None = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+
+
+class ResponseFormat(BaseModel):
+    """What a reply has to be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchemaFormat | None = None
+
+
+class ChatRequest(BaseModel):
+    """The body of a chat request, with the fields of ours that `extra_body` brings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: str | list[str] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    response_format: ResponseFormat | None = None
+    # Labels, which change no reply.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    metadata: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    # Taken with the values in NEUTRAL alone.
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    tools: Any = None
+    functions: Any = None
+    tool_choice: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+    store: Any = None
+    service_tier: Any = None
+    # Our own.
+    inputs: dict[str, Any] | None = None
+    session: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatRequest":
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens are two names of one limit; give one of them")
+        return self
+
+
+def turns_of(messages: list[ChatMessage]) -> list[ChatTurn]:
+    """The messages as text. Raises ApiError for one that is more than text."""
+    return [ChatTurn(message.role, _text(message, number)) for number, message in enumerate(messages)]
+
+
+def _text(message: ChatMessage, number: int) -> str:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    for part in message.content:
+        if isinstance(part, OtherPart):
+            words = f"messages.{number}.content has a part of type {part.type!r}; recipes take text alone"
+            raise ApiError(400, words, "invalid_value", f"messages.{number}.content")
+    return "".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+def settings_of(request: ChatRequest, writer: AgentSpec | None) -> dict[str, Any]:
+    """The settings that the request changes, as fields of a GenerateSpec; `writer` is the agent that honours them."""
+    _refuse_others(request)
+    most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    settings: dict[str, Any] = {
+        "max_new_tokens": most,
+        "json_schema": _schema(request.response_format),
+        **{name: getattr(request, name) for name in ("temperature", "top_p", "seed", "top_k", "min_p")},
+        "repetition_penalty": request.repetition_penalty,
+    }
+    if request.stop:
+        asked = [request.stop] if isinstance(request.stop, str) else request.stop
+        own = writer.generate.stop if writer is not None else ()
+        settings["stop"] = tuple(dict.fromkeys([*own, *asked]))
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _refuse_others(request: ChatRequest) -> None:
+    for name, allowed in NEUTRAL.items():
+        value = getattr(request, name)
+        if value is None or any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed
+        ):
+            continue
+        reason = REASONS.get(name, "no recipe can honour it")
+        raise ApiError(400, f"{name!r} is set, and {reason}; leave it out", "unsupported_parameter", name)
+
+
+def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.json_schema is None or wanted.json_schema.json_schema is None:
+        raise ApiError(400, "response_format.json_schema has no `schema`", "invalid_value", "response_format")
+    return wanted.json_schema.json_schema

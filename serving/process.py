@@ -1,0 +1,111 @@
+"""The server as a process: its socket, its event loop, and how it ends."""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import anyio
+import uvicorn
+
+from cachegraph.common.addresses import known_addresses
+from cachegraph.errors import ConfigError, InputError
+from cachegraph.graph.graph import Graph
+
+from .app import create_app
+from .config import ServerConfig
+
+__all__ = ["ServerProcess", "bind"]
+
+SPARE = 5  # seconds beyond the grace after which connections are cut
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """The socket of a server. Raises InputError where it could be reached from other machines without a key."""
+    host = config.host.strip("[]")
+    known = known_addresses(host)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            str(known[0]) if known else host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the server can't listen on {config.host!r}, port {config.port}: {why}") from error
+    if config.keys is None and not ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback:
+        sock.close()
+        raise InputError(
+            f"a server on {config.host!r} can be reached from other machines, so it needs keys: give --api-key-file"
+        )
+    return sock
+
+
+class ServerProcess:
+    """Serves graphs until it is asked to stop, from a signal handler or another thread."""
+
+    def __init__(self, graphs: Sequence[Graph], config: ServerConfig):
+        self._config = config
+        self._failure: Exception | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.app = create_app(graphs, config, self._fail)
+        self._queue = self.app.state.server.queue
+        self._server = _Server(
+            uvicorn.Config(
+                self.app,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=65,  # longer than what clients keep theirs for
+                timeout_graceful_shutdown=round(config.grace) + SPARE,
+            )
+        )
+
+    def run(self, sock: socket.socket, started: Callable[[], None] = lambda: None) -> None:
+        """Serve on this socket until `stop`. Raises what kept the models from being loaded."""
+        with sock:
+            anyio.run(self._serve, sock, started)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self, sock: socket.socket, started: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server.on_started = started
+        await self._server.serve([sock])
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Take no more requests and end: when all runs have finished or the grace is over, or at once."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._stop, at_once)
+
+    def _stop(self, at_once: bool) -> None:
+        self._server.should_exit = True
+        self._queue.stop()
+        if at_once:
+            self._queue.cancel()
+        else:
+            assert self._loop is not None
+            self._loop.call_later(self._config.grace, self._queue.cancel)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._stop(at_once=True)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, without its own handlers of signals."""
+
+    on_started: Callable[[], None] = staticmethod(lambda: None)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.on_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

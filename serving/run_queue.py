@@ -1,0 +1,87 @@
+"""Which runs are at work and which wait for one of them to end; beyond that a client is asked to come again."""
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+
+import anyio
+
+from .errors import ApiError
+
+__all__ = ["RunQueue"]
+
+WEIGHT = 0.2  # of the last run in the estimate of how long one takes
+LONGEST = 120  # seconds that a client is asked to stay away
+
+
+class RunQueue:
+    """A bounded queue, first come first served, and the cancel scopes of what is in it."""
+
+    def __init__(self, running: int, waiting: int):
+        self.most_running, self.most_waiting = running, waiting
+        self.reserved = 0  # places that are taken, at work or in line
+        self.running = 0
+        self.stopping = False
+        self.refused = 0
+        self._limiter = anyio.CapacityLimiter(running)
+        self._seconds = 1.0  # that a run takes, about
+        self._scopes: set[anyio.CancelScope] = set()
+
+    @property
+    def waiting(self) -> int:
+        return self.reserved - self.running
+
+    @asynccontextmanager
+    async def reserve(self, runs: int = 1) -> AsyncIterator[None]:
+        """Places for so many runs. Raises ApiError: 429 where there are none, 503 where the server stops."""
+        if self.stopping:
+            raise self._stopped()
+        if self.reserved + runs > self.most_running + self.most_waiting:
+            self.refused += 1
+            after = min(math.ceil(self._seconds * (self.waiting + runs) / self.most_running), LONGEST)
+            raise ApiError(
+                429,
+                f"{self.running} runs are at work and {self.waiting} wait, which is all this server takes on; "
+                f"come again in {max(after, 1)} s",
+                "queue_full",
+                headers={"Retry-After": str(max(after, 1))},
+            )
+        self.reserved += runs
+        try:
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                yield
+            if scope.cancelled_caught:
+                raise self._stopped()
+        finally:
+            self._scopes.discard(scope)
+            self.reserved -= runs
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait until one of the places is free to work in."""
+        me = object()
+        await self._limiter.acquire_on_behalf_of(me)
+        began = perf_counter()
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self._limiter.release_on_behalf_of(me)
+            self._seconds += WEIGHT * (perf_counter() - began - self._seconds)
+
+    def stop(self) -> None:
+        """Take nothing on any more; what is in the queue may finish."""
+        self.stopping = True
+
+    def cancel(self) -> None:
+        """End everything in the queue; its clients are told that the server stops."""
+        self.stop()
+        for scope in self._scopes:
+            scope.cancel()
+
+    @staticmethod
+    def _stopped() -> ApiError:
+        return ApiError(503, "the server is shutting down; ask again when it is back", "shutting_down")

@@ -1,0 +1,120 @@
+"""The recipes of a server: loaded once, and found by the model name that a client asks for."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import time
+
+from cachegraph.agents.spec import AgentSpec
+from cachegraph.channels.spec import CHANNELS, Channel
+from cachegraph.errors import ChannelError, InputError, RecipeError
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.plan.wiring import Wiring
+from cachegraph.common.did_you_mean import suggest
+from cachegraph.graph.recipe.load import answering
+from cachegraph.graph.run.subgraph import SubgraphAgent
+
+from .errors import ApiError
+from .hide_paths import hide_paths
+
+__all__ = ["ServedGraph", "ServedGraphs", "Speaker", "Variant"]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """The agent that writes the reply."""
+
+    name: str  # in full, as events have it
+    streams: bool  # whether the pieces it writes are the reply: not where it may write another one
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe over some channel, with its models loaded and its edges decided."""
+
+    graph: Graph
+    speaker: Speaker
+
+
+class ServedGraph:
+    """One recipe, and its copies over other channels, which share its models."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.name = graph.spec.name
+        self.created = int(time())
+        self._copies: dict[str, Graph] = {}
+
+    @property
+    def writer(self) -> AgentSpec | None:
+        """The entry of the agent that writes the reply; None where no model does."""
+        spec = answering(self.graph.spec, self.graph.folder)
+        entry = spec.agents[spec.output]
+        return entry if isinstance(entry, AgentSpec) else None
+
+    async def open(self, channel: Channel | None = None) -> Variant:
+        """The recipe over this channel, or over its own. Raises ApiError where it can't run over this one."""
+        if channel is None:
+            return Variant(self.graph, _speaker(await self.graph.awire()))
+        try:
+            if channel not in self._copies:
+                self._copies[channel] = self.graph.with_channels(channel)
+            copy = self._copies[channel]
+            return Variant(copy, _speaker(await copy.awire()))
+        except (ChannelError, RecipeError) as error:
+            words = hide_paths(f"the recipe {self.name!r} can't run over {channel!r}: {error}")
+            raise ApiError(400, words, "channel_unavailable", "model") from error
+
+
+class ServedGraphs:
+    """All recipes of a server by their names."""
+
+    def __init__(self, graphs: Iterable[Graph]):
+        self._served: dict[str, ServedGraph] = {}
+        self.ready = False
+        for graph in graphs:
+            served = ServedGraph(graph)
+            if served.name in self._served:
+                raise InputError(f"two recipes are named {served.name!r}; rename one, or clients can't tell them apart")
+            self._served[served.name] = served
+
+    def __iter__(self) -> Iterator[ServedGraph]:
+        return iter(self._served.values())
+
+    def find(self, model: str) -> tuple[ServedGraph, Channel | None]:
+        """The recipe and the channel of a model name: `recipe`, or `recipe@channel`. Raises ApiError."""
+        name, at, channel = model.partition("@")
+        if name not in self._served:
+            raise ApiError(404, f"there is no model {name!r}{suggest(name, self._served)}", "model_not_found", "model")
+        if at and channel not in CHANNELS:
+            words = f"there is no channel {channel!r}{suggest(channel, CHANNELS)}"
+            raise ApiError(404, words, "model_not_found", "model")
+        return self._served[name], next((each for each in CHANNELS if at and each == channel), None)
+
+    def check_ready(self) -> None:
+        """Raise ApiError while models are being loaded."""
+        if not self.ready:
+            words = "the server is still loading its models; ask again in a few seconds"
+            raise ApiError(503, words, "loading", headers={"Retry-After": "2"})
+
+    async def open(self) -> None:
+        """Load every model, one recipe after the other, so that two never compete for memory while they load."""
+        for served in self._served.values():
+            await served.open()
+        self.ready = True
+
+    async def close(self) -> None:
+        """Let go of the models."""
+        self.ready = False
+        for served in self._served.values():
+            await served.graph.aclose()
+
+
+def _speaker(wiring: Wiring) -> Speaker:
+    name, streams = "", True
+    while True:
+        node = wiring.nodes[wiring.outputs[0]]
+        name += node.name
+        streams = streams and len(wiring.outputs) == 1 and node.loop is None and node.for_each is None
+        if not isinstance(node.agent, SubgraphAgent):
+            return Speaker(name, streams)
+        name, wiring = f"{name}/", node.agent.wiring

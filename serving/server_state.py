@@ -1,0 +1,35 @@
+"""What all requests of a server share."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+
+from .config import Limits, ServerConfig
+from .run_queue import RunQueue
+from .served_graphs import ServedGraphs
+
+__all__ = ["ServerState", "state_of", "tenant_of"]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The recipes, the queue before them, and the limits of a request."""
+
+    config: ServerConfig
+    graphs: ServedGraphs
+    queue: RunQueue
+
+    @property
+    def limits(self) -> Limits:
+        return self.config.limits
+
+
+def state_of(request: Request) -> ServerState:
+    return cast("ServerState", request.app.state.server)
+
+
+def tenant_of(request: Request) -> str | None:
+    """Who asks; None where the server has no keys."""
+    tenant = request.scope.get("cachegraph.tenant")
+    return tenant if isinstance(tenant, str) else None

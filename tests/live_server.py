@@ -1,0 +1,80 @@
+"""A real server in a thread of the tests: uvicorn, a socket, an event loop of its own."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+
+from cachegraph.graph.graph import Graph
+from cachegraph.serving.config import ServerConfig
+from cachegraph.serving.process import ServerProcess, bind
+
+__all__ = ["Running", "chat", "served"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that takes requests."""
+
+    url: str
+    process: ServerProcess
+    opened: ExitStack  # clients, which end with the server
+
+    def openai(self, key: str = "none") -> openai.OpenAI:
+        """The official client of this server."""
+        return self.opened.enter_context(openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0))
+
+    @property
+    def queue(self) -> Any:
+        return self.process.app.state.server.queue
+
+    def post(self, path: str, body: Any = None, **more: Any) -> httpx2.Response:
+        return httpx2.post(f"{self.url}{path}", json=body, timeout=60, **more)
+
+    def get(self, path: str, **more: Any) -> httpx2.Response:
+        return httpx2.get(f"{self.url}{path}", timeout=60, **more)
+
+
+@contextmanager
+def served(graphs: Sequence[Graph], **config: Any) -> Iterator[Running]:
+    """Serve these graphs on a free port until the block ends."""
+    config = {"grace": 0.0, **config}
+    settings = ServerConfig(port=0, **config)
+    sock = bind(settings)
+    process = ServerProcess(graphs, settings)
+    thread = threading.Thread(target=process.run, args=(sock,), daemon=True)
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    thread.start()
+    try:
+        wait_until(lambda: _is_ready(url))
+        with ExitStack() as opened:
+            yield Running(url, process, opened)
+    finally:
+        process.stop(at_once=True)
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def wait_until(happened: Any, seconds: float = 60) -> None:
+    """Wait for something that another thread does."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def chat(text: str = "why?", model: str = "duo", **more: Any) -> dict[str, Any]:
+    """The body of a chat request."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/ready", timeout=5).status_code == 200
+    except httpx2.TransportError:
+        return False

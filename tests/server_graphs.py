@@ -1,0 +1,42 @@
+"""Graphs that tests serve."""
+
+from typing import Any
+
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.graph import Graph
+from cachegraph.testing import tiny_model
+
+__all__ = ["scripted_duo", "tiny_duo", "tiny_solo"]
+
+
+def scripted_duo(*agents: ScriptedAgent, **parts: Any) -> Graph:
+    """Two agents that follow a script, joined by a text edge; by default they say what they were sent."""
+    graph = Graph(name="duo", create=scripted(*agents), **parts)
+    graph.add_input("question", "A question.")
+    graph.add_agent("expert", model="m", prompt="{{ question }}")
+    graph.add_agent("answerer", model="m", prompt="{{ expert }} {{ question }}")
+    graph.add_edge("expert", "answerer")
+    graph.output = "answerer"
+    return graph
+
+
+def tiny_solo(name: str = "solo", **agent: Any) -> Graph:
+    """One agent of a tiny model with random weights."""
+    graph = Graph(name=name, models={"tiny": {"source": tiny_model(), "dtype": "float32", "device": "cpu"}})
+    graph.add_input("question")
+    entry = {"model": "tiny", "prompt": "{{ question }}", "generate": {"max_new_tokens": 12}}
+    graph.add_agent("a", **{**entry, **agent})
+    graph.output = "a"
+    return graph
+
+
+def tiny_duo(name: str = "pair", channel: Any = "cache") -> Graph:
+    """A reader whose cache is grafted into a writer of the same tiny model."""
+    graph = Graph(name=name, models={"tiny": {"source": tiny_model(), "dtype": "float32", "device": "cpu"}})
+    graph.add_input("story")
+    graph.add_input("question", default="what?")
+    graph.add_agent("reader", model="tiny", prompt="{{ story }}", generate={"max_new_tokens": 0})
+    graph.add_agent("writer", model="tiny", prompt="{{ reader }} {{ question }}", generate={"max_new_tokens": 6})
+    graph.add_edge("reader", "writer", channel)
+    graph.output = "writer"
+    return graph
