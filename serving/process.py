@@ -65,6 +65,17 @@ class ServerProcess:
             )
         )
 
+    @property
+    def names(self) -> list[str]:
+        """Of the recipes."""
+        return [served.name for served in self.app.state.server.graphs]
+
+    @staticmethod
+    def address(sock: socket.socket) -> str:
+        """The server's URL."""
+        host, port = sock.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
     def run(self, sock: socket.socket, started: Callable[[], None] = lambda: None) -> None:
         """Serve on this socket until `stop`. Raises what kept the models from being loaded."""
         with sock:

@@ -6,10 +6,10 @@ from time import time
 
 from cachegraph.agents.spec import AgentSpec
 from cachegraph.channels.spec import CHANNELS, Channel
+from cachegraph.common.did_you_mean import suggest
 from cachegraph.errors import ChannelError, InputError, RecipeError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.plan.wiring import Wiring
-from cachegraph.common.did_you_mean import suggest
 from cachegraph.graph.recipe.load import answering
 from cachegraph.graph.run.subgraph import SubgraphAgent
 

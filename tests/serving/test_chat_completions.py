@@ -7,7 +7,7 @@ import anyio
 import openai
 import pytest
 from live_server import Running, chat, served
-from server_graphs import scripted_duo, tiny_solo
+from server_graphs import scripted_duo
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph

@@ -94,7 +94,9 @@ def test_a_name_of_a_server_is_one_that_it_was_given() -> None:
         assert server.get("/v1/models", headers={"Host": "other.example"}).status_code == 421
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+)
 def test_pages_of_other_sites_may_not_use_a_server(scripted_server: Running, headers: dict[str, str]) -> None:
     answer = scripted_server.post("/v1/chat/completions", chat(), headers=headers)
     assert answer.status_code == 403

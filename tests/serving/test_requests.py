@@ -3,7 +3,6 @@
 import socket
 import threading
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -33,7 +32,7 @@ class Gate:
 
         self.entered.release()
         try:
-            while not self.open.is_set():
+            while not self.open.is_set():  # noqa: ASYNC110  (another thread sets it)
                 await anyio.sleep(0.005)
         except anyio.get_cancelled_exc_class():
             self.cancelled += 1
@@ -154,11 +153,12 @@ def test_a_client_that_leaves_while_its_run_waits_gives_its_place_back() -> None
 def test_a_client_that_leaves_a_model_at_work_frees_its_memory() -> None:
     solo = tiny_solo(generate={"max_new_tokens": 400, "ignore_eos": True})
     with served([solo]) as server:
-        engine = solo._cast.agents["a"].peer().model  # type: ignore[union-attr]
+        engine = solo._agents_now().agents["a"].peer().engine
         for _ in range(3):
             where = urlsplit(server.url)
             body = b'{"model": "solo", "stream": true, "messages": [{"role": "user", "content": "why?"}]}'
-            head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(body)}"
             with socket.create_connection((where.hostname, where.port), timeout=30) as connection:
                 connection.sendall(head.encode() + b"\r\n\r\n" + body)
                 assert connection.recv(100).startswith(b"HTTP/1.1 200")

@@ -1,17 +1,24 @@
 """cachegraph serve: recipes behind the protocols that clients of models speak."""
 
 import signal
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cachegraph.common.stop_signals import handling_signals
 from cachegraph.errors import ConfigError
 
 from .collection import start_without_collection
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Strict, open_graph
 from .output import echo
-from .signals import Told, handling_signals
+from .signals import Told
+
+if TYPE_CHECKING:
+    from cachegraph.graph.graph import Graph
+    from cachegraph.serving.process import ServerProcess
 
 __all__ = ["register"]
 
@@ -58,43 +65,41 @@ def serve(
             from cachegraph.serving.process import ServerProcess, bind
         except ModuleNotFoundError as error:
             raise ConfigError("`cachegraph serve` needs an extra: pip install 'cachegraph[serve]'") from error
-
-        from .fetch import fetch_fusers, fetch_models
-
-        limits = Limits(
-            body_bytes=max_body,
-            prompt_characters=max_prompt,
-            tokens=max_tokens,
-            seconds=timeout,
-            running=concurrency,
-            waiting=queue,
-        )
+        limits = Limits(max_body, max_prompt, max_tokens, seconds=timeout, running=concurrency, waiting=queue)
         keys = read_keys(api_key_file) if api_key_file is not None else None
-        config = ServerConfig(host, port, keys, tuple(allow_host or ()), limits, grace)
         graphs = [open_graph(recipe, allow_env, allow_paths, allow_code, allow_local) for recipe in recipes]
-        sock = bind(config)
-        for graph in graphs:
-            graph.strict = strict
-            fetch_models(graph.spec, graph.folder)
-            fetch_fusers(graph.spec, graph.folder)
+        config = ServerConfig(host, port, keys, tuple(allow_host or ()), limits, grace)
         process = ServerProcess(graphs, config)
-        address, bound = sock.getsockname()[:2]
-        names = ", ".join(graph.spec.name for graph in graphs)
-
-        def tell() -> None:
-            started()
-            shown = f"[{address}]" if ":" in address else address
-            echo(f"cachegraph: serving {names} at http://{shown}:{bound}", err=True)
-
-        stopped: list[int] = []
-
-        def on_signal(number: signal.Signals) -> None:
-            if stopped:  # asked for twice
-                raise KeyboardInterrupt
-            stopped.append(number)
-            process.stop(at_once=number == signal.SIGINT)
-
-        with handling_signals(on_signal):
-            process.run(sock, tell)
+        sock = bind(config)
+        _prepare(graphs, strict)
+        stopped = _run(process, sock, started)
     if stopped:
         raise Told
+
+
+def _prepare(graphs: "Sequence[Graph]", strict: bool) -> None:
+    from .fetch import fetch_fusers, fetch_models
+
+    for graph in graphs:
+        graph.strict = strict
+        fetch_models(graph.spec, graph.folder)
+        fetch_fusers(graph.spec, graph.folder)
+
+
+def _run(process: "ServerProcess", sock: socket.socket, started: Callable[[], None]) -> bool:
+    """Serve until a signal; whether there was one. SIGTERM lets runs finish, and Ctrl-C ends them."""
+    stopped: list[signal.Signals] = []
+
+    def tell() -> None:
+        started()
+        echo(f"cachegraph: serving {', '.join(process.names)} at {process.address(sock)}", err=True)
+
+    def on_signal(number: signal.Signals) -> None:
+        if stopped:  # the second one
+            raise KeyboardInterrupt
+        stopped.append(number)
+        process.stop(at_once=number == signal.SIGINT)
+
+    with handling_signals(on_signal):
+        process.run(sock, tell)
+    return bool(stopped)
