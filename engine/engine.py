@@ -17,11 +17,11 @@ from cachegraph.errors import ModelError
 
 from .batching.kv_budget import choose_budget
 from .batching.loop_bridge import Mailbox
-from .batching.request_state import Job
+from .batching.request_state import RequestState
 from .batching.worker import Worker
 from .kv.cache import KV, LayerKV, RowCache
 from .model.attention import OnLayer
-from .model.hf_fallback import NativeCache
+from .model.hf_fallback import FallbackCache
 from .model.load import LoadedModel
 from .request import Generated, KVUse, Prefilled
 from .sampling.grammar import Grammars
@@ -84,9 +84,9 @@ class Engine:
             )
         layers = None if layers == all_layers else layers
         cache = self._cache(past)
-        job = Job(cache, list(ids), Mailbox(), logits, positions, override, on_layer, layers, before=seen)
-        await self._serve(job)
-        return self._prefilled(job, past)
+        request = RequestState(cache, list(ids), Mailbox(), logits, positions, override, on_layer, layers, before=seen)
+        await self._serve(request)
+        return self._prefilled(request, past)
 
     async def prefill_many(
         self,
@@ -99,18 +99,18 @@ class Engine:
     ) -> list[Prefilled]:
         """Read several rows, none empty, behind the same `past`. They arrive together, so they share their steps."""
         at: Sequence[Tensor | None] = positions or [None] * len(rows)
-        jobs = [
-            Job(self._cache(past), list(ids), Mailbox(), logits, where, before=seen)
+        requests = [
+            RequestState(self._cache(past), list(ids), Mailbox(), logits, where, before=seen)
             for ids, where in zip(rows, at, strict=True)
         ]
-        self._submit(jobs)
+        self._submit(requests)
         try:
-            for job in jobs:
-                await self._finished(job)
+            for request in requests:
+                await self._finished(request)
         finally:
-            for job in jobs:
-                job.cancelled = True
-        return [self._prefilled(job, past) for job in jobs]
+            for request in requests:
+                request.cancelled = True
+        return [self._prefilled(request, past) for request in requests]
 
     async def generate(
         self,
@@ -131,7 +131,7 @@ class Engine:
             return Generated([], "", "length", done.segments, done.cost)
         sampler = await self.sampler(spec, [*seen, *ids])
         tokenizer = self.model.tokenizer
-        job = Job(
+        request = RequestState(
             self._cache(past),
             list(ids),
             Mailbox(),
@@ -143,9 +143,11 @@ class Engine:
             decoder=TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None,
             streams=on_text is not None,
         )
-        await self._serve(job, on_text)
-        text = job.decoder.text if job.decoder is not None else ""
-        return Generated(job.reply, text, job.finish or "length", self._segments(job), job.cost, sampler.whole)
+        await self._serve(request, on_text)
+        text = request.decoder.text if request.decoder is not None else ""
+        return Generated(
+            request.reply, text, request.finish or "length", self._segments(request), request.cost, sampler.whole
+        )
 
     async def sampler(self, spec: GenerateSpec, seen: Sequence[int] = ()) -> Sampler:
         """What chooses a reply's tokens. The first with a json_schema takes seconds, off the event loop."""
@@ -183,7 +185,7 @@ class Engine:
             worker = self._worker
         if worker is None:
             return KVUse(self.kv_memory)
-        return KVUse(self.kv_memory, worker.memory.used, worker.prefixes.nbytes, worker.memory.peak)
+        return KVUse(self.kv_memory, worker.budget.used, worker.prefixes.nbytes, worker.budget.peak)
 
     async def forget(self) -> None:
         """Drop what is kept of earlier prompts."""
@@ -200,49 +202,49 @@ class Engine:
         if worker is not None:
             worker.stop()
 
-    # On the asking side
+    # In the event loops of those who ask
 
     def _cache(self, past: Sequence[KV]) -> RowCache:
         if self.model.why_no_cache is None:
             return RowCache(past)
         assert not past
-        return NativeCache()
+        return FallbackCache()
 
-    def _segments(self, job: Job) -> tuple[KV, ...]:
-        return job.cache.freeze() if self.model.why_no_cache is None else ()
+    def _segments(self, request: RequestState) -> tuple[KV, ...]:
+        return request.cache.freeze() if self.model.why_no_cache is None else ()
 
-    async def _serve(self, job: Job, on_text: Callable[[str], None] | None = None) -> None:
-        """Returns when the job is done; cancelled, the job leaves the batch before the next step."""
-        if not job.pending:
+    async def _serve(self, request: RequestState, on_text: Callable[[str], None] | None = None) -> None:
+        """Returns when the request is done; cancelled, the request leaves the batch before the next step."""
+        if not request.pending:
             return
-        self._submit([job])
+        self._submit([request])
         try:
-            await self._finished(job, on_text)
+            await self._finished(request, on_text)
         finally:
-            job.cancelled = True
+            request.cancelled = True
 
-    async def _finished(self, job: Job, on_text: Callable[[str], None] | None = None) -> None:
-        async for item in job.mailbox:
+    async def _finished(self, request: RequestState, on_text: Callable[[str], None] | None = None) -> None:
+        async for item in request.mailbox:
             if isinstance(item, str):
                 if on_text is not None:
                     on_text(item)
                 continue
-            if job.error is not None:
-                raise job.error
+            if request.error is not None:
+                raise request.error
             return
 
-    def _prefilled(self, job: Job, past: Sequence[KV]) -> Prefilled:
-        joined = torch.cat(job.logits)[-job.asked :] if job.logits else None
-        segments = self._segments(job)
+    def _prefilled(self, request: RequestState, past: Sequence[KV]) -> Prefilled:
+        joined = torch.cat(request.logits)[-request.asked :] if request.logits else None
+        segments = self._segments(request)
         own = len(segments) - sum(1 for each in past if len(each))
-        return Prefilled(segments, max(own, 0), joined, job.cost)
+        return Prefilled(segments, max(own, 0), joined, request.cost)
 
     @property
     def _is_forked(self) -> bool:
         """Whether this process is a fork of the one with the model: nobody here would answer, or free a lock."""
         return os.getpid() != self._process
 
-    def _submit(self, work: "list[Job] | Callable[[], None]") -> None:
+    def _submit(self, work: "list[RequestState] | Callable[[], None]") -> None:
         if self._is_forked:
             raise ModelError(FORKED.format(f"the model {self.model.name!r}"))
         with self._starting:

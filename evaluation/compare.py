@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from cachegraph.channels.spec import CHANNELS
-from cachegraph.engine.batching.request_context import account, asking
+from cachegraph.engine.batching.request_context import current_context, request_context
 from cachegraph.errors import CachegraphError
 from cachegraph.graph.data.dataset import Rows
 from cachegraph.graph.data.examples import data_hash
@@ -107,7 +107,7 @@ async def _compare(
     derived: list[Graph] = []
     try:
         rounds, refused, cards, dropped = await _rounds(task, derived)
-        with asking(replace(account(), reuse=False)):  # a variant must not find what another has read
+        with request_context(replace(current_context(), reuse=False)):  # a variant must not find what another has read
             variants = [
                 Variant(each.name, each.records, why_not=refused[each.records]) if each.records in refused else each
                 for each in task.variants

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from cachegraph.engine.batching.admission import Rows
-from cachegraph.engine.batching.kv_budget import Memory
+from cachegraph.engine.batching.admission import Admission
+from cachegraph.engine.batching.kv_budget import KVBudget
 from cachegraph.engine.batching.scheduler import Scheduler
 
-__all__ = ["Cache", "Job", "Rows", "Segment", "hold", "rows", "step"]
+__all__ = ["Cache", "Admission", "FakeRequest", "Segment", "hold", "rows", "step"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Cache:
 
 
 @dataclass(eq=False)
-class Job:
+class FakeRequest:
     remaining: int
     writes: int = 0  # tokens of its reply
     run: Any = field(default_factory=object)
@@ -56,12 +56,12 @@ class Job:
 class Store:
     """Blocks of 32 bytes, which may be given up."""
 
-    memory: Memory
+    budget: KVBudget
     nbytes: int = 0
 
     def fill(self, size: int) -> None:
         self.nbytes = size
-        self.memory.reserve(-1, size)
+        self.budget.reserve(-1, size)
 
     @property
     def idle_bytes(self) -> int:
@@ -74,27 +74,27 @@ class Store:
         return True
 
 
-def rows(budget: int) -> Rows[Job]:
-    memory = Memory(budget)
-    made: Rows[Job] = Rows(Scheduler(), memory, Store(memory), "m")
+def rows(budget: int) -> Admission[FakeRequest]:
+    memory = KVBudget(budget)
+    made: Admission[FakeRequest] = Admission(Scheduler(), memory, Store(memory), "m")
     return made
 
 
-def step(work: Rows[Job]) -> list[Job]:
+def step(work: Admission[FakeRequest]) -> list[FakeRequest]:
     """Take a step; those that are done, or can't be, leave."""
     shares = work.next_step()
-    for job, tokens in shares:
-        assert not job.out
-        assert job.cache.used + tokens <= job.cache.capacity
-        job.cache.used += tokens
-        job.remaining -= tokens
-        if not job.remaining and job.writes:
-            job.remaining, job.writes = 1, job.writes - 1
-    work.discard([job for job in work.jobs if job.error or not job.remaining])
-    return [job for job, _ in shares]
+    for request, tokens in shares:
+        assert not request.out
+        assert request.cache.used + tokens <= request.cache.capacity
+        request.cache.used += tokens
+        request.remaining -= tokens
+        if not request.remaining and request.writes:
+            request.remaining, request.writes = 1, request.writes - 1
+    work.discard([request for request in work.requests if request.error or not request.remaining])
+    return [request for request, _ in shares]
 
 
-def hold(work: Rows[Job], run: object, size: int) -> None:
+def hold(work: Admission[FakeRequest], run: object, size: int) -> None:
     """As if a run had left so much behind."""
-    work.memory._held += size
-    work.memory._by_run[run] += size
+    work.budget._held += size
+    work.budget._by_run[run] += size

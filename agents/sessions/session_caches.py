@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from cachegraph.engine.kv.cache import KV, LayerKV, concat
-from cachegraph.engine.kv.recurrent_state import State
+from cachegraph.engine.kv.recurrent_state import RecurrentState
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import reason_of
 
@@ -65,7 +65,7 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
     kv = KV(layers, torch.arange(len(ids)), int(about.get("factors", 0))).to(model.devices, model.dtype)
     if not model.info.states:
         return Kept(ids, kv)
-    state = State.from_named(tensors, model.info.state_shapes, len(ids))
+    state = RecurrentState.from_named(tensors, model.info.state_shapes, len(ids))
     if state is None:
         return Kept([], None, "the kept cache lacks the recurrent state that the model keeps beside it")
     return Kept(ids, replace(kv, state=state.map(lambda each: each.to(model.device))))

@@ -18,7 +18,7 @@ from cachegraph.common.run_all import run_all
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Generated, Prefilled
-from cachegraph.engine.sampling.sampler import choose
+from cachegraph.engine.sampling.sampler import sample
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.engine.text.tokenizer import TextDecoder
 from cachegraph.errors import ModelError
@@ -144,7 +144,7 @@ async def fused_generate(
     logits = await row.read(ids, positions)
     cost, began = replace(row.cost), perf_counter()
     while True:
-        token = sampler.take(choose([sampler], [logits[-1]])[0])
+        token = sampler.take(sample([sampler], [logits[-1]])[0])
         cost.first_token = cost.first_token if cost.first_token is not None else perf_counter()
         if token in model.info.eos_ids and not spec.ignore_eos:
             finish: Literal["eos", "stop", "length"] = "eos"

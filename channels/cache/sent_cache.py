@@ -13,7 +13,7 @@ from ..fusers.files.card import Carries
 from ..payload import KVSpan, Origin
 
 if TYPE_CHECKING:
-    from cachegraph.engine.kv.recurrent_state import State
+    from cachegraph.engine.kv.recurrent_state import RecurrentState
 
 __all__ = ["SentCache", "join_caches"]
 
@@ -54,7 +54,7 @@ class SentCache(KVSpan):
             first += len(segment)
         return replace(concat(parts), state=self._state_behind(wanted))
 
-    def _state_behind(self, wanted: Sequence[int]) -> "State | None":
+    def _state_behind(self, wanted: Sequence[int]) -> "RecurrentState | None":
         """The recurrent state behind consecutive entries, if it was kept at that position.
 
         The state covers everything that the row has in front of these entries, too.

@@ -1,108 +1,61 @@
-"""The rows of one engine: at work as far as there is memory for them, the others in line. Knows no torch.
+"""Which requests of an engine are at work, and which wait for KV memory. Knows no torch.
 
-A row gets memory for its whole prompt before it begins, and more, block by block, as its reply grows. Where there is
-none left for a row that grows, those that began last give theirs up: their tails go elsewhere, and come back when there
-is room. So the row that began first always goes on, and everybody's turn comes. Rows of runs that keep their caches for
-rows to come are ordered by their runs, and come in only where all such runs can finish (`claims.py`).
+A request gets memory for its whole prompt before it begins, and more, block by block, as its reply grows. If there is
+none left for a request that grows, those that began last are swapped out: their tails leave the device and come back
+when there is room. So the request that began first always continues, and everyone is served eventually. Requests of
+runs that keep their caches for later requests are ordered by run, and are admitted only if all such runs can finish
+(`run_admission.py`).
 """
 
 import gc
 import time
-from collections.abc import Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 from cachegraph.errors import ModelError
 
-from .kv_budget import Memory, size_words
-from .run_admission import Claims
+from .kv_budget import KVBudget, size_words
+from .protocols import AdmittedRequest, Droppable
+from .run_admission import RunAdmission
 from .scheduler import Scheduler, Share
 
-__all__ = ["PATIENCE", "Rows"]
+__all__ = ["PATIENCE", "Admission"]
 
-PATIENCE = 60.0  # seconds for which a row waits while nothing runs and nothing is freed
-FETCHING = 5.0  # the same, where its own run holds too much: replies that are done are held until they are fetched
-GRACE = 0.05  # seconds for which rows wait for them before one goes beyond the budget
-SPARE = 32  # positions by which every row at work may grow before somebody new comes in
+PATIENCE = 60.0  # seconds that a request waits while nothing runs and no memory is freed
+FETCHING = 5.0  # the same, where its own run holds too much: finished replies are held until they are fetched
+GRACE = 0.05  # seconds that requests wait for those before one exceeds the budget
+SPARE = 32  # positions by which every request at work must be able to grow before another is admitted
 
-
-class _Segment(Protocol):
-    @property
-    def nbytes(self) -> int: ...
+RequestT = TypeVar("RequestT", bound=AdmittedRequest)
 
 
-class _Cache(Protocol):
-    """As a RowCache."""
-
-    capacity: int
-
-    @property
-    def segments(self) -> Sequence[_Segment]: ...
-    def capacity_for(self, new: int) -> int: ...
-    def make_room(self, new: int) -> None: ...
-
-
-class _Job(Protocol):
-    """As a Job."""
-
-    admitted: int
-    error: BaseException | None
-
-    @property
-    def position_bytes(self) -> int: ...
-    @property
-    def cache(self) -> _Cache: ...
-    @property
-    def remaining(self) -> int: ...
-    @property
-    def run(self) -> object: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def holds(self) -> bool: ...
-    @property
-    def can_swap(self) -> bool: ...
-    def swap_out(self) -> None: ...
-    def swap_in(self) -> None: ...
-
-
-class _Store(Protocol):
-    """As Prefixes: what is given up first."""
-
-    @property
-    def idle_bytes(self) -> int:
-        """What dropping all of it would free: nobody else reads it."""
-
-    def drop(self) -> bool: ...
-
-
-JobT = TypeVar("JobT", bound=_Job)
-
-
-class Rows(Generic[JobT]):
-    """Jobs at work and jobs in line. A job that can't go on gets its `error`; whoever calls takes it out."""
+class Admission(Generic[RequestT]):
+    """Requests at work and requests that wait. One that can't continue gets its `error`; the caller discards it."""
 
     def __init__(
         self,
-        scheduler: Scheduler[JobT],
-        memory: Memory,
-        store: _Store,
+        scheduler: Scheduler[RequestT],
+        budget: KVBudget,
+        prefixes: Droppable,
         name: str,
         ahead: int = 0,
         state_bytes: int = 0,
     ):
-        self.memory = memory
+        self.budget = budget
         self._scheduler = scheduler
-        self._store = store
+        self._prefixes = prefixes
         self._name = name  # of the model
-        self._ahead = ahead  # positions that a row has room for beyond what is asked of it
-        self._state_bytes = state_bytes  # of a row's recurrent state, however long it is
-        self._waiting: list[JobT] = []  # as they came
-        self._swapped: list[JobT] = []
+        self._ahead = ahead  # positions that a request has room for beyond what is asked of it
+        self._state_bytes = state_bytes  # of a request's recurrent state, however long it is
+        self._waiting: list[RequestT] = []  # in the order of their arrival
+        self._swapped: list[RequestT] = []
         self._admitted = 0
-        self._claims = Claims(memory)
-        self._given: dict[object, int] = {}  # by run: a counter of memory, as the scheduler's are of tokens
-        self._stuck: tuple[int, float] | None = None  # the memory in use, and since when it has been so
-        self._short: tuple[int, float] | None = None  # the same, when the oldest row last had no room to grow
+        self._runs = RunAdmission(budget)
+        self._given: dict[
+            object, int
+        ] = {}  # by run: memory that its requests were given, as the scheduler counts tokens
+        self._stuck: tuple[int, float] | None = None  # the memory held, and since when it has not changed
+        self._short: tuple[int, float] | None = None  # the same, when the oldest request last had no room to grow
 
     @property
     def at_work(self) -> bool:
@@ -113,190 +66,192 @@ class Rows(Generic[JobT]):
         return bool(self._waiting or self._swapped)
 
     @property
-    def jobs(self) -> list[JobT]:
-        return [*self._scheduler.jobs, *self._swapped, *self._waiting]
+    def requests(self) -> list[RequestT]:
+        return [*self._scheduler.requests, *self._swapped, *self._waiting]
 
-    def add(self, job: JobT) -> None:
-        """Get in line. Raises ModelError where all of the budget is not enough."""
-        self._check_size(job, job.remaining, 0)
-        self._given.setdefault(job.run, min(self._given.values(), default=0))
-        self._waiting.append(job)
+    def add(self, request: RequestT) -> None:
+        """Let a request wait. Raises ModelError if it needs more than the whole budget."""
+        self._check_size(request, request.remaining, 0)
+        self._given.setdefault(request.run, min(self._given.values(), default=0))
+        self._waiting.append(request)
 
-    def discard(self, done: Iterable[JobT]) -> None:
-        """They are over, or nobody wants them any more: what was reserved for them is free."""
-        gone = {id(job) for job in done}
+    def discard(self, done: Iterable[RequestT]) -> None:
+        """Remove requests that are over or cancelled, and free what is reserved for them."""
+        gone = {id(request) for request in done}
         if not gone:
             return
-        for row in gone:
-            self.memory.release(row)
-        self._scheduler.discard([job for job in self._scheduler.jobs if id(job) in gone])
-        self._waiting = [job for job in self._waiting if id(job) not in gone]
-        self._swapped = [job for job in self._swapped if id(job) not in gone]
-        runs = {job.run for job in self.jobs}
+        for each in gone:
+            self.budget.release(each)
+        self._scheduler.discard([request for request in self._scheduler.requests if id(request) in gone])
+        self._waiting = [request for request in self._waiting if id(request) not in gone]
+        self._swapped = [request for request in self._swapped if id(request) not in gone]
+        runs = {request.run for request in self.requests}
         self._given = {run: size for run, size in self._given.items() if run in runs}
-        self._take_stock()
+        self._update_runs()
 
-    def next_step(self) -> list[Share[JobT]]:
-        """The shares of the next step; every row has room for its own. None where all rows wait for memory."""
+    def next_step(self) -> list[Share[RequestT]]:
+        """The shares of the next step, each with room for its tokens; empty while all requests wait for memory."""
         if self.in_line:
             self._admit()
         granted: set[int] = set()
         shares = self._scheduler.next_step() if self._scheduler else []
-        for job, tokens in sorted(shares, key=lambda share: self._rank(share.job)):
-            if job not in self._swapped and self._grow(job, tokens):
-                granted.add(id(job))
-        return [share for share in shares if id(share.job) in granted]
+        for request, tokens in sorted(shares, key=lambda share: self._rank(share.request)):
+            if request not in self._swapped and self._grow(request, tokens):
+                granted.add(id(request))
+        return [share for share in shares if id(share.request) in granted]
 
-    def shrink(self, job: JobT) -> None:
-        """Part of its prompt was found, so it needs less room. Nothing may be written in its tail yet."""
-        job.cache.capacity = 0
-        job.cache.make_room(job.remaining + self._ahead)
-        self._reserve(job)
+    def shrink(self, request: RequestT) -> None:
+        """Reserve less: a part of its prompt was found in the prefix cache. Its tail has to be empty still."""
+        request.cache.capacity = 0
+        request.cache.make_room(request.remaining + self._ahead)
+        self._reserve(request)
 
-    # Who comes in
+    # Admitting
 
     def _admit(self) -> None:
-        """Rows that were swapped out and rows of runs that hold memory come first: they are the ones who free it.
+        """Admit requests in order: swapped-out ones and those of runs that hold memory first, since they free it.
 
-        Where one waits for room nobody new overtakes it, however little the other needs.
+        A new request never overtakes one that waits for room, however little it needs.
         """
-        self._take_stock()
+        self._update_runs()
         room = True
-        for job in self._line():
-            if room or job in self._swapped or job.run in self._claims:
-                room = self._enter(job) and room
+        for request in self._line():
+            if room or request in self._swapped or request.run in self._runs:
+                room = self._try_admit(request) and room
         if self._scheduler or not self.in_line:
             self._stuck = None
         else:
             self._unblock()
 
-    def _line(self) -> list[JobT]:
-        """Who waits, in order: rows that were swapped out and rows of runs that hold memory, the oldest first.
+    def _line(self) -> list[RequestT]:
+        """Waiting requests in order: swapped-out ones and those of runs that hold memory, the oldest first.
 
-        Then who was given least, then who came first; within a run by depth.
+        Then by how little memory their run was given, then by arrival; within a run by depth.
         """
         came: dict[object, int] = {}
-        for place, job in enumerate(self._waiting):
-            came.setdefault(job.run, place)
+        for place, request in enumerate(self._waiting):
+            came.setdefault(request.run, place)
         waiting = sorted(
             self._waiting,
-            key=lambda job: (*self._age(job.run), self._given[job.run], came[job.run], -job.depth),
+            key=lambda request: (*self._age(request.run), self._given[request.run], came[request.run], -request.depth),
         )
         swapped = sorted(self._swapped, key=self._rank)
-        return sorted([*swapped, *waiting], key=lambda job: self._age(job.run, job in swapped, job.admitted))
+        return sorted(
+            [*swapped, *waiting], key=lambda request: self._age(request.run, request in swapped, request.admitted)
+        )
 
     def _age(self, run: object, swapped: bool = False, admitted: int = 0) -> tuple[bool, int]:
-        since = self._claims.since(run)
+        since = self._runs.since(run)
         if since is not None:
             return False, since
         return (False, admitted) if swapped else (True, 0)
 
-    def _rank(self, job: JobT) -> tuple[int, int]:
-        """Among rows that were admitted: lower goes first, and gives up its memory last."""
-        since = self._claims.since(job.run)
-        return (job.admitted if since is None else since), job.admitted
+    def _rank(self, request: RequestT) -> tuple[int, int]:
+        """Among admitted requests: lower goes first, and is swapped out last."""
+        since = self._runs.since(request.run)
+        return (request.admitted if since is None else since), request.admitted
 
-    def _take_stock(self) -> None:
+    def _update_runs(self) -> None:
         rows: dict[object, int] = {}
-        for job in self._scheduler.jobs:
-            rows[job.run] = rows.get(job.run, 0) + job.cache.capacity * job.position_bytes
-        self._claims.update(rows, (job.run for job in (*self._waiting, *self._swapped)), self._admitted)
+        for request in self._scheduler.requests:
+            rows[request.run] = rows.get(request.run, 0) + request.cache.capacity * request.position_bytes
+        self._runs.update(rows, (request.run for request in (*self._waiting, *self._swapped)), self._admitted)
 
-    def _enter(self, job: JobT) -> bool:
-        own = self._needed(job)
-        needed = own + SPARE * sum(each.position_bytes for each in self._scheduler.jobs)
-        free = self.memory.room + self._store.idle_bytes - needed
-        if free < 0 or not self._claims.is_safe(job, own, free):
+    def _try_admit(self, request: RequestT) -> bool:
+        own = self._needed(request)
+        needed = own + SPARE * sum(each.position_bytes for each in self._scheduler.requests)
+        free = self.budget.room + self._prefixes.idle_bytes - needed
+        if free < 0 or not self._runs.is_safe(request, own, free):
             return False
-        return self._find_room(job, needed)
+        return self._admit_if_room(request, needed)
 
-    def _find_room(self, job: JobT, needed: int) -> bool:
-        while needed > self.memory.room:
-            if not self._store.drop():
+    def _admit_if_room(self, request: RequestT, needed: int) -> bool:
+        while needed > self.budget.room:
+            if not self._prefixes.drop():
                 return False
-        self._let_in(job)
+        self._admit_request(request)
         return True
 
-    def _let_in(self, job: JobT) -> None:
-        job.cache.make_room(job.remaining + self._ahead)
-        self._reserve(job)
-        if job in self._swapped:
-            self._swapped.remove(job)
-            job.swap_in()
+    def _admit_request(self, request: RequestT) -> None:
+        request.cache.make_room(request.remaining + self._ahead)
+        self._reserve(request)
+        if request in self._swapped:
+            self._swapped.remove(request)
+            request.swap_in()
         else:
-            self._waiting.remove(job)
+            self._waiting.remove(request)
             self._admitted += 1
-            self._given[job.run] += job.cache.capacity
-            job.admitted = self._admitted
-            self._claims.enter(job, job.cache.capacity * job.position_bytes, job.admitted)
-        self._scheduler.add(job)
-        self._take_stock()
+            self._given[request.run] += request.cache.capacity
+            request.admitted = self._admitted
+            self._runs.enter(request, request.cache.capacity * request.position_bytes, request.admitted)
+        self._scheduler.add(request)
+        self._update_runs()
 
     def _unblock(self) -> None:
-        """Nothing runs, so nothing will be freed here: what is in use is held by runs between two of their turns.
+        """Admit a request though nothing runs here that could free memory: runs hold it between two of their turns.
 
-        They have a moment to give some of it back. Then the first row comes in that there is room for, whatever others
-        are likely to need. Where there is room for none, one goes on beyond the budget, so that its run can finish and
-        free what it holds: the first that fits with what its run holds. A run that holds nothing waits for them.
+        They have a moment to free some. Then the first request is admitted that there is room for, whatever other runs
+        are likely to need. If there is room for none, one exceeds the budget, so that its run can finish and free what
+        it holds: the first that fits with what its run holds. Requests of runs that hold nothing wait for those.
         """
         if self._stuck is None:
-            gc.collect()  # of caches that nothing but cycles of objects hold
-            self._stuck = (self.memory.held, time.monotonic())
-        elif self._stuck[0] != self.memory.held:
-            self._stuck = (self.memory.held, time.monotonic())
+            gc.collect()  # reference cycles may hold caches
+            self._stuck = (self.budget.held, time.monotonic())
+        elif self._stuck[0] != self.budget.held:
+            self._stuck = (self.budget.held, time.monotonic())
         waited = time.monotonic() - self._stuck[1]
         if waited < GRACE:
             return
         line = self._line()
-        for job in line:
-            if (needed := self._needed(job)) <= self.memory.room + self._store.idle_bytes:
-                self._find_room(job, needed)
+        for request in line:
+            if (needed := self._needed(request)) <= self.budget.room + self._prefixes.idle_bytes:
+                self._admit_if_room(request, needed)
                 return
-        refused: list[tuple[JobT, ModelError]] = []
-        for job in line:
-            held = self.memory.held_by(job.run)
-            if not held and job not in self._swapped:
+        refused: list[tuple[RequestT, ModelError]] = []
+        for request in line:
+            held = self.budget.held_by(request.run)
+            if not held and request not in self._swapped:
                 break
             try:
-                self._check_size(job, job.remaining, held)
+                self._check_size(request, request.remaining, held)
             except ModelError as error:
-                refused.append((job, error))
+                refused.append((request, error))
             else:
-                self._let_in(job)
+                self._admit_request(request)
                 return
         if refused and waited > FETCHING:
             refused[0][0].error = refused[0][1]
         elif not refused and waited > PATIENCE:
             line[0].error = ModelError(
-                f"{self._name!r} has waited {PATIENCE:g} s for KV memory: {size_words(self.memory.held)} of "
-                f"{size_words(self.memory.budget)} are held by caches that nobody gives back; {_REMEDY}"
+                f"{self._name!r} has waited {PATIENCE:g} s for KV memory: {size_words(self.budget.held)} of "
+                f"{size_words(self.budget.limit)} are held by caches that nobody gives back; {_REMEDY}"
             )
 
-    # Who grows, and who makes room for it
+    # Growing, and swapping out to make room
 
-    def _grow(self, job: JobT, tokens: int) -> bool:
-        """Room for so many more tokens. False: it has to sit this step out."""
+    def _grow(self, request: RequestT, tokens: int) -> bool:
+        """Reserve room for so many more tokens. False: the request skips this step."""
         tokens += self._ahead
-        capacity = job.cache.capacity_for(tokens)
-        if capacity == job.cache.capacity:
+        capacity = request.cache.capacity_for(tokens)
+        if capacity == request.cache.capacity:
             return True
-        more = (capacity - job.cache.capacity) * job.position_bytes
-        while more > self.memory.room:
-            if not (self._store.drop() or self._swap_out_one(job)):
-                return self._go_beyond(job, tokens)
-        job.cache.make_room(tokens)
-        self._reserve(job)
+        more = (capacity - request.cache.capacity) * request.position_bytes
+        while more > self.budget.room:
+            if not (self._prefixes.drop() or self._swap_out_one(request)):
+                return self._exceed_budget(request, tokens)
+        request.cache.make_room(tokens)
+        self._reserve(request)
         return True
 
-    def _swap_out_one(self, job: JobT) -> bool:
-        """The row that began last gives up its memory, if it began after this one."""
-        mine = self._rank(job)
-        younger = [each for each in self._scheduler.jobs if self._rank(each) > mine and each.can_swap]
+    def _swap_out_one(self, request: RequestT) -> bool:
+        """Swap out the request that began last, if it began after this one."""
+        rank = self._rank(request)
+        younger = [each for each in self._scheduler.requests if self._rank(each) > rank and each.can_swap]
         if not younger:
             return False
         last = max(younger, key=self._rank)
         self._scheduler.discard([last])
-        self.memory.release(id(last))
+        self.budget.release(id(last))
         self._swapped.append(last)
         try:
             last.swap_out()
@@ -304,47 +259,47 @@ class Rows(Generic[JobT]):
             last.error = error
         return True
 
-    def _go_beyond(self, job: JobT, tokens: int) -> bool:
-        """No younger row is left to take memory from. The oldest goes on all the same, if its own fits the budget."""
-        if any(self._rank(each) < self._rank(job) for each in self._scheduler.jobs):
+    def _exceed_budget(self, request: RequestT, tokens: int) -> bool:
+        """Let the oldest request exceed the budget if no younger one has memory to give and its own row would fit."""
+        if any(self._rank(each) < self._rank(request) for each in self._scheduler.requests):
             return False
         try:
-            self._check_size(job, tokens, 0)
+            self._check_size(request, tokens, 0)
         except ModelError as error:
-            job.error = error
+            request.error = error
             return False
-        if self._may_be_freed(job):
+        if self._may_be_freed(request):
             return False
-        job.cache.make_room(tokens)
-        self._reserve(job)
+        request.cache.make_room(tokens)
+        self._reserve(request)
         return True
 
-    def _may_be_freed(self, job: JobT) -> bool:
-        """Whether others hold caches that they may yet give back: a reply that is done is held until it is fetched."""
-        held = self.memory.held
-        if held <= sum(segment.nbytes for segment in job.cache.segments):
+    def _may_be_freed(self, request: RequestT) -> bool:
+        """Whether others hold caches that they may free soon: a finished reply is held until it is fetched."""
+        held = self.budget.held
+        if held <= sum(segment.nbytes for segment in request.cache.segments):
             return False
         if self._short is None or self._short[0] != held:
             self._short = (held, time.monotonic())
         return time.monotonic() - self._short[1] < GRACE
 
-    def _needed(self, job: JobT) -> int:
-        return self._size(job, job.cache.capacity_for(job.remaining + self._ahead))
+    def _needed(self, request: RequestT) -> int:
+        return self._size(request, request.cache.capacity_for(request.remaining + self._ahead))
 
-    def _size(self, job: JobT, capacity: int) -> int:
-        return capacity * job.position_bytes + self._state_bytes
+    def _size(self, request: RequestT, capacity: int) -> int:
+        return capacity * request.position_bytes + self._state_bytes
 
-    def _reserve(self, job: JobT) -> None:
-        self.memory.reserve(id(job), self._size(job, job.cache.capacity))
+    def _reserve(self, request: RequestT) -> None:
+        self.budget.reserve(id(request), self._size(request, request.cache.capacity))
 
-    def _check_size(self, job: JobT, tokens: int, held: int) -> None:
-        """Raises ModelError where a row with so many more tokens, and what its run holds, is more than the budget."""
-        own = self._size(job, job.cache.capacity_for(tokens))
-        shared = max(held, sum(segment.nbytes for segment in job.cache.segments))
-        if own + shared > self.memory.budget:
+    def _check_size(self, request: RequestT, tokens: int, held: int) -> None:
+        """Raises ModelError if a request with so many more tokens, and what its run holds, exceed the budget."""
+        own = self._size(request, request.cache.capacity_for(tokens))
+        shared = max(held, sum(segment.nbytes for segment in request.cache.segments))
+        if own + shared > self.budget.limit:
             raise ModelError(
                 f"{self._name!r} can't read this: {tokens} tokens need {size_words(own)} of KV memory behind "
-                f"{size_words(shared)} that are there, and its budget is {size_words(self.memory.budget)}; {_REMEDY}"
+                f"{size_words(shared)} that are there, and its budget is {size_words(self.budget.limit)}; {_REMEDY}"
             )
 
 

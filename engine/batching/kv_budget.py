@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from ..kv.cache import KV
     from ..model.load import LoadedModel
 
-__all__ = ["Memory", "choose_budget", "default_budget", "position_bytes", "size_words"]
+__all__ = ["KVBudget", "choose_budget", "default_budget", "position_bytes", "size_words"]
 
 VARIABLE = "CACHEGRAPH_KV_MEMORY"
 # Of what is free once the weights are loaded. Less on a CPU, whose memory everybody shares.
 PERCENT = {"cuda": 60, "mps": 40, "cpu": 25}
 
 
-class Memory:
+class KVBudget:
     """The budget of one engine and what is taken of it, in bytes. Used by the engine's thread."""
 
-    def __init__(self, budget: int):
-        self.budget = budget
+    def __init__(self, limit: int):
+        self.limit = limit
         self.peak = 0
         self._reserved: dict[int, int] = {}  # by row
         self._held = 0  # storages
@@ -60,7 +60,7 @@ class Memory:
     @property
     def room(self) -> int:
         """What may still be taken; below 0 where a run had to go on beyond the budget."""
-        return self.budget - self.used
+        return self.limit - self.used
 
     def held_by(self, run: object) -> int:
         """What a run's requests have left behind, as long as it is alive."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kv.cache import LayerKV
-from ..kv.recurrent_state import State
+from ..kv.recurrent_state import RecurrentState
 
 __all__ = ["SwappedState", "SwappedTail"]
 
@@ -80,11 +80,11 @@ class SwappedTail:
 class SwappedState:
     """A row's recurrent state, kept elsewhere."""
 
-    def __init__(self, state: State):
+    def __init__(self, state: RecurrentState):
         self._like = state.map(lambda each: torch.empty_like(each, device="meta"))
         self._tensors = _Elsewhere(state.tensors())
 
-    def restore(self) -> State:
+    def restore(self) -> RecurrentState:
         """The same state; what was kept is given up."""
         back = self._tensors.back()
         state = self._like.map(lambda _: next(back))

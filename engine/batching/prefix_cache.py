@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from ..kv.cache import KV, LayerKV
-from .kv_budget import Memory
+from .kv_budget import KVBudget
 from .scheduler import CHUNK
 
-__all__ = ["Prefixes", "chain"]
+__all__ = ["PrefixCache", "block_digests"]
 
 IDLE = 3  # references to a block that nobody else has: the dictionary's, the loop's and getrefcount's own
 MOST = 4  # blocks take up to a quarter of the budget
 
 
-def chain(ids: Sequence[int], tenant: str | None, layers: int | None = None, factors: int = 0) -> list[bytes]:
+def block_digests(ids: Sequence[int], tenant: str | None, layers: int | None = None, factors: int = 0) -> list[bytes]:
     """By whole block, a digest of all tokens up to its end, of whose they are, of how many layers were computed, and
     of the RoPE frequencies (`KV.factors`)."""
     digest = hashlib.sha256(repr((tenant, layers, factors)).encode()).digest()
@@ -34,11 +34,11 @@ def chain(ids: Sequence[int], tenant: str | None, layers: int | None = None, fac
     return digests
 
 
-class Prefixes:
+class PrefixCache:
     """The blocks of one model in one dtype, dropped when they have not been used for longest."""
 
-    def __init__(self, memory: Memory):
-        self._memory = memory
+    def __init__(self, budget: KVBudget):
+        self._budget = budget
         self._blocks: OrderedDict[bytes, KV] = OrderedDict()
         self.nbytes = 0
 
@@ -51,27 +51,27 @@ class Prefixes:
         return sum(block.nbytes for block in self._blocks.values() if sys.getrefcount(block) <= IDLE)
 
     def find(self, digests: Sequence[bytes]) -> list[KV]:
-        """The longest beginning of the chain that is here."""
+        """The blocks that the cache holds of the longest beginning of a chain of digests."""
         here = list(takewhile(self._blocks.__contains__, digests))
         self._touch(here)
         return [self._blocks[digest] for digest in here]
 
     def keep(self, digests: Sequence[bytes], index: int, tail: KV) -> None:
-        """Copy the chain's block `index`, which is the end of this tail, if there is room and all before it is here."""
+        """Copy block `index`, which is the end of this tail, if there is room and all blocks before it are held."""
         before = digests[:index]
         if digests[index] in self._blocks or not all(map(self._blocks.__contains__, before)):
             return
         self._touch(before)
         size = _block_bytes(tail)
-        while self.nbytes + size > self._memory.budget // MOST:
+        while self.nbytes + size > self._budget.limit // MOST:
             if len(self._blocks) <= index:  # nothing but what this one needs before it
                 return
             self.drop()
-        if size <= self._memory.room:
+        if size <= self._budget.room:
             block = self._blocks[digests[index]] = _copy(tail, len(tail) - CHUNK)
             self.nbytes += size
             self._touch(digests[: index + 1])
-            self._memory.hold([block])
+            self._budget.hold([block])
 
     def _touch(self, digests: Sequence[bytes]) -> None:
         """Mark the beginning of a chain as used just now.

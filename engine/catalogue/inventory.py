@@ -12,13 +12,13 @@ from .catalogue import Catalogue, Listed
 from .fetch import find
 from .progress import silent
 from .resolve import describe
-from .store import Store, Stored, file_errors, folder_bytes
+from .store import ModelStore, Stored, file_errors, folder_bytes
 
-__all__ = ["Item", "Removed", "inventory", "remove"]
+__all__ = ["CatalogueItem", "Removed", "inventory", "remove"]
 
 
 @dataclass(frozen=True)
-class Item:
+class CatalogueItem:
     """One model, in the catalogue, on this disk, or both. `bytes` is its size here, or what a pull would take."""
 
     name: str
@@ -36,16 +36,16 @@ class Removed(NamedTuple):
     left_in: str | None  # a hub model's files, which are not ours to delete
 
 
-def inventory(catalogue: Catalogue) -> list[Item]:
+def inventory(catalogue: Catalogue) -> list[CatalogueItem]:
     """The catalogue's models in its order, then what was pulled from elsewhere."""
     items = [_listed(each, catalogue) for each in catalogue.models.values()]
     shown = {item.folder for item in items}
-    return items + [_pulled(each) for each in Store().all() if each.folder not in shown]
+    return items + [_pulled(each) for each in ModelStore().all() if each.folder not in shown]
 
 
 def remove(name: str) -> Removed:
     """Delete the pulled model of that name, with what an interrupted pull of it left."""
-    store = Store()
+    store = ModelStore()
     stored = store.all()
     slugs = [each.place.name for each in stored if name in (each.record.name, each.place.name)]
     slugs = slugs or [slug for slug in {*store.slugs(), *store.begun()} if slug == name]
@@ -59,13 +59,13 @@ def remove(name: str) -> Removed:
         return Removed(store.remove(slugs[0]), elsewhere)
 
 
-def _listed(listed: Listed, catalogue: Catalogue) -> Item:
+def _listed(listed: Listed, catalogue: Catalogue) -> CatalogueItem:
     entry = listed.entry
     try:
         model = find(ModelSpec(source=listed.name), catalogue=catalogue)
     except ModelError:  # its file or folder is not where the catalogue says
         model = None
-    return Item(
+    return CatalogueItem(
         name=listed.name,
         description=entry.description,
         source=describe(entry.source),
@@ -77,9 +77,9 @@ def _listed(listed: Listed, catalogue: Catalogue) -> Item:
     )
 
 
-def _pulled(stored: Stored) -> Item:
+def _pulled(stored: Stored) -> CatalogueItem:
     record = stored.record
-    return Item(
+    return CatalogueItem(
         name=record.name,
         description="",
         source=record.source,

@@ -9,7 +9,7 @@ from cachegraph.common.did_you_mean import did_you_mean
 from cachegraph.errors import ModelError
 
 from ..spec import ModelSpec
-from .catalogue import Catalogue, Entry, FolderSource, GgufSource, HubSource, WheelSource
+from .catalogue import Catalogue, CatalogueEntry, FolderSource, GgufSource, HubSource, WheelSource
 
 __all__ = ["Wanted", "describe", "resolve"]
 
@@ -23,7 +23,7 @@ class Wanted:
 
     name: str
     source: HubSource | FolderSource | GgufSource | WheelSource
-    entry: Entry | None = None
+    entry: CatalogueEntry | None = None
     chat_template: str | None = None
 
     @property

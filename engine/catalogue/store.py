@@ -26,7 +26,7 @@ from cachegraph.errors import ConfigError
 
 from .progress import Progress
 
-__all__ = ["Origin", "Record", "Store", "Stored", "StoredModel", "file_errors", "folder_bytes", "home"]
+__all__ = ["GGUFOrigin", "ModelRecord", "ModelStore", "Stored", "StoredModel", "file_errors", "folder_bytes", "home"]
 
 RECORD = "cachegraph.json"
 
@@ -43,7 +43,7 @@ class StoredModel:
     source: str
 
 
-class Origin(BaseModel):
+class GGUFOrigin(BaseModel):
     """The .gguf file that a model was made from, told apart from a later one of the same name without reading it."""
 
     model_config = ConfigDict(frozen=True)
@@ -52,12 +52,12 @@ class Origin(BaseModel):
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> "Origin":
+    def of(cls, path: Path) -> "GGUFOrigin":
         stat = path.stat()
         return cls(path=str(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
-class Record(BaseModel):
+class ModelRecord(BaseModel):
     """What cachegraph.json says of a stored model. `key` changes when the same name comes to mean another source."""
 
     model_config = ConfigDict(frozen=True)
@@ -71,7 +71,7 @@ class Record(BaseModel):
     licence: str | None = None
     licence_url: str | None = None
     folder: str | None = None  # where the files lie if not beside the record
-    origin: Origin | None = None
+    origin: GGUFOrigin | None = None
     pulled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     cachegraph: str = __version__
     transformers: str = Field(default_factory=lambda: version("transformers"))
@@ -80,12 +80,12 @@ class Record(BaseModel):
 class Stored(NamedTuple):
     """A record, where it lies, and where the model's files lie."""
 
-    record: Record
+    record: ModelRecord
     place: Path
     folder: Path
 
 
-class Store:
+class ModelStore:
     """The models under one home."""
 
     def __init__(self, root: Path | None = None):
@@ -95,7 +95,7 @@ class Store:
         """The model of that folder name, or None where there is none, a broken one, or one of another format."""
         place = self.root / slug
         try:
-            record = Record.model_validate_json((place / RECORD).read_bytes())
+            record = ModelRecord.model_validate_json((place / RECORD).read_bytes())
         except (OSError, ValidationError):
             return None
         folder = Path(record.folder) if record.folder else place
@@ -124,7 +124,7 @@ class Store:
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    def commit(self, made: Path, slug: str, record: Record) -> Stored:
+    def commit(self, made: Path, slug: str, record: ModelRecord) -> Stored:
         """Write the record into `made` and put that folder into its place, in one rename."""
         (made / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
         place, replaced = self.root / slug, self.root / f".replaced-{slug}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from .rope_by_length import MIXED
 
 if TYPE_CHECKING:
-    from .recurrent_state import State
+    from .recurrent_state import RecurrentState
 
 __all__ = ["BLOCK", "KV", "LayerKV", "RowCache", "concat"]
 
@@ -48,7 +48,7 @@ class KV:
     layers: tuple[LayerKV, ...]
     positions: Tensor  # (positions,) int64, on the CPU, ascending
     factors: int = 0  # which of its model's RoPE frequencies its keys have, where those depend on a row's length
-    state: "State | None" = None
+    state: "RecurrentState | None" = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -119,9 +119,9 @@ class RowCache:
 
     def __init__(self, segments: Sequence[KV] = ()):
         self.segments: list[KV] = []
-        self.state: State | None = None  # behind the last entry, where the model keeps one
-        self._state_before: tuple[int, State | None] = (0, None)  # how much of the tail was used then
-        self._kept: list[tuple[int, State]] = []  # the same, where others may want to continue
+        self.state: RecurrentState | None = None  # behind the last entry, where the model keeps one
+        self._state_before: tuple[int, RecurrentState | None] = (0, None)  # how much of the tail was used then
+        self._kept: list[tuple[int, RecurrentState]] = []  # the same, where others may want to continue
         self.continue_from(segments)
         self.capacity = 0  # positions that the tail's buffers have room for, or will have when next written
         self.factors = 0  # of the tail's keys, as a KV's
@@ -158,7 +158,7 @@ class RowCache:
         self.state = state if state is not None and state.length == sum(map(len, self.segments)) else None
         self._state_before = (0, self.state)
 
-    def put_state(self, state: "State | None") -> None:
+    def put_state(self, state: "RecurrentState | None") -> None:
         """What is committed ends with this state; None while it is elsewhere, as the tail may be."""
         self.state = state
         if state is None:

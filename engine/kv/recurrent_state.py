@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["LayerState", "State", "StateShapes"]
+__all__ = ["LayerState", "RecurrentState", "StateShapes"]
 
 StateShapes = tuple[tuple[str, tuple[int, ...]], ...]  # by tensor of a state, its name and shape
 
@@ -27,14 +27,14 @@ class LayerState(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class State:
+class RecurrentState:
     """A row's recurrent state behind its first `length` tokens, which stand at positions from 0 on without a gap."""
 
     length: int
     layers: Mapping[int, LayerState]  # by layer of the model
 
     def __repr__(self) -> str:
-        return f"State({len(self.layers)} layers, behind {self.length} tokens)"
+        return f"RecurrentState({len(self.layers)} layers, behind {self.length} tokens)"
 
     @property
     def nbytes(self) -> int:
@@ -45,9 +45,9 @@ class State:
             for part in layer:
                 yield from (each for each in part if each is not None)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "State":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "RecurrentState":
         """The same with every tensor changed."""
-        return State(self.length, {index: layer.map(change) for index, layer in self.layers.items()})
+        return RecurrentState(self.length, {index: layer.map(change) for index, layer in self.layers.items()})
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Its tensors under names, as `from_named` takes them."""
@@ -56,7 +56,7 @@ class State:
                 yield from ((f"{index}.{kind}.{n}", each) for n, each in enumerate(part) if each is not None)
 
     @classmethod
-    def from_named(cls, tensors: Mapping[str, Tensor], shapes: "StateShapes", length: int) -> "State | None":
+    def from_named(cls, tensors: Mapping[str, Tensor], shapes: "StateShapes", length: int) -> "RecurrentState | None":
         """A state out of tensors that `named` called so; None where one is missing or has another shape."""
         layers: dict[int, tuple[dict[int, Tensor], ...]] = {}
         for name, shape in shapes:
@@ -68,7 +68,7 @@ class State:
             parts[LayerState._fields.index(kind)][int(number)] = tensor
         return cls(length, {index: LayerState(*map(_by_number, parts)) for index, parts in layers.items()})
 
-    def compact(self) -> "State":
+    def compact(self) -> "RecurrentState":
         """With memory of its own: a state out of a batch holds the whole batch's."""
         return self.map(lambda each: each if each.untyped_storage().nbytes() == each.nbytes else each.clone())
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     "NAME",
     "Attends",
-    "Enough",
-    "Expands",
+    "ExpandsCache",
     "OnLayer",
     "PackedCache",
     "PackedRows",
+    "StopForward",
     "Watch",
     "attending",
     "packed_rows",
@@ -45,11 +45,11 @@ OnLayer = Callable[[int, LayerKV], None]
 Watch = Callable[[int, Tensor, LayerKV, float, float | None, Tensor | None], None]  # as Attends.attend is called
 
 
-class Enough(Exception):
+class StopForward(Exception):
     """Raised within a forward pass once it has the entries of all the layers that are wanted."""
 
 
-class Expands(Exception):
+class ExpandsCache(Exception):
     """Raised where a model attends to something else than what it caches: it computes that from its entries (MLA)."""
 
 
@@ -131,7 +131,7 @@ class PackedRows:
     def attend(
         self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        """As `Attends` has it, row by row. Raises Enough in the last layer that is wanted."""
+        """As `Attends` has it, row by row. Raises StopForward in the last layer that is wanted."""
         known = layer is not None and layer < len(self.windows)  # a module that serves several layers may be none
         window = self.windows[layer] if known else None
         out, start = [], 0
@@ -157,11 +157,11 @@ class PackedRows:
         while index >= 0 and self._new[index][0]() is not given.keys:  # the layer's own come last
             index -= 1
         if not 0 <= index <= self._filed or self._new[index][1]() is not given.values:
-            raise Expands
+            raise ExpandsCache
         return self._file(given) if index == self._filed else [cache.entries(index) for cache in self.caches]
 
     def _file(self, new: LayerKV) -> list[LayerKV]:
-        """By row: all entries of the next layer that caches. Raises Enough in the last layer that is wanted."""
+        """By row: all entries of the next layer that caches. Raises StopForward in the last layer that is wanted."""
         index, seen, start = self._filed, list[LayerKV](), 0
         self._filed += 1
         for row, cache in enumerate(self.caches):
@@ -174,7 +174,7 @@ class PackedRows:
                 tell(index, seen[-1])
             start = end
         if self._filed == self.layers:
-            raise Enough
+            raise StopForward
         return seen
 
 

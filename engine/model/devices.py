@@ -13,7 +13,7 @@ from torch import nn
 
 from cachegraph.errors import ModelError
 
-__all__ = ["DeviceMap", "Exclusively", "check_map", "home_of", "is_spread", "layer_devices"]
+__all__ = ["DeviceLock", "DeviceMap", "check_map", "home_of", "is_spread", "layer_devices"]
 
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"] | Mapping[str, str | int]
 
@@ -67,7 +67,7 @@ def check_map(network: Any, given: object, name: str) -> None:
         )
 
 
-class Exclusively:
+class DeviceLock:
     """In its `with` block, which may be entered again and again, no other engine computes on these devices."""
 
     def __init__(self, devices: Iterable[torch.device]):

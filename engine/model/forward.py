@@ -15,7 +15,7 @@ from ..kernels import DecodeKernels
 from ..kv.cache import LayerKV, RowCache
 from ..kv.rope_by_length import RowLength, row_lengths
 from ..transfer import to_device
-from .attention import Enough, OnLayer, PackedRows, packed_rows
+from .attention import OnLayer, PackedRows, StopForward, packed_rows
 from .devices import home_of, is_spread
 from .model_config import ModelInfo
 from .packed_states import PackedStates
@@ -123,7 +123,7 @@ def _forward_packed(model: Any, info: ModelInfo, rows: Sequence[Row], layers: in
     with packed_rows(packed) as cache, row_lengths(_lengths(info, rows, positions)):
         inputs = {"input_ids": ids, "position_ids": torch.cat(positions)[None].to(device), cache_argument(model): cache}
         if not wanted:
-            with suppress(Enough):
+            with suppress(StopForward):
                 model.get_decoder()(**inputs, use_cache=True)
             return [None] * asked
         keep = to_device(wanted, torch.int64, torch.device("cpu") if is_spread(model) else device)

@@ -19,13 +19,13 @@ from ..kv.cache import RowCache
 from .devices import home_of
 from .forward import Row
 
-__all__ = ["NativeCache", "native_forward"]
+__all__ = ["FallbackCache", "fallback_forward"]
 
 _NAMES = ("cache", "past_key_values", "cache_params", "state")  # of caches, in what models take and what they give
 _Place = tuple[nn.Module, str]  # a module and its attribute
 
 
-class NativeCache(RowCache):
+class FallbackCache(RowCache):
     """Holds the model's own cache of one row; has no segments to share."""
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class NativeCache(RowCache):
         self._used += new
 
 
-def native_forward(network: Any, rows: Sequence[Row]) -> list[Tensor | None]:
+def fallback_forward(network: Any, rows: Sequence[Row]) -> list[Tensor | None]:
     """As `forward`, one row after the other."""
     return [_run(network, row) for row in rows]
 
 
 def _run(network: Any, row: Row) -> Tensor | None:
     cache = row.cache
-    assert isinstance(cache, NativeCache)
+    assert isinstance(cache, FallbackCache)
     habits = _habits.get(network) or _learn(network, row)
     if cache.own is None and habits.wants_cache:
         cache.own = DynamicCache(config=network.config)

@@ -26,7 +26,7 @@ from .quiet_transformers import quiet_transformers
 from .text_model import auto_class, drop_other_parts
 from .verdict import Verdict
 from .verdict_cache import VerdictCache
-from .verify_model import Checked, check, restore
+from .verify_model import VerifiedModel, check, restore
 
 __all__ = ["Checks", "LoadedModel", "load_model"]
 
@@ -139,7 +139,7 @@ def _load(
     )
 
 
-def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, anew: bool) -> Checked:
+def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, anew: bool) -> VerifiedModel:
     """The check, or what a kept verdict says of the same model."""
     verdict = kept.read() if kept is not None and not anew else None
     if verdict is not None:

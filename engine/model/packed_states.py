@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 from ..kv.cache import RowCache
-from ..kv.recurrent_state import LayerState, State
+from ..kv.recurrent_state import LayerState, RecurrentState
 from .attention import PackedCache
 
-__all__ = ["Call", "PackedStates"]
+__all__ = ["ModuleCall", "PackedStates"]
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -67,7 +67,7 @@ class _Layers(list[_Layer | None]):
         return layer
 
 
-class Call(NamedTuple):
+class ModuleCall(NamedTuple):
     """A call of a module's forward."""
 
     forward: Callable[..., Any]
@@ -100,7 +100,7 @@ class PackedStates:
         if decoding:
             yield decoding * 2 if half and len(decoding) == 1 else decoding
 
-    def run(self, call: "Call", packed: PackedCache, *, by_token: bool) -> Any:
+    def run(self, call: "ModuleCall", packed: PackedCache, *, by_token: bool) -> Any:
         """What a module gives for all rows: an entry a token, side by side.
 
         `by_token`: of several new tokens it would read only the first with the state, so it is given one at a time.
@@ -122,7 +122,7 @@ class PackedStates:
                 parts[row] = _row_of(out, place, len(rows), end - start)
         return _side_by_side(parts)
 
-    def _give(self, call: "Call", spans: Sequence[tuple[int, int]], packed: PackedCache, own: PackedCache) -> Any:
+    def _give(self, call: "ModuleCall", spans: Sequence[tuple[int, int]], packed: PackedCache, own: PackedCache) -> Any:
         tokens = self._spans[-1][1]
         args = (_share(each, spans, tokens, packed, own) for each in call.args)
         return call.forward(*args, **{name: _share(it, spans, tokens, packed, own) for name, it in call.named.items()})
@@ -150,7 +150,7 @@ class PackedStates:
         for cache, new in zip(self._caches, self._new, strict=True):
             if new:
                 before = cache.state.layers if cache.state is not None else {}
-                cache.put_state(State(len(cache), {**before, **new}))
+                cache.put_state(RecurrentState(len(cache), {**before, **new}))
 
 
 def _share(given: Any, spans: Sequence[tuple[int, int]], tokens: int, packed: PackedCache, own: PackedCache) -> Any:

@@ -17,7 +17,7 @@ from .attention import PackedCache
 from .devices import home_of
 from .forward import cache_argument
 from .model_config import ModelInfo
-from .packed_states import Call
+from .packed_states import ModuleCall
 
 __all__ = ["recurrent_modules", "split_by_rows"]
 
@@ -61,7 +61,7 @@ def _by_rows(forward: Callable[..., Any], by_token: bool) -> Callable[..., Any]:
     def by_rows(*args: Any, **named: Any) -> Any:
         for each in (*args, *named.values()):
             if isinstance(each, PackedCache) and each.states is not None:
-                return each.states.run(Call(forward, args, named), each, by_token=by_token)
+                return each.states.run(ModuleCall(forward, args, named), each, by_token=by_token)
         return forward(*args, **named)
 
     return by_rows

@@ -9,11 +9,11 @@ from ..kv.shapes import KVShape
 if TYPE_CHECKING:
     from ..kv.recurrent_state import StateShapes
 
-__all__ = ["Comparison", "Verdict"]
+__all__ = ["OutputComparison", "Verdict"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OutputComparison:
     """One thing that was computed in two ways: how far apart the results are, and how far they may be."""
 
     what: str
@@ -37,7 +37,7 @@ class Verdict:
     reversed: bool
     reach: int | None  # keys can be moved below this position; None: everywhere
     rotations: tuple[tuple[str, int, str] | None, ...]  # by layer: the scheme by which its keys are rotated
-    compared: tuple[Comparison, ...]
+    compared: tuple[OutputComparison, ...]
     state_shapes: "StateShapes" = ()  # by tensor of a row's recurrent state
     alone: bool = False  # it attends by itself, to one row a pass
     by_rows: tuple[tuple[str, bool], ...] = ()  # recurrent modules, and whether they read a token at a time
@@ -54,7 +54,7 @@ class Verdict:
                 **{name: value for name, value in kept.items() if name != "turns"},
                 "shapes": tuple(KVShape(*each) for each in kept["shapes"]),
                 "rotations": tuple(each and (each[0], each[1], each[2]) for each in kept["turns"]),
-                "compared": tuple(Comparison(**each) for each in kept["compared"]),
+                "compared": tuple(OutputComparison(**each) for each in kept["compared"]),
                 "state_shapes": tuple((name, tuple(shape)) for name, shape in kept["state_shapes"]),
                 "by_rows": tuple((name, by_token) for name, by_token in kept["by_rows"]),
             }

@@ -23,14 +23,14 @@ from ..kv.rope_by_length import ByLength, watch_lengths
 from .attention import NAME, watching
 from .devices import home_of
 from .forward import Row, cache_argument, forward
-from .hf_fallback import NativeCache, native_forward
+from .hf_fallback import FallbackCache, fallback_forward
 from .model_config import ModelInfo
 from .probe import NEAR_PIECE, ProbeRow, Results, apart, generated, narrow_windows, own_logits, probe_rows, read_rows
 from .quiet_transformers import quiet_transformers
 from .recurrent_modules import recurrent_modules, split_by_rows
-from .verdict import Comparison, Verdict
+from .verdict import OutputComparison, Verdict
 
-__all__ = ["Checked", "check", "in_float32", "restore"]
+__all__ = ["VerifiedModel", "check", "in_float32", "restore"]
 
 # Differences as a share of what is expected.
 _EXACT = 0.001  # of logits, where both ways compute in float32
@@ -40,7 +40,7 @@ _LOUDER = 256.0  # how many times what the head reads is taken, to see whether i
 _HALF = (torch.bfloat16, torch.float16)
 
 
-class Checked(NamedTuple):
+class VerifiedModel(NamedTuple):
     """What a model may be trusted with."""
 
     verdict: Verdict
@@ -53,7 +53,7 @@ class Checked(NamedTuple):
         return self.verdict.why_no_cache
 
 
-def check(network: Any, info: ModelInfo) -> Checked:
+def check(network: Any, info: ModelInfo) -> VerifiedModel:
     """Switch the model to row-wise attention and find out what it may be trusted with; or leave it as it is.
 
     Raises ModelError where it computes something else from its cache than from a whole prompt, so that no way is right.
@@ -71,10 +71,10 @@ def check(network: Any, info: ModelInfo) -> Checked:
         else:
             checking.moved_keys(rotation)
             decoder, why_no_kernels = checking.kernels()
-    return Checked(checking.verdict(why_no_cache, rotation, why_no_kernels), checking.info, rotation, decoder)
+    return VerifiedModel(checking.verdict(why_no_cache, rotation, why_no_kernels), checking.info, rotation, decoder)
 
 
-def restore(network: Any, info: ModelInfo, verdict: Verdict) -> Checked:
+def restore(network: Any, info: ModelInfo, verdict: Verdict) -> VerifiedModel:
     """The same from a verdict on the same weights, versions and machine; nothing is computed."""
     info = replace(
         info,
@@ -94,7 +94,7 @@ def restore(network: Any, info: ModelInfo, verdict: Verdict) -> Checked:
         split_by_rows(network, verdict.by_rows)
         if verdict.why_no_kernels is None:
             decoder = _backend(network).create_decoder(network, info).settled()
-    return Checked(verdict, info, rotation, decoder)
+    return VerifiedModel(verdict, info, rotation, decoder)
 
 
 class _Unlike(Exception):
@@ -124,7 +124,7 @@ class _Checking:
     """The check of one model; `compared` grows by what was compared."""
 
     def __init__(self, network: Any, info: ModelInfo):
-        self.compared: list[Comparison] = []
+        self.compared: list[OutputComparison] = []
         self.info = info
         self._network = network
         self._rows = probe_rows(network.config, info)
@@ -223,7 +223,7 @@ class _Checking:
 
     def _by_cache(self, row: ProbeRow) -> list[Tensor]:
         network = self._network
-        return read_rows([row], lambda rows: native_forward(network, rows), NativeCache).logits[0]
+        return read_rows([row], lambda rows: fallback_forward(network, rows), FallbackCache).logits[0]
 
     def moved_keys(self, rotation: Rotation) -> None:
         """Hold moved keys to those that the model computes far out.
@@ -234,7 +234,7 @@ class _Checking:
         near, far = self._read.caches[0].tail(), [cache.tail() for cache in self._read.caches[2:]]
         for index, (row, there) in enumerate(zip(self._rows[2:], far, strict=True)):
             error, limit = rotation.compare(near, there, rounded=self._limit > _EXACT)
-            self.compared.append(Comparison(f"keys moved to position {row.start}", error, limit))
+            self.compared.append(OutputComparison(f"keys moved to position {row.start}", error, limit))
             if rotation.why_not is not None:
                 if index and row.border is not None:
                     rotation.why_not, rotation.reach = None, row.border
@@ -309,7 +309,7 @@ class _Checking:
             self._note(_words(row, index) + how, error, limit)
 
     def _note(self, what: str, error: float, limit: float) -> None:
-        self.compared.append(made := Comparison(what, error, limit))
+        self.compared.append(made := OutputComparison(what, error, limit))
         if not made.passed:
             raise _Unlike(what)
 

@@ -15,10 +15,10 @@ from ..text.tokenizer import Tokenizer
 from .json_schema import to_grammar
 from .text_formats import limits
 
-__all__ = ["Grammars", "Obedience", "allowed"]
+__all__ = ["GrammarState", "Grammars", "allowed"]
 
 
-class Obedience:
+class GrammarState:
     """One reply's progress through a grammar."""
 
     def __init__(self, matcher: Any, vocabulary: int):
@@ -62,13 +62,13 @@ class Grammars:
         self._vocabulary: Any = None
         self._compiled = lru_cache(maxsize=64)(self._compile)
 
-    def start(self, schema: dict[str, Any]) -> Obedience:
+    def start(self, schema: dict[str, Any]) -> GrammarState:
         """A new reply's progress. The first of a schema takes a moment, the first of all seconds.
 
         Raises ModelError where the tokenizer is of a kind that no grammar can be followed with.
         """
         matcher = self._compiled(json.dumps(schema))
-        return Obedience(matcher.deep_copy(), self._vocabulary.vocab_size)
+        return GrammarState(matcher.deep_copy(), self._vocabulary.vocab_size)
 
     def _compile(self, schema: str) -> Any:
         from llguidance import LLMatcher
@@ -93,7 +93,7 @@ class Grammars:
 
 
 def allowed(masks: Sequence[Tensor], vocabulary: int, device: torch.device) -> Tensor:
-    """(rows, vocab) of bool from masks as `Obedience` gives them: an eighth of a byte a token goes to the device."""
+    """(rows, vocab) of bool from masks as `GrammarState` gives them: an eighth of a byte a token goes to the device."""
     packed = torch.stack([mask.view(torch.uint8) for mask in masks])
     packed = (packed.pin_memory() if device.type == "cuda" else packed).to(device, non_blocking=True)
     bits = torch.arange(8, dtype=torch.uint8, device=device)

@@ -18,11 +18,11 @@ from cachegraph.errors import ModelError
 from ..spec import GenerateSpec
 from ..torch_threads import on_one_thread
 from ..transfer import to_device, to_host
-from .grammar import Obedience, allowed
+from .grammar import GrammarState, allowed
 
-__all__ = ["Meanwhile", "Sampler", "choose"]
+__all__ = ["OnSampled", "Sampler", "sample"]
 
-Meanwhile = Callable[[Tensor, Callable[[], list[int]]], None]  # gets ids, (rows,), and what will say them
+OnSampled = Callable[[Tensor, Callable[[], list[int]]], None]  # gets ids, (rows,), and what will say them
 
 _LIKELY = (
     1024  # as many of the likeliest tokens as usually hold all of top_p; sorting a whole vocabulary is slow on CPUs
@@ -33,7 +33,7 @@ class Sampler:
     """One row's way of choosing tokens, and what it remembers from token to token."""
 
     def __init__(
-        self, spec: GenerateSpec, eos_ids: frozenset[int], seen: Sequence[int] = (), grammar: Obedience | None = None
+        self, spec: GenerateSpec, eos_ids: frozenset[int], seen: Sequence[int] = (), grammar: GrammarState | None = None
     ):
         self.spec = spec
         self.grammar = grammar
@@ -73,7 +73,7 @@ class Sampler:
         return (int.from_bytes(digest, "big") >> 11) / 2**53
 
     def take(self, token: int) -> int:
-        """This one comes next. Raises ModelError where `choose` found none."""
+        """This one comes next. Raises ModelError where `sample` found none."""
         if token < 0:
             raise ModelError("its logits are not numbers; use another dtype, such as float32, or other weights")
         self.taken += 1
@@ -84,10 +84,10 @@ class Sampler:
         return token
 
 
-def choose(
+def sample(
     samplers: Sequence[Sampler],
     logits: Sequence[Tensor],
-    meanwhile: Meanwhile | None = None,
+    meanwhile: OnSampled | None = None,
 ) -> list[int]:
     """By row, the next token; -1 where there is none because no logit is a number. `logits`: (vocab,) each, unchanged.
 

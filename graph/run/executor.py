@@ -20,7 +20,7 @@ from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.channels.payload import Payload
 from cachegraph.common.json_text import all_finite
 from cachegraph.common.run_all import run_all
-from cachegraph.engine.batching.request_context import RunKey, asking, taking_part
+from cachegraph.engine.batching.request_context import RunKey, join_run, request_context
 from cachegraph.errors import CachegraphError, RunError
 
 from ..plan.wiring import ForEach, Node
@@ -135,7 +135,7 @@ class Turns:
     async def _answer(self, node: Node, turn: Turn) -> Reply:
         if self._around.spent is not None and (left := self._around.spent.left) is not None:
             turn = replace(turn, most_tokens=left)
-        with asking(taking_part(self._run, node.depth, turn.needs_cache or turn.memory is not None)):
+        with request_context(join_run(self._run, node.depth, turn.needs_cache or turn.memory is not None)):
             if self._around.journal is None or node.is_graph:
                 reply = await node.agent.turn(turn)
             else:

@@ -17,7 +17,7 @@ from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.agents.sessions.session_files import AgentRecord, Exchange, read, sweep
 from cachegraph.agents.sessions.spec import MemorySpec
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.engine.batching.prefix_cache import Prefixes
+from cachegraph.engine.batching.prefix_cache import PrefixCache
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.graph.run.result import Result
 from cachegraph.graph.store import Store
@@ -64,7 +64,9 @@ def test_a_kept_cache_gives_the_replies_that_prefilling_everything_gives(
     chat: Chat, home: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Greedy, in float32; `other` has a sliding window and a template that trims."""
-    monkeypatch.setattr(Prefixes, "find", lambda *_: ())  # what the engine itself keeps would hide what a session does
+    monkeypatch.setattr(
+        PrefixCache, "find", lambda *_: ()
+    )  # what the engine itself keeps would hide what a session does
     with_cache = talk(chat(model), QUESTIONS)
     without = []
     for question in QUESTIONS:

@@ -83,7 +83,7 @@ def test_keys_are_added_to_with_the_receivers_rotation(tmp_path: Path) -> None:
     fuser, own, theirs = made(geometry), caches(geometry, 5, 0), caches(SHARER, 6, 1)
     plain = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE))])
     turned = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE), rope=rope)])
-    by = rope.rotation.by(rope.positions[HERE])
+    by = rope.rotation.shifter(rope.positions[HERE])
     for layer, (old, straight, rotated) in enumerate(zip(own, plain.layers, turned.layers, strict=True)):
         added = straight[0][:, :, HERE] - old[0][:, :, HERE]
         torch.testing.assert_close(rotated[0][:, :, HERE] - old[0][:, :, HERE], by(layer, added), rtol=1e-4, atol=1e-5)

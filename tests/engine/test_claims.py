@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import pytest
-from fake_rows import Job, Rows, hold, rows, step
+from fake_rows import Admission, FakeRequest, hold, rows, step
 
 from cachegraph.engine.batching import admission as rows_module
 from cachegraph.engine.batching.admission import GRACE
@@ -27,9 +27,9 @@ class Run:
     key: RunKey = field(default_factory=RunKey)
     held: int = 0
     stage: int = 0
-    open: list[Job] = field(default_factory=list)
+    open: list[FakeRequest] = field(default_factory=list)
 
-    def next_rows(self) -> list[Job]:
+    def next_rows(self) -> list[FakeRequest]:
         self.stage += 1
         match self.stage:
             case 1:
@@ -40,8 +40,8 @@ class Run:
                 return [self._job(sum(prompt for prompt, _ in self.answers), 8, 0, False)]
         return []
 
-    def _job(self, prompt: int, writes: int, depth: int, holds: bool) -> Job:
-        return Job(prompt, writes, run=self.key, depth=depth, holds=holds)
+    def _job(self, prompt: int, writes: int, depth: int, holds: bool) -> FakeRequest:
+        return FakeRequest(prompt, writes, run=self.key, depth=depth, holds=holds)
 
     @property
     def most(self) -> int:
@@ -51,14 +51,14 @@ class Run:
         return sum(-(-size // 32) * 32 for size in [*blocks, join]) + 32 * (len(blocks) + 1)
 
 
-def advance(work: Rows[Job], run: Run) -> bool:
+def advance(work: Admission[FakeRequest], run: Run) -> bool:
     """Take what is done, hold it, and ask for what comes next. False: the run is over."""
-    done = [job for job in run.open if job not in work.jobs]
-    for job in done:
-        run.open.remove(job)
-        if job.holds:
-            hold(work, run.key, job.cache.capacity)
-            run.held += job.cache.capacity
+    done = [request for request in run.open if request not in work.requests]
+    for request in done:
+        run.open.remove(request)
+        if request.holds:
+            hold(work, run.key, request.cache.capacity)
+            run.held += request.cache.capacity
     if run.open:
         return True
     run.open = run.next_rows()
@@ -66,8 +66,8 @@ def advance(work: Rows[Job], run: Run) -> bool:
         run.key.over = True
         hold(work, run.key, -run.held)
         return False
-    for job in run.open:
-        work.add(job)
+    for request in run.open:
+        work.add(request)
     return True
 
 
@@ -82,18 +82,18 @@ def test_runs_of_any_kind_finish_within_the_budget_and_what_one_row_needs(seed: 
     row, idle, steps = 0, 0, 0
     while runs:
         runs = [run for run in runs if advance(work, run)]
-        row = max([row, *(job.cache.capacity_for(job.remaining + job.writes) for job in work.jobs)])
-        before = bool(work.jobs)
+        row = max([row, *(request.cache.capacity_for(request.remaining + request.writes) for request in work.requests)])
+        before = bool(work.requests)
         idle = idle + 1 if before and not step(work) else 0
-        assert not any(job.error for job in work.jobs)
+        assert not any(request.error for request in work.requests)
         assert idle < 4  # it never takes longer than GRACE until something goes on
         clock[0] += GRACE / 2
         steps += 1
         assert steps < 20_000
-    assert work.memory.used == 0
-    assert work.memory.peak <= budget + row
-    work._take_stock()
-    assert not any(run in work._claims for run in keys)
+    assert work.budget.used == 0
+    assert work.budget.peak <= budget + row
+    work._update_runs()
+    assert not any(run in work._runs for run in keys)
 
 
 def test_a_run_that_would_leave_none_able_to_finish_waits_until_one_has(clock: list[float]) -> None:
@@ -104,20 +104,20 @@ def test_a_run_that_would_leave_none_able_to_finish_waits_until_one_has(clock: l
     began: list[Run] = []
     while runs:
         ran = step(work)
-        began += [run for run in runs if run not in began and any(job in ran for job in run.open)]
+        began += [run for run in runs if run not in began and any(request in ran for request in run.open)]
         if len(began) == 1:
             assert runs[0] in began
         runs = [run for run in runs if advance(work, run)]
         clock[0] += GRACE / 2
-        assert work.memory.used <= work.memory.budget
+        assert work.budget.used <= work.budget.limit
     assert len(began) == 6
 
 
 def test_rows_of_runs_that_hold_nothing_share_the_memory_as_before() -> None:
     work = rows(512)
-    jobs = [Job(32, writes=4, run=RunKey()) for _ in range(6)]
-    for job in jobs:
-        work.add(job)
+    requests = [FakeRequest(32, writes=4, run=RunKey()) for _ in range(6)]
+    for request in requests:
+        work.add(request)
     assert len(step(work)) >= 4
 
 
@@ -125,7 +125,7 @@ def test_a_run_that_waits_for_something_else_keeps_no_memory_idle(clock: list[fl
     work = rows(1000)
     oldest, other = Run(200, [(20, 20)]), Run(200, [(20, 20)])
     advance(work, oldest)
-    while oldest.open[0] in work.jobs:
+    while oldest.open[0] in work.requests:
         step(work)
     hold(work, oldest.key, 224)  # its next agent asks a tool, for minutes
     advance(work, other)

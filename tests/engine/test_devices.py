@@ -19,7 +19,7 @@ from cachegraph.engine.catalogue.placement import place
 from cachegraph.engine.kv.cache import RowCache
 from cachegraph.engine.kv.rope import Rotation
 from cachegraph.engine.model.attention import NAME
-from cachegraph.engine.model.devices import Exclusively, check_map, home_of, is_spread, layer_devices
+from cachegraph.engine.model.devices import DeviceLock, check_map, home_of, is_spread, layer_devices
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import load_model
 from cachegraph.engine.model.model_config import ModelInfo
@@ -128,10 +128,10 @@ def test_the_device_that_its_layers_fill_first_decides_the_budget(monkeypatch: p
 
 
 def test_two_engines_that_share_a_device_take_turns() -> None:
-    one, other = Exclusively(GPUS), Exclusively(GPUS[1:])
+    one, other = DeviceLock(GPUS), DeviceLock(GPUS[1:])
     with one:
         assert not other._locks[0].acquire(blocking=False)
-    with other, Exclusively(GPUS[:1]):
+    with other, DeviceLock(GPUS[:1]):
         pass
 
 

@@ -184,10 +184,10 @@ async def test_cancellation_frees_the_row_before_the_next_step(engine: Engine, m
     async with anyio.create_task_group() as group:
         group.start_soon(engine.generate, tokens(5), (), ENDLESS)
         while not caches:
-            await engine.call(lambda: caches.extend(weakref.ref(job.cache) for job in worker._rows.jobs))
+            await engine.call(lambda: caches.extend(weakref.ref(each.cache) for each in worker._admission.requests))
         group.cancel_scope.cancel()
     so_far = len(steps)
-    while await engine.call(lambda: len(worker._rows.jobs)):
+    while await engine.call(lambda: len(worker._admission.requests)):
         pass
     assert len(steps) - so_far <= 1  # the one that was about to begin
     gc.collect()

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from tiny import config_of, save_model, save_tokenizer
 
-from cachegraph.engine.model.weight_files import INDEX, check_folder, fingerprint
 from cachegraph.engine.model.file_sizes import LARGEST
 from cachegraph.engine.model.load import load_model
+from cachegraph.engine.model.weight_files import INDEX, check_folder, fingerprint
 from cachegraph.errors import ModelError
 
 

@@ -88,7 +88,7 @@ def test_a_thread_that_fails_is_replaced_and_leaves_nobody_waiting(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine._worker is not None
-    rows = engine._worker._rows
+    rows = engine._worker._admission
 
     def fail() -> Any:
         raise RuntimeError("a bug")

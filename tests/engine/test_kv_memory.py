@@ -15,8 +15,8 @@ from together import in_one_batch
 
 from cachegraph.engine.batching.kv_budget import position_bytes
 from cachegraph.engine.batching.kv_offload import SwappedTail
-from cachegraph.engine.batching.request_context import Account, asking
-from cachegraph.engine.batching.request_state import Job
+from cachegraph.engine.batching.request_context import RequestContext, request_context
+from cachegraph.engine.batching.request_state import RequestState
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import BLOCK, RowCache
 from cachegraph.engine.request import Generated
@@ -55,9 +55,9 @@ async def used(engine: Engine) -> int:
 @asynccontextmanager
 async def swaps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
     out: list[int] = []
-    swap_out = Job.swap_out
+    swap_out = RequestState.swap_out
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "swap_out", lambda job: (out.append(len(job.cache)), swap_out(job)))
+        patch.setattr(RequestState, "swap_out", lambda request: (out.append(len(request.cache)), swap_out(request)))
         yield out
 
 
@@ -175,7 +175,7 @@ async def test_a_run_that_holds_caches_can_always_finish(small: Small) -> None:
     holding: list[str] = []
 
     async def run(name: str) -> None:
-        with asking(Account(name)):
+        with request_context(RequestContext(name)):
             first = await engine.prefill(tokens(60))
             holding.append(name)
             if len(holding) == 2:
@@ -201,7 +201,7 @@ async def test_whoever_is_cancelled_when_all_memory_comes_back(small: Small, see
 
     async def ask(number: int) -> None:
         past = held[0].segments if number % 3 else ()
-        with anyio.move_on_after(dice.random() * 0.3), asking(Account(f"run {number % 5}", number % 4)):
+        with anyio.move_on_after(dice.random() * 0.3), request_context(RequestContext(f"run {number % 5}", number % 4)):
             if number % 4 == 0:
                 await engine.prefill_many([tokens(dice.randint(1, 30)) for _ in range(3)], past)
             else:
@@ -217,7 +217,7 @@ async def test_whoever_is_cancelled_when_all_memory_comes_back(small: Small, see
     assert await used(engine) == before
     worker = engine._worker
     assert worker is not None
-    assert (worker._rows.jobs, worker.memory.reserved) == ([], 0)
+    assert (worker._admission.requests, worker.budget.reserved) == ([], 0)
     held.clear()
     assert await used(engine) == 0
 

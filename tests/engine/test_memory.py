@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from cachegraph.engine.batching.kv_budget import Memory, choose_budget, position_bytes
+from cachegraph.engine.batching.kv_budget import KVBudget, choose_budget, position_bytes
 from cachegraph.engine.kv.cache import KV, LayerKV
 from cachegraph.errors import ConfigError
 
@@ -21,7 +21,7 @@ def made(positions: int) -> KV:
 
 
 def test_a_segment_is_counted_once_however_many_hold_it_and_until_the_last_one_lets_go() -> None:
-    memory = Memory(10**9)
+    memory = KVBudget(10**9)
     document = made(10)
     memory.hold([document])
     memory.hold([document, document.select(slice(2, 5))])
@@ -37,7 +37,7 @@ def test_a_segment_is_counted_once_however_many_hold_it_and_until_the_last_one_l
 
 
 def test_memory_at_an_address_that_is_used_again_is_counted_again() -> None:
-    memory = Memory(10**9)
+    memory = KVBudget(10**9)
     for _ in range(20):
         kv = made(64)
         memory.hold([kv])
@@ -47,7 +47,7 @@ def test_memory_at_an_address_that_is_used_again_is_counted_again() -> None:
 
 
 def test_runs_are_told_apart() -> None:
-    memory = Memory(10**9)
+    memory = KVBudget(10**9)
     first, second = made(4), made(6)
     memory.hold([first], "one")
     memory.hold([first, second], "two")
@@ -59,7 +59,7 @@ def test_runs_are_told_apart() -> None:
 
 
 def test_reservations_count_until_they_are_released() -> None:
-    memory = Memory(1000)
+    memory = KVBudget(1000)
     memory.reserve(1, 600)
     memory.reserve(1, 700)
     memory.reserve(2, 100)

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import Tiny
 
-from cachegraph.engine.batching.kv_budget import Memory, position_bytes
-from cachegraph.engine.batching.prefix_cache import Prefixes, chain
-from cachegraph.engine.batching.request_context import Account, asking
+from cachegraph.engine.batching.kv_budget import KVBudget, position_bytes
+from cachegraph.engine.batching.prefix_cache import PrefixCache, block_digests
+from cachegraph.engine.batching.request_context import RequestContext, request_context
 from cachegraph.engine.batching.scheduler import CHUNK
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV, concat
@@ -59,7 +59,7 @@ def test_results_are_to_the_bit_those_without_it(engine: Engine, prompts: Any) -
     async def ask(reuse: bool) -> list[Any]:
         await engine.forget()
         results = []
-        with asking(Account(reuse=reuse)):
+        with request_context(RequestContext(reuse=reuse)):
             for blocks, rest, seed, how in prompts:
                 ids = [token for block in blocks for token in tokens(CHUNK, seed=100 + block)] + tokens(rest, seed)
                 if how == "generate":
@@ -98,8 +98,12 @@ async def test_another_beginning_another_tenant_and_whoever_wants_none_find_noth
     ids = tokens(CHUNK + 3)
     await engine.prefill(ids)
     assert (await engine.prefill([1, *ids[1:]])).cost.reused == 0
-    for who, found in ((Account(tenant="t"), 0), (Account(tenant="t"), CHUNK), (Account(reuse=False), 0)):
-        with asking(who):
+    for who, found in (
+        (RequestContext(tenant="t"), 0),
+        (RequestContext(tenant="t"), CHUNK),
+        (RequestContext(reuse=False), 0),
+    ):
+        with request_context(who):
             assert (await engine.prefill(ids)).cost.reused == found
 
 
@@ -110,7 +114,7 @@ async def test_nothing_but_plain_prompts_is_kept_or_found(engine: Engine) -> Non
     past = await engine.prefill(tokens(5, seed=1))
     plain = await engine.prefill(tokens(3, seed=2))
     assert plain.kv is not None
-    with asking(Account(reuse=False)):
+    with request_context(RequestContext(reuse=False)):
         own = await engine.prefill(ids)
     assert own.kv is not None
     worker = engine._worker
@@ -193,8 +197,8 @@ def block(count: int = CHUNK) -> KV:
 
 def test_the_block_that_was_not_used_for_longest_goes_first_and_none_before_those_that_need_it() -> None:
     size = block().nbytes
-    prefixes = Prefixes(Memory(4 * 3 * size))  # three blocks are a quarter of it
-    one, other, third = (chain(tokens(2 * CHUNK, seed), None) for seed in range(3))
+    prefixes = PrefixCache(KVBudget(4 * 3 * size))  # three blocks are a quarter of it
+    one, other, third = (block_digests(tokens(2 * CHUNK, seed), None) for seed in range(3))
     prefixes.keep(one, 1, block())
     assert len(prefixes) == 0  # without what comes before, nobody could find it
     prefixes.keep(one, 0, block())
@@ -209,8 +213,8 @@ def test_the_block_that_was_not_used_for_longest_goes_first_and_none_before_thos
 
 
 def test_a_chain_that_lost_blocks_while_it_was_read_is_kept_no_further() -> None:
-    prefixes = Prefixes(Memory(10**9))
-    digests = chain(tokens(4 * CHUNK), None)
+    prefixes = PrefixCache(KVBudget(10**9))
+    digests = block_digests(tokens(4 * CHUNK), None)
     for index in range(3):
         prefixes.keep(digests, index, block((index + 1) * CHUNK))
     prefixes.drop()
@@ -226,10 +230,10 @@ def test_a_chain_that_lost_blocks_while_it_was_read_is_kept_no_further() -> None
 def test_no_block_outlives_the_one_before_it_whatever_is_kept_found_and_dropped(seed: int) -> None:
     dice = random.Random(seed)
     size = block().nbytes
-    memory = Memory(dice.choice([12, 20, 40, 10**4]) * size)
-    prefixes = Prefixes(memory)
+    memory = KVBudget(dice.choice([12, 20, 40, 10**4]) * size)
+    prefixes = PrefixCache(memory)
     roots = [tokens(CHUNK * dice.randint(0, 3), n) for n in range(3)]
-    chains = [chain([*roots[n % 3], *tokens(CHUNK * dice.randint(1, 4), 10 + n)], None) for n in range(8)]
+    chains = [block_digests([*roots[n % 3], *tokens(CHUNK * dice.randint(1, 4), 10 + n)], None) for n in range(8)]
     for _ in range(300):
         digests = dice.choice(chains)
         match dice.randrange(4):
@@ -243,14 +247,14 @@ def test_no_block_outlives_the_one_before_it_whatever_is_kept_found_and_dropped(
         for digests in chains:
             here = [digest in prefixes._blocks for digest in digests]
             assert here == sorted(here, reverse=True)
-        assert prefixes.nbytes == len(prefixes) * size <= memory.budget // 4
+        assert prefixes.nbytes == len(prefixes) * size <= memory.limit // 4
         assert memory.held == prefixes.nbytes
 
 
 def test_a_digest_stands_for_all_tokens_before_it_and_their_tenant() -> None:
     ids = tokens(2 * CHUNK + 5)
-    digests = chain(ids, None)
+    digests = block_digests(ids, None)
     assert len(digests) == 2
-    assert chain(ids[: 2 * CHUNK], None) == digests
-    assert chain([ids[0] + 1, *ids[1:]], None)[1] != digests[1]
-    assert chain(ids, "t")[0] != chain(ids, "None")[0] != digests[0]
+    assert block_digests(ids[: 2 * CHUNK], None) == digests
+    assert block_digests([ids[0] + 1, *ids[1:]], None)[1] != digests[1]
+    assert block_digests(ids, "t")[0] != block_digests(ids, "None")[0] != digests[0]

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from cachegraph.engine.batching.kv_budget import position_bytes
 from cachegraph.engine.batching.loop_bridge import Mailbox
-from cachegraph.engine.batching.request_state import Job
+from cachegraph.engine.batching.request_state import RequestState
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import RowCache
-from cachegraph.engine.kv.recurrent_state import State
+from cachegraph.engine.kv.recurrent_state import RecurrentState
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.engine.model.model_config import ModelInfo
 from cachegraph.engine.model.quiet_transformers import quiet_transformers
@@ -228,15 +228,15 @@ def test_rows_that_wait_for_memory_come_back_with_their_state(kind: str, tmp_pat
                 group.start_soon(one, index)
         return replies
 
-    before = Job.swap_out
+    before = RequestState.swap_out
     try:
-        Job.swap_out = lambda self: (swapped.append(1), before(self))[1]  # type: ignore[method-assign, func-returns-value]
+        RequestState.swap_out = lambda self: (swapped.append(1), before(self))[1]  # type: ignore[method-assign, func-returns-value]
         expected = anyio.run(run, roomy)
         assert not swapped
         assert anyio.run(run, narrow) == expected
         assert swapped
     finally:
-        Job.swap_out = before  # type: ignore[method-assign]
+        RequestState.swap_out = before  # type: ignore[method-assign]
         roomy.close()
         narrow.close()
 
@@ -244,13 +244,13 @@ def test_rows_that_wait_for_memory_come_back_with_their_state(kind: str, tmp_pat
 def test_a_swapped_row_has_the_same_state_bit_by_bit(lfm2: Engine) -> None:
     async def run() -> None:
         (kv,) = (await lfm2.prefill(tokens(20))).segments
-        job: Job = Job(RowCache([kv]), [1], Mailbox())
+        request: RequestState = RequestState(RowCache([kv]), [1], Mailbox())
         assert kv.state is not None
-        job.swap_out()
-        assert job.cache.state is None
-        job.swap_in()
-        assert job.cache.state is not None
-        assert all(map(torch.equal, kv.state.tensors(), job.cache.state.tensors()))
+        request.swap_out()
+        assert request.cache.state is None
+        request.swap_in()
+        assert request.cache.state is not None
+        assert all(map(torch.equal, kv.state.tensors(), request.cache.state.tensors()))
 
     anyio.run(run)
 
@@ -284,11 +284,11 @@ def test_a_verdict_that_was_kept_serves_without_computing_anything(kind: str, tm
 
 def test_a_state_goes_through_names_and_back() -> None:
     conv, recurrent = torch.rand(1, 2, 3), torch.rand(1, 4)
-    state = State.from_named({"1.conv.0": conv, "1.recurrent.1": recurrent}, (("1.conv.0", (1, 2, 3)),), 7)
+    state = RecurrentState.from_named({"1.conv.0": conv, "1.recurrent.1": recurrent}, (("1.conv.0", (1, 2, 3)),), 7)
     assert state is not None
     assert [name for name, _ in state.named()] == ["1.conv.0"]
-    assert State.from_named({"1.conv.0": conv}, (("1.conv.0", (1, 2, 4)),), 7) is None
-    assert State.from_named({}, (("1.conv.0", (1, 2, 3)),), 7) is None
+    assert RecurrentState.from_named({"1.conv.0": conv}, (("1.conv.0", (1, 2, 4)),), 7) is None
+    assert RecurrentState.from_named({}, (("1.conv.0", (1, 2, 3)),), 7) is None
 
 
 def test_a_part_of_the_entries_has_no_state(lfm2: Engine) -> None:

@@ -12,7 +12,7 @@ from tiny import Tiny
 from torch import Tensor
 
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.sampling.sampler import Sampler, choose, probabilities
+from cachegraph.engine.sampling.sampler import Sampler, probabilities, sample
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
 
@@ -26,11 +26,11 @@ def spec(**values: Any) -> GenerateSpec:
 
 def draws(spec: GenerateSpec, logits: Tensor, count: int = 400) -> list[int]:
     sampler = Sampler(spec, frozenset())
-    return [sampler.take(choose([sampler], [logits])[0]) for _ in range(count)]
+    return [sampler.take(sample([sampler], [logits])[0]) for _ in range(count)]
 
 
 def chosen(spec: GenerateSpec, logits: Tensor, seen: Sequence[int] = ()) -> int:
-    return choose([Sampler(spec, frozenset(), seen)], [logits])[0]
+    return sample([Sampler(spec, frozenset(), seen)], [logits])[0]
 
 
 @given(LOGITS)
@@ -43,7 +43,7 @@ def test_of_equals_the_first_is_taken_as_argmax_takes_it(dtype: torch.dtype) -> 
     generator = torch.Generator().manual_seed(0)
     for width in (7, 300, 5001):
         rows = torch.randint(0, 9, (6, width), generator=generator).to(dtype)
-        ours = choose([Sampler(spec(), frozenset()) for _ in rows], list(rows))
+        ours = sample([Sampler(spec(), frozenset()) for _ in rows], list(rows))
         assert ours == [int(row.argmax()) for row in rows]
 
 
@@ -142,7 +142,7 @@ def test_the_end_is_not_chosen_before_its_time() -> None:
         (spec(min_new_tokens=2), [2, 2, 1]),
     ):
         sampler = Sampler(wanted, ends)
-        assert [sampler.take(choose([sampler], [logits])[0]) for _ in expected] == expected
+        assert [sampler.take(sample([sampler], [logits])[0]) for _ in expected] == expected
 
 
 def test_tokens_of_the_reply_are_penalised_too() -> None:
@@ -180,7 +180,7 @@ def test_a_row_gets_the_same_tokens_alone_and_in_any_batch(
     def follow(samplers: list[Sampler], rows: list[int]) -> list[list[int]]:
         found = []
         for step in steps:
-            tokens = choose([samplers[row] for row in rows], [step[row] for row in rows])
+            tokens = sample([samplers[row] for row in rows], [step[row] for row in rows])
             found.append([samplers[row].take(token) for row, token in zip(rows, tokens, strict=True)])
         return list(map(list, zip(*found, strict=True)))
 
@@ -212,7 +212,7 @@ def test_logits_that_are_not_numbers_are_told(temperature: float) -> None:
     sampler = Sampler(spec(temperature=temperature), frozenset())
     for logits in (torch.full((9,), float("nan")), torch.full((9,), float("-inf"))):
         with pytest.raises(ModelError, match="logits are not numbers"):
-            sampler.take(choose([sampler], [logits])[0])
+            sampler.take(sample([sampler], [logits])[0])
 
 
 def test_only_the_ids_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_only_the_ids_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("item", "__bool__", "__int__", "__float__", "nonzero", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, lambda self, *_: pytest.fail("a result was looked at"))
     many = [spec(), spec(temperature=1.0, seed=1, top_k=3), spec(temperature=2.0, min_p=0.1, top_p=0.9)]
-    choose([Sampler(each, frozenset([1])) for each in many], list(torch.randn(3, 50)))
+    sample([Sampler(each, frozenset([1])) for each in many], list(torch.randn(3, 50)))
     assert looks == [3]
 
 

@@ -22,7 +22,7 @@ from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
 from cachegraph.engine.model.verdict import Verdict
 from cachegraph.engine.model.verdict_cache import VerdictCache
-from cachegraph.engine.model.verify_model import Checked, check
+from cachegraph.engine.model.verify_model import VerifiedModel, check
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every check that is made."""
     made: list[int] = []
 
-    def counted(*args: Any) -> Checked:
+    def counted(*args: Any) -> VerifiedModel:
         made.append(1)
         return check(*args)
 

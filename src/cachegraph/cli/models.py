@@ -18,7 +18,7 @@ from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
     from cachegraph.engine.catalogue import Catalogue, StoredModel
-    from cachegraph.engine.catalogue.inventory import Item
+    from cachegraph.engine.catalogue.inventory import CatalogueItem
     from cachegraph.engine.spec import ModelSpec
 
 __all__ = ["app", "bar", "pull_with_bar"]
@@ -213,7 +213,7 @@ def bar(name: str, console: Console | None = None) -> Iterator[Any]:
         yield progress
 
 
-def _plain(item: "Item") -> dict[str, Any]:
+def _plain(item: "CatalogueItem") -> dict[str, Any]:
     return asdict(item) | {"folder": str(item.folder) if item.folder else None, "pulled": item.folder is not None}
 
 

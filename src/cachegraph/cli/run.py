@@ -115,7 +115,7 @@ def _run_all(
     store: "Store | None",
     session: str | None,
 ) -> "list[Result]":
-    from cachegraph.engine.batching.request_context import account, asking
+    from cachegraph.engine.batching.request_context import current_context, request_context
 
     from .progress_view import print_comparison, run_and_print, warm_up
 
@@ -124,7 +124,7 @@ def _run_all(
         stream = graphs[0].stream(inputs, store=store, session=session)
         return [run_and_print(stream, graphs[0].output, quiet, record)]
     # None may find what another has read: side by side each has to read for itself.
-    with asking(replace(account(), reuse=False)):
+    with request_context(replace(current_context(), reuse=False)):
         warm_up(graphs, inputs)
         results: list[Result] = []
         note(lambda: {"finished": [json.loads(result.to_json()) for result in results]})

@@ -256,16 +256,16 @@ def test_panels_are_made_when_they_pay_and_change_no_bit_of_a_prompt(
 
     decoder, other = (CPUDecoder(model.network, model.info, compiled) for _ in range(2))
     waiting = panels and model.weights is None
-    assert bool(decoder._waiting) == waiting
+    assert bool(decoder._described.weights.waits_for_packing) == waiting
     first = prompt(decoder)
-    assert bool(decoder._waiting) == waiting
+    assert bool(decoder._described.weights.waits_for_packing) == waiting
     second = prompt(decoder)
-    assert not decoder._waiting
+    assert not decoder._described.weights.waits_for_packing
     for one, two in zip(first.layers, second.layers, strict=True):
         assert torch.equal(one.keys, two.keys)
         assert torch.equal(one.values, two.values)
     steps = [each.step([5], [RowCache([first])]) for each in (decoder, other)]
-    assert not other._waiting
+    assert not other._described.weights.waits_for_packing
     assert torch.equal(*steps)
 
 
