@@ -79,7 +79,7 @@ def test_every_layer_gets_its_part_of_one_network_at_paired_positions_alone(only
 
 def test_keys_are_added_to_with_the_receivers_rotation(tmp_path: Path) -> None:
     rope = ReceiverRope(rotation(tmp_path), torch.tensor([0, 1, 2, 7, 8]))
-    geometry = Geometry(len(rope.rotation._turns), 2, 8)
+    geometry = Geometry(len(rope.rotation._schemes), 2, 8)
     fuser, own, theirs = made(geometry), caches(geometry, 5, 0), caches(SHARER, 6, 1)
     plain = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE))])
     turned = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE), rope=rope)])

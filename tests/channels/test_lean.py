@@ -269,9 +269,9 @@ def test_where_float32_is_faster_a_stack_computes_in_it_and_is_closer_to_float32
             for a, b in zip(one, other, strict=True)
         )
 
-    monkeypatch.setattr("cachegraph.channels.fusers.networks.lean.float32_pays", lambda: False)
+    monkeypatch.setattr("cachegraph.engine.cpu.backend.CPUBackend.float32_is_faster", lambda _: False)
     narrow = error()
-    monkeypatch.setattr("cachegraph.channels.fusers.networks.lean.float32_pays", lambda: True)
+    monkeypatch.setattr("cachegraph.engine.cpu.backend.CPUBackend.float32_is_faster", lambda _: True)
     assert error() < 0.1 * narrow
 
 

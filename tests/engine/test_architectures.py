@@ -14,8 +14,8 @@ import torch
 from architectures import ARCHITECTURES, NOT_IN_THE_TABLE, build, reference
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from cachegraph.engine.cpu import backend as cpu
 from cachegraph.engine.engine import Engine
-from cachegraph.engine.model import verify_model
 from cachegraph.engine.model.load import LoadedModel, load_model
 from cachegraph.engine.model.probe import apart
 from cachegraph.engine.spec import GenerateSpec
@@ -53,7 +53,7 @@ def written(network: Any, ids: list[int]) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def kernels_for_tiny_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(verify_model, "_KERNELS_PAY", 0)
+    monkeypatch.setattr(cpu, "_LARGE_ENOUGH", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny import KINDS, SIZES, config_of, save_model
 from transformers import models as hf
 
+from cachegraph.engine.cpu import backend as cpu
 from cachegraph.engine.kv.rope import Rotation
-from cachegraph.engine.model import verify_model
 from cachegraph.engine.model.load import load_model
 from cachegraph.engine.model.verdict import Verdict
 from cachegraph.engine.model.verify_model import check, in_float32, restore
@@ -112,7 +112,7 @@ def test_kernels_that_would_miss_something_small_are_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None of these shows in the direction of a few logits."""
-    monkeypatch.setattr(verify_model, "_KERNELS_PAY", 0)
+    monkeypatch.setattr(cpu, "_LARGE_ENOUGH", 0)
     sizes = {**SIZES, "hidden_size": 64, "intermediate_size": 64, "head_dim": 32, "num_key_value_heads": 4}
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
     config: Any = {

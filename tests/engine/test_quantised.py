@@ -62,7 +62,7 @@ def test_quantised_weights_are_loaded_as_they_are_and_trusted_with_caches(model:
 
 
 def test_the_kernels_for_plain_weights_leave_them_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachegraph.engine.model.verify_model._KERNELS_PAY", 0)
+    monkeypatch.setattr("cachegraph.engine.cpu.backend._LARGE_ENOUGH", 0)
     assert load_model(folder, dtype=torch.float32).decoder is None
 
 
