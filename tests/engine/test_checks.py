@@ -12,7 +12,7 @@ from tiny import KINDS, SIZES, config_of, save_model
 from transformers import models as hf
 
 from cachegraph.engine.cpu import backend as cpu
-from cachegraph.engine.kv.rope import Rotation
+from cachegraph.engine.kv import rope
 from cachegraph.engine.model.load import load_model
 from cachegraph.engine.model.verdict import Verdict
 from cachegraph.engine.model.verify_model import check, in_float32, restore
@@ -133,7 +133,7 @@ def test_whatever_is_raised_while_keys_are_moved_is_a_reason(tmp_path: Path, mon
     def fail(*_: Any) -> Any:
         raise LookupError("in foreign code")
 
-    monkeypatch.setattr(Rotation, "_off", fail)
+    monkeypatch.setattr(rope, "_difference", fail)
     model = load_model(save_model(config_of("llama"), tmp_path))
     assert model.why_no_cache is None
     assert model.rotation.why_not == "'llama' models rotate keys in a way of their own (in foreign code)"

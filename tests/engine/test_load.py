@@ -75,9 +75,9 @@ def test_a_model_whose_attention_is_bypassed_is_not_trusted(tmp_path: Path, monk
 def test_a_model_whose_keys_do_not_move_as_thought_is_not_grafted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cachegraph.engine.kv.rope import _Turn
+    from cachegraph.engine.kv.rotary_scheme import RotaryScheme
 
-    monkeypatch.setattr(_Turn, "__call__", lambda self, keys, cos, sin: keys.flip(-1))
+    monkeypatch.setattr(RotaryScheme, "rotate", lambda self, keys, cos, sin: keys.flip(-1))
     model = load_tiny(config_of("llama"), tmp_path)
     assert model.why_no_cache is None
     assert model.rotation.why_not is not None
