@@ -28,6 +28,38 @@ def test_the_shipped_translator_hands_over_the_story_and_not_just_any() -> None:
     assert likely["cache"] > likely["alone"] + 2
 
 
+WORDS = [  # of six languages, two of them not among those that the fuser was trained on
+    ("Greek", "νερό", ["water", "letter", "engine", "winter"]),
+    ("Polish", "książka", ["cloud", "book", "silver", "answer"]),
+    ("Swedish", "skog", ["forest", "doctor", "number", "kitchen"]),
+    ("Arabic", "مدينة", ["hand", "music", "city", "question"]),
+    ("Spanish", "invierno", ["mirror", "winter", "cousin", "bread"]),
+    ("German", "Schlüssel", ["river", "teacher", "field", "key"]),
+]
+RIGHT = {"νερό": 0, "książka": 1, "skog": 0, "مدينة": 2, "invierno": 1, "Schlüssel": 3}
+
+
+def test_the_shipped_word_fuser_listens() -> None:
+    """Six words: the right meaning is likelier with the word's own cache than with another word's or none."""
+    rows = [
+        {
+            "language": language,
+            "question": f'What is the {language} word "{word}" in English?',
+            "choices": choices,
+            "answer": RIGHT[word],
+        }
+        for language, word, choices in WORDS
+    ]
+    with brief(Graph.from_yaml(RECIPES / "word-duo.yaml")) as graph:
+        found = compare(graph, rows, variants=("cache", "alone", "mismatched"))
+    values = {row.name: row.quality for row in found.rows}
+    likely = {name: quality["answer_logprob"].value for name, quality in values.items()}
+    assert likely["cache"] > likely["mismatched"] + 2  # nats
+    assert likely["cache"] > likely["alone"] + 2
+    assert values["cache"]["accuracy"].value >= 4 / 6
+    assert values["cache"]["accuracy"].value > values["mismatched"]["accuracy"].value
+
+
 @pytest.mark.parametrize(("recipe", "kind"), [("story-relay", "grafted"), ("science-duo", "fused")])
 def test_a_recipe_of_the_two_models_uses_its_fuser_by_default(recipe: str, kind: str) -> None:
     with Graph.from_yaml(RECIPES / f"{recipe}.yaml") as graph:
