@@ -15,8 +15,6 @@ from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.files.weights import read_card, save_fuser
 from cachegraph.channels.fusers.inventory import describe
 from cachegraph.channels.fusers.networks.bottleneck import BottleneckFuser, new_bottleneck
-from cachegraph.engine.kv.rope import Rotation
-from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import ChannelError, FuserError
 
 RECEIVER, SHARER = Geometry(3, 2, 8), Geometry(4, 1, ((16, 8),) * 4)
@@ -43,11 +41,6 @@ def caches(geometry: Geometry, positions: int, seed: int) -> list[tuple[torch.Te
         )
         for shape in geometry.shapes
     ]
-
-
-def rotation(tmp_path: Path) -> Rotation:
-    model: LoadedModel = load_tiny(config_of("llama"), tmp_path, seed=0)
-    return model.rotation
 
 
 def test_a_new_one_changes_nothing() -> None:
@@ -78,12 +71,13 @@ def test_every_layer_gets_its_part_of_one_network_at_paired_positions_alone(only
 
 
 def test_keys_are_added_to_with_the_receivers_rotation(tmp_path: Path) -> None:
-    rope = ReceiverRope(rotation(tmp_path), torch.tensor([0, 1, 2, 7, 8]))
-    geometry = Geometry(len(rope.rotation._schemes), 2, 8)
+    model = load_tiny(config_of("llama"), tmp_path, seed=0)
+    rope = ReceiverRope(model.rotation, torch.tensor([0, 1, 2, 7, 8]))
+    geometry = Geometry(model.info.layers, 2, 8)
     fuser, own, theirs = made(geometry), caches(geometry, 5, 0), caches(SHARER, 6, 1)
     plain = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE))])
     turned = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE), rope=rope)])
-    by = rope.rotation.shifter(rope.positions[HERE])
+    by = rope.rotation.by(rope.positions[HERE])
     for layer, (old, straight, rotated) in enumerate(zip(own, plain.layers, turned.layers, strict=True)):
         added = straight[0][:, :, HERE] - old[0][:, :, HERE]
         torch.testing.assert_close(rotated[0][:, :, HERE] - old[0][:, :, HERE], by(layer, added), rtol=1e-4, atol=1e-5)
