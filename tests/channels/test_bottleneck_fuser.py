@@ -15,6 +15,7 @@ from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.files.weights import read_card, save_fuser
 from cachegraph.channels.fusers.inventory import describe
 from cachegraph.channels.fusers.networks.bottleneck import BottleneckFuser, new_bottleneck
+from cachegraph.engine.kv.cache import KV, LayerKV
 from cachegraph.errors import ChannelError, FuserError
 
 RECEIVER, SHARER = Geometry(3, 2, 8), Geometry(4, 1, ((16, 8),) * 4)
@@ -77,11 +78,12 @@ def test_keys_are_added_to_with_the_receivers_rotation(tmp_path: Path) -> None:
     fuser, own, theirs = made(geometry), caches(geometry, 5, 0), caches(SHARER, 6, 1)
     plain = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE))])
     turned = fuse_layers(own, [FuserInput(fuser, theirs, (HERE, THERE), rope=rope)])
-    by = rope.rotation.by(rope.positions[HERE])
-    for layer, (old, straight, rotated) in enumerate(zip(own, plain.layers, turned.layers, strict=True)):
-        added = straight[0][:, :, HERE] - old[0][:, :, HERE]
-        torch.testing.assert_close(rotated[0][:, :, HERE] - old[0][:, :, HERE], by(layer, added), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(rotated[1], straight[1])
+    added = [LayerKV(*(new[:, :, HERE] - old[:, :, HERE] for new, old in zip(layer, before, strict=True)))
+             for layer, before in zip(plain.layers, own, strict=True)]  # fmt: skip
+    expected = model.rotation.move(KV(tuple(added), torch.zeros(2, dtype=torch.int64)), rope.positions[HERE])
+    for layer, before, (keys, values) in zip(turned.layers, own, expected.layers, strict=True):
+        torch.testing.assert_close(layer[0][:, :, HERE] - before[0][:, :, HERE], keys, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer[1][:, :, HERE] - before[1][:, :, HERE], values, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_of_different_shapes_each_get_their_own() -> None:
