@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from cachegraph.engine.batching.request_context import account, asking
+from cachegraph.engine.batching.request_context import current_context, request_context
 from cachegraph.errors import InputError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.run.events import TextDelta
@@ -73,7 +73,7 @@ async def generate(call: Call, queue: RunQueue, limits: Limits, on_text: OnText 
             group.cancel_scope.cancel()
 
     async with queue.reserve(call.choices):
-        with asking(replace(account(), tenant=call.tenant)):
+        with request_context(replace(current_context(), tenant=call.tenant)):
             async with anyio.create_task_group() as group:
                 for choice in range(call.choices):
                     group.start_soon(one, choice)
