@@ -130,6 +130,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
         ('"rank": 5', '"rank": 0', "wrong parameter 'rank'"),
         ('"unrotated"', '"rotated"', "reads unrotated keys"),
         ('"sharer_layers": [\n    0,\n    2\n  ]', '"sharer_layers": []', "sharer_layers"),
+        ('"architecture": "bottleneck"', '"architecture": "lean"', "sharer_layers"),
     ):
         assert old in card
         (tmp_path / "it" / "card.json").write_text(card.replace(old, new))

@@ -38,7 +38,7 @@ def test_the_first_layer_is_the_ridge_map_to_the_replies_embeddings(
         goals = goals - goals.mean(0)
         rank = min(16, goals.shape[1])
         xs, ys = [], []
-        for lesson, features in zip(found.train, learner.features(found.train), strict=True):
+        for lesson, features in zip(found.train, learner.features([each.reading for each in found.train]), strict=True):
             some = (features[-positions:].double() - network.mean) / network.deviation
             xs.append(some)
             ys.append(goals[lesson.replies.ids[lesson.replies.right][0]].expand(len(some), -1))
@@ -62,7 +62,7 @@ def test_inputs_and_outputs_are_brought_to_one_scale_without_a_ridge(
     with task(tmp_path, tiny_folders).opened() as found:
         before = found.learner.module.down.weight.clone()
         learner, network = started(found)
-        features = torch.cat(learner.features(found.train))
+        features = torch.cat(learner.features([each.reading for each in found.train]))
         torch.testing.assert_close(network.mean, features.mean(0))
         assert not torch.equal(network.scale, torch.ones_like(network.scale))
         assert torch.equal(network.down.weight, before)
@@ -103,6 +103,16 @@ def test_a_whole_training_with_it_makes_a_fuser(tmp_path: Path, tiny_folders: di
     assert made.card.architecture == "bottleneck"
     assert made.card.kind == "fuse"
     assert made.card.sharer_layers == tuple(range(made.card.sharer.geometry.layers))
+
+
+def test_a_joint_training_starts_its_fuser_too(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    made = write_task(tmp_path, tiny_folders, "joint", fuser={"fuse": {**BOTTLENECK, "ridge": {}}})
+    with made.opened() as found:
+        before = found.learner.module["fuse"].down.weight.clone()
+        found.learner.start(found.train, lambda *_: None)
+        network = found.learner.module["fuse"]
+        assert not torch.equal(network.down.weight, before)
+        assert network.down.weight in found.learner.rates()
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,13 @@ class FuseLearner(Learner[FuseLesson]):
         self._fuser.anneal(step)
 
     def start(self, lessons: Sequence[FuseLesson], report: Report) -> None:
+        self.fit([lesson.reading for lesson in lessons], [lesson.replies for lesson in lessons], report)
+
+    def fit(self, readings: Sequence[SharedPrompt], replies: Sequence[Replies], report: Report) -> None:
+        """The closed-form start from prompts and what follows them; nothing where the fuser has none."""
         if isinstance(self._fuser, BottleneckFuser):
-            fit_bottleneck(self, self._fuser.network, self._pair.receiver.engine.model, lessons, self._ridge, report)
+            model = self._pair.receiver.engine.model
+            fit_bottleneck(self, self._fuser.network, model, readings, replies, self._ridge, report)
 
     def rates(self) -> Mapping[Tensor, float]:
         """Of a bottleneck's first layer, as in a translator: its inputs are a position's whole cache."""
@@ -166,11 +171,10 @@ class FuseLearner(Learner[FuseLesson]):
                 return False
         return True
 
-    def features(self, lessons: Sequence[FuseLesson]) -> list[Tensor]:
-        """What a bottleneck reads of each lesson, at the sharer positions that stand for a receiver's, in the order of
+    def features(self, readings: Sequence[SharedPrompt]) -> list[Tensor]:
+        """What a bottleneck reads of each prompt, at the sharer positions that stand for a receiver's, in the order of
         the prompt: (positions, features)."""
         assert isinstance(self._fuser, BottleneckFuser)
-        readings = [lesson.reading for lesson in lessons]
         found = []
         for reading, kv in zip(readings, self.sharer_caches(readings), strict=True):
             assert kv is not None  # a lesson shares something
@@ -178,10 +182,10 @@ class FuseLearner(Learner[FuseLesson]):
             found.append(self._fuser.features(kv.select(there).layers)[0].cpu())
         return found
 
-    def sizes(self, lessons: Sequence[FuseLesson]) -> Tensor:
+    def sizes(self, readings: Sequence[SharedPrompt]) -> Tensor:
         """How large the receiver's own keys and values are: by output of a bottleneck, the root mean square of its
         layer's keys or values in the first stretches, (outputs,)."""
-        caches = self.own_caches([lesson.reading for lesson in lessons])
+        caches = self.own_caches(readings)
         blocks = []
         for layer in zip(*(kv.layers for kv in caches), strict=True):
             for side in zip(*layer, strict=True):

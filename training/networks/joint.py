@@ -44,13 +44,14 @@ class JointLearner(Learner[JointLesson]):
         return sum(len(lesson.prompt.ids) + len(lesson.own.ids) for lesson in lessons)
 
     def rates(self) -> Mapping[Tensor, float]:
-        return self._graft.rates()
+        return {**self._graft.rates(), **self._fuse.rates()}
 
     def anneal(self, step: int) -> None:
         self._fuse.anneal(step)
 
     def start(self, lessons: Sequence[JointLesson], report: Report) -> None:
         self._graft.start([lesson.graft for lesson in lessons], report)
+        self._fuse.fit([lesson.reading for lesson in lessons], [lesson.graft.replies for lesson in lessons], report)
 
     def trees(
         self, lessons: Sequence[JointLesson], others: Sequence[JointLesson] | None = None, right_only: bool = False

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cachegraph.channels.cache.shared_prompt import SharedPrompt
 from cachegraph.channels.fusers.networks.translator import TranslatorNetwork
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import InputError
 
-from ..data.examples import FuseLesson
+from ..data.examples import Replies
 from ..spec import ReplyRidgeSpec
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_bottleneck"]
 
-AT_ONCE = 256  # lessons
-MEASURED = 1024  # lessons whose positions give the features' mean and deviation
+AT_ONCE = 256  # prompts
+MEASURED = 1024  # prompts whose positions give the features' mean and deviation
 _SMALLEST = 1e-3
 
 
@@ -36,12 +37,13 @@ def fit_bottleneck(
     learner: "FuseLearner",
     network: TranslatorNetwork,
     receiver: LoadedModel,
-    lessons: Sequence[FuseLesson],
+    readings: Sequence[SharedPrompt],
+    replies: Sequence[Replies],
     ridge: ReplyRidgeSpec | None,
     report: "Report",
 ) -> None:
     """Bring inputs and outputs to one scale, and fill the first layer if `ridge` says so. Raises InputError."""
-    some = lessons[:: max(len(lessons) // MEASURED, 1)]
+    some = readings[:: max(len(readings) // MEASURED, 1)]
     x = torch.cat([part.float() for part in learner.features(some)])
     mean, deviation = x.mean(0), x.std(0).clamp_min(_SMALLEST)
     del x
@@ -51,7 +53,7 @@ def fit_bottleneck(
         network.scale.copy_(learner.sizes(some))
         if ridge is None:
             return
-        weights, middle = _solve(learner, network, receiver, lessons, ridge, report)
+        weights, middle = _solve(learner, network, receiver, readings, replies, ridge, report)
         found = weights.shape[1]  # of a bottleneck that is wider than the embedding, the rest stays random
         network.down.weight[:found] = weights.T
         network.down.bias[:found] = -(middle @ weights)
@@ -61,7 +63,8 @@ def _solve(
     learner: "FuseLearner",
     network: TranslatorNetwork,
     receiver: LoadedModel,
-    lessons: Sequence[FuseLesson],
+    readings: Sequence[SharedPrompt],
+    replies: Sequence[Replies],
     ridge: ReplyRidgeSpec,
     report: "Report",
 ) -> tuple[Tensor, Tensor]:
@@ -71,11 +74,11 @@ def _solve(
     inputs = len(network.mean)
     gram, cross = torch.zeros(inputs, inputs), torch.zeros(inputs, goals.shape[1])
     total, goal, count = torch.zeros(inputs), torch.zeros(goals.shape[1]), 0
-    for start in range(0, len(lessons), AT_ONCE):
-        report("ridge: reading", start, len(lessons))
-        part = lessons[start : start + AT_ONCE]
-        parts = [each[-ridge.positions :].float() for each in learner.features(part)]
-        words = torch.tensor([lesson.replies.ids[lesson.replies.right][0] for lesson in part])
+    for start in range(0, len(readings), AT_ONCE):
+        report("ridge: reading", start, len(readings))
+        part = slice(start, start + AT_ONCE)
+        parts = [each[-ridge.positions :].float() for each in learner.features(readings[part])]
+        words = torch.tensor([each.ids[each.right][0] for each in replies[part]])
         y = goals[words.to(goals.device)].cpu().repeat_interleave(torch.tensor(list(map(len, parts))), dim=0)
         x = (torch.cat(parts) - network.mean) / network.deviation
         gram += x.T @ x

@@ -187,9 +187,11 @@ class Card(Strict):
     def _layers_exist(self) -> "Card":
         check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
         layers = self.sharer_layers
-        if bool(layers) == bool(self.layer_map) or (self.kind == "graft" and not layers):
+        whole = self.kind == "graft" or self.architecture == "bottleneck"
+        if bool(layers) != whole or bool(self.layer_map) == whole:
             raise ValueError(
-                "a card of kind 'graft' has sharer_layers and no layer_map, one of kind 'fuse' has one of the two"
+                "a card of kind 'graft' has sharer_layers and no layer_map, one of kind 'fuse' the reverse, unless its "
+                "architecture is 'bottleneck'"
             )
         if list(layers) != sorted(set(layers)) or any(not 0 <= i < self.sharer.geometry.layers for i in layers):
             raise ValueError(f"sharer_layers must ascend, and the sharer has {self.sharer.geometry.layers} layers")
