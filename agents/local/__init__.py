@@ -1,12 +1,15 @@
-"""Agents whose model runs on this machine: prefill, graft, fuse, decode.
+"""Agents whose model runs on this machine: render, settle the edges, prefill, decode.
 
-ablation      Wrong caches on purpose
-agent         An agent whose model runs on this machine
-align_prompt  One prompt, read by a receiver and its sharers
-decode        Writing a reply behind what was read, and keeping its cache where an edge hands it on
-graft         What the edges graft into one prompt
-inbox         What the edges brought for one turn, by sender, and what became of it
-memory        An agent of this machine in a session
-prefill       Reading a prompt
-score         How likely a model finds given replies
+ablation       Controls that replace caches with wrong ones
+agent          LocalAgent: one turn from deliveries to reply
+align_prompt   How receiver and sharers read one prompt
+decode         Decode a reply, and record whose text its entries are
+graft          Take the grafts of one prompt
+inbox          The payloads delivered for one turn, and their reports
+memory         Earlier turns of a session in front of the prompt
+prefill        Prefill a settled prompt
+render_prompt  Render and tokenize the prompt of one turn
+row            AgentRow: computed entries, pending tokens, cost
+score          Log probabilities of given replies
+settle         Settle every edge before the prompt is computed
 """

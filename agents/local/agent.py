@@ -28,8 +28,11 @@ from ..tools.tool_loop import Told, write_with_tools
 from .decode import add_reply, write
 from .inbox import Inbox
 from .memory import Remembering
-from .prefill import AgentRow, Reader
+from .prefill import Prefiller
+from .render_prompt import PromptRenderer
+from .row import AgentRow
 from .score import score_row
+from .settle import EdgeSettler
 
 __all__ = ["LocalAgent"]
 
@@ -131,7 +134,7 @@ class LocalAgent:
         inbox = Inbox(self.name, turn)
         work = TextWork()
         memory = await self._remembering(turn, work)
-        reader = self._reader(inbox, memory, work)
+        renderer = self._renderer(inbox, work, memory)
         reads_only = own.max_new_tokens == 0
         generates = not reads_only and (turn.needs_text or self._belt is not None or memory is not None)
         spec = within_budget(own, turn) if generates else own
@@ -139,7 +142,7 @@ class LocalAgent:
         calls: list[ToolCall] = []
         row: AgentRow | None = None
         if generates or turn.needs_cache:
-            row = await reader.read(finish=not generates)
+            row = await self._prefill(inbox, renderer, work, finish=not generates)
             timing, tokens = row.timing, row.tokens
             if memory is not None:
                 await memory.take_up(row)
@@ -154,9 +157,9 @@ class LocalAgent:
             payload.text, payload.data = row.text, row.data
             ids = row.ids[read:]
             if memory is not None:
-                remembered = memory.add(reader.own, row.text, row)
+                remembered = memory.add(renderer.own, row.text, row)
         elif reads_only:
-            payload.text = await reader.prompt_text()
+            payload.text = await renderer.text()
         else:
             # From a row it needs no payload of before: round after round they would hold each other.
             alone = row is not None and row.sharers is None and row.can_reopen
@@ -182,8 +185,9 @@ class LocalAgent:
         """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
         engine = self._opened.engine
         work = TextWork()
-        reader = self._reader(Inbox(self.name, turn), await self._remembering(turn, work), work)
-        row = await reader.read(finish=True, reply=ids)
+        inbox = Inbox(self.name, turn)
+        renderer = self._renderer(inbox, work, await self._remembering(turn, work))
+        row = await self._prefill(inbox, renderer, work, finish=True, reply=ids)
         name = turn.id or self.name
         add_reply(engine, name, row, ids, with_settings(self._spec, turn).generate.stop)
         return row.sent_cache(engine.model.identity, name)
@@ -209,15 +213,25 @@ class LocalAgent:
 
     async def judge(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> Scored:
         """The same with what the edges did, as `turn` reports it: an edge may fall back while the prompt is read."""
-        inbox = Inbox(self.name, turn)
-        row = await self._reader(inbox).read(finish=False)
+        inbox, work = Inbox(self.name, turn), TextWork()
+        row = await self._prefill(inbox, self._renderer(inbox, work), work, finish=False)
         scores = await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
         return Scored(scores, _reports(turn, inbox))
 
-    def _reader(self, inbox: Inbox, memory: Remembering | None = None, work: TextWork | None = None) -> Reader:
+    async def _prefill(
+        self, inbox: Inbox, renderer: PromptRenderer, work: TextWork, *, finish: bool, reply: Sequence[int] = ()
+    ) -> AgentRow:
+        """Settle all edges, then compute the prompt once. Arguments as those of `Prefiller.prefill`."""
+        engine, reply_room = self._opened.engine, with_settings(self._spec, inbox.turn).generate.max_new_tokens
+        settled = await EdgeSettler(engine, inbox, renderer, reply_room, work).settle()
+        return await Prefiller(engine, self._spec.fusion, inbox).prefill(settled, finish=finish, reply=reply)
+
+    def _renderer(self, inbox: Inbox, work: TextWork, memory: Remembering | None = None) -> PromptRenderer:
+        tokenizer = self._opened.engine.model.tokenizer
+        assert tokenizer is not None
         frame = self._frame if memory is None else replace(self._frame, history=memory.history)
-        spec = with_settings(self._spec, inbox.turn)
-        return Reader(self._opened.engine, spec, self._template, self._chat, inbox, frame, work)
+        reads_only = with_settings(self._spec, inbox.turn).generate.max_new_tokens == 0
+        return PromptRenderer(self._template, tokenizer, inbox, frame, work, chat=self._chat, reads_only=reads_only)
 
     async def _remembering(self, turn: Turn, work: TextWork) -> Remembering | None:
         if turn.memory is None or self._spec.generate.max_new_tokens == 0:

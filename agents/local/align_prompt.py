@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cachegraph.channels.cache.align import SharedSpan, TokenizedChat, align_offsets
+from cachegraph.channels.cache.align import Aligner, SharedSpan, TokenizedChat, align_offsets
 from cachegraph.channels.cache.edge_plan import FusePlan
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.cache.shared_prompt import (
@@ -14,65 +14,68 @@ from cachegraph.channels.cache.shared_prompt import (
     share_by_sections,
 )
 from cachegraph.channels.payload import Origin
-from cachegraph.engine.engine import Engine
 from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ChannelError
 
-from ..base import Delivery
 from ..prompt.chat_layout import Message, lay_out, words_of
 from ..prompt.prompt import Piece, Prompt
 
-__all__ = ["pair_own_prompts", "share_messages", "share_prompt"]
+__all__ = ["pair_own_prompts", "share_messages", "share_prompt", "why_not_shared"]
 
 
-def share_prompt(
-    prompt: Prompt,
-    receiver: Engine,
-    sharing: Sequence[tuple[Delivery, FusePlan]],
-    planes: Sequence[SentCache | None],
-) -> SharedPrompt:
-    """How all of them read `prompt`; `planes` is what sharers that read their own prompts have brought.
+def why_not_shared(plans: Sequence[FusePlan], caches: Sequence[SentCache | None]) -> str | None:
+    """Why no prompt can be shared by these sharers at once, whatever it says; None where one can.
 
-    Raises ChannelError where they can't read it together, or not all of it.
+    `caches` are those that the sharers have sent, None where a sharer sent none.
     """
-    plans = [plan for _, plan in sharing]
     kinds = {(plan.alignment if plan.alignment == "ids" else "own", plan.reads) for plan in plans}
     if len(kinds) > 1:
-        raise ChannelError("the fusers of its edges read the prompt in different ways; use fusers trained alike")
+        return "the fusers of its edges read the prompt in different ways; use fusers trained alike"
+    if kinds and plans[0].reads == "own-prompt":
+        if None in caches:
+            return "a sharer that reads its own prompt has handed over no cache"
+        if any(cache is not None and cache.replies for cache in caches):
+            return "a fuser reads the cache of one turn, and this one is joined of several"
+    elif len({_aligner(plan) is None for plan in plans}) > 1:
+        return "the fusers of its edges align tokens in different ways; use fusers trained alike"
+    return None
+
+
+def share_prompt(prompt: Prompt, plans: Sequence[FusePlan], caches: Sequence[SentCache | None]) -> SharedPrompt:
+    """How the receiver and all sharers read `prompt`. Only for plans and caches that `why_not_shared` accepts.
+
+    Raises ChannelError where the prompt is too long for a sharer, or where its chats can't be aligned.
+    """
     piece = prompt.whole
     if plans[0].reads == "own-prompt":
-        brought = [plane for plane in planes if plane is not None]
-        if len(brought) < len(plans):
-            raise ChannelError("a sharer that reads its own prompt has handed over no cache")
-        if any(plane.replies for plane in brought):
-            raise ChannelError("a fuser reads the cache of one turn, and this one is joined of several")
-        reading = pair_own_prompts(piece, [(plane.ids, plane.origins) for plane in brought])
+        shared = pair_own_prompts(piece, [(cache.ids, cache.origins) for cache in caches if cache is not None])
     elif plans[0].alignment == "ids":
-        reading = share_by_ids(piece.ids, len(plans))
+        shared = share_by_ids(piece.ids, len(plans))
     else:
-        reading = share_messages(prompt, piece, plans)
-    for plan, text in zip(plans, reading.sharers, strict=True):
+        shared = share_messages(prompt, piece, plans)
+    for plan, read in zip(plans, shared.sharers, strict=True):
         limit = plan.sharer.model.info.max_positions
-        if len(text.ids) > limit:
+        if len(read.ids) > limit:
             raise ChannelError(
-                f"the prompt has {len(text.ids)} tokens for {plan.sharer.model.name!r}, which reads {limit}"
+                f"the prompt has {len(read.ids)} tokens for {plan.sharer.model.name!r}, which reads {limit}"
             )
-    return reading
+    return shared
 
 
 def share_messages(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedPrompt:
-    """Sharers read the receiver's messages in their own chat format."""
-    mine = TokenizedChat(piece.ids, piece.offsets, piece.contents)
-    theirs = [_reading(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
-    aligners = [plan.aligner for plan in plans if plan.aligner is not None and plan.alignment != "offsets"]
-    if len(aligners) == len(plans):
-        return share_by_sections(aligners, mine, theirs)
-    if aligners:
-        raise ChannelError("the fusers of its edges align tokens in different ways; use fusers trained alike")
-    return share_by_offsets(mine, theirs)
+    """The sharers read the receiver's messages in their own chat formats; all of their plans align alike."""
+    receiver = TokenizedChat(piece.ids, piece.offsets, piece.contents)
+    sharers = [_tokenized(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
+    aligners = [aligner for plan in plans if (aligner := _aligner(plan)) is not None]
+    return share_by_sections(aligners, receiver, sharers) if aligners else share_by_offsets(receiver, sharers)
 
 
-def _reading(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: bool) -> TokenizedChat:
+def _aligner(plan: FusePlan) -> Aligner | None:
+    """What aligns token by token; None where character offsets align, or token ids are the same."""
+    return None if plan.alignment == "offsets" else plan.aligner
+
+
+def _tokenized(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: bool) -> TokenizedChat:
     assert tokenizer is not None
     chat = chat and tokenizer.has_chat
     text, marks, contents = lay_out(messages, tokenizer, chat, slots=False)

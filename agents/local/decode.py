@@ -13,7 +13,7 @@ from cachegraph.engine.text.tokenizer import TextDecoder
 from ..base import Turn
 from ..schema_threads import run_checks
 from ..structured_output import cut_short, parse_reply
-from .prefill import AgentRow
+from .row import AgentRow
 
 __all__ = ["add_reply", "write"]
 

@@ -1,12 +1,11 @@
-"""What the edges graft into one prompt: each slot's KV at its place, or the reason why an edge hands over words."""
+"""Take the grafts of one prompt: each sender's KV at the positions of its slot, or the reason why it does not fit."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from torch import Tensor
 
-from cachegraph.channels.cache.edge_plan import GraftPlan
 from cachegraph.channels.cache.graft import graft, why_no_state, why_other_frequencies
 from cachegraph.channels.decide import nothing_private
 from cachegraph.channels.payload import KVSpan
@@ -14,126 +13,131 @@ from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV
 from cachegraph.engine.kv.rope import OutOfReach
 
-from ..base import Delivery
 from ..prompt.prompt import Piece, Prompt, Slot
 from .ablation import received_cache, zeros
-from .inbox import Inbox
+from .inbox import GraftDelivery, Inbox
 
-__all__ = ["Grafting"]
+__all__ = ["PromptGrafts"]
 
 
-class Grafting:
-    """The grafts of one prompt. `seconds` is how long taking them took."""
+@dataclass(eq=False)
+class _Front:
+    """What is in front of the next part of the prompt."""
+
+    seen: set[str]  # inputs and agents whose text the receiver has by then, or in the rest of its prompt
+    ids: list[int] | None  # tokens; None: a sharer has a part in their KV
+    own: int = 0  # of them, tokens of the prompt
+    grafted: int = 0  # and grafted ones
+
+    def add_own(self, ids: Sequence[int]) -> None:
+        self.own += len(ids)
+        if self.ids is not None:
+            self.ids += ids
+
+    def add_graft(self, span: KVSpan) -> None:
+        self.grafted += len(span)
+        self.seen |= span.names
+        if self.ids is not None:
+            self.ids += span.ids
+
+
+class PromptGrafts:
+    """The grafts of one prompt. `reply` tokens may follow it; `seconds` is how long moving the KV took."""
 
     def __init__(self, engine: Engine, inbox: Inbox, reply: int):
         self._engine = engine
-        self._reply = reply  # tokens that may follow
+        self._reply = reply
         self._inbox = inbox
-        self._plans: Mapping[str, tuple[Delivery, GraftPlan]] = {
-            delivery.route.edge.sender: (delivery, plan) for delivery, plan in inbox.grafts()
-        }
-        self._fusing = {delivery.route.edge.sender for delivery, _ in inbox.fuses()}
+        self._by_sender = {each.sender: each for each in inbox.grafts()}
+        self._fusing = {each.sender for each in inbox.fuses()}
         self.seconds = 0.0
 
     async def take(
         self, prompt: Prompt, positions: Tensor | None = None, *, alone: bool = True
     ) -> list[KVSpan | None] | None:
-        """By part of the prompt, what is grafted there; None if an edge had to fall back instead.
+        """By part of the prompt, the entries to graft there; None where an edge has fallen back instead.
 
-        `positions` are those of the prompt's own tokens where they leave gaps. `alone`: no sharer corrects what stands
-        between the slots.
+        `positions`, (tokens,) int64, are those of the prompt's own tokens where they have gaps between them. `alone`:
+        no sharer corrects the tokens between the slots.
         """
-        if self._fell_for_lost_slots(prompt):
+        if self._has_lost_slots(prompt):
             return None
-        seen, own, grafted, used = set(prompt.seen), 0, 0, set[str]()
-        front: list[int] | None = [] if alone else None
-        out: list[KVSpan | None] = []
         began, fell = perf_counter(), False
+        front = _Front(set(prompt.seen), [] if alone else None)
+        waiting = dict(self._by_sender)  # a slot that is written twice is filled once
+        spans: list[KVSpan | None] = []
         for part in prompt.parts:
+            span = None
             if isinstance(part, Piece):
-                own += len(part.ids)
-                front = None if front is None else [*front, *part.ids]
-                out.append(None)
-                continue
-            delivery, plan = self._plans[part.sender]
-            brought = None
-            if part.sender not in used:  # a slot that is written twice is filled once
-                used.add(part.sender)
-                start = own if positions is None or not own else int(positions[own - 1]) + 1
+                front.add_own(part.ids)
+            elif (edge := waiting.pop(part.sender, None)) is not None:
+                start = front.own if positions is None or not front.own else int(positions[front.own - 1]) + 1
                 try:
-                    brought = await self._graft(delivery, plan, start + grafted, seen, front)
+                    span = await self._graft(edge, start + front.grafted, front)
                 except OutOfReach as error:
-                    self._inbox.fall_back(delivery, str(error))
+                    self._inbox.fall_back(edge.delivery, str(error))
                     return None
-                if brought is not None and (reason := self._why_no_state(delivery, brought, part is prompt.parts[-1])):
-                    self._inbox.fall_back(delivery, reason)
-                    fell, brought = True, None
-                elif brought is None and not self._is_there(delivery, plan, prompt.seen):
-                    self._inbox.fall_back(delivery, nothing_private(part.sender, self._inbox.agent))
+                reason = self._why_not(edge, span, prompt, closes=part is prompt.parts[-1])
+                if reason is not None:
+                    self._inbox.fall_back(edge.delivery, reason)
                     fell = True
-            if brought is not None:
-                grafted += len(brought.ids)
-                front = None if front is None else [*front, *brought.ids]
-                seen |= brought.names
-            out.append(brought)
+                elif span is not None:
+                    front.add_graft(span)
+            spans.append(span)
         self.seconds = perf_counter() - began
-        if fell:
-            return None
-        if grafted and (
-            reason := self._why_too_far(own + grafted, [kv for span in out if span for kv in span.segments])
-        ):
-            for delivery, _ in self._plans.values():
-                self._inbox.fall_back(delivery, reason)
-            return None
-        return out
+        return None if fell or self._is_too_long(front, spans) else spans
 
-    def _fell_for_lost_slots(self, prompt: Prompt) -> bool:
-        """A chat template that rewrites what it is given (in capitals, say) leaves no place for what it can't know."""
+    def _has_lost_slots(self, prompt: Prompt) -> bool:
+        """Fall back where a chat template rewrites its text (to capitals, say), so that slots vanish from it."""
         slots = {span.origin for message in prompt.messages for span in message.content.spans if span.kind == "slot"}
         lost = slots - {part.sender for part in prompt.parts if isinstance(part, Slot)}
-        for sender, (delivery, _) in self._plans.items():
+        for sender, edge in self._by_sender.items():
             if sender in lost:
                 self._inbox.fall_back(
-                    delivery,
+                    edge.delivery,
                     f"the chat template of {self._engine.model.name!r} changes the text that it is given, so there is "
                     f"no place in it for what {sender!r} hands over",
                 )
-        return not lost.isdisjoint(self._plans)
+        return not lost.isdisjoint(self._by_sender)
 
-    def _why_too_far(self, count: int, grafts: Sequence[KV]) -> str | None:
-        """Why a prompt of so many positions, these grafts among them, can't be read."""
+    def _why_not(self, edge: GraftDelivery, span: KVSpan | None, prompt: Prompt, *, closes: bool) -> str | None:
+        """Why the prompt can't do with this graft, or without one; None where it can."""
+        sent = received_cache(edge.delivery, self._inbox.turn.control)
+        if span is not None:
+            return None if sent is None else why_no_state(sent, self._engine.model, span, closes=closes)
+        # Other grafts have brought all that the receiver has not read, or the same edge fuses what both have read.
+        is_there = sent is not None and sent.has_private(prompt.seen, edge.plan.carries)
+        return None if is_there or edge.sender in self._fusing else nothing_private(edge.sender, self._inbox.agent)
+
+    def _is_too_long(self, front: _Front, spans: Sequence[KVSpan | None]) -> bool:
+        """Fall back with all grafts where the prompt is too long with them."""
+        kvs = [kv for span in spans if span is not None for kv in span.segments]
+        reason = self._why_too_long(front.own + front.grafted, kvs) if kvs else None
+        for edge in self._by_sender.values() if reason is not None else ():
+            self._inbox.fall_back(edge.delivery, reason or "")
+        return reason is not None
+
+    def _why_too_long(self, count: int, grafts: Sequence[KV]) -> str | None:
+        """Why a prompt of `count` positions can't hold these grafts; None where it can."""
         model = self._engine.model
         if count >= model.info.max_positions:
             return f"with it the prompt has {count} positions, too many for the model"
         return why_other_frequencies(model, grafts, count, self._reply)
 
-    def _why_no_state(self, delivery: Delivery, brought: KVSpan, closes: bool) -> str | None:
-        plane = received_cache(delivery, self._inbox.turn.control)
-        return None if plane is None else why_no_state(plane, self._engine.model, brought, closes=closes)
-
-    async def _graft(
-        self, delivery: Delivery, plan: GraftPlan, position: int, seen: set[str], front: Sequence[int] | None
-    ) -> KVSpan | None:
+    async def _graft(self, edge: GraftDelivery, start: int, front: _Front) -> KVSpan | None:
+        """The sender's entries at positions from `start` on. Raises OutOfReach where its keys can't be moved there."""
         control = self._inbox.turn.control
-        plane = received_cache(delivery, control)
-        if plane is not None and control is not None and control.kind == "zero":  # before a translator reads it
-            plane = replace(plane, segments=tuple(map(zeros, plane.segments)))
-        brought = None
-        if plane is not None:
-            model, already = self._engine.model, frozenset(seen)
-            brought = await self._engine.call(
-                lambda: graft(plane, model, position, already, plan.carries, plan.translation, front)
-            )
-        if brought is not None:
-            report = self._inbox.report(delivery)
-            report.bytes += brought.nbytes
-            report.positions_grafted = len(brought.ids)
-        return brought
-
-    def _is_there(self, delivery: Delivery, plan: GraftPlan, read: set[str]) -> bool:
-        """Whether nothing is missing: other grafts brought all that the receiver has not read itself, or the same edge
-        fuses what both have read."""
-        if delivery.route.edge.sender in self._fusing:
-            return True
-        plane = received_cache(delivery, self._inbox.turn.control)
-        return plane is not None and plane.private(read, plan.carries) is not None
+        sent = received_cache(edge.delivery, control)
+        if sent is None:
+            return None
+        if control is not None and control.kind == "zero":  # before a translator reads it
+            sent = replace(sent, segments=tuple(map(zeros, sent.segments)))
+        model, plan, cache, seen = self._engine.model, edge.plan, sent, frozenset(front.seen)
+        span = await self._engine.call(
+            lambda: graft(cache, model, start, seen, plan.carries, plan.translation, front.ids)
+        )
+        if span is not None:
+            report = self._inbox.report(edge.delivery)
+            report.bytes += span.nbytes
+            report.positions_grafted = len(span)
+        return span

@@ -1,6 +1,7 @@
-"""What the edges brought for one turn, by sender, and what became of it."""
+"""The payloads that the edges delivered for one turn, by sender, and the report of each edge."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cachegraph.channels.cache.edge_plan import FusePlan, GraftPlan, JointPlan
 from cachegraph.channels.payload import EdgeReport
@@ -9,12 +10,34 @@ from cachegraph.channels.routing import fall_back
 from ..base import Delivery, Turn
 from ..prompt.filters import Value
 
-__all__ = ["Inbox"]
+__all__ = ["FuseDelivery", "GraftDelivery", "Inbox"]
+
+
+class GraftDelivery(NamedTuple):
+    """A delivery whose cache is grafted into a slot of the prompt."""
+
+    delivery: Delivery
+    plan: GraftPlan
+
+    @property
+    def sender(self) -> str:
+        return self.delivery.route.edge.sender
+
+
+class FuseDelivery(NamedTuple):
+    """A delivery whose sharer corrects the receiver's own KV."""
+
+    delivery: Delivery
+    plan: FusePlan
+
+    @property
+    def sender(self) -> str:
+        return self.delivery.route.edge.sender
 
 
 @dataclass(eq=False)
 class Inbox:
-    """The deliveries of one turn. An edge whose cache turns out not to fit falls back here, for this turn alone."""
+    """The deliveries of one turn. An edge whose cache does not fit falls back to text here, for this turn alone."""
 
     agent: str
     turn: Turn
@@ -22,32 +45,35 @@ class Inbox:
     _fallen: set[str] = field(default_factory=set)
 
     def report(self, delivery: Delivery) -> EdgeReport:
-        """What this edge did; filled in as the turn goes on."""
+        """The report of this edge, which is filled in during the turn."""
         edge, route = delivery.route.edge, delivery.route
         if edge.sender not in self._reports:
             self._reports[edge.sender] = EdgeReport.of(route)
         return self._reports[edge.sender]
 
-    def grafts(self) -> list[tuple[Delivery, GraftPlan]]:
-        """Edges that bring KV for the prompt's slots. An empty reply brings none: its slot is empty, as over text."""
-        parts = (
-            (each, plan.graft if isinstance(plan := each.route.plan, JointPlan) else plan) for each in self._caching()
-        )
-        return [
-            (each, plan)
-            for each, plan in parts
-            if isinstance(plan, GraftPlan) and not (plan.carries == "reply" and each.payload.text == "")
-        ]
+    def grafts(self) -> list[GraftDelivery]:
+        """The edges that graft. An empty reply has no KV to graft: its slot stays empty, as over text."""
+        found = []
+        for delivery in self._caching():
+            plan = delivery.route.plan
+            plan = plan.graft if isinstance(plan, JointPlan) else plan
+            empty = isinstance(plan, GraftPlan) and plan.carries == "reply" and delivery.payload.text == ""
+            if isinstance(plan, GraftPlan) and not empty:
+                found.append(GraftDelivery(delivery, plan))
+        return found
 
-    def fuses(self) -> list[tuple[Delivery, FusePlan]]:
-        """Edges whose sharer corrects this agent's own KV."""
-        parts = (
-            (each, plan.fuse if isinstance(plan := each.route.plan, JointPlan) else plan) for each in self._caching()
-        )
-        return [(each, plan) for each, plan in parts if isinstance(plan, FusePlan)]
+    def fuses(self) -> list[FuseDelivery]:
+        """The edges that fuse."""
+        found = []
+        for delivery in self._caching():
+            plan = delivery.route.plan
+            plan = plan.fuse if isinstance(plan, JointPlan) else plan
+            if isinstance(plan, FusePlan):
+                found.append(FuseDelivery(delivery, plan))
+        return found
 
     def fall_back(self, delivery: Delivery, reason: str) -> None:
-        """Read this edge's text instead. Raises ChannelError where the recipe forbids it."""
+        """Use this edge's text instead of its cache. Raises ChannelError where the recipe forbids it."""
         route = fall_back(delivery.route.edge, reason)
         report = self.report(delivery)
         report.channel_used, report.fallback_reason = "text", route.fallback_reason
@@ -55,7 +81,7 @@ class Inbox:
         self._fallen.add(delivery.route.edge.sender)
 
     async def texts(self) -> dict[str, Value]:
-        """The reply of every sender whose text is read, with its data; an empty text where only the cache goes over."""
+        """By sender, its reply with the reply's data; an empty text where only the cache travels."""
         texts = {}
         for delivery in self.turn.deliveries:
             sender, report = delivery.route.edge.sender, self.report(delivery)

@@ -11,7 +11,7 @@ from ..prompt.chat_context import EARLIER, plain, remembered
 from ..prompt.prompt import Message
 from ..sessions.session import Recollection
 from ..sessions.session_caches import keep, take_up
-from .prefill import AgentRow
+from .row import AgentRow
 
 __all__ = ["Remembering"]
 

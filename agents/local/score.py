@@ -15,7 +15,7 @@ from cachegraph.errors import InputError, ModelError
 
 from ..base import ChoiceScore
 from ..prompt.render_threads import TextWork
-from .prefill import AgentRow
+from .row import AgentRow
 
 __all__ = ["TokenScore", "reply_tokens", "score_row", "score_tokens"]
 

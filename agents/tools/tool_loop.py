@@ -15,7 +15,7 @@ from cachegraph.errors import ModelError, RunError
 
 from ..base import Turn
 from ..local.decode import write
-from ..local.prefill import AgentRow
+from ..local.row import AgentRow
 from ..prompt.chat_layout import Mark, place_marks
 from ..prompt.prompt import Piece, read_piece
 from ..prompt.render_threads import TextWork

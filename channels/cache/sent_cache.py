@@ -38,6 +38,10 @@ class SentCache(KVSpan):
         ids, origins = [self.ids[index] for index in wanted], [self.origins[index] for index in wanted]
         return KVSpan((self._select(wanted),), ids, origins)
 
+    def has_private(self, seen: Collection[str], carries: Carries) -> bool:
+        """Whether `private` finds any entry."""
+        return any(self._is_wanted(origin, seen, carries) for origin in self.origins)
+
     def _is_wanted(self, origin: Origin | None, seen: Collection[str], carries: Carries) -> bool:
         if origin is None or origin.name in seen:
             return False

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cachegraph.agents.local.prefill import AgentRow
+from cachegraph.agents.local.row import AgentRow
 from cachegraph.agents.local.score import score_tokens
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.spec import GenerateSpec

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from agent_rows import check_row, fuser, info, plane, row, same_bits
 from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph.agents.base import Delivery, Turn
+from cachegraph.engine.kv.rope import OutOfReach
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ChannelError, ModelError
 
@@ -155,11 +157,54 @@ async def test_fusers_that_read_differently_fall_back_together(cast: Any, tmp_pa
         {"from": name, "to": "answerer", "channel": "cache", "fuser": each}
         for name, each in zip(("one", "two"), made, strict=True)
     ]
+    prompts: list[str] = []
     async with cast(PANEL, edges, question=QUESTION) as players:
-        reply = (await players.play())["answerer"]
+        replies = await players.play()
+        deliveries = [Delivery(players.routes[name, "answerer"], replies[name].payload) for name in ("one", "two")]
+        reply = await players.agents["answerer"].turn(
+            Turn({"question": QUESTION}, deliveries, on_prompt=prompts.append)
+        )
     for name in ("one", "two"):
         assert reply.edges[name].channel_used == "text"
         assert "read the prompt in different ways" in (reply.edges[name].fallback_reason or "")
+    assert len(prompts) == 1, "the plans alone decide, so the prompt is rendered once"
+
+
+async def test_nothing_is_computed_before_every_edge_is_settled(cast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second graft has no room for its keys; the first one's front is not prefilled for a prompt that won't be."""
+    agents = {
+        "one": {"model": "small", "prompt": "{{ question }}", "generate": {"max_new_tokens": 0}, "chat": False},
+        "two": {"model": "small", "prompt": "{{ question }} {{ question }}", "generate": SHORT, "chat": False},
+        "answerer": {"model": "small", "prompt": "First {{ one }} then {{ two }} so", "generate": SHORT, "chat": False},
+    }
+    edges = [{"from": name, "to": "answerer", "channel": "cache"} for name in ("one", "two")]
+    done: list[str] = []
+    async with cast(agents, edges, question=QUESTION) as players:
+        await players.play()
+        engine = players.agents["answerer"].peer().engine
+        moves = []
+
+        def move(kv: Any, positions: Any) -> Any:
+            moves.append(len(kv))
+            if len(moves) == 2:
+                raise OutOfReach("too far for the test")
+            return kv
+
+        async def prefill(*args: Any, **options: Any) -> Any:
+            done.append("prefill")
+            return await type(engine).prefill(engine, *args, **options)
+
+        monkeypatch.setattr("cachegraph.channels.cache.graft._grafts", WeakKeyDictionary())
+        monkeypatch.setattr(engine.model.rotation, "move", move)
+        monkeypatch.setattr(engine, "prefill", prefill)
+        deliveries = [
+            Delivery(players.routes[name, "answerer"], players.replies[name].payload) for name in ("one", "two")
+        ]
+        turn = Turn({"question": QUESTION}, deliveries, on_prompt=lambda _: done.append("prompt"))
+        reply = await players.agents["answerer"].turn(turn)
+    assert reply.edges["two"].fallback_reason == "too far for the test"
+    assert reply.edges["one"].channel_used == "cache"
+    assert done == ["prompt", "prompt", "prefill"]
 
 
 async def test_a_fuser_of_other_models_falls_back_with_the_reason_or_fails(cast: Any, tmp_path: Path) -> None:

@@ -96,16 +96,16 @@ def test_another_process_goes_on_from_the_disk(chat: Chat) -> None:
 
 
 def test_what_was_said_stands_in_front_of_the_prompt_behind_the_system_message(chat: Chat, monkeypatch: Any) -> None:
-    from cachegraph.agents.local import prefill
+    from cachegraph.agents.local import render_prompt
 
     texts: list[str] = []
-    tokenize = prefill.tokenize
+    tokenize = render_prompt.tokenize
 
     def noted(messages: Any, *rest: Any) -> Any:
         texts.append(" | ".join(f"{message.role}: {message.content.text}" for message in messages))
         return tokenize(messages, *rest)
 
-    monkeypatch.setattr(prefill, "tokenize", noted)
+    monkeypatch.setattr(render_prompt, "tokenize", noted)
     first, _ = talk(chat(system="Be brief."), QUESTIONS[:2])
     assert texts[0] == "system: Be brief. | user: what is the sky?"
     assert texts[1] == f"system: Be brief. | user: what is the sky? | assistant: {first.text} | user: and the sea?"

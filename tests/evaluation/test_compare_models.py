@@ -56,7 +56,7 @@ async def test_grafting_gives_what_reading_the_same_tokens_in_the_same_order_giv
     engine = node.agent.peer().engine
     for row in ROWS[:3]:
         turn = await turn_of(exact, row)
-        grafted = await node.agent._reader(_inbox(node.agent, turn)).read(finish=False)
+        grafted = await _prefilled(node.agent, turn)
         scores = await node.agent.score(turn, row["choices"])
         for choice, score in zip(row["choices"], scores, strict=True):
             assert score.logprob == pytest.approx(_slowly(engine, grafted.ids, choice), abs=1e-3)
@@ -65,10 +65,12 @@ async def test_grafting_gives_what_reading_the_same_tokens_in_the_same_order_giv
         assert reply.payload.text == alone.text
 
 
-def _inbox(agent: Any, turn: Turn) -> Any:
+async def _prefilled(agent: Any, turn: Turn) -> Any:
     from cachegraph.agents.local.inbox import Inbox
+    from cachegraph.agents.prompt.render_threads import TextWork
 
-    return Inbox(agent.name, turn)
+    inbox, work = Inbox(agent.name, turn), TextWork()
+    return await agent._prefill(inbox, agent._renderer(inbox, work), work, finish=False)
 
 
 def _slowly(engine: Any, prompt: list[int], choice: str) -> float:

@@ -1,0 +1,69 @@
+"""An agent's row: entries computed so far, tokens still to compute, and the cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cachegraph.channels.cache.fused_decode import ReplySharers
+from cachegraph.channels.cache.sent_cache import SentCache
+from cachegraph.channels.payload import Origin
+from cachegraph.engine.kv.cache import KV
+from cachegraph.engine.request import Cost
+
+from ..base import FinishReason, Timing, Tokens
+
+__all__ = ["AgentRow"]
+
+
+@dataclass(eq=False)
+class AgentRow:
+    """One row of a model from an agent's prompt to its reply."""
+
+    segments: tuple[KV, ...] = ()  # what is computed; each (1, kv_heads, positions, head_dim) by layer
+    pending: list[int] = field(default_factory=list)  # tokens behind the segments that are not computed yet
+    positions: Tensor | None = None  # (pending,) int64; None: they follow the segments
+    ids: list[int] = field(default_factory=list)  # of the whole row, pending tokens included
+    origins: list[Origin | None] = field(default_factory=list)  # by token of `ids`
+    sharers: ReplySharers | None = None  # they correct the reply, too
+    corrected: bool = False  # a fuser has changed some of its entries
+    text: str = ""
+    data: Any = None  # the reply as a JSON value, where a schema asks for one
+    finish: FinishReason | None = None  # why the reply ended
+    ending: str = ""  # the prompt's text behind its last slot
+    timing: Timing = field(default_factory=Timing)
+    tokens: Tokens = field(default_factory=Tokens)
+
+    def add_cost(self, cost: Cost) -> None:
+        """Add what a request to the engine took."""
+        self.timing.queued += cost.queued
+        self.timing.prefill += cost.prefill
+        self.timing.decode += cost.decode
+        self.tokens.prefilled += cost.prefilled
+        self.tokens.generated += cost.generated
+        self.tokens.reused += cost.reused
+        self.tokens.kv_bytes = max(self.tokens.kv_bytes, cost.kv_bytes)
+
+    @property
+    def can_reopen(self) -> bool:
+        """Whether the last token's entry can be dropped: no recurrent state covers it."""
+        return bool(self.segments) and self.segments[-1].state is None
+
+    def reopen(self) -> None:
+        """Drop the last token's entry and make the token pending, so that decoding can begin with it."""
+        *front, last = self.segments
+        self.segments = (*front, last.select(slice(0, -1)))
+        self.pending, self.positions = self.ids[-1:], last.positions[-1:]
+
+    def expect(self, reply: Sequence[int]) -> None:
+        """Append the tokens of a known reply to the pending ones."""
+        if self.positions is not None:
+            following = self.positions[-1] + 1 + torch.arange(len(reply))
+            self.positions = torch.cat([self.positions, following.to(self.positions)])
+        self.pending = [*self.pending, *reply]
+
+    def sent_cache(self, identity: str, sender: str) -> SentCache:
+        """The row as receivers take it. `identity` is the model's."""
+        return SentCache(self.segments, self.ids, self.origins, identity, sender, corrected=self.corrected)

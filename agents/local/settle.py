@@ -1,0 +1,129 @@
+"""Settle every edge of a turn before anything of its prompt is computed: graft, fuse, or fall back to text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachegraph.channels.cache.graft import is_of_a_long_row, why_too_long
+from cachegraph.channels.cache.shared_prompt import SharedPrompt
+from cachegraph.channels.decide import nothing_private
+from cachegraph.channels.payload import KVSpan
+from cachegraph.engine.engine import Engine
+from cachegraph.errors import ChannelError, ModelError
+
+from ..prompt.prompt import Prompt, Slot
+from ..prompt.render_threads import TextWork
+from .ablation import mismatched_prompt, received_cache
+from .align_prompt import share_prompt, why_not_shared
+from .graft import PromptGrafts
+from .inbox import FuseDelivery, Inbox
+from .render_prompt import PromptRenderer
+
+__all__ = ["EdgeSettler", "SettledPrompt"]
+
+
+@dataclass(frozen=True, eq=False)
+class SettledPrompt:
+    """A tokenized prompt whose edges are all settled."""
+
+    prompt: Prompt
+    grafts: Sequence[KVSpan | None]  # by part of the prompt: the entries to put there
+    seconds: float = 0.0  # spent moving the grafts to their positions
+    sharing: Sequence[FuseDelivery] = ()  # edges whose sharers correct this prompt
+    shared: SharedPrompt | None = None  # how receiver and sharers read it; None: no sharer corrects anything
+
+
+class EdgeSettler:
+    """Settles the edges of one turn. `reply` is how many tokens may follow the prompt."""
+
+    def __init__(self, engine: Engine, inbox: Inbox, renderer: PromptRenderer, reply: int, work: TextWork):
+        self._engine = engine
+        self._inbox = inbox
+        self._renderer = renderer
+        self._reply = reply
+        self._work = work
+
+    async def settle(self) -> SettledPrompt:
+        """The prompt with every edge settled. Raises ChannelError where the recipe forbids an edge to fall back.
+
+        Payloads and plans alone settle most edges, before the prompt is rendered. Whether the others fit depends on
+        the prompt's tokens: their number, their positions, their alignment. If one of them does not fit, its text
+        takes the place of its slot, which makes another prompt, so only then the prompt is rendered once more.
+        """
+        self._settle_by_payloads()
+        while True:
+            prompt = await self._renderer.prompt()
+            if not prompt.parts:
+                raise ModelError(f"the prompt of agent {self._inbox.agent!r} is empty; give it something to read")
+            if (settled := await self._settle_by_tokens(prompt)) is not None:
+                return settled
+
+    def _settle_by_payloads(self) -> None:
+        sharing, control = self._inbox.fuses(), self._inbox.turn.control
+        caches = [received_cache(each.delivery, control) for each in sharing]
+        reason = why_not_shared([each.plan for each in sharing], caches)
+        if reason is None and any(cache is not None and is_of_a_long_row(cache.segments) for cache in caches):
+            reason = "the sharer's row is so long that its keys have other RoPE frequencies"
+        if reason is not None:
+            self._fall_back(sharing, reason)
+        fusing = {each.sender for each in self._inbox.fuses()}
+        for graft in self._inbox.grafts():
+            cache = received_cache(graft.delivery, control)
+            has_something = cache is not None and cache.has_private((), graft.plan.carries)
+            if graft.sender in self._renderer.printed - fusing and not has_something:
+                self._inbox.fall_back(graft.delivery, nothing_private(graft.sender, self._inbox.agent))
+
+    async def _settle_by_tokens(self, prompt: Prompt) -> SettledPrompt | None:
+        """None where an edge does not fit this prompt and has fallen back."""
+        sharing, shared = self._inbox.fuses(), None
+        if sharing:
+            try:
+                shared = await self._share(prompt, sharing)
+                self._check_lengths(shared, sharing)
+            except ChannelError as error:
+                self._fall_back(sharing, str(error))
+                return None
+            if not _corrects_anything(shared, sharing):
+                shared = None  # then the prompt is computed as if these edges were not there
+        if not self._inbox.grafts():
+            return SettledPrompt(prompt, [None] * len(prompt.parts), 0.0, sharing, shared)
+        grafts = PromptGrafts(self._engine, self._inbox, self._reply)
+        positions = None if shared is None else shared.positions
+        taken = await grafts.take(prompt, positions, alone=shared is None)
+        return None if taken is None else SettledPrompt(prompt, taken, grafts.seconds, sharing, shared)
+
+    def _fall_back(self, sharing: Sequence[FuseDelivery], reason: str) -> None:
+        for each in sharing:
+            self._inbox.fall_back(each.delivery, reason)
+
+    async def _share(self, prompt: Prompt, sharing: Sequence[FuseDelivery]) -> SharedPrompt:
+        """How receiver and sharers read the prompt. Raises ChannelError where they can't."""
+        control = self._inbox.turn.control
+        caches = [received_cache(each.delivery, control) for each in sharing]
+        plans = [each.plan for each in sharing]
+        shared = await self._work.run(lambda: share_prompt(prompt, plans, caches))
+        if isinstance(prompt.parts[-1], Slot) and any(plan.include_response for plan in plans):
+            raise ChannelError("the prompt ends with a graft, behind which no sharer can read the reply along")
+        if control is None or control.other is None or plans[0].reads == "own-prompt":
+            return shared
+        other = await self._renderer.for_turn(control.other).prompt()
+        return mismatched_prompt(shared, await self._work.run(lambda: share_prompt(other, plans, caches)))
+
+    def _check_lengths(self, shared: SharedPrompt, sharing: Sequence[FuseDelivery]) -> None:
+        """Raise ChannelError where the row of receiver or sharer may grow beyond a border of its RoPE."""
+        rows = [(self._engine.model, shared.ids, shared.positions)]
+        rows += [
+            (each.plan.sharer.model, read.ids, read.positions)
+            for each, read in zip(sharing, shared.sharers, strict=True)
+        ]
+        for model, ids, positions in rows:
+            length = len(ids) if positions is None or not len(positions) else int(positions[-1]) + 1
+            if reason := why_too_long(model, length + self._reply):
+                raise ChannelError(reason)
+
+
+def _corrects_anything(shared: SharedPrompt, sharing: Sequence[FuseDelivery]) -> bool:
+    """Whether any sharer has an open gate and a position to correct."""
+    return any(
+        each.plan.fuser.open_layers and any(index in stretch.pairs for stretch in shared.stretches)
+        for index, each in enumerate(sharing)
+    )
