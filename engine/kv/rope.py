@@ -178,7 +178,8 @@ class Rotation:
         )
 
     def _moved(self, kv: KV, positions: Tensor) -> KV:
-        rotating = [layer for layer, scheme in enumerate(self._schemes) if scheme is not None]
+        kept_layers = len(kv.layers)  # of a pass that ended early: the first ones
+        rotating = [layer for layer, scheme in enumerate(self._schemes[:kept_layers]) if scheme is not None]
         old = [kv.layers[layer].keys for layer in rotating]
         if (moved := self._by_kernel(rotating, old, kv.positions, positions)) is None:
             with for_small_operations(old):
@@ -194,7 +195,7 @@ class Rotation:
         if rotator is None or not rotator.takes(keys) or not self._pairs_halves(rotator.unit):
             return None
         if is_far(old, new):
-            schemes = [scheme for scheme in self._schemes if scheme is not None]
+            schemes = [scheme for layer in layers if (scheme := self._schemes[layer]) is not None]
             made = {
                 scheme: rotator.table(scheme.tables_between(old, new, keys[0])) for scheme in dict.fromkeys(schemes)
             }
