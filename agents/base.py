@@ -11,7 +11,7 @@ from .sessions.session import Recollection
 if TYPE_CHECKING:
     from cachegraph.channels.cache.sent_cache import SentCache
     from cachegraph.channels.peer import Peer
-    from cachegraph.graph.run.executor import Surroundings
+    from cachegraph.graph.run.executor import RunContext
     from cachegraph.graph.run.result import AgentResult
 
 __all__ = [
@@ -147,7 +147,7 @@ class Turn:
     most_tokens: int | None = None  # to write at most: what is left of the run's budget
     id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` where the agent takes several in a run
     control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
-    within: "Surroundings | None" = None  # of the run around it, for an agent that is a graph
+    within: "RunContext | None" = None  # of the run around it, for an agent that is a graph
     memory: Recollection | None = None  # what this agent remembers of the run's session
     on_tool: Callable[[ToolCall], None] | None = None  # called with each call of a tool, when its result is there
     generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the run's caller has changed

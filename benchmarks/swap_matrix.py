@@ -21,7 +21,7 @@ import anyio
 import yaml
 
 from cachegraph import Graph
-from cachegraph.graph.run.hooks import Probe
+from cachegraph.graph.run.hooks import RunHooks
 from cachegraph.graph.run.run import Run
 from cachegraph.graph.run.subgraph import answering_node
 
@@ -185,7 +185,7 @@ async def measure(graph: Graph) -> tuple[float, tuple[str, ...], tuple[str, ...]
     """The shift, the channels that edges used, and what the run warns of."""
     shift, used, warnings = 0.0, (), ()
     for given, other in (WORDS, WORDS[::-1]):
-        wiring, probe = await graph.awire(), Probe()
+        wiring, probe = await graph.awire(), RunHooks()
         name, node = answering_node(wiring)
         result = await Run(graph.spec, {"word": given}, graph.awire, None, probe).execute()
         mine, theirs = await node.agent.score(probe.turns[name], [given, other])  # type: ignore[attr-defined]

@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 
 from cachegraph.training.caches import read
-from cachegraph.training.checkpoint import State
+from cachegraph.training.checkpoint import CheckpointState
 from cachegraph.training.data.examples import GraftLesson
 from cachegraph.training.load import changed, load_training
-from cachegraph.training.loop import Loop
+from cachegraph.training.loop import TrainingLoop
 from cachegraph.training.progress import Silent
 from cachegraph.training.train import Opened, opened
 
@@ -56,7 +56,9 @@ def main() -> None:
     accelerator = Accelerator()
     with opened(spec, folder, args.data_folder, Silent(), accelerator) as found, TemporaryDirectory() as run:
         model = found.pair.receiver.engine.model
-        loop = Loop(spec, found.learner, model, found.train, found.dev, Path(run), State(""), Silent(), accelerator)
+        loop = TrainingLoop(
+            spec, found.learner, model, found.train, found.dev, Path(run), CheckpointState(""), Silent(), accelerator
+        )
         loop.step()
         if args.profile:
             with torch.profiler.profile() as profile:

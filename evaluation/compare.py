@@ -20,7 +20,7 @@ from cachegraph.graph.run.sync import wait
 from .comparison import Comparison, MetricInfo
 from .environment import Environment, batches_exactly, describe
 from .metrics import UserMetric
-from .results_file import Journal
+from .results_file import ResultsFile
 from .run_example import Play
 from .run_variants import Progress, Round, play_rounds
 from .summary import summarise
@@ -103,7 +103,7 @@ async def _compare(
     many = task.concurrency or (BATCH if batches_exactly(wiring) else 1)
     _complete_facts(environment, task, many)
     header = {"environment": environment.model_dump(), "graph": task.graph.spec.name}
-    journal = Journal(Path(out) if out is not None else None, environment.key, header)
+    journal = ResultsFile(Path(out) if out is not None else None, environment.key, header)
     derived: list[Graph] = []
     try:
         rounds, refused, cards, dropped = await _rounds(task, derived)
@@ -165,7 +165,7 @@ def _complete_facts(environment: Environment, task: Task, concurrency: int) -> N
 
 
 def _sum_up(
-    task: Task, variants: list[Variant], journal: Journal, environment: Environment, cards: Cards
+    task: Task, variants: list[Variant], journal: ResultsFile, environment: Environment, cards: Cards
 ) -> Comparison:
     shown = {variant.records for variant in variants}
     order = {example.index: place for place, example in enumerate(task.examples)}

@@ -14,7 +14,7 @@ from cachegraph.graph.data.examples import Example
 
 from .environment import Environment
 from .metrics import Unit
-from .records import Memory, Record
+from .records import ExampleRecord, MemoryUse
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -111,7 +111,7 @@ class VariantRow(BaseModel):
     agents: dict[str, AgentSummary] = {}
     edges: list[EdgeSummary] = []
     cache_share: float | None = None
-    memory: Memory = Memory()
+    memory: MemoryUse = MemoryUse()
 
     @property
     def was_run(self) -> bool:
@@ -137,7 +137,7 @@ class Comparison(BaseModel):
     ] = []  # what makes the numbers doubtful: rows of the training, too few rows, metrics that disagree
     environment: Environment
     examples: list[Example]
-    records: list[Record]
+    records: list[ExampleRecord]
     results_file: str | None = None
 
     def row(self, variant: str) -> VariantRow | None:
@@ -150,7 +150,7 @@ class Comparison(BaseModel):
         found = (each for each in self.differences if (each.variant, each.baseline) == (variant, baseline))
         return next((each for each in found if each.metric == metric), None)
 
-    def records_of(self, variant: str) -> list[Record]:
+    def records_of(self, variant: str) -> list[ExampleRecord]:
         """A variant's records by example, also where it shares another's; of a mean, those of all its parts."""
         row = self.row(variant)
         if row is not None and row.mean_of:

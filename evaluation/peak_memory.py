@@ -3,7 +3,7 @@
 import anyio
 import psutil
 
-from .records import Memory
+from .records import MemoryUse
 
 __all__ = ["PeakMemory"]
 
@@ -23,10 +23,10 @@ class PeakMemory:
         for gpu in self._gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
 
-    def look(self) -> Memory:
+    def look(self) -> MemoryUse:
         """The peak so far."""
         self._rss = max(self._rss, self._process.memory_info().rss)
-        return Memory(rss=self._rss, gpu=sum(self._cuda.max_memory_allocated(gpu) for gpu in self._gpus))
+        return MemoryUse(rss=self._rss, gpu=sum(self._cuda.max_memory_allocated(gpu) for gpu in self._gpus))
 
     async def keep_looking(self) -> None:
         """Look until cancelled."""

@@ -8,7 +8,7 @@ from cachegraph.agents.base import ChoiceScore
 from cachegraph.channels.payload import EdgeReport
 from cachegraph.graph.run.result import AgentResult
 
-__all__ = ["EdgeRecord", "Memory", "Record"]
+__all__ = ["EdgeRecord", "ExampleRecord", "MemoryUse"]
 
 
 class EdgeRecord(BaseModel):
@@ -21,14 +21,14 @@ class EdgeRecord(BaseModel):
     report: EdgeReport
 
 
-class Memory(BaseModel):
+class MemoryUse(BaseModel):
     """The most bytes that were held while the variant ran up to this example."""
 
     rss: int = 0  # of the whole process
     gpu: int = 0  # of all GPUs, by torch's count
 
 
-class Record(BaseModel):
+class ExampleRecord(BaseModel):
     """One example of one variant. `seconds` is the run's wall time and includes neither scoring nor other examples'
     rehearsals; `first_token` counts from the run's begin. `partner` is the example whose caches a mismatched run got.
     """
@@ -45,7 +45,7 @@ class Record(BaseModel):
     first_token: float | None = None
     agents: dict[str, AgentResult] = {}
     edges: list[EdgeRecord] = []
-    memory: Memory = Memory()
+    memory: MemoryUse = MemoryUse()
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -15,16 +15,16 @@ from pydantic import ValidationError
 from cachegraph.common.file_lock import lock_file
 from cachegraph.errors import ConfigError, InputError
 
-from .records import Record
+from .records import ExampleRecord
 
-__all__ = ["Journal"]
+__all__ = ["ResultsFile"]
 
 
-class Journal:
+class ResultsFile:
     """An open results file, or with `path` None nothing but a memory. `records` are those that were there already."""
 
     def __init__(self, path: Path | None, key: str, header: Mapping[str, Any]):
-        self.records: dict[tuple[str, int, int], Record] = {}
+        self.records: dict[tuple[str, int, int], ExampleRecord] = {}
         self.path = path
         self._file: IO[str] | None = None
         if path is None:
@@ -45,7 +45,7 @@ class Journal:
         if not lines:
             self._write(json.dumps({"kind": "header", "schema_version": 1, "key": key, **header}))
 
-    def add(self, record: Record) -> None:
+    def add(self, record: ExampleRecord) -> None:
         """Keep a record; it is in the file when this returns."""
         self.records[record.key] = record
         self._write(record.to_line())
@@ -132,9 +132,9 @@ def _key(line: str) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _record(path: Path, number: int, line: str) -> Record:
+def _record(path: Path, number: int, line: str) -> ExampleRecord:
     try:
-        return Record.model_validate_json(line)
+        return ExampleRecord.model_validate_json(line)
     except ValidationError as error:
         raise InputError(
             f"{str(path)!r}, line {number}: this is no result that this version can read; give --out another name"

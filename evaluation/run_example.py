@@ -7,12 +7,12 @@ from cachegraph.agents.base import ChoiceScore, Control
 from cachegraph.errors import CachegraphError, RunError
 from cachegraph.graph.data.examples import Example
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.run.hooks import Probe
+from cachegraph.graph.run.hooks import RunHooks
 from cachegraph.graph.run.result import Result
 from cachegraph.graph.run.run import Run
 from cachegraph.graph.run.subgraph import all_nodes, answering_node
 
-from .records import EdgeRecord, Record
+from .records import EdgeRecord, ExampleRecord
 from .variants import ControlKind
 
 __all__ = ["Play", "play"]
@@ -29,12 +29,12 @@ class Play:
         self.scores = scores
 
 
-async def play(how: Play, example: Example, partner: Example | None) -> Record:
+async def play(how: Play, example: Example, partner: Example | None) -> ExampleRecord:
     """The record of one example; of one that failed, its error."""
-    record = Record(variant=how.variant, seed=how.seed, index=example.index)
+    record = ExampleRecord(variant=how.variant, seed=how.seed, index=example.index)
     began = perf_counter()
     try:
-        probe = Probe(await _controls(how, partner))
+        probe = RunHooks(await _controls(how, partner))
         record.partner = partner.index if partner is not None else None
         began = perf_counter()
         result = await _run(how.graph, example, probe).execute()
@@ -55,12 +55,12 @@ async def _controls(how: Play, partner: Example | None) -> Mapping[str, Control]
         return {name: Control("zero") for name, _ in all_nodes(await how.graph.awire())}
     if how.control is None or partner is None:
         return {}
-    rehearsal = Probe(skip=answering_node(await how.graph.awire())[0])
+    rehearsal = RunHooks(skip=answering_node(await how.graph.awire())[0])
     await _run(how.graph, partner, rehearsal).execute()
     return {name: Control("mismatched", turn) for name, turn in rehearsal.turns.items()}
 
 
-def _run(graph: Graph, example: Example, probe: Probe) -> Run:
+def _run(graph: Graph, example: Example, probe: RunHooks) -> Run:
     inputs = {
         name: example.inputs.get(name, "" if spec.default is None else spec.default)
         for name, spec in graph.spec.inputs.items()
@@ -68,7 +68,7 @@ def _run(graph: Graph, example: Example, probe: Probe) -> Run:
     return Run(graph.spec, inputs, graph.awire, None, probe)
 
 
-async def _scores(how: Play, probe: Probe, example: Example) -> list[ChoiceScore]:
+async def _scores(how: Play, probe: RunHooks, example: Example) -> list[ChoiceScore]:
     if not how.scores or example.choices is None:
         return []
     name, node = answering_node(await how.graph.awire())
@@ -79,7 +79,7 @@ async def _scores(how: Play, probe: Probe, example: Example) -> list[ChoiceScore
     return scores
 
 
-def _take(record: Record, result: Result) -> None:
+def _take(record: ExampleRecord, result: Result) -> None:
     record.reply = result.text
     record.seconds = result.seconds
     record.agents = result.agents

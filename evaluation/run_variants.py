@@ -11,8 +11,8 @@ from cachegraph.common.run_all import run_all
 from cachegraph.graph.data.examples import Example
 
 from .peak_memory import PeakMemory
-from .records import Record
-from .results_file import Journal
+from .records import ExampleRecord
+from .results_file import ResultsFile
 from .run_example import Play, play
 
 __all__ = ["Progress", "Round", "play_rounds"]
@@ -43,11 +43,11 @@ class Round:
     def variant(self) -> str:
         return self.how.variant
 
-    async def play(self, examples: Sequence[Example], place: int) -> Record:
+    async def play(self, examples: Sequence[Example], place: int) -> ExampleRecord:
         """The record of one example."""
         return await play(self.how, examples[place], self.partners[place] if self.partners is not None else None)
 
-    def missing(self, examples: Sequence[Example], journal: Journal) -> list[int]:
+    def missing(self, examples: Sequence[Example], journal: ResultsFile) -> list[int]:
         """The places of the examples that have no record yet."""
         has = journal.records
         return [at for at, each in enumerate(examples) if (self.how.variant, self.how.seed, each.index) not in has]
@@ -56,7 +56,7 @@ class Round:
 async def play_rounds(
     rounds: Sequence[Round],
     examples: Sequence[Example],
-    journal: Journal,
+    journal: ResultsFile,
     concurrency: int,
     on_progress: Callable[[Progress], None] | None,
     refused: Mapping[str, str],
@@ -70,7 +70,7 @@ async def play_rounds(
         if on_progress is not None:
             on_progress(Progress(current.variant, current.how.seed, total - left + made, total, made, refused))
 
-    def keep(current: Round, record: Record) -> None:
+    def keep(current: Round, record: ExampleRecord) -> None:
         nonlocal made
         journal.add(record)
         made += 1
@@ -88,7 +88,7 @@ async def _play_places(
     examples: Sequence[Example],
     places: Sequence[int],
     concurrency: int,
-    keep: Callable[[Round, Record], None],
+    keep: Callable[[Round, ExampleRecord], None],
 ) -> None:
     peak = PeakMemory()
 

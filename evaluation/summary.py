@@ -13,7 +13,7 @@ from cachegraph.graph.run.result import AgentResult
 
 from .comparison import AgentSummary, Difference, EdgeSummary, Estimate, Spread, VariantRow
 from .metrics import Metric
-from .records import Memory, Record
+from .records import ExampleRecord, MemoryUse
 from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided, unanimous, wilson
 from .variants import VARIANTS, Name, Variant, control_of
 
@@ -30,14 +30,14 @@ class Summary:
 
 def summarise(
     variants: Sequence[Variant],
-    records: Sequence[Record],
+    records: Sequence[ExampleRecord],
     examples: Sequence[Example],
     metrics: Sequence[Metric],
     seed: int,
 ) -> Summary:
     """Rows of all variants, differences of all pairs of a variant and a baseline that ran."""
     recorded = {variant.name: variant.records for variant in variants}
-    by_name: dict[str, list[Record]] = {}
+    by_name: dict[str, list[ExampleRecord]] = {}
     for variant in variants:
         names = {recorded[each] for each in variant.mean_of or (variant.name,)}
         by_name[variant.name] = [record for record in records if record.variant in names]
@@ -64,14 +64,14 @@ def _refuse_means(rows: Sequence[VariantRow]) -> None:
             row.why_not = f"it is a mean, and {parts[0]} could not run"
 
 
-def _complete(all_records: Sequence[Sequence[Record]], examples: Sequence[Example]) -> list[Example]:
+def _complete(all_records: Sequence[Sequence[ExampleRecord]], examples: Sequence[Example]) -> list[Example]:
     failed = {record.index for records in all_records for record in records if record.error is not None}
     return [example for example in examples if example.index not in failed] if all_records else []
 
 
-def _values(records: Sequence[Record], examples: Sequence[Example], metrics: Sequence[Metric]) -> Floats:
+def _values(records: Sequence[ExampleRecord], examples: Sequence[Example], metrics: Sequence[Metric]) -> Floats:
     """(examples, metrics), the mean over seeds, and over fusers."""
-    by_index: dict[int, list[Record]] = {}
+    by_index: dict[int, list[ExampleRecord]] = {}
     for record in sorted(records, key=lambda record: record.seed):
         by_index.setdefault(record.index, []).append(record)
     return np.array(
@@ -149,7 +149,7 @@ def _is_binary(values: Floats) -> bool:
     return bool(np.all((values == 0) | (values == 1)))
 
 
-def _row(variant: Variant, records: Sequence[Record], others: Collection[str]) -> VariantRow:
+def _row(variant: Variant, records: Sequence[ExampleRecord], others: Collection[str]) -> VariantRow:
     kind, _, fuser = Name.parse(variant.name)
     by = f"; by the fuser {fuser}" if fuser else ""
     if variant.mean_of:
@@ -167,7 +167,7 @@ def _row(variant: Variant, records: Sequence[Record], others: Collection[str]) -
     done = [record for record in records if record.error is None]
     row.failed = len(records) - len(done)
     row.errors = dict(Counter(record.error for record in records if record.error is not None).most_common(5))
-    row.memory = Memory(
+    row.memory = MemoryUse(
         rss=max((record.memory.rss for record in records), default=0),
         gpu=max((record.memory.gpu for record in records), default=0),
     )
@@ -210,8 +210,8 @@ def _agent(results: Sequence[AgentResult]) -> AgentSummary:
     return AgentSummary(**means)
 
 
-def _edges(records: Sequence[Record]) -> list[EdgeSummary]:
-    found: dict[tuple[str, str], list[Record]] = {}
+def _edges(records: Sequence[ExampleRecord]) -> list[EdgeSummary]:
+    found: dict[tuple[str, str], list[ExampleRecord]] = {}
     for record in records:
         for edge in record.edges:
             found.setdefault((edge.sender, edge.receiver), []).append(record)

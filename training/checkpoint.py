@@ -22,14 +22,14 @@ from torch import nn
 
 from cachegraph.errors import FuserError, library_errors
 
-__all__ = ["State", "newest", "restore", "save"]
+__all__ = ["CheckpointState", "newest", "restore", "save"]
 
 KEPT = 2
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
 
 @dataclass
-class State:
+class CheckpointState:
     """How far a training is. `recipe` is a hash of all that decides the loss curve."""
 
     recipe: str
@@ -56,10 +56,10 @@ class State:
         return score >= floor and (self.best_score < floor or logprob > self.best_logprob)
 
 
-_state = TypeAdapter(State)
+_state = TypeAdapter(CheckpointState)
 
 
-def save(run: Path, state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+def save(run: Path, state: CheckpointState, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
     """Write a checkpoint; older ones but the last go. Raises FuserError where there is no room."""
     target = run / f"step-{state.step:06d}"
     try:
@@ -85,7 +85,7 @@ def save(run: Path, state: State, module: nn.Module, optimizer: torch.optim.Opti
     return target
 
 
-def newest(run: Path) -> tuple[Path, State] | None:
+def newest(run: Path) -> tuple[Path, CheckpointState] | None:
     """The last whole checkpoint, or None; damaged ones are passed over."""
     for folder in _checkpoints(run):
         try:

@@ -18,7 +18,7 @@ from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import FuserError
 
 from . import checkpoint
-from .checkpoint import State
+from .checkpoint import CheckpointState
 from .data.packed_replies import reply_logprobs
 from .data.sampler import Steps
 from .dev_eval import Judgement, judge, partner
@@ -28,11 +28,11 @@ from .progress import Log, Watch
 from .run_lock import LOG
 from .spec import TrainSpec
 
-__all__ = ["Loop"]
+__all__ = ["TrainingLoop"]
 
 
 @dataclass(eq=False)
-class Loop:
+class TrainingLoop:
     """One training under way. Every process of a launch has one; they share their gradients after each step."""
 
     spec: TrainSpec
@@ -41,7 +41,7 @@ class Loop:
     train: Sequence[Any]  # lessons
     dev: Sequence[Any]
     run: Path
-    state: State
+    state: CheckpointState
     watch: Watch
     accelerator: Accelerator
 

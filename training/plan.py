@@ -11,20 +11,20 @@ from accelerate import Accelerator
 
 from cachegraph.engine.model.load import LoadedModel
 
-from .checkpoint import State
-from .loop import Loop
+from .checkpoint import CheckpointState
+from .loop import TrainingLoop
 from .progress import Silent, Watch
 from .run_lock import check_unlocked
 from .spec import TrainSpec
 from .train import opened, run_folder, where_to_begin
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["TrainingPlan", "make_plan"]
 
 TRIED = 4  # steps; the first one warms up and doesn't count
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Bytes and seconds are estimates; `left_out` says what they don't hold."""
 
     receiver: str
@@ -57,7 +57,7 @@ def make_plan(
     *,
     resume: bool = False,
     restart: bool = False,
-) -> Plan:
+) -> TrainingPlan:
     """Load everything, run a few steps from random weights, and say what was seen. Writes nothing.
 
     Raises whatever the training itself, with `resume` or `restart`, would refuse to begin for.
@@ -70,7 +70,17 @@ def make_plan(
         where_to_begin(found, run, resume, restart)
         receiver = found.pair.receiver.engine.model
         sharer = found.pair.sharer.engine.model
-        loop = Loop(spec, found.learner, receiver, found.train, found.dev, Path(nowhere), State(""), watch, accelerator)
+        loop = TrainingLoop(
+            spec,
+            found.learner,
+            receiver,
+            found.train,
+            found.dev,
+            Path(nowhere),
+            CheckpointState(""),
+            watch,
+            accelerator,
+        )
         numbers = []
         for done in range(TRIED):
             watch.phase("trying steps", done, TRIED)
@@ -79,7 +89,7 @@ def make_plan(
         counted = numbers[1:]
         parameters = sum(p.numel() for p in found.learner.module.parameters())
         groups = {found.learner.group(lesson) for lesson in found.train}
-        return Plan(
+        return TrainingPlan(
             receiver=receiver.name,
             sharer=sharer.name,
             fuser=str(found.folder),

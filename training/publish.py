@@ -12,14 +12,14 @@ from cachegraph.channels.fusers.files.trained_rows import trained_rows
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.graph.data.dataset import FILES
 
-from .checkpoint import State
-from .data.dataset import Example
+from .checkpoint import CheckpointState
+from .data.dataset import TrainingExample
 from .spec import TrainSpec
 
 __all__ = ["finish_card", "move_fuser"]
 
 
-def finish_card(spec: TrainSpec, state: State, rows: Sequence[Example]) -> dict[str, object]:
+def finish_card(spec: TrainSpec, state: CheckpointState, rows: Sequence[TrainingExample]) -> dict[str, object]:
     """What is known of the training once it is over."""
     trained_on = f"{_titles(spec)}: {len(rows)} rows, {state.step} steps, {state.prompt_tokens} prompt tokens"
     if spec.control != "none":

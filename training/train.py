@@ -19,10 +19,10 @@ from cachegraph.errors import ConfigError, FuserError, InputError
 from cachegraph.graph.recipe.load import load_recipe
 
 from . import checkpoint
-from .checkpoint import State
-from .data.dataset import Example, hold_back, read_examples
+from .checkpoint import CheckpointState
+from .data.dataset import TrainingExample, hold_back, read_examples
 from .load import load_training
-from .loop import Loop
+from .loop import TrainingLoop
 from .networks.create import new_learner
 from .networks.learner import Learner
 from .output_path import check_place, fuser_place
@@ -63,7 +63,7 @@ class Opened:
     learner: Learner[Any]
     train: Sequence[Any]
     dev: Sequence[Any]
-    rows: Sequence[Example]  # that `train` is made of
+    rows: Sequence[TrainingExample]  # that `train` is made of
     folder: Path  # where the fuser will be
     content: str  # a hash of the graph and of all rows
 
@@ -96,12 +96,14 @@ def train(
             return _train(found, run, where_to_begin(found, run, resume, restart), restart, watch, accelerator)
 
 
-def _train(found: Opened, run: Path, state: State, restart: bool, watch: Watch, accelerator: Accelerator) -> Trained:
+def _train(
+    found: Opened, run: Path, state: CheckpointState, restart: bool, watch: Watch, accelerator: Accelerator
+) -> Trained:
     accelerator.wait_for_everyone()
     if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
         _clear(run)
     receiver = found.pair.receiver.engine.model
-    loop = Loop(found.spec, found.learner, receiver, found.train, found.dev, run, state, watch, accelerator)
+    loop = TrainingLoop(found.spec, found.learner, receiver, found.train, found.dev, run, state, watch, accelerator)
     loop.start()
     loop.finish()
     accelerator.wait_for_everyone()
@@ -169,7 +171,9 @@ def _check_difference(learner: Learner[Any], lessons: Sequence[Any]) -> None:
         )
 
 
-def _lessons(learner: Learner[Any], rows: Sequence[Example], what: str, watch: Watch) -> list[tuple[Example, Any]]:
+def _lessons(
+    learner: Learner[Any], rows: Sequence[TrainingExample], what: str, watch: Watch
+) -> list[tuple[TrainingExample, Any]]:
     """Rows and what is to be learnt from each. Rows that don't fit are left out, unless they are too many."""
     lessons, complaints = [], []
     for done, row in enumerate(rows):
@@ -192,7 +196,7 @@ def run_folder(found: Opened) -> Path:
     return found.folder.with_name(f"{found.folder.name}.training")
 
 
-def where_to_begin(found: Opened, run: Path, resume: bool, restart: bool) -> State:
+def where_to_begin(found: Opened, run: Path, resume: bool, restart: bool) -> CheckpointState:
     """The state to go on from. Raises ConfigError or FuserError where that isn't clear, InputError where the rows can't
     show what is to be learnt."""
     _check_difference(found.learner, found.train)
@@ -204,7 +208,7 @@ def where_to_begin(found: Opened, run: Path, resume: bool, restart: bool) -> Sta
     if last is None:
         if run.exists() and not restart and any(run.glob("step-*")):
             raise ConfigError(f"{str(run)!r} holds checkpoints, none of them whole; start anew with --restart")
-        return State(recipe)
+        return CheckpointState(recipe)
     folder, state = last
     if not resume:
         raise ConfigError(

@@ -19,7 +19,7 @@ from ..schema_threads import run_checks
 from ..spec import AgentSpec, EndpointSpec, RetrySpec
 from ..structured_output import cut_short, parse_reply
 from ..token_budget import within_budget
-from ..tools.agent_tools import Belt, Turns
+from ..tools.agent_tools import AgentTools, ToolRounds
 from ..tools.servers import Toolbox
 from .completion import Completion
 from .empty_reply import why_empty
@@ -50,7 +50,7 @@ class EndpointAgent:
         self._prompt = PromptTemplate(name, spec, upstream)
         self._retry = spec.retry or RetrySpec(max_attempts=endpoint.max_retries + 1)
         self._api: CompletionsAPI | None = None
-        self._belt = Belt(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
+        self._belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
 
     async def open(self) -> None:
         """Find the key, connect to the tools. Raises ConfigError where the key's variable is missing, or ToolError."""
@@ -84,7 +84,7 @@ class EndpointAgent:
         if self._belt is None:
             said = await ask(messages, turn.on_text, 0)
         else:
-            turns = Turns(self.name, self._belt, calls, turn.on_tool)
+            turns = ToolRounds(self.name, self._belt, calls, turn.on_tool)
             said = await complete_with_tools(ask, messages, turns, turn.on_text)
         self._check(said, turn)
         data = await self._data(said, turn)

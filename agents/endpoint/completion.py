@@ -12,7 +12,7 @@ from typing import Any
 from cachegraph.common.surrogates import join_halves
 
 from ..base import FinishReason
-from .sse import Event
+from .sse import ServerSentEvent
 from .tool_calls import ToolCallPieces
 
 __all__ = ["REASONING", "Completion", "Reported", "Unreadable", "error_in"]
@@ -72,7 +72,7 @@ class Completion:
         """Whether nothing of a reply has come yet: neither words nor calls."""
         return not (self.text or self.calls.calls)
 
-    def add(self, event: Event) -> str:
+    def add(self, event: ServerSentEvent) -> str:
         """Take in an event; returns the text that it adds. Raises Unreadable or Reported."""
         data = event.data.strip().strip("\0")
         if not data or data == "[DONE]":

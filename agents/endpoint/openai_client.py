@@ -25,7 +25,7 @@ from .error_text import page_title, public_address, server_message
 from .http import encoding_of, knows_encoding, pieces_of, read_start, retry_after
 from .request import Secrets, chat_address
 from .response_decoder import AnswerDecoder, NotAnAnswer
-from .sse import Event, EventTooLong
+from .sse import EventTooLong, ServerSentEvent
 from .tool_calls import ToolCallPieces
 from .unsupported_parameters import adapted, refused_parameter
 
@@ -152,7 +152,7 @@ class CompletionsAPI:
                 raise self.error("answered without a completion")
             raise self.error(f"ended its reply in the middle{CUT_REMEDY}")
 
-    def _take(self, events: list[Event], heard: Completion, on_text: OnText) -> bool:
+    def _take(self, events: list[ServerSentEvent], heard: Completion, on_text: OnText) -> bool:
         """Take in some events; says whether the stream is over."""
         for event in events:
             try:

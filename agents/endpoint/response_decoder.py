@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
-from .sse import BOM, MAX_EVENT, Event, EventDecoder, EventTooLong
+from .sse import BOM, MAX_EVENT, EventDecoder, EventTooLong, ServerSentEvent
 
 __all__ = ["MAX_ANSWER", "AnswerDecoder", "Inflater", "NotAnAnswer"]
 
@@ -67,7 +67,7 @@ class AnswerDecoder:
         """Whether the body is JSON, which is read at its end, rather than a stream."""
         return self._json
 
-    def feed(self, chunk: bytes) -> list[Event]:
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that end in this chunk."""
         self._size += len(chunk)
         if self._size > MAX_ANSWER:
@@ -81,7 +81,7 @@ class AnswerDecoder:
             return []
         return self._recognize()
 
-    def close(self) -> list[Event]:
+    def close(self) -> list[ServerSentEvent]:
         """The events that were not complete until the body ended."""
         if self._json:
             return _of_json(self._head.removeprefix(BOM).decode("utf-8", "replace"))
@@ -91,7 +91,7 @@ class AnswerDecoder:
             return []
         return self._events.close()
 
-    def _recognize(self) -> list[Event]:
+    def _recognize(self) -> list[ServerSentEvent]:
         head = bytes(self._head.removeprefix(BOM).lstrip())
         if head[:1] in (b"{", b"["):
             self._json = True
@@ -104,12 +104,12 @@ class AnswerDecoder:
         return []
 
 
-def _of_json(text: str) -> list[Event]:
+def _of_json(text: str) -> list[ServerSentEvent]:
     """One event for a JSON text; one a line where the lines are JSON texts of their own."""
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
         try:
             json.loads(text)
         except (ValueError, RecursionError):
-            return [Event(line) for line in lines]
-    return [Event(text)]
+            return [ServerSentEvent(line) for line in lines]
+    return [ServerSentEvent(text)]

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-__all__ = ["BOM", "MAX_EVENT", "Event", "EventDecoder", "EventTooLong"]
+__all__ = ["BOM", "MAX_EVENT", "EventDecoder", "EventTooLong", "ServerSentEvent"]
 
 MAX_EVENT = 1 << 24  # bytes: some servers send a whole reply as one event
 BOM = b"\xef\xbb\xbf"
@@ -14,7 +14,7 @@ class EventTooLong(Exception):
     """An event is longer than MAX_EVENT."""
 
 
-class Event(NamedTuple):
+class ServerSentEvent(NamedTuple):
     """One event: its data, and the name that an `event:` line gave it."""
 
     data: str
@@ -36,9 +36,9 @@ class EventDecoder:
         self._name = ""
         self._size = 0
 
-    def feed(self, chunk: bytes) -> list[Event]:
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that end in this chunk. Raises EventTooLong."""
-        out: list[Event] = []
+        out: list[ServerSentEvent] = []
         start = max(len(self._rest) - 1, 0)  # a CR at the end of the last chunk may have been half a CRLF
         self._rest += chunk
         begin = 0
@@ -52,16 +52,16 @@ class EventDecoder:
             raise EventTooLong
         return out
 
-    def close(self) -> list[Event]:
+    def close(self) -> list[ServerSentEvent]:
         """The last events of a stream that may lack its last line ends."""
-        out: list[Event] = []
+        out: list[ServerSentEvent] = []
         cut = bool(self._rest) and not self._rest.endswith(b"\r")
         self._line(bytes(self._rest).removesuffix(b"\r"), out)
         self._line(b"", out)
         self._rest.clear()
         return [event._replace(cut=cut) for event in out]
 
-    def _line(self, line: bytes, out: list[Event]) -> None:
+    def _line(self, line: bytes, out: list[ServerSentEvent]) -> None:
         if self._first:
             line, self._first = line.removeprefix(BOM), False
         name, _, value = line.partition(b":")
@@ -75,14 +75,14 @@ class EventDecoder:
             self._name = value[:100].decode("utf-8", "replace")
         elif name == b"error":
             self._dispatch(out)
-            out.append(Event(value.decode("utf-8", "replace"), "error"))
+            out.append(ServerSentEvent(value.decode("utf-8", "replace"), "error"))
         elif line.lstrip().startswith(b"{"):
             self._dispatch(out)
-            out.append(Event(line.decode("utf-8", "replace")))
+            out.append(ServerSentEvent(line.decode("utf-8", "replace")))
 
-    def _dispatch(self, out: list[Event]) -> None:
+    def _dispatch(self, out: list[ServerSentEvent]) -> None:
         if self._data:
-            out.append(Event(b"\n".join(self._data).decode("utf-8", "replace"), self._name))
+            out.append(ServerSentEvent(b"\n".join(self._data).decode("utf-8", "replace"), self._name))
         self._data.clear()
         self._name = ""
         self._size = 0

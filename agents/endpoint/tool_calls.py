@@ -12,7 +12,7 @@ from typing import Any
 
 from cachegraph.common.surrogates import mend
 
-from ..tools.parse_calls import Call, call_of, parse_json
+from ..tools.parse_calls import ParsedCall, call_of, parse_json
 
 __all__ = ["ToolCallBuilder", "ToolCallPieces"]
 
@@ -36,10 +36,10 @@ class ToolCallBuilder:
         return bool(self.arguments.strip()) and self.call.problem is None
 
     @property
-    def call(self) -> Call:
+    def call(self) -> ParsedCall:
         """The call to make; `problem` says what is wrong with it."""
         if not self.name:
-            return Call("", problem="this call names no tool")
+            return ParsedCall("", problem="this call names no tool")
         call = call_of({"name": self.name, "arguments": mend(self.arguments)})
         assert call is not None
         return call

@@ -7,7 +7,7 @@ from typing import Any
 
 from cachegraph.common.surrogates import mend
 
-from ..tools.agent_tools import Turns
+from ..tools.agent_tools import ToolRounds
 from ..tools.parse_calls import Speaker
 from .completion import REASONING, Completion
 from .tool_calls import ToolCallBuilder
@@ -19,7 +19,7 @@ Ask = Callable[[Messages, Callable[[str], None] | None, int], Awaitable[Completi
 
 
 async def complete_with_tools(
-    ask: Ask, messages: Messages, turns: Turns, on_text: Callable[[str], None] | None
+    ask: Ask, messages: Messages, turns: ToolRounds, on_text: Callable[[str], None] | None
 ) -> Completion:
     """Ask, call and ask again until a reply calls nothing. What comes back counts all the tokens of all replies."""
     speaker = Speaker(on_text)

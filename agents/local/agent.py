@@ -22,9 +22,9 @@ from ..prompt.render_threads import TextWork
 from ..run_settings import with_settings
 from ..spec import AgentSpec
 from ..token_budget import within_budget
-from ..tools.agent_tools import Belt, Turns
+from ..tools.agent_tools import AgentTools, ToolRounds
 from ..tools.servers import Toolbox
-from ..tools.tool_loop import Told, write_with_tools
+from ..tools.tool_loop import ToolResultWriter, write_with_tools
 from .decode import add_reply, write
 from .inbox import Inbox
 from .memory import Remembering
@@ -60,7 +60,7 @@ class LocalAgent:
         self._lease: Lease | None = None
         self.loading: dict[str, dict[str, float]] = {}  # by model that `open` waited for: seconds by part of the work
         self._chat = False
-        self._belt = Belt(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
+        self._belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
         self._frame = Frame()
 
     async def open(self) -> None:
@@ -199,8 +199,8 @@ class LocalAgent:
         if self._belt is None:
             return await write(engine, self.name, spec, row, turn, began)
         assert engine.model.tokenizer is not None
-        told = Told(self._frame.tokenizer(engine.model.tokenizer), self._chat, work)
-        turns = Turns(self.name, self._belt, calls, turn.on_tool)
+        told = ToolResultWriter(self._frame.tokenizer(engine.model.tokenizer), self._chat, work)
+        turns = ToolRounds(self.name, self._belt, calls, turn.on_tool)
         return await write_with_tools(engine, self.name, spec, row, turn, began, turns, told)
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:

@@ -13,12 +13,12 @@ from cachegraph.errors import RunError, ToolError
 from ..base import ToolCall
 from .connection import Tool
 from .content import Content, cut
-from .parse_calls import Call, Heard, hear
+from .parse_calls import Heard, ParsedCall, hear
 from .server import ToolServer
 from .servers import Toolbox
 from .spec import ToolLimits
 
-__all__ = ["Belt", "Turns"]
+__all__ = ["AgentTools", "ToolRounds"]
 
 LONGEST = 64  # characters of a name that chat APIs accept
 HOW = (
@@ -28,7 +28,7 @@ HOW = (
 )
 
 
-class Belt:
+class AgentTools:
     """An agent's tools under the names that its model knows. Holds nothing of a run."""
 
     def __init__(self, agent: str, wanted: Sequence[str], limits: ToolLimits, toolbox: Toolbox):
@@ -77,7 +77,7 @@ class Belt:
         server, tool = self._tools[name]
         return f"{server.name}.{tool.name}"
 
-    async def call(self, call: Call) -> Content:
+    async def call(self, call: ParsedCall) -> Content:
         """Make one call. Raises ToolError where the server is gone; all else is for the model to read."""
         if call.problem is not None:
             return Content(call.problem, error=True)
@@ -101,10 +101,10 @@ class Belt:
         return [offered[name] for name in dict.fromkeys(names)]
 
 
-class Turns:
+class ToolRounds:
     """The calls of one turn of an agent, and its limits."""
 
-    def __init__(self, agent: str, belt: Belt, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
+    def __init__(self, agent: str, belt: AgentTools, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
         self._agent = agent
         self._belt = belt
         self._made = made  # filled as calls are made
@@ -115,7 +115,7 @@ class Turns:
         """A reply taken apart: what it says, and what it calls."""
         return hear(text, self._belt.names)
 
-    async def make(self, calls: Sequence[Call]) -> list[str]:
+    async def make(self, calls: Sequence[ParsedCall]) -> list[str]:
         """The results of one reply's calls, in their order. Raises RunError beyond the limits."""
         limits = self._belt.limits
         self._rounds += 1
@@ -125,7 +125,7 @@ class Turns:
             raise self._too_much("calls", limits.calls)
         return [await self._one(call) for call in calls]
 
-    async def _one(self, call: Call) -> str:
+    async def _one(self, call: ParsedCall) -> str:
         began = perf_counter()
         content = await self._belt.call(call)
         seconds = perf_counter() - began

@@ -11,7 +11,7 @@ from typing import Any
 
 from cachegraph.common import json_text
 
-__all__ = ["Call", "Heard", "Speaker", "call_of", "hear", "parse_json"]
+__all__ = ["Heard", "ParsedCall", "Speaker", "call_of", "hear", "parse_json"]
 
 TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
@@ -20,7 +20,7 @@ OPENINGS = (TAG, "{", "[", "```")
 
 
 @dataclass(frozen=True)
-class Call:
+class ParsedCall:
     """One call as the model asked for it. `problem` says why it can't be made as it stands."""
 
     tool: str
@@ -33,7 +33,7 @@ class Heard:
     """A reply taken apart: what it says, and what it calls."""
 
     said: str
-    calls: tuple[Call, ...]
+    calls: tuple[ParsedCall, ...]
 
 
 def hear(text: str, tools: Collection[str]) -> Heard:
@@ -92,10 +92,10 @@ def _certain(text: str) -> int:
     return len(text) - next((n for n in range(len(TAG) - 1, 0, -1) if text.endswith(TAG[:n])), 0)
 
 
-def _tagged(body: str) -> list[Call]:
+def _tagged(body: str) -> list[ParsedCall]:
     value = parse_json(body.strip())
     items = value if isinstance(value, list) else [value]
-    return [call_of(item) or Call("", problem=_why_not(body)) for item in items]
+    return [call_of(item) or ParsedCall("", problem=_why_not(body)) for item in items]
 
 
 def _why_not(body: str) -> str:
@@ -103,7 +103,7 @@ def _why_not(body: str) -> str:
     return f'this is no call: {shown!r}; write {{"name": "...", "arguments": {{...}}}}'
 
 
-def call_of(value: Any) -> Call | None:
+def call_of(value: Any) -> ParsedCall | None:
     """The call that a JSON value stands for, or None where it stands for none."""
     if not isinstance(value, dict):
         return None
@@ -117,8 +117,8 @@ def call_of(value: Any) -> Call | None:
             arguments = parse_json(arguments) if arguments.strip() not in ("", "null") else {}
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
-        return Call(name, problem="the arguments must be a JSON object")
-    return Call(name, arguments)
+        return ParsedCall(name, problem="the arguments must be a JSON object")
+    return ParsedCall(name, arguments)
 
 
 def parse_json(text: str) -> Any:

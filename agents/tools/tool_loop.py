@@ -20,14 +20,14 @@ from ..prompt.chat_layout import Mark, place_marks
 from ..prompt.prompt import Piece, read_piece
 from ..prompt.render_threads import TextWork
 from ..token_budget import within_budget
-from .agent_tools import Turns
+from .agent_tools import ToolRounds
 from .parse_calls import Speaker
 
-__all__ = ["Told", "write_with_tools"]
+__all__ = ["ToolResultWriter", "write_with_tools"]
 
 
 @dataclass(frozen=True)
-class Told:
+class ToolResultWriter:
     """How results are told to a model: through its chat template, or in plain text."""
 
     tokenizer: Tokenizer
@@ -60,7 +60,14 @@ class Told:
 
 
 async def write_with_tools(
-    engine: Engine, agent: str, spec: GenerateSpec, row: AgentRow, turn: Turn, began: float, turns: Turns, told: Told
+    engine: Engine,
+    agent: str,
+    spec: GenerateSpec,
+    row: AgentRow,
+    turn: Turn,
+    began: float,
+    turns: ToolRounds,
+    told: ToolResultWriter,
 ) -> AgentRow:
     """Decode, call and read until a reply calls nothing. The row ends with that reply and holds all that was said."""
     speaker = Speaker(turn.on_text)

@@ -7,7 +7,7 @@ from cachegraph.agents.base import Scored, Turn
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import RunError
 from cachegraph.graph.graph import Graph
-from cachegraph.graph.run.hooks import Probe
+from cachegraph.graph.run.hooks import RunHooks
 from cachegraph.graph.run.run import Run
 from cachegraph.graph.run.subgraph import answering_node
 
@@ -50,7 +50,7 @@ class GraphPlayer:
         """All continuations behind one run of the agents upstream."""
         graph = self._graph
         name, node = answering_node(await graph.awire())
-        probe = Probe(skip=name)
+        probe = RunHooks(skip=name)
         result = await self._run(graph, context, probe).execute()
         agent = node.agent
         chat = _in_chat(graph, agent)
@@ -66,7 +66,7 @@ class GraphPlayer:
         self._tally.add(result.edges)
         return result.text
 
-    def _run(self, graph: Graph, context: str, probe: Probe | None = None) -> Run:
+    def _run(self, graph: Graph, context: str, probe: RunHooks | None = None) -> Run:
         return Run(graph.spec, graph.check_inputs({self._input: context}), graph.awire, None, probe)
 
     def _decoding(self, spec: GenerateSpec) -> Graph:

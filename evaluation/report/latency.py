@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
 from ..comparison import Comparison, Estimate
-from ..records import Record
+from ..records import ExampleRecord
 
 __all__ = ["complete", "median_interval", "seconds_of"]
 
@@ -17,7 +17,7 @@ def complete(comparison: Comparison) -> set[int]:
 
 
 def seconds_of(
-    comparison: Comparison, variant: str, read: Callable[[Record], float | None], among: set[int]
+    comparison: Comparison, variant: str, read: Callable[[ExampleRecord], float | None], among: set[int]
 ) -> list[float]:
     """A number of seconds by example, the mean over seeds."""
     found: dict[int, list[float]] = {}

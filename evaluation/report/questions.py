@@ -6,7 +6,7 @@ from cachegraph.graph.data.examples import Example
 
 from ..comparison import Comparison
 from ..metrics import METRICS, Metric, choose
-from ..records import Record
+from ..records import ExampleRecord
 
 __all__ = ["judge", "pair", "questions"]
 
@@ -62,7 +62,7 @@ def _right(example: Example, room: int) -> str:
     return _cut("\n".join(example.references), room)
 
 
-def _turn(record: Record | None, example: Example, metric: Metric | None, room: int) -> list[Any]:
+def _turn(record: ExampleRecord | None, example: Example, metric: Metric | None, room: int) -> list[Any]:
     """[reply, right (1), wrong (0) or unknown (null), the choice it likes best, what went wrong]"""
     if record is None:
         return ["", None, "", "no result"]
@@ -76,13 +76,13 @@ def _turn(record: Record | None, example: Example, metric: Metric | None, room: 
     ]
 
 
-def _is_right(record: Record, example: Example, metric: Metric | None) -> int | None:
+def _is_right(record: ExampleRecord, example: Example, metric: Metric | None) -> int | None:
     if metric is None or (metric.of_choices and not record.scores):
         return None
     return int(metric(example, record.reply, record.scores) >= 0.5)
 
 
-def _picked(record: Record, example: Example, metric: Metric | None) -> str:
+def _picked(record: ExampleRecord, example: Example, metric: Metric | None) -> str:
     if not record.scores or example.choices is None:
         return ""
     return example.choices[choose(record.scores, metric is not None and metric.name == "accuracy_per_character")]

@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 from cachegraph.common.json_text import JSONProblem, parse_json
 from cachegraph.errors import ConfigError, InputError
 
-__all__ = ["Row", "Rows", "read_rows"]
+__all__ = ["RawExample", "Rows", "read_rows"]
 
 Rows = str | PathLike[str] | Iterable[Mapping[str, Any]]
 FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
-class Row(NamedTuple):
+class RawExample(NamedTuple):
     """One row, and what to call its place in an error."""
 
     place: str
     values: Mapping[str, Any]
 
 
-def read_rows(source: Rows, split: str = "test") -> list[Row]:
+def read_rows(source: Rows, split: str = "test") -> list[RawExample]:
     """All rows. A text that names no file is a data set of the hub: `owner/name`, `owner/name:config@split`.
 
     `split` is the hub's split where the text names none.
@@ -36,7 +36,7 @@ def read_rows(source: Rows, split: str = "test") -> list[Row]:
         rows = list(_file(path) if is_file else _hub(str(source), split))
         name = str(path.name if is_file else source)
     else:
-        rows = [Row(f"row {number}", values) for number, values in enumerate(source, 1)]
+        rows = [RawExample(f"row {number}", values) for number, values in enumerate(source, 1)]
         name = "the data"
     if not rows:
         raise InputError(f"{name!r} has no rows; give it one question a row")
@@ -46,7 +46,7 @@ def read_rows(source: Rows, split: str = "test") -> list[Row]:
     return rows
 
 
-def _file(path: Path) -> Iterator[Row]:
+def _file(path: Path) -> Iterator[RawExample]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,11 +63,11 @@ def _file(path: Path) -> Iterator[Row]:
             values = _json(text, path.name)
             if not isinstance(values, list):
                 raise InputError(f"{path.name!r} must hold a list of rows, not {_kind(values)}")
-            yield from (Row(f"{path.name}, row {number}", each) for number, each in enumerate(values, 1))
+            yield from (RawExample(f"{path.name}, row {number}", each) for number, each in enumerate(values, 1))
         case _:
             for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
-                    yield Row(f"{path.name}, line {number}", _json(line, f"{path.name}, line {number}"))
+                    yield RawExample(f"{path.name}, line {number}", _json(line, f"{path.name}, line {number}"))
 
 
 def _json(text: str, place: str) -> Any:
@@ -77,7 +77,7 @@ def _json(text: str, place: str) -> Any:
         raise InputError(f"{place}: this is not JSON ({error})") from error
 
 
-def _table(name: str, text: str, delimiter: str) -> Iterator[Row]:
+def _table(name: str, text: str, delimiter: str) -> Iterator[RawExample]:
     reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for values in reader:
@@ -86,12 +86,12 @@ def _table(name: str, text: str, delimiter: str) -> Iterator[Row]:
                 raise InputError(
                     f"{place}: the row has more or fewer cells than the {len(reader.fieldnames or ())} columns"
                 )
-            yield Row(place, values)
+            yield RawExample(place, values)
     except csv.Error as error:
         raise InputError(f"{name}, line {reader.reader.line_num}: this is not CSV ({error})") from error
 
 
-def _hub(source: str, usual: str) -> Iterator[Row]:
+def _hub(source: str, usual: str) -> Iterator[RawExample]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -115,7 +115,7 @@ def _hub(source: str, usual: str) -> Iterator[Row]:
             "a data set is called owner/name, owner/name:config or owner/name:config@split"
         ) from error
     for number, values in enumerate(rows, 1):
-        yield Row(f"{source}, row {number}", values)
+        yield RawExample(f"{source}, row {number}", values)
 
 
 def _kind(value: Any) -> str:

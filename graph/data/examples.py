@@ -14,7 +14,7 @@ from cachegraph.errors import InputError
 from ..recipe.evaluate_spec import EvaluateSpec
 from ..recipe.inputs import check_inputs
 from ..recipe.spec import GraphSpec
-from .dataset import Row
+from .dataset import RawExample
 
 __all__ = ["Example", "data_hash", "make_examples", "merge_mapping"]
 
@@ -54,7 +54,7 @@ def merge_mapping(spec: EvaluateSpec | None, given: Mapping[str, str], inputs: S
     return spec.model_copy(update={"inputs": columns, **roles})
 
 
-def make_examples(rows: Sequence[Row], graph: GraphSpec, mapping: EvaluateSpec) -> list[Example]:
+def make_examples(rows: Sequence[RawExample], graph: GraphSpec, mapping: EvaluateSpec) -> list[Example]:
     """One example a row. Raises one InputError that names the rows and columns of the first few problems."""
     examples, problems = [], []
     for index, row in enumerate(rows):
@@ -78,7 +78,7 @@ def data_hash(examples: Sequence[Example]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _example(index: int, row: Row, graph: GraphSpec, mapping: EvaluateSpec) -> Example:
+def _example(index: int, row: RawExample, graph: GraphSpec, mapping: EvaluateSpec) -> Example:
     values: dict[str, Any] = {}
     for name, declared in graph.inputs.items():
         column = mapping.inputs.get(name, name)
@@ -102,7 +102,7 @@ def _example(index: int, row: Row, graph: GraphSpec, mapping: EvaluateSpec) -> E
     )
 
 
-def _column(row: Row, column: str, role: str) -> Any:
+def _column(row: RawExample, column: str, role: str) -> Any:
     if column in row.values:
         return row.values[column]
     value: Any = row.values
@@ -113,7 +113,7 @@ def _column(row: Row, column: str, role: str) -> Any:
     return value
 
 
-def _optional(row: Row, column: str | None, usual: str) -> Any:
+def _optional(row: RawExample, column: str | None, usual: str) -> Any:
     if column is not None:
         return _column(row, column, f"the role {usual!r}")
     return row.values.get(usual)
@@ -131,7 +131,7 @@ def _list(value: Any, column: str) -> list[Any]:
     return list(value)
 
 
-def _choices(row: Row, mapping: EvaluateSpec) -> tuple[str, ...] | None:
+def _choices(row: RawExample, mapping: EvaluateSpec) -> tuple[str, ...] | None:
     value = _optional(row, mapping.choices, "choices")
     if value is None and mapping.choices is None:
         return None
@@ -147,7 +147,7 @@ def _choices(row: Row, mapping: EvaluateSpec) -> tuple[str, ...] | None:
     return tuple(map(str, choices))
 
 
-def _answer(row: Row, mapping: EvaluateSpec, choices: Sequence[str]) -> int:
+def _answer(row: RawExample, mapping: EvaluateSpec, choices: Sequence[str]) -> int:
     column = mapping.answer or "answer"
     value = _column(row, column, "the role 'answer'")
     if mapping.labels is not None:
@@ -173,7 +173,7 @@ def _answer(row: Row, mapping: EvaluateSpec, choices: Sequence[str]) -> int:
     return index
 
 
-def _references(row: Row, mapping: EvaluateSpec) -> tuple[str, ...]:
+def _references(row: RawExample, mapping: EvaluateSpec) -> tuple[str, ...]:
     value = _optional(row, mapping.references, "references")
     column = mapping.references or "references"
     if value is None and mapping.references is None and "choices" not in row.values and mapping.choices is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-__all__ = ["Layout", "Size", "arrange"]
+__all__ = ["LayeredLayout", "Size", "arrange"]
 
 Pair = tuple[str, str]
 Slot = str | tuple[str, str, int]  # an agent, or an edge's stand-in in one layer
@@ -26,7 +26,7 @@ class Size:
 
 
 @dataclass
-class Layout:
+class LayeredLayout:
     """Centres of boxes, and the points that every edge passes between its ends: (along, across)."""
 
     boxes: dict[str, tuple[float, float]]
@@ -38,7 +38,7 @@ class Layout:
 
 def arrange(
     generations: Sequence[Sequence[str]], edges: Sequence[Pair], sizes: Mapping[str, Size], gaps: Sequence[float]
-) -> Layout:
+) -> LayeredLayout:
     """Place every agent. `gaps` are the free stretches after each layer, where labels will stand."""
     layer = {name: number for number, names in enumerate(generations) for name in names}
     layers: list[list[Slot]] = [list(names) for names in generations]
@@ -64,7 +64,7 @@ def arrange(
             points += [(starts[number], place[slot] - top), (starts[number] + depths[number], place[slot] - top)]
         routes[pair] = points
     bottom = max(place[slot] + extent[slot] / 2 for slot in place)
-    return Layout(boxes, routes, starts[-1] + depths[-1], bottom - top, list(edges))
+    return LayeredLayout(boxes, routes, starts[-1] + depths[-1], bottom - top, list(edges))
 
 
 def _neighbours(chains: Mapping[Pair, list[Slot]]) -> tuple[dict[Slot, list[Slot]], dict[Slot, list[Slot]]]:

@@ -9,7 +9,7 @@ from ..plan.plan import plan
 from ..recipe.spec import GraphSpec
 from ..run.result import AgentResult
 from .render import ARROWS, escape_mermaid, model_label, visible
-from .run_view import Happened
+from .run_view import RunView
 from .svg import Box, Line, draw
 
 __all__ = ["run_to_mermaid", "run_to_svg", "run_to_text"]
@@ -25,7 +25,7 @@ COLOURS = {
 COLOURS |= {"skipped": COLOURS["cancelled"], "not_started": COLOURS["cancelled"]}
 
 
-def run_to_text(spec: GraphSpec, run: Happened) -> str:
+def run_to_text(spec: GraphSpec, run: RunView) -> str:
     """The graph as an outline, and below every agent what its edges brought and what went wrong."""
     order = plan(spec)
     lines = [visible(f"{spec.name}: {_ending(run)}")]
@@ -40,7 +40,7 @@ def run_to_text(spec: GraphSpec, run: Happened) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def run_to_mermaid(spec: GraphSpec, run: Happened) -> str:
+def run_to_mermaid(spec: GraphSpec, run: RunView) -> str:
     """The graph as a Mermaid flowchart, its agents in the colours of how they ended."""
     number = {name: f"a{index}" for index, name in enumerate(spec.agents)}
     lines = ["flowchart LR"]
@@ -60,7 +60,7 @@ def run_to_mermaid(spec: GraphSpec, run: Happened) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_to_svg(spec: GraphSpec, run: Happened) -> str:
+def run_to_svg(spec: GraphSpec, run: RunView) -> str:
     """The graph as a picture, its agents in the colours of how they ended, its edges as they were travelled."""
     order = plan(spec)
     boxes = {}
@@ -90,7 +90,7 @@ def run_to_svg(spec: GraphSpec, run: Happened) -> str:
     return draw(spec.name, _ending(run), order.generations, boxes, lines)
 
 
-def _ending(run: Happened) -> str:
+def _ending(run: RunView) -> str:
     return f"{run.title}, {run.status} after {run.seconds:.2f} s" + (f": {run.error}" if run.error else "")
 
 
@@ -117,7 +117,7 @@ def _figures(turns: Sequence[AgentResult]) -> list[str]:
     return parts
 
 
-def _below(spec: GraphSpec, run: Happened, name: str) -> list[str]:
+def _below(spec: GraphSpec, run: RunView, name: str) -> list[str]:
     turns = run.turns.get(name, [])
     out = []
     for edge in spec.edges:

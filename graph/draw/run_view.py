@@ -14,11 +14,11 @@ from ..run.result import AgentResult, Result
 if TYPE_CHECKING:
     from ..store.records import StoredRun
 
-__all__ = ["Happened", "agent_of", "from_result", "from_store"]
+__all__ = ["RunView", "agent_of", "from_result", "from_store"]
 
 
 @dataclass
-class Happened:
+class RunView:
     """A run as it is drawn: by agent its turns, by edge what each message did, both in their order."""
 
     title: str
@@ -41,17 +41,17 @@ def agent_of(turn: str) -> str:
     return turn.partition("/")[0].partition("#")[0].partition("[")[0]
 
 
-def from_result(result: Result) -> Happened:
+def from_result(result: Result) -> RunView:
     """What a result tells: of an agent in a loop its last turns, of an edge what its last message did."""
     title = f"run {result.run_id}" if result.run_id else f"this run of {result.graph!r}"
     turns = {name: [*agent.earlier, agent] for name, agent in result.agents.items() if agent.status != "not_started"}
     edges = {pair: [report] for pair, report in result.edges.items()}
-    return Happened(title, result.status, result.seconds, result.error, turns, edges)
+    return RunView(title, result.status, result.seconds, result.error, turns, edges)
 
 
-def from_store(run: "StoredRun") -> Happened:
+def from_store(run: "StoredRun") -> RunView:
     """What the store keeps, of a run that may still go on."""
-    happened = Happened(f"run {run.id}", run.status, run.seconds, run.outcome.error)
+    happened = RunView(f"run {run.id}", run.status, run.seconds, run.outcome.error)
     for each in run.turns:
         if "/" in each.turn:  # within a sub-graph, whose own turn counts it
             continue

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from cachegraph.common.printable import printable
 from cachegraph.errors import InputError
 
-from .layout import Layout, Size, arrange
+from .layout import LayeredLayout, Size, arrange
 
 __all__ = ["Box", "Line", "draw"]
 
@@ -121,7 +121,7 @@ class _Canvas:
         by_level = dict(zip(level.values(), gaps, strict=True))
         sizes = {name: Size(*(box.size[::-1] if self.down else box.size)) for name, box in boxes.items()}
         pairs = [(line.sender, line.receiver) for line in lines]
-        self.layout: Layout = arrange(generations, pairs, sizes, [by_level[n] for n in range(len(generations))])
+        self.layout: LayeredLayout = arrange(generations, pairs, sizes, [by_level[n] for n in range(len(generations))])
         self.ports = self._ports()
         self.head = 58 if description else 40
         self.parts: list[str] = []

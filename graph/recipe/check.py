@@ -1,6 +1,6 @@
 """What must hold between the parts of a recipe: names that exist, slots that have edges, agents that somebody reads.
 
-Works on a `Draft`, so that everything that can be said about a broken recipe is said at once.
+Works on a `RawSpec`, so that everything that can be said about a broken recipe is said at once.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from cachegraph.errors import Problem, RecipeError
 from .check_code import check_code, check_tools
 from .check_flow import check_flow, check_shape, item_of, structured
 from .inputs import why_not
-from .raw_spec import Draft, Finding, Permissions
+from .raw_spec import Finding, Permissions, RawSpec
 from .safety import check_endpoints, check_paths, fuser_names, looks_like_path
 from .spec import GraphSpec, InputSpec
 from .yaml_positions import Path
@@ -37,7 +37,7 @@ RESERVED = {
 }
 
 
-def check(draft: Draft, permissions: Permissions) -> list[Finding]:
+def check(draft: RawSpec, permissions: Permissions) -> list[Finding]:
     """What is wrong with a recipe that its types can't know: all of it, or the first of very much."""
     known = all(edge.sender in draft.agents and edge.receiver in draft.agents for edge in draft.edges)
     findings = chain(
@@ -63,13 +63,13 @@ def check(draft: Draft, permissions: Permissions) -> list[Finding]:
 
 def check_spec(spec: GraphSpec, permissions: Permissions | None = None) -> None:
     """Check a graph that was built in Python. Raises RecipeError with all problems; there are no lines to name."""
-    draft = Draft.of(spec.model_dump(by_alias=True, exclude_defaults=True))
+    draft = RawSpec.of(spec.model_dump(by_alias=True, exclude_defaults=True))
     findings = check(draft, permissions or Permissions(allow_paths=True, allow_code=True))
     if findings:
         raise RecipeError([Problem(finding.message, hint=finding.hint) for finding in findings])
 
 
-def _names(draft: Draft) -> Iterator[Finding]:
+def _names(draft: RawSpec) -> Iterator[Finding]:
     for name in draft.agents:
         if name in draft.inputs:
             message = f"{name!r} is both an agent and an input, and a template couldn't tell them apart"
@@ -84,7 +84,7 @@ def _names(draft: Draft) -> Iterator[Finding]:
             yield Finding(f"output {name!r} is no agent of this recipe", path, near_or_known(name, draft.agents))
 
 
-def _inputs(draft: Draft) -> Iterator[Finding]:
+def _inputs(draft: RawSpec) -> Iterator[Finding]:
     """Schemas that can't be used, and defaults that their own declaration refuses."""
     for name, entry in draft.inputs.items():
         if not isinstance(entry, dict):
@@ -107,7 +107,7 @@ def _inputs(draft: Draft) -> Iterator[Finding]:
             yield Finding(f"the default of input {name!r} {wrong}", ("inputs", name, "default"))
 
 
-def _models(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+def _models(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
     for agent, body in draft.agents.items():
         if isinstance(model := body.get("model"), str) and model not in draft.models:
             yield from _model_name(model, ("agents", agent, "model"), draft, permissions)
@@ -118,10 +118,10 @@ def _models(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
             message = f"the model {key!r} has a 'device' and a 'device_map'"
             yield Finding(message, ("models", key, "device"), "keep the one that says where it runs")
         if isinstance(source, str):
-            yield from _model_name(source, path, Draft({}, {}, {}, [], [], True), permissions)
+            yield from _model_name(source, path, RawSpec({}, {}, {}, [], [], True), permissions)
 
 
-def _model_name(model: str, path: tuple[str, ...], draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+def _model_name(model: str, path: tuple[str, ...], draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
     if not model or looks_like_path(model) or "/" in model:
         return
     catalogue = permissions.known_models
@@ -137,7 +137,7 @@ def _model_name(model: str, path: tuple[str, ...], draft: Draft, permissions: Pe
         yield Finding(f"model {model!r} is {where}", path, hint or "name a hub id, a folder or a .gguf file")
 
 
-def _templates(draft: Draft) -> Iterator[Finding]:
+def _templates(draft: RawSpec) -> Iterator[Finding]:
     senders: dict[str, set[str]] = {}
     for edge in draft.edges:
         senders.setdefault(edge.receiver, set()).add(edge.sender)
@@ -162,7 +162,7 @@ def _templates(draft: Draft) -> Iterator[Finding]:
                 yield Finding(message, path, hint, spot=result.place(name))
 
 
-def _schemas(draft: Draft) -> Iterator[Finding]:
+def _schemas(draft: RawSpec) -> Iterator[Finding]:
     for agent, body in draft.agents.items():
         generate = body.get("generate")
         if not isinstance(generate, dict) or not isinstance(schema := generate.get("json_schema"), dict):
@@ -187,7 +187,7 @@ def _schemas(draft: Draft) -> Iterator[Finding]:
             yield Finding(message, (*path, "json_schema", *flaw.path), flaw.hint, at_key=flaw.at_key)
 
 
-def _endpoints(draft: Draft) -> set[str]:
+def _endpoints(draft: RawSpec) -> set[str]:
     """The models that sit behind one."""
     return {name for name, entry in draft.models.items() if isinstance(entry, dict) and "base_url" in entry}
 
@@ -206,7 +206,7 @@ def _compile(source: str, objects: frozenset[str]) -> Template | TemplateProblem
         return problem
 
 
-def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: Draft) -> tuple[str, str]:
+def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: RawSpec) -> tuple[str, str]:
     if name == agent:
         return f"the {key} of agent {agent!r} names the agent itself", "an agent can't read its own reply"
     if name in draft.agents:
@@ -216,13 +216,13 @@ def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: Draft
     return f"the {key} of agent {agent!r} names {name!r}, which is neither an input nor an agent", hint
 
 
-def _fusers(draft: Draft) -> Iterator[Finding]:
+def _fusers(draft: RawSpec) -> Iterator[Finding]:
     for place, fuser in fuser_names(draft):
         if is_hub_fuser(fuser) and parse_hub_fuser(fuser) is None:
             yield Finding(f"{fuser!r} is no fuser of the hub", place, f"write {HUB_FORM}")
 
 
-def _edges(draft: Draft) -> Iterator[Finding]:
+def _edges(draft: RawSpec) -> Iterator[Finding]:
     seen: dict[tuple[str, str], int] = {}
     endpoints = _endpoints(draft)
     remote = {name for name, body in draft.agents.items() if str(body.get("model")) in endpoints}
@@ -246,7 +246,7 @@ def _edges(draft: Draft) -> Iterator[Finding]:
             yield Finding(message, ("edges", edge.index, "fallback"), "write 'fallback: text' or 'channel: text'")
 
 
-def _retries(draft: Draft) -> Iterator[Finding]:
+def _retries(draft: RawSpec) -> Iterator[Finding]:
     for name, body in draft.agents.items():
         model = draft.models.get(str(body.get("model")))
         if body.get("retry") is not None and not (isinstance(model, dict) and "base_url" in model):
@@ -254,14 +254,14 @@ def _retries(draft: Draft) -> Iterator[Finding]:
             yield Finding(message, ("agents", name, "retry"), "remove it; 'retry' is for models behind an endpoint")
 
 
-def _evaluated(draft: Draft) -> Iterator[Finding]:
+def _evaluated(draft: RawSpec) -> Iterator[Finding]:
     for name in draft.evaluated:
         if name not in draft.inputs:
             hint = near_or_known(name, draft.inputs)
             yield Finding(f"{name!r} is no input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
 
 
-def _memories(draft: Draft) -> Iterator[Finding]:
+def _memories(draft: RawSpec) -> Iterator[Finding]:
     for name, body in draft.agents.items():
         if body.get("memory") and "for_each" in body:
             message = f"agent {name!r} takes many turns at once, so there is no order in which it could remember them"

@@ -8,7 +8,7 @@ from cachegraph.agents.http_client import ALLOW_LOCAL
 from cachegraph.agents.kinds import KINDS
 from cachegraph.common.did_you_mean import near_or_known
 
-from .raw_spec import Draft, Finding, Permissions
+from .raw_spec import Finding, Permissions, RawSpec
 from .safety import check_address, local_places
 from .yaml_positions import Path
 
@@ -17,7 +17,7 @@ __all__ = ["check_code", "check_tools"]
 ALLOW = "if you trust this recipe, allow it with --allow-code, or allow_code=True in Python"
 
 
-def check_code(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+def check_code(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
     """A recipe runs no code here unless it is allowed to. What a server of this machine does is done here, too."""
     if permissions.allow_code:
         return
@@ -36,7 +36,7 @@ def check_code(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
                 yield Finding(f"the tool server {name!r} is at {places[0]}, and would act there", path, ALLOW_LOCAL)
 
 
-def check_tools(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+def check_tools(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
     """Servers at addresses that keys may go to, and agents whose tools there are."""
     for name, server in _servers(draft):
         if isinstance(url := server.get("url"), str):
@@ -58,7 +58,7 @@ def check_tools(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
             yield Finding(message, ("agents", name, "tools"), "let it write, or give its tools to another", at_key=True)
 
 
-def _servers(draft: Draft) -> Iterator[tuple[str, dict[str, Any]]]:
+def _servers(draft: RawSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((name, server) for name, server in draft.tools.items() if isinstance(server, dict))
 
 

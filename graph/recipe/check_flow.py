@@ -11,14 +11,14 @@ from cachegraph.common.did_you_mean import near_or_known
 
 from ..topology.cycles import find_cycles, unread
 from ..topology.loops import find_loops
-from ..topology.reachability import Way, reach_surely, surely_run
-from .raw_spec import Draft, DraftEdge, Finding
+from ..topology.reachability import PossibleEdge, reach_surely, surely_run
+from .raw_spec import Finding, RawEdge, RawSpec
 from .yaml_positions import Path
 
 __all__ = ["check_flow", "check_shape", "item_of", "structured"]
 
 
-def structured(draft: Draft) -> frozenset[str]:
+def structured(draft: RawSpec) -> frozenset[str]:
     """The inputs that are no texts: their attributes are their keys."""
     return frozenset(name for name, entry in draft.inputs.items() if isinstance(entry, dict) and _is_structured(entry))
 
@@ -32,12 +32,12 @@ def item_of(body: dict[str, Any]) -> str:
     return str(body.get("as", "item"))
 
 
-def check_flow(draft: Draft) -> Iterator[Finding]:
+def check_flow(draft: RawSpec) -> Iterator[Finding]:
     """Conditions and lists that can't be evaluated, routes and joins that can't work."""
     yield from _Flow(draft).findings()
 
 
-def check_shape(draft: Draft) -> Iterator[Finding]:
+def check_shape(draft: RawSpec) -> Iterator[Finding]:
     """Cycles without a bound, agents that nobody reads, outputs that may not be there."""
     index = {(edge.sender, edge.receiver): edge.index for edge in reversed(draft.edges)}
     forward = [(edge.sender, edge.receiver) for edge in draft.edges if not edge.leads_back]
@@ -56,16 +56,16 @@ def check_shape(draft: Draft) -> Iterator[Finding]:
 
 
 class _Flow:
-    def __init__(self, draft: Draft):
+    def __init__(self, draft: RawSpec):
         self.draft = draft
         self.objects = structured(draft)
         self.routes = {name: [to for to, _ in _targets(body)] for name, body in draft.agents.items()}
         self.ways = [
-            Way(edge.sender, edge.receiver, edge.when is not None or edge.receiver in self.routes[edge.sender])
+            PossibleEdge(edge.sender, edge.receiver, edge.when is not None or edge.receiver in self.routes[edge.sender])
             for edge in draft.edges
             if not edge.leads_back
         ]
-        self.senders: dict[str, list[DraftEdge]] = {}
+        self.senders: dict[str, list[RawEdge]] = {}
         for edge in draft.edges:
             self.senders.setdefault(edge.receiver, []).append(edge)
 
@@ -92,7 +92,7 @@ class _Flow:
 
     # edges
 
-    def _edge(self, edge: DraftEdge) -> Iterator[Finding]:
+    def _edge(self, edge: RawEdge) -> Iterator[Finding]:
         path: Path = ("edges", edge.index)
         name = f"edge {edge.sender!r} -> {edge.receiver!r}"
         for key, source in (("when", edge.when), ("until", edge.until)):

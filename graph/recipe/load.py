@@ -10,12 +10,12 @@ from cachegraph.errors import Problem, RecipeError
 
 from .check import check
 from .includes import Chain, Load, check_nested, own_file
-from .raw_spec import Draft, Finding, Permissions
+from .raw_spec import Finding, Permissions, RawSpec
 from .spec import GraphSpec
 from .swap_channels import with_inner_channels
 from .to_yaml import dump_recipe
 from .validation_messages import explain
-from .yaml_positions import BREAK, Document, Node, read_yaml
+from .yaml_positions import BREAK, Document, YamlNode, read_yaml
 
 __all__ = [
     "answering",
@@ -91,7 +91,7 @@ def parse_recipe(
         spec = GraphSpec.model_validate(data, strict=True)
     except ValidationError as error:
         problems += explain(error, document)
-    problems += [_problem(finding, document) for finding in check(Draft.of(data), permissions)]
+    problems += [_problem(finding, document) for finding in check(RawSpec.of(data), permissions)]
     if spec is not None and not problems:
         found = check_nested(spec, permissions.folder, chain, _loader(permissions))
         problems = [each if isinstance(each, Problem) else _problem(each, document) for each in found]
@@ -186,7 +186,7 @@ def _problem(finding: Finding, document: Document) -> Problem:
     return document.at(finding.message, line, column, finding.hint)
 
 
-def _inside(node: Node, document: Document, line: int, column: int) -> tuple[int, int]:
+def _inside(node: YamlNode, document: Document, line: int, column: int) -> tuple[int, int]:
     """Where in the file a place inside a text is. Line and column count from 1 coming in, from 0 going out."""
     if node.style == "|":
         written = document.lines[node.line + line] if node.line + line < len(document.lines) else ""

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 from .yaml_positions import Path
 
-__all__ = ["Allowed", "Draft", "DraftEdge", "Finding", "Permissions"]
+__all__ = ["Allowed", "Finding", "Permissions", "RawEdge", "RawSpec"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Permissions:
 
 
 @dataclass(frozen=True)
-class DraftEdge:
+class RawEdge:
     """An edge whose two ends are texts."""
 
     index: int
@@ -76,13 +76,13 @@ class DraftEdge:
 
 
 @dataclass(frozen=True)
-class Draft:
+class RawSpec:
     """What can be made out of a recipe's data. `whole`: no edge was left out."""
 
     agents: dict[str, dict[str, Any]]
     inputs: dict[str, Any]
     models: dict[str, Any]
-    edges: list[DraftEdge]
+    edges: list[RawEdge]
     outputs: list[tuple[str, Path]]  # agents' names, and where they are named
     whole: bool
     evaluated: tuple[str, ...] = ()  # inputs that get a column of a data set
@@ -90,7 +90,7 @@ class Draft:
     fusers: tuple[tuple[int, str], ...] = ()  # the recipe's defaults, by their places in its list
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> "Draft":
+    def of(cls, data: Mapping[str, Any]) -> "RawSpec":
         """Keep what has the right shape; the types report the rest."""
         agents = {name: agent for name, agent in _mapping(data, "agents").items() if isinstance(agent, dict)}
         raw = data.get("edges", ())
@@ -117,7 +117,7 @@ def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _edge(index: int, item: Any) -> DraftEdge | None:
+def _edge(index: int, item: Any) -> RawEdge | None:
     if not isinstance(item, dict):
         return None
     sender, receiver = item.get("from"), item.get("to")
@@ -127,7 +127,7 @@ def _edge(index: int, item: Any) -> DraftEdge | None:
     when, until = (each if isinstance(each := item.get(key), str) else None for key in ("when", "until"))
     leads_back = item.get("max_rounds") is not None
     fusers, rounds = _fusers(item.get("fuser")), str(item.get("rounds", "newest"))
-    return DraftEdge(index, sender, receiver, str(channel), fusers, str(fallback), when, until, leads_back, rounds)
+    return RawEdge(index, sender, receiver, str(channel), fusers, str(fallback), when, until, leads_back, rounds)
 
 
 def _fusers(value: Any) -> list[tuple[Path, str]]:

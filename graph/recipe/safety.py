@@ -15,7 +15,7 @@ from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
 from cachegraph.common.addresses import is_plain_loopback, known_addresses, place_of, port_is_reserved
 from cachegraph.common.folder_escapes import why_outside
 
-from .raw_spec import Draft, Finding, Permissions
+from .raw_spec import Finding, Permissions, RawSpec
 from .yaml_positions import Path
 
 __all__ = [
@@ -41,7 +41,7 @@ def looks_like_path(source: str) -> bool:
     return PATH.search(source) is not None
 
 
-def check_endpoints(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+def check_endpoints(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
     """Where keys go: only to where the user would send them."""
     for name, entry in draft.models.items():
         if isinstance(entry, dict) and isinstance(entry.get("base_url"), str):
@@ -183,7 +183,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_paths(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
+def check_paths(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
     """Files that a recipe names must lie in its folder, whatever links lead there."""
     if permissions.allow_paths:
         return
@@ -196,7 +196,7 @@ def check_paths(draft: Draft, permissions: Permissions) -> Iterator[Finding]:
             yield Finding(f"the path {place!r} {reason}", path, hint)
 
 
-def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
+def _places(draft: RawSpec) -> Iterator[tuple[Path, str]]:
     """Every value that may be a path."""
     for name, entry in draft.models.items():
         if isinstance(entry, str):
@@ -213,7 +213,7 @@ def _places(draft: Draft) -> Iterator[tuple[Path, str]]:
             yield place, fuser
 
 
-def fuser_names(draft: Draft) -> Iterator[tuple[Path, str]]:
+def fuser_names(draft: RawSpec) -> Iterator[tuple[Path, str]]:
     """Every fuser that the recipe names: on an edge, or as one of its defaults."""
     yield from ((("fusers", index), fuser) for index, fuser in draft.fusers)
     for edge in draft.edges:

@@ -16,7 +16,7 @@ from cachegraph.common.did_you_mean import did_you_mean, near_names
 from cachegraph.errors import Problem
 
 from .json_schema import recipe_schema
-from .yaml_positions import Document, Node, Path
+from .yaml_positions import Document, Path, YamlNode
 
 __all__ = ["explain"]
 
@@ -83,7 +83,7 @@ def _problem(detail: ErrorDetails, path: Path, at_key: bool, document: Document)
     return document.problem(f"{name} must be {_wanted(path, wanted)}, got {_got(node)}", path, hint)
 
 
-def _got(node: Node) -> str:
+def _got(node: YamlNode) -> str:
     if node.children is not None:
         what = "a mapping" if isinstance(node.children, dict) else "a list"
         return what if node.children else f"{what} without anything in it"
@@ -93,7 +93,7 @@ def _got(node: Node) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _exponent(node: Node) -> str:
+def _exponent(node: YamlNode) -> str:
     """A number that YAML 1.1 takes for text, as it wants it written: with a point, and a sign before the exponent."""
     found = EXPONENT.fullmatch(node.raw or "") if not node.style and isinstance(node.value, str) else None
     if found is None:
@@ -102,7 +102,7 @@ def _exponent(node: Node) -> str:
     return f"{whole}.{part or 0}e{exponent if exponent[0] in '+-' else f'+{exponent}'}"
 
 
-def _hint(node: Node, wanted: dict[str, Any], document: Document) -> str:
+def _hint(node: YamlNode, wanted: dict[str, Any], document: Document) -> str:
     if document.text.startswith("{{", node.start):
         return "put a value that starts with '{{' in quotes"
     variants = [wanted, *wanted.get("anyOf", [])]

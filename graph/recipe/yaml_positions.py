@@ -16,7 +16,7 @@ import yaml
 
 from cachegraph.errors import Problem, RecipeError
 
-__all__ = ["Document", "Node", "Path", "read_yaml"]
+__all__ = ["Document", "Path", "YamlNode", "read_yaml"]
 
 MAX_DEPTH = 64
 MAX_WEIGHT = 500_000  # values after aliases are written out; a thousand characters weigh as much as a value
@@ -36,7 +36,7 @@ SCALARS = yaml.constructor.SafeConstructor()
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class YamlNode:
     """A value, and where it stands: line and column count from 0, start and end are characters of the file."""
 
     line: int
@@ -46,7 +46,7 @@ class Node:
     value: Any = None
     raw: str | None = None  # a scalar as written, without its quotes
     style: str | None = None  # of a scalar: ' " | > or None
-    children: "dict[str, Node] | list[Node] | None" = None
+    children: "dict[str, YamlNode] | list[YamlNode] | None" = None
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)
     weight: int = 1
 
@@ -57,7 +57,7 @@ class Document:
 
     name: str
     text: str
-    root: Node
+    root: YamlNode
     problems: list[Problem] = field(default_factory=list)
     written: str = ""  # the text before pairs of escapes were joined
 
@@ -65,7 +65,7 @@ class Document:
     def lines(self) -> list[str]:
         return BREAK.split(self.text)
 
-    def find(self, path: Path) -> tuple[Node, int]:
+    def find(self, path: Path) -> tuple[YamlNode, int]:
         """The node at the path, or the nearest one above it, and how many steps were found."""
         node = self.root
         for steps, part in enumerate(path):
@@ -97,7 +97,7 @@ class Document:
 def read_yaml(text: str, name: str) -> Document:
     """Parse one document. Raises RecipeError where the text is no YAML; lesser problems are in `problems`."""
     joined = _with_whole_pairs(text)
-    builder = _Builder(Document(name, joined, Node(0, 0, 0, 0), written=text))
+    builder = _Builder(Document(name, joined, YamlNode(0, 0, 0, 0), written=text))
     text = joined
     try:
         for event in _events(text):
@@ -142,9 +142,9 @@ def _events(text: str) -> Iterator[Any]:
 class _Builder:
     def __init__(self, document: Document):
         self.document = document
-        self.open: list[tuple[Node, str | None]] = []  # containers being read, each with its anchor
+        self.open: list[tuple[YamlNode, str | None]] = []  # containers being read, each with its anchor
         self.pending: list[tuple[str, tuple[int, int]] | None] = []  # their keys that wait for a value
-        self.anchors: dict[str, Node] = {}
+        self.anchors: dict[str, YamlNode] = {}
         self.documents = 0
         self.weight = 0
 
@@ -171,9 +171,9 @@ class _Builder:
                 if self.documents > 1:
                     self._stop("a recipe is one YAML document", event, "put the second one into a file of its own")
 
-    def _node(self, event: Any) -> Node:
+    def _node(self, event: Any) -> YamlNode:
         start = event.start_mark
-        return Node(start.line, start.column, start.index, event.end_mark.index)
+        return YamlNode(start.line, start.column, start.index, event.end_mark.index)
 
     def _container(self, event: Any) -> None:
         node = self._node(event)
@@ -187,7 +187,7 @@ class _Builder:
         self.open.append((node, event.anchor))
         self.pending.append(None)
 
-    def _scalar(self, node: Node, event: Any) -> None:
+    def _scalar(self, node: YamlNode, event: Any) -> None:
         node.raw, node.style = event.value, event.style
         node.weight = 1 + len(event.value) // 1000
         tag = _implicit(event.value) if event.implicit[0] else (event.tag or TAG + "str").removeprefix(TAG)
@@ -217,12 +217,12 @@ class _Builder:
             self._stop(f"alias '*{event.anchor}' has no finished anchor '&{event.anchor}' before it", event)
         target = self.anchors[event.anchor]
         start = event.start_mark
-        node = Node(start.line, start.column, start.index, event.end_mark.index, target.value, target.raw)
+        node = YamlNode(start.line, start.column, start.index, event.end_mark.index, target.value, target.raw)
         # The copy stands where the alias stands, so that problems point at the use; its insides stay where written.
         node.style, node.children, node.keys, node.weight = "*", target.children, target.keys, target.weight
         self._close(node, None)
 
-    def _close(self, node: Node, anchor: str | None) -> None:
+    def _close(self, node: YamlNode, anchor: str | None) -> None:
         """A value is complete: hand it to what holds it."""
         if anchor is not None:
             self.anchors[anchor] = node
@@ -239,7 +239,7 @@ class _Builder:
         elif isinstance(parent.children, dict):
             self._entry(parent, parent.children, node)
 
-    def _entry(self, parent: Node, children: dict[str, Node], node: Node) -> None:
+    def _entry(self, parent: YamlNode, children: dict[str, YamlNode], node: YamlNode) -> None:
         key, self.pending[-1] = self.pending[-1], None
         if key is None:
             self.pending[-1] = self._key(parent, node)
@@ -252,7 +252,7 @@ class _Builder:
             children[key[0]] = node
             parent.value[key[0]] = node.value
 
-    def _key(self, parent: Node, node: Node) -> tuple[str, tuple[int, int]]:
+    def _key(self, parent: YamlNode, node: YamlNode) -> tuple[str, tuple[int, int]]:
         place = (node.line, node.column)
         if node.raw is None:
             # '{{ x }}' without quotes gets here too; whoever wants text there says so.

@@ -13,12 +13,12 @@ from cachegraph.errors import RunError
 
 from ..plan.wiring import Exit, Node
 
-__all__ = ["Ways"]
+__all__ = ["EdgeConditions"]
 
 Values = Callable[[Collection[str]], Mapping[str, Any]]
 
 
-class Ways:
+class EdgeConditions:
     """Decides for each edge out of an agent whether its payload goes over; remembers payloads that are kept."""
 
     def __init__(self) -> None:

@@ -26,19 +26,19 @@ from cachegraph.errors import CachegraphError, RunError
 from ..plan.wiring import ForEach, Node
 from .events import AgentFinished, AgentStarted, Event, TextDelta, ToolCalled
 from .fan_out import join_replies
-from .hooks import Probe
+from .hooks import RunHooks
 from .result import AgentResult
-from .turn_log import Journal, note, take_turn
+from .turn_log import TurnLog, note, take_turn
 
-__all__ = ["Listener", "Spent", "Surroundings", "Turns", "record_reply"]
+__all__ = ["Listener", "RunContext", "TokensLeft", "TurnExecutor", "record_reply"]
 
 Listener = Callable[[Event], None]
 
 
-class Spent:
+class TokensLeft:
     """The tokens that a run's agents have written, and what its limit leaves; a run inside another spends of both."""
 
-    def __init__(self, most: int | None, around: "Spent | None" = None):
+    def __init__(self, most: int | None, around: "TokensLeft | None" = None):
         self._most = most
         self._around = around
         self._written = 0
@@ -58,18 +58,18 @@ class Spent:
 
 
 @dataclass(frozen=True, eq=False)
-class Surroundings:
+class RunContext:
     """What a run shares with the runs inside it. `agents` and `turns` are put in front of names and ids."""
 
     began: float
     listener: Listener | None = None
-    journal: Journal | None = None
+    journal: TurnLog | None = None
     conversation: Session | None = None  # that agents with a memory go on with
     limiter: anyio.CapacityLimiter | None = None
-    probe: Probe | None = None
+    probe: RunHooks | None = None
     agents: str = ""
     turns: str = ""
-    spent: Spent | None = None
+    spent: TokensLeft | None = None
     wants_cache: bool = False  # an edge of the graph around it takes the output's cache
     generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the caller has changed for the outputs
 
@@ -78,10 +78,10 @@ class Surroundings:
         return perf_counter() - self.began
 
 
-class Turns:
+class TurnExecutor:
     """Takes the turns of one run."""
 
-    def __init__(self, around: Surroundings, inputs: Mapping[str, Any], outputs: Collection[int]):
+    def __init__(self, around: RunContext, inputs: Mapping[str, Any], outputs: Collection[int]):
         self._run = RunKey()  # for engines, which keep it as long as caches of this run: so nothing that holds caches
         self._around = around
         self._outputs = outputs

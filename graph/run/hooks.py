@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from cachegraph.agents.base import Control, Turn
 
-__all__ = ["Probe"]
+__all__ = ["RunHooks"]
 
 
 @dataclass(eq=False)
-class Probe:
+class RunHooks:
     """Given to a run, it keeps every agent's turn, with the caches in it, for as long as the probe lives.
 
     `controls` holds by agent what takes the place of the caches it gets. The turn of agent `skip` is kept, not taken.

@@ -13,7 +13,7 @@ from cachegraph.agents.base import Delivery
 
 from ..plan.wiring import Exit, Node, Wiring
 
-__all__ = ["Arrivals"]
+__all__ = ["Readiness"]
 
 _Place = tuple[int, int]  # a receiver, and a place in its inbox
 
@@ -26,7 +26,7 @@ class _Round(NamedTuple):
     units: int  # nodes of no inner loop, and inner loops
 
 
-class Arrivals:
+class Readiness:
     """The state of one run between its agents. `ready` are those that may start now, for the caller to take.
 
     `skipped` and `cancelled` are called for agents that won't start in this round, or at all.

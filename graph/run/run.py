@@ -25,7 +25,7 @@ from cachegraph.errors import CachegraphError, InputError, RunError
 from ..plan.wiring import Node, Wiring
 from ..recipe.spec import GraphSpec
 from ..run_warning import RunWarning
-from .edge_conditions import Ways
+from .edge_conditions import EdgeConditions
 from .events import (
     AgentCancelled,
     AgentFailed,
@@ -37,12 +37,12 @@ from .events import (
     RunFinished,
     RunStarted,
 )
-from .executor import Listener, Spent, Surroundings, Turns, record_reply
-from .hooks import Probe
-from .readiness import Arrivals
+from .executor import Listener, RunContext, TokensLeft, TurnExecutor, record_reply
+from .hooks import RunHooks
+from .readiness import Readiness
 from .result import UNKEPT, AgentResult, Loading, Result, RunStatus, Totals
 from .run_warnings import run_warnings
-from .turn_log import Journal, note
+from .turn_log import TurnLog, note
 
 __all__ = ["Listener", "Prepare", "Run"]
 
@@ -55,8 +55,8 @@ class Run:
 
     _group: TaskGroup
     _wiring: Wiring
-    _arrivals: Arrivals
-    _turns: Turns
+    _arrivals: Readiness
+    _turns: TurnExecutor
 
     def __init__(
         self,
@@ -64,15 +64,15 @@ class Run:
         inputs: Mapping[str, Any],
         prepare: Prepare,
         listener: Listener | None = None,
-        probe: Probe | None = None,
-        journal: Journal | None = None,
-        within: Surroundings | None = None,
+        probe: RunHooks | None = None,
+        journal: TurnLog | None = None,
+        within: RunContext | None = None,
     ):
         self._spec = spec
         self._inputs = inputs
         self._prepare = prepare
         self._journal = journal  # a kept run has its own once it has begun
-        self._ways = Ways()
+        self._ways = EdgeConditions()
         self.conversation: Session | None = None  # that this run goes on with
         self.generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec, changed for the output agents
         self._seconds = 0.0  # set when the run ends
@@ -89,9 +89,9 @@ class Run:
         most = spec.limits.max_concurrent
         limiter = None if most is None else anyio.CapacityLimiter(most)
         self._inside = within is not None
-        around = within or Surroundings(0.0, listener, probe=probe)
+        around = within or RunContext(0.0, listener, probe=probe)
         tokens = spec.limits.max_tokens
-        spent = around.spent if tokens is None else Spent(tokens, around.spent)
+        spent = around.spent if tokens is None else TokensLeft(tokens, around.spent)
         self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
         self.replies: dict[str, Payload] = {}  # the outputs', for a graph around this one
 
@@ -140,8 +140,8 @@ class Run:
             self._wiring = await self._prepare()
             self._loading = self.take_loading()
             self._warnings = self._wiring.warnings
-            self._arrivals = Arrivals(self._wiring, self._skip, self._cancel)
-            self._turns = Turns(self._around, self._inputs, self._wiring.outputs)
+            self._arrivals = Readiness(self._wiring, self._skip, self._cancel)
+            self._turns = TurnExecutor(self._around, self._inputs, self._wiring.outputs)
             if self._around.listener and not self._inside:
                 self._around.listener(RunStarted(self._around.now(), self._spec.name, self._warnings))
             await self._all_agents()

@@ -27,7 +27,7 @@ from ..recipe.inputs import check_inputs
 from ..recipe.spec import GraphSpec
 from ..recipe.swap_channels import with_inner_channels
 from .agent_set import AgentSet
-from .executor import Surroundings
+from .executor import RunContext
 from .result import Result
 from .run import Run
 
@@ -77,7 +77,7 @@ class SubgraphAgent:
         """Run the graph. Raises RunError with the inner agent's name."""
         given = await self._inputs(turn)
         inputs = await run_checks(partial(check_inputs, self._spec.inputs, given))
-        around = turn.within or Surroundings(perf_counter())
+        around = turn.within or RunContext(perf_counter())
         inside = replace(
             around, agents=f"{around.agents}{self.name}/", turns=f"{turn.id}/", wants_cache=turn.needs_cache
         )

@@ -19,11 +19,11 @@ from .result import AgentResult
 if TYPE_CHECKING:
     from cachegraph.channels.cache.sent_cache import SentCache
 
-__all__ = ["Journal", "Recorded", "note", "take_turn"]
+__all__ = ["RecordedTurn", "TurnLog", "note", "take_turn"]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedTurn:
     """One finished turn as plain values, ready for JSON."""
 
     text: str | None
@@ -34,24 +34,24 @@ class Recorded:
     remembered: Sequence[Sequence[str]] | None = None  # role and content of what the run's session is to keep
 
 
-class Journal(Protocol):
+class TurnLog(Protocol):
     """What a run asks and tells. A run without one has none of the cost."""
 
     @property
     def run(self) -> str:
         """The run's id."""
 
-    def recall(self, turn: str) -> Recorded | None:
+    def recall(self, turn: str) -> RecordedTurn | None:
         """What is recorded of this turn, or None if it has not been finished."""
 
-    async def record(self, turn: str, recorded: Recorded) -> None:
+    async def record(self, turn: str, recorded: RecordedTurn) -> None:
         """Keep a finished turn; when this returns, the turn is safe."""
 
     def asked(self, turn: str, question: str) -> None:
         """Hear that this turn waits for a person; the answer will be recalled as its reply."""
 
 
-async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn) -> Reply:
+async def take_turn(journal: TurnLog | None, name: str, agent: Agent, turn: Turn) -> Reply:
     """The agent's reply: stood in for where the journal recalls this turn (`reply.recalled`), else taken now."""
     if journal is None:
         return await agent.turn(turn)
@@ -71,7 +71,7 @@ async def take_turn(journal: Journal | None, name: str, agent: Agent, turn: Turn
     return reply
 
 
-async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -> None:
+async def note(journal: TurnLog, name: str, result: AgentResult, reply: Reply) -> None:
     """Record a turn that has just finished; one that was recalled is recorded already."""
     if reply.recalled:
         return
@@ -87,11 +87,11 @@ async def note(journal: Journal, name: str, result: AgentResult, reply: Reply) -
     if result.memory is not None:
         agent["memory"] = dict(vars(result.memory))
     payload = reply.payload
-    recorded = Recorded(payload.text, payload.data, tuple(reply.ids), agent, edges, reply.remembered)
+    recorded = RecordedTurn(payload.text, payload.data, tuple(reply.ids), agent, edges, reply.remembered)
     await journal.record(name, recorded)
 
 
-def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
+def _stand_in(agent: Agent, turn: Turn, recorded: RecordedTurn) -> Reply:
     lost = _Lost(agent, turn, recorded)
     payload = Payload(agent.name, recorded.text, data=recorded.data, write=lost.write)
     if turn.needs_cache and isinstance(agent, Rebuilder):
@@ -112,7 +112,7 @@ def _stand_in(agent: Agent, turn: Turn, recorded: Recorded) -> Reply:
     )
 
 
-def _remembered(turn: Turn, recorded: Recorded, mark: str) -> Turn:
+def _remembered(turn: Turn, recorded: RecordedTurn, mark: str) -> Turn:
     """Have the session remember a recalled turn, once; gives the turn with what the session held before it."""
     memory = turn.memory
     if memory is None or recorded.remembered is None:
@@ -141,7 +141,7 @@ async def _restore(turn: Turn) -> None:
 class _Lost:
     """What a finished turn no longer has: its cache, and words that nobody had asked for."""
 
-    def __init__(self, agent: Agent, turn: Turn, recorded: Recorded):
+    def __init__(self, agent: Agent, turn: Turn, recorded: RecordedTurn):
         self._agent = agent
         self._turn = replace(turn, on_text=None)
         self._recorded = recorded

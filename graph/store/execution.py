@@ -8,7 +8,7 @@ from anyio.to_thread import run_sync
 
 from ..run.result import Result
 from ..run.run import Run
-from .run_recorder import Session
+from .run_recorder import RunRecorder
 
 __all__ = ["StoredExecution"]
 
@@ -16,10 +16,10 @@ __all__ = ["StoredExecution"]
 class StoredExecution(Run):
     """A run with a journal, which is opened when the run begins and told how it ended."""
 
-    def __init__(self, *args: Any, open_session: Callable[[], Session], **options: Any):
+    def __init__(self, *args: Any, open_session: Callable[[], RunRecorder], **options: Any):
         super().__init__(*args, **options)
         self._open_session = open_session
-        self._session: Session | None = None
+        self._session: RunRecorder | None = None
 
     @property
     def result(self) -> Result:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cachegraph import __version__
 
-from ..run.turn_log import Recorded
+from ..run.turn_log import RecordedTurn
 from .damage import Check, all_of, by_name, either, fields, is_number, is_text, is_time
 from .run_owner import is_alive
 
@@ -98,7 +98,7 @@ class StoredTurn:
 
     turn: str
     recorded_at: float
-    recorded: Recorded
+    recorded: RecordedTurn
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def read_turn(row: Any) -> StoredTurn:
     """Raises ValueError or TypeError where the row is damaged."""
     if not (is_text(row.turn) and is_time(row.recorded)):
         raise ValueError(f"its turn {row.turn!r} is wrong")
-    return StoredTurn(row.turn, row.recorded, Recorded(**fields(row.body, RECORDED)))
+    return StoredTurn(row.turn, row.recorded, RecordedTurn(**fields(row.body, RECORDED)))
 
 
 FIGURES = ("timing", "tokens")  # of an agent's result

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import update
 
 from ..run.result import Result
-from ..run.turn_log import Recorded
+from ..run.turn_log import RecordedTurn
 from .records import Outcome, Unfinished
 from .schema import runs
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from .database import Database
     from .writer import Writer
 
-__all__ = ["Session"]
+__all__ = ["RunRecorder"]
 
 DONE = ("finished", "skipped", "not_started", "paused")  # who has asked is known by the turn, be it inside a sub-graph
 
 
-class Session:
+class RunRecorder:
     """The journal of a run that is this process's own."""
 
-    def __init__(self, database: "Database", writer: "Writer", run: str, token: str, known: Mapping[str, Recorded]):
+    def __init__(self, database: "Database", writer: "Writer", run: str, token: str, known: Mapping[str, RecordedTurn]):
         self.run = run
         self._database = database
         self._writer = writer
@@ -31,10 +31,10 @@ class Session:
         self._asked: dict[str, Unfinished] = {}
         self._known = known  # as it stood when the run was resumed; what it records is not kept here
 
-    def recall(self, turn: str) -> Recorded | None:
+    def recall(self, turn: str) -> RecordedTurn | None:
         return self._known.get(turn)
 
-    async def record(self, turn: str, recorded: Recorded) -> None:
+    async def record(self, turn: str, recorded: RecordedTurn) -> None:
         await self._writer.add(self.run, turn, to_json(recorded))
 
     def asked(self, turn: str, question: str) -> None:
@@ -51,7 +51,7 @@ class Session:
             connection.execute(update(runs).where(mine).values(values))
 
 
-def to_json(recorded: Recorded) -> str:
+def to_json(recorded: RecordedTurn) -> str:
     return json.dumps(vars(recorded), separators=(",", ":"))
 
 

@@ -12,12 +12,12 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from cachegraph.errors import ConfigError, InputError, library_errors
 
-from ..run.turn_log import Recorded
+from ..run.turn_log import RecordedTurn
 from .damage import is_number, is_text, is_time
 from .database import Database
 from .records import Outcome, RunInfo, Setting, StoredRun, read_info, read_turn, status_of
 from .run_owner import is_alive, me, take
-from .run_recorder import Session, to_json
+from .run_recorder import RunRecorder, to_json
 from .schema import runs, turns
 from .writer import Writer
 
@@ -89,7 +89,7 @@ class Store:
                 _delete(connection, runs.c.id.in_(doomed[start : start + 500]))
         return len(doomed)
 
-    def begin(self, graph: str, recipe: str, setting: Setting) -> Session:
+    def begin(self, graph: str, recipe: str, setting: Setting) -> RunRecorder:
         """Enter a new run."""
         run, token, now = token_hex(6), token_hex(8), time()
         row = {"id": run, "graph": graph, "status": "running", "created": now, "seconds": 0.0, "recipe": recipe}
@@ -100,7 +100,7 @@ class Store:
             )
         return self._session(run, token, {})
 
-    def resume(self, named: str, answers: Mapping[str, str] | None = None) -> Session:
+    def resume(self, named: str, answers: Mapping[str, str] | None = None) -> RunRecorder:
         """Go on with a run; `answers` are what people say to its pauses, by turn.
 
         Raises InputError for a run that has finished, or that another process is at work on.
@@ -112,7 +112,7 @@ class Store:
             if row.status in OVER:
                 raise InputError(f"run {run!r} has finished; `cachegraph runs show {run}` shows what it gave")
             for turn, answer in (answers or {}).items():
-                body = to_json(Recorded(answer))
+                body = to_json(RecordedTurn(answer))
                 connection.execute(insert(turns).values(run=run, turn=turn, recorded=time(), body=body))
             with self._damage(run):
                 known = {each.turn: each.recorded for each in _turns(connection, run)}
@@ -140,9 +140,9 @@ class Store:
         damage = f"run {run!r} in the run store {self.place} is damaged"
         return library_errors(lambda why: ConfigError(f"{damage} ({why}); remove it with: cachegraph runs rm {run}"))
 
-    def _session(self, run: str, token: str, known: Any) -> Session:
+    def _session(self, run: str, token: str, known: Any) -> RunRecorder:
         self._writer.hold(run, token)
-        return Session(self._database, self._writer, run, token, known)
+        return RunRecorder(self._database, self._writer, run, token, known)
 
 
 def _find(connection: Connection, named: str, place: str) -> str:

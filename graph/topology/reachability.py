@@ -6,10 +6,10 @@ Reasons over names and edges alone. An edge that is conditional may be skipped; 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Way", "reach_surely", "surely_run"]
+__all__ = ["PossibleEdge", "reach_surely", "surely_run"]
 
 
-class Way(NamedTuple):
+class PossibleEdge(NamedTuple):
     """An edge, without those that lead back."""
 
     sender: str
@@ -17,7 +17,9 @@ class Way(NamedTuple):
     conditional: bool
 
 
-def surely_run(agents: Iterable[str], ways: Sequence[Way], early: Collection[str]) -> dict[str, frozenset[str]]:
+def surely_run(
+    agents: Iterable[str], ways: Sequence[PossibleEdge], early: Collection[str]
+) -> dict[str, frozenset[str]]:
     """By agent who has finished whenever it has, itself included. Agents in `early` don't wait for all their edges."""
     before, order = _in_order(agents, ways)
     waited: dict[str, frozenset[str]] = {}  # who is through, run or skipped, when this one starts
@@ -37,11 +39,11 @@ def surely_run(agents: Iterable[str], ways: Sequence[Way], early: Collection[str
 
 
 def reach_surely(
-    agents: Iterable[str], ways: Sequence[Way], routes: Mapping[str, Collection[str]], outputs: Collection[str]
+    agents: Iterable[str], ways: Sequence[PossibleEdge], routes: Mapping[str, Collection[str]], outputs: Collection[str]
 ) -> bool:
     """Whether one of the outputs runs however conditions turn out. `routes`: the receivers an agent chooses from."""
     before, order = _in_order(agents, ways)
-    after: dict[str, list[Way]] = {}
+    after: dict[str, list[PossibleEdge]] = {}
     for way in ways:
         after.setdefault(way.sender, []).append(way)
     good = set(outputs)
@@ -53,9 +55,9 @@ def reach_surely(
     return any(not before[name] for name in good if name in before)
 
 
-def _in_order(agents: Iterable[str], ways: Sequence[Way]) -> tuple[dict[str, list[Way]], list[str]]:
+def _in_order(agents: Iterable[str], ways: Sequence[PossibleEdge]) -> tuple[dict[str, list[PossibleEdge]], list[str]]:
     """The edges into each agent, and the agents so that senders come first."""
-    before: dict[str, list[Way]] = {name: [] for name in agents}
+    before: dict[str, list[PossibleEdge]] = {name: [] for name in agents}
     after: dict[str, list[str]] = {}
     for way in ways:
         before[way.receiver].append(way)

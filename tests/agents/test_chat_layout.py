@@ -16,7 +16,7 @@ from cachegraph.agents.local.score import reply_tokens
 from cachegraph.agents.prompt.chat_context import EARLIER, Frame, plain
 from cachegraph.agents.prompt.prompt import Piece, Prompt, PromptTemplate, tokenize
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.agents.tools.tool_loop import Told
+from cachegraph.agents.tools.tool_loop import ToolResultWriter
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ModelError
@@ -176,7 +176,7 @@ def test_what_tool_servers_say_of_their_tools_is_text(tmp_path: Path) -> None:
 def test_results_of_tools_are_text(tmp_path: Path, template: str | None) -> None:
     """Through a template that knows the role, one that refuses it, and in plain text."""
     tokenizer = tokenizer_of(tmp_path, template)
-    told = Told(tokenizer, template is not None)
+    told = ToolResultWriter(tokenizer, template is not None)
     read, expected = told.piece([EVIL, EVIL], "a.tools"), told.piece(["3", "4"], "a.tools")
     assert marks_of(tokenizer, read.ids) == marks_of(tokenizer, expected.ids)
     assert {origin.name for origin in read.origins if origin} == {"a.tools"}

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachegraph.agents.endpoint.sse import MAX_EVENT, Event, EventDecoder, EventTooLong
+from cachegraph.agents.endpoint.sse import MAX_EVENT, EventDecoder, EventTooLong, ServerSentEvent
 
 TEXTS = st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), max_size=5)
 
 
-def decode(stream: bytes, sizes: list[int]) -> list[Event]:
+def decode(stream: bytes, sizes: list[int]) -> list[ServerSentEvent]:
     decoder, got = EventDecoder(), []
     for size in sizes:
         got += decoder.feed(stream[:size])
@@ -21,34 +21,34 @@ def decode(stream: bytes, sizes: list[int]) -> list[Event]:
 @given(TEXTS, st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["", "\ufeff"]), st.lists(st.integers(0, 9)))
 def test_cuts_and_line_ends_do_not_matter(texts: list[str], end: str, mark: str, sizes: list[int]) -> None:
     stream = mark + "".join(f": note{end}event: x{end}data: {text}{end}{end}" for text in texts)
-    assert decode(stream.encode(), sizes) == [Event(text, "x") for text in texts]
+    assert decode(stream.encode(), sizes) == [ServerSentEvent(text, "x") for text in texts]
 
 
 def test_several_lines_of_data_are_one_event() -> None:
-    assert EventDecoder().feed(b"data: a\ndata:b\n\n") == [Event("a\nb")]
+    assert EventDecoder().feed(b"data: a\ndata:b\n\n") == [ServerSentEvent("a\nb")]
 
 
 def test_a_last_event_needs_no_empty_line() -> None:
     decoder = EventDecoder()
     assert decoder.feed(b"data: a\n") == []
-    assert decoder.close() == [Event("a")]
+    assert decoder.close() == [ServerSentEvent("a")]
     assert decoder.feed(b"data: b") == []
-    assert decoder.close() == [Event("b", cut=True)]
+    assert decoder.close() == [ServerSentEvent("b", cut=True)]
 
 
 def test_a_name_holds_for_one_event() -> None:
     assert EventDecoder().feed(b"event: a\ndata: 1\n\ndata: 2\n\nevent: b\n\ndata: 3\n\n") == [
-        Event("1", "a"),
-        Event("2"),
-        Event("3"),
+        ServerSentEvent("1", "a"),
+        ServerSentEvent("2"),
+        ServerSentEvent("3"),
     ]
 
 
 def test_errors_beside_the_standard_become_events() -> None:
     assert EventDecoder().feed(b'data: 1\nerror: {"a": 1}\n\n{"error": 2}\n') == [
-        Event("1"),
-        Event('{"a": 1}', "error"),
-        Event('{"error": 2}'),
+        ServerSentEvent("1"),
+        ServerSentEvent('{"a": 1}', "error"),
+        ServerSentEvent('{"error": 2}'),
     ]
 
 

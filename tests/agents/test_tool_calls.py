@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from cachegraph.agents.tools.content import cut
-from cachegraph.agents.tools.parse_calls import Call, Speaker, hear
+from cachegraph.agents.tools.parse_calls import ParsedCall, Speaker, hear
 
-ADD = Call("add", {"a": 1})
+ADD = ParsedCall("add", {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_several_calls_and_words_in_front_of_them() -> None:
     two = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>\n<tool_call>{"name": "now"}</tool_call>'
     heard = hear(f"Let me see. {two}", {"add", "now"})
     assert heard.said == "Let me see. "
-    assert heard.calls == (ADD, Call("now", {}))
+    assert heard.calls == (ADD, ParsedCall("now", {}))
     assert len(hear('[{"name": "add"}, {"name": "now"}]', {"add", "now"}).calls) == 2
 
 

@@ -14,9 +14,9 @@ import anyio
 import pytest
 
 from cachegraph.agents.tools import connection
-from cachegraph.agents.tools.agent_tools import LONGEST, Belt, Turns, _named
+from cachegraph.agents.tools.agent_tools import LONGEST, AgentTools, ToolRounds, _named
 from cachegraph.agents.tools.connection import Tool, _last_words, _log_file
-from cachegraph.agents.tools.parse_calls import Call
+from cachegraph.agents.tools.parse_calls import ParsedCall
 from cachegraph.agents.tools.server import ToolServer
 from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.agents.tools.spec import CommandTools, ToolLimits
@@ -114,13 +114,13 @@ def test_no_tool_is_lost_however_names_collide(seed: int) -> None:
 
 def test_calls_reach_the_tool_that_the_name_stands_for() -> None:
     toolbox = Toolbox({"s": spec("names", "a.b", "a_b"), "t": spec("names", "a_b", "s_a_b")})
-    belt = Belt("agent", ["s", "t"], ToolLimits(), toolbox)
+    belt = AgentTools("agent", ["s", "t"], ToolLimits(), toolbox)
 
     async def use() -> dict[str, str]:
         await belt.open()
         try:
-            turns = Turns("agent", belt, [], None)
-            return {belt.place(name): (await turns.make([Call(name, {})]))[0] for name in belt.names}
+            turns = ToolRounds("agent", belt, [], None)
+            return {belt.place(name): (await turns.make([ParsedCall(name, {})]))[0] for name in belt.names}
         finally:
             await belt.close()
 

@@ -8,38 +8,38 @@ import pytest
 
 from cachegraph.cli.event_files import recording
 from cachegraph.errors import CachegraphError, InputError
-from cachegraph.evaluation.results_file import Journal
+from cachegraph.evaluation.results_file import ResultsFile
 
 
 def test_two_on_one_results_file_are_told_and_nothing_is_doubled(tmp_path: Path) -> None:
     file = tmp_path / "r.jsonl"
-    first = Journal(file, "k" * 64, {})
+    first = ResultsFile(file, "k" * 64, {})
     before = file.read_bytes()
     for key in ("k" * 64, "k" * 64):
         with pytest.raises(
             InputError, match=r"r\.jsonl' is being written by another command; wait for it, or give --out"
         ):
-            Journal(file, key, {})
-    other = Journal(file, "o" * 64, {})  # another comparison has a file of its own
+            ResultsFile(file, key, {})
+    other = ResultsFile(file, "o" * 64, {})  # another comparison has a file of its own
     assert other.path != file
     assert file.read_bytes() == before
     first.close()
-    Journal(file, "k" * 64, {}).close()
+    ResultsFile(file, "k" * 64, {}).close()
     other.close()
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    code = "import sys, os; from pathlib import Path; from cachegraph.evaluation.results_file import Journal\n"
-    code += "j = Journal(Path(sys.argv[1]), 'k' * 64, {}); os.kill(os.getpid(), 9)"
+    code = "import sys, os; from pathlib import Path; from cachegraph.evaluation.results_file import ResultsFile\n"
+    code += "j = ResultsFile(Path(sys.argv[1]), 'k' * 64, {}); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "r.jsonl")], check=False)
-    Journal(tmp_path / "r.jsonl", "k" * 64, {}).close()
+    ResultsFile(tmp_path / "r.jsonl", "k" * 64, {}).close()
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, '{"a":' * 20_000, "null", '"x"'])
 def test_a_file_that_is_none_of_ours_is_left_alone(line: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match="is no results file of cachegraph"):
-        Journal(tmp_path / "r.jsonl", "k" * 64, {})
+        ResultsFile(tmp_path / "r.jsonl", "k" * 64, {})
     assert (tmp_path / "r.jsonl").read_text() == line + "\n"
 
 

@@ -10,7 +10,7 @@ from cachegraph import Comparison, Graph, acompare, compare
 from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.errors import InputError, ModelError
 from cachegraph.evaluation.metrics import pick_metrics
-from cachegraph.evaluation.records import Record
+from cachegraph.evaluation.records import ExampleRecord
 from cachegraph.evaluation.run_variants import Progress
 from cachegraph.evaluation.summary import Summary, summarise
 from cachegraph.evaluation.variants import Variant
@@ -122,7 +122,9 @@ def mean_of_two(right: dict[str, set[int]], why_not: str | None = None) -> Summa
         Variant("cache@mean", "cache@mean", mean_of=FUSERS),
     ]
     records = [
-        Record(variant=variant.records, seed=0, index=index, reply="yes" if index in right[variant.name] else "no")
+        ExampleRecord(
+            variant=variant.records, seed=0, index=index, reply="yes" if index in right[variant.name] else "no"
+        )
         for variant in variants[:3]
         for index in range(40)
     ]

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from cachegraph.errors import CachegraphError, ConfigError, InputError
-from cachegraph.evaluation.records import Record
-from cachegraph.evaluation.results_file import Journal
+from cachegraph.evaluation.records import ExampleRecord
+from cachegraph.evaluation.results_file import ResultsFile
 
 
-def record(index: int, **more: Any) -> Record:
-    return Record(variant="text", seed=0, index=index, reply=f"reply {index}\nwith ünïcode\u2028", **more)
+def record(index: int, **more: Any) -> ExampleRecord:
+    return ExampleRecord(variant="text", seed=0, index=index, reply=f"reply {index}\nwith ünïcode\u2028", **more)
 
 
-def written(path: Path, *records: Record) -> Path:
-    journal = Journal(path, "k1", {"environment": {}})
+def written(path: Path, *records: ExampleRecord) -> Path:
+    journal = ResultsFile(path, "k1", {"environment": {}})
     for each in records:
         journal.add(each)
     journal.close()
@@ -24,14 +24,14 @@ def written(path: Path, *records: Record) -> Path:
 
 def test_what_was_added_is_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
     path = written(tmp_path / "new" / "r.jsonl", record(0), record(1))
-    journal = Journal(path, "k1", {})
+    journal = ResultsFile(path, "k1", {})
     assert list(journal.records.values()) == [record(0), record(1)]
     journal.close()
     assert len(path.read_text(encoding="utf-8").split("\n")) == 4  # a header, two results, and no second header
 
 
 def test_a_result_is_in_the_file_as_soon_as_it_is_added(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "r.jsonl", "k1", {})
+    journal = ResultsFile(tmp_path / "r.jsonl", "k1", {})
     journal.add(record(0))
     assert json.loads((tmp_path / "r.jsonl").read_text(encoding="utf-8").split("\n")[1])["index"] == 0
     journal.close()
@@ -42,7 +42,7 @@ def test_a_last_line_that_was_torn_is_dropped_and_the_rest_kept(tmp_path: Path, 
     path = written(tmp_path / "r.jsonl", record(0), record(1))
     path.write_bytes(path.read_bytes()[:-torn])
     again = written(path, record(2))
-    journal = Journal(again, "k1", {})
+    journal = ResultsFile(again, "k1", {})
     assert [each.index for each in journal.records.values()] == [0, 2]
     journal.close()
 
@@ -50,13 +50,13 @@ def test_a_last_line_that_was_torn_is_dropped_and_the_rest_kept(tmp_path: Path, 
 def test_a_torn_header_is_begun_anew(tmp_path: Path) -> None:
     path = written(tmp_path / "r.jsonl")
     path.write_bytes(path.read_bytes()[:-5])
-    journal = Journal(written(path, record(0)), "k1", {})
+    journal = ResultsFile(written(path, record(0)), "k1", {})
     assert len(journal.records) == 1
     journal.close()
 
 
 def test_what_failed_is_tried_again(tmp_path: Path) -> None:
-    journal = Journal(written(tmp_path / "r.jsonl", record(0, error="broken"), record(1)), "k1", {})
+    journal = ResultsFile(written(tmp_path / "r.jsonl", record(0, error="broken"), record(1)), "k1", {})
     assert [each.index for each in journal.records.values()] == [1]
     journal.close()
 
@@ -64,13 +64,13 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
 def test_results_of_another_comparison_are_not_mixed_in(tmp_path: Path) -> None:
     path = written(tmp_path / "r.jsonl", record(0))
     before = path.read_bytes()
-    journal = Journal(path, "k2other-key", {})
+    journal = ResultsFile(path, "k2other-key", {})
     assert journal.path == tmp_path / "r-k2other-.jsonl"
     assert not journal.records
     journal.add(record(5))
     journal.close()
     assert path.read_bytes() == before
-    again = Journal(path, "k2other-key", {})
+    again = ResultsFile(path, "k2other-key", {})
     assert [each.index for each in again.records.values()] == [5]
     again.close()
 
@@ -80,7 +80,7 @@ def test_somebodys_own_file_is_refused_and_left_alone(tmp_path: Path, text: str)
     path = tmp_path / "notes.txt"
     path.write_text(text)
     with pytest.raises(InputError, match="no results file"):
-        Journal(path, "k1", {})
+        ResultsFile(path, "k1", {})
     assert path.read_text() == text
 
 
@@ -88,11 +88,11 @@ def test_a_line_that_is_no_result_is_named(tmp_path: Path) -> None:
     path = written(tmp_path / "r.jsonl", record(0))
     path.write_bytes(path.read_bytes() + b'{"kind": "other"}\n')
     with pytest.raises(InputError, match="line 3: this is no result"):
-        Journal(path, "k1", {})
+        ResultsFile(path, "k1", {})
 
 
 def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "r.jsonl", "k1", {})
+    journal = ResultsFile(tmp_path / "r.jsonl", "k1", {})
     journal.add(record(0))
     file = journal._file
     assert file is not None
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path: Path) 
     with pytest.raises(ConfigError, match="No space left on device; what is finished stays there"):
         journal.add(record(1))
     journal.close()
-    again = Journal(tmp_path / "r.jsonl", "k1", {})
+    again = ResultsFile(tmp_path / "r.jsonl", "k1", {})
     assert [each.index for each in again.records.values()] == [0]
     again.close()
 
@@ -118,4 +118,4 @@ def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path: Path) 
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CachegraphError, match="can.t be (read|written)"):
-        Journal(tmp_path / "file" / "r.jsonl", "k1", {})
+        ResultsFile(tmp_path / "file" / "r.jsonl", "k1", {})

@@ -14,7 +14,7 @@ from cachegraph.errors import ConfigError
 from cachegraph.evaluation.comparison import Comparison, MetricInfo
 from cachegraph.evaluation.environment import Environment
 from cachegraph.evaluation.metrics import METRICS
-from cachegraph.evaluation.records import EdgeRecord, Record
+from cachegraph.evaluation.records import EdgeRecord, ExampleRecord
 from cachegraph.evaluation.report import write_report
 from cachegraph.evaluation.report.latency import median_interval
 from cachegraph.evaluation.report.questions import questions
@@ -56,7 +56,7 @@ TURNS = [
 ]
 
 
-def record(variant: str, index: int, right: bool, reply: str) -> Record:
+def record(variant: str, index: int, right: bool, reply: str) -> ExampleRecord:
     cached = variant not in ("text", "alone")
     agents = {
         name: AgentResult(
@@ -67,7 +67,7 @@ def record(variant: str, index: int, right: bool, reply: str) -> Record:
     sizes: dict[int, tuple[float | None, float | None]] = {layer: (0.1 * layer, None) for layer in range(4)}
     report = EdgeReport("cache" if cached else "text", "cache" if cached else "text", residuals=sizes if cached else {})
     scores = [ChoiceScore(-1.0 if (choice == 1) == right else -5.0, 1, 4) for choice in range(2)]
-    return Record(
+    return ExampleRecord(
         variant=variant,
         seed=0,
         index=index,

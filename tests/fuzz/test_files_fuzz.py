@@ -26,7 +26,7 @@ from cachegraph.engine.catalogue.convert_gguf import convert_gguf
 from cachegraph.engine.catalogue.gguf_header import check_header
 from cachegraph.errors import CachegraphError, FuserError, InputError, ModelError
 from cachegraph.training import checkpoint
-from cachegraph.training.checkpoint import State
+from cachegraph.training.checkpoint import CheckpointState
 
 QUICK = settings(
     max_examples=50,
@@ -206,7 +206,7 @@ def whole_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, byte
     network, optimizer = network_and_optimizer()
     network(torch.ones(2, 3)).square().sum().backward()
     optimizer.step()
-    folder = checkpoint.save(run, State(recipe="r", step=1), network, optimizer)
+    folder = checkpoint.save(run, CheckpointState(recipe="r", step=1), network, optimizer)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from cachegraph import RecipeError
 from cachegraph.graph.recipe.load import parse_recipe
-from cachegraph.graph.topology.reachability import Way, surely_run
+from cachegraph.graph.topology.reachability import PossibleEdge, surely_run
 
 GOOD = """\
 version: 1
@@ -97,7 +97,12 @@ def test_what_can_work_is_accepted(changes: list[tuple[str, str]]) -> None:
 
 
 def test_who_has_surely_run_is_told_by_dominators_and_by_unconditional_ways() -> None:
-    ways = [Way("a", "b", True), Way("a", "c", False), Way("b", "d", False), Way("c", "d", False)]
+    ways = [
+        PossibleEdge("a", "b", True),
+        PossibleEdge("a", "c", False),
+        PossibleEdge("b", "d", False),
+        PossibleEdge("c", "d", False),
+    ]
     certain = surely_run("abcd", ways, early=())
     assert certain["d"] == {"a", "c", "d"}
     assert surely_run("abcd", ways, early="d")["d"] == {"a", "d"}

@@ -9,7 +9,7 @@ from cachegraph.agents.base import Reply, Turn
 from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.graph.run.events import AgentFinished, EdgeTravelled
 from cachegraph.graph.run.run import Run
-from cachegraph.graph.run.turn_log import Recorded
+from cachegraph.graph.run.turn_log import RecordedTurn
 
 from .flow import build, heard
 
@@ -102,12 +102,12 @@ async def test_events_and_the_journal_tell_items_apart() -> None:
         run = "1"
 
         def __init__(self) -> None:
-            self.turns = {"reader[1]": Recorded("remembered")}
+            self.turns = {"reader[1]": RecordedTurn("remembered")}
 
-        def recall(self, turn: str) -> Recorded | None:
+        def recall(self, turn: str) -> RecordedTurn | None:
             return self.turns.get(turn)
 
-        async def record(self, turn: str, recorded: Recorded) -> None:
+        async def record(self, turn: str, recorded: RecordedTurn) -> None:
             self.turns[turn] = recorded
 
     memory, agent = Memory(), reader()

@@ -21,7 +21,7 @@ from cachegraph.errors import ChannelError
 from cachegraph.graph.plan.dataflow import Dataflow, Source
 from cachegraph.graph.plan.expected_routes import expected_routes
 from cachegraph.graph.plan.recipe_warnings import _included
-from cachegraph.graph.run.hooks import Probe
+from cachegraph.graph.run.hooks import RunHooks
 from cachegraph.graph.run.run import Run
 from cachegraph.graph.run.subgraph import answering_node
 
@@ -98,7 +98,7 @@ async def scores(folder: Path, recipe: dict[str, Any], inputs: dict[str, str]) -
     models = {name: {"source": f"./{name}", "dtype": "float32"} for name in ("small", "other")}
     data = {**recipe, "models": models, "inputs": {word: {} for word in WORDS}}
     async with Graph.from_dict(data, folder, allow_paths=True) as graph:
-        wiring, probe = await graph.awire(), Probe()
+        wiring, probe = await graph.awire(), RunHooks()
         name, node = answering_node(wiring)
         await Run(graph.spec, inputs, graph.awire, None, probe).execute()
         found = await node.agent.score(probe.turns[name], ["osprey", "walnut"])  # type: ignore[attr-defined]

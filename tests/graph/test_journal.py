@@ -7,7 +7,7 @@ from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.channels.payload import EdgeReport, Payload, Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.graph.run.result import AgentResult
-from cachegraph.graph.run.turn_log import Recorded, note, take_turn
+from cachegraph.graph.run.turn_log import RecordedTurn, note, take_turn
 
 pytestmark = pytest.mark.anyio
 
@@ -18,12 +18,12 @@ class Memory:
     run = "1"
 
     def __init__(self) -> None:
-        self.turns: dict[str, Recorded] = {}
+        self.turns: dict[str, RecordedTurn] = {}
 
-    def recall(self, turn: str) -> Recorded | None:
+    def recall(self, turn: str) -> RecordedTurn | None:
         return self.turns.get(turn)
 
-    async def record(self, turn: str, recorded: Recorded) -> None:
+    async def record(self, turn: str, recorded: RecordedTurn) -> None:
         assert turn not in self.turns
         self.turns[turn] = recorded
 
@@ -66,7 +66,7 @@ async def test_a_recalled_turn_is_not_taken_and_says_what_it_said() -> None:
 
 async def test_lost_caches_come_back_from_the_first_one_on_and_only_when_they_are_needed() -> None:
     journal = Memory()
-    journal.turns = {"a": Recorded("A", ids=[7]), "b": Recorded("B", ids=[8, 9])}
+    journal.turns = {"a": RecordedTurn("A", ids=[7]), "b": RecordedTurn("B", ids=[8, 9])}
     a = await take_turn(journal, "a", Caching("a"), Turn({}, needs_cache=True))
     b = await take_turn(journal, "b", Caching("b"), Turn({}, [over_cache(a.payload)], needs_cache=True))
     assert a.payload.cache is b.payload.cache is None
@@ -76,7 +76,7 @@ async def test_lost_caches_come_back_from_the_first_one_on_and_only_when_they_ar
 
 async def test_words_that_nobody_had_asked_for_are_written_when_somebody_does() -> None:
     journal, agent = Memory(), Caching("a", "yes")
-    journal.turns["a"] = Recorded(None)
+    journal.turns["a"] = RecordedTurn(None)
     reply = await take_turn(journal, "a", agent, Turn({"q": "why"}, needs_text=False, needs_cache=True))
     assert not agent.turns
     assert await reply.payload.read() == "yes"

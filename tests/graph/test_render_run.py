@@ -9,9 +9,9 @@ from cachegraph import Graph, InputError, Result, RunError
 from cachegraph.agents.base import Timing, Tokens
 from cachegraph.channels.payload import EdgeReport
 from cachegraph.graph.draw.render_run import run_to_mermaid, run_to_svg, run_to_text
-from cachegraph.graph.draw.run_view import Happened, agent_of, from_result, from_store
+from cachegraph.graph.draw.run_view import RunView, agent_of, from_result, from_store
 from cachegraph.graph.run.result import AgentResult
-from cachegraph.graph.run.turn_log import Recorded
+from cachegraph.graph.run.turn_log import RecordedTurn
 from cachegraph.graph.store.records import Outcome, Setting, StoredRun, StoredTurn, Unfinished
 from cachegraph.testing import Script
 
@@ -25,7 +25,7 @@ def pair(script: Script) -> Graph:
     return graph
 
 
-def failed() -> tuple[Graph, Happened]:
+def failed() -> tuple[Graph, RunView]:
     graph = pair(Script(reader=ValueError("a <bad> day"), writer=""))
     with pytest.raises(RunError) as caught:
         graph.run()
@@ -68,7 +68,7 @@ def test_a_stored_run_shows_every_turn_and_those_under_way() -> None:
     def turn(name: str, seconds: float) -> StoredTurn:
         agent = AgentResult("finished", model="tiny", timing=Timing(total=seconds), tokens=Tokens(4, 2, 1), turn=name)
         report = asdict(EdgeReport("cache", "cache", bytes=2000, positions_grafted=3))
-        return StoredTurn(name, 0.0, Recorded("x", agent=asdict(agent), edges={"reader": report}))
+        return StoredTurn(name, 0.0, RecordedTurn("x", agent=asdict(agent), edges={"reader": report}))
 
     recorded = [turn("reader[0]", 1.0), turn("reader[1]", 2.0), turn("writer", 0.5), turn("reader/inner", 9.0)]
     outcome = Outcome("stopped", {"writer#2": Unfinished("paused", prompt="Go on?")})
@@ -86,7 +86,7 @@ def test_a_stored_run_shows_every_turn_and_those_under_way() -> None:
 
 def test_many_turns_are_cut_short() -> None:
     turns = [AgentResult("finished", turn=f"reader#{number}") for number in range(1, 1001)]
-    happened = Happened("run x", "finished", 1.0, turns={"reader": turns})
+    happened = RunView("run x", "finished", 1.0, turns={"reader": turns})
     text = run_to_text(pair(Script(reader="", writer="")).spec, happened)
     assert "... and 988 turns more" in text
     assert len(text.splitlines()) < 20
@@ -112,7 +112,7 @@ def test_a_result_that_was_written_and_read_back_is_drawn_the_same() -> None:
 
 
 def test_the_last_round_of_a_loop_is_told_by_its_turn() -> None:
-    happened = Happened("run x", "finished", 1.0, turns={"reader": [AgentResult("finished", turn="reader#3")]})
+    happened = RunView("run x", "finished", 1.0, turns={"reader": [AgentResult("finished", turn="reader#3")]})
     assert "reader  finished  0.00 s  round 3" in run_to_text(pair(Script(reader="", writer="")).spec, happened)
 
 

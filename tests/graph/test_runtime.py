@@ -17,7 +17,7 @@ from cachegraph.channels.payload import Route
 from cachegraph.graph.plan import wiring
 from cachegraph.graph.run.events import AgentCancelled, AgentFailed, Event
 from cachegraph.graph.run.run import Run
-from cachegraph.graph.run.turn_log import Recorded
+from cachegraph.graph.run.turn_log import RecordedTurn
 
 pytestmark = pytest.mark.anyio
 
@@ -318,12 +318,12 @@ async def test_a_run_that_ends_badly_keeps_no_cache(monkeypatch: pytest.MonkeyPa
 async def test_a_journal_is_asked_before_a_turn_and_told_after_it() -> None:
     class Memory:
         run = "1"
-        turns = {"a": Recorded("remembered", data={"n": 1})}  # noqa: RUF012
+        turns = {"a": RecordedTurn("remembered", data={"n": 1})}  # noqa: RUF012
 
-        def recall(self, turn: str) -> Recorded | None:
+        def recall(self, turn: str) -> RecordedTurn | None:
             return self.turns.get(turn)
 
-        async def record(self, turn: str, recorded: Recorded) -> None:
+        async def record(self, turn: str, recorded: RecordedTurn) -> None:
             self.turns[turn] = recorded
 
     first, memory = ScriptedAgent("a"), Memory()

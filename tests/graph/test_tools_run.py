@@ -16,7 +16,7 @@ import pytest
 from cachegraph import ConfigError, Graph, Interrupted, RecipeError
 from cachegraph.agents.base import Reply, Turn
 from cachegraph.agents.scripted import ScriptedAgent
-from cachegraph.agents.tools.agent_tools import Belt, Turns
+from cachegraph.agents.tools.agent_tools import AgentTools, ToolRounds
 from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.channels.payload import Payload
 from cachegraph.graph.run.events import ToolCalled
@@ -30,7 +30,7 @@ class Calling(ScriptedAgent):
 
     def __init__(self, name: str, spec: Any, toolbox: Toolbox, call: str):
         super().__init__(name)
-        self.belt = Belt(name, spec.tools, spec.tool_limits, toolbox)
+        self.belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox)
         self.call = call
 
     async def open(self) -> None:
@@ -38,7 +38,7 @@ class Calling(ScriptedAgent):
 
     async def turn(self, turn: Turn) -> Reply:
         reply = Reply(Payload(self.name, ""))
-        turns = Turns(self.name, self.belt, reply.tool_calls, turn.on_tool)
+        turns = ToolRounds(self.name, self.belt, reply.tool_calls, turn.on_tool)
         (reply.payload.text,) = await turns.make(turns.hear(f"<tool_call>{self.call}</tool_call>").calls)
         return reply
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cachegraph.errors import ConfigError, InputError
 from cachegraph.graph.recipe.spec import GraphSpec
 from cachegraph.training.data.data_spec import DataSpec
-from cachegraph.training.data.dataset import Example, hold_back, read_examples
+from cachegraph.training.data.dataset import TrainingExample, hold_back, read_examples
 
 QUESTION = {"question": "Who ran?", "choices": ["Ann", "Bob"], "answer": 1}
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
@@ -28,7 +28,7 @@ PROMPTS = graph(prompt={})
 CHATS = graph(prompt={}, history={"default": ""}, system={"default": ""})
 
 
-def read(folder: Path, rows: Any, of: GraphSpec = ASKS, *told: Any, **spec: Any) -> list[Example]:
+def read(folder: Path, rows: Any, of: GraphSpec = ASKS, *told: Any, **spec: Any) -> list[TrainingExample]:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = DataSpec(source="rows.jsonl", **spec)
     return read_examples(data.sources, data, of, folder, *told)

@@ -14,11 +14,11 @@ from cachegraph import Comparison, Graph, compare
 from cachegraph.channels.fusers.files.load import load_fuser, load_translator
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import FuserError
-from cachegraph.training.checkpoint import State
+from cachegraph.training.checkpoint import CheckpointState
 from cachegraph.training.data.examples import Replies
 from cachegraph.training.data.packed_replies import reply_logprobs
 from cachegraph.training.dev_eval import Judgement, partner
-from cachegraph.training.loop import Loop, schedule, unbroken
+from cachegraph.training.loop import TrainingLoop, schedule, unbroken
 from cachegraph.training.loss import losses
 from cachegraph.training.note_rows import note_rows
 from cachegraph.training.progress import Silent
@@ -35,12 +35,20 @@ def task(request: pytest.FixtureRequest, tmp_path: Path, tiny_folders: dict[str,
     return write_task(tmp_path / "task", tiny_folders, request.param)
 
 
-def loop(found: Opened, folder: Path, watch: Any = None) -> Loop:
+def loop(found: Opened, folder: Path, watch: Any = None) -> TrainingLoop:
     from accelerate import Accelerator
 
     receiver = found.pair.receiver.engine.model
-    return Loop(
-        found.spec, found.learner, receiver, found.train, found.dev, folder, State(""), watch or Silent(), Accelerator()
+    return TrainingLoop(
+        found.spec,
+        found.learner,
+        receiver,
+        found.train,
+        found.dev,
+        folder,
+        CheckpointState(""),
+        watch or Silent(),
+        Accelerator(),
     )
 
 
@@ -165,7 +173,7 @@ def test_the_best_fuser_is_kept_whatever_came_later(graft_task: Task, monkeypatc
 
 
 def test_among_scores_that_noise_explains_the_likelier_answers_win() -> None:
-    state = State("")
+    state = CheckpointState("")
     assert state.improves(0.5, 0.05, -1.0)
     state.best_score, state.best_logprob, state.top_score = 0.5, -1.0, 0.5
     assert state.improves(0.48, 0.05, -0.9)

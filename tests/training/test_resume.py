@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from cachegraph.channels.fusers.files.weights import WEIGHTS
 from cachegraph.errors import CachegraphError, ConfigError, FuserError, InputError
 from cachegraph.training import checkpoint
-from cachegraph.training.checkpoint import State
-from cachegraph.training.loop import Loop
+from cachegraph.training.checkpoint import CheckpointState
+from cachegraph.training.loop import TrainingLoop
 from cachegraph.training.plan import make_plan
 from cachegraph.training.run_lock import locked_run
 from cachegraph.training.train import train
@@ -97,9 +97,9 @@ def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: bool = False) -> None:
     """Ctrl-C at the `call`th call of this method of the loop, as it begins or as it ends."""
-    plain, calls = getattr(Loop, name), []
+    plain, calls = getattr(TrainingLoop, name), []
 
-    def method(self: Loop, *arguments: Any) -> Any:
+    def method(self: TrainingLoop, *arguments: Any) -> Any:
         calls.append(1)
         if after:
             found = plain(self, *arguments)
@@ -107,7 +107,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: b
             signal.raise_signal(signal.SIGINT)
         return found if after else plain(self, *arguments)
 
-    monkeypatch.setattr(Loop, name, method)
+    monkeypatch.setattr(TrainingLoop, name, method)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_the_optimizers_numbers_go_by_the_parameters_names_not_by_their_order(tm
     optimizer = optimizer_of(network[0], network[1])
     network(torch.randn(4, 3)).square().sum().backward()
     optimizer.step()
-    kept = checkpoint.save(tmp_path, State(recipe="r", step=1), network, optimizer)
+    kept = checkpoint.save(tmp_path, CheckpointState(recipe="r", step=1), network, optimizer)
     other = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     turned = optimizer_of(other[1], other[0])
     checkpoint.restore(kept, other, turned)
@@ -289,7 +289,7 @@ def test_two_trainings_never_write_to_one_folder(graft_task: Task, monkeypatch: 
     run = graft_task.folder / "killed.training"
     seen: list[bytes] = []
 
-    def step(self: Loop) -> Any:
+    def step(self: TrainingLoop) -> Any:
         if not seen:
             seen.append((run / "log.jsonl").read_bytes())
             for options in ({}, {"resume": True}, {"restart": True}):
@@ -299,8 +299,8 @@ def test_two_trainings_never_write_to_one_folder(graft_task: Task, monkeypatch: 
             assert (run / "log.jsonl").read_bytes() == seen[0]
         return plain(self)
 
-    plain = Loop.step
-    monkeypatch.setattr(Loop, "step", step)
+    plain = TrainingLoop.step
+    monkeypatch.setattr(TrainingLoop, "step", step)
     train(graft_task.spec(**SETTINGS), folder=graft_task.folder)
     assert seen
     whole(graft_task)

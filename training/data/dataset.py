@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from cachegraph.errors import InputError
-from cachegraph.graph.data.dataset import FILES, Row, read_rows
+from cachegraph.graph.data.dataset import FILES, RawExample, read_rows
 from cachegraph.graph.data.examples import make_examples, merge_mapping
 from cachegraph.graph.recipe.evaluate_spec import EvaluateSpec
 from cachegraph.graph.recipe.spec import GraphSpec
 
 from .data_spec import DataSpec
 
-__all__ = ["Example", "hold_back", "read_examples"]
+__all__ = ["TrainingExample", "hold_back", "read_examples"]
 
 SHOWN = 5
 CHATS = ("messages", "conversations")
@@ -23,7 +23,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 L = TypeVar("L")
 
 
-class Example(BaseModel):
+class TrainingExample(BaseModel):
     """One row. `place` names it in errors; without choices there is the response alone."""
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,7 @@ def read_examples(
     graph: GraphSpec,
     folder: Path,
     skipped: Callable[[str], object] | None = None,
-) -> list[Example]:
+) -> list[TrainingExample]:
     """All rows of these sources. Raises InputError, with the row and the column where it is one, or ConfigError.
 
     With `skip_bad`, rows that can't be learnt from are left out, and `skipped` is told of each what was wrong with it.
@@ -67,7 +67,7 @@ def hold_back(rows: Sequence[L], groups: Sequence[Hashable], part: float, seed: 
 
 def _source(
     source: str, spec: DataSpec, graph: GraphSpec, folder: Path, skipped: Callable[[str], object] | None
-) -> list[Example]:
+) -> list[TrainingExample]:
     rows = read_rows(_place(source, folder), split="train")
     if spec.limit is not None and spec.limit < len(rows):
         kept = sorted(Random(f"{spec.seed} {source}").sample(range(len(rows)), spec.limit))  # noqa: S311
@@ -98,13 +98,13 @@ def _place(source: str, folder: Path) -> Path | str:
     return path if is_file else source
 
 
-def _example(row: Row, spec: DataSpec, graph: GraphSpec, mapping: EvaluateSpec) -> Example:
+def _example(row: RawExample, spec: DataSpec, graph: GraphSpec, mapping: EvaluateSpec) -> TrainingExample:
     if "references" not in spec.columns and "response" in row.values:
         mapping = mapping.model_copy(update={"references": "response"})
     (found,) = make_examples([row], graph, mapping)
     if not found.references or not found.references[0].strip():
         raise InputError(f"{row.place}: there is no response; name its column as `references`, or give choices")
-    return Example(
+    return TrainingExample(
         place=row.place,
         inputs=found.inputs,
         response=found.references[0],
@@ -113,7 +113,7 @@ def _example(row: Row, spec: DataSpec, graph: GraphSpec, mapping: EvaluateSpec) 
     )
 
 
-def _without_chat(row: Row) -> Row:
+def _without_chat(row: RawExample) -> RawExample:
     """A chat as columns: its last reply is the response."""
     column = next((name for name in CHATS if name in row.values), None)
     if column is None:
@@ -132,7 +132,7 @@ def _without_chat(row: Row) -> Row:
     history = "\n\n".join(f"{role}: {text}" for role, text in said[:first] if role != "system")
     system = "\n\n".join(text for role, text in said[:last] if role == "system")
     chat = {"prompt": prompt, "history": history, "system": system, "response": said[last][1]}
-    return Row(row.place, {**row.values, **chat})
+    return RawExample(row.place, {**row.values, **chat})
 
 
 def _turn(turn: Mapping[str, Any], place: str, column: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.errors import ChannelError, InputError
 
 from ..pair import End, Pair
-from .dataset import Example
+from .dataset import TrainingExample
 
 __all__ = [
     "FuseLesson",
@@ -104,13 +104,13 @@ class JointLesson:
         return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
 
 
-def graft_lesson(pair: Pair, example: Example) -> GraftLesson:
+def graft_lesson(pair: Pair, example: TrainingExample) -> GraftLesson:
     """Raises InputError where nothing is private, or the prompt or its reply doesn't fit."""
     prompt, theirs = _prompts(pair, example, slots=True)
     return _graft_lesson(pair, example, prompt, theirs.whole)
 
 
-def joint_lesson(pair: Pair, example: Example) -> JointLesson:
+def joint_lesson(pair: Pair, example: TrainingExample) -> JointLesson:
     """Raises InputError as the two others do."""
     prompt, theirs = _prompts(pair, example, slots=True)
     mine, own = prompt.whole, theirs.whole
@@ -121,7 +121,7 @@ def joint_lesson(pair: Pair, example: Example) -> JointLesson:
     return JointLesson(lesson, reading, mine, own)
 
 
-def _graft_lesson(pair: Pair, example: Example, prompt: Prompt, own: Piece) -> GraftLesson:
+def _graft_lesson(pair: Pair, example: TrainingExample, prompt: Prompt, own: Piece) -> GraftLesson:
     private = [i for i, origin in enumerate(own.origins) if origin is not None and origin.name not in prompt.seen]
     if not private:
         raise InputError(
@@ -142,7 +142,7 @@ def _graft_lesson(pair: Pair, example: Example, prompt: Prompt, own: Piece) -> G
     return GraftLesson(before, text, after, replies)
 
 
-def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | None) -> FuseLesson:
+def fuse_lesson(pair: Pair, example: TrainingExample, fuser: Fuser, aligner: Aligner | None) -> FuseLesson:
     """Raises InputError where the prompt doesn't fit, or the two can't be aligned."""
     prompt, theirs = _prompts(pair, example, slots=False)
     piece = prompt.whole
@@ -166,7 +166,7 @@ def fuse_lesson(pair: Pair, example: Example, fuser: Fuser, aligner: Aligner | N
     return FuseLesson(reading, tuple(reading.sharers[0].ids), replies, piece, own)
 
 
-def _check_shared(pair: Pair, example: Example, reading: SharedPrompt) -> None:
+def _check_shared(pair: Pair, example: TrainingExample, reading: SharedPrompt) -> None:
     if not any(stretch.pairs for stretch in reading.stretches):
         raise InputError(
             f"{example.place}: agents {pair.sharer.agent!r} and {pair.receiver.agent!r} read nothing in common, so "
@@ -189,7 +189,7 @@ def text_pairs(text: Text, receiver: End) -> list[tuple[list[int], list[tuple[in
     return found
 
 
-def _prompts(pair: Pair, example: Example, *, slots: bool) -> tuple[Prompt, Prompt]:
+def _prompts(pair: Pair, example: TrainingExample, *, slots: bool) -> tuple[Prompt, Prompt]:
     """The receiver's prompt, with a slot for the sharer's message or without a word of it, and the sharer's."""
     empty = dict.fromkeys((*pair.receiver.template.reads.names, *pair.sharer.template.reads.names), "")
     values = {**empty, **example.inputs}
@@ -209,7 +209,7 @@ def _read(end: End, values: Mapping[str, str], slots: Sequence[str]) -> Prompt:
     return tokenize(messages, tokenizer, end.chat)
 
 
-def _replies(receiver: End, prompt: Prompt, example: Example) -> Replies:
+def _replies(receiver: End, prompt: Prompt, example: TrainingExample) -> Replies:
     """The row's choices, or its response alone, tokenised as when the graph scores them."""
     tokenizer = receiver.engine.model.tokenizer
     assert tokenizer is not None
@@ -222,7 +222,7 @@ def _replies(receiver: End, prompt: Prompt, example: Example) -> Replies:
     return Replies(ids, example.answer if example.choices and example.answer is not None else 0)
 
 
-def _check_room(end: End, prompt: int, replies: Replies | None, example: Example) -> None:
+def _check_room(end: End, prompt: int, replies: Replies | None, example: TrainingExample) -> None:
     limit = end.engine.model.info.max_positions
     longest = max(map(len, replies.ids)) if replies is not None else 0
     if prompt + longest > limit:

@@ -21,7 +21,7 @@ from cachegraph.engine.kv.cache import KV, LayerKV, RowCache, concat
 from cachegraph.engine.model.forward import Row, forward
 
 from ..caches import Shelf, compact, read
-from ..data.dataset import Example
+from ..data.dataset import TrainingExample
 from ..data.examples import FuseLesson, Replies, fuse_lesson
 from ..data.packed_replies import Branch, Tree
 from ..pair import Pair
@@ -68,7 +68,7 @@ class FuseLearner(Learner[FuseLesson]):
         self._own_caches: Shelf[KV] = Shelf(shelf, lambda kv: kv.nbytes)
         self.module = fuser.module
 
-    def lesson(self, example: Example) -> FuseLesson:
+    def lesson(self, example: TrainingExample) -> FuseLesson:
         return fuse_lesson(self._pair, example, self._fuser, self._aligner)
 
     def replies(self, lesson: FuseLesson) -> Replies:

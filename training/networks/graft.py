@@ -13,7 +13,7 @@ from cachegraph.channels.fusers.networks.translator import Translator
 from cachegraph.engine.kv.cache import KV
 
 from ..caches import Shelf, read
-from ..data.dataset import Example
+from ..data.dataset import TrainingExample
 from ..data.examples import GraftLesson, Replies, Text, graft_lesson
 from ..data.packed_replies import Branch, Tree
 from ..pair import Pair
@@ -39,7 +39,7 @@ class GraftLearner(Learner[GraftLesson]):
         self._before: Shelf[KV] = Shelf(256 << 20, lambda kv: kv.nbytes)
         self.module = translator.network
 
-    def lesson(self, example: Example) -> GraftLesson:
+    def lesson(self, example: TrainingExample) -> GraftLesson:
         return graft_lesson(self._pair, example)
 
     def replies(self, lesson: GraftLesson) -> Replies:

@@ -11,7 +11,7 @@ from cachegraph.channels.fusers.files.atomic_folder import replaced_folder
 from cachegraph.channels.fusers.files.card import Card
 from cachegraph.channels.fusers.files.joint_folder import PARTS
 
-from ..data.dataset import Example
+from ..data.dataset import TrainingExample
 from ..data.examples import JointLesson, Replies, joint_lesson
 from ..data.packed_replies import Branch, Tree
 from ..pair import Pair
@@ -31,7 +31,7 @@ class JointLearner(Learner[JointLesson]):
         self._graft = graft
         self.module = nn.ModuleDict({"fuse": fuse.module, "graft": graft.module})
 
-    def lesson(self, example: Example) -> JointLesson:
+    def lesson(self, example: TrainingExample) -> JointLesson:
         return joint_lesson(self._pair, example)
 
     def replies(self, lesson: JointLesson) -> Replies:

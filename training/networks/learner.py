@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cachegraph.channels.fusers.files.card import Card
 
-from ..data.dataset import Example
+from ..data.dataset import TrainingExample
 from ..data.examples import Replies
 from ..data.packed_replies import Tree
 
@@ -26,7 +26,7 @@ class Learner(ABC, Generic[L]):
     module: nn.Module  # all that learns
 
     @abstractmethod
-    def lesson(self, example: Example) -> L:
+    def lesson(self, example: TrainingExample) -> L:
         """Raises InputError where the row can't be learnt from."""
 
     @abstractmethod

@@ -29,7 +29,7 @@ from cachegraph.graph.run.stream import RunStream
 from .event_files import Record
 from .failures import note
 from .output import open_console, width_of, write
-from .signals import Told
+from .signals import ReportedStop
 
 __all__ = ["print_comparison", "run_and_print", "warm_up"]
 
@@ -71,7 +71,7 @@ def run_and_print(
                 if stream.result.run_id:
                     console.print(f"To go on where it stands: cachegraph runs resume {stream.result.run_id}")
             if stopped:
-                raise Told from error
+                raise ReportedStop from error
         raise
     if not quiet:
         print_tables(stream.result, console)

@@ -10,10 +10,10 @@ from cachegraph.common.stop_signals import exit_code, flush_streams
 
 from .output import echo
 
-__all__ = ["Commands", "Stopped", "Told", "end_stopped"]
+__all__ = ["Commands", "ReportedStop", "Stopped", "end_stopped"]
 
 
-class Told(KeyboardInterrupt):
+class ReportedStop(KeyboardInterrupt):
     """The command was stopped, and whoever did it has been told so."""
 
 
@@ -33,7 +33,7 @@ class Commands(TyperGroup):
 
 def end_stopped(error: BaseException | None) -> NoReturn:
     """End the program at once. A model that is still being loaded in another thread is not waited for."""
-    if not isinstance(error, Told):
+    if not isinstance(error, ReportedStop):
         with suppress(OSError, ValueError):  # the terminal may be gone
             echo("cachegraph: interrupted", err=True)
     flush_streams()

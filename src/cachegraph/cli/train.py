@@ -18,7 +18,7 @@ from .failures import note
 from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
-    from cachegraph.training.plan import Plan
+    from cachegraph.training.plan import TrainingPlan
     from cachegraph.training.spec import TrainSpec
 
 __all__ = ["register"]
@@ -172,7 +172,7 @@ def _fetch(spec: "TrainSpec", folder: Path) -> None:
     fetch_models(graph.model_copy(update={"models": {**graph.models, **spec.models}}), file.resolve().parent)
 
 
-def _show_plan(plan: "Plan", as_json: bool) -> None:
+def _show_plan(plan: "TrainingPlan", as_json: bool) -> None:
     from dataclasses import asdict
 
     if as_json:

@@ -9,7 +9,7 @@ from cachegraph import Graph
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.run.events import Event
 from cachegraph.graph.run.run import Run
-from cachegraph.graph.run.turn_log import Recorded
+from cachegraph.graph.run.turn_log import RecordedTurn
 from cachegraph.graph.store import Store
 from cachegraph.graph.tracing.chrome import chrome_trace
 from cachegraph.graph.tracing.enabled import watched
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.anyio
 class Remembers:
     run = "1"
 
-    def recall(self, turn: str) -> Recorded | None:
+    def recall(self, turn: str) -> RecordedTurn | None:
         tokens = {"prefilled": 9, "generated": 9}
-        return Recorded("as before", agent={"tokens": tokens, "timing": {"decode": 5.0}}) if turn == "a" else None
+        return RecordedTurn("as before", agent={"tokens": tokens, "timing": {"decode": 5.0}}) if turn == "a" else None
 
-    async def record(self, turn: str, recorded: Recorded) -> None: ...
+    async def record(self, turn: str, recorded: RecordedTurn) -> None: ...
 
 
 async def test_a_recalled_turn_is_marked_and_its_tokens_are_not_counted_again(seen: Seen) -> None:
