@@ -14,7 +14,7 @@ from cachegraph.errors import ConfigError
 from .collection import start_without_collection
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Strict, open_graph
 from .output import echo
-from .signals import Told
+from .signals import ReportedStop
 
 if TYPE_CHECKING:
     from cachegraph.graph.graph import Graph
@@ -74,7 +74,7 @@ def serve(
         _prepare(graphs, strict)
         stopped = _run(process, sock, started)
     if stopped:
-        raise Told
+        raise ReportedStop
 
 
 def _prepare(graphs: "Sequence[Graph]", strict: bool) -> None:
