@@ -134,7 +134,7 @@ async def test_continue_cancels_only_what_depends_on_the_failed_agent() -> None:
 
 async def test_continue_gives_a_partial_result_if_the_output_agent_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     # Recipes refuse agents that nobody reads, so the side branch exists only without that check.
-    monkeypatch.setattr("cachegraph.graph.graph.check_spec", lambda *_: None)
+    monkeypatch.setattr("cachegraph.graph.definition.check_spec", lambda *_: None)
     graph = build("a>out a>side", ScriptedAgent("side", fail=ValueError("no")), output="out", on_error="continue")
     result = await graph.arun()
     assert (result.status, result.text) == ("partial", "out(a())")
