@@ -25,6 +25,7 @@ from .model.hf_fallback import FallbackCache
 from .model.load import LoadedModel
 from .request import Generated, KVUse, Prefilled
 from .sampling.grammar import Grammars
+from .sampling.reply import ReplyState
 from .sampling.sampler import Sampler
 from .spec import GenerateSpec
 from .text.tokenizer import TextDecoder
@@ -129,8 +130,7 @@ class Engine:
         if spec.max_new_tokens == 0:
             done = await self.prefill(ids, past, positions=positions)
             return Generated([], "", "length", done.segments, done.cost)
-        sampler = await self.sampler(spec, [*seen, *ids])
-        tokenizer = self.model.tokenizer
+        reply = await self.reply(spec, [*seen, *ids])
         request = RequestState(
             self._cache(past),
             list(ids),
@@ -138,16 +138,18 @@ class Engine:
             "last",
             positions,
             before=seen,
-            spec=spec,
-            sampler=sampler,
-            decoder=TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None,
+            reply=reply,
             streams=on_text is not None,
         )
         await self._serve(request, on_text)
-        text = request.decoder.text if request.decoder is not None else ""
-        return Generated(
-            request.reply, text, request.finish or "length", self._segments(request), request.cost, sampler.whole
-        )
+        finish = reply.finish or "length"
+        return Generated(reply.ids, reply.text, finish, self._segments(request), request.cost, reply.sampler.whole)
+
+    async def reply(self, spec: GenerateSpec, seen: Sequence[int] = ()) -> ReplyState:
+        """A reply before its first token. `seen`: as for `sampler`."""
+        sampler, tokenizer = await self.sampler(spec, seen), self.model.tokenizer
+        decoder = TextDecoder(tokenizer.decode, spec.stop) if tokenizer is not None else None
+        return ReplyState(sampler, decoder, self.model.info.eos_ids)
 
     async def sampler(self, spec: GenerateSpec, seen: Sequence[int] = ()) -> Sampler:
         """What chooses a reply's tokens. The first with a json_schema takes seconds, off the event loop."""

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .kv.cache import KV, concat
+from .sampling.reply import Finish
 
 __all__ = ["Cost", "Generated", "KVUse", "Prefilled"]
 
@@ -61,7 +62,7 @@ class Generated:
 
     ids: Sequence[int]
     text: str
-    finish: Literal["eos", "stop", "length"]
+    finish: Finish
     segments: tuple[KV, ...]
     cost: Cost = field(default_factory=Cost)
     whole: bool = True

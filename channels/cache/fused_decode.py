@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Generated, Prefilled
 from cachegraph.engine.sampling.sampler import sample
 from cachegraph.engine.spec import GenerateSpec
-from cachegraph.engine.text.tokenizer import TextDecoder
 from cachegraph.errors import ModelError
 
 from .apply_fuser import FuserInput, FusionMode, fuse_layers
@@ -44,24 +43,24 @@ class ReplySharers:
 class FusedRow:
     """A receiver's row and its sharers' rows, read on together."""
 
-    def __init__(self, receiver: Engine, along: ReplySharers, segments: tuple[KV, ...]):
+    def __init__(self, receiver: Engine, sharers: ReplySharers, segments: tuple[KV, ...]):
         self._receiver = receiver
-        self._along = along
+        self._sharers = sharers
         self.segments = segments
         self.cost = Cost()
 
     @property
     def sharers(self) -> Sequence[tuple[KV, ...]]:
         """By sharer: its row so far."""
-        return self._along.rows
+        return self._sharers.rows
 
     def fork(self) -> "FusedRow":
         """Another row that continues from here; what has been read is shared."""
-        return FusedRow(self._receiver, self._along, self.segments)
+        return FusedRow(self._receiver, self._sharers, self.segments)
 
     def full(self, ids: Sequence[int]) -> FusePlan | None:
         """The first sharer whose context has no room for these tokens too, or None."""
-        for plan, row in zip(self._along.plans, self._along.rows, strict=True):
+        for plan, row in zip(self._sharers.plans, self._sharers.rows, strict=True):
             last = int(row[-1].positions[-1]) if row else -1
             if last + sum(map(len, plan.stand_ins(ids))) >= plan.sharer.model.info.max_positions:
                 return plan
@@ -79,11 +78,11 @@ class FusedRow:
     async def read(self, ids: Sequence[int], positions: Tensor | None = None) -> Tensor:
         """Logits (new, vocab) behind these tokens, whose positions all sharers correct. Raises as `check` does."""
         self.check(ids)
-        there = None if positions is None else positions - self._along.grafted
-        along = zip(self._along.plans, self._along.rows, strict=True)
+        there = None if positions is None else positions - self._sharers.grafted
+        each_sharer = zip(self._sharers.plans, self._sharers.rows, strict=True)
         calls: list[Callable[[], Awaitable[Any]]] = [
-            *(partial(_read_along, plan, row, ids, there) for plan, row in along),
-            partial(self._receiver.prefill, ids, self._along.uncorrected, positions=positions),
+            *(partial(_step_sharer, plan, row, ids, there) for plan, row in each_sharer),
+            partial(self._receiver.prefill, ids, self._sharers.uncorrected, positions=positions),
         ]
         *theirs, own = await run_all(calls)
         assert own.kv is not None
@@ -92,22 +91,22 @@ class FusedRow:
             FuserInput(
                 plan.fuser, read.kv.layers, (here, read.there), rope=receiver_rope(plan.fuser, self._receiver, at)
             )
-            for plan, read in zip(self._along.plans, theirs, strict=True)
+            for plan, read in zip(self._sharers.plans, theirs, strict=True)
         ]
-        kv, mode = own.kv, self._along.mode
+        kv, mode = own.kv, self._sharers.mode
         fused = await self._receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
         done: Prefilled = await self._receiver.prefill(
             ids, self.segments, positions=positions, override=[LayerKV(*layer) for layer in fused.layers], logits="all"
         )
         assert done.logits is not None
         self.segments = _compact(done.segments)
-        self._along = replace(self._along, rows=[each.row for each in theirs], uncorrected=_compact(own.segments))
+        self._sharers = replace(self._sharers, rows=[each.row for each in theirs], uncorrected=_compact(own.segments))
         self.cost.add(own.cost)
         self.cost.add(done.cost)
         return done.logits
 
 
-class _ReadAlong(NamedTuple):
+class _SharerStep(NamedTuple):
     """What a sharer made of some tokens: its row, their KV as its fuser reads it, and the entries to take."""
 
     row: tuple[KV, ...]
@@ -115,18 +114,20 @@ class _ReadAlong(NamedTuple):
     there: Tensor
 
 
-async def _read_along(plan: FusePlan, row: tuple[KV, ...], ids: Sequence[int], positions: Tensor | None) -> _ReadAlong:
+async def _step_sharer(
+    plan: FusePlan, row: tuple[KV, ...], ids: Sequence[int], positions: Tensor | None
+) -> _SharerStep:
     stand_ins = plan.stand_ins(ids)
     tokens = [token for group in stand_ins for token in group]
     done = await plan.sharer.prefill(tokens, row, positions=positions, layers=plan.fuser.sharer_depth)
     assert done.kv is not None
     there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
-    return _ReadAlong(_compact(done.segments), await as_read(done.kv, plan.fuser, plan.sharer), there)
+    return _SharerStep(_compact(done.segments), await as_read(done.kv, plan.fuser, plan.sharer), there)
 
 
 async def fused_generate(
     receiver: Engine,
-    along: ReplySharers,
+    sharers: ReplySharers,
     ids: Sequence[int],
     segments: tuple[KV, ...],
     spec: GenerateSpec,
@@ -136,32 +137,24 @@ async def fused_generate(
     seen: Sequence[int] = (),
 ) -> Generated:
     """As `Engine.generate`, with every position from `ids` on corrected."""
-    row = FusedRow(receiver, along, segments)
-    model = receiver.model
-    sampler = await receiver.sampler(spec, [*seen, *ids])
-    decoder = TextDecoder(model.tokenizer.decode, spec.stop) if model.tokenizer is not None else None
-    reply: list[int] = []
+    row = FusedRow(receiver, sharers, segments)
+    reply = await receiver.reply(spec, [*seen, *ids])
     logits = await row.read(ids, positions)
     cost, began = replace(row.cost), perf_counter()
     while True:
-        token = sampler.take(sample([sampler], [logits[-1]])[0])
-        cost.first_token = cost.first_token if cost.first_token is not None else perf_counter()
-        if token in model.info.eos_ids and not spec.ignore_eos:
-            finish: Literal["eos", "stop", "length"] = "eos"
-            break
-        reply.append(token)
-        if decoder is not None and (piece := decoder.push(token)) and on_text is not None:
+        token = sample([reply.sampler], [logits[-1]])[0]
+        if cost.first_token is None:
+            cost.first_token = perf_counter()
+        finish = reply.take(token)
+        if finish is None and row.full([token]) is not None:
+            finish = reply.end("length")
+        if (piece := reply.read()) and on_text is not None:
             on_text(piece)
-        stopped = sampler.over or (decoder is not None and decoder.stopped)
-        if stopped or len(reply) >= spec.max_new_tokens or row.full([token]) is not None:
-            finish = "stop" if stopped else "length"
+        if finish is not None:
             break
         logits = await row.read([token])
-    if decoder is not None and (rest := decoder.finish()) and on_text is not None:
-        on_text(rest)
-    cost.generated, cost.decode = len(reply), perf_counter() - began
-    text = decoder.text if decoder is not None else ""
-    return Generated(reply, text, finish, row.segments, cost, sampler.whole)
+    cost.generated, cost.decode = len(reply.ids), perf_counter() - began
+    return Generated(reply.ids, reply.text, finish, row.segments, cost, reply.sampler.whole)
 
 
 def _compact(segments: tuple[KV, ...]) -> tuple[KV, ...]:

@@ -43,6 +43,6 @@ def check_growth(request: RequestState, by_length: ByLength, name: str) -> None:
             f"the reply of {name!r} grows beyond {by_length.border} positions, from where on it rotates all keys by "
             "other frequencies; generate fewer tokens, or shorten what it reads"
         )
-    request.pending = [*request.ids, *request.reply]
+    request.pending = [*request.ids, *(request.reply.ids if request.reply is not None else ())]
     request.cache, request.block_digests, request.positions = type(request.cache)(), [], None
     request.length = len(request.pending)

@@ -14,9 +14,7 @@ from ..kv.cache import LayerKV, RowCache
 from ..model.attention import OnLayer
 from ..model.hf_fallback import FallbackCache
 from ..request import Cost
-from ..sampling.sampler import Sampler
-from ..spec import GenerateSpec
-from ..text.tokenizer import TextDecoder
+from ..sampling.reply import ReplyState
 from .kv_offload import SwappedState, SwappedTail
 from .loop_bridge import Mailbox
 from .request_context import RequestContext, current_context
@@ -40,12 +38,9 @@ class RequestState:
     asked: int = field(init=False)  # tokens that were pending at first
     ids: list[int] | None = None  # all of its prompt, where it could be read once more
     length: int = 0  # of the row with all that is known of it; noted where the model's RoPE asks for it
-    # Where the row generates:
-    spec: GenerateSpec | None = None
-    sampler: Sampler | None = None
-    decoder: TextDecoder | None = None
+    reply: ReplyState | None = None  # where the row generates
     streams: bool = False  # its text is posted piece by piece; each wakes a loop, so only where somebody reads along
-    reply: list[int] = field(default_factory=list)
+    sampled: int | None = None  # the token that the last step chose, until `reply` takes it
 
     position_bytes: int = 0  # of one entry in the layers that are computed
     short: bool = False  # few enough tokens for the kernels that decode
@@ -54,7 +49,6 @@ class RequestState:
     started: bool = False
     cost: Cost = field(default_factory=Cost)
     logits: list[Tensor] = field(default_factory=list)
-    finish: Literal["eos", "stop", "length"] | None = None
     error: BaseException | None = None
     cancelled: bool = False
     swapped: SwappedTail | None = None  # the tail, while the row waits for memory

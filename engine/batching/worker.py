@@ -18,6 +18,7 @@ from ..model.devices import DeviceLock
 from ..model.forward import Row, forward
 from ..model.hf_fallback import fallback_forward
 from ..model.load import LoadedModel
+from ..sampling.reply import ReplyState
 from ..sampling.sampler import OnSampled, sample
 from .admission import Admission
 from .kv_budget import KVBudget, position_bytes
@@ -157,11 +158,14 @@ class Worker:
         seconds, done = time.perf_counter() - began, []
         for request, tokens in shares:
             with self._errors_of(request):
+                if request.error is None and request.sampled is not None:
+                    self._take_token(request, request.sampled)
                 _record_cost(request, tokens, seconds)
                 self._keep_prefix(request, tokens)
-                if request.error is None and request.spec is not None:
-                    _stream_text(request)
-            if request.error is not None or request.finish is not None or not request.pending:
+                if request.error is None and request.reply is not None:
+                    _stream_text(request, request.reply)
+            finished = request.reply is not None and request.reply.finish is not None
+            if request.error is not None or finished or not request.pending:
                 done.append(request)
         self._finish(done)
 
@@ -203,12 +207,12 @@ class Worker:
             return
         for (request, tokens), out in zip(shares, logits, strict=True):
             _advance(request, tokens, out)
-            if request.sampler is not None and not request.pending and not request.reply:
+            if request.reply is not None and not request.pending and not request.reply.ids:
                 request.cache.keep_state()  # a continuation of the prompt alone starts here
         ready = [
             (request, out[-1])
             for (request, _), out in zip(shares, logits, strict=True)
-            if out is not None and request.sampler
+            if out is not None and request.reply is not None
         ]
         self._sample(ready)
 
@@ -217,7 +221,7 @@ class Worker:
         if not ready:
             return
         try:
-            samplers = [request.sampler for request, _ in ready if request.sampler]
+            samplers = [request.reply.sampler for request, _ in ready if request.reply is not None]
             tokens = sample(
                 samplers, [logits for _, logits in ready], self._next_step_of([request for request, _ in ready])
             )
@@ -229,16 +233,26 @@ class Worker:
                     self._sample([each])
             return
         for (request, _), token in zip(ready, tokens, strict=True):
-            with self._errors_of(request):
-                _add_token(request, token, self._model.info.eos_ids)
-                if (by_length := self._model.info.by_length) is not None and request.finish is None:
-                    check_growth(request, by_length, self._model.name)
+            request.sampled = token
+
+    def _take_token(self, request: RequestState, token: int) -> None:
+        """Append the sampled token to the reply; if the reply goes on, the next step computes the token."""
+        assert request.reply is not None
+        request.sampled = None
+        with torch.inference_mode():  # in which the sampler's tensors were made
+            finish = request.reply.take(token)
+        if finish is not None:
+            return
+        request.pending.append(token)
+        if (by_length := self._model.info.by_length) is not None:
+            check_growth(request, by_length, self._model.name)
 
     def _next_step_of(self, requests: list[RequestState]) -> OnSampled | None:
         """Begins the next step of these rows before the host has this one's tokens; None where nothing can begin."""
         begin = self._model.decoder and self._model.decoder.begin_next
         if not begin or all(
-            request.spec is None or len(request.reply) + 1 >= request.spec.max_new_tokens for request in requests
+            request.reply is None or len(request.reply.ids) + 1 >= request.reply.sampler.spec.max_new_tokens
+            for request in requests
         ):
             return None
         return partial(begin, [request.cache for request in requests])
@@ -282,46 +296,24 @@ def _advance(request: RequestState, tokens: int, logits: Tensor | None) -> None:
     request.positions = request.positions[tokens:] if request.positions is not None and request.pending else None
     if request.override is not None:
         request.override = [layer.select(slice(tokens, None)) for layer in request.override]
-    if logits is not None and request.sampler is None:
+    if logits is not None and request.reply is None:
         request.logits.append(logits)
 
 
-def _add_token(request: RequestState, token: int, eos_ids: frozenset[int]) -> None:
-    """Append the next token to a request's reply, or end the reply."""
-    assert request.sampler is not None
-    if request.sampler.take(token) in eos_ids and not request.sampler.spec.ignore_eos:
-        request.finish = "eos"
-        return
-    request.reply.append(token)
-    request.pending.append(token)
-    if request.sampler.over:
-        request.finish = "stop"
-
-
-def _stream_text(request: RequestState) -> None:
-    """Stream the text that is final; a stop string or the length ends the reply."""
-    assert request.spec is not None
-    decoder = request.decoder
-    if len(request.reply) > request.cost.generated:
-        request.cost.generated = len(request.reply)
-        piece = decoder.push(request.reply[-1]) if decoder is not None else ""
-        if piece and request.streams:
-            request.mailbox.post(piece)
-    if request.finish is None and decoder is not None and decoder.stopped:
-        request.finish = "stop"
-    if request.finish is None and len(request.reply) >= request.spec.max_new_tokens:
-        request.finish = "length"
-    if request.finish is not None and decoder is not None and (rest := decoder.finish()) and request.streams:
-        request.mailbox.post(rest)
+def _stream_text(request: RequestState, reply: ReplyState) -> None:
+    """Post the text that has become final."""
+    request.cost.generated = len(reply.ids)
+    if (piece := reply.read()) and request.streams:
+        request.mailbox.post(piece)
 
 
 def _record_cost(request: RequestState, tokens: int, seconds: float) -> None:
-    if request.spec is not None and request.cost.generated:
+    if request.cost.generated:
         request.cost.decode += seconds
     else:
         request.cost.prefill += seconds
         request.cost.prefilled += tokens
-    if request.reply and request.cost.first_token is None:
+    if request.reply is not None and request.reply.ids and request.cost.first_token is None:
         request.cost.first_token = time.perf_counter()
 
 
