@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from cachegraph.channels.fusers.networks.translator import TranslatorNetwork
-from cachegraph.errors import InputError
+from cachegraph.errors import ConfigError, InputError
 from cachegraph.training.networks.fuse import FuseLearner
 from cachegraph.training.spec import FuseSpec
 from cachegraph.training.train import train
@@ -150,3 +150,10 @@ def test_rows_that_cannot_show_a_difference_are_refused(
     dev.write_text('{"context": "Zoe ran.", "question": "Who?", "choices": ["Zoe", "Al"], "answer": 0}\n')
     with pytest.raises(InputError, match=message):
         train(made.spec(data__dev="dev.jsonl"), folder=tmp_path)
+
+
+def test_a_contrast_needs_two_texts_a_step(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    made = task(tmp_path, tiny_folders)
+    assert made.spec(loss__mismatched=1, optim__texts=2).loss.mismatched == 1
+    with pytest.raises(ConfigError, match=r"set optim\.texts to 2 or more"):
+        made.spec(loss__mismatched=1, optim__texts=1)
