@@ -1,5 +1,6 @@
 """The server: recipes behind the protocols that clients know.
 
+anthropic/     The Anthropic API
 app            The server as an ASGI application
 auth           Who asks: keys and tenants
 config         What a server is told when it starts
@@ -15,9 +16,11 @@ inputs         From a conversation to a recipe's inputs
 json_response  JSON as the server writes it
 openai/        The OpenAI API
 process        The server as a process, and how it ends
+prepare        From what a client asks to runs of a recipe
 run_queue      Which runs are at work and which wait
 served_graphs  The recipes of a server
 server_state   What all requests share
 sessions       Names of sessions
+text_content   The content of messages: text, whole or in parts
 usage          What a run took, and what its edges did
 """

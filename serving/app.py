@@ -13,6 +13,8 @@ from starlette.routing import BaseRoute, Route
 
 from cachegraph.graph.graph import Graph
 
+from .anthropic.errors import refuse as refuse_message
+from .anthropic.messages import count_tokens, create_message
 from .config import ServerConfig
 from .errors import ApiError
 from .guard import Guard
@@ -20,6 +22,7 @@ from .health import show_health, show_ready
 from .openai.chat_completions import create_chat_completion
 from .openai.errors import refuse
 from .openai.models import list_models, show_model
+from .openai.responses import create_response
 from .run_queue import RunQueue
 from .served_graphs import ServedGraphs
 from .server_state import ServerState
@@ -76,13 +79,17 @@ def _routes() -> list[BaseRoute]:
         Route("/v1/models", list_models),
         Route("/v1/models/{model}", show_model),
         Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
+        Route("/v1/responses", create_response, methods=["POST"]),
+        Route("/v1/messages", create_message, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         Route("/health", show_health),
         Route("/ready", show_ready),
     ]
 
 
 def _refuse(path: str, error: Exception) -> Response:
-    return refuse(error)
+    """The error in the words of the protocol that this path's clients speak."""
+    return refuse_message(error) if path.startswith("/v1/messages") else refuse(error)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -1,15 +1,13 @@
 """Runs for one request: as many as it wants choices, through the queue, within the server's limits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from cachegraph.engine.batching.request_context import current_context, request_context
-from cachegraph.errors import InputError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.run.events import TextDelta
 from cachegraph.graph.run.result import Result
@@ -17,9 +15,9 @@ from cachegraph.graph.run.result import Result
 from .config import Limits
 from .errors import NOT_AGAIN, ApiError, api_error
 from .run_queue import RunQueue
-from .served_graphs import Speaker, Variant
+from .served_graphs import Speaker
 
-__all__ = ["Call", "OnText", "generate", "prepare"]
+__all__ = ["Call", "OnText", "generate"]
 
 OnText = Callable[[int, str], None]  # the choice, and the next piece of its reply
 
@@ -35,25 +33,7 @@ class Call:
     choices: int = 1
     session: str | None = None
     tenant: str | None = None
-
-
-async def prepare(
-    variant: Variant, inputs: Mapping[str, Any], settings: Mapping[str, Any], limits: Limits, **more: Any
-) -> Call:
-    """A request that has been checked: nothing of it is wrong that can be known before it runs. Raises ApiError."""
-    if (most := settings.get("max_new_tokens")) is not None and most > limits.tokens:
-        words = f"max_tokens is {most}, and this server allows at most {limits.tokens}"
-        raise ApiError(400, words, "invalid_value", "max_tokens")
-    graph = variant.graph
-    try:
-        if "json_schema" in settings:  # checked for long, it may be
-            graph = await anyio.to_thread.run_sync(partial(graph.with_settings, **settings), abandon_on_cancel=True)
-        elif settings:
-            graph = graph.with_settings(**settings)
-        given = graph.check_inputs(inputs)
-    except InputError as error:
-        raise api_error(error) from error
-    return Call(graph, variant.speaker, given, settings, **more)
+    warnings: Sequence[str] = ()  # what of the request reaches nobody
 
 
 async def generate(call: Call, queue: RunQueue, limits: Limits, on_text: OnText | None = None) -> list[Result]:

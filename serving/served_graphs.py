@@ -1,16 +1,18 @@
 """The recipes of a server: loaded once, and found by the model name that a client asks for."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import time
 
+from cachegraph.agents.base import Agent
 from cachegraph.agents.spec import AgentSpec
 from cachegraph.channels.spec import CHANNELS, Channel
 from cachegraph.common.did_you_mean import suggest
 from cachegraph.errors import ChannelError, InputError, RecipeError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.plan.wiring import Wiring
-from cachegraph.graph.recipe.load import answering
+from cachegraph.graph.recipe.load import answering, remembers
 from cachegraph.graph.run.subgraph import SubgraphAgent
 
 from .errors import ApiError
@@ -25,6 +27,15 @@ class Speaker:
 
     name: str  # in full, as events have it
     streams: bool  # whether the pieces it writes are the reply: not where it may write another one
+    agent: Agent
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens these texts are for its model; about as many, where its tokenizer is not here."""
+        engine = self.agent.peer().engine
+        tokenizer = engine.model.tokenizer if engine is not None else None
+        if tokenizer is None:
+            return sum(len(text) // 4 for text in texts)
+        return sum(len(tokenizer.encode_words(text).ids) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,12 @@ class ServedGraph:
         self.created = int(time())
         self._copies: dict[str, Graph] = {}
 
-    @property
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether an agent has a memory."""
+        return remembers(self.graph.spec, self.graph.folder)
+
+    @cached_property
     def writer(self) -> AgentSpec | None:
         """The entry of the agent that writes the reply; None where no model does."""
         spec = answering(self.graph.spec, self.graph.folder)
@@ -116,5 +132,5 @@ def _speaker(wiring: Wiring) -> Speaker:
         name += node.name
         streams = streams and len(wiring.outputs) == 1 and node.loop is None and node.for_each is None
         if not isinstance(node.agent, SubgraphAgent):
-            return Speaker(name, streams)
+            return Speaker(name, streams, node.agent)
         name, wiring = f"{name}/", node.agent.wiring

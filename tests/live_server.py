@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anthropic
 import httpx2
 import openai
 
@@ -26,8 +27,12 @@ class Running:
     opened: ExitStack  # clients, which end with the server
 
     def openai(self, key: str = "none") -> openai.OpenAI:
-        """The official client of this server."""
+        """The official client of the OpenAI API."""
         return self.opened.enter_context(openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0))
+
+    def anthropic(self, key: str = "none") -> anthropic.Anthropic:
+        """The official client of the Anthropic API."""
+        return self.opened.enter_context(anthropic.Anthropic(base_url=self.url, api_key=key, max_retries=0))
 
     @property
     def queue(self) -> Any:
@@ -60,7 +65,7 @@ def served(graphs: Sequence[Graph], **config: Any) -> Iterator[Running]:
         assert not thread.is_alive()
 
 
-def wait_until(happened: Any, seconds: float = 60) -> None:
+def wait_until(happened: Any, seconds: float = 240) -> None:
     """Wait for something that another thread does."""
     end = time.monotonic() + seconds
     while not happened():

@@ -26,6 +26,7 @@ __all__ = [
     "KeptCache",
     "SessionRecord",
     "caches_of",
+    "copy_session",
     "read",
     "remove",
     "sessions",
@@ -137,6 +138,24 @@ def remove(name: str) -> int:
         freed = folder_bytes(folder)
         shutil.rmtree(folder)
     return freed
+
+
+def copy_session(name: str, other: str) -> bool:
+    """Begin another session as this one stands now; False where there is none of that name.
+
+    Raises InputError where a run has one of them.
+    """
+    with taken(name) as folder:
+        record = read(name)
+        if record is None:
+            return False
+        with taken(other) as target:
+            for agent in record.agents.values():
+                if agent.cache is not None:
+                    with file_errors(target), suppress(FileNotFoundError):  # it was swept
+                        shutil.copy2(folder / agent.cache.file, target / agent.cache.file)
+            write(record.model_copy(update={"session": other}))
+    return True
 
 
 @contextmanager

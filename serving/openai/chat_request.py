@@ -4,17 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cachegraph.agents.spec import AgentSpec
-
 from ..errors import ApiError
 from ..inputs import ChatTurn
+from ..prepare import Asked, refuse_unsupported
+from ..text_content import Content, text_of
 
-__all__ = ["ChatMessage", "ChatRequest", "settings_of", "turns_of"]
+__all__ = ["OWN_TOOLS", "ChatMessage", "ChatRequest", "ResponseFormat", "asked_of", "schema_of", "turns_of"]
 
 # Fields of the protocol that change nothing with these values, and that no recipe honours with others.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
     "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -31,27 +31,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
 }
-REASONS = {
-    "tools": "the agents of a recipe use the tools that it declares, and none of the caller's",
-    "functions": "the agents of a recipe use the tools that it declares, and none of the caller's",
-}
-
-
-class TextPart(BaseModel):
-    """A part of a message that is text."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["text", "input_text", "output_text"]
-    text: str
-
-
-class OtherPart(BaseModel):
-    """A part of another kind, which is refused."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: str
+OWN_TOOLS = "the agents of a recipe use the tools that it declares, and none of the caller's"
+REASONS = {"tools": OWN_TOOLS, "functions": OWN_TOOLS}
 
 
 class ChatMessage(BaseModel):
@@ -60,7 +41,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")  # an assistant's message comes back with all that it was sent with
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart | OtherPart] | None = None
+    content: Content | None = None
 
 
 class StreamOptions(BaseModel):
@@ -147,48 +128,34 @@ class ChatRequest(BaseModel):
 
 def turns_of(messages: list[ChatMessage]) -> list[ChatTurn]:
     """The messages as text. Raises ApiError for one that is more than text."""
-    return [ChatTurn(message.role, _text(message, number)) for number, message in enumerate(messages)]
+    return [
+        ChatTurn(message.role, text_of(message.content, f"messages.{number}.content"))
+        for number, message in enumerate(messages)
+    ]
 
 
-def _text(message: ChatMessage, number: int) -> str:
-    if message.content is None or isinstance(message.content, str):
-        return message.content or ""
-    for part in message.content:
-        if isinstance(part, OtherPart):
-            words = f"messages.{number}.content has a part of type {part.type!r}; recipes take text alone"
-            raise ApiError(400, words, "invalid_value", f"messages.{number}.content")
-    return "".join(part.text for part in message.content if isinstance(part, TextPart))
-
-
-def settings_of(request: ChatRequest, writer: AgentSpec | None) -> dict[str, Any]:
-    """The settings that the request changes, as fields of a GenerateSpec; `writer` is the agent that honours them."""
-    _refuse_others(request)
+def asked_of(request: ChatRequest) -> Asked:
+    """The request in words that all protocols have. Raises ApiError."""
+    refuse_unsupported(request, NEUTRAL, REASONS)
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    settings: dict[str, Any] = {
-        "max_new_tokens": most,
-        "json_schema": _schema(request.response_format),
-        **{name: getattr(request, name) for name in ("temperature", "top_p", "seed", "top_k", "min_p")},
-        "repetition_penalty": request.repetition_penalty,
-    }
-    if request.stop:
-        asked = [request.stop] if isinstance(request.stop, str) else request.stop
-        own = writer.generate.stop if writer is not None else ()
-        settings["stop"] = tuple(dict.fromkeys([*own, *asked]))
-    return {name: value for name, value in settings.items() if value is not None}
+    named = ("temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty")
+    return Asked(
+        request.model,
+        turns_of(request.messages),
+        {
+            "max_new_tokens": most,
+            "json_schema": schema_of(request.response_format),
+            **{name: getattr(request, name) for name in named},
+        },
+        [request.stop] if isinstance(request.stop, str) else request.stop or (),
+        request.inputs or {},
+        request.n or 1,
+        request.session,
+    )
 
 
-def _refuse_others(request: ChatRequest) -> None:
-    for name, allowed in NEUTRAL.items():
-        value = getattr(request, name)
-        if value is None or any(
-            value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed
-        ):
-            continue
-        reason = REASONS.get(name, "no recipe can honour it")
-        raise ApiError(400, f"{name!r} is set, and {reason}; leave it out", "unsupported_parameter", name)
-
-
-def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+def schema_of(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    """What a reply is held to."""
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":

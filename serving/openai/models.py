@@ -1,5 +1,6 @@
-"""/v1/models: the recipes of this server."""
+"""/v1/models: the recipes of this server, for clients of both APIs."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -15,7 +16,9 @@ __all__ = ["list_models", "show_model"]
 
 async def list_models(request: Request) -> Response:
     """All recipes; a channel is chosen by `recipe@channel`."""
-    return JSONResponse({"object": "list", "data": [_model(served) for served in state_of(request).graphs]})
+    models = [_model(served) for served in state_of(request).graphs]
+    ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {"first_id": None, "last_id": None}
+    return JSONResponse({"object": "list", "data": models, "has_more": False, **ends})
 
 
 async def show_model(request: Request) -> Response:
@@ -32,6 +35,10 @@ def _model(served: ServedGraph, name: str | None = None) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "cachegraph",
+        # In the words of the Anthropic API, which has the same path.
+        "type": "model",
+        "display_name": name or served.name,
+        "created_at": datetime.fromtimestamp(served.created, UTC).isoformat().replace("+00:00", "Z"),
         "cachegraph": {
             "description": spec.description,
             "inputs": {

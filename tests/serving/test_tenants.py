@@ -1,4 +1,4 @@
-"""What one tenant's agents have read never reaches another one's: hundreds of tenants, on one engine with little memory."""
+"""What one tenant's agents have read never reaches another one's: many tenants, on one engine with little memory."""
 
 from functools import partial
 from hashlib import sha256
@@ -11,7 +11,7 @@ import pytest
 from live_server import Running, chat, served
 from server_graphs import tiny_solo
 
-from cachegraph.engine.batching.request_context import Account, asking
+from cachegraph.engine.batching.request_context import RequestContext, request_context
 from cachegraph.graph.graph import Graph
 from cachegraph.serving.auth import Keys
 from cachegraph.serving.config import Limits
@@ -34,7 +34,7 @@ def solo(**model: Any) -> Graph:
 
 def expected(texts: list[str]) -> dict[str, str]:
     """What a model says of each text that has never read another one."""
-    with solo() as graph, asking(Account(reuse=False)):
+    with solo() as graph, request_context(RequestContext(reuse=False)):
         return {text: graph.run(question=text).text for text in texts}
 
 

@@ -1,0 +1,37 @@
+"""Errors as Anthropic's clients read them."""
+
+from collections.abc import Iterable
+
+from starlette.responses import JSONResponse, Response
+
+from ..errors import ApiError, api_error
+from ..event_stream import event
+from ..json_response import to_json
+
+__all__ = ["complain", "refuse"]
+
+KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def refuse(error: Exception) -> Response:
+    """The answer that is this error."""
+    known = api_error(error)
+    return JSONResponse(_body(known), known.status, headers=dict(known.headers))
+
+
+def complain(error: Exception) -> Iterable[bytes]:
+    """The end of a stream that fails."""
+    yield event(to_json(_body(api_error(error))), "error")
+
+
+def _body(error: ApiError) -> dict[str, object]:
+    kind = KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}

@@ -1,0 +1,92 @@
+"""A request for a message: what a client may send, and which of it a recipe honours."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..inputs import ChatTurn
+from ..prepare import Asked, refuse_unsupported
+from ..text_content import Content, text_of
+
+__all__ = ["CountRequest", "MessageRequest", "asked_of", "turns_of"]
+
+OWN_TOOLS = "the agents of a recipe use the tools that it declares, and none of the caller's"
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ({"type": "none"}, {"type": "auto"}),
+    "thinking": ({"type": "disabled"},),
+    "output_config": ({},),
+    "container": (),
+    "service_tier": ("auto", "standard_only"),
+    "speed": ("standard",),
+}
+
+
+class InputMessage(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["user", "assistant"]
+    content: Content
+
+
+class CountRequest(BaseModel):
+    """What both requests have: a model, and a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: Annotated[list[InputMessage], Field(min_length=1)]
+    system: Content | None = None
+    cache_control: Any = None  # what was read before is found without being told
+    # Taken with the values in NEUTRAL alone.
+    tools: Any = None
+    tool_choice: Any = None
+    thinking: Any = None
+    output_config: Any = None
+    speed: Any = None
+    # Our own.
+    inputs: dict[str, Any] | None = None
+
+
+class MessageRequest(CountRequest):
+    """The body of a request for a message, with the fields of ours that `extra_body` brings."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: dict[str, Any] | None = None
+    container: Any = None
+    service_tier: Any = None
+    seed: int | None = None
+    session: str | None = None
+
+
+def turns_of(request: CountRequest) -> list[ChatTurn]:
+    """The conversation as text, the system's words in front. Raises ApiError for what is more than text."""
+    turns = [
+        ChatTurn(message.role, text_of(message.content, f"messages.{number}.content"))
+        for number, message in enumerate(request.messages)
+    ]
+    system = text_of(request.system, "system")
+    return [ChatTurn("system", system), *turns] if system else turns
+
+
+def asked_of(request: MessageRequest) -> Asked:
+    """The request in words that all protocols have. Raises ApiError."""
+    refuse_unsupported(request, NEUTRAL, {"tools": OWN_TOOLS})
+    return Asked(
+        request.model,
+        turns_of(request),
+        {
+            "max_new_tokens": request.max_tokens,
+            **{name: getattr(request, name) for name in ("temperature", "top_p", "top_k", "seed")},
+        },
+        request.stop_sequences or (),
+        request.inputs or {},
+        session=request.session,
+    )

@@ -1,0 +1,73 @@
+"""/v1/messages: a conversation in, a recipe's reply out; and /v1/messages/count_tokens."""
+
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cachegraph.agents.prompt.render_threads import TextWork
+
+from ..connection import while_connected
+from ..event_stream import Emit, EventStream
+from ..generation import Call, generate
+from ..http_body import read_body
+from ..prepare import prepare, refuse_unsupported
+from ..served_graphs import ServedGraph
+from ..server_state import ServerState, state_of, tenant_of
+from .errors import complain, refuse
+from .message_request import NEUTRAL, OWN_TOOLS, CountRequest, MessageRequest, asked_of, turns_of
+from .message_response import MessageAnswer
+
+__all__ = ["count_tokens", "create_message"]
+
+
+async def create_message(request: Request) -> Response:
+    """Answer a conversation, at once or as server-sent events."""
+    state = state_of(request)
+    body = await read_body(request, MessageRequest, state.limits.body_bytes)
+    call = await prepare(asked_of(body), state, tenant_of(request))
+    stops = _certain_stops(body, state.graphs.find(body.model)[0], call)
+    answer = MessageAnswer(body.model, call.speaker.name, call.warnings, stops)
+    if body.stream:
+        return EventStream(partial(_stream, state, call, answer), refuse, complain)
+    (result,) = await while_connected(request.receive, partial(generate, call, state.queue, state.limits))
+    return JSONResponse(answer.whole(result))
+
+
+def _certain_stops(body: MessageRequest, served: ServedGraph, call: Call) -> tuple[str, ...]:
+    """The caller's stop strings, where a reply that ends with `stop` can only have ended at one of them."""
+    writer = served.writer
+    others = writer is None or writer.generate.stop or writer.generate.json_schema is not None
+    here = call.speaker.agent.peer().engine is not None  # an endpoint says `stop` of every end
+    return tuple(body.stop_sequences or ()) if here and not others else ()
+
+
+async def _stream(state: ServerState, call: Call, answer: MessageAnswer, emit: Emit) -> None:
+    begun = False
+
+    def begin() -> None:
+        nonlocal begun
+        for each in () if begun else answer.begin():
+            emit(each)
+        begun = True
+
+    def on_text(choice: int, text: str) -> None:
+        begin()
+        emit(answer.text(text))
+
+    (result,) = await generate(call, state.queue, state.limits, on_text)
+    begin()
+    for each in answer.end(result):
+        emit(each)
+
+
+async def count_tokens(request: Request) -> Response:
+    """How many tokens the words of a conversation are for the agent that writes the reply."""
+    state = state_of(request)
+    body = await read_body(request, CountRequest, state.limits.body_bytes)
+    refuse_unsupported(body, {name: NEUTRAL[name] for name in NEUTRAL if hasattr(body, name)}, {"tools": OWN_TOOLS})
+    served, channel = state.graphs.find(body.model)
+    state.graphs.check_ready()
+    variant = await served.open(channel)
+    texts = [turn.content for turn in turns_of(body)]
+    return JSONResponse({"input_tokens": await TextWork().run(partial(variant.speaker.count_tokens, texts))})

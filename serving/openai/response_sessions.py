@@ -1,0 +1,75 @@
+"""Responses that go on from earlier ones: the session of a response begins as a copy of the one before it.
+
+So an earlier response stays as it was, and several may go on from it.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from secrets import token_hex
+
+import anyio
+from anyio.to_thread import run_sync
+
+from cachegraph.agents.sessions.session_files import copy_session, remove
+from cachegraph.errors import CachegraphError, InputError
+
+from ..errors import ApiError
+from ..served_graphs import ServedGraph
+from ..sessions import session_of
+from .response_request import ResponseRequest
+
+__all__ = ["new_id", "response_session", "session_name"]
+
+ID = re.compile(r"resp_[0-9a-f]{24}")
+
+
+def new_id() -> str:
+    """The id of a response, which nobody can guess."""
+    return f"resp_{token_hex(12)}"
+
+
+def session_name(served: ServedGraph, request: ResponseRequest, response: str) -> str | None:
+    """The session of a response; None where the recipe remembers nothing. Raises ApiError where it would have to."""
+    if not served.remembers:
+        if request.previous_response_id is not None:
+            words = f"no agent of {served.name!r} remembers anything, so nothing goes on from an earlier response; "
+            raise ApiError(
+                400, words + "give one of them `memory: true`", "unsupported_parameter", "previous_response_id"
+            )
+        return None
+    return f"response-{response}"
+
+
+@asynccontextmanager
+async def response_session(request: ResponseRequest, name: str | None, tenant: str | None) -> AsyncIterator[None]:
+    """Have the session of a response begin where the one before it ended. It stays if the block succeeds."""
+    new = session_of(tenant, name)
+    if new is None:
+        yield
+        return
+    keep = False
+    try:
+        if request.previous_response_id is not None:
+            await _copy(request.previous_response_id, new, tenant)
+        yield
+        keep = request.store is not False
+    finally:
+        if not keep:
+            with anyio.CancelScope(shield=True), suppress(CachegraphError):  # there may be none
+                await run_sync(remove, new)
+
+
+async def _copy(previous: str, new: str, tenant: str | None) -> None:
+    missing = ApiError(
+        400, f"there is no response {previous!r} to go on from", "previous_response_not_found", "previous_response_id"
+    )
+    old = session_of(tenant, f"response-{previous}")
+    if old is None or not ID.fullmatch(previous):
+        raise missing
+    try:
+        if not await run_sync(copy_session, old, new):
+            raise missing
+    except InputError as error:
+        words = f"the response {previous!r} is being gone on from by another request; ask again"
+        raise ApiError(409, words, "conflict", "previous_response_id") from error

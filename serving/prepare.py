@@ -1,0 +1,85 @@
+"""From what a client asks, in whatever protocol, to runs of a recipe: everything is checked before anything runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel
+
+from cachegraph.agents.schema_threads import run_checks
+from cachegraph.errors import InputError
+from cachegraph.graph.graph import Graph
+
+from .errors import ApiError, api_error
+from .generation import Call
+from .inputs import ChatTurn, choose_inputs
+from .server_state import ServerState
+from .sessions import session_of
+
+__all__ = ["Asked", "prepare", "refuse_unsupported"]
+
+LONG = {"json_schema", "ignore_eos", "min_new_tokens"}  # settings that may take long to check
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request in words that all protocols have."""
+
+    model: str
+    turns: Sequence[ChatTurn]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of a GenerateSpec; None: as the recipe has it
+    stop: Sequence[str] = ()  # beside the recipe's own
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    choices: int = 1
+    session: str | None = None
+
+
+async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
+    """The runs of a request. Raises ApiError for whatever is wrong with it that can be known before they begin."""
+    served, channel = state.graphs.find(asked.model)
+    state.graphs.check_ready()
+    limits = state.limits
+    given = choose_inputs(served.graph.spec.inputs, asked.turns, asked.inputs, limits.prompt_characters)
+    if asked.choices > (most := min(limits.choices, limits.running + limits.waiting)):
+        words = f"n is {asked.choices}, and this server gives at most {most} choices"
+        raise ApiError(400, words, "invalid_value", "n")
+    if asked.choices > 1 and asked.session is not None:
+        raise ApiError(400, "a session goes on with one reply, so n must be 1", "invalid_value", "n")
+    settings = {name: value for name, value in asked.settings.items() if value is not None}
+    if (tokens := settings.get("max_new_tokens", 0)) > limits.tokens:
+        words = f"max_tokens is {tokens}, and this server allows at most {limits.tokens}"
+        raise ApiError(400, words, "invalid_value", "max_tokens")
+    if asked.stop:
+        own = served.writer.generate.stop if served.writer is not None else ()
+        settings["stop"] = tuple(dict.fromkeys([*own, *asked.stop]))
+    variant = await served.open(channel)
+    try:
+        graph = await _with_settings(variant.graph, settings)
+        inputs = await run_checks(partial(graph.check_inputs, given.inputs))
+    except InputError as error:
+        raise api_error(error) from error
+    session = session_of(tenant, asked.session)
+    return Call(graph, variant.speaker, inputs, settings, asked.choices, session, tenant, given.warnings)
+
+
+async def _with_settings(graph: Graph, settings: Mapping[str, Any]) -> Graph:
+    if not settings:
+        return graph
+    if LONG & settings.keys():
+        return await anyio.to_thread.run_sync(partial(graph.with_settings, **settings), abandon_on_cancel=True)
+    return graph.with_settings(**settings)
+
+
+def refuse_unsupported(
+    request: BaseModel, neutral: Mapping[str, Sequence[Any]], reasons: Mapping[str, str] | None = None
+) -> None:
+    """Raise ApiError where a field that no recipe can honour has another value than those that change nothing."""
+    for name, allowed in neutral.items():
+        value = getattr(request, name)
+        if value is None or any(value == each and type(value) is type(each) for each in allowed):
+            continue
+        reason = (reasons or {}).get(name, "no recipe can honour it")
+        raise ApiError(400, f"{name!r} is set, and {reason}; leave it out", "unsupported_parameter", name)
