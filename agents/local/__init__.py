@@ -12,4 +12,5 @@ render_prompt  Render and tokenize the prompt of one turn
 row            AgentRow: computed entries, pending tokens, cost
 score          Log probabilities of given replies
 settle         Settle every edge before the prompt is computed
+tool_loop      Decode, call tools, append their results, until a reply calls none
 """

@@ -24,7 +24,6 @@ from ..spec import AgentSpec
 from ..token_budget import within_budget
 from ..tools.agent_tools import AgentTools, ToolRounds
 from ..tools.servers import Toolbox
-from ..tools.tool_loop import ToolResultWriter, write_with_tools
 from .decode import add_reply, write
 from .inbox import Inbox
 from .memory import Remembering
@@ -33,6 +32,7 @@ from .render_prompt import PromptRenderer
 from .row import AgentRow
 from .score import score_row
 from .settle import EdgeSettler
+from .tool_loop import ToolResultWriter, write_with_tools
 
 __all__ = ["LocalAgent"]
 

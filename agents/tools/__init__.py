@@ -1,8 +1,11 @@
-"""Tools of agents: servers that speak the Model Context Protocol, and the loop of calls and results.
+"""Tools of agents: servers that speak the Model Context Protocol, and the calls that a model makes.
 
-spec.py      what a recipe says of them
-server.py    one server, connected, in a thread of its own; toolbox.py, the servers of one graph
-belt.py      the tools that one agent has, and one call of them
-calls.py     from a model's reply to the calls in it
-rounds.py    replies and results in turn, for a model of this machine
+agent_tools  The tools that one agent has, and one call of them
+connection   One connection to a tool server
+content      The contents of a tool's result as text
+parse_calls  Parse the tool calls in a model's reply
+server       One tool server, connected in a thread of its own
+servers      The tool servers of one graph
+spec         Tool servers and tool limits in a recipe
+supervise    End a tool server's process with its parent
 """

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.local.align_prompt import _reading
 from cachegraph.agents.local.score import reply_tokens
+from cachegraph.agents.local.tool_loop import ToolResultWriter
 from cachegraph.agents.prompt.chat_context import EARLIER, Frame, plain
 from cachegraph.agents.prompt.prompt import Piece, Prompt, PromptTemplate, tokenize
 from cachegraph.agents.spec import AgentSpec
-from cachegraph.agents.tools.tool_loop import ToolResultWriter
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ModelError

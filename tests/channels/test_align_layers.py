@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachegraph.channels.cache.layer_map import LayerPair, check_layers, k_nearest, last_aligned
+from cachegraph.channels.fusers.layer_map import LayerPair, check_layers, k_nearest, last_aligned
 from cachegraph.errors import FuserError
 
 depths = st.integers(1, 64)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from fake_hub import COMMIT, hub_environment, serve_hub
 
-from cachegraph.channels.cache.layer_map import last_aligned
 from cachegraph.channels.fusers.files.c2c_format import export_reference
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.hub.hub_name import HubFuser, parse_hub_fuser
+from cachegraph.channels.fusers.layer_map import last_aligned
 from cachegraph.channels.fusers.networks.create import new_fuser
 
 FIND = """

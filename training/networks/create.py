@@ -5,8 +5,8 @@ from typing import Any
 import psutil
 
 from cachegraph.channels.cache.align import Aligner
-from cachegraph.channels.cache.layer_map import LAYER_MAPS
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.layer_map import LAYER_MAPS
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.bottleneck import new_bottleneck
 from cachegraph.channels.fusers.networks.create import new_fuser

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cachegraph.errors import FuserError, library_errors
 
-from ...cache.layer_map import LayerPair
+from ..layer_map import LayerPair
 from ..networks.base import Fuser, Projector
 from ..networks.c2c import C2CParams
 from .atomic_folder import read_json, replaced_folder

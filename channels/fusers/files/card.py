@@ -13,7 +13,7 @@ from cachegraph.engine.kv.shapes import KVShape, describe_shapes
 from cachegraph.engine.spec import Strict
 from cachegraph.errors import ConfigError, FuserError, library_errors
 
-from ...cache.layer_map import LayerPair, check_layers
+from ..layer_map import LayerPair, check_layers
 from .atomic_folder import read_json
 from .trained_rows import TrainedRows
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.errors import FuserError
 
-from ...cache.layer_map import LAYER_MAPS, LayerPair
 from ..files.card import Alignment, Geometry, checked_card
+from ..layer_map import LAYER_MAPS, LayerPair
 from .base import Fuser, Projector
 
 __all__ = ["ARCHITECTURES", "build_projector", "new_fuser"]

@@ -14,14 +14,14 @@ from cachegraph.engine.text.tokenizer import Tokenizer
 from cachegraph.errors import ModelError, RunError
 
 from ..base import Turn
-from ..local.decode import write
-from ..local.row import AgentRow
 from ..prompt.chat_layout import Mark, place_marks
 from ..prompt.prompt import Piece, read_piece
 from ..prompt.render_threads import TextWork
 from ..token_budget import within_budget
-from .agent_tools import ToolRounds
-from .parse_calls import Speaker
+from ..tools.agent_tools import ToolRounds
+from ..tools.parse_calls import Speaker
+from .decode import write
+from .row import AgentRow
 
 __all__ = ["ToolResultWriter", "write_with_tools"]
 
