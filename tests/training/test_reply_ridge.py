@@ -38,7 +38,9 @@ def test_the_first_layer_is_the_ridge_map_to_the_replies_embeddings(
         goals = goals - goals.mean(0)
         rank = min(16, goals.shape[1])
         xs, ys = [], []
-        for lesson, features in zip(found.train, learner.features([each.reading for each in found.train]), strict=True):
+        for lesson, features in zip(
+            found.train, learner.caches.features([each.reading for each in found.train]), strict=True
+        ):
             some = (features[-positions:].double() - network.mean) / network.deviation
             xs.append(some)
             ys.append(goals[lesson.replies.ids[lesson.replies.right][0]].expand(len(some), -1))
@@ -62,7 +64,7 @@ def test_inputs_and_outputs_are_brought_to_one_scale_without_a_ridge(
     with task(tmp_path, tiny_folders).opened() as found:
         before = found.learner.module.down.weight.clone()
         learner, network = started(found)
-        features = torch.cat(learner.features([each.reading for each in found.train]))
+        features = torch.cat(learner.caches.features([each.reading for each in found.train]))
         torch.testing.assert_close(network.mean, features.mean(0))
         assert not torch.equal(network.scale, torch.ones_like(network.scale))
         assert torch.equal(network.down.weight, before)
@@ -72,15 +74,15 @@ def test_caches_of_frozen_models_are_computed_once(
     tmp_path: Path, tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
-    from cachegraph.training.networks import fuse
+    from cachegraph.training.networks import prompt_caches
 
-    real = fuse.read
+    real = prompt_caches.read
 
     def counted(*args: Any, **named: Any) -> Any:
         read.append(args)
         return real(*args, **named)
 
-    monkeypatch.setattr(fuse, "read", counted)
+    monkeypatch.setattr(prompt_caches, "read", counted)
     with task(tmp_path, tiny_folders).opened() as found, task(tmp_path, tiny_folders).opened() as other:
         first, _ = found.learner.trees(found.train)
         count = len(read)

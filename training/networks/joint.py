@@ -59,7 +59,7 @@ class JointLearner(Learner[JointLesson]):
         readings = [lesson.reading for lesson in lessons]
         if others is not None:
             readings = [mine.mismatched(other) for mine, other in zip(lessons, others, strict=True)]
-        caches = self._fuse.sharer_caches(readings)
+        caches = self._fuse.caches.sharer(readings)
         texts = [lesson.graft.text for lesson in (others or lessons)]
         grafts = [
             (lesson.at, kv)

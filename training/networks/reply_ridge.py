@@ -9,7 +9,6 @@ own word for it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,10 +20,8 @@ from cachegraph.errors import InputError
 
 from ..data.examples import Replies
 from ..spec import ReplyRidgeSpec
-
-if TYPE_CHECKING:
-    from .fuse import FuseLearner
-    from .learner import Report
+from .learner import Report
+from .prompt_caches import PromptCaches
 
 __all__ = ["fit_bottleneck"]
 
@@ -34,39 +31,39 @@ _SMALLEST = 1e-3
 
 
 def fit_bottleneck(
-    learner: "FuseLearner",
+    caches: PromptCaches,
     network: TranslatorNetwork,
     receiver: LoadedModel,
     readings: Sequence[SharedPrompt],
     replies: Sequence[Replies],
     ridge: ReplyRidgeSpec | None,
-    report: "Report",
+    report: Report,
 ) -> None:
     """Bring inputs and outputs to one scale, and fill the first layer if `ridge` says so. Raises InputError."""
     some = readings[:: max(len(readings) // MEASURED, 1)]
-    x = torch.cat([part.float() for part in learner.features(some)])
+    x = torch.cat([part.float() for part in caches.features(some)])
     mean, deviation = x.mean(0), x.std(0).clamp_min(_SMALLEST)
     del x
     with torch.no_grad():
         network.mean.copy_(mean)
         network.deviation.copy_(deviation)
-        network.scale.copy_(learner.sizes(some))
+        network.scale.copy_(caches.sizes(some))
         if ridge is None:
             return
-        weights, middle = _solve(learner, network, receiver, readings, replies, ridge, report)
+        weights, middle = _solve(caches, network, receiver, readings, replies, ridge, report)
         found = weights.shape[1]  # of a bottleneck that is wider than the embedding, the rest stays random
         network.down.weight[:found] = weights.T
         network.down.bias[:found] = -(middle @ weights)
 
 
 def _solve(
-    learner: "FuseLearner",
+    caches: PromptCaches,
     network: TranslatorNetwork,
     receiver: LoadedModel,
     readings: Sequence[SharedPrompt],
     replies: Sequence[Replies],
     ridge: ReplyRidgeSpec,
-    report: "Report",
+    report: Report,
 ) -> tuple[Tensor, Tensor]:
     """(features, targets) weights whose fitted values have a variance of 1, and the features' mean, (features,)."""
     goals = receiver.network.get_output_embeddings().weight.float()
@@ -77,7 +74,7 @@ def _solve(
     for start in range(0, len(readings), AT_ONCE):
         report("ridge: reading", start, len(readings))
         part = slice(start, start + AT_ONCE)
-        parts = [each[-ridge.positions :].float() for each in learner.features(readings[part])]
+        parts = [each[-ridge.positions :].float() for each in caches.features(readings[part])]
         words = torch.tensor([each.ids[each.right][0] for each in replies[part]])
         y = goals[words.to(goals.device)].cpu().repeat_interleave(torch.tensor(list(map(len, parts))), dim=0)
         x = (torch.cat(parts) - network.mean) / network.deviation
