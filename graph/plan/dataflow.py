@@ -15,6 +15,7 @@ from cachegraph.channels.payload import Route
 
 from ..recipe.spec import GraphSpec
 from ..run_warning import RunWarning
+from ..topology.order import senders_first
 from .agent_reads import agents_read, steering_names, whose_fields_are_read
 
 __all__ = ["Dataflow", "Source"]
@@ -102,18 +103,21 @@ class Dataflow:
             if name in reading:
                 names = reads.heard | reads.withheld if withheld else reads.heard
                 heard[name] = frozenset(Source(each) for each in names if each in self.spec.inputs)
-        receivers: dict[str, list[Pair]] = {}
-        for pair in carrying:
-            receivers.setdefault(pair[0], []).append(pair)
-        todo = list(self.spec.agents)
-        while todo:
-            sender = todo.pop()
-            for pair in receivers.get(sender, ()):
-                name = pair[1]
-                gained = self._handed_over(pair, heard[sender]) - heard[name] if name in reading else frozenset()
-                if gained:
-                    heard[name] |= gained
-                    todo.append(name)
+        receivers: dict[str, list[str]] = {}
+        for sender, receiver in carrying:
+            receivers.setdefault(sender, []).append(receiver)
+        order = senders_first(self.spec.agents, receivers)  # so that without cycles one pass is enough
+        changed = set(order)
+        while changed:
+            for sender in order:
+                if sender not in changed:
+                    continue
+                changed.discard(sender)
+                for name in receivers.get(sender, ()):
+                    handed_over = self._handed_over((sender, name), heard[sender])
+                    if name in reading and not handed_over <= heard[name]:
+                        heard[name] |= handed_over
+                        changed.add(name)
         return heard
 
     def _handed_over(self, pair: Pair, heard: frozenset[Source]) -> frozenset[Source]:

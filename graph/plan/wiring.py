@@ -112,9 +112,7 @@ def wire(
 
 
 class _Wirer:
-    def __init__(
-        self, spec: GraphSpec, order: Plan, agents: Mapping[str, Agent], folder: Path, decide: Decide | None
-    ):
+    def __init__(self, spec: GraphSpec, order: Plan, agents: Mapping[str, Agent], folder: Path, decide: Decide | None):
         self.spec, self.order, self.agents, self.folder, self.decide = spec, order, agents, folder, decide
         self.index = {name: i for i, name in enumerate(spec.agents)}
         self.peers: dict[str, Peer] = {name: agents[name].peer() for name in self.index}

@@ -2,5 +2,6 @@
 
 cycles        Cycles, and agents from which no path leads to an output
 loops         Loops that bounded edges close, and how they nest
+order         An order of agents in which senders come before receivers
 reachability  Which agents surely run under conditions, and whether an output is surely reached
 """

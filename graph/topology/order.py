@@ -1,0 +1,26 @@
+"""An order of agents in which senders come before receivers, as far as cycles allow."""
+
+from collections.abc import Iterable, Mapping
+
+__all__ = ["senders_first"]
+
+
+def senders_first(agents: Iterable[str], after: Mapping[str, Iterable[str]]) -> list[str]:
+    """The agents in reverse postorder of a depth-first search; `after` gives by agent those that receive from it."""
+    postorder: list[str] = []
+    seen: set[str] = set()
+    for start in agents:
+        if start in seen:
+            continue
+        seen.add(start)
+        path = [(start, iter(after.get(start, ())))]
+        while path:
+            name, receivers = path[-1]
+            new = next((receiver for receiver in receivers if receiver not in seen), None)
+            if new is None:
+                postorder.append(name)
+                path.pop()
+            else:
+                seen.add(new)
+                path.append((new, iter(after.get(new, ()))))
+    return postorder[::-1]
