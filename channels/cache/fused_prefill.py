@@ -68,27 +68,28 @@ async def fused_prefill(
     passes = list(_passes(reading.stretches, row.grafts))
     ahead = next((index + 1 for index, each in enumerate(passes) if each[-1].pairs), len(passes))
     sizes = tuple(ResidualNorms() for _ in sharers)
-    arrivals = _arrivals(receiver, sharers, passes[ahead - 1][-1] if passes else None)
+    streamed = _can_stream(receiver, sharers, passes[ahead - 1][-1] if passes else None)
+    stream = LayerStream(receiver.model.device, streamed=streamed)
     readers = [
-        partial(_read_sharer, j, sharer, text, arrivals)
+        partial(_read_sharer, j, sharer, text, stream)
         for j, (sharer, text) in enumerate(zip(sharers, reading.sharers, strict=True))
     ]
 
     async def begin() -> float:
         await row.read(passes[:ahead])
-        if arrivals is None or row.kv is None:
+        if not streamed or row.kv is None:
             return 0.0
         began = perf_counter()
         sources = _sources(receiver, sharers, row.kv, passes[ahead - 1][-1], sizes)
         fusers = {j: sharers[j].fuser for j in sources}
-        row.correct(await correct_as_they_come(receiver, row.kv, arrivals, fusers, sources, mode))
+        row.correct(await correct_as_they_come(receiver, row.kv, stream, fusers, sources, mode))
         return perf_counter() - began
 
     calls: list[Callable[[], Awaitable[Any]]] = [*readers, begin]
     *read, seconds = await run_all(calls)
-    caches = [each.layers if arrivals is None else arrivals.whole(j) for j, each in enumerate(read)]
+    caches = [stream.whole(j) for j in range(len(sharers))]
     seconds += sum(each.seconds for each in read)
-    for index in range(ahead - 1 if arrivals is None else ahead, len(passes)):
+    for index in range(ahead if streamed else ahead - 1, len(passes)):
         if index >= ahead:
             await row.read([passes[index]])
         stretch = passes[index][-1]
@@ -156,41 +157,41 @@ class _Row:
 
 
 class _SharerRead(NamedTuple):
-    """A sharer's row, its layers as its fuser reads them, unless they arrive by themselves, and what both took."""
+    """A sharer's row, what the engine took for it, and the seconds to make of it what the fuser reads."""
 
     segments: tuple[KV, ...]
-    layers: Sequence[LayerKV] | None
     cost: Cost
-    seconds: float
+    seconds: float = 0.0
 
 
-def _arrivals(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | None) -> LayerStream | None:
-    """Where the sharers' layers arrive as they read; None where they come when all is read."""
+def _can_stream(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | None) -> bool:
+    """Whether the first corrected stretch can take the sharers' layers one by one, while they are computed."""
     if stretch is None or not stretch.pairs:
-        return None
+        return False
     open_ones = [sharer for sharer in sharers if sharer.fuser.open_layers]
     apart = all(each.kv is None and on_other_devices(each.engine, receiver) for each in open_ones)
     # Each has a part in this stretch: else nobody would wait for its layers.
     taking_part = all(j in stretch.pairs for j, each in enumerate(sharers) if each.fuser.open_layers)
-    return LayerStream(receiver.model.device) if open_ones and apart and taking_part else None
+    return bool(open_ones) and apart and taking_part
 
 
-async def _read_sharer(j: int, sharer: Sharer, text: SharerPrompt, arrivals: LayerStream | None) -> _SharerRead:
+async def _read_sharer(j: int, sharer: Sharer, text: SharerPrompt, stream: LayerStream) -> _SharerRead:
+    """Prefill one sharer, unless it has read its own prompt already, and bring its layers to the receiver."""
     segments, cost = sharer.kv, Cost()
     if segments is None:
         depth = sharer.fuser.sharer_depth
         if not depth:
-            return _SharerRead((), None, cost, 0.0)
-        send = None if arrivals is None else arrivals.sender(j, _layer_as_read(sharer, text))
+            return _SharerRead((), cost)
+        send = stream.sender(j, _layer_as_read(sharer, text)) if stream.streamed else None
         done: Prefilled = await sharer.engine.prefill(text.ids, positions=text.positions, on_layer=send, layers=depth)
         segments, cost = done.segments, done.cost
     if sharer.alter is not None:
         segments = tuple(map(sharer.alter, segments))
+    if not segments or stream.streamed:
+        return _SharerRead(segments, cost)
     began = perf_counter()
-    if not segments or arrivals is not None:
-        return _SharerRead(segments, None, cost, 0.0)
-    cache = await as_read(concat(segments), sharer.fuser, sharer.engine)
-    return _SharerRead(segments, cache.layers, cost, perf_counter() - began)
+    stream.fill(j, (await as_read(concat(segments), sharer.fuser, sharer.engine)).layers)
+    return _SharerRead(segments, cost, perf_counter() - began)
 
 
 async def _correct(

@@ -33,15 +33,20 @@ class _Sent(NamedTuple):
 
 
 class LayerStream:
-    """The layers of one prompt's sharers, as far as they have come. Made in the task that reads them."""
+    """By sharer and layer, the keys and values that have reached the receiver. Made in the task that awaits them.
 
-    def __init__(self, device: torch.device) -> None:
+    `streamed`: they come one by one, from `sender`. Otherwise `fill` brings all layers of a sharer at once.
+    """
+
+    def __init__(self, device: torch.device, *, streamed: bool) -> None:
+        self.streamed = streamed
         self.layers: dict[int, dict[int, LayerKV]] = {}
         self._device = device
         self._mailbox: Mailbox[_Sent] = Mailbox()
 
     def sender(self, sharer: int, change: Callable[[int, LayerKV], LayerKV]) -> Callable[[int, LayerKV], None]:
-        """What a sharer's engine tells each layer to, in its thread. `change` makes it what the fuser reads."""
+        """A callback for a sharer's engine, called with each layer in its thread. `change` makes of the layer what the
+        fuser reads."""
 
         def send(layer: int, kv: LayerKV) -> None:
             kv = change(layer, kv)
@@ -50,18 +55,22 @@ class LayerStream:
 
         return send
 
+    def fill(self, sharer: int, layers: Sequence[LayerKV]) -> None:
+        """Bring all layers of one sharer at once."""
+        self.layers[sharer] = dict(enumerate(layers))
+
     async def wait(self) -> list[_Sent]:
         """At least one layer that is new."""
         return await self._mailbox.take_all()
 
     def take(self, sent: Sequence[_Sent]) -> None:
-        """Bring them here. In the receiver's engine's turn."""
+        """Bring them to the receiver's device. Call it in the thread of the receiver's engine."""
         for sharer, layer, kv, computed in sent:
             there = kv if computed is None else _copied(kv, computed, self._device)
             self.layers.setdefault(sharer, {})[layer] = there
 
     def whole(self, sharer: int) -> tuple[LayerKV, ...] | None:
-        """All layers of one sharer, once they have come; None of one that sent none."""
+        """All layers of one sharer, once they are here; None for a sharer that sends none."""
         layers = self.layers.get(sharer)
         return None if layers is None else tuple(layers[index] for index in range(len(layers)))
 
@@ -69,7 +78,7 @@ class LayerStream:
 async def correct_as_they_come(
     receiver: Engine,
     kv: KV,
-    arrivals: LayerStream,
+    stream: LayerStream,
     fusers: Mapping[int, Fuser],
     sources: Mapping[int, Callable[[Sequence[LayerKV]], FuserInput]],
     mode: FusionMode,
@@ -79,19 +88,19 @@ async def correct_as_they_come(
     layers, all_layers = list(kv.layers), sum(fuser.sharer_depth for fuser in fusers.values())
 
     def correct(sent: list[_Sent]) -> None:
-        arrivals.take(sent)
-        ready = [index for index, of in needed.items() if all(at in arrivals.layers.get(j, ()) for j, at in of)]
+        stream.take(sent)
+        ready = [index for index, of in needed.items() if all(at in stream.layers.get(j, ()) for j, at in of)]
         if ready:
             # Of a sharer that has sent nothing yet, none of these needs a layer.
-            come = {j: source for j, source in sources.items() if j in arrivals.layers}
-            given = [source(_filled(arrivals.layers[j], fusers[j])) for j, source in come.items()]
+            come = {j: source for j, source in sources.items() if j in stream.layers}
+            given = [source(_filled(stream.layers[j], fusers[j])) for j, source in come.items()]
             fused = fuse_layers(kv.layers, given, mode, only=ready)
             for index in ready:
                 layers[index] = LayerKV(*fused.layers[index])
                 del needed[index]
 
-    while needed or sum(map(len, arrivals.layers.values())) < all_layers:
-        sent = await arrivals.wait()
+    while needed or sum(map(len, stream.layers.values())) < all_layers:
+        sent = await stream.wait()
         await receiver.call(lambda sent=sent: correct(sent))  # type: ignore[misc]
     return replace(kv, layers=tuple(layers))
 
