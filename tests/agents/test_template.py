@@ -267,7 +267,7 @@ LONG = "{% set s = 'a' * 100000 %}{% set s = s * 100 %}"
         LONG + "{% for i in range(99999) %}{{ s.count('b') }}{% endfor %}",
     ],
 )
-def test_what_works_before_it_pays_is_no_more(source):
+def test_what_works_before_it_pays_is_no_more(source: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.thread_time()
     with pytest.raises(TemplateProblem):

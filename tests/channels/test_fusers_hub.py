@@ -67,7 +67,9 @@ def find(name: str, tmp_path: Path, **environment: str) -> str:
     return run.stdout.strip()
 
 
-def test_a_fuser_s_own_files_are_fetched_once_and_then_found_without_the_hub(hub, tmp_path, published):
+def test_a_fuser_s_own_files_are_fetched_once_and_then_found_without_the_hub(
+    hub: tuple[str, list[str]], tmp_path: Path, published: Path
+) -> None:
     address, asked = hub
     folder, steps = json.loads(find(f"hub:org/fusers/{PAIR}", tmp_path, HF_ENDPOINT=address))
     assert contents(Path(folder), "") == contents(published, "")
@@ -81,18 +83,22 @@ def test_a_fuser_s_own_files_are_fetched_once_and_then_found_without_the_hub(hub
     assert asked == []
 
 
-def test_the_folder_with_the_weights_may_be_named_itself_and_brings_its_training_s_settings(hub, tmp_path, published):
+def test_the_folder_with_the_weights_may_be_named_itself_and_brings_its_training_s_settings(
+    hub: tuple[str, list[str]], tmp_path: Path, published: Path
+) -> None:
     folder, _ = json.loads(find(f"hub:org/fusers@{COMMIT}/{PAIR}/final", tmp_path, HF_ENDPOINT=hub[0]))
     assert Path(folder).name == "final"
     assert load_fuser(folder).card.receiver.name == load_fuser(published).card.receiver.name == "Qwen3"
 
 
-def test_a_repository_may_be_a_fuser_of_our_format(hub, tmp_path):
+def test_a_repository_may_be_a_fuser_of_our_format(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     folder, _ = json.loads(find("hub:org/ours", tmp_path, HF_ENDPOINT=hub[0]))
     assert load_fuser(folder).card.architecture == "c2c"
 
 
-def test_an_interrupted_fetch_is_completed_with_the_hub_and_refused_without_it(hub, tmp_path):
+def test_an_interrupted_fetch_is_completed_with_the_hub_and_refused_without_it(
+    hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
     folder, _ = json.loads(find(f"hub:org/fusers/{PAIR}", tmp_path, HF_ENDPOINT=hub[0]))
     lost = Path(folder) / "final" / "projector_27.pt"
     lost.resolve().unlink()
@@ -113,7 +119,9 @@ def test_an_interrupted_fetch_is_completed_with_the_hub_and_refused_without_it(h
         ("hub:org/../x", "'hub:org/../x' is no fuser of the hub; write hub:ORGANISATION/NAME"),
     ],
 )
-def test_what_the_hub_does_not_have_is_said_in_one_sentence(hub, tmp_path, name, said):
+def test_what_the_hub_does_not_have_is_said_in_one_sentence(
+    hub: tuple[str, list[str]], tmp_path: Path, name: str, said: str
+) -> None:
     answer = find(name, tmp_path, HF_ENDPOINT=hub[0])
     assert answer.startswith("FuserError ")
     assert said in answer
@@ -121,7 +129,7 @@ def test_what_the_hub_does_not_have_is_said_in_one_sentence(hub, tmp_path, name,
 
 
 @pytest.mark.parametrize("environment", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
-def test_no_network_is_a_matter_of_this_machine(tmp_path, environment):
+def test_no_network_is_a_matter_of_this_machine(tmp_path: Path, environment: dict[str, str]) -> None:
     answer = find(f"hub:org/fusers/{PAIR}", tmp_path, **environment)
     assert answer.startswith("ConfigError the hub fuser repository 'org/fusers'")
     assert "\n" not in answer
@@ -141,11 +149,11 @@ def test_no_network_is_a_matter_of_this_machine(tmp_path, environment):
         *[(name, None) for name in ("hub:a/b/c*", "hub:a/b/[c]", "hub:a/b\n", "a/b", "hub:a/b/c\\d", "hub:a/b/~/x")],
     ],
 )
-def test_a_name_of_the_hub_has_one_form(name, parsed):
+def test_a_name_of_the_hub_has_one_form(name: str, parsed: HubFuser | None) -> None:
     assert parse_hub_fuser(name) == parsed
 
 
-def test_the_depth_of_qwen3_and_qwen2_5_is_read_off_the_published_layer_map(published):
+def test_the_depth_of_qwen3_and_qwen2_5_is_read_off_the_published_layer_map(published: Path) -> None:
     config = json.loads((published / "final" / "projector_config.json").read_text())
     assert len(config["0"]["1"]) == 28
     card = load_fuser(published).card

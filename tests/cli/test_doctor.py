@@ -1,11 +1,16 @@
 """cachegraph doctor: what a machine has, and what is wrong with it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from .conftest import Call
 
-def test_it_says_what_is_there_and_what_auto_makes_of_it(call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+
+def test_it_says_what_is_there_and_what_auto_makes_of_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "new"))
     monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", "3GB")
     ended = call("doctor", "--json")
@@ -23,7 +28,9 @@ def test_it_says_what_is_there_and_what_auto_makes_of_it(call, monkeypatch: pyte
     assert "none yet" in shown
 
 
-def test_what_keeps_models_from_running_ends_with_exit_code_3(call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_what_keeps_models_from_running_ends_with_exit_code_3(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "file" / "home"))
     monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", "plenty")
@@ -35,7 +42,9 @@ def test_what_keeps_models_from_running_ends_with_exit_code_3(call, monkeypatch:
     assert ended.err.count("\n") == 1
 
 
-def test_a_second_run_store_of_an_earlier_version_is_told(call, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_a_second_run_store_of_an_earlier_version_is_told(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("cachegraph.common.paths.home", lambda: tmp_path / "cache")
     monkeypatch.setattr("cachegraph.common.paths.data_home", lambda: tmp_path / "data")
     for folder in ("cache", "data"):

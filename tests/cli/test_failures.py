@@ -1,11 +1,14 @@
 """With --json a command that fails prints what was wrong and what had finished, as one JSON object on stdout."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cachegraph.graph.graph import Graph
+
+from .conftest import Call
 
 
 def failure(ended: Any) -> dict[str, Any]:
@@ -14,7 +17,7 @@ def failure(ended: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_failed_run_prints_its_result_with_the_error_and_the_exit_code(recipes, call):
+def test_a_failed_run_prints_its_result_with_the_error_and_the_exit_code(recipes: Path, call: Call) -> None:
     ended = call("run", recipes / "failing.yaml", "-i", "question=x", "--json")
     found = failure(ended)
     assert (found["exit_code"], found["kind"], found["status"]) == (1, "RunError", "failed")
@@ -37,19 +40,21 @@ def test_a_failed_run_prints_its_result_with_the_error_and_the_exit_code(recipes
         (("strict.yaml", "-i", "question=x"), 1, "ChannelError"),
     ],
 )
-def test_every_kind_of_failure_is_an_object_with_its_exit_code(recipes, call, arguments, code, kind):
+def test_every_kind_of_failure_is_an_object_with_its_exit_code(
+    recipes: Path, call: Call, arguments: tuple[str, ...], code: int, kind: str
+) -> None:
     ended = call("run", recipes / arguments[0], *arguments[1:], "--json")
     found = failure(ended)
     assert (ended.code, found["kind"]) == (code, kind)
     assert found["error"]
 
 
-def test_problems_of_a_recipe_are_listed_with_their_places(recipes, call):
+def test_problems_of_a_recipe_are_listed_with_their_places(recipes: Path, call: Call) -> None:
     (problem,) = failure(call("run", recipes / "typo.yaml", "-i", "question=x", "--json"))["problems"]
     assert (problem["line"], problem["message"]) == (8, "unknown key 'max_new_token'")
 
 
-def test_an_interrupted_run_prints_how_far_it_came(recipes, call, monkeypatch):
+def test_an_interrupted_run_prints_how_far_it_came(recipes: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     async def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -59,7 +64,9 @@ def test_an_interrupted_run_prints_how_far_it_came(recipes, call, monkeypatch):
     assert list(found["agents"]) == ["reader", "writer"]
 
 
-def test_of_several_channels_those_that_had_finished_are_there(recipes, call, monkeypatch):
+def test_of_several_channels_those_that_had_finished_are_there(
+    recipes: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran: list[Graph] = []
 
     def second_fails(self: Graph, *arguments: Any, **options: Any) -> Any:
@@ -76,7 +83,7 @@ def test_of_several_channels_those_that_had_finished_are_there(recipes, call, mo
     assert found["finished"][0]["status"] == "finished"
 
 
-def test_validate_prints_its_list_and_nothing_else(recipes, call):
+def test_validate_prints_its_list_and_nothing_else(recipes: Path, call: Call) -> None:
     ended = call("validate", recipes / "typo.yaml", "--json")
     assert ended.code == 2
     assert isinstance(json.loads(ended.out), list)
@@ -95,13 +102,13 @@ def test_validate_prints_its_list_and_nothing_else(recipes, call):
         ("models", "info", "no-such-model"),
     ],
 )
-def test_every_command_with_json_prints_an_object_where_it_fails(call, arguments):
+def test_every_command_with_json_prints_an_object_where_it_fails(call: Call, arguments: tuple[str, ...]) -> None:
     found = failure(call(*arguments, "--json"))
     assert found["error"]
     assert found["kind"].endswith("Error")
     assert call(*arguments).out == ""
 
 
-def test_without_json_stdout_stays_empty_and_a_value_behind_two_dashes_is_no_option(recipes, call):
+def test_without_json_stdout_stays_empty_and_a_value_behind_two_dashes_is_no_option(recipes: Path, call: Call) -> None:
     assert call("run", recipes / "failing.yaml", "-i", "question=x").out == ""
     assert call("runs", "show", "--", "--json").out == ""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,11 +11,13 @@ from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.files.weights import CARD, save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 
+from .conftest import Call, Spawn
+
 CKPT = Path(__file__).parents[1] / "golden" / "ckpt"
 
 
 @pytest.fixture
-def lean(tmp_path):
+def lean(tmp_path: Path) -> Path:
     fuser = new_fuser(
         "lean",
         Geometry(2, 1, 4),
@@ -33,12 +36,12 @@ def lean(tmp_path):
     return tmp_path / "lean"
 
 
-def shipped(call):
+def shipped(call: Call) -> list[dict[str, Any]]:
     """What the package brings, so that these tests do not depend on it."""
     return [each for each in json.loads(call("fusers", "list", "--json").out) if each["where"] == "shipped"]
 
 
-def test_import_list_and_remove_tell_one_story(call, lean, tmp_path):
+def test_import_list_and_remove_tell_one_story(call: Call, lean: Path, tmp_path: Path) -> None:
     before = shipped(call)
     assert call("fusers", "import", lean) == (0, f"lean: {tmp_path / 'home' / 'fusers' / 'lean'}\n", "")
     first, *rest = json.loads(call("fusers", "list", "--json").out)
@@ -63,8 +66,8 @@ def test_import_list_and_remove_tell_one_story(call, lean, tmp_path):
 
 
 def test_a_table_shows_a_stranger_s_words_as_they_are_but_for_commands_to_the_terminal(
-    call, lean, tmp_path, monkeypatch
-):
+    call: Call, lean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cachegraph.channels.fusers.find.files", lambda package: tmp_path)  # nothing ships
     call("fusers", "import", lean)
     for shown in (call("fusers", "list").out, call("fusers", "info", "lean").out):
@@ -72,7 +75,7 @@ def test_a_table_shows_a_stranger_s_words_as_they_are_but_for_commands_to_the_te
         assert "\x1b" not in shown
 
 
-def test_a_damaged_fuser_is_listed_as_such_and_spoils_nothing(call, lean, tmp_path):
+def test_a_damaged_fuser_is_listed_as_such_and_spoils_nothing(call: Call, lean: Path, tmp_path: Path) -> None:
     call("fusers", "import", lean)
     broken = Path(shutil.copytree(lean, tmp_path / "home" / "fusers" / "broken"))
     (broken / CARD).write_text("{")
@@ -90,7 +93,7 @@ def test_a_damaged_fuser_is_listed_as_such_and_spoils_nothing(call, lean, tmp_pa
     assert info.err.count("\n") == 1
 
 
-def test_info_shows_the_whole_card_by_name_or_path(call, lean):
+def test_info_shows_the_whole_card_by_name_or_path(call: Call, lean: Path) -> None:
     facts = json.loads(call("fusers", "info", lean, "--json").out)
     assert facts["card"] == json.loads((lean / CARD).read_text())
     assert (facts["gates_open"], facts["open_layers"]) == (1.0, [0, 1])
@@ -114,11 +117,11 @@ def test_info_shows_the_whole_card_by_name_or_path(call, lean):
         assert shown in out
 
 
-def test_info_tells_which_layers_are_open(call):
+def test_info_tells_which_layers_are_open(call: Call) -> None:
     assert "gates open 62.5%, in layers 0, 1, 3" in " ".join(call("fusers", "info", CKPT / "a").out.split())
 
 
-def test_info_tells_how_far_a_fuser_reads_its_sharer_where_that_is_not_all(call, lean):
+def test_info_tells_how_far_a_fuser_reads_its_sharer_where_that_is_not_all(call: Call, lean: Path) -> None:
     assert "sharer depth" not in call("fusers", "info", lean).out
     card = json.loads((lean / CARD).read_text())
     depth = card["sharer"]["geometry"]["layers"]
@@ -128,7 +131,7 @@ def test_info_tells_how_far_a_fuser_reads_its_sharer_where_that_is_not_all(call,
     assert f"sharer depth the first {depth} of {depth + 3} layers" in shown
 
 
-def test_a_taken_name_is_code_1_and_goes_by_force_or_another_name(call, lean, tmp_path):
+def test_a_taken_name_is_code_1_and_goes_by_force_or_another_name(call: Call, lean: Path, tmp_path: Path) -> None:
     call("fusers", "import", lean)
     taken = call("fusers", "import", lean)
     assert (taken.code, taken.out) == (1, "")
@@ -138,7 +141,7 @@ def test_a_taken_name_is_code_1_and_goes_by_force_or_another_name(call, lean, tm
     assert other == [{"name": "other", "folder": str(tmp_path / "home" / "fusers" / "other")}]
 
 
-def test_export_writes_both_formats_and_says_what_has_none(call, lean, tmp_path):
+def test_export_writes_both_formats_and_says_what_has_none(call: Call, lean: Path, tmp_path: Path) -> None:
     for format in ("ours", "reference"):
         ended = call("fusers", "export", CKPT / "a", tmp_path / format, "--format", format)
         assert ended == (0, f"{CKPT / 'a'}: {tmp_path / format}\n", "")
@@ -160,7 +163,9 @@ def test_export_writes_both_formats_and_says_what_has_none(call, lean, tmp_path)
         (["import", "none"], 1, "there is no folder 'none'"),
     ],
 )
-def test_what_can_t_be_done_is_one_sentence(spawn, lean, arguments, code, said):
+def test_what_can_t_be_done_is_one_sentence(
+    spawn: Spawn, lean: Path, arguments: list[str], code: int, said: str
+) -> None:
     words = [str(lean) if word == "LEAN" else word for word in arguments]
     ended = spawn("fusers", *words, HF_HUB_OFFLINE="1", HF_TOKEN="")
     assert (ended.code, ended.out) == (code, "")

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cachegraph.engine.catalogue import StoredModel
 from cachegraph.graph.recipe.load import load_recipe
+
+from .conftest import Spawn
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -40,7 +43,7 @@ print("seconds", time.process_time() - began)
 """
 
 
-def test_help_of_every_command_is_quick_and_needs_no_torch():
+def test_help_of_every_command_is_quick_and_needs_no_torch() -> None:
     commands = ("run", "validate", "show", "schema", "models", "fusers", "sessions", "compare")
     done = subprocess.run([sys.executable, "-c", HELP, *commands], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -48,13 +51,13 @@ def test_help_of_every_command_is_quick_and_needs_no_torch():
     assert float(done.stdout.rsplit(maxsplit=1)[1]) < 1  # of the processor, all of them; torch alone takes longer
 
 
-def test_the_module_is_the_command(spawn):
+def test_the_module_is_the_command(spawn: Spawn) -> None:
     ended = spawn("--version")
     assert ended.code == 0
     assert ended.out.startswith("cachegraph 0.")
 
 
-def test_published_c2c_is_valid_and_without_network_ends_in_one_sentence(spawn):
+def test_published_c2c_is_valid_and_without_network_ends_in_one_sentence(spawn: Spawn) -> None:
     edge = load_recipe(RECIPES / "published-c2c.yaml").edges[0]
     assert edge.fuser == "hub:nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
     ended = spawn("run", RECIPES / "published-c2c.yaml", HF_HUB_OFFLINE="1")
@@ -64,14 +67,14 @@ def test_published_c2c_is_valid_and_without_network_ends_in_one_sentence(spawn):
     assert ended.err.count("\n") == 1
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f"{sys.executable} -m cachegraph schema | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("{\n", "")
 
 
 @pytest.mark.models
-def test_ctrl_c_prints_what_finished_and_frees_everything(demo_models, tmp_path):
+def test_ctrl_c_prints_what_finished_and_frees_everything(demo_models: dict[str, StoredModel], tmp_path: Path) -> None:
     (tmp_path / "long.yaml").write_text(LONG)
     command = [sys.executable, "-m", "cachegraph", "run", str(tmp_path / "long.yaml")]
     home = next(iter(demo_models.values())).folder.parents[1]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import Call
+
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -13,11 +15,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs.db"
 
 
-def ids(call) -> list[str]:
+def ids(call: Call) -> list[str]:
     return [run["id"] for run in json.loads(call("runs", "list", "--json").out)]
 
 
-def test_a_run_is_kept_and_shown_unless_it_is_told_not_to(recipes, call, place):
+def test_a_run_is_kept_and_shown_unless_it_is_told_not_to(recipes: Path, call: Call, place: Path) -> None:
     assert call("run", recipes / "duo.yaml", "-i", "question=what", "--no-store").code == 0
     assert not place.exists()
     ended = call("run", recipes / "duo.yaml", "-i", "question=what")
@@ -33,13 +35,13 @@ def test_a_run_is_kept_and_shown_unless_it_is_told_not_to(recipes, call, place):
     assert whole["setting"]["inputs"] == {"question": "what"}
 
 
-def test_quiet_prints_no_id_and_json_has_it(recipes, call):
+def test_quiet_prints_no_id_and_json_has_it(recipes: Path, call: Call) -> None:
     assert call("run", recipes / "duo.yaml", "-i", "question=what", "-q").err == ""
     result = json.loads(call("run", recipes / "duo.yaml", "-i", "question=what", "--json").out)
     assert result["run_id"] == ids(call)[0]
 
 
-def test_a_failed_run_says_how_to_go_on_and_goes_on(recipes, call, tmp_path):
+def test_a_failed_run_says_how_to_go_on_and_goes_on(recipes: Path, call: Call, tmp_path: Path) -> None:
     recipe = tmp_path / "failing.yaml"
     text = (recipes / "failing.yaml").read_text().replace("./llama", str(recipes / "llama"))
     recipe.write_text(text)
@@ -56,7 +58,7 @@ def test_a_failed_run_says_how_to_go_on_and_goes_on(recipes, call, tmp_path):
     )
 
 
-def test_a_finished_run_is_not_resumed(recipes, call):
+def test_a_finished_run_is_not_resumed(recipes: Path, call: Call) -> None:
     call("run", recipes / "duo.yaml", "-i", "question=what", "-q")
     (run,) = ids(call)
     ended = call("runs", "resume", run)
@@ -64,7 +66,7 @@ def test_a_finished_run_is_not_resumed(recipes, call):
     assert ended.err.splitlines()[-1].startswith(f"cachegraph: run '{run}' has finished")
 
 
-def test_a_run_that_asks_ends_with_4_and_goes_on_with_an_answer(recipes, call, tmp_path):
+def test_a_run_that_asks_ends_with_4_and_goes_on_with_an_answer(recipes: Path, call: Call, tmp_path: Path) -> None:
     text = (recipes / "duo.yaml").read_text().replace("./llama", str(recipes / "llama"))
     text = text.replace("agents:\n", 'agents:\n  ok: {pause: "{{ reader }} Go on?"}\n').replace(
         "{{ reader }} {{", "{{ ok }} {{"
@@ -93,7 +95,7 @@ def test_a_run_that_asks_ends_with_4_and_goes_on_with_an_answer(recipes, call, t
     assert (refused.code, "without --no-store" in refused.err) == (2, True)
 
 
-def test_runs_are_removed_and_pruned(recipes, call):
+def test_runs_are_removed_and_pruned(recipes: Path, call: Call) -> None:
     for _ in range(3):
         call("run", recipes / "duo.yaml", "-i", "question=what", "-q")
     first, second, third = ids(call)
@@ -104,7 +106,7 @@ def test_runs_are_removed_and_pruned(recipes, call):
     assert ids(call) == []
 
 
-def test_long_lists_come_in_pages(recipes, call):
+def test_long_lists_come_in_pages(recipes: Path, call: Call) -> None:
     for _ in range(2):
         call("run", recipes / "duo.yaml", "-i", "question=what", "-q")
     page = call("runs", "list", "-n", "1")
@@ -121,13 +123,15 @@ def test_long_lists_come_in_pages(recipes, call):
         (["prune", "--older-than", "yesterday"], 2, "wants a number and a unit, such as 90m"),
     ],
 )
-def test_what_is_asked_wrongly_is_answered_with_a_sentence(call, arguments, code, said):
+def test_what_is_asked_wrongly_is_answered_with_a_sentence(
+    call: Call, arguments: list[str], code: int, said: str
+) -> None:
     ended = call("runs", *arguments)
     assert ended.code == code
     assert said in ended.err
 
 
-def test_a_store_of_no_use_is_said_before_a_model_is_loaded(recipes, call, place):
+def test_a_store_of_no_use_is_said_before_a_model_is_loaded(recipes: Path, call: Call, place: Path) -> None:
     place.write_text("Dear diary, " * 100)
     ended = call("run", recipes / "duo.yaml", "-i", "question=what")
     assert ended.code == 3

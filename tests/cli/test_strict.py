@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import Call
+
 RECIPE = """\
 version: 1
 name: gate
@@ -36,7 +38,7 @@ def recipe(recipes: Path) -> Path:
     return path
 
 
-def test_validate_warns_with_places_and_is_fine_unless_it_is_to_be_strict(recipe, call):
+def test_validate_warns_with_places_and_is_fine_unless_it_is_to_be_strict(recipe: Path, call: Call) -> None:
     told = call("validate", recipe)
     assert told.code == 0
     assert f"warning: {recipe}:16:5: {DROPPED}" in told.out
@@ -48,7 +50,7 @@ def test_validate_warns_with_places_and_is_fine_unless_it_is_to_be_strict(recipe
     assert [each["line"] for each in found["warnings"]] == [6, 16, 13]
 
 
-def test_show_draws_a_lossy_edge_dashed_with_a_legend(recipe, call):
+def test_show_draws_a_lossy_edge_dashed_with_a_legend(recipe: Path, call: Call) -> None:
     assert f"warning: {DROPPED}" in call("show", recipe).out
     mermaid = call("show", recipe, "--format", "mermaid").out
     assert "linkStyle 0 stroke:#bc4c00,stroke-dasharray:3 5" in mermaid
@@ -59,7 +61,7 @@ def test_show_draws_a_lossy_edge_dashed_with_a_legend(recipe, call):
     assert "something is lost" in drawn
 
 
-def test_run_tells_before_and_in_the_result_and_strict_runs_nothing(recipe, call, tmp_path):
+def test_run_tells_before_and_in_the_result_and_strict_runs_nothing(recipe: Path, call: Call, tmp_path: Path) -> None:
     told = call("run", recipe, "-i", "topic=rain", "--no-store")
     assert told.code == 0
     assert f"warning: {DROPPED}" in told.err + told.out

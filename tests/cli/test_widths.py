@@ -1,11 +1,15 @@
 """Lists at 80 and at 120 columns: names whole, replies shortened."""
 
+from pathlib import Path
+
 import pytest
 
 from cachegraph import Graph
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.channels.fusers import find, inventory
 from cachegraph.graph.store import Store
+
+from .conftest import Call
 
 LONG = "the_one_who_checks_all_the_citations"
 REPLY = "It begins here and goes on for a very long time, " * 9
@@ -27,7 +31,7 @@ def run() -> str:
     return str(graph.run(q="?", store=Store()).run_id)
 
 
-def test_a_run_shows_names_whole_and_replies_shortened(run, call, columns):
+def test_a_run_shows_names_whole_and_replies_shortened(run: str, call: Call, columns: int) -> None:
     shown = call("runs", "show", run).out
     turns = shown[shown.index("turn") :] if columns == 120 else shown[shown.index(f"\n{LONG}") + 1 :]
     lines = turns.splitlines()
@@ -44,7 +48,7 @@ def test_a_run_shows_names_whole_and_replies_shortened(run, call, columns):
     assert "tokens" in turns
 
 
-def test_a_list_of_runs_shows_names_whole(run, call, columns):
+def test_a_list_of_runs_shows_names_whole(run: str, call: Call, columns: int) -> None:
     lines = call("runs", "list").out.splitlines()
     assert max(map(len, lines)) <= columns
     first = lines[0].index("graph")
@@ -55,7 +59,7 @@ def test_a_list_of_runs_shows_names_whole(run, call, columns):
     assert run in lines[1]
 
 
-def test_a_list_of_fusers_shows_names_whole(call, columns):
+def test_a_list_of_fusers_shows_names_whole(call: Call, columns: int) -> None:
     shown = call("fusers", "list").out
     lines = [line.rstrip() for line in shown.splitlines()]
     assert max(map(len, lines)) <= columns
@@ -65,7 +69,9 @@ def test_a_list_of_fusers_shows_names_whole(call, columns):
     assert "shipped" in shown
 
 
-def test_what_a_training_works_in_is_no_damaged_fuser(call, tmp_path, monkeypatch):
+def test_what_a_training_works_in_is_no_damaged_fuser(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shelf = find.installed_fusers()
     for name in ("mine.training/step-3", "broken", ".mine-xyz"):
         (shelf / name).mkdir(parents=True)

@@ -108,19 +108,21 @@ def _nested(depth: int) -> list[object]:
     ],
     ids=range(8),
 )
-def test_what_python_gives_that_is_no_plain_json_is_an_input_error(inputs, given, words):
+def test_what_python_gives_that_is_no_plain_json_is_an_input_error(
+    inputs: dict[str, Any], given: Any, words: str
+) -> None:
     declared = {"x": InputSpec.model_validate(inputs)}
     with pytest.raises(InputError, match=words):
         check_inputs(declared, {"x": given})
 
 
 @pytest.mark.parametrize("text", ["[" * 20_000 + "]" * 20_000, "[" * 300 + "]" * 300, "9" * 9000, "[", "", "\x00"])
-def test_what_a_command_line_gives_that_is_no_json_is_an_input_error(text):
+def test_what_a_command_line_gives_that_is_no_json_is_an_input_error(text: str) -> None:
     with pytest.raises(InputError, match="no JSON"):
         parse_inputs({"x": InputSpec(type="list")}, {"x": text})
 
 
-def test_half_surrogates_in_inputs_are_mended_wherever_they_stand():
+def test_half_surrogates_in_inputs_are_mended_wherever_they_stand() -> None:
     declared = {"q": InputSpec(), "o": InputSpec(type="object")}
     values = check_inputs(declared, {"q": "a\ud83d\ude00\udce9", "o": {"k\ud83d": ["\ude00"]}})
     prompt = compile_template("{{ q }} {{ o|tojson }}", None).render(values).text

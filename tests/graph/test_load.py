@@ -318,7 +318,7 @@ def test_problems_never_carry_control_characters_to_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("written", "meant"), [("1e-3", "1.0e-3"), ("2E5", "2.0e+5"), ("-1.e3", "-1.0e+3"), ("1.5e2", "1.5e+2")]
 )
-def test_a_number_that_yaml_takes_for_text_is_shown_as_yaml_wants_it(written, meant):
+def test_a_number_that_yaml_takes_for_text_is_shown_as_yaml_wants_it(written: str, meant: str) -> None:
     text = (
         f"version: 1\nname: t\nagents:\n  a:\n    model: m\n    prompt: x\n    generate: {{temperature: {written}}}\n"
     )
@@ -329,7 +329,7 @@ def test_a_number_that_yaml_takes_for_text_is_shown_as_yaml_wants_it(written, me
     assert yaml.safe_load(meant) == float(written)
 
 
-def test_json_is_yaml_with_its_pairs_of_escapes():
+def test_json_is_yaml_with_its_pairs_of_escapes() -> None:
     prompt = "a😀 \\ 😀\\n\U0010ffff"
     recipe = {"version": 1, "name": "j", "agents": {"a": {"model": "m", "prompt": prompt}}, "output": "a"}
     assert parse_recipe(json.dumps(recipe)).agents["a"].prompt == prompt
@@ -341,6 +341,6 @@ def test_json_is_yaml_with_its_pairs_of_escapes():
 
 
 @pytest.mark.parametrize("written", ['"\\ud83d"', '"\\ude00\\ud83d"', '"x\\ud83d\\ude00"'])
-def test_an_escape_that_names_no_character_is_refused_with_what_to_do(written):
+def test_an_escape_that_names_no_character_is_refused_with_what_to_do(written: str) -> None:
     with pytest.raises(RecipeError, match="write the character itself"):
         parse_recipe(f"version: 1\nname: t\ndescription: {written}\n")

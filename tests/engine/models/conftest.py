@@ -14,6 +14,8 @@ MERGES = ["t h", "th e", "Ġ the"]
 HIDDEN, HEADS, LAYERS = 32, 4, 2
 
 Wheels = Callable[[str, str, Mapping[str, bytes]], None]
+Catalogue = Callable[[Mapping[str, Any]], Path]
+Entry = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheels:
 
 
 @pytest.fixture
-def catalogue_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], Path]:
+def catalogue_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
     """Call it with entries to have them in the catalogue."""
 
     def write(models: Mapping[str, Any]) -> Path:
@@ -61,7 +63,7 @@ def catalogue_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 @pytest.fixture
-def wheel_entry() -> Callable[..., dict[str, Any]]:
+def wheel_entry() -> Entry:
     """Call it for a catalogue entry of the wheel `tiny-model==1.0` that carries `content`."""
 
     def entry(content: bytes, **more: Any) -> dict[str, Any]:

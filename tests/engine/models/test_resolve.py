@@ -5,17 +5,19 @@ from pathlib import Path
 import pytest
 
 from cachegraph.engine.catalogue import find, load_catalogue
-from cachegraph.engine.catalogue.catalogue import FolderSource, GgufSource, HubSource, WheelSource
+from cachegraph.engine.catalogue.catalogue import FolderSource, GgufSource, HubSource, Source, WheelSource
 from cachegraph.engine.catalogue.resolve import resolve
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import InputError, ModelError
 
+from .conftest import Catalogue
 
-def source_of(name: str, base: Path = Path(), **more):
+
+def source_of(name: str, base: Path = Path(), **more: str) -> Source:
     return resolve(ModelSpec(source=name, **more), base, load_catalogue()).source
 
 
-def test_each_kind_of_source_is_told_by_its_form(tmp_path):
+def test_each_kind_of_source_is_told_by_its_form(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     assert isinstance(source_of("smollm2-135m-instruct"), WheelSource)
     assert source_of("qwen3-0.6b") == HubSource(kind="hub", repo="Qwen/Qwen3-0.6B")
@@ -24,12 +26,12 @@ def test_each_kind_of_source_is_told_by_its_form(tmp_path):
     assert source_of("a/b.gguf", tmp_path) == GgufSource(kind="gguf", path=str(tmp_path / "a" / "b.gguf"))
 
 
-def test_an_unknown_name_is_told_with_the_nearest_ones_and_how_to_see_all():
+def test_an_unknown_name_is_told_with_the_nearest_ones_and_how_to_see_all() -> None:
     with pytest.raises(ModelError, match=r"no model 'smolm2'.*did you mean 'smollm2-135m-instruct'.*models list"):
         source_of("smolm2")
 
 
-def test_a_revision_is_for_hub_models_and_gives_them_a_place_of_their_own():
+def test_a_revision_is_for_hub_models_and_gives_them_a_place_of_their_own() -> None:
     assert resolve(ModelSpec(source="qwen3-0.6b"), Path(), load_catalogue()).slug == "qwen3-0.6b"
     other = resolve(ModelSpec(source="qwen3-0.6b", revision="refs/pr/1"), Path(), load_catalogue())
     assert other.slug == "qwen3-0.6b@refs%2Fpr%2F1"
@@ -37,7 +39,7 @@ def test_a_revision_is_for_hub_models_and_gives_them_a_place_of_their_own():
         source_of("gemma-3-270m", revision="x")
 
 
-def test_a_recipe_s_chat_template_wins_and_stays_in_the_recipe_s_folder(tmp_path):
+def test_a_recipe_s_chat_template_wins_and_stays_in_the_recipe_s_folder(tmp_path: Path) -> None:
     (tmp_path / "recipe").mkdir()
     (tmp_path / "recipe" / "chat.jinja").write_text("{{ messages }}")
     (tmp_path / "secret").write_text("key")
@@ -50,7 +52,7 @@ def test_a_recipe_s_chat_template_wins_and_stays_in_the_recipe_s_folder(tmp_path
         resolve(spec.model_copy(update={"chat_template": "none.jinja"}), tmp_path / "recipe", load_catalogue())
 
 
-def test_a_user_s_catalogue_is_laid_over_the_shipped_one(catalogue_file, tmp_path):
+def test_a_user_s_catalogue_is_laid_over_the_shipped_one(catalogue_file: Catalogue, tmp_path: Path) -> None:
     (tmp_path / "chat.jinja").write_text("from the file")
     licence = {"name": "MIT"}
     path = catalogue_file(
@@ -83,7 +85,7 @@ def test_a_user_s_catalogue_is_laid_over_the_shipped_one(catalogue_file, tmp_pat
          "needs the sha256"),
     ],
 )  # fmt: skip
-def test_a_wrong_catalogue_is_told_with_file_and_place(tmp_path, text, message):
+def test_a_wrong_catalogue_is_told_with_file_and_place(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
@@ -92,13 +94,13 @@ def test_a_wrong_catalogue_is_told_with_file_and_place(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_catalogue_that_is_not_there_is_told(monkeypatch):
+def test_a_catalogue_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHEGRAPH_CATALOGUE", "/nowhere/models.yaml")
     with pytest.raises(InputError, match=r"'/nowhere/models.yaml' can't be read: No such file"):
         load_catalogue()
 
 
-def test_importing_the_package_and_finding_a_model_imports_no_torch():
+def test_importing_the_package_and_finding_a_model_imports_no_torch() -> None:
     import subprocess
     import sys
 
@@ -109,7 +111,7 @@ def test_importing_the_package_and_finding_a_model_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_a_folder_is_used_where_it_lies_and_its_identity_follows_its_content(tiny_folder, tmp_path):
+def test_a_folder_is_used_where_it_lies_and_its_identity_follows_its_content(tiny_folder: Path, tmp_path: Path) -> None:
     import json
     import shutil
 
@@ -125,7 +127,7 @@ def test_a_folder_is_used_where_it_lies_and_its_identity_follows_its_content(tin
     assert changed.identity != model.identity
 
 
-def test_the_catalogue_in_the_documentation_is_right(tmp_path):
+def test_the_catalogue_in_the_documentation_is_right(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "reference" / "models.md").read_text()
     path = tmp_path / "documented.yaml"
     path.write_text(page.split("```yaml\n")[1].split("```")[0])
