@@ -72,10 +72,15 @@ class TrainingLoop:
     def main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
+    @property
+    def prepares(self) -> bool:
+        """Whether all lessons are prepared before the first step: each is learnt from at least once on average."""
+        optim = self.spec.optim
+        return optim.steps * optim.accumulate * optim.texts * optim.rows >= len(self.train)
+
     def start(self) -> None:
         """From a checkpoint, if the state is one's; else from the fuser's own start."""
-        optim = self.spec.optim
-        if optim.steps * optim.accumulate * optim.texts * optim.rows >= len(self.train):
+        if self.prepares:
             self.learner.prepare(self.train, self.watch.phase)
         found = checkpoint.newest(self.run) if self.state.judged_step is not None else None
         if found is not None:

@@ -41,7 +41,7 @@ class TrainingPlan:
     steps: int
     seconds_a_step: float
     prompt_tokens_per_second: float
-    left_out: str = "the ridge start and the judgements take their time on top"
+    left_out: str = "reading all prompts, the ridge start and the judgements take their time on top"
 
     @property
     def seconds(self) -> float:
@@ -81,6 +81,9 @@ def make_plan(
             watch,
             accelerator,
         )
+        if loop.prepares:
+            some = [lesson for part in range(TRIED * spec.optim.accumulate) for lesson in loop.lessons(part)]
+            found.learner.prepare(some, watch.phase)
         numbers = []
         for done in range(TRIED):
             watch.phase("trying steps", done, TRIED)
