@@ -24,9 +24,9 @@ from .load_report import check_report
 from .model_config import ModelInfo
 from .quiet_transformers import quiet_transformers
 from .text_model import auto_class, drop_other_parts
-from .verdict import Verdict
-from .verdict_cache import VerdictCache
-from .verify_model import VerifiedModel, check, restore
+from .verify.verdict import Verdict
+from .verify.verdict_cache import VerdictCache
+from .verify.verify_model import VerifiedModel, restore_verified, verify_model
 
 __all__ = ["Checks", "LoadedModel", "load_model"]
 
@@ -145,11 +145,11 @@ def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, anew: bool)
     if verdict is not None:
         own = network.config._attn_implementation
         try:
-            return restore(network, info, verdict)
+            return restore_verified(network, info, verdict)
         except (Unsupported, LookupError, TypeError, ValueError):  # it is no verdict on this model
             with quiet_transformers():
                 network.set_attn_implementation(own)
-    trusted = check(network, info)
+    trusted = verify_model(network, info)
     if kept is not None:
         kept.write(trusted.verdict)
     return trusted

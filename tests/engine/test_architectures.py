@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from cachegraph.engine.cpu import backend as cpu
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.model.load import LoadedModel, load_model
-from cachegraph.engine.model.probe import apart
+from cachegraph.engine.model.verify.probe import relative_difference
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
 
@@ -107,7 +107,7 @@ async def check_graft(engine: Engine, network: Any) -> None:
     got = (await engine.prefill(second, read.segments, logits="all")).logits
     assert got is not None
     whole = network(input_ids=torch.tensor([first + second]), use_cache=False).logits[0, len(first) :]
-    assert apart(list(got), list(whole.float())) < 1e-3
+    assert relative_difference(list(got), list(whole.float())) < 1e-3
     if model.rotation.why_not is None:
         (here,), at = read.segments, torch.arange(50, 95)
         (there,) = (await engine.prefill(first, positions=at)).segments

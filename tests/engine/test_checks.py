@@ -14,8 +14,9 @@ from transformers import models as hf
 from cachegraph.engine.cpu import backend as cpu
 from cachegraph.engine.kv import rope
 from cachegraph.engine.model.load import load_model
-from cachegraph.engine.model.verdict import Verdict
-from cachegraph.engine.model.verify_model import check, in_float32, restore
+from cachegraph.engine.model.verify.in_float32 import in_float32
+from cachegraph.engine.model.verify.verdict import Verdict
+from cachegraph.engine.model.verify.verify_model import restore_verified, verify_model
 from cachegraph.errors import ModelError
 
 
@@ -87,7 +88,7 @@ def test_a_verdict_can_be_kept_and_read_again(tmp_path: Path) -> None:
     found = load_model(save_model(config_of("smollm3"), tmp_path))
     kept = Verdict.from_dict(json.loads(json.dumps(found.verdict.to_dict())))
     assert kept == found.verdict
-    again = restore(found.network, found.info, kept)
+    again = restore_verified(found.network, found.info, kept)
     assert (again.why_no_cache, again.rotation.why_not, again.rotation.found) == (None, None, found.rotation.found)
 
 
@@ -104,7 +105,7 @@ def test_a_layer_taken_for_one_without_a_window_is_found_out(tmp_path: Path) -> 
     model = load_model(save_model(config_of("gemma3_long_window"), tmp_path))
     model.network.set_attn_implementation("eager")
     wrong = replace(model.info, windows=(None, None, 256))
-    assert check(model.network, wrong).verdict.alone  # with the wrong window our attention is not the model's
+    assert verify_model(model.network, wrong).verdict.alone  # with the wrong window our attention is not the model's
 
 
 @pytest.mark.parametrize("kind", ["softcap of logits", "queries scaled by position", "sinks"])

@@ -22,8 +22,8 @@ from cachegraph.engine.kv.recurrent_state import RecurrentState
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.engine.model.model_config import ModelInfo
 from cachegraph.engine.model.quiet_transformers import quiet_transformers
-from cachegraph.engine.model.verdict import Verdict
-from cachegraph.engine.model.verify_model import restore
+from cachegraph.engine.model.verify.verdict import Verdict
+from cachegraph.engine.model.verify.verify_model import restore_verified
 from cachegraph.engine.request import Generated
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
@@ -270,7 +270,7 @@ def test_a_verdict_that_was_kept_serves_without_computing_anything(kind: str, tm
     kept = Verdict.from_dict(json.loads(json.dumps(model.verdict.to_dict())))
     assert kept == model.verdict
     network = own(tmp_path)
-    trusted = restore(network, ModelInfo.from_hf(network.config, network.generation_config), kept)
+    trusted = restore_verified(network, ModelInfo.from_hf(network.config, network.generation_config), kept)
     assert trusted.info == model.info
     again = Engine(LoadedModel(**{**vars(model), "network": network, "rotation": trusted.rotation}))
     fresh = Engine(model)

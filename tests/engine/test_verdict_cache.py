@@ -17,12 +17,13 @@ from cachegraph.common import json_cache
 from cachegraph.engine.cpu import backend as cpu
 from cachegraph.engine.kernels import SWITCH
 from cachegraph.engine.kv.cache import RowCache
-from cachegraph.engine.model import load, verdict_cache
+from cachegraph.engine.model import load
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
-from cachegraph.engine.model.verdict import Verdict
-from cachegraph.engine.model.verdict_cache import VerdictCache
-from cachegraph.engine.model.verify_model import VerifiedModel, check
+from cachegraph.engine.model.verify import verdict_cache
+from cachegraph.engine.model.verify.verdict import Verdict
+from cachegraph.engine.model.verify.verdict_cache import VerdictCache
+from cachegraph.engine.model.verify.verify_model import VerifiedModel, verify_model
 
 
 @pytest.fixture
@@ -43,9 +44,9 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(*args: Any) -> VerifiedModel:
         made.append(1)
-        return check(*args)
+        return verify_model(*args)
 
-    monkeypatch.setattr(load, "check", counted)
+    monkeypatch.setattr(load, "verify_model", counted)
     return made
 
 

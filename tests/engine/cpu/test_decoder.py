@@ -18,7 +18,7 @@ from cachegraph.engine.kernels import Unsupported
 from cachegraph.engine.kv.cache import KV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
-from cachegraph.engine.model.verify_model import in_float32
+from cachegraph.engine.model.verify.in_float32 import in_float32
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,

@@ -12,16 +12,17 @@ from torch import Tensor
 from cachegraph.engine.gpu import kernels
 from cachegraph.engine.gpu.decoder import GPUDecoder
 from cachegraph.engine.kernels import SWITCH, DecodeKernels
-from cachegraph.engine.model import verify_model
 from cachegraph.engine.model.load import LoadedModel
+from cachegraph.engine.model.verify import verify_kernels
+from cachegraph.engine.model.verify.verify_model import verify_model
 
 
 def chosen(model: LoadedModel) -> DecodeKernels | None:
     """By the check at load, which takes the model to be on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify_model, "home_of", lambda _: torch.device("cuda"))
+        patch.setattr(verify_kernels, "home_of", lambda _: torch.device("cuda"))
         model.network.set_attn_implementation("sdpa")
-        return verify_model.check(model.network, model.info).decoder
+        return verify_model(model.network, model.info).decoder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

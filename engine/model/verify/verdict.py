@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..kv.shapes import KVShape
+from ...kv.shapes import KVShape
 
 if TYPE_CHECKING:
-    from ..kv.recurrent_state import StateShapes
+    from ...kv.recurrent_state import StateShapes
 
 __all__ = ["OutputComparison", "Verdict"]
 

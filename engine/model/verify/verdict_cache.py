@@ -15,9 +15,9 @@ import transformers
 from cachegraph import __version__
 from cachegraph.common.json_cache import KeptJson, file_facts
 
-from ..kernels import backends
+from ...kernels import backends
+from ..weight_files import fingerprint, weight_files
 from .verdict import Verdict
-from .weight_files import fingerprint, weight_files
 
 __all__ = ["VerdictCache"]
 
@@ -60,7 +60,7 @@ def _versions() -> list[str]:
 @cache
 def _own_code() -> str:
     """A hash of the engine's sources: between releases the version stays."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     sources = (path for path in root.rglob("*.*") if path.suffix in (".py", ".h", ".cpp"))
     for path in sorted(sources):

@@ -1,8 +1,8 @@
-"""A few tokens that a model reads in several ways, and what it makes of them by itself.
+"""The probe rows that a model reads in several ways, and the logits that it gives for them by itself.
 
-One row stands at the beginning and is read in pieces: two of its prompt, then token by token. Another, shorter one is
-beside it. Further ones stand far out: behind every length that the model was trained for, and at the end of what it can
-read. A window is narrowed meanwhile, so that these few tokens go past it.
+One row starts at position 0 and is read in pieces: its prompt in two, then token by token. Another, shorter one is
+beside it. Further ones are far out: behind every length that the model was trained for, and at the end of what it can
+read. Windows are narrowed for the time, so that these few tokens exceed them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,41 +14,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kv.cache import RowCache
-from .devices import home_of
-from .forward import Row
-from .model_config import ModelInfo
+from ...kv.cache import RowCache
+from ..devices import home_of
+from ..forward import Row
+from ..model_config import ModelInfo
 
 __all__ = [
     "NEAR_PIECE",
     "ProbeRow",
     "Results",
-    "apart",
-    "generated",
+    "generate_logits",
     "narrow_windows",
     "own_logits",
     "probe_rows",
     "read_rows",
+    "relative_difference",
 ]
 
 TOKENS = 20  # of a row
-NEAR_PIECE = 9  # of them, those that the first piece of the first row has
+NEAR_PIECE = 9  # of them, how many the first piece of the first row has
 _OTHER = (3, 4, 1)  # the shorter row's pieces
 _NEAR = 61  # position of the nearest of the far rows
 _FURTHEST = 1 << 20
-_NARROW = 5  # what windows are meanwhile
+_NARROW = 5  # size of narrowed windows
 
 Step = Callable[[list[Row]], list[Tensor | None]]
 
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """Tokens that stand from `start` on, read in pieces."""
+    """Tokens at positions from `start` on, read in pieces."""
 
     ids: list[int]
     start: int
     pieces: tuple[int, ...]
-    border: int | None = None  # a length behind which it begins, and at which the model may begin to do something else
+    border: int | None = None  # a length behind which it starts; the model may compute differently from there on
 
     @property
     def ends(self) -> list[int]:
@@ -65,7 +65,7 @@ class Results:
 
 
 def probe_rows(config: Any, info: ModelInfo) -> list[ProbeRow]:
-    """The first stands at the beginning, the second is the shorter one beside it, the others stand far out."""
+    """The near row, the shorter row beside it, then the far rows."""
     vocab = info.vocab_size
     ids = [(37 * index + 1) % vocab for index in range(TOKENS)]
     other = [(53 * index + 2) % vocab for index in range(sum(_OTHER))]
@@ -75,7 +75,7 @@ def probe_rows(config: Any, info: ModelInfo) -> list[ProbeRow]:
 
 
 def _starts(config: Any, info: ModelInfo) -> list[tuple[int, int | None]]:
-    """Positions of the far rows, and the borders behind which they are."""
+    """Start positions of the far rows, each with the border behind which it is."""
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
@@ -89,9 +89,9 @@ def _starts(config: Any, info: ModelInfo) -> list[tuple[int, int | None]]:
 
 @contextmanager
 def narrow_windows(network: Any, info: ModelInfo) -> Iterator[ModelInfo]:
-    """While this is open, the model's layers with a window see a few positions back; yields its geometry as it is then.
+    """Within the block, the model's windows are a few positions wide; yields its geometry with those windows.
 
-    A model that has windows of several sizes keeps them.
+    Models with windows of several sizes keep theirs.
     """
     config, wide = network.get_decoder().config, set(info.windows) - {None}
     known = len(wide) == 1 and getattr(config, "sliding_window", None) in wide
@@ -107,9 +107,9 @@ def narrow_windows(network: Any, info: ModelInfo) -> Iterator[ModelInfo]:
 
 
 def own_logits(network: Any, rows: Sequence[ProbeRow], *, one_by_one: bool) -> list[list[Tensor]]:
-    """What the model's own forward pass makes of the whole rows, without a cache: as `Results.logits`.
+    """Logits of the whole rows by the model's own forward pass, without a cache, as `Results.logits`.
 
-    `one_by_one`: in a pass each, for models that compute a row otherwise beside a longer one.
+    `one_by_one`: each row in its own pass, for models that compute a row differently beside a longer one.
     """
     groups = [[row] for row in rows] if one_by_one else [list(rows)]
     return [logits for group in groups for logits in _own_logits(network, group)]
@@ -133,8 +133,8 @@ def _own_logits(network: Any, rows: Sequence[ProbeRow]) -> list[list[Tensor]]:
     return [[logits[index, places[end]].float() for end in row.ends] for index, row in enumerate(rows)]
 
 
-def generated(network: Any, row: ProbeRow) -> tuple[ProbeRow, list[Tensor]]:
-    """What transformers' `generate` writes behind the row's first piece: the whole row, and the logits of its steps."""
+def generate_logits(network: Any, row: ProbeRow) -> tuple[ProbeRow, list[Tensor]]:
+    """Continue the row's first piece by transformers' `generate`: the whole row, and each step's logits, (vocab,)."""
     prompt = torch.tensor([row.ids[: row.pieces[0]]], device=home_of(network))
     steps = len(row.pieces)
     out = network.generate(
@@ -152,7 +152,7 @@ def generated(network: Any, row: ProbeRow) -> tuple[ProbeRow, list[Tensor]]:
 
 
 def read_rows(rows: Sequence[ProbeRow], step: Step, cache: Callable[[], RowCache] = RowCache) -> Results:
-    """Read the rows piece by piece, those that have as many pieces left or more beside each other."""
+    """Read the rows piece by piece; rows that have a piece left share a pass."""
     logits: list[list[Tensor]] = [[] for _ in rows]
     caches = [cache() for _ in rows]
     for piece in range(max(len(row.pieces) for row in rows)):
@@ -171,12 +171,12 @@ def _piece(row: ProbeRow, piece: int, cache: RowCache) -> Row:
     return Row(row.ids[begin:end], cache, positions=at, length=row.start + len(row.ids))
 
 
-def apart(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference, as a share of what was expected; logits are taken less their mean."""
-    return max((_apart(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+def relative_difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of two tensors, as a share of the expected norm; logits are centred first."""
+    return max((_relative_difference(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
 
 
-def _apart(got: Tensor, expected: Tensor) -> float:
+def _relative_difference(got: Tensor, expected: Tensor) -> float:
     if got.shape != expected.shape:
         return 1e9
     a, b = ((each.float() - each.float().mean(-1, keepdim=True)).cpu() for each in (got, expected))
