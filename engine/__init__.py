@@ -1,24 +1,20 @@
-"""One model on one device.
+"""One model on one device: loading, prefill, decode, KV caches, batching.
 
-models/       from a model's name to a folder on this disk
-load.py       from the folder to a model, checked before it is trusted with caches; text_model.py, the part that reads
-info.py       what is known of a model; shapes.py, the shape of a layer's keys and values
-verdict_cache.py  what the check found, kept from one start to the next; kept_json.py, how
-file_sizes.py how large files of its folder may be that are read whole
-tokenizer_load.py  from the folder to a tokenizer
-kv.py         KV caches as values; attention.py and forward.py, rows of different lengths in one pass
-rope.py       moving keys to other positions
-engine.py     requests from any event loop; worker.py, the thread that serves them; job.py, one request at work
-scheduler.py  who runs next; account.py, on whose behalf
-rows.py       who has memory; memory.py, what is counted against the budget; swap.py, tails that are elsewhere meanwhile
-prefixes.py   prompts that were read before
-machine.py    what this machine has for models
-tokens.py     text to tokens and back; control_tokens.py, which of them steer a model, and values that make none
-chat.py       chat templates with the place of every content; chat_rules.py, the roles they take; hiding.py, names they
-              don't see
-sampling.py   from logits to tokens
-json_schema.py  which schemas replies can be held to; closed_schema.py, what is held to of them; finite_schema.py, those
-              that never end; grammar.py, replies that obey one; reply_text.py, patterns and formats of replies
-native.py     models whose cache can't travel
-pool.py       each model loaded once, for as long as somebody uses it
+engine             serves one model: prefill, generate, from any event loop
+pool               the models of this process, each loaded once
+request            results of requests, and their costs
+spec               the engine's part of a recipe
+kernels            the interface of compiled kernels, and their backends by type of device
+diagnostics        facts about this machine, for `cachegraph doctor`
+transfer           copies between host and device that don't stall the GPU
+torch_threads      how many threads torch uses for small operations
+cpu_capabilities   what torch computes natively on this CPU
+
+batching/    admission, scheduling, the worker thread, the KV budget
+kv/          KV caches, RoPE, recurrent state
+model/       loading, verification, forward passes, attention
+sampling/    from logits to tokens; JSON schemas and grammars
+text/        tokenizers, control tokens, chat templates
+catalogue/   from a model's name to a folder on this disk
+cpu/  gpu/   the kernels
 """

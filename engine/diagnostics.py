@@ -1,4 +1,4 @@
-"""What this machine has for models, and what would be done with it: the facts of `cachegraph doctor`."""
+"""Facts about this machine and what the engine would do with them, for `cachegraph doctor`."""
 
 import os
 import platform

@@ -1,7 +1,7 @@
-"""One model, serving whoever asks: rows join and leave the running batch between steps.
+"""Serves one model to any number of callers: rows join and leave the running batch between steps.
 
-An engine has one thread, off every event loop, so it serves runs of several loops at once. It knows tokens and caches;
-it knows nothing of prompts, agents or channels.
+An engine has one thread outside all event loops, so it serves runs of several loops at once. It knows tokens and
+caches, and nothing of prompts, agents or channels.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The models in this process: each loaded once, for as long as somebody uses it."""
+"""The models of this process: each loaded once, for as long as someone uses it."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what it gives back."""
+"""The results of requests to an engine, and what they cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

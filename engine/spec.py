@@ -1,4 +1,4 @@
-"""The engine's slice of a recipe: which model, where it runs, how it generates."""
+"""The engine's part of a recipe: which model, where it runs, how it generates."""
 
 from typing import Annotated, Any, Literal
 

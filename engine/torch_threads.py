@@ -1,4 +1,4 @@
-"""How many threads torch takes for small operations on a CPU."""
+"""Limits torch's threads for small operations on a CPU."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

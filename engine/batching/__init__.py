@@ -1,13 +1,15 @@
 """Continuous batching: admission, scheduling, the worker thread, and the KV budget.
 
-admission        The rows of one engine
-kv_budget        How much KV an engine holds, against its budget
-kv_offload       A row's tail, and its recurrent state, on their way out of the device's memory and back, bit by b
-loop_bridge      From an engine's thread back into an event loop, whichever loop that is
-prefix_cache     Prompts that were read before, found again by their tokens
-request_context  On whose behalf an engine is asked
-request_state    A request at work in an engine
-run_admission    Admission by run
-scheduler        Which rows run in the next step
-worker           An engine's thread
+worker              the engine's thread: takes requests, computes steps, returns results
+request_state       one request at work
+request_context     the run and tenant that a request is made for
+loop_bridge         passes results from the engine's thread to an event loop
+scheduler           chooses the requests of the next step
+admission           admits requests as KV memory allows, and swaps them out
+run_admission       admits requests so that every run can finish
+kv_budget           counts KV memory against the budget
+kv_offload          moves a waiting request's cache out of the device's memory
+prefix_cache        reuses the KV of earlier prompts
+long_rope_prefill   reads a row again if it outgrows its RoPE frequencies
+protocols           what admission and scheduler know of a request
 """

@@ -1,8 +1,8 @@
-"""How much KV an engine holds, against its budget. Every byte is counted once, however many rows read it.
+"""Counts the KV memory of an engine against its budget. Every byte counts once, however many rows read it.
 
-Two kinds are told apart. Rows at work have tails that grow: what they may fill is reserved for them, in whole blocks.
-All other KV that the engine has seen, shared segments and what requests have left behind, is counted by its storage
-from then until torch frees it, whoever holds it: a message on an edge, another run, a variable of somebody's.
+The tails of rows at work grow, so what they may fill is reserved for them, in whole blocks. All other KV that the
+engine has seen (shared segments, and what requests leave behind) is counted by its storage until torch frees it,
+whoever holds it: a payload on an edge, another run, a variable of the caller.
 """
 
 import os

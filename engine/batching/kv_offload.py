@@ -1,7 +1,7 @@
-"""A row's tail, and its recurrent state, on their way out of the device's memory and back, bit by bit the same.
+"""Moves a waiting row's tail and recurrent state out of the device's memory and back, bit by bit the same.
 
-From a GPU they go into the host's memory. From the host's they go into a file that has no name, in the folder for
-temporary files, and vanishes with the process.
+From a GPU they move to the host's memory; from the host's to a file without a name in the folder for temporary files,
+which vanishes with the process.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""From an engine's thread back into an event loop, whichever loop that is."""
+"""Passes items from an engine's thread to a task of asyncio or trio."""
 
 import asyncio
 import sys

@@ -1,9 +1,9 @@
-"""Prompts that were read before, found again by their tokens.
+"""Prefix cache: the KV of earlier prompts, found by their tokens.
 
-Kept are whole blocks of plain prompts: tokens that stand at the beginning of a row, computed by the model alone in
-pieces that begin at multiples of the block's size. Nothing that was fused, grafted, decoded or read at positions of its
-own is ever kept. Since a prompt is always cut at the same places, what follows a found block is computed as it would be
-behind a fresh one: the results are the same, to the bit where rows run alone.
+It holds whole blocks of plain prompts: tokens at the beginning of a row, computed by the model alone in chunks that
+begin at multiples of the block size. Nothing that was fused, grafted, decoded or read at other positions is kept. Since
+prompts are always cut at the same places, the tokens behind a found block are computed as behind a fresh one: results
+are the same, to the bit where rows run alone.
 """
 
 import hashlib

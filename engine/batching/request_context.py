@@ -1,6 +1,6 @@
-"""On whose behalf an engine is asked. Set around a turn, and seen by every request that is made inside it.
+"""The run and tenant that requests are made for: set around an agent's turn, seen by every request within it.
 
-A turn asks an engine in many places: for prefills, sharers' readings, scores, replies. None of them passes this along.
+A turn makes requests in many places (prefills, sharers' prefills, scores, replies), and none of them passes this along.
 """
 
 from collections.abc import Iterator

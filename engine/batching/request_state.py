@@ -1,4 +1,4 @@
-"""A request at work in an engine: one row, what it still has to compute, and what has come of it."""
+"""The state of one request at work in an engine: its row, its pending tokens, its results so far."""
 
 import tempfile
 import time

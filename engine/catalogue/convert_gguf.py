@@ -1,7 +1,6 @@
-"""From a GGUF file to a folder that loads in seconds: safetensors and a tokenizer, once.
+"""Converts a GGUF file, once, to a folder of safetensors and a tokenizer that loads in seconds.
 
-transformers does the reading. It takes the file apart several times and shows bars of its own; while a conversion is
-under way both are replaced, and put back at the end.
+transformers reads the file, several times, and shows its own progress bars. Both are replaced during a conversion.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""What a GGUF file says of its model and transformers leaves out of the configuration: sizes of heads, windows, RoPE.
+"""Completes a configuration by a GGUF file's metadata that transformers leaves out: head sizes, windows, RoPE.
 
-A model that is read without them computes something else. What transformers' configuration has no words for is refused.
+Without them the model would compute something else. Metadata that transformers' configuration can't express is refused.
 """
 
 import math

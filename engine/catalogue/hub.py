@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: which of their files a load needs, and which can't be trusted."""
+"""Models of the Hugging Face hub: the files that a load needs, and those that are not safe to load."""
 
 from cachegraph.errors import ModelError
 

@@ -1,4 +1,4 @@
-"""Some files of a hub repository, in the hub's own cache, so that what other programs fetched is not fetched twice."""
+"""Downloads files of a hub repository into the hub's own cache, which other programs share."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What there is: the catalogue beside what is on this disk, and the removal of the latter."""
+"""Lists the catalogue's models and those on this disk, and removes the latter."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a model runs and in which dtype, by arithmetic on what is free. Values the user names always win."""
+"""Chooses a model's device and dtype by what memory is free. Values that the user names always win."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

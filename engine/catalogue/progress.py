@@ -1,4 +1,4 @@
-"""How long work tells that it moves, without knowing who watches."""
+"""Progress callbacks for long work that does not know who watches."""
 
 from collections.abc import Callable
 

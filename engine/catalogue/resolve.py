@@ -1,4 +1,4 @@
-"""From what a recipe says of a model to one source: a catalogue name, a hub id, a folder or a .gguf file."""
+"""Resolves a recipe's `source` to a catalogue name, a hub id, a folder or a .gguf file."""
 
 import re
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Where pulled models lie: one folder a model, with a record that is written last.
+"""The store of pulled models: one folder a model, with a record that is written last.
 
-A folder without a record that this version understands is no model. Work is done in a partial folder and renamed at the
-end, so that a model is either there or not.
+A folder without a record that this version understands is not a model. Models are made in a partial folder that is
+renamed at the end, so a model is either whole or absent.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""KV caches as values: what one row has read, layer by layer.
+"""KV caches: what one row has read, layer by layer.
 
-One axis order everywhere: (batch, kv_heads, positions, head_dim), with a batch of 1, since rows are never padded to
-each other. Layers may differ in KV heads and head_dim, and the keys of a layer from its values in head_dim. A `KV` has
-only the layers that keep entries of their own: others share those, or have none. A `KV` is frozen and may be shared by
-any number of rows; a `RowCache` reads shared `KV`s in front and writes behind them into a tail of its own. So a
-document that ten rows continue from is held once, and nobody can change what another reads.
+The axis order is (batch, kv_heads, positions, head_dim) everywhere, with a batch of 1, since rows are never padded to
+each other. Layers may differ in KV heads and head_dim, and a layer's keys from its values in head_dim. A `KV` has only
+the layers that keep entries of their own; others share those, or have none. A `KV` is frozen, and any number of rows
+may share it. A `RowCache` reads shared `KV`s in front and writes its own tail behind them. So a document that ten rows
+continue from is held once, and no row can change what another reads.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,10 +1,10 @@
-"""RoPE whose frequencies depend on how long a row is (longrope, dynamic): each row of a pass gets those of its own.
+"""RoPE whose frequencies depend on a row's length (longrope, dynamic): each row of a pass gets those of its own length.
 
-transformers chooses them by the furthest position of a whole pass. So a prompt in pieces, or a short row beside a long
-one, would get others than alone. Here the model's rotary module is asked once for all rows of the same frequencies, and
-told how long they are by one more position, whose angles are dropped. `generate` is what counts: a prompt gets the
-frequencies of its whole length, and where a reply grows beyond the border, some models throw their cache away and read
-all once more (`rereads`), and others go on with keys of both kinds.
+transformers chooses them by the furthest position of a whole pass, so a prompt in chunks, or a short row beside a long
+one, would get other frequencies than alone. Here the model's rotary module runs once for all rows of equal frequencies,
+with one more position that tells it their length and whose angles are dropped. transformers' `generate` is the
+reference: a prompt gets the frequencies of its whole length; if a reply grows beyond the border, some models drop their
+cache and read the whole row again (`rereads`), and others continue with keys of both kinds.
 """
 
 from collections.abc import Callable, Iterator, Sequence

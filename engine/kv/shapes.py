@@ -1,4 +1,4 @@
-"""The shape of one layer's KV cache. Needs no torch."""
+"""The shape of one layer's KV. Needs no torch."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,18 +1,18 @@
 """One model: loading, verification, forward passes, attention, devices.
 
-attention           Attention over rows of different lengths without padding
-devices             Where the layers of a model are
-file_sizes          Files of a model's folder that a library would read whole into memory, and how large they may
-forward             One forward pass of one model over the new tokens of many rows
-hf_fallback         Rows of a model whose cache can't travel
-int8                Linear layers whose weights are eight-bit integers, one scale an output
-load                From a folder of weights to a model that the engine can run, checked before it is trusted with
-load_report         What transformers reports after loading weights
-model_config        What must be known of a model to carry its KV cache around
-probe               A few tokens that a model reads in several ways, and what it makes of them by itself
-quiet_transformers  Silence for transformers' own messages
-text_model          Which class of transformers reads a model, and the text part of one that has others beside it
-verdict             What the check at load found out about a model
-verdict_cache       Verdicts of the check at load, kept from one start to the next
-verify_model        What a model must show before it is trusted
+load                 loads a folder of weights as a LoadedModel
+text_model           the transformers class for a model; drops parts that don't read text
+model_config         ModelInfo: the one reader of Hugging Face configurations
+verify/              what a model may be trusted with
+forward              one forward pass over the new tokens of many rows
+attention            attention over rows of different lengths without padding
+packed_states        recurrent states of the rows of a pass
+recurrent_modules    finds the modules that keep recurrent state, and runs them row by row
+hf_fallback          models whose cache can't travel, by transformers' own cache
+int8                 linear layers with eight-bit weights
+devices              the devices that a model's layers are on
+weight_files         a folder's weights by their headers
+file_sizes           limits of the other files of a folder
+load_report          missing and unknown weights
+quiet_transformers   silences transformers' messages
 """

@@ -1,9 +1,9 @@
 """Attention over rows of different lengths without padding.
 
 All rows' new tokens stand side by side in one sequence, (1, tokens), so linear layers see one dense batch. Only
-attention tells rows apart: each row's queries meet that row's own cache. transformers hands every model's attention to
-a named function; ours is registered as `cachegraph`, and finds the rows of the running forward pass in a context
-variable. No mask over the batch is ever built, and a row's numbers don't depend on its neighbours' lengths.
+attention tells rows apart: each row's queries attend to that row's own cache. transformers passes every model's
+attention to a named function; ours is registered as `cachegraph` and finds the rows of the running forward pass in a
+context variable. There is no mask over the batch, and a row's numbers don't depend on its neighbours' lengths.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
-"""Where the layers of a model are: on one device, or spread over several by accelerate's device map.
+"""The devices of a model's layers: one, or several by accelerate's device map.
 
-A layer's keys and values stay where the layer is; token ids go to the first device. accelerate moves what passes from
-one layer to the next.
+A layer's keys and values stay on the layer's device; token ids go to the first. accelerate moves activations between
+layers.
 """
 
 import threading

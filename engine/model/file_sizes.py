@@ -1,4 +1,4 @@
-"""Files of a model's folder that a library would read whole into memory, and how large they may be."""
+"""Limits the size of the files of a model's folder that a library reads whole into memory."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One forward pass of one model over the new tokens of many rows: the only caller of a model whose cache can travel."""
+"""One forward pass over the new tokens of many rows: the only caller of a model whose cache can travel."""
 
 from collections.abc import Sequence
 from contextlib import suppress

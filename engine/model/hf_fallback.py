@@ -1,7 +1,7 @@
-"""Rows of a model whose cache can't travel: each runs alone, with the cache that transformers gives it.
+"""Fallback for models whose cache can't travel: each row runs alone, with the cache that transformers gives it.
 
-Serves models that the packed forward pass can't compute, over text edges only. A row's cache is whatever the model
-makes of it; models that keep a state on their modules instead have it put there for each row.
+It serves models that the packed forward pass can't compute, over text edges only. A row's cache is whatever the model
+returns; a model that keeps state on its modules has it swapped in for each row.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
-"""Linear layers whose weights are eight-bit integers, one scale an output: half the bytes of bfloat16, or a quarter.
+"""Linear layers with eight-bit weights and one scale an output: half the bytes of bfloat16, or a quarter of float32.
 
-Integers are exact in every dtype that a model computes in, so a layer's outputs are those of the rounded weights, not
-further rounded. Activations, and so the KV cache, stay as they are. The CPU kernels read the integers themselves, and
-round activations of bfloat16 models to eight bits as they meet them, where the CPU multiplies that.
+Integers are exact in every dtype that a model computes in, so a layer's outputs are exactly those of the rounded
+weights. Activations and the KV cache keep their dtype. The CPU kernels read the integers themselves, and round a
+bfloat16 model's activations to eight bits where the CPU multiplies those.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a folder of weights to a model that the engine can run, checked before it is trusted with caches."""
+"""Loads a folder of weights as a model that the engine can run, verified before it is trusted with caches."""
 
 import threading
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""What transformers reports after loading weights: which it did not find, and which it did not know.
+"""Reads transformers' report on loading weights: which are missing, and which it does not know.
 
-It fills what is missing with random numbers, so such a model is refused.
+transformers fills missing weights with random numbers, so a model that lacks some is refused.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What must be known of a model to carry its KV cache around: the one place that reads Hugging Face configurations."""
+"""ModelInfo: what a model keeps in its cache, and where. The one reader of Hugging Face configurations."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property

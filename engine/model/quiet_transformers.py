@@ -1,4 +1,4 @@
-"""Silence for transformers' own messages."""
+"""Silences transformers' own messages and progress bars."""
 
 import logging
 from collections.abc import Iterator

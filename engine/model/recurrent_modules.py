@@ -1,6 +1,6 @@
-"""The modules of a model that keep recurrent states: found, tried out, and split by row.
+"""Finds the modules of a model that keep recurrent states, and lets them run row by row.
 
-They are found by what they do, not by their names: a few tokens are read with a cache that notes who updates a state.
+They are found by what they do, not by name: a few tokens are read with a cache that notes which module updates a state.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,8 +1,7 @@
-"""Which class of transformers reads a model, and the text part of one that has others beside it.
+"""The transformers class that loads a model, and the text part of a multimodal one.
 
-Models of pictures or sound wrap a text model: their configuration has one within it. transformers loads them by other
-classes than plain text models, and those know by what names a checkpoint keeps the weights. Of what such a class makes,
-only the parts that read text stay.
+Models of pictures or sound wrap a text model, whose configuration is a part of theirs. transformers loads them by other
+classes than plain text models. Only the parts that read text are kept.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a model folder holds, told from its safetensors headers alone: no tensor is read, no torch is needed."""
+"""A model folder's weights by their safetensors headers. Reads no tensor and needs no torch."""
 
 import hashlib
 import json

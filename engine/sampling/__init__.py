@@ -1,10 +1,10 @@
 """From logits to tokens: sampling, grammars, JSON Schemas.
 
-closed_schema  From a JSON Schema to the narrower one that a grammar is made of, so that what is written passes wh
-finite_schema  Schemas that no finite reply can satisfy
-grammar        Replies that obey a JSON schema
-json_schema    JSON schemas that a reply can be held to while it is written
-reply          ReplyState: tokens, text, and the reason why a reply ends
-sampler        From logits to the next tokens
-text_formats   Whether a text fits a pattern or a format, as the grammars of replies read them
+sampler         chooses the next tokens of all rows
+reply           ReplyState: a reply's tokens and text, and the reason why it ends
+grammar         masks tokens so that a reply follows a JSON schema
+json_schema     checks which schemas replies can be held to, and makes grammars of them
+closed_schema   narrows a schema so that what is written passes its check
+finite_schema   finds schemas that no finite reply satisfies
+text_formats    patterns and formats, as the grammars read them
 """

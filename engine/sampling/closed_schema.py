@@ -1,8 +1,8 @@
-"""From a JSON Schema to the narrower one that a grammar is made of, so that what is written passes when it is read.
+"""Narrows a JSON Schema to one whose grammar writes only replies that pass the check when they are read.
 
-llguidance's grammars let `1e999` pass where a schema leaves numbers open, and misread exclusive bounds that lie within
-one whole number: of `exclusiveMinimum: 0` with `exclusiveMaximum: 0.5` they let 0 pass. So every number gets inclusive
-bounds on both sides, and every place that a schema leaves open gets a schema of its own.
+llguidance's grammars allow `1e999` where a schema leaves numbers open, and misread exclusive bounds within one whole
+number: with `exclusiveMinimum: 0` and `exclusiveMaximum: 0.5` they allow 0. So every number gets inclusive bounds on
+both sides, and every place that a schema leaves open gets its own schema.
 """
 
 import math

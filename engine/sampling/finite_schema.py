@@ -1,4 +1,4 @@
-"""Schemas that no finite reply can satisfy: an object that needs one of its kind inside it, for ever."""
+"""Finds schemas that no finite reply satisfies: an object that requires one of its own kind within it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Replies that obey a JSON schema: before each token is chosen, which tokens may come."""
+"""Grammars for replies that follow a JSON schema: before each token, a mask of those that may come next."""
 
 import json
 import threading

@@ -1,7 +1,7 @@
-"""JSON schemas that a reply can be held to while it is written. Knows no torch: recipes are checked with this.
+"""The JSON schemas that a reply can be held to while it is written. Needs no torch: recipes are checked with this.
 
-llguidance turns a schema into a grammar and refuses what it can't enforce; but it passes over words that it doesn't
-know, a misspelt one too, so those are looked for here. What is refused is refused as the recipe is read, never ignored.
+llguidance makes a grammar of a schema and refuses what it can't enforce. It ignores keywords that it doesn't know, such
+as misspelt ones, so they are looked for here. A schema is refused when the recipe is read; no part of it is ignored.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""From logits to the next tokens: all rows of a step in one batch of operations, on the device where the logits are.
+"""Samples the next tokens: all rows of a step in one batch of operations, on the device of the logits.
 
-What a row draws depends on its own seed and on how many tokens it has drawn, on nothing else: one number a token, found
-by hashing the two, then looked up in the row's cumulative probabilities. So a row gets the same tokens alone and in any
-batch, and nothing has to be undone where a step is repeated.
+What a row draws depends only on its own seed and on how many tokens it has drawn: a hash of the two gives a number,
+which is looked up in the row's cumulative probabilities. So a row gets the same tokens alone and in any batch, and
+nothing has to be undone if a step is repeated.
 """
 
 from collections.abc import Callable, Sequence

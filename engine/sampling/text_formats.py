@@ -1,4 +1,4 @@
-"""Whether a text fits a pattern or a format, as the grammars of replies read them: llguidance decides for both."""
+"""Whether a text fits a pattern or a format, decided by llguidance as in the grammars of replies."""
 
 import json
 from functools import lru_cache

@@ -1,8 +1,8 @@
-"""Chat templates, with the place of every message's content in the rendered text.
+"""Renders a chat by its template, with the place of every message's content in the text.
 
-A template is a program that may trim, repeat, move or drop what it is given, and whose own words may equal the user's.
-So contents are not searched for: the chat is rendered a second time with marks in their place, and the text between
-the marks, which is the template's own, tells where the contents of the first rendering begin and end.
+A template is a program that may trim, repeat, move or drop what it is given, and its own words may equal the user's. So
+contents are not searched for: the chat is rendered a second time with marks in their place, and the text between the
+marks, which is the template's own, tells where the contents of the first rendering begin and end.
 """
 
 import re

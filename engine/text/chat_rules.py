@@ -1,6 +1,6 @@
-"""What a chat template takes, found by trying it: a system message, neighbours of one role, earlier turns.
+"""Finds out by trial what a chat template takes: a system message, two messages of one role, earlier turns.
 
-Some templates refuse what they don't know and some drop it in silence; either way it has to reach the model otherwise.
+Some templates refuse what they don't know, and some drop it silently; either way it has to reach the model otherwise.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
-"""Control tokens: which ids of a tokenizer steer the model, and how text that names them is encoded as mere text.
+"""Control tokens: which ids of a tokenizer steer the model, and how text that names them is encoded as plain text.
 
-A tokenizer looks for its added tokens in any text, so a document that says `<|im_end|>` would end a turn. `encode`
-takes the characters that are somebody's words, and gives ids in which only the other characters make control tokens.
-Where no words name a control token, its ids are those of the tokenizer itself, also at the borders of the words.
+A tokenizer looks for its added tokens in any text, so a document that says `<|im_end|>` would end a turn. `encode` is
+told which characters are a user's words, and makes control tokens only of the other characters. Where no words name a
+control token, the ids are the tokenizer's own, also at the borders of the words.
 """
 
 import json

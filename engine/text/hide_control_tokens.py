@@ -1,6 +1,6 @@
-"""Names of control tokens taken out of texts before a chat template sees them, and put back into what it makes.
+"""Hides the names of control tokens in texts from a chat template, and restores them in its output.
 
-Where they are put back they are known: a template that moves, repeats or rewrites a text can't make them its own.
+Their places are known then: a template that moves, repeats or rewrites a text can't turn them into its own words.
 """
 
 import re

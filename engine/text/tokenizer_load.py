@@ -1,8 +1,8 @@
-"""Reading a tokenizer, as transformers does and as fast as the tokenizers library can.
+"""Loads a tokenizer, as transformers does and as fast as the tokenizers library can.
 
-transformers reads a tokenizer.json in Python, takes it apart and builds it again, which for a vocabulary of 262k takes
-seconds at every start. Where the result is what the file itself says, which is found out once and kept, the library
-reads the file from then on, or a compact copy of it.
+transformers reads a tokenizer.json in Python, takes it apart and builds it again, which takes seconds at every start
+for a vocabulary of 262k. If the result equals the file, which is checked once and remembered, the library reads the
+file directly from then on, or a compact copy of it.
 """
 
 from collections.abc import Iterator

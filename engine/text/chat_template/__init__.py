@@ -1,11 +1,11 @@
-"""Chat templates as transformers renders them, but within a budget: they are programs of a model's author.
+"""Renders chat templates as transformers does, but within a budget: they are programs by a model's author.
 
-render.py        a template and messages to text
-sandbox.py       the environment: what a template may call, read and compute
-guards.py        rewrites a parsed template so that everything that may take long asks the sandbox
-filters.py       filters and tests, each paid before it works
-methods.py       methods of texts, lists and objects
-formatting.py    `%` and `format`, whose widths are bounded
+render       renders a template and messages to text
+sandbox      the environment: what a template may call, read and compute
+guards       rewrites a parsed template so that everything that may take long asks the sandbox
+filters      filters and tests, each charged to the budget before it runs
+methods      methods of texts, lists and objects, charged likewise
+formatting   `%` and `format`, with bounded widths
 """
 
 from .render import render_chat_template, render_open_chat

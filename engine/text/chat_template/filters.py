@@ -1,4 +1,4 @@
-"""Filters and tests of chat templates: Jinja2's own where they are linear, each paid before it works."""
+"""Filters and tests of chat templates: Jinja2's own if linear, each charged to the budget before it runs."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""`'...' % values` and `'...'.format(values)`: their widths are bounded, since one number may ask for gigabytes."""
+"""`'...' % values` and `'...'.format(values)` with bounded widths: one number may ask for gigabytes."""
 
 import re
 import string

@@ -1,4 +1,4 @@
-"""Methods of texts, lists and objects that a chat template may call, each paid before it works."""
+"""Methods of texts, lists and objects for chat templates, each charged to the budget before it runs."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A chat template and messages to text, within a budget. What goes wrong raises an exception of Jinja2 or Python."""
+"""Renders a chat template and messages to text, within a budget. Raises exceptions of Jinja2 or Python."""
 
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""The environment of chat templates: what transformers gives them, with every road to time and memory closed.
+"""The environment of chat templates: what transformers gives them, within bounds of time and memory.
 
-Differences to transformers: other templates can't be included, rare filters that are not linear (`wordwrap`, `urlize`,
-`pprint`, `random` and their like) are unknown, and what a template may call is a list of known names.
+Differences from transformers: other templates can't be included, rare filters that are not linear (`wordwrap`,
+`urlize`, `pprint`, `random` and the like) are unknown, and templates may call only functions of a known list.
 """
 
 import operator
