@@ -65,7 +65,7 @@ def examine() -> Machine:
         except CachegraphError as error:
             machine.problems.append(str(error))
         except ImportError as error:
-            machine.problems.append(f"{error.name or 'a package'} can't be imported ({error}); install cachegraph anew")
+            machine.problems.append(f"{error.name or 'a package'} can't be imported ({error}); reinstall cachegraph")
     return machine
 
 

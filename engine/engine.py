@@ -52,9 +52,9 @@ class Engine:
         self.kv_memory = choose_budget(kv_memory, [str(each) for each in model.devices])
         self._worker: Worker | None = None
         self._process = os.getpid()
-        self._starting = threading.Lock()  # protects _worker, and that nothing is given to one that was stopped
+        self._starting = threading.Lock()  # protects _worker, and that a stopped one gets no work
 
-    # What may be asked, from any event loop
+    # Requests, from any event loop
 
     async def prefill(
         self,
@@ -152,7 +152,7 @@ class Engine:
         return ReplyState(sampler, decoder, self.model.info.eos_ids)
 
     async def sampler(self, spec: GenerateSpec, seen: Sequence[int] = ()) -> Sampler:
-        """What chooses a reply's tokens. The first with a json_schema takes seconds, off the event loop."""
+        """A sampler for one reply. The first with a json_schema takes seconds, off the event loop."""
         if spec.json_schema is None:
             return Sampler(spec, self.model.info.eos_ids, seen)
         if self._grammars is None:
@@ -162,14 +162,14 @@ class Engine:
         return Sampler(spec, self.model.info.eos_ids, seen, grammar)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run a function in this engine's turn on its device, off the event loop."""
+        """Run a function in the engine's thread, between two steps."""
         mailbox: Mailbox[tuple[T | None, BaseException | None]] = Mailbox()
 
         def run() -> None:
             try:
                 with torch.inference_mode():
                     mailbox.post((function(), None))
-            except BaseException as error:  # handed to whoever asked
+            except BaseException as error:  # raised in the caller
                 mailbox.post((None, error))
 
         self._submit(run)
@@ -180,7 +180,7 @@ class Engine:
         raise AssertionError
 
     def kv_use(self) -> KVUse:
-        """How much of the budget is taken at this moment."""
+        """How much of the KV budget is in use now."""
         if self._is_forked:
             return KVUse(self.kv_memory)
         with self._starting:
@@ -190,13 +190,13 @@ class Engine:
         return KVUse(self.kv_memory, worker.budget.used, worker.prefixes.nbytes, worker.budget.peak)
 
     async def forget(self) -> None:
-        """Drop what is kept of earlier prompts."""
+        """Empty the prefix cache."""
         worker = self._worker
         if worker is not None:
             await self.call(worker.prefixes.clear)
 
     def close(self) -> None:
-        """End the thread. Requests under way fail; later ones start it anew."""
+        """End the thread. Requests under way fail; later ones start a new one."""
         if self._is_forked:  # its thread is another process's
             return
         with self._starting:
@@ -216,7 +216,7 @@ class Engine:
         return request.cache.freeze() if self.model.why_no_cache is None else ()
 
     async def _serve(self, request: RequestState, on_text: Callable[[str], None] | None = None) -> None:
-        """Returns when the request is done; cancelled, the request leaves the batch before the next step."""
+        """Return when the request is done; if this is cancelled, the request leaves the batch before the next step."""
         if not request.pending:
             return
         self._submit([request])
@@ -243,7 +243,7 @@ class Engine:
 
     @property
     def _is_forked(self) -> bool:
-        """Whether this process is a fork of the one with the model: nobody here would answer, or free a lock."""
+        """Whether this process is a fork of the one with the model: here no thread would answer, or free a lock."""
         return os.getpid() != self._process
 
     def _submit(self, work: "list[RequestState] | Callable[[], None]") -> None:

@@ -43,7 +43,7 @@ class Lease:
 
     engine: Engine
     _key: _Key
-    waited: bool = False  # the engine was loaded while this was asked for, by whoever asked first
+    waited: bool = False  # the engine was loaded while this lease was being taken
 
     def release(self) -> None:
         if _process != os.getpid():  # in a forked process it is not this one's to unload
@@ -96,7 +96,7 @@ def _check_process(spec: ModelSpec) -> None:
 
 
 class _Loading:
-    """A lease that is being taken in a thread. Whoever waits may leave at any time; then it is given back."""
+    """A lease that a thread is taking. If its waiter leaves, the lease is released."""
 
     def __init__(self, spec: ModelSpec, folder: Path, allow_paths: bool):
         self._spec, self._folder, self._allow_paths = spec, folder, allow_paths

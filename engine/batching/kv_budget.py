@@ -28,7 +28,7 @@ PERCENT = {"cuda": 60, "mps": 40, "cpu": 25}
 
 
 class KVBudget:
-    """The budget of one engine and what is taken of it, in bytes. Used by the engine's thread."""
+    """The KV budget of one engine and what is in use, in bytes. For the engine's thread."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -37,17 +37,17 @@ class KVBudget:
         self._held = 0  # storages
         self._storages: dict[int, weakref.ref[Any]] = {}  # by address
         self._by_run: Counter[object] = Counter()
-        self._counting = threading.Lock()  # protects _held and _by_run: others than the engine's thread look at them
-        self._freed: deque[tuple[int, object]] = deque()  # from any thread, counted when next looked at
+        self._counting = threading.Lock()  # protects _held and _by_run, which other threads read, too
+        self._freed: deque[tuple[int, object]] = deque()  # from any thread; counted at the next look
 
     @property
     def reserved(self) -> int:
-        """For the tails of rows at work."""
+        """Reserved for the tails of rows at work."""
         return sum(list(self._reserved.values()))
 
     @property
     def held(self) -> int:
-        """By storages that are alive."""
+        """Held by storages that are alive."""
         with self._counting:
             while self._freed:
                 self._count(*self._freed.popleft())
@@ -59,15 +59,15 @@ class KVBudget:
 
     @property
     def room(self) -> int:
-        """What may still be taken; below 0 where a run had to go on beyond the budget."""
+        """What may still be taken; below 0 where a run had to exceed the budget."""
         return self.limit - self.used
 
     def held_by(self, run: object) -> int:
-        """What a run's requests have left behind, as long as it is alive."""
+        """The KV that a run's requests left behind and that is still alive."""
         return self._by_run[run] if self.held else 0
 
     def reserve(self, row: int, size: int) -> None:
-        """For this row, so much instead of what it had."""
+        """Reserve so much for this row, instead of what it had."""
         self._reserved[row] = size
         self.peak = max(self.peak, self.used)
 
@@ -75,7 +75,7 @@ class KVBudget:
         self._reserved.pop(row, None)
 
     def hold(self, segments: "Iterable[KV]", run: object = None) -> None:
-        """Count these, but for what is counted already, on a run's account until they are freed."""
+        """Count these segments for a run until they are freed; those that are counted already count once."""
         for segment in segments:
             for tensor in segment.tensors():
                 self._hold(tensor.untyped_storage(), run)
@@ -105,12 +105,12 @@ class KVBudget:
 
 
 def position_bytes(model: "LoadedModel", layers: int | None = None) -> int:
-    """Of one position in so many layers; None: in all."""
+    """Bytes of one position in the first `layers` layers; None: in all."""
     return sum(shape.width for shape in model.info.shapes[:layers]) * model.dtype.itemsize
 
 
 def choose_budget(asked: int | None, devices: Sequence[str]) -> int:
-    """What the recipe asks for, else the environment, else a part of what is free now.
+    """The recipe's budget, else the environment's, else a part of the memory that is free now.
 
     `devices`: by layer. Of several, the one whose layers fill it first decides.
     """
@@ -123,7 +123,7 @@ def choose_budget(asked: int | None, devices: Sequence[str]) -> int:
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise ConfigError(f"{VARIABLE} is {text!r}, which is no size; set it to one such as '2GB'") from None
+        raise ConfigError(f"{VARIABLE} is {text!r}, which is not a size; set it to one such as '2GB'") from None
 
 
 def default_budget(device: str) -> int:
@@ -143,5 +143,5 @@ def default_budget(device: str) -> int:
 
 
 def size_words(size: int) -> str:
-    """As people read it."""
+    """For people, such as 2.0GB."""
     return ByteSize(size).human_readable(decimal=True)

@@ -18,8 +18,8 @@ from ..kv.recurrent_state import RecurrentState
 __all__ = ["SwappedState", "SwappedTail"]
 
 
-class _Elsewhere:
-    """Tensors that were put elsewhere, and come back in their order."""
+class _Offloaded:
+    """Tensors that were moved out of the device's memory, and come back in their order."""
 
     def __init__(self, tensors: Iterable[Tensor]):
         tensors = list(tensors)
@@ -34,7 +34,7 @@ class _Elsewhere:
                 self._file.write(each.contiguous().view(torch.uint8).numpy().data)
 
     def back(self) -> Iterator[Tensor]:
-        """One after the other, on their devices."""
+        """The tensors, one after the other, on their devices."""
         if self._file is not None:
             self._file.seek(0)
         for index, (shape, dtype, device) in enumerate(self._like):
@@ -50,7 +50,7 @@ class _Elsewhere:
             self._file.close()
         self._kept = []
 
-    __del__ = close  # of a row that was cancelled meanwhile
+    __del__ = close  # of a row that was cancelled while it waited
 
 
 class SwappedTail:
@@ -59,7 +59,7 @@ class SwappedTail:
     def __init__(self, buffers: Sequence[LayerKV], used: int):
         self._used = used
         self._like = [(each.shape, each.dtype, each.device) for layer in buffers for each in layer]
-        self._written = _Elsewhere(each[:, :, :used] for layer in buffers for each in layer if used)
+        self._written = _Offloaded(each[:, :, :used] for layer in buffers for each in layer if used)
 
     def restore(self, capacity: int) -> list[LayerKV]:
         """Buffers with room for `capacity` positions that begin with what was kept; what was kept is given up."""
@@ -82,7 +82,7 @@ class SwappedState:
 
     def __init__(self, state: RecurrentState):
         self._like = state.map(lambda each: torch.empty_like(each, device="meta"))
-        self._tensors = _Elsewhere(state.tensors())
+        self._tensors = _Offloaded(state.tensors())
 
     def restore(self) -> RecurrentState:
         """The same state; what was kept is given up."""

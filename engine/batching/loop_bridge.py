@@ -14,7 +14,7 @@ ItemT = TypeVar("ItemT")
 
 
 class Mailbox(Generic[ItemT]):
-    """One task reads, one other thread posts. Make it in the reading task."""
+    """One task reads, one other thread posts. Create it in the reading task."""
 
     def __init__(self) -> None:
         self._items: deque[ItemT] = deque()
@@ -22,11 +22,11 @@ class Mailbox(Generic[ItemT]):
         self._soon = _run_soon()
 
     def post(self, item: ItemT) -> None:
-        """Leave an item and wake the reader. Called from any thread; a reader that is gone is no error."""
+        """Leave an item and wake the reader, from any thread. Items for a loop that has ended are dropped."""
         self._items.append(item)
         try:
             self._soon(self._wake)
-        except RuntimeError:  # the loop has ended, and with it whoever was to read this
+        except RuntimeError:  # the loop has ended, and with it the reader
             self._items.clear()
 
     def _wake(self) -> None:
@@ -40,7 +40,7 @@ class Mailbox(Generic[ItemT]):
         return self._items.popleft()
 
     async def take_all(self) -> list[ItemT]:
-        """What has been left, at least one item."""
+        """All items, at least one."""
         await self._wait()
         return [self._items.popleft() for _ in range(len(self._items))]
 
@@ -51,7 +51,7 @@ class Mailbox(Generic[ItemT]):
 
 
 def _run_soon() -> Callable[[Callable[[], None]], Any]:
-    """The running loop's own way of being called from other threads without waiting for it."""
+    """The running loop's function for scheduling calls from other threads, without waiting."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
         return trio.lowlevel.current_trio_token().run_sync_soon  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from .scheduler import CHUNK
 
 __all__ = ["PrefixCache", "block_digests"]
 
-IDLE = 3  # references to a block that nobody else has: the dictionary's, the loop's and getrefcount's own
+IDLE = 3  # references to an idle block: the dictionary's, the loop's and getrefcount's own
 MOST = 4  # blocks take up to a quarter of the budget
 
 
@@ -35,7 +35,7 @@ def block_digests(ids: Sequence[int], tenant: str | None, layers: int | None = N
 
 
 class PrefixCache:
-    """The blocks of one model in one dtype, dropped when they have not been used for longest."""
+    """The blocks of one model in one dtype; the least recently used is dropped first."""
 
     def __init__(self, budget: KVBudget):
         self._budget = budget
@@ -47,7 +47,7 @@ class PrefixCache:
 
     @property
     def idle_bytes(self) -> int:
-        """Of blocks that no row and no cache of a run has taken up: dropping these frees memory at once."""
+        """Of blocks that no row and no run uses: dropping these frees memory at once."""
         return sum(block.nbytes for block in self._blocks.values() if sys.getrefcount(block) <= IDLE)
 
     def find(self, digests: Sequence[bytes]) -> list[KV]:
@@ -64,7 +64,7 @@ class PrefixCache:
         self._touch(before)
         size = _block_bytes(tail)
         while self.nbytes + size > self._budget.limit // MOST:
-            if len(self._blocks) <= index:  # nothing but what this one needs before it
+            if len(self._blocks) <= index:  # only the blocks before this one are left
                 return
             self.drop()
         if size <= self._budget.room:
@@ -83,7 +83,7 @@ class PrefixCache:
             self._blocks.move_to_end(digest)
 
     def drop(self) -> bool:
-        """Give up the block that has not been used for longest; False where there is none."""
+        """Drop the least recently used block; False if there is none."""
         if not self._blocks:
             return False
         _, block = self._blocks.popitem(last=False)

@@ -12,14 +12,14 @@ __all__ = ["RequestContext", "RunKey", "current_context", "join_run", "request_c
 
 
 class RunKey:
-    """What engines know a run by. `over` is set when it ends: what is left of its caches will not grow any more."""
+    """A run, as engines know it. `over` is set when it ends: its caches will not grow any more."""
 
     over = False
 
 
 @dataclass(frozen=True, eq=False)
 class RequestContext:
-    """Who asks. An engine is fair between runs; within one, whoever has most agents waiting behind it goes first."""
+    """Who asks. An engine is fair between runs; within one, the request that most agents wait for goes first."""
 
     # Requests of one run share its turns; None: every request is a run of its own. An engine keeps it as long as the
     # run's caches: where it held them itself, they would never be freed.
@@ -34,13 +34,13 @@ _asking: ContextVar[RequestContext] = ContextVar("cachegraph_account", default=R
 
 
 def current_context() -> RequestContext:
-    """On whose behalf this task asks."""
+    """The context of this task's requests."""
     return _asking.get()
 
 
 @contextmanager
 def request_context(who: RequestContext) -> Iterator[None]:
-    """Requests in this block, and in tasks started in it, are made for `who`."""
+    """Within the block, and in tasks started in it, requests are made for `who`."""
     token = _asking.set(who)
     try:
         yield
@@ -49,6 +49,6 @@ def request_context(who: RequestContext) -> Iterator[None]:
 
 
 def join_run(run: object, depth: int, holds: bool = False) -> RequestContext:
-    """An agent's context in a run; a run inside another one's agent takes that one's turns."""
+    """An agent's context in a run; a run within another run's agent counts as that run."""
     outer = current_context()
     return replace(outer, run=run if outer.run is None else outer.run, depth=outer.depth + depth, holds=holds)

@@ -24,26 +24,26 @@ __all__ = ["RequestState"]
 
 @dataclass(eq=False)
 class RequestState:
-    """One row at work."""
+    """One request and its row."""
 
     cache: RowCache
-    pending: list[int]  # known, not yet computed
+    pending: list[int]  # tokens that are known and not yet computed
     mailbox: "Mailbox[RequestState | str]"
     logits_wanted: Literal["none", "last", "all"] = "none"
     positions: Tensor | None = None
     override: Sequence[LayerKV] | None = None
     on_layer: OnLayer | None = None
-    layers: int | None = None  # so many of the model's first ones are computed; None: all
-    before: Sequence[int] = ()  # the tokens of what it goes on from, where they are known
-    asked: int = field(init=False)  # tokens that were pending at first
-    ids: list[int] | None = None  # all of its prompt, where it could be read once more
-    length: int = 0  # of the row with all that is known of it; noted where the model's RoPE asks for it
+    layers: int | None = None  # compute so many of the model's first layers; None: all
+    before: Sequence[int] = ()  # the tokens of what it continues from, if they are known
+    asked: int = field(init=False)  # how many tokens were pending at first
+    ids: list[int] | None = None  # all of its prompt, if it can be read again
+    length: int = 0  # of the whole row; set if the model's RoPE depends on it
     reply: ReplyState | None = None  # where the row generates
-    streams: bool = False  # its text is posted piece by piece; each wakes a loop, so only where somebody reads along
-    sampled: int | None = None  # the token that the last step chose, until `reply` takes it
+    streams: bool = False  # post its text piece by piece; each piece wakes an event loop
+    sampled: int | None = None  # the token of the last step, until `reply` takes it
 
     position_bytes: int = 0  # of one entry in the layers that are computed
-    short: bool = False  # few enough tokens for the kernels that decode
+    short: bool = False  # few enough tokens for the decoding kernels
     context: RequestContext = field(default_factory=current_context)
     arrived: float = field(default_factory=time.perf_counter)
     started: bool = False
@@ -53,7 +53,7 @@ class RequestState:
     cancelled: bool = False
     swapped: SwappedTail | None = None  # the tail, while the row waits for memory
     swapped_state: SwappedState | None = None  # the same of its recurrent state, if it has one
-    admitted: int = 0  # its place in the order in which rows got memory
+    admitted: int = 0  # its place in the order of admission
     block_digests: list[bytes] = field(default_factory=list)  # by whole block of a plain prompt, its digest
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class RequestState:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a prompt stands here as the model alone reads it: from the beginning, at its own positions."""
+        """Whether it is a prompt as the model alone reads it: from position 0 on, without overrides."""
         altered = self.cache.segments or self.positions is not None or self.override is not None
         return self.context.reuse and not altered
 
@@ -86,7 +86,7 @@ class RequestState:
         return not isinstance(self.cache, FallbackCache)
 
     def swap_out(self) -> None:
-        """Move the tail out of the device's memory. Raises ModelError where there is no room for it either."""
+        """Move the tail out of the device's memory. Raises ModelError if there is no room for it there."""
         try:
             self.swapped = SwappedTail(self.cache.take_tail(), self.cache.used)
             if self.cache.state is not None:

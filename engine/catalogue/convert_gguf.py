@@ -36,7 +36,7 @@ def check_gguf(gguf: Path) -> None:
     except OSError as error:
         raise ModelError(f"the GGUF file {str(gguf)!r} can't be read: {error.strerror}; check the path") from error
     if magic != b"GGUF":
-        raise ModelError(f"{str(gguf)!r} is no GGUF file: it starts with {magic!r}; fetch it again")
+        raise ModelError(f"{str(gguf)!r} is not a GGUF file: it starts with {magic!r}; fetch it again")
 
 
 def convert_gguf(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) -> None:

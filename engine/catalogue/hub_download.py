@@ -166,7 +166,7 @@ def _explain(selection: Selection, error: Exception) -> CachegraphError:
                 f"{selection} is not on this disk, and HF_HUB_OFFLINE forbids to fetch it; unset it to pull"
             )
         case errors.HFValidationError():
-            return selection.error(f"{selection.repo!r} is no valid hub id: {error}")
+            return selection.error(f"{selection.repo!r} is not a valid hub id: {error}")
         case OSError(errno=28):
             return ConfigError(
                 f"the disk is full while fetching {selection}; make room, or point HF_HOME to another disk"

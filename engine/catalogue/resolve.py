@@ -79,7 +79,9 @@ def resolve(spec: ModelSpec, base: Path, catalogue: Catalogue) -> Wanted:
     if wanted is None:
         raise ModelError(_unknown(spec.source, base, catalogue))
     if spec.revision is not None and not isinstance(wanted.source, HubSource):
-        raise ModelError(f"model {spec.source!r} is no hub model, so it has no revision {spec.revision!r}; remove it")
+        raise ModelError(
+            f"model {spec.source!r} is not a hub model, so it has no revision {spec.revision!r}; remove it"
+        )
     if spec.chat_template is None:
         return wanted
     template = _read_template(spec.chat_template, base)
@@ -121,19 +123,19 @@ def _unknown(source: str, base: Path, catalogue: Catalogue) -> str:
     near = did_you_mean(source, catalogue.models, most=3, cutoff=0.4)
     hint = f"; {near}" if near else "."
     return (
-        f"there is no model {source!r}: it is no name of the catalogue, no hub id (organisation/name), "
-        f"and no folder or .gguf file in {str(base.resolve())!r}{hint} See all names with: cachegraph models list"
+        f"there is no model {source!r}: it is not a catalogue name, a hub id (organisation/name), or a "
+        f"folder or .gguf file in {str(base.resolve())!r}{hint} See all names with: cachegraph models list"
     )
 
 
 def _read_template(name: str, base: Path) -> str:
-    """Read a recipe's template. A recipe is somebody else's file, so it may only name files of its own folder."""
+    """Read a recipe's template. A recipe may come from a stranger, so it may only name files of its own folder."""
     path = _absolute(name, base)
     if not path.is_relative_to(base.resolve()):
         raise ModelError(f"the chat template {name!r} leaves the recipe's folder; put the file beside the recipe")
     try:
         if path.exists() and not path.is_file():  # reading a pipe or a device might never end
-            raise ModelError(f"the chat template {name!r} is no ordinary file; put a file there")
+            raise ModelError(f"the chat template {name!r} is not a regular file; put a file there")
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise ModelError(f"the chat template {name!r} is larger than {MAX_TEMPLATE_BYTES:,} bytes")
         return path.read_text(encoding="utf-8")

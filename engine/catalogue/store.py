@@ -70,7 +70,7 @@ class ModelRecord(BaseModel):
     sha256: str | None = None
     licence: str | None = None
     licence_url: str | None = None
-    folder: str | None = None  # where the files lie if not beside the record
+    folder: str | None = None  # where the files are, if not next to the record
     origin: GGUFOrigin | None = None
     pulled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     cachegraph: str = __version__
@@ -174,7 +174,7 @@ class ModelStore:
 
 
 def folder_bytes(folder: Path) -> int:
-    """The sizes of all files below `folder`; one that another process deletes meanwhile has none."""
+    """The sizes of all files below `folder`; a file that another process deletes during this counts 0."""
     total = 0
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):

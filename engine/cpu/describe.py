@@ -71,7 +71,7 @@ class ModelDescription:
         hidden, inner = norm.weight.shape[0], mlp.gate_proj.weight.shape[0]
         for size in (hidden, inner, self._head_dim, attention.o_proj.weight.shape[1]):
             if size % self._kernels.block:
-                raise Unsupported(f"an inner dimension of {size} is no multiple of {self._kernels.block}")
+                raise Unsupported(f"an inner dimension of {size} is not a multiple of {self._kernels.block}")
         self.vocabulary = len(network.get_input_embeddings().weight)
         return ModelStruct(
             self.layers,

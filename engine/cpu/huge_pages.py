@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["FilePages", "LargePages"]
 
 _PAGE = 2**21  # bytes
-_AT_ONCE = 32 * _PAGE  # what nobody writes to is never really taken
+_AT_ONCE = 32 * _PAGE  # pages that are never written take no memory
 
 
 class LargePages:

@@ -2,7 +2,7 @@
 
 Where a CPU has no instructions for bfloat16, torch emulates its matrix products, several times slower than float32;
 and some that have them do half as many a second. These layers read the same weights, multiply and add in float32, and
-round once at the end, as the instructions would. A row gets the same bits whatever stands beside it. Without compiled
+round once at the end, as the instructions would. A row gets the same bits beside any others. Without compiled
 kernels the weights are widened for each call, and float32 products do the rest.
 """
 

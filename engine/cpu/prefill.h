@@ -56,7 +56,7 @@ template <class W, bool PAIRS, bool TILES> struct Prefill : Parts<W> {
             spread(layer.v, m.hidden, qkv + q_width() + kv_width(), qkv_width(), index);
             pool.barrier();
             each_row(index, [&](int64_t r) { place_row(l, r); });
-            if (l == m.depth - 1 && !asked_count) return;  // the caches are written, and nobody wants more
+            if (l == m.depth - 1 && !asked_count) return;  // the caches are written, and no logits are asked for
             pool.barrier();
             attend_all(l, kept);
             pool.barrier();

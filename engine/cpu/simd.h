@@ -82,7 +82,7 @@ template <> inline int64_t place<bf16>(int64_t i) {
     return i - in + (in & 1 ? VL : 0) + in / 2;
 }
 
-// The sums of four vectors, each added up in the same order whatever stands beside it.
+// The sums of four vectors, each added up in the same order whatever the other vectors are.
 struct Four {
     float of[4];
 };

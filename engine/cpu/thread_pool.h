@@ -80,7 +80,7 @@ class ThreadPool {
             PAUSE();
         }
         const auto began = Clock::now();
-        while (!done()) std::this_thread::yield();  // somebody else needs the core
+        while (!done()) std::this_thread::yield();  // another program needs the core
         waited.fetch_add((Clock::now() - began).count(), std::memory_order_relaxed);
     }
 

@@ -62,12 +62,12 @@ class KernelWeights:
         weight, rounded = linear.weight, isinstance(linear, Int8Linear)
         plain = isinstance(linear, nn.Linear) and type(weight) is nn.Parameter  # a quantised one is of another type
         if not plain or weight.dtype != (torch.int8 if rounded else self._dtype) or not weight.is_contiguous():
-            raise Unsupported("a linear layer is no plain one")
+            raise Unsupported("a linear layer is not a plain one")
         bias = None if linear.bias is None else self._by_output(linear.bias.float(), ordered)
         # The kernels take each integer 2^24 times.
         scales = self._by_output(linear.scale * 2.0**-24, ordered) if rounded else None
         if weight.shape[1] % self._kernels.block and (rounded or self.packs):
-            raise Unsupported(f"an inner dimension of {weight.shape[1]} is no multiple of {self._kernels.block}")
+            raise Unsupported(f"an inner dimension of {weight.shape[1]} is not a multiple of {self._kernels.block}")
         panels = self._panels(weight, ordered) if rounded else None  # int8 kernels read packed weights only
         if self.packs and not rounded:
             self._unpacked.append((struct, weight, ordered))
@@ -77,13 +77,13 @@ class KernelWeights:
         """The address of the embedding table, (vocab, hidden), and the factor that the model scales it by (Gemma)."""
         weight = module.weight
         if weight.dtype != self._dtype or weight.shape[1:] != (hidden,) or not weight.is_contiguous():
-            raise Unsupported("its embeddings are no plain ones")
+            raise Unsupported("its embeddings are not plain ones")
         scale = torch.tensor(float(getattr(module, "embed_scale", 1.0)), dtype=self._dtype).item()
         probe = torch.arange(0, len(weight), max(len(weight) // 16, 1))
         with torch.no_grad():
             got = module(probe).float()
         if (weight[probe].float() * scale - got).norm() > 0.02 * got.norm():
-            raise Unsupported("its embeddings are no plain ones")
+            raise Unsupported("its embeddings are not plain ones")
         return self._address(weight), scale
 
     def gain(self, norm: Any, ordered: bool = False) -> int:
@@ -95,7 +95,7 @@ class KernelWeights:
             got = norm(probe.to(norm.weight.dtype)).float()
         gain = min(weight, 1 + weight, key=lambda gain: float((plain * gain - got).norm()))
         if (plain * gain - got).norm() > 0.02 * got.norm():
-            raise Unsupported("a norm is no RMS norm")
+            raise Unsupported("a norm is not an RMS norm")
         return self._address((self._ordered(gain) if ordered else gain).contiguous())
 
     def _by_output(self, numbers: Tensor, ordered: bool) -> int:

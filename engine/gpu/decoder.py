@@ -47,7 +47,7 @@ class GPUDecoder:
         if not info.is_uniform:
             raise Unsupported("its layers differ in the shape of keys and values, share them or expand them")
         if info.shapes[0].key_dim % 8:
-            raise Unsupported(f"a head_dim of {info.head_dim} is no multiple of 8")
+            raise Unsupported(f"a head_dim of {info.head_dim} is not a multiple of 8")
         self.replays = replays
         self._network = network
         self._info = info
@@ -174,7 +174,7 @@ class GPUDecoder:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other models' threads go on meanwhile.
+        # The threads of other models keep running.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = compute()
 

@@ -28,7 +28,7 @@ COUNT = tl.constexpr(1)
 USED = tl.constexpr(2)  # entries of its tail before the new one
 POSITION = tl.constexpr(3)  # of the new token
 TOKEN = tl.constexpr(4)
-ENTRIES = tl.constexpr(5)  # of all its segments, with the new one; 0: the row is nobody's
+ENTRIES = tl.constexpr(5)  # of all its segments, with the new one; 0: an unused row
 
 _SPLITS = 16  # programs that share a row's entries
 _LEAST = 64  # entries for one of them
@@ -203,7 +203,7 @@ def _attend(
             if WINDOW > 0:
                 places = tl.load(about + PLACES).to(tl.pointer_type(tl.int64))
                 seen &= position - tl.load(places + entry, mask=seen, other=0) < WINDOW
-            there = seen[:, None] & (at < DIM)[None, :]  # what nobody sees is not fetched
+            there = seen[:, None] & (at < DIM)[None, :]  # entries that no query sees are not loaded
             k = tl.load(keys + entry[:, None] * key_entry + at[None, :], mask=there, other=0.0)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (heads, entries)
             if softcap > 0:

@@ -25,7 +25,7 @@ _numbering = count()  # of views
 class Tables:
     """`rows`: (6, most rows) and `segments`: (layers, room, 8), both of int64, as kernels.py has them.
 
-    The first segment is empty, for the rows of a step that are nobody's.
+    The first segment is empty, for the unused rows of a step.
     """
 
     def __init__(self, network: Any, info: ModelInfo, device: torch.device):

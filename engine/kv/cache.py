@@ -113,8 +113,8 @@ class RowCache:
     """What one running row attends to: shared segments in front, then a tail that it alone writes.
 
     The tail's buffers have room to spare, so decoding does not copy them at every step. They grow by a quarter. Of a
-    small tail all keys that `room_for` gives are parts of one buffer, and all values, so each moves at once; and who
-    goes on with the values and other keys, as after a rotation, keeps no keys alive.
+    small tail, all keys that `room_for` gives are parts of one buffer, and all values of another, so each moves in one
+    copy, and a rotation that shares the values keeps no keys alive.
     """
 
     def __init__(self, segments: Sequence[KV] = ()):
@@ -125,12 +125,12 @@ class RowCache:
         self.continue_from(segments)
         self.capacity = 0  # positions that the tail's buffers have room for, or will have when next written
         self.factors = 0  # of the tail's keys, as a KV's
-        self.moves = 0  # how often a buffer of the tail has got another address
+        self.moves = 0  # how often buffers of the tail have moved
         self._tail: list[LayerKV] = []  # buffers, by layer (1, kv_heads, capacity, head_dim)
-        self._whole: LayerKV | None = None  # (layers, 1, kv_heads, capacity, head_dim) each, where they are parts of it
+        self._whole: LayerKV | None = None  # (layers, 1, kv_heads, capacity, head_dim) each, if they are parts of one
         self._places = np.empty(0, dtype=np.int64)  # RoPE positions of the tail's entries, and room to spare
-        self._used = 0  # entries of the tail that are written in every layer
-        self._reserved = 0  # the same with those that are announced
+        self._used = 0  # entries of the tail that every layer has
+        self._reserved = 0  # the same with the entries of the running pass
 
     def __len__(self) -> int:
         return sum(map(len, self.segments)) + self._used
@@ -151,15 +151,15 @@ class RowCache:
         return torch.from_numpy(self._places[: self._used])
 
     def continue_from(self, segments: Sequence[KV]) -> None:
-        """Read these in front; nothing may be written yet."""
+        """Continue from these segments; nothing may be written yet."""
         self.segments = [segment for segment in segments if len(segment)]
         state = self.segments[-1].state if self.segments else None
-        # A state of another row, or of a part of this one, is not what these entries lead to.
+        # A state of another row, or of a part of this one, does not follow from these entries.
         self.state = state if state is not None and state.length == sum(map(len, self.segments)) else None
         self._state_before = (0, self.state)
 
     def put_state(self, state: "RecurrentState | None") -> None:
-        """What is committed ends with this state; None while it is elsewhere, as the tail may be."""
+        """Set the state behind the committed entries; None while it is swapped out."""
         self.state = state
         if state is None:
             self._state_before = (0, None)
@@ -189,7 +189,7 @@ class RowCache:
         self._whole = None
         return LayerKV(*(_moved(each, self._used, self.capacity) for each in buffer))
 
-    # One forward pass: announced, written layer by layer, committed
+    # One forward pass: entries are reserved, written layer by layer, committed
 
     def reserve(self, positions: Sequence[int] | Tensor) -> None:
         """Announce the entries that the coming forward pass appends, in every layer, at these positions."""
@@ -262,19 +262,19 @@ class RowCache:
         self.factors = factors if not self._used else self.factors if self.factors == factors else MIXED
 
     def commit(self) -> None:
-        """The forward pass is over: the reserved entries count."""
+        """End the forward pass: the reserved entries count from now on."""
         self._state_before = (self._used, self.state)
         self._used = self._reserved
 
     def take_back(self, used: int) -> None:
-        """The tail has so many entries, as before; what was committed behind them does not count."""
+        """Undo the last pass: the tail has `used` entries again."""
         if used != self._used:
             assert self.state is None or self._state_before[0] == used
             self.state = self._state_before[1]
         self._used = used
 
     def tail(self) -> KV:
-        """What this row itself computed; shares memory, and later appends leave it as it is."""
+        """The KV that this row itself computed. Shares memory; later appends don't change it."""
         used = self._used
         layers = tuple(LayerKV(k[:, :, :used], v[:, :, :used]) for k, v in self._tail)
         return KV(layers, self._tail_positions(), self.factors, self.state)
@@ -294,15 +294,15 @@ class RowCache:
         return [*parts, rest]
 
     def keep_state(self) -> None:
-        """Others may want to continue from here: a state can't be cut out later."""
+        """Keep the state behind the last entry, so that others can continue from here: it can't be cut out later."""
         if self.state is not None:
             self.state = self.state.compact()
             self._kept.append((self._used, self.state))
 
-    # While a row waits, its tail may be elsewhere
+    # A waiting row may be swapped out
 
     def take_tail(self) -> list[LayerKV]:
-        """The tail's buffers, which are no longer this row's until `put_tail`."""
+        """Give away the tail's buffers, until `put_tail`."""
         taken, self._tail, self._whole = self._tail, [], None
         return taken
 

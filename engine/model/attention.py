@@ -46,21 +46,21 @@ Watch = Callable[[int, Tensor, LayerKV, float, float | None, Tensor | None], Non
 
 
 class StopForward(Exception):
-    """Raised within a forward pass once it has the entries of all the layers that are wanted."""
+    """Raised within a forward pass once it has computed the layers that are wanted."""
 
 
 class ExpandsCache(Exception):
-    """Raised where a model attends to something else than what it caches: it computes that from its entries (MLA)."""
+    """Raised where a model does not attend to what it caches, but to what it computes from that (MLA)."""
 
 
 class Attends(Protocol):
     """The rows of one forward pass, whose tokens stand side by side."""
 
     def cached(self, new: LayerKV) -> LayerKV:
-        """A layer caches these entries of the new tokens; returns what it computes with instead."""
+        """Cache a layer's entries of the new tokens; returns what the model computes with instead."""
 
     def length(self, layer: int) -> int:
-        """How many entries a layer's cache is said to have."""
+        """How many entries the model is told that a layer's cache has."""
 
     def attend(
         self,
@@ -71,7 +71,7 @@ class Attends(Protocol):
         softcap: float | None,
         sinks: Tensor | None,  # (heads,)
     ) -> Tensor:
-        """File new entries and attend to each row's own: (1, tokens, heads, head_dim).
+        """Append the new entries to each row's cache and attend to that: (1, tokens, heads, head_dim).
 
         `given` is what `cached` returned, to this layer or to an earlier one whose entries it shares.
         """
@@ -79,21 +79,21 @@ class Attends(Protocol):
 
 @dataclass(eq=False)
 class PackedRows:
-    """The rows of one forward pass: whose tokens are where, and what each may attend to."""
+    """The rows of one forward pass, in the order of their tokens, and what each attends to."""
 
     caches: Sequence[RowCache]
     positions: Sequence[Tensor]  # by row: (new,) RoPE positions of its new tokens
     windows: Sequence[int | None]  # by decoder layer
     overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
     sees: Sequence[Tensor | None] = ()  # by row: (new, new) of bool, instead of causality among the new tokens
-    told: Sequence[OnLayer | None] = ()  # by row: who is told of each layer's entries as soon as they are computed
-    layers: int | None = None  # the entries of so many are wanted; None: of all
-    expands: bool = False  # the model computes what it attends to from all that is cached
-    reversed: bool = False  # then what it caches second is filed as keys, since that has RoPE
-    alone: bool = False  # one row, to whose entries the model attends by itself
+    on_layer: Sequence[OnLayer | None] = ()  # by row: called with each layer's entries as soon as they are computed
+    layers: int | None = None  # stop after so many layers; None: after all
+    expands: bool = False  # the model computes its keys and values from all cached entries
+    reversed: bool = False  # then the second cached tensor has RoPE, and counts as keys
+    alone: bool = False  # a single row, to which the model attends by its own code
     states: "PackedStates | None" = None  # where layers keep a recurrent state
     _new: list[tuple["ref[Tensor]", "ref[Tensor]"]] = field(default_factory=list)  # by layer that caches, of this pass
-    _filed: int = 0  # layers whose new entries are in the caches
+    _filed: int = 0  # layers whose new entries have been appended
     _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
@@ -170,8 +170,8 @@ class PackedRows:
             if self.overrides and (override := self.overrides[row]) is not None:
                 own = override[index]
             seen.append(cache.append(index, *own))
-            if self.told and (tell := self.told[row]) is not None:
-                tell(index, seen[-1])
+            if self.on_layer and (call := self.on_layer[row]) is not None:
+                call(index, seen[-1])
             start = end
         if self._filed == self.layers:
             raise StopForward
@@ -272,7 +272,7 @@ def _attend_row(
         ).transpose(1, 2)
     if mask is None and query.dtype == torch.float32:  # to the bit what transformers computes; slower in 16 bits
         return F.scaled_dot_product_attention(query, *past, scale=scale, enable_gqa=True).transpose(1, 2)
-    # The queries that share a KV head stand behind each other: no K or V is repeated.
+    # The queries that share a KV head are stacked, so no K or V is repeated.
     packed = query.reshape(1, heads // groups, groups * new, dim)
     mask = mask.repeat(groups, 1) if mask is not None and groups > 1 else mask
     out = F.scaled_dot_product_attention(packed, *past, attn_mask=mask, scale=scale)

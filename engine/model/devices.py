@@ -56,7 +56,7 @@ def check_map(network: Any, given: object, name: str) -> None:
         if part not in parts:
             known = ", ".join(repr(each) for each in sorted(parts) if each and each.count(".") < 2)
             raise ModelError(
-                f"the device map names {part!r}, which {name!r} has not; it has {known}, and what is in them"
+                f"the device map names {part!r}, which {name!r} does not have; it has {known} and their parts"
             )
     places = {str(place) for place in getattr(network, "hf_device_map", {}).values()}
     away = sorted(places & {"disk"}) or (sorted(places & {"cpu"}) if len(places) > 1 else [])

@@ -36,19 +36,19 @@ class Row:
     positions: Tensor | None = None  # (new,) int64; default: on from the cache's end
     override: Sequence[LayerKV] | None = None  # by layer: K and V of the new tokens to use instead of their own
     sees: Tensor | None = None  # (new, new) of bool, lower triangular: which new tokens each sees, for branches
-    short: bool = False  # part of a prompt of a few tokens: of all of it, lest its bits depend on how it is cut up
-    on_layer: OnLayer | None = None  # told of each layer's entries, the past ones too, as soon as they are computed
-    length: int | None = None  # of the whole row, where it will be longer than its new tokens reach
-    layers: int | None = None  # the pass ends with the entries of so many layers, without logits; None: of all
+    short: bool = False  # of a short prompt: the kernels that decode read all of it, however it is cut
+    on_layer: OnLayer | None = None  # called with each layer's entries, the past ones too, as soon as they are computed
+    length: int | None = None  # of the whole row, if more tokens will follow
+    layers: int | None = None  # stop after so many layers, without logits; None: after all
 
 
 def forward(
     model: Any, info: ModelInfo, rows: Sequence[Row], decoder: DecodeKernels | None = None
 ) -> list[Tensor | None]:
-    """Run all rows' new tokens at once; `decoder` computes what it can of them, where there is one.
+    """Run all rows' new tokens at once; `decoder` computes the rows that it can, if there is one.
 
-    Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. Where no row wants
-    logits the output head is not run at all. Where it fails all caches stay as they were.
+    Returns, by row, the logits of its new tokens that were asked for, (asked, vocab), or None. If no row wants
+    logits, the output head does not run. If the pass fails, all caches stay as they were.
     """
     groups: dict[tuple[Literal["few", "many"] | None, int | None], list[Row]] = {}
     for row in rows:
@@ -69,7 +69,7 @@ def forward(
 
 
 def _kernel_of(row: Row, decoder: DecodeKernels | None) -> Literal["few", "many"] | None:
-    """By which kernels a row is computed: a token, or a part of a short prompt, or of a longer one; None is torch."""
+    """Which kernels compute a row: `few` a token or a short prompt, `many` a longer one; None: torch does."""
     odd = row.override is not None or row.sees is not None or row.on_layer is not None
     if decoder is None or odd or (row.layers is not None and not decoder.stops_early):
         return None
@@ -112,7 +112,7 @@ def _forward_packed(model: Any, info: ModelInfo, rows: Sequence[Row], layers: in
         windows=info.windows,
         overrides=[row.override for row in rows] if any(row.override for row in rows) else (),
         sees=[row.sees for row in rows] if any(row.sees is not None for row in rows) else (),
-        told=[row.on_layer for row in rows] if any(row.on_layer is not None for row in rows) else (),
+        on_layer=[row.on_layer for row in rows] if any(row.on_layer is not None for row in rows) else (),
         layers=layers,
         expands=info.expands,
         reversed=info.reversed,
@@ -128,7 +128,7 @@ def _forward_packed(model: Any, info: ModelInfo, rows: Sequence[Row], layers: in
             return [None] * asked
         keep = to_device(wanted, torch.int64, torch.device("cpu") if is_spread(model) else device)
         logits = model(**inputs, use_cache=True, logits_to_keep=keep).logits[0]
-    if len(logits) > len(wanted):  # some models take no notice of `logits_to_keep`
+    if len(logits) > len(wanted):  # some models ignore `logits_to_keep`
         logits = logits[keep.to(logits.device)]  # (wanted, vocab)
     return _by_row(rows, logits)[:asked]
 
@@ -168,10 +168,10 @@ def cache_argument(model: Any) -> str:
 
 
 def _never_one_token(rows: Sequence[Row]) -> Sequence[Row]:
-    """A lone token gets a companion whose results nobody reads.
+    """Give a lone token a companion whose results are dropped.
 
-    Matrix kernels for one row and for several round differently, so without it a row's reply would depend on whether
-    others happen to be decoding. With it, bfloat16 on a CPU without AMX gives the same bits alone and in any batch.
+    Matrix kernels round one row and several differently, so without it a row's reply would depend on whether other
+    rows decode at the same time. With it, bfloat16 on a CPU without AMX gives the same bits alone and in any batch.
     float32 does so to a last bit or two only, and is left to compute what transformers does.
     """
     if len(rows) != 1 or len(rows[0].ids) != 1:
@@ -201,7 +201,7 @@ def _lengths(info: ModelInfo, rows: Sequence[Row], positions: Sequence[Tensor]) 
 
 
 def _asked(row: Row) -> Sequence[int]:
-    """Behind which of the row's new tokens logits are wanted."""
+    """The row's new tokens behind which logits are wanted."""
     new = len(row.ids)
     if isinstance(row.logits, str):
         return {"none": range(0), "last": range(new - 1, new), "all": range(new)}[row.logits]

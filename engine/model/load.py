@@ -30,7 +30,7 @@ from .verify.verify_model import VerifiedModel, restore_verified, verify_model
 
 __all__ = ["Checks", "LoadedModel", "load_model"]
 
-# At every load; unless a verdict was kept that still holds; or now, and the verdict is kept.
+# Verify at every load; unless a kept verdict still holds; or now, and keep the verdict.
 Checks = Literal["always", "once", "anew"]
 
 _one_at_a_time = threading.Lock()  # transformers changes process-wide state while it loads a model
@@ -80,7 +80,7 @@ def load_model(
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{str(folder)!r} holds no model: there is no config.json in it")
+        raise ModelError(f"{str(folder)!r} is not a model: it has no config.json")
     with _one_at_a_time, library_errors(lambda why: ModelError(f"the model in {str(folder)!r} can't be used: {why}")):
         return _load(folder, name, identity, dtype, weights, device_map or torch.device(device), chat_template, checks)
 
@@ -146,7 +146,7 @@ def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, anew: bool)
         own = network.config._attn_implementation
         try:
             return restore_verified(network, info, verdict)
-        except (Unsupported, LookupError, TypeError, ValueError):  # it is no verdict on this model
+        except (Unsupported, LookupError, TypeError, ValueError):  # the verdict is not of this model
             with quiet_transformers():
                 network.set_attn_implementation(own)
     trusted = verify_model(network, info)
@@ -198,7 +198,7 @@ def _read_tokenizer(folder: Path, chat_template: str | None, remembers: bool) ->
 
     with library_errors(explain), quiet_transformers():
         raw = read_raw_tokenizer(folder, remembers=remembers)
-        if not raw.is_fast:  # nobody else says which characters a token covers
+        if not raw.is_fast:  # only fast tokenizers say which characters a token covers
             raise explain(f"{type(raw).__name__} gives no offsets of its tokens; add a tokenizer.json to the folder")
         return Tokenizer(raw, chat_template)
 

@@ -89,7 +89,7 @@ class PackedStates:
     def _grouped(self, half: bool) -> Iterator[list[int]]:
         """Rows that run together: those that decode one token; every other row runs alone.
 
-        A lone decoding row of a 16-bit model runs beside itself: kernels round one row and several differently.
+        A lone decoding row of a 16-bit model runs twice in one batch: kernels round one row and several differently.
         """
         decoding = []
         for row, (start, end) in enumerate(self._spans):

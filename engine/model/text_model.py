@@ -58,7 +58,7 @@ def count_text_parameters(folder: Path) -> int | None:
 
 @torch.no_grad()
 def drop_other_parts(network: Any) -> None:
-    """Let go of what a model has beside the decoder and its head, unless reading text takes it."""
+    """Drop all parts of a model that reading text does not call."""
     decoder = network.get_decoder()
     if network.config.get_text_config(decoder=True) is network.config or decoder is network:
         return

@@ -29,13 +29,15 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {str(folder)!r}; check the path, or pull the model")
     if not (folder / "config.json").is_file():
-        raise ModelError(f"the folder {str(folder)!r} has no config.json, so it is no model; name a model's own folder")
+        raise ModelError(
+            f"the folder {str(folder)!r} has no config.json, so it is not a model; name a model's own folder"
+        )
     check_file_sizes(folder)
     count_parameters(folder)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that transformers would read, and no others that lie beside them."""
+    """The weight files that transformers reads, and no others of the folder."""
     single = folder / "model.safetensors"
     if single.is_file():
         return (single,)

@@ -22,7 +22,9 @@ from .grammar import GrammarState, allowed
 
 __all__ = ["OnSampled", "Sampler", "sample"]
 
-OnSampled = Callable[[Tensor, Callable[[], list[int]]], None]  # gets ids, (rows,), and what will say them
+OnSampled = Callable[
+    [Tensor, Callable[[], list[int]]], None
+]  # called with the ids, (rows,), and a function that waits for them
 
 _LIKELY = (
     1024  # as many of the likeliest tokens as usually hold all of top_p; sorting a whole vocabulary is slow on CPUs
@@ -30,7 +32,7 @@ _LIKELY = (
 
 
 class Sampler:
-    """One row's way of choosing tokens, and what it remembers from token to token."""
+    """Samples one row's tokens; keeps what it needs from token to token."""
 
     def __init__(
         self, spec: GenerateSpec, eos_ids: frozenset[int], seen: Sequence[int] = (), grammar: GrammarState | None = None
@@ -45,7 +47,7 @@ class Sampler:
 
     @property
     def over(self) -> bool:
-        """Whether the reply is whole and can't go on."""
+        """Whether the reply is complete and can't continue."""
         return self.grammar is not None and self.grammar.over
 
     @property
@@ -87,20 +89,20 @@ class Sampler:
 def sample(
     samplers: Sequence[Sampler],
     logits: Sequence[Tensor],
-    meanwhile: OnSampled | None = None,
+    on_sampled: OnSampled | None = None,
 ) -> list[int]:
     """By row, the next token; -1 where there is none because no logit is a number. `logits`: (vocab,) each, unchanged.
 
-    The ids that come back are the only thing that is copied from the device. `meanwhile` is called before the host has
+    The ids that come back are the only thing that is copied from the device. `on_sampled` is called before the host has
     them.
     """
-    if meanwhile is None and all(map(_is_plain, samplers, logits)):
+    if on_sampled is None and all(map(_is_plain, samplers, logits)):
         return [_likeliest_alone(sampler, each) for sampler, each in zip(samplers, logits, strict=True)]
     with on_one_thread() if logits[0].device.type == "cpu" else nullcontext():
         ids = _choose(samplers, logits)
     known = to_host(ids)
-    if meanwhile is not None:
-        meanwhile(ids, known)
+    if on_sampled is not None:
+        on_sampled(ids, known)
     return known()
 
 

@@ -227,7 +227,7 @@ def _encoded(out: Any) -> Encoded:
 
 
 def _merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """In order, without empty ones, and none beside or over another."""
+    """Sorted, without empty ones, and merged where they touch or overlap."""
     merged: list[Interval] = []
     for start, end in sorted(each for each in intervals if each[0] < each[1]):
         if merged and start <= merged[-1][1]:

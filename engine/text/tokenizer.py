@@ -49,18 +49,18 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool, words: Sequence[Interval] = ()) -> Encoded:
         """`special`: with the tokens that the model expects around a plain text (a chat template brings its own).
 
-        `words` are the characters of somebody's text: what they say never becomes a control token.
+        `words` are the characters of a user's text, which never become control tokens.
         """
         with library_errors(lambda why: ModelError(f"the model's tokenizer can't read this text: {why}")):
             return self.controls.encode(text, special, words)
 
     def encode_words(self, text: str) -> Encoded:
-        """A text that somebody else wrote, alone: no control tokens in it, and none around it."""
+        """The ids of a user's text alone, without control tokens in it or around it."""
         return self.encode(text, special=False, words=[(0, len(text))])
 
     @property
     def words_only(self) -> Any:
-        """transformers' own tokenizer for those who give it somebody's words alone."""
+        """transformers' own tokenizer, for callers that pass a user's words alone."""
         return _WordsOnly(self)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -139,7 +139,7 @@ class TextDecoder:
     def push(self, token: int) -> str:
         """The text that this token makes certain."""
         self._ids.append(token)
-        # Only the unsettled ids are decoded anew, after a little context, since some tokenizers join pieces. It begins
+        # Only the unsettled ids are decoded again, after a little context, since some tokenizers join pieces. It begins
         # between two characters: a byte of a broken one would spoil all bytes behind it.
         context = self._ids[self._points[0] : self._settled]
         fresh = self._decode([*context, *self._ids[self._settled :]])[len(self._decode(context)) :]

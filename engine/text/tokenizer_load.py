@@ -37,7 +37,7 @@ def read_raw_tokenizer(folder: Path, *, remembers: bool) -> Any:
     if isinstance(known, dict) and known.keys() >= {"options", "copy"}:
         try:
             return _read_directly(find_copy(known["copy"]) or file, known["options"])
-        except Exception:  # a boundary: the file was cut or written to by somebody else
+        except Exception:  # a boundary: another program cut the file or wrote to it
             known = None
     raw = _read_slowly(folder)
     if known != {}:  # where it is empty, transformers makes something else of the file
@@ -62,7 +62,7 @@ def _read_directly(file: Path, options: dict[str, Any]) -> Any:
 
 
 def _facts(folder: Path) -> Iterator[Any]:
-    """All files that transformers may look at, which are small beside the weights."""
+    """All files that transformers may read for a tokenizer; all are small."""
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in path.name:
             yield file_facts(path)

@@ -84,7 +84,7 @@ def test_a_model_whose_keys_do_not_move_as_thought_is_not_grafted(
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no model: there is no config.json in it"):
+    with pytest.raises(ModelError, match="is not a model: it has no config.json"):
         load_model(tmp_path)
 
 

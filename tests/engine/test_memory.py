@@ -80,7 +80,7 @@ def test_the_budget_is_what_the_recipe_says_then_the_environment_then_a_part_of_
     assert choose_budget(7, ["cpu"]) == 7
     for wrong in ("much", "-2GB"):
         monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", wrong)
-        with pytest.raises(ConfigError, match=f"CACHEGRAPH_KV_MEMORY is '{wrong}', which is no size"):
+        with pytest.raises(ConfigError, match=f"CACHEGRAPH_KV_MEMORY is '{wrong}', which is not a size"):
             choose_budget(None, ["cpu"])
 
 

@@ -112,7 +112,7 @@ def _why_not_plain(network: Any, info: ModelInfo, comparisons: Comparisons, call
             if ((there - first).norm() / first.norm()).item() > _SAME_QUERY:
                 return "it scales queries by their position"
             begin += row.pieces[0]
-    return None if _has_plain_head(network, info, rows[0].ids) else "its logits are no plain product"
+    return None if _has_plain_head(network, info, rows[0].ids) else "its logits are not a plain product"
 
 
 def _has_plain_head(network: Any, info: ModelInfo, ids: list[int]) -> bool:

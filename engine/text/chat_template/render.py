@@ -56,12 +56,12 @@ def render_chat_template(
 
 
 def render_open_chat(source: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-    """The same up to the last message's end, so that a reply goes on with it (`continue_final_message`)."""
+    """The same up to the last message's end, so that a reply continues it (`continue_final_message`)."""
     last = {**messages[-1], "content": f"{messages[-1]['content']}{_TAG}"}
     rendered = render_chat_template(source, [*messages[:-1], last], **variables)
     end = rendered.rfind(_TAG.strip())
     if end < 0:
-        raise TemplateRuntimeError("the chat template leaves out the last message, with which a reply is to go on")
+        raise TemplateRuntimeError("the chat template leaves out the last message, which the reply is to continue")
     return rendered[:end] if rendered.startswith(_TAG, end) else rendered[:end].rstrip()
 
 

@@ -51,7 +51,7 @@ def test_conversion_draws_no_bars_and_puts_transformers_back_as_it_was(
 
 def test_a_file_that_is_no_gguf_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"<html>not found</html>")
-    with pytest.raises(ModelError, match=r"is no GGUF file: it starts with b'<htm'"):
+    with pytest.raises(ModelError, match=r"is not a GGUF file: it starts with b'<htm'"):
         convert_gguf(tmp_path / "x.gguf", tmp_path / "out", room_for_all, lambda *_: None)
 
 

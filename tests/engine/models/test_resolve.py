@@ -35,7 +35,7 @@ def test_a_revision_is_for_hub_models_and_gives_them_a_place_of_their_own() -> N
     assert resolve(ModelSpec(source="qwen3-0.6b"), Path(), load_catalogue()).slug == "qwen3-0.6b"
     other = resolve(ModelSpec(source="qwen3-0.6b", revision="refs/pr/1"), Path(), load_catalogue())
     assert other.slug == "qwen3-0.6b@refs%2Fpr%2F1"
-    with pytest.raises(ModelError, match="is no hub model, so it has no revision 'x'"):
+    with pytest.raises(ModelError, match="is not a hub model, so it has no revision 'x'"):
         source_of("gemma-3-270m", revision="x")
 
 
