@@ -90,7 +90,7 @@ def test_branches_of_one_row_are_refused_by_name(folder: Path) -> None:
 def test_a_kept_verdict_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "home"))
     first = load_model(folder, checks="once")
-    monkeypatch.setattr(load, "check", None)
+    monkeypatch.setattr(load, "verify_model", None)
     second = load_model(folder, checks="once")
     assert second.info == first.info
     logits = [forward(each.network, each.info, [Row(FIRST, RowCache())])[0] for each in (first, second)]
