@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from measuring import Range, alternate, options, parsed, show
 
 from cachegraph.engine.catalogue import ensure
-from cachegraph.engine.catalogue.weight_files import weight_files
+from cachegraph.engine.model.weight_files import weight_files
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.graph.recipe.load import load_recipe
 

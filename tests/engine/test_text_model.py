@@ -11,7 +11,7 @@ from tiny import config_of, save_model
 from transformers import AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
 from transformers import models as hf
 
-from cachegraph.engine.catalogue.weight_files import count_parameters
+from cachegraph.engine.model.weight_files import count_parameters
 from cachegraph.engine.kv.cache import RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
