@@ -11,12 +11,12 @@ from tiny import config_of, save_model
 from transformers import AutoModelForMultimodalLM, AutoModelForSeq2SeqLM
 from transformers import models as hf
 
-from cachegraph.engine.model.weight_files import count_parameters
 from cachegraph.engine.kv.cache import RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel, load_model
 from cachegraph.engine.model.quiet_transformers import quiet_transformers
 from cachegraph.engine.model.text_model import count_text_parameters
+from cachegraph.engine.model.weight_files import count_parameters
 from cachegraph.errors import ModelError
 
 IDS = list(range(5, 25))
