@@ -185,10 +185,10 @@ async def measure(graph: Graph) -> tuple[float, tuple[str, ...], tuple[str, ...]
     """The shift, the channels that edges used, and what the run warns of."""
     shift, used, warnings = 0.0, (), ()
     for given, other in (WORDS, WORDS[::-1]):
-        wiring, probe = await graph.awire(), RunHooks()
+        wiring, hooks = await graph.awire(), RunHooks()
         name, node = answering_node(wiring)
-        result = await Run(graph.spec, {"word": given}, graph.awire, None, probe).execute()
-        mine, theirs = await node.agent.score(probe.turns[name], [given, other])  # type: ignore[attr-defined]
+        result = await Run(graph.spec, {"word": given}, graph.awire, None, hooks).execute()
+        mine, theirs = await node.agent.score(hooks.turns[name], [given, other])  # type: ignore[attr-defined]
         shift += mine.logprob - theirs.logprob
         used = tuple(edge.channel_used for edge in result.edges.values())
         warnings = tuple(str(each) for each in result.warnings if each.kind in ("dropped", "empty_edge"))

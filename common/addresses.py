@@ -1,4 +1,4 @@
-"""Where a host's name leads, judged by addresses and not by spelling.
+"""Hosts that lead to this machine or its networks, judged by address.
 
 `127.1`, `2130706433`, `0x7f.1`, `[::ffff:127.0.0.1]`, `localhost.` and the machine's own name are all this machine.
 """

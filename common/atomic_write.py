@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all: a reader never sees half of it."""
+"""Write a file whole or not at all."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Suggestions for unknown names: the nearest known name, or the names there are."""
+"""Suggestions for unknown names."""
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches

@@ -1,4 +1,4 @@
-"""The only right of all processes to write a file, as long as it is open."""
+"""Lock a file against other processes while it is open."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Folders that a library opens by itself: everything it would read there must lie in the recipe's folder.
+"""Paths that leave a folder, through links too.
 
 A model's, fuser's or translator's folder is read by transformers and by us, file by file. A link in it, or a name in
 one of its index files, could lead to a file that is none of the recipe's business, so all of them are resolved first.

@@ -1,4 +1,4 @@
-"""Shared parts of the Jinja sandboxes for prompts and chat templates: guards in compiled code, limits on its source."""
+"""Guards and limits that the sandboxes of prompts and chat templates share."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, cast

@@ -1,4 +1,4 @@
-"""JSON values that are kept in the cache folder under the hash of all that they depend on.
+"""JSON values in the cache folder, keyed by the hash of what they depend on.
 
 A file that can't be read is none, and a folder that can't be written to keeps none. A file is there as a whole or not
 at all, whatever processes write it at the same time.

@@ -1,4 +1,4 @@
-"""JSON from outside: whatever is wrong with it is one sentence, never an error of the parser's own."""
+"""Parse and check JSON from outside."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Where cachegraph keeps things: in the cache folder what can be had again, in the data folder what must last.
+"""Where cachegraph keeps its files.
 
 `CACHEGRAPH_HOME` puts both in one place. Earlier versions kept all of it in the cache folder, which cleaners empty.
 What lies there is moved when it is first asked for, unless somebody uses it then: it stays for as long as this process.

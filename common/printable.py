@@ -1,4 +1,4 @@
-"""Text of models, strangers and files, made safe for a screen.
+"""Make text of models and files safe for a terminal.
 
 A terminal obeys control characters (OSC 52 writes the clipboard), bidirectional controls reorder what people read, and
 invisible characters hide what they don't. Each becomes U+FFFD. What writing systems need stays: spaces of all widths,

@@ -1,4 +1,4 @@
-"""Run async calls at the same time: results in order, and the first error as it is."""
+"""Run async calls at the same time: results in order, the first error as it is."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar

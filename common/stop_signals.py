@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP treated as Ctrl-C, and the exit code of a process that one of the three stops."""
+"""Treat SIGTERM and SIGHUP as Ctrl-C; the exit code of a stopped process."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""Texts that are no Unicode: halves of surrogate pairs, which JSON, JavaScript and Python's command line let through.
+"""Mend text that is not valid Unicode.
 
 Nothing that holds one can be encoded, so they are mended where text comes in: halves that follow each other become
 their character, a lone one becomes U+FFFD.

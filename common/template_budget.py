@@ -1,4 +1,4 @@
-"""What one rendering of a stranger's template may spend: steps, seconds of this thread, characters made.
+"""Limits on the work of one template rendering.
 
 Prompts, conditions and chat templates draw from one kind of budget. Every operator, filter, test, method and loop step
 pays before it works, so that nothing can grow faster than what was paid for. All renders of one agent's turn share an

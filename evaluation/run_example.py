@@ -34,11 +34,11 @@ async def play(how: Play, example: Example, partner: Example | None) -> ExampleR
     record = ExampleRecord(variant=how.variant, seed=how.seed, index=example.index)
     began = perf_counter()
     try:
-        probe = RunHooks(await _controls(how, partner))
+        hooks = RunHooks(await _controls(how, partner))
         record.partner = partner.index if partner is not None else None
         began = perf_counter()
-        result = await _run(how.graph, example, probe).execute()
-        record.scores = await _scores(how, probe, example)
+        result = await _run(how.graph, example, hooks).execute()
+        record.scores = await _scores(how, hooks, example)
     except CachegraphError as error:
         record.error = str(error)
         record.seconds = perf_counter() - began
@@ -60,22 +60,22 @@ async def _controls(how: Play, partner: Example | None) -> Mapping[str, Control]
     return {name: Control("mismatched", turn) for name, turn in rehearsal.turns.items()}
 
 
-def _run(graph: Graph, example: Example, probe: RunHooks) -> Run:
+def _run(graph: Graph, example: Example, hooks: RunHooks) -> Run:
     inputs = {
         name: example.inputs.get(name, "" if spec.default is None else spec.default)
         for name, spec in graph.spec.inputs.items()
     }
-    return Run(graph.spec, inputs, graph.awire, None, probe)
+    return Run(graph.spec, inputs, graph.awire, None, hooks)
 
 
-async def _scores(how: Play, probe: RunHooks, example: Example) -> list[ChoiceScore]:
+async def _scores(how: Play, hooks: RunHooks, example: Example) -> list[ChoiceScore]:
     if not how.scores or example.choices is None:
         return []
     name, node = answering_node(await how.graph.awire())
     score = getattr(node.agent, "score", None)
     if score is None:
         raise RunError(f"agent {name!r} can't score choices; use a metric of replies, such as 'contains'")
-    scores: list[ChoiceScore] = await score(probe.turns[name], example.choices)
+    scores: list[ChoiceScore] = await score(hooks.turns[name], example.choices)
     return scores
 
 

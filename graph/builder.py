@@ -1,4 +1,4 @@
-"""Builds a recipe step by step in Python; it may be incomplete until its spec is asked for."""
+"""Build a recipe step by step in Python."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A graph as it is declared: read from a recipe or built in code, checked, and written back. Runs nothing."""
+"""The declared graph: loading, building, checking, writing. Runs nothing."""
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence

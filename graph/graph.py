@@ -1,4 +1,4 @@
-"""The Graph class: a declared graph that runs, once or many times, on models that stay loaded."""
+"""The Graph class."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -131,7 +131,7 @@ class Graph(GraphDefinition):
     @classmethod
     def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
         """The graph of a run in the store, with its recipe, folder and permissions as they were. Raises InputError."""
-        return resume.graph_of(cls, run, store, create)
+        return resume.load_graph(cls, run, store, create)
 
     def resume(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
@@ -142,20 +142,20 @@ class Graph(GraphDefinition):
         question where there are several. Raises InputError for a run that has finished, that another process is at work
         on, or whose recipe is not this graph's (`Graph.from_run` gives the one it has).
         """
-        execution = resume.resumed(self, run, store, answer, turn)
+        execution = resume.resume_run(self, run, store, answer, turn)
         return wait(execution.execute, "resume", "graph.aresume", lambda: execution.result)
 
     async def aresume(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> Result:
         """Go on with a run of this graph, under asyncio or trio; see `resume`."""
-        return await (await anyio.to_thread.run_sync(resume.resumed, self, run, store, answer, turn)).execute()
+        return await (await anyio.to_thread.run_sync(resume.resume_run, self, run, store, answer, turn)).execute()
 
     def stream_resumed(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> RunStream:
         """Go on with a run of this graph and watch; see `resume` and `stream`. What was recalled is told again."""
-        return RunStream(lambda listener: resume.resumed(self, run, store, answer, turn, listener))
+        return RunStream(lambda listener: resume.resume_run(self, run, store, answer, turn, listener))
 
     def map(
         self,
@@ -251,7 +251,7 @@ class Graph(GraphDefinition):
         spec = self.spec
         listener = watched(spec, given, listener)
         if store is not None:
-            return resume.begun(self, given, store, listener, session)
+            return resume.start_run(self, given, store, listener, session)
         for name, agent in spec.agents.items():
             if agent.pauses:
                 raise InputError(f"agent {name!r} can't be asked: {UNKEPT}")

@@ -1,4 +1,4 @@
-"""What a run or a recipe warns of: information that is dropped, edges that carry nothing, names that look mistaken."""
+"""The warning type of recipes and runs."""
 
 from dataclasses import dataclass
 from typing import Literal

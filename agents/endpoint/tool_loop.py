@@ -8,7 +8,7 @@ from typing import Any
 from cachegraph.common.surrogates import mend
 
 from ..tools.agent_tools import ToolRounds
-from ..tools.parse_calls import Speaker
+from ..tools.parse_calls import ReplyTextStream
 from .completion import REASONING, Completion
 from .tool_calls import ToolCallBuilder
 
@@ -22,7 +22,7 @@ async def complete_with_tools(
     ask: Ask, messages: Messages, turns: ToolRounds, on_text: Callable[[str], None] | None
 ) -> Completion:
     """Ask, call and ask again until a reply calls nothing. What comes back counts all the tokens of all replies."""
-    speaker = Speaker(on_text)
+    speaker = ReplyTextStream(on_text)
     whole = Completion()
     while True:
         heard = await ask(messages, speaker.push, whole.completion_tokens)

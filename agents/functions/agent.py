@@ -1,4 +1,4 @@
-"""An agent that is a Python function: its parameters are inputs and upstream replies by name, typed with pydantic."""
+"""Calls the function once a turn."""
 
 import inspect
 import json

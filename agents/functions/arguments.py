@@ -1,4 +1,4 @@
-"""What a function's parameters ask for, and making inputs and messages into it."""
+"""Match a function's parameters with inputs and replies."""
 
 import inspect
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From what a recipe calls a function to the function, and back."""
+"""Import a function by the name that a recipe gives it."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The agent kind `function`: a Python function in an agent's place."""
+"""The agent kind `function`."""
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar

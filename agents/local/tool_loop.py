@@ -19,7 +19,7 @@ from ..prompt.prompt import Piece, read_piece
 from ..prompt.render_threads import TextWork
 from ..token_budget import within_budget
 from ..tools.agent_tools import ToolRounds
-from ..tools.parse_calls import Speaker
+from ..tools.parse_calls import ReplyTextStream
 from .decode import write
 from .row import AgentRow
 
@@ -70,7 +70,7 @@ async def write_with_tools(
     told: ToolResultWriter,
 ) -> AgentRow:
     """Decode, call and read until a reply calls nothing. The row ends with that reply and holds all that was said."""
-    speaker = Speaker(turn.on_text)
+    speaker = ReplyTextStream(turn.on_text)
     first_token: float | None = None
     while True:
         start = len(row.ids)

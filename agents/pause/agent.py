@@ -1,4 +1,4 @@
-"""The agent of kind `pause`: it pauses the run, and the resumed run brings the answer."""
+"""Renders the question and pauses the run."""
 
 from collections.abc import Sequence
 from typing import NoReturn

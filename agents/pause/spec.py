@@ -1,4 +1,4 @@
-"""The agent kind `pause`: a question to a person."""
+"""The agent kind `pause`."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 

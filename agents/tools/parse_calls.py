@@ -11,7 +11,7 @@ from typing import Any
 
 from cachegraph.common import json_text
 
-__all__ = ["Heard", "ParsedCall", "Speaker", "call_of", "hear", "parse_json"]
+__all__ = ["Heard", "ParsedCall", "ReplyTextStream", "call_of", "hear", "parse_json"]
 
 TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
@@ -50,7 +50,7 @@ def hear(text: str, tools: Collection[str]) -> Heard:
     return Heard("", tuple(calls)) if calls and len(calls) == len(items) else Heard(text, ())
 
 
-class Speaker:
+class ReplyTextStream:
     """Hands on what a model says and keeps back what it calls. `text` is all that was handed on, over all rounds."""
 
     def __init__(self, on_text: Callable[[str], None] | None):

@@ -50,13 +50,13 @@ class GraphPlayer:
         """All continuations behind one run of the agents upstream."""
         graph = self._graph
         name, node = answering_node(await graph.awire())
-        probe = RunHooks(skip=name)
-        result = await self._run(graph, context, probe).execute()
+        hooks = RunHooks(skip=name)
+        result = await self._run(graph, context, hooks).execute()
         agent = node.agent
         chat = _in_chat(graph, agent)
         # A harness's space in front of a continuation parts words; a chat's template has parted them already.
         texts = [text.lstrip() or text for text in continuations] if chat else continuations
-        scored = await self._judge(agent, probe.turns[name], texts)
+        scored = await self._judge(agent, hooks.turns[name], texts)
         self._tally.add({**result.edges, **{(sender, name): each for sender, each in scored.edges.items()}})
         return [(each.logprob, each.greedy) for each in scored.scores]
 
@@ -66,8 +66,8 @@ class GraphPlayer:
         self._tally.add(result.edges)
         return result.text
 
-    def _run(self, graph: Graph, context: str, probe: RunHooks | None = None) -> Run:
-        return Run(graph.spec, graph.check_inputs({self._input: context}), graph.awire, None, probe)
+    def _run(self, graph: Graph, context: str, hooks: RunHooks | None = None) -> Run:
+        return Run(graph.spec, graph.check_inputs({self._input: context}), graph.awire, None, hooks)
 
     def _decoding(self, spec: GenerateSpec) -> Graph:
         if spec not in self._written:

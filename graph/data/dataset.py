@@ -1,4 +1,4 @@
-"""Rows of a data set from a JSON Lines, JSON or CSV file, from the Hugging Face hub, or from Python; nothing is run."""
+"""Read data sets from JSON Lines, JSON, CSV, the Hugging Face hub, or Python."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""From a data set's columns to what a graph is given and what would be right; every row is checked before any model."""
+"""Map a data set's columns to inputs and answers; every example is checked before the first run."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Where boxes and lines go when a graph is drawn: layers by the plan, few crossings, no line through a box.
+"""Place boxes and lines.
 
 The classic three steps for layered drawings: long edges get a stand-in in every layer they pass, layers are sorted by
 their neighbours' average place, and what overlaps is moved apart. Knows sizes and pairs, nothing of agents.

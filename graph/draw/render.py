@@ -1,4 +1,4 @@
-"""A recipe for people to look at: as text, as a Mermaid diagram, as a picture.
+"""Draw a recipe.
 
 Names and descriptions may be a stranger's, so every one is escaped for where it goes.
 """

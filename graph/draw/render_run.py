@@ -1,4 +1,4 @@
-"""A run for people to look at: the recipe's graph with what happened on it, as text, as Mermaid, as a picture."""
+"""Draw a run."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a run did, agent by agent and edge by edge, whether its result or the store tells of it."""
+"""One view of a run for drawing, made of a result or of the store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Boxes and lines as an SVG that stands on its own: no scripts, no fonts, no links, light and dark in one file."""
+"""Write boxes and lines as a standalone SVG."""
 
 import math
 import unicodedata

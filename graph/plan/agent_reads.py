@@ -1,4 +1,4 @@
-"""Which inputs and replies an agent's templates, lists and arguments name, and of which of them it gets some text."""
+"""Inputs and replies that an agent's templates, lists and conditions read."""
 
 from collections.abc import Collection, Iterator
 

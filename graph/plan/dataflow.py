@@ -1,4 +1,4 @@
-"""Which inputs and replies reach whom over the decided channels, and what reaches nobody. No torch.
+"""Which inputs and replies reach which agent over the decided channels, and which get lost. No torch.
 
 A *source* is an input or an agent's reply. An agent hears a source if its context holds it, as words or as positions,
 or holds a reply that was made from it. What an output would hear if every edge handed over all that its author meant it

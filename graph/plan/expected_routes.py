@@ -1,4 +1,4 @@
-"""The routes that a recipe's edges will take, as far as that is known before any model is loaded. No torch."""
+"""Routes of a recipe's edges, as far as they are known before models load. No torch."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What runs after what: a recipe's agents ordered by its edges. Knows neither models nor messages."""
+"""The order in which agents run. Knows neither models nor messages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

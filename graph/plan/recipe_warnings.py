@@ -1,4 +1,4 @@
-"""The warnings of a recipe that is not run: over the channels that its edges will take, and with their places."""
+"""Warnings of a recipe that does not run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From a recipe's names to what a run follows: open agents, a route for every edge, and who waits for whom.
+"""Open agents and decided edges, as a run follows them.
 
 Made once a graph, after its models are loaded, and shared by all its runs: nothing here changes while they run.
 """

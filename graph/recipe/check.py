@@ -1,4 +1,4 @@
-"""What must hold between the parts of a recipe: names that exist, slots that have edges, agents that somebody reads.
+"""Checks between the parts of a recipe.
 
 Works on a `RawSpec`, so that everything that can be said about a broken recipe is said at once.
 """

@@ -1,4 +1,4 @@
-"""What a recipe may set in motion: functions, programs and tools of this machine only where its caller allows code."""
+"""Checks of functions, programs and tools."""
 
 from collections.abc import Iterator
 from typing import Any

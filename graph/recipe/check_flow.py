@@ -1,4 +1,4 @@
-"""What must hold of a recipe's conditions, routes, joins, loops and lists."""
+"""Checks of conditions, routes, joins, loops and lists."""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""The comparison's slice of a recipe: which column of a data set is what to this graph."""
+"""The `evaluate` section."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Recipes within recipes: found, read and checked before anything runs."""
+"""Recipes that a recipe includes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the caller gives to a run, checked against what the recipe declares; all complaints at once."""
+"""Check a run's inputs against their declarations."""
 
 import json
 from collections.abc import Mapping

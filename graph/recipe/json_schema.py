@@ -1,4 +1,4 @@
-"""The recipe's JSON Schema, for editors that complete and check YAML while it is written."""
+"""The recipe's JSON Schema, for editors."""
 
 import json
 from functools import cache

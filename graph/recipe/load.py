@@ -1,4 +1,4 @@
-"""A recipe from YAML, with all its problems at once, each at its line and column."""
+"""Read a recipe from YAML; every problem with its line and column."""
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path

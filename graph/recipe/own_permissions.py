@@ -1,4 +1,4 @@
-"""What a graph may do that the caller's own code has built."""
+"""Permissions of a graph that the caller's code built."""
 
 from .raw_spec import Permissions
 from .spec import GraphSpec

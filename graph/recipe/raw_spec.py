@@ -1,4 +1,4 @@
-"""A recipe as it was written, right or wrong: the part of it that can be checked before, or without, its types."""
+"""A recipe's raw data, checkable before its types are right."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a stranger's recipe may not do: send secrets of this machine away, or read files outside its own folder."""
+"""Checks of addresses, keys and paths."""
 
 import ipaddress
 import json

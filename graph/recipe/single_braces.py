@@ -1,4 +1,4 @@
-"""Names in single braces: other template languages read them, and here they are plain text."""
+"""Names in single braces, which other template languages read."""
 
 import re
 from collections.abc import Iterator

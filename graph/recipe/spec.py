@@ -1,4 +1,4 @@
-"""A recipe as typed values: the slices of engine, channels and agents put together. Knows no YAML and no torch."""
+"""A recipe as typed values. Knows no YAML and no torch."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""Validate one part of a recipe that Python code gives: an agent, an edge, an input; errors have no line to name."""
+"""Validate one part that Python code gives."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""Swap the channels of a recipe's edges, also inside the recipes that it includes."""
+"""Swap the channels of edges, also inside included recipes."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

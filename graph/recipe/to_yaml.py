@@ -1,4 +1,4 @@
-"""A recipe back to YAML, the way a person would have written it."""
+"""Write a recipe as YAML."""
 
 import re
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""pydantic's complaints in our words, each at its place in the file.
+"""pydantic's errors in our words, each with its place.
 
 What a value should have been is read off the recipe's JSON Schema, so that one sentence serves every kind of mistake.
 Knows no rules of its own.

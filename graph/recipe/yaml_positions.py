@@ -1,4 +1,4 @@
-"""YAML as data that knows where it was written.
+"""Parse YAML; every value knows its line and column.
 
 Built from libyaml's event stream in one pass without recursion: every value has its line and column, duplicate keys
 and foreign tags are problems, and what an alias stands for is counted each time, so that a small file can't grow into

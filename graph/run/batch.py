@@ -1,4 +1,4 @@
-"""Many runs at once: as many at a time as asked for, results in the order they were asked for."""
+"""Many runs at once."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

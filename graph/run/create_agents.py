@@ -1,4 +1,4 @@
-"""Create the agents of a recipe, also inside the recipes that it includes; none of them is open."""
+"""Create the agents of a recipe, also inside the recipes that it includes."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""Where a reply goes: its sender's conditions and route, evaluated once the reply is there."""
+"""Evaluate conditions and routes: which edges deliver a reply."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What happens during a run, as it happens. Each event says when, in seconds since the run began.
+"""Events of a run, for listeners. Each event says when, in seconds since the run began.
 
 `to_dict()` is the stable form for JSON, described in docs/reference/events.md: the version of that form, a `type`, then
 the fields. Events are built only if somebody listens.

@@ -1,4 +1,4 @@
-"""Taking agents' turns for a run: one, or one for every item of a list, within the run's limits.
+"""Take an agent's turn, or one for each item of a list.
 
 Every turn has an id: the agent's name; `#2` behind it in the second round of a loop, `[3]` for the fourth item of a
 list, and the ids of the sub-graphs around it in front.
@@ -63,10 +63,10 @@ class RunContext:
 
     began: float
     listener: Listener | None = None
-    journal: TurnLog | None = None
+    turn_log: TurnLog | None = None
     conversation: Session | None = None  # that agents with a memory go on with
     limiter: anyio.CapacityLimiter | None = None
-    probe: RunHooks | None = None
+    hooks: RunHooks | None = None
     agents: str = ""
     turns: str = ""
     spent: TokensLeft | None = None
@@ -95,7 +95,7 @@ class TurnExecutor:
         self, node: Node, result: AgentResult, deliveries: Sequence[Delivery]
     ) -> tuple[Reply, list[AgentResult]]:
         """The reply; of a turn an item, all replies as one, and the result of each."""
-        around, turn_id, probe = self._around, result.turn, self._around.probe
+        around, turn_id, hooks = self._around, result.turn, self._around.hooks
         changed = around.generate if node.index in self._outputs else None
         turn = Turn(
             self._inputs,
@@ -105,15 +105,15 @@ class TurnExecutor:
             self._deltas(node, turn_id) if around.listener else None,
             partial(setattr, result, "prompt"),
             id=turn_id,
-            control=probe.controls.get(around.agents + node.name) if probe else None,
+            control=hooks.controls.get(around.agents + node.name) if hooks else None,
             within=replace(around, generate=changed) if node.is_graph else None,
             memory=self._memory(node),
             on_tool=self._tool_calls(node, turn_id) if around.listener else None,
             generate=changed,
         )
-        if probe is not None:
-            probe.turns[around.agents + node.name] = turn
-            if probe.skip == around.agents + node.name:
+        if hooks is not None:
+            hooks.turns[around.agents + node.name] = turn
+            if hooks.skip == around.agents + node.name:
                 return Reply(Payload(node.name, "", turn=turn_id)), []
         if node.for_each is not None:
             return await self._all_items(node, node.for_each, turn)
@@ -136,10 +136,10 @@ class TurnExecutor:
         if self._around.spent is not None and (left := self._around.spent.left) is not None:
             turn = replace(turn, most_tokens=left)
         with request_context(join_run(self._run, node.depth, turn.needs_cache or turn.memory is not None)):
-            if self._around.journal is None or node.is_graph:
+            if self._around.turn_log is None or node.is_graph:
                 reply = await node.agent.turn(turn)
             else:
-                reply = await take_turn(self._around.journal, turn.id, node.agent, turn)
+                reply = await take_turn(self._around.turn_log, turn.id, node.agent, turn)
             payload = reply.payload
             payload.turn = turn.id
             if not all_finite(payload.data):
@@ -196,8 +196,8 @@ class TurnExecutor:
         record_reply(result, reply, around.now())
         if around.listener:
             around.listener(AgentFinished(around.now(), name, result, turn=turn_id, recalled=reply.recalled))
-        if around.journal is not None and not node.is_graph:
-            await note(around.journal, turn_id, result, reply)
+        if around.turn_log is not None and not node.is_graph:
+            await note(around.turn_log, turn_id, result, reply)
         return reply, result
 
 

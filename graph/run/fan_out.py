@@ -1,4 +1,4 @@
-"""Several turns' replies as one: what a fan-out hands on."""
+"""Join the replies of several turns into one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace

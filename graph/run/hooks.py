@@ -1,4 +1,4 @@
-"""Looking into a run, and meddling with it: what comparisons need besides the result."""
+"""Inspect and change a running run, for comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ __all__ = ["RunHooks"]
 
 @dataclass(eq=False)
 class RunHooks:
-    """Given to a run, it keeps every agent's turn, with the caches in it, for as long as the probe lives.
+    """Given to a run, it keeps every agent's turn, with the caches in it, for as long as the hooks live.
 
     `controls` holds by agent what takes the place of the caches it gets. The turn of agent `skip` is kept, not taken.
     An agent of an included recipe goes by its full name, as in `team/expert`.

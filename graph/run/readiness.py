@@ -1,4 +1,4 @@
-"""Who may start: messages that came, edges that were skipped, rounds that ended. No agent is run here.
+"""Which agents may start, round by round. No agent is run here.
 
 A counter per agent says how many edges are still open. An edge is closed by a message, or skipped where a condition or
 a route decided so, or its sender was skipped itself; an agent to which every edge was skipped is skipped. A loop's

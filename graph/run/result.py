@@ -1,4 +1,4 @@
-"""What a run leaves behind: a reply, and what every agent and every edge did on the way to it.
+"""The result of a run: reply, agents, edges, totals.
 
 The JSON form carries its own version, so that files of results outlive the version that wrote them.
 """

@@ -1,9 +1,9 @@
-"""One execution of a graph: every agent starts as soon as all it waits for has arrived.
+"""One execution of a graph.
 
-Who that is, `arrivals.py` knows; how an agent's turn is taken, `turns.py`; where its reply goes, `ways.py`. The task
-that finished an agent goes on with the first one that it has set free and starts a new task for each of the others, so
-a chain of any length is one task. An agent's error is a value here, not an exception: it ends the run or only what
-depends on it, as the recipe says. Knows nothing of models, channels or YAML.
+`readiness.py` knows which agents may start, `executor.py` takes an agent's turn, and `edge_conditions.py` decides where
+its reply goes. A task that finished an agent continues with the first agent that this one made ready, and starts a new
+task for each other one, so a chain of any length is one task. An agent's error is a value here, not an exception: it
+ends the run, or only what depends on the agent, as the recipe says. Knows nothing of models, channels or YAML.
 """
 
 import traceback
@@ -64,14 +64,14 @@ class Run:
         inputs: Mapping[str, Any],
         prepare: Prepare,
         listener: Listener | None = None,
-        probe: RunHooks | None = None,
-        journal: TurnLog | None = None,
+        hooks: RunHooks | None = None,
+        turn_log: TurnLog | None = None,
         within: RunContext | None = None,
     ):
         self._spec = spec
         self._inputs = inputs
         self._prepare = prepare
-        self._journal = journal  # a kept run has its own once it has begun
+        self._turn_log = turn_log  # a kept run has its own once it has begun
         self._ways = EdgeConditions()
         self.conversation: Session | None = None  # that this run goes on with
         self.generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec, changed for the output agents
@@ -89,7 +89,7 @@ class Run:
         most = spec.limits.max_concurrent
         limiter = None if most is None else anyio.CapacityLimiter(most)
         self._inside = within is not None
-        around = within or RunContext(0.0, listener, probe=probe)
+        around = within or RunContext(0.0, listener, hooks=hooks)
         tokens = spec.limits.max_tokens
         spent = around.spent if tokens is None else TokensLeft(tokens, around.spent)
         self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
@@ -132,7 +132,7 @@ class Run:
             self._around = replace(
                 self._around,
                 began=perf_counter(),
-                journal=self._journal,
+                turn_log=self._turn_log,
                 conversation=self.conversation,
                 generate=self.generate,
             )
@@ -194,8 +194,8 @@ class Run:
             record_reply(agent, reply, self._around.now())
             self._count(agent, reply.timing, reply.tokens, reply.turns)
             ways = await self._ways.out_of(node, reply.payload, self._values, self._arrivals.goes_round)
-            if self._around.journal is not None and node.for_each is None and not node.is_graph:
-                await note(self._around.journal, agent.turn, agent, reply)
+            if self._around.turn_log is not None and node.for_each is None and not node.is_graph:
+                await note(self._around.turn_log, agent.turn, agent, reply)
         except Paused as pause:
             self._pause(node, agent, pause.question)
             return
@@ -264,7 +264,7 @@ class Run:
 
     def _pause(self, node: Node, agent: AgentResult, question: str) -> None:
         around = self._around
-        if around.journal is None:
+        if around.turn_log is None:
             self._fail(node, agent, InputError(UNKEPT))
             return
         agent.status, agent.prompt = "paused", question

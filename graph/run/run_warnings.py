@@ -1,4 +1,4 @@
-"""What a run warns of once it has happened: edges that carried nothing, replies that were cut or held back."""
+"""Warnings of a finished run."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""How the outputs of a run decode, where its caller wants other settings than the recipe's."""
+"""Settings of a run's outputs that differ from the recipe's."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

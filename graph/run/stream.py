@@ -1,4 +1,4 @@
-"""A run, or many, watched while they go on.
+"""Watch a run, or many, as an async iterator.
 
 The work lives in a task of its own, not in the generator that hands out what comes of it: so a loop over it can be left
 at any point, in any task, and the work is cancelled and cleaned up all the same.

@@ -1,4 +1,4 @@
-"""A recipe in an agent's place: what it is given becomes its inputs, its output's message becomes its reply."""
+"""The agent that runs an included recipe."""
 
 from collections.abc import Iterator, Mapping
 from copy import copy

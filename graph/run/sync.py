@@ -1,4 +1,4 @@
-"""Async work for callers that are not async."""
+"""Run async work from synchronous code."""
 
 import asyncio
 import sys

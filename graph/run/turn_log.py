@@ -1,7 +1,7 @@
-"""What of a run outlives the process that runs it: every finished turn, so that it is never taken twice.
+"""The protocol that makes finished turns durable, so that resuming a run never repeats one.
 
-A journal is asked before a turn and told after it. A turn that it recalls is stood in for: its words are as recorded,
-and its KV cache, which no journal keeps, is computed again from them when a receiver needs it. Knows of no store.
+A run asks its log before a turn and records the turn after it. A recalled turn has its text from the log. Its KV cache
+is not in the log: it is computed again from the text when a receiver needs it. Knows no store.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,27 +51,27 @@ class TurnLog(Protocol):
         """Hear that this turn waits for a person; the answer will be recalled as its reply."""
 
 
-async def take_turn(journal: TurnLog | None, name: str, agent: Agent, turn: Turn) -> Reply:
-    """The agent's reply: stood in for where the journal recalls this turn (`reply.recalled`), else taken now."""
-    if journal is None:
+async def take_turn(turn_log: TurnLog | None, name: str, agent: Agent, turn: Turn) -> Reply:
+    """The agent's reply: from the log where it recalls this turn (`reply.recalled`), else taken now."""
+    if turn_log is None:
         return await agent.turn(turn)
-    recorded = journal.recall(name)
+    recorded = turn_log.recall(name)
     if recorded is not None:
-        damaged = f"what run {journal.run!r} recorded of turn {name!r} is damaged"
+        damaged = f"what run {turn_log.run!r} recorded of turn {name!r} is damaged"
         with library_errors(lambda why: RunError(f"{damaged} ({why}); remove that run and begin a new one")):
-            return _stand_in(agent, _remembered(turn, recorded, f"{journal.run}/{name}"), recorded)
+            return _stand_in(agent, _remembered(turn, recorded, f"{turn_log.run}/{name}"), recorded)
     await _restore(turn)
     try:
         reply = await agent.turn(turn)
     except Paused as pause:
-        journal.asked(name, pause.question)
+        turn_log.asked(name, pause.question)
         raise
     if turn.memory is not None and reply.remembered is not None:
-        turn.memory.sign(f"{journal.run}/{name}")
+        turn.memory.sign(f"{turn_log.run}/{name}")
     return reply
 
 
-async def note(journal: TurnLog, name: str, result: AgentResult, reply: Reply) -> None:
+async def note(turn_log: TurnLog, name: str, result: AgentResult, reply: Reply) -> None:
     """Record a turn that has just finished; one that was recalled is recorded already."""
     if reply.recalled:
         return
@@ -88,7 +88,7 @@ async def note(journal: TurnLog, name: str, result: AgentResult, reply: Reply) -
         agent["memory"] = dict(vars(result.memory))
     payload = reply.payload
     recorded = RecordedTurn(payload.text, payload.data, tuple(reply.ids), agent, edges, reply.remembered)
-    await journal.record(name, recorded)
+    await turn_log.record(name, recorded)
 
 
 def _stand_in(agent: Agent, turn: Turn, recorded: RecordedTurn) -> Reply:

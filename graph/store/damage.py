@@ -1,4 +1,4 @@
-"""Checks of what the database holds, which may be damaged.
+"""Repair of a damaged store.
 
 Not by pydantic, which refuses texts with half a character: those are kept as they are.
 """

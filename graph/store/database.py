@@ -1,4 +1,4 @@
-"""Opening the store's database, and its errors in our words.
+"""SQLite and PostgreSQL connections, and their errors as ConfigError.
 
 SQLite runs in WAL mode with synchronous=FULL. A process that is killed loses nothing either way; FULL also keeps what
 was committed when the power goes, for one fsync a commit, which is little beside an agent's turn.

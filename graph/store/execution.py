@@ -1,4 +1,4 @@
-"""A run that is recorded while it goes on."""
+"""A run that records itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["StoredExecution"]
 
 
 class StoredExecution(Run):
-    """A run with a journal, which is opened when the run begins and told how it ended."""
+    """A run with a recorder, which opens when the run begins and records how it ended."""
 
     def __init__(self, *args: Any, open_session: Callable[[], RunRecorder], **options: Any):
         super().__init__(*args, **options)
@@ -27,7 +27,7 @@ class StoredExecution(Run):
         return super().result.model_copy(update={"run_id": run})
 
     async def execute(self) -> Result:
-        session = self._session = self._journal = await run_sync(self._open_session)
+        session = self._session = self._turn_log = await run_sync(self._open_session)
         try:
             return await super().execute()
         finally:

@@ -1,4 +1,4 @@
-"""What the store tells of a run, and how it is written there."""
+"""Rows of the store as typed values."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where a graph and the run store meet: a run that is kept, and one that is gone on with.
+"""Start and resume persisted runs.
 
 SQLAlchemy is imported here only when somebody has a store.
 """
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from .records import Setting, StoredRun
     from .store import Store
 
-__all__ = ["begun", "digest", "graph_of", "resumed"]
+__all__ = ["digest", "load_graph", "resume_run", "start_run"]
 
 GraphT = TypeVar("GraphT", bound="Graph")
 
 _recipes: "WeakKeyDictionary[Graph, tuple[GraphSpec, str]]" = WeakKeyDictionary()
 
 
-def begun(
+def start_run(
     graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None, session: str | None = None
 ) -> Run:
     """A run that enters the store when it begins."""
@@ -56,7 +56,7 @@ def _recipe(graph: "Graph") -> str:
     return known[1]
 
 
-def resumed(
+def resume_run(
     graph: "Graph",
     run: str,
     store: "Store | None",
@@ -104,7 +104,7 @@ def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict
     return {turn: mend(answer)}
 
 
-def graph_of(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:
+def load_graph(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:
     """The graph of a run in the store, as it was when the run began."""
     from .store import Store
 

@@ -1,4 +1,4 @@
-"""One run being recorded: what a run asks and tells as its journal, and how it ends in the store."""
+"""Records one run: its finished turns and its result."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ DONE = ("finished", "skipped", "not_started", "paused")  # who has asked is know
 
 
 class RunRecorder:
-    """The journal of a run that is this process's own."""
+    """The turn log of a run that this process owns."""
 
     def __init__(self, database: "Database", writer: "Writer", run: str, token: str, known: Mapping[str, RecordedTurn]):
         self.run = run

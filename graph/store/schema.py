@@ -1,4 +1,4 @@
-"""The tables, and how an older store becomes a newer one.
+"""Tables, and migrations from older stores.
 
 What people ask for by itself is a column; the rest is JSON, in ASCII, so that any text survives any database.
 """

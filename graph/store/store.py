@@ -1,4 +1,4 @@
-"""The run store as Python sees it: list, show, begin, resume, remove."""
+"""List, show, begin, resume and remove runs."""
 
 import os
 from collections.abc import Mapping, Sequence

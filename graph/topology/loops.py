@@ -1,4 +1,4 @@
-"""Loops: which agents go round together, by the edges that are allowed to lead back.
+"""Loops that bounded edges close, and how they nest.
 
 An edge with `max_rounds` leads back: without it the graph has no cycle. Its loop holds every agent on a way from its
 receiver to its sender. Loops that share agents are one loop, unless one lies wholly inside the other: then the inner

@@ -1,4 +1,4 @@
-"""An order of agents in which senders come before receivers, as far as cycles allow."""
+"""An order of agents in which senders come before receivers."""
 
 from collections.abc import Iterable, Mapping
 

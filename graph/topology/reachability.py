@@ -1,4 +1,4 @@
-"""What surely happens in a graph with conditions: who has run before whom, and whether an output is reached.
+"""Which agents surely run under conditions, and whether an output is surely reached.
 
 Reasons over names and edges alone. An edge that is conditional may be skipped; an agent runs if one edge to it was not.
 """

@@ -1,4 +1,4 @@
-"""Runs as a trace that chrome://tracing and ui.perfetto.dev open: a track an agent, slices, arrows for edges.
+"""Write runs as a trace that chrome://tracing and ui.perfetto.dev open.
 
 The format is the JSON one of Chrome's trace viewer: complete events ("X"), flows ("s" and "f") and names ("M"), times
 in microseconds. Phases are known by how long they took, not when: inside a turn they are drawn in their usual order.

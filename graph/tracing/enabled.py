@@ -1,4 +1,4 @@
-"""Whether anybody wants spans or metrics of a run. Costs a look into a dictionary where nobody does."""
+"""Whether spans or metrics of a run are wanted. Costs a look into a dictionary where nobody does."""
 
 import sys
 from collections.abc import Callable, Mapping

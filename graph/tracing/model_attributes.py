@@ -1,4 +1,4 @@
-"""What the recipe says of each agent's model, in the words of the GenAI conventions."""
+"""What the recipe says of each agent's model, in the terms of the GenAI conventions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

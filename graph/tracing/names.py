@@ -1,4 +1,4 @@
-"""Every name that leaves this process: spans, attributes, metrics.
+"""Every span, attribute and metric name.
 
 The GenAI names are those of the GenAI semantic conventions 0.1 (github.com/open-telemetry/semantic-conventions-genai),
 which are still in development: when they move, they move here. What they don't know is called `cachegraph.*`.

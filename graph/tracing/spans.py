@@ -1,4 +1,4 @@
-"""A run's events as spans: invoke_workflow > invoke_agent > chat, and one for each edge travelled and tool called.
+"""Turn a run's events into spans.
 
 Events say when they happened, so spans get their times from them. While an agent is at work its innermost span is the
 current one in its own task: what it calls (an HTTP client, a tool) hangs below it.

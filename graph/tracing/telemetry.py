@@ -1,4 +1,4 @@
-"""A run's listener for OpenTelemetry, where the process has configured a provider of traces or of metrics."""
+"""The run listener for OpenTelemetry."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cachegraph.agents.tools.content import cut
-from cachegraph.agents.tools.parse_calls import ParsedCall, Speaker, hear
+from cachegraph.agents.tools.parse_calls import ParsedCall, ReplyTextStream, hear
 
 ADD = ParsedCall("add", {"a": 1})
 
@@ -71,7 +71,7 @@ def test_a_call_that_can_not_be_read_says_why(body: str, why: str) -> None:
 def spoken(*rounds: str) -> tuple[list[str], str]:
     """The pieces that are handed on while these replies come character by character, and the text of all."""
     pieces: list[str] = []
-    speaker = Speaker(pieces.append)
+    speaker = ReplyTextStream(pieces.append)
     for reply in rounds:
         for character in reply:
             speaker.push(character)
@@ -102,7 +102,7 @@ def test_what_is_shown_while_it_is_written_is_the_text_without_calls(rounds: lis
 
 def test_words_are_shown_at_once() -> None:
     pieces: list[Any] = []
-    speaker = Speaker(pieces.append)
+    speaker = ReplyTextStream(pieces.append)
     speaker.push("It is")
     assert pieces == ["It is"]
 

@@ -112,7 +112,7 @@ async def test_events_and_the_journal_tell_items_apart() -> None:
 
     memory, agent = Memory(), reader()
     graph = build(["reader>out"], agent, output="out", inputs=["words"], reader=WORDS)
-    result = await Run(graph.spec, {"words": "a b"}, graph.awire, journal=memory).execute()
+    result = await Run(graph.spec, {"words": "a b"}, graph.awire, turn_log=memory).execute()
     assert result.agents["reader"].text == "<a>\n\nremembered"
     assert set(memory.turns) == {"reader[0]", "reader[1]", "out"}
     events = [event async for event in graph.stream(words="a b")]

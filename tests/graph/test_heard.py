@@ -98,10 +98,10 @@ async def scores(folder: Path, recipe: dict[str, Any], inputs: dict[str, str]) -
     models = {name: {"source": f"./{name}", "dtype": "float32"} for name in ("small", "other")}
     data = {**recipe, "models": models, "inputs": {word: {} for word in WORDS}}
     async with Graph.from_dict(data, folder, allow_paths=True) as graph:
-        wiring, probe = await graph.awire(), RunHooks()
+        wiring, hooks = await graph.awire(), RunHooks()
         name, node = answering_node(wiring)
-        await Run(graph.spec, inputs, graph.awire, None, probe).execute()
-        found = await node.agent.score(probe.turns[name], ["osprey", "walnut"])  # type: ignore[attr-defined]
+        await Run(graph.spec, inputs, graph.awire, None, hooks).execute()
+        found = await node.agent.score(hooks.turns[name], ["osprey", "walnut"])  # type: ignore[attr-defined]
         routes = {(route.edge.sender, route.edge.receiver): route for each in wiring.nodes for route in each.entries}
         expected = expected_routes(graph.spec, folder, lambda entry: _included(entry, folder))
         for pair, route in routes.items():

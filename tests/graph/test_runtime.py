@@ -328,7 +328,7 @@ async def test_a_journal_is_asked_before_a_turn_and_told_after_it() -> None:
 
     first, memory = ScriptedAgent("a"), Memory()
     graph = build("a>b", first, ScriptedAgent("b", data=[2]), output="b")
-    result = await Run(graph.spec, {}, graph.awire, journal=memory).execute()
+    result = await Run(graph.spec, {}, graph.awire, turn_log=memory).execute()
     assert not first.turns
     assert result.text == "b(remembered)"
     assert (result.agents["a"].data, result.agents["b"].data) == ({"n": 1}, [2])

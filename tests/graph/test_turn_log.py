@@ -1,4 +1,4 @@
-"""A journal's turns: recorded once, stood in for ever after."""
+"""A turn log's turns: recorded once, stood in for ever after."""
 
 import pytest
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Memory:
-    """A journal that forgets when the test ends."""
+    """A turn log that forgets when the test ends."""
 
     run = "1"
 
@@ -51,32 +51,32 @@ def over_cache(message: Payload) -> Delivery:
 
 
 async def test_a_recalled_turn_is_not_taken_and_says_what_it_said() -> None:
-    journal, agent, turn = Memory(), Caching("a", "yes"), Turn({"q": "why"}, needs_cache=True)
-    first = await take_turn(journal, "a", agent, turn)
+    turn_log, agent, turn = Memory(), Caching("a", "yes"), Turn({"q": "why"}, needs_cache=True)
+    first = await take_turn(turn_log, "a", agent, turn)
     called = [ToolCall("calc.add", {"a": 1}, "2", seconds=0.5)]
     told = AgentResult("finished", first.payload.text, tokens=first.tokens, tool_calls=called, memory=MemoryReport(3))
-    await note(journal, "a", told, first)
-    again = await take_turn(journal, "a", agent, turn)
+    await note(turn_log, "a", told, first)
+    again = await take_turn(turn_log, "a", agent, turn)
     assert (again.tool_calls, again.memory) == (called, MemoryReport(3))
-    await note(journal, "a", AgentResult("finished"), again)  # recorded already: nothing happens
+    await note(turn_log, "a", AgentResult("finished"), again)  # recorded already: nothing happens
     assert len(agent.turns) == 1
     assert (again.recalled, again.payload.text, again.tokens, again.edges) == (True, "yes", first.tokens, first.edges)
     assert again.payload.cache is None
 
 
 async def test_lost_caches_come_back_from_the_first_one_on_and_only_when_they_are_needed() -> None:
-    journal = Memory()
-    journal.turns = {"a": RecordedTurn("A", ids=[7]), "b": RecordedTurn("B", ids=[8, 9])}
-    a = await take_turn(journal, "a", Caching("a"), Turn({}, needs_cache=True))
-    b = await take_turn(journal, "b", Caching("b"), Turn({}, [over_cache(a.payload)], needs_cache=True))
+    turn_log = Memory()
+    turn_log.turns = {"a": RecordedTurn("A", ids=[7]), "b": RecordedTurn("B", ids=[8, 9])}
+    a = await take_turn(turn_log, "a", Caching("a"), Turn({}, needs_cache=True))
+    b = await take_turn(turn_log, "b", Caching("b"), Turn({}, [over_cache(a.payload)], needs_cache=True))
     assert a.payload.cache is b.payload.cache is None
-    await take_turn(journal, "c", ScriptedAgent("c"), Turn({}, [over_cache(b.payload)]))
+    await take_turn(turn_log, "c", ScriptedAgent("c"), Turn({}, [over_cache(b.payload)]))
     assert b.payload.cache == "reread [8, 9] ['reread [7] []']"
 
 
 async def test_words_that_nobody_had_asked_for_are_written_when_somebody_does() -> None:
-    journal, agent = Memory(), Caching("a", "yes")
-    journal.turns["a"] = RecordedTurn(None)
-    reply = await take_turn(journal, "a", agent, Turn({"q": "why"}, needs_text=False, needs_cache=True))
+    turn_log, agent = Memory(), Caching("a", "yes")
+    turn_log.turns["a"] = RecordedTurn(None)
+    reply = await take_turn(turn_log, "a", agent, Turn({"q": "why"}, needs_text=False, needs_cache=True))
     assert not agent.turns
     assert await reply.payload.read() == "yes"
