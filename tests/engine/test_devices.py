@@ -139,7 +139,8 @@ def test_a_map_that_names_what_is_not_there_is_refused(tmp_path: Path) -> None:
     folder = save_model(config_of("llama"), tmp_path)
     with pytest.raises(ConfigError, match="there is no device 'cuda:7' here; this machine has: "):
         place(folder, ModelSpec(source="m", device_map={"model": 7}))
-    with pytest.raises(ModelError, match=r"names 'model.lay', which '.*' has not; it has 'lm_head', 'lm_head.weight'"):
+    message = r"names 'model.lay', which '.*' does not have; it has 'lm_head', 'lm_head.weight'"
+    with pytest.raises(ModelError, match=message):
         load_model(folder, device_map={"model.lay": "cpu"})
 
 
