@@ -6,6 +6,7 @@ What the code may do once it runs is `sandbox.py`'s matter.
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import TemplateSyntaxError
@@ -61,15 +62,26 @@ def parse(source: str, objects: Collection[str] | None = ()) -> Code:
     if MARK in source:
         raise TemplateProblem(RESERVED, *_place(source, MARK))
     try:
-        tree = SANDBOX.parse(source)
-        _check(tree, source, objects)
-        names = frozenset(meta.find_undeclared_variables(tree))
+        _check(_tree(source), source, objects)
+        return _code(source)
     except TemplateSyntaxError as error:
         raise _syntax(error, source) from error
     except TemplateError as error:
         raise TemplateProblem(str(error)) from error
     except (RecursionError, ValueError) as error:
         raise TemplateProblem("the template's code is too deep or too large to read; make it simpler") from error
+
+
+@lru_cache(maxsize=1024)
+def _tree(source: str) -> nodes.Template:
+    """Jinja's tree of the code. Shared, so nobody may change it."""
+    return SANDBOX.parse(source)
+
+
+@lru_cache(maxsize=1024)
+def _code(source: str) -> Code:
+    tree = _tree(source)
+    names = frozenset(meta.find_undeclared_variables(tree))
     called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
     reads = tree.find_all(nodes.Getattr)
     fields = {each.node.name for each in reads if each.attr == "data" and isinstance(each.node, nodes.Name)}

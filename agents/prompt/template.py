@@ -141,22 +141,24 @@ class Template:
 def compile_template(source: str, objects: Collection[str] | None = ()) -> Template:
     """Read and check a template. Raises TemplateProblem for anything that a prompt's template may not hold.
 
-    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may. Templates
-    of checked recipes (None) are compiled once and shared.
+    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may. A source
+    is parsed and compiled once, and all who ask for it share the template.
     """
-    return _checked_before(source) if objects is None else _compile(source, objects)
+    if objects is not None and _has_code(source):
+        parse(source, objects)  # checks; of what it parses, `_compiled` makes the template
+    return _compiled(source)
 
 
 @lru_cache(maxsize=1024)
-def _checked_before(source: str) -> Template:
-    return _compile(source, None)
-
-
-def _compile(source: str, objects: Collection[str] | None) -> Template:
-    if MARK not in source and CODE.search(source) is None:
+def _compiled(source: str) -> Template:
+    if not _has_code(source):
         return Template(source, frozenset(), frozenset(), None)
-    code = parse(source, objects)
+    code = parse(source, None)
     return Template(source, code.names, code.fields, code.tree)
+
+
+def _has_code(source: str) -> bool:
+    return MARK in source or CODE.search(source) is not None
 
 
 def as_value(value: Any, name: str) -> Any:

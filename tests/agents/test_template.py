@@ -1,10 +1,13 @@
 import resource
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachegraph.agents.prompt.filters import Value
+from cachegraph.agents.prompt.sandbox import SANDBOX
 from cachegraph.agents.prompt.template import MARK, Rendered, Span, TemplateProblem, compile_template
 
 TEXTS = st.text(max_size=20)
@@ -274,3 +277,28 @@ def test_what_works_before_it_pays_is_no_more(source: str) -> None:
         compile_template(source, None).render({})
     assert time.thread_time() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+
+
+def test_a_template_is_parsed_once_for_its_check_and_its_reads_and_compiled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    for name in ("parse", "compile"):
+
+        def noted(*args: Any, name: str = name, whole: Any = getattr(SANDBOX, name), **options: Any) -> Any:
+            done.append(name)
+            return whole(*args, **options)
+
+        monkeypatch.setattr(SANDBOX, name, noted)
+    source = "{{ asked_but_once.data.kind }}: {{ asked_but_once }}"
+    checked, again = compile_template(source, {"asked_but_once"}), compile_template(source, None)
+    assert checked is again
+    assert (again.names, done) == ({"asked_but_once"}, ["parse"])
+    for _ in range(2):
+        again.render({"asked_but_once": Value("text", "asked_but_once", {"kind": "bug"})})
+    assert done == ["parse", "parse", "compile"], "the guards are put into a tree of their own"
+    with pytest.raises(TemplateProblem, match="unknown attribute 'kind'"):
+        compile_template("{{ asked_but_once.kind }}", ())
+    assert compile_template("{{ asked_but_once.kind }}", None).names == {"asked_but_once"}
+    with pytest.raises(TemplateProblem, match="unknown attribute 'kind'"):
+        compile_template("{{ asked_but_once.kind }}", ())
