@@ -1,4 +1,4 @@
-"""What the graph knows of an agent: it is opened, it takes a turn, it is closed. Nothing of models or tokens."""
+"""The Agent protocol: open, take turns, close; and what a turn takes and gives. No torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -114,7 +114,7 @@ class ToolCall:
     result: str
     error: bool = False  # the tool could not do what it was asked; the model was told so
     seconds: float = 0.0
-    round: int = 1  # the how manieth reply made it
+    round: int = 1  # 1-based index of the reply that called it
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Reply:
     tokens: Tokens = field(default_factory=Tokens)
     edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender: what came in
     ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
-    recalled: bool = False  # the turn was taken before, by a run that this one goes on with
+    recalled: bool = False  # the turn was taken by an earlier process of this run
     inside: "Mapping[str, AgentResult]" = field(default_factory=dict)  # of a sub-graph: its agents' results
     inside_edges: Mapping[tuple[str, str], EdgeReport] = field(default_factory=dict)  # and its edges', by full names
     inside_traffic: Mapping[tuple[str, str], Traffic] = field(default_factory=dict)
@@ -208,7 +208,7 @@ class Agent(Protocol):
     name: str
 
     async def open(self) -> None:
-        """Make ready to speak (find the model, load it). Idempotent. Raises ModelError or ConfigError."""
+        """Prepare for turns: find and load the model. Idempotent. Raises ModelError or ConfigError."""
 
     def peer(self) -> "Peer":
         """This agent as one end of an edge; valid once open."""
@@ -217,11 +217,11 @@ class Agent(Protocol):
         """Take one turn. Cancellation frees everything within one decoding step."""
 
     async def close(self) -> None:
-        """Let go of what `open` took. Idempotent."""
+        """Release what `open` took. Idempotent."""
 
 
 class Paused(Exception):
-    """Raised by an agent that waits for a person: the run can go on when there is an answer to this question."""
+    """Raised by an agent that waits for a person. The run can be resumed with an answer to the question."""
 
     def __init__(self, question: str):
         self.question = question
@@ -230,7 +230,7 @@ class Paused(Exception):
 
 @runtime_checkable
 class Rebuilder(Protocol):
-    """An agent that can have the cache of a turn again that it took in a process which is gone."""
+    """An agent that can compute the cache of a turn again that an earlier process took."""
 
     async def rebuild(self, turn: Turn, ids: Sequence[int]) -> "SentCache":
         """The cache of this turn, whose reply has these tokens: prefilled again, not decoded."""

@@ -1,10 +1,11 @@
-"""Channels: what an edge hands over, words or a KV cache, and in which form.
+"""Channels: what an edge transfers, text or a KV cache.
 
-cache/   The cache channel
-decide   What an edge hands over, and in which form
-fusers/  Fusers
-payload  What travels on an edge, and what is known of the journey
-peer     The two ends of an edge as the channels see them
-routing  From an edge of a recipe and its two ends to a route
-spec     The channels' slice of a recipe
+cache/         The cache channel: graft, translate, fuse
+decide         Decide the channel of an edge before any model is loaded
+fusers/        Fuser networks, their files, and how an edge finds one
+join_payloads  Join the payloads of several turns
+payload        Payload, Route, EdgeReport, Origin, KVSpan
+peer           Peer: one end of an edge
+routing        Load what a cache edge needs and make its Route
+spec           Edges in a recipe
 """

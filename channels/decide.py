@@ -1,4 +1,4 @@
-"""What an edge hands over, and in which form: decided from its two ends before either speaks. No torch.
+"""Decide the channel of an edge from its two ends, before any model is loaded. No torch.
 
 An edge hands over what the sender's turn produces: its reply, or, for an agent that only reads, what it read. A cache
 edge hands over the same as KV. Where a cache can't carry it, the edge carries text and the decision says why.

@@ -1,4 +1,4 @@
-"""The two ends of an edge as the channels see them."""
+"""Peer: one end of an edge, as the channels see an agent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""From an edge of a recipe and its two ends to a route: what can travel there, or why it can't."""
+"""Make the Route of an edge: load its networks and check them against both models, or fall back to text."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Wrong caches on purpose: the controls that tell communication from the mere presence of a cache."""
+"""Controls: replace received caches with zeros or those of another example, to test whether the content matters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""An agent whose model runs on this machine: inbox to prompt, prompt and caches to a reply."""
+"""LocalAgent: one turn of a model on this machine, from deliveries to prompt, row and reply."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +38,7 @@ __all__ = ["LocalAgent"]
 
 
 class LocalAgent:
-    """Speaks with a model of the pool. Holds nothing of a run, so many runs may use it at once."""
+    """An agent with a model of the pool. Keeps no state of a run, so many runs may use it at once."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class LocalAgent:
         return lease
 
     async def turn(self, turn: Turn) -> Reply:
-        """Read the prompt with what the edges brought; write, if somebody reads it."""
+        """Prefill the prompt with the caches that the edges delivered; decode if somebody reads the reply."""
         began = perf_counter()
         engine = self._opened.engine
         own = with_settings(self._spec, turn).generate
@@ -161,7 +161,7 @@ class LocalAgent:
         elif reads_only:
             payload.text = await renderer.text()
         else:
-            # From a row it needs no payload of before: round after round they would hold each other.
+            # A kept row is enough to write from; keeping the deliveries would chain all rounds of a loop in memory.
             alone = row is not None and row.sharers is None and row.can_reopen
             kept = replace(turn, deliveries=()) if alone else turn
             payload.write = lambda: self._write_later(kept, row)
@@ -182,7 +182,7 @@ class LocalAgent:
         )
 
     async def rebuild(self, turn: Turn, ids: Sequence[int]) -> SentCache:
-        """The cache of a turn that was taken before: the prompt and what was replied are read, nothing is decoded."""
+        """The cache of an earlier turn: prefills its prompt and its reply, decodes nothing."""
         engine = self._opened.engine
         work = TextWork()
         inbox = Inbox(self.name, turn)

@@ -1,4 +1,4 @@
-"""One prompt, read by a receiver and its sharers: from messages to everybody's tokens."""
+"""Align one prompt between a receiver and its sharers: from chat messages to the tokens of each."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Writing a reply behind what was read, and keeping its cache where an edge hands it on."""
+"""Decode a reply behind a prefilled row, and record whose text its entries are."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

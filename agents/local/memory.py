@@ -1,4 +1,4 @@
-"""An agent of this machine in a session: earlier turns in front of its prompt, their cache in front of its row."""
+"""A local agent's memory of a session: earlier turns in front of its prompt, their cache in front of its row."""
 
 from functools import partial
 

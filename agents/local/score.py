@@ -1,4 +1,4 @@
-"""How likely a model finds given replies: all choices of a question in one batch, behind one prefill of the prompt."""
+"""Score given replies by their log probability: one prefill of the prompt, all choices in one batch."""
 
 from collections.abc import Sequence
 from functools import partial

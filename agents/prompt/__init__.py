@@ -1,15 +1,15 @@
-"""Prompts: Jinja templates in a sandbox, rendered to messages, spans and tokens.
+"""Prompts: sandboxed Jinja templates, rendered to chat messages and tokens.
 
-bounded_template  Templates that surely render at once
-chat_context      What stands around an agent's own messages
-chat_layout       Messages as one text
-expression        Expressions in a recipe
-filters           The filters and methods that a template may use, each linear in what it is given and paid from t
-parse_template    Reading the code of templates and expressions, and refusing what they may not hold, with its pla
-prompt            An agent's prompt on its way to tokens
-prompt_reads      What an agent's templates read, known before anything runs
-render_threads    Templates and tokenizers at work in threads, so that timeouts, Ctrl-C and other runs never wait
+bounded_template  Whether a template renders in linear time
+chat_context      Session history and tools around an agent's own messages
+chat_layout       Apply the chat template, and mark whose text is where
+expression        Compile and evaluate the expressions of a recipe
+filters           The filters and methods of templates
+parse_template    Parse and check a template's code
+prompt            From templates to messages, and from messages to tokens
+prompt_reads      Which inputs and replies an agent's templates read
+render_threads    Render and tokenize in threads, with a time limit
 sandbox           What a template may do
-template          Prompt templates that remember where every character of a prompt came from
-template_usage    How a template uses a name
+template          Compile and render templates; spans of whose text is where
+template_usage    How a template uses a name: prints it, tests it, works on it
 """

@@ -1,4 +1,4 @@
-"""Correcting a receiver's cache with what its sharers know, layer by layer. Never writes to what it was given."""
+"""Apply fusers: add their corrections to a receiver's keys and values, layer by layer. Never writes to its inputs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass

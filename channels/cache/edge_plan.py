@@ -1,4 +1,4 @@
-"""What a cache edge will do in every run, decided once both models are known."""
+"""Plans of cache edges: graft, fuse, or both. Made once both models are loaded, and used in every run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ __all__ = ["EdgePlan", "FusePlan", "GraftPlan", "JointPlan"]
 
 @dataclass(frozen=True)
 class GraftPlan:
-    """The sender's own KV goes over: as it is between agents of one model, else translated."""
+    """Graft the sender's KV: as it is between agents of one model, otherwise translated."""
 
     carries: Literal["prompt", "reply", "all"]
     translation: Translation | None = None
@@ -24,7 +24,7 @@ class GraftPlan:
 
 @dataclass(frozen=True, eq=False)
 class FusePlan:
-    """Two models and the fuser that joins them."""
+    """Correct the receiver's KV with a fuser that reads the sharer's."""
 
     sharer: Engine
     fuser: Fuser
@@ -44,7 +44,7 @@ class FusePlan:
 
 @dataclass(frozen=True, eq=False)
 class JointPlan:
-    """What only the sender has read is grafted, and what both have read is fused."""
+    """Graft the entries that only the sender has read, and fuse those that both have read."""
 
     graft: GraftPlan
     fuse: FusePlan

@@ -1,4 +1,4 @@
-"""Decoding with sharers that read along: every new position is corrected before anything attends to it.
+"""Decode with sharers that read the reply, too: every new position is corrected before anything attends to it.
 
 A new token's correction is computed from its K and V in a row that the reply's corrections never touch, as in the
 reference. So each token costs the receiver two passes, one in that row and one that attends to what was corrected. It
@@ -31,7 +31,7 @@ __all__ = ["FusedRow", "ReplySharers", "fused_generate"]
 
 @dataclass(frozen=True, eq=False)
 class ReplySharers:
-    """Sharers that read a reply along: their plans and rows, and the receiver's row as `fused_prefill` gives it."""
+    """Sharers that correct a reply: their plans and rows, and the receiver's uncorrected row of `fused_prefill`."""
 
     plans: Sequence[FusePlan]
     rows: Sequence[tuple[KV, ...]]
@@ -41,7 +41,7 @@ class ReplySharers:
 
 
 class FusedRow:
-    """A receiver's row and its sharers' rows, read on together."""
+    """A receiver's row and its sharers' rows, which grow together."""
 
     def __init__(self, receiver: Engine, sharers: ReplySharers, segments: tuple[KV, ...]):
         self._receiver = receiver

@@ -1,4 +1,4 @@
-"""Reading a prompt together: sharers and receiver prefill, and what both have seen is corrected (arXiv 2510.03215)."""
+"""Prefill a prompt with sharers, and correct the receiver's entries that both have read (arXiv 2510.03215)."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

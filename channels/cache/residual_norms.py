@@ -1,4 +1,4 @@
-"""How large a fuser's corrections are beside what they correct: to see which layers it works on, and how hard."""
+"""Norms of a fuser's corrections relative to the keys and values they correct, by layer."""
 
 from collections.abc import Sequence
 

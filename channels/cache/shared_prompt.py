@@ -1,4 +1,4 @@
-"""How receiver and sharers read one prompt: everybody's tokens and positions, and which positions stand for each other.
+"""SharedPrompt: the tokens and positions of one prompt for receiver and sharers, and which positions correspond.
 
 A receiver's prompt is computed section by section. After a section that somebody shares, its K and V are corrected, so
 later sections attend to corrected ones, as in Cache-to-Cache. Padding is never computed: where one model's template is

@@ -1,4 +1,4 @@
-"""Correcting a receiver's cache while its sharers, on other devices, still read: layer by layer, as they come.
+"""Correct a receiver's cache layer by layer, while its sharers on other devices compute the next layers.
 
 A sharer's layer goes over as soon as it is computed; the receiver's engine corrects the layers that it belongs to while
 the sharer computes the next one. Between GPUs the copy waits for that layer alone, on a stream of its own.

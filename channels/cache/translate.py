@@ -1,4 +1,4 @@
-"""A sharer's entries as the receiver's own, where the two are different models."""
+"""Translate a sharer's entries into those of a receiver with another model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Fusers on the Hugging Face hub: pull and push.
 
-hub_name  How a recipe names a fuser of the Hugging Face hub
-pull      Fusers of the Hugging Face hub, in the hub's own cache
-push      A fuser to the Hugging Face hub
-readme    The model card of a fuser on the Hugging Face hub
+hub_name  Parse the name hub:ORGANISATION/NAME/FOLDER
+pull      Download a fuser into the hub's cache
+push      Upload a fuser
+readme    Write its model card
 """
