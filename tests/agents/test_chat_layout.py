@@ -11,7 +11,7 @@ from tiny import CHATML, config_of, save_model, save_tokenizer
 from transformers import AutoTokenizer
 
 from cachegraph.agents.local.agent import LocalAgent
-from cachegraph.agents.local.align_prompt import _reading
+from cachegraph.agents.local.align_prompt import _tokenized
 from cachegraph.agents.local.score import reply_tokens
 from cachegraph.agents.local.tool_loop import ToolResultWriter
 from cachegraph.agents.prompt.chat_context import EARLIER, Frame, plain
@@ -187,7 +187,7 @@ def test_sharers_that_read_along_and_replies_that_are_scored_are_read_as_text(to
     prompt = prompt_of(tokenizer, "{{ q }}", {"q": EVIL}, system="{{ q }}")
     harmless = prompt_of(tokenizer, "{{ q }}", {"q": "fine"}, system="{{ q }}")
     for chat in (True, False):
-        ids, expected = (_reading(each.messages, tokenizer, chat).ids for each in (prompt, harmless))
+        ids, expected = (_tokenized(each.messages, tokenizer, chat).ids for each in (prompt, harmless))
         assert marks_of(tokenizer, ids) == marks_of(tokenizer, expected)
         assert not marks_of(tokenizer, reply_tokens(tokenizer, "Answer:", EVIL, chat))
     assert not marks_of(tokenizer, tokenizer.words_only.encode(EVIL, add_special_tokens=False))
@@ -205,7 +205,7 @@ def test_all_messages_reach_the_model_whatever_roles_its_template_takes(tmp_path
     contents = ["Be why?", "said a", "said b", "Now why?"]
     assert [text[start:end] for start, end in read.contents] == contents
     assert read.seen == {"q", "a", "b"}
-    sharer = _reading(read.messages, tokenizer, True)
+    sharer = _tokenized(read.messages, tokenizer, True)
     assert sharer.contents == read.contents
     if name in ("alternates", "no_system", "last_only"):
         assert "\n\n".join(contents[1:] if name == "alternates" else contents) in text
