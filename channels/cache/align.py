@@ -17,18 +17,18 @@ from cachegraph.errors import ChannelError
 __all__ = [
     "AlignedChat",
     "Aligner",
+    "RawTokenizer",
     "Section",
     "SharedSpan",
     "TokenizedChat",
-    "Tokenizer",
     "align_chat",
     "align_offsets",
     "token_range",
 ]
 
 
-class Tokenizer(Protocol):
-    """What of a transformers tokenizer is needed here."""
+class RawTokenizer(Protocol):
+    """The part of a transformers tokenizer that alignment uses."""
 
     pad_token_id: int | None
     eos_token_id: int | None
@@ -45,8 +45,8 @@ class Tokenizer(Protocol):
 class Aligner:
     """Turns receiver tokens into sharer tokens one by one; remembers each it has seen."""
 
-    receiver: Tokenizer
-    sharer: Tokenizer
+    receiver: RawTokenizer
+    sharer: RawTokenizer
     strategy: Literal["ids", "first", "longest"] = "first"
     _known: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
@@ -246,5 +246,5 @@ def _template_and_messages(reading: TokenizedChat) -> list[Section]:
     return [*sections, Section("template", end, len(reading.ids))]
 
 
-def _text(tokenizer: Tokenizer, id_: int) -> str:
+def _text(tokenizer: RawTokenizer, id_: int) -> str:
     return tokenizer.decode([id_], skip_special_tokens=False, clean_up_tokenization_spaces=False)
