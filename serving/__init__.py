@@ -18,6 +18,7 @@ openai/        The OpenAI API
 process        The server as a process, and how it ends
 prepare        From what a client asks to runs of a recipe
 run_queue      Which runs are at work and which wait
+runs/          Runs that outlive their request
 served_graphs  The recipes of a server
 server_state   What all requests share
 sessions       Names of sessions

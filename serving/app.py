@@ -24,6 +24,8 @@ from .openai.errors import refuse
 from .openai.models import list_models, show_model
 from .openai.responses import create_response
 from .run_queue import RunQueue
+from .runs.board import RunBoard
+from .runs.routes import run_routes
 from .served_graphs import ServedGraphs
 from .server_state import ServerState
 
@@ -42,16 +44,20 @@ def create_app(
     `on_failure` is told what keeps them from being loaded.
     """
     config = config or ServerConfig()
-    state = ServerState(config, ServedGraphs(graphs), RunQueue(config.limits.running, config.limits.waiting))
+    served, queue = ServedGraphs(graphs), RunQueue(config.limits.running, config.limits.waiting)
+    state = ServerState(config, served, queue, RunBoard(served, queue, config))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with anyio.create_task_group() as group:
+            state.board.group = group
             group.start_soon(_load, state, on_failure)
             try:
                 yield
             finally:
-                state.queue.cancel()
+                if not state.queue.stopping:  # else whoever stops the server cancels what takes too long
+                    state.cancel()
+                await state.board.drained()
                 group.cancel_scope.cancel()
         await state.graphs.close()
 
@@ -68,6 +74,7 @@ def create_app(
 async def _load(state: ServerState, on_failure: OnFailure | None) -> None:
     try:
         await state.graphs.open()
+        await state.board.resume_interrupted()
     except Exception as error:
         if on_failure is None:
             raise
@@ -82,6 +89,7 @@ def _routes() -> list[BaseRoute]:
         Route("/v1/responses", create_response, methods=["POST"]),
         Route("/v1/messages", create_message, methods=["POST"]),
         Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+        *run_routes(),
         Route("/health", show_health),
         Route("/ready", show_ready),
     ]

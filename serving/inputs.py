@@ -35,6 +35,8 @@ def choose_inputs(
     ApiError where several are, or where all texts together have more than `most` characters.
     """
     _check_length([*(turn.content for turn in turns), given], most)
+    if not turns:
+        return Given(dict(given), [])
     inputs, warnings = dict(given), list[str]()
     conversation = declared.get(CONVERSATION)
     if conversation is not None and conversation.kind == "list" and CONVERSATION not in inputs:

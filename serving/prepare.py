@@ -49,7 +49,8 @@ async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
     if asked.choices > 1 and asked.session is not None:
         raise ApiError(400, "a session goes on with one reply, so n must be 1", "invalid_value", "n")
     settings = {name: value for name, value in asked.settings.items() if value is not None}
-    if (tokens := settings.get("max_new_tokens", 0)) > limits.tokens:
+    tokens = settings.get("max_new_tokens")
+    if isinstance(tokens, int | float) and tokens > limits.tokens:
         words = f"max_tokens is {tokens}, and this server allows at most {limits.tokens}"
         raise ApiError(400, words, "invalid_value", "max_tokens")
     if asked.stop:

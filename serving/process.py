@@ -15,6 +15,7 @@ from cachegraph.graph.graph import Graph
 
 from .app import create_app
 from .config import ServerConfig
+from .server_state import ServerState
 
 __all__ = ["ServerProcess", "bind"]
 
@@ -51,7 +52,7 @@ class ServerProcess:
         self._failure: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.app = create_app(graphs, config, self._fail)
-        self._queue = self.app.state.server.queue
+        self._state: ServerState = self.app.state.server
         self._server = _Server(
             uvicorn.Config(
                 self.app,
@@ -96,12 +97,12 @@ class ServerProcess:
 
     def _stop(self, at_once: bool) -> None:
         self._server.should_exit = True
-        self._queue.stop()
+        self._state.queue.stop()
         if at_once:
-            self._queue.cancel()
+            self._state.cancel()
         else:
             assert self._loop is not None
-            self._loop.call_later(self._config.grace, self._queue.cancel)
+            self._loop.call_later(self._config.grace, self._state.cancel)
 
     def _fail(self, error: Exception) -> None:
         self._failure = error

@@ -35,19 +35,7 @@ class RunQueue:
     @asynccontextmanager
     async def reserve(self, runs: int = 1) -> AsyncIterator[None]:
         """Places for so many runs. Raises ApiError: 429 where there are none, 503 where the server stops."""
-        if self.stopping:
-            raise self._stopped()
-        if self.reserved + runs > self.most_running + self.most_waiting:
-            self.refused += 1
-            after = min(math.ceil(self._seconds * (self.waiting + runs) / self.most_running), LONGEST)
-            raise ApiError(
-                429,
-                f"{self.running} runs are at work and {self.waiting} wait, which is all this server takes on; "
-                f"come again in {max(after, 1)} s",
-                "queue_full",
-                headers={"Retry-After": str(max(after, 1))},
-            )
-        self.reserved += runs
+        self.take(runs)
         try:
             with anyio.CancelScope() as scope:
                 self._scopes.add(scope)
@@ -56,7 +44,27 @@ class RunQueue:
                 raise self._stopped()
         finally:
             self._scopes.discard(scope)
-            self.reserved -= runs
+            self.give_back(runs)
+
+    def take(self, runs: int = 1, *, waits: bool = False) -> None:
+        """Take so many places until they are given back. Raises ApiError as `reserve` does, unless it `waits`."""
+        if self.stopping:
+            raise self._stopped()
+        if self.reserved + runs > self.most_running + self.most_waiting and not waits:
+            self.refused += 1
+            after = min(max(math.ceil(self._seconds * (self.waiting + runs) / self.most_running), 1), LONGEST)
+            raise ApiError(
+                429,
+                f"{self.running} runs are at work and {self.waiting} wait, which is all this server takes on; "
+                f"come again in {after} s",
+                "queue_full",
+                headers={"Retry-After": str(after)},
+            )
+        self.reserved += runs
+
+    def give_back(self, runs: int = 1) -> None:
+        """Let others have these places."""
+        self.reserved -= runs
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

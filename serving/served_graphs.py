@@ -13,6 +13,7 @@ from cachegraph.errors import ChannelError, InputError, RecipeError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.plan.wiring import Wiring
 from cachegraph.graph.recipe.load import answering, remembers
+from cachegraph.graph.recipe.spec import GraphSpec
 from cachegraph.graph.run.subgraph import SubgraphAgent
 
 from .errors import ApiError
@@ -54,6 +55,19 @@ class ServedGraph:
         self.name = graph.spec.name
         self.created = int(time())
         self._copies: dict[str, Graph] = {}
+
+    def variant_of(self, spec: GraphSpec) -> Graph | None:
+        """The recipe or its copy over a channel that this is; None where it is another recipe."""
+        if self.graph.spec == spec:
+            return self.graph
+        for channel in CHANNELS:
+            try:
+                copy = self._copies.setdefault(channel, self.graph.with_channels(channel))
+            except RecipeError:
+                continue
+            if copy.spec == spec:
+                return copy
+        return None
 
     @cached_property
     def remembers(self) -> bool:
@@ -105,6 +119,9 @@ class ServedGraphs:
             words = f"there is no channel {channel!r}{suggest(channel, CHANNELS)}"
             raise ApiError(404, words, "model_not_found", "model")
         return self._served[name], next((each for each in CHANNELS if at and each == channel), None)
+
+    def get(self, name: str) -> ServedGraph | None:
+        return self._served.get(name)
 
     def check_ready(self) -> None:
         """Raise ApiError while models are being loaded."""

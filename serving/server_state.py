@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from .config import Limits, ServerConfig
 from .run_queue import RunQueue
+from .runs.board import RunBoard
 from .served_graphs import ServedGraphs
 
 __all__ = ["ServerState", "state_of", "tenant_of"]
@@ -19,6 +20,12 @@ class ServerState:
     config: ServerConfig
     graphs: ServedGraphs
     queue: RunQueue
+    board: RunBoard
+
+    def cancel(self) -> None:
+        """End everything: runs of the store are parked, and clients told that the server stops."""
+        self.board.park()
+        self.queue.cancel()
 
     @property
     def limits(self) -> Limits:

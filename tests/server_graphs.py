@@ -1,12 +1,15 @@
 """Graphs that tests serve."""
 
+import threading
 from typing import Any
+
+import anyio
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.testing import tiny_model
 
-__all__ = ["scripted_duo", "tiny_duo", "tiny_solo"]
+__all__ = ["Gate", "gated", "scripted_duo", "tiny_duo", "tiny_solo"]
 
 
 def scripted_duo(*agents: ScriptedAgent, **parts: Any) -> Graph:
@@ -39,4 +42,35 @@ def tiny_duo(name: str = "pair", channel: Any = "cache") -> Graph:
     graph.add_agent("writer", model="tiny", prompt="{{ reader }} {{ question }}", generate={"max_new_tokens": 6})
     graph.add_edge("reader", "writer", channel)
     graph.output = "writer"
+    return graph
+
+
+class Gate:
+    """An agent that does not answer until it is let to; which it is from the tests' thread."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.cancelled = 0
+
+    async def __call__(self) -> str:
+        self.entered.release()
+        try:
+            while not self.open.is_set():  # noqa: ASYNC110  (another thread sets it)
+                await anyio.sleep(0.005)
+        except anyio.get_cancelled_exc_class():
+            self.cancelled += 1
+            raise
+        return "at last"
+
+
+def gated(gate: Gate) -> Graph:
+    graph = Graph(name="duo")
+    graph.add_input("question")
+
+    @graph.function
+    async def answerer(question: str) -> str:
+        return await gate()
+
+    graph.output = "answerer"
     return graph

@@ -74,6 +74,7 @@ class Run:
         self._turn_log = turn_log  # a kept run has its own once it has begun
         self._ways = EdgeConditions()
         self.conversation: Session | None = None  # that this run goes on with
+        self.parks = False  # cancelled, a run in a store can be resumed as one that was interrupted
         self.generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec, changed for the output agents
         self._seconds = 0.0  # set when the run ends
         self._status: RunStatus = "not_started"
@@ -118,6 +119,10 @@ class Run:
             loading=self._loading,
             warnings=[*self._warnings, *run_warnings(agents, self._edges)],
         )
+
+    async def enter(self) -> str | None:
+        """Enter the run into its store, before it begins; gives its id. None where it has no store."""
+        return None
 
     async def execute(self) -> Result:
         """Run to the end. Raises RunError with the result so far; errors of loading models pass as they are."""

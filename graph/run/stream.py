@@ -63,6 +63,14 @@ class RunStream(Stream[Event]):
         self._run = start(feed)
         super().__init__(self._run.execute, feed)
 
+    async def enter(self) -> str | None:
+        """Enter the run into its store now, before its first event; gives its id. None where it has no store."""
+        return await self._run.enter()
+
+    def park(self) -> None:
+        """Have the run stay unfinished in its store where it is cancelled, so that it can be resumed."""
+        self._run.parks = True
+
     @property
     def result(self) -> Result:
         """What is known by now: partial while the run goes on, whole when it has ended."""

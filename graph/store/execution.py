@@ -26,10 +26,17 @@ class StoredExecution(Run):
         run = self._session.run if self._session is not None else None
         return super().result.model_copy(update={"run_id": run})
 
+    async def enter(self) -> str | None:
+        if self._session is None:
+            self._session = self._turn_log = await run_sync(self._open_session)
+        return self._session.run
+
     async def execute(self) -> Result:
-        session = self._session = self._turn_log = await run_sync(self._open_session)
+        await self.enter()
+        session = self._session
+        assert session is not None
         try:
             return await super().execute()
         finally:
             with anyio.CancelScope(shield=True):
-                await run_sync(session.end, self.result)
+                await (run_sync(session.park) if self.parks else run_sync(session.end, self.result))

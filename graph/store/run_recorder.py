@@ -50,6 +50,13 @@ class RunRecorder:
         with self._database.writing() as connection:
             connection.execute(update(runs).where(mine).values(values))
 
+    def park(self) -> None:
+        """Let go of a run that has not ended: to the store it was interrupted, and it can be resumed."""
+        self._writer.release(self.run)
+        mine = (runs.c.id == self.run) & (runs.c.token == self._token)
+        with self._database.writing() as connection:
+            connection.execute(update(runs).where(mine).values(owner=None, heartbeat=None))
+
 
 def to_json(recorded: RecordedTurn) -> str:
     return json.dumps(vars(recorded), separators=(",", ":"))

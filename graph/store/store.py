@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from secrets import token_hex
 from time import time
 from types import TracebackType
@@ -36,6 +37,13 @@ class Store:
     def __init__(self, place: str | os.PathLike[str] | None = None):
         self._database = Database(place)
         self._writer = Writer(self._database)
+        self._prefix = ""  # of the ids of the runs that it lists and begins
+
+    def within(self, prefix: str) -> "Store":
+        """The same store, but only of the runs whose ids begin so: it lists no others, and begins none."""
+        other = copy(self)
+        other._prefix = prefix
+        return other
 
     @property
     def place(self) -> str:
@@ -49,6 +57,8 @@ class Store:
         counted = select(func.count()).where(turns.c.run == runs.c.id).scalar_subquery().label("finished_turns")
         columns = [runs.c[name] for name in ("id", "graph", "status", "created", "seconds", "owner", "heartbeat")]
         query = select(*columns, counted).order_by(runs.c.created.desc(), runs.c.id.desc())
+        if self._prefix:
+            query = query.where(runs.c.id >= self._prefix, runs.c.id <= self._prefix + "\uffff")
         if graph is not None:
             query = query.where(runs.c.graph == graph)
         if status is not None:
@@ -91,7 +101,7 @@ class Store:
 
     def begin(self, graph: str, recipe: str, setting: Setting) -> RunRecorder:
         """Enter a new run."""
-        run, token, now = token_hex(6), token_hex(8), time()
+        run, token, now = self._prefix + token_hex(6), token_hex(8), time()
         row = {"id": run, "graph": graph, "status": "running", "created": now, "seconds": 0.0, "recipe": recipe}
         mine = {"owner": me(), "token": token, "heartbeat": now}
         with self._database.writing() as connection:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from live_server import Running, chat, served, wait_until
-from server_graphs import scripted_duo, tiny_solo
+from server_graphs import Gate, gated, scripted_duo, tiny_solo
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.errors import InputError, ModelError
@@ -17,39 +17,6 @@ from cachegraph.serving.config import Limits
 from cachegraph.serving.hide_paths import hide_paths
 
 URL = "/v1/chat/completions"
-
-
-class Gate:
-    """An agent that does not answer until it is let to; which it is from the tests' thread."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Semaphore(0)
-        self.open = threading.Event()
-        self.cancelled = 0
-
-    async def __call__(self) -> str:
-        import anyio
-
-        self.entered.release()
-        try:
-            while not self.open.is_set():  # noqa: ASYNC110  (another thread sets it)
-                await anyio.sleep(0.005)
-        except anyio.get_cancelled_exc_class():
-            self.cancelled += 1
-            raise
-        return "at last"
-
-
-def gated(gate: Gate) -> Graph:
-    graph = Graph(name="duo")
-    graph.add_input("question")
-
-    @graph.function
-    async def answerer(question: str) -> str:
-        return await gate()
-
-    graph.output = "answerer"
-    return graph
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""The runs of this server: those at work, those that ended lately with their events, and all others in the store.
+
+A run is in the store before its client hears of it. Where the server stops, what is at work is parked there; a later
+server of the same recipes goes on with it.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.to_thread import run_sync
+
+from cachegraph.engine.batching.request_context import current_context, request_context
+from cachegraph.errors import CachegraphError, InputError, RunError
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.recipe.load import parse_recipe
+from cachegraph.graph.run.stream import RunStream
+from cachegraph.graph.store import Store
+
+from ..config import ServerConfig
+from ..errors import ApiError
+from ..run_queue import RunQueue
+from ..served_graphs import ServedGraphs
+from .live_run import LiveRun
+
+if TYPE_CHECKING:
+    from cachegraph.graph.store.records import RunInfo, StoredRun
+
+__all__ = ["RunBoard"]
+
+KEPT = 200  # runs that have ended, whose events are still here
+log = logging.getLogger("cachegraph.serving")
+
+
+class RunBoard:
+    """Begins runs, and goes on with them. `group` is where they work."""
+
+    group: TaskGroup
+
+    def __init__(self, graphs: ServedGraphs, queue: RunQueue, config: ServerConfig):
+        self._graphs, self._queue, self._config = graphs, queue, config
+        self._store = Store()
+        self._runs: dict[str, LiveRun] = {}
+
+    def store_of(self, tenant: str | None) -> Store:
+        """The store, of this tenant's runs alone."""
+        return self._store.within(_prefix(tenant))
+
+    async def begin(self, graph: Graph, inputs: Mapping[str, Any], session: str | None, tenant: str | None) -> LiveRun:
+        """Enter a run into the store, and have it begin. Raises ApiError where the queue is full."""
+        stream = graph.stream(inputs, store=self.store_of(tenant), session=session)
+        return await self._start(stream, tenant)
+
+    async def answer(self, run: str, answer: str, turn: str | None, tenant: str | None) -> LiveRun:
+        """Go on with a run that is paused. Raises ApiError or InputError where it asks nothing."""
+        stored = await self.get(run, tenant)
+        stream = await run_sync(self._resumed, stored, tenant, answer, turn)
+        return await self._start(stream, tenant)
+
+    async def cancel(self, run: str, tenant: str | None) -> None:
+        """Cancel a run, and wait until it has ended. Raises ApiError where nothing is at work on it."""
+        await self.get(run, tenant)
+        live = self._runs.get(run)
+        if live is None or not live.at_work:
+            raise ApiError(409, f"run {run!r} is not at work", "not_at_work")
+        live.scope.cancel()
+        await live.ended()
+
+    async def get(self, run: str, tenant: str | None) -> "StoredRun":
+        """A run of this tenant's as it is in the store. Raises ApiError."""
+        missing = ApiError(404, f"there is no run {run[:64]!r}", "run_not_found")
+        if not run.startswith(_prefix(tenant)) or len(run) > 64:
+            raise missing
+        try:
+            stored = await run_sync(self._store.get, run)
+        except InputError as error:
+            raise missing from error
+        if stored.id != run:
+            raise missing
+        return stored
+
+    async def list(
+        self, tenant: str | None, limit: int, skip: int, graph: str | None, status: str | None
+    ) -> "Sequence[RunInfo]":
+        """Runs of this tenant, the newest first."""
+        store = self.store_of(tenant)
+        return await run_sync(lambda: store.list(limit, skip=skip, graph=graph, status=status))
+
+    def live(self, run: str) -> LiveRun | None:
+        """The run with its events, where this process has them."""
+        return self._runs.get(run)
+
+    def park(self) -> None:
+        """Stop all runs where they are; a later server goes on with them."""
+        for live in self._runs.values():
+            if live.at_work and live.stream is not None:
+                live.stream.park()
+                live.scope.cancel()
+
+    async def drained(self) -> None:
+        """Wait until nothing is at work, and let go of the store."""
+        for live in list(self._runs.values()):
+            await live.ended()
+        await run_sync(self._store.close)
+
+    async def resume_interrupted(self) -> None:
+        """Go on with what an earlier server of these recipes left unfinished."""
+        keys = self._config.keys
+        tenants: Sequence[str | None] = [None] if keys is None else sorted(set(keys.tenants.values()))
+        for tenant in tenants:
+            for info in await self.list(tenant, 10_000, 0, None, "interrupted"):
+                if self._graphs.get(info.graph) is None:
+                    continue
+                try:
+                    stored = await self.get(info.id, tenant)
+                    stream = await run_sync(self._resumed, stored, tenant, None, None)
+                    await self._start(stream, tenant, waits=True)
+                except (CachegraphError, ApiError) as error:
+                    log.warning("run %s stays interrupted: %s", info.id, error)
+
+    def _resumed(self, stored: "StoredRun", tenant: str | None, answer: str | None, turn: str | None) -> RunStream:
+        """In a thread: its recipe is read."""
+        served, setting = self._graphs.get(stored.graph), stored.setting
+        if served is not None:
+            spec = parse_recipe(
+                stored.recipe,
+                allow_env=setting.allow_env,
+                allow_paths=True,
+                allow_code=True,
+                allow_local=True,
+                folder=served.graph.folder,
+            )
+            graph = served.variant_of(spec)
+            if graph is not None:
+                return graph.stream_resumed(stored.id, answer=answer, turn=turn, store=self.store_of(tenant))
+        raise InputError(f"the recipe {stored.graph!r} of run {stored.id!r} is none that this server has now")
+
+    async def _start(self, stream: RunStream, tenant: str | None, *, waits: bool = False) -> LiveRun:
+        self._queue.take(waits=waits)
+        try:
+            run = await stream.enter()
+        except BaseException as error:
+            self._queue.give_back()
+            if isinstance(error, InputError):  # somebody else goes on with it just now
+                raise ApiError(409, "the run is at work already", "at_work") from error
+            raise
+        assert run is not None
+        live = self._runs.pop(run, None) or LiveRun(run, tenant)
+        self._runs[run] = live
+        live.begin(stream)
+        for old in [each.id for each in self._runs.values() if not each.at_work][:-KEPT]:
+            del self._runs[old]
+        self.group.start_soon(self._work, live, stream)
+        return live
+
+    async def _work(self, live: LiveRun, stream: RunStream) -> None:
+        try:
+            with live.scope, request_context(replace(current_context(), tenant=live.tenant)):
+                await self._in_turn(live, stream)
+        except RunError as error:
+            log.info("run %s failed: %s", live.id, error)
+        except Exception:  # a boundary: the run has ended, and the server goes on
+            log.exception("run %s failed", live.id)
+        finally:
+            self._queue.give_back()
+            live.end()
+
+    async def _in_turn(self, live: LiveRun, stream: RunStream) -> None:
+        waiting = True
+        try:
+            async with self._queue.turn():
+                waiting = False
+                with anyio.move_on_after(self._config.limits.seconds):
+                    async with stream:
+                        async for event in stream:
+                            live.add(event)
+        finally:
+            if waiting:  # it is in the store, where it has to end, too
+                with anyio.CancelScope(shield=True), anyio.move_on_after(0):
+                    async with stream:
+                        async for event in stream:
+                            live.add(event)
+
+
+def _prefix(tenant: str | None) -> str:
+    """How the ids of a tenant's runs begin."""
+    return "server-" if tenant is None else f"t{hashlib.sha256(tenant.encode()).hexdigest()[:16]}-"

@@ -1,0 +1,76 @@
+"""A run of this process, with its events so far and those who wait for more."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+
+from cachegraph.graph.run.events import Event
+from cachegraph.graph.run.result import Result
+from cachegraph.graph.run.stream import RunStream
+
+from ..hide_paths import hide_paths
+
+__all__ = ["LiveRun", "without_paths"]
+
+MESSAGES = {"error", "fallback_reason", "fuser", "message", "model"}  # fields that may name files of the server
+
+
+class LiveRun:
+    """One run. Its events are numbered from 0, through all attempts to finish it."""
+
+    def __init__(self, id: str, tenant: str | None):
+        self.id, self.tenant = id, tenant
+        self.events: list[dict[str, Any]] = []
+        self.scope = anyio.CancelScope()
+        self.at_work = False
+        self.stream: RunStream | None = None
+        self._changed = anyio.Event()
+
+    @property
+    def result(self) -> Result | None:
+        return self.stream.result if self.stream is not None else None
+
+    def begin(self, stream: RunStream) -> None:
+        """Another attempt."""
+        self.stream, self.at_work, self.scope = stream, True, anyio.CancelScope()
+
+    def add(self, event: Event) -> None:
+        self.events.append(without_paths(event.to_dict()))
+        self._wake()
+
+    def end(self) -> None:
+        """The attempt is over: finished, failed, paused, cancelled or parked."""
+        self.at_work = False
+        self._wake()
+
+    async def follow(self, first: int) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        """The events from this number on, until nothing is at work on the run."""
+        number = first
+        while True:
+            while number < len(self.events):
+                yield number, self.events[number]
+                number += 1
+            if not self.at_work:
+                return
+            await self._changed.wait()
+
+    async def ended(self) -> None:
+        """Wait until nothing is at work on the run."""
+        while self.at_work:
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+def without_paths(value: Any, key: str = "") -> Any:
+    """A JSON value whose messages name no path of the server."""
+    if isinstance(value, str):
+        return hide_paths(value) if key in MESSAGES else value
+    if isinstance(value, dict):
+        return {str(name): without_paths(each, str(name)) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(each, key) for each in value]
+    return value

@@ -1,0 +1,119 @@
+"""/runs: begin, list, show, watch, cancel, answer."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from ..errors import ApiError
+from ..event_stream import EventStream
+from ..http_body import read_body
+from ..openai.errors import complain, refuse
+from ..prepare import Asked, prepare
+from ..server_state import ServerState, state_of, tenant_of
+from .details import details, summary
+from .events import send_events
+
+__all__ = ["run_routes"]
+
+STATUSES = ("running", "finished", "partial", "paused", "failed", "cancelled", "interrupted")
+MOST = 200  # runs in one list
+
+
+class RunRequest(BaseModel):
+    """What to run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    graph: str  # a recipe, or `recipe@channel`
+    inputs: dict[str, Any] = {}
+    settings: dict[str, Any] = {}  # fields of `generate`, for the outputs
+    session: str | None = None
+
+
+class AnswerRequest(BaseModel):
+    """What a person says to a run that waits for it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    answer: str
+    turn: str | None = None  # whose question it answers, where there are several
+
+
+def run_routes() -> list[BaseRoute]:
+    return [
+        Route("/runs", list_runs, methods=["GET"]),
+        Route("/runs", begin_run, methods=["POST"]),
+        Route("/runs/{run}", show_run, methods=["GET"]),
+        Route("/runs/{run}/events", watch_run, methods=["GET"]),
+        Route("/runs/{run}/cancel", cancel_run, methods=["POST"]),
+        Route("/runs/{run}/answer", answer_run, methods=["POST"]),
+    ]
+
+
+async def begin_run(request: Request) -> Response:
+    """Begin a run, and say what it is called. It is in the store by then."""
+    state, tenant = state_of(request), tenant_of(request)
+    body = await read_body(request, RunRequest, state.limits.body_bytes)
+    asked = Asked(body.graph, (), body.settings, inputs=body.inputs, session=body.session)
+    call = await prepare(asked, state, tenant)
+    live = await state.board.begin(call.graph, call.inputs, call.session, tenant)
+    return await _show(state, live.id, tenant, 201, {"Location": f"/runs/{live.id}"})
+
+
+async def list_runs(request: Request) -> Response:
+    """Runs, the newest first."""
+    asked = request.query_params
+    status = asked.get("status")
+    if status is not None and status not in STATUSES:
+        words = f"there is no status {status[:40]!r}; there is {', '.join(map(repr, STATUSES))}"
+        raise ApiError(400, words, "invalid_value", "status")
+    limit, skip = _number(asked, "limit", 20, MOST), _number(asked, "skip", 0, 1_000_000)
+    found = await state_of(request).board.list(tenant_of(request), limit, skip, asked.get("graph"), status)
+    return JSONResponse({"runs": [summary(info) for info in found]})
+
+
+async def show_run(request: Request) -> Response:
+    """One run."""
+    return await _show(state_of(request), request.path_params["run"], tenant_of(request))
+
+
+async def watch_run(request: Request) -> Response:
+    """The events of a run, from behind `Last-Event-ID`."""
+    state, run = state_of(request), request.path_params["run"]
+    stored = await state.board.get(run, tenant_of(request))
+    last = request.headers.get("last-event-id")
+    return EventStream(partial(send_events, stored, state.board.live(run), last), refuse, complain)
+
+
+async def cancel_run(request: Request) -> Response:
+    """Cancel a run, and show how far it came."""
+    state, run, tenant = state_of(request), request.path_params["run"], tenant_of(request)
+    await state.board.cancel(run, tenant)
+    return await _show(state, run, tenant)
+
+
+async def answer_run(request: Request) -> Response:
+    """Go on with a run that waits for a person."""
+    state, run, tenant = state_of(request), request.path_params["run"], tenant_of(request)
+    body = await read_body(request, AnswerRequest, state.limits.body_bytes)
+    await state.board.answer(run, body.answer, body.turn, tenant)
+    return await _show(state, run, tenant)
+
+
+async def _show(
+    state: ServerState, run: str, tenant: str | None, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    stored = await state.board.get(run, tenant)
+    return JSONResponse(details(stored, state.board.live(run)), status, headers=dict(headers or {}))
+
+
+def _number(asked: Mapping[str, str], name: str, usual: int, most: int) -> int:
+    text = asked.get(name, str(usual))
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) > most:
+        raise ApiError(400, f"{name} must be a number up to {most}", "invalid_value", name)
+    return int(text)

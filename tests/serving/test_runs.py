@@ -1,0 +1,261 @@
+"""/runs: runs that outlive their request."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from live_server import Running, served, wait_until
+from server_graphs import Gate, gated, scripted_duo, tiny_solo
+
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.graph import Graph
+from cachegraph.serving.auth import read_keys
+from cachegraph.serving.config import Limits
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "home"))
+
+
+def asking() -> Graph:
+    """A graph that asks a person, and then says what it heard."""
+    graph = Graph(name="asking", create=scripted(ScriptedAgent("last")))
+    graph.add_input("question")
+    graph.add_agent("first", model="m", prompt="{{ question }}")
+    graph.add_agent("person", pause="{{ first }}?")
+    graph.add_agent("last", model="m", prompt="{{ person }}")
+    graph.add_edge("first", "person")
+    graph.add_edge("person", "last")
+    graph.output = "last"
+    return graph
+
+
+def begin(server: Running, graph: str = "duo", **more: Any) -> dict[str, Any]:
+    answer = server.post("/runs", {"graph": graph, "inputs": {"question": "why?"}, **more})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == f"/runs/{answer.json()['id']}"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def show(server: Running, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = server.get(f"/runs/{run}").json()
+    return found
+
+
+def ended(server: Running, run: str) -> dict[str, Any]:
+    """The run, once nothing is at work on it."""
+    wait_until(lambda: show(server, run)["status"] != "running")
+    return show(server, run)
+
+
+def events(server: Running, run: str, last: str | None = None) -> list[tuple[str, str, dict[str, Any]]]:
+    """Id, name and body of each."""
+    headers = {"Last-Event-ID": last} if last is not None else {}
+    found = []
+    for block in server.get(f"/runs/{run}/events", headers=headers).text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields.get("id", ""), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def test_a_run_is_begun_and_found_again() -> None:
+    with served([scripted_duo()]) as server:
+        run = begin(server)["id"]
+        found = ended(server, run)
+        assert (found["status"], found["text"]) == ("finished", "answerer(expert(why?))")
+        assert found["turns"] == {"expert": "expert(why?)", "answerer": "answerer(expert(why?))"}
+        assert found["inputs"] == {"question": "why?"}
+        assert found["result"]["agents"]["expert"]["status"] == "finished"
+        (listed,) = server.get("/runs").json()["runs"]
+        assert (listed["id"], listed["status"]) == (run, "finished")
+        assert server.get("/runs?status=paused").json()["runs"] == []
+        assert server.get("/runs?graph=duo&limit=1").json()["runs"] == [listed]
+
+
+def test_events_are_sent_as_they_come_and_go_on_from_the_last_one_seen() -> None:
+    gate = Gate()
+    with served([gated(gate)]) as server:
+        run = begin(server)["id"]
+        with httpx2.stream("GET", f"{server.url}/runs/{run}/events", timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(line for line in lines if line.startswith("event:")) == "event: run_started"
+        gate.open.set()
+        ended(server, run)
+        whole = events(server, run)
+        assert [name for _, name, _ in whole][0] == "run_started"
+        assert [name for _, name, _ in whole][-1] == "run_finished"
+        assert whole[-1][2]["result"]["text"] == "at last"
+        assert events(server, run, whole[1][0]) == whole[2:]
+        assert events(server, run, "of-another-server-7") == whole
+
+
+def test_a_run_that_waits_for_a_person_goes_on_with_the_answer() -> None:
+    with served([asking()]) as server:
+        run = begin(server, "asking")["id"]
+        paused = ended(server, run)
+        assert (paused["status"], paused["questions"]) == ("paused", {"person": "first(why?)?"})
+        assert server.post(f"/runs/{run}/answer", {"answer": "x", "turn": "other"}).status_code == 400
+        assert server.post(f"/runs/{run}/answer", {"answer": "because"}).status_code == 200
+        wait_until(lambda: show(server, run)["status"] == "finished")
+        assert show(server, run)["text"] == "last(because)"
+        assert server.post(f"/runs/{run}/answer", {"answer": "again"}).status_code == 400
+        names = [name for _, name, _ in events(server, run)]
+        assert names.count("run_finished") == 2  # of both parts
+
+
+def test_a_run_is_cancelled() -> None:
+    gate = Gate()
+    with served([gated(gate)]) as server:
+        run = begin(server)["id"]
+        gate.entered.acquire(timeout=60)
+        assert server.post(f"/runs/{run}/cancel").json()["status"] == "cancelled"
+        assert gate.cancelled == 1
+        assert server.post(f"/runs/{run}/cancel").status_code == 409
+        assert server.queue.reserved == 0
+
+
+def test_a_run_that_waits_in_line_is_in_the_store_and_can_be_cancelled() -> None:
+    gate = Gate()
+    with served([gated(gate)], limits=Limits(running=1, waiting=1)) as server:
+        first, second = begin(server)["id"], begin(server)["id"]
+        assert show(server, second)["status"] == "running"
+        assert server.post("/runs", {"graph": "duo", "inputs": {"question": "x"}}).status_code == 429
+        assert server.post(f"/runs/{second}/cancel").json()["status"] == "cancelled"
+        gate.open.set()
+        assert ended(server, first)["status"] == "finished"
+
+
+def test_a_run_that_fails_says_why_without_paths(tmp_path: Path) -> None:
+    failing = ScriptedAgent("answerer", fail=ValueError(f"can't read '{tmp_path}/x'"))
+    with served([scripted_duo(failing)]) as server:
+        run = begin(server)["id"]
+        found = ended(server, run)
+        assert found["status"] == "failed"
+        assert "can't read 'x'" in found["error"]
+        assert str(tmp_path) not in json.dumps(found) + json.dumps(events(server, run))
+
+
+def test_a_server_that_stops_parks_its_runs_and_the_next_one_goes_on_with_them() -> None:
+    gate = Gate()
+    expert = ScriptedAgent("expert")
+    graph = scripted_duo(expert, ScriptedAgent("answerer", "never"))
+
+    async def held(turn: Any) -> Any:
+        await gate()
+        raise AssertionError
+
+    answerer = graph._create("answerer")
+    answerer.turn = held  # type: ignore[method-assign]
+    with served([graph]) as server:
+        run = begin(server)["id"]
+        gate.entered.acquire(timeout=60)
+    assert gate.cancelled == 1
+    with served([scripted_duo(ScriptedAgent("expert", "never"))]) as server:
+        wait_until(lambda: show(server, run)["status"] == "finished")
+        assert show(server, run)["text"] == "answerer(expert(why?))"
+
+
+def test_runs_of_one_tenant_are_none_of_another(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("alice one\nbob two\n")
+    gate = Gate()
+    with served([gated(gate)], keys=read_keys(tmp_path / "keys")) as server:
+        alice, bob = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        body = {"graph": "duo", "inputs": {"question": "why?"}}
+        run = server.post("/runs", body, headers=alice).json()["id"]
+        assert server.get("/runs", headers=bob).json()["runs"] == []
+        assert server.get(f"/runs/{run}", headers=bob).status_code == 404
+        assert server.get(f"/runs/{run}/events", headers=bob).status_code == 404
+        assert server.post(f"/runs/{run}/cancel", headers=bob).status_code == 404
+        assert server.post(f"/runs/{run}/answer", {"answer": "x"}, headers=bob).status_code == 404
+        assert [each["id"] for each in server.get("/runs", headers=alice).json()["runs"]] == [run]
+        assert server.get(f"/runs/{run[:-1]}", headers=alice).status_code == 404
+        gate.open.set()
+
+
+def test_a_run_takes_settings_and_a_channel() -> None:
+    with served([tiny_solo()]) as server:
+        run = begin(server, "solo@text", settings={"max_new_tokens": 3})["id"]
+        result = ended(server, run)["result"]
+        assert result["agents"]["a"]["tokens"]["generated"] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/runs", {"graph": "other"}, 404),
+        ("POST", "/runs", {"graph": "duo"}, 400),
+        ("POST", "/runs", {"graph": "duo", "inputs": {"qestion": 1}}, 400),
+        ("POST", "/runs", {"graph": "duo", "inputs": {"question": "x"}, "settings": {"max_new_tokens": "x"}}, 400),
+        ("POST", "/runs", {"graph": "duo", "inputs": {"question": "x"}, "settings": {"max_new_tokens": 1e9}}, 400),
+        ("POST", "/runs", {"graph": "duo", "inputs": {"question": "x"}, "more": 1}, 400),
+        ("GET", "/runs/server-000000000000", None, 404),
+        ("GET", "/runs/" + "x" * 500, None, 404),
+        ("GET", "/runs?limit=x", None, 400),
+        ("GET", "/runs?limit=-1", None, 400),
+        ("GET", "/runs?limit=1000", None, 400),
+        ("GET", "/runs?status=odd", None, 400),
+        ("DELETE", "/runs", None, 405),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said(method: str, path: str, body: Any, status: int) -> None:
+    with served([scripted_duo()]) as server:
+        answer = httpx2.request(method, f"{server.url}{path}", json=body, timeout=60)
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"]
+
+
+def test_a_killed_server_loses_no_run_that_it_has_acknowledged(tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+
+    (tmp_path / "steps.py").write_text(
+        "import anyio\nfrom pathlib import Path\nasync def answerer(question: str) -> str:\n"
+        "    here = Path(__file__).parent\n    while not (here / 'go').exists():\n        await anyio.sleep(0.02)\n"
+        "    return 'done'\n"
+    )
+    recipe = tmp_path / "duo.yaml"
+    recipe.write_text(
+        "version: 1\nname: duo\ninputs: {question: {}}\nagents: {answerer: {function: 'steps.py:answerer'}}\n"
+        "output: answerer\n"
+    )
+    code = "import sys\nfrom cachegraph.cli import main\nmain()"
+
+    def start() -> "tuple[subprocess.Popen[str], str]":
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "serve",
+            str(recipe),
+            "--allow-code",
+            "--port",
+            "0",
+            "--concurrency",
+            "2",
+        ]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+        assert process.stderr is not None
+        url = process.stderr.readline().rpartition(" ")[2].strip()
+        wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
+        return process, url
+
+    process, url = start()
+    body = {"graph": "duo", "inputs": {"question": "x"}}
+    runs = [httpx2.post(f"{url}/runs", json=body, timeout=60).json()["id"] for _ in range(5)]  # two at work, three wait
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "go").touch()
+    process, url = start()
+    try:
+        for run in runs:
+            wait_until(lambda run=run: httpx2.get(f"{url}/runs/{run}").json()["status"] == "finished")  # type: ignore[misc]
+    finally:
+        process.kill()
+        process.communicate()
