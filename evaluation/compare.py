@@ -1,4 +1,4 @@
-"""The comparison itself: check everything, load the models, play every variant's examples, sum up."""
+"""`compare` and `acompare`: check the request, load the models, run all variants, summarise."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ from .comparison import Comparison, MetricInfo
 from .environment import Environment, batches_exactly, describe
 from .metrics import UserMetric
 from .results_file import ResultsFile
-from .run_example import Play
-from .run_variants import Progress, Round, play_rounds
+from .run_example import VariantRun
+from .run_variants import Progress, run_variants
 from .summary import summarise
 from .task import Task, make_task
 from .variants import DEFAULT, Variant, seeded
@@ -48,14 +48,14 @@ def compare(
     out: str | PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
-    """Run a graph's variants on the same examples and say which is better, and wait.
+    """Run a graph's variants on the same examples and say which is better. Blocks until it is done.
 
-    `rows` is a file (JSON Lines, JSON, CSV), a hub data set's name, or mappings; `columns` maps inputs and roles to
-    columns, over what the recipe says. `metrics` are names of `evaluation.metrics.METRICS`, functions of an example and
-    a reply, or their 'module:function'. `limit` examples are drawn by `seed`. With `seeds` above 1, sampling agents and
-    the mismatched control are repeated with `seed`, `seed + 1`, ... `concurrency` examples run at a time; by default as
-    many as give the same bits as one at a time. Finished results go to the file `out`, and an interrupted comparison
-    goes on from there.
+    `rows` is a file (JSON Lines, JSON, CSV), a hub data set's name, or a list of mappings. `columns` maps inputs and
+    roles to columns and overrides the recipe. `metrics` are names of `evaluation.metrics.METRICS`, functions of an
+    example and a reply, or their 'module:function'. `seed` draws `limit` examples. With `seeds` above 1, sampling
+    agents and the mismatched control are repeated with `seed`, `seed + 1`, ... `concurrency` examples run at a time;
+    the default is 8 where batching changes no bit of a result, else 1. Each finished result is written to the file
+    `out`, from which an interrupted comparison continues.
     """
     task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency)
     return run_task(task, out, on_progress)
@@ -83,12 +83,12 @@ async def acompare(
 def run_task(
     task: Task, out: str | PathLike[str] | None = None, on_progress: Callable[[Progress], None] | None = None
 ) -> Comparison:
-    """Do what was asked for and checked, and wait."""
+    """Run a checked comparison. Blocks until it is done."""
     return wait(lambda: _compare(task, out, on_progress), "compare", "acompare", lambda: None)
 
 
 def default_results_file(graph: Graph, rows: Rows, settings: Mapping[str, object]) -> Path:
-    """A name in the working folder that is the same for the same recipe, data and settings."""
+    """A file name in the working folder, equal for equal recipe, data and settings."""
     source = str(rows) if isinstance(rows, str | PathLike) else ""
     return Path(f"cachegraph-compare-{_hash([graph.to_yaml(), source, dict(settings)])[:12]}.jsonl")
 
@@ -100,40 +100,40 @@ async def _compare(
 ) -> Comparison:
     wiring = await task.graph.with_channels("text").awire()
     environment = describe(wiring)
-    many = task.concurrency or (BATCH if batches_exactly(wiring) else 1)
-    _complete_facts(environment, task, many)
+    concurrency = task.concurrency or (BATCH if batches_exactly(wiring) else 1)
+    _complete_environment(environment, task, concurrency)
     header = {"environment": environment.model_dump(), "graph": task.graph.spec.name}
-    journal = ResultsFile(Path(out) if out is not None else None, environment.key, header)
+    results = ResultsFile(Path(out) if out is not None else None, environment.key, header)
     derived: list[Graph] = []
     try:
-        rounds, refused, cards, dropped = await _rounds(task, derived)
+        runs, refused, cards, dropped = await _variant_runs(task, derived)
         with request_context(replace(current_context(), reuse=False)):  # a variant must not find what another has read
             variants = [
                 Variant(each.name, each.records, why_not=refused[each.records]) if each.records in refused else each
                 for each in task.variants
             ]
             why_not = {each.name: each.why_not for each in variants if each.why_not is not None}
-            await play_rounds(rounds, task.examples, journal, many, on_progress, why_not)
+            await run_variants(runs, task.examples, results, concurrency, on_progress, why_not)
     finally:
-        journal.close()
+        results.close()
         for graph in derived:
             await graph.aclose()
-    found = _sum_up(task, variants, journal, environment, cards)
+    found = _sum_up(task, variants, results, environment, cards)
     found.warnings += dropped
     return found
 
 
-async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[str, str], Cards, list[str]]:
-    """What is to be played, by variant why it can't be, the cards of the fusers in use, and what channels drop.
+async def _variant_runs(task: Task, derived: list[Graph]) -> tuple[list[VariantRun], dict[str, str], Cards, list[str]]:
+    """The runs, the reason by variant that can't run, the cards of the fusers in use, and what channels drop.
 
-    Graphs with models of their own go to `derived`.
+    Appends graphs that the caller must close to `derived`.
     """
     cards: Cards = {}
     dropped: list[str] = []
-    rounds: list[Round] = []
+    runs: list[VariantRun] = []
     refused: dict[str, str] = {}
     for variant in task.variants:
-        if variant.graph is None or variant.records in refused or variant.records in {each.variant for each in rounds}:
+        if variant.graph is None or variant.records in refused or variant.records in {run.variant for run in runs}:
             continue
         repeats = variant.control == "mismatched" or seeded(variant.graph, 0) is not None
         for seed in task.seeds if repeats else task.seeds[:1]:
@@ -148,12 +148,12 @@ async def _rounds(task: Task, derived: list[Graph]) -> tuple[list[Round], dict[s
             cards |= cards_of(wiring)
             if variant.name in CHANNELS:  # the other variants take something away on purpose
                 dropped += [f"{variant.name}: {each}" for each in wiring.warnings if each.kind == "dropped"]
-            how = Play(variant.records, seed, graph, variant.control, task.scores)
-            rounds.append(Round(how, task.partners[seed] if variant.control == "mismatched" else None))
-    return rounds, refused, cards, list(dict.fromkeys(dropped))
+            donors = task.donors[seed] if variant.control == "mismatched" else None
+            runs.append(VariantRun(variant.records, seed, graph, variant.control, task.scores, donors))
+    return runs, refused, cards, list(dict.fromkeys(dropped))
 
 
-def _complete_facts(environment: Environment, task: Task, concurrency: int) -> None:
+def _complete_environment(environment: Environment, task: Task, concurrency: int) -> None:
     inner = [dump_recipe(spec) for spec, _ in included(task.graph.spec, task.graph.folder)]
     environment.recipe_hash = _hash([task.graph.to_yaml(), *inner] if inner else task.graph.to_yaml())
     environment.data, environment.data_hash = task.data, data_hash(task.examples)
@@ -165,13 +165,13 @@ def _complete_facts(environment: Environment, task: Task, concurrency: int) -> N
 
 
 def _sum_up(
-    task: Task, variants: list[Variant], journal: ResultsFile, environment: Environment, cards: Cards
+    task: Task, variants: list[Variant], results: ResultsFile, environment: Environment, cards: Cards
 ) -> Comparison:
     shown = {variant.records for variant in variants}
     order = {example.index: place for place, example in enumerate(task.examples)}
     records = [
         record
-        for record in journal.records.values()
+        for record in results.records.values()
         if record.variant in shown and record.index in order and record.seed in task.seeds
     ]
     records.sort(key=lambda record: (record.variant, record.seed, order[record.index]))
@@ -188,7 +188,7 @@ def _sum_up(
         environment=environment,
         examples=task.examples,
         records=records,
-        results_file=journal.path.name if journal.path is not None else None,
+        results_file=results.path.name if results.path is not None else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Who gets whose cache in the mismatched control: a seeded derangement of the examples."""
+"""Seeded derangement of the examples: whose cache each one gets in the `mismatched` control."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,38 +6,41 @@ import numpy as np
 
 from cachegraph.graph.data.examples import Example
 
-__all__ = ["partners", "sample"]
+__all__ = ["derange", "sample"]
 
 
 def sample(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-    """`limit` examples chosen by the seed, in the data's order: files are often sorted, so their head is no sample."""
+    """`limit` examples drawn by the seed, in the data's order. Files are often sorted, so their head is no sample."""
     if limit is None or limit >= len(examples):
         return list(examples)
     chosen = np.random.default_rng([seed, 1]).permutation(len(examples))[:limit]
     return [examples[index] for index in sorted(chosen.tolist())]
 
 
-def partners(examples: Sequence[Example], seed: int) -> list[Example] | None:
-    """By example the one whose caches it gets: every example once, none its own.
+def derange(examples: Sequence[Example], seed: int) -> list[Example] | None:
+    """For each example a donor, whose caches it gets: every example is a donor once, and never its own.
 
-    Two questions about one story would hand each other the right cache. So partners share no input, but for inputs that
-    all have in common; where that can't be, they differ in some input; None if all examples are alike.
+    Two questions about one story would hand each other the right cache. So an example and its donor share no input,
+    except inputs that all examples share. If that is impossible, they differ in at least one input. None if all
+    examples are equal.
     """
     names = [name for name in examples[0].inputs if len({each.inputs[name] for each in examples}) > 1]
 
-    def strangers(a: Example, b: Example) -> bool:
+    def share_nothing(a: Example, b: Example) -> bool:
         return a.index != b.index and all(a.inputs[name] != b.inputs[name] for name in names)
 
-    def different(a: Example, b: Example) -> bool:
+    def differ(a: Example, b: Example) -> bool:
         return any(a.inputs[name] != b.inputs[name] for name in names)
 
     if not names:
         return None
-    return _derange(examples, strangers, seed) or _derange(examples, different, seed)
+    return _fitting_permutation(examples, share_nothing, seed) or _fitting_permutation(examples, differ, seed)
 
 
-def _derange(examples: Sequence[Example], fits: Callable[[Example, Example], bool], seed: int) -> list[Example] | None:
-    """A random permutation in which everybody fits, mended by swaps; None where none is found."""
+def _fitting_permutation(
+    examples: Sequence[Example], fits: Callable[[Example, Example], bool], seed: int
+) -> list[Example] | None:
+    """A random permutation in which all pairs fit, repaired by swaps. None if 50 passes of swaps find none."""
     generator = np.random.default_rng([seed, 2])
     order = generator.permutation(len(examples)).tolist()
     for _ in range(50):

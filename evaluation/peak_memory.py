@@ -1,4 +1,4 @@
-"""The most memory that was held while something ran, seen by looking often."""
+"""Peak memory of the process and its GPUs, sampled ten times a second."""
 
 import anyio
 import psutil
@@ -11,7 +11,7 @@ SECONDS = 0.1
 
 
 class PeakMemory:
-    """The peak since it was made: of the process as far as somebody looked, of GPUs exactly."""
+    """The peak since its creation: sampled for the process, exact for GPUs."""
 
     def __init__(self) -> None:
         import torch
@@ -23,13 +23,13 @@ class PeakMemory:
         for gpu in self._gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
 
-    def look(self) -> MemoryUse:
-        """The peak so far."""
+    def sample(self) -> MemoryUse:
+        """Take a sample and return the peak so far, in bytes."""
         self._rss = max(self._rss, self._process.memory_info().rss)
         return MemoryUse(rss=self._rss, gpu=sum(self._cuda.max_memory_allocated(gpu) for gpu in self._gpus))
 
-    async def keep_looking(self) -> None:
-        """Look until cancelled."""
+    async def keep_sampling(self) -> None:
+        """Take samples until cancelled."""
         while True:
-            self.look()
+            self.sample()
             await anyio.sleep(SECONDS)

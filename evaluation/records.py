@@ -1,4 +1,4 @@
-"""What one example gave in one variant: everything that tables, statistics and the report are made of."""
+"""The record of one example in one variant, from which tables, statistics and the report are made."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ __all__ = ["EdgeRecord", "ExampleRecord", "MemoryUse"]
 
 
 class EdgeRecord(BaseModel):
-    """An edge's two ends, and what it did."""
+    """An edge's two ends, and the report of what it carried."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -22,15 +22,17 @@ class EdgeRecord(BaseModel):
 
 
 class MemoryUse(BaseModel):
-    """The most bytes that were held while the variant ran up to this example."""
+    """Peak memory in bytes while the variant ran, up to this example."""
 
     rss: int = 0  # of the whole process
-    gpu: int = 0  # of all GPUs, by torch's count
+    gpu: int = 0  # of all GPUs, as torch counts it
 
 
 class ExampleRecord(BaseModel):
-    """One example of one variant. `seconds` is the run's wall time and includes neither scoring nor other examples'
-    rehearsals; `first_token` counts from the run's begin. `partner` is the example whose caches a mismatched run got.
+    """One example of one variant.
+
+    `seconds` is the run's wall time, without scoring and without a donor's run. `first_token` counts from the start of
+    the run. `partner` is the index of the example whose caches a `mismatched` run got.
     """
 
     kind: Literal["result"] = "result"
@@ -56,6 +58,6 @@ class ExampleRecord(BaseModel):
         return self.model_dump_json(by_alias=True)
 
     def edge(self, sender: str, receiver: str) -> EdgeReport | None:
-        """What that edge did here."""
+        """The report of this edge, if it carried something."""
         found: Any = (each.report for each in self.edges if (each.sender, each.receiver) == (sender, receiver))
         return next(found, None)

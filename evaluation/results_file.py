@@ -1,7 +1,7 @@
-"""The results file: a header, then one line for each example that is done, written at once, so that nothing is lost.
+"""The results file of a comparison: a header, then one line per finished example, flushed at once.
 
-A file whose header is of another comparison (other recipe, data, models, machine or settings) is left alone, and a new
-one is begun beside it.
+A file whose header names another comparison (other recipe, data, models, machine or settings) is left as it is. The
+comparison then writes to a new file beside it.
 """
 
 import json
@@ -21,7 +21,10 @@ __all__ = ["ResultsFile"]
 
 
 class ResultsFile:
-    """An open results file, or with `path` None nothing but a memory. `records` are those that were there already."""
+    """An open, locked results file. With `path` None, records are held in memory only.
+
+    `records` maps (variant, seed, index) to the records, those of an earlier call included.
+    """
 
     def __init__(self, path: Path | None, key: str, header: Mapping[str, Any]):
         self.records: dict[tuple[str, int, int], ExampleRecord] = {}
@@ -29,24 +32,24 @@ class ResultsFile:
         self._file: IO[str] | None = None
         if path is None:
             return
-        self.path, lines, self._file = _own_file(path, key)
+        self.path, lines, self._file = _open_own(path, key)
         try:
-            self._begin(key, header, lines)
+            self._load(key, header, lines)
         except BaseException:
             self._file.close()
             raise
 
-    def _begin(self, key: str, header: Mapping[str, Any], lines: list[str]) -> None:
+    def _load(self, key: str, header: Mapping[str, Any], lines: list[str]) -> None:
         assert self.path is not None
         for number, line in enumerate(lines[1:], 2):
             record = _record(self.path, number, line)
-            if record.error is None:  # what failed is tried again
+            if record.error is None:  # failed examples run again
                 self.records[record.key] = record
         if not lines:
             self._write(json.dumps({"kind": "header", "schema_version": 1, "key": key, **header}))
 
     def add(self, record: ExampleRecord) -> None:
-        """Keep a record; it is in the file when this returns."""
+        """Write a record. It is in the file when this returns. Raises ConfigError if it can't be written."""
         self.records[record.key] = record
         self._write(record.to_line())
 
@@ -68,8 +71,8 @@ class ResultsFile:
             raise _unwritable(self.path, error) from error
 
 
-def _own_file(path: Path, key: str) -> tuple[Path, list[str], IO[str]]:
-    """The file to go on with, its lines, and the file open; another name, with the key, where `path` is another's."""
+def _open_own(path: Path, key: str) -> tuple[Path, list[str], IO[str]]:
+    """This comparison's file, its lines, and the open file. If `path` is another's, its name gets the key appended."""
     own = _key_of(path)
     if own is not None and own != key:
         path = path.with_name(f"{path.stem}-{key[:8]}{path.suffix}")
@@ -82,7 +85,7 @@ def _own_file(path: Path, key: str) -> tuple[Path, list[str], IO[str]]:
         lock_file(file, path, "wait for it, or give --out another name")
         lines = _whole_lines(path)
         if lines and _key(lines[0]) != key:
-            raise InputError(f"{str(path)!r} is no results file of cachegraph; give --out another name")
+            raise InputError(f"{str(path)!r} is not a results file of cachegraph; give --out another name")
     except BaseException:
         file.close()
         raise
@@ -90,7 +93,7 @@ def _own_file(path: Path, key: str) -> tuple[Path, list[str], IO[str]]:
 
 
 def _key_of(path: Path) -> str | None:
-    """The key in a results file's header; None where there is no file, or none with a whole header."""
+    """The key in a results file's header. None if there is no file, or its header is incomplete."""
     try:
         with path.open("rb") as file:
             return _key(file.readline().decode("utf-8", "replace"))
@@ -101,7 +104,7 @@ def _key_of(path: Path) -> str | None:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The file's lines; a last one that was torn by a crash is cut off."""
+    """The file's lines. Truncates an incomplete last line, which a crash leaves."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -114,7 +117,7 @@ def _whole_lines(path: Path) -> list[str]:
                 file.truncate(end)
         except OSError as error:
             raise _unwritable(path, error) from error
-    if data and not lines:  # not even a header was finished, or this is somebody's file
+    if data and not lines:  # an incomplete header, or a file of another program
         if not data.startswith(b'{"kind": "header"'):
             return [data.decode("utf-8", "replace")]
         os.truncate(path, 0)
@@ -124,7 +127,7 @@ def _whole_lines(path: Path) -> list[str]:
 def _key(line: str) -> str | None:
     try:
         header = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, nested beyond measure, or a number of too many digits
+    except (ValueError, RecursionError):  # not JSON, nested too deeply, or a number with too many digits
         return None
     if not isinstance(header, dict) or header.get("kind") != "header" or header.get("schema_version") != 1:
         return None
@@ -137,12 +140,12 @@ def _record(path: Path, number: int, line: str) -> ExampleRecord:
         return ExampleRecord.model_validate_json(line)
     except ValidationError as error:
         raise InputError(
-            f"{str(path)!r}, line {number}: this is no result that this version can read; give --out another name"
+            f"{str(path)!r}, line {number}: this version can't read this result; give --out another name"
         ) from error
 
 
 def _unwritable(path: Path | None, error: OSError) -> ConfigError:
     return ConfigError(
-        f"results can't be written to {str(path)!r}: {error.strerror or error}; what is finished stays there, "
-        "and the same command goes on from it"
+        f"results can't be written to {str(path)!r}: {error.strerror or error}; finished results stay there, "
+        "and the same command continues from them"
     )

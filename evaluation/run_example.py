@@ -1,6 +1,7 @@
-"""One example, once: run the graph, under a control if there is one, and score the choices behind the same caches."""
+"""Run one example in one variant: the graph's turns, under a control if there is one, and the scores of its choices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 from cachegraph.agents.base import ChoiceScore, Control
@@ -15,71 +16,76 @@ from cachegraph.graph.run.subgraph import all_nodes, answering_node
 from .records import EdgeRecord, ExampleRecord
 from .variants import ControlKind
 
-__all__ = ["Play", "play"]
+__all__ = ["VariantRun", "run_example"]
 
 
-class Play:
-    """A graph and how it is played: the variant its records are called by, the seed, the control."""
+@dataclass(frozen=True, eq=False)
+class VariantRun:
+    """One variant with one seed. `variant` is the name in its records.
 
-    def __init__(self, variant: str, seed: int, graph: Graph, control: ControlKind | None, scores: bool):
-        self.variant = variant
-        self.seed = seed
-        self.graph = graph
-        self.control = control
-        self.scores = scores
+    `scores`: score the choices of each example. `donors`: for each example the one whose caches it gets in the
+    `mismatched` control.
+    """
+
+    variant: str
+    seed: int
+    graph: Graph
+    control: ControlKind | None
+    scores: bool
+    donors: Sequence[Example] | None = None
 
 
-async def play(how: Play, example: Example, partner: Example | None) -> ExampleRecord:
-    """The record of one example; of one that failed, its error."""
-    record = ExampleRecord(variant=how.variant, seed=how.seed, index=example.index)
+async def run_example(run: VariantRun, example: Example, donor: Example | None) -> ExampleRecord:
+    """Run one example and return its record. The record of an example that failed holds its error."""
+    record = ExampleRecord(variant=run.variant, seed=run.seed, index=example.index)
     began = perf_counter()
     try:
-        hooks = RunHooks(await _controls(how, partner))
-        record.partner = partner.index if partner is not None else None
+        probe = RunHooks(await _controls(run, donor))
+        record.partner = donor.index if donor is not None else None
         began = perf_counter()
-        result = await _run(how.graph, example, hooks).execute()
-        record.scores = await _scores(how, hooks, example)
+        result = await _graph_run(run.graph, example, probe).execute()
+        record.scores = await _score_choices(run, probe, example)
     except CachegraphError as error:
         record.error = str(error)
         record.seconds = perf_counter() - began
         if isinstance(error, RunError) and isinstance(error.result, Result):
-            _take(record, error.result)
+            _copy_result(record, error.result)
         return record
-    _take(record, result)
+    _copy_result(record, result)
     return record
 
 
-async def _controls(how: Play, partner: Example | None) -> Mapping[str, Control]:
-    """By agent what it gets instead of its caches. A partner's run stops short of the output agent's turn."""
-    if how.control == "zero":
-        return {name: Control("zero") for name, _ in all_nodes(await how.graph.awire())}
-    if how.control is None or partner is None:
+async def _controls(run: VariantRun, donor: Example | None) -> Mapping[str, Control]:
+    """For each agent, what replaces its incoming caches. The donor's run stops before the output agent's turn."""
+    if run.control == "zero":
+        return {name: Control("zero") for name, _ in all_nodes(await run.graph.awire())}
+    if run.control is None or donor is None:
         return {}
-    rehearsal = RunHooks(skip=answering_node(await how.graph.awire())[0])
-    await _run(how.graph, partner, rehearsal).execute()
-    return {name: Control("mismatched", turn) for name, turn in rehearsal.turns.items()}
+    probe = RunHooks(skip=answering_node(await run.graph.awire())[0])
+    await _graph_run(run.graph, donor, probe).execute()
+    return {name: Control("mismatched", turn) for name, turn in probe.turns.items()}
 
 
-def _run(graph: Graph, example: Example, hooks: RunHooks) -> Run:
+def _graph_run(graph: Graph, example: Example, probe: RunHooks) -> Run:
     inputs = {
         name: example.inputs.get(name, "" if spec.default is None else spec.default)
         for name, spec in graph.spec.inputs.items()
     }
-    return Run(graph.spec, inputs, graph.awire, None, hooks)
+    return Run(graph.spec, inputs, graph.awire, None, probe)
 
 
-async def _scores(how: Play, hooks: RunHooks, example: Example) -> list[ChoiceScore]:
-    if not how.scores or example.choices is None:
+async def _score_choices(run: VariantRun, probe: RunHooks, example: Example) -> list[ChoiceScore]:
+    if not run.scores or example.choices is None:
         return []
-    name, node = answering_node(await how.graph.awire())
+    name, node = answering_node(await run.graph.awire())
     score = getattr(node.agent, "score", None)
     if score is None:
         raise RunError(f"agent {name!r} can't score choices; use a metric of replies, such as 'contains'")
-    scores: list[ChoiceScore] = await score(hooks.turns[name], example.choices)
+    scores: list[ChoiceScore] = await score(probe.turns[name], example.choices)
     return scores
 
 
-def _take(record: ExampleRecord, result: Result) -> None:
+def _copy_result(record: ExampleRecord, result: Result) -> None:
     record.reply = result.text
     record.seconds = result.seconds
     record.agents = result.agents

@@ -1,7 +1,6 @@
-"""Playing every example of every variant, some at a time, each result kept as soon as it is there."""
+"""Run all examples of all variants with bounded concurrency, and write each record as soon as it exists."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -13,15 +12,18 @@ from cachegraph.graph.data.examples import Example
 from .peak_memory import PeakMemory
 from .records import ExampleRecord
 from .results_file import ResultsFile
-from .run_example import Play, play
+from .run_example import VariantRun, run_example
 
-__all__ = ["Progress", "Round", "play_rounds"]
+__all__ = ["Progress", "run_variants"]
+
+OnRecord = Callable[[VariantRun, ExampleRecord], None]
 
 
 class Progress(NamedTuple):
-    """How far a comparison is: results there are, results there will be, and how many of them this call has made.
+    """How far a comparison is, in records.
 
-    `refused`: by variant that can't run, why; known before the first result.
+    `done` of `total` records exist; this call made `made` of them. `refused` maps each variant that can't run to the
+    reason, which is known before the first record.
     """
 
     variant: str
@@ -32,78 +34,65 @@ class Progress(NamedTuple):
     refused: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Round:
-    """One variant with one seed; `partners` has an entry an example."""
-
-    how: Play
-    partners: Sequence[Example] | None
-
-    @property
-    def variant(self) -> str:
-        return self.how.variant
-
-    async def play(self, examples: Sequence[Example], place: int) -> ExampleRecord:
-        """The record of one example."""
-        return await play(self.how, examples[place], self.partners[place] if self.partners is not None else None)
-
-    def missing(self, examples: Sequence[Example], journal: ResultsFile) -> list[int]:
-        """The places of the examples that have no record yet."""
-        has = journal.records
-        return [at for at, each in enumerate(examples) if (self.how.variant, self.how.seed, each.index) not in has]
-
-
-async def play_rounds(
-    rounds: Sequence[Round],
+async def run_variants(
+    runs: Sequence[VariantRun],
     examples: Sequence[Example],
-    journal: ResultsFile,
+    results: ResultsFile,
     concurrency: int,
     on_progress: Callable[[Progress], None] | None,
     refused: Mapping[str, str],
 ) -> None:
-    """Play what the journal does not hold yet. Raises what keeping a record raises; an example's own error is kept."""
-    todo = [(each, each.missing(examples, journal)) for each in rounds]
-    left = sum(len(places) for _, places in todo)
-    total, made = len(rounds) * len(examples), 0
+    """Run the examples that `results` has no record of. An example's own error becomes part of its record.
 
-    def tell(current: Round) -> None:
+    Raises the error of writing a record.
+    """
+    todo = [(run, _missing(run, examples, results)) for run in runs]
+    left = sum(len(indices) for _, indices in todo)
+    total, made = len(runs) * len(examples), 0
+
+    def report(run: VariantRun) -> None:
         if on_progress is not None:
-            on_progress(Progress(current.variant, current.how.seed, total - left + made, total, made, refused))
+            on_progress(Progress(run.variant, run.seed, total - left + made, total, made, refused))
 
-    def keep(current: Round, record: ExampleRecord) -> None:
+    def add(run: VariantRun, record: ExampleRecord) -> None:
         nonlocal made
-        journal.add(record)
+        results.add(record)
         made += 1
-        tell(current)
+        report(run)
 
-    if first := next(((each, places[0]) for each, places in todo if places), None):
-        await first[0].play(examples, first[1])  # not counted: a model's first run is slower than all others
-    for each, places in todo:
-        tell(each)
-        await _play_places(each, examples, places, concurrency, keep)
+    if first := next(((run, indices[0]) for run, indices in todo if indices), None):
+        await _run_one(first[0], examples, first[1])  # a warm-up: a model's first run is slower than all others
+    for run, indices in todo:
+        report(run)
+        await _run_missing(run, examples, indices, concurrency, add)
 
 
-async def _play_places(
-    current: Round,
-    examples: Sequence[Example],
-    places: Sequence[int],
-    concurrency: int,
-    keep: Callable[[Round, ExampleRecord], None],
+def _missing(run: VariantRun, examples: Sequence[Example], results: ResultsFile) -> list[int]:
+    """The indices into `examples` that have no record yet."""
+    return [i for i, example in enumerate(examples) if (run.variant, run.seed, example.index) not in results.records]
+
+
+async def _run_one(run: VariantRun, examples: Sequence[Example], index: int) -> ExampleRecord:
+    return await run_example(run, examples[index], run.donors[index] if run.donors is not None else None)
+
+
+async def _run_missing(
+    run: VariantRun, examples: Sequence[Example], indices: Sequence[int], concurrency: int, on_record: OnRecord
 ) -> None:
     peak = PeakMemory()
 
-    async def work(place: int) -> None:
-        record = await current.play(examples, place)
-        record.memory = peak.look()
-        keep(current, record)
+    async def work(index: int) -> None:
+        record = await _run_one(run, examples, index)
+        record.memory = peak.sample()
+        on_record(run, record)
 
     failed: Exception | None = None
-    async with anyio.create_task_group() as watching:
-        watching.start_soon(peak.keep_looking)
+    async with anyio.create_task_group() as sampling:
+        sampling.start_soon(peak.keep_sampling)
         try:
-            await run_all([partial(work, place) for place in places], concurrency)
-        except Exception as error:  # raised below, without the group around it
+            await run_all([partial(work, index) for index in indices], concurrency)
+        except Exception as error:  # raised below, so that the task group does not wrap it
             failed = error
-        watching.cancel_scope.cancel()
+        sampling.cancel_scope.cancel()
     if failed is not None:
         raise failed

@@ -1,4 +1,4 @@
-"""What a comparison is asked to do, checked as far as that goes without a model."""
+"""The request of a comparison: examples, variants, metrics and settings, checked before any model is loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from cachegraph.graph.data.examples import Example, make_examples, merge_mapping
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.load import answering
 
-from .derangement import partners, sample
+from .derangement import derange, sample
 from .metrics import Metric, UserMetric, pick_metrics
 from .variants import Variant, make_variants
 
@@ -20,7 +20,7 @@ __all__ = ["Task", "make_task"]
 
 @dataclass(frozen=True)
 class Task:
-    """Examples, variants, metrics and settings. `rows` is how many the data has, `data` what it is called."""
+    """A checked comparison. `rows` counts the examples of the whole data, `data` is its name."""
 
     graph: Graph
     examples: list[Example]
@@ -30,7 +30,7 @@ class Task:
     variants: list[Variant]
     seeds: list[int]
     limit: int | None
-    partners: dict[int, list[Example] | None]  # by seed
+    donors: dict[int, list[Example] | None]  # by seed, for the mismatched control
     concurrency: int | None
 
     @property
@@ -49,7 +49,7 @@ def make_task(
     seeds: int,
     concurrency: int | None,
 ) -> Task:
-    """Read and check everything. Raises InputError, with the row and the column where it is one."""
+    """Read and check everything. Raises InputError, which names the row and column of a wrong value."""
     for name, value in (("limit", limit), ("seeds", seeds), ("concurrency", concurrency)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, not {value}")
@@ -60,17 +60,17 @@ def make_task(
     examples = make_examples(rows, spec, merge_mapping(spec.evaluate, columns or {}, list(spec.inputs)))
     metrics = pick_metrics(wanted, examples[0])
     _check_scoring(graph, metrics)
-    picked = sample(examples, limit, seed)
-    variants = make_variants(names, graph, len(picked))
-    every = list(range(seed, seed + seeds))
-    pairs = {each: partners(picked, each) if len(picked) > 1 else None for each in every}
-    if pairs[seed] is None:
-        why = "all examples give the agents the same inputs, so no cache is another's"
+    sampled = sample(examples, limit, seed)
+    variants = make_variants(names, graph, len(sampled))
+    all_seeds = list(range(seed, seed + seeds))
+    donors = {each: derange(sampled, each) if len(sampled) > 1 else None for each in all_seeds}
+    if donors[seed] is None:
+        why = "all examples have the same inputs, so every cache is the right one"
         variants = [
             Variant(each.name, each.records, why_not=why) if each.control == "mismatched" else each for each in variants
         ]
     data = Path(source).name if isinstance(source, str | PathLike) else "rows given in Python"
-    return Task(graph, picked, len(rows), data, metrics, variants, every, limit, pairs, concurrency)
+    return Task(graph, sampled, len(rows), data, metrics, variants, all_seeds, limit, donors, concurrency)
 
 
 def _check_scoring(graph: Graph, metrics: Sequence[Metric]) -> None:
@@ -83,7 +83,7 @@ def _check_scoring(graph: Graph, metrics: Sequence[Metric]) -> None:
     if hasattr(model, "base_url"):
         raise InputError(
             f"the metric {needs!r} needs probabilities, and the output agent {spec.output!r} is behind an endpoint; "
-            "take a metric of replies, such as 'contains'"
+            "use a metric of replies, such as 'contains'"
         )
     if agent.generate.max_new_tokens == 0:
         raise InputError(

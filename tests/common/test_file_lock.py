@@ -38,7 +38,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, '{"a":' * 20_000, "null", '"x"'])
 def test_a_file_that_is_none_of_ours_is_left_alone(line: str, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(line + "\n")
-    with pytest.raises(InputError, match="is no results file of cachegraph"):
+    with pytest.raises(InputError, match="is not a results file of cachegraph"):
         ResultsFile(tmp_path / "r.jsonl", "k" * 64, {})
     assert (tmp_path / "r.jsonl").read_text() == line + "\n"
 

@@ -374,7 +374,7 @@ def test_an_agent_that_can_not_score_fails_its_examples_with_a_remedy() -> None:
 
 def test_examples_that_are_alike_have_no_mismatched_cache() -> None:
     found = compare(story_graph(), rows(1) * 5)
-    assert "mismatched could not run: all examples give the agents the same inputs" in found.verdicts[-2]
+    assert "mismatched could not run: all examples have the same inputs" in found.verdicts[-2]
 
 
 def test_edges_without_a_cache_leave_the_controls_without_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
