@@ -40,11 +40,11 @@ async def run_example(run: VariantRun, example: Example, donor: Example | None) 
     record = ExampleRecord(variant=run.variant, seed=run.seed, index=example.index)
     began = perf_counter()
     try:
-        probe = RunHooks(await _controls(run, donor))
+        hooks = RunHooks(await _controls(run, donor))
         record.partner = donor.index if donor is not None else None
         began = perf_counter()
-        result = await _graph_run(run.graph, example, probe).execute()
-        record.scores = await _score_choices(run, probe, example)
+        result = await _graph_run(run.graph, example, hooks).execute()
+        record.scores = await _score_choices(run, hooks, example)
     except CachegraphError as error:
         record.error = str(error)
         record.seconds = perf_counter() - began
@@ -61,27 +61,27 @@ async def _controls(run: VariantRun, donor: Example | None) -> Mapping[str, Cont
         return {name: Control("zero") for name, _ in all_nodes(await run.graph.awire())}
     if run.control is None or donor is None:
         return {}
-    probe = RunHooks(skip=answering_node(await run.graph.awire())[0])
-    await _graph_run(run.graph, donor, probe).execute()
-    return {name: Control("mismatched", turn) for name, turn in probe.turns.items()}
+    hooks = RunHooks(skip=answering_node(await run.graph.awire())[0])
+    await _graph_run(run.graph, donor, hooks).execute()
+    return {name: Control("mismatched", turn) for name, turn in hooks.turns.items()}
 
 
-def _graph_run(graph: Graph, example: Example, probe: RunHooks) -> Run:
+def _graph_run(graph: Graph, example: Example, hooks: RunHooks) -> Run:
     inputs = {
         name: example.inputs.get(name, "" if spec.default is None else spec.default)
         for name, spec in graph.spec.inputs.items()
     }
-    return Run(graph.spec, inputs, graph.awire, None, probe)
+    return Run(graph.spec, inputs, graph.awire, None, hooks)
 
 
-async def _score_choices(run: VariantRun, probe: RunHooks, example: Example) -> list[ChoiceScore]:
+async def _score_choices(run: VariantRun, hooks: RunHooks, example: Example) -> list[ChoiceScore]:
     if not run.scores or example.choices is None:
         return []
     name, node = answering_node(await run.graph.awire())
     score = getattr(node.agent, "score", None)
     if score is None:
         raise RunError(f"agent {name!r} can't score choices; use a metric of replies, such as 'contains'")
-    scores: list[ChoiceScore] = await score(probe.turns[name], example.choices)
+    scores: list[ChoiceScore] = await score(hooks.turns[name], example.choices)
     return scores
 
 
