@@ -18,25 +18,25 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cachegraph.training.caches import read
+from cachegraph.training.callbacks import NullCallback
 from cachegraph.training.checkpoint import CheckpointState
-from cachegraph.training.data.examples import GraftLesson
+from cachegraph.training.data.examples import GraftExample
 from cachegraph.training.load import changed, load_training
 from cachegraph.training.loop import TrainingLoop
-from cachegraph.training.progress import Silent
-from cachegraph.training.train import Opened, opened
+from cachegraph.training.prefill import read
+from cachegraph.training.train import OpenedTraining, open_training
 
 
-def prompts(lessons: list[Any]) -> tuple[list[list[int]], list[list[int]]]:
+def prompts(examples: list[Any]) -> tuple[list[list[int]], list[list[int]]]:
     """What the sharer reads, each text once, and what the receiver reads, a prompt a row."""
-    if isinstance(lessons[0], GraftLesson):
-        texts = list({lesson.text.ids: None for lesson in lessons})
-        return [list(ids) for ids in texts], [[*lesson.before, *lesson.after] for lesson in lessons]
-    return [list(lesson.reading.sharers[0].ids) for lesson in lessons], [list(each.reading.ids) for each in lessons]
+    if isinstance(examples[0], GraftExample):
+        texts = list({example.text.ids: None for example in examples})
+        return [list(ids) for ids in texts], [[*example.before, *example.after] for example in examples]
+    return [list(example.reading.sharers[0].ids) for example in examples], [list(each.reading.ids) for each in examples]
 
 
-def plain(found: Opened, lessons: list[Any]) -> float:
-    theirs, mine = prompts(lessons)
+def plain(found: OpenedTraining, examples: list[Any]) -> float:
+    theirs, mine = prompts(examples)
     began = time.perf_counter()
     read(found.pair.sharer.engine.model, theirs)
     read(found.pair.receiver.engine.model, mine)
@@ -54,10 +54,21 @@ def main() -> None:
     spec = changed(load_training(args.recipe), {"data.limit": 400})
     folder = args.recipe.resolve().parent
     accelerator = Accelerator()
-    with opened(spec, folder, args.data_folder, Silent(), accelerator) as found, TemporaryDirectory() as run:
+    with (
+        open_training(spec, folder, args.data_folder, NullCallback(), accelerator) as found,
+        TemporaryDirectory() as run,
+    ):
         model = found.pair.receiver.engine.model
         loop = TrainingLoop(
-            spec, found.learner, model, found.train, found.dev, Path(run), CheckpointState(""), Silent(), accelerator
+            spec,
+            found.learner,
+            model,
+            found.train,
+            found.dev,
+            Path(run),
+            CheckpointState(""),
+            NullCallback(),
+            accelerator,
         )
         loop.step()
         if args.profile:
@@ -69,8 +80,8 @@ def main() -> None:
         steps: list[dict[str, float]] = []
         floors: list[float] = []
         for _ in range(args.steps):
-            lessons = loop.lessons(loop.state.step)
-            floors.append(plain(found, lessons))
+            examples = loop.step_examples(loop.state.step)
+            floors.append(plain(found, examples))
             steps.append(loop.step())
         ratios = [step["seconds"] / floor for step, floor in zip(steps, floors, strict=True)]
         numbers = {

@@ -15,13 +15,13 @@ from cachegraph.engine.model.load import LoadedModel
 from .data.packed_replies import reply_logprobs
 from .networks.learner import Learner
 
-__all__ = ["Judgement", "judge", "partner"]
+__all__ = ["DevScores", "derange", "evaluate_dev"]
 
 ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Judgement:
+class DevScores:
     """Means over the rows. Accuracies are parts of 1 and None where no row has choices; log-probabilities in nats."""
 
     rows: int
@@ -46,13 +46,13 @@ class Judgement:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def judge(learner: Learner[Any], model: LoadedModel, lessons: Sequence[Any]) -> Judgement:
+def evaluate_dev(learner: Learner[Any], model: LoadedModel, examples: Sequence[Any]) -> DevScores:
     """Score every lesson with its own sharer's cache and with its partner's."""
     learner.module.eval()
-    others = [lessons[i] for i in partner([learner.group(lesson) for lesson in lessons])]
-    own, mismatched = (_scores(learner, model, lessons, each) for each in (None, others))
+    others = [examples[i] for i in derange([learner.group(example) for example in examples])]
+    own, mismatched = (_scores(learner, model, examples, each) for each in (None, others))
     learner.module.train()
-    rights = [learner.replies(lesson).right for lesson in lessons]
+    rights = [learner.replies(example).right for example in examples]
     chosen = [(a, b, right) for a, b, right in zip(own, mismatched, rights, strict=True) if len(a) > 1]
 
     def accuracy(which: int) -> float | None:
@@ -62,10 +62,10 @@ def judge(learner: Learner[Any], model: LoadedModel, lessons: Sequence[Any]) -> 
     def mean(scores: Sequence[torch.Tensor]) -> float:
         return sum(float(each[right]) for each, right in zip(scores, rights, strict=True)) / len(rights)
 
-    return Judgement(len(lessons), accuracy(0), accuracy(1), mean(own), mean(mismatched))
+    return DevScores(len(examples), accuracy(0), accuracy(1), mean(own), mean(mismatched))
 
 
-def partner(groups: Sequence[object]) -> list[int]:
+def derange(groups: Sequence[object]) -> list[int]:
     """For each place one whose group is another: that of the next group, always the same one. Itself if there is one
     group alone."""
     order = list(dict.fromkeys(groups))
@@ -76,12 +76,12 @@ def partner(groups: Sequence[object]) -> list[int]:
 
 @torch.no_grad()
 def _scores(
-    learner: Learner[Any], model: LoadedModel, lessons: Sequence[Any], others: Sequence[Any] | None
+    learner: Learner[Any], model: LoadedModel, examples: Sequence[Any], others: Sequence[Any] | None
 ) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
-    for start in range(0, len(lessons), ROWS_AT_ONCE):
+    for start in range(0, len(examples), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        trees, places = learner.trees(lessons[part], None if others is None else others[part])
+        trees, places = learner.trees(examples[part], None if others is None else others[part])
         flat = [scores for tree in reply_logprobs(model, trees) for scores in tree]
         found += [flat[place].cpu() for place in places]
     return found

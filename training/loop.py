@@ -18,13 +18,13 @@ from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import FuserError
 
 from . import checkpoint
+from .callbacks import TrainingCallback, TrainingLog
 from .checkpoint import CheckpointState
 from .data.packed_replies import reply_logprobs
-from .data.sampler import Steps
-from .dev_eval import Judgement, judge, partner
+from .data.sampler import ExampleSampler
+from .dev_eval import DevScores, derange, evaluate_dev
 from .loss import Losses, losses
 from .networks.learner import Learner
-from .progress import Log, Watch
 from .run_lock import LOG
 from .spec import TrainSpec
 
@@ -42,7 +42,7 @@ class TrainingLoop:
     dev: Sequence[Any]
     run: Path
     state: CheckpointState
-    watch: Watch
+    callback: TrainingCallback
     accelerator: Accelerator
 
     def __post_init__(self) -> None:
@@ -55,17 +55,17 @@ class TrainingLoop:
             betas=(0.9, 0.98),
             fused=self.receiver.device.type in ("cpu", "cuda"),  # one pass over the weights instead of a dozen
         )
-        groups = [self.learner.group(lesson) for lesson in self.train]
-        lengths = [self.learner.prompt_tokens([lesson]) for lesson in self.train]
-        self.steps = Steps(groups, lengths, texts=optim.texts, rows=optim.rows, seed=self.spec.seed)
-        self.log: Log | None = None  # begins with `start`
+        groups = [self.learner.group(example) for example in self.train]
+        lengths = [self.learner.prompt_tokens([example]) for example in self.train]
+        self.sampler = ExampleSampler(groups, lengths, texts=optim.texts, rows=optim.rows, seed=self.spec.seed)
+        self.log: TrainingLog | None = None  # begins with `start`
 
     def _by_rate(self) -> list[dict[str, Any]]:
         """The optimizer's groups: parameters that move by the same part of the learning rate."""
-        rates = self.learner.rates()
+        learning_rate_scales = self.learner.learning_rate_scales()
         groups: dict[float, list[nn.Parameter]] = {}
         for parameter in self.module.parameters():
-            groups.setdefault(rates.get(parameter, 1.0), []).append(parameter)
+            groups.setdefault(learning_rate_scales.get(parameter, 1.0), []).append(parameter)
         return [{"params": parameters, "part": part} for part, parameters in groups.items()]
 
     @property
@@ -81,26 +81,26 @@ class TrainingLoop:
     def start(self) -> None:
         """From a checkpoint, if the state is one's; else from the fuser's own start."""
         if self.prepares:
-            self.learner.prepare(self.train, self.watch.phase)
+            self.learner.prepare(self.train, self.callback.on_phase)
         found = checkpoint.newest(self.run) if self.state.judged_step is not None else None
         if found is not None:
             checkpoint.restore(found[0], self.module, self.optimizer)
         else:
             torch.manual_seed(self.spec.seed)
-            self.learner.start(self.train, self.watch.phase)
+            self.learner.start(self.train, self.callback.on_phase)
         if self.main:
-            self.log = Log(self.run / LOG, self.state.step if found is not None else None)
+            self.log = TrainingLog(self.run / LOG, self.state.step if found is not None else None)
 
     def finish(self) -> None:
         """All steps that are left, or until nothing gets better. A KeyboardInterrupt leaves a checkpoint behind, unless
         nothing has begun."""
         steps = self.spec.optim.steps
         try:
-            self._judge_if_due()
+            self._evaluate_if_due()
             while self.state.step < steps and not self._stalled():
                 numbers = self.step()
-                self.watch.step(self.state.step, steps, numbers)
-                self._judge_if_due()
+                self.callback.on_step(self.state.step, steps, numbers)
+                self._evaluate_if_due()
         except KeyboardInterrupt:
             if self.state.judged_step is not None:
                 self._save()
@@ -118,15 +118,15 @@ class TrainingLoop:
         sums: dict[str, float] = {}
         prompt = response = 0
         for part in range(optim.accumulate):
-            lessons = self.lessons(state.step * optim.accumulate + part)
-            found = self._losses(lessons)
+            examples = self.step_examples(state.step * optim.accumulate + part)
+            found = self._losses(examples)
             (found.total / optim.accumulate).backward()  # type: ignore[no-untyped-call]
             for name, value in found.numbers().items():
                 sums[name] = sums.get(name, 0.0) + value / optim.accumulate
-            prompt += self.learner.prompt_tokens(lessons)
-            response += sum(len(ids) for lesson in lessons for ids in self.learner.replies(lesson).ids)
+            prompt += self.learner.prompt_tokens(examples)
+            response += sum(len(ids) for example in examples for ids in self.learner.replies(example).ids)
         norm = self._gradients()
-        with unbroken():
+        with deferred_interrupts():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -146,11 +146,11 @@ class TrainingLoop:
                 self.log.add("step", state.step, numbers)
         return numbers
 
-    def judge(self) -> Judgement:
+    def evaluate(self) -> DevScores:
         """Judge the dev rows; the fuser is kept in `best` if it is the best so far."""
-        found = judge(self.learner, self.receiver, self.dev)
+        found = evaluate_dev(self.learner, self.receiver, self.dev)
         state = self.state
-        with unbroken():
+        with deferred_interrupts():
             best = state.improves(found.score, found.noise, found.answer_logprob)
             if best:
                 state.best, state.best_step, state.without_progress = found.numbers(), state.step, 0
@@ -163,7 +163,7 @@ class TrainingLoop:
             if self.log is not None:
                 self.log.add("judgement", state.step, found.numbers())
             state.judged_step = state.step
-        self.watch.judged(state.step, found.numbers(), best)
+        self.callback.on_eval(state.step, found.numbers(), best)
         return found
 
     def card(self) -> dict[str, object]:
@@ -176,27 +176,27 @@ class TrainingLoop:
             "licence": spec.licence,
         }
 
-    def lessons(self, step: int) -> list[Any]:
+    def step_examples(self, step: int) -> list[Any]:
         """This process's rows of a step, from 0."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return [self.train[row] for row in self.steps.rows(step * world + rank)]
+        return [self.train[row] for row in self.sampler.indices(step * world + rank)]
 
-    def _losses(self, lessons: list[Any]) -> Losses:
-        replies = [self.learner.replies(lesson) for lesson in lessons]
-        own = self._logprobs(lessons)
+    def _losses(self, examples: list[Any]) -> Losses:
+        replies = [self.learner.replies(example) for example in examples]
+        own = self._logprobs(examples)
         other = None
         if self.spec.loss.mismatched:
-            others = [lessons[i] for i in partner([self.learner.group(lesson) for lesson in lessons])]
-            other = self._logprobs(lessons, others)
+            others = [examples[i] for i in derange([self.learner.group(example) for example in examples])]
+            other = self._logprobs(examples, others)
         return losses(self.spec.loss, replies, own, other)
 
-    def _logprobs(self, lessons: list[Any], others: list[Any] | None = None) -> list[Tensor]:
+    def _logprobs(self, examples: list[Any], others: list[Any] | None = None) -> list[Tensor]:
         half = self.receiver.dtype in (torch.bfloat16, torch.float16)
         precision = self.spec.optim.precision
         with torch.autocast(
             self.receiver.device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and half)
         ):
-            trees, places = self.learner.trees(lessons, others, right_only=others is not None)
+            trees, places = self.learner.trees(examples, others, right_only=others is not None)
         flat = [scores for tree in reply_logprobs(self.receiver, trees) for scores in tree]
         return [flat[place] for place in places]
 
@@ -214,11 +214,11 @@ class TrainingLoop:
             )
         return norm
 
-    def _judge_if_due(self) -> None:
+    def _evaluate_if_due(self) -> None:
         """At the start, now and then, and at the end; a step that was judged before an interruption isn't again."""
         step = self.state.step
         if step != self.state.judged_step and (step % self.spec.judge.every == 0 or step == self.spec.optim.steps):
-            self.judge()
+            self.evaluate()
             self._save()
 
     def _stalled(self) -> bool:
@@ -231,7 +231,7 @@ class TrainingLoop:
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
+def deferred_interrupts() -> Iterator[None]:
     """A Ctrl-C waits for the end of what is inside: half a step is no place to go on from."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

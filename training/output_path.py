@@ -15,10 +15,10 @@ from cachegraph.graph.recipe.spec import GraphSpec
 from .pair import Pair
 from .spec import TrainSpec
 
-__all__ = ["check_place", "fuser_place"]
+__all__ = ["check_output_path", "fuser_output_path"]
 
 
-def fuser_place(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge: tuple[str, str]) -> Path:
+def fuser_output_path(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge: tuple[str, str]) -> Path:
     """The recipe's `output`, which starts at `base`; else what the edge names; else among all that this machine has,
     called after the pair. A control's name says what it is."""
     if spec.output is not None:
@@ -33,7 +33,7 @@ def fuser_place(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge:
     return place if spec.control == "none" else place.with_name(f"{place.name}--{spec.control}")
 
 
-def check_place(folder: Path, *, is_pair: bool) -> None:
+def check_output_path(folder: Path, *, is_pair: bool) -> None:
     """Raise FuserError where the fuser would not replace what is there, ConfigError where it can't be written."""
     ours = frozenset(PARTS if is_pair else (CARD, WEIGHTS))
     if folder.exists() and not holds_only(folder, ours):

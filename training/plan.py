@@ -11,12 +11,12 @@ from accelerate import Accelerator
 
 from cachegraph.engine.model.load import LoadedModel
 
+from .callbacks import NullCallback, TrainingCallback
 from .checkpoint import CheckpointState
 from .loop import TrainingLoop
-from .progress import Silent, Watch
 from .run_lock import check_unlocked
 from .spec import TrainSpec
-from .train import opened, run_folder, where_to_begin
+from .train import open_training, resume_state, run_folder
 
 __all__ = ["TrainingPlan", "make_plan"]
 
@@ -52,7 +52,7 @@ def make_plan(
     spec: TrainSpec,
     folder: Path,
     data_folder: Path,
-    watch: Watch | None = None,
+    callback: TrainingCallback | None = None,
     accelerator: Accelerator | None = None,
     *,
     resume: bool = False,
@@ -63,11 +63,11 @@ def make_plan(
     Raises whatever the training itself, with `resume` or `restart`, would refuse to begin for.
     """
     accelerator = accelerator or Accelerator()
-    watch = watch or Silent()
-    with opened(spec, folder, data_folder, watch, accelerator) as found, TemporaryDirectory() as nowhere:
+    callback = callback or NullCallback()
+    with open_training(spec, folder, data_folder, callback, accelerator) as found, TemporaryDirectory() as nowhere:
         run = run_folder(found)
         check_unlocked(run)
-        where_to_begin(found, run, resume, restart)
+        resume_state(found, run, resume, restart)
         receiver = found.pair.receiver.engine.model
         sharer = found.pair.sharer.engine.model
         loop = TrainingLoop(
@@ -78,20 +78,20 @@ def make_plan(
             found.dev,
             Path(nowhere),
             CheckpointState(""),
-            watch,
+            callback,
             accelerator,
         )
         if loop.prepares:
-            some = [lesson for part in range(TRIED * spec.optim.accumulate) for lesson in loop.lessons(part)]
-            found.learner.prepare(some, watch.phase)
+            some = [example for part in range(TRIED * spec.optim.accumulate) for example in loop.step_examples(part)]
+            found.learner.prepare(some, callback.on_phase)
         numbers = []
         for done in range(TRIED):
-            watch.phase("trying steps", done, TRIED)
+            callback.on_phase("trying steps", done, TRIED)
             numbers.append(loop.step())
-        watch.phase("trying steps", TRIED, TRIED)
+        callback.on_phase("trying steps", TRIED, TRIED)
         counted = numbers[1:]
         parameters = sum(p.numel() for p in found.learner.module.parameters())
-        groups = {found.learner.group(lesson) for lesson in found.train}
+        groups = {found.learner.group(example) for example in found.train}
         return TrainingPlan(
             receiver=receiver.name,
             sharer=sharer.name,

@@ -16,7 +16,7 @@ from .checkpoint import CheckpointState
 from .data.dataset import TrainingExample
 from .spec import TrainSpec
 
-__all__ = ["finish_card", "move_fuser"]
+__all__ = ["finish_card", "publish_fuser"]
 
 
 def finish_card(spec: TrainSpec, state: CheckpointState, rows: Sequence[TrainingExample]) -> dict[str, object]:
@@ -31,7 +31,7 @@ def finish_card(spec: TrainSpec, state: CheckpointState, rows: Sequence[Training
     }
 
 
-def move_fuser(best: Path, folder: Path, card: dict[str, object]) -> None:
+def publish_fuser(best: Path, folder: Path, card: dict[str, object]) -> None:
     """Write the fuser in `best`, or both networks of a pair, to its place, with these additions to the cards."""
     if not is_pair(best):
         _write(best, folder, card)

@@ -124,7 +124,7 @@ class OptimSpec(Strict):
     steps: PositiveInt = 600
     texts: Annotated[PositiveInt, Field(description="Texts a step; all of a text's rows share its cache.")] = 2
     rows: Annotated[PositiveInt, Field(description="Rows a text and step, drawn anew each time.")] = 4
-    accumulate: Annotated[PositiveInt, Field(description="Steps of gradients before the weights move.")] = 1
+    accumulate: Annotated[PositiveInt, Field(description="ExampleSampler of gradients before the weights move.")] = 1
     learning_rate: PositiveFloat = 2e-4
     final: Annotated[float, Field(ge=0, le=1, description="The last step's part of the learning rate.")] = 0.05
     warmup: NonNegativeInt = 20
@@ -138,7 +138,7 @@ class OptimSpec(Strict):
 class JudgeSpec(Strict):
     """How a checkpoint is judged on the dev rows: by task accuracy and by the gap to another text's cache."""
 
-    every: Annotated[PositiveInt, Field(description="Steps.")] = 100
+    every: Annotated[PositiveInt, Field(description="ExampleSampler.")] = 100
     rows: PositiveInt = 128
     patience: Annotated[PositiveInt | None, Field(description="Judgements without progress before it stops.")] = None
 

@@ -19,26 +19,26 @@ from cachegraph.errors import ConfigError, FuserError, InputError
 from cachegraph.graph.recipe.load import load_recipe
 
 from . import checkpoint
+from .callbacks import NullCallback, TrainingCallback
 from .checkpoint import CheckpointState
-from .data.dataset import TrainingExample, hold_back, read_examples
+from .data.dataset import TrainingExample, read_examples, split_dev
 from .load import load_training
 from .loop import TrainingLoop
 from .networks.create import new_learner
 from .networks.learner import Learner
-from .output_path import check_place, fuser_place
+from .output_path import check_output_path, fuser_output_path
 from .pair import Pair, choose_edge, open_pair
-from .progress import Silent, Watch
-from .publish import finish_card, move_fuser
+from .publish import finish_card, publish_fuser
 from .run_lock import LOG, locked_run
 from .spec import JointSpec, TrainSpec
 
-__all__ = ["Trained", "opened", "run_folder", "train", "where_to_begin"]
+__all__ = ["TrainingResult", "open_training", "resume_state", "run_folder", "train"]
 
 MAX_COMPLAINTS = 5
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What came of a training. `metrics` are the best checkpoint's on the dev rows; see the cards for the rest: one, or
     two of a joint training."""
 
@@ -55,7 +55,7 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class OpenedTraining:
     """A training whose models are loaded and whose rows are read."""
 
     spec: TrainSpec
@@ -75,9 +75,9 @@ def train(
     data_folder: Path | str | None = None,
     resume: bool = False,
     restart: bool = False,
-    watch: Watch | None = None,
+    callback: TrainingCallback | None = None,
     accelerator: Accelerator | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train the fuser of a recipe, a file or a TrainSpec whose relative paths start at `folder`; those of its data at
     `data_folder`, if that is given.
 
@@ -85,33 +85,38 @@ def train(
     (also while another training writes to the same place), ConfigError, ModelError or FuserError.
     """
     accelerator = accelerator or Accelerator()
-    watch = watch or Silent()
+    callback = callback or NullCallback()
     if isinstance(recipe, TrainSpec):
         spec, base = recipe, Path(folder or ".")
     else:
         spec, base = load_training(recipe), Path(folder or Path(recipe).resolve().parent)
-    with opened(spec, base, Path(data_folder or base), watch, accelerator) as found:
+    with open_training(spec, base, Path(data_folder or base), callback, accelerator) as found:
         run = run_folder(found)
         with locked_run(run) if accelerator.is_main_process else nullcontext():
-            return _train(found, run, where_to_begin(found, run, resume, restart), restart, watch, accelerator)
+            return _train(found, run, resume_state(found, run, resume, restart), restart, callback, accelerator)
 
 
 def _train(
-    found: Opened, run: Path, state: CheckpointState, restart: bool, watch: Watch, accelerator: Accelerator
-) -> Trained:
+    found: OpenedTraining,
+    run: Path,
+    state: CheckpointState,
+    restart: bool,
+    callback: TrainingCallback,
+    accelerator: Accelerator,
+) -> TrainingResult:
     accelerator.wait_for_everyone()
     if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
         _clear(run)
     receiver = found.pair.receiver.engine.model
-    loop = TrainingLoop(found.spec, found.learner, receiver, found.train, found.dev, run, state, watch, accelerator)
+    loop = TrainingLoop(found.spec, found.learner, receiver, found.train, found.dev, run, state, callback, accelerator)
     loop.start()
     loop.finish()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        move_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows))
+        publish_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows))
     accelerator.wait_for_everyone()
     cards = tuple(read_card(part) for part in fuser_parts(found.folder))
-    return Trained(found.folder, cards, state.best, state.step, state.seconds)
+    return TrainingResult(found.folder, cards, state.best, state.step, state.seconds)
 
 
 def _clear(run: Path) -> None:
@@ -125,7 +130,9 @@ def _clear(run: Path) -> None:
 
 
 @contextmanager
-def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, accelerator: Accelerator) -> Iterator[Opened]:
+def open_training(
+    spec: TrainSpec, base: Path, data_folder: Path, callback: TrainingCallback, accelerator: Accelerator
+) -> Iterator[OpenedTraining]:
     """Read the graph, the models and the rows. Raises what is wrong with them before anything is learnt."""
     graph_file = base / Path(spec.graph).expanduser()
     graph = load_recipe(graph_file, allow_paths=True)
@@ -138,65 +145,65 @@ def opened(spec: TrainSpec, base: Path, data_folder: Path, watch: Watch, acceler
         device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     with open_pair(graph, edge, spec.models, spec.control, graph_file.resolve().parent, device) as pair:
         learner = new_learner(spec, pair)
-        kept = _lessons(learner, train_rows, "training", watch)
+        kept = _encode_examples(learner, train_rows, "training", callback)
         if isinstance(spec.data.dev, float):
-            groups = [learner.group(lesson) for _, lesson in kept]
-            kept, held = hold_back(kept, groups, spec.data.dev, spec.data.seed)
-            dev = [lesson for _, lesson in held]
+            groups = [learner.group(example) for _, example in kept]
+            kept, held = split_dev(kept, groups, spec.data.dev, spec.data.seed)
+            dev = [example for _, example in held]
         else:
-            dev = [lesson for _, lesson in _lessons(learner, dev_rows, "dev", watch)]
-            read = {learner.group(lesson) for lesson in dev}
-            kept = [(row, lesson) for row, lesson in kept if learner.group(lesson) not in read]
+            dev = [example for _, example in _encode_examples(learner, dev_rows, "dev", callback)]
+            read = {learner.group(example) for example in dev}
+            kept = [(row, example) for row, example in kept if learner.group(example) not in read]
             Random(f"{spec.data.seed} judge").shuffle(dev)  # noqa: S311
         content = hashlib.sha256(graph.model_dump_json().encode())
         for row in (*train_rows, *dev_rows):
             content.update(row.model_dump_json().encode())
-        target = fuser_place(spec, pair, base, graph, edge)
-        rows, train, dev = [row for row, _ in kept], [lesson for _, lesson in kept], dev[: spec.judge.rows]
-        yield Opened(spec, pair, learner, train, dev, rows, target, content.hexdigest())
+        target = fuser_output_path(spec, pair, base, graph, edge)
+        rows, train, dev = [row for row, _ in kept], [example for _, example in kept], dev[: spec.judge.rows]
+        yield OpenedTraining(spec, pair, learner, train, dev, rows, target, content.hexdigest())
 
 
-def _check_difference(learner: Learner[Any], lessons: Sequence[Any]) -> None:
+def _check_difference(learner: Learner[Any], examples: Sequence[Any]) -> None:
     """Raise InputError where another example's cache could do no worse than a row's own, whatever is learnt."""
-    if len({learner.group(lesson) for lesson in lessons}) < 2:
+    if len({learner.group(example) for example in examples}) < 2:
         raise InputError(
-            f"the sharer reads the same text in all training rows ({len(lessons)}), so no other example's cache can "
+            f"the sharer reads the same text in all training rows ({len(examples)}), so no other example's cache can "
             "show whether it is listened to; give rows with at least two different texts"
         )
-    replies = [learner.replies(lesson) for lesson in lessons]
+    replies = [learner.replies(example) for example in examples]
     if len({each.ids[each.right] for each in replies}) < 2:
         raise InputError(
-            f"all training rows ({len(lessons)}) have the same right answer, which is learnt without listening; give "
+            f"all training rows ({len(examples)}) have the same right answer, which is learnt without listening; give "
             "rows with at least two different answers"
         )
 
 
-def _lessons(
-    learner: Learner[Any], rows: Sequence[TrainingExample], what: str, watch: Watch
+def _encode_examples(
+    learner: Learner[Any], rows: Sequence[TrainingExample], what: str, callback: TrainingCallback
 ) -> list[tuple[TrainingExample, Any]]:
     """Rows and what is to be learnt from each. Rows that don't fit are left out, unless they are too many."""
-    lessons, complaints = [], []
+    examples, complaints = [], []
     for done, row in enumerate(rows):
         try:
-            lessons.append((row, learner.lesson(row)))
+            examples.append((row, learner.encode(row)))
         except InputError as error:
             complaints.append(str(error))
         if done % 100 == 0:
-            watch.phase(f"{what} rows", done, len(rows))
-    watch.phase(f"{what} rows", len(rows), len(rows))
-    if len(complaints) > len(rows) // 10 or not lessons:
+            callback.on_phase(f"{what} rows", done, len(rows))
+    callback.on_phase(f"{what} rows", len(rows), len(rows))
+    if len(complaints) > len(rows) // 10 or not examples:
         shown = "; ".join(complaints[:MAX_COMPLAINTS]) or "there are none"
         raise InputError(f"{len(complaints)} of {len(rows)} {what} rows can't be used: {shown}")
-    return lessons
+    return examples
 
 
-def run_folder(found: Opened) -> Path:
+def run_folder(found: OpenedTraining) -> Path:
     """The folder of the checkpoints. Raises FuserError or ConfigError where the fuser can't go beside it."""
-    check_place(found.folder, is_pair=isinstance(found.spec.fuser, JointSpec))
+    check_output_path(found.folder, is_pair=isinstance(found.spec.fuser, JointSpec))
     return found.folder.with_name(f"{found.folder.name}.training")
 
 
-def where_to_begin(found: Opened, run: Path, resume: bool, restart: bool) -> CheckpointState:
+def resume_state(found: OpenedTraining, run: Path, resume: bool, restart: bool) -> CheckpointState:
     """The state to go on from. Raises ConfigError or FuserError where that isn't clear, InputError where the rows can't
     show what is to be learnt."""
     _check_difference(found.learner, found.train)

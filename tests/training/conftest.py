@@ -13,10 +13,10 @@ import yaml
 from accelerate import Accelerator
 from tiny import config_of, save_model, save_tokenizer
 
+from cachegraph.training.callbacks import NullCallback
 from cachegraph.training.load import changed, load_training
-from cachegraph.training.progress import Silent
 from cachegraph.training.spec import TrainSpec
-from cachegraph.training.train import Opened, opened
+from cachegraph.training.train import OpenedTraining, open_training
 
 OTHER_TEMPLATE = (
     "{% for m in messages %}<turn of {{ m.role }}>\n{{ m.content | trim }}<end>\n{% endfor %}"
@@ -104,9 +104,9 @@ class Task:
         named = {key.replace("__", "."): value for key, value in {**self.settings, **settings}.items()}
         return changed(load_training(self.recipe), named)
 
-    def opened(self, **settings: Any) -> Any:
+    def open_training(self, **settings: Any) -> Any:
         """A context that gives the models, the learner and the rows."""
-        return opened(self.spec(**settings), self.folder, self.folder, Silent(), Accelerator())
+        return open_training(self.spec(**settings), self.folder, self.folder, NullCallback(), Accelerator())
 
     def log(self) -> list[dict[str, Any]]:
         return read_log(self.run)
@@ -201,4 +201,4 @@ def lone_environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-__all__ = ["Opened", "Task", "lone_environment", "read_log", "story_rows", "write_task"]
+__all__ = ["OpenedTraining", "Task", "lone_environment", "read_log", "story_rows", "write_task"]

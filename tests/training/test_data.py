@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cachegraph.errors import ConfigError, InputError
 from cachegraph.graph.recipe.spec import GraphSpec
 from cachegraph.training.data.data_spec import DataSpec
-from cachegraph.training.data.dataset import TrainingExample, hold_back, read_examples
+from cachegraph.training.data.dataset import TrainingExample, read_examples, split_dev
 
 QUESTION = {"question": "Who ran?", "choices": ["Ann", "Bob"], "answer": 1}
 USER, REPLY = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
@@ -219,14 +219,14 @@ def test_no_text_is_in_both_parts_and_every_row_is_in_one(groups: list[int], par
     if len(set(groups)) < 2:
         groups[0] = 99
     rows = list(range(len(groups)))
-    train, dev = hold_back(rows, groups, part, seed)
+    train, dev = split_dev(rows, groups, part, seed)
     assert sorted(train + dev) == rows
     assert train
     assert dev
     assert not {groups[row] for row in train} & {groups[row] for row in dev}
-    assert hold_back(rows, groups, part, seed) == (train, dev)
+    assert split_dev(rows, groups, part, seed) == (train, dev)
 
 
 def test_one_text_alone_cannot_be_held_back() -> None:
     with pytest.raises(InputError, match="give dev rows of their own"):
-        hold_back([1, 2], ["a", "a"], 0.5, 0)
+        split_dev([1, 2], ["a", "a"], 0.5, 0)

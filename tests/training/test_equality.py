@@ -14,7 +14,7 @@ from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.errors import ConfigError, InputError
 from cachegraph.training.data.packed_replies import reply_logprobs
 from cachegraph.training.networks.learner import Learner
-from cachegraph.training.train import Opened, train
+from cachegraph.training.train import OpenedTraining, train
 
 from .conftest import Task, story_rows, write_task
 
@@ -34,10 +34,12 @@ def shaken(learner: Learner[Any]) -> None:
     learner.module.eval()
 
 
-def trained_scores(found: Opened, lessons: Sequence[Any], others: Sequence[Any] | None = None) -> list[list[float]]:
+def trained_scores(
+    found: OpenedTraining, examples: Sequence[Any], others: Sequence[Any] | None = None
+) -> list[list[float]]:
     """By lesson, the log-probabilities of its choices as a training has them."""
     with torch.no_grad():
-        trees, places = found.learner.trees(lessons, others)
+        trees, places = found.learner.trees(examples, others)
         flat = [each for tree in reply_logprobs(found.pair.receiver.engine.model, trees) for each in tree]
     return [flat[place].tolist() for place in places]
 
@@ -70,14 +72,14 @@ async def check(task: Task, **settings: Any) -> None:
     """Own and mismatched caches; the fuser is the same folder to both."""
     rows = story_rows(8)
     (task.folder / "rows.jsonl").unlink()
-    with write_rows(task, rows).opened(data__dev="dev.jsonl", **settings) as found:
-        lessons = list(found.train)
-        assert len(lessons) == len(rows)
+    with write_rows(task, rows).open_training(data__dev="dev.jsonl", **settings) as found:
+        examples = list(found.train)
+        assert len(examples) == len(rows)
         shaken(found.learner)
         found.learner.save(task.folder / "made", {}, torch.float32)
         partners = [(place + 2) % len(rows) for place in range(len(rows))]
-        own = trained_scores(found, lessons)
-        mismatched = trained_scores(found, lessons, [lessons[each] for each in partners])
+        own = trained_scores(found, examples)
+        mismatched = trained_scores(found, examples, [examples[each] for each in partners])
     graph = Graph.from_yaml(task.folder / "graph.yaml", allow_paths=True)
     try:
         assert_equal(own, await graph_scores(graph, rows, range(len(rows))))
@@ -166,14 +168,14 @@ def test_models_with_different_tokenizers_can_not_read_the_same_tokens(
     tmp_path: Path, tiny_folders: dict[str, Path]
 ) -> None:
     task = write_task(tmp_path, tiny_folders, "fuse", fuser={"alignment": "ids"})
-    with pytest.raises(ConfigError, match="have different tokenizers; take another alignment"), task.opened():
+    with pytest.raises(ConfigError, match="have different tokenizers; take another alignment"), task.open_training():
         pass
 
 
 def test_a_sharer_has_no_more_layers_than_it_has(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
     task = write_task(tmp_path, tiny_folders, "fuse")
     with pytest.raises(ConfigError, match="sharer_depth is 99, but .* has . layers"), \
-            task.opened(fuser__sharer_depth=99):  # fmt: skip
+            task.open_training(fuser__sharer_depth=99):  # fmt: skip
         pass
 
 
@@ -181,7 +183,7 @@ def test_agents_that_read_nothing_in_common_have_nothing_to_fuse(tmp_path: Path,
     task = write_task(tmp_path, tiny_folders, "graft")
     settings = {"fuser": {"kind": "fuse", "reads": "own-prompt"}}
     with pytest.raises(InputError, match="'reader' and 'answerer' read nothing in common.* kind 'graft'"), \
-            task.opened(**settings):  # fmt: skip
+            task.open_training(**settings):  # fmt: skip
         pass
 
 

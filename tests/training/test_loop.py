@@ -14,16 +14,16 @@ from cachegraph import Comparison, Graph, compare
 from cachegraph.channels.fusers.files.load import load_fuser, load_translator
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import FuserError
+from cachegraph.training.callbacks import NullCallback
 from cachegraph.training.checkpoint import CheckpointState
 from cachegraph.training.data.examples import Replies
 from cachegraph.training.data.packed_replies import reply_logprobs
-from cachegraph.training.dev_eval import Judgement, partner
-from cachegraph.training.loop import TrainingLoop, schedule, unbroken
+from cachegraph.training.dev_eval import DevScores, partner
+from cachegraph.training.loop import TrainingLoop, deferred_interrupts, schedule
 from cachegraph.training.loss import losses
 from cachegraph.training.note_rows import note_rows
-from cachegraph.training.progress import Silent
 from cachegraph.training.spec import LossSpec
-from cachegraph.training.train import Opened, train
+from cachegraph.training.train import OpenedTraining, train
 
 from .conftest import THINGS, Task, read_log, write_task
 
@@ -35,7 +35,7 @@ def task(request: pytest.FixtureRequest, tmp_path: Path, tiny_folders: dict[str,
     return write_task(tmp_path / "task", tiny_folders, request.param)
 
 
-def loop(found: Opened, folder: Path, watch: Any = None) -> TrainingLoop:
+def loop(found: OpenedTraining, folder: Path, callback: Any = None) -> TrainingLoop:
     from accelerate import Accelerator
 
     receiver = found.pair.receiver.engine.model
@@ -47,7 +47,7 @@ def loop(found: Opened, folder: Path, watch: Any = None) -> TrainingLoop:
         found.dev,
         folder,
         CheckpointState(""),
-        watch or Silent(),
+        callback or NullCallback(),
         Accelerator(),
     )
 
@@ -69,7 +69,7 @@ def test_the_loss_falls_and_the_two_models_stay_bit_for_bit(task: Task) -> None:
     settings = {"data__limit": 8, "optim__steps": 30, "optim__texts": 3, "fuser__ridge": None}
     if task.spec().fuser.kind == "fuse":
         del settings["fuser__ridge"]
-    with task.opened(**settings) as found:
+    with task.open_training(**settings) as found:
         models = [end.engine.model for end in (found.pair.receiver, found.pair.sharer)]
         before = [weights(model) for model in models]
         learnt = {name: tensor.clone() for name, tensor in found.learner.module.named_parameters()}
@@ -94,11 +94,11 @@ def test_the_same_seed_gives_the_same_log_and_another_one_another(task: Task) ->
     assert [each["step"] for each in first] == [each["step"] for each in other] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
 
 
-def outputs(found: Opened) -> list[list[Tensor]]:
+def outputs(found: OpenedTraining) -> list[list[Tensor]]:
     """The caches, corrected or grafted, that the receiver sees of one question about different texts."""
-    lessons = found.train
+    examples = found.train
     with torch.no_grad():
-        trees, _ = found.learner.trees([lessons[0]] * 3, [lessons[0], lessons[4], lessons[6]])
+        trees, _ = found.learner.trees([examples[0]] * 3, [examples[0], examples[4], examples[6]])
     return [[x for segment in tree.segments for layer in segment.layers for x in layer] for tree in trees]
 
 
@@ -113,7 +113,7 @@ def test_without_the_sharers_cache_nothing_that_it_read_reaches_the_receiver(
     for kind in KINDS:
         task = write_task(tmp_path / kind, tiny_folders, kind, rows=rows)
         for control in ("zero", "none"):
-            with task.opened(control=control) as found:
+            with task.open_training(control=control) as found:
                 _open_up(found)
                 first, *others = outputs(found)
                 # On some CPUs a matrix product rounds a row by where it stands: by a last bit, no word's worth.
@@ -122,7 +122,7 @@ def test_without_the_sharers_cache_nothing_that_it_read_reaches_the_receiver(
                 assert control == "zero" or min(apart) > 1e-3
 
 
-def _open_up(found: Opened) -> None:
+def _open_up(found: OpenedTraining) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in found.learner.module.parameters():
@@ -131,7 +131,7 @@ def _open_up(found: Opened) -> None:
 
 
 def test_under_the_control_identical_the_receivers_model_is_its_own_sharer(task: Task) -> None:
-    with task.opened(control="identical") as found:
+    with task.open_training(control="identical") as found:
         assert found.pair.receiver.engine.model is found.pair.sharer.engine.model
         assert found.pair.sharer.agent == "reader"
     made = train(task.spec(control="identical"), folder=task.folder)
@@ -144,11 +144,11 @@ class Scripted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *judgements: tuple[float, float]):
         self._left = list(judgements)
-        monkeypatch.setattr("cachegraph.training.loop.judge", self)
+        monkeypatch.setattr("cachegraph.training.loop.evaluate_dev", self)
 
-    def __call__(self, *_: Any) -> Judgement:
+    def __call__(self, *_: Any) -> DevScores:
         accuracy, logprob = self._left.pop(0)
-        return Judgement(400, accuracy, 0.5, logprob, -9.0)
+        return DevScores(400, accuracy, 0.5, logprob, -9.0)
 
 
 def test_it_stops_when_nothing_gets_better(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_a_gradient_that_is_no_number_ends_it_with_a_remedy(graft_task: Task, mo
         found = losses(*_)
         return type(found)(found.total * float("nan"), found.next_token, None, None)
 
-    with graft_task.opened() as found:
+    with graft_task.open_training() as found:
         going = loop(found, graft_task.folder / "run")
         going.step()
         before = {name: tensor.clone() for name, tensor in going.module.state_dict().items()}
@@ -202,7 +202,7 @@ def test_a_translators_first_layer_moves_slower_by_as_much_as_it_has_more_inputs
     kind: str, prefix: str, tmp_path: Path, tiny_folders: dict[str, Path]
 ) -> None:
     task = write_task(tmp_path / "task", tiny_folders, kind)
-    with task.opened(optim__warmup=0, optim__learning_rate=1e-3) as found:
+    with task.open_training(optim__warmup=0, optim__learning_rate=1e-3) as found:
         going = loop(found, task.folder / "run")
         going.start()
         before = {name: x.detach().clone() for name, x in going.module.named_parameters()}
@@ -216,33 +216,33 @@ def test_a_translators_first_layer_moves_slower_by_as_much_as_it_has_more_inputs
 
 def test_accumulated_steps_are_the_mean_of_their_gradients(graft_task: Task) -> None:
     """Two parts of a step weigh as one step of both would."""
-    with graft_task.opened(optim__accumulate=2, optim__texts=1, loss__choices=0) as found:
+    with graft_task.open_training(optim__accumulate=2, optim__texts=1, loss__choices=0) as found:
         going = loop(found, graft_task.folder / "run")
-        both = [*going.lessons(0), *going.lessons(1)]
+        both = [*going.step_examples(0), *going.step_examples(1)]
         going._losses(both).total.backward()  # type: ignore[no-untyped-call]
         wanted = [p.grad.clone() for p in going.module.parameters() if p.grad is not None]
         going.optimizer.zero_grad()
         for part in range(2):
-            (going._losses(going.lessons(part)).total / 2).backward()  # type: ignore[no-untyped-call]
+            (going._losses(going.step_examples(part)).total / 2).backward()  # type: ignore[no-untyped-call]
         got = [p.grad for p in going.module.parameters() if p.grad is not None]
         for one, other in zip(got, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_branch_of_a_tree_scores_as_it_does_alone(task: Task) -> None:
-    with task.opened() as found:
+    with task.open_training() as found:
         _open_up(found)
-        lessons, model = list(found.train[:6]), found.pair.receiver.engine.model
+        examples, model = list(found.train[:6]), found.pair.receiver.engine.model
         with torch.no_grad():
-            trees, places = found.learner.trees(lessons)
+            trees, places = found.learner.trees(examples)
             flat = [each for tree in reply_logprobs(model, trees) for each in tree]
-            for lesson, place in zip(lessons, places, strict=True):
-                (tree,), _ = found.learner.trees([lesson])
+            for example, place in zip(examples, places, strict=True):
+                (tree,), _ = found.learner.trees([example])
                 ((alone,),) = reply_logprobs(model, [tree])
                 torch.testing.assert_close(flat[place], alone, rtol=1e-4, atol=1e-4)
-                (tree,), _ = found.learner.trees([lesson], right_only=True)
+                (tree,), _ = found.learner.trees([example], right_only=True)
                 ((right,),) = reply_logprobs(model, [tree])
-                torch.testing.assert_close(right[0], alone[lesson.replies.right], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(right[0], alone[example.replies.right], rtol=1e-4, atol=1e-4)
 
 
 def test_losses_are_means_over_the_rows_as_their_names_say() -> None:
@@ -269,11 +269,11 @@ def test_a_contrast_with_another_texts_cache_is_part_of_the_loss(task: Task) -> 
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_last_part() -> None:
-    rates = [schedule(step, 100, 10, 0.1) for step in range(100)]
-    assert rates[:11] == sorted(rates[:11])
-    assert rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1, abs=1e-2)
+    learning_rate_scales = [schedule(step, 100, 10, 0.1) for step in range(100)]
+    assert learning_rate_scales[:11] == sorted(learning_rate_scales[:11])
+    assert learning_rate_scales[10] == 1.0
+    assert learning_rate_scales[10:] == sorted(learning_rate_scales[10:], reverse=True)
+    assert learning_rate_scales[-1] == pytest.approx(0.1, abs=1e-2)
 
 
 @pytest.mark.parametrize("groups", [["a", "b", "a", "c"], ["a", "b"], ["a"]])
@@ -287,7 +287,7 @@ def test_an_interruption_waits_for_what_must_be_whole() -> None:
     seen = []
 
     def interrupted() -> None:
-        with unbroken():
+        with deferred_interrupts():
             signal.raise_signal(signal.SIGINT)
             seen.append("whole")
         seen.append("and no more")
@@ -313,14 +313,14 @@ def test_what_is_made_says_where_it_comes_from(task: Task) -> None:
 
 
 def test_dev_rows_share_no_text_with_those_that_are_learnt(task: Task) -> None:
-    with task.opened() as found:
+    with task.open_training() as found:
         mine, theirs = ({found.learner.group(each) for each in rows} for rows in (found.train, found.dev))
         assert mine
         assert theirs
         assert not mine & theirs
     rows = [json.loads(line) for line in (task.folder / "rows.jsonl").read_text().splitlines()]
     (task.folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
-    with task.opened(data__dev="dev.jsonl") as found:
+    with task.open_training(data__dev="dev.jsonl") as found:
         assert len(found.dev) == 6
         assert len(found.train) == len(rows) - 6
 
@@ -340,7 +340,7 @@ def test_replies_without_choices_are_learnt_token_by_token(tmp_path: Path, tiny_
 
 def test_the_card_keeps_the_rows_that_were_learnt_and_none_that_judged(task: Task) -> None:
     made = train(task.spec(), folder=task.folder)
-    with task.opened() as found:
+    with task.open_training() as found:
         learnt = [row.inputs for row in found.rows]
     assert made.card.trained_rows is not None
     assert made.card.trained_rows.rows == len(learnt) == 18

@@ -32,18 +32,18 @@ def started(found: Any) -> tuple[FuseLearner, TranslatorNetwork]:
 def test_the_first_layer_is_the_ridge_map_to_the_replies_embeddings(
     tmp_path: Path, tiny_folders: dict[str, Path], positions: int
 ) -> None:
-    with task(tmp_path, tiny_folders, ridge={"positions": positions, "penalty": 0.1}).opened() as found:
+    with task(tmp_path, tiny_folders, ridge={"positions": positions, "penalty": 0.1}).open_training() as found:
         learner, network = started(found)
         goals = found.pair.receiver.engine.model.network.get_output_embeddings().weight.double()
         goals = goals - goals.mean(0)
         rank = min(16, goals.shape[1])
         xs, ys = [], []
-        for lesson, features in zip(
+        for example, features in zip(
             found.train, learner.caches.features([each.reading for each in found.train]), strict=True
         ):
             some = (features[-positions:].double() - network.mean) / network.deviation
             xs.append(some)
-            ys.append(goals[lesson.replies.ids[lesson.replies.right][0]].expand(len(some), -1))
+            ys.append(goals[example.replies.ids[example.replies.right][0]].expand(len(some), -1))
         x, y = torch.cat(xs), torch.cat(ys)
         x0, y0 = x - x.mean(0), y - y.mean(0)
         weights = torch.linalg.solve(x0.T @ x0 + 0.1 * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x0.T @ y0)
@@ -61,7 +61,7 @@ def test_the_first_layer_is_the_ridge_map_to_the_replies_embeddings(
 def test_inputs_and_outputs_are_brought_to_one_scale_without_a_ridge(
     tmp_path: Path, tiny_folders: dict[str, Path]
 ) -> None:
-    with task(tmp_path, tiny_folders).opened() as found:
+    with task(tmp_path, tiny_folders).open_training() as found:
         before = found.learner.module.down.weight.clone()
         learner, network = started(found)
         features = torch.cat(learner.caches.features([each.reading for each in found.train]))
@@ -76,14 +76,14 @@ def test_caches_of_frozen_models_are_computed_once(
     read: list[Any] = []
     from cachegraph.training.networks import prompt_caches
 
-    real = prompt_caches.read
+    real = prompt_caches.prefill
 
     def counted(*args: Any, **named: Any) -> Any:
         read.append(args)
         return real(*args, **named)
 
-    monkeypatch.setattr(prompt_caches, "read", counted)
-    with task(tmp_path, tiny_folders).opened() as found, task(tmp_path, tiny_folders).opened() as other:
+    monkeypatch.setattr(prompt_caches, "prefill", counted)
+    with task(tmp_path, tiny_folders).open_training() as found, task(tmp_path, tiny_folders).open_training() as other:
         first, _ = found.learner.trees(found.train)
         count = len(read)
         second, _ = found.learner.trees(found.train)
@@ -109,12 +109,12 @@ def test_a_whole_training_with_it_makes_a_fuser(tmp_path: Path, tiny_folders: di
 
 def test_a_joint_training_starts_its_fuser_too(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
     made = write_task(tmp_path, tiny_folders, "joint", fuser={"fuse": {**BOTTLENECK, "ridge": {}}})
-    with made.opened() as found:
+    with made.open_training() as found:
         before = found.learner.module["fuse"].down.weight.clone()
         found.learner.start(found.train, lambda *_: None)
         network = found.learner.module["fuse"]
         assert not torch.equal(network.down.weight, before)
-        assert network.down.weight in found.learner.rates()
+        assert network.down.weight in found.learner.learning_rate_scales()
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: b
 
 @pytest.mark.parametrize(
     ("name", "call", "after"),
-    [("judge", 1, True), ("judge", 3, False), ("judge", 6, False), ("step", 6, False),
+    [("evaluate", 1, True), ("evaluate", 3, False), ("evaluate", 6, False), ("step", 6, False),
      ("step", 8, True), ("_gradients", 7, True), ("_save", 2, False)],
 )  # fmt: skip
 def test_ctrl_c_anywhere_is_gone_on_from(

@@ -15,7 +15,7 @@ from cachegraph.graph.recipe.spec import GraphSpec
 
 from .data_spec import DataSpec
 
-__all__ = ["TrainingExample", "hold_back", "read_examples"]
+__all__ = ["TrainingExample", "read_examples", "split_dev"]
 
 SHOWN = 5
 CHATS = ("messages", "conversations")
@@ -49,7 +49,7 @@ def read_examples(
     return [example for source in sources for example in _source(source, spec, graph, folder, skipped)]
 
 
-def hold_back(rows: Sequence[L], groups: Sequence[Hashable], part: float, seed: int) -> tuple[list[L], list[L]]:
+def split_dev(rows: Sequence[L], groups: Sequence[Hashable], part: float, seed: int) -> tuple[list[L], list[L]]:
     """(train, dev): about this part of the groups to dev, whole groups only, in an order drawn anew.
 
     Raises InputError where one of the two would be empty.

@@ -17,14 +17,14 @@ from ..pair import End, Pair
 from .dataset import TrainingExample
 
 __all__ = [
-    "FuseLesson",
-    "GraftLesson",
-    "JointLesson",
+    "FuseExample",
+    "GraftExample",
+    "JointExample",
+    "PrivateText",
     "Replies",
-    "Text",
-    "fuse_lesson",
-    "graft_lesson",
-    "joint_lesson",
+    "fuse_example",
+    "graft_example",
+    "joint_example",
     "text_pairs",
 ]
 
@@ -42,7 +42,7 @@ class Replies:
 
 
 @dataclass(frozen=True)
-class Text:
+class PrivateText:
     """What only the sharer reads: its tokens up to the last private one, which of them are private, and the words.
 
     `spans` has, for each private token, the input it is of and the characters it covers. Equal texts are one.
@@ -55,17 +55,17 @@ class Text:
 
 
 @dataclass(frozen=True)
-class GraftLesson:
+class GraftExample:
     """The receiver reads `before`, then the text's translated cache, then `after`."""
 
     before: tuple[int, ...]
-    text: Text
+    text: PrivateText
     after: tuple[int, ...]
     replies: Replies
 
 
 @dataclass(frozen=True, eq=False)
-class FuseLesson:
+class FuseExample:
     """The receiver reads its prompt corrected as `reading` says; `group` is equal where the sharer reads the same.
 
     `own` is the sharer's prompt where it reads one of its own, and `prompt` the receiver's.
@@ -77,7 +77,7 @@ class FuseLesson:
     prompt: Piece
     own: Piece | None = None
 
-    def mismatched(self, other: "FuseLesson") -> SharedPrompt:
+    def mismatched(self, other: "FuseExample") -> SharedPrompt:
         """How this prompt is read with the sharer's cache of that other lesson, as in a comparison's control."""
         if other.own is not None:
             return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
@@ -85,11 +85,11 @@ class FuseLesson:
 
 
 @dataclass(frozen=True, eq=False)
-class JointLesson:
+class JointExample:
     """The receiver reads `graft`'s prompt around the text's translated cache, and where `reading` says so its own
     tokens are corrected; `own` is the sharer's prompt, `prompt` the receiver's."""
 
-    graft: GraftLesson
+    graft: GraftExample
     reading: SharedPrompt
     prompt: Piece
     own: Piece
@@ -99,29 +99,29 @@ class JointLesson:
         """The receiver's own tokens in front of the text."""
         return len(self.graft.before)
 
-    def mismatched(self, other: "JointLesson") -> SharedPrompt:
+    def mismatched(self, other: "JointExample") -> SharedPrompt:
         """What both have read, where the sharer's cache is that of the other lesson."""
         return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
 
 
-def graft_lesson(pair: Pair, example: TrainingExample) -> GraftLesson:
+def graft_example(pair: Pair, example: TrainingExample) -> GraftExample:
     """Raises InputError where nothing is private, or the prompt or its reply doesn't fit."""
     prompt, theirs = _prompts(pair, example, slots=True)
-    return _graft_lesson(pair, example, prompt, theirs.whole)
+    return _graft_example(pair, example, prompt, theirs.whole)
 
 
-def joint_lesson(pair: Pair, example: TrainingExample) -> JointLesson:
+def joint_example(pair: Pair, example: TrainingExample) -> JointExample:
     """Raises InputError as the two others do."""
     prompt, theirs = _prompts(pair, example, slots=True)
     mine, own = prompt.whole, theirs.whole
-    lesson = _graft_lesson(pair, example, prompt, own)
+    graft = _graft_example(pair, example, prompt, own)
     reading = pair_own_prompts(mine, [(own.ids, own.origins)])
     _check_shared(pair, example, reading)
     _check_room(pair.sharer, len(own.ids), None, example)
-    return JointLesson(lesson, reading, mine, own)
+    return JointExample(graft, reading, mine, own)
 
 
-def _graft_lesson(pair: Pair, example: TrainingExample, prompt: Prompt, own: Piece) -> GraftLesson:
+def _graft_example(pair: Pair, example: TrainingExample, prompt: Prompt, own: Piece) -> GraftExample:
     private = [i for i, origin in enumerate(own.origins) if origin is not None and origin.name not in prompt.seen]
     if not private:
         raise InputError(
@@ -135,14 +135,14 @@ def _graft_lesson(pair: Pair, example: TrainingExample, prompt: Prompt, own: Pie
     spans = tuple((origin.name, origin.start, origin.end) for i in private if (origin := own.origins[i]))
     names = dict.fromkeys(name for name, _, _ in spans if name in example.inputs)  # the rest are the sharer's own words
     words = tuple((name, example.inputs[name]) for name in names)
-    text = Text(tuple(own.ids[: private[-1] + 1]), tuple(private), spans, words)
+    text = PrivateText(tuple(own.ids[: private[-1] + 1]), tuple(private), spans, words)
     replies = _replies(pair.receiver, prompt, example)
     _check_room(pair.receiver, len(before) + len(private) + len(after), replies, example)
     _check_room(pair.sharer, len(text.ids), None, example)
-    return GraftLesson(before, text, after, replies)
+    return GraftExample(before, text, after, replies)
 
 
-def fuse_lesson(pair: Pair, example: TrainingExample, fuser: Fuser, aligner: Aligner | None) -> FuseLesson:
+def fuse_example(pair: Pair, example: TrainingExample, fuser: Fuser, aligner: Aligner | None) -> FuseExample:
     """Raises InputError where the prompt doesn't fit, or the two can't be aligned."""
     prompt, theirs = _prompts(pair, example, slots=False)
     piece = prompt.whole
@@ -163,7 +163,7 @@ def fuse_lesson(pair: Pair, example: TrainingExample, fuser: Fuser, aligner: Ali
     replies = _replies(pair.receiver, prompt, example)
     _check_room(pair.receiver, len(reading.ids), replies, example)
     _check_room(pair.sharer, len(reading.sharers[0].ids), None, example)
-    return FuseLesson(reading, tuple(reading.sharers[0].ids), replies, piece, own)
+    return FuseExample(reading, tuple(reading.sharers[0].ids), replies, piece, own)
 
 
 def _check_shared(pair: Pair, example: TrainingExample, reading: SharedPrompt) -> None:
@@ -174,7 +174,7 @@ def _check_shared(pair: Pair, example: TrainingExample, reading: SharedPrompt) -
         )
 
 
-def text_pairs(text: Text, receiver: End) -> list[tuple[list[int], list[tuple[int, int]]]]:
+def text_pairs(text: PrivateText, receiver: End) -> list[tuple[list[int], list[tuple[int, int]]]]:
     """For each of the text's inputs: the receiver's own tokens of it, and (private token, receiver token) pairs.
 
     A private token stands beside the receiver token that covers its last character: the first to have read all of it.

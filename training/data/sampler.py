@@ -4,12 +4,12 @@ from collections.abc import Hashable, Sequence
 from random import Random
 from typing import TypeVar
 
-__all__ = ["Steps"]
+__all__ = ["ExampleSampler"]
 
 L = TypeVar("L")
 
 
-class Steps:
+class ExampleSampler:
     """Texts in an order drawn anew each epoch, neighbours of like length together; a few rows of each text.
 
     Rows are never padded, so bucketing by length saves no arithmetic here; it keeps a step's memory even.
@@ -33,7 +33,7 @@ class Steps:
     def per_epoch(self) -> int:
         return len(self._members) // self._texts
 
-    def rows(self, step: int) -> list[int]:
+    def indices(self, step: int) -> list[int]:
         """The rows of this step, from 0."""
         epoch, place = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:

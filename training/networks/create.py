@@ -24,7 +24,7 @@ from .learner import Learner
 
 __all__ = ["new_learner"]
 
-SHELF_SHARE = 0.25  # of the memory that is free: for one model's caches of texts
+CACHE_SHARE = 0.25  # of the memory that is free: for one model's caches of texts
 
 
 def new_learner(spec: TrainSpec, pair: Pair) -> "Learner[object]":
@@ -51,7 +51,7 @@ def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair) -> GraftLearn
         hidden=wanted.hidden,
     )
     zero = spec.control == "zero"
-    return GraftLearner(pair, translator, zero=zero, ridge=wanted.ridge, shelf=_shelf(), seed=spec.seed)
+    return GraftLearner(pair, translator, zero=zero, ridge=wanted.ridge, cache_bytes=_cache_bytes(), seed=spec.seed)
 
 
 def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
@@ -70,7 +70,7 @@ def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
         assert sharer.tokenizer is not None
         aligner = Aligner(receiver.tokenizer.raw, sharer.tokenizer.words_only, wanted.alignment)
     zero = spec.control == "zero"
-    return FuseLearner(pair, fuser, aligner, zero=zero, ridge=wanted.ridge, shelf=_shelf())
+    return FuseLearner(pair, fuser, aligner, zero=zero, ridge=wanted.ridge, cache_bytes=_cache_bytes())
 
 
 def _new_fuser(spec: TrainSpec, wanted: FuseSpec, ends: tuple[ModelEnd, ModelEnd], rope: str) -> Fuser:
@@ -106,9 +106,9 @@ def _depth(wanted: FuseSpec, sharer: ModelEnd) -> int:
     return depth
 
 
-def _shelf() -> int:
+def _cache_bytes() -> int:
     """Bytes for what one of the models has made of prompts."""
-    return int(psutil.virtual_memory().available * SHELF_SHARE)
+    return int(psutil.virtual_memory().available * CACHE_SHARE)
 
 
 def model_end(model: LoadedModel) -> ModelEnd:

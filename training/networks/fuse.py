@@ -21,11 +21,11 @@ from cachegraph.engine.kv.cache import KV, LayerKV, RowCache, concat
 from cachegraph.engine.model.forward import Row, forward
 
 from ..data.dataset import TrainingExample
-from ..data.examples import FuseLesson, Replies, fuse_lesson
+from ..data.examples import FuseExample, Replies, fuse_example
 from ..data.packed_replies import Branch, Tree
 from ..pair import Pair
 from ..spec import ReplyRidgeSpec
-from .learner import Learner, Report
+from .learner import Learner, ReportPhase
 from .prompt_caches import PromptCaches
 from .reply_ridge import fit_bottleneck
 
@@ -40,8 +40,8 @@ class _Shared(NamedTuple):
     pairs: Pairs
 
 
-class FuseLearner(Learner[FuseLesson]):
-    """Holds the fuser; `zero` feeds it zeros in the place of every sharer's cache. `shelf`: see PromptCaches."""
+class FuseLearner(Learner[FuseExample]):
+    """Holds the fuser; `zero` feeds it zeros in the place of every sharer's cache. `cache_bytes`: see PromptCaches."""
 
     def __init__(
         self,
@@ -51,43 +51,43 @@ class FuseLearner(Learner[FuseLesson]):
         *,
         zero: bool,
         ridge: ReplyRidgeSpec | None = None,
-        shelf: int = 0,
+        cache_bytes: int = 0,
     ):
         self._pair = pair
         self._fuser = fuser
         self._aligner = aligner
         self._ridge = ridge
-        self.caches = PromptCaches(pair, fuser, zero=zero, shelf=shelf)
+        self.caches = PromptCaches(pair, fuser, zero=zero, cache_bytes=cache_bytes)
         self.module = fuser.module
 
-    def lesson(self, example: TrainingExample) -> FuseLesson:
-        return fuse_lesson(self._pair, example, self._fuser, self._aligner)
+    def encode(self, example: TrainingExample) -> FuseExample:
+        return fuse_example(self._pair, example, self._fuser, self._aligner)
 
-    def replies(self, lesson: FuseLesson) -> Replies:
-        return lesson.replies
+    def replies(self, example: FuseExample) -> Replies:
+        return example.replies
 
-    def group(self, lesson: FuseLesson) -> Hashable:
-        return lesson.group
+    def group(self, example: FuseExample) -> Hashable:
+        return example.group
 
-    def prompt_tokens(self, lessons: Sequence[FuseLesson]) -> int:
-        return sum(len(lesson.reading.ids) + len(lesson.reading.sharers[0].ids) for lesson in lessons)
+    def prompt_tokens(self, examples: Sequence[FuseExample]) -> int:
+        return sum(len(example.reading.ids) + len(example.reading.sharers[0].ids) for example in examples)
 
     def anneal(self, step: int) -> None:
         self._fuser.anneal(step)
 
-    def prepare(self, lessons: Sequence[FuseLesson], report: Report) -> None:
-        self.caches.prepare([lesson.reading for lesson in lessons], report)
+    def prepare(self, examples: Sequence[FuseExample], report: ReportPhase) -> None:
+        self.caches.prepare([example.reading for example in examples], report)
 
-    def start(self, lessons: Sequence[FuseLesson], report: Report) -> None:
-        self.fit([lesson.reading for lesson in lessons], [lesson.replies for lesson in lessons], report)
+    def start(self, examples: Sequence[FuseExample], report: ReportPhase) -> None:
+        self.fit([example.reading for example in examples], [example.replies for example in examples], report)
 
-    def fit(self, readings: Sequence[SharedPrompt], replies: Sequence[Replies], report: Report) -> None:
+    def fit(self, readings: Sequence[SharedPrompt], replies: Sequence[Replies], report: ReportPhase) -> None:
         """The closed-form start from prompts and what follows them; nothing where the fuser has none."""
         if isinstance(self._fuser, BottleneckFuser):
             model = self._pair.receiver.engine.model
             fit_bottleneck(self.caches, self._fuser.network, model, readings, replies, self._ridge, report)
 
-    def rates(self) -> Mapping[Tensor, float]:
+    def learning_rate_scales(self) -> Mapping[Tensor, float]:
         """Of a bottleneck's first layer, as in a translator: its inputs are a position's whole cache."""
         if not isinstance(self._fuser, BottleneckFuser):
             return {}
@@ -95,18 +95,18 @@ class FuseLearner(Learner[FuseLesson]):
         return {weight: min(1.0, weight.shape[0] / weight.shape[1])}
 
     def trees(
-        self, lessons: Sequence[FuseLesson], others: Sequence[FuseLesson] | None = None, right_only: bool = False
+        self, examples: Sequence[FuseExample], others: Sequence[FuseExample] | None = None, right_only: bool = False
     ) -> tuple[list[Tree], list[int]]:
-        readings = [lesson.reading for lesson in lessons]
+        readings = [example.reading for example in examples]
         if others is not None:
-            readings = [mine.mismatched(other) for mine, other in zip(lessons, others, strict=True)]
+            readings = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
         rows = self.fused_rows(readings, self.caches.sharer(readings))
         trees = []
-        for lesson, reading, segments in zip(lessons, readings, rows, strict=True):
-            replies = lesson.replies.alone() if right_only else lesson.replies
+        for example, reading, segments in zip(examples, readings, rows, strict=True):
+            replies = example.replies.alone() if right_only else example.replies
             positions = None if reading.positions is None else reading.positions[reading.end :]
             trees.append(Tree(segments, [Branch(reading.ids[reading.end :], replies, positions)]))
-        return trees, list(range(len(lessons)))
+        return trees, list(range(len(examples)))
 
     def fused_rows(
         self,

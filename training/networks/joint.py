@@ -12,17 +12,17 @@ from cachegraph.channels.fusers.files.card import Card
 from cachegraph.channels.fusers.files.joint_folder import PARTS
 
 from ..data.dataset import TrainingExample
-from ..data.examples import JointLesson, Replies, joint_lesson
+from ..data.examples import JointExample, Replies, joint_example
 from ..data.packed_replies import Branch, Tree
 from ..pair import Pair
 from .fuse import FuseLearner
 from .graft import GraftLearner
-from .learner import Learner, Report
+from .learner import Learner, ReportPhase
 
 __all__ = ["JointLearner"]
 
 
-class JointLearner(Learner[JointLesson]):
+class JointLearner(Learner[JointExample]):
     """Lets both learn from the same loss. Grafts take their places, then the receiver's own positions are corrected."""
 
     def __init__(self, pair: Pair, fuse: FuseLearner, graft: GraftLearner):
@@ -31,48 +31,52 @@ class JointLearner(Learner[JointLesson]):
         self._graft = graft
         self.module = nn.ModuleDict({"fuse": fuse.module, "graft": graft.module})
 
-    def lesson(self, example: TrainingExample) -> JointLesson:
-        return joint_lesson(self._pair, example)
+    def encode(self, example: TrainingExample) -> JointExample:
+        return joint_example(self._pair, example)
 
-    def replies(self, lesson: JointLesson) -> Replies:
-        return lesson.graft.replies
+    def replies(self, example: JointExample) -> Replies:
+        return example.graft.replies
 
-    def group(self, lesson: JointLesson) -> Hashable:
-        return lesson.graft.text
+    def group(self, example: JointExample) -> Hashable:
+        return example.graft.text
 
-    def prompt_tokens(self, lessons: Sequence[JointLesson]) -> int:
-        return sum(len(lesson.prompt.ids) + len(lesson.own.ids) for lesson in lessons)
+    def prompt_tokens(self, examples: Sequence[JointExample]) -> int:
+        return sum(len(example.prompt.ids) + len(example.own.ids) for example in examples)
 
-    def rates(self) -> Mapping[Tensor, float]:
-        return {**self._graft.rates(), **self._fuse.rates()}
+    def learning_rate_scales(self) -> Mapping[Tensor, float]:
+        return {**self._graft.learning_rate_scales(), **self._fuse.learning_rate_scales()}
 
     def anneal(self, step: int) -> None:
         self._fuse.anneal(step)
 
-    def start(self, lessons: Sequence[JointLesson], report: Report) -> None:
-        self._graft.start([lesson.graft for lesson in lessons], report)
-        self._fuse.fit([lesson.reading for lesson in lessons], [lesson.graft.replies for lesson in lessons], report)
+    def start(self, examples: Sequence[JointExample], report: ReportPhase) -> None:
+        self._graft.start([example.graft for example in examples], report)
+        self._fuse.fit(
+            [example.reading for example in examples], [example.graft.replies for example in examples], report
+        )
 
     def trees(
-        self, lessons: Sequence[JointLesson], others: Sequence[JointLesson] | None = None, right_only: bool = False
+        self, examples: Sequence[JointExample], others: Sequence[JointExample] | None = None, right_only: bool = False
     ) -> tuple[list[Tree], list[int]]:
-        readings = [lesson.reading for lesson in lessons]
+        readings = [example.reading for example in examples]
         if others is not None:
-            readings = [mine.mismatched(other) for mine, other in zip(lessons, others, strict=True)]
+            readings = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
         caches = self._fuse.caches.sharer(readings)
-        texts = [lesson.graft.text for lesson in (others or lessons)]
+        texts = [example.graft.text for example in (others or examples)]
         grafts = [
-            (lesson.at, kv)
-            for lesson, kv in zip(lessons, self._graft.grafts(texts, [lesson.at for lesson in lessons]), strict=True)
+            (example.at, kv)
+            for example, kv in zip(
+                examples, self._graft.grafts(texts, [example.at for example in examples]), strict=True
+            )
         ]
         rooms = [make_room(reading, [(at, len(kv))]) for reading, (at, kv) in zip(readings, grafts, strict=True)]
         rows = self._fuse.fused_rows(rooms, caches, grafts)
         trees = []
-        for lesson, room, row, (at, kv) in zip(lessons, rooms, rows, grafts, strict=True):
+        for example, room, row, (at, kv) in zip(examples, rooms, rows, grafts, strict=True):
             segments = (*row, kv) if at == room.end else row
-            replies = lesson.graft.replies
+            replies = example.graft.replies
             trees.append(Tree(segments, [Branch(room.ids[room.end :], replies.alone() if right_only else replies)]))
-        return trees, list(range(len(lessons)))
+        return trees, list(range(len(examples)))
 
     def save(self, folder: Path, card: dict[str, object], dtype: torch.dtype) -> Card:
         with replaced_folder(folder, frozenset(PARTS)) as fresh:

@@ -14,10 +14,10 @@ from ..data.dataset import TrainingExample
 from ..data.examples import Replies
 from ..data.packed_replies import Tree
 
-__all__ = ["Learner", "Report"]
+__all__ = ["Learner", "ReportPhase"]
 
 L = TypeVar("L")
-Report = Callable[[str, int, int], None]  # what, how much of it is done, how much there is
+ReportPhase = Callable[[str, int, int], None]  # what, how much of it is done, how much there is
 
 
 class Learner(ABC, Generic[L]):
@@ -26,12 +26,12 @@ class Learner(ABC, Generic[L]):
     module: nn.Module  # all that learns
 
     @abstractmethod
-    def lesson(self, example: TrainingExample) -> L:
+    def encode(self, example: TrainingExample) -> L:
         """Raises InputError where the row can't be learnt from."""
 
     @abstractmethod
     def trees(
-        self, lessons: Sequence[L], others: Sequence[L] | None = None, right_only: bool = False
+        self, examples: Sequence[L], others: Sequence[L] | None = None, right_only: bool = False
     ) -> tuple[list[Tree], list[int]]:
         """Prompts behind their caches, and for each lesson its place among all branches, counted through the trees.
 
@@ -40,23 +40,23 @@ class Learner(ABC, Generic[L]):
         """
 
     @abstractmethod
-    def replies(self, lesson: L) -> Replies: ...
+    def replies(self, example: L) -> Replies: ...
 
     @abstractmethod
-    def group(self, lesson: L) -> Hashable:
+    def group(self, example: L) -> Hashable:
         """Equal where the sharer has read the same."""
 
     @abstractmethod
-    def prompt_tokens(self, lessons: Sequence[L]) -> int:
+    def prompt_tokens(self, examples: Sequence[L]) -> int:
         """Tokens that both models read for these lessons' prompts, shared texts once."""
 
-    def prepare(self, lessons: Sequence[L], report: Report) -> None:
+    def prepare(self, examples: Sequence[L], report: ReportPhase) -> None:
         """What may be computed for all lessons at once, before anything else, where each will be learnt from."""
 
-    def start(self, lessons: Sequence[L], report: Report) -> None:
+    def start(self, examples: Sequence[L], report: ReportPhase) -> None:
         """What comes before the first step, if anything."""
 
-    def rates(self) -> Mapping[Tensor, float]:
+    def learning_rate_scales(self) -> Mapping[Tensor, float]:
         """The part of the learning rate that a parameter moves by, where that is not all of it."""
         return {}
 

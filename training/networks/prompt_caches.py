@@ -10,9 +10,9 @@ from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.bottleneck import BottleneckFuser
 from cachegraph.engine.kv.cache import KV, LayerKV
 
-from ..caches import Shelf, compact, read
 from ..pair import Pair
-from .learner import Report
+from ..prefill import LRUCache, compact, prefill
+from .learner import ReportPhase
 
 __all__ = ["PromptCaches"]
 
@@ -20,15 +20,15 @@ PREPARED_AT_ONCE = 64  # prompts
 
 
 class PromptCaches:
-    """Up to `shelf` bytes for each model. `zero` puts zeros in the place of every sharer's cache."""
+    """Up to `cache_bytes` bytes for each model. `zero` puts zeros in the place of every sharer's cache."""
 
-    def __init__(self, pair: Pair, fuser: Fuser, *, zero: bool, shelf: int):
+    def __init__(self, pair: Pair, fuser: Fuser, *, zero: bool, cache_bytes: int):
         self._pair = pair
         self._fuser = fuser
         self._zero = zero
-        self._shelf = shelf
-        self._of_sharer: Shelf[KV] = Shelf(shelf, lambda kv: kv.nbytes)
-        self._of_receiver: Shelf[KV] = Shelf(shelf, lambda kv: kv.nbytes)
+        self._cache_bytes = cache_bytes
+        self._of_sharer: LRUCache[KV] = LRUCache(cache_bytes, lambda kv: kv.nbytes)
+        self._of_receiver: LRUCache[KV] = LRUCache(cache_bytes, lambda kv: kv.nbytes)
 
     def sharer(self, readings: Sequence[SharedPrompt]) -> list[KV | None]:
         """As the fuser reads them: as deep, and unrotated where its card says so. None: the sharer reads nothing."""
@@ -46,7 +46,7 @@ class PromptCaches:
         model = self._pair.sharer.engine.model
         depth = self._fuser.sharer_depth or 1  # 0: all gates are closed, and nothing is looked at
         ids, positions = [each.ids for each in prompts], [each.positions for each in prompts]
-        found = [compact(kv) for kv in read(model, ids, positions=positions, layers=depth)]
+        found = [compact(kv) for kv in prefill(model, ids, positions=positions, layers=depth)]
         return [model.rotation.unrotated(kv) for kv in found] if self._fuser.card.rope == "unrotated" else found
 
     def own(self, readings: Sequence[SharedPrompt]) -> list[KV]:
@@ -59,9 +59,9 @@ class PromptCaches:
 
     def _read_own(self, readings: Sequence[SharedPrompt]) -> list[KV]:
         ids, positions = zip(*map(_first, readings), strict=True)
-        return [compact(kv) for kv in read(self._pair.receiver.engine.model, ids, positions=positions)]
+        return [compact(kv) for kv in prefill(self._pair.receiver.engine.model, ids, positions=positions)]
 
-    def prepare(self, readings: Sequence[SharedPrompt], report: Report) -> None:
+    def prepare(self, readings: Sequence[SharedPrompt], report: ReportPhase) -> None:
         """Many prompts at once, which takes a third of the time. Always the same ones, since company changes last bits
         and a resumed training has to have those of the first. Where there is no room for all of them each is read when
         it is asked for, alone."""
@@ -84,7 +84,7 @@ class PromptCaches:
         for end, count in zip((self._pair.receiver, self._pair.sharer), tokens, strict=True):
             model = end.engine.model
             width = sum(shape.key_width + shape.value_width for shape in model.info.shapes)
-            if count * width * torch.finfo(model.dtype).bits // 8 > self._shelf:
+            if count * width * torch.finfo(model.dtype).bits // 8 > self._cache_bytes:
                 return False
         return True
 

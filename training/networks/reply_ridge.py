@@ -20,7 +20,7 @@ from cachegraph.errors import InputError
 
 from ..data.examples import Replies
 from ..spec import ReplyRidgeSpec
-from .learner import Report
+from .learner import ReportPhase
 from .prompt_caches import PromptCaches
 
 __all__ = ["fit_bottleneck"]
@@ -37,7 +37,7 @@ def fit_bottleneck(
     readings: Sequence[SharedPrompt],
     replies: Sequence[Replies],
     ridge: ReplyRidgeSpec | None,
-    report: Report,
+    report: ReportPhase,
 ) -> None:
     """Bring inputs and outputs to one scale, and fill the first layer if `ridge` says so. Raises InputError."""
     some = readings[:: max(len(readings) // MEASURED, 1)]
@@ -63,7 +63,7 @@ def _solve(
     readings: Sequence[SharedPrompt],
     replies: Sequence[Replies],
     ridge: ReplyRidgeSpec,
-    report: Report,
+    report: ReportPhase,
 ) -> tuple[Tensor, Tensor]:
     """(features, targets) weights whose fitted values have a variance of 1, and the features' mean, (features,)."""
     goals = receiver.network.get_output_embeddings().weight.float()

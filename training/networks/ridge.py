@@ -17,14 +17,14 @@ from cachegraph.channels.fusers.networks.translator import TranslatorNetwork
 from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.errors import InputError
 
-from ..caches import read
-from ..data.examples import GraftLesson, Text, text_pairs
+from ..data.examples import GraftExample, PrivateText, text_pairs
 from ..pair import End
+from ..prefill import prefill
 from ..spec import RidgeSpec
 
 if TYPE_CHECKING:
     from .graft import GraftLearner
-    from .learner import Report
+    from .learner import ReportPhase
 
 __all__ = ["fit_ridge"]
 
@@ -37,13 +37,13 @@ def fit_ridge(
     learner: "GraftLearner",
     network: TranslatorNetwork,
     receiver: End,
-    lessons: Sequence[GraftLesson],
+    examples: Sequence[GraftExample],
     spec: RidgeSpec,
     seed: int,
-    report: "Report",
+    report: "ReportPhase",
 ) -> None:
     """Fill the network's linear part. Raises InputError where there is too little text."""
-    x, y = _collect(learner, receiver, lessons, spec, seed, report)
+    x, y = _collect(learner, receiver, examples, spec, seed, report)
     rank = network.down.out_features
     if len(x) <= rank:
         raise InputError(
@@ -84,10 +84,15 @@ def fit_ridge(
 
 
 def _collect(
-    learner: "GraftLearner", receiver: End, lessons: Sequence[GraftLesson], spec: RidgeSpec, seed: int, report: "Report"
+    learner: "GraftLearner",
+    receiver: End,
+    examples: Sequence[GraftExample],
+    spec: RidgeSpec,
+    seed: int,
+    report: "ReportPhase",
 ) -> tuple[Tensor, Tensor]:
     """(tokens, features) and (tokens, targets) of texts drawn without repetition, in the caches' number types."""
-    by_text = {lesson.text: lesson.before for lesson in lessons}
+    by_text = {example.text: example.before for example in examples}
     texts = list(by_text)
     Random(seed).shuffle(texts)  # noqa: S311
     xs, ys, tokens = [], [], 0
@@ -98,7 +103,7 @@ def _collect(
             for ids, pairs in text_pairs(text, receiver):
                 if not pairs:
                     continue
-                (kv,) = read(receiver.engine.model, [ids], [past])
+                (kv,) = prefill(receiver.engine.model, [ids], [past])
                 still = receiver.engine.model.rotation.unrotated(kv)
                 here, there = (torch.tensor(side) for side in zip(*pairs, strict=True))
                 targets = torch.cat([_rows(each) for layer in still.layers for each in layer], dim=-1)
@@ -124,7 +129,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return joined
 
 
-def _chunks(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
+def _chunks(texts: Sequence[PrivateText]) -> Iterator[Sequence[PrivateText]]:
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         yield texts[start : start + TEXTS_AT_ONCE]
 

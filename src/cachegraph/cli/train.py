@@ -85,8 +85,8 @@ def train(
     console = open_console(stderr=True)
     _fetch(spec, folder)
     if dry_run:
+        from cachegraph.training.callbacks import check_trackers
         from cachegraph.training.plan import make_plan
-        from cachegraph.training.progress import check_trackers
 
         check_trackers(track or [])
         with _Bar(console) as bar:
@@ -108,14 +108,16 @@ def _train(
 ) -> None:
     from accelerate import PartialState
 
-    from cachegraph.training.progress import tracked
+    from cachegraph.training.callbacks import with_trackers
     from cachegraph.training.train import train
 
     bar = _Bar(console)
     note(lambda: {"step": bar.done, "steps": spec.optim.steps, "metrics": bar.metrics})
     try:
-        with bar, tracked(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as watch:
-            made = train(spec, folder=folder, data_folder=data_folder, resume=resume, restart=restart, watch=watch)
+        with bar, with_trackers(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as callback:
+            made = train(
+                spec, folder=folder, data_folder=data_folder, resume=resume, restart=restart, callback=callback
+            )
     except KeyboardInterrupt:
         said = "the same command with --resume goes on from the last step"
         if not bar.judged_once and not resume:
@@ -226,15 +228,15 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def phase(self, what: str, done: int, total: int) -> None:
+    def on_phase(self, what: str, done: int, total: int) -> None:
         self._show("phase", what, done, total)
 
-    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
+    def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
         text = f"loss {numbers['loss']:.3f}, {numbers['prompt_tokens_per_second']:.0f} prompt tokens/s"
         self.done = step
         self._show("steps", text, step, steps)
 
-    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
         self.judged_once = True
         if best or not self.metrics:
             self.metrics = dict(numbers)

@@ -11,14 +11,14 @@ from cachegraph.engine.kv.cache import KV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel
 
-__all__ = ["Shelf", "compact", "read"]
+__all__ = ["LRUCache", "compact", "prefill"]
 
 TOKENS_AT_ONCE = 2048
 T = TypeVar("T")
 
 
 @torch.no_grad()  # and not inference mode: what is read here takes part in graphs of gradients
-def read(
+def prefill(
     model: LoadedModel,
     prompts: Sequence[Sequence[int]],
     past: Sequence[tuple[KV, ...]] | None = None,
@@ -49,7 +49,7 @@ def compact(kv: KV) -> KV:
     return kv if kv.state is not None else kv.select(torch.arange(len(kv)))
 
 
-class Shelf(Generic[T]):
+class LRUCache(Generic[T]):
     """Values by key up to a number of bytes; the one not used for longest goes first."""
 
     def __init__(self, limit: int, nbytes: Callable[[T], int]):

@@ -8,31 +8,31 @@ from typing import Any, Protocol
 
 from cachegraph.errors import ConfigError, FuserError
 
-__all__ = ["Log", "Silent", "Watch", "check_trackers", "tracked"]
+__all__ = ["NullCallback", "TrainingCallback", "TrainingLog", "check_trackers", "with_trackers"]
 
 
-class Watch(Protocol):
+class TrainingCallback(Protocol):
     """What a training tells while it runs."""
 
-    def phase(self, what: str, done: int, total: int) -> None:
+    def on_phase(self, what: str, done: int, total: int) -> None:
         """Work outside of the steps: reading rows, the ridge start, a judgement."""
 
-    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
+    def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
         """A step is done: losses, gradient norm, learning rate, tokens a second."""
 
-    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
         """The dev rows were judged."""
 
 
-class Silent:
+class NullCallback:
     """Nobody looks."""
 
-    def phase(self, what: str, done: int, total: int) -> None: ...
-    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None: ...
-    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None: ...
+    def on_phase(self, what: str, done: int, total: int) -> None: ...
+    def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None: ...
+    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None: ...
 
 
-class Log:
+class TrainingLog:
     """log.jsonl: a record a step and a judgement, each on disk before the next step begins."""
 
     def __init__(self, path: Path, after: int | None):
@@ -69,7 +69,9 @@ def _step(line: str) -> float:
 
 
 @contextmanager
-def tracked(watch: Watch, names: Sequence[str], run: Path, about: Mapping[str, Any]) -> Iterator[Watch]:
+def with_trackers(
+    callback: TrainingCallback, names: Sequence[str], run: Path, about: Mapping[str, Any]
+) -> Iterator[TrainingCallback]:
     """The same watch, and accelerate's trackers of these names beside it: tensorboard (below `run`), wandb.
 
     Raises ConfigError where one is unknown or not installed.
@@ -78,7 +80,7 @@ def tracked(watch: Watch, names: Sequence[str], run: Path, about: Mapping[str, A
     for tracker in trackers:
         tracker.store_init_configuration({key: str(value) for key, value in about.items()})
     try:
-        yield _Tracked(watch, trackers) if trackers else watch
+        yield _TrackerCallback(callback, trackers) if trackers else callback
     finally:
         for tracker in trackers:
             tracker.finish()
@@ -90,20 +92,20 @@ def check_trackers(names: Sequence[str]) -> None:
         _tracker(name, Path(), only_check=True)
 
 
-class _Tracked:
-    def __init__(self, watch: Watch, trackers: Sequence[Any]):
-        self._watch = watch
+class _TrackerCallback:
+    def __init__(self, callback: TrainingCallback, trackers: Sequence[Any]):
+        self._watch = callback
         self._trackers = trackers
 
-    def phase(self, what: str, done: int, total: int) -> None:
-        self._watch.phase(what, done, total)
+    def on_phase(self, what: str, done: int, total: int) -> None:
+        self._watch.on_phase(what, done, total)
 
-    def step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
-        self._watch.step(step, steps, numbers)
+    def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
+        self._watch.on_step(step, steps, numbers)
         self._log("train", step, numbers)
 
-    def judged(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
-        self._watch.judged(step, numbers, best)
+    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+        self._watch.on_eval(step, numbers, best)
         self._log("dev", step, numbers)
 
     def _log(self, part: str, step: int, numbers: Mapping[str, float]) -> None:
