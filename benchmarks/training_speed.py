@@ -32,7 +32,7 @@ def prompts(examples: list[Any]) -> tuple[list[list[int]], list[list[int]]]:
     if isinstance(examples[0], GraftExample):
         texts = list({example.text.ids: None for example in examples})
         return [list(ids) for ids in texts], [[*example.before, *example.after] for example in examples]
-    return [list(example.reading.sharers[0].ids) for example in examples], [list(each.reading.ids) for each in examples]
+    return [list(example.shared_prompt.sharers[0].ids) for example in examples], [list(each.shared_prompt.ids) for each in examples]
 
 
 def plain(found: OpenedTraining, examples: list[Any]) -> float:

@@ -13,6 +13,7 @@ from cachegraph.agents.create import Create
 from cachegraph.agents.prompt.prompt import PromptTemplate
 from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.channels.peer import Peer
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import InputError
@@ -72,13 +73,15 @@ class Script:
         *,
         inputs: Sequence[str],
         upstream: Sequence[str],
+        toolbox: Toolbox | None = None,
     ) -> Agent:
         if name in self._lines:
             return _Actor(self, name, PromptTemplate(name, spec, upstream))
         if self._otherwise is None:
             known = ", ".join(map(repr, self._lines)) or "nobody"
             raise InputError(f"agent {name!r} has no line in the script, which has lines for {known}; give it one")
-        return self._otherwise(name, spec, model, folder, inputs=inputs, upstream=upstream)
+        options: dict[str, Any] = {} if toolbox is None else {"toolbox": toolbox}
+        return self._otherwise(name, spec, model, folder, inputs=inputs, upstream=upstream, **options)
 
     def line(self, told: Told, agent: str) -> Say:
         """What the agent says next."""

@@ -1,5 +1,6 @@
 """Small GGUF files of transformers models, as llama.cpp's converter writes them."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def write_gguf(
     writer.add_rope_dimension_count(dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for key, value in (said or {}).items():
-        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add: Callable[[str, Any], None] = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
         add(f"{architecture}.{key}", value)
     _write_tokenizer(writer)
     names = gguf.get_tensor_name_map(
@@ -62,6 +63,7 @@ def write_gguf(
     )
     for name, weights in network.state_dict().items():
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert found is not None, name
         _add(writer, found, _as_llamacpp_has_it(architecture, name, weights.float().numpy(), config), kind)
     for name, weights in (tensors or {}).items():
         writer.add_tensor(name, weights.astype(np.float32))

@@ -14,7 +14,7 @@ from cachegraph.engine.model.load import LoadedModel
 __all__ = ["CLOSE", "IDS", "assert_close", "by_hand", "geometry", "lean", "same_bits"]
 
 IDS = [4, 8, 15, 16, 23, 42]
-CLOSE = {"rtol": 1e-3, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
 
 
 def geometry(model: LoadedModel) -> Geometry:

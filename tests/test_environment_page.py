@@ -49,6 +49,7 @@ def test_page_names_every_variable_that_the_source_reads() -> None:
         for expression in _read_variables(tree):
             name = expression.attr if isinstance(expression, ast.Attribute) else ast.unparse(expression)
             if isinstance(expression, ast.Constant):
+                assert isinstance(expression.value, str)
                 read.add(expression.value)
             elif name in everywhere:
                 read.add(everywhere[name])

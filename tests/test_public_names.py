@@ -20,7 +20,7 @@ def test_every_public_name_is_there(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'cachegraph' has no attribute 'Grpah'"):
-        _ = cachegraph.Grpah  # type: ignore[attr-defined]
+        _ = cachegraph.Grpah
 
 
 def test_the_version_is_the_distributions() -> None:

@@ -108,7 +108,7 @@ def _mimo_v2_flash() -> Any:
     )
 
 
-ROPE_KINDS = {
+ROPE_KINDS: dict[str, Callable[[], Any]] = {
     "default": lambda: _llama(rope_type="default"),
     "linear": lambda: _llama(rope_type="linear", factor=4.0),
     "dynamic": lambda: _llama(rope_type="dynamic", factor=2.0),
@@ -122,7 +122,7 @@ ROPE_KINDS = {
     ),
 }
 
-KINDS = {
+KINDS: dict[str, Callable[[], Any]] = {
     "llama": ROPE_KINDS["default"],
     "qwen2": lambda: hf.qwen2.Qwen2Config(**SIZES),
     "qwen3": lambda: hf.qwen3.Qwen3Config(**SIZES, head_dim=16),

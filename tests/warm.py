@@ -55,5 +55,10 @@ def _server() -> socket.socket:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         process = Popen([sys.executable, "-c", SERVER, str(its.fileno())], pass_fds=[its.fileno()])
-    atexit.register(lambda: (ours.close(), process.wait(10)))
+
+    def end() -> None:
+        ours.close()
+        process.wait(10)
+
+    atexit.register(end)
     return ours

@@ -1,21 +1,21 @@
-"""Training: fusers and translators from data.
+"""Train fusers and translators from data.
 
-caches       What the frozen models make of prompts
-checkpoint   Where a training stands, on disk
-data/        Training data
-default      A training recipe for an edge of a graph, where nobody has written one
-dev_eval     How good a fuser is on dev rows
-load         A training recipe from YAML, with everything that is wrong in it, each at its line and column
-loop         The steps
-loss         What is minimised, from the log-probabilities of each row's replies
-networks/    What learns
-note_rows    Give a fuser that was trained before cards kept them the rows of its training
-output_path  Where the trained fuser goes
-pair         The two ends of the edge that learns
-plan         What a training will take
-progress     Who follows a training
-publish      The finished fuser
-run_lock     One training at a time in a folder of checkpoints
-spec         A training recipe as typed values
-train        `train`
+callbacks    Callbacks of a training: progress, the log file, trackers
+checkpoint   Checkpoints: write, verify, restore
+data/        Training examples: recipes' `data`, reading, encoding, sampling
+default      Default training recipe for an edge of a graph
+dev_eval     Dev evaluation that chooses the best checkpoint
+load         Load and check training recipes
+loop         The training loop
+loss         Loss terms
+networks/    Learners: fusers and translators in training, and their closed-form starts
+note_rows    Add the hashes of its training examples to an older fuser's card
+output_path  Output folder of the trained fuser
+pair         The trained edge's two agents with their models
+plan         Estimate of a training from a few trial steps
+prefill      Prefill by the frozen models, and an LRU cache of the results
+publish      Write the best checkpoint as a finished fuser
+run_lock     Lock of the checkpoint folder
+spec         Training recipes as typed values
+train        `train`: from a recipe to a fuser with a card
 """

@@ -1,4 +1,4 @@
-"""Who follows a training: the log on disk, and whoever shows it. Torch is not needed to watch."""
+"""Callbacks of a training: the interface, the log on disk, and trackers such as TensorBoard. Imports no torch."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,20 +12,20 @@ __all__ = ["NullCallback", "TrainingCallback", "TrainingLog", "check_trackers", 
 
 
 class TrainingCallback(Protocol):
-    """What a training tells while it runs."""
+    """What a training reports while it runs."""
 
     def on_phase(self, what: str, done: int, total: int) -> None:
-        """Work outside of the steps: reading rows, the ridge start, a judgement."""
+        """Called during work outside the steps: encoding examples, the ridge start, a plan's trial steps."""
 
     def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
-        """A step is done: losses, gradient norm, learning rate, tokens a second."""
+        """Called after a step, with losses, gradient norm, learning rate and tokens per second."""
 
     def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
-        """The dev rows were judged."""
+        """Called after a dev evaluation; `best`: it is the best so far."""
 
 
 class NullCallback:
-    """Nobody looks."""
+    """Ignores everything."""
 
     def on_phase(self, what: str, done: int, total: int) -> None: ...
     def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None: ...
@@ -33,11 +33,10 @@ class NullCallback:
 
 
 class TrainingLog:
-    """log.jsonl: a record a step and a judgement, each on disk before the next step begins."""
+    """log.jsonl: one line per step and per dev evaluation, written before the next step begins."""
 
     def __init__(self, path: Path, after: int | None):
-        """Keeps the records up to step `after`, None: none; what a killed run wrote behind its last checkpoint is
-        written again."""
+        """Keep the lines up to step `after`, or none. A killed run's lines after its last checkpoint are dropped."""
         self._path = path
         kept = [line for line in _lines(path) if _step(line) <= after] if after is not None else []
         self._write("".join(f"{line}\n" for line in kept), "w")
@@ -64,7 +63,7 @@ def _lines(path: Path) -> list[str]:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except Exception:  # half a line, as a kill leaves it, or whatever else a damaged one is
+    except Exception:  # an incomplete or otherwise damaged line
         return float("inf")
 
 
@@ -72,9 +71,9 @@ def _step(line: str) -> float:
 def with_trackers(
     callback: TrainingCallback, names: Sequence[str], run: Path, about: Mapping[str, Any]
 ) -> Iterator[TrainingCallback]:
-    """The same watch, and accelerate's trackers of these names beside it: tensorboard (below `run`), wandb.
+    """`callback`, extended by accelerate's trackers of these names: tensorboard (logs below `run`), wandb.
 
-    Raises ConfigError where one is unknown or not installed.
+    Raises ConfigError if one is unknown or not installed.
     """
     trackers = [_tracker(name, run) for name in names]
     for tracker in trackers:
@@ -87,7 +86,7 @@ def with_trackers(
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError where one of these is unknown or not installed."""
+    """Raise ConfigError if one of these is unknown or not installed."""
     for name in names:
         _tracker(name, Path(), only_check=True)
 
@@ -118,7 +117,7 @@ def _tracker(name: str, run: Path, only_check: bool = False) -> Any:
     from accelerate.tracking import TensorBoardTracker, WandBTracker
     from accelerate.utils import is_tensorboard_available, is_wandb_available
 
-    PartialState()  # trackers speak on the main process alone, and ask this which one that is
+    PartialState()  # trackers write on the main process only, and ask this which one that is
     known: dict[str, tuple[Any, Any]] = {
         "tensorboard": (is_tensorboard_available, lambda: TensorBoardTracker("tensorboard", run)),
         "wandb": (is_wandb_available, lambda: WandBTracker(run.name)),

@@ -1,8 +1,8 @@
-"""Where a training stands, on disk: written whole or not at all, checked when it is read. No pickles.
+"""Checkpoints of a training: written atomically, verified by hash when read, free of pickles.
 
 RUN/step-000200/   weights.safetensors, optimizer.safetensors, state.json with their hashes
 RUN/best/          the best fuser so far, as a fuser's folder
-RUN/log.jsonl      one record a step and a judgement
+RUN/log.jsonl      one line per step and per dev evaluation
 """
 
 import hashlib
@@ -30,16 +30,16 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 
 @dataclass
 class CheckpointState:
-    """How far a training is. `recipe` is a hash of all that decides the loss curve."""
+    """Progress of a training. `recipe` hashes everything that decides the loss curve."""
 
     recipe: str
     step: int = 0
-    judged_step: int | None = None  # the last one that was judged; None: nothing has begun
+    judged_step: int | None = None  # the last step with a dev evaluation; None: before the first one
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_score: float | None = None
     best_logprob: float | None = None
-    top_score: float | None = None  # the highest so far, whoever has it
+    top_score: float | None = None  # the highest so far, of the best checkpoint or not
     without_progress: int = 0
     prompt_tokens: int = 0
     response_tokens: int = 0
@@ -48,8 +48,8 @@ class CheckpointState:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def improves(self, score: float, noise: float, logprob: float) -> bool:
-        """Whether a checkpoint takes the place of the best: the likeliest answers among those whose score is within
-        the noise of the highest one."""
+        """Whether a checkpoint replaces the best: of those whose score is within `noise` of the highest, the one with
+        the likeliest answers is best. `logprob` is in nats."""
         if self.best_score is None or self.best_logprob is None or self.top_score is None:
             return True
         floor = max(self.top_score, score) - noise
@@ -60,11 +60,11 @@ _state = TypeAdapter(CheckpointState)
 
 
 def save(run: Path, state: CheckpointState, module: nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    """Write a checkpoint; older ones but the last go. Raises FuserError where there is no room."""
+    """Write a checkpoint and keep only the one before it. Raises FuserError if it can't be written."""
     target = run / f"step-{state.step:06d}"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        for half in run.glob(".step-*"):  # that a kill left behind
+        for half in run.glob(".step-*"):  # left by a killed process
             shutil.rmtree(half, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=".step-", dir=run))
         try:
@@ -86,22 +86,22 @@ def save(run: Path, state: CheckpointState, module: nn.Module, optimizer: torch.
 
 
 def newest(run: Path) -> tuple[Path, CheckpointState] | None:
-    """The last whole checkpoint, or None; damaged ones are passed over."""
+    """The newest undamaged checkpoint, or None."""
     for folder in _checkpoints(run):
         try:
             fields: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
             hashes = fields.pop("sha256")
             if all(_sha256(folder / name) == hashes[name] for name in (WEIGHTS, OPTIMIZER)):
                 return folder, _state.validate_python(fields)
-        except Exception:  # noqa: S112  # of whatever kind the damage is: an older one may be whole
+        except Exception:  # noqa: S112  # any damage: an older checkpoint may be whole
             continue
     return None
 
 
 def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's numbers back. Raises FuserError where they are another network's."""
+    """Load a checkpoint's weights and optimizer state. Raises FuserError if they belong to another network."""
     other = f"the checkpoint {str(folder)!r} is not of this fuser"
-    with library_errors(lambda why: FuserError(f"{other} ({why}); start anew with --restart")):
+    with library_errors(lambda why: FuserError(f"{other} ({why}); start over with --restart")):
         module.load_state_dict(load_file(folder / WEIGHTS))
         _fill(module, optimizer, load_file(folder / OPTIMIZER))
 
@@ -111,7 +111,7 @@ def _checkpoints(run: Path) -> list[Path]:
 
 
 def _flat(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state by parameter and name, `down.weight/exp_avg`; all of it tensors."""
+    """AdamW's state as tensors, keyed by parameter and name: `down.weight/exp_avg`."""
     return {
         f"{parameter}/{name}": torch.as_tensor(value).detach().cpu().contiguous()
         for parameter, weights in module.named_parameters()
@@ -120,7 +120,7 @@ def _flat(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torc
 
 
 def _fill(module: nn.Module, optimizer: torch.optim.Optimizer, flat: dict[str, torch.Tensor]) -> None:
-    """By name, since the optimizer's own order is that of its groups. Raises KeyError where names are others."""
+    """Load by name, since the optimizer's own order follows its groups. Raises KeyError for an unknown name."""
     order = {weights: place for place, weights in enumerate(w for g in optimizer.param_groups for w in g["params"])}
     places = {parameter: order[weights] for parameter, weights in module.named_parameters()}
     state: dict[int, dict[str, torch.Tensor]] = {}

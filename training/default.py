@@ -1,4 +1,4 @@
-"""A training recipe for an edge of a graph, where nobody has written one."""
+"""Default training recipe for an edge of a graph."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,10 @@ __all__ = ["default_spec"]
 
 
 def default_spec(graph_file: Path, edge: str | None, kind: str | None, data: Sequence[str]) -> TrainSpec:
-    """A translator where the sender reads what the receiver does not, a fuser where both read the same, and both where
-    there is both. Raises RecipeError or ConfigError."""
+    """A fuser for text that both agents read, a translator for text that only the sender reads, or both.
+
+    Raises RecipeError or ConfigError.
+    """
     graph = load_recipe(graph_file, allow_paths=True)
     sender, receiver = choose_edge(graph, edge)
     fuser = _fuser(kind or _needed(graph, sender, receiver))
@@ -42,17 +44,18 @@ def _fuser(kind: str) -> FuserSpec:
             return FuseSpec()
         case "joint":
             return JointSpec(kind="joint")
-    raise ConfigError(f"a fuser is of kind 'fuse', 'graft' or 'joint', not {kind!r}")
+    raise ConfigError(f"a fuser's kind is 'fuse', 'graft' or 'joint', not {kind!r}")
 
 
 def _needed(graph: GraphSpec, sender: str, receiver: str) -> str:
-    """By what the sender's prompt holds: what the receiver's holds too, or what it does not."""
-    mine, theirs = (
+    """The kind of fuser, by which inputs the prompts of the two agents share."""
+    receiver_reads, sender_reads = (
         PromptTemplate(
             name, graph.speaker(name), [edge.sender for edge in graph.edges if edge.receiver == name]
         ).reads.names
         for name in (receiver, sender)
     )
-    if not theirs - (mine - {sender}):
+    own = receiver_reads - {sender}
+    if not sender_reads - own:
         return "fuse"
-    return "joint" if theirs & (mine - {sender}) else "graft"
+    return "joint" if sender_reads & own else "graft"

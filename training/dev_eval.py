@@ -1,6 +1,6 @@
-"""How good a fuser is on dev rows: task accuracy, the answer's log-probability, and both with another text's cache.
+"""Dev evaluation of a fuser: task accuracy and answer log-probability, with the right and with a mismatched cache.
 
-Training loss predicts neither (arXiv 2605.22863), so checkpoints are chosen by this.
+Training loss predicts neither (arXiv 2605.22863), so these scores choose the checkpoint.
 """
 
 import math
@@ -22,7 +22,7 @@ ROWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class DevScores:
-    """Means over the rows. Accuracies are parts of 1 and None where no row has choices; log-probabilities in nats."""
+    """Means over the dev examples. Accuracies are fractions, None without choices; log-probabilities are in nats."""
 
     rows: int
     accuracy: float | None
@@ -32,14 +32,14 @@ class DevScores:
 
     @property
     def score(self) -> float:
-        """Higher is better: accuracy, and its gap to the mismatched cache; nats where there are no choices."""
+        """Accuracy plus its gap to the mismatched cache, or the same in nats without choices. Higher is better."""
         if self.accuracy is None or self.accuracy_mismatched is None:
             return 2 * self.answer_logprob - self.answer_logprob_mismatched
         return 2 * self.accuracy - self.accuracy_mismatched
 
     @property
     def noise(self) -> float:
-        """About one standard error of the score: no two checkpoints are told apart by less."""
+        """About one standard error of the score. A smaller difference between checkpoints means nothing."""
         return 0.0 if self.accuracy is None else 1 / math.sqrt(self.rows)
 
     def numbers(self) -> dict[str, float]:
@@ -47,7 +47,7 @@ class DevScores:
 
 
 def evaluate_dev(learner: Learner[Any], model: LoadedModel, examples: Sequence[Any]) -> DevScores:
-    """Score every lesson with its own sharer's cache and with its partner's."""
+    """Score every lesson with its own sharer cache and with another text's."""
     learner.module.eval()
     others = [examples[i] for i in derange([learner.group(example) for example in examples])]
     own, mismatched = (_scores(learner, model, examples, each) for each in (None, others))
@@ -66,8 +66,7 @@ def evaluate_dev(learner: Learner[Any], model: LoadedModel, examples: Sequence[A
 
 
 def derange(groups: Sequence[object]) -> list[int]:
-    """For each place one whose group is another: that of the next group, always the same one. Itself if there is one
-    group alone."""
+    """For each index one of another group: the first index of the next group. The same group if there is only one."""
     order = list(dict.fromkeys(groups))
     first = {group: groups.index(group) for group in order}
     following = {group: first[order[(i + 1) % len(order)]] for i, group in enumerate(order)}

@@ -1,4 +1,4 @@
-"""A training recipe from YAML, with everything that is wrong in it, each at its line and column."""
+"""Load and check training recipes; every problem is reported with its line and column."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def load_training(path: Path | str) -> TrainSpec:
 
 
 def changed(spec: TrainSpec, settings: Mapping[str, Any]) -> TrainSpec:
-    """The same with other values, by dotted key: {"optim.steps": 20}. Raises ConfigError for a key that isn't there."""
+    """A copy with other values, by dotted key: {"optim.steps": 20}. Raises ConfigError for an unknown key."""
     data = spec.model_dump(by_alias=True)
     for key, value in settings.items():
         *path, last = key.split(".")
@@ -54,14 +54,18 @@ def changed(spec: TrainSpec, settings: Mapping[str, Any]) -> TrainSpec:
 
 
 def training_schema() -> str:
-    """The JSON Schema of training recipes, as a file."""
+    """The JSON Schema of training recipes, as text."""
     schema = {**TrainSpec.model_json_schema(by_alias=True), "title": "A cachegraph training recipe"}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def _problem(detail: ErrorDetails, document: Document) -> Problem:
     path = detail["loc"]
-    if path[:1] == ("fuser",) and path[1:2] in (("graft",), ("fuse",), ("joint",)):  # pydantic's own word for a kind
+    if path[:1] == ("fuser",) and path[1:2] in (
+        ("graft",),
+        ("fuse",),
+        ("joint",),
+    ):  # the union member that pydantic inserts
         path = (*path[:1], *path[2:])
     if detail["type"] == "missing":
         return document.problem(f"the key {path[-1]!r} is missing", path[:-1])
@@ -74,7 +78,7 @@ def _problem(detail: ErrorDetails, document: Document) -> Problem:
 
 
 def _meant(path: tuple[Any, ...]) -> str:
-    """What a misspelt key was probably meant to be, from the keys of the part that it stands in."""
+    """A hint for a misspelt key: the nearest key of a training recipe."""
     names: set[str] = set()
     schema = TrainSpec.model_json_schema()
     for part in [schema, *schema.get("$defs", {}).values()]:

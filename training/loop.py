@@ -1,4 +1,4 @@
-"""The steps: rows, losses, gradients, weights; judged now and then, on disk before anything can be lost."""
+"""The training loop: losses, gradients, optimizer steps, dev evaluations and checkpoints."""
 
 import math
 import signal
@@ -33,12 +33,12 @@ __all__ = ["TrainingLoop"]
 
 @dataclass(eq=False)
 class TrainingLoop:
-    """One training under way. Every process of a launch has one; they share their gradients after each step."""
+    """A running training. Each process of a distributed launch has one; they average gradients after each step."""
 
     spec: TrainSpec
     learner: Learner[Any]
     receiver: LoadedModel
-    train: Sequence[Any]  # lessons
+    train: Sequence[Any]  # encoded examples
     dev: Sequence[Any]
     run: Path
     state: CheckpointState
@@ -53,15 +53,15 @@ class TrainingLoop:
             lr=optim.learning_rate,
             weight_decay=optim.weight_decay,
             betas=(0.9, 0.98),
-            fused=self.receiver.device.type in ("cpu", "cuda"),  # one pass over the weights instead of a dozen
+            fused=self.receiver.device.type in ("cpu", "cuda"),  # one pass over the weights instead of about twelve
         )
         groups = [self.learner.group(example) for example in self.train]
         lengths = [self.learner.prompt_tokens([example]) for example in self.train]
         self.sampler = ExampleSampler(groups, lengths, texts=optim.texts, rows=optim.rows, seed=self.spec.seed)
-        self.log: TrainingLog | None = None  # begins with `start`
+        self.log: TrainingLog | None = None  # set by `start`, on the main process
 
     def _by_rate(self) -> list[dict[str, Any]]:
-        """The optimizer's groups: parameters that move by the same part of the learning rate."""
+        """Parameter groups of the optimizer, one per learning-rate scale."""
         learning_rate_scales = self.learner.learning_rate_scales()
         groups: dict[float, list[nn.Parameter]] = {}
         for parameter in self.module.parameters():
@@ -74,12 +74,12 @@ class TrainingLoop:
 
     @property
     def prepares(self) -> bool:
-        """Whether all lessons are prepared before the first step: each is learnt from at least once on average."""
+        """Whether the training uses each example at least once on average, so that all are prepared at the start."""
         optim = self.spec.optim
         return optim.steps * optim.accumulate * optim.texts * optim.rows >= len(self.train)
 
     def start(self) -> None:
-        """From a checkpoint, if the state is one's; else from the fuser's own start."""
+        """Restore the newest checkpoint if the state comes from one; else initialise the fuser."""
         if self.prepares:
             self.learner.prepare(self.train, self.callback.on_phase)
         found = checkpoint.newest(self.run) if self.state.judged_step is not None else None
@@ -92,8 +92,10 @@ class TrainingLoop:
             self.log = TrainingLog(self.run / LOG, self.state.step if found is not None else None)
 
     def finish(self) -> None:
-        """All steps that are left, or until nothing gets better. A KeyboardInterrupt leaves a checkpoint behind, unless
-        nothing has begun."""
+        """Run the remaining steps, or stop early when the dev score no longer improves.
+
+        A KeyboardInterrupt writes a checkpoint, except before the first dev evaluation.
+        """
         steps = self.spec.optim.steps
         try:
             self._evaluate_if_due()
@@ -107,7 +109,7 @@ class TrainingLoop:
             raise
 
     def step(self) -> dict[str, float]:
-        """One movement of the weights; returns what there is to say of it."""
+        """One optimizer step. Returns the numbers of its log line."""
         began = perf_counter()
         state, optim = self.state, self.spec.optim
         torch.manual_seed(hash((self.spec.seed, state.step, self.accelerator.process_index)) % 2**63)
@@ -167,7 +169,7 @@ class TrainingLoop:
         return found
 
     def card(self) -> dict[str, object]:
-        """What the best fuser's card says of its training."""
+        """The card fields of the best fuser that describe its training."""
         state, spec = self.state, self.spec
         metrics = {f"dev_{name}": round(value, 4) for name, value in state.best.items()}
         return {
@@ -177,7 +179,7 @@ class TrainingLoop:
         }
 
     def step_examples(self, step: int) -> list[Any]:
-        """This process's rows of a step, from 0."""
+        """This process's examples of a step, counted from 0."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         return [self.train[row] for row in self.sampler.indices(step * world + rank)]
 
@@ -201,10 +203,13 @@ class TrainingLoop:
         return [flat[place] for place in places]
 
     def _gradients(self) -> float:
-        """Mean over the processes, clipped; returns the norm before. Raises FuserError where it is no number."""
+        """Average gradients over processes and clip them. Returns the norm before clipping.
+
+        Raises FuserError if the norm is not finite.
+        """
         if self.accelerator.num_processes > 1:
             for parameter in self.module.parameters():
-                if parameter.grad is None:  # the processes take turns together, so none may be missing
+                if parameter.grad is None:  # all processes must reduce the same tensors
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "mean"))
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.spec.optim.clip))
@@ -215,7 +220,7 @@ class TrainingLoop:
         return norm
 
     def _evaluate_if_due(self) -> None:
-        """At the start, now and then, and at the end; a step that was judged before an interruption isn't again."""
+        """Evaluate at the start, every `judge.every` steps and at the end; never twice at one step."""
         step = self.state.step
         if step != self.state.judged_step and (step % self.spec.judge.every == 0 or step == self.spec.optim.steps):
             self.evaluate()
@@ -232,7 +237,7 @@ class TrainingLoop:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """A Ctrl-C waits for the end of what is inside: half a step is no place to go on from."""
+    """Delay Ctrl-C until the block ends, since a half-done step can't be resumed."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
@@ -248,7 +253,7 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 def schedule(step: int, steps: int, warmup: int, final: float) -> float:
-    """The part of the learning rate at a step, from 0: up in a line, then down a cosine."""
+    """Learning-rate factor at a step, counted from 0: linear warm-up, then cosine decay to `final`."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     part = (step - warmup) / max(steps - warmup, 1)

@@ -1,4 +1,4 @@
-"""What is minimised, from the log-probabilities of each row's replies."""
+"""Training losses, computed from the log-probabilities of each example's replies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["Losses", "losses"]
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over the rows, scalars with gradients; `total` is weighted. None: not part of this loss."""
+    """Means over the examples: scalar tensors with gradients. `total` is the weighted sum; None: a term not used."""
 
     total: Tensor
     next_token: Tensor
@@ -30,14 +30,16 @@ class Losses:
 def losses(
     spec: LossSpec, replies: Sequence[Replies], own: Sequence[Tensor], mismatched: Sequence[Tensor] | None
 ) -> Losses:
-    """`own` has the log-probabilities of every row's replies, (replies,), with its own text's cache; `mismatched` those
-    of the right reply alone, (1,), with another's.
+    """The losses of a batch of examples.
 
-    next_token   nats a token of the right reply (arXiv 2510.03215)
-    choices      cross-entropy of the right reply among all replies; rows with one reply take no part
-    mismatched   how far the right reply's log-probability fails to be `margin` nats above that with another's cache
+    `own` has for each example (replies,) log-probabilities in nats, with its own text's cache; `mismatched` has (1,),
+    that of the right reply, with another text's cache.
+
+    next_token   negative log-likelihood per token of the right reply, in nats (arXiv 2510.03215)
+    choices      cross-entropy of the right reply among all replies, over examples with more than one
+    mismatched   hinge loss: the right reply should be `margin` nats likelier than with another text's cache
     """
-    right = torch.stack([each[reply.right] for each, reply in zip(own, replies, strict=True)])  # (rows,)
+    right = torch.stack([each[reply.right] for each, reply in zip(own, replies, strict=True)])  # (examples,)
     lengths = torch.tensor([len(reply.ids[reply.right]) for reply in replies], device=right.device)
     next_token = -(right / lengths).mean()
     total = spec.next_token * next_token

@@ -1,4 +1,4 @@
-"""Give a fuser that was trained before cards kept them the rows of its training."""
+"""Add the hashes of its training examples to the card of a fuser that was trained before cards had them."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ __all__ = ["note_rows"]
 def note_rows(
     fuser: Path, recipe: Path, data_folder: Path | None = None, callback: TrainingCallback | None = None
 ) -> TrainedRows:
-    """Write into the fuser's card, or both cards of a pair, which rows this training recipe learns from.
+    """Write the hashes of this recipe's training examples to the fuser's card, or to both cards of a pair.
 
-    Loads the models, since the rows that do not fit them were left out. Raises what `train` raises, and ConfigError
-    where the card can't be written.
+    Loads the models, since training leaves out examples that do not fit them. Raises what `train` raises, and
+    ConfigError if a card can't be written.
     """
     spec, folder = load_training(recipe), recipe.resolve().parent
     with open_training(spec, folder, data_folder or folder, callback or NullCallback(), Accelerator()) as found:

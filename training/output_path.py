@@ -1,4 +1,4 @@
-"""Where the trained fuser goes: to the place at which the graph will look for it."""
+"""Output folder of a trained fuser: the one where the graph looks for it."""
 
 import os
 from pathlib import Path
@@ -19,8 +19,10 @@ __all__ = ["check_output_path", "fuser_output_path"]
 
 
 def fuser_output_path(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec, edge: tuple[str, str]) -> Path:
-    """The recipe's `output`, which starts at `base`; else what the edge names; else among all that this machine has,
-    called after the pair. A control's name says what it is."""
+    """The recipe's `output`, relative to `base`; else the edge's `fuser`; else an installed fuser named after the pair.
+
+    The name of a control's fuser ends with the control.
+    """
     if spec.output is not None:
         return base / Path(spec.output).expanduser()
     folder = (base / Path(spec.graph).expanduser()).resolve().parent
@@ -34,10 +36,10 @@ def fuser_output_path(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec,
 
 
 def check_output_path(folder: Path, *, is_pair: bool) -> None:
-    """Raise FuserError where the fuser would not replace what is there, ConfigError where it can't be written."""
+    """Raise FuserError if the folder holds other files than a fuser's, ConfigError if it can't be written."""
     ours = frozenset(PARTS if is_pair else (CARD, WEIGHTS))
     if folder.exists() and not holds_only(folder, ours):
-        raise FuserError(f"{str(folder)!r} holds other things than such a fuser; choose another output or clear it")
+        raise FuserError(f"{str(folder)!r} holds files that are not such a fuser's; choose another output or empty it")
     existing = next(each for each in folder.absolute().parents if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The two ends of the edge that learns: their agents in the graph, and their models, frozen."""
+"""The trained edge's two ends: their agents in the graph, and their frozen models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,19 +31,19 @@ class End:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Receiver and sharer. Under the control `identical` the sharer's agent speaks with the receiver's model."""
+    """Receiver and sharer. Under the control `identical` the sharer's agent runs the receiver's model."""
 
     receiver: End
     sharer: End
 
 
 def choose_edge(graph: GraphSpec, wanted: str | None) -> tuple[str, str]:
-    """(sender, receiver) of the edge that is meant. Raises ConfigError where there is none, or more than one."""
+    """(sender, receiver) of the wanted edge, or of the only one. Raises ConfigError if it is missing or ambiguous."""
     pairs = [(edge.sender, edge.receiver) for edge in graph.edges]
     shown = ", ".join(f"{a}:{b}" for a, b in pairs) or "none"
     if wanted is None:
         if len(pairs) != 1:
-            raise ConfigError(f"the graph {graph.name!r} has {len(pairs)} edges ({shown}); say which one learns")
+            raise ConfigError(f"the graph {graph.name!r} has {len(pairs)} edges ({shown}); name the one to train")
         return pairs[0]
     sender, _, receiver = wanted.partition(":")
     if (sender, receiver) not in pairs:
@@ -60,15 +60,15 @@ def open_pair(
     folder: Path,
     device: str | None = None,
 ) -> Iterator[Pair]:
-    """Load both models (one, where they are the same), onto `device` if given. Raises ModelError or ConfigError."""
+    """Load both models, or one if they are equal, onto `device` if given. Raises ModelError or ConfigError."""
     known = {**graph.models, **models}
     sharer, receiver = (_model(graph.speaker(name), name, known) for name in edge)
     if device is not None:
         sharer, receiver = (spec.model_copy(update={"device": device}) for spec in (sharer, receiver))
     if control == "identical":
         sharer = receiver
-    with leased(receiver, folder) as mine, leased(sharer, folder) as theirs:
-        yield Pair(_end(graph, edge[1], mine), _end(graph, edge[0], theirs))
+    with leased(receiver, folder) as receiver_engine, leased(sharer, folder) as sharer_engine:
+        yield Pair(_end(graph, edge[1], receiver_engine), _end(graph, edge[0], sharer_engine))
 
 
 def _model(spec: AgentSpec, agent: str, known: dict[str, ModelEntry]) -> ModelSpec:
@@ -76,7 +76,7 @@ def _model(spec: AgentSpec, agent: str, known: dict[str, ModelEntry]) -> ModelSp
     if isinstance(entry, EndpointSpec):
         raise ConfigError(f"agent {agent!r} is behind an endpoint, which has no cache; a fuser joins local models")
     if isinstance(entry, ModelSpec) and entry.device_map is not None:
-        raise ConfigError(f"the model of agent {agent!r} has a device_map, and training wants it on one device")
+        raise ConfigError(f"the model of agent {agent!r} has a device_map, but training needs it on one device")
     return ModelSpec(source=entry) if isinstance(entry, str) else entry
 
 

@@ -1,4 +1,4 @@
-"""What a training will take: parameters, memory, time. The time is of a few real steps, run and thrown away."""
+"""Estimate of a training: parameters, memory, and time from a few trial steps whose results are discarded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +20,28 @@ from .train import open_training, resume_state, run_folder
 
 __all__ = ["TrainingPlan", "make_plan"]
 
-TRIED = 4  # steps; the first one warms up and doesn't count
+TRIED = 4  # steps; the first one is a warm-up and does not count
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Bytes and seconds are estimates; `left_out` says what they don't hold."""
+    """Bytes and seconds are estimates; `left_out` names what they exclude."""
 
     receiver: str
     sharer: str
-    fuser: str  # where it will be
+    fuser: str  # its output folder
     rows: int
     dev_rows: int
     texts: int
     parameters: int
     model_bytes: int
     training_bytes: int  # weights, gradients and two moments, in float32
-    resident_bytes: int  # of this process, after the steps that were tried
+    resident_bytes: int  # of this process, after the trial steps
     fuser_bytes: int  # on disk
     steps: int
     seconds_a_step: float
     prompt_tokens_per_second: float
-    left_out: str = "reading all prompts, the ridge start and the judgements take their time on top"
+    left_out: str = "prefilling all prompts, the ridge start and the dev evaluations come on top"
 
     @property
     def seconds(self) -> float:
@@ -58,9 +58,9 @@ def make_plan(
     resume: bool = False,
     restart: bool = False,
 ) -> TrainingPlan:
-    """Load everything, run a few steps from random weights, and say what was seen. Writes nothing.
+    """Load everything, run a few steps from random weights, and return what they took. Writes nothing.
 
-    Raises whatever the training itself, with `resume` or `restart`, would refuse to begin for.
+    Raises every error with which the training itself, with `resume` or `restart`, would refuse to start.
     """
     accelerator = accelerator or Accelerator()
     callback = callback or NullCallback()

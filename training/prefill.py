@@ -1,4 +1,4 @@
-"""What the frozen models make of prompts: computed once, kept while there is room. No gradients."""
+"""Prefill of prompts by the frozen models, without gradients, and an LRU cache of the results."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -17,7 +17,7 @@ TOKENS_AT_ONCE = 2048
 T = TypeVar("T")
 
 
-@torch.no_grad()  # and not inference mode: what is read here takes part in graphs of gradients
+@torch.no_grad()  # not inference mode: autograd graphs use these caches
 def prefill(
     model: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -25,9 +25,10 @@ def prefill(
     positions: Sequence[Tensor | None] | None = None,
     layers: int | None = None,
 ) -> list[KV]:
-    """Prefill these prompts, none empty, each behind its own past; returns what each added. Many short ones at once.
+    """Prefill non-empty prompts, each after its own past, and return the cache that each added. Batches short prompts.
 
-    With `layers` no more than so many of the model's first ones are computed.
+    `positions` has for each prompt (tokens,) int64 positions, or None for consecutive ones. `layers` limits the
+    computation to the model's first layers. A returned layer's keys and values are (1, kv_heads, tokens, head_dim).
     """
     at = positions or [None] * len(prompts)
     behind = past or [()] * len(prompts)
@@ -45,12 +46,12 @@ def prefill(
 
 
 def compact(kv: KV) -> KV:
-    """The same without the room to grow that a row's tail has; a recurrent state keeps its entries as they are."""
+    """A copy without the spare capacity of a growing cache. A cache with a recurrent state is returned as it is."""
     return kv if kv.state is not None else kv.select(torch.arange(len(kv)))
 
 
 class LRUCache(Generic[T]):
-    """Values by key up to a number of bytes; the one not used for longest goes first."""
+    """Least-recently-used cache, limited in bytes."""
 
     def __init__(self, limit: int, nbytes: Callable[[T], int]):
         self._limit = limit
@@ -59,7 +60,7 @@ class LRUCache(Generic[T]):
         self._used = 0
 
     def get(self, keys: Sequence[Hashable], make: Callable[[list[int]], Sequence[T]]) -> list[T]:
-        """The values of these keys; `make` is asked once, for the places in `keys` whose value is not here."""
+        """The values of these keys. Calls `make` at most once, with the indices of missing values."""
         missing = [index for index, key in enumerate(keys) if key not in self._held and key not in keys[:index]]
         made = dict(zip([keys[index] for index in missing], make(missing), strict=True)) if missing else {}
         found = []

@@ -1,4 +1,4 @@
-"""The finished fuser: the best checkpoint's weights, and a card that says where they come from."""
+"""The finished fuser: the best checkpoint's weights, with a card that describes the training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ __all__ = ["finish_card", "publish_fuser"]
 
 
 def finish_card(spec: TrainSpec, state: CheckpointState, rows: Sequence[TrainingExample]) -> dict[str, object]:
-    """What is known of the training once it is over."""
+    """The card fields that are known after the training."""
     trained_on = f"{_titles(spec)}: {len(rows)} rows, {state.step} steps, {state.prompt_tokens} prompt tokens"
     if spec.control != "none":
         trained_on += f"; control {spec.control!r}: not for use"
@@ -32,7 +32,7 @@ def finish_card(spec: TrainSpec, state: CheckpointState, rows: Sequence[Training
 
 
 def publish_fuser(best: Path, folder: Path, card: dict[str, object]) -> None:
-    """Write the fuser in `best`, or both networks of a pair, to its place, with these additions to the cards."""
+    """Copy the fuser in `best`, or both networks of a pair, to `folder`, and add these fields to the cards."""
     if not is_pair(best):
         _write(best, folder, card)
         return
@@ -47,5 +47,5 @@ def _write(best: Path, folder: Path, card: dict[str, object]) -> None:
 
 
 def _titles(spec: TrainSpec) -> str:
-    """Files by their names alone: where they lay is nobody's business."""
+    """The data sources; of files only the names, since their folders are private."""
     return ", ".join(Path(source).name if source.endswith(tuple(FILES)) else source for source in spec.data.sources)

@@ -1,4 +1,4 @@
-"""One training at a time in a folder of checkpoints: its log is locked from the first step to the finished fuser."""
+"""Lock of a training's checkpoint folder, held from the first step until the fuser is written."""
 
 import os
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from cachegraph.errors import FuserError
 __all__ = ["LOG", "check_unlocked", "locked_run"]
 
 LOG = "log.jsonl"
-TRIES = 100  # another training that ends may delete its empty folder in between
+TRIES = 100  # a training that ends may delete its empty folder meanwhile
 REMEDY = "wait for that training, stop it, or name another output"
 
 
 @contextmanager
 def locked_run(run: Path) -> Iterator[None]:
-    """Hold the only right of all processes to write to `run`; it ends with the block, or with the process.
+    """Lock `run` against other processes until the block, or the process, ends.
 
-    Creates the folder, and deletes it at the end if nothing was written. Raises InputError while another training has
-    it, FuserError where it can't be written.
+    Creates the folder, and deletes it at the end if nothing was written. Raises InputError if another training holds
+    the lock, FuserError if the folder can't be written.
     """
     log = _locked_log(run)
     try:
@@ -30,7 +30,7 @@ def locked_run(run: Path) -> Iterator[None]:
         if os.fstat(log.fileno()).st_size == 0:
             with suppress(OSError):
                 (run / LOG).unlink()
-                run.rmdir()  # which refuses to go with checkpoints in it
+                run.rmdir()  # fails if there are checkpoints, as it should
         log.close()
 
 
@@ -51,4 +51,4 @@ def _locked_log(run: Path) -> IO[bytes]:
             raise FuserError(
                 f"the log {str(run / LOG)!r} can't be written ({error.strerror}); check room and permissions"
             ) from error
-    raise FuserError(f"the log {str(run / LOG)!r} can't be written; check that its folder is a plain one")
+    raise FuserError(f"the log {str(run / LOG)!r} can't be written; check that its folder is an ordinary one")

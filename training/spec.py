@@ -1,4 +1,4 @@
-"""A training recipe as typed values: which edge of which graph learns, from what, how, and when it is good."""
+"""Training recipes as typed values: the trained edge, the data, the fuser, the losses and the optimizer."""
 
 from typing import Annotated, Literal
 
@@ -30,7 +30,9 @@ Control = Literal["none", "identical", "zero"]
 class RidgeSpec(Strict):
     """The closed-form start of a translator, from texts that both models read (arXiv 2608.03893)."""
 
-    tokens: Annotated[PositiveInt, Field(description="How many sharer tokens of the training texts are read.")] = 60_000
+    tokens: Annotated[PositiveInt, Field(description="Number of sharer tokens of the training texts to fit on.")] = (
+        60_000
+    )
     penalty: Annotated[PositiveFloat, Field(description="Lambda, for features of variance 1.")] = 0.01
 
 
@@ -50,7 +52,8 @@ class ReplyRidgeSpec(Strict):
     """The closed-form start of a bottleneck fuser: from the sharer's cache to the receiver's embedding of the reply."""
 
     positions: Annotated[
-        PositiveInt, Field(description="So many of a prompt's last shared positions are examples, each with its reply.")
+        PositiveInt,
+        Field(description="Number of a prompt's last shared positions to fit on, each paired with the reply."),
     ] = 2
     penalty: Annotated[PositiveFloat, Field(description="Lambda, for features of variance 1.")] = 0.1
 
@@ -64,14 +67,16 @@ class FuseSpec(Strict):
     layer_map: Literal["last_aligned", "k_nearest"] = "last_aligned"
     sharer_depth: Annotated[
         PositiveInt | None,
-        Field(description="So many of the sharer's first layers are read, and it computes no others; null: all."),
+        Field(description="Number of the sharer's first layers that are computed and read; null: all."),
     ] = None
     alignment: Literal["ids", "first", "longest", "offsets"] = "offsets"
     reads: Literal["receiver-prompt", "own-prompt"] = "receiver-prompt"
     rope: Annotated[
         Literal["auto", "rotated", "unrotated"], Field(description="auto: rotated for c2c, else unrotated.")
     ] = "auto"
-    anneal_steps: Annotated[PositiveInt | None, Field(description="Of the gates' temperature; null: all steps.")] = None
+    anneal_steps: Annotated[
+        PositiveInt | None, Field(description="Steps over which the gates' temperature falls; null: all.")
+    ] = None
     ridge: Annotated[
         ReplyRidgeSpec | None, Field(description="Of a bottleneck; null: its first layer starts from random weights.")
     ] = None
@@ -81,20 +86,20 @@ class FuseSpec(Strict):
         whole = self.architecture == "bottleneck"
         others = {"layer_map": "last_aligned", "anneal_steps": None} if whole else {"ridge": None}
         if wrong := next((name for name, unset in others.items() if getattr(self, name) != unset), None):
-            raise ValueError(f"{wrong} is no setting of the architecture {self.architecture!r}; remove it")
+            raise ValueError(f"{wrong} is not a setting of the architecture {self.architecture!r}; remove it")
         if whole and self.rope == "rotated":
             raise ValueError("a bottleneck reads unrotated keys; remove rope, or set it to unrotated")
         return self
 
 
 class OwnFuseSpec(FuseSpec):
-    """A fuser of what stands in both agents' own prompts."""
+    """A fuser of text that is in both agents' own prompts."""
 
     reads: Literal["own-prompt"] = "own-prompt"
 
 
 class JointSpec(Strict):
-    """Both at once: what stands in both agents' prompts is fused, what only the sharer reads is translated."""
+    """Both at once: text in both agents' prompts is fused, text that only the sharer reads is translated."""
 
     kind: Literal["joint"]
     fuse: OwnFuseSpec = OwnFuseSpec()
@@ -105,9 +110,11 @@ FuserSpec = Annotated[GraftSpec | FuseSpec | JointSpec, Field(discriminator="kin
 
 
 class LossSpec(Strict):
-    """What is minimised: a sum of these, each with its weight."""
+    """The loss: a weighted sum of these terms."""
 
-    next_token: Annotated[NonNegativeFloat, Field(description="Nats a token of the response.")] = 1.0
+    next_token: Annotated[
+        NonNegativeFloat, Field(description="Negative log-likelihood of the response, in nats per token.")
+    ] = 1.0
     choices: Annotated[
         NonNegativeFloat, Field(description="Cross-entropy of the right choice among the row's choices.")
     ] = 0.0
@@ -115,32 +122,38 @@ class LossSpec(Strict):
         NonNegativeFloat,
         Field(description="Contrast: the response must be likelier with its own text's cache than with another's."),
     ] = 0.0
-    margin: Annotated[NonNegativeFloat, Field(description="Of the contrast, in nats.")] = 4.0
+    margin: Annotated[NonNegativeFloat, Field(description="Margin of the contrast, in nats.")] = 4.0
 
 
 class OptimSpec(Strict):
-    """AdamW with a warm-up and a cosine."""
+    """AdamW with linear warm-up and cosine decay."""
 
     steps: PositiveInt = 600
-    texts: Annotated[PositiveInt, Field(description="Texts a step; all of a text's rows share its cache.")] = 2
-    rows: Annotated[PositiveInt, Field(description="Rows a text and step, drawn anew each time.")] = 4
-    accumulate: Annotated[PositiveInt, Field(description="ExampleSampler of gradients before the weights move.")] = 1
+    texts: Annotated[PositiveInt, Field(description="Texts per step; all examples of a text share its cache.")] = 2
+    rows: Annotated[PositiveInt, Field(description="Examples per text and step, drawn in each step.")] = 4
+    accumulate: Annotated[
+        PositiveInt, Field(description="Batches whose gradients are summed for one optimizer step.")
+    ] = 1
     learning_rate: PositiveFloat = 2e-4
-    final: Annotated[float, Field(ge=0, le=1, description="The last step's part of the learning rate.")] = 0.05
+    final: Annotated[
+        float, Field(ge=0, le=1, description="Learning rate of the last step, as a fraction of `learning_rate`.")
+    ] = 0.05
     warmup: NonNegativeInt = 20
     weight_decay: NonNegativeFloat = 0.0
-    clip: Annotated[PositiveFloat, Field(description="Of the gradient's norm.")] = 1.0
+    clip: Annotated[PositiveFloat, Field(description="Maximum norm of the gradient.")] = 1.0
     precision: Annotated[
-        Literal["auto", "no", "bf16"], Field(description="Of the fuser's arithmetic; auto: the receiver's.")
+        Literal["auto", "no", "bf16"], Field(description="Precision of the fuser's arithmetic; auto: the receiver's.")
     ] = "auto"
 
 
 class JudgeSpec(Strict):
-    """How a checkpoint is judged on the dev rows: by task accuracy and by the gap to another text's cache."""
+    """Dev evaluation of checkpoints: task accuracy, and its gap to another text's cache."""
 
-    every: Annotated[PositiveInt, Field(description="ExampleSampler.")] = 100
+    every: Annotated[PositiveInt, Field(description="Steps between dev evaluations.")] = 100
     rows: PositiveInt = 128
-    patience: Annotated[PositiveInt | None, Field(description="Judgements without progress before it stops.")] = None
+    patience: Annotated[
+        PositiveInt | None, Field(description="Dev evaluations without progress before the training stops.")
+    ] = None
 
 
 class TrainSpec(Strict):
@@ -149,11 +162,9 @@ class TrainSpec(Strict):
     version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     description: str = ""
-    graph: Annotated[str, Field(alias="for", description="The recipe of the graph that the fuser will serve.")]
-    edge: Annotated[str | None, Field(description="sender:receiver; needless where only one edge can be meant.")] = None
-    models: Annotated[
-        dict[Identifier, ModelEntry], Field(description="Other models in the place of some of the graph's.")
-    ] = {}  # noqa: RUF012
+    graph: Annotated[str, Field(alias="for", description="The recipe of the graph that the fuser is for.")]
+    edge: Annotated[str | None, Field(description="sender:receiver; may be left out if the graph has one edge.")] = None
+    models: Annotated[dict[Identifier, ModelEntry], Field(description="Models that replace some of the graph's.")] = {}  # noqa: RUF012
     data: DataSpec
     fuser: FuserSpec
     loss: LossSpec = LossSpec()
@@ -166,10 +177,12 @@ class TrainSpec(Strict):
     seed: NonNegativeInt = 0
     scope: Annotated[
         str | None,
-        Field(description="The prompts that it is for, for its card: no edge then picks it by itself; null: any."),
+        Field(
+            description="Prompts that the fuser is for, for its card; only edges that name it then use it. null: any."
+        ),
     ] = None
-    licence: Annotated[str | None, Field(description="Of what is trained, for its card.")] = None
-    output: Annotated[str | None, Field(description="The fuser's folder; by default called after the pair.")] = None
+    licence: Annotated[str | None, Field(description="Licence of the fuser, for its card.")] = None
+    output: Annotated[str | None, Field(description="The fuser's folder; by default named after the pair.")] = None
 
     @model_validator(mode="after")
     def _edge_has_two_ends(self) -> "TrainSpec":

@@ -1,4 +1,4 @@
-"""`train`: from a training recipe to a fuser with a card."""
+"""`train`: train the fuser of a training recipe and write it with a card."""
 
 import hashlib
 import os
@@ -39,8 +39,7 @@ MAX_COMPLAINTS = 5
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a training. `metrics` are the best checkpoint's on the dev rows; see the cards for the rest: one, or
-    two of a joint training."""
+    """The outcome of a training. `metrics` are the best checkpoint's dev scores. A joint training has two cards."""
 
     folder: Path
     cards: tuple[Card, ...]
@@ -56,16 +55,16 @@ class TrainingResult:
 
 @dataclass(frozen=True, eq=False)
 class OpenedTraining:
-    """A training whose models are loaded and whose rows are read."""
+    """A training with loaded models and encoded examples."""
 
     spec: TrainSpec
     pair: Pair
     learner: Learner[Any]
     train: Sequence[Any]
     dev: Sequence[Any]
-    rows: Sequence[TrainingExample]  # that `train` is made of
-    folder: Path  # where the fuser will be
-    content: str  # a hash of the graph and of all rows
+    rows: Sequence[TrainingExample]  # the raw examples of `train`
+    folder: Path  # the fuser's output folder
+    content: str  # a hash of the graph and of all raw examples
 
 
 def train(
@@ -78,11 +77,11 @@ def train(
     callback: TrainingCallback | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingResult:
-    """Train the fuser of a recipe, a file or a TrainSpec whose relative paths start at `folder`; those of its data at
-    `data_folder`, if that is given.
+    """Train the fuser of a recipe, given as a file or a TrainSpec.
 
-    An interrupted training goes on with `resume` and is thrown away with `restart`. Raises RecipeError, InputError
-    (also while another training writes to the same place), ConfigError, ModelError or FuserError.
+    Relative paths start at `folder`, those of data at `data_folder` if given. `resume` continues an interrupted
+    training, `restart` discards it. Raises RecipeError, InputError (also while another training writes to the same
+    folder), ConfigError, ModelError or FuserError.
     """
     accelerator = accelerator or Accelerator()
     callback = callback or NullCallback()
@@ -105,7 +104,7 @@ def _train(
     accelerator: Accelerator,
 ) -> TrainingResult:
     accelerator.wait_for_everyone()
-    if restart and accelerator.is_main_process:  # else its later checkpoints would stand before the new ones
+    if restart and accelerator.is_main_process:  # else the old checkpoints would count as newer
         _clear(run)
     receiver = found.pair.receiver.engine.model
     loop = TrainingLoop(found.spec, found.learner, receiver, found.train, found.dev, run, state, callback, accelerator)
@@ -120,7 +119,7 @@ def _train(
 
 
 def _clear(run: Path) -> None:
-    """Delete what an earlier training left, but for the log, which this one holds locked and empties."""
+    """Delete an earlier training's files. The log, which this one has locked, is emptied instead."""
     for path in run.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -133,7 +132,7 @@ def _clear(run: Path) -> None:
 def open_training(
     spec: TrainSpec, base: Path, data_folder: Path, callback: TrainingCallback, accelerator: Accelerator
 ) -> Iterator[OpenedTraining]:
-    """Read the graph, the models and the rows. Raises what is wrong with them before anything is learnt."""
+    """Load the graph, the models and the examples, and raise every error that they have."""
     graph_file = base / Path(spec.graph).expanduser()
     graph = load_recipe(graph_file, allow_paths=True)
     edge = choose_edge(graph, spec.edge)
@@ -141,7 +140,7 @@ def open_training(
         read_examples(sources, spec.data, graph, data_folder) for sources in (spec.data.sources, spec.data.dev_sources)
     )
     device = None
-    if accelerator.num_processes > 1:  # which numbers CPUs, too
+    if accelerator.num_processes > 1:  # accelerate numbers CPU devices too
         device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     with open_pair(graph, edge, spec.models, spec.control, graph_file.resolve().parent, device) as pair:
         learner = new_learner(spec, pair)
@@ -164,16 +163,16 @@ def open_training(
 
 
 def _check_difference(learner: Learner[Any], examples: Sequence[Any]) -> None:
-    """Raise InputError where another example's cache could do no worse than a row's own, whatever is learnt."""
+    """Raise InputError if all texts or all answers are equal: a mismatched cache could then never do worse."""
     if len({learner.group(example) for example in examples}) < 2:
         raise InputError(
             f"the sharer reads the same text in all training rows ({len(examples)}), so no other example's cache can "
-            "show whether it is listened to; give rows with at least two different texts"
+            "show whether the receiver uses it; give rows with at least two different texts"
         )
     replies = [learner.replies(example) for example in examples]
     if len({each.ids[each.right] for each in replies}) < 2:
         raise InputError(
-            f"all training rows ({len(examples)}) have the same right answer, which is learnt without listening; give "
+            f"all training rows ({len(examples)}) have the same right answer, which needs no cache to learn; give "
             "rows with at least two different answers"
         )
 
@@ -181,7 +180,7 @@ def _check_difference(learner: Learner[Any], examples: Sequence[Any]) -> None:
 def _encode_examples(
     learner: Learner[Any], rows: Sequence[TrainingExample], what: str, callback: TrainingCallback
 ) -> list[tuple[TrainingExample, Any]]:
-    """Rows and what is to be learnt from each. Rows that don't fit are left out, unless they are too many."""
+    """Raw and encoded examples. Skips those that don't fit; raises InputError if they are more than a tenth."""
     examples, complaints = [], []
     for done, row in enumerate(rows):
         try:
@@ -198,28 +197,28 @@ def _encode_examples(
 
 
 def run_folder(found: OpenedTraining) -> Path:
-    """The folder of the checkpoints. Raises FuserError or ConfigError where the fuser can't go beside it."""
+    """The checkpoint folder, beside the fuser's. Raises FuserError or ConfigError if the fuser can't be written."""
     check_output_path(found.folder, is_pair=isinstance(found.spec.fuser, JointSpec))
     return found.folder.with_name(f"{found.folder.name}.training")
 
 
 def resume_state(found: OpenedTraining, run: Path, resume: bool, restart: bool) -> CheckpointState:
-    """The state to go on from. Raises ConfigError or FuserError where that isn't clear, InputError where the rows can't
-    show what is to be learnt."""
+    """The state to start from. Raises ConfigError or FuserError if checkpoints and options don't fit together,
+    InputError if the examples can't train a fuser."""
     _check_difference(found.learner, found.train)
     decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "scope", "licence"}) + found.content
     recipe = hashlib.sha256(decides.encode()).hexdigest()
     last = None if restart else checkpoint.newest(run)
     if resume and last is None:
-        raise FuserError(f"there is no whole checkpoint in {str(run)!r} to resume from; start anew with --restart")
+        raise FuserError(f"there is no whole checkpoint in {str(run)!r} to resume from; start over with --restart")
     if last is None:
         if run.exists() and not restart and any(run.glob("step-*")):
-            raise ConfigError(f"{str(run)!r} holds checkpoints, none of them whole; start anew with --restart")
+            raise ConfigError(f"{str(run)!r} holds checkpoints, none of them whole; start over with --restart")
         return CheckpointState(recipe)
     folder, state = last
     if not resume:
         raise ConfigError(
-            f"{str(run)!r} holds a training that stands at step {state.step}; go on with --resume, throw it away with "
+            f"{str(run)!r} holds a training at step {state.step}; continue it with --resume, discard it with "
             "--restart, or name another output"
         )
     if state.recipe != recipe:

@@ -20,7 +20,7 @@ from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, Te
 from cachegraph.engine.pool import lease
 from cachegraph.engine.spec import ModelSpec
 
-EDGES = {"text": TextEdge, "cache": CacheEdge, "both": BothEdge, "auto": AutoEdge}
+EDGES: dict[str, type[TextEdge | CacheEdge | BothEdge | AutoEdge]] = {"text": TextEdge, "cache": CacheEdge, "both": BothEdge, "auto": AutoEdge}
 OTHER_TEMPLATE = (
     "{% for m in messages %}<turn of {{ m.role }}>\n{{ m.content | trim }}<end>\n{% endfor %}"
     "{% if add_generation_prompt %}<turn of model>\n{% endif %}"
@@ -40,8 +40,8 @@ class Cast:
 
     def decide(self) -> None:
         for edge in self.edges:
-            ends = (self.agents[name].peer() for name in (edge.sender, edge.receiver))
-            self.routes[edge.sender, edge.receiver] = route(edge, *ends, self.folder)
+            sender, receiver = (self.agents[name].peer() for name in (edge.sender, edge.receiver))
+            self.routes[edge.sender, edge.receiver] = route(edge, sender, receiver, self.folder)
 
     async def play(self, keep: Sequence[str] = (), control: Control | None = None) -> dict[str, Reply]:
         """Everybody's turn, under a control if one is given. Those named in `keep` hand their cache out, too."""

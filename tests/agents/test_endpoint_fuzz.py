@@ -73,7 +73,8 @@ def understood(pieces: list[bytes]) -> Completion | None:
     except (EventTooLong, NotAnAnswer, Unreadable):
         return None
     except Reported as report:
-        return check_report(report)
+        check_report(report)
+        return None
     told += heard.close()
     assert told == heard.text
     heard.text.encode()

@@ -36,7 +36,7 @@ def refuses(message: str, http: int = 400, **error: Any) -> Answer:
 
 
 MISTRAL = {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs"}]}
-REFUSALS = {
+REFUSALS: dict[str, tuple[Answer, dict[str, Any]]] = {
     "OpenAI: max_tokens": (
         refuses(
             "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead.",

@@ -14,7 +14,10 @@ from cachegraph.errors import ModelError, RunError
 pytestmark = pytest.mark.anyio
 
 A, B = '{"a": 2, "b": 3}', '{"a": 5, "b": 7}'
-ADD_A, ADD_B, NOW = ("add", {"a": 2, "b": 3}), ("add", {"a": 5, "b": 7}), ("now", {})
+Call = tuple[str, dict[str, int]]
+ADD_A: Call = ("add", {"a": 2, "b": 3})
+ADD_B: Call = ("add", {"a": 5, "b": 7})
+NOW: Call = ("now", {})
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_data_must_be_json() -> None:
 
 def test_an_expression_names_what_it_needs() -> None:
     expression = compile_expression("a.data.x > 1 and b")
-    assert (expression.names, expression.fields) == ({"a", "b"}, {"a"})
+    assert (expression.names, expression.fields) == (frozenset({"a", "b"}), frozenset({"a"}))
     assert compile_expression("a and\n  b").place("b") == (2, 3)
 
 

@@ -181,9 +181,12 @@ async def test_words_that_are_wanted_later_are_written_from_the_cache(
         engine, before = players.agents["reader"].peer().engine, digest_of(message.cache)
         read: list[int] = []
         generate = engine.generate
-        monkeypatch.setattr(
-            engine, "generate", lambda ids, *rest, **more: (read.append(len(ids)), generate(ids, *rest, **more))[1]
-        )
+
+        def noted(ids: list[int], *rest: Any, **more: Any) -> Any:
+            read.append(len(ids))
+            return generate(ids, *rest, **more)
+
+        monkeypatch.setattr(engine, "generate", noted)
         assert message.text is None
         assert await message.read() == expected
         assert read == [1]

@@ -44,7 +44,7 @@ def play(kind: str, folder: Path, answer: str, reader: str = "{{ document }}", *
     for agent in recipe["agents"].values():
         agent.setdefault("chat", False)
     with Graph.from_yaml_text(yaml.safe_dump(recipe, sort_keys=False), folder) as graph:
-        inputs = {"document": DOCUMENT, "question": QUESTION}
+        inputs: dict[str, Any] = {"document": DOCUMENT, "question": QUESTION}
         return graph.run(**inputs), graph.with_channels("text").run(**inputs)
 
 

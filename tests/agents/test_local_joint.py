@@ -211,7 +211,7 @@ async def test_a_prompt_that_ends_with_a_graft_is_not_read_along(cast: Any, tmp_
     agents = {**MEETING, "answerer": {**ANSWERER, "chat": False, "prompt": "{{ question }} {{ reader }}"}}
     async with cast(agents, question=QUESTION, document=DOCUMENT) as players:
         name = fuser(tmp_path, receiver=info(players, "answerer"), sharer=info(players, "one"), alignment="offsets")
-    edges = [
+    edges: list[dict[str, Any]] = [
         {"from": "reader", "to": "answerer", "channel": "cache"},
         {"from": "one", "to": "answerer", "channel": "cache", "fuser": name, "include_response": True},
     ]

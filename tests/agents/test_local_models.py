@@ -50,6 +50,8 @@ def fuser(folder: Path, players: Any, *, gate: float = 1.0, **card: Any) -> str:
 
 
 def same_bits(a: Reply, b: Reply) -> bool:
+    assert a.payload.cache is not None
+    assert b.payload.cache is not None
     one, other = concat(a.payload.cache.segments), concat(b.payload.cache.segments)
     return all(
         torch.equal(x, y) for p, q in zip(one.layers, other.layers, strict=True) for x, y in zip(p, q, strict=True)

@@ -1,5 +1,6 @@
 """Models whose RoPE frequencies depend on a row's length (longrope): each row as `generate` would write it alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ ROPE = {
     "original_max_position_embeddings": BORDER,
 }
 TEXT = "the sea is green and the sky is blue, what is the question of the answer? "
-KINDS = {
+KINDS: dict[str, Callable[[], Any]] = {
     "phi3": lambda: hf.phi3.Phi3Config(
         **{**SIZES, "pad_token_id": 0}, original_max_position_embeddings=BORDER, rope_parameters=ROPE
     ),

@@ -97,9 +97,10 @@ def test_another_process_goes_on_from_the_disk(chat: Chat) -> None:
 
 def test_what_was_said_stands_in_front_of_the_prompt_behind_the_system_message(chat: Chat, monkeypatch: Any) -> None:
     from cachegraph.agents.local import render_prompt
+    from cachegraph.agents.prompt import prompt
 
     texts: list[str] = []
-    tokenize = render_prompt.tokenize
+    tokenize = prompt.tokenize
 
     def noted(messages: Any, *rest: Any) -> Any:
         texts.append(" | ".join(f"{message.role}: {message.content.text}" for message in messages))

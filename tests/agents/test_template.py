@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.prompt.sandbox import SANDBOX
-from cachegraph.agents.prompt.template import MARK, Rendered, Span, TemplateProblem, compile_template
+from cachegraph.agents.prompt.parse_template import MARK, TemplateProblem
+from cachegraph.agents.prompt.template import Rendered, Span, compile_template
 
 TEXTS = st.text(max_size=20)
 

@@ -105,7 +105,10 @@ def test_every_tool_has_a_name_of_its_own(offers: dict[str, list[str]], expected
 @pytest.mark.parametrize("seed", range(50))
 def test_no_tool_is_lost_however_names_collide(seed: int) -> None:
     dice = random.Random(seed)
-    word = lambda: "".join(dice.choice("ab_.-é ") for _ in range(dice.choice([0, 1, 2, 3, 70])))  # noqa: E731
+
+    def word() -> str:
+        return "".join(dice.choice("ab_.-é ") for _ in range(dice.choice([0, 1, 2, 3, 70])))
+
     offers = {name: sorted({word() for _ in range(9)}) for name in ("a", "b", "a_a", "b" * 60)}
     given = told(**offers)
     assert sorted(given.values()) == sorted(f"{server}.{tool}" for server, tools in offers.items() for tool in tools)

@@ -30,7 +30,7 @@ GEOMETRY = Geometry(2, 1, 4)
 
 
 def small(seed: int = 0, architecture: str = "c2c", **card: Any) -> Fuser:
-    sizes = {"width": 4} if architecture == "lean" else {"hidden_dim": 8, "intermediate_dim": 8}
+    sizes: dict[str, Any] = {"width": 4} if architecture == "lean" else {"hidden_dim": 8, "intermediate_dim": 8}
     return new_fuser(architecture, GEOMETRY, GEOMETRY, seed=seed, card=card, **sizes)
 
 

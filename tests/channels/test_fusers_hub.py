@@ -1,5 +1,6 @@
 """Fusers of the hub, against a hub of a few lines on this machine: what is fetched, found again, and refused."""
 
+from typing import Any
 import json
 import subprocess
 import sys
@@ -30,7 +31,7 @@ except CachegraphError as error:
     print(type(error).__name__, error)
 assert "torch" not in sys.modules
 """
-SMALL = {"hidden_dim": 8, "intermediate_dim": 8}
+SMALL: dict[str, Any] = {"hidden_dim": 8, "intermediate_dim": 8}
 QWEN3, QWEN25 = Geometry(28, 8, 128), Geometry(24, 2, 64)  # Qwen3-0.6B and Qwen2.5-0.5B
 PAIR = "qwen3_0.6b+qwen2.5_0.5b_Fuser"
 

@@ -26,6 +26,8 @@ def fuser(seed: int = 0, gate_logit: float = 1.0, **options: Any) -> Fuser:
 
 
 def cache(geometry: Geometry, positions: int, seed: int, batch: int = 1) -> list[LayerKV]:
+    assert isinstance(geometry.kv_heads, int)
+    assert isinstance(geometry.head_dim, int)
     torch.manual_seed(seed)
     shape = (batch, geometry.kv_heads, positions, geometry.head_dim)
     return [(torch.randn(shape), torch.randn(shape)) for _ in range(geometry.layers)]

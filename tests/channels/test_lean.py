@@ -43,11 +43,13 @@ def lean(*, gate: float | None = None, filled: bool = True, seed: int = 2, **car
 
 def layers(geometry: Geometry, seed: int, positions: int = POSITIONS) -> list[LayerKV]:
     numbers = torch.Generator().manual_seed(seed)
-    shape = (1, geometry.kv_heads, positions, geometry.head_dim)
-    return [LayerKV(*torch.randn(2, *shape, generator=numbers).unbind()) for _ in range(geometry.layers)]
+    assert isinstance(geometry.kv_heads, int)
+    assert isinstance(geometry.head_dim, int)
+    shape = (2, 1, geometry.kv_heads, positions, geometry.head_dim)
+    return [LayerKV(*torch.randn(shape, generator=numbers).unbind()) for _ in range(geometry.layers)]
 
 
-def close(one: Any, other: Any, **tolerance: float) -> None:
+def close(one: Any, other: Any, **tolerance: Any) -> None:
     for a, b in zip(one, other, strict=True):
         for x, y in zip(a, b, strict=True):
             torch.testing.assert_close(x, y, **tolerance)
@@ -69,6 +71,7 @@ def test_a_closed_gate_leaves_the_receivers_own_tensors() -> None:
 def test_the_correction_is_alpha_times_up_of_its_half_of_the_bottleneck() -> None:
     made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
     layer, other, p = next(iter(made))
+    assert isinstance(p, LeanProjector)
     x = torch.cat([t[0].transpose(0, 1).flatten(1) for t in (*theirs[other], *mine[layer])], dim=-1)
     z = torch.nn.functional.gelu(p.down(p.norm(x)))
     z = z + p.mix(z)
@@ -111,6 +114,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     fusers = [lean(seed=seed).to("cpu", torch.float64).train() for seed in (2, 4)]
     for made in fusers:
         for projector in made.projectors.values():
+            assert isinstance(projector, LeanProjector)
             projector.noise = lambda shape: torch.linspace(0.2, 0.8, shape[2], dtype=torch.float64).view(1, 1, -1, 1)
     mine, one, other = ([(k.double(), v.double()) for k, v in layers(*each)] for each in ENDS)
     pairs = torch.tensor([1, 3, 4]), torch.tensor([0, 2, 2])
@@ -128,9 +132,16 @@ def test_the_soft_gate_is_the_sigmoid_of_logit_and_gumbel_noise_over_temperature
     """One sample a position, for keys and values and all heads; hard, it is 1."""
     made, mine, theirs = lean(), layers(RECEIVER, 0), layers(SHARER, 1)
     hard = fuse_layers(mine, [FuserInput(made, theirs)]).layers
-    drawn, shapes = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]), []
+    drawn = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    shapes: list[tuple[int, ...]] = []
+
+    def noise(shape: tuple[int, ...]) -> torch.Tensor:
+        shapes.append(shape)
+        return drawn.view(shape)
+
     for projector in made.train().projectors.values():
-        projector.noise = lambda shape: shapes.append(shape) or drawn.view(shape)  # type: ignore[func-returns-value]
+        assert isinstance(projector, LeanProjector)
+        projector.noise = noise
         projector.anneal(150)
     soft = fuse_layers(mine, [FuserInput(made, theirs)]).layers
     gate = torch.sigmoid((1.0 - torch.log(-torch.log(drawn))) / 0.001**0.5)[:, None]
@@ -149,7 +160,9 @@ def test_the_soft_gate_is_the_sigmoid_of_logit_and_gumbel_noise_over_temperature
 def test_the_order_of_parallel_sharers_changes_no_bit(all_pairs: list[list[tuple[int, int]] | None]) -> None:
     sources = [
         FuserInput(
-            lean(seed=i), layers(SHARER, i), both and tuple(torch.tensor(each) for each in zip(*both, strict=True))
+            lean(seed=i),
+            layers(SHARER, i),
+            None if both is None else (torch.tensor([a for a, _ in both]), torch.tensor([b for _, b in both])),
         )
         for i, both in enumerate(all_pairs)
     ]
@@ -217,8 +230,9 @@ def test_unrotated_keys_are_corrected_before_rope_and_rotated_behind_it(model: L
     made = new_fuser("lean", *[Geometry(3, 2, 8)] * 2, width=6, seed=2, card={"rope": "unrotated"})
     with torch.no_grad():
         for projector in made.projectors.values():
-            torch.nn.init.normal_(projector.key_up.weight)  # type: ignore[arg-type]
-            torch.nn.init.normal_(projector.value_up.weight)  # type: ignore[arg-type]
+            assert isinstance(projector, LeanProjector)
+            torch.nn.init.normal_(projector.key_up.weight)
+            torch.nn.init.normal_(projector.value_up.weight)
     mine, theirs = read(model, 7), model.rotation.unrotated(read(model, 30))
     here, there = torch.tensor([1, 3, 4]), torch.tensor([0, 2, 2])
     source = FuserInput(made, theirs.layers, (here, there), rope=ReceiverRope(model.rotation, mine.positions))

@@ -42,6 +42,8 @@ def lean(**card: Any) -> Fuser:
 def layers(geometry: Geometry, seed: int, positions: int) -> list[LayerKV]:
     """In bfloat16, with room behind the positions, as a row's own tail has."""
     numbers = torch.Generator().manual_seed(seed)
+    assert isinstance(geometry.kv_heads, int)
+    assert isinstance(geometry.head_dim, int)
     shape = (2, 1, geometry.kv_heads, positions + 20, geometry.head_dim)
     drawn = [torch.randn(shape, generator=numbers).bfloat16() for _ in range(geometry.layers)]
     return [LayerKV(*(x[:, :, :positions] for x in each.unbind())) for each in drawn]
@@ -63,8 +65,8 @@ def by_kernel(source: FuserInput, receiver: list[LayerKV]) -> FusedLayers:
 def by_torch(source: FuserInput, receiver: list[LayerKV], dtype: torch.dtype) -> FusedLayers:
     """Without the kernel, the caches and the fuser in this dtype."""
     fuser = source.fuser.to("cpu", dtype)
-    theirs = [tuple(x.to(dtype) for x in layer) for layer in source.layers]
-    mine = [tuple(x.to(dtype) for x in layer) for layer in receiver]
+    theirs = [LayerKV(*(x.to(dtype) for x in layer)) for layer in source.layers]
+    mine = [LayerKV(*(x.to(dtype) for x in layer)) for layer in receiver]
     plain = FuserInput(fuser, theirs, source.pairs, source.sizes, source.rope)
     return FusedLayers(apply_fuser._fuse(mine, [plain], None), ())
 

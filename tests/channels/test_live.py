@@ -105,13 +105,14 @@ def test_so_it_does_where_a_fuser_reads_the_sharers_first_layers_alone(engines: 
 
 
 def test_a_layer_is_corrected_while_the_sharer_still_reads(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    corrected, waited = threading.Event(), []
+    corrected = threading.Event()
+    waited: list[bool] = []
 
     def fuse_layers(*args: Any, **kwargs: Any) -> Any:
         corrected.set()
         return fuse(*args, **kwargs)
 
-    fuse = stream_layers.fuse_layers
+    fuse = apply_fuser.fuse_layers
     monkeypatch.setattr(stream_layers, "fuse_layers", fuse_layers)
     (sharer,) = sharers(engines, 1)[:1]
     last = sharer.engine.model.info.layers - 1
@@ -151,7 +152,7 @@ def test_a_sharer_that_has_sent_nothing_yet_holds_up_only_layers_that_it_correct
         return await fused_prefill(engines["receiver"][place], [late, *others], share_by_ids(tokens(20), 3), mode)
 
     together = anyio.run(run, 0)
-    fuse = stream_layers.fuse_layers
+    fuse = apply_fuser.fuse_layers
     monkeypatch.setattr(stream_layers, "fuse_layers", fuse_layers)
     apart = anyio.run(run, 1)
     assert waited == [True]

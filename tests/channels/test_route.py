@@ -20,7 +20,7 @@ from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
 from cachegraph.engine.engine import Engine
 from cachegraph.errors import ChannelError
 
-KINDS = {"text": TextEdge, "cache": CacheEdge, "both": BothEdge, "auto": AutoEdge}
+KINDS: dict[str, type[TextEdge | CacheEdge | BothEdge | AutoEdge]] = {"text": TextEdge, "cache": CacheEdge, "both": BothEdge, "auto": AutoEdge}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,9 @@ def test_a_fuser_joins_two_models(engines: dict[str, Engine], tmp_path: Path, re
     assert (plan.alignment, plan.reads, plan.include_response, plan.sharer) == ("offsets", reads, True, engines["qwen"])
     both = decide("both", *ends, tmp_path, fuser="fuser")
     assert (both.used, both.needs_text) == ("both", True)
-    assert decide("cache", *ends, tmp_path, fuser="fuser", align="longest").plan.alignment == "longest"
+    plan = decide("cache", *ends, tmp_path, fuser="fuser", align="longest").plan
+    assert isinstance(plan, FusePlan)
+    assert plan.alignment == "longest"
 
 
 @pytest.mark.parametrize("channel", ["auto", "cache", "both"])

@@ -36,8 +36,10 @@ def translator(**options: Any) -> Translator:
 
 def layers(geometry: Geometry, positions: int, seed: int = 0) -> list[LayerKV]:
     numbers = torch.Generator().manual_seed(seed)
-    shape = (1, geometry.kv_heads, positions, geometry.head_dim)
-    return [LayerKV(*torch.randn(2, *shape, generator=numbers).unbind()) for _ in range(geometry.layers)]
+    assert isinstance(geometry.kv_heads, int)
+    assert isinstance(geometry.head_dim, int)
+    shape = (2, 1, geometry.kv_heads, positions, geometry.head_dim)
+    return [LayerKV(*torch.randn(shape, generator=numbers).unbind()) for _ in range(geometry.layers)]
 
 
 def test_a_sharer_position_becomes_a_receiver_position_in_every_layer() -> None:

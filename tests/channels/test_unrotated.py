@@ -1,5 +1,6 @@
 """Fusing on unrotated keys: the same as to take RoPE off, correct, and put it on again, wherever each end has read."""
 
+from cachegraph.channels.fusers.networks.lean import LeanProjector
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def test_gradients_pass_through_the_rotation_to_fuser_and_cache(load: Load) -> N
     models = load("llama"), load("qwen3")
     made, numbers = lean(*models), torch.Generator().manual_seed(0)
     for projector in made.train().projectors.values():
+        assert isinstance(projector, LeanProjector)
         projector.noise = lambda shape: torch.full(shape, 0.3)
     mine, theirs = read(models[0], run(7)), models[1].rotation.unrotated(read(models[1], run(30)))
     here, there = torch.tensor([5, 1, 2]), torch.tensor([0, 2, 2])

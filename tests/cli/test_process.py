@@ -1,5 +1,6 @@
 """What only a process of its own shows: how fast help is, Ctrl-C, pipes that close, no network."""
 
+from cachegraph.channels.spec import CacheEdge
 import os
 import signal
 import subprocess
@@ -59,6 +60,7 @@ def test_the_module_is_the_command(spawn: Spawn) -> None:
 
 def test_published_c2c_is_valid_and_without_network_ends_in_one_sentence(spawn: Spawn) -> None:
     edge = load_recipe(RECIPES / "published-c2c.yaml").edges[0]
+    assert isinstance(edge, CacheEdge)
     assert edge.fuser == "hub:nics-efc/C2C_Fuser/qwen3_0.6b+qwen2.5_0.5b_Fuser"
     ended = spawn("run", RECIPES / "published-c2c.yaml", HF_HUB_OFFLINE="1")
     assert ended.code == 3

@@ -43,7 +43,7 @@ def test_of_many_writers_one_wins_and_nobody_reads_half(tmp_path: Path) -> None:
     write_atomically(file, texts["a"])
     at_once(
         *(lambda text=text: _write(text, file) for text in texts.values()), lambda: seen.add(file.read_text()), times=20
-    )  # type: ignore[misc]
+    )
     assert seen <= set(texts.values())
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.svg"]
 
@@ -110,7 +110,7 @@ def test_what_two_commands_add_to_a_card_is_kept(tmp_path: Path) -> None:
                 continue
             return
 
-    at_once(*(lambda name=f"m{number}": add(name) for number in range(16)))  # type: ignore[misc]
+    at_once(*(lambda name=f"m{number}": add(name) for number in range(16)))
     assert set(read_card(fuser).metrics) >= {f"m{number}" for number in range(16)}
 
 
@@ -143,7 +143,7 @@ def test_values_that_many_keep_at_once_are_whole(tmp_path: Path, monkeypatch: py
     def read() -> None:
         assert kept.read() in values
 
-    at_once(*(lambda value=value: kept.write(value) for value in values), read, times=20)  # type: ignore[misc]
+    at_once(*(lambda value=value: kept.write(value) for value in values), read, times=20)
     assert [path.suffix for path in (tmp_path / "checks").iterdir()] == [".json"]
 
 

@@ -1,12 +1,12 @@
 """Runs that hold caches, admitted so that all can finish. Told with plain numbers: a position is one byte."""
 
+import time
 from dataclasses import dataclass, field
 from random import Random
 
 import pytest
 from fake_rows import Admission, FakeRequest, hold, rows, step
 
-from cachegraph.engine.batching import admission as rows_module
 from cachegraph.engine.batching.admission import GRACE
 from cachegraph.engine.batching.request_context import RunKey
 

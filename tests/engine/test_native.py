@@ -1,5 +1,6 @@
 """Models whose cache can't travel: named, refused for cache edges, and served all the same."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
 }
 
-NATIVE = {
+NATIVE: dict[str, tuple[Callable[[], Any], str]] = {
     "mamba": (
         lambda: hf.mamba.MambaConfig(
             vocab_size=300, hidden_size=32, state_size=8, num_hidden_layers=2, initializer_range=0.3, **NO_SPECIAL

@@ -1,5 +1,6 @@
 """Who gets memory and who gives it up, told with plain numbers: a position is one byte."""
 
+import time
 from random import Random
 from typing import Any
 
@@ -8,7 +9,6 @@ from fake_rows import Cache, FakeRequest, Segment, hold, rows, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachegraph.engine.batching import admission as rows_module
 from cachegraph.engine.batching.admission import FETCHING, GRACE, SPARE
 from cachegraph.errors import ModelError
 

@@ -361,7 +361,7 @@ def test_choices_need_an_output_agent_that_writes_and_is_here() -> None:
     with pytest.raises(InputError, match="'answerer' writes none"):
         compare(story_graph(agents=silent), rows())
     models = {"small": {"base_url": "http://localhost:1/v1", "model": "x"}}
-    with pytest.raises(InputError, match="'answerer' is behind an endpoint; take a metric of replies"):
+    with pytest.raises(InputError, match="'answerer' is behind an endpoint; use a metric of replies"):
         compare(story_graph(models=models), rows())
 
 

@@ -57,8 +57,9 @@ async def test_grafting_gives_what_reading_the_same_tokens_in_the_same_order_giv
     for row in ROWS[:3]:
         turn = await turn_of(exact, row)
         grafted = await _prefilled(node.agent, turn)
-        scores = await node.agent.score(turn, row["choices"])
-        for choice, score in zip(row["choices"], scores, strict=True):
+        choices: list[str] = list(row["choices"])  # type: ignore[call-overload]
+        scores = await node.agent.score(turn, choices)
+        for choice, score in zip(choices, scores, strict=True):
             assert score.logprob == pytest.approx(_slowly(engine, grafted.ids, choice), abs=1e-3)
         reply = await node.agent.turn(turn)
         alone = await engine.generate(grafted.ids, (), node.agent._spec.generate)
@@ -142,6 +143,7 @@ async def test_a_zeroed_graft_says_nothing_of_its_content(exact: Graph) -> None:
     mine = await turn_of(exact, ROWS[0])
     zero = await agent.score(replace(mine, control=Control("zero")), ROWS[0]["choices"])
     plane = mine.deliveries[0].payload.cache
+    assert plane is not None
     doubled = [
         type(segment)(
             tuple(type(layer)(layer.keys * 2, layer.values * 2) for layer in segment.layers), segment.positions

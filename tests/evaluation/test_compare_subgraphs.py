@@ -35,9 +35,12 @@ def test_controls_take_the_caches_inside_an_included_recipe(tmp_path: Path) -> N
         "alone": "the output 'team' is a recipe, no agent of its own",
         "ceiling": "agents of included recipes can't be made to read only",
     }
-    (edge,) = found.row("cache").edges
+    over_cache, over_text = found.row("cache"), found.row("text")
+    assert over_cache is not None
+    assert over_text is not None
+    (edge,) = over_cache.edges
     assert (edge.sender, edge.receiver, edge.used) == ("team/reader", "team/answerer", {"cache": 12})
-    assert found.row("text").cache_share is None
+    assert over_text.cache_share is None
     assert [model.agent for model in found.environment.models] == ["team/reader", "team/answerer"]
 
 
@@ -47,7 +50,7 @@ def test_a_changed_included_recipe_is_played_anew(tmp_path: Path) -> None:
 
     before = asked()
     assert asked() == before
-    agents = {**STORY["agents"], "answerer": {"model": "small", "prompt": "{{ reader }}"}}  # type: ignore[dict-item]
+    agents = {**STORY["agents"], "answerer": {"model": "small", "prompt": "{{ reader }}"}}
     (tmp_path / "story.yaml").write_text(yaml.safe_dump({"version": 1, **STORY, "agents": agents}, sort_keys=False))
     graph = Graph.from_yaml(tmp_path / "within.yaml", create=scripted(Reader("reader"), Answerer("answerer")))
     assert compare(graph, rows(2), variants=["text"]).environment.recipe_hash != before

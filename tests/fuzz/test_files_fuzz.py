@@ -243,4 +243,4 @@ def test_a_damaged_checkpoint_is_passed_over_told_or_restored(
         try:
             checkpoint.restore(folder, *network_and_optimizer())
         except FuserError as error:
-            tell(error, "start anew with --restart")
+            tell(error, "start over with --restart")

@@ -7,11 +7,13 @@ from cachegraph import Graph
 from cachegraph.agents.base import Turn
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 
-__all__ = ["build", "heard", "says"]
+__all__ = ["Edges", "build", "heard", "says"]
+
+Edges = Iterable[str | dict[str, Any]]
 
 
 def build(
-    edges: Iterable[str | dict[str, Any]], *agents: ScriptedAgent, output: Any, checked: bool = True, **parts: Any
+    edges: Edges, *agents: ScriptedAgent, output: Any, checked: bool = True, **parts: Any
 ) -> Graph:
     """A graph of edges such as 'a>b', or mappings whose key `edge` is one; agents' options go by name."""
     drawn = [{"edge": edge} if isinstance(edge, str) else dict(edge) for edge in edges]
@@ -19,7 +21,7 @@ def build(
     outputs = [output] if isinstance(output, str) else list(output.values() if isinstance(output, dict) else output)
     names = dict.fromkeys([*(name for pair in pairs for name in pair), *outputs])
     specs = {name: {"model": "m", "prompt": name, **parts.pop(name, {})} for name in names}
-    inputs = {name: {} for name in parts.pop("inputs", ())}
+    inputs: dict[str, dict[str, Any]] = {name: {} for name in parts.pop("inputs", ())}
     return Graph(
         name="test",
         agents=specs,

@@ -121,6 +121,7 @@ def test_a_client_that_leaves_a_model_at_work_frees_its_memory() -> None:
     solo = tiny_solo(generate={"max_new_tokens": 400, "ignore_eos": True})
     with served([solo]) as server:
         engine = solo._agents_now().agents["a"].peer().engine
+        assert engine is not None
         for _ in range(3):
             where = urlsplit(server.url)
             body = b'{"model": "solo", "stream": true, "messages": [{"role": "user", "content": "why?"}]}'

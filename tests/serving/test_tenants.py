@@ -81,11 +81,13 @@ def test_no_tenant_gets_or_is_billed_for_what_another_one_has_read() -> None:
         answers = anyio.run(partial(ask_all, server, again))
         assert [reply for reply, _ in answers] == [said[text] for _, text in again]
         engine = graph._agents_now().agents["a"].peer().engine
+        assert engine is not None
         use = engine.kv_use()
         assert use.peak <= use.budget
         mine, others = answers[0::2], answers[1::2]
         assert any(cached > 0 for _, cached in mine)  # reuse is on
         assert {cached for _, cached in others} == {0}  # and is nobody else's
+        assert engine._worker is not None
         kept = len(engine._worker.prefixes)
         assert 0 < kept < 2 * TENANTS  # blocks were given up on the way
 

@@ -168,7 +168,7 @@ def test_models_with_different_tokenizers_can_not_read_the_same_tokens(
     tmp_path: Path, tiny_folders: dict[str, Path]
 ) -> None:
     task = write_task(tmp_path, tiny_folders, "fuse", fuser={"alignment": "ids"})
-    with pytest.raises(ConfigError, match="have different tokenizers; take another alignment"), task.open_training():
+    with pytest.raises(ConfigError, match="have different tokenizers; choose another alignment"), task.open_training():
         pass
 
 

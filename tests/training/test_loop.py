@@ -18,7 +18,7 @@ from cachegraph.training.callbacks import NullCallback
 from cachegraph.training.checkpoint import CheckpointState
 from cachegraph.training.data.examples import Replies
 from cachegraph.training.data.packed_replies import reply_logprobs
-from cachegraph.training.dev_eval import DevScores, partner
+from cachegraph.training.dev_eval import DevScores, derange
 from cachegraph.training.loop import TrainingLoop, deferred_interrupts, schedule
 from cachegraph.training.loss import losses
 from cachegraph.training.note_rows import note_rows
@@ -278,9 +278,9 @@ def test_the_learning_rate_warms_up_and_falls_to_its_last_part() -> None:
 
 @pytest.mark.parametrize("groups", [["a", "b", "a", "c"], ["a", "b"], ["a"]])
 def test_a_partner_read_another_text_where_there_is_one(groups: list[str]) -> None:
-    found = partner(groups)
+    found = derange(groups)
     assert all(groups[i] != groups[j] for i, j in enumerate(found)) == (len(set(groups)) > 1)
-    assert found == partner(groups)
+    assert found == derange(groups)
 
 
 def test_an_interruption_waits_for_what_must_be_whole() -> None:

@@ -39,7 +39,7 @@ def test_the_first_layer_is_the_ridge_map_to_the_replies_embeddings(
         rank = min(16, goals.shape[1])
         xs, ys = [], []
         for example, features in zip(
-            found.train, learner.caches.features([each.reading for each in found.train]), strict=True
+            found.train, learner.caches.features([each.shared_prompt for each in found.train]), strict=True
         ):
             some = (features[-positions:].double() - network.mean) / network.deviation
             xs.append(some)
@@ -64,7 +64,7 @@ def test_inputs_and_outputs_are_brought_to_one_scale_without_a_ridge(
     with task(tmp_path, tiny_folders).open_training() as found:
         before = found.learner.module.down.weight.clone()
         learner, network = started(found)
-        features = torch.cat(learner.caches.features([each.reading for each in found.train]))
+        features = torch.cat(learner.caches.features([each.shared_prompt for each in found.train]))
         torch.testing.assert_close(network.mean, features.mean(0))
         assert not torch.equal(network.scale, torch.ones_like(network.scale))
         assert torch.equal(network.down.weight, before)
@@ -120,9 +120,9 @@ def test_a_joint_training_starts_its_fuser_too(tmp_path: Path, tiny_folders: dic
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "lean", "ridge": {}}, "ridge is no setting of the architecture 'lean'"),
-        ({"architecture": "bottleneck", "layer_map": "k_nearest"}, "layer_map is no setting"),
-        ({"architecture": "bottleneck", "anneal_steps": 3}, "anneal_steps is no setting"),
+        ({"architecture": "lean", "ridge": {}}, "ridge is not a setting of the architecture 'lean'"),
+        ({"architecture": "bottleneck", "layer_map": "k_nearest"}, "layer_map is not a setting"),
+        ({"architecture": "bottleneck", "anneal_steps": 3}, "anneal_steps is not a setting"),
         ({"architecture": "bottleneck", "rope": "rotated"}, "reads unrotated keys"),
         ({"architecture": "bottleneck", "ridge": {"positions": 0}}, "positions"),
     ],

@@ -216,7 +216,7 @@ def test_what_can_not_be_gone_on_from_is_refused_with_the_remedy(
     newest, older = stopped(graft_task, monkeypatch)
     other = {"optim__learning_rate": 0.5}
     refused(graft_task, ConfigError, ["of another recipe", "--restart"], resume=True, settings=other)
-    refused(graft_task, ConfigError, ["stands at step 14", "--resume", "--restart", "another output"])
+    refused(graft_task, ConfigError, ["training at step 14", "--resume", "--restart", "another output"])
     for folder in (newest, older):
         cut(folder / "state.json")
     refused(graft_task, ConfigError, ["none of them whole", "--restart"])
@@ -248,7 +248,7 @@ def test_what_does_not_decide_the_loss_may_change_in_between(graft_task: Task, m
 def test_a_checkpoint_of_another_network_is_refused(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     newest, _ = stopped(graft_task, monkeypatch)
     network = torch.nn.Linear(2, 2)
-    with pytest.raises(FuserError, match="is not of this fuser .*; start anew"):
+    with pytest.raises(FuserError, match="is not of this fuser .*; start over"):
         checkpoint.restore(newest, network, torch.optim.AdamW(network.parameters()))
 
 
@@ -282,7 +282,7 @@ def test_a_checkpoint_whose_optimizers_numbers_have_no_names_is_refused(
     state = json.loads((newest / checkpoint.STATE).read_text())
     state["sha256"][checkpoint.OPTIMIZER] = sha256((newest / checkpoint.OPTIMIZER).read_bytes()).hexdigest()
     (newest / checkpoint.STATE).write_text(json.dumps(state))
-    refused(graft_task, FuserError, ["is not of this fuser", "start anew"], resume=True)
+    refused(graft_task, FuserError, ["is not of this fuser", "start over"], resume=True)
 
 
 def test_two_trainings_never_write_to_one_folder(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

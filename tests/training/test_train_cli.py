@@ -68,7 +68,7 @@ def test_a_recipe_becomes_a_fuser_and_the_outcome_is_said(graft_task: Task, call
     assert read_card(graft_task.folder / "made").kind == "graft"
     again = call(graft_task.recipe)
     assert again.code == 3
-    assert "stands at step 6; go on with --resume" in again.err
+    assert "training at step 6; continue it with --resume" in again.err
     assert call(graft_task.recipe, "--restart").code == 0
     assert call(graft_task.recipe, "--resume").code == 0
 
@@ -171,7 +171,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
         "zeros",
         "'control': input should be 'none', 'identical' or 'zero'",
     ),
-    (lambda recipe: recipe["data"].update(dev=1.5), "1.5", "'dev': a part of the texts lies between 0 and 1"),
+    (lambda recipe: recipe["data"].update(dev=1.5), "1.5", "'dev': a fraction of the texts lies between 0 and 1"),
 ]
 
 
@@ -223,7 +223,7 @@ def test_rows_that_can_not_be_learnt_from_are_named(graft_task: Task, call: Call
     done = call(graft_task.recipe)
     assert done.code == 2
     assert "2 of 6 training rows can't be used: rows.jsonl, line 5: the prompt of agent 'answerer' has" in done.err
-    assert "reads at most 512; drop long rows, or shorten them" in done.err
+    assert "reads at most 512; drop long examples, or shorten them" in done.err
     assert not graft_task.run.exists()
 
 
@@ -417,5 +417,5 @@ def test_an_output_that_holds_other_things_is_refused_before_a_step_is_taken(gra
     for options in (("--dry-run",), ()):
         ended = call(graft_task.recipe, *options)
         assert ended.code == 1
-        assert "made' holds other things than such a fuser; choose another output or clear it" in ended.err
+        assert "made' holds files that are not such a fuser's; choose another output or empty it" in ended.err
     assert not graft_task.run.exists()

@@ -1,8 +1,8 @@
-"""Training data: rows, examples as both models read them, sampling.
+"""Training data: reading, encoding and sampling examples.
 
-data_spec       A training recipe's slice about rows
-dataset         Rows to learn from
-examples        One example as both models will read it
-packed_replies  Replies behind shared caches, under autograd
-sampler         Which rows a step learns from
+data_spec       The `data` part of a training recipe
+dataset         Training examples as text, and the dev split
+examples        Examples as both models' tokens
+packed_replies  Log-probabilities of replies after shared caches, packed in one row
+sampler         Sampler of the examples of each step
 """

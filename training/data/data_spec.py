@@ -1,4 +1,4 @@
-"""A training recipe's slice about rows: where they are, and which column is what."""
+"""The `data` part of a training recipe: where the examples are, and what each column holds."""
 
 from typing import Annotated
 
@@ -12,9 +12,8 @@ Source = Annotated[str, Field(min_length=1)]
 
 
 class DataSpec(Strict):
-    """Rows of files (JSON Lines, JSON, CSV), relative to the recipe, or of the hub (`owner/name:config@split`).
+    """Examples of files (JSON Lines, JSON, CSV), relative to the recipe, or of the hub (`owner/name:config@split`).
 
-    Columns are named as in a graph's `evaluate`, which is the default: inputs, `choices`, `answer`, `references` (the
     Columns are named as in a graph's `evaluate`, which is the default: inputs, `choices`, `answer`, `references` (the
     response, where there are no choices). A chat in column `messages` or `conversations` gives the columns `prompt`
     (what the last reply answers; several messages in a row are joined), `history` (what was said before), `system` and
@@ -23,17 +22,17 @@ class DataSpec(Strict):
 
     source: Source | tuple[Source, ...]
     columns: Annotated[
-        dict[str, Source], Field(description="By input or role (choices, labels, answer, references, id).")
+        dict[str, Source], Field(description="Column by input or role (choices, labels, answer, references, id).")
     ] = {}  # noqa: RUF012
-    limit: Annotated[PositiveInt | None, Field(description="Rows of each source, drawn with `seed`.")] = None
+    limit: Annotated[PositiveInt | None, Field(description="Examples of each source, drawn with `seed`.")] = None
     dev: Annotated[
         Source | tuple[Source, ...] | float,
-        Field(description="Rows to judge by: sources of their own, or the part of the texts that is held back."),
+        Field(description="Dev examples: sources of their own, or the fraction of the texts that is held back."),
     ] = 0.05
     seed: Annotated[
-        NonNegativeInt, Field(description="Of the draw and of what is held back, whatever the training's.")
+        NonNegativeInt, Field(description="Seed of the draw and of the dev split; independent of the training's.")
     ] = 0
-    skip_bad: Annotated[bool, Field(description="Leave out rows that can't be learnt from, and count them.")] = False
+    skip_bad: Annotated[bool, Field(description="Skip examples that can't be used, and count them.")] = False
 
     @field_validator("source", "dev")
     @classmethod
@@ -41,7 +40,7 @@ class DataSpec(Strict):
         if value == ():
             raise ValueError("the list is empty; name a file or a data set")
         if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError(f"a part of the texts lies between 0 and 1, and {value} doesn't")
+            raise ValueError(f"a fraction of the texts lies between 0 and 1, but {value} does not")
         return value
 
     @property
@@ -50,7 +49,7 @@ class DataSpec(Strict):
 
     @property
     def dev_sources(self) -> tuple[str, ...]:
-        """None where dev rows are held back from the others."""
+        """The dev sources; empty if dev examples are held back from the others."""
         if isinstance(self.dev, float):
             return ()
         return (self.dev,) if isinstance(self.dev, str) else self.dev

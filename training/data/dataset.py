@@ -1,4 +1,4 @@
-"""Rows to learn from: read, checked and mapped to a graph's inputs as for a comparison, plus a response."""
+"""Training examples as text: read, checked and mapped to a graph's inputs as in a comparison, plus a response."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ L = TypeVar("L")
 
 
 class TrainingExample(BaseModel):
-    """One row. `place` names it in errors; without choices there is the response alone."""
+    """One example. `place` names it in errors. Without choices it has the response alone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,17 +42,17 @@ def read_examples(
     folder: Path,
     skipped: Callable[[str], object] | None = None,
 ) -> list[TrainingExample]:
-    """All rows of these sources. Raises InputError, with the row and the column where it is one, or ConfigError.
+    """All examples of these sources. Raises InputError, which names row and column of a wrong value, or ConfigError.
 
-    With `skip_bad`, rows that can't be learnt from are left out, and `skipped` is told of each what was wrong with it.
+    With `skip_bad`, skips examples that can't be used, and calls `skipped` with the problem of each.
     """
     return [example for source in sources for example in _source(source, spec, graph, folder, skipped)]
 
 
 def split_dev(rows: Sequence[L], groups: Sequence[Hashable], part: float, seed: int) -> tuple[list[L], list[L]]:
-    """(train, dev): about this part of the groups to dev, whole groups only, in an order drawn anew.
+    """Split into (train, dev): about this fraction of the groups, drawn by `seed`, goes to dev. Groups stay whole.
 
-    Raises InputError where one of the two would be empty.
+    Raises InputError if one of the two would be empty.
     """
     names = list(dict.fromkeys(groups))
     if not 0 < part < 1 or len(names) < 2:
@@ -89,11 +89,11 @@ def _source(
 
 
 def _place(source: str, folder: Path) -> Path | str:
-    """A file's path, or the text that names a data set of the hub."""
+    """A file's path, or the name of a hub data set."""
     try:
         path = folder / Path(source).expanduser()
         is_file = path.suffix.lower() in FILES or path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, the home of nobody, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown user's home, a NUL
         raise InputError(f"the data's path {source!r} can't be used ({error}); check it") from error
     return path if is_file else source
 
@@ -114,7 +114,7 @@ def _example(row: RawExample, spec: DataSpec, graph: GraphSpec, mapping: Evaluat
 
 
 def _without_chat(row: RawExample) -> RawExample:
-    """A chat as columns: its last reply is the response."""
+    """A chat as columns. Its last reply is the response."""
     column = next((name for name in CHATS if name in row.values), None)
     if column is None:
         return row

@@ -1,4 +1,4 @@
-"""One example as both models will read it: the same templates, chat formats and alignment as when the graph runs."""
+"""Examples as both models' tokens, with the templates, chat formats and alignment of the running graph."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,21 +31,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Replies:
-    """What may follow the prompt, as tokens of the receiver; `right` is the one to learn."""
+    """Possible replies as the receiver's tokens. `right` is the index of the correct one."""
 
     ids: tuple[tuple[int, ...], ...]
     right: int
 
     def alone(self) -> "Replies":
-        """The right one without the others."""
+        """The correct reply only."""
         return Replies((self.ids[self.right],), 0)
 
 
 @dataclass(frozen=True)
 class PrivateText:
-    """What only the sharer reads: its tokens up to the last private one, which of them are private, and the words.
+    """Text that only the sharer reads. `ids` are its tokens up to the last private one, `private` their indices.
 
-    `spans` has, for each private token, the input it is of and the characters it covers. Equal texts are one.
+    `spans` has for each private token its input and the characters that it covers. Equal texts compare equal.
     """
 
     ids: tuple[int, ...]
@@ -56,7 +56,7 @@ class PrivateText:
 
 @dataclass(frozen=True)
 class GraftExample:
-    """The receiver reads `before`, then the text's translated cache, then `after`."""
+    """The receiver prefills `before`, gets the text's translated cache, then prefills `after`."""
 
     before: tuple[int, ...]
     text: PrivateText
@@ -66,59 +66,60 @@ class GraftExample:
 
 @dataclass(frozen=True, eq=False)
 class FuseExample:
-    """The receiver reads its prompt corrected as `reading` says; `group` is equal where the sharer reads the same.
+    """The receiver prefills its prompt, and the fuser corrects its cache as `shared_prompt` says.
 
-    `own` is the sharer's prompt where it reads one of its own, and `prompt` the receiver's.
+    `group` holds the sharer's tokens, `prompt` the receiver's prompt, `own` the sharer's if it has one of its own.
     """
 
-    reading: SharedPrompt
+    shared_prompt: SharedPrompt
     group: tuple[int, ...]
     replies: Replies
     prompt: Piece
     own: Piece | None = None
 
     def mismatched(self, other: "FuseExample") -> SharedPrompt:
-        """How this prompt is read with the sharer's cache of that other lesson, as in a comparison's control."""
+        """The shared prompt with the sharer's cache of another example, as in the `mismatched` control."""
         if other.own is not None:
             return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
-        return mismatched_prompt(self.reading, other.reading)
+        return mismatched_prompt(self.shared_prompt, other.shared_prompt)
 
 
 @dataclass(frozen=True, eq=False)
 class JointExample:
-    """The receiver reads `graft`'s prompt around the text's translated cache, and where `reading` says so its own
-    tokens are corrected; `own` is the sharer's prompt, `prompt` the receiver's."""
+    """The receiver prefills `graft`'s prompt around the translated cache; the fuser corrects it as `shared_prompt` says.
+
+    `own` is the sharer's prompt, `prompt` the receiver's."""
 
     graft: GraftExample
-    reading: SharedPrompt
+    shared_prompt: SharedPrompt
     prompt: Piece
     own: Piece
 
     @property
     def at(self) -> int:
-        """The receiver's own tokens in front of the text."""
+        """The number of the receiver's own tokens before the text."""
         return len(self.graft.before)
 
     def mismatched(self, other: "JointExample") -> SharedPrompt:
-        """What both have read, where the sharer's cache is that of the other lesson."""
+        """The shared prompt with the sharer's cache of the other example."""
         return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
 
 
 def graft_example(pair: Pair, example: TrainingExample) -> GraftExample:
-    """Raises InputError where nothing is private, or the prompt or its reply doesn't fit."""
-    prompt, theirs = _prompts(pair, example, slots=True)
-    return _graft_example(pair, example, prompt, theirs.whole)
+    """Encode an example for a translator. Raises InputError if nothing is private, or a text is too long."""
+    prompt, sharer_prompt = _prompts(pair, example, slots=True)
+    return _graft_example(pair, example, prompt, sharer_prompt.whole)
 
 
 def joint_example(pair: Pair, example: TrainingExample) -> JointExample:
-    """Raises InputError as the two others do."""
-    prompt, theirs = _prompts(pair, example, slots=True)
-    mine, own = prompt.whole, theirs.whole
+    """Encode an example for a translator and a fuser. Raises InputError as `graft_example` and `fuse_example` do."""
+    prompt, sharer_prompt = _prompts(pair, example, slots=True)
+    receiver_piece, own = prompt.whole, sharer_prompt.whole
     graft = _graft_example(pair, example, prompt, own)
-    reading = pair_own_prompts(mine, [(own.ids, own.origins)])
-    _check_shared(pair, example, reading)
+    shared_prompt = pair_own_prompts(receiver_piece, [(own.ids, own.origins)])
+    _check_shared(pair, example, shared_prompt)
     _check_room(pair.sharer, len(own.ids), None, example)
-    return JointExample(graft, reading, mine, own)
+    return JointExample(graft, shared_prompt, receiver_piece, own)
 
 
 def _graft_example(pair: Pair, example: TrainingExample, prompt: Prompt, own: Piece) -> GraftExample:
@@ -131,9 +132,11 @@ def _graft_example(pair: Pair, example: TrainingExample, prompt: Prompt, own: Pi
     at = prompt.slots[0][0]
     before, after = tuple(prompt.ids[:at]), tuple(prompt.ids[at:])
     if not after:
-        raise InputError(f"the prompt of agent {pair.receiver.agent!r} ends with the slot; put words behind it")
+        raise InputError(f"the prompt of agent {pair.receiver.agent!r} ends with the slot; put words after it")
     spans = tuple((origin.name, origin.start, origin.end) for i in private if (origin := own.origins[i]))
-    names = dict.fromkeys(name for name, _, _ in spans if name in example.inputs)  # the rest are the sharer's own words
+    names = dict.fromkeys(
+        name for name, _, _ in spans if name in example.inputs
+    )  # other names are the sharer's own words
     words = tuple((name, example.inputs[name]) for name in names)
     text = PrivateText(tuple(own.ids[: private[-1] + 1]), tuple(private), spans, words)
     replies = _replies(pair.receiver, prompt, example)
@@ -143,31 +146,31 @@ def _graft_example(pair: Pair, example: TrainingExample, prompt: Prompt, own: Pi
 
 
 def fuse_example(pair: Pair, example: TrainingExample, fuser: Fuser, aligner: Aligner | None) -> FuseExample:
-    """Raises InputError where the prompt doesn't fit, or the two can't be aligned."""
-    prompt, theirs = _prompts(pair, example, slots=False)
+    """Encode an example for a fuser. Raises InputError if a prompt is too long, or the two can't be aligned."""
+    prompt, sharer_prompt = _prompts(pair, example, slots=False)
     piece = prompt.whole
     card = fuser.card
     own = None
     try:
         if card.reads == "own-prompt":
-            own = theirs.whole
-            reading = pair_own_prompts(piece, [(own.ids, own.origins)])
+            own = sharer_prompt.whole
+            shared_prompt = pair_own_prompts(piece, [(own.ids, own.origins)])
         elif card.alignment == "ids":
-            reading = share_by_ids(piece.ids, 1)
+            shared_prompt = share_by_ids(piece.ids, 1)
         else:
             plan = FusePlan(pair.sharer.engine, fuser, card.alignment, card.reads, False, aligner)
-            reading = share_messages(prompt, piece, [plan])
+            shared_prompt = share_messages(prompt, piece, [plan])
     except ChannelError as error:
         raise InputError(f"{example.place}: {error}") from error
-    _check_shared(pair, example, reading)
+    _check_shared(pair, example, shared_prompt)
     replies = _replies(pair.receiver, prompt, example)
-    _check_room(pair.receiver, len(reading.ids), replies, example)
-    _check_room(pair.sharer, len(reading.sharers[0].ids), None, example)
-    return FuseExample(reading, tuple(reading.sharers[0].ids), replies, piece, own)
+    _check_room(pair.receiver, len(shared_prompt.ids), replies, example)
+    _check_room(pair.sharer, len(shared_prompt.sharers[0].ids), None, example)
+    return FuseExample(shared_prompt, tuple(shared_prompt.sharers[0].ids), replies, piece, own)
 
 
-def _check_shared(pair: Pair, example: TrainingExample, reading: SharedPrompt) -> None:
-    if not any(stretch.pairs for stretch in reading.stretches):
+def _check_shared(pair: Pair, example: TrainingExample, shared_prompt: SharedPrompt) -> None:
+    if not any(stretch.pairs for stretch in shared_prompt.stretches):
         raise InputError(
             f"{example.place}: agents {pair.sharer.agent!r} and {pair.receiver.agent!r} read nothing in common, so "
             "there is nothing to fuse; train a translator, of kind 'graft', for this edge"
@@ -175,42 +178,42 @@ def _check_shared(pair: Pair, example: TrainingExample, reading: SharedPrompt) -
 
 
 def text_pairs(text: PrivateText, receiver: End) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """For each of the text's inputs: the receiver's own tokens of it, and (private token, receiver token) pairs.
+    """For each of the text's inputs: the receiver's tokens of it, and (private token, receiver token) index pairs.
 
-    A private token stands beside the receiver token that covers its last character: the first to have read all of it.
+    A private token is paired with the receiver token that covers its last character, the first that has read all of it.
     """
     tokenizer = receiver.engine.model.tokenizer
     assert tokenizer is not None
     found = []
     for name, value in text.words:
         own = tokenizer.encode_words(value)
-        theirs = [(start, end) if of == name else (0, 0) for of, start, end in text.spans]
-        found.append((own.ids, list(align_offsets(theirs, own.offsets, [SharedSpan(0, 0, len(value))]))))
+        spans = [(start, end) if of == name else (0, 0) for of, start, end in text.spans]
+        found.append((own.ids, list(align_offsets(spans, own.offsets, [SharedSpan(0, 0, len(value))]))))
     return found
 
 
 def _prompts(pair: Pair, example: TrainingExample, *, slots: bool) -> tuple[Prompt, Prompt]:
-    """The receiver's prompt, with a slot for the sharer's message or without a word of it, and the sharer's."""
+    """The prompts of receiver and sharer. `slots`: the receiver's has a slot for the sharer's message."""
     empty = dict.fromkeys((*pair.receiver.template.reads.names, *pair.sharer.template.reads.names), "")
     values = {**empty, **example.inputs}
-    mine = _read(pair.receiver, values, [pair.sharer.agent] if slots else [])
-    theirs = _read(pair.sharer, values, [])
-    if slots and not any(isinstance(part, Slot) for part in mine.parts):
+    receiver_prompt = _render(pair.receiver, values, [pair.sharer.agent] if slots else [])
+    sharer_prompt = _render(pair.sharer, values, [])
+    if slots and not any(isinstance(part, Slot) for part in receiver_prompt.parts):
         raise InputError(f"the prompt of agent {pair.receiver.agent!r} has no slot for {pair.sharer.agent!r}")
-    return mine, theirs
+    return receiver_prompt, sharer_prompt
 
 
-def _read(end: End, values: Mapping[str, str], slots: Sequence[str]) -> Prompt:
+def _render(end: End, values: Mapping[str, str], slots: Sequence[str]) -> Prompt:
     tokenizer = end.engine.model.tokenizer
     assert tokenizer is not None
     messages: list[Message] = end.template.messages(values, slots=slots)
-    if end.spec.generate.max_new_tokens == 0:  # it hands over its own words, too
+    if end.spec.generate.max_new_tokens == 0:  # it writes nothing and hands over its prompt
         messages = [handed_over_by(each, end.agent) if each.role == "user" else each for each in messages]
     return tokenize(messages, tokenizer, end.chat)
 
 
 def _replies(receiver: End, prompt: Prompt, example: TrainingExample) -> Replies:
-    """The row's choices, or its response alone, tokenised as when the graph scores them."""
+    """The example's choices, or its response alone, tokenised as when the graph scores them."""
     tokenizer = receiver.engine.model.tokenizer
     assert tokenizer is not None
     last = prompt.parts[-1]
@@ -229,5 +232,5 @@ def _check_room(end: End, prompt: int, replies: Replies | None, example: Trainin
         raise InputError(
             f"{example.place}: the prompt of agent {end.agent!r} has {prompt} tokens"
             + (f" and its response {longest}" if longest else "")
-            + f", but {end.engine.model.name!r} reads at most {limit}; drop long rows, or shorten them"
+            + f", but {end.engine.model.name!r} reads at most {limit}; drop long examples, or shorten them"
         )

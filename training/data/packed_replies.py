@@ -1,7 +1,7 @@
-"""Replies behind shared caches, under autograd: all questions about a text, and all replies to each, in one row.
+"""Log-probabilities of replies after shared caches, under autograd: all prompts and replies of a text in one row.
 
-A row's new tokens form a tree: every prompt branches off the cache, and every reply off its prompt. Which new tokens a
-token sees is a mask, so one pass of attention a layer serves them all, and the cache is read once.
+The new tokens of a row form a tree: each prompt branches off the cache, and each reply off its prompt. A mask says
+which new tokens a token attends to, so each layer needs one attention call, which reads the cache once.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ __all__ = ["Branch", "Tree", "reply_logprobs"]
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """The end of a prompt and the replies that may follow it."""
+    """The last part of a prompt, and the replies that may follow it."""
 
     ids: Sequence[int]  # at least one
     replies: Replies
-    positions: Tensor | None = None  # (ids,) int64; default: on from the cache's end
+    positions: Tensor | None = None  # (ids,) int64; default: consecutive after the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Branches behind one cache, which may carry gradients."""
+    """Branches after one cache, which may carry gradients."""
 
     segments: tuple[KV, ...]
     branches: Sequence[Branch]
@@ -39,14 +39,14 @@ class Tree:
 
 @dataclass(frozen=True)
 class _Reply:
-    """Where the logits are that predict a reply: rows of what was asked for, one for each of its tokens."""
+    """The rows of the requested logits that predict a reply's tokens, one per token."""
 
     rows: list[int]
     ids: Sequence[int]
 
 
 def reply_logprobs(model: LoadedModel, trees: Sequence[Tree]) -> list[list[Tensor]]:
-    """By tree and branch, the replies' log-probabilities in nats, (replies,) float32, with gradients."""
+    """The replies' log-probabilities by tree and branch: (replies,) float32 in nats, with gradients."""
     rows, wanted = [], []
     for tree in trees:
         row, replies = _row(tree)
@@ -86,7 +86,7 @@ def _row(tree: Tree) -> tuple[Row, list[list[_Reply]]]:
         asked.append(end - 1)
         replies = []
         for reply in branch.replies.ids:
-            body = reply[:-1]  # the last token is predicted, and predicts nothing
+            body = reply[:-1]  # the last token is predicted but predicts nothing
             stretches.append((len(ids), len(ids) + len(body), start, end))
             positions.append(at[-1] + 1 + torch.arange(len(body)))
             replies.append(_Reply([first, *range(len(asked), len(asked) + len(body))], reply))
@@ -98,7 +98,7 @@ def _row(tree: Tree) -> tuple[Row, list[list[_Reply]]]:
 
 
 def _sees(length: int, stretches: Sequence[tuple[int, int, int, int]]) -> Tensor:
-    """(new, new) of bool: a token sees its own stretch and its prompt's, as far as they stand before it."""
+    """(new, new) bool: a token attends to the tokens before it in its own stretch and in its prompt."""
     sees: Any = torch.zeros(length, length, dtype=torch.bool)
     for start, end, prompt, prompt_end in stretches:
         sees[start:end, prompt:prompt_end] = True

@@ -1,4 +1,4 @@
-"""Which rows a step learns from: decided by the seed and the step alone, so a resumed training sees the same ones."""
+"""Sampler of the examples of each step. It depends on seed and step alone, so a resumed training sees the same ones."""
 
 from collections.abc import Hashable, Sequence
 from random import Random
@@ -10,15 +10,15 @@ L = TypeVar("L")
 
 
 class ExampleSampler:
-    """Texts in an order drawn anew each epoch, neighbours of like length together; a few rows of each text.
+    """Draws texts in a new random order each epoch, bucketed by length, and a few examples of each text.
 
-    Rows are never padded, so bucketing by length saves no arithmetic here; it keeps a step's memory even.
+    Examples are never padded, so bucketing saves no computation; it keeps the memory of steps even.
     """
 
     def __init__(
         self, groups: Sequence[Hashable], lengths: Sequence[int], *, texts: int, rows: int, seed: int, bucket: int = 16
     ):
-        """`groups` and `lengths` have an entry a row: what the sharer reads, and how long it is."""
+        """`groups` and `lengths` have an entry per example: the sharer's text, and its length in tokens."""
         self._members: dict[Hashable, list[int]] = {}
         for row, group in enumerate(groups):
             self._members.setdefault(group, []).append(row)
@@ -34,7 +34,7 @@ class ExampleSampler:
         return len(self._members) // self._texts
 
     def indices(self, step: int) -> list[int]:
-        """The rows of this step, from 0."""
+        """The indices of a step's examples. Steps count from 0."""
         epoch, place = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._order(epoch))

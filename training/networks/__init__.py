@@ -1,11 +1,11 @@
-"""What learns: fusers, translators, and their closed-form start.
+"""Learners: fusers and translators in training, and their closed-form starts.
 
-create          From a training recipe and two models to what learns
-fuse            A fuser in training
-graft           A translator in training
-joint           A translator and a fuser in training for one edge
-learner         What learns
-prompt_caches   Both models' caches of a fuser's prompts, computed once
-reply_ridge     The closed-form start of a bottleneck fuser
-ridge           The closed-form start of a translator
+create         Create the learner of a training recipe
+fuse           A fuser in training
+graft          A translator in training
+joint          A translator and a fuser in training for one edge
+learner        `Learner`, the interface of all of them
+prompt_caches  Both models' prefilled prompts of a fuser in training
+reply_ridge    Ridge start of a bottleneck fuser, from the sharer's cache to the reply
+ridge          Ridge start of a translator, from the sharer's cache to the receiver's
 """

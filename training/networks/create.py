@@ -1,4 +1,4 @@
-"""From a training recipe and two models to what learns."""
+"""Create the learner of a training recipe for two loaded models."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ from .learner import Learner
 
 __all__ = ["new_learner"]
 
-CACHE_SHARE = 0.25  # of the memory that is free: for one model's caches of texts
+CACHE_SHARE = 0.25  # of free memory, for one model's prefilled prompts
 
 
 def new_learner(spec: TrainSpec, pair: Pair) -> "Learner[object]":
-    """Raises ConfigError or FuserError where the recipe doesn't fit the models."""
+    """The recipe's learner. Raises ConfigError or FuserError if the recipe doesn't fit the models."""
     wanted = spec.fuser
     if isinstance(wanted, JointSpec):
         fuse = _fuse_learner(spec, wanted.fuse, pair)
@@ -62,7 +62,7 @@ def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
         for model in (receiver, sharer):
             _check_rotation(model)
     if reason := why_not_aligned(wanted.alignment, receiver, sharer):
-        raise ConfigError(f"{reason}; take another alignment")
+        raise ConfigError(f"{reason}; choose another alignment")
     fuser = _new_fuser(spec, wanted, ends, rope)
     aligner = None
     if wanted.alignment in ("first", "longest"):
@@ -98,7 +98,7 @@ def _new_fuser(spec: TrainSpec, wanted: FuseSpec, ends: tuple[ModelEnd, ModelEnd
 
 
 def _depth(wanted: FuseSpec, sharer: ModelEnd) -> int:
-    """How many of the sharer's first layers are read."""
+    """The number of the sharer's first layers that are read."""
     layers = sharer.geometry.layers
     depth = wanted.sharer_depth or layers
     if depth > layers:
@@ -107,12 +107,12 @@ def _depth(wanted: FuseSpec, sharer: ModelEnd) -> int:
 
 
 def _cache_bytes() -> int:
-    """Bytes for what one of the models has made of prompts."""
+    """Bytes for one model's prefilled prompts."""
     return int(psutil.virtual_memory().available * CACHE_SHARE)
 
 
 def model_end(model: LoadedModel) -> ModelEnd:
-    """A model as a card names it."""
+    """A model as one end of a fuser's card."""
     info = model.info
     geometry = Geometry(info.layers, info.kv_heads, info.head_dim)
     return ModelEnd(name=model.name, identity=model.identity, geometry=geometry, vocab=info.vocab_size)

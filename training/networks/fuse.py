@@ -1,4 +1,4 @@
-"""A fuser in training: the receiver's own cache, corrected where both models have read the same text."""
+"""Learner of a fuser, which corrects the receiver's cache at the positions that both models have read."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ __all__ = ["FuseLearner"]
 
 
 class _Shared(NamedTuple):
-    """A row of the receiver's whose stretch the sharer has read too."""
+    """A row of the receiver's batch whose stretch the sharer has read too, and the sharer's cache of it."""
 
     row: int
     cache: KV
@@ -41,7 +41,7 @@ class _Shared(NamedTuple):
 
 
 class FuseLearner(Learner[FuseExample]):
-    """Holds the fuser; `zero` feeds it zeros in the place of every sharer's cache. `cache_bytes`: see PromptCaches."""
+    """Holds the fuser and the caches of its prompts. `zero`, `cache_bytes`: see PromptCaches."""
 
     def __init__(
         self,
@@ -70,25 +70,25 @@ class FuseLearner(Learner[FuseExample]):
         return example.group
 
     def prompt_tokens(self, examples: Sequence[FuseExample]) -> int:
-        return sum(len(example.reading.ids) + len(example.reading.sharers[0].ids) for example in examples)
+        return sum(len(example.shared_prompt.ids) + len(example.shared_prompt.sharers[0].ids) for example in examples)
 
     def anneal(self, step: int) -> None:
         self._fuser.anneal(step)
 
     def prepare(self, examples: Sequence[FuseExample], report: ReportPhase) -> None:
-        self.caches.prepare([example.reading for example in examples], report)
+        self.caches.prepare([example.shared_prompt for example in examples], report)
 
     def start(self, examples: Sequence[FuseExample], report: ReportPhase) -> None:
-        self.fit([example.reading for example in examples], [example.replies for example in examples], report)
+        self.fit([example.shared_prompt for example in examples], [example.replies for example in examples], report)
 
-    def fit(self, readings: Sequence[SharedPrompt], replies: Sequence[Replies], report: ReportPhase) -> None:
-        """The closed-form start from prompts and what follows them; nothing where the fuser has none."""
+    def fit(self, shared_prompts: Sequence[SharedPrompt], replies: Sequence[Replies], report: ReportPhase) -> None:
+        """Fit the closed-form start to prompts and their replies. Does nothing for a fuser without one."""
         if isinstance(self._fuser, BottleneckFuser):
             model = self._pair.receiver.engine.model
-            fit_bottleneck(self.caches, self._fuser.network, model, readings, replies, self._ridge, report)
+            fit_bottleneck(self.caches, self._fuser.network, model, shared_prompts, replies, self._ridge, report)
 
     def learning_rate_scales(self) -> Mapping[Tensor, float]:
-        """Of a bottleneck's first layer, as in a translator: its inputs are a position's whole cache."""
+        """Slow a bottleneck's first layer, whose inputs are a position's whole cache, as in a translator."""
         if not isinstance(self._fuser, BottleneckFuser):
             return {}
         weight = self._fuser.network.down.weight
@@ -97,54 +97,55 @@ class FuseLearner(Learner[FuseExample]):
     def trees(
         self, examples: Sequence[FuseExample], others: Sequence[FuseExample] | None = None, right_only: bool = False
     ) -> tuple[list[Tree], list[int]]:
-        readings = [example.reading for example in examples]
+        shared_prompts = [example.shared_prompt for example in examples]
         if others is not None:
-            readings = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
-        rows = self.fused_rows(readings, self.caches.sharer(readings))
+            shared_prompts = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
+        rows = self.fused_rows(shared_prompts, self.caches.sharer(shared_prompts))
         trees = []
-        for example, reading, segments in zip(examples, readings, rows, strict=True):
+        for example, shared_prompt, segments in zip(examples, shared_prompts, rows, strict=True):
             replies = example.replies.alone() if right_only else example.replies
-            positions = None if reading.positions is None else reading.positions[reading.end :]
-            trees.append(Tree(segments, [Branch(reading.ids[reading.end :], replies, positions)]))
+            positions = None if shared_prompt.positions is None else shared_prompt.positions[shared_prompt.end :]
+            trees.append(Tree(segments, [Branch(shared_prompt.ids[shared_prompt.end :], replies, positions)]))
         return trees, list(range(len(examples)))
 
     def fused_rows(
         self,
-        readings: Sequence[SharedPrompt],
+        shared_prompts: Sequence[SharedPrompt],
         caches: Sequence[KV | None],
         grafts: Sequence[tuple[int, KV]] | None = None,
     ) -> list[tuple[KV, ...]]:
-        """Stretch by stretch, all readings' at once; what comes behind a correction sees it, with its gradients.
+        """The receiver's cache segments of each prompt, computed stretch by stretch for all prompts at once.
 
-        `grafts` has an entry a reading, which has room for it: what stands in front of one of its tokens.
+        Later stretches attend to corrected ones, so gradients flow through them. `grafts` has for each prompt the
+        index of a token and the cache to put before it; the prompt has room for it.
         """
         model = self._pair.receiver.engine.model
-        segments: list[tuple[KV, ...]] = [()] * len(readings)
-        for index in range(max((len(reading.stretches) for reading in readings), default=0)):
-            members = [i for i, reading in enumerate(readings) if index < len(reading.stretches)]
+        segments: list[tuple[KV, ...]] = [()] * len(shared_prompts)
+        for index in range(max((len(shared_prompt.stretches) for shared_prompt in shared_prompts), default=0)):
+            members = [i for i, shared_prompt in enumerate(shared_prompts) if index < len(shared_prompt.stretches)]
             rows = []
             for i in members:
-                reading, (start, end, _) = readings[i], readings[i].stretches[index]
+                shared_prompt, (start, end, _) = shared_prompts[i], shared_prompts[i].stretches[index]
                 if grafts is not None and grafts[i][0] == start:
                     segments[i] = (*segments[i], grafts[i][1])
-                positions = None if reading.positions is None else reading.positions[start:end]
-                rows.append(Row(reading.ids[start:end], RowCache(segments[i]), "none", positions))
+                positions = None if shared_prompt.positions is None else shared_prompt.positions[start:end]
+                rows.append(Row(shared_prompt.ids[start:end], RowCache(segments[i]), "none", positions))
             if any(segments):
                 forward(model.network, model.info, rows)
                 owns = [row.cache.tail() for row in rows]
             else:  # nothing that learns stands in front
-                owns = self.caches.own([readings[i] for i in members])
+                owns = self.caches.own([shared_prompts[i] for i in members])
             shared = [
                 _Shared(place, cache, pairs[0])
                 for place, i in enumerate(members)
-                if (pairs := readings[i].stretches[index].pairs) and (cache := caches[i]) is not None
+                if (pairs := shared_prompts[i].stretches[index].pairs) and (cache := caches[i]) is not None
             ]
             for i, own in zip(members, self._corrected(owns, shared), strict=True):
                 segments[i] = (*segments[i], own)
         return segments
 
     def _corrected(self, owns: list[KV], shared: Sequence[_Shared]) -> list[KV]:
-        """Projectors work position by position, so all rows stand side by side and each layer is computed once."""
+        """The corrected caches. Projectors work per position, so all rows are concatenated and run as one batch."""
         if not shared:
             return owns
         mine, theirs = concat([owns[each.row] for each in shared]), concat([each.cache for each in shared])

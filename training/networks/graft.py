@@ -1,4 +1,4 @@
-"""A translator in training: texts that only the sharer has read become the receiver's cache."""
+"""Learner of a translator, which turns the sharer's cache of a text into the receiver's."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ __all__ = ["GraftLearner"]
 
 
 class GraftLearner(Learner[GraftExample]):
-    """Holds the translator; `zero` feeds it zeros in the place of every sharer's cache."""
+    """Holds the translator. `zero` replaces every sharer cache by zeros."""
 
     def __init__(
         self, pair: Pair, translator: Translator, *, zero: bool, ridge: RidgeSpec | None, cache_bytes: int, seed: int
@@ -53,15 +53,14 @@ class GraftLearner(Learner[GraftExample]):
         return sum(len(text.ids) for text in texts) + sum(len(example.after) for example in examples)
 
     def features(self, texts: Sequence[PrivateText]) -> list[Tensor]:
-        """What the translator reads of each text: (private tokens, features), unrotated, in the sharer's dtype."""
+        """The translator's inputs for each text: (private tokens, features), unrotated, in the sharer's dtype."""
 
         def make(missing: list[int]) -> list[Tensor]:
             model = self._pair.sharer.engine.model
             found = []
             for index in missing:
-                (kv,) = prefill(
-                    model, [texts[index].ids]
-                )  # alone: company changes last bits, and a resumed run has other
+                # Not batched: batching changes the last bits, and a resumed training batches differently.
+                (kv,) = prefill(model, [texts[index].ids])
                 chosen = kv.select(torch.tensor(texts[index].private))
                 still = model.rotation.unrotated(chosen)
                 found.append(self._translator.read(still.layers))
@@ -71,7 +70,7 @@ class GraftLearner(Learner[GraftExample]):
         return [torch.zeros_like(each) for each in held] if self._zero else held
 
     def before(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[KV, ...]]:
-        """The receiver's own cache in front of the slot; none where the slot comes first."""
+        """The receiver's own cache of the tokens before the slot; empty if the slot comes first."""
         model = self._pair.receiver.engine.model
         full = [prompt for prompt in prompts if prompt]
         found = iter(self._before.get(full, lambda missing: [prefill(model, [full[i]])[0] for i in missing]))
@@ -99,7 +98,7 @@ class GraftLearner(Learner[GraftExample]):
         return trees, [order.index(i) for i in range(len(examples))]
 
     def grafts(self, texts: Sequence[PrivateText], starts: Sequence[int]) -> list[KV]:
-        """Each text's cache as the receiver's, at its positions, with gradients to the translator."""
+        """Each text's translated cache, rotated to positions from `starts` on, with gradients to the translator."""
         receiver = self._pair.receiver.engine.model
         parts = self.features(texts)
         weight = self._translator.network.down.weight
@@ -117,8 +116,8 @@ class GraftLearner(Learner[GraftExample]):
             fit_ridge(self, self._translator.network, self._pair.receiver, examples, self._ridge, self._seed, report)
 
     def learning_rate_scales(self) -> Mapping[Tensor, float]:
-        """Adam moves all weights alike, so what comes of one step grows with the number of inputs. `down` has a sharer
-        position's whole cache for inputs, and is slowed to what the bottleneck's layers do (arXiv 2203.03466)."""
+        """AdamW's update to a layer's output grows with its fan-in (arXiv 2203.03466). `down` reads a position's whole
+        cache, so its learning rate is scaled by outputs / inputs."""
         weight = self._translator.network.down.weight
         return {weight: min(1.0, weight.shape[0] / weight.shape[1])}
 

@@ -1,4 +1,4 @@
-"""A translator and a fuser in training for one edge: what only the sharer has read is grafted, the rest is fused."""
+"""Learner of a translator and a fuser for one edge: text that only the sharer reads is grafted, the rest is fused."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ __all__ = ["JointLearner"]
 
 
 class JointLearner(Learner[JointExample]):
-    """Lets both learn from the same loss. Grafts take their places, then the receiver's own positions are corrected."""
+    """Trains both with one loss: inserts the grafts, then corrects the receiver's own positions."""
 
     def __init__(self, pair: Pair, fuse: FuseLearner, graft: GraftLearner):
         self._pair = pair
@@ -52,16 +52,16 @@ class JointLearner(Learner[JointExample]):
     def start(self, examples: Sequence[JointExample], report: ReportPhase) -> None:
         self._graft.start([example.graft for example in examples], report)
         self._fuse.fit(
-            [example.reading for example in examples], [example.graft.replies for example in examples], report
+            [example.shared_prompt for example in examples], [example.graft.replies for example in examples], report
         )
 
     def trees(
         self, examples: Sequence[JointExample], others: Sequence[JointExample] | None = None, right_only: bool = False
     ) -> tuple[list[Tree], list[int]]:
-        readings = [example.reading for example in examples]
+        shared_prompts = [example.shared_prompt for example in examples]
         if others is not None:
-            readings = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
-        caches = self._fuse.caches.sharer(readings)
+            shared_prompts = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
+        caches = self._fuse.caches.sharer(shared_prompts)
         texts = [example.graft.text for example in (others or examples)]
         grafts = [
             (example.at, kv)
@@ -69,7 +69,10 @@ class JointLearner(Learner[JointExample]):
                 examples, self._graft.grafts(texts, [example.at for example in examples]), strict=True
             )
         ]
-        rooms = [make_room(reading, [(at, len(kv))]) for reading, (at, kv) in zip(readings, grafts, strict=True)]
+        rooms = [
+            make_room(shared_prompt, [(at, len(kv))])
+            for shared_prompt, (at, kv) in zip(shared_prompts, grafts, strict=True)
+        ]
         rows = self._fuse.fused_rows(rooms, caches, grafts)
         trees = []
         for example, room, row, (at, kv) in zip(examples, rooms, rows, grafts, strict=True):

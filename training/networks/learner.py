@@ -1,4 +1,4 @@
-"""What learns: a translator or a fuser, and how a lesson's prompt becomes a cache that carries its gradients."""
+"""`Learner`: the interface of a fuser or translator in training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -17,25 +17,25 @@ from ..data.packed_replies import Tree
 __all__ = ["Learner", "ReportPhase"]
 
 L = TypeVar("L")
-ReportPhase = Callable[[str, int, int], None]  # what, how much of it is done, how much there is
+ReportPhase = Callable[[str, int, int], None]  # name of the work, done, total
 
 
 class Learner(ABC, Generic[L]):
-    """One fuser in training, for lessons of its kind."""
+    """One fuser in training, for encoded examples of type `L`."""
 
-    module: nn.Module  # all that learns
+    module: nn.Module  # all trainable parameters
 
     @abstractmethod
     def encode(self, example: TrainingExample) -> L:
-        """Raises InputError where the row can't be learnt from."""
+        """Turn an example's text into tokens. Raises InputError if it can't be used."""
 
     @abstractmethod
     def trees(
         self, examples: Sequence[L], others: Sequence[L] | None = None, right_only: bool = False
     ) -> tuple[list[Tree], list[int]]:
-        """Prompts behind their caches, and for each lesson its place among all branches, counted through the trees.
+        """The examples' prompts after their caches, and for each example its index among the branches of all trees.
 
-        With `others`, the control: each lesson's prompt gets the sharer's cache of that other lesson. `right_only`
+        `others` is the mismatched control: each prompt gets the sharer's cache of that other example. `right_only`
         leaves out all replies but the right one.
         """
 
@@ -44,25 +44,25 @@ class Learner(ABC, Generic[L]):
 
     @abstractmethod
     def group(self, example: L) -> Hashable:
-        """Equal where the sharer has read the same."""
+        """A key that is equal for examples whose sharer reads the same text."""
 
     @abstractmethod
     def prompt_tokens(self, examples: Sequence[L]) -> int:
-        """Tokens that both models read for these lessons' prompts, shared texts once."""
+        """The number of prompt tokens that both models prefill; a text that examples share counts once."""
 
     def prepare(self, examples: Sequence[L], report: ReportPhase) -> None:
-        """What may be computed for all lessons at once, before anything else, where each will be learnt from."""
+        """Precompute for all examples. Called first, if the training uses each of them at least once."""
 
     def start(self, examples: Sequence[L], report: ReportPhase) -> None:
-        """What comes before the first step, if anything."""
+        """Initialise the weights from data, before the first step."""
 
     def learning_rate_scales(self) -> Mapping[Tensor, float]:
-        """The part of the learning rate that a parameter moves by, where that is not all of it."""
+        """Learning-rate factors by parameter; 1 for the others."""
         return {}
 
     def anneal(self, step: int) -> None:
-        """Sharpen gates that are soft while training."""
+        """Set the temperature of gates that are soft while training."""
 
     @abstractmethod
     def save(self, folder: Path, card: dict[str, object], dtype: torch.dtype) -> Card:
-        """The fuser as it is now, with these additions to its card."""
+        """Save the current fuser with these additions to its card."""

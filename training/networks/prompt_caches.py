@@ -1,4 +1,4 @@
-"""Both models' caches of a fuser's prompts: computed once, kept while there is room."""
+"""Both models' prefilled prompts of a fuser in training, in LRU caches."""
 
 from collections.abc import Hashable, Sequence
 
@@ -20,7 +20,7 @@ PREPARED_AT_ONCE = 64  # prompts
 
 
 class PromptCaches:
-    """Up to `cache_bytes` bytes for each model. `zero` puts zeros in the place of every sharer's cache."""
+    """Caches up to `cache_bytes` for each model. `zero` replaces every sharer cache by zeros."""
 
     def __init__(self, pair: Pair, fuser: Fuser, *, zero: bool, cache_bytes: int):
         self._pair = pair
@@ -30,9 +30,12 @@ class PromptCaches:
         self._of_sharer: LRUCache[KV] = LRUCache(cache_bytes, lambda kv: kv.nbytes)
         self._of_receiver: LRUCache[KV] = LRUCache(cache_bytes, lambda kv: kv.nbytes)
 
-    def sharer(self, readings: Sequence[SharedPrompt]) -> list[KV | None]:
-        """As the fuser reads them: as deep, and unrotated where its card says so. None: the sharer reads nothing."""
-        sharers: list[SharerPrompt] = [reading.sharers[0] for reading in readings]
+    def sharer(self, shared_prompts: Sequence[SharedPrompt]) -> list[KV | None]:
+        """The sharer's caches as the fuser reads them: `sharer_depth` layers, unrotated if the card says so.
+
+        None where the sharer reads nothing.
+        """
+        sharers: list[SharerPrompt] = [shared_prompt.sharers[0] for shared_prompt in shared_prompts]
         full = [each for each in sharers if each.ids]
 
         def make(missing: list[int]) -> list[KV]:
@@ -44,43 +47,48 @@ class PromptCaches:
 
     def _read_sharer(self, prompts: Sequence[SharerPrompt]) -> list[KV]:
         model = self._pair.sharer.engine.model
-        depth = self._fuser.sharer_depth or 1  # 0: all gates are closed, and nothing is looked at
+        depth = self._fuser.sharer_depth or 1  # 0: all gates are closed, so no layer is read
         ids, positions = [each.ids for each in prompts], [each.positions for each in prompts]
         found = [compact(kv) for kv in prefill(model, ids, positions=positions, layers=depth)]
         return [model.rotation.unrotated(kv) for kv in found] if self._fuser.card.rope == "unrotated" else found
 
-    def own(self, readings: Sequence[SharedPrompt]) -> list[KV]:
-        """The receiver's own cache of each reading's first stretch."""
+    def own(self, shared_prompts: Sequence[SharedPrompt]) -> list[KV]:
+        """The receiver's own cache of each prompt's first stretch."""
 
         def make(missing: list[int]) -> list[KV]:
-            return [kv for index in missing for kv in self._read_own([readings[index]])]
+            return [kv for index in missing for kv in self._read_own([shared_prompts[index]])]
 
-        return self._of_receiver.get([_key(*_first(each)) for each in readings], make)
+        return self._of_receiver.get([_key(*_first(each)) for each in shared_prompts], make)
 
-    def _read_own(self, readings: Sequence[SharedPrompt]) -> list[KV]:
-        ids, positions = zip(*map(_first, readings), strict=True)
+    def _read_own(self, shared_prompts: Sequence[SharedPrompt]) -> list[KV]:
+        ids, positions = zip(*map(_first, shared_prompts), strict=True)
         return [compact(kv) for kv in prefill(self._pair.receiver.engine.model, ids, positions=positions)]
 
-    def prepare(self, readings: Sequence[SharedPrompt], report: ReportPhase) -> None:
-        """Many prompts at once, which takes a third of the time. Always the same ones, since company changes last bits
-        and a resumed training has to have those of the first. Where there is no room for all of them each is read when
-        it is asked for, alone."""
-        readings = [reading for reading in readings if reading.sharers[0].ids]
-        if not self._has_room(readings):
+    def prepare(self, shared_prompts: Sequence[SharedPrompt], report: ReportPhase) -> None:
+        """Prefill all prompts in batches, which takes a third of the time.
+
+        Batches are always the same, since batching changes the last bits of a cache, and a resumed training must get
+        the same ones. If the cache has no room for all prompts, each is prefilled alone when it is needed.
+        """
+        shared_prompts = [shared_prompt for shared_prompt in shared_prompts if shared_prompt.sharers[0].ids]
+        if not self._has_room(shared_prompts):
             return
-        for start in range(0, len(readings), PREPARED_AT_ONCE):
-            report("reading prompts", start, len(readings))
-            part = readings[start : start + PREPARED_AT_ONCE]
+        for start in range(0, len(shared_prompts), PREPARED_AT_ONCE):
+            report("reading prompts", start, len(shared_prompts))
+            part = shared_prompts[start : start + PREPARED_AT_ONCE]
             sharers = [each.sharers[0] for each in part]
             keys = [_key(each.ids, each.positions) for each in sharers]
             self._of_sharer.get(keys, lambda missing, of=sharers: self._read_sharer([of[i] for i in missing]))  # type: ignore[misc]
             keys = [_key(*_first(each)) for each in part]
             self._of_receiver.get(keys, lambda missing, of=part: self._read_own([of[i] for i in missing]))  # type: ignore[misc]
-        report("reading prompts", len(readings), len(readings))
+        report("reading prompts", len(shared_prompts), len(shared_prompts))
 
-    def _has_room(self, readings: Sequence[SharedPrompt]) -> bool:
-        """By an estimate: a position's bytes in both models, all layers."""
-        tokens = sum(len(_first(each)[0]) for each in readings), sum(len(each.sharers[0].ids) for each in readings)
+    def _has_room(self, shared_prompts: Sequence[SharedPrompt]) -> bool:
+        """Whether all prompts fit in the caches, estimated from the bytes of a position in all layers."""
+        tokens = (
+            sum(len(_first(each)[0]) for each in shared_prompts),
+            sum(len(each.sharers[0].ids) for each in shared_prompts),
+        )
         for end, count in zip((self._pair.receiver, self._pair.sharer), tokens, strict=True):
             model = end.engine.model
             width = sum(shape.key_width + shape.value_width for shape in model.info.shapes)
@@ -88,21 +96,20 @@ class PromptCaches:
                 return False
         return True
 
-    def features(self, readings: Sequence[SharedPrompt]) -> list[Tensor]:
-        """What a bottleneck reads of each prompt, at the sharer positions that stand for a receiver's, in the order of
-        the prompt: (positions, features)."""
+    def features(self, shared_prompts: Sequence[SharedPrompt]) -> list[Tensor]:
+        """The bottleneck's inputs for each prompt: (positions, features) at the aligned sharer positions, in order."""
         assert isinstance(self._fuser, BottleneckFuser)
         found = []
-        for reading, kv in zip(readings, self.sharer(readings), strict=True):
-            assert kv is not None  # a lesson shares something
-            there = torch.cat([at.pairs[0].sharer for at in reading.stretches if at.pairs])
+        for shared_prompt, kv in zip(shared_prompts, self.sharer(shared_prompts), strict=True):
+            assert kv is not None  # every example has aligned positions
+            there = torch.cat([at.pairs[0].sharer for at in shared_prompt.stretches if at.pairs])
             found.append(self._fuser.features(kv.select(there).layers)[0].cpu())
         return found
 
-    def sizes(self, readings: Sequence[SharedPrompt]) -> Tensor:
-        """How large the receiver's own keys and values are: by output of a bottleneck, the root mean square of its
-        layer's keys or values in the first stretches, (outputs,)."""
-        caches = self.own(readings)
+    def sizes(self, shared_prompts: Sequence[SharedPrompt]) -> Tensor:
+        """(outputs,): for each output of a bottleneck, the root mean square of the receiver's own keys or values in
+        that layer, over the prompts' first stretches."""
+        caches = self.own(shared_prompts)
         blocks = []
         for layer in zip(*(kv.layers for kv in caches), strict=True):
             for side in zip(*layer, strict=True):
@@ -112,10 +119,10 @@ class PromptCaches:
         return torch.cat(blocks).cpu()
 
 
-def _first(reading: SharedPrompt) -> tuple[Sequence[int], Tensor | None]:
-    """Tokens and positions of its first stretch."""
-    start, end, _ = reading.stretches[0]
-    return reading.ids[start:end], None if reading.positions is None else reading.positions[start:end]
+def _first(shared_prompt: SharedPrompt) -> tuple[Sequence[int], Tensor | None]:
+    """Tokens and positions of the first stretch."""
+    start, end, _ = shared_prompt.stretches[0]
+    return shared_prompt.ids[start:end], None if shared_prompt.positions is None else shared_prompt.positions[start:end]
 
 
 def _key(ids: Sequence[int], positions: Tensor | None) -> Hashable:

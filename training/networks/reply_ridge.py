@@ -1,7 +1,6 @@
-"""The closed-form start of a bottleneck fuser: ridge regression from the sharer's cache to the reply in the receiver's
-embedding.
+"""Closed-form start of a bottleneck fuser: ridge regression from the sharer's cache to the reply's embedding.
 
-Where the sharer has understood a prompt, its cache holds what the reply will be, and a linear map finds it:
+If the sharer has understood a prompt, its cache determines the reply, and a linear map can find it:
 W = (X'X + lambda n I)^-1 X'Y, with X the sharer's cache at the last shared positions, keys unrotated, features of
 variance 1, and Y the receiver's output embedding of the right reply's first token. W becomes the bottleneck's first
 layer, so training begins with features in which a word of the sharer's languages stands where the receiver keeps its
@@ -34,13 +33,16 @@ def fit_bottleneck(
     caches: PromptCaches,
     network: TranslatorNetwork,
     receiver: LoadedModel,
-    readings: Sequence[SharedPrompt],
+    shared_prompts: Sequence[SharedPrompt],
     replies: Sequence[Replies],
     ridge: ReplyRidgeSpec | None,
     report: ReportPhase,
 ) -> None:
-    """Bring inputs and outputs to one scale, and fill the first layer if `ridge` says so. Raises InputError."""
-    some = readings[:: max(len(readings) // MEASURED, 1)]
+    """Normalise inputs and outputs, and fit the first layer if `ridge` is given.
+
+    Raises InputError if the system can't be solved.
+    """
+    some = shared_prompts[:: max(len(shared_prompts) // MEASURED, 1)]
     x = torch.cat([part.float() for part in caches.features(some)])
     mean, deviation = x.mean(0), x.std(0).clamp_min(_SMALLEST)
     del x
@@ -50,7 +52,7 @@ def fit_bottleneck(
         network.scale.copy_(caches.sizes(some))
         if ridge is None:
             return
-        weights, middle = _solve(caches, network, receiver, readings, replies, ridge, report)
+        weights, middle = _solve(caches, network, receiver, shared_prompts, replies, ridge, report)
         found = weights.shape[1]  # of a bottleneck that is wider than the embedding, the rest stays random
         network.down.weight[:found] = weights.T
         network.down.bias[:found] = -(middle @ weights)
@@ -60,7 +62,7 @@ def _solve(
     caches: PromptCaches,
     network: TranslatorNetwork,
     receiver: LoadedModel,
-    readings: Sequence[SharedPrompt],
+    shared_prompts: Sequence[SharedPrompt],
     replies: Sequence[Replies],
     ridge: ReplyRidgeSpec,
     report: ReportPhase,
@@ -71,10 +73,10 @@ def _solve(
     inputs = len(network.mean)
     gram, cross = torch.zeros(inputs, inputs), torch.zeros(inputs, goals.shape[1])
     total, goal, count = torch.zeros(inputs), torch.zeros(goals.shape[1]), 0
-    for start in range(0, len(readings), AT_ONCE):
-        report("ridge: reading", start, len(readings))
+    for start in range(0, len(shared_prompts), AT_ONCE):
+        report("ridge: reading", start, len(shared_prompts))
         part = slice(start, start + AT_ONCE)
-        parts = [each[-ridge.positions :].float() for each in caches.features(readings[part])]
+        parts = [each[-ridge.positions :].float() for each in caches.features(shared_prompts[part])]
         words = torch.tensor([each.ids[each.right][0] for each in replies[part]])
         y = goals[words.to(goals.device)].cpu().repeat_interleave(torch.tensor(list(map(len, parts))), dim=0)
         x = (torch.cat(parts) - network.mean) / network.deviation

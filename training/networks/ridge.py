@@ -1,7 +1,8 @@
-"""The closed-form start of a translator: ridge regression from the sharer's cache of a text to the receiver's own.
+"""Closed-form start of a translator: ridge regression from the sharer's cache of a text to the receiver's own.
 
-Both read the same texts; a sharer token stands beside the receiver token that covers its last character. Keys are
-unrotated, features and targets brought to variance 1, W = (X'X + lambda n I)^-1 X'Y, lambda 0.01 (arXiv 2608.03893).
+Both models read the same texts; a sharer token is paired with the receiver token that covers its last character.
+Keys are unrotated, features and targets scaled to variance 1: W = (X'X + lambda n I)^-1 X'Y, lambda 0.01
+(arXiv 2608.03893).
 The best map of the bottleneck's rank is the projection of W's fitted values onto their first right singular vectors
 (reduced-rank regression). The bottleneck's features are scaled to variance 1, so that one learning rate fits all.
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["fit_ridge"]
 
 TEXTS_AT_ONCE = 8
-ROWS_AT_ONCE = 4096  # in float32; all of them together stay in the caches' number types
+ROWS_AT_ONCE = 4096  # converted to float32 at a time; the rest stays in the caches' dtypes
 _SMALLEST = 1e-3
 
 
@@ -42,7 +43,7 @@ def fit_ridge(
     seed: int,
     report: "ReportPhase",
 ) -> None:
-    """Fill the network's linear part. Raises InputError where there is too little text."""
+    """Fit the network's linear part. Raises InputError if there is too little text."""
     x, y = _collect(learner, receiver, examples, spec, seed, report)
     rank = network.down.out_features
     if len(x) <= rank:
@@ -91,7 +92,7 @@ def _collect(
     seed: int,
     report: "ReportPhase",
 ) -> tuple[Tensor, Tensor]:
-    """(tokens, features) and (tokens, targets) of texts drawn without repetition, in the caches' number types."""
+    """(tokens, features) and (tokens, targets) of texts drawn without repetition, in the caches' dtypes."""
     by_text = {example.text: example.before for example in examples}
     texts = list(by_text)
     Random(seed).shuffle(texts)  # noqa: S311
@@ -105,11 +106,11 @@ def _collect(
                     continue
                 (kv,) = prefill(receiver.engine.model, [ids], [past])
                 still = receiver.engine.model.rotation.unrotated(kv)
-                here, there = (torch.tensor(side) for side in zip(*pairs, strict=True))
+                sharer_rows, receiver_rows = (torch.tensor(side) for side in zip(*pairs, strict=True))
                 targets = torch.cat([_rows(each) for layer in still.layers for each in layer], dim=-1)
-                xs.append(x[here.to(x.device)].cpu())
-                ys.append(targets[there.to(targets.device)].cpu())
-                tokens += len(here)
+                xs.append(x[sharer_rows.to(x.device)].cpu())
+                ys.append(targets[receiver_rows.to(targets.device)].cpu())
+                tokens += len(sharer_rows)
         report("ridge: reading", min(tokens, spec.tokens), spec.tokens)
         if tokens >= spec.tokens:
             break
@@ -119,7 +120,7 @@ def _collect(
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """All rows as one tensor. The parts are let go of one by one, so that nothing is held twice."""
+    """All rows as one tensor. Empties `parts` while it copies, so that memory does not double."""
     joined = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1])
     end = len(joined)
     while parts:
@@ -135,7 +136,7 @@ def _chunks(texts: Sequence[PrivateText]) -> Iterator[Sequence[PrivateText]]:
 
 
 def _moments(x: Tensor, y: Tensor, shapes: Sequence[KVShape]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and deviation of every feature; mean of every target, and one deviation for a layer's keys or values."""
+    """(features,) mean and deviation; (targets,) mean, and deviation shared by a layer's keys or values."""
     mean, offset = _sum(x) / len(x), _sum(y) / len(y)
     spread, height = _sum(x, mean) / (len(x) - 1), _sum(y, offset) / len(y)
     deviation = spread.sqrt().clamp_min(_SMALLEST)
@@ -150,7 +151,7 @@ def _parts(x: Tensor) -> Iterator[Tensor]:
 
 
 def _sum(x: Tensor, middle: Tensor | None = None) -> Tensor:
-    """Of all rows, or of their squared distances to `middle`; in float32."""
+    """(columns,) float32 sum of all rows, or of their squared distances to `middle`."""
     total = torch.zeros(x.shape[1])
     for part in _parts(x):
         total += part.float().sum(0) if middle is None else (part.float() - middle).square().sum(0)
@@ -158,8 +159,9 @@ def _sum(x: Tensor, middle: Tensor | None = None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a' b with factors rounded to 16 bits and sums in float32 where the CPU is built for that: several times faster.
-    Of a gram matrix no more than its rows are rounded, so it stays positive definite."""
+    """a' b, with factors rounded to 16 bits and float32 sums on CPUs with such instructions: several times faster.
+
+    A Gram matrix stays positive definite, since only its factors are rounded."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

@@ -90,6 +90,7 @@ def test_steps_behind_shared_segments_give_the_models_own_logits_and_caches(
     ours, own = RowCache(past), RowCache(past)
     for token in range(1, 40):  # past a window of 12, and past the tail's first buffer
         (expected,) = forward(model.network, model.info, [Row([token], own)])
+        assert expected is not None
         torch.testing.assert_close(decoder.step([token], [ours])[0], expected[0], rtol=1e-3, atol=1e-3)
     for got, wanted in zip(ours.tail().layers, own.tail().layers, strict=True):
         torch.testing.assert_close(got.keys, wanted.keys, rtol=1e-3, atol=1e-4)
@@ -155,7 +156,7 @@ def test_one_nan_in_a_cache_is_not_lost(
     assert decoder.read([[1, 2]], [RowCache([past])], [[0, 1]], many=many).isnan().all()
 
 
-def assert_same_cache(a: RowCache, b: RowCache, **tolerance: float) -> None:
+def assert_same_cache(a: RowCache, b: RowCache, **tolerance: Any) -> None:
     for one, other in zip(a.tail().layers, b.tail().layers, strict=True):
         for x, y in zip(one, other, strict=True):
             assert torch.allclose(x, y, **tolerance) if tolerance else torch.equal(x, y)
@@ -385,6 +386,8 @@ def test_a_failed_pass_leaves_the_rows_of_other_kernels_as_they_were(model: Load
     for row in good:
         (expected,) = forward(model.network, model.info, [Row(row.ids, RowCache([past]), short=row.short)], decoder)
         (got,) = forward(model.network, model.info, [row], decoder)
+        assert expected is not None
+        assert got is not None
         assert torch.equal(got, expected)
 
 
@@ -424,11 +427,12 @@ def test_a_token_that_there_is_not_is_an_error_as_it_is_to_torch(
 @torch.inference_mode()
 def test_demo_models_decode_with_the_kernels(name: str, weights: Any, compiled: Kernels, demo_models: Any) -> None:
     model = load_model(demo_models[name].folder, dtype=torch.bfloat16, weights=weights)
-    assert model.decoder is not None
+    assert isinstance(model.decoder, CPUDecoder)
     past = read(model, 30)
     wide = tuple(segment.to(model.devices, torch.float32) for segment in past)
     with in_float32(model.network):
         (expected,) = forward(model.network, model.info, [Row([9], RowCache(wide))])
+    assert expected is not None
     got = model.decoder.step([9], [RowCache(past)])[0]
     assert torch.nn.functional.cosine_similarity(got, expected[0], dim=0) > 0.9999
 

@@ -224,11 +224,11 @@ def test_caches_are_freed_as_soon_as_nobody_else_has_them(stepped: Stepped) -> N
     assert [each() for each in kept] == [None] * len(kept)
 
 
-class _Asks(TorchDispatchMode):
+class _Asks(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects what would make a GPU wait for the host: numbers read back or sent, shapes that depend on them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.asked: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -256,7 +256,7 @@ def test_nothing_between_two_steps_asks_the_host(kind: str, stepped: Stepped, mo
     assert bool(seen.asked) == asks
 
 
-def replies(model: LoadedModel, specs: Sequence[GenerateSpec], cancel: int | None = None) -> list[list[int]]:
+def replies(model: LoadedModel, specs: Sequence[GenerateSpec], cancel: int | None = None) -> list[Sequence[int]]:
     """What rows of different lengths reply that arrive one after another; one may be cancelled on its way."""
     engine = Engine(model)
     found: list[list[int]] = [[] for _ in specs]
