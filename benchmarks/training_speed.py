@@ -23,7 +23,7 @@ from cachegraph.training.checkpoint import CheckpointState
 from cachegraph.training.data.examples import GraftExample
 from cachegraph.training.load import changed, load_training
 from cachegraph.training.loop import TrainingLoop
-from cachegraph.training.prefill import read
+from cachegraph.training.prefill import prefill
 from cachegraph.training.train import OpenedTraining, open_training
 
 
@@ -32,14 +32,15 @@ def prompts(examples: list[Any]) -> tuple[list[list[int]], list[list[int]]]:
     if isinstance(examples[0], GraftExample):
         texts = list({example.text.ids: None for example in examples})
         return [list(ids) for ids in texts], [[*example.before, *example.after] for example in examples]
-    return [list(example.shared_prompt.sharers[0].ids) for example in examples], [list(each.shared_prompt.ids) for each in examples]
+    shared = [example.shared_prompt for example in examples]
+    return [list(prompt.sharers[0].ids) for prompt in shared], [list(prompt.ids) for prompt in shared]
 
 
 def plain(found: OpenedTraining, examples: list[Any]) -> float:
-    theirs, mine = prompts(examples)
+    sharer_ids, receiver_ids = prompts(examples)
     began = time.perf_counter()
-    read(found.pair.sharer.engine.model, theirs)
-    read(found.pair.receiver.engine.model, mine)
+    prefill(found.pair.sharer.engine.model, sharer_ids)
+    prefill(found.pair.receiver.engine.model, receiver_ids)
     return time.perf_counter() - began
 
 

@@ -47,7 +47,7 @@ class DevScores:
 
 
 def evaluate_dev(learner: Learner[Any], model: LoadedModel, examples: Sequence[Any]) -> DevScores:
-    """Score every lesson with its own sharer cache and with another text's."""
+    """Score every example with its own sharer cache and with another text's."""
     learner.module.eval()
     others = [examples[i] for i in derange([learner.group(example) for example in examples])]
     own, mismatched = (_scores(learner, model, examples, each) for each in (None, others))

@@ -37,7 +37,7 @@ def shaken(learner: Learner[Any]) -> None:
 def trained_scores(
     found: OpenedTraining, examples: Sequence[Any], others: Sequence[Any] | None = None
 ) -> list[list[float]]:
-    """By lesson, the log-probabilities of its choices as a training has them."""
+    """By example, the log-probabilities of its choices as a training has them."""
     with torch.no_grad():
         trees, places = found.learner.trees(examples, others)
         flat = [each for tree in reply_logprobs(found.pair.receiver.engine.model, trees) for each in tree]
