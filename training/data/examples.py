@@ -86,7 +86,7 @@ class FuseExample:
 
 @dataclass(frozen=True, eq=False)
 class JointExample:
-    """The receiver prefills `graft`'s prompt around the translated cache; the fuser corrects it as `shared_prompt` says.
+    """The receiver prefills `graft`'s prompt around the translated cache, corrected as `shared_prompt` says.
 
     `own` is the sharer's prompt, `prompt` the receiver's."""
 
