@@ -76,12 +76,12 @@ def test_a_failed_run_prints_what_finished_and_why(recipes: Path, call: Call) ->
         (["duo.yaml"], "input 'question' is missing (Anything.)"),
         (["duo.yaml", "-i", "question=x", "-i", "quest=y"], "there is no input 'quest'; did you mean 'question'?"),
         (["duo.yaml", "-i", "question=x", "-i", "question=y"], "the input 'question' is given twice"),
-        (["duo.yaml", "-i", "question"], "--input wants NAME=VALUE, got 'question'"),
+        (["duo.yaml", "-i", "question"], "--input needs NAME=VALUE, got 'question'"),
         (["duo.yaml", "-i", "question=@none.txt"], "the input 'question' can't be read from 'none.txt': No such file"),
         (["duo.yaml", "-i", "question=@binary"], "it is not UTF-8 text"),
         (
             ["duo.yaml", "-i", "question=x", "-c", "cash"],
-            "there is no channel 'cash'; take one of text, cache, both, auto",
+            "there is no channel 'cash'; choose one of text, cache, both, auto",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_place_that_events_can_not_be_written_to_is_told_before_the_run(
     ended = call("run", recipes / "modelless.yaml", "-i", "question=x", "--events", tmp_path / "none" / "run.jsonl")
     assert ended.code == 3
     assert "can't write" in ended.err
-    assert "choose another place" in ended.err
+    assert "choose another file" in ended.err
 
 
 def test_a_trace_is_written_of_a_run_that_finished_failed_or_was_interrupted(

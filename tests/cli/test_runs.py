@@ -53,7 +53,7 @@ def test_a_failed_run_says_how_to_go_on_and_goes_on(recipes: Path, call: Call, t
     assert again.code == 1  # its timeout is as it was
     assert "has changed" not in again.err
     recipe.write_text(text.replace("timeout: 0.000001", "timeout: 100"))
-    assert "failing.yaml has changed since the run began; the run goes on with the recipe as it was then" in " ".join(
+    assert "failing.yaml has changed since the run began; the run continues with the old recipe" in " ".join(
         call("runs", "resume", run).err.split()
     )
 
@@ -87,7 +87,7 @@ def test_a_run_that_asks_ends_with_4_and_goes_on_with_an_answer(recipes: Path, c
     assert call("runs", "resume", run).code == 2
     (tmp_path / "answer.txt").write_text("yes, please\n")
     both = call("runs", "resume", run, "--answer", "yes", "--answer-file", tmp_path / "answer.txt")
-    assert "both say something" in both.err
+    assert "are both given" in both.err
     assert "can't be read" in call("runs", "resume", run, "--answer-file", tmp_path / "nowhere.txt").err
     assert call("runs", "resume", run, "--answer-file", tmp_path / "answer.txt", "-q").code == 0
     assert call("runs", "show", run, "--turn", "ok").out == "yes, please\n"
@@ -120,7 +120,7 @@ def test_long_lists_come_in_pages(recipes: Path, call: Call) -> None:
         (["show", "nobody"], 2, "there is no run 'nobody'"),
         (["rm", "nobody"], 2, "there is no run 'nobody'"),
         (["resume", "nobody"], 2, "there is no run 'nobody'"),
-        (["prune", "--older-than", "yesterday"], 2, "wants a number and a unit, such as 90m"),
+        (["prune", "--older-than", "yesterday"], 2, "needs a number and a unit, such as 90m"),
     ],
 )
 def test_what_is_asked_wrongly_is_answered_with_a_sentence(

@@ -51,7 +51,7 @@ def test_a_session_that_is_not_there_is_an_error(call: Any) -> None:
 def test_a_session_takes_one_channel(call: Any, chat: Path) -> None:
     ended = call("run", chat, "-i", "question=?", "--session", "a", "-c", "text", "-c", "cache")
     assert ended.code == 2
-    assert "--session goes on with one conversation" in ended.err
+    assert "--session continues one conversation" in ended.err
 
 
 def test_a_wrong_memory_is_named_with_its_line(call: Any, chat: Path) -> None:

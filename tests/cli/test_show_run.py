@@ -29,7 +29,7 @@ def test_what_can_not_be_drawn_is_said_in_one_sentence(recipes: Path, call: Call
     path = tmp_path / "other.json"
     path.write_text("{}")
     for arguments, said in (
-        ([], "show wants a recipe's file, or --run"),
+        ([], "show needs a recipe's file, or --run"),
         ([recipes / "duo.yaml", "--run", "none"], "none"),
         ([recipes / "duo.yaml", "--run", path], "give what `cachegraph run --json` printed"),
     ):

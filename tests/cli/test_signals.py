@@ -57,7 +57,7 @@ def test_a_stopped_run_is_recorded_as_cancelled_and_says_how_to_go_on(
     finally:
         process.kill()
     assert process.returncode == code
-    assert "interrupted; this is how far it came:" in err
+    assert "interrupted; finished so far:" in err
     run = err.rpartition("cachegraph runs resume ")[2].split()[0]
     env = {**os.environ, "CACHEGRAPH_HOME": str(tmp_path / "home")}
     shown = subprocess.run(

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from cachegraph.cli.collection import start_without_collection
+from cachegraph.cli.garbage_collection import defer_garbage_collection
 
 PROCESS = """
 import atexit, sys, threading, time
@@ -55,7 +55,7 @@ def test_garbage_of_the_start_is_collected_once_the_start_is_over() -> None:
         node.itself = node  # type: ignore[attr-defined]
         return weakref.ref(node)
 
-    with start_without_collection() as started:
+    with defer_garbage_collection() as started:
         assert not gc.isenabled()
         before = cycle()
         started()
@@ -70,6 +70,6 @@ def test_garbage_of_the_start_is_collected_once_the_start_is_over() -> None:
 
 
 def test_a_start_that_fails_leaves_collection_as_it_was() -> None:
-    with pytest.raises(ValueError, match="no recipe"), start_without_collection():
+    with pytest.raises(ValueError, match="no recipe"), defer_garbage_collection():
         raise ValueError("no recipe")
     assert gc.isenabled()

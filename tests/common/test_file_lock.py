@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.cli.event_files import recording
+from cachegraph.cli.event_files import record_events
 from cachegraph.errors import CachegraphError, InputError
 from cachegraph.evaluation.results_file import ResultsFile
 
@@ -46,13 +46,13 @@ def test_a_file_that_is_none_of_ours_is_left_alone(line: str, tmp_path: Path) ->
 def test_two_runs_on_one_events_file_are_told_and_the_first_ones_events_stay(tmp_path: Path) -> None:
     events = tmp_path / "e.jsonl"
     events.write_text("of an earlier run\n")
-    with recording(events, None) as _:
+    with record_events(events, None) as _:
         assert events.read_text() == ""
         events.write_text("x")
-        with pytest.raises(CachegraphError, match="is being written by another command"), recording(events, None):
+        with pytest.raises(CachegraphError, match="is being written by another command"), record_events(events, None):
             pass
-        with pytest.raises(CachegraphError, match="is being written by another command"), recording(None, events):
+        with pytest.raises(CachegraphError, match="is being written by another command"), record_events(None, events):
             pass
         assert events.read_text() == "x"
-    with recording(Path("/dev/null"), Path("/dev/null")):
+    with record_events(Path("/dev/null"), Path("/dev/null")):
         pass

@@ -51,7 +51,7 @@ def test_of_many_writers_one_wins_and_nobody_reads_half(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["", "/", ".", "a\0b", "none/x"])
 def test_a_path_that_is_no_files_is_told(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="can't write .*; choose another place"):
+    with pytest.raises(ConfigError, match="can't write .*; choose another file"):
         _write("x", Path(place))
     assert not any(tmp_path.iterdir())
 

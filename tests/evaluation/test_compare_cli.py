@@ -82,7 +82,7 @@ def test_results_beside_those_of_another_comparison_are_said_to_be_there(folder:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--metric", "os:system"], "is code of yours; hand it to cachegraph.compare in Python"),
+        (["--metric", "os:system"], "is a function; pass it to cachegraph.compare in Python"),
         (["--map", "question"], "--map wants NAME=COLUMN"),
         (["--map", "id=a", "--map", "id=b"], "'id' is mapped twice"),
         (["--map", "question=q"], "line 1: there is no column 'q' for input 'question'"),

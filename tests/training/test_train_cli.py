@@ -157,7 +157,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(graft_task: Task, call:
     assert found["model_bytes"] > 0
     assert found["fuser"] == str(graft_task.folder / "made")
     shown = call(graft_task.recipe, "--dry-run").out
-    for word in ("parameters", "memory", "time", "6 steps of", "18 about 9 texts, 6 to judge by"):
+    for word in ("parameters", "memory", "time", "6 steps of", "18 about 9 texts, 6 for dev"):
         assert word in shown
 
 
@@ -252,7 +252,7 @@ REFUSED: list[tuple[list[str], int, str]] = [
     (["--for", "G"], 3, "--for needs --data"),
     (["--for", "G", "--data", "D", "--kind", "grft"], 3, "of kind 'fuse', 'graft' or 'joint', not 'grft'"),
     (["--for", "G", "--data", "D", "--edge", "a:b"], 3, "no edge 'a:b'; it has reader:answerer"),
-    (["R", "--set", "optim.steps"], 3, "--set wants KEY=VALUE, got 'optim.steps'"),
+    (["R", "--set", "optim.steps"], 3, "--set needs KEY=VALUE, got 'optim.steps'"),
     (["R", "--set", "optm.steps=1"], 3, "has no key 'optm.steps'"),
     (["R", "--set", "optim.step=1"], 3, "optim.step"),
     (["R", "--set", "optim.steps=no"], 3, "optim.steps"),
@@ -323,7 +323,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_ends_with_130(graft_task: Task, call: Ca
         os.kill(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert "interrupted; the same command with --resume goes on from the last step" in err
+    assert "interrupted; the same command with --resume continues from the last step" in err
     assert "Traceback" not in err
     found = checkpoint.newest(graft_task.run)
     assert found is not None
@@ -345,7 +345,7 @@ def test_ctrl_c_before_the_first_step_promises_nothing(graft_task: Task, call: C
         os.kill(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert "interrupted; no step was taken yet, so nothing was kept: give the same command again" in err
+    assert "interrupted; no step was taken yet, so nothing was saved: run the same command again" in err
     assert "Traceback" not in err
     assert not graft_task.run.exists()
 

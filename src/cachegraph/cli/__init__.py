@@ -1,4 +1,28 @@
-"""The command line. Each group of commands is a module; errors become one sentence and an exit code here."""
+"""The command line: one module per command or group of commands. Errors become one sentence and an exit code here.
+
+compare             cachegraph compare
+doctor              cachegraph doctor
+event_files         Files of a run's events and traces
+failures            The JSON error object of a failed command
+fetch               Fetch a recipe's models and fusers before a run
+fusers              cachegraph fusers: list, info, import, export, pull, push, ...
+garbage_collection  Turn Python's garbage collector off while a command starts
+models              cachegraph models: list, pull, remove, info, check
+options             Options shared by commands, and opening a recipe as a graph
+output              Everything that commands print
+process             Run a command as a process and end it quickly
+progress_view       Live view and tables of a run
+recipes             cachegraph validate, schema and show
+run                 cachegraph run
+runs                cachegraph runs: list, show, resume, rm, prune
+serve               cachegraph serve
+sessions            cachegraph sessions: list, show, rm
+show_run            Drawing of a stored run, for cachegraph show --run
+signals             The end of a command that a signal stops
+standard_streams    Standard streams that may be closed, full or not UTF-8
+text_arguments      UTF-8 text from arguments, files and stdin
+train               cachegraph train
+"""
 
 import os
 import sys
@@ -22,7 +46,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="cachegraph",
     cls=Commands,
-    help="Graphs of LLM agents whose edges hand over words, or KV caches.",
+    help="Graphs of LLM agents whose edges carry text or KV caches.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "CACHEGRAPH"},
@@ -59,9 +83,8 @@ def _options(
 def main() -> None:
     """Run a command.
 
-    Exit codes: 0, 1 a run failed, 2 wrong recipe or input, 3 configuration, 4 a run waits for a person, 130 Ctrl-C,
-    143 SIGTERM, 129 SIGHUP.
-    With --json a command that fails prints an object with its error, too.
+    Exit codes: 0 success, 1 a run failed, 2 wrong recipe or input, 3 configuration, 4 a run waits for a person,
+    130 Ctrl-C, 143 SIGTERM, 129 SIGHUP. With --json a failing command also prints a JSON object with its error.
     """
     with standard_streams():
         _run_app()
@@ -69,7 +92,7 @@ def main() -> None:
 
 def _run_app() -> None:
     debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
-    failures.begin()
+    failures.reset()
     catch_signals()
     try:
         check_arguments(sys.argv[1:])
@@ -87,9 +110,9 @@ def _run_app() -> None:
         failures.print_failure(stopped or error, "interrupted", exit_code())
         end_stopped(stopped)
     except SystemExit as ended:
-        failures.print_ending(ended)
+        failures.print_exit(ended)
         raise
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of stdout is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError as error:
@@ -97,7 +120,7 @@ def _run_app() -> None:
         echo(f"cachegraph: {sentence}", err=True)
         failures.print_failure(error, sentence, 1)
         sys.exit(1)
-    except Exception as error:  # a boundary: people get a sentence, and --debug the traceback
+    except Exception as error:  # users get a sentence, and with --debug the traceback
         sentence = f"this should not have happened: {type(error).__name__}: {error}"
         failures.print_failure(error, sentence, 1)
         if debug:

@@ -1,4 +1,4 @@
-"""cachegraph compare: one recipe's edges swapped, on a user's own data, with controls."""
+"""cachegraph compare: run variants of a recipe's edges on a user's data, with controls."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cachegraph.errors import ConfigError, InputError
 
-from .failures import note
+from .failures import add_facts
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, open_graph
 from .output import TASK, echo, echo_json, open_console
 
@@ -38,7 +38,7 @@ def compare(
         typer.Option(
             "--data",
             "-d",
-            help="JSON Lines, JSON or CSV, or a hub data set: owner/name:config@split.",
+            help="A JSON Lines, JSON or CSV file, or a hub data set: owner/name:config@split.",
             show_default=False,
         ),
     ],
@@ -46,13 +46,13 @@ def compare(
         str,
         typer.Option(
             "--variants",
-            help="Of text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, floor; "
-            "cache@NAME is cache with another fuser, cache@mean the mean over all of them.",
+            help="Comma-separated: text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, "
+            "floor; cache@NAME is cache with another fuser, cache@mean the mean over all such fusers",
         ),
     ] = DEFAULT_VARIANTS,
-    limit: Annotated[int | None, typer.Option(help="As many rows, drawn by the seed.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Draws rows, partners, samples and intervals.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Repeat what is random with as many seeds.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Number of examples to draw.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the examples, the mismatched pairs, sampling and intervals.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Number of seeds to repeat everything random with.")] = 1,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,7 +60,7 @@ def compare(
             "-m",
             show_default=False,
             help="accuracy, accuracy_per_character, answer_logprob, exact_match, contains or f1; "
-            "the first is the verdict's.",
+            "the verdict uses the first.",
         ),
     ] = None,
     columns: Annotated[
@@ -75,8 +75,8 @@ def compare(
     concurrency: Annotated[
         int | None,
         typer.Option(
-            help="Examples at a time; 1 for single-stream latencies. "
-            "By default 8 where that leaves every bit as it is, else 1.",
+            help="Examples that run at a time; 1 measures single-stream latency. "
+            "By default 8 if batching changes no bit of a result, else 1.",
             show_default=False,
         ),
     ] = None,
@@ -85,32 +85,32 @@ def compare(
         typer.Option(
             "--out",
             "-o",
-            help="Keep finished results here; by default in this folder, named after the comparison.",
+            help="File of finished results; by default in this folder, named after the comparison.",
             show_default=False,
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.", show_default=False)] = None,
     save: Annotated[Path | None, typer.Option(help="Write the whole comparison as JSON.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the verdicts and warnings.")] = False,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
     allow_local: AllowLocal = False,
 ) -> None:
-    """Swap the edges of a recipe on your data, and say which way is better: with controls."""
+    """Compare the channels of a recipe's edges on your data, with controls."""
     from cachegraph.evaluation.compare import default_results_file, run_task
     from cachegraph.evaluation.task import make_task
 
     from .fetch import fetch_fusers, fetch_models
 
     wanted = [name.strip() for name in variants.split(",") if name.strip()]
-    _no_code(metrics or [])
+    _refuse_code(metrics or [])
     graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
     settings: dict[str, Any] = {"map": sorted(columns or []), "limit": limit, "seed": seed, "seeds": seeds}
     results = out or default_results_file(graph, data, settings)
     for path in (results, report, save):
-        _check_place(path)
+        _check_writable(path)
     if report is not None:
         from cachegraph.evaluation.report import needs
 
@@ -119,11 +119,11 @@ def compare(
     fetch_models(graph.spec, graph.folder)
     fetch_fusers(graph.spec, graph.folder)
     console = open_console(stderr=True, quiet=quiet)
-    console.print(f"results: {results} (Ctrl-C is safe: the same command goes on)", soft_wrap=True)
-    note(lambda: {"results_file": str(results)})
+    console.print(f"results: {results} (Ctrl-C is safe: the same command continues)", soft_wrap=True)
+    add_facts(lambda: {"results_file": str(results)})
     try:
-        with _Bar(console) as bar:
-            note(lambda: {"finished": bar.finished, "examples": bar.examples})
+        with _ComparisonBar(console) as bar:
+            add_facts(lambda: {"finished": bar.finished, "examples": bar.examples})
             found = run_task(task, results, bar.show)
     finally:
         graph.close()
@@ -131,10 +131,10 @@ def compare(
         other = f"{results.name} holds another comparison (of other settings, versions, threads or another machine)"
         console.print(f"{other}: these results are in {found.results_file}", soft_wrap=True)
     found.environment.command = shlex.join(["cachegraph", *sys.argv[1:]])
-    _hand_out(found, save, report, as_json, quiet)
+    _print_and_save(found, save, report, as_json, quiet)
 
 
-def _hand_out(found: "Comparison", save: Path | None, report: Path | None, as_json: bool, quiet: bool) -> None:
+def _print_and_save(found: "Comparison", save: Path | None, report: Path | None, as_json: bool, quiet: bool) -> None:
     if save is not None:
         found.save(save)
     if report is not None:
@@ -155,8 +155,8 @@ def _hand_out(found: "Comparison", save: Path | None, report: Path | None, as_js
         echo(f"warning: {warning}")
 
 
-class _Bar:
-    """A bar with the time that is left, on stderr where that is a terminal."""
+class _ComparisonBar:
+    """Progress bar with the remaining time, on stderr if that is a terminal."""
 
     def __init__(self, console: Console):
         columns = (
@@ -168,10 +168,10 @@ class _Bar:
         hidden = console.quiet or not console.is_terminal
         self._progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden)
         self._task = self._progress.add_task("loading", total=None)
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self.finished = self.examples = 0  # runs of examples, of all variants together
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_ComparisonBar":
         self._progress.start()
         return self
 
@@ -179,18 +179,18 @@ class _Bar:
         self._progress.stop()
 
     def show(self, made: "Made") -> None:
-        """Called with every result. What can't run is said at once, and not only after hours."""
+        """Called with every record. Reports variants that can't run at once, not after hours."""
         for name, why in made.refused.items():
-            if name not in self._told:
-                self._told.add(name)
+            if name not in self._reported:
+                self._reported.add(name)
                 self._progress.console.print(f"{name} can't run: {why}")
         self.finished, self.examples = made.done, made.total
         seed = f", seed {made.seed}" if made.seed else ""
         self._progress.update(self._task, description=f"{made.variant}{seed}", completed=made.done, total=made.total)
 
 
-def _check_place(path: Path | None) -> None:
-    """Whether a file can come there, before hours of work are lost."""
+def _check_writable(path: Path | None) -> None:
+    """Raise InputError or ConfigError if the file can't be written: before hours of work."""
     if path is None:
         return
     if path.is_dir() or not path.parent.is_dir():
@@ -201,10 +201,10 @@ def _check_place(path: Path | None) -> None:
         raise ConfigError(f"{str(path)!r} can't be written: this account may not")
 
 
-def _no_code(metrics: Sequence[str]) -> None:
+def _refuse_code(metrics: Sequence[str]) -> None:
     for metric in metrics:
         if ":" in metric:
-            raise InputError(f"the metric {metric!r} is code of yours; hand it to cachegraph.compare in Python")
+            raise InputError(f"the metric {metric!r} is a function; pass it to cachegraph.compare in Python")
 
 
 def _mapping(pairs: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""cachegraph doctor: what this machine has, what `auto` makes of it, and what keeps models from running."""
+"""cachegraph doctor: this machine's hardware and versions, and problems that keep models from running."""
 
 import json
 from dataclasses import asdict
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show what this machine has for models. Exit code 3 where something keeps them from running."""
+    """Show this machine's hardware and versions. Exits with 3 if something keeps models from running."""
     from cachegraph.engine.diagnostics import examine
 
     machine = examine()

@@ -1,4 +1,4 @@
-"""What runs leave in files: their events, one JSON object a line, while they go on; a trace, once they are over."""
+"""Files that runs write: events as JSON Lines while they run, and a trace when they are over."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,54 +12,54 @@ from cachegraph.graph.run.events import Event, TextDelta
 
 from .standard_streams import TolerantStream
 
-__all__ = ["Record", "Recorder", "recording"]
+__all__ = ["EventRecorder", "OnEvent", "record_events"]
 
-Record = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 
 
-class Recorder:
-    """Takes the events of one run after another. A file that gets full costs the file, not the run: see `check`."""
+class EventRecorder:
+    """Writes the events of one run after another. A failing write does not stop the run; `check` reports it."""
 
-    def __init__(self, events: "_File | None", trace: "_File | None"):
+    def __init__(self, events: "_OutputFile | None", trace: "_OutputFile | None"):
         self._events = events
         self._trace = trace
         self._keeps = trace is not None
         self.runs: list[tuple[str, list[Event]]] = []
 
-    def begin(self, title: str) -> Record:
-        """What to call with every event of the run that begins now."""
-        told: list[Event] = []
-        self.runs.append((title, told))
+    def start_run(self, title: str) -> OnEvent:
+        """Start a run, and return the function to call with each of its events."""
+        kept: list[Event] = []
+        self.runs.append((title, kept))
 
         def record(event: Event) -> None:
             if self._events is not None:
                 self._events.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-                self._events.flush()  # somebody may be reading along
+                self._events.flush()  # another program may read along
             if self._keeps and not isinstance(event, TextDelta):
-                told.append(event)
+                kept.append(event)
 
         return record
 
     def check(self) -> None:
-        """Raises ConfigError where a file could not be written whole."""
+        """Raise ConfigError if a file could not be written completely."""
         for file in (self._events, self._trace):
             if file is not None and file.trouble is not None:
-                raise ConfigError(f"{str(file.path)!r} is not whole: {file.trouble}; choose another place")
+                raise ConfigError(f"{str(file.path)!r} is incomplete: {file.trouble}; choose another file")
 
 
-class _File(TolerantStream):
+class _OutputFile(TolerantStream):
     def __init__(self, path: Path):
         super().__init__(_opened(path))
         self.path = path
 
 
 @contextmanager
-def recording(events: Path | None, trace: Path | None) -> Iterator[Recorder]:
-    """Raises ConfigError at once where a file can't be written. The trace is written however the runs end."""
+def record_events(events: Path | None, trace: Path | None) -> Iterator[EventRecorder]:
+    """Open both files. Raises ConfigError at once if one can't be written. Writes the trace however the runs end."""
     with ExitStack() as files:
-        lines = files.enter_context(closing(_File(events))) if events is not None else None
-        whole = files.enter_context(closing(_File(trace))) if trace is not None else None
-        recorder = Recorder(lines, whole)
+        lines = files.enter_context(closing(_OutputFile(events))) if events is not None else None
+        whole = files.enter_context(closing(_OutputFile(trace))) if trace is not None else None
+        recorder = EventRecorder(lines, whole)
         try:
             yield recorder
         finally:
@@ -71,9 +71,9 @@ def recording(events: Path | None, trace: Path | None) -> Iterator[Recorder]:
 
 def _opened(path: Path) -> IO[str]:
     try:
-        file = path.open("a", encoding="utf-8", errors="replace")  # emptied only when it is ours
+        file = path.open("a", encoding="utf-8", errors="replace")  # truncated only once it is locked
         try:
-            lock_file(file, path, "choose another place")
+            lock_file(file, path, "choose another file")
             if path.is_file():
                 file.truncate(0)
         except BaseException:
@@ -81,4 +81,4 @@ def _opened(path: Path) -> IO[str]:
             raise
         return file
     except OSError as error:
-        raise ConfigError(f"can't write {str(path)!r}: {error.strerror}; choose another place") from error
+        raise ConfigError(f"can't write {str(path)!r}: {error.strerror}; choose another file") from error

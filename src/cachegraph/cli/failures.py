@@ -1,4 +1,4 @@
-"""What a command with --json prints where it fails: error, kind, exit code, and what had finished by then."""
+"""The JSON error object of a failing command with --json: error, kind, exit code and partial results."""
 
 import json
 import os
@@ -10,29 +10,29 @@ from cachegraph.errors import RecipeError
 
 from . import output
 
-__all__ = ["begin", "note", "print_ending", "print_failure"]
+__all__ = ["add_facts", "print_exit", "print_failure", "reset"]
 
 Facts = Callable[[], Mapping[str, Any]]
-_finished: list[Facts] = []
+_facts: list[Facts] = []
 
 
-def begin() -> None:
-    """A command begins: nothing has finished."""
-    _finished.clear()
+def reset() -> None:
+    """Forget the facts of an earlier command."""
+    _facts.clear()
     output.printed_json = False
 
 
-def note(facts: Facts) -> None:
-    """Have these facts in the object, as they are when the command fails; those of a later call win."""
-    _finished.append(facts)
+def add_facts(facts: Facts) -> None:
+    """Add these facts to the object, as they are when the command fails. Later calls override earlier ones."""
+    _facts.append(facts)
 
 
 def print_failure(error: BaseException, sentence: str, code: int) -> None:
-    """Print the object on stdout, if JSON was asked for and none was printed."""
+    """Print the object on stdout, if JSON was requested and none was printed."""
     if not _wants_json() or output.printed_json:
         return
     facts: dict[str, Any] = {}
-    for each in _finished:
+    for each in _facts:
         facts |= each()
     facts |= {"error": sentence, "kind": type(error).__name__, "exit_code": code}
     if isinstance(error, RecipeError):
@@ -40,13 +40,13 @@ def print_failure(error: BaseException, sentence: str, code: int) -> None:
     output.echo_json(json.dumps(facts, ensure_ascii=False))
 
 
-def print_ending(ended: SystemExit) -> None:
-    """The same for what Typer has told of itself before it ended: a wrong command line, or Ctrl-C."""
+def print_exit(ended: SystemExit) -> None:
+    """`print_failure` for errors that Typer has reported itself: a wrong command line, or Ctrl-C."""
     error: BaseException | None = ended
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             print_failure(error, "interrupted", 130)
-        elif callable(say := getattr(error, "format_message", None)):  # a ClickException, which Typer has its own of
+        elif callable(say := getattr(error, "format_message", None)):  # a ClickException, also one of Typer's own copy
             print_failure(error, say(), getattr(error, "exit_code", 2))
         error = error.__cause__ or error.__context__
 

@@ -1,4 +1,4 @@
-"""Having all of a recipe's models and fusers on this disk before anything runs, with a bar for what must be fetched."""
+"""Fetch a recipe's missing models and fusers before a run, with a progress bar."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["fetch_fusers", "fetch_models"]
 
 
 def fetch_models(spec: GraphSpec, folder: Path) -> None:
-    """Pull what is missing. Raises ModelError or ConfigError."""
+    """Pull missing models. Raises ModelError or ConfigError."""
     catalogue = load_catalogue()
     for recipe, place in _with_included(spec, folder):
         for model in _local_models(recipe):
@@ -27,7 +27,7 @@ def fetch_models(spec: GraphSpec, folder: Path) -> None:
 
 
 def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
-    """Fetch what is missing. Raises FuserError or ConfigError where the recipe allows no text instead."""
+    """Fetch missing fusers of the hub. Raises FuserError or ConfigError if an edge may not fall back to text."""
     wanted = [
         (edge, name, place)
         for recipe, place in _with_included(spec, folder)
@@ -43,11 +43,11 @@ def fetch_fusers(spec: GraphSpec, folder: Path) -> None:
                 find_fuser(name, place, progress)
         except (FuserError, ConfigError):
             if edge.channel != "auto" and edge.fallback == "error":
-                raise  # else the edge falls back, and the result says why
+                raise  # else the edge falls back to text, and the result says why
 
 
 def _with_included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
-    """The recipe and those that it includes, each with its folder."""
+    """The recipe and its included recipes, each with its folder."""
     yield spec, folder
     yield from ((inner, file.parent) for inner, file in included(spec, folder))
 

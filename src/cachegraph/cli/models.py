@@ -1,4 +1,4 @@
-"""cachegraph models: what there is, what is on this disk, and bringing the one to the other."""
+"""cachegraph models: list, pull, remove, describe and check models."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ app = typer.Typer(name="models", help="The models that agents can run.", no_args
 
 CatalogueOption = Annotated[
     Path | None,
-    typer.Option("--catalogue", help="A catalogue of yours, laid over the shipped one.", show_default=False),
+    typer.Option("--catalogue", help="Your catalogue; its entries override the shipped ones.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -43,7 +43,7 @@ STAGES = {
 
 @app.command("list")
 def list_models(catalogue: CatalogueOption = None, as_json: JsonOption = False) -> None:
-    """Show every model of the catalogue, and what else was pulled."""
+    """List the models of the catalogue and all pulled models."""
     from cachegraph.engine.catalogue import load_catalogue
     from cachegraph.engine.catalogue.inventory import inventory
 
@@ -67,7 +67,7 @@ def pull_models(
     catalogue: CatalogueOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch models and make them ready; afterwards they load without the network."""
+    """Fetch models and convert them if needed; they then load offline."""
     from cachegraph.engine.catalogue import load_catalogue
     from cachegraph.engine.spec import ModelSpec
 
@@ -103,7 +103,7 @@ def show_model(
     catalogue: CatalogueOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a model comes from, its licence, and where it lies."""
+    """Show a model's source, licence and folder."""
     from cachegraph.engine.catalogue import find, load_catalogue
     from cachegraph.engine.spec import ModelSpec
 
@@ -128,7 +128,7 @@ def check_model(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Hold a model to its own forward pass, now and whatever an earlier check said; show what was compared."""
+    """Check the engine's computation of a model against transformers, even if it was checked before."""
     from pydantic import ValidationError
 
     from cachegraph.engine.pool import leased
@@ -181,7 +181,7 @@ def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> di
 
 
 def pull_with_bar(spec: "ModelSpec", catalogue: "Catalogue", folder: Path | None = None) -> "StoredModel":
-    """Pull a model and show how far it is. `folder` is where relative paths start."""
+    """Pull a model with a progress bar. Relative paths start at `folder`."""
     from cachegraph.engine.catalogue import pull
 
     console = open_console(stderr=True)
@@ -191,7 +191,7 @@ def pull_with_bar(spec: "ModelSpec", catalogue: "Catalogue", folder: Path | None
 
 @contextmanager
 def bar(name: str, console: Console | None = None) -> Iterator[Any]:
-    """A bar for each stage, the finished ones left standing; nothing where stderr is no terminal."""
+    """A progress bar per stage; finished ones stay visible. Shows nothing if stderr is not a terminal."""
     console = console or open_console(stderr=True)
     columns = (
         SpinnerColumn(),

@@ -1,4 +1,4 @@
-"""What several commands do with a recipe, said once: their options, and opening it as a graph."""
+"""Options shared by commands, and opening a recipe as a graph."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -26,20 +26,21 @@ __all__ = [
 Recipe = Annotated[Path, typer.Argument(help="A recipe's YAML file.", show_default=False)]
 AllowEnv = Annotated[
     list[str] | None,
-    typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may take a key from."),
+    typer.Option("--allow-env", metavar="NAME", help="An environment variable that endpoints may read a key from."),
 ]
 AllowPaths = Annotated[bool, typer.Option("--allow-paths", help="Let recipes name files outside their folder.")]
 
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Let the recipe run functions and programs, and use tools of this machine.")
+    bool, typer.Option("--allow-code", help="Let the recipe run functions and programs, and use tools on this machine.")
 ]
 
 AllowLocal = Annotated[
-    bool, typer.Option("--allow-local", help="Let endpoints be in private networks, or be this machine by any name.")
+    bool, typer.Option("--allow-local", help="Let endpoints be in private networks or on this machine.")
 ]
 
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Take warnings for errors: what the channels drop, and inputs nobody reads.")
+    bool,
+    typer.Option("--strict", help="Treat warnings as errors: data that channels drop, inputs that no agent reads."),
 ]
 
 
@@ -50,7 +51,7 @@ def open_graph(
     allow_code: bool = False,
     allow_local: bool = False,
 ) -> "Graph":
-    """The recipe as a graph, its models' names checked against the catalogue. Raises RecipeError."""
+    """The recipe as a graph, with model names checked against the catalogue. Raises RecipeError."""
     from cachegraph.engine.catalogue import load_catalogue
     from cachegraph.graph.graph import Graph
 
@@ -66,15 +67,15 @@ def open_graph(
 
 
 def open_store() -> "Store":
-    """The run store of this machine, or the one that CACHEGRAPH_STORE names. Raises ConfigError if it is of no use."""
+    """This machine's run store, or the one that CACHEGRAPH_STORE names. Raises ConfigError if it can't be used."""
     from cachegraph.graph.store import Store
 
     store = Store()
-    store.list(0)  # whatever is wrong with it is said before a model is loaded
+    store.list(0)  # raises its errors before a model is loaded
     return store
 
 
 def exit_if_paused(results: "Sequence[Result]") -> None:
-    """End with 4 where a run waits for a person, so that a script knows that there is no reply yet."""
+    """Exit with 4 if a run waits for a person, so that scripts know that there is no reply yet."""
     if any(result.status == "paused" for result in results):
         raise typer.Exit(4)

@@ -1,7 +1,6 @@
-"""The one door to the screen: every text that a command prints goes through here.
+"""Output of commands: all text that they print goes through here.
 
-On a terminal nothing that a model, a file or a server wrote can act as a command; into a file or a pipe a text goes as
-it is.
+On a terminal, control characters of models, files and servers are replaced. Files and pipes get text unchanged.
 """
 
 import sys
@@ -16,12 +15,12 @@ from cachegraph.common.printable import printable, printable_json
 __all__ = ["TASK", "echo", "echo_json", "open_console", "width_of", "write"]
 
 
-printed_json = False  # a command has printed its JSON
-TASK = "{task.description}"  # what a bar says; with markup=False, since it may hold a stranger's names
+printed_json = False  # whether the command has printed its JSON
+TASK = "{task.description}"  # the text of a bar; use with markup=False, since names in it are untrusted
 
 
 class _SafeConsole(Console):
-    """Prints no control character that isn't rich's own."""
+    """Prints no control characters except rich's own."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -30,12 +29,12 @@ class _SafeConsole(Console):
 
 
 def open_console(*, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False) -> Console:
-    """A console for tables and notes. Texts mean themselves: no markup, no emoji codes, no highlighting."""
+    """A console for tables and notes, without markup, emoji codes and highlighting."""
     return _SafeConsole(stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
 
 
 def width_of(shown: RenderableType, console: Console) -> int:
-    """The columns that it takes where nothing of it is cut or wrapped."""
+    """Its width in columns if nothing is cut or wrapped."""
     return console.measure(shown, options=console.options.update(width=10_000)).maximum
 
 
@@ -48,14 +47,14 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
 
 
 def echo_json(text: str) -> None:
-    """Print a JSON text; what a screen would obey stands in it as escapes, wherever it goes."""
+    """Print a JSON text, with control characters as JSON escapes."""
     global printed_json
     printed_json = True
     echo(printable_json(text))
 
 
 def write(text: str, stream: TextIO | None = None) -> None:
-    """Write a text to stdout, or to another stream, at once."""
+    """Write a text to stdout, or to another stream, and flush it."""
     stream = stream or sys.stdout
     stream.write(printable(text) if stream.isatty() else text)
     stream.flush()

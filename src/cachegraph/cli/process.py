@@ -1,4 +1,4 @@
-"""A command as a process of its own."""
+"""Run a command as a process, and end it quickly."""
 
 import atexit
 import logging
@@ -16,11 +16,11 @@ _status: int | None = None  # the exit code, once the command has ended
 def run_process() -> None:
     """Run the command of `sys.argv`, and end the process with its exit code.
 
-    The interpreter is not torn down: to free all objects of torch and transformers takes a second. Before the process
-    ends its threads are joined, and what others have registered with `atexit` is called.
+    Skips the interpreter's teardown, which takes a second to free all objects of torch and transformers. Threads are
+    still joined, and `atexit` functions called.
     """
     global _status
-    atexit.register(_end_at_once)  # first, so that it is called last
+    atexit.register(_end_at_once)  # registered first, so it is called last
     try:
         main()
     except SystemExit as ended:
@@ -31,10 +31,10 @@ def run_process() -> None:
 
 
 def _end_at_once() -> None:
-    if _status is None:  # Python has an error to print
+    if _status is None:  # Python still has to print an error
         return
     logging.shutdown()
-    with suppress(OSError, ValueError):  # if they can't be written to, Python says so as it ends
+    with suppress(OSError, ValueError):  # if a stream can't be written, Python reports it as it ends
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()

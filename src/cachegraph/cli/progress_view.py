@@ -1,4 +1,4 @@
-"""What a person sees of a run: the reply as it is written, on stdout; who did what and how long, on stderr."""
+"""Live view of a run: the reply streams to stdout; agents, edges and times go to stderr."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ from cachegraph.graph.run.events import (
 from cachegraph.graph.run.result import AgentResult, Result
 from cachegraph.graph.run.stream import RunStream
 
-from .event_files import Record
-from .failures import note
+from .event_files import OnEvent
+from .failures import add_facts
 from .output import open_console, width_of, write
 from .signals import ReportedStop
 
@@ -45,17 +45,17 @@ NARROWEST = 12  # columns for folded names
 
 
 def warm_up(graphs: Sequence[Graph], inputs: Mapping[str, str]) -> None:
-    """One run that isn't counted, so that the first channel does not pay for waking up the models."""
+    """Run once without counting it, so that the first channel does not pay for the models' first run."""
     console = open_console(stderr=True)
     with console.status("warming up"):
         graphs[0].run(inputs)
 
 
 def run_and_print(
-    stream: RunStream, output: str, quiet: bool, record: Record | None = None, title: str | None = None
+    stream: RunStream, output: str, quiet: bool, record: OnEvent | None = None, title: str | None = None
 ) -> Result:
-    """Run once; `record` gets every event. Ctrl-C, or a failing run, still prints what finished and how to go on."""
-    note(lambda: json.loads(stream.result.to_json()))
+    """Run once, and pass every event to `record`. An interrupted or failed run still prints what has finished."""
+    add_facts(lambda: json.loads(stream.result.to_json()))
     console = open_console(stderr=True, quiet=quiet)
     if title:
         console.rule(Text(title, "bold"))
@@ -64,12 +64,12 @@ def run_and_print(
     except (KeyboardInterrupt, RunError) as error:
         stopped = isinstance(error, KeyboardInterrupt)
         if not quiet:
-            with suppress(OSError) if stopped else nullcontext():  # the terminal may be gone, which stopped it
+            with suppress(OSError) if stopped else nullcontext():  # the terminal may be gone: SIGHUP
                 if stopped:
-                    console.print(Text("interrupted; this is how far it came:", "yellow"))
+                    console.print(Text("interrupted; finished so far:", "yellow"))
                 print_tables(stream.result, console)
                 if stream.result.run_id:
-                    console.print(f"To go on where it stands: cachegraph runs resume {stream.result.run_id}")
+                    console.print(f"To continue: cachegraph runs resume {stream.result.run_id}")
             if stopped:
                 raise ReportedStop from error
         raise
@@ -87,8 +87,8 @@ def _print_questions(result: Result, console: Console) -> None:
         console.print(f"To answer: cachegraph runs resume {result.run_id} --answer ...")
 
 
-async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, record: Record | None) -> None:
-    streamed = False  # something of the reply is on the screen
+async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, record: OnEvent | None) -> None:
+    streamed = False  # whether part of the reply is printed
     within_line = False
     ended = False
     try:
@@ -115,7 +115,7 @@ async def _follow(stream: RunStream, output: str, quiet: bool, console: Console,
     finally:
         if within_line:
             write("\n")
-        if record is not None and not ended:  # interrupted: the reader left before the run did
+        if record is not None and not ended:  # interrupted: the stream was left before its last event
             record(RunFinished(stream.result.seconds, stream.result))
     if not (quiet or streamed or stream.result.status == "paused"):
         write(f"{stream.result.text}\n")
@@ -129,7 +129,7 @@ def _print_start(event: RunStarted, run: str | None, console: Console) -> None:
 
 
 def _note(event: Event, output: str) -> Text | None:
-    """What there is to say of an event beside the output agent's reply."""
+    """The line to print for an event, if any. The output agent's reply is printed elsewhere."""
     if isinstance(event, AgentFinished) and event.agent != output:
         shown = _short(event.result.text or "")
         note = Text(f"{event.agent}: {shown or '(hands over its cache)'}", "dim")
@@ -149,7 +149,7 @@ def _short(text: str) -> str:
 
 
 def print_tables(result: Result, console: Console) -> None:
-    """Agents and edges of one run; why an edge did not go as asked stands below."""
+    """Print the agents and edges of a run, then the reasons of fallbacks."""
     _print_agents(result, console)
     if result.edges:
         console.print(_edges(result))
@@ -170,7 +170,7 @@ def print_tables(result: Result, console: Console) -> None:
 
 
 def _print_totals(result: Result, console: Console) -> None:
-    """Of the whole run, every turn counted; and what the models took to load."""
+    """Print totals over all turns, and the models' load times."""
     totals, tokens = result.totals, result.totals.tokens
     if totals.turns:
         parts = [f"{totals.turns:,} turn{'s' * (totals.turns != 1)} in {result.seconds:.2f} s"]
@@ -188,7 +188,7 @@ def _print_totals(result: Result, console: Console) -> None:
 
 
 def _print_cut(result: Result, console: Console) -> None:
-    """Which replies are not whole, by the reason."""
+    """Print the agents whose replies are incomplete, by reason."""
     for reason, says in CUT.items():
         names = []
         for name, agent in result.agents.items():
@@ -201,7 +201,7 @@ def _print_cut(result: Result, console: Console) -> None:
 
 
 def _print_agents(result: Result, console: Console) -> None:
-    """The agents' table. On a narrow terminal models stand below it, and long names on lines of their own."""
+    """Print the agents' table. A narrow terminal gets models below it, and long names on their own lines."""
     columns = _agents(result)
     models = columns.pop("model")
     agents = columns.pop("agent")
@@ -209,7 +209,7 @@ def _print_agents(result: Result, console: Console) -> None:
     if width_of(whole, console) <= console.width:
         console.print(whole)
         return
-    columns.pop("finish", None)  # of what is cut, a line below tells
+    columns.pop("finish", None)  # `_print_cut` says it too
     numbers = _table(columns, left=(), gap=1)
     if console.width - width_of(numbers, console) > min(NARROWEST, max(name.cell_len for name in agents)):
         console.print(_table({"agent": agents, **columns}, left=("agent",), gap=1))
@@ -224,7 +224,7 @@ def _print_agents(result: Result, console: Console) -> None:
 
 
 def _print_below_names(names: Sequence[Text], numbers: Table, console: Console) -> None:
-    """Each row of numbers below its name."""
+    """Print each row of numbers below its name."""
     options = console.options.update(width=max(console.width, width_of(numbers, console)))
     lines = ["".join(part.text for part in line) for line in console.render_lines(numbers, options, pad=False)]
     for head in lines[: -len(names)]:
@@ -250,11 +250,11 @@ def _agents(result: Result) -> dict[str, list[Text]]:
     columns["first\ns"] = [Text(_seconds(agent.timing.first_token)) for agent in agents]
     columns["total\ns"] = [Text(_seconds(timing.total)) for (timing, _), _ in spent]
     columns["finish"] = [Text(agent.finish_reason or "-", "yellow" if agent.is_cut else "") for agent in agents]
-    return {title: cells for title, cells in columns.items() if title in ("agent", "model") or _says_much(cells)}
+    return {title: cells for title, cells in columns.items() if title in ("agent", "model") or _has_values(cells)}
 
 
 def _of_all_turns(agent: AgentResult) -> tuple[Timing, Tokens]:
-    """What all turns of an agent took; of one turn, that turn also while it has not finished."""
+    """Timing and tokens of all turns of an agent, also while its only turn has not finished."""
     return (agent.total_timing, agent.total_tokens) if agent.turns > 1 else (agent.timing, agent.tokens)
 
 
@@ -276,17 +276,17 @@ def _edges(result: Result) -> Table:
         "fused\npositions": [Text(str(part.positions_fused or "-")) for part in whole],
         "grafted\npositions": [Text(str(part.positions_grafted or "-")) for part in whole],
     }
-    return _table({title: cells for title, cells in columns.items() if _says_much(cells)}, ("edge", "asked", "used"))
+    return _table({title: cells for title, cells in columns.items() if _has_values(cells)}, ("edge", "asked", "used"))
 
 
-def _says_much(cells: Sequence[Text]) -> bool:
+def _has_values(cells: Sequence[Text]) -> bool:
     return any(cell.plain != "-" for cell in cells)
 
 
 def _table(columns: Mapping[str, Sequence[Text]], left: Sequence[str], gap: int = 2) -> Table:
-    """A table that cuts nothing: where it is too wide, it folds the names, which are the first column of `left`."""
+    """A table that cuts nothing. If it is too wide, it folds the names, the first column of `left`."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
-    below = "\n" if any("\n" in title for title in columns) else ""  # where the others have their units
+    below = "\n" if any("\n" in title for title in columns) else ""  # aligned with the lines that hold units
     for title, cells in columns.items():
         width = max(*map(len, title.split("\n")), 0, *(cell.cell_len for cell in cells))
         head = title if "\n" in title else title + below
@@ -304,7 +304,7 @@ def _named(name: str, status: str) -> Text:
 
 
 def print_comparison(results: Sequence[Result], titles: Sequence[str]) -> None:
-    """Runs of one graph over several channels, a column each. One run is a picture, not a measurement."""
+    """Print runs of one graph over several channels, a column each."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("")
     for title in titles:

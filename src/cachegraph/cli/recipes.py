@@ -1,4 +1,4 @@
-"""The commands that read a recipe and run nothing: validate, schema, show."""
+"""cachegraph validate, schema and show: commands that read recipes and run nothing."""
 
 import json
 from enum import StrEnum
@@ -46,14 +46,14 @@ def validate(
     allow_local: AllowLocal = False,
     strict: Strict = False,
     channel: Annotated[
-        str | None, typer.Option("--channel", "-c", help="Say what every edge would drop over this channel.")
+        str | None, typer.Option("--channel", "-c", help="Report what every edge would drop over this channel.")
     ] = None,
     catalogue: Annotated[
         Path | None,
-        typer.Option("--catalogue", help="A catalogue of yours, laid over the shipped one.", show_default=False),
+        typer.Option("--catalogue", help="Your catalogue; its entries override the shipped ones.", show_default=False),
     ] = None,
 ) -> None:
-    """Check recipes and name every problem with its line; also what their channels would drop."""
+    """Check recipes: every problem with its line, and data that channels would drop."""
     from cachegraph.engine.catalogue import load_catalogue
     from cachegraph.graph.recipe.load import load_recipe
 
@@ -90,7 +90,8 @@ def validate(
 
 
 def schema(
-    training: Annotated[bool, typer.Option("--training", help="Of training recipes.")] = False, output: Output = None
+    training: Annotated[bool, typer.Option("--training", help="Of training recipes.")] = False,
+    output: Output = None,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""
     if training:
@@ -105,12 +106,12 @@ def schema(
 
 def show(
     recipe: Annotated[
-        Path | None, typer.Argument(help="A recipe's YAML file; with --run the run's own if left out.")
+        Path | None, typer.Argument(help="A recipe's YAML file; with --run, by default the run's recipe.")
     ] = None,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to draw it.")] = Format.text,
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the drawing.")] = Format.text,
     run: Annotated[
         str | None,
-        typer.Option("--run", metavar="ID|FILE", help="Draw what happened in this run of the store, or in a result."),
+        typer.Option("--run", metavar="ID|FILE", help="Draw this stored run, or the run of a result file."),
     ] = None,
     output: Output = None,
     allow_env: AllowEnv = None,
@@ -118,7 +119,7 @@ def show(
     allow_code: AllowCode = False,
     allow_local: AllowLocal = False,
 ) -> None:
-    """Draw a recipe's graph, or what happened on it in a run."""
+    """Draw a recipe's graph, or a run on it."""
     from cachegraph.graph.draw.render import to_mermaid, to_svg, to_text
     from cachegraph.graph.plan.recipe_warnings import expected_warnings
     from cachegraph.graph.recipe.load import load_recipe
@@ -138,14 +139,14 @@ def show(
         _write(draw_run(spec, run, format.value), output)
         return
     if spec is None:
-        raise InputError("show wants a recipe's file, or --run with the id of a run in the store")
+        raise InputError("show needs a recipe's file, or --run with the id of a stored run")
     draw = {Format.text: to_text, Format.mermaid: to_mermaid, Format.svg: to_svg}[format]
     assert recipe is not None
     _write(draw(spec, expected_warnings(spec, recipe.resolve().parent)[0]), output)
 
 
 def _dropped(recipe: Path, spec: "GraphSpec", channel: str | None) -> tuple[list[Problem], list[Problem]]:
-    """Why the output would hear no input, and what else the recipe's channels, or this one, would drop."""
+    """Problems and warnings of a recipe's channels, or of `channel` on every edge: what they would drop."""
     from cachegraph.graph.plan.recipe_warnings import expected_warnings, place_warning
     from cachegraph.graph.recipe.load import locate
     from cachegraph.graph.recipe.raw_spec import Finding
@@ -171,11 +172,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _write(text: str, output: Path | None) -> None:
-    """To the terminal, or whole into a file: a reader never sees half of it."""
+    """Print the text, or write it atomically to a file. Raises ConfigError."""
     if output is None:
         echo(text, end="")
         return
     try:
         write_atomically(output, text)
     except OSError as error:
-        raise ConfigError(f"can't write {str(output)!r}: {error.strerror or error}; choose another place") from error
+        raise ConfigError(f"can't write {str(output)!r}: {error.strerror or error}; choose another file") from error

@@ -1,4 +1,4 @@
-"""cachegraph run: one recipe, once, or once for each of several channels side by side."""
+"""cachegraph run: run a recipe once, or once per channel side by side."""
 
 import json
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import typer
 
 from cachegraph.errors import InputError
 
-from .collection import start_without_collection
-from .failures import note
+from .failures import add_facts
+from .garbage_collection import defer_garbage_collection
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, Strict, exit_if_paused, open_graph, open_store
 from .output import echo, echo_json
 from .text_arguments import TextProblem, read_text
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cachegraph.graph.run.result import Result
     from cachegraph.graph.store import Store
 
-    from .event_files import Recorder
+    from .event_files import EventRecorder
 
 __all__ = ["register"]
 
@@ -40,17 +40,17 @@ def run(
             "--input",
             "-i",
             metavar="NAME=VALUE",
-            help="An input, JSON if no text; NAME=@FILE reads a file, @- stdin.",
+            help="An input; JSON unless it is text. NAME=@FILE reads a file, NAME=@- stdin.",
         ),
     ] = None,
     channels: Annotated[
         list[str] | None,
         typer.Option(
-            "--channel", "-c", help="Give every edge this channel; repeat it to compare channels side by side."
+            "--channel", "-c", help="Use this channel on every edge; repeat to compare channels side by side."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the reply and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the reply.")] = False,
     events: Annotated[
         Path | None, typer.Option("--events", metavar="FILE", help="Write each event of the run as a line of JSON.")
     ] = None,
@@ -58,7 +58,7 @@ def run(
         bool,
         typer.Option(
             "--store/--no-store",
-            help="Keep the run in the run store, so that `cachegraph runs resume` can go on with it.",
+            help="Store the run, so that `cachegraph runs resume` can continue it.",
         ),
     ] = True,
     trace: Annotated[
@@ -66,7 +66,7 @@ def run(
         typer.Option("--trace", metavar="FILE", help="Write a trace for ui.perfetto.dev or chrome://tracing."),
     ] = None,
     session: Annotated[
-        str | None, typer.Option("--session", metavar="NAME", help="Go on with this conversation, or begin it.")
+        str | None, typer.Option("--session", metavar="NAME", help="Continue this conversation, or start it.")
     ] = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
@@ -77,19 +77,19 @@ def run(
     """Run a recipe and print its reply."""
     from cachegraph.graph.recipe.inputs import parse_inputs
 
-    from .event_files import recording
+    from .event_files import record_events
     from .fetch import fetch_fusers, fetch_models
 
     wanted = _channels(channels or [])
     if session is not None and len(wanted) > 1:
-        raise InputError("--session goes on with one conversation, so it takes one --channel at most")
-    with start_without_collection() as started:
+        raise InputError("--session continues one conversation, so it takes at most one --channel")
+    with defer_garbage_collection() as started:
         graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
         graph.strict = strict
         given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
         graph.check_inputs(given)
         store = open_store() if keep else None
-        with recording(events, trace) as recorder:
+        with record_events(events, trace) as recorder:
             fetch_models(graph.spec, graph.folder)
             graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
             for each in graphs:
@@ -111,7 +111,7 @@ def _run_all(
     graphs: "Sequence[Graph]",
     inputs: dict[str, Any],
     quiet: bool,
-    recorder: "Recorder",
+    recorder: "EventRecorder",
     store: "Store | None",
     session: str | None,
 ) -> "list[Result]":
@@ -120,16 +120,16 @@ def _run_all(
     from .progress_view import print_comparison, run_and_print, warm_up
 
     if len(graphs) == 1:
-        record = recorder.begin(graphs[0].spec.name)
+        record = recorder.start_run(graphs[0].spec.name)
         stream = graphs[0].stream(inputs, store=store, session=session)
         return [run_and_print(stream, graphs[0].output, quiet, record)]
-    # None may find what another has read: side by side each has to read for itself.
+    # No reuse of prefixes: each channel must prefill its own prompts.
     with request_context(replace(current_context(), reuse=False)):
         warm_up(graphs, inputs)
         results: list[Result] = []
-        note(lambda: {"finished": [json.loads(result.to_json()) for result in results]})
+        add_facts(lambda: {"finished": [json.loads(result.to_json()) for result in results]})
         for graph in graphs:
-            record = recorder.begin(f"{graph.spec.name}, {_title(graph)}")
+            record = recorder.start_run(f"{graph.spec.name}, {_title(graph)}")
             stream = graph.stream(inputs, store=store)
             results.append(run_and_print(stream, graph.output, quiet, record, _title(graph)))
     if not quiet:
@@ -149,7 +149,7 @@ def _channels(channels: Sequence[str]) -> "list[Channel]":
 
     for channel in channels:
         if channel not in CHANNELS:
-            raise InputError(f"there is no channel {channel!r}; take one of {', '.join(CHANNELS)}")
+            raise InputError(f"there is no channel {channel!r}; choose one of {', '.join(CHANNELS)}")
     return [channel for channel in CHANNELS for given in channels if channel == given]
 
 
@@ -158,7 +158,7 @@ def _inputs(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise InputError(f"--input wants NAME=VALUE, got {pair!r}")
+            raise InputError(f"--input needs NAME=VALUE, got {pair!r}")
         if name in inputs:
             raise InputError(f"the input {name!r} is given twice")
         inputs[name] = _file(name, value[1:]) if value.startswith("@") else value

@@ -1,4 +1,4 @@
-"""cachegraph runs: what the run store keeps, and going on with it."""
+"""cachegraph runs: list, show, resume and delete stored runs."""
 
 import json
 import re
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(name="runs", help="The runs that are kept, and going on with them.", no_args_is_help=True)
+app = typer.Typer(name="runs", help="List, show, resume and delete stored runs.", no_args_is_help=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Run = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or the beginning of it.")]
+Run = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or a prefix of it.")]
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-LEAST_REPLY = 24  # columns of a reply that are worth showing
+LEAST_REPLY = 24  # columns; replies are not shown in fewer
 WHOLE = ("-", "eos", "stop")
 COLOURS = {"finished": "green", "running": "cyan", "paused": "yellow", "interrupted": "yellow"}
 
 
 @app.command("list")
 def list_runs(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
-    skip: Annotated[int, typer.Option(min=0, help="Leave out so many of the newest.")] = 0,
-    graph: Annotated[str | None, typer.Option(help="Of this graph only.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many runs.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, help="How many of the newest runs to skip.")] = 0,
+    graph: Annotated[str | None, typer.Option(help="Only runs of this graph.", show_default=False)] = None,
     status: Annotated[
         str | None,
         typer.Option(help="finished, partial, failed, cancelled, interrupted, paused or running.", show_default=False),
@@ -54,7 +54,7 @@ def list_runs(
         return
     table = Table(box=None, pad_edge=False)
     for title in ("id", "graph", "status", "begun", "seconds", "turns"):
-        whole = title != "graph"  # a long name takes several lines rather than lose its end
+        whole = title != "graph"  # a long name is wrapped, not cut
         right = title in ("seconds", "turns")
         table.add_column(title, justify="right" if right else "left", no_wrap=whole, overflow="fold")
     for run in found:
@@ -68,12 +68,10 @@ def list_runs(
 @app.command("show")
 def show_run(
     run: Run,
-    turn: Annotated[
-        str | None, typer.Option(help="Print what this turn wrote, and nothing else.", show_default=False)
-    ] = None,
+    turn: Annotated[str | None, typer.Option(help="Print only the reply of this turn.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a run: what it was given, what every agent did, what stopped it."""
+    """Show a run: its inputs, what each agent did, and what stopped it."""
     stored = open_store().get(run)
     if turn is not None:
         known = {each.turn: each.recorded for each in stored.turns}
@@ -90,18 +88,18 @@ def show_run(
 def resume_run(
     run: Run,
     answer: Annotated[
-        str | None, typer.Option("--answer", "-a", help="What to say to a paused run.", show_default=False)
+        str | None, typer.Option("--answer", "-a", help="The answer to a paused run's question.", show_default=False)
     ] = None,
     answer_file: Annotated[
-        Path | None, typer.Option(help="The same from a file; - is stdin.", show_default=False, allow_dash=True)
+        Path | None, typer.Option(help="A file with the answer; - is stdin.", show_default=False, allow_dash=True)
     ] = None,
     turn: Annotated[
-        str | None, typer.Option(help="Whose question it answers, where there are several.", show_default=False)
+        str | None, typer.Option(help="The turn whose question it answers, if there are several.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the reply and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the reply.")] = False,
 ) -> None:
-    """Go on with a run where it stood: what has finished is not done again."""
+    """Continue a run where it stopped. Finished turns do not run again."""
     from cachegraph.graph.graph import Graph
 
     from .fetch import fetch_fusers, fetch_models
@@ -128,7 +126,7 @@ def resume_run(
 
 @app.command("rm")
 def remove_runs(
-    runs: Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or their beginnings.")],
+    runs: Annotated[list[str], typer.Argument(metavar="ID...", help="Runs' ids, or prefixes of them.")],
     as_json: JsonOption = False,
 ) -> None:
     """Delete runs from the store."""
@@ -141,7 +139,7 @@ def prune_runs(
     older_than: Annotated[str, typer.Option(metavar="AGE", help="Such as 90m, 12h, 30d or 8w.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Delete all runs that were begun longer ago, but those at work."""
+    """Delete all runs started longer ago than AGE, except running ones."""
     number = open_store().prune(_seconds(older_than))
     echo_json(json.dumps({"removed": number}) if as_json else f"removed {number} run{'s' * (number != 1)}")
 
@@ -149,13 +147,13 @@ def prune_runs(
 def _seconds(age: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", age)
     if match is None:
-        raise InputError(f"--older-than wants a number and a unit, such as 90m, 12h, 30d or 8w, got {age!r}")
+        raise InputError(f"--older-than needs a number and a unit, such as 90m, 12h, 30d or 8w, got {age!r}")
     return float(match[1]) * UNITS[match[2]]
 
 
 def _read(answer: str | None, file: Path) -> str:
     if answer is not None:
-        raise InputError("--answer and --answer-file both say something; give one")
+        raise InputError("--answer and --answer-file are both given; give one")
     try:
         text = read_text(str(file))
     except TextProblem as error:
@@ -164,22 +162,22 @@ def _read(answer: str | None, file: Path) -> str:
 
 
 def _changes(stored: "StoredRun") -> list[str]:
-    """What is no longer as it was when the run began."""
+    """Sentences about recipes and versions that changed since the run began."""
     from cachegraph.graph.store.records import installed
     from cachegraph.graph.store.resume import digest
 
     setting, notes = stored.setting, []
     if setting.file is not None and digest(Path(setting.file)) != setting.digest:
-        notes.append(f"{setting.file} has changed since the run began; the run goes on with the recipe as it was then")
+        notes.append(f"{setting.file} has changed since the run began; the run continues with the old recipe")
     notes += [
-        f"{file}, a recipe within the recipe, has changed since the run began; the run goes on with it as it is now"
+        f"{file}, an included recipe, has changed since the run began; the run continues with the new version"
         for file, was in setting.included.items()
         if digest(Path(file)) != was
     ]
     now = installed()
     changed = [f"{name} {was} → {now.get(name)}" for name, was in setting.versions.items() if now.get(name) != was]
     if changed:
-        notes.append(f"since the run began: {', '.join(changed)}; what follows may differ from an undisturbed run")
+        notes.append(f"since the run began: {', '.join(changed)}; the rest may differ from an uninterrupted run")
     return notes
 
 
@@ -206,7 +204,7 @@ def _print(stored: "StoredRun") -> None:
 
 
 def _print_turns(stored: "StoredRun", console: Console) -> None:
-    """A line a turn. Where a terminal is too narrow to show something of the replies, they stand below their turns."""
+    """A line per turn. On a narrow terminal, replies are below their turns."""
     left = console.width - width_of(_turns(stored), console) - 1
     if left >= LEAST_REPLY:
         console.print(_turns(stored, left))

@@ -11,7 +11,7 @@ import typer
 from cachegraph.common.stop_signals import handling_signals
 from cachegraph.errors import ConfigError
 
-from .collection import start_without_collection
+from .garbage_collection import defer_garbage_collection
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Strict, open_graph
 from .output import echo
 from .signals import ReportedStop
@@ -58,7 +58,7 @@ def serve(
     strict: Strict = False,
 ) -> None:
     """Serve recipes as models: the OpenAI API at /v1, and more (needs the extra `serve`)."""
-    with start_without_collection() as started:
+    with defer_garbage_collection() as started:
         try:
             from cachegraph.serving.auth import read_keys
             from cachegraph.serving.config import Limits, ServerConfig

@@ -1,4 +1,4 @@
-"""cachegraph sessions: the conversations that runs with --session go on with."""
+"""cachegraph sessions: list, show and delete the conversations of --session."""
 
 import json
 from typing import Annotated, Any
@@ -15,14 +15,16 @@ from .output import echo, echo_json, open_console
 
 __all__ = ["app"]
 
-app = typer.Typer(name="sessions", help="The conversations that agents remember.", no_args_is_help=True)
+app = typer.Typer(
+    name="sessions", help="List, show and delete conversations that agents remember.", no_args_is_help=True
+)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
 def list_sessions(as_json: JsonOption = False) -> None:
-    """Show every session: its graph, its turns, when it was last used, and how large its caches are."""
+    """List sessions: graph, turns, last use, and size of their caches."""
     from cachegraph.agents.sessions.session_files import caches_of, read, sessions
 
     rows: list[dict[str, Any]] = []
@@ -40,7 +42,7 @@ def list_sessions(as_json: JsonOption = False) -> None:
         echo_json(json.dumps(rows))
         return
     if not rows:
-        echo("no sessions yet: begin one with cachegraph run --session NAME")
+        echo("no sessions yet: start one with cachegraph run --session NAME")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("session", "graph", "turns", "last used", "caches"):
@@ -53,7 +55,7 @@ def list_sessions(as_json: JsonOption = False) -> None:
 
 @app.command("show")
 def show_session(name: str, as_json: JsonOption = False) -> None:
-    """Print a session: what each agent was told, and what it replied."""
+    """Print a session: each agent's messages and replies."""
     from cachegraph.agents.sessions.session_files import read
 
     record = read(name)
@@ -70,12 +72,12 @@ def show_session(name: str, as_json: JsonOption = False) -> None:
             for role, content in (*exchange.messages, (agent, exchange.reply)):
                 console.print(Text.assemble((f"{role}: ", "bold"), (printable(content), style)))
         if remembered.left_out:
-            console.print(Text(f"the first {remembered.left_out} are no longer told to it", "yellow"))
+            console.print(Text(f"the first {remembered.left_out} are no longer part of its prompt", "yellow"))
 
 
 @app.command("rm")
 def remove_sessions(names: list[str]) -> None:
-    """Delete sessions with all that agents remember of them."""
+    """Delete sessions, with their messages and caches."""
     from cachegraph.agents.sessions.session_files import remove
 
     for name in names:

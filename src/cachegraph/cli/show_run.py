@@ -1,4 +1,4 @@
-"""What `cachegraph show --run` draws: a run of the store, or a result that was written to a file."""
+"""Drawing of `cachegraph show --run`: a stored run, or the run of a result file."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ DRAW = {"text": run_to_text, "mermaid": run_to_mermaid, "svg": run_to_svg}
 
 
 def draw_run(spec: GraphSpec | None, run: str, form: str) -> str:
-    """The run on its graph; without a recipe, on the one that the store keeps with it. Raises InputError."""
+    """Draw the run on its graph; without `spec`, on the stored recipe. Raises InputError."""
     if Path(run).is_file():
-        happened = from_result(_read(Path(run)))
+        view = from_result(_read(Path(run)))
         if spec is None:
             raise InputError(
                 f"the result in {run!r} has no recipe with it; name the recipe too: show RECIPE --run {run}"
@@ -27,10 +27,10 @@ def draw_run(spec: GraphSpec | None, run: str, form: str) -> str:
     else:
         store = open_store()
         stored = store.get(run)
-        happened = from_store(stored)
+        view = from_store(stored)
         spec = spec or Graph.from_run(stored.id, store).spec
-    happened.check(spec)
-    return DRAW[form](spec, happened)
+    view.check(spec)
+    return DRAW[form](spec, view)
 
 
 def _read(path: Path) -> Result:

@@ -18,11 +18,11 @@ class ReportedStop(KeyboardInterrupt):
 
 
 class Stopped(Exception):
-    """A KeyboardInterrupt on its way through typer, which would end the program without a word."""
+    """Carries a KeyboardInterrupt through typer, which would otherwise end the program silently."""
 
 
 class Commands(TyperGroup):
-    """All commands; lets `main` see that one was stopped."""
+    """The group of all commands, which passes KeyboardInterrupt on to `main`."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -32,7 +32,7 @@ class Commands(TyperGroup):
 
 
 def end_stopped(error: BaseException | None) -> NoReturn:
-    """End the program at once. A model that is still being loaded in another thread is not waited for."""
+    """End the program at once, without waiting for threads that load models."""
     if not isinstance(error, ReportedStop):
         with suppress(OSError, ValueError):  # the terminal may be gone
             echo("cachegraph: interrupted", err=True)

@@ -1,6 +1,6 @@
-"""Standard streams and files that may be closed, full or of another encoding than UTF-8.
+"""Standard streams and files that may be closed, full or not UTF-8.
 
-A run is not lost because its output is: what can't be written is remembered, and said at the command's end.
+A run does not fail because its output can't be written. The error is stored and reported at the command's end.
 """
 
 import io
@@ -16,7 +16,7 @@ __all__ = ["TolerantStream", "complete_output", "standard_streams"]
 
 
 class TolerantStream:
-    """Writes to a text stream until that fails, and then remembers why in `trouble`. None: it was closed before."""
+    """Writes to a text stream until a write fails, and stores the reason in `trouble`. None: a closed stream."""
 
     def __init__(self, stream: IO[str] | None):
         self._stream = stream
@@ -40,9 +40,9 @@ class TolerantStream:
             return
         try:
             act(self._stream)
-        except BrokenPipeError:  # the reader has left: the command ends at once
+        except BrokenPipeError:  # the reader is gone: end the command at once
             raise
-        except (OSError, ValueError) as error:  # full, or closed under our hands
+        except (OSError, ValueError) as error:  # full, or closed meanwhile
             self.trouble = getattr(error, "strerror", None) or str(error)
 
     def isatty(self) -> bool:
@@ -67,7 +67,7 @@ class TolerantStream:
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Inside, stdout and stderr take every character and never fail, however they were opened."""
+    """Inside the block, stdout and stderr accept every character and never fail."""
     kept = sys.stdout, sys.stderr
     for stream in kept:
         if isinstance(stream, io.TextIOWrapper):
@@ -85,7 +85,7 @@ def standard_streams() -> Iterator[None]:
 
 @contextmanager
 def complete_output() -> Iterator[None]:
-    """Raises CachegraphError at the end where not all that was printed inside could be written to stdout."""
+    """Raise CachegraphError at the end of the block if not all output reached stdout."""
     try:
         yield
     except SystemExit as ended:
@@ -99,10 +99,10 @@ def _check() -> None:
     sys.stdout.flush()
     trouble = getattr(sys.stdout, "trouble", None)
     if trouble is not None:
-        raise CachegraphError(f"the output can't be written: {trouble}; send it to another place")
+        raise CachegraphError(f"the output can't be written: {trouble}; send it elsewhere")
 
 
 def _discard(stream: IO[str]) -> None:
-    """Let what is left in a stream's buffer go nowhere, or Python would complain of it as it ends."""
+    """Redirect the rest of a stream's buffer to os.devnull, so that Python's exit does not fail on it."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""Texts that a command is given: on its command line, in a file, on stdin. All are UTF-8, or refused in a sentence."""
+"""Text of commands from arguments, files and stdin. It must be UTF-8."""
 
 import sys
 from pathlib import Path
@@ -9,11 +9,11 @@ __all__ = ["TextProblem", "check_arguments", "read_text"]
 
 
 class TextProblem(ValueError):
-    """Why a text can't be read: the end of a sentence."""
+    """A text can't be read. The message is the end of a sentence."""
 
 
 def read_text(path: str) -> str:
-    """A UTF-8 file's text, or that of stdin for `-`, without a byte order mark. Raises TextProblem."""
+    """The text of a UTF-8 file, or of stdin for `-`, without a byte order mark. Raises TextProblem."""
     try:
         raw = _stdin() if path == "-" else Path(path).read_bytes()
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
@@ -34,7 +34,7 @@ def _stdin() -> bytes | str:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Refuse what the shell gave in another encoding than UTF-8: Python keeps such bytes as half surrogates."""
+    """Raise InputError for arguments that are not UTF-8. Python holds their bytes as lone surrogates."""
     for argument in arguments:
         try:
             argument.encode()

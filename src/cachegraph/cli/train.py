@@ -1,4 +1,4 @@
-"""cachegraph train: a fuser from a training recipe, or for an edge of a graph."""
+"""cachegraph train: train a fuser from a training recipe, or for an edge of a graph."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from cachegraph.common.human import format_bytes
 from cachegraph.common.stop_signals import exit_code
 from cachegraph.errors import ConfigError
 
-from .failures import note
+from .failures import add_facts
 from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
@@ -34,42 +34,45 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A training recipe's YAML file.", show_default=False)] = None,
     graph: Annotated[
-        Path | None, typer.Option("--for", help="The graph that the fuser will serve, in place of a training recipe.")
+        Path | None, typer.Option("--for", help="The graph that the fuser is for, instead of a training recipe.")
     ] = None,
-    edge: Annotated[str | None, typer.Option(metavar="SENDER:RECEIVER", help="Which of its edges learns.")] = None,
+    edge: Annotated[str | None, typer.Option(metavar="SENDER:RECEIVER", help="The edge to train.")] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            help="fuse: both read the text; graft: the sharer alone does; joint: there is some of both. "
+            help="fuse: both agents read the text; graft: only the sharer does; joint: some of both. "
             "By default, what the edge needs."
         ),
     ] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Rows to learn from; may be repeated.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Training examples; repeatable.")] = None,
     data_folder: Annotated[
-        Path | None, typer.Option(help="Where the recipe's data files lie; by default beside it.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of the recipe's data files; by default the recipe's own.", show_default=False),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The fuser's folder.")] = None,
-    steps: Annotated[int | None, typer.Option(help="How many steps.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is random.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)] = None,
     control: Annotated[
         str | None,
         typer.Option(help="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, such as optim.learning_rate=5e-5."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a value of the recipe, such as optim.learning_rate=5e-5."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted training stands.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw an interrupted training away.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard an interrupted training.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load everything, try a few steps, and say what it will take.")
+        bool, typer.Option("--dry-run", help="Load everything, try a few steps, and estimate time and memory.")
     ] = False,
     track: Annotated[
-        list[str] | None, typer.Option(help="tensorboard or wandb, where installed; log.jsonl is always written.")
+        list[str] | None, typer.Option(help="tensorboard or wandb, if installed; log.jsonl is always written.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Train a fuser or a translator; both models stay as they are."""
+    """Train a fuser or a translator. Both models stay frozen."""
     from cachegraph.training.load import changed
 
     spec, folder = _spec(recipe, graph, edge, kind, data)
@@ -89,7 +92,7 @@ def train(
         from cachegraph.training.plan import make_plan
 
         check_trackers(track or [])
-        with _Bar(console) as bar:
+        with _TrainingBar(console) as bar:
             plan = make_plan(spec, folder, place, bar, resume=resume, restart=restart)
         _show_plan(plan, as_json)
         return
@@ -111,17 +114,17 @@ def _train(
     from cachegraph.training.callbacks import with_trackers
     from cachegraph.training.train import train
 
-    bar = _Bar(console)
-    note(lambda: {"step": bar.done, "steps": spec.optim.steps, "metrics": bar.metrics})
+    bar = _TrainingBar(console)
+    add_facts(lambda: {"step": bar.done, "steps": spec.optim.steps, "metrics": bar.metrics})
     try:
         with bar, with_trackers(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as callback:
             made = train(
                 spec, folder=folder, data_folder=data_folder, resume=resume, restart=restart, callback=callback
             )
     except KeyboardInterrupt:
-        said = "the same command with --resume goes on from the last step"
-        if not bar.judged_once and not resume:
-            said = "no step was taken yet, so nothing was kept: give the same command again"
+        said = "the same command with --resume continues from the last step"
+        if not bar.evaluated and not resume:
+            said = "no step was taken yet, so nothing was saved: run the same command again"
         console.print(f"interrupted; {said}", style="yellow", soft_wrap=True)
         if as_json:
             raise
@@ -140,7 +143,7 @@ def _train(
 def _spec(
     recipe: Path | None, graph: Path | None, edge: str | None, kind: str | None, data: list[str] | None
 ) -> tuple["TrainSpec", Path]:
-    """The training recipe, and where its paths start."""
+    """The training recipe, and the folder of its relative paths."""
     from cachegraph.training.default import default_spec
     from cachegraph.training.load import load_training
 
@@ -150,14 +153,14 @@ def _spec(
         return load_training(recipe), recipe.resolve().parent
     assert graph is not None
     if not data:
-        raise ConfigError(f"--for needs --data, the rows to learn from; for example: {EXAMPLE}")
+        raise ConfigError(f"--for needs --data, the training examples; for example: {EXAMPLE}")
     return default_spec(graph.resolve(), edge, kind, data), Path.cwd()
 
 
 def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set wants KEY=VALUE, got {text!r}")
+        raise ConfigError(f"--set needs KEY=VALUE, got {text!r}")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -188,7 +191,7 @@ def _show_plan(plan: "TrainingPlan", as_json: bool) -> None:
     for name, value in (
         ("receiver", plan.receiver),
         ("sharer", plan.sharer),
-        ("rows", f"{plan.rows} about {plan.texts} texts, {plan.dev_rows} to judge by"),
+        ("rows", f"{plan.rows} about {plan.texts} texts, {plan.dev_rows} for dev"),
         ("parameters", f"{plan.parameters / 1e6:.1f} M, {plan.fuser_bytes / 1e6:.1f} MB on disk"),
         ("memory", memory),
         ("time", f"{plan.steps} steps of {plan.seconds_a_step:.2f} s: {_time(plan.seconds)}; {plan.left_out}"),
@@ -204,8 +207,8 @@ def _time(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-class _Bar:
-    """Steps with tokens a second and the time that is left, on stderr; plain lines where that is no terminal."""
+class _TrainingBar:
+    """Progress bar of steps on stderr, with tokens per second and remaining time; plain lines without a terminal."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -219,9 +222,9 @@ class _Bar:
         self._tasks: dict[str, TaskID] = {}
         self.done = 0  # steps
         self.metrics: dict[str, float] = {}  # of the best checkpoint
-        self.judged_once = False  # from then on there is a checkpoint
+        self.evaluated = False  # whether there was a dev evaluation, and so a checkpoint
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_TrainingBar":
         self._progress.start()
         return self
 
@@ -237,7 +240,7 @@ class _Bar:
         self._show("steps", text, step, steps)
 
     def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
-        self.judged_once = True
+        self.evaluated = True
         if best or not self.metrics:
             self.metrics = dict(numbers)
         said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "rows")
