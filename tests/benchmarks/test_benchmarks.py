@@ -1,9 +1,9 @@
 """Every benchmark runs, at its smallest and with tiny models, and prints what it promises. How fast, nobody asks."""
 
-from functools import partial
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 

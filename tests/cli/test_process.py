@@ -1,6 +1,5 @@
 """What only a process of its own shows: how fast help is, Ctrl-C, pipes that close, no network."""
 
-from cachegraph.channels.spec import CacheEdge
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cachegraph.channels.spec import CacheEdge
 from cachegraph.engine.catalogue import StoredModel
 from cachegraph.graph.recipe.load import load_recipe
 
