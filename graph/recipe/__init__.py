@@ -8,14 +8,14 @@ includes             Recipes that a recipe includes
 inputs               Check a run's inputs against their declarations
 json_schema          The recipe's JSON Schema, for editors
 load                 Read a recipe from YAML; every problem with its line and column
-own_permissions      Permissions of a graph that the caller's code built
-raw_spec             A recipe's raw data, checkable before its types are right
+own_permissions      Permissions of a graph built in Python
+raw_spec             A recipe's raw data, before type validation
 safety               Checks of addresses, keys and paths
 single_braces        Names in single braces, which other template languages read
 spec                 A recipe as typed values
 spec_parts           Validate one part that Python code gives
-swap_channels        Swap the channels of edges, also inside included recipes
+swap_channels        Change the channels of edges, also inside included recipes
 to_yaml              Write a recipe as YAML
-validation_messages  pydantic's errors in our words, each with its place
-yaml_positions       Parse YAML; every value knows its line and column
+validation_messages  pydantic errors as recipe problems with positions
+yaml_positions       Parse YAML into values with line and column
 """

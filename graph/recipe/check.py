@@ -1,6 +1,6 @@
 """Checks between the parts of a recipe.
 
-Works on a `RawSpec`, so that everything that can be said about a broken recipe is said at once.
+Works on a `RawSpec`, so that one pass reports every problem of a broken recipe.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ __all__ = ["check", "check_spec"]
 
 MAX_FINDINGS = 200
 
-# Words that a template reads as its own.
+# Reserved words of templates.
 RESERVED = {
     *("and", "or", "not", "in", "is", "if", "else", "elif", "for", "true", "false", "none", "True", "False", "None"),
     *("loop", "range", "self", "caller", "varargs", "kwargs"),
@@ -38,7 +38,7 @@ RESERVED = {
 
 
 def check(draft: RawSpec, permissions: Permissions) -> list[Finding]:
-    """What is wrong with a recipe that its types can't know: all of it, or the first of very much."""
+    """Find all problems that types alone can't detect, up to a maximum number."""
     known = all(edge.sender in draft.agents and edge.receiver in draft.agents for edge in draft.edges)
     findings = chain(
         _names(draft),
@@ -62,7 +62,7 @@ def check(draft: RawSpec, permissions: Permissions) -> list[Finding]:
 
 
 def check_spec(spec: GraphSpec, permissions: Permissions | None = None) -> None:
-    """Check a graph that was built in Python. Raises RecipeError with all problems; there are no lines to name."""
+    """Check a graph built in Python. Raises RecipeError with all problems, without lines."""
     draft = RawSpec.of(spec.model_dump(by_alias=True, exclude_defaults=True))
     findings = check(draft, permissions or Permissions(allow_paths=True, allow_code=True))
     if findings:
@@ -85,7 +85,7 @@ def _names(draft: RawSpec) -> Iterator[Finding]:
 
 
 def _inputs(draft: RawSpec) -> Iterator[Finding]:
-    """Schemas that can't be used, and defaults that their own declaration refuses."""
+    """Find unusable schemas, and defaults that don't match their declarations."""
     for name, entry in draft.inputs.items():
         if not isinstance(entry, dict):
             continue
@@ -130,7 +130,7 @@ def _model_name(model: str, path: tuple[str, ...], draft: RawSpec, permissions: 
     if catalogue is not None:
         wrong = model not in catalogue
     else:
-        # The catalogue isn't at hand. A plain word that nearly is a key of `models` is a slip of the pen.
+        # Without the catalogue, treat a plain word close to a key of `models` as a typo.
         wrong = not model.isprintable() or " " in model or (model.isidentifier() and hint.startswith("did you"))
     if wrong and not (permissions.folder / model).exists():
         where = "neither a key of 'models' nor in the catalogue" if path[0] == "agents" else "not in the catalogue"
@@ -141,7 +141,7 @@ def _templates(draft: RawSpec) -> Iterator[Finding]:
     senders: dict[str, set[str]] = {}
     for edge in draft.edges:
         senders.setdefault(edge.receiver, set()).add(edge.sender)
-    compiled = lru_cache(maxsize=None)(_compile)  # for one check: aliased prompts are compiled once
+    compiled = lru_cache(maxsize=None)(_compile)  # per check: compiles aliased prompts once
     names = {**dict.fromkeys(draft.inputs), **dict.fromkeys(draft.agents)}
     structured_inputs = structured(draft)
     for agent, body in draft.agents.items():
@@ -157,7 +157,7 @@ def _templates(draft: RawSpec) -> Iterator[Finding]:
                 continue
             for name in sorted(result.names - draft.inputs.keys() - given):
                 if name in draft.agents and not draft.whole:
-                    continue  # its edge may be one that couldn't be read
+                    continue  # its edge may be malformed
                 message, hint = _stray(name, agent, key, names, draft)
                 yield Finding(message, path, hint, spot=result.place(name))
 
@@ -188,12 +188,12 @@ def _schemas(draft: RawSpec) -> Iterator[Finding]:
 
 
 def _endpoints(draft: RawSpec) -> set[str]:
-    """The models that sit behind one."""
+    """Names of the models that have an endpoint."""
     return {name for name, entry in draft.models.items() if isinstance(entry, dict) and "base_url" in entry}
 
 
 def _sources(agent: str, body: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The templates of an agent, and their places."""
+    """Yield the templates of an agent with their paths."""
     for kind in KINDS.values():
         for path, source in kind.templates_in(body):
             yield ("agents", agent, *path), source

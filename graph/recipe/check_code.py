@@ -18,7 +18,7 @@ ALLOW = "if you trust this recipe, allow it with --allow-code, or allow_code=Tru
 
 
 def check_code(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
-    """A recipe runs no code here unless it is allowed to. What a server of this machine does is done here, too."""
+    """Refuse code unless the caller allows it. A tool server on this machine also counts as code."""
     if permissions.allow_code:
         return
     for name, body in draft.agents.items():
@@ -37,7 +37,7 @@ def check_code(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
 
 
 def check_tools(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
-    """Servers at addresses that keys may go to, and agents whose tools there are."""
+    """Check that keys may go to each tool server's address, and that every tool that agents name exists."""
     for name, server in _servers(draft):
         if isinstance(url := server.get("url"), str):
             key = server.get("api_key_env")

@@ -19,7 +19,7 @@ __all__ = ["check_flow", "check_shape", "item_of", "structured"]
 
 
 def structured(draft: RawSpec) -> frozenset[str]:
-    """The inputs that are no texts: their attributes are their keys."""
+    """Inputs of a type other than text; templates read their keys as attributes."""
     return frozenset(name for name, entry in draft.inputs.items() if isinstance(entry, dict) and _is_structured(entry))
 
 
@@ -28,17 +28,17 @@ def _is_structured(entry: dict[str, Any]) -> bool:
 
 
 def item_of(body: dict[str, Any]) -> str:
-    """What the items of an agent's list are called."""
+    """The variable name of an agent's list items."""
     return str(body.get("as", "item"))
 
 
 def check_flow(draft: RawSpec) -> Iterator[Finding]:
-    """Conditions and lists that can't be evaluated, routes and joins that can't work."""
+    """Find conditions and lists that can't be evaluated, and invalid routes and joins."""
     yield from _Flow(draft).findings()
 
 
 def check_shape(draft: RawSpec) -> Iterator[Finding]:
-    """Cycles without a bound, agents that nobody reads, outputs that may not be there."""
+    """Find unbounded cycles, agents that nobody reads, and outputs that may never run."""
     index = {(edge.sender, edge.receiver): edge.index for edge in reversed(draft.edges)}
     forward = [(edge.sender, edge.receiver) for edge in draft.edges if not edge.leads_back]
     for cycle in find_cycles(draft.agents, [pair for pair in forward if pair[0] != pair[1]]):
@@ -209,7 +209,7 @@ class _Flow:
 
 
 def _targets(body: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """The cases of a route that can be read: receiver and condition."""
+    """The well-formed cases of a route: receiver and condition."""
     cases = body.get("route", ())
     found = []
     for case in cases if isinstance(cases, tuple | list) else ():

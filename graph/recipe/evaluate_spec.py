@@ -12,7 +12,7 @@ Column = Annotated[str, Field(min_length=1)]
 
 
 class EvaluateSpec(Strict):
-    """Columns by name; `a.b` is the field `b` of what stands in column `a`. What isn't named has its usual name."""
+    """Columns by name; `a.b` is the field `b` of the value in column `a`. Unnamed columns keep their default names."""
 
     inputs: Annotated[
         dict[str, Column], Field(description="By input of the graph; without an entry, the column of the same name.")

@@ -13,17 +13,17 @@ from .swap_channels import with_inner_channels
 
 __all__ = ["Chain", "Load", "check_nested", "own_file"]
 
-Chain = tuple[Path, ...]  # the recipes that include each other, from the outermost on
+Chain = tuple[Path, ...]  # the including recipes, outermost first
 Load = Callable[[Path, Chain], GraphSpec]
 
 
 def own_file(entry: SubgraphSpec, folder: Path) -> Path:
-    """The file of a sub-graph's recipe."""
+    """Path of a sub-graph's recipe file."""
     return (folder / entry.graph).resolve()
 
 
 def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Iterator[Finding | Problem]:
-    """What is wrong with the recipes that a checked recipe includes, and with what it gives them."""
+    """Find problems in the recipes that a checked recipe includes, and in the inputs it gives them."""
     for name, entry in spec.graphs.items():
         path = ("agents", name, "graph")
         file = own_file(entry, folder)
@@ -49,7 +49,7 @@ def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Ite
 
 
 def _check_channels(entry: SubgraphSpec, inner: GraphSpec, chain: Chain, load: Load) -> None:
-    """Raises InputError for an edge that the recipe, or one that it includes, has not."""
+    """Raises InputError for an edge that neither the recipe nor any recipe it includes has."""
     for name, deeper in with_inner_channels(inner, entry).graphs.items():
         if deeper != inner.agents[name]:
             file = own_file(deeper, chain[-1].parent)

@@ -13,7 +13,7 @@ from .spec import InputSpec
 
 __all__ = ["check_inputs", "parse_inputs", "why_not"]
 
-MAX_BITS = 13_000  # of a number that becomes text: about 4,000 digits
+MAX_BITS = 13_000  # largest number converted to text: about 4,000 digits
 
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "string": ((str,), "text"),
@@ -27,9 +27,9 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 def check_inputs(
     declared: Mapping[str, InputSpec], given: Any, named: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The value of every declared input. Where text is wanted numbers become text, defaults fill in.
+    """Return the value of every declared input. Converts numbers to text for text inputs; fills in defaults.
 
-    The rest raises InputError.
+    Raises InputError for any other mismatch.
     """
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"inputs must be a mapping from names to values, not {type(given).__name__}")
@@ -57,7 +57,7 @@ def check_inputs(
 
 
 def why_not(spec: InputSpec, value: Any) -> str | None:
-    """Why a value can't be this input, as the end of a sentence; None where it can."""
+    """The reason why a value doesn't fit this input, as the end of a sentence; None if it fits."""
     if spec.kind == "string":
         fits = isinstance(value, str | int | float) and not isinstance(value, bool)
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
@@ -86,7 +86,7 @@ def _why_not_by_schema(schema: Mapping[str, Any], value: Any) -> str | None:
 
 
 def parse_inputs(declared: Mapping[str, InputSpec], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Values from a command line: texts as they are, everything else as JSON. Raises InputError."""
+    """Parse values from a command line: text unchanged, other types as JSON. Raises InputError."""
     values: dict[str, Any] = {}
     for name, text in texts.items():
         if name not in declared or declared[name].kind == "string":

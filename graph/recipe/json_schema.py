@@ -14,7 +14,7 @@ def _schema() -> dict[str, Any]:
     schema = GraphSpec.model_json_schema(by_alias=True)
     for section in schema["properties"].values():
         if "patternProperties" in section:
-            # Said so, a name that doesn't match is an error rather than a key that nobody checks.
+            # Without this, editors would accept names that don't match the pattern.
             ((pattern, value),) = section.pop("patternProperties").items()
             section["propertyNames"]["pattern"] = pattern
             section["additionalProperties"] = value
@@ -23,10 +23,10 @@ def _schema() -> dict[str, Any]:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema of recipe version 1. Treat it as read-only."""
+    """Return the schema of recipe version 1. Treat it as read-only."""
     return _schema()
 
 
 def schema_text() -> str:
-    """The schema as the file that recipes refer to."""
+    """Return the text of the schema file that recipes refer to."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Read a recipe from YAML; every problem with its line and column."""
+"""Read a recipe from YAML; report every problem with its line and column."""
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -44,12 +44,12 @@ def load_recipe(
     known_models: Collection[str] | None = None,
     chain: Chain = (),
 ) -> GraphSpec:
-    """Read and check a recipe's file. Raises RecipeError with everything that is wrong.
+    """Read and check a recipe file. Raises RecipeError with all problems.
 
-    `allow_env` are environment variables that its endpoints may name; `allow_paths` lets it name files outside its
-    folder, `allow_code` functions and programs to run, `allow_local` endpoints in this machine's networks;
-    `known_models` are the catalogue's names, if they are at hand;
-    `chain` are the recipes that include it.
+    `allow_env` lists the environment variables that its endpoints may name. `allow_paths` permits files outside its
+    folder, `allow_code` functions and programs to run, `allow_local` endpoints in this machine's networks.
+    `known_models` are the catalogue's names, if available.
+    `chain` lists the recipes that include it.
     """
     path = Path(path)
     return parse_recipe(
@@ -77,7 +77,7 @@ def parse_recipe(
     known_models: Collection[str] | None = None,
     chain: Chain = (),
 ) -> GraphSpec:
-    """Check a recipe's text. `name` is what problems call it; its relative paths start at `folder`."""
+    """Check a recipe's text. Problems call it `name`; its relative paths start at `folder`."""
     document = read_yaml(text.removeprefix("\ufeff"), name)
     data = document.root.value
     if not isinstance(data, dict):
@@ -108,14 +108,14 @@ def check_included(spec: GraphSpec, permissions: Permissions, folder: Path) -> N
 
 
 def read_spec(path: Path) -> GraphSpec:
-    """The value of a recipe that was checked before, with the one that includes it."""
+    """Load a recipe that was already checked together with the recipe that includes it."""
     return GraphSpec.model_validate(
         read_yaml(read_text(path).removeprefix("\ufeff"), str(path)).root.value, strict=True
     )
 
 
 def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
-    """The recipes that a checked one includes, and those that they include: with their channels, and their files."""
+    """Yield all directly and indirectly included recipes, with their channels applied, and their files."""
     for entry in spec.graphs.values():
         file = own_file(entry, folder)
         inner = with_inner_channels(read_spec(file), entry)
@@ -124,7 +124,7 @@ def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
 
 
 def answering(spec: GraphSpec, folder: Path) -> GraphSpec:
-    """The recipe whose own agent writes the output of a checked one: itself, or one that it includes."""
+    """Find the recipe, this one or an included one, whose own agent writes the output of a checked recipe."""
     if spec.output not in spec.graphs:
         return spec
     file = own_file(spec.graphs[spec.output], folder)
@@ -132,19 +132,19 @@ def answering(spec: GraphSpec, folder: Path) -> GraphSpec:
 
 
 def remembers(spec: GraphSpec, folder: Path) -> bool:
-    """Whether some agent of a checked recipe, or of those that it includes, has a memory."""
+    """Whether any agent of a checked recipe, or of the recipes it includes, has a memory."""
     recipes = (spec, *(inner for inner, _ in included(spec, folder)))
     return any(agent.memory for each in recipes for agent in each.speakers.values())
 
 
 def locate(path: Path, findings: Iterable[Finding]) -> list[Problem]:
-    """What was found in the recipe of this file, each at its line and column."""
+    """Convert the findings in this recipe file to problems with line and column."""
     document = read_yaml(read_text(path).removeprefix("\ufeff"), str(path))
     return [_problem(finding, document) for finding in findings]
 
 
 def _loader(permissions: Permissions) -> Load:
-    """Loads included recipes with what the outer one is allowed."""
+    """Return a loader that gives included recipes the outer recipe's permissions."""
     return lambda path, chain: load_recipe(
         path,
         allow_env=permissions.allow_env,
@@ -157,7 +157,7 @@ def _loader(permissions: Permissions) -> Load:
 
 
 def read_text(path: Path) -> str:
-    """The text of a recipe's file. Raises RecipeError where it can't be read, or is no UTF-8."""
+    """Read a recipe file. Raises RecipeError if it is unreadable or not UTF-8."""
     try:
         if not path.is_file():
             kind = "it is no ordinary file" if path.exists() else "there is no such file"
@@ -187,13 +187,13 @@ def _problem(finding: Finding, document: Document) -> Problem:
 
 
 def _inside(node: YamlNode, document: Document, line: int, column: int) -> tuple[int, int]:
-    """Where in the file a place inside a text is. Line and column count from 1 coming in, from 0 going out."""
+    """Map a 1-based line and column inside a text value to a 0-based line and column of the file."""
     if node.style == "|":
         written = document.lines[node.line + line] if node.line + line < len(document.lines) else ""
         said = str(node.value).split("\n")[line - 1 : line]
         indent = len(written) - len(said[0]) if said and written.endswith(said[0]) else 0
         return node.line + line, indent + column - 1
-    # Quotes, escapes and folding move characters about: look for the word itself.
+    # Quotes, escapes and folding shift characters: search for the word itself.
     lines = str(node.value).split("\n")
     rest = lines[line - 1][column - 1 :] if line <= len(lines) else ""
     word = rest[:24].split(" ")[0]

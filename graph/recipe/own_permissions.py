@@ -1,4 +1,4 @@
-"""Permissions of a graph that the caller's code built."""
+"""Permissions of a graph built in Python."""
 
 from .raw_spec import Permissions
 from .spec import GraphSpec
@@ -7,7 +7,7 @@ __all__ = ["own_permissions"]
 
 
 def own_permissions(spec: GraphSpec) -> Permissions:
-    """What the caller's own code may do: name any variable and any file."""
+    """Allow the caller's own code to name any environment variable and any file."""
     parts = (*spec.models.values(), *spec.tools.values())
     variables = [getattr(each, "api_key_env", None) for each in parts]
     variables += [getattr(value, "env", None) for each in parts for value in getattr(each, "headers", {}).values()]

@@ -1,4 +1,4 @@
-"""A recipe's raw data, checkable before its types are right."""
+"""A recipe's raw data, before type validation."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ __all__ = ["Allowed", "Finding", "Permissions", "RawEdge", "RawSpec"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong at a path of the recipe."""
+    """A problem at a path of the recipe."""
 
     message: str
     path: Path
     hint: str = ""
-    at_key: bool = False  # at the path's last key rather than at its value
+    at_key: bool = False  # points at the path's last key, not its value
     spot: tuple[int, int] | None = None  # line and column inside the text at the path, from 1
 
 
 class Allowed(TypedDict, total=False):
-    """What a caller may allow a recipe; nothing by default."""
+    """Permissions that a caller may give a recipe; none by default."""
 
     allow_env: Collection[str]
     allow_paths: bool
@@ -32,19 +32,19 @@ class Allowed(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Permissions:
-    """What the caller lets a recipe do beyond itself, and what is known around it."""
+    """What a recipe may access outside itself, and the names known to the caller."""
 
-    folder: FilePath = field(default_factory=FilePath)  # where the recipe's own paths start
+    folder: FilePath = field(default_factory=FilePath)  # base of the recipe's relative paths
     allow_env: frozenset[str] = frozenset()
     allow_paths: bool = False
-    known_models: frozenset[str] | None = None  # None: any name may be in the catalogue
+    known_models: frozenset[str] | None = None  # None: the catalogue is unknown, so accept any name
     allow_code: bool = False
     allow_local: bool = False
-    registered: frozenset[str] = frozenset()  # agents whose functions the caller's own code has given
+    registered: frozenset[str] = frozenset()  # agents whose functions the caller registered
 
     @classmethod
     def of(cls, folder: FilePath, **allowed: Unpack[Allowed]) -> "Permissions":
-        """What a caller allows a recipe in this folder."""
+        """Build the permissions of a recipe in this folder."""
         return cls(
             folder,
             frozenset(allowed.get("allow_env", ())),
@@ -55,43 +55,43 @@ class Permissions:
 
     @property
     def reaches_local(self) -> bool:
-        """Whether it may speak to this machine and its networks; code that may run here can do so anyway."""
+        """Whether the recipe may contact this machine and its networks; code that runs here always can."""
         return self.allow_local or self.allow_code
 
 
 @dataclass(frozen=True)
 class RawEdge:
-    """An edge whose two ends are texts."""
+    """An edge whose sender and receiver are strings."""
 
     index: int
     sender: str
     receiver: str
     channel: str
-    fusers: list[tuple[Path, str]]  # below the edge, and what is named there
+    fusers: list[tuple[Path, str]]  # paths below the edge, and the fusers named there
     fallback: str
     when: str | None = None
     until: str | None = None
-    leads_back: bool = False  # it has a bound, so it may close a cycle
+    leads_back: bool = False  # bounded, so it may close a cycle
     rounds: str = "newest"
 
 
 @dataclass(frozen=True)
 class RawSpec:
-    """What can be made out of a recipe's data. `whole`: no edge was left out."""
+    """The well-formed parts of a recipe's data. `whole`: no edge was malformed."""
 
     agents: dict[str, dict[str, Any]]
     inputs: dict[str, Any]
     models: dict[str, Any]
     edges: list[RawEdge]
-    outputs: list[tuple[str, Path]]  # agents' names, and where they are named
+    outputs: list[tuple[str, Path]]  # agents' names and their paths
     whole: bool
-    evaluated: tuple[str, ...] = ()  # inputs that get a column of a data set
+    evaluated: tuple[str, ...] = ()  # inputs filled from a data set's column
     tools: dict[str, Any] = field(default_factory=dict)
-    fusers: tuple[tuple[int, str], ...] = ()  # the recipe's defaults, by their places in its list
+    fusers: tuple[tuple[int, str], ...] = ()  # default fusers with their list indices
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "RawSpec":
-        """Keep what has the right shape; the types report the rest."""
+        """Keep the well-formed parts; type validation reports the rest."""
         agents = {name: agent for name, agent in _mapping(data, "agents").items() if isinstance(agent, dict)}
         raw = data.get("edges", ())
         items = raw if isinstance(raw, tuple | list) else ()

@@ -26,7 +26,7 @@ __all__ = [
 PATH = re.compile(r"^[./~\\]|^[A-Za-z]:[\\/]|[\\\0]|(^|/)\.\.(/|$)|\.gguf$")
 
 
-# What a request says of itself, and what an agent says of its turn.
+# Keys that the client sets in a request, and fields that an agent sets for its turn.
 OWN_HEADERS = {
     *("host", "content-length", "content-type", "content-encoding", "transfer-encoding", "connection", "keep-alive"),
     *("te", "trailer", "upgrade", "expect", "accept", "accept-encoding"),
@@ -37,12 +37,12 @@ SECRET_HEADER = re.compile(r"authorization|cookie|api-?key|token|secret|password
 
 
 def looks_like_path(source: str) -> bool:
-    """Whether a model or fuser names a place on this machine rather than a catalogue name or a hub id."""
+    """Whether a model or fuser name is a local path rather than a catalogue name or a hub id."""
     return PATH.search(source) is not None
 
 
 def check_endpoints(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
-    """Where keys go: only to where the user would send them."""
+    """Check that keys go only to addresses to which the user would send them."""
     for name, entry in draft.models.items():
         if isinstance(entry, dict) and isinstance(entry.get("base_url"), str):
             path: Path = ("models", name)
@@ -56,7 +56,7 @@ def check_endpoints(draft: RawSpec, permissions: Permissions) -> Iterator[Findin
 
 
 def _check_body(extra: Mapping[str, Any], path: Path) -> Iterator[Finding]:
-    """Keys that a recipe adds to requests: JSON, and none that a field of the recipe sets already."""
+    """Check the extra request keys of a recipe: JSON values, and no key that a recipe field already sets."""
     for key, value in extra.items():
         if key in RECIPE_FIELDS:
             yield _doubled(key, RECIPE_FIELDS[key], (*path, key))
@@ -73,7 +73,7 @@ def _doubled(key: str, field: str | None, path: Path) -> Finding:
 
 
 def _check_place(address: str, name: str, path: Path, permissions: Permissions) -> Iterator[Finding]:
-    """A model's endpoint on the open internet, or one that is plainly a web service of this machine."""
+    """Check that a model's endpoint is on the public internet, or plainly a web service on this machine."""
     url = _split(address)
     if permissions.reaches_local or url is None:
         return
@@ -87,12 +87,12 @@ def _check_place(address: str, name: str, path: Path, permissions: Permissions) 
 
 
 def local_places(host: str) -> list[str]:
-    """What of this machine and its networks a host is known to be, in words; nobody is asked."""
+    """Describe the local addresses that a host is known to have, without a DNS query."""
     return [place for each in known_addresses(host) if (place := place_of(each)) is not None]
 
 
 def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:
-    """The headers of an endpoint: none that HTTP needs itself, no secret in the recipe, keys only where they may go."""
+    """Check endpoint headers: none reserved by HTTP, no secret in the recipe, keys only to permitted addresses."""
     seen: set[str] = set()
     for name, value in _mapping(entry.get("headers")).items():
         place: Path = (*path, "headers", name)
@@ -122,7 +122,7 @@ def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions
 
 
 def check_address(address: str, key: str | None, path: Path, permissions: Permissions) -> Iterator[Finding]:
-    """A web address at `path`, to which the key in this environment variable is sent."""
+    """Check a web address at `path` to which the key in this environment variable is sent."""
     url = _split(address)
     name = str(path[-1])
     if url is None:
@@ -138,7 +138,7 @@ def check_address(address: str, key: str | None, path: Path, permissions: Permis
 def _check_key(
     key: str, url: SplitResult, address_path: Path, key_path: Path, permissions: Permissions
 ) -> Iterator[Finding]:
-    """An environment variable whose value is sent to an address."""
+    """Check an environment variable whose value is sent to an address."""
     if key in permissions.allow_env or key.startswith("CACHEGRAPH_"):
         pass
     elif key != "OPENAI_API_KEY":
@@ -184,11 +184,11 @@ def is_loopback(host: str) -> bool:
 
 
 def check_paths(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
-    """Files that a recipe names must lie in its folder, whatever links lead there."""
+    """Check that files named by a recipe lie in its folder after resolving links."""
     if permissions.allow_paths:
         return
     folder = permissions.folder.resolve()
-    # A hub id is no path, but a link of its name in the recipe's folder would make it one: all are resolved.
+    # Resolve hub ids too: a link of that name in the recipe's folder would turn one into a path.
     wrong = lru_cache(maxsize=None)(lambda place: why_outside(folder, place))
     for path, place in _places(draft):
         if (reason := wrong(place)) is not None:
@@ -197,7 +197,7 @@ def check_paths(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
 
 
 def _places(draft: RawSpec) -> Iterator[tuple[Path, str]]:
-    """Every value that may be a path."""
+    """Yield every value that may be a path."""
     for name, entry in draft.models.items():
         if isinstance(entry, str):
             yield ("models", name), entry
@@ -214,7 +214,7 @@ def _places(draft: RawSpec) -> Iterator[tuple[Path, str]]:
 
 
 def fuser_names(draft: RawSpec) -> Iterator[tuple[Path, str]]:
-    """Every fuser that the recipe names: on an edge, or as one of its defaults."""
+    """Yield every fuser that the recipe names, on an edge or as a default."""
     yield from ((("fusers", index), fuser) for index, fuser in draft.fusers)
     for edge in draft.edges:
         yield from ((("edges", edge.index, *below), fuser) for below, fuser in edge.fusers)

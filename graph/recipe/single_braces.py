@@ -1,4 +1,4 @@
-"""Names in single braces, which other template languages read."""
+"""Find template names in single braces, probably meant as `{{ name }}`."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 
 
 def find_single_braces(spec: GraphSpec) -> Iterator[RunWarning]:
-    """`{topic}` in a template, where `topic` is a name that the template could use."""
+    """Warn of `{topic}` in a template where `topic` is a name that the template could use."""
     for agent, entry in spec.agents.items():
         senders = {edge.sender for edge in spec.edges if edge.receiver == agent}
         for key, source in entry.templates():
@@ -29,5 +29,5 @@ def find_single_braces(spec: GraphSpec) -> Iterator[RunWarning]:
 
 
 def single_brace_matches(source: str) -> Iterator[re.Match[str]]:
-    """Every name in single braces in the template's own text."""
+    """Match every name in single braces in the template's literal text."""
     yield from SINGLE.finditer(CODE.sub(lambda code: " " * len(code[0]), source))

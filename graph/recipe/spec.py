@@ -1,4 +1,4 @@
-"""A recipe as typed values. Knows no YAML and no torch."""
+"""A recipe as typed values. Independent of YAML and torch."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ else:
 
 __all__ = ["GraphSpec", "InputSpec", "ModelEntry"]
 
-# A name must work in a template: {{ name }}.
+# Names must be valid in templates: {{ name }}.
 Identifier = Annotated[
     str,
     Field(
@@ -38,7 +38,7 @@ InputType = Literal["string", "number", "boolean", "list", "object"]
 
 
 class InputSpec(Strict):
-    """A value that the caller gives; without a default it is required."""
+    """A value that the caller provides; required if it has no default."""
 
     description: str = ""
     type: InputType | None = None
@@ -49,12 +49,12 @@ class InputSpec(Strict):
 
     @property
     def kind(self) -> str:
-        """The type; `any` where a schema alone says what it may be."""
+        """The type; `any` if only a schema restricts it."""
         return self.type or ("string" if self.json_schema is None else "any")
 
     @property
     def is_required(self) -> bool:
-        """Whether the caller must give it."""
+        """Whether the caller must provide it."""
         return self.default is None
 
 
@@ -78,7 +78,7 @@ def _output_kind(value: Any) -> str:
 
 
 def _whole(value: Any) -> Any:
-    # True and 1.0 equal 1, but neither is a version.
+    # True and 1.0 equal 1 but are invalid versions.
     return value if type(value) is int else repr(value)
 
 
@@ -122,18 +122,18 @@ class GraphSpec(Strict):
 
     @property
     def outputs(self) -> dict[str, str]:
-        """By the outputs' names, the agents whose replies they are."""
+        """Map output names to the agents that write them."""
         if isinstance(self.answers, str):
             return {self.answers: self.answers}
         return dict(self.answers) if isinstance(self.answers, dict) else {name: name for name in self.answers}
 
     @property
     def output(self) -> str:
-        """The agent whose reply is the graph's, or the first of several."""
+        """The agent that writes the graph's reply, or the first of several."""
         return next(iter(self.outputs.values()))
 
     def speaker(self, name: str) -> AgentSpec:
-        """The agent of this name where it must be one with a model. Raises InputError."""
+        """Return the agent of this name. Raises InputError if it has no model."""
         agent = self.agents[name]
         if not isinstance(agent, AgentSpec):
             raise InputError(f"agent {name!r} has no model of its own, and here it needs one")
@@ -141,10 +141,10 @@ class GraphSpec(Strict):
 
     @property
     def speakers(self) -> dict[str, AgentSpec]:
-        """The agents that have a model."""
+        """Agents that have a model."""
         return {name: agent for name, agent in self.agents.items() if isinstance(agent, AgentSpec)}
 
     @property
     def graphs(self) -> dict[str, SubgraphSpec]:
-        """The recipes in agents' places."""
+        """Included recipes, by agent name."""
         return {name: agent for name, agent in self.agents.items() if isinstance(agent, SubgraphSpec)}

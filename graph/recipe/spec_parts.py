@@ -1,4 +1,4 @@
-"""Validate one part that Python code gives."""
+"""Validate one recipe part given in Python."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def edge_spec(data: Mapping[str, Any]) -> EdgeSpec:
-    """An edge. Raises RecipeError."""
+    """Validate an edge. Raises RecipeError."""
     try:
         return EDGE.validate_python(dict(data))
     except ValidationError as error:
@@ -24,7 +24,7 @@ def edge_spec(data: Mapping[str, Any]) -> EdgeSpec:
 
 
 def part_spec(kind: type[ModelT], data: Mapping[str, Any], place: str) -> ModelT:
-    """A part of this kind; `place` is its path in the recipe, for messages. Raises RecipeError."""
+    """Validate a part of this kind; `place` is its path in the recipe, for messages. Raises RecipeError."""
     try:
         return kind.model_validate(dict(data))
     except ValidationError as error:
@@ -32,7 +32,7 @@ def part_spec(kind: type[ModelT], data: Mapping[str, Any], place: str) -> ModelT
 
 
 def problems_of(error: ValidationError, place: str, known: Sequence[str] = ()) -> list[Problem]:
-    """pydantic's errors as problems; `known` are the keys that the place may have."""
+    """Convert pydantic errors to problems; `known` are the valid keys at the place."""
     problems = []
     for detail in error.errors():
         path = ".".join([*([place] if place else []), *(str(part) for part in detail["loc"])])

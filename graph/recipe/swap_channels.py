@@ -1,4 +1,4 @@
-"""Swap the channels of edges, also inside included recipes."""
+"""Change the channels of edges, also inside included recipes."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,17 +14,17 @@ from .spec_parts import edge_spec
 __all__ = ["CacheOptions", "swap_channels", "with_inner_channels"]
 
 Pair = tuple[str, str]  # sender and receiver
-CacheOptions = dict[Pair, dict[str, Any]]  # the options that edges had before they were swapped to text
+CacheOptions = dict[Pair, dict[str, Any]]  # options of cache edges that are now text edges
 
-FLOW = {"when", "max_rounds", "until", "rounds"}  # options that an edge has with every channel
+FLOW = {"when", "max_rounds", "until", "rounds"}  # options valid for every channel
 
 
 def swap_channels(
     spec: GraphSpec, channel: Channel | Mapping[Pair, Channel], cache_options: CacheOptions | None = None
 ) -> GraphSpec:
-    """The recipe with other channels: one for all edges, or by (sender, receiver).
+    """Return the recipe with other channels: one for all edges, or by (sender, receiver).
 
-    `cache_options` keeps the options of cache edges that become text, so that swapping back restores them. Raises
+    `cache_options` stores the options of cache edges that become text, so that swapping back restores them. Raises
     InputError for an unknown edge or channel.
     """
     known = {(edge.sender, edge.receiver): edge.channel for edge in spec.edges}
@@ -46,7 +46,7 @@ def swap_channels(
 
 
 def with_inner_channels(spec: GraphSpec, entry: SubgraphSpec) -> GraphSpec:
-    """An included recipe with the channels that its entry gives it. Raises InputError for an unknown edge."""
+    """Apply an entry's channels to its included recipe. Raises InputError for an unknown edge."""
     channels, options = _by_edge(entry), CacheOptions()
     if (rest := channels.pop("*", None)) is not None:
         spec = swap_channels(spec, rest, options)
@@ -66,7 +66,7 @@ def _by_edge(entry: SubgraphSpec) -> dict[str, Channel]:
 def _split(
     wanted: Mapping[Pair, Channel], graphs: Collection[str]
 ) -> tuple[dict[Pair, Channel], dict[str, dict[str, Channel]]]:
-    """Channels for this recipe's edges, and by included recipe those for its edges, as in ("team/a", "team/b")."""
+    """Split the channels into this recipe's edges and, by included recipe, edges such as ("team/a", "team/b")."""
     own: dict[Pair, Channel] = {}
     inner: dict[str, dict[str, Channel]] = {}
     for pair, channel in wanted.items():

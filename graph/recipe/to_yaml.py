@@ -10,23 +10,23 @@ from .spec import GraphSpec
 
 __all__ = ["dump_recipe"]
 
-# The first keys of each, in the order in which people write them; the rest as declared.
+# Leading keys of each section, in the order in which people write them; others follow as declared.
 AGENT = ("model", "graph", "for_each", "as", "system", "prompt")
 EDGE = ("from", "to", "channel")
-# A block keeps every character but these; a text that has one is escaped in double quotes.
+# A block scalar can't hold these characters; text that has one is escaped in double quotes.
 STRANGE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]|\A[ \n]|[ ]$|\n\n\Z", re.MULTILINE)
 
 Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def dump_recipe(spec: GraphSpec) -> str:
-    """YAML that loads back to an equal spec; what equals its default is left out."""
+    """Write YAML that loads back to an equal spec; omits defaults."""
     data = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data["agents"] = {name: _sorted(agent, AGENT) for name, agent in data["agents"].items()}
     edges = [f"  - {_yaml(_Inline(_sorted(edge, EDGE)))}" for edge in data.pop("edges", [])]
     sections = {key: _yaml({key: value}) for key, value in data.items()}
     if edges:
-        # libyaml can't indent a list; people do.
+        # libyaml can't indent lists as people do.
         sections["edges"] = "".join(["edges:\n", *edges])
     order = [declared.alias or name for name, declared in type(spec).model_fields.items()]
     return "".join(_spaced([sections[key] for key in order if key in sections]))
@@ -37,7 +37,7 @@ def _yaml(value: Any) -> str:
 
 
 def _spaced(sections: list[str]) -> list[str]:
-    """A blank line around each section of more than one line."""
+    """Put a blank line around each multi-line section."""
     spaced = sections[:1]
     for before, section in pairwise(sections):
         spaced += ["\n", section] if before.count("\n") > 1 or section.count("\n") > 1 else [section]

@@ -1,7 +1,7 @@
-"""pydantic's errors in our words, each with its place.
+"""pydantic errors as recipe problems with positions.
 
-What a value should have been is read off the recipe's JSON Schema, so that one sentence serves every kind of mistake.
-Knows no rules of its own.
+Messages take the expected value from the recipe's JSON Schema, so that one sentence covers every kind of mistake.
+This file adds no rules.
 """
 
 import re
@@ -21,7 +21,7 @@ from .yaml_positions import Document, Path, YamlNode
 __all__ = ["explain"]
 
 MAX_PROBLEMS = 200
-# The types behind the tags of the unions of a recipe, which pydantic puts into the path of an error.
+# Types by union tag; pydantic puts the tags into error paths.
 UNIONS: dict[Any, dict[Any, str | None]] = {
     "edges": {"text": "TextEdge", "cache": "CacheEdge", "both": "BothEdge", "auto": "AutoEdge"},
     "tools": {"command": "CommandTools", "url": "UrlTools"},
@@ -30,11 +30,11 @@ UNIONS: dict[Any, dict[Any, str | None]] = {
 }
 
 EXPONENT = re.compile(r"([-+]?\d+)(?:\.(\d*))?[eE]([-+]?\d+)")
-MEMORY = ("flag", "limits")  # likewise, of the two ways to write an agent's memory
+MEMORY = ("flag", "limits")  # likewise, for the two forms of an agent's memory
 
 
 def explain(error: ValidationError, document: Document) -> list[Problem]:
-    """One problem for each wrong value, in the order of the recipe's keys."""
+    """Return one problem for each invalid value, in the order of the recipe's keys."""
     problems: dict[tuple[Path, bool], Problem] = {}
     details = error.errors(include_url=False, include_context=False, include_input=False)[: 2 * MAX_PROBLEMS]
     meant = _meant(details)
@@ -47,7 +47,7 @@ def explain(error: ValidationError, document: Document) -> list[Problem]:
 
 
 def _path(detail: ErrorDetails, document: Document) -> tuple[Path, bool]:
-    """The keys that lead to the mistake, without pydantic's own words between them."""
+    """Return the path of an error, without pydantic's union tags."""
     path: Path = detail["loc"]
     at_key = path[-1:] == ("[key]",)
     if at_key:
@@ -94,7 +94,7 @@ def _got(node: YamlNode) -> str:
 
 
 def _exponent(node: YamlNode) -> str:
-    """A number that YAML 1.1 takes for text, as it wants it written: with a point, and a sign before the exponent."""
+    """Rewrite a number that YAML 1.1 parses as text: with a point, and a sign before the exponent."""
     found = EXPONENT.fullmatch(node.raw or "") if not node.style and isinstance(node.value, str) else None
     if found is None:
         return ""
@@ -120,7 +120,7 @@ def _hint(node: YamlNode, wanted: dict[str, Any], document: Document) -> str:
 
 
 def _meant(details: list[ErrorDetails]) -> set[Path]:
-    """Missing keys that an unknown key beside them was probably meant to be: to name them twice would be noise."""
+    """Find missing keys that an unknown sibling key probably misspells, to report them only once."""
     missing: dict[Path, list[str]] = {}
     for detail in details:
         if detail["type"] == "missing":
@@ -147,7 +147,7 @@ def _owner(path: Path) -> str:
 
 
 def _elsewhere(name: str, path: Path, known: dict[str, Any]) -> str:
-    """The key that was meant: a near one, or this one somewhere else."""
+    """Suggest the intended key: a similar one, or this one at another path."""
     definitions = recipe_schema()["$defs"]
     if path[0] == "edges" and name in definitions["CacheEdge"]["properties"]:
         return "only edges with 'channel: cache', 'both' or 'auto' have it"
@@ -157,7 +157,7 @@ def _elsewhere(name: str, path: Path, known: dict[str, Any]) -> str:
 
 
 def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
-    """The schema of the value at a path. `loc` tells which type of a union pydantic chose."""
+    """Look up the schema of the value at a path. `loc` holds the union types that pydantic chose."""
     schema: dict[str, Any] = recipe_schema()
     definitions = schema["$defs"]
     for depth, part in enumerate(path):
@@ -179,7 +179,7 @@ def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
 
 
 def _mapping_of(schema: dict[str, Any]) -> dict[str, Any]:
-    """The one mapping that a value may be where it may also be something else."""
+    """Return the mapping schema among the alternatives of a value."""
     mappings = [option["$ref"] for option in schema.get("oneOf", ()) if "$ref" in option]
     if len(mappings) != 1:
         return schema
@@ -196,7 +196,7 @@ def _wanted(path: Path, schema: dict[str, Any]) -> str:
 
 
 def _words(schema: dict[str, Any]) -> str:
-    """What a schema asks for, in words."""
+    """Describe the values that a schema accepts."""
     if "patternErrorMessage" in schema:
         return f"{schema['patternErrorMessage']}{_at_most(schema)}"
     if options := schema.get("anyOf") or schema.get("oneOf"):

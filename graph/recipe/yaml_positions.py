@@ -1,8 +1,8 @@
-"""Parse YAML; every value knows its line and column.
+"""Parse YAML into values with line and column.
 
-Built from libyaml's event stream in one pass without recursion: every value has its line and column, duplicate keys
-and foreign tags are problems, and what an alias stands for is counted each time, so that a small file can't grow into
-a large recipe. Knows nothing of what a recipe may say.
+Built from libyaml's event stream in one pass without recursion. Every value has its line and column. Duplicate keys
+and foreign tags are problems. Every use of an alias adds its size to a limit, so that a small file can't expand into
+a large recipe. Independent of the recipe format.
 """
 
 import json
@@ -19,17 +19,17 @@ from cachegraph.errors import Problem, RecipeError
 __all__ = ["Document", "Path", "YamlNode", "read_yaml"]
 
 MAX_DEPTH = 64
-MAX_WEIGHT = 500_000  # values after aliases are written out; a thousand characters weigh as much as a value
+MAX_WEIGHT = 500_000  # values after alias expansion; 1,000 characters weigh as much as a value
 
 Path = tuple[str | int, ...]
 
-BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # what ends a line in YAML 1.1
+BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # line breaks of YAML 1.1
 PAIR = re.compile(r"((?<!\\)(?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
-JOINED = re.compile(r"\\U[0-9a-f]{8}")  # two characters shorter than the pair that it stands for
+JOINED = re.compile(r"\\U[0-9a-f]{8}")  # two characters shorter than the surrogate pair it replaces
 FORBIDDEN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 TAG = "tag:yaml.org,2002:"
 TEXTS = {"str", "timestamp", "value"}
-# libyaml's event parser alone is used: its composer recurses, so a deep file would end the process.
+# Use libyaml's event parser only: its composer recurses, so a deep file would crash the process.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = yaml.SafeLoader.yaml_implicit_resolvers
 SCALARS = yaml.constructor.SafeConstructor()
@@ -37,15 +37,15 @@ SCALARS = yaml.constructor.SafeConstructor()
 
 @dataclass(slots=True, eq=False)
 class YamlNode:
-    """A value, and where it stands: line and column count from 0, start and end are characters of the file."""
+    """A value and its position: 0-based line and column; start and end are character offsets in the file."""
 
     line: int
     column: int
     start: int
     end: int
     value: Any = None
-    raw: str | None = None  # a scalar as written, without its quotes
-    style: str | None = None  # of a scalar: ' " | > or None
+    raw: str | None = None  # source text of a scalar, without its quotes
+    style: str | None = None  # quoting style of a scalar: ' " | > or None
     children: "dict[str, YamlNode] | list[YamlNode] | None" = None
     keys: dict[str, tuple[int, int]] = field(default_factory=dict)
     weight: int = 1
@@ -59,14 +59,14 @@ class Document:
     text: str
     root: YamlNode
     problems: list[Problem] = field(default_factory=list)
-    written: str = ""  # the text before pairs of escapes were joined
+    written: str = ""  # the text before escape pairs were joined
 
     @cached_property
     def lines(self) -> list[str]:
         return BREAK.split(self.text)
 
     def find(self, path: Path) -> tuple[YamlNode, int]:
-        """The node at the path, or the nearest one above it, and how many steps were found."""
+        """Return the node at the path, or its nearest ancestor, and the number of keys that matched."""
         node = self.root
         for steps, part in enumerate(path):
             children = node.children
@@ -79,13 +79,13 @@ class Document:
         return node, len(path)
 
     def problem(self, message: str, path: Path = (), hint: str = "", at_key: bool = False) -> Problem:
-        """A problem that points at the value of a path, or at its last key."""
+        """Build a problem at the value of a path, or at its last key."""
         node, _ = self.find(path[:-1] if at_key else path)
         line, column = node.keys.get(str(path[-1]), (node.line, node.column)) if at_key else (node.line, node.column)
         return self.at(message, line, column, hint)
 
     def at(self, message: str, line: int, column: int, hint: str = "") -> Problem:
-        """A problem at a line and column that count from 0."""
+        """Build a problem at a 0-based line and column."""
         source = self.lines[line] if line < len(self.lines) else ""
         if self.written and self.written != self.text:
             column += 2 * len(JOINED.findall(source[:column]))
@@ -95,7 +95,7 @@ class Document:
 
 
 def read_yaml(text: str, name: str) -> Document:
-    """Parse one document. Raises RecipeError where the text is no YAML; lesser problems are in `problems`."""
+    """Parse one document. Raises RecipeError for invalid YAML; collects lesser problems in `problems`."""
     joined = _with_whole_pairs(text)
     builder = _Builder(Document(name, joined, YamlNode(0, 0, 0, 0), written=text))
     text = joined
@@ -115,13 +115,13 @@ def read_yaml(text: str, name: str) -> Document:
 
 
 def _with_whole_pairs(text: str) -> str:
-    """JSON writes a character beyond U+FFFF as two escapes, YAML as one; in a file of JSON the two become the one."""
+    """Join the surrogate escape pairs of a JSON file; YAML writes a character beyond U+FFFF as one escape."""
     if not PAIR.search(text):
         return text
     try:
         json.loads(text)
     except (ValueError, RecursionError):
-        return text  # YAML: the escape is a mistake, which the parser finds
+        return text  # YAML: the parser reports the invalid escape
     return PAIR.sub(_one_escape, text)
 
 
@@ -142,8 +142,8 @@ def _events(text: str) -> Iterator[Any]:
 class _Builder:
     def __init__(self, document: Document):
         self.document = document
-        self.open: list[tuple[YamlNode, str | None]] = []  # containers being read, each with its anchor
-        self.pending: list[tuple[str, tuple[int, int]] | None] = []  # their keys that wait for a value
+        self.open: list[tuple[YamlNode, str | None]] = []  # open containers, each with its anchor
+        self.pending: list[tuple[str, tuple[int, int]] | None] = []  # keys of open containers without a value yet
         self.anchors: dict[str, YamlNode] = {}
         self.documents = 0
         self.weight = 0
@@ -218,12 +218,12 @@ class _Builder:
         target = self.anchors[event.anchor]
         start = event.start_mark
         node = YamlNode(start.line, start.column, start.index, event.end_mark.index, target.value, target.raw)
-        # The copy stands where the alias stands, so that problems point at the use; its insides stay where written.
+        # The copy takes the alias's position, so that problems point at the use; its children keep theirs.
         node.style, node.children, node.keys, node.weight = "*", target.children, target.keys, target.weight
         self._close(node, None)
 
     def _close(self, node: YamlNode, anchor: str | None) -> None:
-        """A value is complete: hand it to what holds it."""
+        """Add a completed value to its container."""
         if anchor is not None:
             self.anchors[anchor] = node
         if not self.open:
@@ -255,7 +255,7 @@ class _Builder:
     def _key(self, parent: YamlNode, node: YamlNode) -> tuple[str, tuple[int, int]]:
         place = (node.line, node.column)
         if node.raw is None:
-            # '{{ x }}' without quotes gets here too; whoever wants text there says so.
+            # Unquoted '{{ x }}' also gets here; fields that require text report it.
             if not self.document.text.startswith("{{", parent.start):
                 problem = self.document.at("a list or mapping can't be a key", *place, "use plain text")
                 self.document.problems.append(problem)
@@ -280,7 +280,7 @@ class _Builder:
 
 
 def _implicit(text: str) -> str:
-    """What YAML 1.1 takes an unquoted text for."""
+    """Return the tag that YAML 1.1 resolves an unquoted scalar to."""
     for tag, pattern in RESOLVERS.get(text[:1], []):
         if pattern.match(text):
             return tag.removeprefix(TAG)
