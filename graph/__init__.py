@@ -5,7 +5,7 @@ data/        Data sets, mapped to a graph's inputs
 definition   The declared graph: loading, building, checking, writing
 draw/        Drawings of recipes and runs
 graph        The Graph class
-plan/        The order of agents, edge routes, who hears what
+plan/        The order of agents, edge routes, dataflow
 recipe/      Recipes: YAML, types, checks
 run/         One execution of a graph, its events and its result
 run_warning  The warning type of recipes and runs

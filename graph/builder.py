@@ -19,7 +19,7 @@ __all__ = ["SpecBuilder"]
 
 
 class SpecBuilder:
-    """The parts of a recipe. `spec` is the recipe, once the parts make one."""
+    """The parts of a recipe. `spec` validates and returns the whole."""
 
     def __init__(self, spec: GraphSpec | None, parts: Mapping[str, Any]):
         if spec is not None and parts:
@@ -40,13 +40,13 @@ class SpecBuilder:
 
     @property
     def size(self) -> str:
-        """The numbers of agents and edges, in words."""
+        """Numbers of agents and edges, as text."""
         agents, edges = len(self._parts.get("agents") or ()), len(self._parts.get("edges") or ())
         return f"{agents} agent{'s' * (agents != 1)}, {edges} edge{'s' * (edges != 1)}"
 
     @property
     def spec(self) -> GraphSpec:
-        """The whole recipe, the same object until something changes. Raises RecipeError."""
+        """The whole recipe, cached until a part changes. Raises RecipeError."""
         if self._spec is None:
             try:
                 self._spec = GraphSpec.model_validate(self._parts)
@@ -55,7 +55,7 @@ class SpecBuilder:
         return self._spec
 
     def copy(self) -> "SpecBuilder":
-        """A copy that changes by itself; until then its `spec` is the same object."""
+        """Return an independent copy; it shares `spec` until it changes."""
         other = SpecBuilder(self.spec, {})
         other._cache_options = dict(self._cache_options)
         return other
@@ -80,7 +80,7 @@ class SpecBuilder:
         self._set("answers", name)
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> "SpecBuilder":
-        """A copy with other channels. Raises InputError for an unknown edge or channel."""
+        """Return a copy with other channels. Raises InputError for an unknown edge or channel."""
         options = dict(self._cache_options)
         copy = SpecBuilder(swap_channels(self.spec, channel, options), {})
         copy._cache_options = options

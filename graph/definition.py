@@ -1,4 +1,4 @@
-"""The declared graph: loading, building, checking, writing. Runs nothing."""
+"""The declared graph: load, build, check, write. Runs nothing."""
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,7 +31,7 @@ Inputs = Mapping[str, Any] | None
 
 
 class GraphDefinition:
-    """A recipe as an object: `spec` is the recipe's value, and everything else follows from it."""
+    """A recipe as an object; everything derives from its value, `spec`."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class GraphDefinition:
         self._folder = Path(folder)
         self._create = create
         self._functions: dict[str, Function] = {}
-        self._permissions: Permissions | None = None  # None: the caller's own code built the graph
-        self._file: Path | None = None  # the recipe's, if it was read from one
-        self.strict = False  # a warning of the recipe is an error: nothing runs then
+        self._permissions: Permissions | None = None  # None: built in Python
+        self._file: Path | None = None  # the recipe's file, if any
+        self.strict = False  # treat warnings of the recipe as errors
         self._checked: GraphSpec | None = None
         self._planned: tuple[GraphSpec, Plan] | None = None
 
@@ -63,12 +63,12 @@ class GraphDefinition:
         known_models: Collection[str] | None = None,
         create: Create = create_agent,
     ) -> Self:
-        """The graph of a recipe file. Raises RecipeError with every problem and its place.
+        """Load the graph of a recipe file. Raises RecipeError with every problem and its position.
 
-        A recipe may be a stranger's: it reaches environment variables, files outside its folder and endpoints in this
-        machine's networks, and names functions and programs to run, only as allowed.
-        `known_models` are a catalogue's names: with them a misspelt one is a problem with its place, too; without, it
-        shows when the models are opened.
+        Recipes are untrusted: only the `allow_*` arguments give one access to environment variables, files outside its
+        folder, endpoints in this machine's networks, and functions and programs to run.
+        `known_models` are a catalogue's names: with them, misspelt model names are reported with their positions;
+        without them, opening the models reports them.
         """
         path = Path(path)
         spec = load_recipe(
@@ -99,7 +99,7 @@ class GraphDefinition:
         create: Create = create_agent,
         **allowed: Unpack[Allowed],
     ) -> Self:
-        """The graph of a recipe's text; its relative paths start at `folder`. See `from_yaml`."""
+        """Load the graph of a recipe's text; relative paths start at `folder`. See `from_yaml`."""
         spec = parse_recipe(text, folder=Path(folder), **allowed)
         return cls._loaded(spec, create, Permissions.of(Path(folder), **allowed))
 
@@ -112,7 +112,7 @@ class GraphDefinition:
         create: Create = create_agent,
         **allowed: Unpack[Allowed],
     ) -> Self:
-        """The graph of a recipe's data, for example from JSON. See `from_yaml`."""
+        """Build the graph of a recipe's data, for example from JSON. See `from_yaml`."""
         graph = cls(folder=folder, create=create)
         graph._builder = SpecBuilder(None, data)
         graph._permissions = Permissions.of(Path(folder), **allowed)
@@ -128,12 +128,12 @@ class GraphDefinition:
     # building
 
     def add_input(self, name: str, description: str = "", default: Any = None, **options: Any) -> Self:
-        """Declare a value that the caller gives; without a default it is required. Options: `type`, `schema`."""
+        """Declare an input; it is required if it has no default. Options: `type`, `schema`."""
         self._builder.add_input(name, {"description": description, "default": default, **options})
         return self._changed()
 
     def add_agent(self, name: str, **entry: Any) -> Self:
-        """Add an agent with what the recipe says of one: `model`, `prompt`, `system`, `generate`, `timeout`, ..."""
+        """Add an agent with a recipe's keys: `model`, `prompt`, `system`, `generate`, `timeout`, ..."""
         self._builder.add_agent(name, entry)
         return self._changed()
 
@@ -144,9 +144,9 @@ class GraphDefinition:
     def function(self, /, *, name: str | None = None, timeout: float | None = None) -> Callable[[F], F]: ...
 
     def function(self, function: Any = None, /, *, name: str | None = None, timeout: float | None = None) -> Any:
-        """Add a Python function as an agent: `@graph.function`. It gets inputs and what agents upstream said, by name.
+        """Add a Python function as an agent: `@graph.function`. It receives inputs and upstream replies by name.
 
-        It may be async. What it returns becomes text, or data with its JSON as text. Gives the function back.
+        It may be async. Its return value becomes text, or data with its JSON as text. Returns the function.
         """
         if function is None:
             return partial(self.function, name=name, timeout=timeout)
@@ -157,18 +157,18 @@ class GraphDefinition:
         return function
 
     def add_tools(self, name: str, **options: Any) -> Self:
-        """Add a tool server: `command=[...]`, or `url=...`, and the recipe's other options."""
+        """Add a tool server: `command=[...]` or `url=...`, and a recipe's other options."""
         self._builder.add_tools(name, options)
         return self._changed()
 
     def add_edge(self, sender: str, receiver: str, channel: Channel = "text", **options: Any) -> Self:
-        """Add an edge; a cache edge takes the recipe's options (`fuser`, `fallback`, `align`, ...)."""
+        """Add an edge; a cache edge takes a recipe's options (`fuser`, `fallback`, `align`, ...)."""
         self._builder.add_edge({"from": sender, "to": receiver, "channel": channel, **options})
         return self._changed()
 
     @property
     def output(self) -> str:
-        """The agent whose reply is the graph's."""
+        """The agent that writes the graph's reply."""
         return self.spec.output
 
     @output.setter
@@ -178,11 +178,11 @@ class GraphDefinition:
 
     @property
     def spec(self) -> GraphSpec:
-        """This graph as a recipe's value. Raises RecipeError if it is not complete."""
+        """The recipe of this graph. Raises RecipeError if it is incomplete."""
         return self._builder.spec
 
     def validate(self) -> Self:
-        """Check everything that can be checked without loading a model. Raises RecipeError with every problem."""
+        """Check the graph as far as possible without loading a model. Raises RecipeError with every problem."""
         spec = self.spec
         if self._checked is not spec:
             check_spec(spec, self.permissions)
@@ -193,9 +193,9 @@ class GraphDefinition:
         return self
 
     def warnings(self) -> list[RunWarning]:
-        """What of the recipe reaches nobody over its channels, as far as that is known before a model is loaded.
+        """Return warnings of inputs and replies that get lost over the channels, as known before models load.
 
-        Raises RecipeError where no output would hear any input. `Result.warnings` holds what a run found.
+        Raises RecipeError if no output would hear any input. `Result.warnings` holds the warnings of a run.
         """
         warnings, cut = expected_warnings(self.validate().spec, self._folder)
         if cut is not None:
@@ -203,7 +203,7 @@ class GraphDefinition:
         return warnings
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
-        """This graph as a recipe; also written to `path` if one is given, whole or not at all."""
+        """Return this graph as a YAML recipe; with `path`, also write it there atomically."""
         for agent, function in self._functions.items():
             if "<" in name_of(function) or function.__module__ == "__main__":
                 raise RecipeError(
@@ -219,25 +219,25 @@ class GraphDefinition:
 
     @property
     def folder(self) -> Path:
-        """What the recipe's relative paths start from."""
+        """Base of the recipe's relative paths."""
         return self._folder
 
     @property
     def file(self) -> Path | None:
-        """The recipe's file, if the graph was read from one."""
+        """The recipe file from which the graph was loaded, if any."""
         return self._file
 
     @property
     def permissions(self) -> Permissions:
-        """What the recipe may reach."""
+        """The recipe's permissions."""
         return replace(self._permissions or own_permissions(self.spec), registered=frozenset(self._functions))
 
     def check_inputs(self, inputs: Inputs = None, /, **named: Any) -> dict[str, Any]:
-        """The inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
+        """Return the inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
         return check_inputs(self.validate().spec.inputs, inputs, named)
 
     def _changed(self) -> Self:
-        """Called after every change of the recipe."""
+        """Invalidate cached state after a change of the recipe."""
         return self
 
     def __repr__(self) -> str:

@@ -40,9 +40,9 @@ __all__ = ["Graph"]
 class Graph(GraphDefinition):
     """A graph of agents.
 
-    Give it a whole `spec`, or its parts as keywords, or build it with `add_agent` and `add_edge`. `folder` is what the
-    recipe's relative paths start from, and `create` makes the agents (`cachegraph.agents.scripted.scripted` makes some
-    that need no model). Models load with the first run, or with `open`, and stay loaded until `close`.
+    Pass a whole `spec`, or its parts as keywords, or build it with `add_agent` and `add_edge`. The recipe's relative
+    paths start at `folder`. `create` creates the agents (`cachegraph.agents.scripted.scripted` creates agents without
+    models). Models load with the first run, or with `open`, and stay loaded until `close`.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class Graph(GraphDefinition):
     ):
         super().__init__(spec, folder=folder, create=create, **parts)
         self._agent_set: AgentSet | None = None
-        self._replaced: list[AgentSet] = []  # agents of earlier states of this graph, whose models may be loaded
+        self._replaced: list[AgentSet] = []  # agents from before recipe changes, whose models may be loaded
         self._wired: tuple[AgentSet, int, Wiring] | None = None
-        self._settings: dict[str, Any] = {}  # fields of a GenerateSpec, changed for the outputs
+        self._settings: dict[str, Any] = {}  # GenerateSpec fields that override those of the outputs
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
-        """A copy in which every edge has this channel, or only the edges that a mapping names.
+        """Return a copy with this channel on every edge, or with other channels on the edges that a mapping names.
 
-        Edges of recipes that this one includes too; a mapping names them by ("team/expert", "team/answerer").
-        The copy shares the loaded models. What a cache edge was told (`fuser`, `fallback`, ...) is remembered while it
-        is a text edge, so that swapping there and back changes nothing.
+        Also applies to edges of included recipes; a mapping names them by ("team/expert", "team/answerer").
+        The copy shares the loaded models. A cache edge that becomes a text edge keeps its options (`fuser`, `fallback`,
+        ...), so that swapping back restores it.
         """
         other = type(self)(folder=self._folder, create=self._create)
         other._builder = self.validate()._builder.with_channels(channel)
@@ -75,14 +75,14 @@ class Graph(GraphDefinition):
         return other.validate()
 
     def with_settings(self, **settings: Any) -> Self:
-        """A copy whose runs decode the outputs with other settings, such as `temperature=0.7` or `max_new_tokens=64`.
+        """Return a copy that decodes the outputs with other settings, such as `temperature=0.7` or `max_new_tokens=64`.
 
-        The recipe stays as it is, and the copy shares the loaded models. Raises InputError for a setting that is wrong,
-        or that an output can't honour; a `json_schema` is checked, which may take long.
+        The recipe does not change, and the copy shares the loaded models. Raises InputError for a setting that is invalid
+        or that an output can't apply; checking a `json_schema` may take long.
         """
         spec = self.validate().spec
         changed = {**self._settings, **check_settings(spec, self._folder, self.permissions, settings)}
-        self._agents_now()  # which the copy shares
+        self._agents_now()  # shared with the copy
         other = copy(self)
         other._builder = self._builder.copy()
         other._replaced = []
@@ -91,11 +91,11 @@ class Graph(GraphDefinition):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What `with_settings` has changed."""
+        """Settings changed by `with_settings`."""
         return self._settings
 
     def with_spec(self, spec: GraphSpec) -> Self:
-        """A graph of another recipe in the same folder, with the same permissions; its models are its own to close."""
+        """Return a graph of another recipe with the same folder and permissions; close its models separately."""
         other = type(self)(spec, folder=self._folder, create=self._create)
         other._permissions = self._permissions
         other._functions = self._functions
@@ -107,10 +107,10 @@ class Graph(GraphDefinition):
     def run(
         self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
     ) -> Result:
-        """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with what finished.
+        """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with the partial result.
 
-        With a `store` every finished turn is kept there, and `resume` goes on with the run from another process.
-        `session` names a conversation: agents with `memory` go on with it.
+        A `store` records every finished turn, so that another process can `resume` the run.
+        `session` names a conversation, which agents with `memory` continue.
         """
         run = self._new_run(self.check_inputs(inputs, **named), store, session)
         return wait(run.execute, "run", "graph.arun", lambda: run.result)
@@ -118,29 +118,29 @@ class Graph(GraphDefinition):
     async def arun(
         self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
     ) -> Result:
-        """Run once, under asyncio or trio. Raises InputError, or RunError whose `result` holds what finished."""
+        """Run once, under asyncio or trio. Raises InputError, or RunError with the partial `result`."""
         given = await run_checks(partial(self.validate().check_inputs, inputs, **named))
         return await self._new_run(given, store, session).execute()
 
     def stream(
         self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
     ) -> RunStream:
-        """Run once and watch: an async iterator of events. Inputs are checked now, the run begins when it is read."""
+        """Run once and stream events as an async iterator. Checks inputs now; the first read starts the run."""
         return RunStream(lambda told: self._new_run(self.check_inputs(inputs, **named), store, session, told))
 
     @classmethod
     def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
-        """The graph of a run in the store, with its recipe, folder and permissions as they were. Raises InputError."""
+        """Load the graph of a stored run, with its original recipe, folder and permissions. Raises InputError."""
         return resume.load_graph(cls, run, store, create)
 
     def resume(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> Result:
-        """Go on with a run of this graph where it stood, and wait: turns that have finished are not taken again.
+        """Resume a stored run of this graph and wait, without repeating finished turns.
 
-        `run` is its id or the beginning of it; `answer` is what a person says to a paused run, and `turn` to whose
-        question where there are several. Raises InputError for a run that has finished, that another process is at work
-        on, or whose recipe is not this graph's (`Graph.from_run` gives the one it has).
+        `run` is its id or a unique prefix. `answer` is a person's answer to a paused run; `turn` selects the question if
+        several are open. Raises InputError for a run that has finished, that another process is executing, or that has
+        another recipe (`Graph.from_run` loads it).
         """
         execution = resume.resume_run(self, run, store, answer, turn)
         return wait(execution.execute, "resume", "graph.aresume", lambda: execution.result)
@@ -148,13 +148,13 @@ class Graph(GraphDefinition):
     async def aresume(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> Result:
-        """Go on with a run of this graph, under asyncio or trio; see `resume`."""
+        """Resume a stored run under asyncio or trio; see `resume`."""
         return await (await anyio.to_thread.run_sync(resume.resume_run, self, run, store, answer, turn)).execute()
 
     def stream_resumed(
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> RunStream:
-        """Go on with a run of this graph and watch; see `resume` and `stream`. What was recalled is told again."""
+        """Resume a stored run and stream events, also of recalled turns; see `resume` and `stream`."""
         return RunStream(lambda listener: resume.resume_run(self, run, store, answer, turn, listener))
 
     def map(
@@ -180,12 +180,12 @@ class Graph(GraphDefinition):
         store: "Store | None" = None,
         on_result: OnResult | None = None,
     ) -> list[Result]:
-        """Run once for each row, many at a time on the same models; gives the results in the rows' order.
+        """Run once for each row, concurrently on the same models; return results in the order of the rows.
 
-        All rows are checked before the first runs. A row that fails does not stop the others: with `return_errors` its
-        result says so, otherwise RunError is raised at the end, and its `result` is the list of all results. In a
-        `store` each row is a run of its own, which enters it when it begins. `on_result` is called with a RowResult
-        (index, result, done, total) as each row ends: for progress, or to keep results at once.
+        Checks all rows before the first run. A failed row does not stop the others: with `return_errors` its result has
+        the error; otherwise RunError is raised at the end with all results as its `result`. A `store` records each row
+        as a separate run when it starts. `on_result` is called with a RowResult (index, result, done, total) as each row
+        ends, for progress or to save results early.
         """
         given = await run_checks(partial(each_row, list(rows), self.validate().check_inputs))
         runs = each_row(given, partial(self._new_run, store=store))
@@ -194,9 +194,9 @@ class Graph(GraphDefinition):
     def stream_map(
         self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, store: "Store | None" = None
     ) -> Stream[RowResult]:
-        """Run once for each row: an async iterator of RowResults, each when it is there, failed ones too.
+        """Run once for each row: an async iterator of RowResults as rows end, including failed ones.
 
-        Rows are checked now and begin when it is read; leaving the loop cancels what still runs.
+        Checks rows now; the first read starts them. Leaving the loop cancels unfinished rows.
         """
         return stream_rows(self._rows(rows, store), max_concurrent)
 
@@ -204,7 +204,7 @@ class Graph(GraphDefinition):
 
     def open(self) -> Self:
         """Load all models now rather than with the first run."""
-        self.validate()._agents_now()  # imports torch, which Ctrl-C ends at once only outside an event loop
+        self.validate()._agents_now()  # imports torch; Ctrl-C stops that at once only outside an event loop
         wait(self.aopen, "open", "graph.aopen", lambda: None)
         return self
 
@@ -214,16 +214,16 @@ class Graph(GraphDefinition):
         return self
 
     async def awire(self) -> Wiring:
-        """Load all models, and give the open agents and decided edges, for tools that look into runs."""
+        """Load all models; return the open agents and decided edges, for tools that inspect runs."""
         return await self._prepare()
 
     def close(self) -> None:
-        """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
+        """Unload the models, also for copies made by `with_channels`; a later run reloads them."""
         if any(agents.is_open for agents in self._agent_sets):
             wait(self.aclose, "close", "graph.aclose", lambda: None)
 
     async def aclose(self) -> None:
-        """Let go of the models, also for copies made by `with_channels`; a later run loads them again."""
+        """Unload the models, also for copies made by `with_channels`; a later run reloads them."""
         for agents in self._agent_sets:
             await agents.close()
         self._replaced.clear()
@@ -247,7 +247,7 @@ class Graph(GraphDefinition):
     def _new_run(
         self, given: dict[str, Any], store: "Store | None", session: str | None = None, listener: Listener | None = None
     ) -> Run:
-        """A run of inputs that have been checked."""
+        """Create a run of checked inputs."""
         spec = self.spec
         listener = watched(spec, given, listener)
         if store is not None:
@@ -262,11 +262,11 @@ class Graph(GraphDefinition):
         return run
 
     def take_loading(self) -> Loading:
-        """What the models took to load since a run has told of it; a run that is prepared tells of it."""
+        """Return the models' loading times that no run has reported yet, and mark them as reported."""
         return self._agent_set.take_loading() if self._agent_set is not None else Loading()
 
     def conversation(self, session: str | None) -> Session | None:
-        """The session of this name, for agents that remember. Raises InputError where none does."""
+        """Return the session of this name. Raises InputError if no agent has a memory."""
         spec = self.spec
         if session is None:
             return None
@@ -278,7 +278,7 @@ class Graph(GraphDefinition):
         return each_row(rows, lambda row: self._new_run(self.check_inputs(row), store))
 
     async def _prepare(self) -> Wiring:
-        """Open agents and decided edges; made once, and again only after `close` or a change."""
+        """Open the agents and decide the edges, once until `close` or a change."""
         self.validate()
         assert self._planned is not None
         spec, order = self._planned
@@ -296,7 +296,7 @@ class Graph(GraphDefinition):
         return [*self._replaced, *([self._agent_set] if self._agent_set is not None else [])]
 
     def _agents_now(self) -> AgentSet:
-        """The agents of the recipe as it is, created once."""
+        """Return the agents of the current recipe, created once."""
         if self._agent_set is None:
             may = self.permissions
             self._agent_set = AgentSet(

@@ -10,15 +10,15 @@ WarningKind = Literal["dropped", "unused_input", "single_braces", "empty_edge", 
 
 @dataclass(frozen=True)
 class RunWarning:
-    """One warning. `names` are the inputs and agents that it is about."""
+    """One warning. `names` are the affected inputs and agents."""
 
     kind: WarningKind
     message: str
     names: tuple[str, ...] = ()
-    edge: tuple[str, str] | None = None  # sender and receiver, where one edge is to blame
+    edge: tuple[str, str] | None = None  # (sender, receiver), if one edge is responsible
 
     def inside(self, agent: str) -> "RunWarning":
-        """The warning of a recipe in this agent's place, as the graph around it tells it."""
+        """Return the warning of this agent's included recipe, as the outer graph reports it."""
         names, edge = tuple(f"{agent}/{name}" for name in self.names), self.edge
         if edge is not None:
             edge = (f"{agent}/{edge[0]}", f"{agent}/{edge[1]}")

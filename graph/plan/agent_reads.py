@@ -13,7 +13,7 @@ __all__ = ["agents_read", "expression_names", "steering_names", "whose_fields_ar
 
 
 def agents_read(spec: GraphSpec) -> dict[str, Reads]:
-    """By agent, what it reads. A function may take every input, and takes every message."""
+    """Map each agent to what it reads. A function may take every input, and takes every payload."""
     senders: dict[str, list[str]] = {name: [] for name in spec.agents}
     for edge in spec.edges:
         senders[edge.receiver].append(edge.sender)
@@ -27,7 +27,7 @@ def _reads(name: str, entry: AgentEntry, senders: Collection[str], inputs: Colle
 
 
 def steering_names(spec: GraphSpec) -> frozenset[str]:
-    """The inputs and agents that conditions, routes and lists read."""
+    """Return the inputs and agents that conditions, routes and lists read."""
     sources = [each for edge in spec.edges for each in (edge.when, edge.until)]
     for entry in spec.agents.values():
         sources += [entry.for_each, *(case.when for case in entry.route)]
@@ -35,7 +35,7 @@ def steering_names(spec: GraphSpec) -> frozenset[str]:
 
 
 def whose_fields_are_read(spec: GraphSpec) -> Iterator[tuple[str, str]]:
-    """(sender, receiver) where the receiver's prompt reads fields of the reply: they are there once it is written."""
+    """Yield (sender, receiver) where the receiver's prompt reads fields of the reply, so the sender must write it."""
     speakers = spec.speakers
     for edge in spec.edges:
         receiver = speakers.get(edge.receiver)
@@ -47,5 +47,5 @@ def whose_fields_are_read(spec: GraphSpec) -> Iterator[tuple[str, str]]:
 
 
 def expression_names(source: str) -> frozenset[str]:
-    """The names in an expression."""
+    """Return the names in an expression."""
     return compile_expression(source, None).names

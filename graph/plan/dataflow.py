@@ -1,8 +1,8 @@
 """Which inputs and replies reach which agent over the decided channels, and which get lost. No torch.
 
-A *source* is an input or an agent's reply. An agent hears a source if its context holds it, as words or as positions,
-or holds a reply that was made from it. What an output would hear if every edge handed over all that its author meant it
-to, and does not hear over these channels, is lost, and is said before the run.
+A *source* is an input or an agent's reply. An agent hears a source if its context holds the source, as text or as
+cache positions, or a reply made from it. A source is lost if an output would hear it when every edge delivered all
+that its author intended, but does not hear it over these channels. Lost sources are reported before the run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Why a source does not reach an output: its way in words, and the edge over which it does not go."""
+    """Why a source does not reach an output: its path in words, and the edge that stops it."""
 
     why: str
     edge: Pair | None
@@ -39,25 +39,25 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataflow:
-    """What reaches whom in one recipe. `routes` are the decided edges by (sender, receiver)."""
+    """Which sources reach which agents in one recipe. `routes` are the decided edges by (sender, receiver)."""
 
     spec: GraphSpec
     routes: Mapping[Pair, Route]
 
     @cached_property
     def heard(self) -> dict[str, frozenset[Source]]:
-        """By agent, the sources that its context holds."""
+        """Sources that each agent's context holds."""
         carrying = [pair for pair, route in self.routes.items() if self._carries(route)]
         return self._spread(carrying, self.reading)
 
     @cached_property
     def heard_over_text(self) -> dict[str, frozenset[Source]]:
-        """The same, were every edge a text edge."""
+        """The same, if every edge were a text edge."""
         return self._spread([pair for pair in self.routes if self._is_read(pair)], frozenset(self.spec.agents))
 
     @cached_property
     def meant(self) -> dict[str, frozenset[Source]]:
-        """The same, did every receiver also read what its edges bring."""
+        """The same, if every receiver also read all that its edges deliver."""
         return self._spread(list(self.routes), frozenset(self.spec.agents), withheld=True)
 
     @cached_property
@@ -69,16 +69,16 @@ class Dataflow:
 
     @cached_property
     def reading(self) -> frozenset[str]:
-        """Agents whose prompt is read in a run: those that write, and those whose cache or prompt is handed over."""
+        """Agents that prefill in a run: those that write, and those that send their cache or prompt."""
         sending = {pair[0] for pair, route in self.routes.items() if route.needs_text or route.needs_cache}
         return self.writing | frozenset(sending) | frozenset(self.spec.outputs.values())
 
     def warnings(self) -> list[RunWarning]:
-        """What reaches nobody."""
+        """Return a warning for each lost source."""
         return [*self._unnamed_inputs(), *self._untaken_turns(), *self._lost()]
 
     def cut_output(self) -> str | None:
-        """Why no output hears any input, though over text one would; None where one does."""
+        """Explain why no output hears any input, although one would over text; None if one does."""
         outputs = list(dict.fromkeys(self.spec.outputs.values()))
         over_text = {(s, name) for name in outputs for s in self.heard_over_text[name] if not s.is_reply}
         heard = {s for name in outputs for s in self.heard[name] if not s.is_reply}
@@ -89,14 +89,14 @@ class Dataflow:
         remedy = f"; give the edge {cut.edge[0]!r} -> {cut.edge[1]!r} another channel" if cut.edge else ""
         return f"the output hears none of the inputs: {cut.why}{remedy}"
 
-    # spreading
+    # propagation
 
     def _spread(
         self, carrying: list[Pair], reading: frozenset[str], *, withheld: bool = False
     ) -> dict[str, frozenset[Source]]:
-        """What agents hear where these edges hand over something, and these agents read their prompts.
+        """Compute what agents hear if these edges deliver payloads and these agents prefill.
 
-        `withheld`: as if agents that only read handed on what stands in their system messages, too.
+        `withheld`: as if agents that only prefill also passed on their system messages.
         """
         heard: dict[str, frozenset[Source]] = dict.fromkeys(self.spec.agents, frozenset())
         for name, reads in self._reads.items():
@@ -106,7 +106,7 @@ class Dataflow:
         receivers: dict[str, list[str]] = {}
         for sender, receiver in carrying:
             receivers.setdefault(sender, []).append(receiver)
-        order = senders_first(self.spec.agents, receivers)  # so that without cycles one pass is enough
+        order = senders_first(self.spec.agents, receivers)  # so that one pass suffices without cycles
         changed = set(order)
         while changed:
             for sender in order:
@@ -121,7 +121,7 @@ class Dataflow:
         return heard
 
     def _handed_over(self, pair: Pair, heard: frozenset[Source]) -> frozenset[Source]:
-        """What the sender heard, and its reply, unless it writes none for this edge: by the author's choice, if so."""
+        """What the sender heard, and its reply, unless the author chose that it writes none for this edge."""
         without_reply = self._reads_only(pair[0]) or (self._chose_the_prompt(pair) and pair not in self._by_field)
         return heard if without_reply else heard | {Source(pair[0], is_reply=True)}
 
@@ -132,7 +132,7 @@ class Dataflow:
         return pair in self._by_field or (not _fuses(route) and pair[0] in self.reading)
 
     def _is_read(self, pair: Pair) -> bool:
-        """Whether the receiver gets some text of what this edge brings."""
+        """Whether the receiver reads this edge's payload as text."""
         return pair[0] in self._reads[pair[1]].heard
 
     def _chose_the_prompt(self, pair: Pair) -> bool:
@@ -145,22 +145,22 @@ class Dataflow:
 
     @cached_property
     def _by_field(self) -> frozenset[Pair]:
-        """Edges whose receiver reads fields of the reply, whatever else they carry."""
+        """Edges whose receiver reads fields of the reply."""
         return frozenset(whose_fields_are_read(self.spec))
 
     @cached_property
     def _steering(self) -> frozenset[str]:
-        """Agents whose words a condition, a route or a list reads."""
+        """Agents whose replies a condition, a route or a list reads."""
         return steering_names(self.spec) & self.spec.agents.keys()
 
     @cached_property
     def _acting(self) -> frozenset[str]:
-        """Agents that do more than reply: functions, people, graphs."""
+        """Agents that may have side effects: functions, people, graphs."""
         return frozenset(name for name, entry in self.spec.agents.items() if entry.acts)
 
     @property
     def _ends(self) -> list[str]:
-        """The outputs, then other agents whose turn has consequences."""
+        """The outputs, then other agents whose turns may have side effects."""
         using = (name for name, entry in self.spec.agents.items() if name in self.writing and entry.uses_tools)
         others = (name for name in self.spec.agents if name in self._acting | self._steering)
         return list(dict.fromkeys([*self.spec.outputs.values(), *others, *using]))
@@ -168,7 +168,7 @@ class Dataflow:
     def _reads_only(self, name: str) -> bool:
         return self.spec.agents[name].reads_only
 
-    # what is lost
+    # losses
 
     def _unnamed_inputs(self) -> Iterator[RunWarning]:
         named = frozenset[str]().union(steering_names(self.spec), *(reads.named for reads in self._reads.values()))
@@ -177,7 +177,7 @@ class Dataflow:
                 yield RunWarning("unused_input", f"no prompt names the input {name!r}, so nobody reads it", (name,))
 
     def _untaken_turns(self) -> Iterator[RunWarning]:
-        """Senders that would write over text, take no turn over their fuser, and whose author has not said so."""
+        """Warn of senders that would write over text but take no turn over their fuser, unless the author chose so."""
         for (sender, receiver), route in self.routes.items():
             edge = route.edge
             if not _fuses(route) or edge.channel != "cache" or edge.carries is not None:
@@ -192,7 +192,7 @@ class Dataflow:
                 )
 
     def _lost(self) -> Iterator[RunWarning]:
-        """What an output, or an agent that acts, was meant to hear and does not hear over these channels."""
+        """Warn of sources that an output, or an agent with side effects, should hear but does not."""
         order = [*map(Source, self.spec.inputs), *(Source(name, True) for name in self.spec.agents)]
         told: set[Source] = set()
         for end in self._ends:
@@ -201,7 +201,7 @@ class Dataflow:
             missing = self.meant[end] - self.heard[end] - told
             for source in order if missing else ():
                 if source not in missing or (source.is_reply and source.name not in self.writing):
-                    continue  # nobody waits for it: the author's own choice, or said of the turn that isn't taken
+                    continue  # the author's choice, or already reported for the untaken turn
                 told.add(source)
                 cut = self._cut(source, end)
                 what = f"what {source.name!r} wrote" if source.is_reply else f"the input {source.name!r}"
@@ -213,7 +213,7 @@ class Dataflow:
                 yield RunWarning("dropped", message, (source.name,), cut.edge)
 
     def _cut(self, source: Source, end: str) -> Cut:
-        """Where a source stops on its way to an agent."""
+        """Find the edge that stops a source on its path to an agent."""
         came: dict[str, str | None] = {}
         if source.is_reply:
             todo, came[source.name] = [source.name], None
@@ -247,7 +247,7 @@ class Dataflow:
         return Cut(f"{shown} -x {stop.edge.receiver!r}, since {why}", edge)
 
     def _upstream_of(self, end: str) -> set[str]:
-        """The agents from which edges lead to this one, and itself."""
+        """This agent and all agents from which a path leads to it."""
         found, todo = {end}, [end]
         senders: dict[str, list[str]] = {}
         for sender, receiver in self.routes:
@@ -259,7 +259,7 @@ class Dataflow:
         return found
 
     def _why_stopped(self, stop: Route) -> tuple[str, Pair]:
-        """Why an edge hands nothing on, and the edge to blame."""
+        """Explain why an edge passes nothing on, and name the edge responsible."""
         sender, receiver = pair = (stop.edge.sender, stop.edge.receiver)
         if not self._is_read(pair):
             if sender in self._reads[receiver].withheld:
@@ -276,7 +276,7 @@ class Dataflow:
         return f"{reader!r} only reads, and hands over its prompt without its system message"
 
     def _why_no_turn(self, name: str) -> str:
-        """Why an agent that is upstream of somebody does not even read its prompt."""
+        """Explain why an upstream agent does not even prefill its prompt."""
         fusing = self._fusing(name)
         because = f", because its fuser reads the prompt of {fusing.edge.receiver!r}" if fusing is not None else ""
         return f"{name!r} takes no turn{because}"
@@ -286,5 +286,5 @@ class Dataflow:
 
 
 def _fuses(route: Route) -> bool:
-    """Whether the edge only corrects what the receiver has read itself."""
+    """Whether the edge fuses into the receiver's own prompt."""
     return route.used == "cache" and route.carries is None

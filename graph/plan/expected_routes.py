@@ -1,4 +1,4 @@
-"""Routes of a recipe's edges, as far as they are known before models load. No torch."""
+"""Routes of a recipe's edges, predicted before models load. No torch."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,10 +25,10 @@ Included = Callable[[SubgraphSpec], tuple[GraphSpec, Path]]
 
 
 def expected_routes(spec: GraphSpec, folder: Path, included: Included) -> dict[tuple[str, str], Route]:
-    """By (sender, receiver), the route of every edge of a checked recipe in `folder`.
+    """Map (sender, receiver) to the expected route, for every edge of a checked recipe in `folder`.
 
-    Two agents count as one model where the recipe names the same source, by whatever name. `included` reads the recipe
-    in an agent's place, and its folder.
+    Two agents share a model if the recipe names the same source, under any name. `included` reads the recipe that an
+    agent runs, and its folder.
     """
     names = {name for edge in spec.edges if not isinstance(edge, TextEdge) for name in (edge.sender, edge.receiver)}
     if names:
@@ -61,9 +61,9 @@ def _peer(spec: GraphSpec, name: str, included: Included, folder: Path, catalogu
 
 
 def _named(model: ModelSpec, folder: Path, catalogue: Catalogue) -> tuple[str, str]:
-    """A model's name as the engine will have it, and where it comes from."""
+    """The model's name in the engine, and its source."""
     try:
         wanted = resolve(model.model_copy(update={"chat_template": None}), folder, catalogue)
-    except ModelError:  # loading it tells
+    except ModelError:  # loading reports it
         return model.source, model.source
     return wanted.name, wanted.described

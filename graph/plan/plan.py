@@ -1,4 +1,4 @@
-"""The order in which agents run. Knows neither models nor messages."""
+"""The order in which agents run. Independent of models and payloads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,39 +20,39 @@ class Step:
     name: str
     incoming: tuple[EdgeSpec, ...]  # in the recipe's order
     outgoing: tuple[EdgeSpec, ...]
-    depth: int  # edges of the longest way from here to the output: what to start first
+    depth: int  # edges on the longest path from here to the output; deeper agents start first
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A graph that can run: no agent waits for itself, and everything leads to the output."""
+    """A runnable graph: no agent waits for itself, and a path leads from every agent to the output."""
 
-    steps: Mapping[str, Step]  # in an order in which they could run one by one
+    steps: Mapping[str, Step]  # in a valid sequential order
     generations: tuple[tuple[str, ...], ...]  # agents that may run at the same time, in a loop's first round
     output: str
     loops: tuple[Loop, ...] = ()  # the outer before the inner
 
     @property
     def critical_path(self) -> int:
-        """How many agents the longest chain holds."""
+        """Number of agents on the longest chain."""
         return len(self.generations)
 
     def loop_back(self, edge: EdgeSpec) -> int | None:
-        """The loop that an edge leads back in."""
+        """The loop whose next round an edge starts."""
         pair = (edge.sender, edge.receiver)
         return next((number for number, loop in enumerate(self.loops) if pair in loop.back), None)
 
     def left_by(self, edge: EdgeSpec) -> int | None:
-        """The outermost loop that an edge leads out of."""
+        """The outermost loop that an edge leaves."""
         ways = (n for n, loop in enumerate(self.loops) if edge.sender in loop.body and edge.receiver not in loop.body)
         return next(ways, None)
 
     def innermost(self, name: str) -> int | None:
-        """The innermost loop that an agent is in."""
+        """The innermost loop that contains an agent."""
         return next((n for n, loop in reversed(list(enumerate(self.loops))) if name in loop.body), None)
 
     def ancestors(self, name: str) -> frozenset[str]:
-        """All agents that this one waits for, near or far."""
+        """All agents for which this one waits, directly or indirectly."""
         found: set[str] = set()
         todo = [name]
         while todo:
@@ -63,7 +63,7 @@ class Plan:
 
 
 def plan(spec: GraphSpec) -> Plan:
-    """Order a recipe. Raises RecipeError where an edge leads nowhere or agents wait for each other."""
+    """Order a recipe's agents. Raises RecipeError if an edge has an unknown end or agents wait for each other."""
     import networkx as nx
 
     strangers = [edge for edge in spec.edges if edge.sender not in spec.agents or edge.receiver not in spec.agents]

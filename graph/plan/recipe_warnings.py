@@ -1,4 +1,4 @@
-"""Warnings of a recipe that does not run."""
+"""Warnings of a recipe before it runs."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ __all__ = ["expected_warnings", "place_warning"]
 
 
 def place_warning(spec: GraphSpec, warning: RunWarning) -> Finding:
-    """Where in the recipe the warning points."""
+    """Attach a warning to its path in the recipe."""
     names = warning.names
     if warning.kind == "single_braces" and names[0] in spec.agents:
         agent, key, name = names
@@ -29,16 +29,16 @@ def place_warning(spec: GraphSpec, warning: RunWarning) -> Finding:
     pairs = [(edge.sender, edge.receiver) for edge in spec.edges]
     if warning.edge in pairs:
         return Finding(warning.message, ("edges", pairs.index(warning.edge)))
-    if names[0] not in spec.inputs and names[0] not in spec.agents:  # of a recipe in an agent's place
+    if names[0] not in spec.inputs and names[0] not in spec.agents:  # belongs to an included recipe
         return Finding(warning.message, ("agents", names[0].partition("/")[0]), at_key=True)
     section = "inputs" if names[0] in spec.inputs else "agents"
     return Finding(warning.message, (section, names[0]), at_key=True)
 
 
 def expected_warnings(spec: GraphSpec, folder: Path) -> tuple[list[RunWarning], str | None]:
-    """The warnings of a checked recipe in `folder` as far as they are known before its models are loaded.
+    """Return the warnings of a checked recipe in `folder` that are known before its models load.
 
-    Also the reason why no output would hear any input, if that is so.
+    Also returns the reason why no output would hear any input, if none would.
     """
     flow = Dataflow(spec, expected_routes(spec, folder, lambda entry: _included(entry, folder)))
     warnings, cut = [*flow.warnings(), *find_single_braces(spec)], flow.cut_output()

@@ -1,6 +1,6 @@
-"""Open agents and decided edges, as a run follows them.
+"""Open agents and decided edges, ready for runs.
 
-Made once a graph, after its models are loaded, and shared by all its runs: nothing here changes while they run.
+Built once per graph, after its models load, and shared by all its runs, which never modify it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,22 +29,22 @@ Decide = Callable[[EdgeSpec, Peer, Peer, Path], Route]
 
 
 class Exit(NamedTuple):
-    """Where a reply goes: to which node, into which place of its inbox, by which route, and when."""
+    """An edge out of a node: the receiver, its inbox slot, the route, and the condition."""
 
     receiver: int
     place: int
     route: Route
-    plain: bool = True  # always, at once, and forward: nothing below is set
+    plain: bool = True  # unconditional, immediate and forward: no field below is set
     when: Expression | None = None
-    chosen: bool = False  # the sender's `route` chooses between this and others
-    held_by: int | None = None  # the loop that it leaves, at whose end it goes
-    leads_back: int | None = None  # the loop in which it goes to the next round
+    chosen: bool = False  # the sender's `route` selects among these
+    held_by: int | None = None  # the loop that it leaves, which holds it until the end
+    leads_back: int | None = None  # the loop whose next round it starts
     until: Expression | None = None
-    keeps_all: bool = False  # every round's message, as one
+    keeps_all: bool = False  # joins the payloads of all rounds
 
 
 class Case(NamedTuple):
-    """One case of an agent's `route`; the last has no condition."""
+    """A case of an agent's `route`; the last has no condition."""
 
     when: Expression | None
     receiver: int
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ForEach:
-    """An agent's turn for every item of a list."""
+    """A fan-out: one turn per item of a list."""
 
     items: Expression
     name: str
@@ -61,7 +61,7 @@ class ForEach:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One agent, and all that a run needs to know about it."""
+    """One agent with everything that a run needs to know about it."""
 
     index: int
     name: str
@@ -72,42 +72,42 @@ class Node:
     exits: tuple[Exit, ...]
     needs_text: bool
     needs_cache: bool
-    waits: int = 0  # messages before its first turn
-    join: int = 0  # messages that are enough; 0: all
-    loop: int | None = None  # the innermost
+    waits: int = 0  # deliveries before its first turn
+    join: int = 0  # deliveries that suffice; 0: all
+    loop: int | None = None  # the innermost loop
     cases: tuple[Case, ...] = ()
     for_each: ForEach | None = None
-    is_graph: bool = False  # its agent is a run of its own
-    depth: int = 0  # how urgent it is for the models' engines
+    is_graph: bool = False  # its agent runs an included recipe
+    depth: int = 0  # priority in the models' engines
     memory: Memory = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoopWiring:
-    """A loop by its nodes. `inside` are all of them, `members` those in no inner loop."""
+    """A loop as node indices. `inside` are all its nodes, `members` those in no inner loop."""
 
     inside: frozenset[int]
     members: frozenset[int]
-    loops: frozenset[int]  # directly inside
+    loops: frozenset[int]  # inner loops, direct children only
     parent: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """The nodes of a graph in recipe order, which of them wait for nobody, and its loops."""
+    """The nodes of a graph in recipe order, its start nodes, and its loops."""
 
     nodes: tuple[Node, ...]
     first: tuple[Node, ...]
     outputs: tuple[int, ...]
     loops: tuple[LoopWiring, ...] = ()
-    joins_early: bool = False  # some agent starts before all it could hear of has arrived
-    warnings: tuple[RunWarning, ...] = ()  # what reaches nobody over the decided edges
+    joins_early: bool = False  # some agent may start before all its deliveries arrive
+    warnings: tuple[RunWarning, ...] = ()  # sources lost over the decided edges
 
 
 def wire(
     spec: GraphSpec, order: Plan, agents: Mapping[str, Agent], folder: Path, decide: Decide | None = None
 ) -> Wiring:
-    """Decide every edge of a checked recipe whose agents are open. Raises ChannelError where one may not fall back."""
+    """Decide every edge of a checked recipe with open agents. Raises ChannelError if an edge must not fall back."""
     return _Wirer(spec, order, agents, folder, decide).wiring()
 
 
@@ -117,7 +117,7 @@ class _Wirer:
         self.index = {name: i for i, name in enumerate(spec.agents)}
         self.peers: dict[str, Peer] = {name: agents[name].peer() for name in self.index}
         self.graphs = spec.graphs
-        self.depth = [order.steps[name].depth for name in self.index]  # who is furthest from the output starts first
+        self.depth = [order.steps[name].depth for name in self.index]  # the agent furthest from the output starts first
         self.entries: list[list[Route]] = [[] for _ in self.index]
         self.exits: list[list[Exit]] = [[] for _ in self.index]
         self.told = {*spec.outputs.values(), *steering_names(spec), *(pair[0] for pair in whose_fields_are_read(spec))}
@@ -168,7 +168,7 @@ class _Wirer:
             memory=entry.session_memory,
             entries=tuple(self.entries[i]),
             exits=tuple(sorted(self.exits[i], key=lambda exit: -self.depth[exit.receiver])),
-            # Who goes round keeps no turn of the round before it alive just to write what nobody has asked for.
+            # In a loop, don't keep earlier rounds' turns alive for replies that nobody has requested.
             needs_text=name in self.told
             or any(exit.route.needs_text for exit in self.exits[i])
             or (loop is not None and (not needs_cache or _is_fused(self.entries[i]))),
@@ -207,7 +207,7 @@ def _route(
     edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, decide: Decide | None, fusers: Sequence[str]
 ) -> Route:
     if isinstance(edge, TextEdge):
-        return Route(edge, "text")  # nothing to decide, and no need to load what knows caches
+        return Route(edge, "text")  # nothing to decide, so don't import the cache code
     if decide is None:
         from cachegraph.channels import routing
 

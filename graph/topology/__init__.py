@@ -1,7 +1,7 @@
-"""Graph algorithms over names and edges. Knows no recipe, no agent and no torch.
+"""Graph algorithms over names and edges. Independent of recipes, agents and torch.
 
 cycles        Cycles, and agents from which no path leads to an output
 loops         Loops that bounded edges close, and how they nest
 order         An order of agents in which senders come before receivers
-reachability  Which agents surely run under conditions, and whether an output is surely reached
+reachability  Which agents always run under conditions, and whether an output is always reached
 """

@@ -10,7 +10,7 @@ __all__ = ["digraph", "find_cycles", "unread"]
 
 
 def find_cycles(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """One cycle of each strongly connected component, with its first agent repeated at its end."""
+    """Return one cycle per strongly connected component, with its first agent repeated at the end."""
     import networkx as nx
 
     graph = digraph(agents, pairs)
@@ -25,7 +25,7 @@ def find_cycles(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list
 
 
 def unread(agents: Iterable[str], pairs: Iterable[tuple[str, str]], outputs: Iterable[str]) -> list[str]:
-    """Agents from which no path leads to any of the outputs."""
+    """Return the agents from which no path leads to an output."""
     import networkx as nx
 
     graph = digraph(agents, pairs)
@@ -34,7 +34,7 @@ def unread(agents: Iterable[str], pairs: Iterable[tuple[str, str]], outputs: Ite
 
 
 def digraph(agents: Iterable[str], pairs: Iterable[tuple[str, str]]) -> "nx.DiGraph[Any]":
-    """The graph of these agents and edges (sender, receiver), for networkx."""
+    """Build the networkx graph of these agents and (sender, receiver) edges."""
     import networkx as nx
 
     graph: nx.DiGraph[Any] = nx.DiGraph()

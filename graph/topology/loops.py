@@ -1,8 +1,8 @@
 """Loops that bounded edges close, and how they nest.
 
-An edge with `max_rounds` leads back: without it the graph has no cycle. Its loop holds every agent on a way from its
-receiver to its sender. Loops that share agents are one loop, unless one lies wholly inside the other: then the inner
-one goes round to its end in every round of the outer one.
+An edge with `max_rounds` leads back: without such edges the graph has no cycle. Its loop holds every agent on a path
+from its receiver to its sender. Loops that share agents merge, unless one contains the other: then the inner loop
+runs all its rounds in every round of the outer one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +15,15 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Loop:
-    """Agents that take turns round by round. `parent` is the loop around this one, by its place in the list."""
+    """Agents that run round by round. `parent` is the list index of the enclosing loop."""
 
     body: frozenset[str]
-    back: tuple[Pair, ...]  # the edges that lead back, sender and receiver
+    back: tuple[Pair, ...]  # back edges as (sender, receiver)
     parent: int | None = None
 
 
 def find_loops(forward: Iterable[Pair], back: Iterable[Pair]) -> tuple[list[Loop], list[Pair]]:
-    """All loops, the outer before the inner; and the edges of `back` that close none."""
+    """Return all loops, outer before inner, and the edges of `back` that close none."""
     after, before = _neighbours(forward)
     found: list[tuple[frozenset[str], list[Pair]]] = []
     closing_none = []
@@ -42,7 +42,7 @@ def find_loops(forward: Iterable[Pair], back: Iterable[Pair]) -> tuple[list[Loop
 
 
 def reachable(after: Mapping[str, Sequence[str]], start: str) -> frozenset[str]:
-    """The start and all that follows it."""
+    """Return the start and all nodes reachable from it."""
     found, todo = {start}, [start]
     while todo:
         new = set(after.get(todo.pop(), ())) - found

@@ -6,7 +6,7 @@ __all__ = ["senders_first"]
 
 
 def senders_first(agents: Iterable[str], after: Mapping[str, Iterable[str]]) -> list[str]:
-    """The agents in reverse postorder of a depth-first search; `after` gives by agent those that receive from it."""
+    """Return the reverse postorder of a depth-first search; `after` maps each agent to its receivers."""
     postorder: list[str] = []
     seen: set[str] = set()
     for start in agents:

@@ -1,6 +1,6 @@
-"""Which agents surely run under conditions, and whether an output is surely reached.
+"""Which agents always run under conditions, and whether an output is always reached.
 
-Reasons over names and edges alone. An edge that is conditional may be skipped; an agent runs if one edge to it was not.
+Uses names and edges only. A conditional edge may be skipped; an agent runs if at least one edge to it is not skipped.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ __all__ = ["PossibleEdge", "reach_surely", "surely_run"]
 
 
 class PossibleEdge(NamedTuple):
-    """An edge, without those that lead back."""
+    """A forward edge."""
 
     sender: str
     receiver: str
@@ -20,9 +20,12 @@ class PossibleEdge(NamedTuple):
 def surely_run(
     agents: Iterable[str], ways: Sequence[PossibleEdge], early: Collection[str]
 ) -> dict[str, frozenset[str]]:
-    """By agent who has finished whenever it has, itself included. Agents in `early` don't wait for all their edges."""
+    """Map each agent to those that have always finished when it has, itself included.
+
+    Agents in `early` don't wait for all their edges.
+    """
     before, order = _in_order(agents, ways)
-    waited: dict[str, frozenset[str]] = {}  # who is through, run or skipped, when this one starts
+    waited: dict[str, frozenset[str]] = {}  # agents that ran or were skipped before this one starts
     certain: dict[str, frozenset[str]] = {}
     for name in order:
         senders = [way.sender for way in before[name]]
@@ -41,7 +44,7 @@ def surely_run(
 def reach_surely(
     agents: Iterable[str], ways: Sequence[PossibleEdge], routes: Mapping[str, Collection[str]], outputs: Collection[str]
 ) -> bool:
-    """Whether one of the outputs runs however conditions turn out. `routes`: the receivers an agent chooses from."""
+    """Whether some output runs for every outcome of the conditions. `routes`: the receivers an agent may choose."""
     before, order = _in_order(agents, ways)
     after: dict[str, list[PossibleEdge]] = {}
     for way in ways:
@@ -56,7 +59,7 @@ def reach_surely(
 
 
 def _in_order(agents: Iterable[str], ways: Sequence[PossibleEdge]) -> tuple[dict[str, list[PossibleEdge]], list[str]]:
-    """The edges into each agent, and the agents so that senders come first."""
+    """Return the edges into each agent, and the agents with senders first."""
     before: dict[str, list[PossibleEdge]] = {name: [] for name in agents}
     after: dict[str, list[str]] = {}
     for way in ways:
@@ -64,7 +67,7 @@ def _in_order(agents: Iterable[str], ways: Sequence[PossibleEdge]) -> tuple[dict
         after.setdefault(way.sender, []).append(way.receiver)
     missing = {name: len(given) for name, given in before.items()}
     order = [name for name, count in missing.items() if not count]
-    for name in order:  # grows while it is read
+    for name in order:  # grows during iteration
         for receiver in after.get(name, ()):
             missing[receiver] -= 1
             if not missing[receiver]:
