@@ -1,11 +1,11 @@
-"""Which sharer token stands for which receiver token. Token ids, strings and character offsets only.
+"""Align sharer tokens with receiver tokens, by token ids, strings and character offsets.
 
     ids       both models share a tokenizer: the same ids
-    first     each receiver token is decoded and read by the sharer's tokenizer; the first token of the result
-    longest   the same, but the token with the longest text
-    offsets   both read the text their own way; the sharer token that covers a receiver token's last character
+    first     decode each receiver token and encode its text with the sharer's tokenizer; take the first token
+    longest   the same, but take the token with the longest text
+    offsets   each model tokenizes the text; take the sharer token that covers the receiver token's last character
 
-`first` and `longest` are those of Cache-to-Cache, with its alignment of chats section by section.
+`first`, `longest` and the section-wise alignment of chats follow Cache-to-Cache (arXiv 2510.03215).
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ class RawTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Aligner:
-    """Turns receiver tokens into sharer tokens one by one; remembers each it has seen."""
+    """Maps receiver tokens to sharer tokens one by one and caches the result of each."""
 
     receiver: RawTokenizer
     sharer: RawTokenizer
@@ -51,7 +51,7 @@ class Aligner:
     _known: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
 
     def tokens(self, ids: Iterable[int]) -> list[int]:
-        """The sharer's token for each receiver token."""
+        """Map each receiver token to one sharer token."""
         return [self.token(id_) for id_ in ids]
 
     def token(self, id_: int) -> int:
@@ -62,7 +62,7 @@ class Aligner:
         return self._known[id_]
 
     def candidates(self, id_: int) -> list[int]:
-        """All sharer tokens that the receiver token's text becomes; never none."""
+        """Encode the receiver token's text with the sharer's tokenizer; returns at least one token."""
         text = _text(self.receiver, id_)
         if id_ in self.receiver.all_special_ids:
             return [self._special(id_, text)]
@@ -70,7 +70,7 @@ class Aligner:
 
     @property
     def pad_ids(self) -> tuple[int, int]:
-        """What fills gaps in the receiver's and in the sharer's ids. Masked, so any id does where none is named."""
+        """The ids that pad the receiver's and the sharer's row. Padding is masked, so any id would serve."""
         first, second = (
             next((id_ for id_ in (side.pad_token_id, side.eos_token_id) if id_ is not None), 0)
             for side in (self.receiver, self.sharer)
@@ -103,7 +103,7 @@ class Aligner:
 
 @dataclass(frozen=True)
 class TokenizedChat:
-    """A chat as one model reads it: token ids, their character offsets, and where each message's content is."""
+    """A chat tokenized for one model: token ids, their character offsets, and the range of each message's content."""
 
     ids: Sequence[int]
     offsets: Sequence[tuple[int, int]]
@@ -111,7 +111,7 @@ class TokenizedChat:
 
 
 class Section(NamedTuple):
-    """A run of the aligned ids: the template's words or one message."""
+    """A run of aligned ids: template text or one message."""
 
     kind: Literal["template", "message"]
     start: int
@@ -120,21 +120,22 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class AlignedChat:
-    """Two readings of one length; everything but `sections` has one entry a position."""
+    """Two aligned rows of equal length. Every field but `sections` has one entry per position."""
 
     receiver_ids: tuple[int, ...]
     sharer_ids: tuple[int, ...]
     message_mask: tuple[bool, ...]
-    receiver_padding: tuple[bool, ...]  # True where a pad id was put in
+    receiver_padding: tuple[bool, ...]  # True at padding
     sharer_padding: tuple[bool, ...]
     sections: tuple[Section, ...]
 
 
 def align_chat(aligner: Aligner, receiver: TokenizedChat, sharer: TokenizedChat) -> AlignedChat:
-    """Lay two renderings of the same messages side by side.
+    """Align two renderings of the same messages.
 
-    Of the template's words both keep their own, the shorter filled up at its end. A message's words are the
-    receiver's tokens, and for each the sharer token that stands for it.
+    Each side keeps its own template tokens; the shorter template is padded at its end. A message keeps the receiver's
+    tokens, each paired with the sharer token that corresponds to it. Raises ChannelError if the numbers of messages
+    differ.
     """
     if len(receiver.contents) != len(sharer.contents):
         raise ChannelError(
@@ -153,7 +154,7 @@ def align_chat(aligner: Aligner, receiver: TokenizedChat, sharer: TokenizedChat)
 
 
 class SharedSpan(NamedTuple):
-    """A stretch of text that both have read: where it begins in each text, and its length in characters."""
+    """Text that both prompts contain: its start in each prompt, and its length in characters."""
 
     receiver_start: int
     sharer_start: int
@@ -163,10 +164,10 @@ class SharedSpan(NamedTuple):
 def align_offsets(
     receiver: Sequence[tuple[int, int]], sharer: Sequence[tuple[int, int]], spans: Sequence[SharedSpan]
 ) -> tuple[tuple[int, int], ...]:
-    """(receiver token, sharer token) for every receiver token whose last character is in a shared span.
+    """Pair every receiver token whose last character is in a shared span with a sharer token: (receiver, sharer).
 
-    Of several sharer tokens that share the character, as the bytes of one emoji do, the last has read all of it.
-    Both sides are character offsets of tokens; a token of no characters takes no part.
+    If several sharer tokens cover that character, as the bytes of one emoji do, take the last: it has read all of it.
+    Both inputs are character offsets of tokens; empty tokens are skipped.
     """
     covers: dict[int, int] = {}
     for token, (start, end) in enumerate(sharer):
@@ -190,7 +191,7 @@ def align_offsets(
 
 
 def token_range(offsets: Sequence[tuple[int, int]], start: int, end: int, first: int = 0) -> tuple[int, int]:
-    """The tokens from `first` on that hold any of the characters from `start` to `end`."""
+    """The range of tokens, from `first` on, that overlap the characters [start, end)."""
     while first < len(offsets) and offsets[first][1] <= start:
         first += 1
     last = first
@@ -236,7 +237,7 @@ class _Rows:
 
 
 def _template_and_messages(reading: TokenizedChat) -> list[Section]:
-    """Token ranges, a template section before each message and after the last; any may be empty."""
+    """Token ranges: a template section before each message and after the last; any may be empty."""
     sections: list[Section] = []
     end = 0
     for start_char, end_char in reading.contents:

@@ -1,4 +1,4 @@
-"""Apply fusers: add their corrections to a receiver's keys and values, layer by layer. Never writes to its inputs."""
+"""Apply fusers: add their corrections to a receiver's keys and values, layer by layer. Inputs are never modified."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ class ReceiverRope(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FuserInput:
-    """One sharer: its cache, the fuser that reads it, and which position stands for which.
+    """One sharer: its cache, the fuser that reads it, and the pairs of positions.
 
-    `layers` are all of the sharer's, or the first ones as far as the fuser reads. `pairs` is two index tensors of one
-    length, receiver positions (each at most once) and sharer positions; None where both have the same positions.
-    `sizes`, where given, learns how large the corrections are. For a fuser of unrotated keys, `layers` hold such keys,
-    and `rope` says how the receiver's are rotated.
+    `layers` are all layers of the sharer, or the first `fuser.sharer_depth`. `pairs` is two index tensors of equal
+    length: receiver positions, each at most once, and sharer positions; None pairs equal positions. `sizes`, if given,
+    accumulates the norms of the corrections. A fuser of unrotated keys needs unrotated `layers`, and `rope` to rotate
+    its corrections.
     """
 
     fuser: Fuser
@@ -48,14 +48,14 @@ class FuserInput:
 
 
 class FusedLayers(NamedTuple):
-    """The corrected cache. Layers that nothing corrected are the very tensors that came in."""
+    """The corrected cache. Uncorrected layers are the input tensors themselves."""
 
     layers: tuple[LayerKV, ...]
     changed: tuple[int, ...]
 
 
 class _Part(NamedTuple):
-    """A correction and the receiver positions it is for; None: all."""
+    """A correction and the receiver positions it applies to; None: all."""
 
     residual: Tensor
     positions: Tensor | None
@@ -67,10 +67,12 @@ def fuse_layers(
     mode: FusionMode = "parallel",
     only: Collection[int] | None = None,
 ) -> FusedLayers:
-    """Add every source's residuals to the receiver's layers, or to some of them.
+    """Add the corrections of every source to the receiver's layers, or only to the layers in `only`.
 
-    In parallel, all sources see the clean cache and the order of the sources changes nothing, not even a last bit. In
-    sequence, each source sees what those before it made.
+    `receiver` has keys and values by layer, each (batch, kv_heads, positions, head_dim). In parallel mode, every source
+    reads the uncorrected cache, and the result does not depend on the order of the sources, bit for bit. In sequential
+    mode, each source reads the output of the one before. Raises ChannelError if caches, fuser and pairs do not fit each
+    other.
     """
     for source in sources:
         _check(source, receiver)
@@ -88,7 +90,7 @@ def fuse_layers(
 
 
 def _by_kernel(receiver: Sequence[LayerKV], source: FuserInput) -> FusedLayers | None:
-    """All layers in one call; None where the fuser has no kernel for these caches."""
+    """Correct all layers in one kernel call; None if the fuser has no kernel for these caches."""
     chosen = [each for each in source.fuser if any(each[2].gates)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     if source.pairs is None or len(source.pairs[0]) == 0 or stack is None or stack.kernel is None:
@@ -130,7 +132,7 @@ def _fuse(
 def _corrections(
     receiver: Sequence[LayerKV], source: FuserInput, turns: "_Turns | None", only: Collection[int] | None
 ) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
-    """By receiver layer with an open gate, in `only` or all: what one source adds to its keys and values."""
+    """Compute one source's corrections, by receiver layer with an open gate: (layer, keys, values)."""
     if isinstance(source.fuser, BottleneckFuser):
         yield from _of_all_layers(source.fuser, receiver, source, turns, only)
         return
@@ -138,7 +140,7 @@ def _corrections(
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     here, there = source.pairs if source.pairs is not None else (None, None)
     together = 1 if stack is None else _together(receiver, source, chosen[0][2].device)
-    for begin in range(0, len(chosen), together):  # layers of one stack are of one shape
+    for begin in range(0, len(chosen), together):  # layers of one stack have one shape
         some = chosen[begin : begin + together]
         layers, projector = [layer for layer, _, _ in some], some[0][2]
         place = projector.device, projector.dtype if stack is None else stack.dtype
@@ -161,7 +163,7 @@ def _of_all_layers(
     turns: "_Turns | None",
     only: Collection[int] | None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The same of a network that all layers share: it runs once, and layers of one shape are rotated at once."""
+    """The same for a network shared by all layers: it runs once, and layers of one shape are rotated together."""
     here, there = source.pairs if source.pairs is not None else (None, None)
     added = fuser.corrections([(_at(k, there), _at(v, there)) for k, v in source.layers])
     by_shape: dict[KVShape, list[int]] = {}
@@ -179,7 +181,7 @@ def _of_all_layers(
 
 
 def _together(receiver: Sequence[LayerKV], source: FuserInput, device: torch.device) -> int:
-    """How many layers are corrected at once: on a CPU so many that what they read stays in its cache."""
+    """The number of layers to correct at once. On a CPU, few enough that their inputs stay in its cache."""
     if device.type != "cpu":
         return len(receiver)
     mine, theirs = receiver[0], source.layers[0]
@@ -194,8 +196,11 @@ def _one(projector: Projector, *layers: Tensor) -> Residual:
 
 
 class _Turns(NamedTuple):
-    """Of layers' keys, (layers, batch, kv_heads, positions, head_dim), at the receiver's positions: RoPE taken off, and
-    put on. Rotation is linear, so what is added to keys without RoPE can be turned and added to those with it."""
+    """Remove and apply RoPE on stacked keys, (layers, batch, kv_heads, positions, head_dim), at the receiver's
+    positions.
+
+    Rotation is linear, so a correction of unrotated keys can be rotated and added to rotated keys.
+    """
 
     off: Callable[[Sequence[int], Tensor], Tensor]
     on: Callable[[Sequence[int], Tensor], Tensor]
@@ -212,7 +217,7 @@ def _turns(source: FuserInput) -> _Turns | None:
 def _stacked(
     layers: Sequence[LayerKV], positions: Tensor | None, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values of layers at these positions, where their projector is: (layers, batch, kv_heads, ...)."""
+    """Gather layers at these positions on the projector's device: keys and values, (layers, batch, kv_heads, ...)."""
 
     keys, values = (
         torch.stack([_at(layer[index], positions).to(device, dtype) for layer in layers]) for index in (0, 1)
@@ -221,12 +226,12 @@ def _stacked(
 
 
 def _at(x: Tensor, positions: Tensor | None) -> Tensor:
-    """Keys or values at these positions; None: at all."""
+    """Select keys or values at these positions; None: all positions."""
     return x if positions is None else x.index_select(2, positions.to(x.device))
 
 
 def _added(base: Tensor, parts: list[_Part]) -> Tensor:
-    """`base` with the parts' sum added; a new tensor unless there are none."""
+    """Add the sum of the parts to `base`; returns a new tensor unless there are no parts."""
     if not parts:
         return base
     if all(part.positions is None for part in parts):
@@ -242,8 +247,9 @@ def _added(base: Tensor, parts: list[_Part]) -> Tensor:
 
 
 def _sum(base: Tensor, residuals: list[Tensor]) -> Tensor:
-    """Rounded to the cache's number type once. More than two numbers are added in the order of their size, so that the
-    order of the sources can't show."""
+    """Add residuals to `base` and round once to its dtype. More than two residuals are sorted before summing, so that
+    the order of the sources does not affect the result.
+    """
     if len(residuals) > 2:
         residuals = list(torch.stack(residuals).sort(dim=0).values)
     total = residuals[0]
@@ -253,7 +259,7 @@ def _sum(base: Tensor, residuals: list[Tensor]) -> Tensor:
 
 
 def _spread(part: _Part, positions: Tensor, base: Tensor, shape: torch.Size) -> Tensor:
-    """The part's residual on a longer, sorted list of positions, zero where it has nothing to say."""
+    """Scatter the part's residual into a longer, sorted list of positions; zero elsewhere."""
     places = torch.searchsorted(positions, _positions(part, base))
     residual = part.residual.to(base.device)
     return residual.new_zeros(shape).index_copy(2, places, residual)

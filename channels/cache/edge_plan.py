@@ -1,4 +1,4 @@
-"""Plans of cache edges: graft, fuse, or both. Made once both models are loaded, and used in every run."""
+"""Plans of cache edges: graft, fuse, or both. A plan is built once both models are loaded and reused in every run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ __all__ = ["EdgePlan", "FusePlan", "GraftPlan", "JointPlan"]
 
 @dataclass(frozen=True)
 class GraftPlan:
-    """Graft the sender's KV: as it is between agents of one model, otherwise translated."""
+    """Graft the sender's KV: unchanged between agents of one model, otherwise translated."""
 
     carries: Literal["prompt", "reply", "all"]
     translation: Translation | None = None
@@ -31,10 +31,10 @@ class FusePlan:
     alignment: Alignment
     reads: Literal["receiver-prompt", "own-prompt"]
     include_response: bool
-    aligner: Aligner | None = field(default=None)  # where the two have different tokens
+    aligner: Aligner | None = field(default=None)  # None: both models use the same token ids
 
     def stand_ins(self, ids: Iterable[int]) -> list[list[int]]:
-        """By receiver token, what the sharer reads for it when it reads a reply along; the last one stands for it."""
+        """By receiver token of a reply, the tokens that the sharer reads for it; the last one is its counterpart."""
         if self.aligner is None:
             return [[id_] for id_ in ids]
         if self.alignment == "offsets":

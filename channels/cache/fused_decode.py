@@ -1,8 +1,8 @@
-"""Decode with sharers that read the reply, too: every new position is corrected before anything attends to it.
+"""Decode with sharers that also read the reply: they correct every new position before anything attends to it.
 
-A new token's correction is computed from its K and V in a row that the reply's corrections never touch, as in the
-reference. So each token costs the receiver two passes, one in that row and one that attends to what was corrected. It
-is for fusers that were trained so (`include_response`).
+A new token's correction is computed from its K and V in an uncorrected row, as in the reference implementation (arXiv
+2510.03215). Each token therefore costs the receiver two passes: one in that row, and one that attends to the corrected
+entries. Only fusers trained for this use it (`include_response`).
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,13 +31,13 @@ __all__ = ["FusedRow", "ReplySharers", "fused_generate"]
 
 @dataclass(frozen=True, eq=False)
 class ReplySharers:
-    """Sharers that correct a reply: their plans and rows, and the receiver's uncorrected row of `fused_prefill`."""
+    """The sharers that correct a reply: plans, rows, and the receiver's uncorrected row from `fused_prefill`."""
 
     plans: Sequence[FusePlan]
     rows: Sequence[tuple[KV, ...]]
     uncorrected: tuple[KV, ...]
     mode: FusionMode = "parallel"
-    grafted: int = 0  # positions in front that only the receiver has
+    grafted: int = 0  # leading positions that only the receiver has
 
 
 class FusedRow:
@@ -51,15 +51,15 @@ class FusedRow:
 
     @property
     def sharers(self) -> Sequence[tuple[KV, ...]]:
-        """By sharer: its row so far."""
+        """The rows of the sharers, in their order."""
         return self._sharers.rows
 
     def fork(self) -> "FusedRow":
-        """Another row that continues from here; what has been read is shared."""
+        """Branch a row that continues from here and shares all entries so far."""
         return FusedRow(self._receiver, self._sharers, self.segments)
 
     def full(self, ids: Sequence[int]) -> FusePlan | None:
-        """The first sharer whose context has no room for these tokens too, or None."""
+        """Find the first sharer whose context these tokens would exceed; None if all have room."""
         for plan, row in zip(self._sharers.plans, self._sharers.rows, strict=True):
             last = int(row[-1].positions[-1]) if row else -1
             if last + sum(map(len, plan.stand_ins(ids))) >= plan.sharer.model.info.max_positions:
@@ -67,7 +67,7 @@ class FusedRow:
         return None
 
     def check(self, ids: Sequence[int]) -> None:
-        """Raise ModelError where one of the sharers can't read so far."""
+        """Raise ModelError if these tokens exceed a sharer's context."""
         if (full := self.full(ids)) is not None:
             model = full.sharer.model
             raise ModelError(
@@ -76,7 +76,9 @@ class FusedRow:
             )
 
     async def read(self, ids: Sequence[int], positions: Tensor | None = None) -> Tensor:
-        """Logits (new, vocab) behind these tokens, whose positions all sharers correct. Raises as `check` does."""
+        """Compute the logits, (new, vocab), of these tokens. Sharers correct each position. Raises ModelError as
+        `check` does.
+        """
         self.check(ids)
         there = None if positions is None else positions - self._sharers.grafted
         each_sharer = zip(self._sharers.plans, self._sharers.rows, strict=True)
@@ -107,7 +109,7 @@ class FusedRow:
 
 
 class _SharerStep(NamedTuple):
-    """What a sharer made of some tokens: its row, their KV as its fuser reads it, and the entries to take."""
+    """A sharer's row after a step, the new KV as its fuser reads it, and the indices of the entries to use."""
 
     row: tuple[KV, ...]
     kv: KV
@@ -136,7 +138,9 @@ async def fused_generate(
     on_text: Callable[[str], None] | None = None,
     seen: Sequence[int] = (),
 ) -> Generated:
-    """As `Engine.generate`, with every position from `ids` on corrected."""
+    """Generate as `Engine.generate` does, with every position from `ids` on corrected. Raises ModelError as `check`
+    does.
+    """
     row = FusedRow(receiver, sharers, segments)
     reply = await receiver.reply(spec, [*seen, *ids])
     logits = await row.read(ids, positions)
@@ -158,5 +162,5 @@ async def fused_generate(
 
 
 def _compact(segments: tuple[KV, ...]) -> tuple[KV, ...]:
-    """The last two segments as one, so that a long reply is not a long list."""
+    """Merge the last two segments, so that a long reply does not become a long list of segments."""
     return (*segments[:-2], concat(segments[-2:])) if len(segments) > 2 else segments

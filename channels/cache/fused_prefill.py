@@ -1,4 +1,4 @@
-"""Prefill a prompt with sharers, and correct the receiver's entries that both have read (arXiv 2510.03215)."""
+"""Prefill a prompt with sharers, and correct the entries that both sides have read (arXiv 2510.03215)."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,9 +25,10 @@ __all__ = ["FusedPrefill", "Sharer", "as_read", "fused_prefill", "receiver_rope"
 
 @dataclass(frozen=True, eq=False)
 class Sharer:
-    """One sharer's engine and the fuser that reads its cache; `kv` where it has read its own prompt already.
+    """A sharer's engine and the fuser that reads its cache. `kv` is set if the sharer has already prefilled its own
+    prompt.
 
-    `alter` changes the cache before anybody sees it, for controls.
+    `alter` changes the cache before the fuser reads it, for ablations.
     """
 
     engine: Engine
@@ -38,13 +39,13 @@ class Sharer:
 
 @dataclass(frozen=True, eq=False)
 class FusedPrefill:
-    """The receiver's row after all fused stretches, and what it took."""
+    """The receiver's row after the last fused stretch, and the cost."""
 
     segments: tuple[KV, ...]
-    uncorrected: tuple[KV, ...]  # the same row with the last stretch as the receiver alone made it
-    sharers: tuple[tuple[KV, ...], ...]  # by sharer: its row, as deep as its fuser reads
-    nbytes: tuple[int, ...]  # by sharer: of the K and V that were handed over
-    sizes: tuple[ResidualNorms, ...]  # by sharer: of its corrections
+    uncorrected: tuple[KV, ...]  # the same row, its last stretch uncorrected
+    sharers: tuple[tuple[KV, ...], ...]  # the rows of the sharers, up to the depth their fusers read
+    nbytes: tuple[int, ...]  # by sharer, the bytes of the K and V transferred
+    sizes: tuple[ResidualNorms, ...]  # by sharer, the norms of its corrections
     receiver_cost: Cost
     sharer_cost: Cost
     fuse_seconds: float
@@ -60,9 +61,10 @@ async def fused_prefill(
 ) -> FusedPrefill:
     """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers.
 
-    Sharers and receiver read at the same time, the receiver up to its first stretch that is corrected; where sharers
-    are on devices of their own, that is corrected layer by layer while they read. `grafts` is what stands in front of
-    a token, at its positions; a stretch must begin there, or the last one end (see `make_room`). It is taken as it is.
+    Sharers and receiver prefill concurrently, the receiver up to its first corrected stretch. If the sharers run on
+    other devices, that stretch is corrected layer by layer as their layers arrive. `grafts` maps a token to the KV
+    inserted before it, already at its positions and left uncorrected; a stretch must start or the last one end there
+    (see `make_room`). Each KV layer is (1, kv_heads, positions, head_dim).
     """
     row = _Row(receiver, reading, past, dict(grafts or {}))
     passes = list(_passes(reading.stretches, row.grafts))
@@ -110,7 +112,7 @@ async def fused_prefill(
 
 
 def _passes(stretches: Sequence[Stretch], grafts: Collection[int]) -> Iterator[list[Stretch]]:
-    """Stretches that are read in one pass: up to one that is corrected, or to a graft."""
+    """Group stretches into prefill passes. A pass ends at a corrected stretch or before a graft."""
     together: list[Stretch] = []
     for stretch in stretches:
         if together and (together[-1].pairs or stretch.start in grafts):
@@ -123,12 +125,12 @@ def _passes(stretches: Sequence[Stretch], grafts: Collection[int]) -> Iterator[l
 
 @dataclass(eq=False)
 class _Row:
-    """The receiver's row as it grows. `kv` is its last stretch, behind `before`; `correct` replaces it."""
+    """The receiver's row under construction. `kv` is its last stretch, after `before`; `correct` replaces it."""
 
     engine: Engine
     reading: SharedPrompt
     segments: tuple[KV, ...]
-    grafts: dict[int, Sequence[KV]]  # still to be placed
+    grafts: dict[int, Sequence[KV]]  # not inserted yet
     before: tuple[KV, ...] = ()
     uncorrected: tuple[KV, ...] = ()
     kv: KV | None = None
@@ -157,7 +159,7 @@ class _Row:
 
 
 class _SharerRead(NamedTuple):
-    """A sharer's row, what the engine took for it, and the seconds to make of it what the fuser reads."""
+    """A sharer's row, its engine cost, and the seconds spent to prepare it for the fuser."""
 
     segments: tuple[KV, ...]
     cost: Cost
@@ -165,18 +167,18 @@ class _SharerRead(NamedTuple):
 
 
 def _can_stream(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | None) -> bool:
-    """Whether the first corrected stretch can take the sharers' layers one by one, while they are computed."""
+    """Whether the first corrected stretch can consume the sharers' layers while they are computed."""
     if stretch is None or not stretch.pairs:
         return False
     open_ones = [sharer for sharer in sharers if sharer.fuser.open_layers]
     apart = all(each.kv is None and on_other_devices(each.engine, receiver) for each in open_ones)
-    # Each has a part in this stretch: else nobody would wait for its layers.
+    # Every streaming sharer must correct this stretch; otherwise nothing waits for its layers.
     taking_part = all(j in stretch.pairs for j, each in enumerate(sharers) if each.fuser.open_layers)
     return bool(open_ones) and apart and taking_part
 
 
 async def _read_sharer(j: int, sharer: Sharer, text: SharerPrompt, stream: LayerStream) -> _SharerRead:
-    """Prefill one sharer, unless it has read its own prompt already, and bring its layers to the receiver."""
+    """Prefill a sharer unless it has already read its own prompt, and bring its layers to the receiver."""
     segments, cost = sharer.kv, Cost()
     if segments is None:
         depth = sharer.fuser.sharer_depth
@@ -212,7 +214,7 @@ async def _correct(
 def _sources(
     receiver: Engine, sharers: Sequence[Sharer], kv: KV, stretch: Stretch, sizes: Sequence[ResidualNorms]
 ) -> Mapping[int, Callable[[Sequence[LayerKV]], FuserInput]]:
-    """By sharer with open gates, what corrects this stretch once the sharer's layers are given."""
+    """By sharer with open gates, a function from its layers to the FuserInput for this stretch."""
     sources = {}
     for j, pairs in stretch.pairs.items():
         if (fuser := sharers[j].fuser).open_layers:
@@ -223,7 +225,7 @@ def _sources(
 
 
 def _layer_as_read(sharer: Sharer, text: SharerPrompt) -> Callable[[int, LayerKV], LayerKV]:
-    """Of one layer what `alter` and `as_read` make of all, in the sharer's thread."""
+    """Apply `alter` and `as_read` to a single layer, in the sharer's thread."""
     at = torch.arange(len(text.ids)) if text.positions is None else text.positions
     turn = sharer.engine.model.rotation.shifter(-at) if sharer.fuser.card.rope == "unrotated" else None
 
@@ -235,17 +237,19 @@ def _layer_as_read(sharer: Sharer, text: SharerPrompt) -> Callable[[int, LayerKV
 
 
 def receiver_rope(fuser: Fuser, receiver: Engine, positions: Tensor) -> ReceiverRope | None:
-    """How the receiver's keys at these positions are rotated, for a fuser that reads them unrotated."""
+    """The rotation of the receiver's keys at these positions, (positions,), if the fuser reads unrotated keys; else
+    None.
+    """
     return ReceiverRope(receiver.model.rotation, positions) if fuser.card.rope == "unrotated" else None
 
 
 async def as_read(kv: KV, fuser: Fuser, sharer: Engine) -> KV:
-    """A sharer's cache as its fuser reads it: unrotated, where the card says so, in the turn of the sharer's engine."""
+    """Prepare a sharer's cache for its fuser: unrotate the keys if the card requires it, on the sharer's engine."""
     return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
 
 
 def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, reading: SharedPrompt) -> int:
-    """Of the sharer layers that an open gate reads, at the positions that stand for a receiver's."""
+    """The bytes of the sharer layers that an open gate reads, at the paired positions."""
     if layers is None:
         return 0
     positions = sum(len(stretch.pairs[j].sharer) for stretch in reading.stretches if j in stretch.pairs)

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class _Wanted(NamedTuple):
-    """All that a graft out of one cache depends on."""
+    """The key under which a graft from one cache is memoized."""
 
     devices: tuple[torch.device, ...]
     start: int
@@ -36,13 +36,13 @@ class _Wanted(NamedTuple):
     translation: Translation | None
 
 
-# By cache, the grafts that were made from it: receivers that want the same entries at the same positions share them.
+# Grafts by cache. Receivers that want the same entries at the same positions share one.
 _grafts: WeakKeyDictionary[SentCache, dict[_Wanted, KVSpan]] = WeakKeyDictionary()
-_lock = Lock()  # of `_grafts`: the engines of several receivers graft in threads of their own
+_lock = Lock()  # guards `_grafts`: the engines of several receivers graft in their own threads
 
 
 def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
-    """Why one model's KV can't be grafted into another's as it is; None where it can."""
+    """Why the sender's KV can't be grafted unchanged into the receiver; None if it can."""
     for model in (sender, receiver):
         if model.why_no_cache is not None:
             return f"{model.name!r} can't take part in a cache edge: {model.why_no_cache}"
@@ -56,9 +56,10 @@ def why_no_graft(sender: LoadedModel, receiver: LoadedModel) -> str | None:
 
 
 def why_too_long(model: LoadedModel, length: int) -> str | None:
-    """Why a row that may grow to this length can take no part in a cache edge; None where it can.
+    """Why a row of up to `length` positions can't use a cache edge; None if it can.
 
-    Its keys would all be computed once more at the border, and nobody could do that for keys that came from elsewhere.
+    Beyond this length the model changes its RoPE frequencies and recomputes all keys, which is impossible for received
+    ones.
     """
     by_length, length = model.info.by_length, min(length, model.info.max_positions)
     if by_length is None or length <= by_length.border:
@@ -70,13 +71,12 @@ def why_too_long(model: LoadedModel, length: int) -> str | None:
 
 
 def is_of_a_long_row(segments: Sequence[KV]) -> bool:
-    """Whether keys have other RoPE frequencies than those of shorter rows."""
+    """Whether the keys use the RoPE frequencies of long rows."""
     return any(segment.factors for segment in segments)
 
 
 def why_other_frequencies(model: LoadedModel, kvs: Sequence[KV], prompt: int, reply: int) -> str | None:
-    """Why a prompt of so many positions, these among them, and a reply of so many can't have the RoPE frequencies that
-    these keys have; None where it has them."""
+    """Why a row of `prompt` and `reply` positions can't use these keys' RoPE frequencies; None if it can."""
     if (by_length := model.info.by_length) is None:
         return None
     factors = by_length.factors(prompt)
@@ -97,14 +97,16 @@ def graft(
     translation: Translation | None = None,
     front: Sequence[int] | None = None,
 ) -> KVSpan | None:
-    """The entries that the receiver has not read, as one segment at positions from `start` on; None if there are none.
+    """Take the entries that the receiver has not read, as one segment at positions from `start` on; None if there are
+    none.
 
-    `seen` names the texts that the receiver has read. `front` is the receiver's tokens in front of `start`, None where
-    other models had a part in them. A recurrent state is kept only where `front` equals the tokens in the sender's row:
-    then both rows are the same.
+    `seen` names the texts that the receiver has read. `front` is the receiver's tokens before `start`; None if a sharer
+    corrected them. A recurrent state is kept only if `front` equals the tokens in the sender's row: then both rows
+    match.
 
-    Keys are rotated (KVCOMM, arXiv 2510.12872, does the same for one offset); values are shared. Entries that already
-    have these positions are shared whole. Entries of another model are translated first, each to one of the receiver's.
+    Keys are rotated (KVCOMM, arXiv 2510.12872, does the same for one offset); values are shared. Entries already at
+    these positions are shared whole. Entries of another model are translated first, one to one. Each KV layer is (1,
+    kv_heads, positions, head_dim).
     """
     wanted = _Wanted(receiver.devices, start, carries, frozenset(seen) & sent.names, translation)
     with _lock:
@@ -123,12 +125,12 @@ def graft(
 
 
 def _moved(private: KVSpan, receiver: LoadedModel, start: int, translation: Translation | None) -> KVSpan:
-    """The span, translated if need be, on the receiver's devices at positions from `start` on."""
+    """Translate the span if needed and move it to the receiver's devices and positions from `start` on."""
     (kv,), ids = private.segments, private.ids
     if translation is not None:
         kv, ids = translation.kv(kv), translation.ids(ids)
     kv = kv.to(receiver.devices, receiver.dtype)
-    # Where such keys would have to move, the state is dropped, and `why_no_state` refuses the graft.
+    # Rotating such keys drops the state, and `why_no_state` then refuses the graft.
     fixed = receiver.info.states and receiver.rotation.why_not is not None
     if not fixed:
         kv = receiver.rotation.move(kv, torch.arange(start, start + len(kv)))
@@ -140,7 +142,7 @@ def _begins_alike(sent: SentCache, start: int, front: Sequence[int] | None) -> b
 
 
 def why_no_state(sent: SentCache, receiver: LoadedModel, brought: KVSpan, *, closes: bool) -> str | None:
-    """Why a receiver with recurrent layers can't continue behind a graft; None where it can.
+    """Why a receiver with recurrent layers can't continue after a graft; None if it can.
 
     `closes`: the graft ends the prompt.
     """

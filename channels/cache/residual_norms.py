@@ -11,25 +11,27 @@ __all__ = ["ResidualNorms"]
 
 
 class ResidualNorms:
-    """One source's corrections, summed up over the stretches of a prompt."""
+    """The norms of one source's corrections, accumulated over the stretches of a prompt."""
 
     def __init__(self) -> None:
-        self._squares: dict[int, Tensor] = {}  # by receiver layer: (keys and values, what was added and what was there)
+        self._squares: dict[int, Tensor] = {}  # by receiver layer, (keys and values, added and original)
 
     @torch.no_grad()
     def add(self, layers: Sequence[int], residual: Residual, k: Tensor, v: Tensor) -> None:
-        """Some layers' correction of these keys and values, each (layers, batch, kv_heads, positions, head_dim)."""
+        """Accumulate the corrections of some layers. `k` and `v` are (layers, batch, kv_heads, positions, head_dim)."""
         squares = [_squares(x, k) for pair in ((residual.k, k), (residual.v, v)) for x in pair]  # each (layers,)
         self.add_squares(layers, torch.stack(squares, dim=1).view(-1, 2, 2))
 
     def add_squares(self, layers: Sequence[int], squares: Tensor) -> None:
-        """The same, (layers, 2, 2): of keys and values, the squares of what was added and of what was there."""
+        """Accumulate sums of squares, (layers, 2, 2): keys and values, each added and original."""
         for layer, here in zip(layers, squares, strict=True):
             self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
 
     def by_layer(self, fuser: Fuser) -> dict[int, tuple[float | None, float | None]]:
-        """By receiver layer, the corrections of its keys and of its values as parts of their size (L2); None where the
-        gate is closed. Empty where nothing was corrected."""
+        """By receiver layer, the L2 norm of the correction over that of the original, for keys and for values.
+
+        None where the gate is closed; empty if nothing was corrected.
+        """
         if not self._squares:
             return {}
         device = next(iter(self._squares.values())).device
@@ -43,5 +45,5 @@ class ResidualNorms:
 
 
 def _squares(x: Tensor | None, like: Tensor) -> Tensor:
-    """By layer, (layers,)."""
+    """Sums of squares by layer, (layers,)."""
     return like.new_zeros(len(like), dtype=torch.float32) if x is None else x.float().flatten(1).square().sum(dim=1)

@@ -1,4 +1,4 @@
-"""The KV cache that a sender hands over, and the choice of the entries that a receiver takes from it."""
+"""SentCache: the KV cache that a sender hands over, and the selection of entries for a receiver."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +20,15 @@ __all__ = ["SentCache", "join_caches"]
 
 @dataclass(frozen=True, eq=False)
 class SentCache(KVSpan):
-    """One row of a model as it was at the end of its agent's turn. The name in the reply's origins is the sender's."""
+    """A row of a model at the end of its agent's turn. The origins of the reply carry the sender's name."""
 
     identity: str  # of the model
     sender: str
-    replies: frozenset[str] = frozenset()  # the turns whose replies it holds, where several caches were joined
-    corrected: bool = False  # a fuser has changed some of its entries
+    replies: frozenset[str] = frozenset()  # ids of the turns whose replies it holds, if caches were joined
+    corrected: bool = False  # whether a fuser has changed any entry
 
     def private(self, seen: Collection[str], carries: Carries) -> KVSpan | None:
-        """The entries whose text a receiver that has read `seen` has not read, as one segment; None if there are none.
+        """Select the entries whose text is not in `seen`, as one segment; None if there are none.
 
         Consecutive entries share memory with this cache; others are copied.
         """
@@ -39,7 +39,7 @@ class SentCache(KVSpan):
         return KVSpan((self._select(wanted),), ids, origins)
 
     def has_private(self, seen: Collection[str], carries: Carries) -> bool:
-        """Whether `private` finds any entry."""
+        """Whether `private` would select any entry."""
         return any(self._is_wanted(origin, seen, carries) for origin in self.origins)
 
     def _is_wanted(self, origin: Origin | None, seen: Collection[str], carries: Carries) -> bool:
@@ -59,9 +59,9 @@ class SentCache(KVSpan):
         return replace(concat(parts), state=self._state_behind(wanted))
 
     def _state_behind(self, wanted: Sequence[int]) -> "RecurrentState | None":
-        """The recurrent state behind consecutive entries, if it was kept at that position.
+        """The recurrent state after consecutive entries, if it was kept at that position.
 
-        The state covers everything that the row has in front of these entries, too.
+        The state also covers everything in the row before these entries.
         """
         end = wanted[-1] + 1
         if end - wanted[0] != len(wanted):
@@ -72,7 +72,7 @@ class SentCache(KVSpan):
 
 
 def join_caches(turn: str, caches: Sequence[SentCache]) -> SentCache:
-    """Join the caches of one agent's turns, one after the other. A text that several turns have read counts once."""
+    """Concatenate the caches of one agent's turns. Text that several turns have read is included once."""
     seen: set[str] = set()
     origins: list[Origin | None] = []
     for cache in caches:

@@ -1,8 +1,8 @@
-"""SharedPrompt: the tokens and positions of one prompt for receiver and sharers, and which positions correspond.
+"""SharedPrompt: the tokens and positions of one prompt for receiver and sharers, and the pairs of positions.
 
-A receiver's prompt is computed section by section. After a section that somebody shares, its K and V are corrected, so
-later sections attend to corrected ones, as in Cache-to-Cache. Padding is never computed: where one model's template is
-longer, the other's positions leave a gap.
+The receiver's prompt is computed section by section. The K and V of a shared section are corrected before the next
+section is computed, so later sections attend to corrected entries, as in Cache-to-Cache (arXiv 2510.03215). Padding is
+never computed: if one model's template is longer, the other's positions leave a gap.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,14 +30,16 @@ __all__ = [
 
 
 class Pairs(NamedTuple):
-    """Index tensors of one length: receiver positions within a stretch, and rows of the sharer's cache."""
+    """Index tensors of equal length, (pairs,): receiver positions within a stretch, and positions in the sharer's
+    cache.
+    """
 
     receiver: Tensor
     sharer: Tensor
 
 
 class Stretch(NamedTuple):
-    """Receiver tokens [start, end), and by sharer what stands for which; empty: the receiver reads it alone."""
+    """Receiver tokens [start, end), with pairs by sharer. Empty pairs: no sharer corrects this stretch."""
 
     start: int
     end: int
@@ -46,7 +48,7 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SharerPrompt:
-    """What one sharer reads. Positions None: 0, 1, 2, ..."""
+    """The tokens and positions that one sharer prefills. Positions None: 0, 1, 2, ..."""
 
     ids: Sequence[int]
     positions: Tensor | None = None
@@ -54,7 +56,7 @@ class SharerPrompt:
 
 @dataclass(frozen=True, eq=False)
 class SharedPrompt:
-    """A prompt as the receiver and its sharers read it. Tokens behind the last stretch start the decoding."""
+    """One prompt as receiver and sharers tokenize it. Decoding starts with the tokens after the last stretch."""
 
     ids: Sequence[int]
     positions: Tensor | None
@@ -63,12 +65,12 @@ class SharedPrompt:
 
     @property
     def end(self) -> int:
-        """Where the last stretch ends, and decoding starts."""
+        """The end of the last stretch, where decoding starts."""
         return self.stretches[-1].end if self.stretches else 0
 
     @property
     def fused(self) -> int:
-        """Receiver positions that at least one sharer corrects."""
+        """The number of receiver positions that at least one sharer corrects."""
         return sum(
             len(torch.unique(torch.cat([pair.receiver for pair in each.pairs.values()])))
             for each in self.stretches
@@ -77,7 +79,7 @@ class SharedPrompt:
 
 
 def share_by_ids(ids: Sequence[int], sharers: int) -> SharedPrompt:
-    """All models share a tokenizer: all tokens but the last stand for themselves."""
+    """Share a prompt between models of one tokenizer: every token but the last is paired with itself."""
     shared = len(ids) - 1
     if shared < 1:
         return SharedPrompt(ids, None, [SharerPrompt([]) for _ in range(sharers)])
@@ -89,7 +91,10 @@ def share_by_ids(ids: Sequence[int], sharers: int) -> SharedPrompt:
 def share_by_sections(
     aligners: Sequence[Aligner], receiver: TokenizedChat, sharers: Sequence[TokenizedChat]
 ) -> SharedPrompt:
-    """Chats with padding, section by section (strategies `first` and `longest`), for any number of sharers at once."""
+    """Align chats section by section with padding (strategies `first` and `longest`), for any number of sharers.
+
+    Raises ChannelError if the prompt has no message, or the numbers of messages differ.
+    """
     if not receiver.contents:
         raise ChannelError("the receiver's prompt has no message to align")
     pairwise = [align_chat(aligner, receiver, sharer) for aligner, sharer in zip(aligners, sharers, strict=True)]
@@ -113,7 +118,10 @@ def share_by_sections(
 
 
 def share_by_offsets(receiver: TokenizedChat, sharers: Sequence[TokenizedChat]) -> SharedPrompt:
-    """Everybody reads natively; a receiver token takes the sharer token that covers its last character."""
+    """Tokenize natively; pair each receiver token with the sharer token that covers its last character.
+
+    Raises ChannelError if the numbers of contents differ.
+    """
     if any(len(each.contents) != len(receiver.contents) for each in sharers):
         raise ChannelError("receiver and sharer render the same messages into different numbers of contents")
     by_sharer = []
@@ -130,7 +138,9 @@ def share_by_offsets(receiver: TokenizedChat, sharers: Sequence[TokenizedChat]) 
 def pair_tokens(
     ids: Sequence[int], sharers: Sequence[SharerPrompt], by_sharer: Sequence[Iterable[tuple[int, int]]]
 ) -> SharedPrompt:
-    """By sharer, (receiver token, sharer token): any pairs, but the last token starts the decoding and has none."""
+    """Share a prompt with given pairs, by sharer: (receiver token, sharer token). The last token starts the decoding,
+    so its pairs are dropped.
+    """
     by_token: dict[int, dict[int, int]] = {}
     for j, pairs in enumerate(by_sharer):
         for here, there in pairs:
@@ -140,8 +150,10 @@ def pair_tokens(
 
 
 def make_room(reading: SharedPrompt, grafts: Sequence[tuple[int, int]]) -> SharedPrompt:
-    """The same reading with entries of somebody else's between the receiver's tokens: (the token that they stand in
-    front of, how many). A stretch begins at each such token, and positions behind it, where they are given, move up."""
+    """Make room for grafts, given as (token to insert before, number of entries).
+
+    A stretch is split at each such token; explicit positions after it move up.
+    """
     cuts = [token for token, _ in grafts]
     stretches = list(reading.stretches)
     covered = stretches[-1].end if stretches else 0
@@ -158,7 +170,7 @@ def make_room(reading: SharedPrompt, grafts: Sequence[tuple[int, int]]) -> Share
 
 
 def _cut(at: Stretch, token: int) -> list[Stretch]:
-    """A stretch as two, in front of this token."""
+    """Split a stretch before this token."""
     front: dict[int, Pairs] = {}
     back: dict[int, Pairs] = {}
     for j, (here, there) in at.pairs.items():
@@ -185,7 +197,7 @@ def _stretches(by_token: Mapping[int, Mapping[int, int]], length: int) -> list[S
 
 
 def _last_token_apart(stretches: list[Stretch], length: int) -> list[Stretch]:
-    """Up to and with the last fused stretch, and never the last token, from which decoding starts."""
+    """Drop the stretches after the last fused one, and exclude the prompt's last token, from which decoding starts."""
     while stretches and not stretches[-1].pairs:
         stretches.pop()
     if stretches and stretches[-1].end == length:
@@ -197,7 +209,7 @@ def _last_token_apart(stretches: list[Stretch], length: int) -> list[Stretch]:
 
 
 def _needed(sharers: Sequence[SharerPrompt], stretches: Sequence[Stretch]) -> list[SharerPrompt]:
-    """Each sharer's reading up to its last token that stands for one of the receiver's; nobody looks at the rest."""
+    """Truncate each sharer's prompt after its last paired token; the rest is never read."""
     cut = []
     for j, (ids, positions) in enumerate((each.ids, each.positions) for each in sharers):
         end = max((int(at.pairs[j].sharer.max()) + 1 for at in stretches if j in at.pairs), default=0)
@@ -206,7 +218,7 @@ def _needed(sharers: Sequence[SharerPrompt], stretches: Sequence[Stretch]) -> li
 
 
 def _unpadded(ids: Sequence[int], padding: Sequence[bool], sections: Sequence[tuple[str, int, int]]) -> list[list[int]]:
-    """By section, the ids that are no padding."""
+    """By section, the ids without padding."""
     return [[ids[at] for at in range(start, end) if not padding[at]] for _, start, end in sections]
 
 

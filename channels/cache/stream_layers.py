@@ -1,7 +1,7 @@
 """Correct a receiver's cache layer by layer, while its sharers on other devices compute the next layers.
 
-A sharer's layer goes over as soon as it is computed; the receiver's engine corrects the layers that it belongs to while
-the sharer computes the next one. Between GPUs the copy waits for that layer alone, on a stream of its own.
+A sharer sends each layer as soon as it is computed; meanwhile the receiver's engine corrects the layers that depend on
+it. Between GPUs, the copy waits for that layer alone, on its own stream.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ __all__ = ["LayerStream", "correct_as_they_come", "on_other_devices"]
 
 
 def on_other_devices(sharer: Engine, receiver: Engine) -> bool:
-    """Whether the two compute on devices of their own, and so at the same time."""
+    """Whether the two engines share no device, so that they can compute concurrently."""
     return not set(sharer.model.devices) & set(receiver.model.devices)
 
 
@@ -29,13 +29,13 @@ class _Sent(NamedTuple):
     sharer: int
     layer: int
     kv: LayerKV
-    computed: "torch.cuda.Event | None"  # on the sharer's stream; None: it is there already
+    computed: "torch.cuda.Event | None"  # on the sharer's stream; None: already complete
 
 
 class LayerStream:
-    """By sharer and layer, the keys and values that have reached the receiver. Made in the task that awaits them.
+    """Keys and values that have reached the receiver, by sharer and layer. Create it in the task that awaits it.
 
-    `streamed`: they come one by one, from `sender`. Otherwise `fill` brings all layers of a sharer at once.
+    If `streamed`, layers arrive one by one from `sender`. Otherwise `fill` stores all layers of a sharer at once.
     """
 
     def __init__(self, device: torch.device, *, streamed: bool) -> None:
@@ -45,8 +45,10 @@ class LayerStream:
         self._mailbox: Mailbox[_Sent] = Mailbox()
 
     def sender(self, sharer: int, change: Callable[[int, LayerKV], LayerKV]) -> Callable[[int, LayerKV], None]:
-        """A callback for a sharer's engine, called with each layer in its thread. `change` makes of the layer what the
-        fuser reads."""
+        """Create a callback for a sharer's engine, which calls it with each layer in its own thread.
+
+        `change` converts the layer to what the fuser reads.
+        """
 
         def send(layer: int, kv: LayerKV) -> None:
             kv = change(layer, kv)
@@ -56,21 +58,21 @@ class LayerStream:
         return send
 
     def fill(self, sharer: int, layers: Sequence[LayerKV]) -> None:
-        """Bring all layers of one sharer at once."""
+        """Store all layers of one sharer at once."""
         self.layers[sharer] = dict(enumerate(layers))
 
     async def wait(self) -> list[_Sent]:
-        """At least one layer that is new."""
+        """Wait for at least one new layer."""
         return await self._mailbox.take_all()
 
     def take(self, sent: Sequence[_Sent]) -> None:
-        """Bring them to the receiver's device. Call it in the thread of the receiver's engine."""
+        """Copy layers to the receiver's device. Call it in the thread of the receiver's engine."""
         for sharer, layer, kv, computed in sent:
             there = kv if computed is None else _copied(kv, computed, self._device)
             self.layers.setdefault(sharer, {})[layer] = there
 
     def whole(self, sharer: int) -> tuple[LayerKV, ...] | None:
-        """All layers of one sharer, once they are here; None for a sharer that sends none."""
+        """All layers of one sharer, in order; None for a sharer that sends none."""
         layers = self.layers.get(sharer)
         return None if layers is None else tuple(layers[index] for index in range(len(layers)))
 
@@ -83,7 +85,11 @@ async def correct_as_they_come(
     sources: Mapping[int, Callable[[Sequence[LayerKV]], FuserInput]],
     mode: FusionMode,
 ) -> KV:
-    """The receiver's stretch, corrected. `sources`: by sharer, its source once its layers are given."""
+    """Correct a stretch of the receiver as layers arrive. `sources` maps a sharer to a function from its layers to its
+    input.
+
+    Each KV layer is (1, kv_heads, positions, head_dim).
+    """
     needed = _needed(fusers)
     layers, all_layers = list(kv.layers), sum(fuser.sharer_depth for fuser in fusers.values())
 
@@ -91,7 +97,7 @@ async def correct_as_they_come(
         stream.take(sent)
         ready = [index for index, of in needed.items() if all(at in stream.layers.get(j, ()) for j, at in of)]
         if ready:
-            # Of a sharer that has sent nothing yet, none of these needs a layer.
+            # These layers need nothing from a sharer that has sent no layer yet.
             come = {j: source for j, source in sources.items() if j in stream.layers}
             given = [source(_filled(stream.layers[j], fusers[j])) for j, source in come.items()]
             fused = fuse_layers(kv.layers, given, mode, only=ready)
@@ -106,7 +112,7 @@ async def correct_as_they_come(
 
 
 def _needed(fusers: Mapping[int, Fuser]) -> dict[int, list[tuple[int, int]]]:
-    """By receiver layer, the (sharer, layer) that it takes to correct it."""
+    """By receiver layer, the (sharer, layer) pairs that its correction reads."""
     needed: dict[int, list[tuple[int, int]]] = {}
     for sharer, fuser in fusers.items():
         for layer in fuser.open_layers:
@@ -115,7 +121,7 @@ def _needed(fusers: Mapping[int, Fuser]) -> dict[int, list[tuple[int, int]]]:
 
 
 def _filled(layers: dict[int, LayerKV], fuser: Fuser) -> list[LayerKV]:
-    """By layer; in place of those that have not come stands another, which nobody reads."""
+    """List layers by index; missing ones, which the correction does not read, are filled with another layer."""
     any_layer = next(iter(layers.values()))
     return [layers.get(index, any_layer) for index in range(fuser.sharer_depth)]
 
@@ -124,7 +130,7 @@ _streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 def _copied(kv: LayerKV, computed: torch.cuda.Event, device: torch.device) -> LayerKV:
-    """From a GPU to the receiver's device, as soon as this layer is computed, whatever comes behind it."""
+    """Copy from a GPU to the receiver's device as soon as this layer is computed, without waiting for later ones."""
     source = kv.keys.device
     if source not in _streams:
         _streams[source] = torch.cuda.Stream(source)  # type: ignore[no-untyped-call]
@@ -133,7 +139,7 @@ def _copied(kv: LayerKV, computed: torch.cuda.Event, device: torch.device) -> La
         stream.wait_event(computed)
         copied = LayerKV(*(each.to(device, non_blocking=True) for each in kv))
     for each in kv:
-        each.record_stream(stream)  # its memory is not to be used again before the copy is done
+        each.record_stream(stream)  # keeps its memory from being reused before the copy is done
     if device.type == "cuda":
         torch.cuda.current_stream(device).wait_stream(stream)
     else:

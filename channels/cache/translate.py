@@ -1,4 +1,4 @@
-"""Translate a sharer's entries into those of a receiver with another model."""
+"""Translate a sharer's KV entries for a receiver of another model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,17 +14,19 @@ __all__ = ["Translation"]
 
 @dataclass(frozen=True, eq=False)
 class Translation:
-    """What turns one model's cache into another's: the network, whose keys it unrotates, and both tokenizers."""
+    """Translates one model's cache for another: the network, the sharer that unrotates keys, and both tokenizers."""
 
     translator: Translator
     sharer: LoadedModel
     backwards: Aligner  # from the sharer's tokens to the receiver's
 
     def kv(self, kv: KV) -> KV:
-        """One receiver entry a sharer entry, at position 0: keys as they are before RoPE."""
+        """Translate each entry into one receiver entry with unrotated keys, at position 0: (1, kv_heads, positions,
+        head_dim).
+        """
         still = self.sharer.rotation.unrotated(kv)
         return KV(self.translator.translate(still.layers), still.positions)
 
     def ids(self, ids: Iterable[int]) -> list[int]:
-        """For each sharer token the last of the receiver tokens that spell it: what the entry stands for."""
+        """Map each sharer token to the last of the receiver tokens that spell it."""
         return [self.backwards.candidates(token)[-1] for token in ids]
