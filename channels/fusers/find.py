@@ -1,4 +1,4 @@
-"""From the name or path in a recipe to a folder, and whether a fuser fits two models."""
+"""Resolve the name or path in a recipe to a fuser's folder, and check whether a fuser fits two models."""
 
 import os
 from collections.abc import Iterator
@@ -24,10 +24,11 @@ A_DAY = 86_400.0
 
 
 def find_fuser(name_or_path: str, base: Path, progress: Progress = silent) -> Path:
-    """The folder that a recipe in `base` means: one beside it, an absolute path, or an installed or shipped name.
+    """Find the folder that a recipe in `base` names: beside the recipe, an absolute path, or an installed or shipped
+    name.
 
-    `hub:...` is a fuser of the hub, fetched if this machine does not have it. Raises FuserError, or ConfigError where
-    the hub can't be reached.
+    `hub:...` names a fuser of the hub and is downloaded if missing. Raises FuserError, or ConfigError if the hub can't
+    be reached.
     """
     if is_hub_fuser(name_or_path):
         return _from_hub(name_or_path, progress)
@@ -56,7 +57,7 @@ def check_pair(
     receiver_identity: str | None = None,
     sharer_identity: str | None = None,
 ) -> str | None:
-    """Why this fuser must not join these two models, as a sentence; None where it may."""
+    """Why this fuser can't join these two models, as a sentence; None if it can."""
     ends = (("receiver", card.receiver, receiver, receiver_identity), ("sharer", card.sharer, sharer, sharer_identity))
     for role, end, geometry, identity in ends:
         if end.geometry != geometry:
@@ -70,12 +71,12 @@ def check_pair(
 
 
 def fuser_names() -> list[str]:
-    """All fusers that a recipe can call by name."""
+    """List the fusers that a recipe can call by name."""
     return sorted({folder.name for shelf in shelves() for folder in on_shelf(shelf)})
 
 
 def shelves() -> tuple[Path, Path]:
-    """Where fusers that are called by name lie: those installed, which win, and those that ship."""
+    """The folders of fusers called by name: the installed ones, which take precedence, and the shipped ones."""
     return installed_fusers(), Path(str(files("cachegraph"))) / "recipes" / "fusers"
 
 
@@ -86,7 +87,7 @@ def installed_fusers() -> Path:
 
 @contextmanager
 def _idle(shelf: Path) -> Iterator[bool]:
-    """Whether nobody writes there: no training, and no save that is under way, has touched its own folder for a day."""
+    """Yield whether the folder is unused: no training or unfinished save has touched its own folder for a day."""
     under_way = (path for path in shelf.iterdir() if path.name.endswith(".training") or path.name.startswith("."))
     newest = max((_touched(path) for path in under_way), default=0.0)
     yield time() - newest > A_DAY
@@ -101,7 +102,7 @@ def _touched(folder: Path) -> float:
 
 
 def on_shelf(shelf: Path) -> list[Path]:
-    """The folders of a shelf by name, but for those that a save cut short left, and those that trainings work in."""
+    """The fusers' folders in a shelf, without those that an interrupted save left or a training works in."""
     found = shelf.iterdir() if shelf.is_dir() else ()
     return sorted(folder for folder in found if folder.is_dir() and not _is_work(folder))
 

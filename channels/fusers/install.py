@@ -1,4 +1,4 @@
-"""Fusers on their way in and out of this machine's shelf: folders, and repositories of the hub."""
+"""Import, export and pull fusers: folders, and repositories of the hub."""
 
 import re
 from pathlib import Path
@@ -24,10 +24,10 @@ NAME = re.compile(r"\w[\w.+-]{0,199}", re.ASCII)
 
 
 def import_fusers(folder: Path, name: str | None = None, *, force: bool = False) -> list[Path]:
-    """Verify the fusers in a folder, of either format, and install them in ours; the folders they now have.
+    """Verify the fusers in a folder of either format and install them in ours; returns their new folders.
 
-    One fuser is called `name`, or as its folder; of several sharers each gets one, `<name>--sharer-<n>`. Nothing is
-    written unless all are whole. Raises FuserError, also where a name is taken, unless `force` says to replace it.
+    One fuser is named `name`, or after its folder; several sharers become `<name>--sharer-<n>`. Nothing is written
+    unless all are valid. Raises FuserError, also if a name is taken, unless `force` replaces it.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
@@ -51,7 +51,7 @@ def import_fusers(folder: Path, name: str | None = None, *, force: bool = False)
 
 
 def export_fuser(source: Path, folder: Path, form: Format = "ours") -> None:
-    """Write the fuser in `source` to a new folder, in our format or as the authors of Cache-to-Cache publish theirs."""
+    """Write the fuser in `source` to a new folder, in our format or the published Cache-to-Cache format."""
     folder = folder.expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FuserError(f"{str(folder)!r} is there already and not empty; choose another folder")
@@ -63,11 +63,11 @@ def export_fuser(source: Path, folder: Path, form: Format = "ours") -> None:
         raise FuserError(f"{str(source)!r} is a translator, which has no published format; export it as 'ours'")
     if fuser.card.architecture == "c2c":
         _check_sayable(fuser.card, source)
-    export_reference(fuser, folder)  # which refuses other architectures
+    export_reference(fuser, folder)  # refuses other architectures
 
 
 def pull_fuser(name: str, progress: Progress) -> Path:
-    """Fetch a fuser of the hub into the hub's own cache; its folder there. Raises FuserError or ConfigError."""
+    """Download a fuser into the hub's cache; returns its folder. Raises FuserError or ConfigError."""
     wanted = parse_hub_fuser(name)
     if wanted is None:
         raise FuserError(f"{name!r} is no fuser of the hub; write {HUB_FORM}")
@@ -75,7 +75,7 @@ def pull_fuser(name: str, progress: Progress) -> Path:
 
 
 def _own_name(folder: Path) -> str:
-    """Published weights lie in a folder `final`, which says nothing."""
+    """Name a published fuser after its folder, or the parent of a folder `final`."""
     real = folder.resolve()
     return real.parent.name if real.name == "final" else real.name
 
@@ -90,7 +90,7 @@ def _check_free(names: list[str]) -> None:
 
 
 def _check_sayable(card: Card, source: Path) -> None:
-    """Refuse what the published format can't state: the folder would load, and compute something else."""
+    """Raise FuserError if the published format can't state this card, so that the copy would compute otherwise."""
     implied = {"rope": ("rotated",), "reads": ("receiver-prompt",), "alignment": ("ids", "first", "longest")}
     for field, sayable in implied.items():
         if getattr(card, field) not in sayable:

@@ -1,4 +1,4 @@
-"""What fusers there are on this disk, what is known of each, and the removal of one. Opening them needs torch."""
+"""List the fusers on this disk, describe one, and remove one. Opening a fuser needs torch."""
 
 import os
 import shutil
@@ -23,17 +23,17 @@ Where = Literal["installed", "shipped"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What opening a fuser shows, beside its card."""
+    """The facts that opening a fuser shows beside its card."""
 
     card: Card
     parameters: int
-    open_layers: tuple[int, ...] | None  # receiver layers; None: a translator, which has no such gates
-    gates_open: float | None  # the part of all gates
+    open_layers: tuple[int, ...] | None  # receiver layers; None: a translator, which has no gates
+    gates_open: float | None  # fraction of all gates
 
 
 @dataclass(frozen=True)
 class Item:
-    """One fuser of a shelf, in a folder of its own or as part of a pair; or the reason why it is none."""
+    """A fuser of a shelf, in its own folder or as part of a pair; or the reason why it is invalid."""
 
     name: str
     where: Where
@@ -44,7 +44,7 @@ class Item:
 
 
 def inventory() -> list[Item]:
-    """All fusers that a recipe can call by name, each opened and verified whole: that reads all of them."""
+    """Open and verify every fuser that a recipe can call by name. This reads all their files."""
     wheres: tuple[Where, Where] = ("installed", "shipped")
     return [
         _item(part, str(part.relative_to(shelf)), where)
@@ -55,7 +55,7 @@ def inventory() -> list[Item]:
 
 
 def describe(folder: Path) -> Facts:
-    """Open the one fuser in a folder. Raises FuserError where it is damaged."""
+    """Open the fuser in a folder. Raises FuserError if it is damaged."""
     from .files.verify import open_fuser
     from .networks.base import Fuser
 
@@ -66,7 +66,7 @@ def describe(folder: Path) -> Facts:
 
 
 def locate(name_or_path: str) -> Path:
-    """The folder of a fuser that is on this disk: a path, a name, or a fetched one of the hub. Raises FuserError."""
+    """Find the folder of a fuser on this disk: a path, a name, or a downloaded one of the hub. Raises FuserError."""
     if is_hub_fuser(name_or_path):
         wanted = parse_hub_fuser(name_or_path)
         if wanted is None:
@@ -82,7 +82,7 @@ def locate(name_or_path: str) -> Path:
 
 
 def remove_fuser(name: str) -> int:
-    """Delete an installed fuser, damaged or not; the bytes that are free again. Raises FuserError or ConfigError."""
+    """Delete an installed fuser, damaged or not; returns the bytes freed. Raises FuserError or ConfigError."""
     shelf, shipped = shelves()
     installed = {folder.name: folder for folder in on_shelf(shelf)}
     if name not in installed:
@@ -92,7 +92,7 @@ def remove_fuser(name: str) -> int:
         raise FuserError(f"{name!r} is not installed in {str(shelf)!r}, so there is nothing to remove; {hint}")
     folder = installed[name]
     try:
-        if folder.is_symlink():  # what it leads to is not ours
+        if folder.is_symlink():  # its target is not ours
             folder.unlink()
             return 0
         freed = folder_bytes(folder)

@@ -1,4 +1,4 @@
-"""Which sharer layer corrects which receiver layer."""
+"""Map receiver layers to the sharer layers that correct them."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -16,15 +16,15 @@ class LayerPair(NamedTuple):
 
 
 def last_aligned(receiver_layers: int, sharer_layers: int) -> tuple[LayerPair, ...]:
-    """Last layer to last layer and so on towards the front; a sharer that runs out serves the rest with its first."""
+    """Pair layers from the last to the first; if the sharer has fewer, its first layer serves the remaining ones."""
     offset = sharer_layers - receiver_layers
     return tuple(LayerPair(layer, max(layer + offset, 0)) for layer in range(receiver_layers))
 
 
 def k_nearest(receiver_layers: int, sharer_layers: int, k: int = 1) -> tuple[LayerPair, ...]:
-    """The `k` sharer layers nearest in relative depth to each receiver layer, the nearest first.
+    """The `k` sharer layers nearest to each receiver layer in relative depth, nearest first.
 
-    With `k` above 1 this is a ranking to choose from: a fuser takes one sharer layer a receiver layer.
+    With `k` above 1 this is a ranking to choose from: a fuser uses one sharer layer per receiver layer.
     """
 
     def distance(layer: int, other: int) -> float:
@@ -37,7 +37,7 @@ def k_nearest(receiver_layers: int, sharer_layers: int, k: int = 1) -> tuple[Lay
     )
 
 
-# By name, what maps the receiver's number of layers and the sharer's.
+# By name, functions of the numbers of receiver and sharer layers.
 LAYER_MAPS: dict[str, Callable[[int, int], tuple[LayerPair, ...]]] = {
     "last_aligned": last_aligned,
     "k_nearest": k_nearest,
@@ -45,7 +45,7 @@ LAYER_MAPS: dict[str, Callable[[int, int], tuple[LayerPair, ...]]] = {
 
 
 def check_layers(pairs: Iterable[LayerPair], receiver_layers: int, sharer_layers: int) -> tuple[LayerPair, ...]:
-    """The pairs by receiver layer, if each exists and none is corrected twice; else a FuserError."""
+    """Sort the pairs by receiver layer. Raises FuserError if a layer does not exist or is corrected twice."""
     ordered = tuple(sorted(LayerPair(*pair) for pair in pairs))
     taken: dict[int, int] = {}
     for receiver, sharer in ordered:

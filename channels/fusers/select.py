@@ -1,4 +1,4 @@
-"""Which fuser an edge uses, and who chose it: the edge, the recipe, or the evidence on a fuser's card. No torch."""
+"""Select the fuser of an edge by the edge, the recipe, or the evidence on a fuser's card. No torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ __all__ = ["FuserChoice", "NoFuser", "select_fuser"]
 
 
 class NoFuser(Exception):
-    """No fuser was chosen for this edge. The message is the reason, as a clause."""
+    """No fuser was selected for this edge. The message is the reason, as a clause."""
 
 
 @dataclass(frozen=True)
 class FuserChoice:
-    """The networks of an edge: one that fuses, one that translates for grafts, or both. `why` says who chose them."""
+    """The networks of an edge: one that fuses, one that translates for grafts, or both. `why`: who selected them."""
 
     name: str
     why: str
@@ -32,7 +32,7 @@ class FuserChoice:
 
     @property
     def fuse_card(self) -> Card | None:
-        """The card of the network that fuses; None for a published folder, which has none."""
+        """The card of the fusing network; None for a published folder, which has no card."""
         return read_card(self.fuse) if self.fuse is not None and (self.fuse / CARD).is_file() else None
 
 
@@ -47,14 +47,14 @@ def select_fuser(
     carries: Carries | None = None,
     fetch: bool = True,
 ) -> FuserChoice:
-    """The fuser for an edge of a recipe in `folder`.
+    """Select the fuser for an edge of a recipe in `folder`.
 
-    One that the edge names, else the first of the recipe's `fusers` that joins this pair and does one of these tasks,
-    else one whose card shows that it communicates on one of them, the first task first. A fuser that merely fits the
-    pair is not enough, nor is one for certain prompts alone. `carries` is what a graft takes of the sender. With
-    `fetch` false, a fuser of the hub that is not on this disk raises NoFuser instead of being fetched.
+    The edge's own fuser comes first, then the first of the recipe's `fusers` that joins this pair and serves one of
+    `tasks`, then one whose card shows communication on a task, in the order of `tasks`. Fitting the pair is not enough,
+    nor is a fuser for certain prompts only. `carries` is the part of the sender's cache that a graft takes. If `fetch`
+    is false, a fuser of the hub that is not on this disk raises NoFuser.
 
-    Raises NoFuser, or FuserError where a named fuser is missing or damaged.
+    Raises NoFuser, or FuserError if a named fuser is missing or damaged.
     """
     if named is not None:
         return _named(named, folder, fetch)
@@ -99,7 +99,7 @@ def _is_translator(place: Path) -> bool:
 
 
 def _fits(choice: FuserChoice, sharer: Peer, receiver: Peer) -> bool:
-    """Whether the card is of this pair; a published folder has none, and is taken at the recipe's word."""
+    """Whether the card names this pair. A published folder has no card; the recipe vouches for it."""
     parts = [part for part in (choice.fuse, choice.graft) if part is not None and (part / CARD).is_file()]
     return all(_joins(read_card(part), sharer, receiver) for part in parts)
 
@@ -119,7 +119,7 @@ def _does(choice: FuserChoice, tasks: Sequence[Task]) -> bool:
 
 
 def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], carries: Carries | None, folder: Path) -> FuserChoice:
-    """The fuser of the pair whose card shows the most. Raises NoFuser."""
+    """Select the fuser of the pair whose card shows the strongest evidence. Raises NoFuser."""
     cards = list(_cards(sharer, receiver, folder))
     for task in tasks:
         kind = "graft" if task == "private" else "fuse"
@@ -147,7 +147,7 @@ def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], carries: Carries
 
 
 def _cards(sharer: Peer, receiver: Peer, folder: Path) -> Iterator[tuple[Path, str, Card]]:
-    """Every fuser of the pair that lies at hand: those named after it beside the recipe, then those on the shelves."""
+    """Yield every fuser of the pair on this disk: those named after it beside the recipe, then those on the shelves."""
     prefix = f"{receiver.name}--{sharer.name}"
     beside = [(folder, place) for place in on_shelf(folder) if place.name.startswith(prefix)] if folder.is_dir() else []
     places = [*beside, *((shelf, place) for shelf in shelves() for place in on_shelf(shelf))]
@@ -160,7 +160,7 @@ def _cards(sharer: Peer, receiver: Peer, folder: Path) -> Iterator[tuple[Path, s
             try:
                 card = read_card(part)
             except FuserError:
-                continue  # `fusers list` says what is wrong with it
+                continue  # `fusers list` reports the damage
             if _joins(card, sharer, receiver):
                 names.add(name)
                 yield part, name, card

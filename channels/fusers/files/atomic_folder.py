@@ -1,4 +1,4 @@
-"""Reading strangers' folders, and writing ours so that nobody ever sees half of one."""
+"""Write folders atomically, and read JSON of untrusted folders."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TRIES = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or a FuserError that says what is wrong with it."""
+    """Read the object in a JSON file. Raises FuserError, which states what is wrong with the file."""
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise FuserError(f"{str(path)!r} is larger than any fuser's JSON; get the fuser again from its source")
@@ -40,9 +40,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` if the block ends well.
+    """Yield a temporary folder that replaces `folder` if the block succeeds.
 
-    A folder that is already there is only replaced if all it holds is named in `ours`.
+    An existing folder is replaced only if `ours` names everything in it.
     """
     folder = folder.absolute()
     if folder.exists() and not holds_only(folder, ours):
@@ -54,7 +54,7 @@ def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
         fresh.chmod(0o755)
         yield fresh
         _swap(fresh, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # what Python, torch and safetensors say of a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # raised by Python, torch and safetensors on a full disk
         raise FuserError(
             f"the fuser can't be written to {str(folder)!r} ({error}); check room and permissions"
         ) from error
@@ -64,17 +64,17 @@ def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
 
 
 def holds_only(folder: Path, ours: frozenset[str]) -> bool:
-    """Whether all that a folder holds is of these names, or a draft of one that a killed command left."""
+    """Whether a folder holds only these names, or drafts of them that a killed command left."""
     try:
         return all(entry.name in ours or is_draft(entry.name) for entry in folder.iterdir())
-    except FileNotFoundError:  # another process replaces it
+    except FileNotFoundError:  # another process is replacing it
         return True
     except NotADirectoryError:
         return False
 
 
 def _swap(fresh: Path, folder: Path) -> None:
-    """Put `fresh` in the place of `folder`. Where two do so at once, both end well, and the later one's stays."""
+    """Put `fresh` in the place of `folder`. If two processes do so at once, both succeed and the later one wins."""
     aside: list[Path] = []
     try:
         for _ in range(TRIES):
@@ -98,6 +98,6 @@ def _swap(fresh: Path, folder: Path) -> None:
 
 def _set_aside(folder: Path) -> Path:
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    with suppress(FileNotFoundError):  # another process was quicker
+    with suppress(FileNotFoundError):  # another process was faster
         os.replace(folder, old)
     return old

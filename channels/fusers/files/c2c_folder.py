@@ -1,4 +1,4 @@
-"""What the folder that the authors of Cache-to-Cache publish says of itself: which projectors it has. No torch."""
+"""Read which projectors a published Cache-to-Cache folder names. No torch."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def weights_folder(folder: Path) -> Path | None:
 
 
 def read_sharers(folder: Path) -> list[PublishedSharer]:
-    """Every sharer that the folder with the weights names, in the order of their numbers."""
+    """Read every sharer that the folder with the weights names, sorted by number."""
     path = folder / CONFIG
     config = read_json(path)
     if len(config) != 1:

@@ -1,12 +1,12 @@
-"""The folder that the authors of Cache-to-Cache publish, read as it is and written back.
+"""Read and write the published Cache-to-Cache format (arXiv 2510.03215).
 
     projector_config.json   {"<receiver>": {"<sharer>": {"<receiver layer>": [[<sharer layer>, <projector>], ...]}}}
     projector_<n>.json      {"class": "C2CProjector", "init_args": {...}}
     projector_<n>.pt        its state dict
-    ../config.json          what it was trained with; optional
+    ../config.json          the training configuration; optional
 
-The `.pt` files are pickles: they are read with the unpickler that knows tensors only, and every shape is checked
-against `init_args` before a number is touched.
+The `.pt` files are pickles. They are read with torch's tensors-only unpickler, and every shape is checked against
+`init_args` before the numbers are used.
 """
 
 import json
@@ -39,7 +39,7 @@ class _InitArgs(C2CParams):
     target_dim: int
     source_num_heads: int = 1
     target_num_heads: int = 1
-    dtype: Any = None  # the tensors say it themselves
+    dtype: Any = None  # stated by the tensors
     zero_init: bool = False
 
 
@@ -48,7 +48,7 @@ def is_reference(folder: Path) -> bool:
 
 
 def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
-    """The fusers in a published folder, one a sharer, in the order of the sharers' numbers."""
+    """Load the fusers of a published folder, one per sharer, sorted by the sharers' numbers."""
     found = weights_folder(Path(folder))
     if found is None:
         inside = sorted(path.parent.parent.name for path in Path(folder).glob(f"*/final/{CONFIG}"))
@@ -62,7 +62,7 @@ def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
 
 
 def export_reference(fuser: Fuser, folder: Path | str) -> None:
-    """Write a `c2c` fuser as the authors' code reads it: `folder/config.json` and `folder/final/`."""
+    """Write a `c2c` fuser in the format of the authors' code: `folder/config.json` and `folder/final/`."""
     card = fuser.card
     if card.architecture != "c2c":
         raise FuserError(f"a {card.architecture!r} fuser has no published format; only 'c2c' can be exported")
@@ -146,7 +146,7 @@ def _card(folder: Path, args: _InitArgs, sharer: PublishedSharer, training: Mapp
 
 
 def _geometry(last_layer: int, heads: int, head_dim: int) -> dict[str, int]:
-    """The folder does not say how many layers a model has: its layer maps always reach the last one."""
+    """The folder does not state the number of layers, but its layer map always reaches the last one."""
     return {"layers": last_layer + 1, "kv_heads": heads, "head_dim": head_dim}
 
 
@@ -168,7 +168,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as error:  # of a damaged archive zipfile raises also struct.error, ValueError, NotImplementedError
+    except Exception as error:  # on a damaged archive zipfile also raises struct.error, ValueError, NotImplementedError
         raise FuserError(f"{str(path)!r} is missing, cut off or no torch file; {remedy}") from error
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise FuserError(f"{str(path)!r} holds compressed data, which torch never writes; don't trust it, {remedy}")

@@ -1,4 +1,4 @@
-"""A fuser's card: which two models it joins, how, and what it was trained on. Needs no torch."""
+"""Card: the two models that a fuser joins, how it joins them, and its training data. No torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ CARD = "card.json"
 
 Alignment = Literal["ids", "first", "longest", "offsets"]
 Task = Literal["shared", "private"]  # text that both ends read; text that only the sharer reads
-Carries = Literal["prompt", "reply", "all"]  # what of its sender an edge hands over
+Carries = Literal["prompt", "reply", "all"]  # the part of the sender's cache that an edge transfers
 
 
 Heads = Annotated[int, Field(gt=0, le=4096)]
@@ -44,9 +44,9 @@ Dim = Annotated[int, Field(gt=0, le=65536)]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What of a model decides the shape of its KV cache: numbers of all layers, or by layer where they differ.
+    """The geometry of a model's KV cache: numbers for all layers, or by layer if they differ.
 
-    A layer's `head_dim` is of its keys and its values, or a pair where those differ.
+    A layer's `head_dim` applies to its keys and values, or is a pair if those differ.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", revalidate_instances="always")
@@ -66,10 +66,10 @@ class Geometry:
                 )
             plain = tuple(each[0] if isinstance(each, tuple) and len(set(each)) == 1 else each for each in by_layer)
             one = plain[0] if len(set(plain)) == 1 and isinstance(plain[0], int) else plain
-            object.__setattr__(self, name, one)  # so that equal geometries are equal
+            object.__setattr__(self, name, one)  # equal geometries must compare equal
 
     def shape(self, layer: int) -> KVShape:
-        """What that layer keeps of a position."""
+        """The shape of one position in this layer."""
         heads = self.kv_heads if isinstance(self.kv_heads, int) else self.kv_heads[layer]
         dim = self.head_dim if isinstance(self.head_dim, int) else self.head_dim[layer]
         return KVShape(heads, *(dim if isinstance(dim, tuple) else (dim, dim)))
@@ -92,9 +92,9 @@ class ModelEnd(Strict):
 
 
 class Evidence(Strict):
-    """One measurement of whether a fuser hands over what its sharer read: own cache against another example's.
+    """A measurement of whether a fuser transfers what its sharer read: own cache against another example's.
 
-    Means over examples in the metric's own unit; `low` and `high` bound the difference at 95 %.
+    Means over examples in the metric's unit; `low` and `high` are the 95 % confidence interval of the difference.
     """
 
     task: Annotated[Task, Field(description="What was handed over: text both ends read, or only the sharer.")]
@@ -131,7 +131,7 @@ class Evidence(Strict):
 
 
 class Card(Strict):
-    """All that is known of a fuser but its weights."""
+    """Everything known of a fuser except its weights."""
 
     version: Literal[1] = 1
     receiver: ModelEnd
@@ -175,9 +175,9 @@ class Card(Strict):
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="Of fuser.safetensors.")] = None
 
     def communication(self, task: Task, carries: Carries | None = None) -> Evidence | None:
-        """The strongest measurement that shows this fuser communicating on such a task; None where there is none.
+        """The strongest measurement that shows communication on this task; None if there is none.
 
-        `carries`: what a translator's edge takes of its sender. Evidence of prompts says nothing of replies.
+        `carries` is what a translator's edge transfers. Evidence on prompts does not count for replies.
         """
         same = [each for each in self.evidence if each.task == task and each.carries in (None, carries)]
         shown = [each for each in same if each.shows_communication]
@@ -199,12 +199,12 @@ class Card(Strict):
 
 
 def checked_card(fields: Mapping[str, Any], where: str) -> Card:
-    """A card of these fields; a FuserError that names the first wrong one and `where` it stands."""
+    """Validate a card. Raises FuserError, which names the first invalid field and `where` it is."""
     try:
         return Card.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
-        # Names of fields and indices, without pydantic's names for the members of a union.
+        # Field names and indices, without pydantic's names for union members.
         place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
         raise FuserError(
             f"{where} is wrong at {place!r}: {first['msg']}; correct it, or use a cachegraph that knows its version"
@@ -212,17 +212,17 @@ def checked_card(fields: Mapping[str, Any], where: str) -> Card:
 
 
 def read_card(folder: Path | str) -> Card:
-    """The card of a fuser's folder; cheap. Raises FuserError where it is missing or damaged."""
+    """Read the card of a fuser's folder, without its weights. Raises FuserError if it is missing or damaged."""
     path = Path(folder) / CARD
     with library_errors(lambda why: FuserError(f"{str(path)!r} can't be read: {why}; get it again from its source")):
         return checked_card(read_json(path), repr(str(path)))
 
 
 def change_card(folder: Path, change: Callable[[Card], Card]) -> None:
-    """Replace a fuser's card by a changed one, in turn with other processes that do so.
+    """Replace a fuser's card under a lock shared between processes.
 
-    Raises FuserError where the card is damaged, InputError where another command changes it, ConfigError where it can't
-    be written.
+    Raises FuserError if the card is damaged, InputError if another command is changing it, ConfigError if it can't be
+    written.
     """
     path = folder / CARD
     try:

@@ -1,4 +1,4 @@
-"""A card in words, the same on a terminal and on the hub. No torch."""
+"""Format a card as text for the terminal and the hub. No torch."""
 
 from .card import Card, Evidence
 
@@ -6,7 +6,7 @@ __all__ = ["card_words"]
 
 
 def _depth(card: Card) -> str | None:
-    """How far a fuser reads its sharer, where that is not all of it."""
+    """The depth to which a fuser reads its sharer; None for all layers."""
     read, layers = {*card.sharer_layers, *(sharer for _, sharer in card.layer_map)}, card.sharer.geometry.layers
     depth = max((sharer + 1 for sharer in read), default=0)
     return f"the first {depth} of {layers} layers" if 0 < depth < layers else None
@@ -17,7 +17,7 @@ def _task(evidence: Evidence) -> str:
 
 
 def card_words(card: Card, parameters: int) -> dict[str, str]:
-    """All that the card says but licence and metrics, by title; what it doesn't say is left out."""
+    """Everything on the card except licence and metrics, by title; missing fields are left out."""
     words: dict[str, str | None] = {}
     for role, end in (("receiver", card.receiver), ("sharer", card.sharer)):
         words[role] = end.name

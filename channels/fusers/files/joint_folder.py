@@ -1,4 +1,4 @@
-"""A folder that holds both networks of a pair: `fuse/`, a fuser, and `graft/`, a translator. No torch."""
+"""A folder with both networks of a pair: `fuse/`, a fuser, and `graft/`, a translator. No torch."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ PARTS = ("fuse", "graft")
 
 
 def is_pair(folder: Path) -> bool:
-    """Whether this is such a folder rather than a fuser's own."""
+    """Whether the folder is such a pair rather than a single fuser."""
     return all((folder / part / "card.json").is_file() for part in PARTS)
 
 
 def fuser_parts(folder: Path) -> list[Path]:
-    """The folders of the networks that lie here: both of a pair, else this one."""
+    """The folders of the networks: both of a pair, else this one."""
     return [folder / part for part in PARTS] if is_pair(folder) else [folder]
 
 
 def refuse_pair(folder: Path) -> None:
-    """Raise FuserError where one network is asked for and a pair lies here, or half of one."""
+    """Raise FuserError if the folder holds a pair, or half of one, instead of a single network."""
     if is_pair(folder):
         names = " or ".join(repr(f"{folder.name}/{part}") for part in PARTS)
         raise FuserError(f"{str(folder)!r} holds a fuser and a translator; name one of them: {names}")

@@ -1,4 +1,4 @@
-"""One door to every kind of fuser folder."""
+"""Load a fuser or translator from any kind of folder."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ __all__ = ["is_translator", "load_fuser", "load_translator"]
 
 
 def is_translator(folder: Path | str) -> bool:
-    """Whether a folder's card is that of a translator, for grafts. Raises FuserError where the card is damaged."""
+    """Whether a folder's card describes a translator, for grafts. Raises FuserError if the card is damaged."""
     return (Path(folder) / CARD).is_file() and read_card(folder).kind == "graft"
 
 
 def load_translator(
     folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Translator:
-    """The translator in a folder; `dtype` None keeps the number type it was saved in."""
+    """Load the translator in a folder; `dtype` None keeps the saved dtype. Raises FuserError."""
     return read_translator(folder).to(device, dtype)
 
 
 def load_fuser(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Fuser:
-    """The fuser in a folder of ours or in a published one; `dtype` None keeps the number type it was saved in."""
+    """Load the fuser in a folder, ours or published; `dtype` None keeps the saved dtype. Raises FuserError."""
     folder = Path(folder)
     with library_errors(lambda why: FuserError(f"{str(folder)!r} can't be read ({why}); check its permissions")):
         if (folder / CARD).is_file():

@@ -1,7 +1,8 @@
-"""Which rows a fuser was trained on, kept on its card, so that a comparison can say where it evaluates on them.
+"""Fingerprints of a fuser's training examples, kept on its card to detect evaluation on them.
 
-The card holds a Bloom filter over hashes of the rows' texts. It finds every text that was read, and takes one in twelve
-thousand others for one. It names no text, and takes 20 bits a text and at most 160 KiB. No torch.
+The card holds a Bloom filter over hashes of the examples' texts. It finds every text in the training data; one in
+twelve thousand other texts is a false positive. It reveals no text, and takes 20 bits per text and at most 160 KiB. No
+torch.
 """
 
 import json
@@ -18,24 +19,24 @@ from cachegraph.engine.spec import Strict
 
 __all__ = ["Seen", "TrainedRows", "trained_rows"]
 
-FEW_WORDS = 4  # a shorter input, unless it is a row's longest, may be that of any row
-KEPT = 65_536  # texts at most; of larger data a part, told by the texts' hashes, stands for all
-BITS = 20  # a text
-PROBES = 10  # bits that each text sets
+FEW_WORDS = 4  # a shorter input may occur in any example; it counts only as an example's longest
+KEPT = 65_536  # texts at most; larger data is represented by a subset, selected by hash
+BITS = 20  # per text
+PROBES = 10  # bits set per text
 LARGEST = KEPT * BITS // 8
 
 Inputs = Mapping[str, Any]
 
 
 class Seen(NamedTuple):
-    """How many of the rows that could be looked up were in the training data."""
+    """How many of the examples that could be looked up were in the training data."""
 
     seen: int
     checked: int
 
 
 class TrainedRows(Strict):
-    """A Bloom filter over the texts of a training's rows."""
+    """A Bloom filter over the texts of the training examples."""
 
     rows: PositiveInt
     part: Annotated[PositiveInt, Field(description="The filter holds one text of so many, by its hash.")] = 1
@@ -51,10 +52,10 @@ class TrainedRows(Strict):
         return value
 
     def look_up(self, rows: Sequence[Inputs]) -> Seen:
-        """How many of these rows of inputs the training has read.
+        """Count how many of these examples the training data contains.
 
-        A row counts as read if its inputs together were a training row's, or if one of them was the longest of a
-        training row: the same question in another recipe, another question about the same story.
+        An example counts as seen if a training example had the same inputs together, or one of them as its longest:
+        the same question in another recipe, another question about the same story.
         """
         seen = checked = 0
         for values in _values(rows):
@@ -74,7 +75,7 @@ class TrainedRows(Strict):
 
 
 def trained_rows(rows: Sequence[Inputs]) -> TrainedRows | None:
-    """The filter of a training's rows of inputs; None where they hold no text."""
+    """Build the filter of the training examples' inputs; None if they hold no text."""
     found = _values(rows)
     texts = {text for values in found for text in ("\n".join(values), *values[:1])}
     digests = {_digest(text) for text in texts if text}
@@ -92,14 +93,14 @@ def trained_rows(rows: Sequence[Inputs]) -> TrainedRows | None:
 
 
 def _values(rows: Sequence[Inputs]) -> list[list[str]]:
-    """Each row's inputs, the longest first, without those that all rows share, such as an instruction."""
+    """Each example's inputs, longest first, without those that all examples share, such as an instruction."""
     found = [[_normalised(value) for value in row.values()] for row in rows]
     common = set.intersection(*map(set, found)) if len(found) > 1 else set()
     return [sorted({*values} - common, key=lambda text: (-len(text), text)) for values in found]
 
 
 def _normalised(value: Any) -> str:
-    """A text without what copies of a data set differ in: case, punctuation, white space, composed characters."""
+    """Remove the differences between copies of a data set: case, punctuation, white space, composed characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(each if each.isalnum() else " " for each in folded).split())
@@ -110,12 +111,12 @@ def _digest(text: str) -> bytes:
 
 
 def _falls(digest: bytes, part: int) -> bool:
-    """Whether a filter of one text in `part` holds this one."""
+    """Whether a subset of one in `part` texts includes this one."""
     return int.from_bytes(digest[:4], "little") % part == 0
 
 
 def _places(digest: bytes, size: int) -> list[int]:
-    """The bits of a text: two hashes give as many as are needed (Kirsch and Mitzenmacher, 2008)."""
+    """The bits of a text, derived from two hashes (Kirsch and Mitzenmacher, 2008)."""
     first = int.from_bytes(digest[4:10], "little")
     step = int.from_bytes(digest[10:16], "little") | 1
     return [(first + number * step) % size for number in range(PROBES)]

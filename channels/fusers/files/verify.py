@@ -1,4 +1,4 @@
-"""A stranger's folder, opened whole or refused: nothing in it leads elsewhere, and every number in it is checked."""
+"""Verify an untrusted folder: no links leave it, and every number is checked."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ __all__ = ["open_fuser", "open_fusers"]
 
 
 def open_fuser(folder: Path) -> Fuser | Translator:
-    """The one fuser or translator in a folder of ours or a published one. Raises FuserError."""
+    """Open the one fuser or translator in a folder, ours or published. Raises FuserError."""
     fusers = open_fusers(folder)
     if len(fusers) > 1:
         raise FuserError(
@@ -28,7 +28,7 @@ def open_fuser(folder: Path) -> Fuser | Translator:
 
 
 def open_fusers(folder: Path) -> tuple[Fuser | Translator, ...]:
-    """Everything in a folder, one fuser a sharer. Raises FuserError."""
+    """Open everything in a folder, one fuser per sharer. Raises FuserError."""
     with library_errors(lambda why: FuserError(f"{str(folder)!r} can't be read ({why}); check its permissions")):
         _check_files(folder)
         refuse_pair(folder)
@@ -38,7 +38,7 @@ def open_fusers(folder: Path) -> tuple[Fuser | Translator, ...]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise unless all that is going to be read are plain files of this folder."""
+    """Raise FuserError unless all files to read are plain files of this folder."""
     root = _root(folder)
     for path in _files(folder):
         try:
@@ -58,7 +58,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _root(folder: Path) -> Path:
-    """Where the folder's files may lie: in it, or, in the hub's cache, among the repository's blobs."""
+    """The root that the folder's files must stay in: the folder, or the repository's blobs in the hub's cache."""
     real = folder.resolve()
     for above in real.parents:
         if above.name == "snapshots" and above.parent.name.startswith("models--"):

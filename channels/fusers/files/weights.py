@@ -1,4 +1,4 @@
-"""Our folder of a fuser: `fuser.safetensors` and `card.json`, which holds the other's hash."""
+"""Read and write our own format: `fuser.safetensors`, and `card.json` with its hash."""
 
 import hashlib
 from collections.abc import Mapping
@@ -48,19 +48,19 @@ class _Name(NamedTuple):
 
 
 def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
-    """Write the fuser or translator to a folder, both files or none; returns the card with the weights' hash."""
+    """Write the fuser or translator to a folder atomically; returns the card with the weights' hash."""
     named = fuser.network.state_dict() if isinstance(fuser, Translator) else fuser.state()
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in named.items()}
     with replaced_folder(Path(folder), frozenset({CARD, WEIGHTS})) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        (fresh / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
+        (fresh / WEIGHTS).chmod(0o644)  # safetensors creates it readable by its owner alone
         card = fuser.card.model_copy(update={"sha256": _sha256(fresh / WEIGHTS)})
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return card
 
 
 def read_fuser(folder: Path | str) -> Fuser:
-    """The fuser in a folder of ours, checked against its card before anything is allocated."""
+    """Read the fuser in a folder of ours, checked against its card before anything is allocated. Raises FuserError."""
     card = read_card(folder)
     if card.kind != "fuse":
         raise FuserError(f"{str(folder)!r} is a translator, which grafts; it can't fuse")
@@ -86,7 +86,7 @@ def _read_fuser(folder: Path | str, card: Card) -> Fuser:
 
 
 def read_translator(folder: Path | str) -> Translator:
-    """The translator in a folder of ours, checked as a fuser is."""
+    """Read the translator in a folder of ours, with the same checks. Raises FuserError."""
     card = read_card(folder)
     with _damage(folder):
         with torch.device("meta"):
@@ -96,7 +96,7 @@ def read_translator(folder: Path | str) -> Translator:
 
 
 def _fill(network: TranslatorNetwork, folder: Path | str, card: Card) -> None:
-    """Give a network without memory the folder's tensors."""
+    """Load the folder's tensors into a network on the meta device."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     path = Path(folder) / WEIGHTS
     state = _checked(_read_tensors(path, card, expected), expected, repr(str(path)))
@@ -104,14 +104,14 @@ def _fill(network: TranslatorNetwork, folder: Path | str, card: Card) -> None:
 
 
 def _damage(place: Path | str) -> AbstractContextManager[None]:
-    """Whatever a library raises about a stranger's fuser, as a FuserError."""
+    """Convert whatever a library raises about an untrusted fuser to a FuserError."""
     return library_errors(
         lambda why: FuserError(f"the fuser in {str(place)!r} can't be read: {why}; get it again from its source")
     )
 
 
 def _read_tensors(path: Path, card: Card, expected: Expected) -> dict[str, Tensor]:
-    """All tensors of the file, if it is the card's and holds just what is expected."""
+    """Read all tensors of the file, if it has the card's hash and exactly the expected tensors."""
     if not path.is_file():
         raise FuserError(f"the fuser lacks {str(path)!r}; get it again from its source")
     if card.sha256 is None or card.sha256 != _sha256(path):
@@ -129,7 +129,7 @@ def _read_tensors(path: Path, card: Card, expected: Expected) -> dict[str, Tenso
 
 
 def expected_states(card: Card) -> dict[int, Expected]:
-    """By receiver layer, names and shapes of its projector's tensors, from projectors that take no memory."""
+    """By receiver layer, the names and shapes of its projector's tensors, from projectors on the meta device."""
     known: dict[tuple[KVShape, KVShape], Expected] = {}
     by_layer = {}
     for layer, source in card.layer_map:
@@ -142,8 +142,7 @@ def expected_states(card: Card) -> dict[int, Expected]:
 
 
 def filled_projector(card: Card, layer: int, state: Mapping[str, Tensor], expected: Expected, where: str) -> Projector:
-    """A receiver layer's projector with these tensors, if they are what the card promises: dense, of one float type,
-    finite."""
+    """Build a receiver layer's projector from tensors that must match the card: dense, finite, one float dtype."""
     checked = _checked(state, expected, where)
     source = next(pair.sharer for pair in card.layer_map if pair.receiver == layer)
     projector = _empty_projector(card, (card.receiver.geometry.shape(layer), card.sharer.geometry.shape(source)))
@@ -157,7 +156,7 @@ def _empty_projector(card: Card, shapes: tuple[KVShape, KVShape]) -> Projector:
 
 
 def _checked(state: Mapping[str, Tensor], expected: Expected, where: str) -> dict[str, Tensor]:
-    """Copies of these tensors, if they are plain and finite numbers of one type."""
+    """Copy these tensors, if all are dense and finite and share one dtype."""
     if state.keys() != expected.keys():
         odd = sorted(state.keys() ^ expected.keys())[0]
         verb = "lacks" if odd in expected else "has an unknown"

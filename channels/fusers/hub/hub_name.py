@@ -1,4 +1,4 @@
-"""How a recipe names a fuser of the Hugging Face hub."""
+"""Parse the name of a fuser on the Hugging Face hub: hub:ORGANISATION/NAME/FOLDER."""
 
 import re
 from typing import NamedTuple
@@ -13,7 +13,7 @@ NAME = re.compile(
 
 
 class HubFuser(NamedTuple):
-    """One fuser of a repository that may hold many, each in a folder of its own."""
+    """One fuser of a repository that may hold many, each in its own folder."""
 
     repo: str
     revision: str | None
@@ -26,12 +26,12 @@ class HubFuser(NamedTuple):
 
 
 def is_hub_fuser(name: str) -> bool:
-    """Whether this is meant to be such a name; it is then never read as a path."""
+    """Whether the name has the prefix `hub:`; such a name is never read as a path."""
     return name.startswith("hub:")
 
 
 def parse_hub_fuser(name: str) -> HubFuser | None:
-    """The fuser that a recipe names as `hub:...`, or None where that is no name of one."""
+    """Parse a name `hub:...`; None if it is invalid."""
     parts = NAME.fullmatch(name)
     if parts is None:
         return None

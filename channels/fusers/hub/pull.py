@@ -1,4 +1,4 @@
-"""Fusers of the Hugging Face hub, in the hub's own cache: of a repository only the one fuser's files. No torch."""
+"""Download single fusers of a repository into the Hugging Face hub's own cache. No torch."""
 
 import re
 from pathlib import Path
@@ -18,13 +18,13 @@ FILES = (*OURS, "config.json", "projector_*.json", "projector_*.pt")
 
 
 def find_cached_fuser(wanted: HubFuser) -> Path | None:
-    """The fuser's folder in the hub's cache, if all its files are there; touches no network."""
+    """Find the fuser's folder in the hub's cache, if all its files are there. No network access."""
     here = cached_snapshot(_selection(wanted))
     return here.folder / wanted.folder if here is not None and _is_whole(here.folder / wanted.folder) else None
 
 
 def fetch_fuser(wanted: HubFuser, progress: Progress) -> Path:
-    """Fetch the fuser and give its folder. Raises ConfigError without network, FuserError where it isn't there."""
+    """Download the fuser; returns its folder. Raises ConfigError without network, FuserError if it does not exist."""
     folder = snapshot(_selection(wanted), progress).folder / wanted.folder
     if not _is_whole(folder):
         raise FuserError(f"the hub fuser {_named(wanted)} is incomplete in {str(folder)!r}; run again with the network")
@@ -64,7 +64,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         numbers = {number for sharer in read_sharers(weights) for _, number in sharer.layers.values()}
     except FuserError:
-        return True  # as published: loading says what is wrong with it
+        return True  # complete as published: loading reports what is wrong with it
     return all((weights / f"projector_{number}{end}").is_file() for number in numbers for end in (".json", ".pt"))
 
 

@@ -1,4 +1,4 @@
-"""A fuser to the Hugging Face hub: just its two files in our format, and a model card made from its card."""
+"""Upload a fuser to the Hugging Face hub: its two files in our format, and a model card."""
 
 import tempfile
 from pathlib import Path
@@ -17,10 +17,10 @@ PUSH_FORM = "hub:ORGANISATION/NAME, then /FOLDER where needed"
 
 
 def push_fuser(source: Path, target: str, *, private: bool = False, quiet: bool = False) -> HubFuser:
-    """Verify the fuser in `source` and upload it in one commit; its name on the hub, pinned to that commit.
+    """Verify the fuser in `source` and upload it in one commit; returns its name on the hub, pinned to that commit.
 
-    The repository is made where there is none; `quiet` hides the progress bars of the hub's client. Raises FuserError
-    for a damaged fuser or a wrong name, ConfigError without token or network, or where the hub says no.
+    Creates the repository if needed; `quiet` hides the hub client's progress bars. Raises FuserError for a damaged
+    fuser or an invalid name, ConfigError without token or network, or if the hub refuses.
     """
     wanted = parse_hub_fuser(target)
     if wanted is None or wanted.revision is not None:
@@ -35,13 +35,13 @@ def push_fuser(source: Path, target: str, *, private: bool = False, quiet: bool 
             return wanted._replace(revision=_upload(folder, wanted, private, quiet))
         except CachegraphError:
             raise
-        # The hub's client raises errors of whichever HTTP library it was built on; each is told in our words.
+        # The hub's client raises errors of the HTTP library it was built on; convert each to our messages.
         except Exception as error:
             raise _explain(wanted, error) from error
 
 
 def _upload(folder: Path, wanted: HubFuser, private: bool, quiet: bool) -> str:
-    """The commit."""
+    """Upload the folder; returns the commit."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -52,7 +52,7 @@ def _upload(folder: Path, wanted: HubFuser, private: bool, quiet: bool) -> str:
     if quiet:
         disable_progress_bars()
     api = HfApi(library_name="cachegraph")
-    api.create_repo(wanted.repo, private=private or None, exist_ok=True)  # None: as the organisation has it
+    api.create_repo(wanted.repo, private=private or None, exist_ok=True)  # None: the organisation's default
     if private and not api.model_info(wanted.repo).private:
         raise FuserError(
             f"the hub repository {wanted.repo!r} is there already and public, which --private does not change; "

@@ -1,4 +1,4 @@
-"""The model card of a fuser on the Hugging Face hub: a README.md made from card.json alone. No torch."""
+"""Write the model card of a fuser for the Hugging Face hub: a README.md made from card.json alone. No torch."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from ..files.card_text import card_words
 
 __all__ = ["model_card"]
 
-# Of the hub's licence ids, those that fusers are likely to have; it refuses a README that names an unknown one.
+# The hub's licence ids that fusers are likely to use; the hub refuses a README with an unknown id.
 # fmt: off
 LICENCES = {
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "lgpl-3.0", "gpl-3.0", "agpl-3.0", "unlicense",
@@ -22,7 +22,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def model_card(card: Card, name: str, parameters: int) -> str:
-    """The README of the fuser that recipes call `name`."""
+    """Format the README of the fuser that recipes call `name`."""
     return "\n".join(
         [
             "---",
@@ -68,7 +68,7 @@ def _metadata(card: Card) -> str:
     elif licence:
         fields |= {"license": "other", "license_name": card.licence}
     bases = [end.name for end in (card.receiver, card.sharer) if HUB_ID.fullmatch(end.name)]
-    if bases:  # the hub refuses names that are no ids
+    if bases:  # the hub refuses invalid ids
         fields["base_model"] = bases
     tags = ["cachegraph", "kv-cache", "cache-to-cache", card.kind]
     return ModelCardData(library_name="cachegraph", tags=tags, **fields).to_yaml().strip()
@@ -90,5 +90,5 @@ def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _code(text: str) -> str:
-    """A stranger's words, which must not end the table or the span they stand in."""
+    """Escape untrusted text, so that it can't end its table cell or code span."""
     return f"`{printable_line(text).replace('`', chr(39)).replace('|', '/') or ' '}`"

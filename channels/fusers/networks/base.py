@@ -1,4 +1,4 @@
-"""What a fuser is, whatever its architecture: one projector a receiver layer, and a card."""
+"""Projector and Fuser: one projector per receiver layer, and a card, for every architecture."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,37 +18,37 @@ __all__ = ["Fuser", "Gates", "Projector", "Residual", "Stack"]
 
 
 class Residual(NamedTuple):
-    """What is added to a layer's keys and values, (batch, kv_heads, positions, head_dim); None: the gate is closed."""
+    """Corrections of a layer's keys and values, (batch, kv_heads, positions, head_dim); None: the gate is closed."""
 
     k: Tensor | None
     v: Tensor | None
 
 
 class Gates(NamedTuple):
-    """Which of a projector's two gates let anything through."""
+    """Whether a projector's key gate and value gate are open."""
 
     key: bool
     value: bool
 
 
 class Stack(Protocol):
-    """Several projectors with open gates at once: all tensors are (layers, batch, kv_heads, positions, head_dim)."""
+    """Several projectors with open gates as one; all tensors are (layers, batch, kv_heads, positions, head_dim)."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it takes and computes in."""
+        """The dtype of its inputs and its computation."""
 
     @property
     def kernel(self) -> LeanFuserKernel | None:
-        """All of it in one call, on a CPU that can."""
+        """A kernel that computes everything in one call; None if this CPU or network has none."""
 
     def part(self, begin: int, end: int) -> "Stack":
-        """Some of its layers, which share its memory."""
+        """Select the layers [begin, end); weights are shared."""
 
     def __call__(
         self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor, /
     ) -> tuple[Tensor, Tensor]:
-        """The corrections of keys and of values."""
+        """Compute the corrections of keys and of values."""
 
 
 class Projector(nn.Module, ABC):
@@ -57,22 +57,23 @@ class Projector(nn.Module, ABC):
     @property
     @abstractmethod
     def gates(self) -> Gates:
-        """Both are open while training, where gates are soft."""
+        """Which gates are open. While training, gates are soft and both count as open."""
 
     @abstractmethod
     def residual(self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor) -> Residual:
-        """The corrections at positions both ends have seen; all tensors are (batch, kv_heads, positions, head_dim).
+        """Compute the corrections at positions both ends have read; all tensors are (batch, kv_heads, positions,
+        head_dim).
 
-        Computed in float32 or wider from where weights and gates apply, so that a half-precision cache is rounded once.
+        Weights and gates are applied in float32 or wider, so a half-precision cache is rounded once.
         """
 
     @classmethod
     def stack(cls, projectors: "Sequence[Projector]") -> Stack | None:
-        """Projectors of this class with open gates, of which none trains, as one; None where that is not worth it."""
+        """Stack non-training projectors of this class with open gates; None if stacking does not pay."""
         return None
 
     def anneal(self, step: int) -> None:
-        """Sharpen gates that are soft while training; nothing where there are none."""
+        """Sharpen gates that are soft while training; a no-op without gates."""
 
     @property
     def device(self) -> torch.device:
@@ -85,24 +86,24 @@ class Projector(nn.Module, ABC):
 
 @dataclass(frozen=True, eq=False)
 class Fuser:
-    """The projectors of one (receiver, sharer) pair by receiver layer."""
+    """The projectors of one (receiver, sharer) pair, by receiver layer."""
 
     card: Card
     projectors: Mapping[int, Projector]
 
     def __iter__(self) -> Iterator[tuple[int, int, Projector]]:
-        """(receiver layer, sharer layer, projector), by receiver layer."""
+        """Yield (receiver layer, sharer layer, projector), by receiver layer."""
         for receiver, sharer in self.card.layer_map:
             yield receiver, sharer, self.projectors[receiver]
 
     @property
     def module(self) -> nn.Module:
-        """All its weights."""
+        """The module that holds all weights."""
         return nn.ModuleList(self.projectors.values())
 
     @property
     def gates(self) -> dict[int, Gates]:
-        """By receiver layer that it has a correction for."""
+        """The gates by corrected receiver layer."""
         return {layer: projector.gates for layer, _, projector in self}
 
     def is_open(self, layer: int) -> bool:
@@ -114,7 +115,7 @@ class Fuser:
         return tuple(layer for layer, gates in self.gates.items() if any(gates))
 
     def reads(self, layer: int) -> tuple[int, ...]:
-        """The sharer layers that the correction of this receiver layer is computed from."""
+        """The sharer layers that this receiver layer's correction reads."""
         return tuple(sharer for receiver, sharer, _ in self if receiver == layer)
 
     @property
@@ -124,15 +125,15 @@ class Fuser:
 
     @property
     def sharer_depth(self) -> int:
-        """How many of the sharer's first layers it takes to compute those that an open gate reads."""
+        """The number of leading sharer layers needed to compute those that an open gate reads."""
         return max((sharer + 1 for sharer in self.sharer_layers), default=0)
 
     def stack(self, layers: Sequence[int]) -> Stack | None:
-        """The projectors of these layers, all open, as one; None where they can only work one by one."""
+        """Stack the projectors of these layers, all open; None if they can only run one by one."""
         projectors = [self.projectors[layer] for layer in layers]
         if not projectors or any(each.training for each in projectors) or len({type(each) for each in projectors}) > 1:
             return None
-        trained = next(projectors[0].parameters()).requires_grad  # its weights may be others by the next call
+        trained = next(projectors[0].parameters()).requires_grad  # training may change its weights before the next call
         if trained or tuple(layers) != self.open_layers:
             return type(projectors[0]).stack(projectors)
         return self._whole_stack
@@ -144,7 +145,7 @@ class Fuser:
 
     @property
     def openness(self) -> float:
-        """The part of all gates that is open."""
+        """The fraction of gates that are open."""
         gates = [gate for both in self.gates.values() for gate in both]
         return sum(gates) / len(gates) if gates else 0.0
 
@@ -153,7 +154,7 @@ class Fuser:
         return sum(p.numel() for p in self.module.parameters())
 
     def state(self) -> dict[str, Tensor]:
-        """All its tensors by the names that they are saved under."""
+        """The tensors by the names under which they are saved."""
         return {
             f"layers.{layer}.{name}": tensor
             for layer, _, projector in self
@@ -161,7 +162,7 @@ class Fuser:
         }
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Fuser":
-        """This fuser where it already is there, else a copy that is."""
+        """Return this fuser if it already has this device and dtype, else a converted copy."""
         target = torch.device(device)
         if all(_is_at(projector, target, dtype) for projector in self.projectors.values()):
             return self
@@ -172,7 +173,7 @@ class Fuser:
         return self
 
     def freeze(self) -> "Fuser":
-        """Not to be trained, so that what is computed from its weights may be kept. Returns itself."""
+        """Disable training, so that results derived from the weights can be cached. Returns self."""
         self.module.requires_grad_(False)
         return self
 

@@ -1,8 +1,8 @@
-"""A fuser of one network for all layers: what a sharer has made of a position corrects all receiver layers at once.
+"""BottleneckFuser: one network that corrects all receiver layers at once from the sharer's cache at each position.
 
-The network is a translator's (translator.py): keys, unrotated, and values of the chosen sharer layers go side by side
-through one bottleneck. What comes out is added to the receiver's own cache instead of standing beside it. A new one
-changes nothing. It has no gates: all layers are corrected.
+The network is a translator's (translator.py): unrotated keys and values of the chosen sharer layers are concatenated
+and passed through one bottleneck. Its output is added to the receiver's cache. A new fuser outputs zeros. There are no
+gates: every layer is corrected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,6 +46,7 @@ class BottleneckFuser(Fuser):
         return None
 
     def state(self) -> dict[str, Tensor]:
+        """The tensors by the names under which they are saved."""
         return dict(self.network.state_dict())
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "BottleneckFuser":
@@ -57,9 +58,9 @@ class BottleneckFuser(Fuser):
         return BottleneckFuser(self.card, {}, network)
 
     def features(self, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """What the network reads of a sharer's cache, unrotated, from its first layer on: (batch, positions, features).
+        """Concatenate the network's inputs from a sharer's unrotated cache: (batch, positions, features).
 
-        Layers are (batch, kv_heads, positions, head_dim).
+        `layers` start at the sharer's first layer; each is (batch, kv_heads, positions, head_dim).
         """
         if len(layers) <= self.card.sharer_layers[-1]:
             raise ChannelError(
@@ -71,7 +72,7 @@ class BottleneckFuser(Fuser):
         return torch.cat([_flat(each).to(weight.device, weight.dtype) for layer in chosen for each in layer], dim=-1)
 
     def corrections(self, layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """What is added to the receiver's layers, unrotated, each (batch, kv_heads, positions, head_dim)."""
+        """Compute the unrotated corrections of the receiver's layers, each (batch, kv_heads, positions, head_dim)."""
         y = self.network(self.features(layers))
         shapes = self.card.receiver.geometry.shapes
         parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
@@ -81,7 +82,7 @@ class BottleneckFuser(Fuser):
 
 
 def build_bottleneck(card: Card) -> BottleneckFuser:
-    """The fuser that a card describes, on torch's current default device. Raises FuserError for another kind."""
+    """Build the fuser that a card describes, on torch's default device. Raises FuserError for another kind."""
     if card.kind != "fuse" or card.architecture != ARCHITECTURE or card.rope != "unrotated":
         raise FuserError(
             f"a {ARCHITECTURE!r} fuser reads unrotated keys, and the card says kind {card.kind!r}, architecture "
@@ -91,7 +92,7 @@ def build_bottleneck(card: Card) -> BottleneckFuser:
 
 
 def new_bottleneck(card: Mapping[str, Any], *, seed: int = 0) -> BottleneckFuser:
-    """A fuser with random weights, ready to be trained. `card` has the two ends, `sharer_layers` and `params`."""
+    """Create a fuser with random weights. `card` has the two ends, `sharer_layers` and `params`."""
     fixed = {"architecture": ARCHITECTURE, "rope": "unrotated", "kind": "fuse"}
     full = checked_card({**card, **fixed}, "the new fuser")
     with torch.random.fork_rng(devices=[]):

@@ -1,12 +1,12 @@
-"""The projector of Cache-to-Cache (Fu et al., arXiv 2510.03215), number for number as its authors compute it.
+"""The projector of Cache-to-Cache (Fu et al., arXiv 2510.03215), numerically equal to its authors' code.
 
-Keys and values go separate ways of the same shape. Sharer and receiver vectors of a position, heads flattened, are
-concatenated and embedded; from there one branch gives the correction, the other its weight a head. A learned gate a
-layer decides whether any of it counts:
+Keys and values have separate branches of the same shape. The sharer's and receiver's vectors at a position, heads
+flattened, are concatenated and embedded; one branch computes the correction, the other its weight per head. A learned
+gate per layer switches the correction on or off:
 
     receiver + gate * sigmoid(weight) * correction
 
-The names of the parameters are those of the published state dicts.
+The parameter names are those of the published state dicts.
 """
 
 from typing import Annotated, Literal
@@ -28,7 +28,7 @@ Side = Literal["key", "value"]
 
 
 class C2CParams(Strict):
-    """The sizes that the models leave open, and the training schedule of the gates."""
+    """Sizes that the models do not determine, and the training schedule of the gates."""
 
     hidden_dim: Width = 1024
     intermediate_dim: Width = 1024
@@ -68,7 +68,7 @@ class C2CProjector(Projector):
     def __init__(self, params: C2CParams, receiver: KVShape, sharer: KVShape):
         super().__init__()
         self.params = params
-        self.noise: Noise | None = None  # replaces torch.rand; asked for the key gate first, then for the value gate
+        self.noise: Noise | None = None  # replaces torch.rand; called for the key gate first, then for the value gate
         self.key_gate_logit = nn.Parameter(torch.zeros(()))
         self.value_gate_logit = nn.Parameter(torch.zeros(()))
         self.register_buffer("gate_temperature", torch.tensor(params.initial_temperature))
@@ -89,6 +89,7 @@ class C2CProjector(Projector):
         return Gates(bool(self.key_gate_logit > 0), bool(self.value_gate_logit > 0))
 
     def residual(self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor) -> Residual:
+        """Compute the gated corrections; all tensors are (batch, kv_heads, positions, head_dim)."""
         gates = self.gates
         return Residual(
             self._correct("key", sharer_k, receiver_k) if gates.key else None,
@@ -96,7 +97,7 @@ class C2CProjector(Projector):
         )
 
     def anneal(self, step: int) -> None:
-        """Sharpen the soft gates as training goes on, from the initial to the final temperature."""
+        """Sharpen the soft gates during training, from the initial to the final temperature."""
         p = self.params
         temperature = annealed(step, p.anneal_steps, p.initial_temperature, p.final_temperature)
         self.gate_temperature.fill_(temperature)

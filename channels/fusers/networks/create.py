@@ -1,4 +1,4 @@
-"""Architectures by name, and new fusers with random weights."""
+"""Create fusers with random weights, by the name of their architecture."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -35,7 +35,7 @@ ARCHITECTURES: dict[str, Builder] = {"c2c": _c2c, "lean": _lean}
 
 
 def build_projector(architecture: str, params: Params, receiver: KVShape, sharer: KVShape) -> Projector:
-    """One projector, of a receiver layer and a sharer layer of these shapes, on torch's current default device."""
+    """Build a projector for a receiver layer and a sharer layer of these shapes, on torch's default device."""
     if architecture not in ARCHITECTURES:
         known = ", ".join(repr(name) for name in ARCHITECTURES)
         raise FuserError(f"there is no fuser architecture {architecture!r}; this version knows {known}")
@@ -66,10 +66,10 @@ def new_fuser(
     card: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> Fuser:
-    """A fuser with random weights, ready to be trained; translators are made by `new_translator`.
+    """Create a fuser with random weights; `new_translator` creates translators.
 
-    `names` and `identities` are of the receiver and the sharer. `card` has fields of the card that are known otherwise;
-    they win. Above 0, `gate_logit` opens all gates for inference; None leaves them where the architecture has them.
+    `names` and `identities` are those of the receiver and the sharer. `card` overrides fields of the card. `gate_logit`
+    sets all gate logits, and above 0 opens the gates for inference; None keeps the architecture's default.
     """
     full = checked_card(
         {

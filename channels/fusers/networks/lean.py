@@ -1,9 +1,9 @@
-"""The projector of Latent Cache Flow (arXiv 2605.22863): keys and values of both ends through one low-rank bottleneck.
+"""The projector of Latent Cache Flow (arXiv 2605.22863): one low-rank bottleneck for keys and values of both ends.
 
     x = [S_K, S_V, R_K, R_V];  z = MLP(down x), split into z_K and z_V;  R_i' = R_i + gate * alpha_i * up_i(z_i)
 
-with one gate a layer and one alpha a KV head. It is meant for unrotated keys, so that a correction does not depend on
-where in its prompt each end has read the text. `up` starts at zero: a new fuser changes nothing.
+with one gate per layer and one alpha per KV head. It expects unrotated keys, so that corrections do not depend on the
+positions in either prompt. `up` starts at zero: a new fuser changes nothing.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ __all__ = ["LeanParams", "LeanProjector"]
 
 
 class LeanParams(Strict):
-    """The sizes that the models leave open (`width`: of each half of z), and the training schedule of the gate."""
+    """Sizes that the models do not determine (`width`: of each half of z), and the gate's training schedule."""
 
     width: Annotated[int, Field(gt=0, le=1 << 16)] = 128
     initial_temperature: PositiveFloat = 1.0
@@ -35,7 +35,7 @@ class LeanParams(Strict):
 
 
 class LeanProjector(Projector):
-    """Its gate is hard at inference (logit > 0) and a Gumbel-sigmoid sample while training."""
+    """The gate is hard at inference (logit > 0) and a Gumbel-sigmoid sample while training."""
 
     gate_temperature: Tensor
 
@@ -45,7 +45,7 @@ class LeanProjector(Projector):
         self.shapes = receiver, sharer
         self.noise: Noise | None = None  # replaces torch.rand
         z = 2 * params.width
-        self.gate_logit = nn.Parameter(torch.ones(()))  # from 0, training stalls (the paper's section 4)
+        self.gate_logit = nn.Parameter(torch.ones(()))  # training stalls from 0 (section 4 of the paper)
         self.register_buffer("gate_temperature", torch.tensor(params.initial_temperature))
         self.norm = nn.LayerNorm(sharer.width + receiver.width)
         self.down = nn.Linear(sharer.width + receiver.width, z)
@@ -64,12 +64,13 @@ class LeanProjector(Projector):
         return Gates(is_open, is_open)
 
     def anneal(self, step: int) -> None:
-        """Sharpen the soft gate as training goes on, from the initial to the final temperature."""
+        """Sharpen the soft gate during training, from the initial to the final temperature."""
         p = self.params
         temperature = annealed(step, p.anneal_steps, p.initial_temperature, p.final_temperature)
         self.gate_temperature.fill_(temperature)
 
     def residual(self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor) -> Residual:
+        """Compute the gated corrections; all tensors are (batch, kv_heads, positions, head_dim)."""
         if not any(self.gates):
             return Residual(None, None)
         k, v = _corrections(self, sharer_k, sharer_v, receiver_k, receiver_v)
@@ -85,7 +86,7 @@ class LeanProjector(Projector):
 
 
 class LeanStack:
-    """Projectors with open gates, computed as one: a layer's own operations are too small to keep hardware busy."""
+    """Projectors with open gates, computed as one: the operations of one layer are too small for the hardware."""
 
     def __init__(self, projectors: Sequence[LeanProjector]):
         self._projectors = projectors
@@ -103,7 +104,7 @@ class LeanStack:
     @cached_property
     def kernel(self) -> LeanFuserKernel | None:
         weight = self._projectors[0].down.weight
-        # A kernel's copy of weights in training would not last.
+        # A kernel copies the weights, so training would make it stale.
         return None if weight.requires_grad else backend(weight.device.type).lean_fuser(self._projectors)
 
     def part(self, begin: int, end: int) -> "LeanStack":
@@ -121,7 +122,7 @@ class LeanStack:
 
 
 class _Stacked:
-    """Weights and biases, layers in front."""
+    """Stacked weights and biases, (layers, ...)."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype):
         self._weight, self._bias = weight.to(dtype), bias.to(dtype)
@@ -138,7 +139,7 @@ class _StackedLinear(_Stacked):
         super().__init__(weight, torch.stack([each.bias for each in linears])[:, None], dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(layers, batch, positions, inputs) -> (layers, batch, positions, outputs)."""
+        """Apply to (layers, batch, positions, inputs); returns (layers, batch, positions, outputs)."""
         return torch.baddbmm(self._bias, x.flatten(1, 2), self._weight).view(*x.shape[:3], -1)
 
 
@@ -156,7 +157,7 @@ class _StackedNorm(_Stacked):
 def _corrections(
     net: LeanProjector | LeanStack, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of keys and values; all are (batch, kv_heads, positions, head_dim), a stack's with its layers in front."""
+    """Correct keys and values; all are (batch, kv_heads, positions, head_dim), with layers in front for a stack."""
     x = torch.cat([_flat(each) for each in (sharer_k, sharer_v, receiver_k, receiver_v)], dim=-1)
     z = nn.functional.gelu(net.down(net.norm(x)))  # (..., batch, positions, 2 * width)
     z_k, z_v = (z + net.mix(z)).chunk(2, dim=-1)
@@ -166,7 +167,9 @@ def _corrections(
 
 
 def _weighted(delta: Tensor, alpha: Tensor, receiver: Tensor) -> Tensor:
-    """(..., positions, width) to (..., kv_heads, positions, head_dim), each head times its alpha, (..., kv_heads)."""
+    """Split (..., positions, width) into (..., kv_heads, positions, head_dim) and scale each head by alpha, (...,
+    kv_heads).
+    """
     heads, head_dim = receiver.shape[-3], receiver.shape[-1]
     by_head = delta.view(*delta.shape[:-1], heads, head_dim).transpose(-3, -2)
     return _wide(alpha)[..., None, None] * _wide(by_head)

@@ -1,12 +1,12 @@
-"""A translator: makes a receiver's KV cache out of a sharer's, for text that only the sharer has read.
+"""Translator: computes a receiver's KV cache from a sharer's, for text that only the sharer has read.
 
-Keys on both sides are unrotated, so positions play no part. At each sharer position the keys and values of the chosen
-sharer layers are laid side by side and brought through one bottleneck that all receiver layers share:
+Keys on both sides are unrotated, so positions play no part. At each position, the keys and values of the chosen sharer
+layers are concatenated and passed through one bottleneck that all receiver layers share:
 
     z = down(x);   z' = z + gate * mlp(norm(z));   y = up(z')
 
-Without the gated part this is a linear map of reduced rank, which ridge regression gives in closed form; ridge maps
-between caches are those of arXiv 2608.03893, the two-layer correction that of arXiv 2606.13594.
+Without the gated part this is a reduced-rank linear map, which ridge regression gives in closed form. Ridge maps
+between caches follow arXiv 2608.03893; the two-layer correction follows arXiv 2606.13594.
 """
 
 from collections.abc import Sequence
@@ -39,16 +39,15 @@ ARCHITECTURE = "bottleneck"
 
 
 class TranslatorParams(Strict):
-    """The sizes that the models leave open: of the bottleneck, and of the correction in it (0: none)."""
+    """Sizes that the models do not determine: of the bottleneck, and of its correction (0: none)."""
 
     rank: Annotated[int, Field(gt=0, le=1 << 16)] = 768
     hidden: Annotated[int, Field(ge=0, le=1 << 16)] = 768
 
 
 class TranslatorNetwork(nn.Module):
-    """Of each position, keys before values: those of all sharer layers to those of all receiver layers.
-
-    (positions, features) to (positions, features).
+    """Maps all sharer layers to all receiver layers per position, keys before values: (positions, features) to the
+    same.
     """
 
     mean: Tensor
@@ -62,7 +61,7 @@ class TranslatorNetwork(nn.Module):
         outer = sum(shape.width for shape in receiver.shapes)
         self.register_buffer("mean", torch.zeros(inner))
         self.register_buffer("deviation", torch.ones(inner))
-        self.register_buffer("scale", torch.ones(outer))  # of what is to come out: the weights themselves are near 1
+        self.register_buffer("scale", torch.ones(outer))  # of the outputs: keeps the weights near 1
         self.down = nn.Linear(inner, params.rank)
         self.up = nn.Linear(params.rank, outer)
         if params.hidden:
@@ -72,6 +71,7 @@ class TranslatorNetwork(nn.Module):
             self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map sharer features, (positions, features), to receiver features, (positions, features)."""
         z = self.down((x - self.mean) / self.deviation)
         if hasattr(self, "gate"):
             z = z + self.gate * self.contract(nn.functional.gelu(self.expand(self.norm(z))))
@@ -91,7 +91,7 @@ class Translator:
         return sum(p.numel() for p in self.network.parameters())
 
     def read(self, layers: Sequence[LayerKV]) -> Tensor:
-        """What the network reads of a sharer's cache, all its layers, unrotated: (positions, features)."""
+        """Concatenate the network's inputs from all layers of a sharer's unrotated cache: (positions, features)."""
         geometry = self.card.sharer.geometry
         given = tuple(KVShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in layers)
         if given != geometry.shapes:
@@ -104,7 +104,7 @@ class Translator:
         return torch.cat([_rows(each).to(device) for layer in chosen for each in layer], dim=-1)
 
     def write(self, y: Tensor) -> tuple[LayerKV, ...]:
-        """The network's output as a receiver's layers, unrotated, each (1, kv_heads, positions, head_dim)."""
+        """Split the network's output into a receiver's unrotated layers, each (1, kv_heads, positions, head_dim)."""
         geometry = self.card.receiver.geometry
         shapes = geometry.shapes
         parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
@@ -115,12 +115,15 @@ class Translator:
         return tuple(LayerKV(*pair) for pair in zip(by_head[::2], by_head[1::2], strict=True))
 
     def translate(self, layers: Sequence[LayerKV]) -> tuple[LayerKV, ...]:
-        """A sharer's layers, unrotated, as the receiver's, unrotated, in the network's number type."""
+        """Translate a sharer's unrotated layers into the receiver's, in the network's dtype.
+
+        Each keys or values tensor is (1, kv_heads, positions, head_dim).
+        """
         weight = self.network.down.weight
         return self.write(self.network(self.read(layers).to(weight.device, weight.dtype)))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Translator":
-        """This translator where it already is there, else a copy that is."""
+        """Return this translator if it already has this device and dtype, else a converted copy."""
         weight = self.network.down.weight
         target = torch.device(device)
         same = weight.device.type == target.type and target.index in (None, weight.device.index)
@@ -134,7 +137,7 @@ class Translator:
 
 
 def build_translator(card: Card) -> Translator:
-    """The translator that a card describes, on torch's current default device. Raises FuserError for another kind."""
+    """Build the translator that a card describes, on torch's default device. Raises FuserError for another kind."""
     if card.kind != "graft" or card.architecture != ARCHITECTURE or card.rope != "unrotated":
         raise FuserError(
             f"a fuser of kind {card.kind!r} and architecture {card.architecture!r} with {card.rope} keys is no "
@@ -144,7 +147,7 @@ def build_translator(card: Card) -> Translator:
 
 
 def bottleneck_params(card: Card) -> TranslatorParams:
-    """The sizes that a card states. Raises FuserError where one is wrong."""
+    """Read the sizes that a card states. Raises FuserError if one is invalid."""
     try:
         return TranslatorParams.model_validate(dict(card.params))
     except ValidationError as error:
@@ -163,7 +166,7 @@ def new_translator(
     seed: int = 0,
     **params: int,
 ) -> Translator:
-    """A translator with random weights that reads these sharer layers (None: all), ready to be trained."""
+    """Create a translator with random weights that reads these sharer layers (None: all)."""
     layers = range(sharer.geometry.layers) if sharer_layers is None else sharer_layers
     card = checked_card(
         {
