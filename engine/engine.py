@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cachegraph.errors import ModelError
 
+from .batching.admission import Load
 from .batching.kv_budget import choose_budget
 from .batching.loop_bridge import Mailbox
 from .batching.request_state import RequestState
@@ -188,6 +189,11 @@ class Engine:
         if worker is None:
             return KVUse(self.kv_memory)
         return KVUse(self.kv_memory, worker.budget.used, worker.prefixes.nbytes, worker.budget.peak)
+
+    def load(self) -> Load:
+        """How many requests are running and waiting now."""
+        worker = self._worker
+        return Load() if self._is_forked or worker is None else worker.load
 
     async def forget(self) -> None:
         """Empty the prefix cache."""

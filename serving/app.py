@@ -17,12 +17,15 @@ from .anthropic.errors import refuse as refuse_message
 from .anthropic.messages import count_tokens, create_message
 from .config import ServerConfig
 from .errors import ApiError
+from .graphs import list_graphs, show_graph
 from .guard import Guard
 from .health import show_health, show_ready
+from .metrics import Metrics, show_metrics
 from .openai.chat_completions import create_chat_completion
 from .openai.errors import refuse
 from .openai.models import list_models, show_model
 from .openai.responses import create_response
+from .openapi import show_openapi
 from .run_queue import RunQueue
 from .runs.board import RunBoard
 from .runs.routes import run_routes
@@ -45,7 +48,8 @@ def create_app(
     """
     config = config or ServerConfig()
     served, queue = ServedGraphs(graphs), RunQueue(config.limits.running, config.limits.waiting)
-    state = ServerState(config, served, queue, RunBoard(served, queue, config))
+    metrics = Metrics()
+    state = ServerState(config, served, queue, RunBoard(served, queue, config, metrics), metrics)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -63,7 +67,7 @@ def create_app(
 
     app = Starlette(
         routes=_routes(),
-        middleware=[Middleware(Guard, config=config, refuse=_refuse)],
+        middleware=[Middleware(Guard, config=config, refuse=_refuse, metrics=metrics)],
         exception_handlers={ApiError: _on_error, HTTPException: _on_http_error},
         lifespan=lifespan,
     )
@@ -90,6 +94,10 @@ def _routes() -> list[BaseRoute]:
         Route("/v1/messages", create_message, methods=["POST"]),
         Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         *run_routes(),
+        Route("/graphs", list_graphs),
+        Route("/graphs/{graph}", show_graph),
+        Route("/metrics", show_metrics),
+        Route("/openapi.json", show_openapi),
         Route("/health", show_health),
         Route("/ready", show_ready),
     ]

@@ -8,14 +8,15 @@ from typing import Any
 import anyio
 
 from cachegraph.engine.batching.request_context import current_context, request_context
+from cachegraph.errors import RunError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.run.events import TextDelta
 from cachegraph.graph.run.result import Result
 
 from .config import Limits
 from .errors import NOT_AGAIN, ApiError, api_error
-from .run_queue import RunQueue
 from .served_graphs import Speaker
+from .server_state import ServerState
 
 __all__ = ["Call", "OnText", "generate"]
 
@@ -36,7 +37,7 @@ class Call:
     warnings: Sequence[str] = ()  # what of the request reaches nobody
 
 
-async def generate(call: Call, queue: RunQueue, limits: Limits, on_text: OnText | None = None) -> list[Result]:
+async def generate(call: Call, state: ServerState, on_text: OnText | None = None) -> list[Result]:
     """Run once for each choice. Raises ApiError, for the first that fails; the others are cancelled then.
 
     `on_text` gets each choice's reply in pieces, which together are its result's text.
@@ -46,13 +47,16 @@ async def generate(call: Call, queue: RunQueue, limits: Limits, on_text: OnText 
 
     async def one(choice: int) -> None:
         try:
-            async with queue.turn():
-                results[choice] = await _run(call, choice, limits, on_text)
+            async with state.queue.turn():
+                results[choice] = result = await _run(call, choice, state.limits, on_text)
+            state.metrics.run(result)
         except Exception as error:  # told to the client, as one of the protocol's errors
+            if isinstance(error, RunError) and isinstance(error.result, Result):
+                state.metrics.run(error.result)
             failed.append(api_error(error, call.graph.spec))
             group.cancel_scope.cancel()
 
-    async with queue.reserve(call.choices):
+    async with state.queue.reserve(call.choices):
         with request_context(replace(current_context(), tenant=call.tenant)):
             async with anyio.create_task_group() as group:
                 for choice in range(call.choices):

@@ -15,10 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .config import ServerConfig
 from .connection import ClientGone
 from .errors import ApiError
+from .metrics import Metrics
 
 __all__ = ["Guard"]
 
 OPEN = ("/health", "/ready")  # tell nothing but whether the server works
+ROUTES = {
+    *("/v1/models", "/v1/chat", "/v1/messages", "/v1/responses", "/runs", "/graphs"),
+    *("/health", "/ready", "/metrics", "/openapi.json"),
+}
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -35,8 +40,8 @@ Refuse = Callable[[str, Exception], Response]  # the path, and what is wrong
 class Guard:
     """ASGI middleware around the whole server. `refuse` makes an error the answer that the path's clients read."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, refuse: Refuse):
-        self._app, self._config, self._refuse = app, config, refuse
+    def __init__(self, app: ASGIApp, config: ServerConfig, refuse: Refuse, metrics: Metrics):
+        self._app, self._config, self._refuse, self._metrics = app, config, refuse, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,6 +53,7 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
+                self._metrics.count("cachegraph_requests_total", path=_route(scope), status=str(message["status"]))
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -85,6 +91,13 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return tenant
+
+
+def _route(scope: Scope) -> str:
+    """The path without ids, so that there are few."""
+    first = scope["path"].strip("/").split("/")
+    known = "/" + "/".join(first[:2] if first[0] == "v1" else first[:1])
+    return known if known in ROUTES else "other"
 
 
 def _check_host(hosts: list[str], known: Iterable[str]) -> None:

@@ -1,9 +1,10 @@
 """The recipes of a server: loaded once, and found by the model name that a client asks for."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import time
+from typing import TYPE_CHECKING
 
 from cachegraph.agents.base import Agent
 from cachegraph.agents.spec import AgentSpec
@@ -14,10 +15,13 @@ from cachegraph.graph.graph import Graph
 from cachegraph.graph.plan.wiring import Wiring
 from cachegraph.graph.recipe.load import answering, remembers
 from cachegraph.graph.recipe.spec import GraphSpec
-from cachegraph.graph.run.subgraph import SubgraphAgent
+from cachegraph.graph.run.subgraph import SubgraphAgent, all_nodes
 
 from .errors import ApiError
 from .hide_paths import hide_paths
+
+if TYPE_CHECKING:
+    from cachegraph.engine.engine import Engine
 
 __all__ = ["ServedGraph", "ServedGraphs", "Speaker", "Variant"]
 
@@ -100,6 +104,7 @@ class ServedGraphs:
 
     def __init__(self, graphs: Iterable[Graph]):
         self._served: dict[str, ServedGraph] = {}
+        self._engines: dict[str, Engine] = {}
         self.ready = False
         for graph in graphs:
             served = ServedGraph(graph)
@@ -120,6 +125,10 @@ class ServedGraphs:
             raise ApiError(404, words, "model_not_found", "model")
         return self._served[name], next((each for each in CHANNELS if at and each == channel), None)
 
+    def engines(self) -> Mapping[str, "Engine"]:
+        """The models of this process, by their names."""
+        return self._engines
+
     def get(self, name: str) -> ServedGraph | None:
         return self._served.get(name)
 
@@ -133,6 +142,10 @@ class ServedGraphs:
         """Load every model, one recipe after the other, so that two never compete for memory while they load."""
         for served in self._served.values():
             await served.open()
+            for _, node in all_nodes(await served.graph.awire()):
+                engine = node.agent.peer().engine
+                if engine is not None:
+                    self._engines[engine.model.name] = engine
         self.ready = True
 
     async def close(self) -> None:

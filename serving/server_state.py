@@ -6,6 +6,7 @@ from typing import cast
 from starlette.requests import Request
 
 from .config import Limits, ServerConfig
+from .metrics import Metrics
 from .run_queue import RunQueue
 from .runs.board import RunBoard
 from .served_graphs import ServedGraphs
@@ -21,6 +22,7 @@ class ServerState:
     graphs: ServedGraphs
     queue: RunQueue
     board: RunBoard
+    metrics: Metrics
 
     def cancel(self) -> None:
         """End everything: runs of the store are parked, and clients told that the server stops."""

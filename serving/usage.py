@@ -8,7 +8,7 @@ from cachegraph.graph.run.result import AgentResult, Result
 
 from .hide_paths import hide_paths
 
-__all__ = ["Usage", "details_of", "finish_of", "usage_of"]
+__all__ = ["Usage", "answer_of", "details_of", "finish_of", "usage_of"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def usage_of(results: Sequence[Result], speaker: str) -> Usage:
 
 def finish_of(result: Result) -> str | None:
     """Why the reply ended, as results have it."""
-    agent = _answer(result)
+    agent = answer_of(result)
     return agent.finish_reason if agent is not None else None
 
 
@@ -77,7 +77,7 @@ def _edges(result: Result, choice: int) -> list[dict[str, Any]]:
     return edges
 
 
-def _answer(result: Result) -> AgentResult | None:
+def answer_of(result: Result) -> AgentResult | None:
     """The output agent whose reply is the result's text."""
     replies = [result.agents[name] for name in (result.output, *result.outputs) if name in result.agents]
     return next((agent for agent in replies if agent.text is not None), None)

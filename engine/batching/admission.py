@@ -10,7 +10,7 @@ runs that keep their caches for later requests are ordered by run, and are admit
 import gc
 import time
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from cachegraph.errors import ModelError
 
@@ -19,7 +19,7 @@ from .protocols import AdmittedRequest, Droppable
 from .run_admission import RunAdmission
 from .scheduler import Scheduler, Share
 
-__all__ = ["PATIENCE", "Admission"]
+__all__ = ["PATIENCE", "Admission", "Load"]
 
 PATIENCE = 60.0  # seconds that a request waits while nothing runs and no memory is freed
 FETCHING = 5.0  # the same, where its own run holds too much: finished replies are held until they are fetched
@@ -27,6 +27,15 @@ GRACE = 0.05  # seconds that requests wait for those before one exceeds the budg
 SPARE = 32  # positions by which every request at work must be able to grow before another is admitted
 
 RequestT = TypeVar("RequestT", bound=AdmittedRequest)
+
+
+class Load(NamedTuple):
+    """An engine's requests."""
+
+    running: int = 0
+    waiting: int = 0  # for memory, and not yet begun
+    swapped: int = 0  # begun, and moved out of the device's memory
+    swaps: int = 0  # how often that has happened
 
 
 class Admission(Generic[RequestT]):
@@ -50,6 +59,7 @@ class Admission(Generic[RequestT]):
         self._waiting: list[RequestT] = []  # in the order of their arrival
         self._swapped: list[RequestT] = []
         self._admitted = 0
+        self._swaps = 0
         self._runs = RunAdmission(budget)
         self._given: dict[
             object, int
@@ -68,6 +78,11 @@ class Admission(Generic[RequestT]):
     @property
     def requests(self) -> list[RequestT]:
         return [*self._scheduler.requests, *self._swapped, *self._waiting]
+
+    @property
+    def load(self) -> Load:
+        """How many requests there are. May be read from any thread."""
+        return Load(len(self._scheduler.requests), len(self._waiting), len(self._swapped), self._swaps)
 
     def add(self, request: RequestT) -> None:
         """Let a request wait. Raises ModelError if it needs more than the whole budget."""
@@ -253,6 +268,7 @@ class Admission(Generic[RequestT]):
         self._scheduler.discard([last])
         self.budget.release(id(last))
         self._swapped.append(last)
+        self._swaps += 1
         try:
             last.swap_out()
         except ModelError as error:

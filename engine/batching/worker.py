@@ -20,7 +20,7 @@ from ..model.hf_fallback import fallback_forward
 from ..model.load import LoadedModel
 from ..sampling.reply import ReplyState
 from ..sampling.sampler import OnSampled, sample
-from .admission import Admission
+from .admission import Admission, Load
 from .kv_budget import KVBudget, position_bytes
 from .long_rope_prefill import check_growth, start_request
 from .prefix_cache import PrefixCache, block_digests
@@ -51,6 +51,11 @@ class Worker:
         self.failed: Exception | None = None  # the error that ended the thread; None if it was stopped
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
         self._thread.start()
+
+    @property
+    def load(self) -> Load:
+        """How many requests there are now."""
+        return self._admission.load
 
     def submit(self, work: "list[RequestState] | Callable[[], None]") -> None:
         """Requests to compute, or a function to call between two steps. Not after `stop`."""

@@ -30,7 +30,7 @@ async def create_message(request: Request) -> Response:
     answer = MessageAnswer(body.model, call.speaker.name, call.warnings, stops)
     if body.stream:
         return EventStream(partial(_stream, state, call, answer), refuse, complain)
-    (result,) = await while_connected(request.receive, partial(generate, call, state.queue, state.limits))
+    (result,) = await while_connected(request.receive, partial(generate, call, state))
     return JSONResponse(answer.whole(result))
 
 
@@ -55,7 +55,7 @@ async def _stream(state: ServerState, call: Call, answer: MessageAnswer, emit: E
         begin()
         emit(answer.text(text))
 
-    (result,) = await generate(call, state.queue, state.limits, on_text)
+    (result,) = await generate(call, state, on_text)
     begin()
     for each in answer.end(result):
         emit(each)

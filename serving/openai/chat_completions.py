@@ -27,7 +27,7 @@ async def create_chat_completion(request: Request) -> Response:
     if body.stream:
         with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         return EventStream(partial(_stream, state, call, answer, with_usage), refuse, complain)
-    results = await while_connected(request.receive, partial(generate, call, state.queue, state.limits))
+    results = await while_connected(request.receive, partial(generate, call, state))
     return JSONResponse(answer.whole(results))
 
 
@@ -43,7 +43,7 @@ async def _stream(state: ServerState, call: Call, answer: ChatAnswer, with_usage
         begin(choice)
         emit(answer.text(choice, text))
 
-    results = await generate(call, state.queue, state.limits, on_text)
+    results = await generate(call, state, on_text)
     for choice in range(len(results)):
         begin(choice)
     answer.end(results, emit, with_usage=with_usage)

@@ -40,7 +40,7 @@ async def _generate(
     state: ServerState, call: Call, answer: ResponseAnswer, session: str | None, on_text: OnText | None = None
 ) -> Result:
     async with response_session(answer.request, session, call.tenant):
-        (result,) = await generate(call, state.queue, state.limits, on_text)
+        (result,) = await generate(call, state, on_text)
     return result
 
 

@@ -23,6 +23,7 @@ from cachegraph.graph.store import Store
 
 from ..config import ServerConfig
 from ..errors import ApiError
+from ..metrics import Metrics
 from ..run_queue import RunQueue
 from ..served_graphs import ServedGraphs
 from .live_run import LiveRun
@@ -41,8 +42,8 @@ class RunBoard:
 
     group: TaskGroup
 
-    def __init__(self, graphs: ServedGraphs, queue: RunQueue, config: ServerConfig):
-        self._graphs, self._queue, self._config = graphs, queue, config
+    def __init__(self, graphs: ServedGraphs, queue: RunQueue, config: ServerConfig, metrics: Metrics):
+        self._graphs, self._queue, self._config, self._metrics = graphs, queue, config, metrics
         self._store = Store()
         self._runs: dict[str, LiveRun] = {}
 
@@ -167,6 +168,7 @@ class RunBoard:
             log.exception("run %s failed", live.id)
         finally:
             self._queue.give_back()
+            self._metrics.run(stream.result)
             live.end()
 
     async def _in_turn(self, live: LiveRun, stream: RunStream) -> None:

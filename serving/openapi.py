@@ -1,0 +1,87 @@
+"""/openapi.json: what this server takes, for tools that generate clients and tests."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cachegraph import __version__
+
+from .anthropic.message_request import CountRequest, MessageRequest
+from .openai.chat_request import ChatRequest
+from .openai.response_request import ResponseRequest
+from .runs.routes import AnswerRequest, RunRequest
+
+__all__ = ["document", "show_openapi"]
+
+RUN = ({"name": "run", "in": "path", "required": True, "schema": {"type": "string"}},)
+LIST = tuple(
+    {"name": name, "in": "query", "schema": {"type": kind}}
+    for name, kind in (("limit", "integer"), ("skip", "integer"), ("graph", "string"), ("status", "string"))
+)
+LAST = ({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},)
+
+# Path, method, summary, body, parameters.
+OPERATIONS: tuple[tuple[str, str, str, type[BaseModel] | None, tuple[Mapping[str, Any], ...]], ...] = (
+    ("/v1/models", "get", "The recipes as models.", None, ()),
+    ("/v1/models/{model}", "get", "One of them.", None, ({**RUN[0], "name": "model"},)),
+    ("/v1/chat/completions", "post", "A conversation in, a recipe's reply out (OpenAI).", ChatRequest, ()),
+    ("/v1/responses", "post", "Text in, a recipe's reply out (OpenAI).", ResponseRequest, ()),
+    ("/v1/messages", "post", "A conversation in, a recipe's reply out (Anthropic).", MessageRequest, ()),
+    ("/v1/messages/count_tokens", "post", "The tokens of a conversation.", CountRequest, ()),
+    ("/runs", "get", "Stored runs, the newest first.", None, LIST),
+    ("/runs", "post", "Start a run.", RunRequest, ()),
+    ("/runs/{run}", "get", "One run.", None, RUN),
+    ("/runs/{run}/events", "get", "Its events, as server-sent events.", None, (*RUN, *LAST)),
+    ("/runs/{run}/cancel", "post", "Cancel a run.", None, RUN),
+    ("/runs/{run}/answer", "post", "Answer a paused run.", AnswerRequest, RUN),
+    ("/graphs", "get", "The recipes as they are declared.", None, ()),
+    ("/graphs/{graph}", "get", "One of them.", None, ({**RUN[0], "name": "graph"},)),
+    ("/health", "get", "Whether the process answers.", None, ()),
+    ("/ready", "get", "Whether the models are loaded.", None, ()),
+    ("/metrics", "get", "Metrics in Prometheus' text format.", None, ()),
+)
+STATUSES = {
+    "200": "The answer.",
+    "201": "Started.",
+    "4XX": "The request is wrong, or not allowed; the body says why.",
+    "5XX": "The server, or one that it asks, can't do it now.",
+}
+
+
+async def show_openapi(request: Request) -> Response:
+    """The document."""
+    return JSONResponse(document())
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document, version 3.1."""
+    bodies = [body for _, _, _, body, _ in OPERATIONS if body is not None]
+    modes: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
+    _, schemas = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+    paths: dict[str, dict[str, Any]] = {}
+    for path, method, summary, body, parameters in OPERATIONS:
+        operation: dict[str, Any] = {
+            "summary": summary,
+            "operationId": f"{method}_{path.strip('/').replace('/', '_').replace('{', '').replace('}', '')}",
+            "responses": {status: {"description": words} for status, words in STATUSES.items()},
+        }
+        if parameters:
+            operation["parameters"] = [dict(each) for each in parameters]
+        if body is not None:
+            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+            operation["requestBody"] = {"required": True, "content": content}
+        paths.setdefault(path, {})[method] = operation
+    schemes = {"key": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "cachegraph", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas.get("$defs", {}), "securitySchemes": schemes},
+        "security": [{"key": []}, {}],
+    }
