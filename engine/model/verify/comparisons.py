@@ -7,14 +7,14 @@ from torch import Tensor
 from .probe import ProbeRow, Results, relative_difference
 from .verdict import OutputComparison
 
-__all__ = ["EXACT", "ROUNDED", "Comparisons", "Mismatch"]
+__all__ = ["EXACT", "ROUNDED", "Comparisons", "OutputMismatch"]
 
 # How far logits may differ, as a share of the expected ones' norm.
 EXACT = 0.001  # if both ways compute in float32
 ROUNDED = 0.05  # if weights have fewer bits, and each way may round the activations that meet them
 
 
-class Mismatch(Exception):
+class OutputMismatch(Exception):
     """Raised where a comparison fails."""
 
 
@@ -28,16 +28,16 @@ class Comparisons:
         self.made: list[OutputComparison] = []
 
     def compare_logits(self, how: str, results: Results, limit: float) -> None:
-        """Compare all rows' logits with the expected ones. Raises Mismatch where they differ by more than `limit`."""
+        """Compare the rows' logits with the expected. Raises OutputMismatch if they differ by more than `limit`."""
         for index, row in enumerate(self.rows):
             error = relative_difference(results.logits[index], self.expected[index])
             self.note(_words(row, index) + how, error, limit)
 
     def note(self, what: str, error: float, limit: float) -> None:
-        """Record a comparison. Raises Mismatch if it fails."""
+        """Record a comparison. Raises OutputMismatch if it fails."""
         self.made.append(made := OutputComparison(what, error, limit))
         if not made.passed:
-            raise Mismatch(what)
+            raise OutputMismatch(what)
 
 
 def _words(row: ProbeRow, index: int) -> str:

@@ -12,7 +12,7 @@ from ...kv.cache import LayerKV, RowCache
 from ..devices import home_of
 from ..forward import Row, forward
 from ..model_config import ModelInfo
-from .comparisons import Comparisons, Mismatch
+from .comparisons import Comparisons, OutputMismatch
 from .probe import NEAR_PIECE, narrow_windows, read_rows, relative_difference
 
 __all__ = ["AttentionCalls", "backend_of", "verify_kernels"]
@@ -69,7 +69,7 @@ def verify_kernels(
     except Unsupported as error:
         return None, str(error)
     except Exception as error:  # a boundary: whatever a compiler or a driver says, torch decodes without it
-        mismatch = isinstance(error, Mismatch)
+        mismatch = isinstance(error, OutputMismatch)
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = "the kernels compute something else" if mismatch else first_line
         if not kernels.bypasses_model:
@@ -79,7 +79,7 @@ def verify_kernels(
 
 
 def _compare(network: Any, info: ModelInfo, comparisons: Comparisons, decoder: DecodeKernels) -> None:
-    """Raises Mismatch."""
+    """Raises OutputMismatch."""
     limit = max(comparisons.limit, decoder.rounding_error)
     for many in sorted({False, decoder.reads_prompts}):
         short = not many and decoder.max_short_prompt > 1

@@ -22,7 +22,7 @@ from ..hf_fallback import FallbackCache, fallback_forward
 from ..model_config import ModelInfo
 from ..quiet_transformers import quiet_transformers
 from ..recurrent_modules import recurrent_modules, split_by_rows
-from .comparisons import EXACT, ROUNDED, Comparisons, Mismatch
+from .comparisons import EXACT, ROUNDED, Comparisons, OutputMismatch
 from .in_float32 import in_float32
 from .probe import (
     ProbeRow,
@@ -189,7 +189,7 @@ class _Verification:
             self.comparisons.note(what, error, ROUNDED)
         except torch.OutOfMemoryError:
             raise
-        except Mismatch as error:
+        except OutputMismatch as error:
             raise ModelError(
                 f"models of type {kind!r} can't run here: transformers computes something else from its cache than "
                 "from a whole text; take another model"

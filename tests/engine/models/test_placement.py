@@ -30,7 +30,7 @@ def test_a_gpu_needs_room_for_what_stays_of_a_model_and_the_cpu_for_all_that_is_
     placed = choose_device("auto", 2 * 10**9, "auto", [SMALL, CPU], kept=10**9)
     assert (placed.device, placed.bytes) == ("cuda:0", 2_200_000_000)
     assert choose_device("cpu", 2 * 10**9, "auto", [SMALL, CPU], kept=10**9).bytes == 8_800_000_000
-    with pytest.raises(ModelError, match=r"1\.5 B parameters x 2 bytes .* cuda:0 has 3\.0 GB free"):
+    with pytest.raises(ModelError, match=r"1\.5 B parameters x 2 bytes .* cuda:0 has 3\.00 GB free"):
         choose_device("cuda", 2 * 10**9, "auto", [SMALL, CPU], kept=15 * 10**8)
 
 
