@@ -112,3 +112,41 @@ def test_every_command_with_json_prints_an_object_where_it_fails(call: Call, arg
 def test_without_json_stdout_stays_empty_and_a_value_behind_two_dashes_is_no_option(recipes: Path, call: Call) -> None:
     assert call("run", recipes / "failing.yaml", "-i", "question=x").out == ""
     assert call("runs", "show", "--", "--json").out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [
+        (("run", "no-such-recipe.yaml"), "CACHEGRAPH_RUN_AS_JSON"),
+        (("run", "no-such-recipe.yaml", "--nonsense"), "CACHEGRAPH_RUN_AS_JSON"),
+        (("run",), "CACHEGRAPH_RUN_AS_JSON"),
+        (("run", "x.yaml", "--events"), "CACHEGRAPH_RUN_AS_JSON"),
+        (("train", "no-such-recipe.yaml"), "CACHEGRAPH_TRAIN_AS_JSON"),
+        (("runs", "show", "no-such-run"), "CACHEGRAPH_RUNS_SHOW_AS_JSON"),
+        (("--debug", "fusers", "info", "no-such-fuser"), "CACHEGRAPH_FUSERS_INFO_AS_JSON"),
+    ],
+)
+def test_json_that_the_environment_asks_for_is_printed_on_failure(
+    call: Call, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], variable: str
+) -> None:
+    assert call(*arguments).out == ""
+    for value in ("0", "false", ""):
+        monkeypatch.setenv(variable, value)
+        assert call(*arguments).out == ""
+    for value in ("1", "TRUE", "yes", "on", "t"):
+        monkeypatch.setenv(variable, value)
+        assert failure(call(*arguments))["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "x.yaml", "--session", "--json"), ("run", "x.yaml", "-i", "--json"), ("runs", "show", "--", "--json")],
+)
+def test_a_value_that_reads_like_the_option_asks_for_no_json(call: Call, arguments: tuple[str, ...]) -> None:
+    ended = call(*arguments)
+    assert (ended.code != 0, ended.out) == (True, "")
+
+
+@pytest.mark.parametrize("arguments", [("--json",), ("rum", "x.yaml", "--json"), ("runs", "lisst", "--json")])
+def test_a_command_that_there_is_not_fails_with_an_object_too(call: Call, arguments: tuple[str, ...]) -> None:
+    assert failure(call(*arguments))["error"]

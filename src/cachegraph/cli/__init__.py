@@ -92,7 +92,7 @@ def main() -> None:
 
 def _run_app() -> None:
     debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
-    failures.reset()
+    failures.reset(app)
     catch_signals()
     try:
         check_arguments(sys.argv[1:])

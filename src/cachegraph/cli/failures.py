@@ -1,10 +1,11 @@
 """The JSON error object of a failing command with --json: error, kind, exit code and partial results."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import typer
 
 from cachegraph.errors import RecipeError
 
@@ -14,10 +15,13 @@ __all__ = ["add_facts", "print_exit", "print_failure", "reset"]
 
 Facts = Callable[[], Mapping[str, Any]]
 _facts: list[Facts] = []
+_app: typer.Typer | None = None  # with all commands
 
 
-def reset() -> None:
+def reset(app: typer.Typer) -> None:
     """Forget the facts of an earlier command."""
+    global _app
+    _app = app
     _facts.clear()
     output.printed_json = False
 
@@ -52,6 +56,27 @@ def print_exit(ended: SystemExit) -> None:
 
 
 def _wants_json() -> bool:
-    options = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    command = "_".join(each for each in options[:1] if each.isidentifier()).upper()
-    return "--json" in options or os.environ.get(f"CACHEGRAPH_{command}_JSON", "").lower() in ("1", "true", "yes", "on")
+    """Whether the failed command was asked for JSON, on its command line or by the environment.
+
+    Parses the command line once more, as shell completion does: without callbacks, past anything that is wrong.
+    """
+    arguments = sys.argv[1:]
+    context = _parse(typer.main.get_command(_app), arguments) if _app is not None else None
+    if context is None:
+        return "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
+    return any(context.params.get(each.name) for each in context.command.params if "--json" in each.opts)
+
+
+def _parse(command: Any, arguments: list[str]) -> Any:
+    """The click context of the command that the arguments name, or None where they name none."""
+    name, context = "cachegraph", None
+    while command is not None:
+        context = command.make_context(
+            name, [*arguments], parent=context, resilient_parsing=True, ignore_unknown_options=True
+        )
+        if not hasattr(command, "resolve_command"):
+            return context
+        known = vars(context)  # click 8.1 has no underscore in front of it
+        arguments = [*known.get("_protected_args", known.get("protected_args", ())), *context.args]
+        name, command, arguments = command.resolve_command(context, arguments) if arguments else (name, None, [])
+    return None
