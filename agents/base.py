@@ -232,8 +232,8 @@ class Paused(Exception):
 class Rebuilder(Protocol):
     """An agent that can compute the cache of a turn again that an earlier process took."""
 
-    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> "SentCache":
-        """The cache of this turn, whose reply has these tokens: prefilled again, not decoded."""
+    async def rebuild(self, turn: Turn, ids: Sequence[int], calls: Sequence[ToolCall] = ()) -> "SentCache":
+        """The cache of this turn, whose reply has these tokens and made these calls: prefilled again, not decoded."""
 
 
 @runtime_checkable

@@ -78,8 +78,8 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._agent, name)
 
-    async def rebuild(self, turn: Turn, ids: Any) -> Any:
-        return await self._agent.rebuild(turn, ids)  # type: ignore[attr-defined]
+    async def rebuild(self, turn: Turn, ids: Any, calls: Any = ()) -> Any:
+        return await self._agent.rebuild(turn, ids, calls)  # type: ignore[attr-defined]
 
     async def turn(self, turn: Turn) -> Reply:
         with self._log.open("a") as file:

@@ -22,7 +22,7 @@ from ..prompt.render_threads import TextWork
 from ..run_settings import with_settings
 from ..spec import AgentSpec
 from ..token_budget import within_budget
-from ..tools.agent_tools import AgentTools, ToolRounds
+from ..tools.agent_tools import AgentTools, ToolRounds, results_by_round
 from ..tools.servers import Toolbox
 from .decode import add_reply, write
 from .inbox import Inbox
@@ -32,7 +32,7 @@ from .render_prompt import PromptRenderer
 from .row import AgentRow
 from .score import score_row
 from .settle import EdgeSettler
-from .tool_loop import ToolResultWriter, write_with_tools
+from .tool_loop import ToolResultWriter, replay_tool_rounds, write_with_tools
 
 __all__ = ["LocalAgent"]
 
@@ -181,15 +181,20 @@ class LocalAgent:
             finish_reason=row.finish if row is not None else None,
         )
 
-    async def rebuild(self, turn: Turn, ids: Sequence[int]) -> SentCache:
-        """The cache of an earlier turn: prefills its prompt and its reply, decodes nothing."""
+    async def rebuild(self, turn: Turn, ids: Sequence[int], calls: Sequence[ToolCall] = ()) -> SentCache:
+        """The cache of an earlier turn: prefills its prompt and its reply, decodes nothing and calls no tool."""
         engine = self._opened.engine
         work = TextWork()
         inbox = Inbox(self.name, turn)
         renderer = self._renderer(inbox, work, await self._remembering(turn, work))
         row = await self._prefill(inbox, renderer, work, finish=True, reply=ids)
         name = turn.id or self.name
-        add_reply(engine, name, row, ids, with_settings(self._spec, turn).generate.stop)
+        stop = with_settings(self._spec, turn).generate.stop
+        if self._belt is None:
+            add_reply(engine, name, row, ids, stop)
+        else:
+            told, tools = self._tool_results(work), self._belt.names
+            await replay_tool_rounds(engine, self.name, row, turn, ids, stop, results_by_round(calls), tools, told)
         return row.sent_cache(engine.model.identity, name)
 
     async def _write(
@@ -198,10 +203,13 @@ class LocalAgent:
         engine = self._opened.engine
         if self._belt is None:
             return await write(engine, self.name, spec, row, turn, began)
-        assert engine.model.tokenizer is not None
-        told = ToolResultWriter(self._frame.tokenizer(engine.model.tokenizer), self._chat, work)
         turns = ToolRounds(self.name, self._belt, calls, turn.on_tool)
-        return await write_with_tools(engine, self.name, spec, row, turn, began, turns, told)
+        return await write_with_tools(engine, self.name, spec, row, turn, began, turns, self._tool_results(work))
+
+    def _tool_results(self, work: TextWork) -> ToolResultWriter:
+        tokenizer = self._opened.engine.model.tokenizer
+        assert tokenizer is not None
+        return ToolResultWriter(self._frame.tokenizer(tokenizer), self._chat, work)
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
         """How likely this agent finds each choice as its reply to the turn; reads the prompt as `turn` does, once.

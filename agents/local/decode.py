@@ -15,7 +15,7 @@ from ..schema_threads import run_checks
 from ..structured_output import cut_short, parse_reply
 from .row import AgentRow
 
-__all__ = ["add_reply", "write"]
+__all__ = ["add_reply", "decode_reply", "write"]
 
 
 async def write(engine: Engine, agent: str, spec: GenerateSpec, row: AgentRow, turn: Turn, began: float) -> AgentRow:
@@ -76,6 +76,17 @@ def add_reply(engine: Engine, agent: str, row: AgentRow, ids: Sequence[int], sto
     decoder.finish()
     if decoder.stopped:
         _cut(row.origins, len(row.origins) - len(ids), len(decoder.text))
+
+
+def decode_reply(engine: Engine, ids: Sequence[int], stop: Sequence[str]) -> str:
+    """The text of a reply with these tokens, up to a stop string."""
+    tokenizer = engine.model.tokenizer
+    assert tokenizer is not None
+    decoder = TextDecoder(tokenizer.decode, stop)
+    for token in ids:
+        decoder.push(token)
+    decoder.finish()
+    return decoder.text
 
 
 def _cut(origins: list[Origin | None], first: int, length: int) -> None:

@@ -3,7 +3,7 @@
 Every round continues the row of the one before: nothing that was read or written is computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,11 +19,11 @@ from ..prompt.prompt import Piece, read_piece
 from ..prompt.render_threads import TextWork
 from ..token_budget import within_budget
 from ..tools.agent_tools import ToolRounds
-from ..tools.parse_calls import ReplyTextStream
-from .decode import write
+from ..tools.parse_calls import Heard, ReplyTextStream, hear
+from .decode import add_reply, decode_reply, write
 from .row import AgentRow
 
-__all__ = ["ToolResultWriter", "write_with_tools"]
+__all__ = ["ToolResultWriter", "replay_tool_rounds", "write_with_tools"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,65 @@ async def write_with_tools(
         row = await write(engine, agent, each, row, replace(turn, on_text=speaker.push, needs_cache=True), began)
         row.timing.first_token = first_token = first_token if first_token is not None else row.timing.first_token
         heard = turns.hear(row.text)
-        speaker.end(heard.said)
-        said = len(heard.said) if speaker.text.endswith(heard.said) else 0  # white space before a call is not handed on
-        row.origins[start:] = [_said(each, said, len(speaker.text) - said) for each in row.origins[start:]]
+        _end_round(row, start, heard, speaker)
         if not heard.calls:
             row.text = speaker.text
             return row
         results = await turns.make(heard.calls)
         _read_on(engine, agent, row, await told.work.run(partial(told.piece, results, f"{agent}.tools")))
+
+
+async def replay_tool_rounds(
+    engine: Engine,
+    agent: str,
+    row: AgentRow,
+    turn: Turn,
+    ids: Sequence[int],
+    stop: Sequence[str],
+    rounds: Sequence[Sequence[str]],
+    tools: Collection[str],
+    told: ToolResultWriter,
+) -> None:
+    """Append a recorded reply to its row, with the origins that `write_with_tools` gave it.
+
+    `ids`: all tokens behind the prompt. `rounds`: by round, the results that the model was told.
+    """
+    speaker, rest, name = ReplyTextStream(None), list(ids), turn.id or agent
+
+    def take(said: Sequence[int], text: str) -> None:
+        start = len(row.ids)
+        speaker.push(text)
+        add_reply(engine, name, row, said, stop)
+        _end_round(row, start, hear(text, tools), speaker)
+
+    for results in rounds:
+        piece = await told.work.run(partial(told.piece, results, f"{agent}.tools"))
+        for end in _places(rest, piece.ids):
+            text = decode_reply(engine, rest[:end], stop)
+            if len(hear(text, tools).calls) == len(results):
+                break
+        else:
+            raise RunError(
+                f"the recorded reply of agent {agent!r} does not hold the recorded results of its tools; "
+                "remove that run and begin a new one"
+            )
+        take(rest[:end], text)
+        row.ids += piece.ids
+        row.origins += piece.origins
+        rest = rest[end + len(piece.ids) :]
+    take(rest, decode_reply(engine, rest, stop))
+
+
+def _places(ids: Sequence[int], wanted: Sequence[int]) -> Iterator[int]:
+    """Where `wanted` begins in `ids`."""
+    return (at for at in range(len(ids) - len(wanted) + 1) if list(ids[at : at + len(wanted)]) == list(wanted))
+
+
+def _end_round(row: AgentRow, start: int, heard: Heard, speaker: ReplyTextStream) -> None:
+    """Hand on what the reply from token `start` says; its entries' origins become places in the whole reply."""
+    speaker.end(heard.said)
+    said = len(heard.said) if speaker.text.endswith(heard.said) else 0  # white space before a call is not handed on
+    row.origins[start:] = [_said(each, said, len(speaker.text) - said) for each in row.origins[start:]]
 
 
 def _read_on(engine: Engine, agent: str, row: AgentRow, piece: Piece) -> None:

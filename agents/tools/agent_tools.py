@@ -4,7 +4,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from itertools import chain, count
+from itertools import chain, count, groupby
+from operator import attrgetter
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +19,7 @@ from .server import ToolServer
 from .servers import Toolbox
 from .spec import ToolLimits
 
-__all__ = ["AgentTools", "ToolRounds"]
+__all__ = ["AgentTools", "ToolRounds", "results_by_round"]
 
 LONGEST = 64  # characters of a name that chat APIs accept
 HOW = (
@@ -134,13 +135,22 @@ class ToolRounds:
         self._made.append(made)
         if self._on_call is not None:
             self._on_call(made)
-        return f"Error: {content.text}" if content.error else content.text
+        return _told(made)
 
     def _too_much(self, limit: str, value: int) -> RunError:
         return RunError(
             f"agent {self._agent!r} calls tools instead of answering; its limit is {value} {limit} "
             f"(agents.{self._agent}.tool_limits.{limit})"
         )
+
+
+def results_by_round(calls: Sequence[ToolCall]) -> list[list[str]]:
+    """By round, what the model was told of these calls, in their order."""
+    return [[_told(call) for call in calls] for _, calls in groupby(calls, attrgetter("round"))]
+
+
+def _told(call: ToolCall) -> str:
+    return f"Error: {call.result}" if call.error else call.result
 
 
 def _named(found: Sequence[tuple[ToolServer, Tool]]) -> dict[str, tuple[ToolServer, Tool]]:

@@ -92,13 +92,13 @@ async def note(turn_log: TurnLog, name: str, result: AgentResult, reply: Reply) 
 
 
 def _stand_in(agent: Agent, turn: Turn, recorded: RecordedTurn) -> Reply:
-    lost = _Lost(agent, turn, recorded)
+    calls = [ToolCall(**call) for call in recorded.agent.get("tool_calls") or ()]
+    lost = _Lost(agent, turn, recorded, calls)
     payload = Payload(agent.name, recorded.text, data=recorded.data, write=lost.write)
     if turn.needs_cache and isinstance(agent, Rebuilder):
         payload.rebuild = lost.rebuild
     timing, tokens = (recorded.agent.get(key) or {} for key in ("timing", "tokens"))
     edges = {sender: _report(report) for sender, report in recorded.edges.items()}
-    calls = [ToolCall(**call) for call in recorded.agent.get("tool_calls") or ()]
     memory = MemoryReport(**recorded.agent["memory"]) if recorded.agent.get("memory") else None
     return Reply(
         payload,
@@ -141,8 +141,9 @@ async def _restore(turn: Turn) -> None:
 class _Lost:
     """What a finished turn no longer has: its cache, and words that nobody had asked for."""
 
-    def __init__(self, agent: Agent, turn: Turn, recorded: RecordedTurn):
+    def __init__(self, agent: Agent, turn: Turn, recorded: RecordedTurn, calls: Sequence[ToolCall]):
         self._agent = agent
+        self._calls = calls
         self._turn = replace(turn, on_text=None)
         self._recorded = recorded
         self._busy = anyio.Lock()
@@ -153,7 +154,7 @@ class _Lost:
             if self._cache is None:
                 assert isinstance(self._agent, Rebuilder)
                 await _restore(self._turn)
-                self._cache = await self._agent.rebuild(self._turn, self._recorded.ids)
+                self._cache = await self._agent.rebuild(self._turn, self._recorded.ids, self._calls)
         return self._cache
 
     async def write(self) -> str:

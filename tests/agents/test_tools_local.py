@@ -32,6 +32,7 @@ STRICT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+BARE = '{"name": "add", "arguments": {"a": 1}}'
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +104,23 @@ def speak(loaded: dict[str, ModelSpec], tmp_path: Path, monkeypatch: pytest.Monk
             source = replace_template(source, str(tmp_path / "chat.jinja"))
         spec = AgentSpec.model_validate({"model": model, "prompt": "{{ q }}", "tools": ["calc.add"], **parts})
         agent = LocalAgent("solver", spec, source, tmp_path, inputs=["q"], upstream=[], toolbox=box or toolbox(Adder()))
+        turn = Turn({"q": "what is the sum?"}, needs_cache=True, id="solver#2")
         try:
             await agent.open()
-            return reads, await agent.turn(Turn({"q": "what is the sum?"}, needs_cache=True))
+            reply = await agent.turn(turn)
+            await check_rebuilt(agent, turn, reply)
+            return reads, reply
         finally:
             await agent.close()
 
     return take
+
+
+async def check_rebuilt(agent: LocalAgent, turn: Turn, reply: Reply) -> None:
+    """A resumed run has the cache of the turn again, and whose text each of its entries is."""
+    calls = [ToolCall(**vars(call)) for call in reply.tool_calls]
+    again = await agent.rebuild(turn, reply.ids, calls)
+    assert (list(again.ids), list(again.origins)) == (list(plane(reply).ids), list(plane(reply).origins))
 
 
 def replace_template(source: ModelSpec, file: str) -> ModelSpec:
@@ -146,9 +157,9 @@ async def test_the_row_is_what_reading_all_of_it_at_once_gives(speak: Any, loade
 async def test_results_are_handed_on_with_the_prompt_and_calls_are_nobodys_words(speak: Any) -> None:
     _, reply = await speak("Let me see." + CALL, "It is 3.", template=WITH_TOOLS)
     names = {origin[0] for origin in plane(reply).origins if origin}
-    assert names == {"q", "solver.tools", "solver"}
+    assert names == {"q", "solver.tools", "solver#2"}
     assert reply.payload.text == "Let me see.\n\nIt is 3."
-    spoken = [origin for origin in plane(reply).origins if origin and origin[0] == "solver"]
+    spoken = [origin for origin in plane(reply).origins if origin and origin[0] == "solver#2"]
     said = "".join(reply.payload.text[start:end] for _, start, end in spoken)
     assert said == "Let me see.It is 3."  # what it said before it called, too: as over text
 
@@ -238,3 +249,33 @@ async def test_calls_are_told_as_they_are_made(speak: Any, loaded: Any, tmp_path
         await agent.close()
     assert isinstance(heard[0], ToolCall)
     assert heard[1:] == ["It is 3."]
+
+
+@pytest.mark.parametrize("model", ["small", "plain"])
+@pytest.mark.parametrize(
+    "replies",
+    [
+        ["It is 3."],
+        ["See." + BARE, "See." + CALL, "   "],
+        ["  " + CALL, "Done."],
+        [f"[{BARE}, {BARE}]", "Two."],
+        ["\n\n<tool_response>\n3\n</tool_response>\n\n" + CALL, "It is 3."],
+    ],
+)
+async def test_a_rebuilt_turn_has_the_origins_of_the_first(speak: Any, model: str, replies: list[str]) -> None:
+    _, reply = await speak(*replies, model=model, template=WITH_TOOLS if model == "small" else None)
+    names = {origin.name for origin in plane(reply).origins if origin}
+    assert ("solver.tools" in names) == bool(reply.tool_calls)
+
+
+async def test_a_recorded_reply_without_its_results_is_refused(speak: Any, loaded: Any, tmp_path: Path) -> None:
+    _, reply = await speak(CALL, "It is 3.")
+    spec = AgentSpec.model_validate({"model": "small", "prompt": "{{ q }}", "tools": ["calc.add"]})
+    agent = LocalAgent("solver", spec, loaded["small"], tmp_path, inputs=["q"], upstream=[], toolbox=toolbox(Adder()))
+    other = [ToolCall("calc.add", {}, "4")]
+    await agent.open()
+    try:
+        with pytest.raises(RunError, match="agent 'solver' does not hold the recorded results of its tools"):
+            await agent.rebuild(Turn({"q": "what is the sum?"}), reply.ids, other)
+    finally:
+        await agent.close()

@@ -40,7 +40,7 @@ class Caching(ScriptedAgent):
         reply.edges = {"before": EdgeReport("cache", "cache", residuals={3: (0.5, None)})}
         return reply
 
-    async def rebuild(self, turn: Turn, ids: object) -> str:
+    async def rebuild(self, turn: Turn, ids: object, calls: object = ()) -> str:
         heard = [delivery.payload.cache for delivery in turn.deliveries]
         return f"reread {ids} {heard}"
 
