@@ -77,8 +77,8 @@ class Graph(GraphDefinition):
     def with_settings(self, **settings: Any) -> Self:
         """Return a copy that decodes the outputs with other settings, such as `temperature=0.7` or `max_new_tokens=64`.
 
-        The recipe does not change, and the copy shares the loaded models. Raises InputError for a setting that is invalid
-        or that an output can't apply; checking a `json_schema` may take long.
+        The recipe does not change, and the copy shares the loaded models. Raises InputError for a setting that is
+        invalid or that an output can't apply; checking a `json_schema` may take long.
         """
         spec = self.validate().spec
         changed = {**self._settings, **check_settings(spec, self._folder, self.permissions, settings)}
@@ -138,9 +138,9 @@ class Graph(GraphDefinition):
     ) -> Result:
         """Resume a stored run of this graph and wait, without repeating finished turns.
 
-        `run` is its id or a unique prefix. `answer` is a person's answer to a paused run; `turn` selects the question if
-        several are open. Raises InputError for a run that has finished, that another process is executing, or that has
-        another recipe (`Graph.from_run` loads it).
+        `run` is its id or a unique prefix. `answer` is a person's answer to a paused run; `turn` selects the question
+        if several are open. Raises InputError for a run that has finished, that another process is executing, or that
+        has another recipe (`Graph.from_run` loads it).
         """
         execution = resume.resume_run(self, run, store, answer, turn)
         return wait(execution.execute, "resume", "graph.aresume", lambda: execution.result)
@@ -182,10 +182,10 @@ class Graph(GraphDefinition):
     ) -> list[Result]:
         """Run once for each row, concurrently on the same models; return results in the order of the rows.
 
-        Checks all rows before the first run. A failed row does not stop the others: with `return_errors` its result has
-        the error; otherwise RunError is raised at the end with all results as its `result`. A `store` records each row
-        as a separate run when it starts. `on_result` is called with a RowResult (index, result, done, total) as each row
-        ends, for progress or to save results early.
+        Checks all rows before the first run. A failed row does not stop the others: with `return_errors` its result
+        has the error; otherwise RunError is raised at the end with all results as its `result`. A `store` records each
+        row as a separate run when it starts. `on_result` is called with a RowResult (index, result, done, total) as
+        each row ends, for progress or to save results early.
         """
         given = await run_checks(partial(each_row, list(rows), self.validate().check_inputs))
         runs = each_row(given, partial(self._new_run, store=store))
