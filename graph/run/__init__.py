@@ -7,13 +7,13 @@ edge_conditions  Evaluate conditions and routes: which edges deliver a reply
 events           Events of a run, for listeners
 executor         Take an agent's turn, or one for each item of a list
 fan_out          Join the replies of several turns into one
-hooks            Inspect and change a running run, for comparisons
+hooks            Inspect and change a run, for comparisons
 readiness        Which agents may start, round by round
 result           The result of a run: reply, agents, edges, totals
 run              One execution of a graph
 run_warnings     Warnings of a finished run
 settings         Settings of a run's outputs that differ from the recipe's
-stream           Watch a run, or many, as an async iterator
+stream           Stream one run, or many, as an async iterator
 subgraph         The agent that runs an included recipe
 sync             Run async work from synchronous code
 turn_log         The protocol that makes finished turns durable

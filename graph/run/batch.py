@@ -19,16 +19,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row of `Graph.map` that has ended, and how far all of them are."""
+    """One ended row of `Graph.map`, and the overall progress."""
 
-    index: int  # of the row, from 0
-    result: Result  # its status is `failed` where the run failed
-    done: int  # rows that have ended, this one among them
+    index: int  # 0-based row number
+    result: Result  # has status `failed` if the run failed
+    done: int  # rows that have ended, including this one
     total: int
 
 
 def each_row(rows: Iterable[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], T]) -> list[T]:
-    """What `make` gives for each row, before any of them runs. Raises its InputError with the row's number."""
+    """Call `make` for each row before any row runs. Raises its InputError with the row's number."""
     made = []
     for number, row in enumerate(rows):
         try:
@@ -44,9 +44,9 @@ OnResult = Callable[[RowResult], object]
 async def run_rows(
     runs: Sequence[Run], max_concurrent: int, return_errors: bool, on_result: OnResult | None = None
 ) -> list[Result]:
-    """Execute all runs. One that fails leaves the others alone; see `Graph.amap`.
+    """Execute all runs. A failed run does not stop the others; see `Graph.amap`.
 
-    `on_result` is told of each row as it ends; what it raises ends all rows.
+    Calls `on_result` for each row as it ends; an exception from it cancels all rows.
     """
     if max_concurrent < 1:
         raise InputError(f"max_concurrent must be 1 or more, not {max_concurrent}")
@@ -56,7 +56,7 @@ async def run_rows(
     async def execute(number: int, run: Run) -> None:
         try:
             await run.execute()
-        except RunError as error:  # others, such as a model that can't be loaded, would fail every row
+        except RunError as error:  # other errors, such as a failed model load, would fail every row
             failed[number] = error
         nonlocal done
         done += 1
@@ -74,6 +74,6 @@ async def run_rows(
 
 
 def stream_rows(runs: Sequence[Run], max_concurrent: int) -> Stream[RowResult]:
-    """The rows' results as they come; see `Graph.stream_map`."""
+    """Stream the rows' results as they end; see `Graph.stream_map`."""
     feed = Feed[RowResult]()
     return Stream(lambda: run_rows(runs, max_concurrent, True, feed), feed)

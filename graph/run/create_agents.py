@@ -27,7 +27,7 @@ def create_agents(
     allow_local: bool = True,
     allow_paths: bool = True,
 ) -> dict[str, Agent]:
-    """The agents of a checked recipe in `folder`. `functions`: by agent, those that the caller's code registered.
+    """Create the agents of a checked recipe in `folder`. `functions`: by agent, functions that the caller registered.
 
     `create` creates the agents that have a model. `allow_local`: endpoints and tool servers may be in this machine's
     networks, whatever their names are. `allow_paths`: models may be outside the recipe's folder.

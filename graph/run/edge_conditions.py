@@ -19,15 +19,15 @@ Values = Callable[[Collection[str]], Mapping[str, Any]]
 
 
 class EdgeConditions:
-    """Decides for each edge out of an agent whether its payload goes over; remembers payloads that are kept."""
+    """Decides for each edge out of an agent whether it delivers the payload; stores payloads of earlier rounds."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], Payload] = {}  # by receiver and place: the rounds so far
+        self._kept: dict[tuple[int, int], Payload] = {}  # rounds so far, by receiver and inbox slot
 
     async def out_of(
         self, node: Node, payload: Payload, values: Values, goes_round: Callable[[Exit], bool]
     ) -> list[tuple[Exit, Delivery | None]]:
-        """By edge the delivery, or None where it is skipped. Raises RunError for a condition that has no value."""
+        """Return each edge's delivery, or None if it is skipped. Raises RunError if a condition can't be evaluated."""
         chosen = await self._chosen(node, values)
         ways: list[tuple[Exit, Delivery | None]] = []
         for exit in node.exits:
@@ -74,7 +74,7 @@ async def _holds(condition: Expression, values: Values, place: str) -> bool:
 
 
 def _as_needed(payload: Payload, route: Route) -> Payload:
-    """The payload without its cache where only its text is read, so that no reader of words keeps a cache alive."""
+    """Drop the payload's cache if the route only uses its text, so that text readers keep no cache alive."""
     if (payload.cache is None and payload.rebuild is None) or route.needs_cache or payload.text is None:
         return payload
     return Payload(payload.sender, payload.text, data=payload.data, turn=payload.turn)

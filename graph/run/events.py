@@ -1,7 +1,7 @@
-"""Events of a run, for listeners. Each event says when, in seconds since the run began.
+"""Events of a run, for listeners. Each has its time in seconds since the run began.
 
-`to_dict()` is the stable form for JSON, described in docs/reference/events.md: the version of that form, a `type`, then
-the fields. Events are built only if somebody listens.
+`to_dict()` is the stable JSON form, described in docs/reference/events.md: the format version, a `type`, then the
+fields. Events are built only if a listener is registered.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -30,7 +30,7 @@ __all__ = [
     "ToolCalled",
 ]
 
-EVENTS_VERSION = 1  # grows when a field goes or changes its meaning; new types and fields come without
+EVENTS_VERSION = 1  # incremented when a field is removed or changes its meaning, not for new types and fields
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Event:
     at: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, ready for `json.dumps`."""
+        """Return plain values, ready for `json.dumps`."""
         return {"schema_version": EVENTS_VERSION, "type": self.type, **self._fields()}
 
     def _fields(self) -> dict[str, Any]:
@@ -51,17 +51,17 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """All models are loaded and all edges decided; the first agents start."""
+    """All models are loaded and all edges are decided; the first agents start."""
 
     type = "run_started"
 
     graph: str
-    warnings: tuple[RunWarning, ...] = ()  # what reaches nobody over the decided edges
+    warnings: tuple[RunWarning, ...] = ()  # sources lost over the decided edges
 
 
 @dataclass(frozen=True)
 class AgentEvent(Event):
-    """The base of what happens in one agent's turn. `turn` is the agent's name unless it takes several in a run."""
+    """The base of events in one agent's turn. `turn` is the agent's name unless it takes several turns in a run."""
 
     agent: str
     turn: str = field(default="", kw_only=True)
@@ -73,7 +73,7 @@ class AgentEvent(Event):
 
 @dataclass(frozen=True)
 class AgentStarted(AgentEvent):
-    """All that this agent waited for has arrived."""
+    """An agent has received all its deliveries and starts its turn."""
 
     type = "agent_started"
 
@@ -89,7 +89,7 @@ class TextDelta(AgentEvent):
 
 @dataclass(frozen=True)
 class ToolCalled(AgentEvent):
-    """An agent has called a tool, and the result is there."""
+    """An agent has called a tool and received the result."""
 
     type = "tool_called"
 
@@ -98,7 +98,7 @@ class ToolCalled(AgentEvent):
 
 @dataclass(frozen=True)
 class EdgeTravelled(Event):
-    """A receiver has taken a sender's message; the report says how."""
+    """A receiver has taken a sender's payload; the report says how."""
 
     type = "edge_travelled"
 
@@ -117,7 +117,7 @@ class EdgeTravelled(Event):
 
 @dataclass(frozen=True)
 class AgentFinished(AgentEvent):
-    """An agent's reply is complete; `recalled`: it was so in an earlier part of this run, and is not computed again."""
+    """An agent's reply is complete; `recalled`: it comes from an earlier attempt of this run, not computed again."""
 
     type = "agent_finished"
 
@@ -127,7 +127,7 @@ class AgentFinished(AgentEvent):
 
 @dataclass(frozen=True)
 class AgentFailed(AgentEvent):
-    """An agent's turn ended in an error, or took longer than its timeout."""
+    """An agent's turn raised an error or exceeded its timeout."""
 
     type = "agent_failed"
 
@@ -137,7 +137,7 @@ class AgentFailed(AgentEvent):
 
 @dataclass(frozen=True)
 class AgentPaused(AgentEvent):
-    """An agent waits for a person. What doesn't depend on it goes on; then the run ends, to be resumed."""
+    """An agent waits for a person. Independent agents continue; then the run ends and can be resumed."""
 
     type = "agent_paused"
 
@@ -146,14 +146,14 @@ class AgentPaused(AgentEvent):
 
 @dataclass(frozen=True)
 class AgentSkipped(AgentEvent):
-    """An agent won't start in this round, because every edge to it was skipped."""
+    """An agent does not run in this round, because every edge to it was skipped."""
 
     type = "agent_skipped"
 
 
 @dataclass(frozen=True)
 class AgentCancelled(AgentEvent):
-    """An agent won't start, because `because_of` failed upstream; or it is stopped, because nobody waits for it."""
+    """An agent does not start because `because_of` failed upstream, or is stopped because nobody waits for it."""
 
     type = "agent_cancelled"
 

@@ -1,7 +1,7 @@
 """Take an agent's turn, or one for each item of a list.
 
-Every turn has an id: the agent's name; `#2` behind it in the second round of a loop, `[3]` for the fourth item of a
-list, and the ids of the sub-graphs around it in front.
+Every turn has an id: the agent's name, prefixed with the ids of the enclosing sub-graphs, followed by `#2` in the
+second round of a loop and by `[3]` for the fourth item of a list.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,7 +36,7 @@ Listener = Callable[[Event], None]
 
 
 class TokensLeft:
-    """The tokens that a run's agents have written, and what its limit leaves; a run inside another spends of both."""
+    """Count of the tokens that a run has written, against its limit; an inner run also counts against the outer one."""
 
     def __init__(self, most: int | None, around: "TokensLeft | None" = None):
         self._most = most
@@ -44,14 +44,14 @@ class TokensLeft:
         self._written = 0
 
     def add(self, tokens: int) -> None:
-        """Count what was written."""
+        """Add written tokens."""
         self._written += tokens
         if self._around is not None:
             self._around.add(tokens)
 
     @property
     def left(self) -> int | None:
-        """What may still be written; None: any number."""
+        """Number of tokens that may still be written; None: no limit."""
         own = None if self._most is None else self._most - self._written
         outer = None if self._around is None else self._around.left
         return min((each for each in (own, outer) if each is not None), default=None)
@@ -59,19 +59,19 @@ class TokensLeft:
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What a run shares with the runs inside it. `agents` and `turns` are put in front of names and ids."""
+    """State that a run shares with its inner runs. `agents` and `turns` are prefixes of names and ids."""
 
     began: float
     listener: Listener | None = None
     turn_log: TurnLog | None = None
-    conversation: Session | None = None  # that agents with a memory go on with
+    conversation: Session | None = None  # continued by agents with a memory
     limiter: anyio.CapacityLimiter | None = None
     hooks: RunHooks | None = None
     agents: str = ""
     turns: str = ""
     spent: TokensLeft | None = None
-    wants_cache: bool = False  # an edge of the graph around it takes the output's cache
-    generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the caller has changed for the outputs
+    wants_cache: bool = False  # an edge of the outer graph takes the output's cache
+    generate: Mapping[str, Any] | None = None  # GenerateSpec fields that override those of the outputs
 
     def now(self) -> float:
         """Seconds since the outermost run began."""
@@ -82,19 +82,19 @@ class TurnExecutor:
     """Takes the turns of one run."""
 
     def __init__(self, around: RunContext, inputs: Mapping[str, Any], outputs: Collection[int]):
-        self._run = RunKey()  # for engines, which keep it as long as caches of this run: so nothing that holds caches
+        self._run = RunKey()  # for engines, which keep it as long as this run's caches, so it must hold no caches
         self._around = around
         self._outputs = outputs
         self._inputs = inputs
 
     def end(self) -> None:
-        """The run is over: engines need keep no room for it."""
+        """Tell engines that the run has ended, so that they release its memory."""
         self._run.over = True
 
     async def take(
         self, node: Node, result: AgentResult, deliveries: Sequence[Delivery]
     ) -> tuple[Reply, list[AgentResult]]:
-        """The reply; of a turn an item, all replies as one, and the result of each."""
+        """Take a turn and return its reply; for a fan-out, the joined reply and each item's result."""
         around, turn_id, hooks = self._around, result.turn, self._around.hooks
         changed = around.generate if node.index in self._outputs else None
         turn = Turn(
@@ -164,7 +164,7 @@ class TurnExecutor:
         conversation = self._around.conversation
         return conversation.of(self._around.agents + node.name, node.memory) if conversation and node.memory else None
 
-    # a turn an item
+    # fan-out
 
     async def _all_items(self, node: Node, for_each: ForEach, turn: Turn) -> tuple[Reply, list[AgentResult]]:
         items = await _items(node, for_each, turn)
@@ -183,7 +183,7 @@ class TurnExecutor:
         self, node: Node, for_each: ForEach, turn: Turn, number: int, item: Any
     ) -> tuple[Reply, AgentResult]:
         around, turn_id, name = self._around, f"{turn.id}[{number}]", self._around.agents + node.name
-        # Its origin tells it apart from the same agent's other items, whose caches may meet in one receiver.
+        # A distinct origin per item: caches of several items may reach one receiver.
         value = Value(item, f"{for_each.name}[{turn_id}]") if isinstance(item, str) else item
         on_text = self._deltas(node, turn_id) if around.listener else None
         result = AgentResult("running", model=node.model, started=around.now(), turn=turn_id)
@@ -202,7 +202,7 @@ class TurnExecutor:
 
 
 def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
-    """Enter a finished turn into its result."""
+    """Copy a finished turn into its result."""
     result.status, result.prompt = "finished", None
     result.text = reply.payload.text
     result.data = reply.payload.data
@@ -216,10 +216,10 @@ def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
 
 
 async def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
-    """The list that an agent goes through. Raises RunError where there is none."""
+    """Evaluate the list of a fan-out. Raises RunError if the value is not a list."""
     values = dict(turn.inputs)
     for route in node.entries:
-        values[route.edge.sender] = Value("", route.edge.sender)  # skipped, unless it follows
+        values[route.edge.sender] = Value("", route.edge.sender)  # default for a skipped sender
     for each in turn.deliveries:
         values[each.route.edge.sender] = Value(each.payload.text or "", each.payload.turn, each.payload.data)
     place = f"for_each of agent {node.name!r} ({for_each.items.source})"

@@ -15,7 +15,7 @@ BY_URGENCY = ("error", "content_filter", "refusal", "length", "tool_calls", "sto
 
 
 def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
-    """The replies in their order as one. Seconds and positions are summed; the turns may have overlapped."""
+    """Join the replies in order. Seconds and positions are summed, although the turns may have overlapped."""
     payload = join_payloads(agent, turn_id, [reply.payload for reply in replies])
     parts = [part.payload for part in replies]
     payload.data = [part.text if part.data is None else part.data for part in parts]
@@ -29,7 +29,7 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
         **{each.name: sum(getattr(reply.timing, each.name) or 0.0 for reply in replies) for each in fields(Timing)}
     )
     timing.first_token = next((reply.timing.first_token for reply in replies), None)
-    timing.total = 0.0  # of the whole: by the clock
+    timing.total = 0.0  # set from wall-clock time later
     tokens = Tokens(
         **{each.name: sum(getattr(reply.tokens, each.name) for reply in replies) for each in fields(Tokens)}
     )
@@ -47,7 +47,7 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
 
 
 def _least_finished(reasons: Sequence[FinishReason | None]) -> FinishReason | None:
-    """The reason that a reader of the joined reply has to know: one reply cut short leaves the whole incomplete."""
+    """Choose the joined reply's finish reason: one truncated reply makes the whole incomplete."""
     return min((reason for reason in reasons if reason), key=BY_URGENCY.index, default=None)
 
 

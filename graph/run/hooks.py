@@ -1,4 +1,4 @@
-"""Inspect and change a running run, for comparisons."""
+"""Inspect and change a run, for comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ __all__ = ["RunHooks"]
 
 @dataclass(eq=False)
 class RunHooks:
-    """Given to a run, it keeps every agent's turn, with the caches in it, for as long as the hooks live.
+    """Records every agent's turn in a run, including its caches, for the lifetime of the hooks.
 
-    `controls` holds by agent what takes the place of the caches it gets. The turn of agent `skip` is kept, not taken.
-    An agent of an included recipe goes by its full name, as in `team/expert`.
+    `controls` maps agents to replacements of the caches they receive. The turn of agent `skip` is recorded, not taken.
+    Agents of included recipes have full names, such as `team/expert`.
     """
 
     controls: Mapping[str, Control] = field(default_factory=dict)

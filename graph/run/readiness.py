@@ -1,9 +1,9 @@
-"""Which agents may start, round by round. No agent is run here.
+"""Which agents may start, round by round. Runs no agents.
 
-A counter per agent says how many edges are still open. An edge is closed by a message, or skipped where a condition or
-a route decided so, or its sender was skipped itself; an agent to which every edge was skipped is skipped. A loop's
-round is over when all its agents are through; then the edges that lead back begin the next one, or the messages that
-were held for agents outside go out.
+A counter per agent holds the number of open edges. A delivery closes an edge; a condition, a route or a skipped
+sender skips it. An agent is skipped if every edge to it was skipped. A loop's round ends when all its agents have
+run or were skipped; then either back edges start the next round, or the deliveries held for agents outside the loop
+are released.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,21 +15,21 @@ from ..plan.wiring import Exit, Node, Wiring
 
 __all__ = ["Readiness"]
 
-_Place = tuple[int, int]  # a receiver, and a place in its inbox
+_Place = tuple[int, int]  # a receiver, and a slot of its inbox
 
 
 class _Round(NamedTuple):
-    """What a further round of a loop consists of: its nodes, each with the places it waits for, and its inner loops."""
+    """A further round of a loop: its nodes, each with the inbox slots it waits for, and its inner loops."""
 
     nodes: tuple[tuple[int, frozenset[int]], ...]
     loops: tuple[int, ...]
-    units: int  # nodes of no inner loop, and inner loops
+    units: int  # nodes outside inner loops, plus inner loops
 
 
 class Readiness:
-    """The state of one run between its agents. `ready` are those that may start now, for the caller to take.
+    """Scheduling state of one run. `ready` holds agents that may start now, for the caller to pop.
 
-    `skipped` and `cancelled` are called for agents that won't start in this round, or at all.
+    Calls `skipped` for agents that won't start in this round, and `cancelled` for those that won't start at all.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Readiness:
         self._wiring = wiring
         self._skipped = skipped
         self._cancelled = cancelled
-        self._inboxes: dict[int, list[Delivery | None]] = {}  # a message lives here until its receiver takes it
+        self._inboxes: dict[int, list[Delivery | None]] = {}  # deliveries, until their receivers take them
         self._open = [node.waits for node in wiring.nodes]
         self._came = [0] * len(wiring.nodes)
         self._begun = {node.index for node in wiring.first}
@@ -49,26 +49,26 @@ class Readiness:
         self._units = [len(loop.members) + len(loop.loops) for loop in wiring.loops]
         self._back: list[dict[_Place, tuple[Exit, Delivery]]] = [{} for _ in wiring.loops]
         self._held: list[dict[_Place, tuple[Exit, Delivery | None]]] = [{} for _ in wiring.loops]
-        self._awaited: dict[int, frozenset[int]] = {}  # places of an inbox that a later round fills
+        self._awaited: dict[int, frozenset[int]] = {}  # inbox slots that a later round fills
         self._broken: dict[int, Node] = {}  # loops in which an agent failed
         self._plans: dict[tuple[int, frozenset[int]], _Round] = {}
         self._to_skip: list[int] = []
         self._ended: list[int] = []
 
     def take(self, node: Node) -> Sequence[Delivery]:
-        """What has come for an agent that starts now. An agent in a loop will see it again, but for what is newer."""
+        """Return the deliveries of an agent that starts. In a loop they stay for later rounds until replaced."""
         if node.loop is None:
             return self._inboxes.pop(node.index, ())  # type: ignore[return-value]  # empty places are dropped below
         return list(self._inboxes.get(node.index, ()))  # type: ignore[arg-type]
 
     def goes_round(self, exit: Exit) -> bool:
-        """Whether an edge that leads back has a round left."""
+        """Whether a back edge has rounds left."""
         assert exit.leads_back is not None
         edge = exit.route.edge
         return edge.max_rounds is not None and self._rounds[exit.leads_back] < edge.max_rounds
 
     def finished(self, node: Node, deliveries: Iterable[tuple[Exit, Delivery | None]]) -> None:
-        """Close the edges out of an agent that took its turn; None skips one."""
+        """Close the edges out of an agent that took its turn; None skips an edge."""
         for exit, delivery in deliveries:
             if exit.plain:
                 self._arrive(exit, delivery)
@@ -78,14 +78,14 @@ class Readiness:
         self._settle()
 
     def failed(self, node: Node) -> None:
-        """Cancel all that depends on an agent that failed."""
+        """Cancel all agents that depend on a failed agent."""
         self._doomed.add(node.index)
         self._doom(node, node)
         self._is_through(node.index)
         self._settle()
 
     def is_over(self, index: int) -> bool:
-        """Whether an agent is through and won't take another turn."""
+        """Whether an agent will take no further turn."""
         loop = self._wiring.nodes[index].loop
         if loop is None:
             return index in self._through
@@ -94,7 +94,7 @@ class Readiness:
         return self._units[loop] == 0
 
     def clear(self) -> None:
-        """Let go of every message."""
+        """Drop all deliveries."""
         self._inboxes.clear()
         self._back.clear()
         self._held.clear()
@@ -139,7 +139,7 @@ class Readiness:
         else:
             self._to_skip.append(index)
 
-    # what follows from it
+    # consequences
 
     def _settle(self) -> None:
         while self._to_skip or self._ended:
@@ -171,14 +171,14 @@ class Readiness:
             node = doomed.pop()
             self._break_loops(node, failed)
             for exit in node.exits:
-                # A loop that broke is not over yet: others in it may be at work. What it holds is dropped at its end.
+                # Other agents of a failed loop may still run. Its held deliveries are dropped at its end.
                 if exit.leads_back is None and exit.held_by is None and exit.receiver not in self._doomed:
                     doomed += self._cancel(exit.receiver, failed)
 
     def _cancel(self, index: int, failed: Node) -> list[Node]:
         node = self._wiring.nodes[index]
         if index in self._begun:
-            return []  # an early join: it has what it needs
+            return []  # an early join: the agent has enough deliveries
         self._doomed.add(index)
         self._inboxes.pop(index, None)
         self._begun.add(index)
@@ -234,7 +234,7 @@ class Readiness:
                 self._may_begin(self._wiring.nodes[index])
 
     def _plan(self, loop: int, heads: frozenset[int]) -> _Round:
-        """All that follows the receivers of the edges that lead back, inner loops whole."""
+        """Collect all nodes reachable from the receivers of the back edges, with complete inner loops."""
         wiring = self._wiring
         inside = wiring.loops[loop].inside
         nodes: set[int] = set()
@@ -256,7 +256,7 @@ class Readiness:
         return _Round(tuple((index, frozenset(waits[index])) for index in sorted(nodes)), tuple(loops), direct)
 
     def _within(self, loop: int) -> list[int]:
-        """All loops inside a loop, near and far."""
+        """Return all loops nested in a loop, at any depth."""
         found: list[int] = []
         for number, each in enumerate(self._wiring.loops):
             if each.parent == loop or each.parent in found:

@@ -1,6 +1,6 @@
 """The result of a run: reply, agents, edges, totals.
 
-The JSON form carries its own version, so that files of results outlive the version that wrote them.
+The JSON form has a format version, so that later releases can read older files.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -28,62 +28,62 @@ RunStatus = Literal["not_started", "running", "finished", "partial", "paused", "
 
 @dataclass
 class AgentResult:
-    """One agent's part of a run. `text` is None where the agent wrote nothing: it only read, or did not finish."""
+    """One agent's part of a run. `text` is None if the agent only prefilled or did not finish."""
 
     status: AgentStatus = "not_started"
     text: str | None = None
-    data: Any = None  # a JSON value beside the text: a structured reply, what a function returned
-    finish_reason: FinishReason | None = None  # why the reply ended; None where no model wrote one
-    error: str | None = None  # why it failed, or was cancelled
-    prompt: str | None = None  # what it was given, if it failed; what it asks, if it is paused
+    data: Any = None  # a JSON value beside the text: a structured reply, or a function's return value
+    finish_reason: FinishReason | None = None  # None if no model wrote a reply
+    error: str | None = None  # why it failed or was cancelled
+    prompt: str | None = None  # its prompt, if it failed; its question, if paused
     model: str = ""
     started: float | None = None  # seconds since the run began
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
     tool_calls: list[ToolCall] = field(default_factory=list)
-    memory: MemoryReport | None = None  # what the run's session brought to it
-    turn: str = ""  # the id of the turn that this tells of: the agent's name, unless it takes several in a run
-    turns: int = 0  # how many it has begun: a loop's agent takes one a round, and this tells of the last
-    total_timing: Timing = field(default_factory=Timing)  # of all its turns that have finished
+    memory: MemoryReport | None = None  # what it received from the run's session
+    turn: str = ""  # the turn's id: the agent's name, unless it takes several turns in a run
+    turns: int = 0  # number of turns begun; the other fields describe the last one
+    total_timing: Timing = field(default_factory=Timing)  # of all its finished turns
     total_tokens: Tokens = field(default_factory=Tokens)
-    earlier: "list[AgentResult]" = field(default_factory=list)  # the turns before it, at most 8
-    items: "list[AgentResult]" = field(default_factory=list)  # of a turn an item, each of them
-    inside: "dict[str, AgentResult]" = field(default_factory=dict)  # of a graph in an agent's place: its agents
+    earlier: "list[AgentResult]" = field(default_factory=list)  # preceding turns, at most 8
+    items: "list[AgentResult]" = field(default_factory=list)  # of a fan-out, the result of each item
+    inside: "dict[str, AgentResult]" = field(default_factory=dict)  # of a sub-graph, the results of its agents
 
     @property
     def is_cut(self) -> bool:
-        """Whether something else than the model's own end, or a stop string, ended the reply."""
+        """Whether the reply ended for another reason than the model's end token or a stop string."""
         return self.finish_reason not in (None, "stop", "eos")
 
 
 @dataclass
 class Totals:
-    """What a whole run took: every turn of a loop, every item, every sub-graph. Seconds of turns at once add up."""
+    """Totals over a run: all turns of loops, items and sub-graphs. Seconds of concurrent turns add up."""
 
-    turns: int = 0  # that have finished; an item is a turn
+    turns: int = 0  # finished turns; an item counts as a turn
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
-    bytes: int = 0  # over all edges
+    bytes: int = 0  # sent over all edges
 
     def copy(self) -> "Totals":
-        """As they are now, while the run goes on."""
+        """Return a snapshot, for use during the run."""
         return replace(self, timing=replace(self.timing), tokens=replace(self.tokens))
 
 
 @dataclass
 class Loading:
-    """What a run waited for before its first agent: models that were read, checked and prepared for it."""
+    """Time that a run waited before its first agent: to read, check and prepare models."""
 
     seconds: float = 0.0
-    models: dict[str, dict[str, float]] = field(default_factory=dict)  # by model, then by part of the work: seconds
+    models: dict[str, dict[str, float]] = field(default_factory=dict)  # seconds, by model and phase
 
 
 class Result(BaseModel):
-    """One run of a graph. `text` is the output's reply, of several outputs the first that ran; empty if none has.
+    """The result of a run. `text` is the reply of the first output that ran; empty if none has.
 
-    `status` is `finished` if every agent did that was not skipped, `partial` if an output did and another agent failed,
-    `paused` if it can go on when a person has answered, `failed` or `cancelled` if the run was ended before, and
-    `not_started` or `running` in an early look at it.
+    `status` is `finished` if every agent that was not skipped finished, `partial` if an output finished and another
+    agent failed, `paused` if the run waits for a person's answer, `failed` or `cancelled` if it ended early, and
+    `not_started` or `running` before its end.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
@@ -91,19 +91,19 @@ class Result(BaseModel):
     schema_version: Literal[1] = 1
     cachegraph_version: str = __version__
     graph: str
-    run_id: str | None = None  # in the store, if the run is kept in one
+    run_id: str | None = None  # in the store, if the run has one
     status: RunStatus
     output: str  # the output agent's name
     text: str = ""
-    outputs: dict[str, str] = {}  # by the outputs' names, the replies of those that ran
+    outputs: dict[str, str] = {}  # replies of the outputs that ran, by output name
     error: str | None = None
     seconds: float = 0.0
     agents: dict[str, AgentResult] = {}
     edges: dict[tuple[str, str], EdgeReport] = {}  # (sender, receiver), once the receiver has finished
-    traffic: dict[tuple[str, str], Traffic] = {}  # of the same edges, all messages together
+    traffic: dict[tuple[str, str], Traffic] = {}  # of the same edges, summed over all payloads
     totals: Totals = Field(default_factory=Totals)
-    loading: Loading = Field(default_factory=Loading)  # of models that were not there yet
-    warnings: list[RunWarning] = []  # what reaches nobody, and edges that carried nothing
+    loading: Loading = Field(default_factory=Loading)  # of models that were not loaded yet
+    warnings: list[RunWarning] = []  # lost sources, and edges that delivered nothing
 
     @field_validator("edges", "traffic", mode="before")
     @classmethod
@@ -118,12 +118,12 @@ class Result(BaseModel):
         return [{"from": sender, "to": receiver, **asdict(report)} for (sender, receiver), report in edges.items()]
 
     def to_json(self, indent: int | None = None) -> str:
-        """This result as JSON text; edges are a list, since JSON has no pairs as keys."""
+        """Return this result as JSON text; edges are a list because JSON keys can't be pairs."""
         return self.model_dump_json(indent=indent)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Result":
-        """The result that `to_json` wrote, by this version or an earlier one. Raises InputError."""
+        """Parse the output of `to_json` of this version or an earlier one. Raises InputError."""
         try:
             return cls.model_validate_json(text)
         except (ValidationError, KeyError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ class Result(BaseModel):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during `run` or `map`, raised after everything was freed. `result` holds what had finished."""
+    """Ctrl-C during `run` or `map`, raised after all resources are freed. `result` holds the partial result."""
 
     def __init__(self, result: Any):
         self.result = result

@@ -1,9 +1,9 @@
 """One execution of a graph.
 
 `readiness.py` knows which agents may start, `executor.py` takes an agent's turn, and `edge_conditions.py` decides where
-its reply goes. A task that finished an agent continues with the first agent that this one made ready, and starts a new
-task for each other one, so a chain of any length is one task. An agent's error is a value here, not an exception: it
-ends the run, or only what depends on the agent, as the recipe says. Knows nothing of models, channels or YAML.
+its reply goes. A task that finished an agent continues with the first agent that became ready, and starts a new task
+for each other one, so a chain of any length is one task. An agent's error is a value here, not an exception: it ends
+the run, or only the agents that depend on it, as the recipe says. Independent of models, channels and YAML.
 """
 
 import traceback
@@ -47,11 +47,11 @@ from .turn_log import TurnLog, note
 __all__ = ["Listener", "Prepare", "Run"]
 
 Prepare = Callable[[], Awaitable[Wiring]]
-KEPT = 8  # turns of an agent before its last that a result holds
+KEPT = 8  # earlier turns per agent that a result holds
 
 
 class Run:
-    """One run. `execute` is called once; `result` may be read at any time, during the run and after it."""
+    """One run. Call `execute` once; read `result` at any time, during the run or after it."""
 
     _group: TaskGroup
     _wiring: Wiring
@@ -71,20 +71,20 @@ class Run:
         self._spec = spec
         self._inputs = inputs
         self._prepare = prepare
-        self._turn_log = turn_log  # a kept run has its own once it has begun
+        self._turn_log = turn_log  # a stored run gets one when it begins
         self._ways = EdgeConditions()
-        self.conversation: Session | None = None  # that this run goes on with
-        self.parks = False  # cancelled, a run in a store can be resumed as one that was interrupted
-        self.generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec, changed for the output agents
+        self.conversation: Session | None = None  # continued by this run
+        self.parks = False  # on cancellation, leave a stored run interrupted, so that it can be resumed
+        self.generate: Mapping[str, Any] | None = None  # GenerateSpec fields that override those of the outputs
         self._seconds = 0.0  # set when the run ends
         self._status: RunStatus = "not_started"
         self._error: str | None = None
-        self._agents: dict[str, AgentResult] = {}  # those that have started, or never will
+        self._agents: dict[str, AgentResult] = {}  # agents that have started, or never will
         self._edges: dict[tuple[str, str], EdgeReport] = {}
         self._traffic: dict[tuple[str, str], Traffic] = {}
         self._totals = Totals()
         self._loading = Loading()
-        self.take_loading: Callable[[], Loading] = Loading  # what this run waited for, once it is prepared
+        self.take_loading: Callable[[], Loading] = Loading  # loading times, available once the run is prepared
         self._failures: dict[str, Exception] = {}
         self._warnings: tuple[RunWarning, ...] = ()
         most = spec.limits.max_concurrent
@@ -94,11 +94,11 @@ class Run:
         tokens = spec.limits.max_tokens
         spent = around.spent if tokens is None else TokensLeft(tokens, around.spent)
         self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
-        self.replies: dict[str, Payload] = {}  # the outputs', for a graph around this one
+        self.replies: dict[str, Payload] = {}  # of the outputs, for an outer graph
 
     @property
     def result(self) -> Result:
-        """What is known by now. Agents that have not started are listed too."""
+        """The current result, including agents that have not started."""
         agents = {name: self._agents.get(name) or AgentResult() for name in self._spec.agents}
         if self._status == "running":
             agents = {name: replace(agent) for name, agent in agents.items()}
@@ -121,11 +121,11 @@ class Run:
         )
 
     async def enter(self) -> str | None:
-        """Enter the run into its store, before it begins; gives its id. None where it has no store."""
+        """Enter the run into its store before it begins and return its id; None without a store."""
         return None
 
     async def execute(self) -> Result:
-        """Run to the end. Raises RunError with the result so far; errors of loading models pass as they are."""
+        """Run to the end. Raises RunError with the partial result; propagates model loading errors unchanged."""
         if self.conversation is None:
             return await self._execute()
         async with self.conversation:
@@ -154,7 +154,7 @@ class Run:
         except Exception as error:
             self._end("failed", _sentence(error))
             raise
-        except BaseException:  # cancelled from outside, or Ctrl-C
+        except BaseException:  # cancelled by the caller, or Ctrl-C
             self._end("cancelled", "the run was cancelled")
             raise
         result = self.result
@@ -174,13 +174,13 @@ class Run:
             self._error = f"the run took longer than its limit of {timeout:g} s (limits.timeout){at_work}"
 
     async def _follow(self, node: Node) -> None:
-        """Serve a node, then one of those it has set free, and so on; the others get tasks of their own."""
+        """Run a node, then one that became ready, and so on; start tasks for the others."""
         while True:
             await self._serve(node)
             ready = self._ready()
             if self._wiring.joins_early and all(map(self._arrivals.is_over, self._wiring.outputs)):
-                self._group.cancel_scope.cancel()  # who is still at work lost a race
-            await checkpoint()  # agents that never wait must not keep others, timeouts and Ctrl-C from their turn
+                self._group.cancel_scope.cancel()  # agents still running lost a race
+            await checkpoint()  # agents that never await must not starve others, timeouts and Ctrl-C
             if not ready:
                 return
             node = ready[0]
@@ -205,7 +205,7 @@ class Run:
             self._pause(node, agent, pause.question)
             return
         except Exception as error:
-            deliveries = []  # the error's traceback must not keep their caches
+            deliveries = []  # the error's traceback must not keep their caches alive
             self._fail(node, agent, error)
             return
         if self._inside and node.index in self._wiring.outputs:
@@ -214,7 +214,7 @@ class Run:
         self._arrivals.finished(node, ways)
 
     def _count(self, agent: AgentResult, timing: Timing, tokens: Tokens, turns: int) -> None:
-        """Add what an agent has done to its totals and the run's."""
+        """Add an agent's work to its totals and the run's."""
         for time in (agent.total_timing, self._totals.timing):
             time.add(timing)
         for positions in (agent.total_tokens, self._totals.tokens):
@@ -240,7 +240,7 @@ class Run:
         return agent
 
     def _values(self, names: Collection[str]) -> Mapping[str, Any]:
-        """What conditions may name: the inputs, and the newest reply of every agent that has one."""
+        """Return the variables of conditions: inputs, and the latest reply of each agent that has one."""
         values = {name: self._inputs[name] for name in names if name in self._inputs}
         for name in names:
             agent = self._agents.get(name)
@@ -296,7 +296,7 @@ class Run:
 
     def _skip(self, node: Node) -> None:
         around = self._around
-        if node.name not in self._agents:  # else it ran in an earlier round, and its result stands
+        if node.name not in self._agents:  # otherwise keep its result of an earlier round
             self._agents[node.name] = AgentResult("skipped", model=node.model, turn=around.turns + node.name)
         if around.listener:
             around.listener(AgentSkipped(around.now(), around.agents + node.name, turn=self._agents[node.name].turn))
@@ -311,7 +311,7 @@ class Run:
             around.listener(AgentCancelled(around.now(), around.agents + node.name, because, turn=turn_id))
 
     def _conclude(self) -> Exception | None:
-        """End the run with the status it deserves; gives the error to blame if it failed."""
+        """Set the run's final status and return the error that caused a failure."""
         if self._error is not None:
             self._end("failed", self._error)
             return None
@@ -330,7 +330,7 @@ class Run:
         return cause
 
     def _stop_losers(self) -> None:
-        """Say of the agents whose replies an early join no longer waits for that they were stopped."""
+        """Report agents as stopped whose replies no early join waits for any longer."""
         for node in self._wiring.nodes if self._wiring.joins_early else ():
             agent = self._agents.setdefault(node.name, AgentResult(model=node.model))
             if agent.status in ("running", "not_started"):
@@ -364,7 +364,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _forget_locals(error: BaseException | None) -> None:
-    """Let go of what the frames of a traceback hold (messages, caches) and keep the lines it names."""
+    """Clear the locals of a traceback's frames (payloads, caches), but keep its line numbers."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

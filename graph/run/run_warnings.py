@@ -11,7 +11,7 @@ __all__ = ["run_warnings"]
 
 
 def run_warnings(agents: Mapping[str, AgentResult], edges: Mapping[tuple[str, str], EdgeReport]) -> list[RunWarning]:
-    """The warnings of a run, or of what is known of one by now; those of included recipes too."""
+    """Return the warnings of a finished or running run, including those of included recipes."""
     return [*_empty_edges(agents, edges), *_of_agents(agents)]
 
 
@@ -37,7 +37,7 @@ def _of_agents(agents: Mapping[str, AgentResult]) -> Iterator[RunWarning]:
 
 
 def _cut(name: str, agent: AgentResult) -> Iterator[RunWarning]:
-    """Replies that a limit of tokens has ended."""
+    """Warn of replies that a token limit has truncated."""
     turns = [*agent.earlier, agent]
     cut = sum(turn.finish_reason == "length" for turn in turns)
     if cut:
@@ -47,7 +47,7 @@ def _cut(name: str, agent: AgentResult) -> Iterator[RunWarning]:
 
 
 def _withheld(name: str, agent: AgentResult) -> Iterator[RunWarning]:
-    """A reply of which an endpoint kept back a part."""
+    """Warn of a reply that an endpoint has filtered in part."""
     if agent.status == "finished" and agent.finish_reason in ("content_filter", "refusal"):
         what = "the endpoint's filter" if agent.finish_reason == "content_filter" else "the model's refusal"
         yield RunWarning("withheld", f"the reply of {name!r} was broken off by {what}", (name,))

@@ -20,15 +20,15 @@ from ..recipe.spec import GraphSpec
 
 __all__ = ["check_settings"]
 
-SCHEMAS = {"json_schema", "ignore_eos", "min_new_tokens"}  # settings that may not go together
+SCHEMAS = {"json_schema", "ignore_eos", "min_new_tokens"}  # settings that may conflict
 
 
 def check_settings(
     spec: GraphSpec, folder: Path, permissions: Permissions, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings as fields of a GenerateSpec. Raises InputError for one that an output of this recipe can't honour.
+    """Return the settings as GenerateSpec fields. Raises InputError for one that an output can't apply.
 
-    A json_schema is checked as one of the recipe's own is, which may take long.
+    Checks a json_schema like one in a recipe, which may take long.
     """
     for name in settings:
         if name not in GenerateSpec.model_fields:
@@ -46,7 +46,7 @@ def check_settings(
 
 
 def _answering(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, str, AgentSpec]]:
-    """The agents that write the outputs, each with its recipe. Raises InputError for one that has no model."""
+    """Yield the agents that write the outputs, each with its recipe. Raises InputError for one without a model."""
     for output in dict.fromkeys(spec.outputs.values()):
         entry = spec.agents[output]
         if isinstance(entry, SubgraphSpec):

@@ -1,7 +1,7 @@
-"""Watch a run, or many, as an async iterator.
+"""Stream one run, or many, as an async iterator.
 
-The work lives in a task of its own, not in the generator that hands out what comes of it: so a loop over it can be left
-at any point, in any task, and the work is cancelled and cleaned up all the same.
+The work runs in a separate task, not in the generator that yields its items. A caller can therefore leave the loop at
+any point, in any task, and the work is still cancelled and cleaned up.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 
 class Stream(Generic[T]):
-    """What comes of some work, as an async iterator; the work begins with the first step.
+    """The items that some work produces, as an async iterator; the first step starts the work.
 
-    After the last item failed work raises its error. Leaving the loop early cancels it; `async with` around the loop
-    also waits until it has let go of everything.
+    Failed work raises its error after the last item. Leaving the loop early cancels the work; `async with` around the
+    loop also waits until it has freed its resources.
     """
 
     def __init__(self, work: Callable[[], Awaitable[Any]], feed: "Feed[T]"):
@@ -43,7 +43,7 @@ class Stream(Generic[T]):
         return await anext(self._items)
 
     async def aclose(self) -> None:
-        """Cancel the work if it still goes on, and wait until it has freed everything."""
+        """Cancel unfinished work, and wait until it has freed its resources."""
         await self._items.aclose()
 
     async def __aenter__(self) -> Self:
@@ -56,7 +56,7 @@ class Stream(Generic[T]):
 
 
 class RunStream(Stream[Event]):
-    """The events of one run. `result` may be read at any time."""
+    """The events of one run. Read `result` at any time."""
 
     def __init__(self, start: Callable[[Listener], Run]):
         feed = Feed[Event]()
@@ -64,26 +64,26 @@ class RunStream(Stream[Event]):
         super().__init__(self._run.execute, feed)
 
     async def enter(self) -> str | None:
-        """Enter the run into its store now, before its first event; gives its id. None where it has no store."""
+        """Enter the run into its store before its first event and return its id; None without a store."""
         return await self._run.enter()
 
     def park(self) -> None:
-        """Have the run stay unfinished in its store where it is cancelled, so that it can be resumed."""
+        """On cancellation, leave the run unfinished in its store, so that it can be resumed."""
         self._run.parks = True
 
     @property
     def result(self) -> Result:
-        """What is known by now: partial while the run goes on, whole when it has ended."""
+        """The current result: partial during the run, complete after it."""
         return self._run.result
 
 
 class Feed(Generic[T]):
-    """Puts what it is called with where the reader takes it, until the reader has left."""
+    """Sends items to the reader until the reader leaves."""
 
     stream: MemoryObjectSendStream[T]
 
     def __call__(self, item: T) -> None:
-        with suppress(anyio.BrokenResourceError):  # the reader left; what still comes is the work's own end
+        with suppress(anyio.BrokenResourceError):  # the reader left; the work is ending
             self.stream.send_nowait(item)
 
 
@@ -102,7 +102,7 @@ async def _items(work: Callable[[], Awaitable[Any]], feed: Feed[T]) -> AsyncGene
             feed.stream.close()
             ended.set()
 
-    task = _detach(drive)  # a name for it, or asyncio lets it be collected
+    task = _detach(drive)  # keep a reference, or asyncio lets it be collected
     try:
         with receive:
             async for item in receive:
@@ -117,7 +117,7 @@ async def _items(work: Callable[[], Awaitable[Any]], feed: Feed[T]) -> AsyncGene
 
 
 def _detach(drive: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Start a task that belongs to no task group. What it raises must be nobody's concern."""
+    """Start a task outside any task group. The task must handle its own errors."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
         return trio.lowlevel.spawn_system_task(drive, context=copy_context())

@@ -35,7 +35,7 @@ __all__ = ["SubgraphAgent", "all_nodes", "answering_node", "open_and_wire"]
 
 
 class SubgraphAgent:
-    """An agent that runs a graph. Holds nothing of a run, so many runs may use it at once."""
+    """An agent that runs a graph. Stateless between runs, so concurrent runs may share it."""
 
     def __init__(self, name: str, entry: SubgraphSpec, spec: GraphSpec, folder: Path, agents: Mapping[str, Agent]):
         self.name = name
@@ -47,18 +47,18 @@ class SubgraphAgent:
         self._wiring: Wiring | None = None
 
     async def open(self) -> None:
-        """Open all agents inside. Raises the first one's error."""
+        """Open all inner agents. Raises the first error."""
         await self._agent_set.open()
 
     async def wired(self, entry: SubgraphSpec) -> "SubgraphAgent":
-        """This open agent with the channels of an entry, ready for turns; the agents inside are shared."""
+        """Return this open agent with the channels of an entry, ready for turns; shares the inner agents."""
         other = copy(self)
         other._spec = with_inner_channels(self._spec, entry)
         other._wiring = await open_and_wire(other._spec, plan(other._spec), self._agent_set, self._folder)
         return other
 
     def peer(self) -> Peer:
-        """Its output agent as a sender; what it receives are inputs, which are words."""
+        """Its output agent as a sender; it receives inputs, which are text."""
         inner: Peer = self._agent_set.agents[self._spec.output].peer()
         why = f"agent {self.name!r} is a graph, and what a graph is given are words"
         return replace(
@@ -70,7 +70,7 @@ class SubgraphAgent:
         )
 
     async def close(self) -> None:
-        """Close all agents inside."""
+        """Close all inner agents."""
         await self._agent_set.close()
 
     async def turn(self, turn: Turn) -> Reply:
@@ -84,7 +84,7 @@ class SubgraphAgent:
         run = Run(self._spec, inputs, self._prepared, within=inside)
         result = await run.execute()
         payload = self._payload(run, result, turn)
-        timing, tokens = replace(result.totals.timing, total=0.0), result.totals.tokens  # the whole is by the clock
+        timing, tokens = replace(result.totals.timing, total=0.0), result.totals.tokens  # the total is wall-clock time
         edges = {(f"{self.name}/{a}", f"{self.name}/{b}"): report for (a, b), report in result.edges.items()}
         traffic = {(f"{self.name}/{a}", f"{self.name}/{b}"): part for (a, b), part in result.traffic.items()}
         finish = next((result.agents[n].finish_reason for n in self._spec.outputs.values() if n in run.replies), None)
@@ -105,7 +105,7 @@ class SubgraphAgent:
 
     @property
     def wiring(self) -> Wiring:
-        """The nodes inside."""
+        """The inner nodes."""
         if (wiring := self._wiring) is None:
             raise RunError(CLOSED.format(repr(self.name)))
         return wiring
@@ -143,15 +143,15 @@ class SubgraphAgent:
         return {key: self._value(key, given, values, turn) for key, given in self._given.items()}
 
     def _value(self, key: str, given: Expression | Template, values: Mapping[str, Any], turn: Turn) -> Any:
-        known = {**dict.fromkeys(given.names, ""), **values}  # who was skipped has said nothing
+        known = {**dict.fromkeys(given.names, ""), **values}  # a skipped sender has an empty text
         value = given.evaluate(known) if isinstance(given, Expression) else given.render(known).text
         if isinstance(value, Value):
-            return value  # it is the same text inside: what both sides have read, nobody grafts
+            return value  # the same text inside, so it needs no graft
         return Value(value, f"{turn.id}/{key}") if isinstance(value, str) else value
 
 
 def all_nodes(wiring: Wiring, prefix: str = "") -> Iterator[tuple[str, Node]]:
-    """Every node by its full name, those of included recipes too."""
+    """Yield every node with its full name, including those of included recipes."""
     for node in wiring.nodes:
         yield prefix + node.name, node
         if isinstance(node.agent, SubgraphAgent):
@@ -159,7 +159,7 @@ def all_nodes(wiring: Wiring, prefix: str = "") -> Iterator[tuple[str, Node]]:
 
 
 def answering_node(wiring: Wiring) -> tuple[str, Node]:
-    """The node that writes the (first) output, by its full name: of an included recipe, the one that does so there."""
+    """Return the node that writes the first output, and its full name; looks into included recipes."""
     name = ""
     while True:
         node = wiring.nodes[wiring.outputs[0]]
@@ -170,7 +170,7 @@ def answering_node(wiring: Wiring) -> tuple[str, Node]:
 
 
 async def open_and_wire(spec: GraphSpec, order: Plan, agent_set: AgentSet, folder: Path) -> Wiring:
-    """Open the agents of a graph and decide its edges, and those of the recipes that it includes."""
+    """Open the agents and decide the edges of a graph and of the recipes it includes."""
     await agent_set.open()
     agents = dict(agent_set.agents)
     for name, entry in spec.graphs.items():
@@ -179,7 +179,7 @@ async def open_and_wire(spec: GraphSpec, order: Plan, agent_set: AgentSet, folde
                 agents[name] = await agent.wired(entry)
             except ChannelError as error:
                 raise ChannelError(f"in {name!r}: {error}") from error
-    # In a thread: fusers are read from the disk here, and the first cache edge imports torch.
+    # In a thread: this reads fusers from disk, and the first cache edge imports torch.
     wiring = await anyio.to_thread.run_sync(wire, spec, order, agents, folder)
     inside = [
         warning.inside(name)
@@ -191,7 +191,7 @@ async def open_and_wire(spec: GraphSpec, order: Plan, agent_set: AgentSet, folde
 
 
 def _read(source: str) -> Expression | Template:
-    """One expression in braces keeps its value's type; anything else is text."""
+    """Compile an input: a single expression in braces keeps its type, anything else is text."""
     try:
         return compile_expression(source, None) if source.strip().startswith("{{") else compile_template(source, None)
     except TemplateProblem:

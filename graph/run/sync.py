@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 def wait(work: Callable[[], Coroutine[Any, Any, T]], name: str, instead: str, partial: Callable[[], Any]) -> T:
-    """Do it in an event loop of its own. Ctrl-C raises Interrupted with what `partial` gives, when all is freed."""
+    """Run it in a new event loop. On Ctrl-C, free all resources, then raise Interrupted with `partial()`."""
     if _in_event_loop():
         raise InputError(
             f"{name}() can't wait where an event loop runs already, as in a notebook; use `await {instead}(...)`"
         )
     done: list[T] = []
 
-    async def main() -> None:  # gives nothing: as it ends asyncio makes a text of what it gives, however large
+    async def main() -> None:  # returns None: at the end asyncio formats the return value, however large
         done.append(await work())
 
     try:

@@ -1,7 +1,7 @@
 """The protocol that makes finished turns durable, so that resuming a run never repeats one.
 
-A run asks its log before a turn and records the turn after it. A recalled turn has its text from the log. Its KV cache
-is not in the log: it is computed again from the text when a receiver needs it. Knows no store.
+A run queries its log before a turn and records the turn after it. A recalled turn takes its text from the log. The log
+has no KV cache: it is recomputed from the text when a receiver needs it. Independent of the store.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,31 +28,31 @@ class RecordedTurn:
 
     text: str | None
     data: Any = None
-    ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
-    agent: Mapping[str, Any] = field(default_factory=dict)  # of an AgentResult, what is this turn's own
+    ids: Sequence[int] = ()  # the reply's token ids, if an edge sends its cache
+    agent: Mapping[str, Any] = field(default_factory=dict)  # AgentResult fields of this turn
     edges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # EdgeReports by sender
-    remembered: Sequence[Sequence[str]] | None = None  # role and content of what the run's session is to keep
+    remembered: Sequence[Sequence[str]] | None = None  # (role, content) pairs for the run's session
 
 
 class TurnLog(Protocol):
-    """What a run asks and tells. A run without one has none of the cost."""
+    """Durable log of a run's turns. Runs without one pay nothing."""
 
     @property
     def run(self) -> str:
         """The run's id."""
 
     def recall(self, turn: str) -> RecordedTurn | None:
-        """What is recorded of this turn, or None if it has not been finished."""
+        """Return the record of this turn, or None if it has not finished."""
 
     async def record(self, turn: str, recorded: RecordedTurn) -> None:
-        """Keep a finished turn; when this returns, the turn is safe."""
+        """Record a finished turn; the turn is durable when this returns."""
 
     def asked(self, turn: str, question: str) -> None:
-        """Hear that this turn waits for a person; the answer will be recalled as its reply."""
+        """Note that this turn waits for a person; `recall` later returns the answer as its reply."""
 
 
 async def take_turn(turn_log: TurnLog | None, name: str, agent: Agent, turn: Turn) -> Reply:
-    """The agent's reply: from the log where it recalls this turn (`reply.recalled`), else taken now."""
+    """Return the agent's reply: from the log if it has this turn (`reply.recalled`), else by taking the turn."""
     if turn_log is None:
         return await agent.turn(turn)
     recorded = turn_log.recall(name)
@@ -72,12 +72,12 @@ async def take_turn(turn_log: TurnLog | None, name: str, agent: Agent, turn: Tur
 
 
 async def note(turn_log: TurnLog, name: str, result: AgentResult, reply: Reply) -> None:
-    """Record a turn that has just finished; one that was recalled is recorded already."""
+    """Record a finished turn, unless it was recalled."""
     if reply.recalled:
         return
-    # Not dataclasses.asdict, which copies every value of them in Python: this is done for each turn.
+    # Avoid dataclasses.asdict, which deep-copies every value: this runs for each turn.
     edges = {sender: dict(vars(report)) for sender, report in reply.edges.items()}
-    # And not its text and data, which the payload has, nor its earlier turns, which are recorded already.
+    # Omit text and data, which the payload has, and earlier turns, which are already recorded.
     agent: dict[str, Any] = {key: getattr(result, key) for key in ("status", "model", "started", "turn")}
     agent |= {"timing": dict(vars(result.timing)), "tokens": dict(vars(result.tokens))}
     if result.finish_reason is not None:
@@ -113,7 +113,7 @@ def _stand_in(agent: Agent, turn: Turn, recorded: RecordedTurn) -> Reply:
 
 
 def _remembered(turn: Turn, recorded: RecordedTurn, mark: str) -> Turn:
-    """Have the session remember a recalled turn, once; gives the turn with what the session held before it."""
+    """Add a recalled turn to the session, once; return the turn with the session's earlier content."""
     memory = turn.memory
     if memory is None or recorded.remembered is None:
         return turn
@@ -126,20 +126,20 @@ def _remembered(turn: Turn, recorded: RecordedTurn, mark: str) -> Turn:
 
 def _report(plain: Mapping[str, Any]) -> EdgeReport:
     report = EdgeReport(**plain)
-    # JSON has texts as keys and no tuples.
+    # JSON has only string keys, and no tuples.
     report.residuals = {int(layer): (keys, values) for layer, (keys, values) in report.residuals.items()}
     return report
 
 
 async def _restore(turn: Turn) -> None:
-    """Have the caches again that this turn reads and that were lost."""
+    """Recompute the lost caches that this turn reads."""
     for delivery in turn.deliveries:
         if delivery.route.needs_cache:
             await delivery.payload.restore()
 
 
 class _Lost:
-    """What a finished turn no longer has: its cache, and words that nobody had asked for."""
+    """Recomputes what a recalled turn lacks: its cache, and a reply that nobody had requested."""
 
     def __init__(self, agent: Agent, turn: Turn, recorded: RecordedTurn, calls: Sequence[ToolCall]):
         self._agent = agent
@@ -150,7 +150,7 @@ class _Lost:
         self._cache: SentCache | None = None
 
     async def rebuild(self) -> "SentCache":
-        async with self._busy:  # several receivers may want it at the same time
+        async with self._busy:  # several receivers may request it concurrently
             if self._cache is None:
                 assert isinstance(self._agent, Rebuilder)
                 await _restore(self._turn)
