@@ -1,7 +1,7 @@
 """Decide the channel of an edge from its two ends, before any model is loaded. No torch.
 
-An edge hands over what the sender's turn produces: its reply, or, for an agent that only reads, what it read. A cache
-edge hands over the same as KV. Where a cache can't carry it, the edge carries text and the decision says why.
+An edge transfers what the sender's turn produces: its reply, or the prompt of an agent that only reads. A cache edge
+transfers the same as KV. If a cache can't carry it, the edge carries text and the decision states why.
 """
 
 from collections.abc import Sequence
@@ -32,22 +32,22 @@ class Decision:
     """
 
     form: Literal["text", "graft", "fuse", "joint"]
-    reason: str | None = None  # why text, where a cache was asked for
-    carries: Carries | None = None  # of a graft
+    reason: str | None = None  # why the edge carries text although a cache was requested
+    carries: Carries | None = None  # the part of the sender's cache that is grafted
     choice: FuserChoice | None = None
 
     @property
     def sender_must_write(self) -> bool:
-        """Whether the sender's reply is part of what travels."""
+        """Whether the edge transfers the sender's reply."""
         return self.form == "text" or (self.carries is not None and self.carries != "prompt")
 
 
 def decide_edge(
     edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, fusers: Sequence[str] = (), *, fetch: bool = True
 ) -> Decision:
-    """Decide an edge of a recipe in `folder`, whose `fusers` are its defaults; loads no model and no weights.
+    """Decide an edge of a recipe in `folder` with the default `fusers`; loads neither models nor weights.
 
-    `fetch` false: a hub's fuser that is not on this disk counts as missing.
+    If `fetch` is false, a fuser of the hub that is not on this disk counts as missing.
     """
     if isinstance(edge, TextEdge):
         return Decision("text")
@@ -67,14 +67,14 @@ def decide_edge(
         decision = _decide(edge, sender, receiver, folder, fusers, fetch)
     except (NoFuser, FuserError, ConfigError) as error:
         return Decision("text", str(error))
-    words_stay = isinstance(edge, BothEdge) and decision.form == "fuse"  # beside the corrections
+    words_stay = isinstance(edge, BothEdge) and decision.form == "fuse"  # the text travels beside the corrections
     if sender.agent in receiver.words_of and not words_stay:
         return Decision("text", receiver.words_of[sender.agent])
     return decision
 
 
 def nothing_private(sender: str, receiver: str) -> str:
-    """Why there is nothing to graft."""
+    """The reason for text when there is nothing to graft."""
     return (
         f"agent {receiver!r} itself reads all that {sender!r} has read, so there is nothing to graft; "
         "`carries: reply` grafts what it wrote"
@@ -99,10 +99,10 @@ def _decide(edge: Caching, sender: Peer, receiver: Peer, folder: Path, fusers: S
 
 
 def _carries(edge: Caching, sender: Peer) -> Carries:
-    """What a graft takes: by default what the sender's turn produces.
+    """The part of the sender's cache that a graft takes; by default what the sender's turn produces.
 
-    An agent that only reads hands over its whole prompt, its own words in it too; `both` carries the cache of the text
-    it hands over.
+    An agent that only reads transfers its whole prompt, its own text included. `both` transfers the cache of the text
+    it sends.
     """
     if sender.reads_only:
         return "all"
@@ -110,7 +110,7 @@ def _carries(edge: Caching, sender: Peer) -> Carries:
 
 
 def _measured_as(carries: Carries) -> Carries:
-    """What evidence must have carried: an agent that only reads hands over its prompt."""
+    """The part of the cache that a card's evidence must cover: an agent that only reads transfers its prompt."""
     return "prompt" if carries == "all" else carries
 
 
@@ -123,7 +123,7 @@ def _same_model(sender: Peer, receiver: Peer) -> bool:
 
 
 def _reads_the_same(sender: Peer, receiver: Peer) -> bool:
-    """Whether the receiver's own prompt always holds all that the sender's reply could be made of."""
+    """Whether the receiver's prompt always contains everything that the sender's reply could derive from."""
     return bool(sender.reads) and sender.reads <= receiver.holds - {sender.agent}
 
 
@@ -139,7 +139,7 @@ def _graft(sender: Peer, receiver: Peer, carries: Carries, choice: FuserChoice |
 
 
 def _fuse(edge: Caching, sender: Peer, receiver: Peer, choice: FuserChoice) -> Decision:
-    """A fuser corrects what both agents read, so what only the sender knows would reach nobody."""
+    """Decide for a fuser. It corrects what both agents read, so text that only the sender knows would be lost."""
     if isinstance(edge, BothEdge) or edge.carries == "prompt" or _reads_the_same(sender, receiver):
         return Decision("fuse", choice=choice)
     only = sorted(sender.reads - receiver.holds - {sender.agent})
@@ -154,7 +154,7 @@ def _fuse(edge: Caching, sender: Peer, receiver: Peer, choice: FuserChoice) -> D
 
 
 def _joint(edge: Caching, sender: Peer, receiver: Peer, carries: Carries, choice: FuserChoice) -> Decision:
-    """Both networks at work; one alone where there is nothing for the other."""
+    """Decide for a fuser and a translator; use one alone if there is nothing for the other."""
     if not _grafts_something(sender, receiver, carries):
         return Decision("fuse", choice=FuserChoice(choice.name, choice.why, fuse=choice.fuse))
     card = choice.fuse_card
@@ -164,12 +164,12 @@ def _joint(edge: Caching, sender: Peer, receiver: Peer, carries: Carries, choice
 
 
 def expected_route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, fusers: Sequence[str] = ()) -> Route:
-    """The route of an edge as it will be decided once the models are loaded, unless they turn out not to fit."""
+    """Predict the route of an edge without loading models. It may still fall back if they turn out not to fit."""
     return as_route(edge, decide_edge(edge, sender, receiver, folder, fusers, fetch=False))
 
 
 def as_route(edge: EdgeSpec, decision: Decision) -> Route:
-    """A decision as the graph follows it, its networks not loaded yet."""
+    """Convert a decision to a route whose networks are not loaded yet."""
     if decision.form == "text":
         return Route(edge, "text", fallback_reason=decision.reason)
     both, grafts = isinstance(edge, BothEdge), decision.form != "fuse"

@@ -12,10 +12,10 @@ __all__ = ["join_payloads"]
 
 
 def join_payloads(sender: str, turn: str, payloads: Sequence[Payload]) -> Payload:
-    """Texts with a blank line between them, caches in a row, and the newest data."""
+    """Join texts with blank lines, concatenate caches, and keep the newest data."""
 
     def cache() -> "SentCache | None":
-        from .cache.sent_cache import join_caches  # needs torch; without a cache nobody does
+        from .cache.sent_cache import join_caches  # needs torch, which runs without caches never import
 
         caches = [payload.cache for payload in payloads if payload.cache is not None]
         return join_caches(turn, caches) if caches else None

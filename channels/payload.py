@@ -1,4 +1,4 @@
-"""Payload, route and report of an edge, and the entries of a KV cache with whose text they are. No torch."""
+"""Payload, Route and EdgeReport of an edge; KVSpan, cache entries with the origins of their text. No torch."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["JOINT", "EdgeReport", "KVSpan", "Origin", "Payload", "Route", "Used"]
 
-JOINT = "\n\n"  # between the texts of several payloads
+JOINT = "\n\n"  # separates the texts of joined payloads
 
 Used = Literal["text", "cache", "both"]
 
 
 class Origin(NamedTuple):
-    """The input or agent whose text a token is, and which of that text's characters it covers: [start, end)."""
+    """The input or agent that a token's text comes from, and the characters [start, end) of that text it covers."""
 
     name: str
     start: int
@@ -30,10 +30,10 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class KVSpan:
-    """Entries of one row of a model: their KV, and for each entry its token and its origin.
+    """Entries of one row of a model: their KV, and the token and origin of each entry.
 
-    Each KV of `segments` holds layers of keys and values, (1, kv_heads, positions, head_dim); their positions add up to
-    the lengths of `ids` and `origins`. An origin is None where the entry is template text.
+    Each KV of `segments` holds keys and values by layer, (1, kv_heads, positions, head_dim). The total number of
+    positions equals the lengths of `ids` and `origins`. An origin is None for template text.
     """
 
     segments: tuple["KV", ...]
@@ -45,38 +45,38 @@ class KVSpan:
 
     @property
     def nbytes(self) -> int:
-        """The memory of all keys and values."""
+        """The bytes of all keys and values."""
         return sum(segment.nbytes for segment in self.segments)
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The inputs and agents whose text is in these entries."""
+        """The inputs and agents whose text these entries contain."""
         return frozenset(origin.name for origin in self.origins if origin is not None)
 
 
 @dataclass(eq=False)
 class Payload:
-    """What one agent's turn hands to its receivers: text, a KV cache, or both.
+    """The output of one agent's turn for its receivers: text, a KV cache, or both.
 
-    Where only cache edges leave the agent, it writes no text until `read` is called; it then continues from the cache.
+    If only cache edges leave the agent, the text is decoded from the cache once `read` is called.
     """
 
     sender: str
     text: str | None = None  # None: not written yet
-    cache: "SentCache | None" = None  # what the sender has prefilled and decoded
+    cache: "SentCache | None" = None  # everything that the sender has prefilled and decoded
     write: Callable[[], Awaitable[str]] | None = None
-    data: Any = None  # a JSON value beside the text: a structured reply, the value that a function returned
-    rebuild: Callable[[], Awaitable["SentCache | None"]] | None = None  # for a cache lost with an earlier process
+    data: Any = None  # a JSON value beside the text: a structured reply, or a function's return value
+    rebuild: Callable[[], Awaitable["SentCache | None"]] | None = None  # restores a cache lost with its process
     turn: str = ""  # id of the turn that made this payload; set by the graph
 
     async def read(self) -> str:
-        """The text; written now if it was not written before."""
+        """Return the text; decode it first if needed."""
         if self.text is None:
             self.text = await self.write() if self.write is not None else ""
         return self.text
 
     async def restore(self) -> None:
-        """Compute the cache again if it was lost."""
+        """Recompute the cache if it was lost."""
         if self.rebuild is not None:
             self.cache = await self.rebuild()
             self.rebuild = None
@@ -84,17 +84,17 @@ class Payload:
 
 @dataclass(frozen=True)
 class Route:
-    """The channel of an edge in this run. Decided once both models are known, before either agent takes a turn."""
+    """The channel of an edge in this run, decided once both models are known, before either agent takes a turn."""
 
     edge: EdgeSpec
     used: Used
-    fallback_reason: str | None = None  # why it is not the channel that was asked for
+    fallback_reason: str | None = None  # why it differs from the requested channel
     needs_text: bool = True  # the sender must write its reply
     needs_cache: bool = False  # the sender must prefill its own prompt and keep the KV cache
-    plan: "EdgePlan | None" = None  # what the cache channel has loaded for this edge
+    plan: "EdgePlan | None" = None  # the loaded plan of the cache channel
     carries: Literal["prompt", "reply", "all"] | None = None  # the part of the sender's cache that is grafted
-    fuser: str | None = None  # the fuser in use, as it was named or found
-    fuser_reason: str | None = None  # who chose it: the edge, the recipe, or its card's evidence
+    fuser: str | None = None  # name or path of the fuser in use
+    fuser_reason: str | None = None  # who selected it: the edge, the recipe, or its card's evidence
 
 
 @dataclass
@@ -104,14 +104,14 @@ class EdgeReport:
     asked: Channel
     channel_used: Used
     fallback_reason: str | None = None
-    bytes: int = 0  # of the text and the KV that were transferred
+    bytes: int = 0  # of the transferred text and KV
     positions_fused: int = 0
     positions_grafted: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # transfer, fuse
-    # By receiver layer, norm of a fuser's correction of keys and of values over theirs; None: the gate is closed.
+    # By receiver layer, norms of a fuser's corrections of keys and values relative to both; None: the gate is closed.
     residuals: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
-    fuser: str | None = None  # the fuser that was used
-    fuser_reason: str | None = None  # who chose it: the edge, the recipe, or its card's evidence
+    fuser: str | None = None  # name or path of the fuser in use
+    fuser_reason: str | None = None  # who selected it: the edge, the recipe, or its card's evidence
 
     @property
     def carried_nothing(self) -> bool:
@@ -120,7 +120,7 @@ class EdgeReport:
 
     @classmethod
     def of(cls, route: Route) -> "EdgeReport":
-        """The report of an edge that has transferred nothing yet."""
+        """Create the report of an edge that has transferred nothing yet."""
         return cls(
             route.edge.channel,
             route.used,

@@ -23,13 +23,13 @@ from .spec import AutoEdge, EdgeSpec, TextEdge
 
 __all__ = ["fall_back", "route", "why_not_aligned"]
 
-_SAME_TOKENS = 0.99  # of the receiver's vocabulary must mean the same to the sharer where both read the same ids
+_SAME_TOKENS = 0.99  # least part of the receiver's vocabulary whose ids the sharer shares, for alignment `ids`
 
 
 def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, fusers: Sequence[str] = ()) -> Route:
-    """Decide an edge and load its fuser. `folder` is the recipe's, `fusers` its defaults.
+    """Decide an edge and load its networks. `folder` is the recipe's, `fusers` its defaults.
 
-    Raises ChannelError where a cache can't travel and text may not.
+    Raises ChannelError if a cache can't travel and the recipe forbids text.
     """
     decision = decide_edge(edge, sender, receiver, folder, fusers)
     if isinstance(edge, TextEdge):
@@ -43,14 +43,14 @@ def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, fusers: Se
 
 
 def fall_back(edge: EdgeSpec, reason: str) -> Route:
-    """Text, with the reason; or the error that the recipe prefers."""
+    """Route the edge over text for this reason. Raises ChannelError if the recipe forbids it."""
     if not isinstance(edge, TextEdge | AutoEdge) and edge.fallback == "error":
         raise ChannelError(f"the {edge.channel} edge {edge.sender!r} -> {edge.receiver!r} can't work: {reason}")
     return Route(edge, "text", fallback_reason=reason)
 
 
 def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> GraftPlan | FusePlan | JointPlan | str:
-    """The edge's networks, loaded and checked against both models; or the reason why the edge can't use them."""
+    """Load the edge's networks and check them against both models; returns the reason if the edge can't use them."""
     choice, carries = decision.choice, decision.carries
     assert sender.engine is not None
     assert receiver.engine is not None
@@ -72,7 +72,7 @@ def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> Gr
 
 
 def _translation(sharer: Engine, receiver: Engine, place: Path) -> Translation | str:
-    """Raises FuserError where the folder holds no whole translator."""
+    """Load a translator; returns the reason if it does not fit. Raises FuserError if the folder is damaged."""
     mine, theirs = receiver.model, sharer.model
     if mine.info.states:
         return f"{mine.name!r} keeps a recurrent state beside its KV cache, and no translator makes one"
@@ -101,7 +101,7 @@ def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | No
 
 
 def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
-    """Raises FuserError where the folder holds no whole fuser."""
+    """Load a fuser; returns the reason if it does not fit. Raises FuserError if the folder is damaged."""
     fuser = load_fuser(place, receiver.model.device, receiver.model.dtype).freeze()
     backend("cpu").widen_linears(fuser.module)
     card = fuser.card
@@ -122,7 +122,7 @@ def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> 
 
 
 def why_not_aligned(alignment: Alignment, receiver: LoadedModel, sharer: LoadedModel) -> str | None:
-    """Why tokens can't be brought together in this way."""
+    """Why this alignment can't pair the tokens of the two models; None if it can."""
     if receiver.tokenizer is None or sharer.tokenizer is None:
         return f"{(receiver if receiver.tokenizer is None else sharer).name!r} has no tokenizer"
     if alignment == "ids":

@@ -1,4 +1,4 @@
-"""The channels' slice of a recipe: what an edge hands over."""
+"""The edges of a recipe, and which channel each uses."""
 
 from typing import Annotated, Literal
 
@@ -40,13 +40,13 @@ class _Edge(Strict):
 
 
 class TextEdge(_Edge):
-    """Hands over what the sender wrote."""
+    """Transfers the text of the sender's reply."""
 
     channel: Literal["text"] = "text"
 
 
 class FuserPair(Strict):
-    """Two networks for one edge."""
+    """A fuser and a translator for one edge."""
 
     fuse: Annotated[Name, Field(description="The fuser, for what both ends have read.")]
     graft: Annotated[Name, Field(description="The translator, for what only the sender has read.")]
@@ -57,7 +57,7 @@ def _shape(value: object) -> str:
 
 
 def named_fusers(fuser: str | FuserPair | None) -> tuple[str, ...]:
-    """The names in an edge's `fuser`."""
+    """List the fusers named by an edge's `fuser`."""
     if isinstance(fuser, FuserPair):
         return fuser.fuse, fuser.graft
     return () if fuser is None else (fuser,)
@@ -91,19 +91,19 @@ class _CacheCapable(_Edge):
 
 
 class CacheEdge(_CacheCapable):
-    """Hands over the sender's KV cache: fused where both have read the text, grafted where only the sender has."""
+    """Transfers the sender's KV cache: fused where both ends have read the text, grafted where only the sender has."""
 
     channel: Literal["cache"]
 
 
 class BothEdge(_CacheCapable):
-    """Hands over what the sender wrote, and the cache of that text too."""
+    """Transfers the text of the sender's reply, and its cache."""
 
     channel: Literal["both"]
 
 
 class AutoEdge(_CacheCapable):
-    """A cache edge where the cache carries all that the text would, else a text edge."""
+    """A cache edge if the cache carries everything that the text would, else a text edge."""
 
     channel: Literal["auto"]
 
