@@ -53,7 +53,7 @@ class Answerer(ScriptedAgent):
 
     async def _knows(self, turn: Turn) -> bool:
         (heard,) = [await self._heard(turn, delivery) for delivery in turn.deliveries] or [""]
-        return self.knows(heard, turn.inputs["context"]))
+        return self.knows(heard, turn.inputs["context"])
 
     async def _heard(self, turn: Turn, delivery: Any) -> str:
         if delivery.route.used == "text":
