@@ -1,7 +1,6 @@
 """Small GGUF files of transformers models, as llama.cpp's converter writes them."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,9 @@ def write_gguf(
     writer.add_rope_dimension_count(dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for key, value in (said or {}).items():
-        add: Callable[[str, Any], None] = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add: Callable[[str, Any], None] = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[
+            type(value)
+        ]
         add(f"{architecture}.{key}", value)
     _write_tokenizer(writer)
     names = gguf.get_tensor_name_map(

@@ -20,7 +20,12 @@ from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, Te
 from cachegraph.engine.pool import lease
 from cachegraph.engine.spec import ModelSpec
 
-EDGES: dict[str, type[TextEdge | CacheEdge | BothEdge | AutoEdge]] = {"text": TextEdge, "cache": CacheEdge, "both": BothEdge, "auto": AutoEdge}
+EDGES: dict[str, type[TextEdge | CacheEdge | BothEdge | AutoEdge]] = {
+    "text": TextEdge,
+    "cache": CacheEdge,
+    "both": BothEdge,
+    "auto": AutoEdge,
+}
 OTHER_TEMPLATE = (
     "{% for m in messages %}<turn of {{ m.role }}>\n{{ m.content | trim }}<end>\n{% endfor %}"
     "{% if add_generation_prompt %}<turn of model>\n{% endif %}"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachegraph.agents.prompt.filters import Value
-from cachegraph.agents.prompt.sandbox import SANDBOX
 from cachegraph.agents.prompt.parse_template import MARK, TemplateProblem
+from cachegraph.agents.prompt.sandbox import SANDBOX
 from cachegraph.agents.prompt.template import Rendered, Span, compile_template
 
 TEXTS = st.text(max_size=20)

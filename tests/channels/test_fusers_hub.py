@@ -1,11 +1,11 @@
 """Fusers of the hub, against a hub of a few lines on this machine: what is fetched, found again, and refused."""
 
-from typing import Any
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_hub import COMMIT, hub_environment, serve_hub

@@ -11,7 +11,7 @@ import torch
 from golden_runner import fuser, model
 from lean_fusers import lean
 
-from cachegraph.channels.cache import stream_layers
+from cachegraph.channels.cache import apply_fuser, stream_layers
 from cachegraph.channels.cache.apply_fuser import FusionMode
 from cachegraph.channels.cache.fused_prefill import FusedPrefill, Sharer, fused_prefill
 from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, SharerPrompt, Stretch, share_by_ids

@@ -1,8 +1,8 @@
 """Pushing a fuser, against a hub of a few lines on this machine that takes uploads; and the model card it gets."""
 
-from typing import Any
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_hub import hub_environment, serve_hub

@@ -150,7 +150,7 @@ def test_a_message_that_ends_the_prompt_keeps_its_last_token_apart(models: Any) 
         share_by_offsets(mine, [theirs]),
     ):
         check(reading)
-        assert reading.fused == len(ids) - 1
+        assert reading.fused == len(mine.ids) - 1
 
 
 @given(

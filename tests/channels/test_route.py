@@ -20,7 +20,12 @@ from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
 from cachegraph.engine.engine import Engine
 from cachegraph.errors import ChannelError
 
-KINDS: dict[str, type[TextEdge | CacheEdge | BothEdge | AutoEdge]] = {"text": TextEdge, "cache": CacheEdge, "both": BothEdge, "auto": AutoEdge}
+KINDS: dict[str, type[TextEdge | CacheEdge | BothEdge | AutoEdge]] = {
+    "text": TextEdge,
+    "cache": CacheEdge,
+    "both": BothEdge,
+    "auto": AutoEdge,
+}
 
 
 @pytest.fixture(scope="module")

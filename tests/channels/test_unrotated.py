@@ -1,6 +1,5 @@
 """Fusing on unrotated keys: the same as to take RoPE off, correct, and put it on again, wherever each end has read."""
 
-from cachegraph.channels.fusers.networks.lean import LeanProjector
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from cachegraph.channels.cache.apply_fuser import FuserInput, ReceiverRope, fuse_layers
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.fusers.networks.lean import LeanProjector
 from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
 from cachegraph.engine.model.forward import Row, forward
 from cachegraph.engine.model.load import LoadedModel

@@ -1,7 +1,6 @@
 """Models whose cache can't travel: named, refused for cache edges, and served all the same."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 

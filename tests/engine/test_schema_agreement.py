@@ -3,7 +3,6 @@
 No model takes part: the grammar's bytes are drawn at random, so that every corner of it is reached. Counts are printed.
 """
 
-from collections.abc import Callable
 import json
 import random
 from time import monotonic

@@ -1,6 +1,5 @@
 """The check at load is remembered as long as nothing changed that it depends on, and by nobody else."""
 
-import transformers
 import json
 import os
 import threading

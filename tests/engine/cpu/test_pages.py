@@ -1,6 +1,5 @@
 """Memory in large pages is memory like any other."""
 
-import mmap
 import gc
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A pull ends in a whole model or in one sentence, whatever happens on the way."""
 
-from typing import Any
-from collections.abc import Callable
 import json
 import shutil
 import signal
