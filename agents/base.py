@@ -1,4 +1,4 @@
-"""The Agent protocol: open, take turns, close; and what a turn takes and gives. No torch."""
+"""The Agent protocol, and the inputs and outputs of a turn. No torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 
-# Why a reply ended, in the words of the OpenAI API where it has one.
-#   eos             the model ended it with its end-of-sequence token
-#   stop            a stop string ended it, or its JSON was whole; an endpoint says `stop` for `eos`, too
-#   length          it reached max_new_tokens, limits.max_tokens or the model's context, and may be cut in mid-sentence
-#   tool_calls      it ends with calls of tools that nobody has answered
-#   content_filter  the endpoint withheld it, or a part of it
+# Why a reply ended, in the terms of the OpenAI API where it has one.
+#   eos             the model produced its end-of-sequence token
+#   stop            a stop string matched, or its JSON was complete; endpoints also report `stop` for `eos`
+#   length          it reached max_new_tokens, limits.max_tokens or the model's context; may end in mid-sentence
+#   tool_calls      it ends with tool calls that have no results yet
+#   content_filter  the endpoint withheld all or part of it
 #   refusal         the model declined to answer
-#   error           the endpoint broke off with an error
+#   error           the endpoint aborted with an error
 FinishReason = Literal["stop", "eos", "length", "tool_calls", "content_filter", "refusal", "error"]
 
 
@@ -52,33 +52,33 @@ CLOSED = "agent {} is not open: its graph was closed while a run was at work; cl
 
 @dataclass
 class Timing:
-    """Where an agent's time went, in seconds."""
+    """The seconds of a turn, by phase."""
 
-    queued: float = 0.0  # waiting for the model, behind other requests
+    queued: float = 0.0  # behind other requests to the model
     prefill: float = 0.0
     transfer: float = 0.0  # moving, aligning and rotating caches
     fuse: float = 0.0
     decode: float = 0.0
-    first_token: float | None = None  # from the start of the turn to the first token of the reply
+    first_token: float | None = None  # from the start of the turn to the reply's first token
     total: float = 0.0
 
     def add(self, other: "Timing") -> None:
-        """Add another turn's seconds. Of several turns there is no one first token."""
+        """Add another turn's seconds. Several turns have no common first token."""
         for name in ("queued", "prefill", "transfer", "fuse", "decode", "total"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass
 class Tokens:
-    """How many positions an agent computed, and how much memory they took."""
+    """The positions that an agent computed, and their memory."""
 
     prefilled: int = 0
     generated: int = 0
-    reused: int = 0  # positions that were not prefilled: grafted, or found among prompts that were read before
-    kv_bytes: int = 0  # of the largest row it had, with what that shares with others
+    reused: int = 0  # positions not prefilled: grafted, or found in the prefix cache
+    kv_bytes: int = 0  # of its largest row, shared memory included
 
     def add(self, other: "Tokens") -> None:
-        """Add another turn's positions; memory is that of the larger."""
+        """Add another turn's positions; memory is the maximum of both."""
         for name in ("prefilled", "generated", "reused"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.kv_bytes = max(self.kv_bytes, other.kv_bytes)
@@ -86,13 +86,13 @@ class Tokens:
 
 @dataclass
 class Traffic:
-    """What all messages of an edge were together, in every round of a loop."""
+    """The totals of all payloads on an edge, over all rounds of a loop."""
 
     messages: int = 0
     bytes: int = 0
     positions_fused: int = 0
     positions_grafted: int = 0
-    fallbacks: int = 0  # messages that went another way than asked
+    fallbacks: int = 0  # payloads that used another channel than requested
 
     def add(self, other: "Traffic") -> None:
         for each in fields(self):
@@ -100,35 +100,35 @@ class Traffic:
 
     @classmethod
     def of(cls, report: EdgeReport) -> "Traffic":
-        """One message's part."""
+        """The traffic of one payload."""
         fell = report.fallback_reason is not None
         return cls(1, report.bytes, report.positions_fused, report.positions_grafted, int(fell))
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call of a tool during a turn, and what came back."""
+    """One tool call of a turn, and its result."""
 
-    tool: str  # server.tool, or what the model called where there is no such tool
+    tool: str  # server.tool, or the name that the model called if no such tool exists
     arguments: dict[str, Any]
     result: str
-    error: bool = False  # the tool could not do what it was asked; the model was told so
+    error: bool = False  # the tool failed; the model received the message
     seconds: float = 0.0
     round: int = 1  # 1-based index of the reply that called it
 
 
 @dataclass
 class MemoryReport:
-    """What a session brought to a turn."""
+    """What a session contributed to a turn."""
 
-    turns: int = 0  # that stood in front of the prompt
-    reused: int = 0  # positions whose cache was kept, and that were not prefilled
-    refused: str | None = None  # why the kept cache was not used
+    turns: int = 0  # earlier turns in front of the prompt
+    reused: int = 0  # positions taken from the stored cache instead of prefilled
+    refused: str | None = None  # why the stored cache was not used
 
 
 @dataclass(frozen=True, eq=False)
 class Delivery:
-    """A payload and the route it travelled."""
+    """A payload and the route it took."""
 
     route: Route
     payload: Payload
@@ -136,29 +136,29 @@ class Delivery:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """All that an agent gets for one turn."""
+    """Everything an agent receives for one turn."""
 
     inputs: Mapping[str, Any]
     deliveries: Sequence[Delivery] = ()
-    needs_text: bool = True  # somebody reads the reply: an edge, or the graph's caller
-    needs_cache: bool = False  # an edge out of this agent hands over its KV cache
+    needs_text: bool = True  # an edge or the graph's caller reads the reply
+    needs_cache: bool = False  # an edge out of this agent transfers its KV cache
     on_text: Callable[[str], None] | None = None  # called with each piece of the reply as it is decoded
     on_prompt: Callable[[str], None] | None = None  # called with the prompt once it is rendered
-    most_tokens: int | None = None  # to write at most: what is left of the run's budget
-    id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` where the agent takes several in a run
-    control: "Control | None" = None  # feed the agent wrong caches, to learn whether the right ones matter
-    within: "RunContext | None" = None  # of the run around it, for an agent that is a graph
-    memory: Recollection | None = None  # what this agent remembers of the run's session
-    on_tool: Callable[[ToolCall], None] | None = None  # called with each call of a tool, when its result is there
-    generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the run's caller has changed
+    most_tokens: int | None = None  # limit on new tokens: the rest of the run's budget
+    id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` if the agent takes several turns in a run
+    control: "Control | None" = None  # replace received caches with wrong ones, to test whether they matter
+    within: "RunContext | None" = None  # the enclosing run, for an agent that is a graph
+    memory: Recollection | None = None  # the agent's part of the run's session
+    on_tool: Callable[[ToolCall], None] | None = None  # called with each tool call once its result is there
+    generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the run's caller overrides
 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """What takes the place of the caches that come over the edges of a turn; the words that come stay right.
+    """A control that replaces the caches received over the edges of a turn. Received text stays as it is.
 
-    zero: as many positions whose keys and values are all 0. mismatched: what the same edges brought in `other`, this
-    agent's turn on another example.
+    zero: as many positions, with keys and values of 0. mismatched: the caches that the same edges delivered in `other`,
+    this agent's turn on another example.
     """
 
     kind: Literal["zero", "mismatched"]
@@ -167,16 +167,16 @@ class Control:
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """How likely a model finds a text behind its prompt: the natural logarithm of its probability, and its length."""
+    """The natural logarithm of a text's probability after a prompt, and the text's length."""
 
     logprob: float
     tokens: int
     characters: int
-    greedy: bool = False  # whether greedy decoding would write it
+    greedy: bool = False  # whether greedy decoding would produce it
 
 
 class Scored(NamedTuple):
-    """The scores of choices, and by sender what the edges brought to the prompt they stand behind."""
+    """The scores of choices, and by sender the reports of the prompt's edges."""
 
     scores: list[ChoiceScore]
     edges: dict[str, EdgeReport]
@@ -184,26 +184,26 @@ class Scored(NamedTuple):
 
 @dataclass(eq=False)
 class Reply:
-    """What an agent gives back: the payload for its edges, and the cost of the turn."""
+    """An agent's reply: the payload for its edges, and the cost of the turn."""
 
     payload: Payload
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
-    edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender: what came in
-    ids: Sequence[int] = ()  # the reply's tokens, where its cache is handed on
-    recalled: bool = False  # the turn was taken by an earlier process of this run
-    inside: "Mapping[str, AgentResult]" = field(default_factory=dict)  # of a sub-graph: its agents' results
-    inside_edges: Mapping[tuple[str, str], EdgeReport] = field(default_factory=dict)  # and its edges', by full names
+    edges: dict[str, EdgeReport] = field(default_factory=dict)  # by sender
+    ids: Sequence[int] = ()  # the reply's tokens, if an edge transfers its cache
+    recalled: bool = False  # an earlier process of this run took the turn
+    inside: "Mapping[str, AgentResult]" = field(default_factory=dict)  # results of a sub-graph's agents
+    inside_edges: Mapping[tuple[str, str], EdgeReport] = field(default_factory=dict)  # of its edges, by full names
     inside_traffic: Mapping[tuple[str, str], Traffic] = field(default_factory=dict)
-    turns: int = 1  # that this stands for: of the items of a list, of the agents of a graph
+    turns: int = 1  # the number of turns this stands for: items of a list, agents of a graph
     tool_calls: list[ToolCall] = field(default_factory=list)
-    memory: MemoryReport | None = None  # where the turn belongs to a session
-    remembered: list[tuple[str, str]] | None = None  # role and content of what that session keeps beside the reply
-    finish_reason: FinishReason | None = None  # None where no model wrote: it only read, or it is a function or person
+    memory: MemoryReport | None = None  # set if the turn belongs to a session
+    remembered: list[tuple[str, str]] | None = None  # (role, content) messages that the session keeps beside the reply
+    finish_reason: FinishReason | None = None  # None if no model wrote: it only read, or is a function or person
 
 
 class Agent(Protocol):
-    """One agent of a graph, bound to its model. Safe to use from many runs at once."""
+    """One agent of a graph, bound to its model. Safe for concurrent use by many runs."""
 
     name: str
 
@@ -221,7 +221,7 @@ class Agent(Protocol):
 
 
 class Paused(Exception):
-    """Raised by an agent that waits for a person. The run can be resumed with an answer to the question."""
+    """Raised by an agent that waits for a person. Resume the run with an answer to the question."""
 
     def __init__(self, question: str):
         self.question = question
@@ -230,10 +230,10 @@ class Paused(Exception):
 
 @runtime_checkable
 class Rebuilder(Protocol):
-    """An agent that can compute the cache of a turn again that an earlier process took."""
+    """An agent that can recompute the cache of a turn taken by an earlier process."""
 
     async def rebuild(self, turn: Turn, ids: Sequence[int], calls: Sequence[ToolCall] = ()) -> "SentCache":
-        """The cache of this turn, whose reply has these tokens and made these calls: prefilled again, not decoded."""
+        """Recompute the cache of this turn by prefill alone. The reply has these tokens and made these calls."""
 
 
 @runtime_checkable
@@ -242,14 +242,14 @@ class Loader(Protocol):
 
     @property
     def loading(self) -> Mapping[str, Mapping[str, float]]:
-        """By model that `open` waited for, and by part of the work, seconds; empty where the model was there."""
+        """Seconds by model that `open` loaded and by phase; empty if the model was already loaded."""
 
 
 class Scorer(Protocol):
-    """An agent that can also say how likely it finds given replies."""
+    """An agent that can also score given replies."""
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
-        """Each choice's score as the reply to this turn, all on one prefill; `verbatim` adds no space in front."""
+        """Score each choice as the reply to this turn, on one prefill; `verbatim` inserts no space before it."""
 
     async def judge(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> Scored:
-        """The scores, and what the edges did."""
+        """Score the choices, and report the edges."""

@@ -15,7 +15,7 @@ __all__ = ["Create", "create_agent", "create_in_context"]
 
 
 class Create(Protocol):
-    """A factory of agents that have a model. `create_agent` is the default."""
+    """A factory of agents that have a model. The default is `create_agent`."""
 
     def __call__(
         self,
@@ -42,10 +42,10 @@ def create_agent(
     allow_local: bool = True,
     allow_paths: bool = True,
 ) -> Agent:
-    """An agent that is not open yet. `folder` is the recipe's; `inputs` and `upstream` name what its prompt may use.
+    """Create an unopened agent. `folder` is the recipe's; `inputs` and `upstream` name what its prompt may use.
 
-    `toolbox` holds the recipe's tool servers; `allow_local` lets an endpoint be in this machine's networks,
-    `allow_paths` a model outside the recipe's folder.
+    `toolbox` holds the recipe's tool servers. `allow_local` permits endpoints in this machine's networks, `allow_paths`
+    a model outside the recipe's folder.
     """
     if isinstance(model, EndpointSpec):
         from .endpoint.agent import EndpointAgent
@@ -61,7 +61,7 @@ def create_agent(
 def create_in_context(
     create: Create, spec: AgentSpec, context: AgentContext, *, allow_local: bool, allow_paths: bool
 ) -> Agent:
-    """Call a factory for one agent of a recipe. Only `create_agent` has to know permissions, and tools if there are."""
+    """Call a factory for one agent of a recipe. Only `create_agent` receives permissions and tools."""
     options: dict[str, Any] = {"toolbox": context.toolbox} if spec.tools else {}
     if create is create_agent:
         options |= {"allow_local": allow_local, "allow_paths": allow_paths}

@@ -1,4 +1,4 @@
-"""The base of all agent kinds: the keys that every entry of `agents` has, and what the graph asks of a kind."""
+"""AgentEntry, the base of all agent kinds: the common keys of an entry, and what the graph asks of a kind."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -25,11 +25,11 @@ Models = Mapping[str, "str | ModelSpec | EndpointSpec"]  # the recipe's `models`
 
 
 class Reads(NamedTuple):
-    """The inputs and replies that an agent reads. A condition that only asks for a text names it without hearing it."""
+    """The inputs and replies that an agent reads. A condition that only tests a text names it without hearing it."""
 
     named: frozenset[str]
     heard: frozenset[str]
-    withheld: frozenset[str] = frozenset()  # heard, but not handed on: named only in the system message of a reader
+    withheld: frozenset[str] = frozenset()  # heard, but not passed on: named only in the system message of a reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +44,18 @@ class AgentContext:
     toolbox: "Toolbox"
     create: "Callable[[AgentSpec, AgentContext], Agent]"  # creates an agent that has a model
     include: "Callable[[str, SubgraphSpec], Agent]"  # creates the agent of an included recipe
-    function: "Function | None" = None  # the one that the caller's code registered under this name
+    function: "Function | None" = None  # the function that the caller's code registered under this name
 
 
 class RouteCase(Strict):
-    """One way on from an agent, and its condition."""
+    """A route out of an agent, and its condition."""
 
     when: Annotated[str | None, Field(description="An expression; the case without one is the last.")] = None
     to: Annotated[str, Field(min_length=1, description="The agent that then receives.")]
 
 
 class AgentEntry(Strict):
-    """What every entry of `agents` may say, whatever stands behind it."""
+    """The keys that every entry of `agents` may have, whatever its kind."""
 
     timeout: Annotated[PositiveFloat | None, Field(description="Seconds, of one turn.")] = None
     join: Annotated[
@@ -80,23 +80,23 @@ class AgentEntry(Strict):
     ] = "item"
     max_concurrent: Annotated[PositiveInt | None, Field(description="Items at work at the same time.")] = None
 
-    # What the graph asks of a kind. A kind defines `create` and `label`, and overrides the defaults that do not fit.
+    # The graph's interface to a kind. A kind defines `create` and `label`, and overrides defaults that do not fit.
 
     template_keys: ClassVar[tuple[str, ...]] = ()  # keys that hold a template
     template_maps: ClassVar[tuple[str, ...]] = ()  # keys that hold a mapping of templates
-    takes_all_inputs: ClassVar[bool] = False  # it may read every input, whatever its templates name
-    acts: ClassVar[bool] = True  # it does more than reply, so it takes its turn even if nobody reads the reply
+    takes_all_inputs: ClassVar[bool] = False  # it may read every input, whether or not its templates name it
+    acts: ClassVar[bool] = True  # it has effects beside its reply, so it takes its turn even if nobody reads the reply
     pauses: ClassVar[bool] = False  # it waits for a person, so its run must be stored
-    no_cache: ClassVar[str | None] = "has no KV cache"  # said after "agent 'x'"; None where the model decides
+    no_cache: ClassVar[str | None] = "has no KV cache"  # follows "agent 'x'" in a message; None: the model decides
     mermaid_brackets: ClassVar[tuple[str, str] | None] = None  # None: by its route
 
     @abstractmethod
     def create(self, context: AgentContext) -> "Agent":
-        """The agent, not open yet."""
+        """Create the agent, unopened."""
 
     @abstractmethod
     def label(self, models: Models) -> str:
-        """What the agent runs on, for drawings."""
+        """The agent's model or code, for drawings."""
 
     @property
     def session_memory(self) -> Memory:
@@ -105,12 +105,12 @@ class AgentEntry(Strict):
 
     @property
     def uses_tools(self) -> bool:
-        """Whether a turn may act through tools."""
+        """Whether a turn may call tools."""
         return False
 
     @property
     def reads_only(self) -> bool:
-        """Whether the agent reads its prompt and writes nothing."""
+        """Whether the agent only reads its prompt and decodes nothing."""
         return False
 
     def templates(self) -> list[tuple[str, str]]:
@@ -119,7 +119,7 @@ class AgentEntry(Strict):
         return [(".".join(path), source) for path, source in self.templates_in(values)]
 
     def reads(self, name: str, senders: Collection[str], inputs: Collection[str]) -> Reads:
-        """What the agent of this name reads. By default a reply without a slot is read in front of the prompt."""
+        """The names that this agent reads. By default, a reply without a slot is read in front of the prompt."""
         from .prompt.template import compile_template
 
         templates = [compile_template(source, None) for _, source in self.templates()]
@@ -128,14 +128,14 @@ class AgentEntry(Strict):
         return Reads(named, heard | (frozenset(senders) - named))
 
     def why_unread(self, name: str, sender: str) -> str:
-        """Why the agent of this name gets no text of what this sender replies."""
+        """Why this agent receives no text of this sender's reply."""
         return f"the prompt of {name!r} only asks whether {sender!r} has replied"
 
-    # Asked of an entry's raw data, which may be wrong in every other respect.
+    # These take an entry's raw data, which may be invalid in other respects.
 
     @classmethod
     def templates_in(cls, body: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Every template, and the keys that lead to it."""
+        """Yield every template and the keys that lead to it."""
         for key in cls.template_keys:
             if isinstance(source := body.get(key), str):
                 yield (key,), source
@@ -147,10 +147,10 @@ class AgentEntry(Strict):
 
     @classmethod
     def paths_in(cls, body: Mapping[str, Any], models: Collection[str]) -> Collection[tuple[str, str]]:
-        """Keys whose values may be paths, and the paths. `models` are the keys of the recipe's `models`."""
+        """Keys whose values may be paths, with the paths. `models` are the keys of the recipe's `models`."""
         return ()
 
     @classmethod
     def code_in(cls, body: Mapping[str, Any]) -> tuple[str, str] | None:
-        """The key that makes the entry run code of this machine, and what it runs; None where it runs none."""
+        """The key that makes the entry run code on this machine, and the code it names; None if it runs none."""
         return None

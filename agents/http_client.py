@@ -1,8 +1,8 @@
-"""HTTP clients for a recipe's endpoints and tool servers: they connect to the address that was judged.
+"""HTTP clients for a recipe's endpoints and tool servers, which connect only to checked addresses.
 
-A name is resolved once, its addresses are judged, and the connection goes to one of those: a name that answers
-differently the second time gains nothing. Behind the user's own proxy (HTTP_PROXY and its like) the proxy connects, so
-there the name is judged as far as this machine can resolve it.
+A name is resolved once, its addresses are checked, and the connection uses one of those, so a second DNS answer changes
+nothing. Behind the user's own proxy (HTTP_PROXY and similar) the proxy connects; there the name is checked as far as
+this machine can resolve it.
 """
 
 import ipaddress
@@ -27,7 +27,7 @@ ALLOW_LOCAL = "if you trust this recipe, allow it with --allow-local, or allow_l
 
 
 def http_client(url: str, allow_local: bool, **options: Any) -> "httpx2.AsyncClient":
-    """A client for this address. `allow_local`: it may reach this machine and its networks, by whatever name."""
+    """Create a client for this address. `allow_local` permits this machine and its networks, under any name."""
     import httpx2
 
     verify = ssl_context()
@@ -49,7 +49,7 @@ def _judging(inner: "httpx2.AsyncBaseTransport", pinned: bool) -> "httpx2.AsyncB
     import httpx2
 
     class Judging(httpx2.AsyncBaseTransport):
-        """Sends a request to an address of its host that was judged before."""
+        """Sends a request to a checked address of its host."""
 
         async def handle_async_request(self, request: "httpx2.Request") -> "httpx2.Response":
             host, port = request.url.host, request.url.port
@@ -73,7 +73,7 @@ def _judging(inner: "httpx2.AsyncBaseTransport", pinned: bool) -> "httpx2.AsyncB
 
 
 async def _addresses(host: str, port: int | None, must_resolve: bool) -> list[str]:
-    """The addresses of a host, each one judged. Raises ConfigError where one is not the open internet's."""
+    """Resolve a host and check each address. Raises ConfigError if one is not on the open internet."""
     import httpx2
 
     try:
@@ -91,7 +91,7 @@ async def _addresses(host: str, port: int | None, must_resolve: bool) -> list[st
 
 
 def _proxy_for(url: str) -> str | None:
-    """The user's proxy for an address, None where there is none: what is known to be here needs none."""
+    """The user's proxy for an address; None without one or for local addresses."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxies = getproxies()

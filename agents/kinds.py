@@ -1,6 +1,7 @@
 """The registry of agent kinds.
 
-A new kind is one file, with its spec (an `AgentEntry`) and its agent, and one line in `KINDS`; see CONTRIBUTING.md.
+To add a kind, write one file with its spec (an `AgentEntry`) and its agent, and add a line to `KINDS`; see
+CONTRIBUTING.md.
 """
 
 from collections.abc import Mapping
@@ -23,11 +24,11 @@ KINDS: dict[str, type[AgentEntry]] = {
     "function": FunctionSpec,
     "pause": PauseSpec,
 }
-DEFAULT = "model"  # of an entry that has none of the keys
+DEFAULT = "model"  # for an entry with none of the keys
 
 
 def kind_of(entry: Any) -> str:
-    """The key in `KINDS` of an entry: of its raw data, or of its spec."""
+    """The key in `KINDS` of an entry, given as raw data or as a spec."""
     if isinstance(entry, AgentEntry):
         return next(key for key, kind in KINDS.items() if isinstance(entry, kind))
     keys = entry if isinstance(entry, Mapping) else ()
@@ -35,6 +36,6 @@ def kind_of(entry: Any) -> str:
 
 
 def entry_type() -> Any:
-    """The type of an entry of `agents`, for pydantic: one of the kinds."""
+    """The pydantic type of an entry of `agents`: a union of the kinds."""
     kinds = tuple(Annotated[kind, Tag(key)] for key, kind in KINDS.items())
     return Annotated[Union[kinds], Discriminator(kind_of)]  # noqa: UP007 (its members are known at run time only)

@@ -1,4 +1,4 @@
-"""The `Peer` of an agent that has a model, before and after the model is loaded. No torch."""
+"""Build the `Peer` of an agent that has a model, before or after the model is loaded. No torch."""
 
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,9 @@ def model_peer(
     why_no_cache: str | None = None,
     source: str | None = None,
 ) -> Peer:
-    """The peer of an agent whose templates read `reads`. `engine` is None while nothing is loaded.
+    """Build the peer of an agent whose templates read `reads`. `engine` is None before loading.
 
-    An item of a list is a different text in every turn and for every agent, so no two agents read the same one.
+    An item of a list is a different text in every turn and agent, so no two agents read the same item.
     """
     item = frozenset([spec.item] if spec.for_each is not None else [])
     return Peer(

@@ -1,4 +1,4 @@
-"""How an agent decodes where the caller of a run has changed the recipe's settings."""
+"""Apply a run's decoding settings over the recipe's."""
 
 from .base import Turn
 from .spec import AgentSpec
@@ -7,7 +7,7 @@ __all__ = ["with_settings"]
 
 
 def with_settings(spec: AgentSpec, turn: Turn) -> AgentSpec:
-    """The agent's spec as it is for this turn."""
+    """Return the agent's spec for this turn."""
     if not turn.generate:
         return spec
     return spec.model_copy(update={"generate": spec.generate.model_copy(update=dict(turn.generate))})

@@ -1,4 +1,4 @@
-"""Checks by JSON Schemas that keep nobody waiting: short ones at once, long ones in a thread."""
+"""Run JSON Schema checks without blocking the event loop: short ones inline, long ones in a thread."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,16 +13,16 @@ __all__ = ["run_checks"]
 
 T = TypeVar("T")
 
-FEW_STEPS = 2_000  # of all checks of one call together: less than 10 ms
+FEW_STEPS = 2_000  # of all checks in one call: less than 10 ms
 FEW_CHARACTERS = 50_000
-THREADS = 2  # they work under the interpreter's lock: more threads would only keep the event loop from it
+THREADS = 2  # they hold the interpreter's lock: more threads would only starve the event loop
 _LIMITER: RunVar[anyio.CapacityLimiter] = RunVar("schema_threads")
 
 
 async def run_checks(work: Callable[[], T], characters: int = 0) -> T:
-    """What `work` gives or raises, which checks values and nothing else, since it may be done twice.
+    """Return or raise what `work` does. It must only check values, since it may run twice.
 
-    `characters`: of the text that is read before the checks. A cancelled caller leaves at once, and the check stops.
+    `characters` is the length of the text parsed before the checks. Cancelling the caller stops the check.
     """
     if characters <= FEW_CHARACTERS:
         try:

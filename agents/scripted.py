@@ -1,6 +1,6 @@
-"""Agents that follow a script: for tests, benchmarks and examples, where no model may be needed.
+"""Scripted agents for tests, benchmarks and examples without a model.
 
-They ship with the package so that whoever builds graphs can test them as we do.
+They ship with the package, so that users can test their graphs as we do.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +20,11 @@ __all__ = ["ScriptedAgent", "scripted"]
 
 
 class ScriptedAgent:
-    """Says what it is told to, and remembers the turns it took.
+    """Replies by a script and records its turns.
 
-    `reply` is a text, or a function from the turn to one; by default the agent repeats what it was sent. It waits for
-    `gate` before it speaks and sets `entered` when its turn begins; `fail` is raised instead of speaking. `cache` is
-    handed over as the cache plane where somebody asks for one; `data`, a value or a function from the turn to one, goes
-    with the text.
+    `reply` is a text or a function from the turn to one; by default the agent repeats what it received. It waits for
+    `gate` before replying and sets `entered` when its turn begins; `fail` is raised instead of replying. `cache` is
+    sent if an edge transfers one; `data`, a value or a function from the turn to one, accompanies the text.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class ScriptedAgent:
         self.finish_reason = finish_reason
         self.opened = 0
         self.closed = 0
-        self.turns: list[dict[str, str]] = []  # what each turn was told: the inputs, then the replies by sender
+        self.turns: list[dict[str, str]] = []  # by turn: the inputs, then the replies by sender
 
     async def open(self) -> None:
         self.opened += 1
@@ -93,7 +92,9 @@ class ScriptedAgent:
 
 
 def scripted(*agents: ScriptedAgent) -> Callable[..., ScriptedAgent]:
-    """For `Graph(..., create=scripted(...))`: these agents by their names, and a plain scripted one for any other."""
+    """A factory for `Graph(..., create=scripted(...))`: these agents by name, and a default ScriptedAgent for any
+    other.
+    """
     known = {agent.name: agent for agent in agents}
 
     def create(name: str, *_: Any, **__: Any) -> ScriptedAgent:

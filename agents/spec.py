@@ -19,7 +19,7 @@ __all__ = ["AgentSpec", "EndpointSpec", "FromEnv", "RetrySpec", "Trouble"]
 
 
 class FromEnv(Strict):
-    """A value that stands in an environment variable, as every secret does."""
+    """A value read from an environment variable, as every secret is."""
 
     env: Annotated[
         str,
@@ -32,7 +32,7 @@ class FromEnv(Strict):
 
 
 class EndpointSpec(Strict):
-    """A model behind an OpenAI-compatible chat endpoint. It has no cache to send, so it speaks over text edges."""
+    """A model behind an OpenAI-compatible chat endpoint. It has no cache to send, so its edges carry text."""
 
     base_url: Annotated[
         str,
@@ -63,7 +63,7 @@ class EndpointSpec(Strict):
         Field(description="Added to the body of every request, such as `reasoning_effort`; null is sent as null."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
 
-    def __hash__(self) -> int:  # headers and bodies have no hash of their own
+    def __hash__(self) -> int:  # headers and bodies are not hashable
         return hash(self.model_dump_json())
 
 
@@ -71,7 +71,7 @@ Trouble = Literal["connection", "rate_limit", "server"]
 
 
 class RetrySpec(Strict):
-    """When an agent behind an endpoint tries again, as long as nothing of the reply has been heard."""
+    """When an agent behind an endpoint retries, as long as no part of the reply has arrived."""
 
     max_attempts: Annotated[int, Field(ge=1, le=20, description="The first one included.")] = 3
     backoff: Annotated[

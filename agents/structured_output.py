@@ -1,4 +1,4 @@
-"""Replies that are data: JSON that a schema allows, or an error that says why not."""
+"""Structured replies: parse JSON and check it against a schema, or raise an error that states the problem."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ __all__ = ["cut_short", "parse_reply"]
 
 
 def parse_reply(agent: str, text: str, schema: dict[str, Any]) -> Any:
-    """The JSON value that the reply is. Raises ModelError where it is none, or none of this schema."""
+    """Parse the reply as a JSON value. Raises ModelError if it is not JSON or violates the schema."""
     try:
         data = parse_json(text, strict=True)
     except JSONProblem as error:
@@ -25,7 +25,7 @@ def parse_reply(agent: str, text: str, schema: dict[str, Any]) -> Any:
 
 
 def cut_short(agent: str, limit: int, why: Literal["stop", "length", "room"]) -> ModelError:
-    """What to raise where a reply ended inside its JSON: at a stop string, at max_new_tokens, or at the model's end."""
+    """Create the error for a reply cut short inside its JSON: by a stop string, max_new_tokens, or the context."""
     if why == "stop":
         return ModelError(
             f"a stop string of agent {agent!r} ended its reply before the JSON was whole; take it out of `stop`"

@@ -1,4 +1,4 @@
-"""The agent kind `graph`: an included recipe in an agent's place. Its agent is graph.run.subgraph.SubgraphAgent."""
+"""The agent kind `graph`: an included recipe as an agent. Its agent is graph.run.subgraph.SubgraphAgent."""
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -16,7 +16,7 @@ __all__ = ["SubgraphSpec"]
 
 
 class SubgraphSpec(AgentEntry):
-    """Another recipe in an agent's place: what it is given are its inputs, what it replies is its output."""
+    """An included recipe as an agent: the agent's inputs become the recipe's inputs, and its output the reply."""
 
     graph: Annotated[str, Field(min_length=1, description="A recipe's file, seen from this one.")]
     inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
@@ -26,7 +26,7 @@ class SubgraphSpec(AgentEntry):
     ] = None
 
     template_maps: ClassVar[tuple[str, ...]] = ("inputs",)
-    no_cache: ClassVar[str | None] = None  # it sends what its output agent sends
+    no_cache: ClassVar[str | None] = None  # decided by its output agent
     mermaid_brackets: ClassVar[tuple[str, str] | None] = ('[["', '"]]')
 
     def create(self, context: AgentContext) -> "Agent":
@@ -48,7 +48,7 @@ class SubgraphSpec(AgentEntry):
 
 
 def _value_names(source: str) -> frozenset[str]:
-    """The names in an input's value: one expression in braces, or a template."""
+    """The names in an input's value, which is one expression in braces or a template."""
     from .prompt.expression import compile_expression
     from .prompt.template import TemplateProblem, compile_template
 

@@ -1,4 +1,4 @@
-"""What a run's budget of tokens leaves to one turn."""
+"""Limit a turn to the rest of the run's token budget."""
 
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import RunError
@@ -9,7 +9,7 @@ __all__ = ["within_budget"]
 
 
 def within_budget(spec: GenerateSpec, turn: Turn) -> GenerateSpec:
-    """How to decode without writing more than is left. Raises RunError where nothing is."""
+    """Limit decoding to the remaining tokens. Raises RunError if none remain."""
     left = turn.most_tokens
     if left is None or left >= spec.max_new_tokens:
         return spec
