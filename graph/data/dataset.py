@@ -17,18 +17,18 @@ FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
 class RawExample(NamedTuple):
-    """One row, and what to call its place in an error."""
+    """One row, and its position for error messages."""
 
     place: str
     values: Mapping[str, Any]
 
 
 def read_rows(source: Rows, split: str = "test") -> list[RawExample]:
-    """All rows. A text that names no file is a data set of the hub: `owner/name`, `owner/name:config@split`.
+    """Read all rows. A name that is not a file is a hub data set: `owner/name`, `owner/name:config@split`.
 
-    `split` is the hub's split where the text names none.
+    `split` is the default hub split.
 
-    Raises InputError that names the file and the line, or ConfigError where a library is missing.
+    Raises InputError with file and line, or ConfigError if a library is missing.
     """
     if isinstance(source, str | PathLike):
         path = Path(source)
@@ -51,7 +51,7 @@ def _file(path: Path) -> Iterator[RawExample]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name!r} is not UTF-8 text (byte {error.start})") from error
-    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+    except (OSError, ValueError) as error:  # a NUL in the name raises ValueError
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"the data can't be read from {str(path)!r}: {reason}; check the path") from error
     match path.suffix.lower():
@@ -108,7 +108,7 @@ def _hub(source: str, usual: str) -> Iterator[RawExample]:
             f"there is no file {source!r}, and the hub can't be reached for a data set of that name ({error}); "
             "go online once, or write the rows to a .jsonl file and name that"
         ) from error
-    except Exception as error:  # the library's many errors, network ones too, in one sentence
+    except Exception as error:  # convert the library's many errors, including network errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"there is no file {source!r}, and the hub gives no such data set ({reason}); "

@@ -23,8 +23,8 @@ ROLES = ("choices", "labels", "answer", "references", "group", "id")
 
 
 class Example(BaseModel):
-    """One question. `index` is its row in the data, from 0; `references` are right replies; examples of one `group` are
-    not independent of each other."""
+    """One example. `index` is its 0-based row in the data; `references` are correct replies; examples of one `group`
+    are statistically dependent."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,7 +38,7 @@ class Example(BaseModel):
 
 
 def merge_mapping(spec: EvaluateSpec | None, given: Mapping[str, str], inputs: Sequence[str]) -> EvaluateSpec:
-    """The recipe's mapping with what the caller says on top: `input: column`, or one of the roles."""
+    """Merge the caller's mapping over the recipe's: `input: column`, or one of the roles."""
     spec = spec or EvaluateSpec()
     roles: dict[str, str] = {}
     columns = dict(spec.inputs)
@@ -55,7 +55,7 @@ def merge_mapping(spec: EvaluateSpec | None, given: Mapping[str, str], inputs: S
 
 
 def make_examples(rows: Sequence[RawExample], graph: GraphSpec, mapping: EvaluateSpec) -> list[Example]:
-    """One example a row. Raises one InputError that names the rows and columns of the first few problems."""
+    """Make one example per row. Raises one InputError with the rows and columns of the first few problems."""
     examples, problems = [], []
     for index, row in enumerate(rows):
         try:
@@ -73,7 +73,7 @@ def make_examples(rows: Sequence[RawExample], graph: GraphSpec, mapping: Evaluat
 
 
 def data_hash(examples: Sequence[Example]) -> str:
-    """Of everything that is asked and compared, whatever file it came from."""
+    """Hash all inputs and references, independent of their file."""
     text = json.dumps([example.model_dump() for example in examples], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -120,7 +120,7 @@ def _optional(row: RawExample, column: str | None, usual: str) -> Any:
 
 
 def _list(value: Any, column: str) -> list[Any]:
-    """A list; in a CSV cell, a JSON list."""
+    """Return a list; a CSV cell holds it as JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

@@ -3,6 +3,6 @@
 layout      Place boxes and lines
 render      Draw a recipe
 render_run  Draw a run
-run_view    One view of a run for drawing, made of a result or of the store
+run_view    A run as drawn, from a result or from the store
 svg         Write boxes and lines as a standalone SVG
 """

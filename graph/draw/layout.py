@@ -1,7 +1,7 @@
 """Place boxes and lines.
 
-The classic three steps for layered drawings: long edges get a stand-in in every layer they pass, layers are sorted by
-their neighbours' average place, and what overlaps is moved apart. Knows sizes and pairs, nothing of agents.
+Layered drawing (Sugiyama): long edges get a dummy node in every layer they cross, layers are sorted by their
+neighbours' average position, and overlaps are moved apart. Takes only sizes and pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from itertools import pairwise
 __all__ = ["LayeredLayout", "Size", "arrange"]
 
 Pair = tuple[str, str]
-Slot = str | tuple[str, str, int]  # an agent, or an edge's stand-in in one layer
+Slot = str | tuple[str, str, int]  # an agent, or an edge's dummy node in one layer
 
 GAP = 26  # between neighbours in a layer
 SWEEPS = 8
@@ -19,7 +19,7 @@ SWEEPS = 8
 
 @dataclass(frozen=True)
 class Size:
-    """Extent along the layers' direction, and across it."""
+    """Extent along the direction of the layers, and across it."""
 
     along: float
     across: float
@@ -27,7 +27,7 @@ class Size:
 
 @dataclass
 class LayeredLayout:
-    """Centres of boxes, and the points that every edge passes between its ends: (along, across)."""
+    """Centres of boxes, and the inner points of every edge: (along, across)."""
 
     boxes: dict[str, tuple[float, float]]
     routes: dict[Pair, list[tuple[float, float]]]
@@ -39,7 +39,7 @@ class LayeredLayout:
 def arrange(
     generations: Sequence[Sequence[str]], edges: Sequence[Pair], sizes: Mapping[str, Size], gaps: Sequence[float]
 ) -> LayeredLayout:
-    """Place every agent. `gaps` are the free stretches after each layer, where labels will stand."""
+    """Place every agent. `gaps` are the distances after each layer, with room for labels."""
     layer = {name: number for number, names in enumerate(generations) for name in names}
     layers: list[list[Slot]] = [list(names) for names in generations]
     chains: dict[Pair, list[Slot]] = {}
@@ -60,7 +60,7 @@ def arrange(
     for pair, chain in chains.items():
         points: list[tuple[float, float]] = []
         for number, slot in enumerate(chain[1:-1], layer[pair[0]] + 1):
-            # Straight past the whole layer, so that the curve before and after can't touch its boxes.
+            # Straight across the whole layer, so that the adjacent curves can't touch its boxes.
             points += [(starts[number], place[slot] - top), (starts[number] + depths[number], place[slot] - top)]
         routes[pair] = points
     bottom = max(place[slot] + extent[slot] / 2 for slot in place)
@@ -82,7 +82,7 @@ def _settle(
     neighbours: tuple[dict[Slot, list[Slot]], dict[Slot, list[Slot]]],
     extent: Mapping[Slot, float],
 ) -> dict[Slot, float]:
-    """Centres across: each slot as near to its neighbours' average as its layer's order and gaps allow."""
+    """Compute the centres across: each slot as near to its neighbours' average as order and gaps allow."""
     place: dict[Slot, float] = {}
     for slots in layers:
         _pack(slots, dict.fromkeys(slots, 0.0), extent, place)
@@ -93,7 +93,7 @@ def _settle(
             slots.sort(key=wish.__getitem__)
             _pack(slots, wish, extent, place)
     both = {slot: [*neighbours[0].get(slot, []), *neighbours[1].get(slot, [])] or [slot] for slot in place}
-    for _ in range(2):  # orders are fixed; now line up with both sides
+    for _ in range(2):  # orders are fixed; now align with both sides
         for slots in layers:
             _pack(slots, {slot: _mean([place[other] for other in both[slot]]) for slot in slots}, extent, place)
     return place
@@ -102,8 +102,8 @@ def _settle(
 def _pack(
     slots: list[Slot], wish: Mapping[Slot, float], extent: Mapping[Slot, float], place: dict[Slot, float]
 ) -> None:
-    """Give every slot its wish, or, where wishes collide, the neighbours that collide a fair place together."""
-    blocks: list[tuple[list[Slot], float]] = []  # slots that touch, and the centre of the first
+    """Place every slot at its wish; centre colliding slots around their average wish."""
+    blocks: list[tuple[list[Slot], float]] = []  # touching slots, and the centre of the first
     for slot in slots:
         blocks.append(([slot], wish[slot]))
         while len(blocks) > 1 and _overlap(blocks[-2], blocks[-1], extent):

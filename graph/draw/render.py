@@ -1,6 +1,6 @@
 """Draw a recipe.
 
-Names and descriptions may be a stranger's, so every one is escaped for where it goes.
+Names and descriptions are untrusted, so every one is escaped for its output format.
 """
 
 import re
@@ -24,7 +24,7 @@ PLAIN = re.compile(r"[^\w .,:/()@+~·-]", re.ASCII)
 
 
 def to_text(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
-    """The graph as an outline, in the order in which it runs; below it, what its channels would drop."""
+    """Draw the graph as a text outline in run order, followed by the sources that its channels would lose."""
     order = plan(spec)
     lines = [visible(f"{spec.name}: {spec.description}" if spec.description else spec.name)]
     for name, given in spec.inputs.items():
@@ -51,7 +51,7 @@ def to_text(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
 
 
 def to_mermaid(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
-    """The graph as a Mermaid flowchart. Edges at which something is lost are dashed, and a legend says so."""
+    """Draw the graph as a Mermaid flowchart. Lossy edges are dashed, with a legend."""
     order = plan(spec)
     number = {name: f"a{index}" for index, name in enumerate(spec.agents)}
     lines = ["flowchart LR"]
@@ -74,9 +74,9 @@ def to_mermaid(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
 
 
 def to_svg(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
-    """The graph as a picture that stands on its own, readable on light and on dark ground.
+    """Draw the graph as a standalone SVG, readable on light and dark backgrounds.
 
-    Edges at which something is lost are dashed, and the legend says so.
+    Lossy edges are dashed, with a legend.
     """
     order, dropping = plan(spec), _dropping(warnings)
     boxes = {
@@ -105,18 +105,18 @@ def to_svg(spec: GraphSpec, warnings: Sequence[RunWarning] = ()) -> str:
 
 
 def _dropping(warnings: Sequence[RunWarning]) -> dict[tuple[str, str], str]:
-    """By edge, what is lost there."""
+    """Map each lossy edge to what it loses."""
     return {warning.edge: warning.message for warning in warnings if warning.edge is not None}
 
 
 def edge_label(edge: EdgeSpec) -> str:
-    """An edge in a few words."""
+    """Describe an edge in a few words."""
     fusers = " + ".join(named_fusers(getattr(edge, "fuser", None)))
     return f"{edge.channel} · {fusers}" if fusers else edge.channel
 
 
 def _label(spec: GraphSpec, edge: EdgeSpec) -> str:
-    """What is to be said of an edge: its channel where it is no text, and when it is travelled."""
+    """Label an edge with its channel, unless it is text, and its condition."""
     parts = [] if edge.channel == "text" else [edge_label(edge)]
     case = _case(spec, edge)
     parts += [case] if case is not None else []
@@ -128,7 +128,7 @@ def _label(spec: GraphSpec, edge: EdgeSpec) -> str:
 
 
 def _case(spec: GraphSpec, edge: EdgeSpec) -> str | None:
-    """The condition under which the sender routes here; None where its route doesn't name the receiver."""
+    """Return the condition under which the sender routes here; None if its route doesn't name the receiver."""
     cases = [case for case in spec.agents[edge.sender].route if case.to == edge.receiver]
     if not cases:
         return None
@@ -137,7 +137,7 @@ def _case(spec: GraphSpec, edge: EdgeSpec) -> str | None:
 
 
 def _notes(entry: AgentEntry) -> list[str]:
-    """How often and when an agent takes its turn, where that is unusual."""
+    """Describe how often and when an agent takes its turn, if unusual."""
     notes = (
         [] if entry.for_each is None else [f"for each {entry.item} of {shorten(entry.for_each, 30, placeholder='...')}"]
     )
@@ -145,17 +145,17 @@ def _notes(entry: AgentEntry) -> list[str]:
 
 
 def _shape(entry: AgentEntry) -> tuple[str, str]:
-    """Mermaid's brackets: those of the agent's kind, or a hexagon where an agent routes."""
+    """Return Mermaid's brackets for the agent's kind, or a hexagon for an agent that routes."""
     return entry.mermaid_brackets or (('{{"', '"}}') if entry.route else ('["', '"]'))
 
 
 def model_label(spec: GraphSpec, agent: str) -> str:
-    """What an agent runs on."""
+    """Name the model, function or recipe of an agent."""
     return spec.agents[agent].label(spec.models)
 
 
 def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
-    """The inputs that an agent's templates name, or all of them where it may take any."""
+    """Return the inputs that an agent's templates name, or all inputs if it may take any."""
     if agent.takes_all_inputs:
         return list(spec.inputs)
     names: set[str] = set()
@@ -163,15 +163,15 @@ def _reads(spec: GraphSpec, agent: AgentEntry) -> list[str]:
         try:
             names |= compile_template(source).names
         except TemplateProblem:
-            continue  # drawn all the same; the checks report it
+            continue  # drawn anyway; the checks report it
     return [name for name in spec.inputs if name in names]
 
 
 def visible(text: str) -> str:
-    """Fit for a terminal: a stranger's escape sequences stay visible and do nothing."""
+    """Make untrusted text safe for a terminal: escape sequences become visible and inert."""
     return printable(text.replace("\n", " ").replace("\t", " "))
 
 
 def escape_mermaid(text: str) -> str:
-    """Fit for a label in Mermaid, which reads HTML and marks of its own."""
+    """Escape text for a Mermaid label, which interprets HTML and Mermaid markup."""
     return PLAIN.sub(lambda match: f"#{ord(match[0])};", visible(text))

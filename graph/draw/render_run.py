@@ -14,7 +14,7 @@ from .svg import Box, Line, draw
 
 __all__ = ["run_to_mermaid", "run_to_svg", "run_to_text"]
 
-MOST_TURNS = 12  # of one agent that the outline lists
+MOST_TURNS = 12  # listed per agent in the outline
 COLOURS = {
     "finished": "fill:#dafbe1,stroke:#1a7f37",
     "failed": "fill:#ffebe9,stroke:#cf222e",
@@ -26,7 +26,7 @@ COLOURS |= {"skipped": COLOURS["cancelled"], "not_started": COLOURS["cancelled"]
 
 
 def run_to_text(spec: GraphSpec, run: RunView) -> str:
-    """The graph as an outline, and below every agent what its edges brought and what went wrong."""
+    """Draw the run as a text outline, with each agent's deliveries and errors."""
     order = plan(spec)
     lines = [visible(f"{spec.name}: {_ending(run)}")]
     wide = max(map(len, spec.agents))
@@ -41,7 +41,7 @@ def run_to_text(spec: GraphSpec, run: RunView) -> str:
 
 
 def run_to_mermaid(spec: GraphSpec, run: RunView) -> str:
-    """The graph as a Mermaid flowchart, its agents in the colours of how they ended."""
+    """Draw the run as a Mermaid flowchart, with agents coloured by status."""
     number = {name: f"a{index}" for index, name in enumerate(spec.agents)}
     lines = ["flowchart LR"]
     for name in plan(spec).steps:
@@ -61,7 +61,7 @@ def run_to_mermaid(spec: GraphSpec, run: RunView) -> str:
 
 
 def run_to_svg(spec: GraphSpec, run: RunView) -> str:
-    """The graph as a picture, its agents in the colours of how they ended, its edges as they were travelled."""
+    """Draw the run as an SVG, with agents coloured by status and edges as the payloads took them."""
     order = plan(spec)
     boxes = {}
     for name in order.steps:
@@ -95,19 +95,19 @@ def _ending(run: RunView) -> str:
 
 
 def _status(turns: Sequence[AgentResult]) -> str:
-    """How an agent ended: the last turn tells, unless one went wrong."""
+    """Return an agent's status: that of its last turn, unless an earlier one failed."""
     statuses = [turn.status for turn in turns]
     return "failed" if "failed" in statuses else statuses[-1] if statuses else "not_started"
 
 
 def _figures(turns: Sequence[AgentResult]) -> list[str]:
-    """Seconds first; then rounds, and what was read, reused and written."""
+    """List seconds, rounds, and tokens read, reused and written."""
     done = [turn for turn in turns if turn.status == "finished"]
     if not done:
         return []
     parts = [f"{sum(turn.timing.total for turn in done):.2f} s"]
     number = done[-1].turn.partition("#")[2].partition("[")[0]
-    begun = turns[-1].turns  # a result keeps the last few of a loop's turns, and how many there were
+    begun = turns[-1].turns  # a result keeps a loop's last few turns and their total number
     count = f"the last {len(turns)} of {begun:,} turns" if begun > len(turns) else f"{len(turns)} turns"
     parts += [count] if len(turns) > 1 else [f"round {number}"] if number else []
     for word, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
@@ -141,7 +141,7 @@ def _used(reports: Sequence[EdgeReport]) -> str | None:
 
 
 def _edge(reports: Sequence[EdgeReport]) -> str:
-    """What went over an edge, in a few words."""
+    """Describe an edge's traffic in a few words."""
     last = reports[-1]
     fell = any(each.fallback_reason for each in reports)
     parts = [f"{last.channel_used}, not {last.asked}" if fell else last.channel_used]

@@ -1,4 +1,4 @@
-"""One view of a run for drawing, made of a result or of the store."""
+"""A run as drawn, from a result or from the store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ __all__ = ["RunView", "agent_of", "from_result", "from_store"]
 
 @dataclass
 class RunView:
-    """A run as it is drawn: by agent its turns, by edge what each message did, both in their order."""
+    """A run as drawn: turns by agent and payload reports by edge, both in order."""
 
     title: str
     status: str
@@ -29,7 +29,7 @@ class RunView:
     edges: dict[tuple[str, str], list[EdgeReport]] = field(default_factory=dict)
 
     def check(self, spec: GraphSpec) -> None:
-        """Raise InputError if this is no run of that recipe."""
+        """Raise InputError if this run has another recipe."""
         unknown = [name for name in self.turns if name not in spec.agents]
         if unknown:
             names = ", ".join(map(repr, unknown))
@@ -37,12 +37,12 @@ class RunView:
 
 
 def agent_of(turn: str) -> str:
-    """Whose turn it is: `reader#2[3]` is the reader's, `research/reader` the sub-graph's."""
+    """Return the agent of a turn: `reader` for `reader#2[3]`, the sub-graph for `research/reader`."""
     return turn.partition("/")[0].partition("#")[0].partition("[")[0]
 
 
 def from_result(result: Result) -> RunView:
-    """What a result tells: of an agent in a loop its last turns, of an edge what its last message did."""
+    """Build the view from a result, which has a loop agent's last turns and each edge's last payload."""
     title = f"run {result.run_id}" if result.run_id else f"this run of {result.graph!r}"
     turns = {name: [*agent.earlier, agent] for name, agent in result.agents.items() if agent.status != "not_started"}
     edges = {pair: [report] for pair, report in result.edges.items()}
@@ -50,10 +50,10 @@ def from_result(result: Result) -> RunView:
 
 
 def from_store(run: "StoredRun") -> RunView:
-    """What the store keeps, of a run that may still go on."""
+    """Build the view from a stored run, which may still be running."""
     happened = RunView(f"run {run.id}", run.status, run.seconds, run.outcome.error)
     for each in run.turns:
-        if "/" in each.turn:  # within a sub-graph, whose own turn counts it
+        if "/" in each.turn:  # inside a sub-graph, whose own turn includes it
             continue
         name = agent_of(each.turn)
         happened.turns.setdefault(name, []).append(_agent(each.turn, each.recorded.agent))
@@ -61,7 +61,7 @@ def from_store(run: "StoredRun") -> RunView:
             happened.edges.setdefault((sender, name), []).append(EdgeReport(**report))
     for turn, unfinished in run.outcome.unfinished.items():
         result = AgentResult(error=unfinished.error, turn=turn)
-        result.status = unfinished.status  # type: ignore[assignment]  # the store knows more than results do
+        result.status = unfinished.status  # type: ignore[assignment]  # the store has more statuses than results
         happened.turns.setdefault(agent_of(turn), []).append(result)
     return happened
 

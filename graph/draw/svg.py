@@ -17,9 +17,9 @@ __all__ = ["Box", "Line", "draw"]
 MAX_BOXES = 400
 MAX_LINES = 1500
 MARGIN = 24
-LANE = 30.0  # for each line that leads back
+LANE = 30.0  # height per back line
 LETTER = 7.3  # average width of a letter at 13 px
-PORT = 9.0  # between lines that end at one side of a box
+PORT = 9.0  # distance between lines that end at one side of a box
 
 STYLE = """
 .ground{fill:#ffffff}.box{fill:#f6f8fa;stroke:#8c959f;stroke-width:1.2}.output{stroke:#1a7f37;stroke-width:2.5}
@@ -55,19 +55,19 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Box:
-    """One agent as it is drawn."""
+    """One agent as drawn."""
 
     name: str
     model: str
     reads: tuple[str, ...]
     is_output: bool
-    status: str = ""  # of a run: decides the colour
-    notes: tuple[str, ...] = ()  # what its turns depend on, and what became of them
+    status: str = ""  # in a run: determines the colour
+    notes: tuple[str, ...] = ()  # conditions and outcomes of its turns
     error: str = ""
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """Texts with their classes, from the top."""
+        """Texts with their CSS classes, from the top."""
         rows = [("name", _clip(self.name, 26)), ("small", _clip(self.model, 30))]
         rows += [("small", _clip(note, 40)) for note in self.notes]
         return [*rows, ("small", _clip(f"reads {', '.join(self.reads)}", 30))] if self.reads else rows
@@ -80,22 +80,22 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """One edge as it is drawn."""
+    """One edge as drawn."""
 
     sender: str
     receiver: str
     channel: str
     label: str
-    fell: str = ""  # of a run: why it went otherwise than asked
+    fell: str = ""  # in a run: why the edge fell back
     leads_back: bool = False  # drawn below the boxes
     may_be_skipped: bool = False
-    drops: str = ""  # what is lost at this edge
+    drops: str = ""  # what this edge loses
 
 
 def draw(
     title: str, description: str, generations: Sequence[Sequence[str]], boxes: Mapping[str, Box], lines: Sequence[Line]
 ) -> str:
-    """The whole picture. Raises InputError for a graph that no picture could show."""
+    """Draw the SVG. Raises InputError for a graph too large to draw."""
     if len(boxes) > MAX_BOXES or len(lines) > MAX_LINES:
         raise InputError(f"{len(boxes)} agents and {len(lines)} edges don't fit a picture; use the text format")
     return _Canvas(title, description, generations, boxes, lines).svg()
@@ -114,7 +114,7 @@ class _Canvas:
         self.lines = [line for line in lines if not line.leads_back]
         self.back = [line for line in lines if line.leads_back]
         lines = self.lines
-        # Reads like a page: to the right, and downwards only where that would get too wide.
+        # Left to right; top to bottom only if that would get too wide.
         self.down = len(generations) > 6 and max(map(len, generations)) <= 3
         level = {name: number for number, names in enumerate(generations) for name in names}
         gaps = [self._gap([line for line in lines if level[line.receiver] - 1 == number]) for number in level.values()]
@@ -132,7 +132,7 @@ class _Canvas:
         return max([64.0, *(_width(_clip(line.label, 34)) * 0.9 + 44 for line in lines if line.label)])
 
     def _ports(self) -> dict[tuple[str, str, str], float]:
-        """Where along a box's side each of its lines ends, in the order of the other ends: fewer crossings."""
+        """Position line ends along each side of a box, ordered by their other ends to reduce crossings."""
         sides: dict[tuple[str, str], list[tuple[float, str]]] = {}
         for line in self.lines:
             route = self.layout.routes[line.sender, line.receiver]
@@ -180,7 +180,7 @@ class _Canvas:
         return round(x + MARGIN, 1), round(y + MARGIN / 2 + self.head, 1)
 
     def _ends(self, line: Line) -> list[tuple[float, float]]:
-        """The points that a line passes, along and across."""
+        """Return the points of a line as (along, across)."""
         (start, left), (end, right) = self.layout.boxes[line.sender], self.layout.boxes[line.receiver]
         half = 1 if self.down else 0
         start += self.boxes[line.sender].size[half] / 2
@@ -211,7 +211,7 @@ class _Canvas:
         self.parts.append(f'<polygon class="tip-{line.channel}" points="{" ".join(f"{x},{y}" for x, y in corners)}"/>')
 
     def _back_line(self, number: int, line: Line) -> None:
-        """Out of the sender's lower side, along a lane of its own, and up into the receiver."""
+        """Draw a back line from the sender's lower side along a separate lane up to the receiver."""
         lane = self.layout.across + 8 + LANE * number + 8
         half = 0 if self.down else 1
         (start, left), (end, right) = self.layout.boxes[line.sender], self.layout.boxes[line.receiver]
@@ -244,12 +244,12 @@ class _Canvas:
         self.parts.append("</g>")
         if box.is_output:
             place = (x, y + tall / 2 + 17, "middle") if self.down else (x + wide / 2 + 8, y + 4, "start")
-            if any(line.sender == name for line in self.lines):  # its lines leave there
+            if any(line.sender == name for line in self.lines):  # its lines start there
                 place = (x, y - tall / 2 - 6, "middle")
             self.parts.append(_text("mark", place[0], place[1], "output", place[2]))
 
     def _labels(self) -> None:
-        """Beside the last stretch of each line, moved apart where they would cover each other."""
+        """Place each label beside the last segment of its line, without overlaps."""
         taken: list[tuple[float, float, float]] = []
         for line in self.lines:
             if not line.label:
@@ -293,5 +293,5 @@ def _text(style: str, x: float, y: float, text: str, anchor: str = "middle") -> 
 
 
 def _xml(text: str) -> str:
-    """Escaped, and without the characters that XML can't hold."""
+    """Escape text and remove characters that XML forbids."""
     return escape(printable(text), {'"': "&quot;"})

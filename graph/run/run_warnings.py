@@ -47,7 +47,7 @@ def _cut(name: str, agent: AgentResult) -> Iterator[RunWarning]:
 
 
 def _withheld(name: str, agent: AgentResult) -> Iterator[RunWarning]:
-    """Warn of a reply that an endpoint has filtered in part."""
+    """Warn of a reply that a content filter or a refusal has cut off."""
     if agent.status == "finished" and agent.finish_reason in ("content_filter", "refusal"):
         what = "the endpoint's filter" if agent.finish_reason == "content_filter" else "the model's refusal"
         yield RunWarning("withheld", f"the reply of {name!r} was broken off by {what}", (name,))
