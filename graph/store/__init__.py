@@ -1,11 +1,11 @@
-"""The run store: every run on disk, to look at later or to resume.
+"""The run store: persisted runs, to inspect or resume.
 
-damage        Repair of a damaged store
+damage        Validation of possibly damaged JSON of the store
 database      SQLite and PostgreSQL connections, and their errors as ConfigError
 execution     A run that records itself
 records       Rows of the store as typed values
 resume        Start and resume persisted runs
-run_owner     Which process a run belongs to
+run_owner     Which process owns a run
 run_recorder  Records one run: its finished turns and its result
 schema        Tables, and migrations from older stores
 store         List, show, begin, resume and remove runs
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Store"]
 
 
-def __getattr__(name: str) -> Any:  # SQLAlchemy is imported by those who keep runs only
+def __getattr__(name: str) -> Any:  # import SQLAlchemy only when a store is used
     if name != "Store":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .store import Store

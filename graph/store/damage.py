@@ -1,6 +1,6 @@
-"""Repair of a damaged store.
+"""Validation of possibly damaged JSON of the store.
 
-Not by pydantic, which refuses texts with half a character: those are kept as they are.
+Does not use pydantic, which rejects lone surrogates: the store keeps those.
 """
 
 import json
@@ -11,11 +11,11 @@ __all__ = ["Check", "all_of", "by_name", "either", "fields", "is_number", "is_te
 
 Check = Callable[[Any], bool]
 
-LATEST = 2.0**37  # seconds since 1970: a time of the year 6325, which every library can still print
+LATEST = 2.0**37  # seconds since 1970: in the year 6325, which every library can still format
 
 
 def fields(text: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """The object in a JSON text. Raises ValueError where it has other fields, or values of other kinds, than these."""
+    """Parse a JSON object. Raises ValueError if its fields or their types differ from `checks`."""
     if not is_text(text):
         raise ValueError("it is no text")
     plain = json.loads(text)
@@ -34,7 +34,7 @@ def is_text(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Finite, and none of bool."""
+    """Whether a value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST
 
 
@@ -43,7 +43,7 @@ def is_time(value: Any) -> bool:
 
 
 def either(*kinds: type | None) -> Check:
-    """None stands for null."""
+    """Check for any of these types; None means null."""
     wanted = tuple(type(None) if kind is None else kind for kind in kinds)
     return lambda value: isinstance(value, wanted)
 

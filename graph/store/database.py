@@ -1,7 +1,7 @@
 """SQLite and PostgreSQL connections, and their errors as ConfigError.
 
-SQLite runs in WAL mode with synchronous=FULL. A process that is killed loses nothing either way; FULL also keeps what
-was committed when the power goes, for one fsync a commit, which is little beside an agent's turn.
+SQLite runs in WAL mode with synchronous=FULL. A killed process loses no commit in any mode; FULL also survives a power
+failure, at the cost of one fsync per commit, which is short compared to an agent's turn.
 """
 
 import os
@@ -26,14 +26,14 @@ from .schema import STEPS, migrate, version_of
 __all__ = ["Database"]
 
 DAMAGE = ("malformed", "not a database", "no such table", "no such column", "no version", "disk I/O error")
-PATIENCE = 15.0  # seconds to wait for another process that writes
+PATIENCE = 15.0  # seconds to wait for another writing process
 
 
 class Database:
-    """One database, brought up to date when it is first used.
+    """One database, migrated at first use.
 
-    Every transaction has a connection of its own, so that none is left open in a program that forgets to close a store,
-    and none crosses into a forked process.
+    Every transaction opens a new connection, so that none stays open if a program doesn't close its store, and none
+    is inherited by a forked process.
     """
 
     def __init__(self, place: str | os.PathLike[str] | None, patience: float = PATIENCE):
@@ -45,26 +45,26 @@ class Database:
 
     @property
     def place(self) -> str:
-        """Where it is, as people call it; never with a password."""
+        """Path or address for people, without a password."""
         return repr(str(self._file)) if self._file is not None else repr(self._url.render_as_string())
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads. Raises ConfigError."""
+        """Open a read-only transaction. Raises ConfigError."""
         with self._errors(), self._opened().connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that writes: on disk when the block ends, or not at all. Raises ConfigError."""
+        """Open a write transaction: on disk when the block ends, or not at all. Raises ConfigError."""
         with self._errors(), self._opened().connect() as connection, _writes(connection):
             yield connection
 
     @contextmanager
     def by_driver(self, connection: Connection) -> Iterator[Any]:
-        """The same for whoever writes again and again, with the driver's own cursor: a fraction of the work.
+        """Open a write transaction with the driver's cursor, which is faster for frequent writes.
 
-        `connection` is one made by `connect`.
+        `connection` comes from `connect`.
         """
         driver: Any = connection.connection.driver_connection
         try:
@@ -79,16 +79,16 @@ class Database:
                     raise
         except connection.dialect.loaded_dbapi.Error as error:
             raise ConfigError(self._sentence(error)) from error
-        except UnicodeDecodeError as error:  # SQLite's message about a damaged file may hold any bytes
+        except UnicodeDecodeError as error:  # SQLite's message about a damaged file may contain any bytes
             raise ConfigError(self._sentence(f"malformed: {error}")) from error
 
     def connect(self) -> Connection:
-        """A connection for several transactions, to be closed by the caller. Raises ConfigError."""
+        """Open a connection for several transactions; the caller closes it. Raises ConfigError."""
         with self._errors():
             return self._opened().connect()
 
     def close(self) -> None:
-        """Look at the database afresh with the next use."""
+        """Reset, so that the next use checks the database again."""
         if self._engine is not None:
             engine, self._engine = self._engine, None
             engine.dispose()
@@ -133,7 +133,7 @@ class Database:
             raise ConfigError(self._sentence("it has no version")) from error
         except SQLAlchemyError as error:
             raise ConfigError(f"the run store {self.place} can't be used: {error}") from error
-        except Exception as error:  # what a damaged file makes the driver, or the reading of its values, stumble over
+        except Exception as error:  # a damaged file makes the driver or value conversion raise anything
             raise ConfigError(self._sentence(f"malformed: {reason_of(error)}")) from error
 
     def _sentence(self, error: object) -> str:
@@ -176,11 +176,11 @@ def _url(place: str | os.PathLike[str] | None) -> URL:
 
 @contextmanager
 def _idle(file: Path) -> Iterator[bool]:
-    """Whether no process has this database open or is at work on a run of it. None can write while it is moved."""
+    """Yield whether no process has this database open or owns a run in it. Blocks writers during the move."""
     with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
         try:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            (mode,) = connection.execute("PRAGMA journal_mode=DELETE").fetchone()  # needs the database for itself
+            (mode,) = connection.execute("PRAGMA journal_mode=DELETE").fetchone()  # requires exclusive access
             alive = mode != "delete" or any(
                 is_alive(owner, heartbeat)
                 for owner, heartbeat in connection.execute(
@@ -190,16 +190,16 @@ def _idle(file: Path) -> Iterator[bool]:
             if not alive:
                 connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
-            alive = "locked" in str(error)  # else it has no such table, and Store says what is wrong with it
+            alive = "locked" in str(error)  # otherwise it lacks the table, and Store reports the problem
         except sqlite3.DatabaseError:
-            alive = False  # no database: nobody is at work on it
-        if os.name == "nt":  # where an open file can't be renamed
+            alive = False  # not a database, so unused
+        if os.name == "nt":  # an open file can't be renamed there
             connection.close()
         yield not alive
 
 
 def _make_private(file: Path) -> None:
-    """Runs hold what people asked: the file is theirs alone."""
+    """Restrict the file to its owner: runs contain private inputs."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
@@ -211,13 +211,13 @@ def _make_private(file: Path) -> None:
 
 
 def _on_connect(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # sqlite3 would begin transactions by itself, and none around a CREATE TABLE
+    connection.isolation_level = None  # sqlite3 would start transactions implicitly, but none around CREATE TABLE
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _on_begin(connection: Connection) -> None:
-    # A transaction that reads first and writes later could find itself overtaken: writers queue at the start.
+    # A transaction that reads first and then writes could conflict: writers queue at the start.
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

@@ -14,7 +14,7 @@ __all__ = ["StoredExecution"]
 
 
 class StoredExecution(Run):
-    """A run with a recorder, which opens when the run begins and records how it ended."""
+    """A run with a recorder, which opens when the run begins and records its outcome."""
 
     def __init__(self, *args: Any, open_session: Callable[[], RunRecorder], **options: Any):
         super().__init__(*args, **options)

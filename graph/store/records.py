@@ -30,20 +30,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """With what a run was begun."""
+    """Inputs and settings with which a run began."""
 
     inputs: Mapping[str, Any]
-    folder: str  # where the recipe's relative paths start
-    file: str | None = None  # the recipe's
-    digest: str | None = None  # of that file, as it was
-    included: Mapping[str, str | None] = field(default_factory=dict)  # the recipes within the recipe, and their digests
+    folder: str  # base of the recipe's relative paths
+    file: str | None = None  # the recipe's file
+    digest: str | None = None  # of that file when the run began
+    included: Mapping[str, str | None] = field(default_factory=dict)  # included recipes and their digests
     allow_env: Sequence[str] = ()
     allow_paths: bool = True
     allow_code: bool = False
     allow_local: bool = False
-    session: str | None = None  # the conversation that the run goes on with
+    session: str | None = None  # the conversation that the run continues
     versions: Mapping[str, str] = field(default_factory=dict)
-    generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the caller has changed for the outputs
+    generate: Mapping[str, Any] | None = None  # GenerateSpec fields that override those of the outputs
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -56,16 +56,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An agent's turn that has begun or was to begin and has not finished."""
+    """An agent's turn that has not finished."""
 
-    status: str  # of an AgentResult: failed, paused, cancelled
+    status: str  # an AgentResult status: failed, paused, cancelled
     error: str | None = None
-    prompt: str | None = None  # what a failed agent was given to read, or what a paused one asks
+    prompt: str | None = None  # a failed agent's prompt, or a paused one's question
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended for now. Empty while it is at work, and after its process was killed."""
+    """How the latest attempt of a run ended. Empty while it runs, and after its process was killed."""
 
     error: str | None = None
     unfinished: Mapping[str, Unfinished] = field(default_factory=dict)  # by turn
@@ -82,14 +82,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as a list shows it. `interrupted`: its process has gone without ending it. `damaged`: it can't be read."""
+    """A run as listed. `interrupted`: its process died before the run ended. `damaged`: it is unreadable."""
 
     id: str
     graph: str
     status: str
     created: float  # seconds since 1970
-    seconds: float  # how long it ran, all attempts together
-    turns: int  # that have finished
+    seconds: float  # run time, summed over all attempts
+    turns: int  # finished turns
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class StoredTurn:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A whole run."""
+    """A run with all its turns."""
 
     id: str
     graph: str
@@ -113,15 +113,15 @@ class StoredRun:
     recipe: str
     setting: Setting
     outcome: Outcome
-    turns: Sequence[StoredTurn]  # in the order in which they finished
+    turns: Sequence[StoredTurn]  # in order of finishing
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
+        """Return plain values, ready for `json.dumps`."""
         return asdict(self)
 
 
 def read_info(row: Any) -> RunInfo:
-    """A row of a list; one that can't be read is there to be removed."""
+    """Convert a row for a list; lists an unreadable run as damaged, so that it can be removed."""
     whole = is_text(row.id) and is_text(row.graph) and is_text(row.status)
     if whole and is_time(row.created) and is_number(row.seconds):
         return RunInfo(row.id, row.graph, status_of(row), row.created, row.seconds, row.finished_turns)
@@ -129,19 +129,19 @@ def read_info(row: Any) -> RunInfo:
 
 
 def status_of(row: Any) -> str:
-    """A run's status; one that nobody is at work on any more was interrupted."""
+    """Return a run's status: `interrupted` if its process died."""
     interrupted = row.status == "running" and not is_alive(row.owner, row.heartbeat)
     return "interrupted" if interrupted else str(row.status)
 
 
 def read_turn(row: Any) -> StoredTurn:
-    """Raises ValueError or TypeError where the row is damaged."""
+    """Convert a turn's row. Raises ValueError or TypeError if the row is damaged."""
     if not (is_text(row.turn) and is_time(row.recorded)):
         raise ValueError(f"its turn {row.turn!r} is wrong")
     return StoredTurn(row.turn, row.recorded, RecordedTurn(**fields(row.body, RECORDED)))
 
 
-FIGURES = ("timing", "tokens")  # of an agent's result
+FIGURES = ("timing", "tokens")  # numeric fields of an agent's result
 _texts = by_name(either(str, None))
 SETTING: Mapping[str, Check] = {
     "inputs": either(dict),
@@ -174,7 +174,7 @@ def _is_figures(value: Any) -> bool:
 
 @cache
 def installed() -> Mapping[str, str]:
-    """The versions that decide what a run computes."""
+    """Return the package versions that affect a run's results."""
     found = {"cachegraph": __version__, "python": python_version()}
     for package in ("torch", "transformers"):
         try:

@@ -1,6 +1,6 @@
 """Start and resume persisted runs.
 
-SQLAlchemy is imported here only when somebody has a store.
+Imports SQLAlchemy only when a store is used.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _recipes: "WeakKeyDictionary[Graph, tuple[GraphSpec, str]]" = WeakKeyDictionary(
 def start_run(
     graph: "Graph", inputs: Mapping[str, Any], store: "Store", listener: Listener | None, session: str | None = None
 ) -> Run:
-    """A run that enters the store when it begins."""
+    """Create a run that enters the store when it begins."""
     from .execution import StoredExecution
 
     spec, recipe, setting = graph.spec, _recipe(graph), _setting(graph, inputs, session)
@@ -48,7 +48,7 @@ def start_run(
 
 
 def _recipe(graph: "Graph") -> str:
-    """The graph as YAML; written once, since a graph may run very often."""
+    """Return the graph as YAML, cached because a graph may run often."""
     spec = graph.spec
     known = _recipes.get(graph)
     if known is None or known[0] is not spec:
@@ -64,7 +64,7 @@ def resume_run(
     turn: str | None = None,
     listener: Listener | None = None,
 ) -> Run:
-    """A run of this graph that goes on where it stood. Raises InputError if its recipe is another one."""
+    """Resume a run of this graph. Raises InputError if it has another recipe."""
     from .execution import StoredExecution
     from .store import Store
 
@@ -86,7 +86,7 @@ def resume_run(
 
 
 def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict[str, str]:
-    """The answer by the turn it is for. Raises InputError where a question is open and nothing said, or vice versa."""
+    """Map the answer to its turn. Raises InputError for an open question without an answer, or vice versa."""
     asked = {name: each.prompt or "" for name, each in stored.outcome.unfinished.items() if each.status == "paused"}
     who = f"run {stored.id!r}"
     if answer is None:
@@ -105,7 +105,7 @@ def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict
 
 
 def load_graph(kind: type[GraphT], run: str, store: "Store | None", create: Create) -> GraphT:
-    """The graph of a run in the store, as it was when the run began."""
+    """Load the graph of a stored run, as it was when the run began."""
     from .store import Store
 
     stored = (store or Store()).get(run)
@@ -122,7 +122,7 @@ def load_graph(kind: type[GraphT], run: str, store: "Store | None", create: Crea
 
 
 def digest(file: Path | None) -> str | None:
-    """What tells a recipe's file from a later state of it; None where it can't be read."""
+    """Hash a recipe file, to detect later changes; None if it is unreadable."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
     except OSError:

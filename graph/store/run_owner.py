@@ -1,8 +1,8 @@
-"""Which process a run belongs to.
+"""Which process owns a run.
 
-A row with a heartbeat rather than a lock of the operating system, because it works across machines that share a
-PostgreSQL store too. On one machine a dead owner is known at once by its process id; from another machine, by its
-silence. Whoever takes a run over changes its token, and a former owner that wakes up can no longer write.
+Uses a row with a heartbeat instead of an operating system lock, so that it also works across machines that share a
+PostgreSQL store. On the same machine, the process id shows at once that an owner is dead; from another machine, missing
+heartbeats show it. A takeover changes the run's token, so that a former owner that wakes up can no longer write.
 """
 
 import json
@@ -21,9 +21,9 @@ from .schema import runs
 
 __all__ = ["BEAT", "is_alive", "me", "take"]
 
-BEAT = 5.0  # seconds between two signs of life
-SILENCE = 60.0  # without one for so long, an owner on another machine is dead
-ADJUSTED = 5.0  # by so many seconds a machine's clock may be set meanwhile
+BEAT = 5.0  # seconds between heartbeats
+SILENCE = 60.0  # seconds without a heartbeat after which an owner on another machine counts as dead
+ADJUSTED = 5.0  # tolerated clock adjustment in seconds
 
 
 class _Owner(NamedTuple):
@@ -36,12 +36,12 @@ _owner = TypeAdapter(_Owner)
 
 
 def me() -> str:
-    """This process, told apart from a later one with the same number."""
+    """Identify this process, distinct from a later one with the same id."""
     return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _since(os.getpid())})
 
 
 def is_alive(owner: str | None, heartbeat: float | None) -> bool:
-    """Whether the process that a run belongs to may still be at work."""
+    """Whether the process that owns a run may still be alive."""
     who = _read(owner)
     if who is None:
         return False
@@ -51,7 +51,7 @@ def is_alive(owner: str | None, heartbeat: float | None) -> bool:
 
 
 def take(connection: Connection, run: str, token: str) -> Any:
-    """Make a run this process's own; gives its row. Raises InputError while another one is at it."""
+    """Make this process the owner of a run and return its row. Raises InputError if another live process owns it."""
     row = connection.execute(select(runs).where(runs.c.id == run).with_for_update()).one()
     if is_alive(row.owner, row.heartbeat):
         who = _read(row.owner)
@@ -63,7 +63,7 @@ def take(connection: Connection, run: str, token: str) -> Any:
 
 
 def _read(owner: object) -> _Owner | None:
-    """The owner that a row names; None where it names none, or is damaged: then nobody can be at work on the run."""
+    """Parse a row's owner; None if it has none or is damaged, since then no process can own the run."""
     try:
         return _owner.validate_json(owner) if isinstance(owner, str) else None
     except ValidationError:
@@ -71,8 +71,8 @@ def _read(owner: object) -> _Owner | None:
 
 
 def _since(pid: int) -> float:
-    """When a process began; 0 where there is none."""
+    """Return a process's start time; 0 if it doesn't exist."""
     try:
         return float(psutil.Process(pid).create_time())
-    except (psutil.Error, ValueError, OverflowError):  # the latter where the number can't be a process's
+    except (psutil.Error, ValueError, OverflowError):  # the latter for a number that is no valid process id
         return 0.0

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RunRecorder"]
 
-DONE = ("finished", "skipped", "not_started", "paused")  # who has asked is known by the turn, be it inside a sub-graph
+DONE = ("finished", "skipped", "not_started", "paused")  # a paused turn is stored by its id, also inside a sub-graph
 
 
 class RunRecorder:
-    """The turn log of a run that this process owns."""
+    """Turn log of a run that this process owns."""
 
     def __init__(self, database: "Database", writer: "Writer", run: str, token: str, known: Mapping[str, RecordedTurn]):
         self.run = run
@@ -29,7 +29,7 @@ class RunRecorder:
         self._writer = writer
         self._token = token
         self._asked: dict[str, Unfinished] = {}
-        self._known = known  # as it stood when the run was resumed; what it records is not kept here
+        self._known = known  # turns known at resumption; excludes newly recorded ones
 
     def recall(self, turn: str) -> RecordedTurn | None:
         return self._known.get(turn)
@@ -41,7 +41,7 @@ class RunRecorder:
         self._asked[turn] = Unfinished("paused", prompt=question)
 
     def end(self, result: Result) -> None:
-        """Note how the run ended, and let go of it."""
+        """Record the run's outcome and release it."""
         self._writer.release(self.run)
         outcome = Outcome(result.error, {**_unfinished(result), **self._asked}).to_json()
         mine = (runs.c.id == self.run) & (runs.c.token == self._token)
@@ -51,7 +51,7 @@ class RunRecorder:
             connection.execute(update(runs).where(mine).values(values))
 
     def park(self) -> None:
-        """Let go of a run that has not ended: to the store it was interrupted, and it can be resumed."""
+        """Release an unfinished run; the store lists it as interrupted, and it can be resumed."""
         self._writer.release(self.run)
         mine = (runs.c.id == self.run) & (runs.c.token == self._token)
         with self._database.writing() as connection:

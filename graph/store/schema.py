@@ -1,6 +1,6 @@
 """Tables, and migrations from older stores.
 
-What people ask for by itself is a column; the rest is JSON, in ASCII, so that any text survives any database.
+Queried fields are columns; the rest is ASCII JSON, so that any text survives any database.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,12 +37,12 @@ runs = Table(
     Column("graph", String(100), nullable=False),
     Column("status", String(16), nullable=False),
     Column("created", Double, nullable=False),  # seconds since 1970, as all times here
-    Column("seconds", Double, nullable=False),  # how long it ran, all attempts together
+    Column("seconds", Double, nullable=False),  # run time, summed over all attempts
     Column("recipe", Text, nullable=False),  # YAML
     Column("setting", Text, nullable=False),  # JSON: inputs, folder, permissions, versions
     Column("outcome", Text, nullable=False),  # JSON: the error, and the agents that did not finish
-    Column("owner", String(400)),  # JSON: the process that runs it
-    Column("token", String(32)),  # changes with every owner; who writes must know it
+    Column("owner", String(400)),  # JSON: the owning process
+    Column("token", String(32)),  # changes with every owner; required for writes
     Column("heartbeat", Double),
     Index("cachegraph_runs_created", "created", "id"),
     Index("cachegraph_runs_status", "status", "created", "id"),
@@ -55,8 +55,8 @@ turns = Table(
     Column("run", String(32), ForeignKey("cachegraph_runs.id", ondelete="CASCADE"), primary_key=True),
     Column("turn", String(400), primary_key=True),
     Column("recorded", Double, nullable=False),
-    Column("body", Text, nullable=False),  # JSON: a Recorded
-    sqlite_with_rowid=False,  # one tree, so that a turn is one page to write
+    Column("body", Text, nullable=False),  # JSON: a RecordedTurn
+    sqlite_with_rowid=False,  # a single B-tree, so that a turn writes one page
 )
 
 
@@ -64,20 +64,20 @@ def _first(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
-# From version n to n + 1. Steps are never changed once released; a new one is added at the end.
+# From version n to n + 1. Never change released steps; append new ones.
 STEPS: Sequence[Callable[[Connection], Any]] = (_first,)
 
 
 def version_of(connection: Connection) -> int:
-    """The version of this store; 0 where there is none yet."""
+    """Return the version of this store; 0 for a new one."""
     if not inspect(connection).has_table(versions.name):
         return 0
     return int(connection.execute(select(versions.c.version)).scalar_one())
 
 
 def migrate(connection: Connection, place: str) -> None:
-    """Bring the store up to date, in the caller's transaction: wholly or not at all. Raises ConfigError."""
-    if connection.dialect.name == "postgresql":  # SQLite's writers queue by themselves
+    """Migrate the store atomically, in the caller's transaction. Raises ConfigError."""
+    if connection.dialect.name == "postgresql":  # SQLite already serializes writers
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(5072719)")
     version = version_of(connection)
     if version > len(STEPS):

@@ -28,32 +28,32 @@ OVER = ("finished",)
 
 
 class Store:
-    """Runs on disk. `place` is a file or a postgresql:// address.
+    """Persisted runs. `place` is a file or a postgresql:// address.
 
-    Without one: the variable CACHEGRAPH_STORE, or runs.db in CACHEGRAPH_HOME. Opened when it is first used; safe to use
-    from several threads, and from several processes at once.
+    Default: the variable CACHEGRAPH_STORE, or runs.db in CACHEGRAPH_HOME. Opened at first use; safe to use from
+    several threads and processes concurrently.
     """
 
     def __init__(self, place: str | os.PathLike[str] | None = None):
         self._database = Database(place)
         self._writer = Writer(self._database)
-        self._prefix = ""  # of the ids of the runs that it lists and begins
+        self._prefix = ""  # prefix of the run ids that it lists and begins
 
     def within(self, prefix: str) -> "Store":
-        """The same store, but only of the runs whose ids begin so: it lists no others, and begins none."""
+        """Return this store restricted to run ids with a prefix, both for listing and for new runs."""
         other = copy(self)
         other._prefix = prefix
         return other
 
     @property
     def place(self) -> str:
-        """Where it is, without a password."""
+        """Path or address, without a password."""
         return self._database.place
 
     def list(
         self, limit: int = 20, *, skip: int = 0, graph: str | None = None, status: str | None = None
     ) -> Sequence[RunInfo]:
-        """Runs, the newest first."""
+        """List runs, newest first."""
         counted = select(func.count()).where(turns.c.run == runs.c.id).scalar_subquery().label("finished_turns")
         columns = [runs.c[name] for name in ("id", "graph", "status", "created", "seconds", "owner", "heartbeat")]
         query = select(*columns, counted).order_by(runs.c.created.desc(), runs.c.id.desc())
@@ -67,19 +67,19 @@ class Store:
             query = query.limit(limit).offset(skip)
         with self._database.reading() as connection:
             found = [read_info(row) for row in connection.execute(query)]
-        if status in ("running", "interrupted"):  # which of the two only the processes can tell
+        if status in ("running", "interrupted"):  # only the owner's liveness distinguishes the two
             return [run for run in found if run.status == status][skip : skip + limit]
         return found
 
     def get(self, run: str) -> StoredRun:
-        """A whole run by its id, or by as much of it as no other has. Raises InputError."""
+        """Return a run by its id or a unique prefix. Raises InputError."""
         with self._database.reading() as connection:
             found = _find(connection, run, self.place)
             with self._damage(found):
                 return _whole(connection, found)
 
     def remove(self, *named: str) -> Sequence[str]:
-        """Delete runs, all of them or none; gives their ids. Raises InputError for one that is at work."""
+        """Delete runs atomically and return their ids. Raises InputError for a live run."""
         with self._database.writing() as connection:
             found = [_find(connection, each, self.place) for each in named]
             for row in connection.execute(
@@ -91,7 +91,7 @@ class Store:
         return found
 
     def prune(self, older_than: float) -> int:
-        """Delete runs that were begun more than so many seconds ago, but those at work; gives how many."""
+        """Delete runs that began more than `older_than` seconds ago, except live ones; return their number."""
         with self._database.writing() as connection:
             old = select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.created < time() - older_than)
             doomed = [row.id for row in connection.execute(old) if not is_alive(row.owner, row.heartbeat)]
@@ -111,9 +111,9 @@ class Store:
         return self._session(run, token, {})
 
     def resume(self, named: str, answers: Mapping[str, str] | None = None) -> RunRecorder:
-        """Go on with a run; `answers` are what people say to its pauses, by turn.
+        """Resume a run; `answers` maps paused turns to people's answers.
 
-        Raises InputError for a run that has finished, or that another process is at work on.
+        Raises InputError for a run that has finished or that another process owns.
         """
         token = token_hex(8)
         with self._database.writing() as connection:
@@ -130,7 +130,7 @@ class Store:
         return self._session(run, token, known)
 
     def close(self) -> None:
-        """Let go of the database when all runs have ended; a later use opens it again."""
+        """Close the database when all runs have ended; a later use reopens it."""
         self._writer.wait()
         self._database.close()
 
@@ -146,7 +146,7 @@ class Store:
         return f"<Store {self.place}>"
 
     def _damage(self, run: str) -> AbstractContextManager[None]:
-        """Whatever reading a damaged run raises, as a ConfigError that names it."""
+        """Convert errors from reading a damaged run to a ConfigError that names it."""
         damage = f"run {run!r} in the run store {self.place} is damaged"
         return library_errors(lambda why: ConfigError(f"{damage} ({why}); remove it with: cachegraph runs rm {run}"))
 
@@ -156,7 +156,7 @@ class Store:
 
 
 def _find(connection: Connection, named: str, place: str) -> str:
-    """The id that begins with these letters."""
+    """Return the id that has this prefix."""
     last = named + "\uffff"
     found = [
         row.id for row in connection.execute(select(runs.c.id).where(runs.c.id >= named, runs.c.id <= last).limit(9))

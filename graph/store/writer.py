@@ -1,6 +1,6 @@
-"""The thread that commits. What several runs record at the same time becomes one transaction.
+"""The thread that commits. Batches concurrent records of several runs into one transaction.
 
-Each statement also sees whether the run is still this process's own.
+Each statement also checks that this process still owns the run.
 """
 
 import os
@@ -26,11 +26,11 @@ from .schema import runs, turns
 
 __all__ = ["Writer"]
 
-MOST = 256  # entries a transaction
+MOST = 256  # entries per transaction
 
 MINE = (runs.c.id == bindparam("run", type_=String)) & (runs.c.token == bindparam("token", type_=String))
 SIGN = update(runs).where(MINE).values(heartbeat=bindparam("now", type_=Double))
-# Adds nothing where the run is not this process's own; on PostgreSQL nobody takes it over meanwhile.
+# Inserts nothing if this process doesn't own the run; on PostgreSQL this also blocks a concurrent takeover.
 ADD = turns.insert().from_select(
     ["run", "turn", "recorded", "body"],
     select(
@@ -52,28 +52,28 @@ class _Entry:
     done: Mailbox[Exception | None]
 
 
-_Queue = SimpleQueue[_Entry | None]  # None: nobody records any more
+_Queue = SimpleQueue[_Entry | None]  # None: no more records
 
 
 class _NotOurs(Exception):
-    """Some run belongs to another process by now."""
+    """Another process has taken over a run."""
 
 
 class Writer:
-    """Commits for all runs of a store that this process is at work on; its thread lives as long as there is one."""
+    """Commits for all runs of a store that this process owns; its thread lives as long as it owns one."""
 
     def __init__(self, database: Database):
         self._database = database
         self._lock = threading.Lock()
-        self._held: dict[str, str] = {}  # run, token
+        self._held: dict[str, str] = {}  # tokens by run
         self._queue: _Queue | None = None
         self._thread: threading.Thread | None = None
         self._signed = monotonic()
         self._process = os.getpid()
 
     def hold(self, run: str, token: str) -> None:
-        """Give this run's sign of life from now on."""
-        if self._process != os.getpid():  # a fork, in which nobody is at work for the former one's runs
+        """Start sending heartbeats for this run."""
+        if self._process != os.getpid():  # a forked process, which owns none of its parent's runs
             self.__init__(self._database)  # type: ignore[misc]
         with self._lock:
             self._held[run] = token
@@ -84,7 +84,7 @@ class Writer:
                 self._thread.start()
 
     def release(self, run: str) -> None:
-        """No longer give it."""
+        """Stop sending heartbeats for this run."""
         with self._lock:
             self._held.pop(run, None)
             if not self._held and self._queue is not None:
@@ -92,14 +92,14 @@ class Writer:
                 self._queue = None
 
     def wait(self) -> None:
-        """Until the thread has ended, if nobody records any more."""
+        """Wait until the thread has ended, if no run is held."""
         with self._lock:
             thread = self._thread if self._queue is None else None
         if thread is not None:
             thread.join()
 
     async def add(self, run: str, turn: str, body: str) -> None:
-        """Returns when the turn is on disk. Raises ConfigError, or RunError if the run is another process's by now."""
+        """Write a turn; return when it is on disk. Raises ConfigError, or RunError after a takeover."""
         if (queue := self._queue) is None or self._process != os.getpid():
             raise RunError(f"run {run!r} has ended, so nothing more of it is recorded; begin a new one")
         done: Mailbox[Exception | None] = Mailbox()
@@ -117,10 +117,10 @@ class Writer:
             try:
                 connection = connection or self._database.connect()
                 outcome = self._commit(connection, entries)
-            except Exception as error:  # whatever it is, those who wait must hear of it
+            except Exception as error:  # report any error to the waiting callers
                 outcome = {entry.run: error for entry in entries}
                 _close(connection)
-                connection = None  # the next batch tries with a new one
+                connection = None  # the next batch opens a new one
             for entry in entries:
                 entry.done.post(outcome.get(entry.run))
             if None in batch:
@@ -128,7 +128,7 @@ class Writer:
                 return
 
     def _commit(self, connection: Connection, entries: list[_Entry]) -> dict[str, Exception]:
-        """Write the entries, and the signs of life when it is time; gives by run what went wrong."""
+        """Write the entries, and heartbeats when due; return errors by run."""
         with self._lock:
             held = dict(self._held)
         if held and monotonic() - self._signed > BEAT:
@@ -148,7 +148,7 @@ class Writer:
         self._signed = monotonic()
 
     def _add(self, connection: Connection, entries: list[_Entry], held: Mapping[str, str]) -> bool:
-        """Commit the entries if all their runs are this process's own, else none of them."""
+        """Commit the entries if this process owns all their runs, otherwise none."""
         now = time()
         rows = [
             {"run": entry.run, "turn": entry.turn, "body": entry.body, "now": now, "token": held.get(entry.run, "")}
@@ -164,7 +164,7 @@ class Writer:
 
 
 def _execute(cursor: Any, dialect: Dialect, statement: Insert | Update, rows: list[dict[str, object]]) -> int:
-    """Run a statement for all rows and give how many it reached."""
+    """Execute a statement for all rows and return the number of affected rows."""
     sql, names = _compiled(statement, dialect)
     values = [tuple(row[name] for name in names) for row in rows] if names is not None else rows
     cursor.executemany(sql, values)
@@ -173,7 +173,7 @@ def _execute(cursor: Any, dialect: Dialect, statement: Insert | Update, rows: li
 
 @lru_cache(maxsize=8)
 def _compiled(statement: Insert | Update, dialect: Dialect) -> tuple[str, list[str] | None]:
-    """A statement as this database's driver takes it, and the order of its values where they have no names."""
+    """Compile a statement for the database driver; also return the order of positional values."""
     compiled = statement.compile(dialect=dialect)
     assert isinstance(compiled, SQLCompiler)
     return str(compiled), compiled.positiontup
@@ -186,7 +186,7 @@ def _close(connection: Connection | None) -> None:
 
 
 def _next(queue: _Queue) -> list[_Entry | None]:
-    """What has come by now; nothing when it is time for a sign of life."""
+    """Return the queued entries; empty when a heartbeat is due."""
     batch: list[_Entry | None] = []
     try:
         batch.append(queue.get(timeout=BEAT))

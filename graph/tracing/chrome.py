@@ -1,7 +1,7 @@
 """Write runs as a trace that chrome://tracing and ui.perfetto.dev open.
 
-The format is the JSON one of Chrome's trace viewer: complete events ("X"), flows ("s" and "f") and names ("M"), times
-in microseconds. Phases are known by how long they took, not when: inside a turn they are drawn in their usual order.
+Uses the JSON format of Chrome's trace viewer: complete events ("X"), flows ("s" and "f") and names ("M"), times in
+microseconds. Phases have durations but no start times, so they are drawn in their usual order within a turn.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,12 +23,12 @@ from ..run.result import AgentResult
 __all__ = ["chrome_trace"]
 
 PHASES = ("queued", "transfer", "prefill", "fuse", "decode")
-ENGINES = 1000  # process ids: a run's agents have the run's number, its models this and the run's number
+ENGINES = 1000  # process ids: a run's number for its agents, this plus the run's number for its models
 
 
 @dataclass
 class _Slice:
-    """One turn as it is drawn: on which agent's track, from when to when."""
+    """One turn as drawn: the agent's track, start and end."""
 
     agent: str
     turn: str
@@ -36,14 +36,14 @@ class _Slice:
     end: float
     lane: int
     result: AgentResult | None = None
-    recalled: bool = False  # the result is of an earlier part of the run
+    recalled: bool = False  # the result comes from an earlier attempt of the run
     error: str | None = None
     edges: list[EdgeTravelled] = field(default_factory=list)
     tools: list[ToolCalled] = field(default_factory=list)
 
 
 def chrome_trace(runs: Sequence[tuple[str, Iterable[Event]]]) -> dict[str, Any]:
-    """Each run's title and events as one trace; a run that was cut off ends where its last event says."""
+    """Build one trace of runs, given as (title, events); a truncated run ends at its last event."""
     events: list[dict[str, Any]] = []
     for number, (title, told) in enumerate(runs, 1):
         events += _run(number, title, told)
@@ -66,9 +66,9 @@ def _run(number: int, title: str, told: Iterable[Event]) -> list[dict[str, Any]]
 
 
 def _slices(told: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, Any]]:
-    """By turn; and when the run ended, and how."""
+    """Return the slices by turn, the run's end time, and its outcome."""
     slices: dict[str, _Slice] = {}
-    busy: dict[str, set[int]] = {}  # by agent: lanes on which a turn is under way
+    busy: dict[str, set[int]] = {}  # busy lanes, by agent
     end, ending = 0.0, {}
     for event in told:
         end = max(end, event.at)
@@ -99,7 +99,7 @@ def _slices(told: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, 
 
 
 class _Tracks:
-    """Thread ids, in the order in which tracks are first used. Turns of one agent that overlap get one each."""
+    """Assigns thread ids in order of first use. Overlapping turns of one agent get separate tracks."""
 
     def __init__(self, number: int):
         self._number = number
@@ -111,12 +111,12 @@ class _Tracks:
         return self._agents.setdefault((each.agent, each.lane), len(self._agents) + 1)
 
     def engine(self, model: str, start: float, end: float) -> int:
-        """A lane of the model's that is free by then: what shares a batch is drawn one below the other."""
+        """Return a free lane of the model, so that turns in one batch are stacked."""
         lane = self._free_lane(model, start, end)
         return self._engines.setdefault((model, lane), len(self._engines) + 1)
 
     def tools(self, agent: str, start: float, end: float) -> int:
-        """The same for an agent's tools: a reply may call several at a time."""
+        """Return a free lane for an agent's tools: a reply may call several concurrently."""
         name = f"{agent}: tools"
         return self._agents.setdefault((name, self._free_lane(name, start, end)), len(self._agents) + 1)
 
@@ -143,14 +143,14 @@ def _lane(name: str, lane: int) -> str:
 
 
 def _spans(each: _Slice) -> list[tuple[str, float, float]]:
-    """A turn's phases, one after the other."""
+    """Lay out a turn's phases one after the other."""
     if each.result is None or each.recalled:
         return []
     spans, at = [], each.start
     for phase in PHASES:
         seconds = getattr(each.result.timing, phase)
         if seconds > 0 and at < each.end:
-            until = min(at + seconds, each.end)  # what ran side by side adds up to more than the turn
+            until = min(at + seconds, each.end)  # concurrent phases add up to more than the turn
             spans.append((phase, at, until))
             at = until
     return spans
@@ -168,7 +168,7 @@ def _tool(each: _Slice, called: ToolCalled, number: int, tracks: _Tracks) -> dic
 
 
 def _on_engine(each: _Slice, number: int, tracks: _Tracks) -> list[dict[str, Any]]:
-    """The same phases, without the waiting, on the track of the model that did them."""
+    """Draw the same phases, without queueing, on the model's track."""
     spans = [span for span in _spans(each) if span[0] != "queued"]
     if each.result is None or not spans:
         return []

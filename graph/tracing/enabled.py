@@ -1,4 +1,4 @@
-"""Whether spans or metrics of a run are wanted. Costs a look into a dictionary where nobody does."""
+"""Whether spans or metrics of a run are wanted. If not, costs one dictionary lookup."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ Listener = Callable[[Event], None]
 
 
 def watched(spec: GraphSpec, inputs: Mapping[str, Any], listener: Listener | None) -> Listener | None:
-    """The listener, joined by OpenTelemetry's if this process has configured it; None if nobody listens."""
-    if "opentelemetry" not in sys.modules:  # whoever configures a provider has imported it
+    """Combine the listener with OpenTelemetry's if this process has configured it; None without listeners."""
+    if "opentelemetry" not in sys.modules:  # configuring a provider imports it
         return listener
     from .telemetry import telemetry
 

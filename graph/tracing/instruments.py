@@ -1,4 +1,4 @@
-"""The metrics of runs, made once for each provider."""
+"""The metrics of runs, created once per provider."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .model_attributes import Model
 
 __all__ = ["Instruments", "instruments"]
 
-# The buckets that the conventions ask for
+# Buckets that the conventions specify
 TOKENS = tuple(4**power for power in range(14))
 DURATION = tuple(0.01 * 2**power for power in range(14))
 FIRST = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -27,7 +27,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Instruments:
-    """What is counted and timed."""
+    """Counters and histograms of runs."""
 
     tokens: Histogram
     operation: Histogram
@@ -40,7 +40,7 @@ class Instruments:
     fallbacks: Counter
 
     def chat(self, model: Model, result: AgentResult, seconds: float) -> None:
-        """One model call that went well."""
+        """Record a successful model call."""
         about = {names.OPERATION: names.CHAT, **model.attributes, names.RESPONSE_MODEL: result.model}
         timing, tokens = result.timing, result.tokens
         self.operation.record(seconds, about)
@@ -50,18 +50,18 @@ class Instruments:
         if timing.first_token is None:
             return
         self.first_chunk.record(timing.first_token, about)
-        if model.is_local:  # here the server of the model is this process
+        if model.is_local:  # this process is the model's server
             self.first_token.record(timing.first_token, about)
             if tokens.generated > 1:
                 self.each_token.record((seconds - timing.first_token) / (tokens.generated - 1), about)
 
     def failed_chat(self, model: Model, kind: str, seconds: float) -> None:
-        """One model call that ended in an error."""
+        """Record a failed model call."""
         about = {names.OPERATION: names.CHAT, **model.attributes, names.ERROR_TYPE: kind}
         self.operation.record(seconds, about)
 
     def edge(self, report: EdgeReport) -> None:
-        """One message taken."""
+        """Record a delivered payload."""
         about = {names.ASKED: report.asked, names.USED: report.channel_used}
         self.bytes.add(report.bytes, about)
         if report.fallback_reason:
@@ -70,7 +70,7 @@ class Instruments:
 
 @lru_cache(maxsize=1)
 def instruments(provider: MeterProvider) -> Instruments:
-    """A provider's instruments; asked for twice, the SDK would warn."""
+    """Return a provider's instruments, cached because the SDK warns of duplicates."""
     meter = provider.get_meter("cachegraph", __version__)
 
     def histogram(name: str, unit: str, buckets: tuple[float, ...], about: str) -> Histogram:

@@ -1,4 +1,4 @@
-"""What the recipe says of each agent's model, in the terms of the GenAI conventions."""
+"""Attributes of each agent's model by the GenAI conventions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ USUAL = GenerateSpec()
 
 @dataclass(frozen=True)
 class Model:
-    """An agent's model: what spans and metrics say of it, and what else its chat's span says of the request."""
+    """An agent's model: attributes of spans and metrics, and further request attributes of chat spans."""
 
     name: str
     is_local: bool
@@ -28,7 +28,7 @@ class Model:
 
 
 def models(spec: GraphSpec) -> dict[str, Model]:
-    """By agent; agents that run no model are not in it."""
+    """Map agents to their models; omits agents without one."""
     return {
         name: _model(spec.models.get(agent.model, agent.model), agent.generate) for name, agent in spec.speakers.items()
     }

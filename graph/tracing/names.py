@@ -1,7 +1,7 @@
 """Every span, attribute and metric name.
 
 The GenAI names are those of the GenAI semantic conventions 0.1 (github.com/open-telemetry/semantic-conventions-genai),
-which are still in development: when they move, they move here. What they don't know is called `cachegraph.*`.
+which are still in development: update this file when they change. Names outside them start with `cachegraph.`.
 """
 
 # Operations, the first word of a span's name
@@ -26,7 +26,7 @@ STOP_SEQUENCES = "gen_ai.request.stop_sequences"
 FINISH_REASONS = "gen_ai.response.finish_reasons"
 INPUT_TOKENS = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
-CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"  # a part of the input tokens
+CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"  # included in the input tokens
 FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
 INPUT_MESSAGES = "gen_ai.input.messages"
 OUTPUT_MESSAGES = "gen_ai.output.messages"
@@ -39,15 +39,15 @@ ERROR_TYPE = "error.type"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
 
-# Providers: who has the model
+# Providers: who runs the model
 LOCAL = "cachegraph"
-ENDPOINT = "openai"  # the conventions' name for whatever speaks its API
+ENDPOINT = "openai"  # the conventions' name for any server with this API
 
-# Attributes of ours
+# cachegraph's attributes
 TURN = "cachegraph.turn"
 RECALLED = "cachegraph.recalled"
 STATUS = "cachegraph.status"
-CHANNEL = "cachegraph.channel"  # the span of an edge, and what its attributes begin with
+CHANNEL = "cachegraph.channel"  # span name of an edge, and prefix of its attributes
 SENDER = "cachegraph.channel.sender"
 RECEIVER = "cachegraph.channel.receiver"
 ASKED = "cachegraph.channel.asked"
@@ -58,7 +58,7 @@ GRAFTED = "cachegraph.channel.positions_grafted"
 FALLBACK_REASON = "cachegraph.channel.fallback_reason"
 SKIPPED = "cachegraph.agent_skipped"  # events of a run's span
 CANCELLED = "cachegraph.agent_cancelled"
-SECONDS = "cachegraph.seconds"  # of a chat, by phase: .queued, .prefill, .transfer, .fuse, .decode
+SECONDS = "cachegraph.seconds"  # of a chat, per phase: .queued, .prefill, .transfer, .fuse, .decode
 
 # Metrics of the conventions
 TOKEN_USAGE = "gen_ai.client.token.usage"  # noqa: S105 (no secret)
@@ -69,10 +69,10 @@ TIME_PER_OUTPUT_TOKEN = "gen_ai.server.time_per_output_token"  # noqa: S105 (no 
 AGENT_DURATION = "gen_ai.invoke_agent.duration"
 TOOL_DURATION = "gen_ai.execute_tool.duration"
 
-# Metrics of ours
+# cachegraph's metrics
 CHANNEL_BYTES = "cachegraph.channel.bytes"
 CHANNEL_FALLBACKS = "cachegraph.channel.fallbacks"
 
-# What an environment variable must say for replies and inputs to be captured
+# Values of the environment variable that enable capture of replies and inputs
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 CAPTURED = ("true", "span_only", "span_and_event")

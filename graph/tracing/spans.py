@@ -1,7 +1,7 @@
 """Turn a run's events into spans.
 
-Events say when they happened, so spans get their times from them. While an agent is at work its innermost span is the
-current one in its own task: what it calls (an HTTP client, a tool) hangs below it.
+Spans take their times from the events. During an agent's turn, its innermost span is current in the agent's task, so
+that spans of its calls (HTTP clients, tools) become children.
 """
 
 import json
@@ -39,7 +39,7 @@ __all__ = ["Spans"]
 
 @dataclass(frozen=True, eq=False)
 class _Open:
-    """An agent's turn under way. `inner` is the span of its model call, if it makes any."""
+    """An agent's open turn. `inner` is the span of its model call, if any."""
 
     agent: str
     began: float
@@ -49,7 +49,7 @@ class _Open:
 
 
 class Spans:
-    """The listener of one run. `inputs` are given where what was said may be captured."""
+    """The listener of one run. `inputs` are set if content capture is enabled."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class Spans:
         self._tracer = tracer
         self._instruments = instruments
         self._inputs = inputs
-        self._around = context.get_current()  # the caller's: its span is the run's parent
-        self._zero: int | None = None  # when the run began, on the clock that spans have
+        self._around = context.get_current()  # the caller's context, whose span is the run's parent
+        self._zero: int | None = None  # the run's start on the spans' clock
         self._run: Span | None = None
         self._open: dict[str, _Open] = {}  # by turn
-        self._ended: dict[str, SpanContext] = {}  # by turn: what edges out of it link to
+        self._ended: dict[str, SpanContext] = {}  # by turn: link targets of outgoing edges
 
     def __call__(self, event: Event) -> None:
         if self._zero is None:
@@ -114,7 +114,7 @@ class Spans:
 
     def _end_run(self, event: RunFinished) -> None:
         run, result = self._run or self._start_run(), event.result
-        for turn in list(self._open):  # those that a cancelled run has cut off
+        for turn in list(self._open):  # turns that the run's cancellation cut off
             self._error(self._close(turn, detach=False), event.at, "cancelled", "the run was ended first")
         run.set_attribute(names.STATUS, result.status)
         about: dict[str, Any] = {names.OPERATION: names.WORKFLOW, names.AGENT_NAME: self._spec.name}
@@ -129,7 +129,7 @@ class Spans:
             self._instruments.turn.record(event.at, about)
 
     def _note(self, what: str, at: float, agent: str, turn: str) -> None:
-        """Something that took no time."""
+        """Add an instantaneous event to the run's span."""
         if self._run is not None:
             self._run.add_event(what, {names.AGENT_NAME: agent, names.TURN: turn}, self._time(at))
 
@@ -162,7 +162,7 @@ class Spans:
         self._open[event.turn] = _Open(event.agent, event.at, outer, inner, token)
 
     def _parent(self, turn: str) -> Context:
-        """Below the run, or below the turn of the agent whose sub-graph this turn is in."""
+        """Return the run's context, or that of the enclosing sub-graph's turn."""
         within = self._open.get(turn.rpartition("/")[0])
         span = within.outer if within is not None else self._run
         return trace.set_span_in_context(span or trace.INVALID_SPAN, self._around)
@@ -172,7 +172,7 @@ class Spans:
             return
         turn, result, end = self._close(event.turn), event.result, self._time(event.at)
         seconds = event.at - turn.began
-        if event.recalled:  # what it took is in the trace of the run that it was taken in
+        if event.recalled:  # the trace of the earlier attempt has its usage
             for span in (turn.inner, turn.outer):
                 if span is not None:
                     span.set_attribute(names.RECALLED, True)
@@ -198,7 +198,7 @@ class Spans:
             self._error(self._close(event.turn), event.at, event.kind, event.error)
 
     def _pause(self, event: AgentPaused) -> None:
-        """It waits for a person: no error, and the run that goes on will have spans of its own."""
+        """Close a turn that waits for a person, without an error; the resumed run gets new spans."""
         if event.turn in self._open:
             turn = self._close(event.turn)
             turn.outer.set_attribute(names.STATUS, "paused")
@@ -207,7 +207,7 @@ class Spans:
                     span.end(self._time(event.at))
 
     def _close(self, name: str, *, detach: bool = True) -> _Open:
-        """Forget an open turn. What this task's current span was before, it is again, unless the task has ended."""
+        """Remove an open turn and restore the task's previous current span, unless the task has ended."""
         turn = self._open.pop(name)
         if detach:
             context.detach(turn.token)
@@ -244,7 +244,7 @@ class Spans:
             names.GRAFTED: report.positions_grafted,
             **({names.FALLBACK_REASON: report.fallback_reason} if report.fallback_reason else {}),
         }
-        # Edges report how long, not when: their spans begin with the turn.
+        # Edges report durations, not start times: their spans begin with the turn.
         span = self._tracer.start_span(
             f"{names.CHANNEL} {event.sender}",
             trace.set_span_in_context(turn.outer, self._around),
@@ -262,7 +262,7 @@ class Spans:
         turn, call = self._open.get(event.turn), event.call
         if turn is None:
             return
-        # An extension runs on the side of whoever calls the model.
+        # An extension runs on the side of the model's caller.
         attributes = {names.OPERATION: names.TOOL, names.TOOL_NAME: call.tool, names.TOOL_TYPE: "extension"}
         about = {**attributes, **({names.ERROR_TYPE: "tool_error"} if call.error else {})}
         span = self._tracer.start_span(
@@ -302,6 +302,6 @@ def _phases(result: AgentResult) -> dict[str, float]:
 
 
 def _said(role: str, text: str, finish: str | None = None) -> str:
-    """One message as the conventions write it: JSON in an attribute."""
+    """Format a message by the conventions: JSON in an attribute."""
     message: dict[str, Any] = {"role": role, "parts": [{"type": "text", "content": text}]}
     return json.dumps([{**message, "finish_reason": finish} if finish is not None else message], ensure_ascii=False)

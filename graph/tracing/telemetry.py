@@ -19,12 +19,12 @@ __all__ = ["telemetry"]
 
 
 def telemetry(spec: GraphSpec, inputs: Mapping[str, Any]) -> Callable[[Event], None] | None:
-    """What makes spans and metrics of one run's events; None where neither would go anywhere."""
+    """Return a listener that turns events into spans and metrics; None if neither is exported."""
     tracer, meters = _tracer(), _instruments()
     if tracer is None and meters is None:
         return None
     known = models(spec)
-    # Without a tracer provider spans still count time, and are dropped: metrics need nothing else.
+    # Without a tracer provider, spans still measure time for the metrics and are then dropped.
     return Spans(spec, known, tracer or trace.NoOpTracer(), meters, inputs if _captures() else None)
 
 
@@ -37,7 +37,7 @@ def _tracer() -> trace.Tracer | None:
 
 def _instruments() -> Instruments | None:
     provider = metrics.get_meter_provider()
-    # The stand-in that is there before a provider is set has a private class.
+    # The placeholder before a provider is set has a private class.
     if isinstance(provider, metrics.NoOpMeterProvider) or type(provider).__name__ == "_ProxyMeterProvider":
         return None
     return instruments(provider)
