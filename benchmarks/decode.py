@@ -13,6 +13,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +39,12 @@ def bandwidth(buffer: torch.Tensor) -> float:
     rows = buffer.view(-1, 4096)
     column = torch.ones(4096)
     fastest = 0.0
-    for read in (lambda: buffer.sum(), lambda: torch.dot(buffer, buffer), lambda: rows @ column):
+    reads: tuple[Callable[[], torch.Tensor], ...] = (
+        lambda: buffer.sum(),
+        lambda: torch.dot(buffer, buffer),
+        lambda: rows @ column,
+    )
+    for read in reads:
         began = perf_counter()
         read()
         fastest = max(fastest, buffer.nbytes / (perf_counter() - began))
@@ -92,13 +98,16 @@ def measure(chosen: Namespace, by_name: dict[str, Any]) -> dict[str, Any]:
     asked = [tokenizer.encode(QUESTIONS[row % len(QUESTIONS)], special=False).ids for row in range(chosen.streams)]
     numbers = chosen.buffer * 1_000_000 // 4 // 4096 * 4096
     buffer = LargePages().empty(numbers, dtype=torch.float32).fill_(1)
-    streams: dict[str, Callable[[], Any]] = {
-        name: lambda one=one: one.stream(fresh(prompt), chosen.tokens) for name, one in by_name.items()
-    }
+
+    def stream(one: Any) -> Any:
+        return one.stream(fresh(prompt), chosen.tokens)
+
+    def answers(one: Any) -> Any:
+        return one.answers(fresh(text), asked, chosen.tokens)
+
+    streams: dict[str, Callable[[], Any]] = {name: partial(stream, one) for name, one in by_name.items()}
     answering: dict[str, Callable[[], Any]] = {
-        name: lambda one=one: one.answers(fresh(text), asked, chosen.tokens)
-        for name, one in by_name.items()
-        if hasattr(one, "answers")
+        name: partial(answers, one) for name, one in by_name.items() if hasattr(one, "answers")
     }
     given = alternate({**streams, "memory": lambda: bandwidth(buffer)}, chosen.repeats)
     together = alternate(answering, chosen.repeats)

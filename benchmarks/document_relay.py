@@ -54,7 +54,7 @@ def build(answerers: int, reply: int) -> Graph:
 
 def engine_of(graph: Graph) -> Engine:
     graph.open()
-    engine = graph._agents().agents["reader"].peer().engine
+    engine = graph._agents_now().agents["reader"].peer().engine
     assert isinstance(engine, Engine)
     return engine
 
@@ -94,7 +94,7 @@ def peak_kv_bytes(graph: Graph, text: str) -> int:
         while not stop.wait(0.002):
             peak = max(peak, kv_bytes(list(rows)))
 
-    RowCache.__init__ = make_and_note  # type: ignore[method-assign]
+    RowCache.__init__ = make_and_note  # type: ignore[method-assign, assignment]
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:

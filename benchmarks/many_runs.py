@@ -17,10 +17,11 @@ from measuring import Range, alternate, options, parsed, profiled, ratios, show
 from texts import fresh_text
 
 from cachegraph import Graph
+from cachegraph.channels.spec import Channel
 
 Rows = list[dict[str, Any]]
 
-CHANNELS = ("text", "cache")
+CHANNELS: tuple[Channel, ...] = ("text", "cache")
 RECIPE = Path(__file__).parents[1] / "recipes" / "science-duo.yaml"
 THINGS = (
     "the sky blue", "the sea salty", "grass green", "ice slippery", "the moon bright", "metal cold to the touch",

@@ -37,7 +37,7 @@ def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int, *, warm_
             contender()
     given: dict[str, list[Any]] = {name: [] for name in contenders}
     for number in range(rounds):
-        for name in reversed(contenders) if number % 2 else contenders:
+        for name in reversed(list(contenders)) if number % 2 else contenders:
             gc.collect()
             given[name].append(contenders[name]())
     return given

@@ -21,6 +21,7 @@ import anyio
 import psutil
 
 from cachegraph import Graph
+from cachegraph.agents.spec import AgentSpec
 from cachegraph.engine.engine import Engine
 from cachegraph.graph.run.result import Result
 
@@ -50,6 +51,7 @@ def graphs(reply: int) -> list[Graph]:
         graph = Graph.from_yaml(RECIPES / f"{name}.yaml")
         agents = {}
         for agent, spec in graph.spec.agents.items():
+            assert isinstance(spec, AgentSpec)
             length = min(spec.generate.max_new_tokens, reply)
             agents[agent] = spec.model_copy(
                 update={"generate": spec.generate.model_copy(update={"max_new_tokens": length})}

@@ -15,12 +15,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import yaml
 
 from cachegraph import Graph
+from cachegraph.agents.base import Scorer
+from cachegraph.channels.spec import Channel
 from cachegraph.graph.run.hooks import RunHooks
 from cachegraph.graph.run.run import Run
 from cachegraph.graph.run.subgraph import answering_node
@@ -28,7 +30,7 @@ from cachegraph.graph.run.subgraph import answering_node
 __all__ = ["CHANNELS", "SHAPES", "Cell", "build", "cells", "measure"]
 
 WORDS = ("osprey", "walnut")
-CHANNELS = ("text", "cache", "auto", "both")
+CHANNELS: tuple[Channel, ...] = ("text", "cache", "auto", "both")
 MODELS = {"small": "smollm2-135m-instruct", "other": "gemma-3-270m"}
 TOOLS = '''"""A tool server with one tool, as a program."""
 
@@ -183,12 +185,15 @@ def _recipe(name: str, shape: Mapping[str, Any], models: str, sources: Mapping[s
 
 async def measure(graph: Graph) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
     """The shift, the channels that edges used, and what the run warns of."""
-    shift, used, warnings = 0.0, (), ()
+    shift = 0.0
+    used: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     for given, other in (WORDS, WORDS[::-1]):
         wiring, hooks = await graph.awire(), RunHooks()
         name, node = answering_node(wiring)
         result = await Run(graph.spec, {"word": given}, graph.awire, None, hooks).execute()
-        mine, theirs = await node.agent.score(hooks.turns[name], [given, other])  # type: ignore[attr-defined]
+        scorer = cast("Scorer", node.agent)
+        mine, theirs = await scorer.score(hooks.turns[name], [given, other])
         shift += mine.logprob - theirs.logprob
         used = tuple(edge.channel_used for edge in result.edges.values())
         warnings = tuple(str(each) for each in result.warnings if each.kind in ("dropped", "empty_edge"))

@@ -34,6 +34,7 @@ def write_gguf(folder: Path, path: Path, dtype: str = "bf16") -> Path:
     kind = gguf.GGMLQuantizationType[dtype.upper()]
     for name, weights in _tensors(folder, config):
         found = names.get_name(name, try_suffixes=(".weight",))
+        assert found is not None, name
         if weights.ndim == 1:
             writer.add_tensor(found, weights)
             continue
