@@ -294,7 +294,7 @@ def test_a_template_is_parsed_once_for_its_check_and_its_reads_and_compiled_once
     source = "{{ asked_but_once.data.kind }}: {{ asked_but_once }}"
     checked, again = compile_template(source, {"asked_but_once"}), compile_template(source, None)
     assert checked is again
-    assert (again.names, done) == ({"asked_but_once"}, ["parse"])
+    assert (again.names, done) == (frozenset({"asked_but_once"}), ["parse"])
     for _ in range(2):
         again.render({"asked_but_once": Value("text", "asked_but_once", {"kind": "bug"})})
     assert done == ["parse", "parse", "compile"], "the guards are put into a tree of their own"
