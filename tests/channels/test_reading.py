@@ -141,10 +141,10 @@ def test_one_tokenizer_shares_all_but_the_last_token() -> None:
 def test_a_message_that_ends_the_prompt_keeps_its_last_token_apart(models: Any) -> None:
     """Where the template writes nothing behind the message."""
     receiver, other, _ = models
-    mine, theirs = (
-        TokenizedChat(encoded.ids, encoded.offsets, [(0, 7)])
-        for encoded in (each.encode("the sky", special=False) for each in (receiver, other))
-    )
+    ids, offsets = receiver.encode("the sky", special=False)
+    mine = TokenizedChat(ids, offsets, [(0, 7)])
+    other_ids, other_offsets = other.encode("the sky", special=False)
+    theirs = TokenizedChat(other_ids, other_offsets, [(0, 7)])
     for reading in (
         share_by_sections([Aligner(receiver.raw, other.raw)], mine, [theirs]),
         share_by_offsets(mine, [theirs]),
