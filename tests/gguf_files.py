@@ -54,10 +54,12 @@ def write_gguf(
     writer.add_rope_dimension_count(dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for key, value in (said or {}).items():
-        add: Callable[[str, Any], None] = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[
-            type(value)
-        ]
-        add(f"{architecture}.{key}", value)
+        writers: dict[type, Callable[[str, Any], None]] = {
+            str: writer.add_string,
+            float: writer.add_float32,
+            int: writer.add_uint32,
+        }
+        writers[type(value)](f"{architecture}.{key}", value)
     _write_tokenizer(writer)
     names = gguf.get_tensor_name_map(
         {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture], config.num_hidden_layers

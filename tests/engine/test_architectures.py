@@ -48,7 +48,8 @@ def tokens(count: int, seed: int) -> list[int]:
 def written(network: Any, ids: list[int]) -> list[int]:
     prompt = torch.tensor([ids])
     out = network.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False)
-    return out[0, len(ids) :].tolist()
+    reply: list[int] = out[0, len(ids) :].tolist()
+    return reply
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -59,18 +60,20 @@ async def test_rows_of_very_different_lengths_reply_as_each_would_alone(engine: 
 @pytest.mark.anyio
 async def test_rows_read_together_are_read_as_alone(engine: Engine) -> None:
     prompts = [tokens(count, seed=count) for count in (1, 5, 64, 2)]
-    calls = [lambda ids=ids: engine.prefill(ids, logits="all") for ids in prompts]
+    calls = [partial(engine.prefill, ids, logits="all") for ids in prompts]
     alone = [await call() for call in calls]
     together = await in_one_batch(engine, *calls)
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a.logits, b.logits, rtol=1e-5, atol=1e-5)
+        assert a.kv is not None
+        assert b.kv is not None
         for x, y in zip(a.kv.layers, b.kv.layers, strict=True):
             torch.testing.assert_close(x.keys, y.keys, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.models
 @pytest.mark.skipif(
-    has_tiles(torch) and not (isinstance(kernels(), Kernels) and kernels().in_tiles),
+    has_tiles(torch) and not (isinstance(compiled := kernels(), Kernels) and compiled.in_tiles),
     reason="torch's products by tiles round by the number of rows",
 )
 def test_in_bfloat16_a_real_model_gives_the_same_bits_alone_and_in_any_batch() -> None:
@@ -78,7 +81,7 @@ def test_in_bfloat16_a_real_model_gives_the_same_bits_alone_and_in_any_batch() -
         taken = await lease(ModelSpec(source="smollm2-135m-instruct", dtype="bfloat16", device="cpu"), ensure_folder())
         engine = taken.engine
         past = (await engine.prefill(tokens(20, seed=1))).segments
-        calls = [
+        calls: list[Callable[[], Awaitable[Generated | Prefilled]]] = [
             generate(engine, tokens(1, seed=2), past, 6),
             generate(engine, tokens(33, seed=3), (), 6),
             generate(engine, tokens(7, seed=4), past, 6),
@@ -87,12 +90,22 @@ def test_in_bfloat16_a_real_model_gives_the_same_bits_alone_and_in_any_batch() -
         ]
         alone = [await call() for call in calls]
         together = await in_one_batch(engine, *calls)
-        for a, b in zip(together[:3], alone[:3], strict=True):
-            assert a.ids == b.ids
-            assert same_bits(a.segments[-1], b.segments[-1])
-        for a, b in zip(together[3:], alone[3:], strict=True):
-            assert torch.equal(a.logits, b.logits)
-            assert same_bits(a.kv, b.kv)
+        kinds = []
+        for a, b in zip(together, alone, strict=True):
+            kinds.append(type(a))
+            if isinstance(a, Generated):
+                assert isinstance(b, Generated)
+                assert a.ids == b.ids
+                assert same_bits(a.segments[-1], b.segments[-1])
+            else:
+                assert isinstance(b, Prefilled)
+                assert a.logits is not None
+                assert b.logits is not None
+                assert torch.equal(a.logits, b.logits)
+                assert a.kv is not None
+                assert b.kv is not None
+                assert same_bits(a.kv, b.kv)
+        assert kinds == [Generated] * 3 + [Prefilled] * 2
         taken.release()
 
     anyio.run(run)
@@ -176,10 +189,16 @@ async def test_a_reply_that_ends_by_itself_has_been_read_whole(engine: Engine, t
 @pytest.mark.anyio
 async def test_cancellation_frees_the_row_before_the_next_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     await engine.call(int)
-    worker, steps = engine._worker, []
+    worker = engine._worker
+    steps: list[int] = []
     assert worker is not None
     step = worker._step
-    monkeypatch.setattr(worker, "_step", lambda shares: (steps.append(len(shares)), step(shares)))
+
+    def counted(shares: Any) -> None:
+        steps.append(len(shares))
+        step(shares)
+
+    monkeypatch.setattr(worker, "_step", counted)
     caches: list[Any] = []
     async with anyio.create_task_group() as group:
         group.start_soon(engine.generate, tokens(5), (), ENDLESS)
@@ -198,7 +217,7 @@ async def test_cancellation_frees_the_row_before_the_next_step(engine: Engine, m
 async def test_a_row_that_is_over_is_not_kept_by_a_waiting_engine(engine: Engine) -> None:
     reply = await engine.generate(tokens(5), spec=GenerateSpec(max_new_tokens=3))
     kept = weakref.ref(reply.segments[-1].layers[0].keys)
-    called = await engine.call(lambda segments=reply.segments: len(segments))
+    called = await engine.call(partial(len, reply.segments))
     assert called == 1
     del reply
     await engine.call(int)

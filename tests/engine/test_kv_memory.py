@@ -56,8 +56,13 @@ async def used(engine: Engine) -> int:
 async def swaps(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
     out: list[int] = []
     swap_out = RequestState.swap_out
+
+    def counted(request: RequestState) -> None:
+        out.append(len(request.cache))
+        swap_out(request)
+
     with monkeypatch.context() as patch:
-        patch.setattr(RequestState, "swap_out", lambda request: (out.append(len(request.cache)), swap_out(request)))
+        patch.setattr(RequestState, "swap_out", counted)
         yield out
 
 

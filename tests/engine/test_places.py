@@ -156,7 +156,7 @@ def test_between_two_disks_it_is_copied_first(old: Path, monkeypatch: pytest.Mon
     (old / "fusers" / "mine").mkdir(parents=True)
     (old / "fusers" / "mine" / "card.json").write_text("{}")
     (old / "runs.db").write_text("x")
-    monkeypatch.setattr(paths.os, "rename", of_another_disk)
+    monkeypatch.setattr(os, "rename", of_another_disk)
     assert (lasting("fusers", free) / "mine" / "card.json").read_text() == "{}"
     assert lasting("runs.db", free).read_text() == "x"
     assert not any(old.iterdir())

@@ -58,7 +58,7 @@ PROMPTS = st.lists(
 def test_results_are_to_the_bit_those_without_it(engine: Engine, prompts: Any) -> None:
     async def ask(reuse: bool) -> list[Any]:
         await engine.forget()
-        results = []
+        results: list[Generated | Prefilled] = []
         with request_context(RequestContext(reuse=reuse)):
             for blocks, rest, seed, how in prompts:
                 ids = [token for block in blocks for token in tokens(CHUNK, seed=100 + block)] + tokens(rest, seed)

@@ -129,8 +129,14 @@ def test_kernels_move_keys_to_the_bit_as_torch_does(
     model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
     here = read_at(model, 3)
     there = spread(30)
-    rotated, rotate = [], type(rotator).rotate
-    monkeypatch.setattr(type(rotator), "rotate", lambda *given: rotated.append(rotate(*given)) or rotated[-1])
+    rotated: list[Any] = []
+    rotate: Callable[..., Any] = type(rotator).rotate
+
+    def noted(*given: Any) -> Any:
+        rotated.append(rotate(*given))
+        return rotated[-1]
+
+    monkeypatch.setattr(type(rotator), "rotate", noted)
     moved = model.rotation.move(here, there)
     assert rotated
     monkeypatch.setattr(type(rotator), "takes", lambda *_: False)

@@ -219,7 +219,12 @@ def test_only_the_ids_leave_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many rows there are: one look at a result by the host, a wait for the device where it is a GPU."""
     looks: list[int] = []
     original = Tensor.tolist
-    monkeypatch.setattr(Tensor, "tolist", lambda self: looks.append(self.numel()) or original(self))
+
+    def noted(self: Tensor) -> Any:
+        looks.append(self.numel())
+        return original(self)
+
+    monkeypatch.setattr(Tensor, "tolist", noted)
     for name in ("item", "__bool__", "__int__", "__float__", "nonzero", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, lambda self, *_: pytest.fail("a result was looked at"))
     many = [spec(), spec(temperature=1.0, seed=1, top_k=3), spec(temperature=2.0, min_p=0.1, top_p=0.9)]

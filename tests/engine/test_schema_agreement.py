@@ -5,6 +5,7 @@ No model takes part: the grammar's bytes are drawn at random, so that every corn
 
 import json
 import random
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -40,7 +41,7 @@ NAMES = ["a", "b", "é", 'q"', "a b", "$ref", "type"]
 
 def schema_of(rng: random.Random, depth: int = 3) -> Any:
     """A schema with any of the keywords that can be enforced, most of them satisfiable."""
-    makers = [_number, _number, _text, _text, _choice, _open]
+    makers: list[Callable[[random.Random, int], Any]] = [_number, _number, _text, _text, _choice, _open]
     makers += [_object, _object, _list, _list, _any_of, _all_of, _one_of] if depth else []
     return rng.choice(makers)(rng, depth - 1)
 
@@ -121,7 +122,7 @@ def with_definitions(rng: random.Random) -> Any:
     if not isinstance(schema, dict) or rng.random() < 0.7:
         return schema if isinstance(schema, dict) else {}
     part = {"$ref": rng.choice(["#/$defs/part", "#/$defs/part", "#"])}
-    outer = rng.choice(
+    outer: dict[str, Any] = rng.choice(
         [{"items": part, "maxItems": 1}, {"properties": {"a": part}}, {"anyOf": [part, {"type": "null"}]}]
     )
     return {**outer, "$defs": {"part": schema}}
@@ -199,7 +200,12 @@ def value_of(rng: random.Random, schema: Any, depth: int = 4) -> Any:
     if kind == "array":
         items, least = schema.get("items", {}), schema.get("minItems", 0)
         return [value_of(rng, items, depth - 1) for _ in range(rng.randint(least, least + 2))]
-    leaves = {"null": [None], "boolean": [True, False], "string": TEXTS, "integer": [0, 1, 3, 7, -14, 100]}
+    leaves: dict[str, list[Any]] = {
+        "null": [None],
+        "boolean": [True, False],
+        "string": TEXTS,
+        "integer": [0, 1, 3, 7, -14, 100],
+    }
     return rng.choice(leaves.get(kind, [*NUMBERS, 0.3, 0.75, 14, 0.000001]))
 
 

@@ -86,7 +86,12 @@ def test_a_compact_copy_is_the_same_tokenizer_and_a_damaged_one_is_not_read(
     save(folder)
     read: list[Path] = []
     directly = tokenizer_load._read_directly
-    monkeypatch.setattr(tokenizer_load, "_read_directly", lambda file, of: read.append(file) or directly(file, of))
+
+    def noted(file: Path, of: Any) -> Any:
+        read.append(file)
+        return directly(file, of)
+
+    monkeypatch.setattr(tokenizer_load, "_read_directly", noted)
     first, second = (read_raw_tokenizer(folder, remembers=True) for _ in range(2))
     (copy,) = (tmp_path / "home" / "tokenizers").glob("*.compact")
     assert read[-1] == copy

@@ -11,7 +11,7 @@ from cachegraph.engine.cpu import backend
 from cachegraph.engine.model.load import load_model
 
 WIDE: dict[str, Any] = {**SIZES, "hidden_size": 64, "intermediate_size": 64, "head_dim": 32, "num_hidden_layers": 2}
-ODD = {
+ODD: dict[str, tuple[Callable[[], Any], str | None]] = {
     "a part of each head is rotated": (
         lambda: hf.glm.GlmConfig(**{**WIDE, "pad_token_id": 0, "eos_token_id": 0}, partial_rotary_factor=0.5),
         None,

@@ -43,6 +43,7 @@ def test_the_gradient_of_the_input_is_that_of_a_plain_layer(way: str) -> None:
     ours, theirs = x.bfloat16().requires_grad_(), x.bfloat16().float().requires_grad_()
     made(ours).float().square().sum().backward()
     plain(theirs).square().sum().backward()
+    assert ours.grad is not None
     torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=3e-2, atol=2e-2)
 
 

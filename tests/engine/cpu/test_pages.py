@@ -1,6 +1,7 @@
 """Memory in large pages is memory like any other."""
 
 import gc
+import mmap
 import re
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_memory_stays_as_long_as_a_tensor_and_no_longer() -> None:
         assert found is not None
         return int(found[1]) // 1024
 
-    if not hasattr(huge_pages.mmap, "MADV_HUGEPAGE"):
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
         pytest.skip("only Linux is asked for large pages")
     gc.collect()
     before = mapped()
@@ -47,7 +48,7 @@ def test_memory_stays_as_long_as_a_tensor_and_no_longer() -> None:
 
 
 def test_a_system_that_has_none_gives_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(huge_pages.mmap, "MADV_HUGEPAGE", raising=False)
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert LargePages().empty(4, 4, dtype=torch.float32).fill_(1).sum() == 16
 
 

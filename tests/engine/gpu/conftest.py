@@ -43,7 +43,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
     # It prepares Triton's own functions anew at every call, which takes most of its time; once in a launch is enough.
-    prepare, prepared = interpreter._patch_lang, set()
+    prepare = interpreter._patch_lang
+    prepared: set[Any] = set()
 
     def once(function: Any) -> Any:
         if function in prepared:

@@ -259,7 +259,7 @@ def test_nothing_between_two_steps_asks_the_host(kind: str, stepped: Stepped, mo
 def replies(model: LoadedModel, specs: Sequence[GenerateSpec], cancel: int | None = None) -> list[Sequence[int]]:
     """What rows of different lengths reply that arrive one after another; one may be cancelled on its way."""
     engine = Engine(model)
-    found: list[list[int]] = [[] for _ in specs]
+    found: list[Sequence[int]] = [[] for _ in specs]
 
     async def reply(index: int) -> None:
         past = (await engine.prefill(tokens(10, seed=index % 2))).segments

@@ -83,7 +83,8 @@ def attention(case: Case, query: Tensor, keys: Tensor, values: Tensor, near: Ten
     scores = scores.masked_fill(~near, float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1)], -1)
-    return scores.softmax(-1)[..., : values.shape[2]] @ values
+    attended: Tensor = scores.softmax(-1)[..., : values.shape[2]] @ values
+    return attended
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

