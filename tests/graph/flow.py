@@ -12,9 +12,7 @@ __all__ = ["Edges", "build", "heard", "says"]
 Edges = Iterable[str | dict[str, Any]]
 
 
-def build(
-    edges: Edges, *agents: ScriptedAgent, output: Any, checked: bool = True, **parts: Any
-) -> Graph:
+def build(edges: Edges, *agents: ScriptedAgent, output: Any, checked: bool = True, **parts: Any) -> Graph:
     """A graph of edges such as 'a>b', or mappings whose key `edge` is one; agents' options go by name."""
     drawn = [{"edge": edge} if isinstance(edge, str) else dict(edge) for edge in edges]
     pairs = [edge.pop("edge").split(">") for edge in drawn]

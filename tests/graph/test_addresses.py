@@ -59,9 +59,9 @@ def test_an_endpoint_in_this_machines_networks_needs_permission_however_it_is_sp
 @pytest.mark.parametrize("host", [*HERE, "localhost", "LOCALHOST", "127.0.0.1", "[::1]"])
 def test_a_tool_server_of_this_machine_needs_allow_code_however_it_is_spelt(host: str) -> None:
     url = f"http://{host}:9/mcp"
-    for allowed in ({}, {"allow_local": True}):
+    for allow_local in (False, True):
         with pytest.raises(RecipeError, match=r"allow-code|plain web address"):
-            parse_recipe(TOOLS % url, **allowed)
+            parse_recipe(TOOLS % url, allow_local=allow_local)
     if "%" not in host:
         parse_recipe(TOOLS % url, allow_code=True)
 

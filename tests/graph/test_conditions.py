@@ -12,7 +12,7 @@ from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.graph.run.events import AgentSkipped, Event
 from cachegraph.graph.run.result import Result
 
-from .flow import build, heard, says
+from .flow import Edges, build, heard, says
 
 pytestmark = pytest.mark.anyio
 
@@ -23,21 +23,21 @@ def statuses(result: Result) -> dict[str, str]:
 
 async def test_an_edge_whose_condition_is_false_hands_nothing_over() -> None:
     agent, turns = heard("out")
-    edges = ["a>out", {"edge": "b>out", "when": "'yes' in b"}]
+    edges: Edges = ["a>out", {"edge": "b>out", "when": "'yes' in b"}]
     for reply, expected in (("yes!", {"a": "A", "b": "yes!"}), ("no", {"a": "A"})):
         await build(edges, says("a", "A"), says("b", reply), agent, output="out").arun()
         assert turns()[-1] == expected
 
 
 async def test_conditions_read_inputs_data_and_agents_upstream() -> None:
-    edges = ["a>b", {"edge": "b>c", "when": "a.data.n > 1 and topic == 'x' and b"}, "c>d", "a>d"]
+    edges: Edges = ["a>b", {"edge": "b>c", "when": "a.data.n > 1 and topic == 'x' and b"}, "c>d", "a>d"]
     graph = build(edges, says("a", "A", data={"n": 2}), output="d", inputs=["topic"])
     assert statuses(await graph.arun(topic="x"))["c"] == "finished"
     assert statuses(await graph.arun(topic="y"))["c"] == "skipped"
 
 
 async def test_skipping_goes_on_and_a_join_does_not_wait_for_it() -> None:
-    edges = ["a>b", {"edge": "b>c", "when": "false"}, "c>d", "d>e", "b>e"]
+    edges: Edges = ["a>b", {"edge": "b>c", "when": "false"}, "c>d", "d>e", "b>e"]
     agent, turns = heard("e")
     events: list[Event] = []
     async for event in (graph := build(edges, agent, output="e")).stream():
@@ -93,7 +93,7 @@ async def test_a_join_of_two_starts_with_two() -> None:
 
 async def test_a_join_of_more_than_what_is_not_skipped_takes_what_there_is() -> None:
     agent, turns = heard("out")
-    edges = ["a>out", {"edge": "b>out", "when": "false"}, {"edge": "c>out", "when": "false"}]
+    edges: Edges = ["a>out", {"edge": "b>out", "when": "false"}, {"edge": "c>out", "when": "false"}]
     await build(edges, agent, output="out", out={"join": 2}).arun()
     assert list(turns()[0]) == ["a"]
 

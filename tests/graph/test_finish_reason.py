@@ -14,7 +14,7 @@ from cachegraph.graph.draw.run_view import from_store
 from cachegraph.graph.run.events import AgentFinished
 from cachegraph.graph.store import Store
 
-from .flow import build, says
+from .flow import Edges, build, says
 
 pytestmark = pytest.mark.anyio
 
@@ -97,7 +97,7 @@ async def test_data_that_json_does_not_know_fails_its_agent(data: Any) -> None:
 
 
 def test_a_result_warns_of_replies_that_a_limit_has_cut() -> None:
-    edges = ["a>b", {"edge": "b>a", "max_rounds": 2, "until": "false"}]
+    edges: Edges = ["a>b", {"edge": "b>a", "max_rounds": 2, "until": "false"}]
     result = build(edges, ScriptedAgent("a", "x", finish_reason="length"), says("b", "y"), output="b").run()
     (warning,) = result.warnings
     assert (warning.kind, warning.names) == ("cut", ("a",))

@@ -59,6 +59,21 @@ def _default_fuser(folder: Path, name: str) -> None:
     _replace(folder, "agents:", f"fusers: [ok--name, {name}]\nagents:")
 
 
+def _linked_default_fuser(folder: Path) -> None:
+    (folder / "g").symlink_to("../elsewhere")
+    _default_fuser(folder, "g")
+
+
+def _pipe(name: str, model: str) -> Callable[[Path], None]:
+    """A pipe in the folder, that the recipe's model names."""
+
+    def make(folder: Path) -> None:
+        os.mkfifo(folder / name)
+        _replace(folder, "./m}", model)
+
+    return make
+
+
 ESCAPES: dict[str, Callable[[Path], None]] = {
     **{
         f"link {name}": _link(name, "../../secret")
@@ -80,21 +95,9 @@ ESCAPES: dict[str, Callable[[Path], None]] = {
     "default fuser": lambda folder: _default_fuser(folder, "../elsewhere"),
     "absolute default fuser": lambda folder: _default_fuser(folder, str(folder.parent / "elsewhere")),
     "default fuser of the home": lambda folder: _default_fuser(folder, "~/fuser"),
-    "default fuser over a link": lambda folder: (
-        (folder / "g").symlink_to("../elsewhere"),
-        _default_fuser(folder, "g"),
-        None,
-    )[2],
-    "chat template that is a pipe": lambda folder: (
-        os.mkfifo(folder / "c.jinja"),
-        _replace(folder, "./m}", "./m, chat_template: c.jinja}"),
-        None,
-    )[2],
-    "model that is a pipe": lambda folder: (
-        os.mkfifo(folder / "m.gguf"),
-        _replace(folder, "./m}", "m.gguf}"),
-        None,
-    )[2],
+    "default fuser over a link": _linked_default_fuser,
+    "chat template that is a pipe": _pipe("c.jinja", "./m, chat_template: c.jinja}"),
+    "model that is a pipe": _pipe("m.gguf", "m.gguf}"),
 }
 
 

@@ -11,7 +11,7 @@ from cachegraph.graph.run.events import AgentFinished, EdgeTravelled
 from cachegraph.graph.run.run import Run
 from cachegraph.graph.run.turn_log import RecordedTurn
 
-from .flow import build, heard
+from .flow import Edges, build, heard
 
 pytestmark = pytest.mark.anyio
 
@@ -110,6 +110,8 @@ async def test_events_and_the_journal_tell_items_apart() -> None:
         async def record(self, turn: str, recorded: RecordedTurn) -> None:
             self.turns[turn] = recorded
 
+        def asked(self, turn: str, question: str) -> None: ...
+
     memory, agent = Memory(), reader()
     graph = build(["reader>out"], agent, output="out", inputs=["words"], reader=WORDS)
     result = await Run(graph.spec, {"words": "a b"}, graph.awire, turn_log=memory).execute()
@@ -124,6 +126,6 @@ async def test_events_and_the_journal_tell_items_apart() -> None:
 
 
 async def test_a_list_in_a_loop_gives_rounds_and_items() -> None:
-    edges = ["reader>critic", {"edge": "critic>reader", "max_rounds": 2}]
+    edges: Edges = ["reader>critic", {"edge": "critic>reader", "max_rounds": 2}]
     result = await build(edges, reader(), output="critic", inputs=["words"], reader=WORDS).arun(words="a b")
     assert [each.turn for each in result.agents["reader"].items] == ["reader#2[0]", "reader#2[1]"]

@@ -1,6 +1,7 @@
 """Functions as agents of a graph: registered from code, or named in a recipe that may name them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -31,7 +32,7 @@ def words(text: str) -> Count:
     return Count(n=len(text.split()))
 
 
-def counting(**options: object) -> Graph:
+def counting(**options: Any) -> Graph:
     graph = Graph(create=scripted(ScriptedAgent("reader", "one two three")), **options)
     graph.add_input("text")
     graph.add_agent("reader", model="m", prompt="{{ text }}")

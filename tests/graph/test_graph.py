@@ -112,7 +112,7 @@ def test_what_was_open_before_a_change_is_closed_with_the_graph() -> None:
         (lambda graph: graph.add_edge("a", "b", fuser="f"), "edge from 'a' to 'b'.*fuser: there is no such key"),
         (lambda graph: graph.add_edge("answerer", "expert").validate(), "cycle|wait for"),
         (lambda graph: graph.add_agent("x", model="m", prompt="{{ nope }}").validate(), "nope"),
-        (lambda graph: setattr(graph, "output", "answer") or graph.validate(), "answer"),
+        (lambda graph: (graph.__setattr__("output", "answer"), graph.validate()), "answer"),
         (lambda graph: Graph().validate(), "agents: it is missing"),
         (lambda graph: Graph(agnets={}).validate(), "agnets: there is no such key.*did you mean 'agents'"),
     ],

@@ -2,10 +2,12 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from cachegraph.agents.spec import AgentSpec
 from cachegraph.errors import RecipeError
 from cachegraph.graph.recipe.load import load_recipe, parse_recipe
 from cachegraph.graph.recipe.spec import GraphSpec
@@ -32,14 +34,20 @@ output: answerer
 """
 
 
-def problems(text: str, folder: Path | None = None, **options: object) -> list[str]:
+def agent(spec: GraphSpec, name: str) -> AgentSpec:
+    found = spec.agents[name]
+    assert isinstance(found, AgentSpec)
+    return found
+
+
+def problems(text: str, folder: Path | None = None, **options: Any) -> list[str]:
     """Each problem as 'line:column message; hint'."""
     with pytest.raises(RecipeError) as caught:
-        parse_recipe(text, "r.yaml", folder, **options)  # type: ignore[arg-type]
+        parse_recipe(text, "r.yaml", folder, **options)
     return [f"{p.line}:{p.column} {p.message}" + (f"; {p.hint}" if p.hint else "") for p in caught.value.problems]
 
 
-def broken(old: str, new: str, **options: object) -> list[str]:
+def broken(old: str, new: str, **options: Any) -> list[str]:
     assert old in GOOD
     return problems(GOOD.replace(old, new, 1), **options)
 
@@ -48,7 +56,7 @@ def test_a_good_recipe_loads() -> None:
     spec = parse_recipe(GOOD)
     assert isinstance(spec, GraphSpec)
     assert spec.edges[0].sender == "expert"
-    assert spec.agents["answerer"].prompt == "{{ expert }}\n{{ question }}\n"
+    assert agent(spec, "answerer").prompt == "{{ expert }}\n{{ question }}\n"
 
 
 def test_a_problem_shows_its_line_a_caret_and_what_was_meant() -> None:
@@ -184,7 +192,8 @@ def test_catalogue_names_are_checked_where_the_catalogue_is_at_hand() -> None:
 
 
 def test_a_model_may_be_named_without_the_models_section() -> None:
-    assert parse_recipe(GOOD.replace("model: small", "model: smollm2-135m")).agents["expert"].model == "smollm2-135m"
+    spec = parse_recipe(GOOD.replace("model: small", "model: smollm2-135m"))
+    assert agent(spec, "expert").model == "smollm2-135m"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +230,7 @@ def test_an_alias_stands_for_a_whole_value() -> None:
     text = GOOD.replace('prompt: "Facts', 'generate: &g {seed: 3}\n    prompt: "Facts').replace(
         "    prompt: |", "    generate: *g\n    prompt: |"
     )
-    assert parse_recipe(text).agents["answerer"].generate.seed == 3
+    assert agent(parse_recipe(text), "answerer").generate.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -274,7 +283,9 @@ def test_a_prompt_of_ten_megabytes_is_checked_in_seconds(name: str) -> None:
     text = text.replace("NAME", name)
     start = time.process_time()
     if name == "question":
-        assert len(parse_recipe(text).agents["answerer"].prompt) > 8_000_000
+        prompt = agent(parse_recipe(text), "answerer").prompt
+        assert prompt is not None
+        assert len(prompt) > 8_000_000
     else:
         (said,) = problems(text)
         assert said.startswith("600014:23 the prompt of agent 'answerer' names 'qestion'")
@@ -332,7 +343,7 @@ def test_a_number_that_yaml_takes_for_text_is_shown_as_yaml_wants_it(written: st
 def test_json_is_yaml_with_its_pairs_of_escapes() -> None:
     prompt = "a😀 \\ 😀\\n\U0010ffff"
     recipe = {"version": 1, "name": "j", "agents": {"a": {"model": "m", "prompt": prompt}}, "output": "a"}
-    assert parse_recipe(json.dumps(recipe)).agents["a"].prompt == prompt
+    assert agent(parse_recipe(json.dumps(recipe)), "a").prompt == prompt
     text = json.dumps({**recipe, "description": "😀😀", "agent": 1})
     with pytest.raises(RecipeError) as caught:
         parse_recipe(text)

@@ -9,12 +9,13 @@ import pytest
 
 from cachegraph import RunError
 from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import Route
 from cachegraph.graph.plan import wiring
 from cachegraph.graph.run.events import AgentFinished
 from cachegraph.graph.topology.loops import find_loops
 
-from .flow import build, heard, says
+from .flow import Edges, build, heard, says
 
 pytestmark = pytest.mark.anyio
 
@@ -39,14 +40,14 @@ async def test_until_ends_a_loop_before() -> None:
 
 async def test_an_agent_outside_hears_the_last_round_once() -> None:
     out, told = heard("out")
-    edges = ["writer>critic", BACK, "writer>out", "critic>out"]
+    edges: Edges = ["writer>critic", BACK, "writer>out", "critic>out"]
     await build(edges, says("writer", "w1", "w2", "w3"), says("critic", "c1", "c2", "c3"), out, output="out").arun()
     assert told() == [{"writer": "w3", "critic": "c3"}]
 
 
 async def test_what_comes_from_outside_is_there_in_every_round() -> None:
     critic, told = heard("critic")
-    edges = ["source>writer", "source>critic", "writer>critic", BACK]
+    edges: Edges = ["source>writer", "source>critic", "writer>critic", BACK]
     writer = says("writer", "w1", "w2", "w3")
     await build(edges, says("source", "S"), writer, critic, output="critic").arun()
     assert told() == [{"source": "S", "writer": text} for text in ("w1", "w2", "w3")]
@@ -60,7 +61,7 @@ async def test_an_agent_may_read_its_own_last_reply() -> None:
 async def test_a_debate_is_one_loop_in_which_everybody_hears_everybody() -> None:
     back = [{"edge": edge, "max_rounds": 2} for edge in ("b>a", "c>a", "c>b")]
     b, told = heard("b")
-    edges = ["a>b", "a>c", "b>c", *back, "a>judge", "b>judge", "c>judge"]
+    edges: Edges = ["a>b", "a>c", "b>c", *back, "a>judge", "b>judge", "c>judge"]
     agents = [says("a", "a1", "a2"), says("c", "c1", "c2"), b]
     result = await build(edges, *agents, output="judge").arun()
     assert told() == [{"a": "a1"}, {"a": "a2", "c": "c1"}]
@@ -69,7 +70,7 @@ async def test_a_debate_is_one_loop_in_which_everybody_hears_everybody() -> None
 
 
 async def test_an_inner_loop_ends_in_every_round_of_the_outer_one() -> None:
-    edges = ["a>b", "b>c", {"edge": "c>b", "max_rounds": 3}, "c>d", {"edge": "d>a", "max_rounds": 2}]
+    edges: Edges = ["a>b", "b>c", {"edge": "c>b", "max_rounds": 3}, "c>d", {"edge": "d>a", "max_rounds": 2}]
     finished = [event.turn async for event in build(edges, output="d").stream() if isinstance(event, AgentFinished)]
     assert finished == [
         *("a", "b", "c", "b#2", "c#2", "b#3", "c#3", "d"),
@@ -79,14 +80,14 @@ async def test_an_inner_loop_ends_in_every_round_of_the_outer_one() -> None:
 
 async def test_a_route_may_leave_a_loop() -> None:
     route = [{"when": "'good' in critic", "to": "out"}, {"to": "writer"}]
-    edges = ["writer>critic", {**BACK, "max_rounds": 9}, "critic>out"]
+    edges: Edges = ["writer>critic", {**BACK, "max_rounds": 9}, "critic>out"]
     graph = build(edges, says("critic", "bad", "good"), output=["out", "writer"], critic={"route": route})
     result = await graph.arun()
     assert (result.agents["writer"].turns, result.agents["out"].status) == (2, "finished")
 
 
 async def test_an_agent_skipped_in_one_round_may_run_in_the_next() -> None:
-    edges = ["a>b", {"edge": "b>c", "when": "'go' in b"}, "c>d", "b>d", {"edge": "d>a", "max_rounds": 3}]
+    edges: Edges = ["a>b", {"edge": "b>c", "when": "'go' in b"}, "c>d", "b>d", {"edge": "d>a", "max_rounds": 3}]
     d, told = heard("d")
     result = await build(edges, says("b", "stop", "go", "stop"), d, output="d").arun()
     assert [set(each) for each in told()] == [{"b"}, {"b", "c"}, {"b"}]
@@ -95,14 +96,14 @@ async def test_an_agent_skipped_in_one_round_may_run_in_the_next() -> None:
 
 async def test_all_rounds_may_go_over_as_one_message() -> None:
     out, told = heard("out")
-    edges = ["writer>critic", BACK, {"edge": "writer>out", "rounds": "all"}]
+    edges: Edges = ["writer>critic", BACK, {"edge": "writer>out", "rounds": "all"}]
     await build(edges, says("writer", "w1", "w2", "w3"), out, output="out").arun()
     assert told() == [{"writer": "w1\n\nw2\n\nw3"}]
 
 
 async def test_a_failure_in_a_loop_cancels_who_waits_for_the_loop() -> None:
     critic = ScriptedAgent("critic", fail=ValueError("no"))
-    edges = ["writer>critic", BACK, "writer>out", "side>out"]
+    edges: Edges = ["writer>critic", BACK, "writer>out", "side>out"]
     with pytest.raises(RunError) as caught, anyio.fail_after(60):
         await build(edges, critic, output="out", on_error="continue").arun()
     result = caught.value.result
@@ -110,7 +111,7 @@ async def test_a_failure_in_a_loop_cancels_who_waits_for_the_loop() -> None:
     assert states == {"writer": "finished", "critic": "failed", "out": "cancelled", "side": "finished"}
 
 
-class Plane:
+class Plane(SentCache):
     """Stands for a KV cache whose life is watched."""
 
 
@@ -120,7 +121,7 @@ async def test_a_thousand_rounds_keep_one_cache_an_edge_and_a_bounded_result(mon
     alive: list[int] = []
 
     def make() -> Plane:
-        plane = Plane()
+        plane = Plane((), (), (), "m", "a")
         born.append(weakref.ref(plane))
         return plane
 

@@ -45,7 +45,7 @@ CHANNELS = ["text", "cache", "auto", "both"]
 
 async def test_a_stop_string_and_what_is_behind_it_go_over_no_channel(model: dict[str, Any]) -> None:
     whole = (await replies(model, "text", a=agent("The word {{ word }}."))).text
-    stop = {"generate": {"stop": [whole[3:5]]}}
+    stop: dict[str, Any] = {"generate": {"stop": [whole[3:5]]}}
     for channel in CHANNELS[1:]:
         result = await replies(model, channel, a=agent("The word {{ word }}.", **stop), b=agent("So {{ a }}: "))
         edge = result.edges["a", "b"]

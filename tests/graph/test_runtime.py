@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from cachegraph import ConfigError, Graph, RunError
 from cachegraph.agents.base import Reply, Turn
 from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import Route
 from cachegraph.graph.plan import wiring
 from cachegraph.graph.run.events import AgentCancelled, AgentFailed, Event
@@ -215,13 +216,13 @@ async def test_an_agent_that_can_not_open_fails_before_anybody_speaks() -> None:
     assert not first.turns
 
 
-class Plane:
+class Plane(SentCache):
     """Stands for a KV cache whose life is watched."""
 
 
 def caching(born: "list[weakref.ref[Plane]]") -> Callable[[], Plane]:
     def make() -> Plane:
-        plane = Plane()
+        plane = Plane((), (), (), "m", "a")
         born.append(weakref.ref(plane))
         return plane
 
@@ -326,6 +327,8 @@ async def test_a_journal_is_asked_before_a_turn_and_told_after_it() -> None:
         async def record(self, turn: str, recorded: RecordedTurn) -> None:
             self.turns[turn] = recorded
 
+        def asked(self, turn: str, question: str) -> None: ...
+
     first, memory = ScriptedAgent("a"), Memory()
     graph = build("a>b", first, ScriptedAgent("b", data=[2]), output="b")
     result = await Run(graph.spec, {}, graph.awire, turn_log=memory).execute()
@@ -337,6 +340,11 @@ async def test_a_journal_is_asked_before_a_turn_and_told_after_it() -> None:
 
 async def test_messages_know_their_turn_and_carry_data() -> None:
     seen: list[tuple[str, Any]] = []
-    last = ScriptedAgent("b", lambda turn: seen.extend((d.payload.turn, d.payload.data) for d in turn.deliveries) or "")
+
+    def note(turn: Turn) -> str:
+        seen.extend((delivery.payload.turn, delivery.payload.data) for delivery in turn.deliveries)
+        return ""
+
+    last = ScriptedAgent("b", note)
     await build("a>b", ScriptedAgent("a", data={"kind": "bug"}), last, output="b").arun()
     assert seen == [("a", {"kind": "bug"})]

@@ -10,7 +10,7 @@ from cachegraph.agents.base import Reply, Timing, Tokens, Turn
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.channels.payload import EdgeReport
 
-from .flow import build
+from .flow import Edges, build
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ class Heavy(Worker):
 
 
 def test_every_round_of_a_loop_counts_also_those_that_are_no_longer_kept() -> None:
-    edges = ["a>b", {"edge": "b>a", "max_rounds": 13, "until": "false"}, "b>c"]
+    edges: Edges = ["a>b", {"edge": "b>a", "max_rounds": 13, "until": "false"}, "b>c"]
     result = build(edges, Worker("a", "x y"), Worker("b", "z w"), Worker("c", "u v"), output="c").run()
     a = result.agents["a"]
     assert (a.turns, len(a.earlier), a.tokens.generated) == (13, 8, 2)

@@ -36,7 +36,7 @@ class Caching(ScriptedAgent):
 
     async def turn(self, turn: Turn) -> Reply:
         reply = await super().turn(turn)
-        reply.payload.cache, reply.ids = "decoded", [1, 2]
+        reply.payload.cache, reply.ids = "decoded", [1, 2]  # type: ignore[assignment]  # a word stands for it
         reply.edges = {"before": EdgeReport("cache", "cache", residuals={3: (0.5, None)})}
         return reply
 

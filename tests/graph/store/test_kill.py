@@ -11,7 +11,17 @@ SCRIPT = Path(__file__).parents[3] / "benchmarks" / "kill_runs.py"
 
 
 def killed(model: str, trials: int, seed: int) -> dict[str, int]:
-    command = [sys.executable, SCRIPT, "--model", model, "--trials", str(trials), "--seed", str(seed), "--json"]
+    command: list[str | Path] = [
+        sys.executable,
+        SCRIPT,
+        "--model",
+        model,
+        "--trials",
+        str(trials),
+        "--seed",
+        str(seed),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counts: dict[str, int] = json.loads(done.stdout)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import Any
@@ -174,7 +175,7 @@ def test_runs_at_the_same_time_are_kept_apart(store: Store, tmp_path: Path) -> N
     async def many() -> None:
         async with anyio.create_task_group() as group:
             for number in range(8):
-                group.start_soon(lambda number=number: graph.arun(question=str(number), store=store))
+                group.start_soon(partial(graph.arun, question=str(number), store=store))
 
     anyio.run(many)
     found = [store.get(run.id) for run in store.list()]

@@ -26,6 +26,8 @@ class Remembers:
 
     async def record(self, turn: str, recorded: RecordedTurn) -> None: ...
 
+    def asked(self, turn: str, question: str) -> None: ...
+
 
 async def test_a_recalled_turn_is_marked_and_its_tokens_are_not_counted_again(seen: Seen) -> None:
     graph = Graph(name="pair", create=scripted(ScriptedAgent("b", "one two three")))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -19,7 +20,7 @@ from cachegraph.graph.tracing import names
 pytestmark = pytest.mark.anyio
 
 
-def fan(*agents: ScriptedAgent, **options: object) -> Graph:
+def fan(*agents: ScriptedAgent, **options: Any) -> Graph:
     """`start`, then `left` and `right` at once, then `end`."""
     graph = Graph(name="fan", create=scripted(*agents), **options).add_input("q")
     graph.add_agent("start", model="m", prompt="{{ q }}")
@@ -35,9 +36,9 @@ async def test_a_run_is_a_workflow_of_agents_that_chat(seen: Seen) -> None:
     assert seen.parent("invoke_workflow fan") is None
     for name in ("start", "left", "right", "end"):
         assert seen.parent(f"invoke_agent {name}") == "invoke_workflow fan"
-    chats = [span for span in seen.exporter.get_finished_spans() if span.name == "chat m"]
-    agents = {seen.spans[f"invoke_agent {name}"].context.span_id for name in ("start", "left", "right", "end")}
-    assert {chat.parent.span_id for chat in chats} == agents
+    chats = [span for span in seen.finished if span.name == "chat m"]
+    agents = {seen.spans[f"invoke_agent {name}"].id for name in ("start", "left", "right", "end")}
+    assert {chat.parent_id for chat in chats} == agents
     agent = seen.spans["invoke_agent left"]
     assert agent.attributes["gen_ai.agent.name"] == agent.attributes["cachegraph.turn"] == "left"
     assert seen.spans["invoke_workflow fan"].attributes["cachegraph.status"] == "finished"
@@ -49,9 +50,9 @@ async def test_the_run_hangs_below_the_callers_span(seen: Seen) -> None:
         await fan().arun(q="x")
         async with fan().stream(q="x") as stream:
             assert [event async for event in stream]
-        assert trace.get_current_span().name == "request"
-    runs = [span for span in seen.exporter.get_finished_spans() if span.name == "invoke_workflow fan"]
-    assert [span.parent.span_id for span in runs] == [seen.spans["request"].context.span_id] * 2
+        assert getattr(trace.get_current_span(), "name", None) == "request"
+    runs = [span for span in seen.finished if span.name == "invoke_workflow fan"]
+    assert [span.parent_id for span in runs] == [seen.spans["request"].id] * 2
 
 
 async def test_what_an_agent_does_hangs_below_its_own_chat_however_many_are_at_work(seen: Seen) -> None:
@@ -64,26 +65,26 @@ async def test_what_an_agent_does_hangs_below_its_own_chat_however_many_are_at_w
 
     await fan(Working("left"), Working("right")).arun(q="x")
     for name in ("left", "right"):
-        agent = seen.spans[f"invoke_agent {name}"].context.span_id
-        chats = [span for span in seen.exporter.get_finished_spans() if span.name == "chat m"]
-        own = next(chat.context.span_id for chat in chats if chat.parent.span_id == agent)
-        assert {seen.spans[f"{name} works {number}"].parent.span_id for number in range(3)} == {own}
+        agent = seen.spans[f"invoke_agent {name}"].id
+        chats = [span for span in seen.finished if span.name == "chat m"]
+        own = next(chat.id for chat in chats if chat.parent_id == agent)
+        assert {seen.spans[f"{name} works {number}"].parent_id for number in range(3)} == {own}
 
 
 async def test_many_runs_at_once_keep_their_own_spans(seen: Seen) -> None:
     await fan().amap([{"q": str(number)} for number in range(20)], max_concurrent=10)
-    spans = seen.exporter.get_finished_spans()
-    runs = {span.context.span_id: span.context.trace_id for span in spans if span.name == "invoke_workflow fan"}
+    spans = seen.finished
+    runs = {span.id: span.trace_id for span in spans if span.name == "invoke_workflow fan"}
     agents = [span for span in spans if span.name.startswith("invoke_agent")]
     assert (len(runs), len(agents)) == (20, 80)
-    assert all(runs[span.parent.span_id] == span.context.trace_id for span in agents)
+    assert all(span.parent_id is not None and runs[span.parent_id] == span.trace_id for span in agents)
 
 
 async def test_an_edge_is_a_span_of_its_receiver_that_links_to_its_sender(seen: Seen) -> None:
     await fan().arun(q="x")
-    edges = [span for span in seen.exporter.get_finished_spans() if span.name == "cachegraph.channel start"]
+    edges = [span for span in seen.finished if span.name == "cachegraph.channel start"]
     left = next(span for span in edges if span.attributes[names.RECEIVER] == "left")
-    assert left.parent.span_id == seen.spans["invoke_agent left"].context.span_id
+    assert left.parent_id == seen.spans["invoke_agent left"].id
     assert [link.context for link in left.links] == [seen.spans["invoke_agent start"].context]
     assert (left.attributes[names.ASKED], left.attributes[names.USED]) == ("auto", "text")
     assert "follows a script" in left.attributes[names.FALLBACK_REASON]
@@ -109,6 +110,7 @@ async def test_a_cancelled_run_ends_all_its_spans(seen: Seen) -> None:
     left = ScriptedAgent("left", gate=anyio.Event(), entered=anyio.Event())
     async with anyio.create_task_group() as group:
         group.start_soon(fan(left).arun, {"q": "x"})
+        assert left.entered is not None
         await left.entered.wait()
         group.cancel_scope.cancel()
     assert seen.spans["invoke_agent left"].attributes["error.type"] == "cancelled"
@@ -170,7 +172,7 @@ async def test_skipped_and_cancelled_agents_are_events_of_the_run(seen: Seen) ->
     with pytest.raises(RunError):
         await graph.arun(q="x")
     events = seen.spans["invoke_workflow fan"].events
-    told = [(event.name, event.attributes["gen_ai.agent.name"]) for event in events]
+    told = [(event.name, (event.attributes or {})["gen_ai.agent.name"]) for event in events]
     assert told == [(names.SKIPPED, "never"), (names.CANCELLED, "end")]
 
 
@@ -210,9 +212,7 @@ def test_a_run_imports_no_opentelemetry() -> None:
 
 async def test_a_chat_says_why_its_reply_ended(seen: Seen) -> None:
     await fan(ScriptedAgent("left", finish_reason="length"), ScriptedAgent("right", finish_reason=None)).arun(q="x")
-    chats = {span.parent.span_id: span for span in seen.exporter.get_finished_spans() if span.name == "chat m"}
-    by_agent = {
-        name: chats[seen.spans[f"invoke_agent {name}"].context.span_id].attributes for name in ("left", "right")
-    }
+    chats = {span.parent_id: span for span in seen.finished if span.name == "chat m"}
+    by_agent = {name: chats[seen.spans[f"invoke_agent {name}"].id].attributes for name in ("left", "right")}
     assert by_agent["left"]["gen_ai.response.finish_reasons"] == ("length",)
     assert "gen_ai.response.finish_reasons" not in by_agent["right"]
