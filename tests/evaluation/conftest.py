@@ -12,7 +12,7 @@ from cachegraph.channels.payload import Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.graph.graph import Graph
 
-STORY = {
+STORY: dict[str, Any] = {
     "name": "story",
     "models": {"small": "m", "big": "n"},
     "inputs": {"context": {}, "question": {}},
@@ -53,7 +53,7 @@ class Answerer(ScriptedAgent):
 
     async def _knows(self, turn: Turn) -> bool:
         (heard,) = [await self._heard(turn, delivery) for delivery in turn.deliveries] or [""]
-        return self.knows(heard, turn.inputs["context"])
+        return bool(self.knows(heard, turn.inputs["context"]))
 
     async def _heard(self, turn: Turn, delivery: Any) -> str:
         if delivery.route.used == "text":

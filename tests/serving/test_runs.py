@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +145,13 @@ def test_a_run_that_fails_says_why_without_paths(tmp_path: Path) -> None:
 def test_a_server_that_stops_parks_its_runs_and_the_next_one_goes_on_with_them() -> None:
     gate = Gate()
     expert = ScriptedAgent("expert")
-    graph = scripted_duo(expert, ScriptedAgent("answerer", "never"))
+    answerer = ScriptedAgent("answerer", "never")
+    graph = scripted_duo(expert, answerer)
 
     async def held(turn: Any) -> Any:
         await gate()
         raise AssertionError
 
-    answerer = graph._create("answerer")
     answerer.turn = held  # type: ignore[method-assign]
     with served([graph]) as server:
         run = begin(server)["id"]
@@ -253,9 +254,13 @@ def test_a_killed_server_loses_no_run_that_it_has_acknowledged(tmp_path: Path) -
     process.communicate()
     (tmp_path / "go").touch()
     process, url = start()
+
+    def finished(run: str) -> bool:
+        return bool(httpx2.get(f"{url}/runs/{run}").json()["status"] == "finished")
+
     try:
         for run in runs:
-            wait_until(lambda run=run: httpx2.get(f"{url}/runs/{run}").json()["status"] == "finished")  # type: ignore[misc]
+            wait_until(partial(finished, run))
     finally:
         process.kill()
         process.communicate()

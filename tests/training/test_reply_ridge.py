@@ -76,7 +76,7 @@ def test_caches_of_frozen_models_are_computed_once(
     read: list[Any] = []
     from cachegraph.training.networks import prompt_caches
 
-    real = prompt_caches.prefill
+    real = vars(prompt_caches)["read"]
 
     def counted(*args: Any, **named: Any) -> Any:
         read.append(args)
