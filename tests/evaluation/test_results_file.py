@@ -92,9 +92,9 @@ def test_a_line_that_is_no_result_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path: Path) -> None:
-    journal = ResultsFile(tmp_path / "r.jsonl", "k1", {})
-    journal.add(record(0))
-    opened = journal._file
+    results_file = ResultsFile(tmp_path / "r.jsonl", "k1", {})
+    results_file.add(record(0))
+    opened = results_file._file
     assert opened is not None
     file = opened
 

@@ -49,3 +49,10 @@ def test_an_agent_without_a_line_is_an_error_unless_somebody_else_makes_it() -> 
 
     duo(Script(expert="x", otherwise=other)).with_channels("text")
     assert made == ["writer"]
+
+
+def test_an_agent_with_tools_has_lines_as_any_other() -> None:
+    graph = Graph(name="solo", create=Script(expert="Scattering.")).add_tools("calc", command=["calc"])
+    graph.add_agent("expert", model="m", prompt="Why?", tools=["calc"])
+    graph.output = "expert"
+    assert graph.run().text == "Scattering."
