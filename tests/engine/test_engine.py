@@ -21,7 +21,7 @@ from cachegraph.engine.cpu_capabilities import has_tiles
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV
 from cachegraph.engine.pool import lease
-from cachegraph.engine.request import Generated
+from cachegraph.engine.request import Generated, Prefilled
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
 from cachegraph.engine.torch_threads import on_one_thread
 from cachegraph.errors import ModelError

@@ -18,6 +18,7 @@ from cachegraph.engine.batching.request_context import RequestContext, request_c
 from cachegraph.engine.batching.scheduler import CHUNK
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV, concat
+from cachegraph.engine.request import Generated, Prefilled
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ModelError
 

@@ -1,5 +1,6 @@
 """The kernels read what they are given the addresses of, so every size is looked at first."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

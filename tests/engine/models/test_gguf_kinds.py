@@ -1,5 +1,6 @@
 """Which GGUF files are read: architectures, kinds of blocks, and metadata that transformers alone would drop."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
