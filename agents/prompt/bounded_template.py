@@ -1,4 +1,4 @@
-"""Templates that surely render at once: no loops, and nothing that makes more of a value than a copy of it."""
+"""Detect templates that render in linear time: no loops, and nothing that outgrows a copy of a value."""
 
 from jinja2 import nodes
 

@@ -1,4 +1,4 @@
-"""What stands around an agent's own messages: the tools it is told of, and earlier turns that it remembers."""
+"""The context around an agent's own messages: tool schemas and the session's earlier turns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,19 +12,19 @@ from .template import Rendered, Span
 
 __all__ = ["EARLIER", "Frame", "knows_tools", "plain", "remembered"]
 
-EARLIER = "session:"  # whose text history is, for receivers of a cache; no input and no agent can be called so
+EARLIER = "session:"  # origin of history text, for receivers of a cache; not a valid name of an input or agent
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Set around the messages of one turn. The chat template tells of `tools`, the system message of `notes`."""
+    """The frame around the messages of one turn. The chat template lists `tools`, the system message `notes`."""
 
     history: Sequence[Message] = ()
     notes: str = ""
     tools: Sequence[dict[str, Any]] = ()
 
     def around(self, messages: Sequence[Message]) -> list[Message]:
-        """The system message with the notes, then the history, then the rest."""
+        """Put the system message with the notes first, then the history, then the rest."""
         system = [message for message in messages[:1] if message.role == "system"]
         rest = messages[len(system) :]
         if self.notes:
@@ -32,23 +32,25 @@ class Frame:
         return [*system, *self.history, *rest]
 
     def tokenizer(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer whose chat template tells of the tools."""
+        """The tokenizer, with a chat template that lists the tools."""
         return replace(tokenizer, tools=self.tools) if self.tools else tokenizer
 
 
 def plain(role: str, text: str, origin: str | None = None) -> Message:
-    """A message that no template made. `origin`: whose text it is, for those whom a cache hands it to."""
+    """Create a message without a template. `origin` names whose text it is, for receivers of a cache."""
     span = Span(0, len(text), origin, "made" if origin is None else "value")
     return Message(role, Rendered(text, (span,) if text else ()))
 
 
 def remembered(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """What of a turn's own messages a session keeps: all but the system message, which every turn has anew."""
+    """The (role, content) messages of a turn that a session keeps: all but the system message, which every turn
+    renders.
+    """
     return [(message.role, message.content.text) for message in messages if message.role != "system"]
 
 
 def knows_tools(tokenizer: Tokenizer, tools: Sequence[dict[str, Any]]) -> bool:
-    """Whether the model's chat template tells of all these tools."""
+    """Whether the model's chat template lists all these tools."""
     if not tokenizer.has_chat:
         return False
     try:

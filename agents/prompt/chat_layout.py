@@ -1,7 +1,7 @@
-"""Messages as one text: through the model's chat template or without one, and whose text stands where in it.
+"""Lay out messages as one text, with or without the model's chat template, and mark whose text is where.
 
-Messages that the template doesn't take reach the model all the same: neighbours of one role are joined by a blank
-line, and a system message goes in front of the first message of the user.
+Messages that the template rejects still reach the model: neighbours of one role are joined by a blank line, and a
+system message is put before the user's first message.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .template import Rendered
 
 __all__ = ["Layout", "Mark", "Message", "lay_out", "place_marks", "words_of"]
 
-_SLOT = "￼"  # stands for a slot's place while a chat template, which may trim or skip what is empty, is applied
+_SLOT = "￼"  # a slot's placeholder while a chat template is applied, which may trim or skip empty content
 _BETWEEN = "\n\n"
 
 # What a mark says of its characters: a value, and whose; a value and nobody's, or what was made of values;
@@ -26,14 +26,14 @@ MarkKind = Literal["value", "made", "own", "slot"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a chat, before any chat template."""
+    """One message of a chat, before the chat template."""
 
     role: str
     content: Rendered
 
 
 class Mark(NamedTuple):
-    """The characters from `start` to `end`: whose text they are, and from which of its characters on."""
+    """The characters [start, end): whose text they are, and from which of its characters on."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class Mark(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The text of all messages, and by message where its content is in it."""
+    """The text of all messages, and by message the range of its content."""
 
     text: str
     marks: list[Mark]
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
 
 @dataclass
 class _Group:
-    """Messages that the chat template gets as one. `members`: which they are, and where in its text."""
+    """Messages that the chat template receives as one. `members`: their indices and ranges in the joined text."""
 
     role: str
     text: str = ""
@@ -69,7 +69,7 @@ class _Group:
 
 
 def lay_out(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool, *, slots: bool = True) -> Layout:
-    """The messages' text; `slots`: with a character, and a mark, in the place of each."""
+    """Lay out the messages; with `slots`, each slot becomes a marked character."""
     if not chat:
         groups = [_Group("")]
         for index, message in enumerate(messages):
@@ -91,13 +91,13 @@ def lay_out(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool, *, sl
 
 
 def words_of(marks: Sequence[Mark]) -> list[tuple[int, int]]:
-    """The characters that never make control tokens."""
+    """The ranges whose characters never become control tokens."""
     return [(mark.start, mark.end) for mark in marks if mark.kind in ("value", "made")]
 
 
 def _grouped(messages: Sequence[Message], rules: ChatRules, slots: bool) -> list[_Group]:
     groups: list[_Group] = []
-    waiting: list[tuple[int, str, list[Mark]]] = []  # of system messages that the template doesn't take
+    waiting: list[tuple[int, str, list[Mark]]] = []  # system messages that the template rejects
     for index, message in enumerate(messages):
         text, spans = _marked(message.content, slots)
         if message.role == "system" and not rules.system:
@@ -118,7 +118,7 @@ def _grouped(messages: Sequence[Message], rules: ChatRules, slots: bool) -> list
 
 
 def _marked(content: Rendered, slots: bool) -> tuple[str, list[Mark]]:
-    """The text with a character in each slot's place, and marks for its values and slots."""
+    """Put a character in each slot's place, and mark values and slots."""
     text: list[str] = []
     marks: list[Mark] = []
     length = 0
@@ -134,7 +134,7 @@ def _marked(content: Rendered, slots: bool) -> tuple[str, list[Mark]]:
 
 
 def place_marks(spans: Sequence[Mark], place: ContentSpan) -> list[Mark]:
-    """Marks of a content, where the chat template has put it."""
+    """Shift the marks of a content to where the chat template has put it."""
     marks = []
     for mark in spans:
         start, end = _inside(place, mark.start), _inside(place, mark.end)

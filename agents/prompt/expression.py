@@ -1,6 +1,6 @@
-"""Expressions in a recipe: conditions and lists, in the sandbox that templates run in.
+"""Compile and evaluate the expressions of a recipe, conditions and lists, in the sandbox of templates.
 
-An expression is what could stand between `{{` and `}}`; with the braces around it, it means the same.
+An expression is the code between `{{` and `}}`; it may also be written with the braces.
 """
 
 import re
@@ -27,13 +27,13 @@ RESULT = f"{'result':_<101}"  # longer than any name in an expression may be
 
 @dataclass(frozen=True)
 class Expression:
-    """A compiled expression. Safe to evaluate from many threads at once."""
+    """A compiled expression. Safe for concurrent evaluation in many threads."""
 
     source: str
-    names: frozenset[str]  # what `evaluate` must be given
-    fields: frozenset[str]  # those of them whose `data` it reads
+    names: frozenset[str]  # names that `evaluate` requires
+    fields: frozenset[str]  # the subset of `names` whose `data` it reads
     _tree: nodes.Template = field(repr=False, compare=False)
-    _text: str = field(repr=False, compare=False)  # the same, in braces
+    _text: str = field(repr=False, compare=False)  # the source in braces
 
     def place(self, name: str) -> tuple[int, int]:
         """The line and column where the expression first uses `name`."""
@@ -42,11 +42,11 @@ class Expression:
 
     @cached_property
     def bounded(self) -> bool:
-        """Whether evaluating it takes no longer than copying its values does."""
+        """Whether evaluation takes no longer than copying its values."""
         return is_bounded(self._tree)
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
-        """Its value for these values. Raises TemplateProblem."""
+        """Evaluate the expression for these values. Raises TemplateProblem."""
         code = self._code
         try:
             context = code.new_context({name: as_value(values[name], name) for name in self.names if name in values})
@@ -76,7 +76,7 @@ class Expression:
 
 
 def compile_expression(source: str, objects: Collection[str] | None = ()) -> Expression:
-    """Read and check an expression. Raises TemplateProblem; its lines and columns are those of `source`."""
+    """Compile and check an expression. Raises TemplateProblem with lines and columns of `source`."""
     braced = BRACES.fullmatch(source) is not None
     text = source.strip() if braced else "{{" + source + "}}"
     try:

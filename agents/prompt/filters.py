@@ -1,6 +1,6 @@
-"""The filters and methods that a template may use, each linear in what it is given and paid from the render's budget.
+"""The filters and methods of templates, each linear in its input and charged to the render's budget.
 
-They take and give texts, numbers and flat lists only, so nothing here can grow faster than what was paid for.
+They take and return only texts, numbers and flat lists, so no result can grow faster than its charge.
 """
 
 import json
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 MAX_NUMBER = 2**63
-MAX_STRIPPED = 1_000  # different characters that one trim takes away
+MAX_STRIPPED = 1_000  # different characters that one trim removes
 
 
 class Value(str):
-    """A text that remembers which name it came from, and the structured data that came with it."""
+    """A text with the name it comes from, and the structured data that came with it."""
 
     __slots__ = ("data", "origin")
     origin: str
@@ -48,12 +48,12 @@ class Value(str):
         value.data = data
         return value
 
-    def __str__(self) -> str:  # compiled templates call str() on what they put out; the origin must survive it
+    def __str__(self) -> str:  # compiled templates call str() on their output, which must keep the origin
         return self
 
 
 class Made(str):
-    """What an expression puts out that is no name's whole value; not the template's own words either."""
+    """The output of an expression that is neither a name's whole value nor template text."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in words."""
+    """Describe the type of a value in words."""
     if value is None:
         return "nothing"
     return next((name for name, kind in KINDS.items() if isinstance(value, kind)), "this")
@@ -103,7 +103,7 @@ def count_of(value: Any) -> int:
 
 
 def bulk(value: Any) -> int:
-    """How much there is to compare or copy in a value: its characters, and some for every item."""
+    """The size of a value to compare or copy: its characters, plus a constant per item."""
     size, todo = 0, [value]
     while todo:
         each = todo.pop()
@@ -116,7 +116,7 @@ def bulk(value: Any) -> int:
 
 
 def _paid_items(value: Any) -> list[Any]:
-    """The items of a list, each of which is about to be compared or hashed whole."""
+    """The items of a list, charged for comparing or hashing each of them."""
     items = _items(value)
     spend(bulk(items))
     return items

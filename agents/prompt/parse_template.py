@@ -1,6 +1,6 @@
-"""Reading the code of templates and expressions, and refusing what they may not hold, with its place.
+"""Parse the code of templates and expressions, and reject forbidden code with its line and column.
 
-What the code may do once it runs is `sandbox.py`'s matter.
+`sandbox.py` limits what the code may do at run time.
 """
 
 import re
@@ -18,10 +18,10 @@ from .sandbox import ATTRIBUTES, SANDBOX, TESTS
 
 __all__ = ["CODE", "MARK", "Code", "TemplateProblem", "locate", "parse"]
 
-MAX_DEPTH = 60  # of nested code
+MAX_DEPTH = 60  # nesting levels of code
 TOO_DEEP = ("the template's code is nested too deeply", "", "")
 
-MARK = "\ufdd0"  # a noncharacter, with which slots are marked while a template is rendered
+MARK = "\ufdd0"  # a noncharacter that marks slots during rendering
 RESERVED = "the template holds the character U+FDD0, which is reserved"
 CODE = re.compile(r"\{\{|\{%|\{#")
 ALLOWED = (
@@ -35,7 +35,7 @@ BLOCKS = {"AssignBlock": "set block", "CallBlock": "call block", "FilterBlock": 
 
 
 class TemplateProblem(Exception):
-    """A template that can't be compiled or rendered. Line and column are the template's own and count from 1."""
+    """A template that can't be compiled or rendered. Line and column are 1-based positions in the template."""
 
     def __init__(self, message: str, line: int = 1, column: int = 1, hint: str = ""):
         super().__init__(message)
@@ -47,7 +47,7 @@ class TemplateProblem(Exception):
 
 @dataclass(frozen=True)
 class Code:
-    """Checked code: its tree, the names it must be given, and those of which it reads the `data`."""
+    """Checked code: its tree, the names it requires, and those whose `data` it reads."""
 
     tree: nodes.Template
     names: frozenset[str]
@@ -55,9 +55,9 @@ class Code:
 
 
 def parse(source: str, objects: Collection[str] | None = ()) -> Code:
-    """Read and check a template's code. Raises TemplateProblem for anything that it may not hold.
+    """Parse and check a template's code. Raises TemplateProblem for anything forbidden.
 
-    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may.
+    `objects` are the names of structured values, whose attributes are their keys; None: any name may be one.
     """
     if MARK in source:
         raise TemplateProblem(RESERVED, *_place(source, MARK))
@@ -74,7 +74,7 @@ def parse(source: str, objects: Collection[str] | None = ()) -> Code:
 
 @lru_cache(maxsize=1024)
 def _tree(source: str) -> nodes.Template:
-    """Jinja's tree of the code. Shared, so nobody may change it."""
+    """Parse to Jinja's tree. The tree is shared, so it must not be modified."""
     return SANDBOX.parse(source)
 
 
@@ -103,7 +103,7 @@ def _check(tree: nodes.Template, source: str, objects: Collection[str] | None) -
 
 
 def _objection(node: nodes.Node, objects: Collection[str] | None) -> tuple[str, str, str] | None:
-    """Why a template may not hold this: a message, the word to point at, a hint."""
+    """Why this node is forbidden: a message, the word to point at, a hint; None if it is allowed."""
     kind = type(node).__name__
     match node:
         case nodes.For(recursive=True):
@@ -133,7 +133,7 @@ def _objection(node: nodes.Node, objects: Collection[str] | None) -> tuple[str, 
 
 
 def _in_object(node: nodes.Node, objects: Collection[str] | None) -> bool:
-    """Whether this may be structured data, so that its attributes are its keys."""
+    """Whether this may be structured data, whose attributes are its keys."""
     while isinstance(node, nodes.Getattr | nodes.Getitem):
         if isinstance(node, nodes.Getattr) and node.attr == "data":
             return True
@@ -154,7 +154,7 @@ def _syntax(error: TemplateSyntaxError, source: str) -> TemplateProblem:
 
 
 def locate(source: str, line: int, word: str) -> tuple[int, int]:
-    """Jinja2 knows lines only: the column of `word` in the line's code, else of the code itself."""
+    """Find the column of `word` in the line's code, else of the code itself: Jinja2 reports lines only."""
     lines = re.split(r"\r\n|\r|\n", source)
     line = min(max(line, 1), len(lines))
     text = lines[line - 1]

@@ -1,6 +1,6 @@
-"""An agent's prompt on its way to tokens: templates to messages, messages to one text, the text to pieces around slots.
+"""Render an agent's prompt: templates to messages, messages to one text, the text to token pieces around slots.
 
-Every token remembers the span it came from: which input or which upstream reply, and which characters of it.
+Every token keeps its origin: the input or upstream reply it comes from, and the characters it covers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -36,35 +36,35 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens that the receiver reads itself. `origins` has one entry a token; None is template text."""
+    """Tokens that the receiver prefills itself. `origins` has one entry per token; None is template text."""
 
     ids: list[int]
     origins: list[Origin | None]
     text: str
     offsets: list[tuple[int, int]]
-    contents: list[tuple[int, int]] = field(default_factory=list)  # of a whole prompt: where messages' contents are
+    contents: list[tuple[int, int]] = field(default_factory=list)  # of a whole prompt, by message
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a grafted message."""
+    """The place of a grafted reply."""
 
     sender: str
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt ready to be read. `messages` is what it was made of, for a sharer that reads it its own way."""
+    """A tokenized prompt. `messages` are its source, for a sharer that tokenizes them with its own chat template."""
 
     parts: list[Piece | Slot]
     messages: list[Message]
     chat: bool
     text: str  # the user's prompt alone, without system message and chat template
-    contents: list[tuple[int, int]]  # by message, where its content is in the text of all pieces
+    contents: list[tuple[int, int]]  # by message, the range of its content in the text of all pieces
 
     @property
     def whole(self) -> Piece:
-        """All pieces as one, as if nothing stood in the slots."""
+        """Join all pieces as if the slots were empty."""
         pieces = [part for part in self.parts if isinstance(part, Piece)]
         starts = [0, *accumulate(len(piece.text) for piece in pieces)]
         offsets = [
@@ -77,7 +77,7 @@ class Prompt:
 
     @property
     def slots(self) -> list[tuple[int, str]]:
-        """By slot, how many tokens of the whole stand before it, and whose message it is for."""
+        """By slot, the number of tokens before it in the whole, and the sender it is for."""
         found, before = [], 0
         for part in self.parts:
             if isinstance(part, Slot):
@@ -92,7 +92,7 @@ class Prompt:
 
     @property
     def seen(self) -> set[str]:
-        """The inputs and agents whose text stands in this prompt."""
+        """The inputs and agents whose text this prompt contains."""
         return {origin.name for part in self.parts if isinstance(part, Piece) for origin in part.origins if origin}
 
 
@@ -106,9 +106,9 @@ class PromptTemplate:
         self._upstream = dict.fromkeys(upstream, "")
 
     def messages(self, values: Mapping[str, Any], slots: Collection[str] = ()) -> list[Message]:
-        """The agent's messages for one turn; of who has sent nothing the slot is empty.
+        """Render the agent's messages for one turn; the slot of a sender without a reply is empty.
 
-        Raises InputError where a template fails on these values.
+        Raises InputError if a template fails on these values.
         """
         values, out = {**self._upstream, **values}, []
         if self._system is not None:
@@ -121,7 +121,7 @@ class PromptTemplate:
         return out
 
     async def messages_in_thread(self, values: Mapping[str, Any], work: TextWork) -> list[Message]:
-        """The same without keeping the event loop from others."""
+        """Render in a thread, without blocking the event loop."""
         if all(template.bounded for template in self.reads.templates):
             return self.messages(values)
         return await work.run(lambda: self.messages(values))
@@ -136,10 +136,9 @@ class PromptTemplate:
 
 
 def handed_over_by(message: Message, reader: str) -> Message:
-    """A message of an agent that writes nothing, its spans marked as what the agent's turn hands over.
+    """Mark the spans of a message of an agent that only reads as what its turn transfers.
 
-    Of the prompt that is all: what is not an input's or another agent's text is the reader's. Its system message is for
-    itself.
+    Text that comes from no input or other agent becomes the reader's. Its system message is not transferred.
     """
     if message.role == "system":
         spans = [
@@ -158,20 +157,20 @@ _OF_THE_READER: Mapping[Kind, Kind] = {"template": "own", "made": "value"}
 
 
 async def heard(turn: Turn) -> dict[str, Value]:
-    """By sender the reply, for agents that read words alone; written now where it was not."""
+    """By sender, the text of its reply, for agents that read text only; decodes it now if needed."""
     payloads = [delivery.payload for delivery in turn.deliveries]
     return {each.sender: Value(await each.read(), each.turn or each.sender, each.data) for each in payloads}
 
 
 def readable(messages: Sequence[Message]) -> str:
-    """A prompt as people read it; who speaks is said where it isn't the user."""
+    """Format a prompt for people; roles other than the user are named."""
     return "\n\n".join(
         each.content.text if each.role == "user" else f"{each.role}: {each.content.text}" for each in messages
     )
 
 
 def tokenize(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool) -> Prompt:
-    """Apply the chat template, or none, and read the result up to and behind every slot."""
+    """Apply the chat template, if any, and tokenize the text around every slot."""
     text, marks, contents = lay_out(messages, tokenizer, chat)
     parts = _parts(text, marks, tokenizer, chat)
     slots = [mark.start for mark in marks if mark.kind == "slot"]
@@ -180,7 +179,7 @@ def tokenize(messages: Sequence[Message], tokenizer: Tokenizer, chat: bool) -> P
 
 
 def _before(slots: Sequence[int], character: int) -> int:
-    """The marks of slots in front of a character: one character each, which no piece has."""
+    """The number of slot marks before a character. A mark is one character, and pieces contain none."""
     return sum(slot < character for slot in slots)
 
 
@@ -198,7 +197,7 @@ def _parts(text: str, marks: Sequence[Mark], tokenizer: Tokenizer, chat: bool) -
 def read_piece(
     text: str, begin: int, end: int, marks: Sequence[Mark], tokenizer: Tokenizer, special: bool
 ) -> list[Piece]:
-    """The text from `begin` to `end` as tokens, in a list of its own; none where there is nothing to read."""
+    """Tokenize the text from `begin` to `end` as a list of one piece; empty if there is no text."""
     words = [(max(start, begin) - begin, min(stop, end) - begin) for start, stop in words_of(marks)]
     ids, offsets = tokenizer.encode(text[begin:end], special=special, words=words)
     if not ids:
@@ -212,7 +211,7 @@ def read_piece(
 
 
 def _origins(offsets: Sequence[tuple[int, int]], values: Sequence[tuple[int, int, str, int]]) -> list[Origin | None]:
-    """A token belongs to the span that its last character is in."""
+    """By token, the origin of the span that contains its last character."""
     origins: list[Origin | None] = []
     place = 0
     for start, end in offsets:

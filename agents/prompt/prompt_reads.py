@@ -1,4 +1,4 @@
-"""What an agent's templates read, known before anything runs: inputs, replies, whose words they work on. No torch."""
+"""Determine statically what an agent's templates read: inputs, replies, and which text they process. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ class PromptReads:
 
     prompt: Template
     system: Template | None
-    in_front: tuple[str, ...]  # upstream agents without a slot: each gets a message of its own
-    names: frozenset[str]  # inputs and agents whose text the prompt may hold
-    words_of: Mapping[str, str]  # by upstream agent that must send words: why
-    whole: frozenset[str] = frozenset()  # those of the names whose whole text the prompt holds in every case
-    heard: frozenset[str] = frozenset()  # those of which it holds something
-    withheld: frozenset[str] = frozenset()  # those of its system message alone, where it hands over its prompt
+    in_front: tuple[str, ...]  # upstream agents without a slot: each becomes a separate message
+    names: frozenset[str]  # inputs and agents whose text the prompt may contain
+    words_of: Mapping[str, str]  # by upstream agent that must send text, why
+    whole: frozenset[str] = frozenset()  # the subset of `names` whose whole text the prompt always contains
+    heard: frozenset[str] = frozenset()  # the subset of `names` of which it contains anything
+    withheld: frozenset[str] = frozenset()  # names in the system message alone, if the agent only reads
 
     @property
     def templates(self) -> tuple[Template, ...]:
@@ -29,7 +29,7 @@ class PromptReads:
 
 
 def prompt_reads(agent: str, spec: AgentSpec, upstream: Sequence[str]) -> PromptReads:
-    """Compile an agent's templates and list what they read. `upstream` are the agents with an edge to it."""
+    """Compile an agent's templates and list what they read. `upstream` are the agents with an edge to this one."""
     prompt = compile_template(spec.prompt, None)
     system = compile_template(spec.system, None) if spec.system is not None else None
     used = prompt.names | (system.names if system else frozenset())
@@ -47,7 +47,7 @@ def prompt_reads(agent: str, spec: AgentSpec, upstream: Sequence[str]) -> Prompt
 
 
 def _why_words(agent: str, sender: str, reads: PromptReads) -> str | None:
-    """Why a slot with positions in it would not do for this sender; None where it does."""
+    """Why a slot can't replace this sender's text; None if it can."""
     if sender in reads.in_front:
         return None
     uses = Use(0)

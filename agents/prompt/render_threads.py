@@ -1,4 +1,4 @@
-"""Templates and tokenizers at work in threads, so that timeouts, Ctrl-C and other runs never wait for a text."""
+"""Render and tokenize in threads, so that a text never blocks timeouts, Ctrl-C or other runs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -15,18 +15,18 @@ __all__ = ["TextWork", "evaluate_in_thread"]
 
 T = TypeVar("T")
 
-THREADS = 16  # at work at once; functions and files, which may block for long, have other ones
+THREADS = 16  # at once; functions and files, which may block for long, use other threads
 _LIMITER: RunVar[anyio.CapacityLimiter] = RunVar("text_work")
 
 
 class TextWork:
-    """The text work of one turn: all its renders together have one allowance of seconds."""
+    """The text work of one turn. All its renders share one limit in seconds."""
 
     def __init__(self) -> None:
         self._allowance = Allowance()
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` gives or raises. A cancelled caller leaves at once, and a template at work is stopped."""
+        """Return or raise what `work` does. A cancelled caller returns at once, and a running template is stopped."""
         try:
             return await anyio.to_thread.run_sync(self._within, work, abandon_on_cancel=True, limiter=_limiter())
         except anyio.get_cancelled_exc_class():
@@ -42,7 +42,7 @@ class TextWork:
 
 
 async def evaluate_in_thread(expression: Expression, values: Mapping[str, Any]) -> Any:
-    """An expression's value, without keeping the event loop from others. Raises TemplateProblem."""
+    """Evaluate an expression without blocking the event loop. Raises TemplateProblem."""
     if expression.bounded:
         return expression.evaluate(values)
     return await TextWork().run(lambda: expression.evaluate(values))

@@ -1,8 +1,8 @@
-"""What a template may do: a small, bounded part of Jinja2, safe to run for a stranger.
+"""Sandbox: a small, bounded subset of Jinja2, safe for untrusted templates.
 
-Jinja2's own sandbox keeps code from reaching Python; what is here keeps it from taking time or memory. Every loop
-step, filter, method, operator and comparison goes through a guard that spends from the render's budget, and no
-guard does more than linear work on bounded text. Knows nothing of prompts or agents.
+Jinja2's own sandbox denies access to Python; this one bounds time and memory. Every loop step, filter, method, operator
+and comparison passes a guard that charges the render's budget, and each guard's work is linear in bounded text.
+Independent of prompts and agents.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,9 +22,9 @@ __all__ = ["ATTRIBUTES", "SANDBOX", "TESTS", "Guarding", "Sandbox"]
 LOOP = frozenset(
     {"changed", "cycle", "first", "index", "index0", "last", "length", "nextitem", "previtem", "revindex", "revindex0"}
 )
-BOOKKEEPING = ("_loop_vars", "_block_vars")  # compiled code hands these to every call
+BOOKKEEPING = ("_loop_vars", "_block_vars")  # compiled code passes these to every call
 ATTRIBUTES = LOOP | METHODS.keys() | {"data"}
-NUMBER_TESTS = ("divisibleby", "even", "odd")  # they compute `value % n`, which on a text is a format
+NUMBER_TESTS = ("divisibleby", "even", "odd")  # they compute `value % n`, which formats a text
 TESTS = (
     *("defined", "divisibleby", "eq", "even", "ge", "gt", "in", "le", "lt"),
     *("ne", "none", "number", "odd", "string", "undefined"),
@@ -39,12 +39,12 @@ def _finalize(_context: Any, value: Any) -> str:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox with its roads to time and memory closed. `Guarding` makes compiled code call it."""
+    """Jinja2's sandbox with time and memory bounded. `Guarding` makes compiled code call it."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
     def __init__(self) -> None:
-        # Unoptimized: the optimizer would compute constants while compiling, before any budget is there.
+        # Unoptimized: the optimizer would evaluate constants at compile time, before a budget exists.
         super().__init__(
             undefined=StrictUndefined,
             optimized=False,
@@ -100,7 +100,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.undefined(f"{kind_of(obj)} has no item {argument!r}")
 
     def each(self, iterable: Any) -> Iterator[Any]:
-        """The items of a loop, a step each."""
+        """Yield the items of a loop and charge a step for each."""
         if isinstance(iterable, Undefined):
             iterable._fail_with_undefined_error()
         if not isinstance(iterable, Iterable):
@@ -110,12 +110,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
             yield item
 
     def step(self, value: Any) -> Any:
-        """A side of a comparison, which may be long."""
+        """Charge one side of a comparison, which may be long."""
         spend(bulk(value) // 16)
         return value
 
     def slice(self, obj: Any, *bounds: Any) -> Any:
-        """Part of a text or a list."""
+        """Slice a text or a list."""
         if not isinstance(obj, str | list | tuple | range):
             raise TemplateRuntimeError("only texts and lists can be sliced")
         part = obj[slice(*(None if bound is None else int(number_of(bound)) for bound in bounds))]
@@ -123,13 +123,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return part
 
     def concat(self, *parts: Any) -> str:
-        """Texts put together."""
+        """Concatenate texts."""
         texts = [text_of(part) for part in parts]
         spend(sum(map(len, texts)))
         return "".join(texts)
 
     def flat(self, *items: Any) -> list[Any]:
-        """A list of plain values; lists of lists could double with every line."""
+        """Build a list of plain values; nested lists could double in size with every line."""
         for item in items:
             text_of(item)
         spend(len(items))
@@ -145,7 +145,7 @@ def _tested(test: Callable[..., bool], numbers: bool) -> Callable[..., bool]:
 
 
 class Guarding(GuardedCode):
-    """Rewrites a parsed template so that everything that could take long asks the sandbox first."""
+    """Rewrites a parsed template so that every operation that could take long asks the sandbox first."""
 
     concat, make_list, make_tuple = "concat", "flat", "flat"
 

@@ -1,9 +1,9 @@
-"""Prompt templates that remember where every character of a prompt came from.
+"""Templates whose output records where every character comes from.
 
-A template is compiled once and rendered into text plus *spans*: which stretch is the template's own, which is the value
-of which name, and where the slot of a message that doesn't travel as text stands. Compiled Jinja2 code yields its
-output piece by piece and values are `str` objects that know their name, so spans fall out of the pieces; only a slot
-that went through an operator is found again by its mark. What a template may do is `sandbox.py`'s matter.
+A template is compiled once and rendered into text plus *spans*: template text, the value of a name, or the slot of a
+reply that does not travel as text. Compiled Jinja2 code yields its output in pieces, and values are `str` objects that
+know their name, so the pieces give the spans; only a slot that passed an operator is found by its mark. `sandbox.py`
+limits what a template may do.
 """
 
 import re
@@ -28,29 +28,29 @@ __all__ = ["Rendered", "Span", "Template", "TemplateProblem", "as_value", "compi
 
 MAX_OUTPUT = 64_000_000  # characters
 
-# A slot is two characters that no prompt holds: a noncharacter, then the slot's number in a private plane.
+# A slot is two characters that no prompt contains: a noncharacter, then the slot's number in a private plane.
 PRIVATE = 0xF0000
 SLOT = re.compile("\ufdd0([\U000f0000-\U000ffffd])")
 
 
-# The template's own words; a name's value; what else an expression put out; the place of a message; own words that
-# count as the text of an agent.
+# Template text; a name's value; other output of an expression; the place of a reply; template text that
+# counts as an agent's.
 Kind = Literal["template", "value", "made", "slot", "own"]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The characters from `start` to `end` of a rendered text. A slot is empty: it is a place."""
+    """The characters [start, end) of a rendered text. A slot is an empty span."""
 
     start: int
     end: int
-    origin: str | None  # the name it is the value or the slot of; None for other text
+    origin: str | None  # the name whose value or slot it is; None for other text
     kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text, and the spans that cover it in order and without gaps."""
+    """A text and the spans that cover it, in order and without gaps."""
 
     text: str
     spans: tuple[Span, ...]
@@ -58,36 +58,36 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Template:
-    """A compiled template. Safe to render from many threads at once."""
+    """A compiled template. Safe for concurrent rendering in many threads."""
 
     source: str
-    names: frozenset[str]  # what `render` must be given
-    fields: frozenset[str]  # those of them whose `data` it reads
+    names: frozenset[str]  # names that `render` requires
+    fields: frozenset[str]  # the subset of `names` whose `data` it reads
     _tree: nodes.Template | None = field(repr=False, compare=False)  # None: plain text
 
     @cached_property
     def uses(self) -> dict[str, Use]:
-        """What it does with each name."""
+        """How it uses each name."""
         return {} if self._tree is None else find_uses(self._tree)
 
     @cached_property
     def bounded(self) -> bool:
-        """Whether rendering it takes no longer than copying its values does."""
+        """Whether rendering takes no longer than copying its values."""
         return self._tree is None or is_bounded(self._tree)
 
     @cached_property
     def whole(self) -> frozenset[str]:
-        """The names whose whole text it prints in every case."""
+        """The names whose whole text it always prints."""
         return frozenset() if self._tree is None else find_whole(self._tree) & self.names
 
     @cached_property
     def heard(self) -> frozenset[str]:
-        """The names of which it prints something, or works on it: more than asking whether there is a value."""
+        """The names that it prints or processes, beyond testing whether they have a value."""
         return frozenset(name for name, use in self.uses.items() if use != Use.TESTED) & self.names
 
     @cached_property
     def own_words(self) -> bool:
-        """Whether it prints text of its own beside values."""
+        """Whether it prints text beside values."""
         if self._tree is None:
             return bool(self.source.strip())
         return any(part.data.strip() for part in self._tree.find_all(nodes.TemplateData))
@@ -98,7 +98,7 @@ class Template:
         return locate(self.source, min(lines, default=1), name)
 
     def render(self, values: Mapping[str, Any], slots: Collection[str] = ()) -> Rendered:
-        """The text for these values; a name in `slots` leaves an empty span. Raises TemplateProblem."""
+        """Render the text for these values; each name in `slots` leaves an empty span. Raises TemplateProblem."""
         if self._tree is None:
             return _assemble([_plain(self.source)], [])
         names = sorted(self.names)
@@ -139,13 +139,13 @@ class Template:
 
 
 def compile_template(source: str, objects: Collection[str] | None = ()) -> Template:
-    """Read and check a template. Raises TemplateProblem for anything that a prompt's template may not hold.
+    """Compile and check a template. Raises TemplateProblem for anything forbidden in a prompt.
 
-    `objects` are the names that stand for structured values, whose attributes are their keys; None: any may. A source
-    is parsed and compiled once, and all who ask for it share the template.
+    `objects` are the names of structured values, whose attributes are their keys; None: any name may be one. Each
+    source is compiled once, and all callers share the template.
     """
     if objects is not None and _has_code(source):
-        parse(source, objects)  # checks; of what it parses, `_compiled` makes the template
+        parse(source, objects)  # checks the source; `_compiled` builds the template from it
     return _compiled(source)
 
 
@@ -162,7 +162,7 @@ def _has_code(source: str) -> bool:
 
 
 def as_value(value: Any, name: str) -> Any:
-    """A value as templates may have it: a text knows its name, is whole, and holds nothing that a slot could be."""
+    """Wrap a value for templates: a text knows its name, is complete, and contains no slot characters."""
     if isinstance(value, Value):
         text = _plain_text(value)
         return value if text is value and value.data is None else Value(text, value.origin, _plain_data(value.data))
@@ -186,7 +186,7 @@ def _plain_data(value: Any) -> Any:
 
 
 def _plain(source: str) -> str:
-    """Text without code, as Jinja2 reads it: newlines made one kind, a last one dropped."""
+    """Text without code as Jinja2 reads it: newlines normalised, the last one dropped."""
     if "\r" in source:
         source = source.replace("\r\n", "\n").replace("\r", "\n")
     return source.removesuffix("\n")
@@ -221,7 +221,7 @@ def _assemble(pieces: "Iterator[str] | list[str]", slots: list[str]) -> Rendered
 
 
 def _source(piece: str) -> tuple[str | None, Kind]:
-    """Whose text a piece of the output is."""
+    """The origin and kind of a piece of output."""
     if isinstance(piece, Value):
         return piece.origin, "value"
     return None, "made" if isinstance(piece, Made) else "template"

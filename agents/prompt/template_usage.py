@@ -1,7 +1,7 @@
-"""How a template uses a name: prints it, tests whether it is there, reads its data, or works on its words.
+"""Find how a template uses a name: prints it, tests it, reads its data, or processes its text.
 
-A slot can hold a KV cache only where the template prints the name and nothing else: a filter, a slice, a comparison
-or a loop needs the words themselves.
+A slot can hold a KV cache only if the template does nothing but print the name: a filter, a slice, a comparison or a
+loop needs the text.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ __all__ = ["Use", "find_uses", "find_whole"]
 
 
 class Use(Flag):
-    """What a template does with a name."""
+    """A use of a name in a template."""
 
     PRINTED = auto()  # {{ name }}: a slot
-    TESTED = auto()  # {% if name %}: whether there is a message
+    TESTED = auto()  # {% if name %}: whether there is a reply
     DATA = auto()  # {{ name.data.field }}: the JSON value beside the text
     WORKED_ON = auto()  # {{ name | upper }}, {% if 'yes' in name %}, {% for line in name.splitlines() %}
 
 
 def find_uses(tree: nodes.Template) -> dict[str, Use]:
-    """By name, all uses of it in a template's tree."""
+    """All uses in a template's tree, by name."""
     found: dict[str, Use] = {}
     for name, use in _uses(tree, Use.WORKED_ON):
         found[name] = found.get(name, use) | use
@@ -30,7 +30,7 @@ def find_uses(tree: nodes.Template) -> dict[str, Use]:
 
 
 def find_whole(tree: nodes.Template) -> frozenset[str]:
-    """The names whose whole text is printed, whatever the values are."""
+    """The names whose whole text is printed for any values."""
     return frozenset(_whole(tree))
 
 
@@ -41,7 +41,7 @@ def _whole(node: nodes.Node) -> Iterator[str]:
         case nodes.Template(body=parts) | nodes.Output(nodes=parts) | nodes.Concat(nodes=parts):
             for part in parts:
                 yield from _whole(part)
-        case nodes.If(test=nodes.Name(name=name), body=body):  # printed unless there is nothing to print
+        case nodes.If(test=nodes.Name(name=name), body=body):  # printed unless it is empty
             yield from {name} & {each for part in body for each in _whole(part)}
         case nodes.CondExpr(test=nodes.Name(name=name), expr1=nodes.Name(name=shown)) if name == shown:
             yield name
@@ -54,7 +54,7 @@ def _whole(node: nodes.Node) -> Iterator[str]:
 
 
 def _uses(node: nodes.Node, use: Use) -> Iterator[tuple[str, Use]]:
-    """The names below a node whose value is put to this use."""
+    """Yield the names below a node whose value has this use."""
     if isinstance(node, nodes.Name) and node.ctx == "load":
         yield node.name, use
         return
@@ -80,7 +80,7 @@ def _statement(node: nodes.Node, use: Use) -> Iterator[tuple[nodes.Node, Use]]:
 
 
 def _choice(node: nodes.Node, use: Use) -> Iterator[tuple[nodes.Node, Use]]:
-    """What is decided by whether a message is there."""
+    """Yield nodes that test whether a reply exists, and the branches they select."""
     match node:
         case nodes.CondExpr(test=test, expr1=first, expr2=second):
             yield test, Use.TESTED
@@ -95,7 +95,7 @@ def _choice(node: nodes.Node, use: Use) -> Iterator[tuple[nodes.Node, Use]]:
 
 
 def _joined(node: nodes.Node, use: Use) -> Iterator[tuple[nodes.Node, Use]]:
-    """What is printed whole, with something around it."""
+    """Yield operands that are printed whole within other text."""
     match node:
         case nodes.Concat(nodes=parts) if use is Use.PRINTED:
             yield from ((part, use) for part in parts)
