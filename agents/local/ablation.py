@@ -1,4 +1,4 @@
-"""Controls: replace received caches with zeros or those of another example, to test whether the content matters."""
+"""Ablations: replace received caches with zeros or another example's, to test whether their content matters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +16,13 @@ __all__ = ["mismatched_prompt", "received_cache", "zeros"]
 
 
 def zeros(kv: KV) -> KV:
-    """As many entries at the same positions, all 0."""
+    """Zero all keys and values, (1, kv_heads, positions, head_dim); positions are kept."""
     layers = tuple(LayerKV(torch.zeros_like(k), torch.zeros_like(v)) for k, v in kv.layers)
     return KV(layers, kv.positions, kv.factors, None if kv.state is None else kv.state.map(torch.zeros_like))
 
 
 def received_cache(delivery: Delivery, control: Control | None) -> SentCache | None:
-    """The cache that came over this edge, or under a mismatched control the one that came over it in the other turn."""
+    """The cache received over this edge, or under a mismatched control, the one received over it in the other turn."""
     if control is None or control.other is None:
         return delivery.payload.cache
     sender = delivery.route.edge.sender
@@ -30,10 +30,10 @@ def received_cache(delivery: Delivery, control: Control | None) -> SentCache | N
 
 
 def mismatched_prompt(mine: SharedPrompt, other: SharedPrompt) -> SharedPrompt:
-    """The receiver reads its own prompt, the sharers the other one.
+    """Pair the receiver's own prompt with the sharers' prompts of the other example.
 
-    The receiver's k-th paired position of a stretch gets the sharer's k-th of the other prompt's same stretch; what one
-    of them has more of is left alone. Where the stretches don't correspond, the whole prompts are taken as one.
+    Within corresponding stretches, the k-th paired receiver position gets the k-th sharer position of the other prompt;
+    surplus positions are dropped. If the stretches do not correspond, the prompts are paired as a whole.
     """
     if mine.positions is not None and other.positions is None:
         raise ChannelError("the other example's prompt is laid out differently, so its cache can't be swapped in")
@@ -58,7 +58,7 @@ def _clip(mine: Mapping[int, Pairs], other: Mapping[int, Pairs]) -> dict[int, Pa
 
 
 def _flat(mine: SharedPrompt, other: SharedPrompt) -> list[Stretch]:
-    """Each stretch takes as many of the other prompt's sharer positions as it needs, in their order."""
+    """Each stretch takes as many of the other prompt's sharer positions as it needs, in order."""
     waiting: dict[int, torch.Tensor] = {
         sharer: torch.cat([at.pairs[sharer].sharer for at in other.stretches if sharer in at.pairs])
         for sharer in {sharer for at in other.stretches for sharer in at.pairs}

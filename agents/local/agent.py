@@ -38,7 +38,7 @@ __all__ = ["LocalAgent"]
 
 
 class LocalAgent:
-    """An agent with a model of the pool. Keeps no state of a run, so many runs may use it at once."""
+    """An agent with a model of the pool. It keeps no state of a run, so many runs may use it at once."""
 
     def __init__(
         self,
@@ -58,13 +58,13 @@ class LocalAgent:
         self._folder, self._allow_paths = folder, allow_paths
         self._template = PromptTemplate(name, spec, upstream)
         self._lease: Lease | None = None
-        self.loading: dict[str, dict[str, float]] = {}  # by model that `open` waited for: seconds by part of the work
+        self.loading: dict[str, dict[str, float]] = {}  # seconds by model that `open` waited for, and by phase
         self._chat = False
         self._belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
         self._frame = Frame()
 
     async def open(self) -> None:
-        """Load the model, unless this agent or another has done so. Raises ModelError or ConfigError."""
+        """Load the model unless it is already loaded. Raises ModelError or ConfigError."""
         if self._belt is not None:
             await self._belt.open()
         if self._lease is not None:
@@ -93,7 +93,7 @@ class LocalAgent:
             self._frame = Frame(tools=self._belt.schema) if told else Frame(notes=self._belt.in_words())
 
     def _check_template(self, tokenizer: Tokenizer) -> None:
-        """Raise ModelError now where the chat template would not take this agent's turns."""
+        """Raise ModelError if the chat template can't express this agent's turns."""
         try:
             history = tokenizer.rules.history
         except ModelError as error:
@@ -113,7 +113,7 @@ class LocalAgent:
         return model_peer(self.name, self._spec, self._template.reads, engine.model.name, engine, why)
 
     async def close(self) -> None:
-        """Give the model back."""
+        """Release the model."""
         if self._lease is not None:
             taken, self._lease = self._lease, None
             taken.release()
@@ -127,7 +127,7 @@ class LocalAgent:
         return lease
 
     async def turn(self, turn: Turn) -> Reply:
-        """Prefill the prompt with the caches that the edges delivered; decode if somebody reads the reply."""
+        """Prefill the prompt with the caches delivered by the edges; decode if anyone reads the reply."""
         began = perf_counter()
         engine = self._opened.engine
         own = with_settings(self._spec, turn).generate
@@ -161,7 +161,7 @@ class LocalAgent:
         elif reads_only:
             payload.text = await renderer.text()
         else:
-            # A kept row is enough to write from; keeping the deliveries would chain all rounds of a loop in memory.
+            # A stored row suffices for decoding; keeping the deliveries would chain all rounds of a loop in memory.
             alone = row is not None and row.sharers is None and row.can_reopen
             kept = replace(turn, deliveries=()) if alone else turn
             payload.write = lambda: self._write_later(kept, row)
@@ -182,7 +182,7 @@ class LocalAgent:
         )
 
     async def rebuild(self, turn: Turn, ids: Sequence[int], calls: Sequence[ToolCall] = ()) -> SentCache:
-        """The cache of an earlier turn: prefills its prompt and its reply, decodes nothing and calls no tool."""
+        """Recompute an earlier turn's cache by prefilling its prompt and reply; decodes nothing and calls no tool."""
         engine = self._opened.engine
         work = TextWork()
         inbox = Inbox(self.name, turn)
@@ -212,15 +212,16 @@ class LocalAgent:
         return ToolResultWriter(self._frame.tokenizer(tokenizer), self._chat, work)
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
-        """How likely this agent finds each choice as its reply to the turn; reads the prompt as `turn` does, once.
+        """Score each choice as a reply to the turn, on one prefill of the prompt that `turn` would compute.
 
-        In a chat a choice follows the template at once. In a plain prompt it is read together with the prompt's end,
-        and a space comes between them where there is no white space; `verbatim` leaves that to the caller.
+        In a chat, a choice follows the template directly. In a plain prompt it is tokenized together with the prompt's
+        end, separated by a space if there is no white space, unless `verbatim`. Raises
+        InputError for an empty choice, ModelError if one does not fit the model's context.
         """
         return (await self.judge(turn, choices, verbatim=verbatim)).scores
 
     async def judge(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> Scored:
-        """The same with what the edges did, as `turn` reports it: an edge may fall back while the prompt is read."""
+        """Score the choices, and report the edges as `turn` does: an edge may fall back during prefill."""
         inbox, work = Inbox(self.name, turn), TextWork()
         row = await self._prefill(inbox, self._renderer(inbox, work), work, finish=False)
         scores = await score_row(self._opened.engine, row, choices, chat=self._chat, verbatim=verbatim)
@@ -229,7 +230,7 @@ class LocalAgent:
     async def _prefill(
         self, inbox: Inbox, renderer: PromptRenderer, work: TextWork, *, finish: bool, reply: Sequence[int] = ()
     ) -> AgentRow:
-        """Settle all edges, then compute the prompt once. Arguments as those of `Prefiller.prefill`."""
+        """Settle all edges, then compute the prompt once. For the arguments see `Prefiller.prefill`."""
         engine, reply_room = self._opened.engine, with_settings(self._spec, inbox.turn).generate.max_new_tokens
         settled = await EdgeSettler(engine, inbox, renderer, reply_room, work).settle()
         return await Prefiller(engine, self._spec.fusion, inbox).prefill(settled, finish=finish, reply=reply)
@@ -247,7 +248,7 @@ class LocalAgent:
         return await work.run(partial(Remembering, self.name, turn.memory, self._opened.engine))
 
     async def _write_later(self, turn: Turn, row: AgentRow | None) -> str:
-        """The reply, for somebody who turned out to need it after the turn was over; from its cache if there is one."""
+        """Decode the reply for a reader that appears after the turn, from the turn's cache if there is one."""
         again = replace(turn, needs_text=True, needs_cache=False, on_text=None)
         if row is not None and row.sharers is None and row.can_reopen:
             row = replace(row, timing=Timing(), tokens=Tokens())

@@ -24,9 +24,9 @@ __all__ = ["pair_own_prompts", "share_messages", "share_prompt", "why_not_shared
 
 
 def why_not_shared(plans: Sequence[FusePlan], caches: Sequence[SentCache | None]) -> str | None:
-    """Why no prompt can be shared by these sharers at once, whatever it says; None where one can.
+    """Why these sharers can't share any prompt together; None if they can.
 
-    `caches` are those that the sharers have sent, None where a sharer sent none.
+    `caches` holds what each sharer sent, None if it sent none.
     """
     kinds = {(plan.alignment if plan.alignment == "ids" else "own", plan.reads) for plan in plans}
     if len(kinds) > 1:
@@ -42,9 +42,9 @@ def why_not_shared(plans: Sequence[FusePlan], caches: Sequence[SentCache | None]
 
 
 def share_prompt(prompt: Prompt, plans: Sequence[FusePlan], caches: Sequence[SentCache | None]) -> SharedPrompt:
-    """How the receiver and all sharers read `prompt`. Only for plans and caches that `why_not_shared` accepts.
+    """Align `prompt` between receiver and sharers. Requires plans and caches that `why_not_shared` accepts.
 
-    Raises ChannelError where the prompt is too long for a sharer, or where its chats can't be aligned.
+    Raises ChannelError if the prompt is too long for a sharer or its chats can't be aligned.
     """
     piece = prompt.whole
     if plans[0].reads == "own-prompt":
@@ -63,7 +63,9 @@ def share_prompt(prompt: Prompt, plans: Sequence[FusePlan], caches: Sequence[Sen
 
 
 def share_messages(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> SharedPrompt:
-    """The sharers read the receiver's messages in their own chat formats; all of their plans align alike."""
+    """Align the receiver's messages, which each sharer tokenizes with its own chat template. All plans use one
+    alignment.
+    """
     receiver = TokenizedChat(piece.ids, piece.offsets, piece.contents)
     sharers = [_tokenized(prompt.messages, plan.sharer.model.tokenizer, prompt.chat) for plan in plans]
     aligners = [aligner for plan in plans if (aligner := _aligner(plan)) is not None]
@@ -71,7 +73,7 @@ def share_messages(prompt: Prompt, piece: Piece, plans: Sequence[FusePlan]) -> S
 
 
 def _aligner(plan: FusePlan) -> Aligner | None:
-    """What aligns token by token; None where character offsets align, or token ids are the same."""
+    """The aligner for alignment token by token; None for character offsets or equal token ids."""
     return None if plan.alignment == "offsets" else plan.aligner
 
 
@@ -84,7 +86,7 @@ def _tokenized(messages: Sequence[Message], tokenizer: Tokenizer | None, chat: b
 
 
 def pair_own_prompts(piece: Piece, sharers: Sequence[tuple[Sequence[int], Sequence[Origin | None]]]) -> SharedPrompt:
-    """Sharers have read prompts of their own, (ids, origins); what stands in both is paired character by character."""
+    """Pair sharers' own prompts, (ids, origins), with the receiver's: text in both is paired character by character."""
     by_sharer = [_same_characters(piece, origins) for _, origins in sharers]
     return pair_tokens(piece.ids, [SharerPrompt(ids) for ids, _ in sharers], by_sharer)
 

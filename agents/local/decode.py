@@ -1,4 +1,4 @@
-"""Decode a reply behind a prefilled row, and record whose text its entries are."""
+"""Decode a reply after a prefilled row, and record the origins of its entries."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,9 @@ __all__ = ["add_reply", "decode_reply", "write"]
 
 
 async def write(engine: Engine, agent: str, spec: GenerateSpec, row: AgentRow, turn: Turn, began: float) -> AgentRow:
-    """Decode. The row gains the reply's text, and its tokens if an edge takes the cache. `began`: when the turn did."""
+    """Decode the reply. The row gains its text, and its tokens if an edge transfers the cache. `began`: start of the
+    turn.
+    """
     room = engine.model.info.max_positions - len(row.ids)
     spec = spec.model_copy(update={"max_new_tokens": min(spec.max_new_tokens, room)})
     done = await _generate(engine, spec, row, turn.on_text)
@@ -49,7 +51,7 @@ async def _generate(
 
 
 async def _keep(engine: Engine, agent: str, row: AgentRow, done: Generated, stop: Sequence[str]) -> None:
-    """Take the reply into the row, its last token too, which decoding may never have had to read."""
+    """Append the reply to the row, including its last token, which decoding may not have computed."""
     read = sum(map(len, row.segments)) - len(row.ids)
     if done.ids[read:]:
         last = await engine.prefill(done.ids[read:], row.segments, seen=[*row.ids, *done.ids[:read]])
@@ -60,9 +62,9 @@ async def _keep(engine: Engine, agent: str, row: AgentRow, done: Generated, stop
 
 
 def add_reply(engine: Engine, agent: str, row: AgentRow, ids: Sequence[int], stop: Sequence[str]) -> None:
-    """Note whose text the reply's entries in the row's cache are.
+    """Record the origins of the reply's entries.
 
-    Nobody gets what is no part of the reply's text: special tokens, and a stop string with what is behind it.
+    Special tokens, and a stop string with everything after it, get no origin, so that no receiver takes them.
     """
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
@@ -79,7 +81,7 @@ def add_reply(engine: Engine, agent: str, row: AgentRow, ids: Sequence[int], sto
 
 
 def decode_reply(engine: Engine, ids: Sequence[int], stop: Sequence[str]) -> str:
-    """The text of a reply with these tokens, up to a stop string."""
+    """Remove the origins beyond this many characters, from entry `first` on."""
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
     decoder = TextDecoder(tokenizer.decode, stop)

@@ -1,4 +1,4 @@
-"""Take the grafts of one prompt: each sender's KV at the positions of its slot, or the reason why it does not fit."""
+"""Take the grafts of one prompt: move each sender's KV to its slot's positions, or state why it does not fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ __all__ = ["PromptGrafts"]
 
 @dataclass(eq=False)
 class _Front:
-    """What is in front of the next part of the prompt."""
+    """The state of the row before the next part of the prompt."""
 
-    seen: set[str]  # inputs and agents whose text the receiver has by then, or in the rest of its prompt
-    ids: list[int] | None  # tokens; None: a sharer has a part in their KV
-    own: int = 0  # of them, tokens of the prompt
-    grafted: int = 0  # and grafted ones
+    seen: set[str]  # inputs and agents whose text the receiver has read, or will read in the rest of its prompt
+    ids: list[int] | None  # tokens; None: a sharer corrects their KV
+    own: int = 0  # how many of them are the prompt's own
+    grafted: int = 0  # how many are grafted
 
     def add_own(self, ids: Sequence[int]) -> None:
         self.own += len(ids)
@@ -42,7 +42,7 @@ class _Front:
 
 
 class PromptGrafts:
-    """The grafts of one prompt. `reply` tokens may follow it; `seconds` is how long moving the KV took."""
+    """The grafts of one prompt. `reply` more tokens may follow; `seconds` is the time spent moving KV."""
 
     def __init__(self, engine: Engine, inbox: Inbox, reply: int):
         self._engine = engine
@@ -55,16 +55,16 @@ class PromptGrafts:
     async def take(
         self, prompt: Prompt, positions: Tensor | None = None, *, alone: bool = True
     ) -> list[KVSpan | None] | None:
-        """By part of the prompt, the entries to graft there; None where an edge has fallen back instead.
+        """By part of the prompt, the entries to graft there; None if an edge has fallen back instead.
 
-        `positions`, (tokens,) int64, are those of the prompt's own tokens where they have gaps between them. `alone`:
-        no sharer corrects the tokens between the slots.
+        `positions`, (tokens,) int64, are those of the prompt's own tokens if they have gaps. `alone`: no sharer
+        corrects the tokens between the slots. Each KV layer is (1, kv_heads, positions, head_dim).
         """
         if self._has_lost_slots(prompt):
             return None
         began, fell = perf_counter(), False
         front = _Front(set(prompt.seen), [] if alone else None)
-        waiting = dict(self._by_sender)  # a slot that is written twice is filled once
+        waiting = dict(self._by_sender)  # a repeated slot is filled once
         spans: list[KVSpan | None] = []
         for part in prompt.parts:
             span = None
@@ -88,7 +88,7 @@ class PromptGrafts:
         return None if fell or self._is_too_long(front, spans) else spans
 
     def _has_lost_slots(self, prompt: Prompt) -> bool:
-        """Fall back where a chat template rewrites its text (to capitals, say), so that slots vanish from it."""
+        """Fall back if a chat template rewrites its text (to capitals, say) so that slots disappear."""
         slots = {span.origin for message in prompt.messages for span in message.content.spans if span.kind == "slot"}
         lost = slots - {part.sender for part in prompt.parts if isinstance(part, Slot)}
         for sender, edge in self._by_sender.items():
@@ -101,16 +101,16 @@ class PromptGrafts:
         return not lost.isdisjoint(self._by_sender)
 
     def _why_not(self, edge: GraftDelivery, span: KVSpan | None, prompt: Prompt, *, closes: bool) -> str | None:
-        """Why the prompt can't do with this graft, or without one; None where it can."""
+        """Why this graft, or its absence, does not fit the prompt; None if it does."""
         sent = received_cache(edge.delivery, self._inbox.turn.control)
         if span is not None:
             return None if sent is None else why_no_state(sent, self._engine.model, span, closes=closes)
-        # Other grafts have brought all that the receiver has not read, or the same edge fuses what both have read.
+        # Other grafts cover everything that the receiver has not read, or this edge also fuses what both have read.
         is_there = sent is not None and sent.has_private(prompt.seen, edge.plan.carries)
         return None if is_there or edge.sender in self._fusing else nothing_private(edge.sender, self._inbox.agent)
 
     def _is_too_long(self, front: _Front, spans: Sequence[KVSpan | None]) -> bool:
-        """Fall back with all grafts where the prompt is too long with them."""
+        """Fall back with all grafts if the prompt is too long with them."""
         kvs = [kv for span in spans if span is not None for kv in span.segments]
         reason = self._why_too_long(front.own + front.grafted, kvs) if kvs else None
         for edge in self._by_sender.values() if reason is not None else ():
@@ -118,19 +118,19 @@ class PromptGrafts:
         return reason is not None
 
     def _why_too_long(self, count: int, grafts: Sequence[KV]) -> str | None:
-        """Why a prompt of `count` positions can't hold these grafts; None where it can."""
+        """Why a prompt of `count` positions can't contain these grafts; None if it can."""
         model = self._engine.model
         if count >= model.info.max_positions:
             return f"with it the prompt has {count} positions, too many for the model"
         return why_other_frequencies(model, grafts, count, self._reply)
 
     async def _graft(self, edge: GraftDelivery, start: int, front: _Front) -> KVSpan | None:
-        """The sender's entries at positions from `start` on. Raises OutOfReach where its keys can't be moved there."""
+        """Move the sender's entries to positions from `start` on. Raises OutOfReach if that is impossible."""
         control = self._inbox.turn.control
         sent = received_cache(edge.delivery, control)
         if sent is None:
             return None
-        if control is not None and control.kind == "zero":  # before a translator reads it
+        if control is not None and control.kind == "zero":  # before translation
             sent = replace(sent, segments=tuple(map(zeros, sent.segments)))
         model, plan, cache, seen = self._engine.model, edge.plan, sent, frozenset(front.seen)
         span = await self._engine.call(

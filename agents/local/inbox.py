@@ -1,4 +1,4 @@
-"""The payloads that the edges delivered for one turn, by sender, and the report of each edge."""
+"""Inbox: the payloads delivered for one turn, by sender, and the report of each edge."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class FuseDelivery(NamedTuple):
 
 @dataclass(eq=False)
 class Inbox:
-    """The deliveries of one turn. An edge whose cache does not fit falls back to text here, for this turn alone."""
+    """The deliveries of one turn. An edge whose cache does not fit falls back to text here, for this turn only."""
 
     agent: str
     turn: Turn
@@ -45,14 +45,14 @@ class Inbox:
     _fallen: set[str] = field(default_factory=set)
 
     def report(self, delivery: Delivery) -> EdgeReport:
-        """The report of this edge, which is filled in during the turn."""
+        """The report of this edge, filled in during the turn."""
         edge, route = delivery.route.edge, delivery.route
         if edge.sender not in self._reports:
             self._reports[edge.sender] = EdgeReport.of(route)
         return self._reports[edge.sender]
 
     def grafts(self) -> list[GraftDelivery]:
-        """The edges that graft. An empty reply has no KV to graft: its slot stays empty, as over text."""
+        """The deliveries to graft. An empty reply has no KV: its slot stays empty, as over text."""
         found = []
         for delivery in self._caching():
             plan = delivery.route.plan
@@ -63,7 +63,7 @@ class Inbox:
         return found
 
     def fuses(self) -> list[FuseDelivery]:
-        """The edges that fuse."""
+        """The deliveries to fuse."""
         found = []
         for delivery in self._caching():
             plan = delivery.route.plan
@@ -73,7 +73,7 @@ class Inbox:
         return found
 
     def fall_back(self, delivery: Delivery, reason: str) -> None:
-        """Use this edge's text instead of its cache. Raises ChannelError where the recipe forbids it."""
+        """Use this edge's text instead of its cache. Raises ChannelError if the recipe forbids it."""
         route = fall_back(delivery.route.edge, reason)
         report = self.report(delivery)
         report.channel_used, report.fallback_reason = "text", route.fallback_reason
@@ -81,7 +81,7 @@ class Inbox:
         self._fallen.add(delivery.route.edge.sender)
 
     async def texts(self) -> dict[str, Value]:
-        """By sender, its reply with the reply's data; an empty text where only the cache travels."""
+        """By sender, the text of its reply with its data; an empty text if only the cache travels."""
         texts = {}
         for delivery in self.turn.deliveries:
             sender, report = delivery.route.edge.sender, self.report(delivery)

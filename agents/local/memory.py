@@ -1,4 +1,4 @@
-"""A local agent's memory of a session: earlier turns in front of its prompt, their cache in front of its row."""
+"""A local agent's memory of a session: earlier turns before its prompt, their cache before its row."""
 
 from functools import partial
 
@@ -17,10 +17,10 @@ __all__ = ["Remembering"]
 
 
 class Remembering:
-    """One turn of one agent, with what it remembers."""
+    """One turn of an agent with its memory."""
 
     def __init__(self, agent: str, recollection: Recollection, engine: Engine):
-        """Counts the tokens of what it remembers, which may be long: call it in a thread."""
+        """Count the remembered tokens. The text may be long: call this in a thread."""
         self._agent = agent
         self._recollection = recollection
         self._engine = engine
@@ -33,7 +33,7 @@ class Remembering:
         self._exact = False
 
     async def take_up(self, row: AgentRow) -> None:
-        """Put the kept cache in front of a row of which nothing has been computed, as far as its tokens go."""
+        """Put the stored cache before a row without computed entries, up to the first differing token."""
         model = self._engine.model
         self._exact = model.why_no_cache is None and not row.segments and row.sharers is None
         if not self._exact:
@@ -53,7 +53,7 @@ class Remembering:
             self.report.reused = length
 
     def add(self, messages: list[Message], reply: str, row: AgentRow) -> list[tuple[str, str]]:
-        """Remember this turn, and its row where that is exact. Gives the messages that are kept."""
+        """Remember this turn, and its row if its cache is exact; returns the messages kept."""
         save = None
         if self._exact:
             save = partial(

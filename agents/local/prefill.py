@@ -32,9 +32,9 @@ class Prefiller:
         self._inbox = inbox
 
     async def prefill(self, settled: SettledPrompt, *, finish: bool, reply: Sequence[int] = ()) -> AgentRow:
-        """Compute all of the prompt but the tokens that decoding begins with.
+        """Compute the prompt except for the tokens from which decoding starts.
 
-        With `finish`, compute those and a known reply, too. Raises ModelError where the prompt is too long.
+        With `finish`, compute those and a known reply as well. Raises ModelError if the prompt is too long.
         """
         row = _lay_out(settled)
         self._check_room(row)
@@ -71,7 +71,7 @@ class Prefiller:
         row.add_cost(cost)
 
     async def _prefill_between_grafts(self, row: AgentRow, settled: SettledPrompt) -> None:
-        """Compute the agent's own tokens in front of each graft; those behind the last one stay pending."""
+        """Compute the agent's own tokens before each graft; those after the last graft stay pending."""
         for part, span in zip(settled.prompt.parts, settled.grafts, strict=True):
             if isinstance(part, Piece):
                 row.pending += part.ids
@@ -83,7 +83,7 @@ class Prefiller:
                 row.segments = (*row.segments, *span.segments)
 
     async def _fuse(self, row: AgentRow, settled: SettledPrompt, shared: SharedPrompt) -> None:
-        """Compute the prompt with its sharers; the receiver's own positions are corrected, grafts are not."""
+        """Compute the prompt with its sharers. They correct the receiver's own positions, not the grafts."""
         placed = _placed(settled)
         shared = make_room(shared, [(token, len(span)) for token, span in placed])
         grafts: dict[int, list[KV]] = {}
@@ -105,7 +105,7 @@ class Prefiller:
         return Sharer(each.plan.sharer, each.plan.fuser, sent.segments if sent is not None else None, alter)
 
     def _reply_sharers(self, sharing: Sequence[FuseDelivery], fused: FusedPrefill, grafted: int) -> ReplySharers | None:
-        """The sharers that correct the reply, too; None if there are none."""
+        """The sharers that also correct the reply; None if there are none."""
         following = [
             (each.plan, kv)
             for each, kv in zip(sharing, fused.sharers, strict=True)
@@ -126,7 +126,7 @@ class Prefiller:
 
 
 def _lay_out(settled: SettledPrompt) -> AgentRow:
-    """The row with all its tokens and origins, of which nothing is computed yet."""
+    """Create the row with all tokens and origins, and no computed entries."""
     row = AgentRow(ending=_ending(settled.prompt))
     for part, span in zip(settled.prompt.parts, settled.grafts, strict=True):
         if isinstance(part, Piece):
@@ -146,7 +146,7 @@ def _ending(prompt: Prompt) -> str:
 
 
 def _placed(settled: SettledPrompt) -> list[tuple[int, KVSpan]]:
-    """The grafts, each with the prompt's own token that it is in front of."""
+    """The grafts, each with the index of the prompt's own token that follows it."""
     slots = iter(settled.prompt.slots)
     found = []
     for part, span in zip(settled.prompt.parts, settled.grafts, strict=True):

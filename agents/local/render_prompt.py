@@ -16,7 +16,7 @@ __all__ = ["PromptRenderer"]
 
 
 class PromptRenderer:
-    """The prompt of one turn. Edges that fall back between two renderings are rendered as text in the second."""
+    """Renders the prompt of one turn. Edges that fell back since the last rendering are rendered as text."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class PromptRenderer:
         chat: bool,
         reads_only: bool,
     ):
-        self.own: list[Message] = []  # the messages of the agent's own templates, once they are rendered
+        self.own: list[Message] = []  # rendered messages of the agent's own templates
         self._template = template
         self._tokenizer = frame.tokenizer(tokenizer)
         self._inbox = inbox
@@ -41,11 +41,11 @@ class PromptRenderer:
 
     @property
     def printed(self) -> frozenset[str]:
-        """The inputs and senders that the prompt prints whole, whatever their values are."""
+        """The inputs and senders that the prompt always prints whole."""
         return self._template.reads.whole
 
     async def prompt(self) -> Prompt:
-        """The tokens of the prompt. Renders and tokenizes in a thread."""
+        """Render and tokenize the prompt in a thread."""
         values, slots = await self._values()
 
         def make() -> Prompt:
@@ -56,13 +56,13 @@ class PromptRenderer:
         return prompt
 
     async def text(self) -> str:
-        """The text of the prompt alone, which an agent that writes nothing hands over."""
+        """Render the text of the prompt, which an agent that only reads transfers."""
         values, slots = await self._values()
         self._report(await self._work.run(lambda: self._messages(values, slots)))
         return JOINT.join(message.content.text for message in self.own if message.role == "user")
 
     def for_turn(self, turn: Turn) -> "PromptRenderer":
-        """A renderer of another turn of the same agent."""
+        """Create a renderer for another turn of this agent."""
         return PromptRenderer(
             self._template,
             self._plain,
@@ -74,13 +74,13 @@ class PromptRenderer:
         )
 
     async def _values(self) -> tuple[dict[str, Any], list[str]]:
-        """The values of the names in the templates, and the names that are slots."""
+        """The values of the templates' names, and the names that are slots."""
         values = {**self._inbox.turn.inputs, **await self._inbox.texts()}
         return values, [each.delivery.route.edge.sender for each in self._inbox.grafts()]
 
     def _messages(self, values: Mapping[str, Any], slots: Sequence[str]) -> list[Message]:
         self.own = self._template.messages(values, slots)
-        if self._reads_only:  # its prompt is its reply, so its own words count as the reply's
+        if self._reads_only:  # its prompt serves as its reply, so its own text gets its name as origin
             turn = self._inbox.turn.id or self._inbox.agent
             self.own = [handed_over_by(message, turn) for message in self.own]
         return self._frame.around(self.own)

@@ -1,4 +1,4 @@
-"""An agent's row: entries computed so far, tokens still to compute, and the cost."""
+"""AgentRow: entries computed so far, tokens still to compute, and the cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,24 +20,24 @@ __all__ = ["AgentRow"]
 
 @dataclass(eq=False)
 class AgentRow:
-    """One row of a model from an agent's prompt to its reply."""
+    """A row of a model, from an agent's prompt to its reply."""
 
-    segments: tuple[KV, ...] = ()  # what is computed; each (1, kv_heads, positions, head_dim) by layer
-    pending: list[int] = field(default_factory=list)  # tokens behind the segments that are not computed yet
-    positions: Tensor | None = None  # (pending,) int64; None: they follow the segments
-    ids: list[int] = field(default_factory=list)  # of the whole row, pending tokens included
+    segments: tuple[KV, ...] = ()  # computed; each (1, kv_heads, positions, head_dim) by layer
+    pending: list[int] = field(default_factory=list)  # tokens after the segments, not computed yet
+    positions: Tensor | None = None  # (pending,) int64; None: consecutive to the segments
+    ids: list[int] = field(default_factory=list)  # of the whole row, including pending tokens
     origins: list[Origin | None] = field(default_factory=list)  # by token of `ids`
-    sharers: ReplySharers | None = None  # they correct the reply, too
-    corrected: bool = False  # a fuser has changed some of its entries
+    sharers: ReplySharers | None = None  # sharers that also correct the reply
+    corrected: bool = False  # whether a fuser has changed any entry
     text: str = ""
-    data: Any = None  # the reply as a JSON value, where a schema asks for one
+    data: Any = None  # the reply as a JSON value, if a schema requires one
     finish: FinishReason | None = None  # why the reply ended
-    ending: str = ""  # the prompt's text behind its last slot
+    ending: str = ""  # the prompt's text after its last slot
     timing: Timing = field(default_factory=Timing)
     tokens: Tokens = field(default_factory=Tokens)
 
     def add_cost(self, cost: Cost) -> None:
-        """Add what a request to the engine took."""
+        """Add the cost of a request to the engine."""
         self.timing.queued += cost.queued
         self.timing.prefill += cost.prefill
         self.timing.decode += cost.decode
@@ -48,11 +48,11 @@ class AgentRow:
 
     @property
     def can_reopen(self) -> bool:
-        """Whether the last token's entry can be dropped: no recurrent state covers it."""
+        """Whether the last token's entry can be dropped: it is not part of a recurrent state."""
         return bool(self.segments) and self.segments[-1].state is None
 
     def reopen(self) -> None:
-        """Drop the last token's entry and make the token pending, so that decoding can begin with it."""
+        """Drop the last token's entry and make the token pending, so that decoding can start from it."""
         *front, last = self.segments
         self.segments = (*front, last.select(slice(0, -1)))
         self.pending, self.positions = self.ids[-1:], last.positions[-1:]
@@ -65,5 +65,5 @@ class AgentRow:
         self.pending = [*self.pending, *reply]
 
     def sent_cache(self, identity: str, sender: str) -> SentCache:
-        """The row as receivers take it. `identity` is the model's."""
+        """The row as a cache for receivers. `identity` is the model's."""
         return SentCache(self.segments, self.ids, self.origins, identity, sender, corrected=self.corrected)

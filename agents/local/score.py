@@ -21,7 +21,7 @@ __all__ = ["TokenScore", "reply_tokens", "score_row", "score_tokens"]
 
 
 class TokenScore(NamedTuple):
-    """The natural logarithm of the tokens' probability, and whether each of them is the likeliest one."""
+    """The natural logarithm of the tokens' probability, and whether greedy decoding would produce them."""
 
     logprob: float
     greedy: bool
@@ -30,7 +30,7 @@ class TokenScore(NamedTuple):
 async def score_row(
     engine: Engine, row: AgentRow, choices: Sequence[str], *, chat: bool, verbatim: bool
 ) -> list[ChoiceScore]:
-    """Score every choice as what follows the row. The row's pending tokens are computed once for all of them."""
+    """Score every choice as a continuation of the row. The row's pending tokens are computed once for all choices."""
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
     tokens = await TextWork().run(
@@ -52,7 +52,7 @@ async def score_row(
 
 
 async def score_tokens(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[TokenScore]:
-    """Score each of these lists of tokens, none empty, behind the same row. All must fit the model with it."""
+    """Score these non-empty lists of tokens after the same row. Each must fit the model's context with it."""
     if engine.model.why_no_cache is not None:
         raise ModelError(f"{engine.model.name!r} can't score replies: {engine.model.why_no_cache}")
     logits = await (_fused_logits if row.sharers else _logits)(engine, row, tokens)
@@ -60,11 +60,11 @@ async def score_tokens(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[
 
 
 def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verbatim: bool = False) -> list[int]:
-    """The tokens of a reply where it follows a prompt that ends in `ending`.
+    """Tokenize a reply that follows a prompt ending in `ending`.
 
-    A plain prompt's last piece is read together with the text, and the tokens behind the piece's own are the text's: as
-    in the field's harnesses; a space comes between them where there is no white space, unless `verbatim`. A chat's
-    template ends in special tokens, which nothing merges with.
+    A plain prompt's last piece is tokenized together with the text, and the tokens after the piece's own belong to the
+    text, as in common evaluation harnesses. A space separates them if there is no white space, unless `verbatim`. A
+    chat template ends in special tokens, which never merge with text.
     """
     if chat or not ending:
         return tokenizer.encode_words(text).ids
@@ -75,7 +75,7 @@ def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verba
 
 
 async def _logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
-    """By choice (its tokens, vocab): what each of its tokens was predicted from."""
+    """By choice, the logits that predict each of its tokens, (tokens, vocab)."""
     shared, last = row.pending[:-1], row.pending[-1:]
     seen = row.ids[: len(row.ids) - len(row.pending)]
     segments, positions = row.segments, row.positions
@@ -92,7 +92,7 @@ async def _logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]
 
 
 async def _fused_logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The same where sharers correct the reply too, token by token, as they would while it is written."""
+    """The same if sharers correct the reply, token by token as in decoding."""
     assert row.sharers is not None
     shared = FusedRow(engine, row.sharers, row.segments)
     for ids in tokens:

@@ -1,4 +1,4 @@
-"""Settle every edge of a turn before anything of its prompt is computed: graft, fuse, or fall back to text."""
+"""Settle every edge of a turn before its prompt is computed: graft, fuse, or fall back to text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class SettledPrompt:
     """A tokenized prompt whose edges are all settled."""
 
     prompt: Prompt
-    grafts: Sequence[KVSpan | None]  # by part of the prompt: the entries to put there
-    seconds: float = 0.0  # spent moving the grafts to their positions
-    sharing: Sequence[FuseDelivery] = ()  # edges whose sharers correct this prompt
-    shared: SharedPrompt | None = None  # how receiver and sharers read it; None: no sharer corrects anything
+    grafts: Sequence[KVSpan | None]  # by part of the prompt, the entries to insert
+    seconds: float = 0.0  # spent moving grafts to their positions
+    sharing: Sequence[FuseDelivery] = ()  # deliveries whose sharers correct this prompt
+    shared: SharedPrompt | None = None  # its alignment with the sharers; None: no sharer corrects anything
 
 
 class EdgeSettler:
-    """Settles the edges of one turn. `reply` is how many tokens may follow the prompt."""
+    """Settles the edges of one turn. Up to `reply` tokens may follow the prompt."""
 
     def __init__(self, engine: Engine, inbox: Inbox, renderer: PromptRenderer, reply: int, work: TextWork):
         self._engine = engine
@@ -43,11 +43,11 @@ class EdgeSettler:
         self._work = work
 
     async def settle(self) -> SettledPrompt:
-        """The prompt with every edge settled. Raises ChannelError where the recipe forbids an edge to fall back.
+        """Settle every edge. Raises ChannelError if the recipe forbids an edge to fall back.
 
-        Payloads and plans alone settle most edges, before the prompt is rendered. Whether the others fit depends on
-        the prompt's tokens: their number, their positions, their alignment. If one of them does not fit, its text
-        takes the place of its slot, which makes another prompt, so only then the prompt is rendered once more.
+        Payloads and plans settle most edges before rendering. The others depend on the prompt's tokens: their number,
+        positions and alignment. If one of them does not fit, its text replaces its slot, and the prompt is rendered
+        again.
         """
         self._settle_by_payloads()
         while True:
@@ -73,7 +73,7 @@ class EdgeSettler:
                 self._inbox.fall_back(graft.delivery, nothing_private(graft.sender, self._inbox.agent))
 
     async def _settle_by_tokens(self, prompt: Prompt) -> SettledPrompt | None:
-        """None where an edge does not fit this prompt and has fallen back."""
+        """Settle the edges that depend on the tokens; None if an edge has fallen back."""
         sharing, shared = self._inbox.fuses(), None
         if sharing:
             try:
@@ -83,7 +83,7 @@ class EdgeSettler:
                 self._fall_back(sharing, str(error))
                 return None
             if not _corrects_anything(shared, sharing):
-                shared = None  # then the prompt is computed as if these edges were not there
+                shared = None  # compute the prompt without these edges
         if not self._inbox.grafts():
             return SettledPrompt(prompt, [None] * len(prompt.parts), 0.0, sharing, shared)
         grafts = PromptGrafts(self._engine, self._inbox, self._reply)
@@ -96,7 +96,7 @@ class EdgeSettler:
             self._inbox.fall_back(each.delivery, reason)
 
     async def _share(self, prompt: Prompt, sharing: Sequence[FuseDelivery]) -> SharedPrompt:
-        """How receiver and sharers read the prompt. Raises ChannelError where they can't."""
+        """Align the prompt between receiver and sharers. Raises ChannelError if that is impossible."""
         control = self._inbox.turn.control
         caches = [received_cache(each.delivery, control) for each in sharing]
         plans = [each.plan for each in sharing]
@@ -109,7 +109,7 @@ class EdgeSettler:
         return mismatched_prompt(shared, await self._work.run(lambda: share_prompt(other, plans, caches)))
 
     def _check_lengths(self, shared: SharedPrompt, sharing: Sequence[FuseDelivery]) -> None:
-        """Raise ChannelError where the row of receiver or sharer may grow beyond a border of its RoPE."""
+        """Raise ChannelError if a row of receiver or sharer may exceed its model's RoPE limit."""
         rows = [(self._engine.model, shared.ids, shared.positions)]
         rows += [
             (each.plan.sharer.model, read.ids, read.positions)

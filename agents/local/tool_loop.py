@@ -1,6 +1,6 @@
-"""An agent of this machine at work with tools: it writes, what it calls is done, the results are read, and so on.
+"""Tool loop of a local agent: decode, call tools, append their results, until a reply calls none.
 
-Every round continues the row of the one before: nothing that was read or written is computed again.
+Every round extends the previous row, so nothing is computed twice.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -28,14 +28,14 @@ __all__ = ["ToolResultWriter", "replay_tool_rounds", "write_with_tools"]
 
 @dataclass(frozen=True)
 class ToolResultWriter:
-    """How results are told to a model: through its chat template, or in plain text."""
+    """Formats tool results for a model: through its chat template, or as plain text."""
 
     tokenizer: Tokenizer
     chat: bool
     work: TextWork = field(default_factory=TextWork)
 
     def piece(self, results: Sequence[str], origin: str) -> Piece:
-        """What follows a reply that calls: the end of its turn, the results, the beginning of the next reply."""
+        """The tokens after a reply with calls: the end of its turn, the results, and the start of the next reply."""
         if not self.chat:
             content, inside = _in_plain_text(results, origin)
             marks = [mark._replace(start=mark.start + 2, end=mark.end + 2) for mark in inside]
@@ -43,7 +43,7 @@ class ToolResultWriter:
         each = [[Mark(0, len(result), origin, 0, "value")] for result in results]
         try:
             return self._through_template([{"role": "tool", "content": result} for result in results], each)
-        except ModelError:  # this model's template knows no such role
+        except ModelError:  # the template rejects the tool role
             content, inside = _in_plain_text(results, origin)
             return self._through_template([{"role": "user", "content": content}], [inside])
 
@@ -69,7 +69,7 @@ async def write_with_tools(
     turns: ToolRounds,
     told: ToolResultWriter,
 ) -> AgentRow:
-    """Decode, call and read until a reply calls nothing. The row ends with that reply and holds all that was said."""
+    """Decode, call tools and append results until a reply calls none. The row ends with that reply."""
     speaker = ReplyTextStream(turn.on_text)
     first_token: float | None = None
     while True:
@@ -100,7 +100,7 @@ async def replay_tool_rounds(
 ) -> None:
     """Append a recorded reply to its row, with the origins that `write_with_tools` gave it.
 
-    `ids`: all tokens behind the prompt. `rounds`: by round, the results that the model was told.
+    `ids`: all tokens after the prompt. `rounds`: by round, the tool results that the model received.
     """
     speaker, rest, name = ReplyTextStream(None), list(ids), turn.id or agent
 
@@ -129,19 +129,19 @@ async def replay_tool_rounds(
 
 
 def _places(ids: Sequence[int], wanted: Sequence[int]) -> Iterator[int]:
-    """Where `wanted` begins in `ids`."""
+    """Yield the indices at which `wanted` begins in `ids`."""
     return (at for at in range(len(ids) - len(wanted) + 1) if list(ids[at : at + len(wanted)]) == list(wanted))
 
 
 def _end_round(row: AgentRow, start: int, heard: Heard, speaker: ReplyTextStream) -> None:
-    """Hand on what the reply from token `start` says; its entries' origins become places in the whole reply."""
+    """Emit the text of the reply that starts at token `start`, and make its origins relative to the whole reply."""
     speaker.end(heard.said)
-    said = len(heard.said) if speaker.text.endswith(heard.said) else 0  # white space before a call is not handed on
+    said = len(heard.said) if speaker.text.endswith(heard.said) else 0  # white space before a call is not emitted
     row.origins[start:] = [_said(each, said, len(speaker.text) - said) for each in row.origins[start:]]
 
 
 def _read_on(engine: Engine, agent: str, row: AgentRow, piece: Piece) -> None:
-    """What came back is read with the next reply."""
+    """Make the results pending; they are prefilled with the next reply."""
     if row.sharers is not None:
         raise RunError(
             f"agent {agent!r} can't call tools while a fuser corrects its reply; write `include_response: false`"
@@ -163,14 +163,14 @@ def _whole(text: str, marks: Sequence[Mark], tokenizer: Tokenizer) -> Piece:
 
 
 def _said(origin: Origin | None, said: int, before: int) -> Origin | None:
-    """Whose text an entry of this round's reply is: of its first `said` characters, behind those of earlier rounds."""
+    """The origin of an entry within the first `said` characters of this round's reply, offset by earlier rounds."""
     if origin is None or origin.start >= said:
         return None
     return Origin(origin.name, origin.start + before, min(origin.end, said) + before)
 
 
 def _in_plain_text(results: Sequence[str], origin: str) -> tuple[str, list[Mark]]:
-    """The results in words that models without a role for them know, and what in this text is whose."""
+    """Format the results as text for models without a tool role, and mark whose text is where."""
     text, marks = "", list[Mark]()
     for result in results:
         text += "\n<tool_response>\n" if text else "<tool_response>\n"
