@@ -1,17 +1,17 @@
 """Agents whose model answers behind an OpenAI-compatible chat endpoint.
 
-    agent          one agent: its turn, from prompt to reply
-    request        the body that is sent, the headers, the secrets among them
-    openai_client  one completion over HTTP: retries, errors in our words
-    refused        parameters that a model refuses, and what is sent instead
-    http           TLS, compression, Retry-After
-    body           bytes to events: compression, SSE, JSON or neither
-    sse            server-sent events from chunks of bytes
-    answer         events to a completion: text, reasoning, usage, errors
-    tool_calls     pieces of tool calls to whole ones
-    finish         why a reply ended, and why it is empty
-    wording        the sentence in a server's error
-    tool_loop      ask, call tools, ask again
+    agent                   EndpointAgent: one turn, from prompt to reply
+    completion              Events to a completion: text, reasoning, usage, errors
+    empty_reply             Why a reply is empty
+    error_text              The message in a server's error
+    http                    TLS, compression, Retry-After
+    openai_client           One streamed completion with retries
+    request                 Address, headers with secrets, body
+    response_decoder        Bytes to events: compression, SSE, JSON
+    sse                     Server-sent events from chunks of bytes
+    tool_calls              Assemble streamed pieces of tool calls
+    tool_loop               Complete, call tools, complete again
+    unsupported_parameters  Replace parameters that a model refuses
 
-docs/guides/endpoints.md lists what servers send and which test holds it.
+docs/guides/endpoints.md lists what servers send and the test that covers each case.
 """

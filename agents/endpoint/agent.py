@@ -1,4 +1,4 @@
-"""An agent whose model answers behind an OpenAI-compatible endpoint: words in, words out, no KV cache."""
+"""EndpointAgent: an agent whose model answers behind an OpenAI-compatible endpoint. Text only, no KV cache."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ __all__ = ["EndpointAgent"]
 
 
 class EndpointAgent:
-    """Renders its prompt, asks the endpoint, streams the answer. Nothing is open between two turns."""
+    """Renders its prompt, requests a completion and streams it. No connection stays open between turns."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class EndpointAgent:
         self._belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
 
     async def open(self) -> None:
-        """Find the key, connect to the tools. Raises ConfigError where the key's variable is missing, or ToolError."""
+        """Read the API key and connect to the tools. Raises ConfigError if a variable is missing, or ToolError."""
         secrets = secrets_of(self.name, self._endpoint)
         self._api = CompletionsAPI(
             self.name, self._endpoint.base_url, secrets, self._retry, allow_local=self._allow_local
@@ -116,7 +116,7 @@ class EndpointAgent:
     async def _ask(
         self, turn: Turn, messages: list[dict[str, Any]], on_text: Callable[[str], None] | None, written: int
     ) -> Completion:
-        """One completion, of a turn in which so many tokens were written before."""
+        """Request one completion, in a turn in which `written` tokens were decoded before."""
         if self._api is None:
             raise RunError(CLOSED.format(repr(self.name)))
         left = None if turn.most_tokens is None else turn.most_tokens - written
@@ -125,7 +125,7 @@ class EndpointAgent:
         return await self._api.complete(body_of(self.name, self._endpoint, messages, spec, tools), on_text)
 
     def _check(self, said: Completion, turn: Turn) -> None:
-        """Raise ModelError where a reply has no words, or its JSON is not whole."""
+        """Raise ModelError if a reply is empty or its JSON is incomplete."""
         if self._api is None:
             raise RunError(CLOSED.format(repr(self.name)))
         spec = with_settings(self._spec, turn).generate
@@ -140,7 +140,7 @@ class EndpointAgent:
             raise self._api.error(f"broke off inside its JSON (finish_reason {said.finish!r})")
 
     async def _data(self, said: Completion, turn: Turn) -> Any:
-        """The reply as a JSON value, where it has to be one. A server may have ignored the schema."""
+        """Parse the reply as a JSON value if a schema requires one. The server may have ignored the schema."""
         spec = with_settings(self._spec, turn).generate
         if spec.json_schema is None:
             return None
@@ -148,7 +148,7 @@ class EndpointAgent:
 
 
 def _about_tokens(text: str) -> int:
-    """An endpoint's tokenizer is its own; four characters a token is what most come to."""
+    """Estimate the number of tokens at four characters each, since the endpoint's tokenizer is unknown."""
     return len(text) // 4
 
 

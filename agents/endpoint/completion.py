@@ -1,7 +1,7 @@
-"""From the events of an answer to one completion: its text, tool calls, usage, and why it ended.
+"""Assemble a completion from the events of a response: text, tool calls, usage, and finish reason.
 
-Servers that call themselves compatible differ in most fields. What can't be understood is an error; parts of a content
-that are no words (pictures, references) are left out.
+Compatible servers differ in most fields. An unreadable event is an error; content parts other than text (pictures,
+references) are ignored.
 """
 
 import json
@@ -32,11 +32,11 @@ _TEXT_PARTS = ("text", "output_text", "", None)
 
 
 class Unreadable(Exception):
-    """An event is no part of a chat completion."""
+    """The event is not part of a chat completion."""
 
 
 class Reported(Exception):
-    """The server reports an error inside its answer."""
+    """The server reports an error inside its response."""
 
     def __init__(self, error: Any):
         self.error = error
@@ -44,7 +44,7 @@ class Reported(Exception):
 
     @property
     def code(self) -> int | None:
-        """The HTTP status that the error stands for, where it names one."""
+        """The HTTP status of the error, if it names one."""
         error = self.error if isinstance(self.error, dict) else {}
         codes = (error.get(key) for key in ("code", "status", "status_code", "http_status"))
         return next((int(code) for code in map(str, codes) if code.isdecimal() and len(code) == 3), None)
@@ -52,28 +52,28 @@ class Reported(Exception):
 
 @dataclass
 class Completion:
-    """A reply as it was heard so far."""
+    """A reply as received so far."""
 
     text: str = ""
     finish: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    first_piece: float | None = None  # perf_counter() when it came
+    first_piece: float | None = None  # perf_counter() at the first piece
     calls: ToolCallPieces = field(default_factory=ToolCallPieces)
-    reasoning: dict[str, str] = field(default_factory=dict)  # by the field that it came in
-    reasoning_details: list[Any] = field(default_factory=list)  # OpenRouter wants them back
+    reasoning: dict[str, str] = field(default_factory=dict)  # by the field that carried it
+    reasoning_details: list[Any] = field(default_factory=list)  # OpenRouter requires them in later requests
     refusal: str = ""
-    ended: bool = False  # [DONE] came, or a reason to finish
-    _half: str = ""  # the first half of a character outside the BMP, whose second half is in the next event
+    ended: bool = False  # [DONE] or a finish reason was received
+    _half: str = ""  # the first half of a surrogate pair, whose second half is in the next event
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of a reply has come yet: neither words nor calls."""
+        """Whether the reply has neither text nor tool calls yet."""
         return not (self.text or self.calls.calls)
 
     def add(self, event: ServerSentEvent) -> str:
-        """Take in an event; returns the text that it adds. Raises Unreadable or Reported."""
+        """Add an event; returns its text. Raises Unreadable or Reported."""
         data = event.data.strip().strip("\0")
         if not data or data == "[DONE]":
             self.ended = self.ended or bool(data)
@@ -84,7 +84,7 @@ class Completion:
             if event.name == "error":
                 raise Reported(data) from None
             raise Unreadable from problem
-        said = said[0] if isinstance(said, list) and len(said) == 1 else said  # Gemini's errors are in a list
+        said = said[0] if isinstance(said, list) and len(said) == 1 else said  # Gemini sends errors in a list
         if (error := error_in(said, event.name)) is not None:
             raise Reported(error)
         try:
@@ -93,7 +93,7 @@ class Completion:
             raise Unreadable from problem
 
     def close(self) -> str:
-        """The text that was held back: half a character becomes U+FFFD."""
+        """Return the text held back: half a surrogate pair becomes U+FFFD."""
         rest, self._half = ("\ufffd" if self._half else ""), ""
         self.text += rest
         if self.refusal.strip():
@@ -149,7 +149,7 @@ class Completion:
 
 
 def error_in(said: Any, event: str = "") -> Any:
-    """What an object reports as an error; None where it reports none."""
+    """The error that an object reports; None if it reports none."""
     if not isinstance(said, dict):
         return said if event == "error" else None
     if error := said.get("error") or said.get("errors"):
@@ -159,13 +159,13 @@ def error_in(said: Any, event: str = "") -> Any:
     choices = said.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         return choices[0].get("error") or None  # OpenRouter
-    # FastAPI and gateways: a sentence instead of a completion.
+    # FastAPI and gateways send a message instead of a completion.
     is_answer = "choices" in said or "usage" in said
     return said if not is_answer and any(isinstance(said.get(key), str) for key in ("detail", "message")) else None
 
 
 def _first_choice(choices: Any) -> dict[str, Any]:
-    """The choice number 0; {} where an event brings none, as the one with the usage does."""
+    """The choice with index 0; {} if the event has none, as the one with the usage."""
     if not isinstance(choices, list | None):
         raise TypeError("choices is no list")
     first: dict[str, Any] = next((choice for choice in choices or () if choice and not choice.get("index")), {})
@@ -173,7 +173,7 @@ def _first_choice(choices: Any) -> dict[str, Any]:
 
 
 def _parts(content: Any) -> Iterator[tuple[str, str]]:
-    """Kind and text of each part of a content: `text`, `thinking` or `refusal`."""
+    """Yield the kind and text of each part of a content: `text`, `thinking` or `refusal`."""
     if content is None or isinstance(content, str):
         yield "text", content or ""
         return
@@ -192,7 +192,7 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
 
 
 def _flat(thoughts: Any) -> str:
-    """Mistral's thinking is a list of texts."""
+    """Join Mistral's thinking, which is a list of texts."""
     if isinstance(thoughts, str):
         return thoughts
     each: Iterable[Any] = thoughts if isinstance(thoughts, list) else ()
@@ -208,7 +208,7 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any, before: int) -> int:
-    """A number of tokens, as a number or as its text; what was known before where it is none."""
+    """Parse a number of tokens, given as a number or text; keeps the previous value if invalid."""
     try:
         count = int(float(value)) if value is not None else 0
     except (TypeError, ValueError, OverflowError):

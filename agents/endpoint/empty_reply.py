@@ -1,4 +1,4 @@
-"""Why a reply is empty. An agent downstream would work on with nothing, so that an empty reply is an error."""
+"""Explain why a reply is empty. An empty reply is an error, since agents downstream would continue without content."""
 
 from .completion import Completion
 
@@ -6,7 +6,7 @@ __all__ = ["why_empty"]
 
 
 def why_empty(said: Completion, most_tokens: int, *, may_stop: bool = False) -> str:
-    """What became of a reply without words: the end of a sentence about the endpoint."""
+    """Describe the cause of a reply without text, to complete a sentence about the endpoint."""
     thought = bool(said.reasoning or said.reasoning_tokens)
     if said.finish == "refusal":
         return "refused to answer" + (f": {said.refusal}" if said.refusal.strip() else "")

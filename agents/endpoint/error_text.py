@@ -1,4 +1,4 @@
-"""What a server says of an error, found in its JSON or its HTML page."""
+"""Extract the message of a server's error from its JSON or HTML."""
 
 import json
 import re
@@ -10,7 +10,7 @@ __all__ = ["page_title", "public_address", "server_message"]
 
 
 def server_message(body: str) -> str | None:
-    """The sentence in an error's JSON, wherever it stands."""
+    """The message in an error's JSON, at any depth; None if there is none."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
@@ -28,7 +28,7 @@ def server_message(body: str) -> str | None:
 
 
 def page_title(body: str) -> str:
-    """What a page says, without its markup."""
+    """The text of a page, without its markup."""
     if re.match(r"\s*<(?:!doctype|html|head|body)\b", body, re.IGNORECASE) is None:
         return body
     found = re.search(r"<(title|h1)\b[^>]*>([^<]*)", body, re.IGNORECASE)
@@ -36,7 +36,7 @@ def page_title(body: str) -> str:
 
 
 def public_address(url: str) -> str:
-    """The URL without what may be secret in it: a user's name and password, a query."""
+    """The URL without its possibly secret parts: user name, password and query."""
     scheme, _, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     return f"{scheme}://{place.rpartition('@')[2].partition('?')[0]}{slash}{path.partition('?')[0]}"

@@ -1,4 +1,4 @@
-"""What HTTP adds around an answer: TLS, compression, bodies that are left unread, how long to wait."""
+"""HTTP details of a response: TLS, compression, unread bodies, and retry delays."""
 
 import math
 import zlib
@@ -19,19 +19,19 @@ __all__ = ["encoding_of", "knows_encoding", "pieces_of", "read_start", "retry_af
 
 
 def encoding_of(response: "httpx2.Response") -> str:
-    """How the body is compressed, as the server says."""
+    """The body's compression, as the server declares it."""
     encoding: str = response.headers.get("content-encoding", "")
     return encoding.strip().lower()
 
 
 def knows_encoding(response: "httpx2.Response") -> bool:
-    """Whether the body can be read."""
+    """Whether the body's compression is supported."""
     return Inflater.knows(encoding_of(response))
 
 
 @asynccontextmanager
 async def pieces_of(response: "httpx2.Response") -> AsyncIterator[AsyncIterator[bytes]]:
-    """The bytes of an answer that may be left unread: the client's nested generators are unwound, not abandoned."""
+    """Stream a response that may be left unread: the client's nested generators are closed, not abandoned."""
     import httpx2
 
     chunks = response.aiter_raw()
@@ -54,7 +54,7 @@ async def pieces_of(response: "httpx2.Response") -> AsyncIterator[AsyncIterator[
 
 
 async def read_start(response: "httpx2.Response", most: int) -> str:
-    """The start of a body; what can't be inflated is left out."""
+    """Read the start of a body, up to the first data that can't be decompressed."""
     parts: list[bytes] = []
     size = 0
     if not knows_encoding(response):
@@ -70,7 +70,7 @@ async def read_start(response: "httpx2.Response", most: int) -> str:
 
 
 def retry_after(headers: "httpx2.Headers") -> float | None:
-    """Seconds that a server asks for: as a number, a date, or OpenAI's and Azure's milliseconds."""
+    """The seconds that a server asks to wait: a number, a date, or the milliseconds of OpenAI and Azure."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with suppress(ValueError):
             if math.isfinite(seconds := float(headers.get(name, "")) * unit):

@@ -1,7 +1,7 @@
-"""One streamed completion of an OpenAI-compatible chat API, retried as long as nothing of it was heard.
+"""Client for one streamed completion of an OpenAI-compatible chat API, retried until the first part of it arrives.
 
-Every error is a ModelError in our words that names the agent and the place. Secrets are in none of them and in no repr,
-and go to no other host: redirects are not followed.
+Every error is a ModelError that names the agent and the endpoint. Secrets appear in no error and no repr, and are sent
+to no other host: redirects are not followed.
 """
 
 import json
@@ -37,9 +37,9 @@ __all__ = ["CompletionsAPI"]
 OnText = Callable[[str], None] | None
 
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504, 529}
-LONGEST_WAIT = 60.0  # seconds; a server that asks for more is out of order for this run
+LONGEST_WAIT = 60.0  # seconds; a server that asks for more counts as unavailable
 SILENCE = 300.0  # seconds between two pieces of a reply
-MAX_ERROR = 1 << 16  # bytes that are read of an error
+MAX_ERROR = 1 << 16  # bytes read of an error
 CUT_REMEDY = "; ask for fewer tokens, or look at the server's log"
 REMEDIES = {
     401: "check the key in the variable that api_key_env names",
@@ -49,7 +49,7 @@ REMEDIES = {
 
 
 class _Transient(Exception):
-    """Something that may go better next time; `wait` is what the server asked for, in seconds."""
+    """A failure that may not recur; `wait` is the delay that the server asked for, in seconds."""
 
     def __init__(self, message: str, kind: Trouble, wait: float | None = None):
         self.kind = kind
@@ -58,7 +58,7 @@ class _Transient(Exception):
 
 
 class _Refused(Exception):
-    """The model takes a request without this parameter, perhaps."""
+    """The request may succeed without this parameter."""
 
     def __init__(self, parameter: str, message: str):
         self.parameter = parameter
@@ -67,17 +67,17 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class CompletionsAPI:
-    """Where an agent's model answers, and how patient the agent is."""
+    """An agent's endpoint, and its limits for retries."""
 
     agent: str
     base_url: str
     secrets: Secrets = field(default_factory=Secrets)
     retry: RetrySpec = field(default_factory=RetrySpec)
-    allow_local: bool = True  # whether its host may be in this machine's networks, whatever its name is
-    refused: list[str] = field(default_factory=list)  # parameters that this model takes not; filled as it says so
+    allow_local: bool = True  # whether its host may be in this machine's networks, under any name
+    refused: list[str] = field(default_factory=list)  # parameters that this model refuses, found as it reports them
 
     async def complete(self, body: dict[str, Any], on_text: OnText = None) -> Completion:
-        """Ask for one reply and hear it to its end; `on_text` gets each piece as it comes. Raises ModelError."""
+        """Request and stream one reply; `on_text` receives each piece as it arrives. Raises ModelError."""
         attempt, refused = 1, list(self.refused)
         while True:
             try:
@@ -94,7 +94,7 @@ class CompletionsAPI:
                 return done
 
     def _pause(self, trouble: _Transient, attempt: int) -> float:
-        """Seconds until the next attempt. Raises ModelError where there is none."""
+        """The seconds until the next attempt. Raises ModelError if there is none."""
         hopeless = trouble.kind not in self.retry.retry_on or (trouble.wait or 0) > LONGEST_WAIT
         if hopeless or attempt >= self.retry.max_attempts:
             tries = f" ({attempt} attempts)" if attempt > 1 else ""
@@ -111,7 +111,7 @@ class CompletionsAPI:
         headers = {**headers, **self.secrets.headers}
         content = mend(json.dumps(body, ensure_ascii=False)).encode()
         timeout = httpx2.Timeout(SILENCE, connect=10.0)
-        # A client a turn: its connections belong to the event loop of this run, and the agent outlives that.
+        # One client per turn: its connections belong to this run's event loop, which the agent outlives.
         try:
             async with (
                 http_client(self.base_url, self.allow_local, timeout=timeout) as client,
@@ -153,7 +153,7 @@ class CompletionsAPI:
             raise self.error(f"ended its reply in the middle{CUT_REMEDY}")
 
     def _take(self, events: list[ServerSentEvent], heard: Completion, on_text: OnText) -> bool:
-        """Take in some events; says whether the stream is over."""
+        """Process some events; returns whether the stream is over."""
         for event in events:
             try:
                 text = heard.add(event)
@@ -213,11 +213,11 @@ class CompletionsAPI:
         return self.error(f"broke off in the middle of its answer ({type(error).__name__}: {self.excerpt(str(error))})")
 
     def error(self, what: str) -> ModelError:
-        """An error that names the agent and the place."""
+        """Create an error that names the agent and the endpoint."""
         return ModelError(f"the endpoint of agent {self.agent!r} at {public_address(self.base_url)} {what}")
 
     def excerpt(self, body: str) -> str:
-        """The start of what a server said, its own error message if it has one, and never a secret."""
+        """The start of a server's response, or the error message in it, without secrets."""
         body = page_title(server_message(body) or body)
         words = printable_line(self.secrets.hidden(body))
         return words if len(words) <= 300 else words[:300] + "..."

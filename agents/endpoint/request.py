@@ -1,4 +1,4 @@
-"""What is sent to an endpoint: the address, the headers with their secrets, the body."""
+"""Build the request to an endpoint: address, headers with secrets, body."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ..spec import EndpointSpec
 
 __all__ = ["RECIPE_FIELDS", "Secrets", "body_of", "chat_address", "secrets_of"]
 
-# What is no part of the original API, and known to most servers that run open models, behind what is.
+# Parameters outside the original API that most servers of open models support, and their names there.
 OPTIONAL = {
     "top_p": "top_p",
     "stop": "stop",
@@ -24,7 +24,7 @@ OPTIONAL = {
     "min_new_tokens": "min_tokens",
     "ignore_eos": "ignore_eos",
 }
-# Every key of a body that a recipe sets elsewhere, and where; `None`: cachegraph itself decides it.
+# Keys of a body that a recipe sets elsewhere, and where; `None`: cachegraph sets it.
 RECIPE_FIELDS: dict[str, str | None] = {
     "model": "model",
     "messages": "prompt",
@@ -42,13 +42,13 @@ USUAL = GenerateSpec()
 
 @dataclass(frozen=True)
 class Secrets:
-    """The headers of a request, and what of them may be shown nowhere."""
+    """The headers of a request, and the parts of them that must not be shown."""
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     values: tuple[str, ...] = field(default=(), repr=False)
 
     def hidden(self, text: str) -> str:
-        """The text with every secret replaced, one that is cut off at its end too."""
+        """The text with every secret replaced, including one that is truncated at the end."""
         for value in self.values:
             text = text.replace(value, "***")
         for value in self.values:
@@ -58,7 +58,7 @@ class Secrets:
 
 
 def secrets_of(agent: str, endpoint: EndpointSpec) -> Secrets:
-    """The headers that the recipe asks for. Raises ConfigError where a variable is missing."""
+    """Read the headers that the recipe asks for. Raises ConfigError if a variable is missing."""
     headers: dict[str, str] = {}
     secret: list[str] = []
     host = urlsplit(endpoint.base_url).hostname
@@ -87,7 +87,7 @@ def _variable(agent: str, host: str | None, variable: str) -> str:
 
 
 def chat_address(base_url: str) -> str:
-    """Where chats go: the path below base_url, in front of its query (Azure's `?api-version=`)."""
+    """The address of chat completions: the path below base_url, before its query (Azure's `?api-version=`)."""
     url = urlsplit(base_url)
     return urlunsplit(url._replace(path=f"{url.path.rstrip('/')}/chat/completions", fragment=""))
 
@@ -99,14 +99,16 @@ def body_of(
     spec: GenerateSpec,
     tools: list[dict[str, Any]] | None,
 ) -> dict[str, Any]:
-    """One request. A recipe's `extra_body` adds keys; those of `RECIPE_FIELDS` are refused when it is read."""
+    """Build the body of one request. A recipe's `extra_body` adds keys; `RECIPE_FIELDS` are refused when the recipe
+    loads.
+    """
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": messages,
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": spec.temperature,
-        # Its inventor has renamed this one; whoever is compatible with it knows the old name.
+        # OpenAI has renamed this parameter; compatible servers know the old name.
         "max_completion_tokens"
         if urlsplit(endpoint.base_url).hostname == "api.openai.com"
         else "max_tokens": spec.max_new_tokens,

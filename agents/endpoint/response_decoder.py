@@ -1,6 +1,6 @@
-"""From an answer's bytes to its events. What the bytes are decides, since content types are often wrong.
+"""Decode a response's bytes to events. The bytes decide the format, since content types are often wrong.
 
-A stream of events, one JSON object, or JSON objects a line each; as they are, or compressed although nobody asked.
+The body may be an event stream, one JSON object, or one JSON object per line, plain or compressed without request.
 """
 
 import json
@@ -13,32 +13,32 @@ from .sse import BOM, MAX_EVENT, EventDecoder, EventTooLong, ServerSentEvent
 __all__ = ["MAX_ANSWER", "AnswerDecoder", "Inflater", "NotAnAnswer"]
 
 MAX_ANSWER = 1 << 26  # bytes of a whole stream
-_PIECE = 1 << 16  # bytes that are inflated at a time
+_PIECE = 1 << 16  # bytes decompressed at a time
 _FIELD = re.compile(rb"(?:data|event|id|retry|error)\s*:|:")
 
 
 class NotAnAnswer(Exception):
-    """The body is neither events nor JSON."""
+    """The body is neither an event stream nor JSON."""
 
 
 class Inflater:
-    """Undoes a Content-Encoding, in pieces of bounded size. Raises zlib.error."""
+    """Decompresses a Content-Encoding in pieces of bounded size. Raises zlib.error."""
 
     def __init__(self, encoding: str):
         self._gzip = encoding in ("gzip", "x-gzip")
         self._stream = None if encoding in ("", "identity") else self._start(encoding == "deflate")
 
     def _start(self, deflate: bool = False) -> "zlib._Decompress":
-        # 47: gzip or zlib, as its head says.
+        # 47: gzip or zlib, detected from the header.
         return zlib.decompressobj(zlib.MAX_WBITS if deflate else 47)
 
     @staticmethod
     def knows(encoding: str) -> bool:
-        """Whether bodies of this encoding can be read."""
+        """Whether bodies of this encoding can be decompressed."""
         return encoding in ("", "identity", "gzip", "x-gzip", "deflate")
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The pieces that a chunk holds."""
+        """Yield the pieces of a chunk."""
         if self._stream is None:
             yield chunk
             return
@@ -54,21 +54,21 @@ class Inflater:
 
 
 class AnswerDecoder:
-    """Takes chunks, returns events. Raises EventTooLong, or NotAnAnswer as soon as it is clear."""
+    """Decodes chunks to events. Raises EventTooLong, or NotAnAnswer as soon as the format is known."""
 
     def __init__(self) -> None:
-        self._head = bytearray()  # until it is clear what the body is
+        self._head = bytearray()  # until the format is known
         self._events: EventDecoder | None = None
         self._json = False
         self._size = 0
 
     @property
     def whole(self) -> bool:
-        """Whether the body is JSON, which is read at its end, rather than a stream."""
+        """Whether the body is JSON, parsed at its end, rather than a stream."""
         return self._json
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """The events that end in this chunk."""
+        """Return the events that end in this chunk."""
         self._size += len(chunk)
         if self._size > MAX_ANSWER:
             raise EventTooLong
@@ -82,7 +82,7 @@ class AnswerDecoder:
         return self._recognize()
 
     def close(self) -> list[ServerSentEvent]:
-        """The events that were not complete until the body ended."""
+        """Return the events that the end of the body completes."""
         if self._json:
             return _of_json(self._head.removeprefix(BOM).decode("utf-8", "replace"))
         if self._events is None:
@@ -105,7 +105,7 @@ class AnswerDecoder:
 
 
 def _of_json(text: str) -> list[ServerSentEvent]:
-    """One event for a JSON text; one a line where the lines are JSON texts of their own."""
+    """One event for a JSON text, or one per line if each line is a JSON text."""
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines):
         try:

@@ -1,4 +1,4 @@
-"""Server-sent events from chunks of bytes, wherever the network cut them. Bounded in memory."""
+"""Decode server-sent events from arbitrary chunks of bytes, in bounded memory."""
 
 import re
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class EventTooLong(Exception):
 
 
 class ServerSentEvent(NamedTuple):
-    """One event: its data, and the name that an `event:` line gave it."""
+    """An event: its data, and the name from an `event:` line."""
 
     data: str
     name: str = ""
@@ -23,21 +23,21 @@ class ServerSentEvent(NamedTuple):
 
 
 class EventDecoder:
-    """Takes chunks, returns the events that are complete. Lines end with LF, CR or CRLF; a BOM may come first.
+    """Decodes chunks to complete events. Lines end with LF, CR or CRLF; a BOM may come first.
 
-    Two things beyond the standard are in use: llama.cpp sends errors in a field `error`, and some gateways put a bare
-    JSON object between events. Both become events.
+    Two deviations from the standard become events, too: llama.cpp sends errors in a field `error`, and some gateways
+    send a bare JSON object between events.
     """
 
     def __init__(self) -> None:
-        self._rest = bytearray()  # a line without its end
-        self._first = True  # no line was read yet
+        self._rest = bytearray()  # an incomplete line
+        self._first = True  # no line has been read yet
         self._data: list[bytes] = []
         self._name = ""
         self._size = 0
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """The events that end in this chunk. Raises EventTooLong."""
+        """Return the events that end in this chunk. Raises EventTooLong."""
         out: list[ServerSentEvent] = []
         start = max(len(self._rest) - 1, 0)  # a CR at the end of the last chunk may have been half a CRLF
         self._rest += chunk
@@ -53,7 +53,7 @@ class EventDecoder:
         return out
 
     def close(self) -> list[ServerSentEvent]:
-        """The last events of a stream that may lack its last line ends."""
+        """Return the last events of a stream, whose last line ends may be missing."""
         out: list[ServerSentEvent] = []
         cut = bool(self._rest) and not self._rest.endswith(b"\r")
         self._line(bytes(self._rest).removesuffix(b"\r"), out)

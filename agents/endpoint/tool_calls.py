@@ -1,7 +1,7 @@
-"""Pieces of tool calls to whole calls.
+"""Assemble tool calls from streamed pieces.
 
-OpenAI numbers the calls of a reply by `index` and names each once, in its first piece. Other servers number all calls 0
-or none, leave out ids, give every call the same id, repeat the name in each piece, or send arguments as an object.
+OpenAI numbers a reply's calls by `index` and names each once, in its first piece. Other servers use index 0 for all
+calls or none, omit ids, repeat one id, repeat the name in each piece, or send arguments as an object.
 """
 
 import json
@@ -22,22 +22,22 @@ _UNSAFE = re.compile(r"^\ufeff|\\u")  # what a strict parser refuses: a byte ord
 
 @dataclass
 class ToolCallBuilder:
-    """One call, as far as it was heard."""
+    """One call, as received so far."""
 
     id: str = ""
     name: str = ""
     arguments: str = ""
     index: int | None = None
-    extra: Any = None  # `extra_content`: Gemini wants its signature of a call back
+    extra: Any = None  # `extra_content`: Gemini requires its signature of a call in later requests
 
     @property
     def is_complete(self) -> bool:
-        """Whether the arguments are a whole JSON object."""
+        """Whether the arguments are a complete JSON object."""
         return bool(self.arguments.strip()) and self.call.problem is None
 
     @property
     def call(self) -> ParsedCall:
-        """The call to make; `problem` says what is wrong with it."""
+        """Parse the call; `problem` states what is wrong with it."""
         if not self.name:
             return ParsedCall("", problem="this call names no tool")
         call = call_of({"name": self.name, "arguments": mend(self.arguments)})
@@ -46,7 +46,7 @@ class ToolCallBuilder:
 
     @property
     def arguments_text(self) -> str:
-        """The arguments as they are sent back: always the text of a JSON object, since servers parse it."""
+        """The arguments to send back: always a JSON object as text, since servers parse it."""
         call, text = self.call, mend(self.arguments)
         if isinstance(parse_json(text), dict) and not _UNSAFE.search(text):
             return text
@@ -55,13 +55,13 @@ class ToolCallBuilder:
 
 @dataclass
 class ToolCallPieces:
-    """The calls of one reply, in the order in which they began."""
+    """The calls of one reply, in order of their first pieces."""
 
     tools: Collection[str] = ()  # names that the model may call
     calls: list[ToolCallBuilder] = field(default_factory=list)
 
     def add(self, pieces: Any, *, whole: bool = False) -> None:
-        """Take in the `tool_calls` of a delta, or of a `whole` message. Raises TypeError where they are none."""
+        """Add the `tool_calls` of a delta, or of a `whole` message. Raises TypeError if they are malformed."""
         pieces = [pieces] if isinstance(pieces, dict) else pieces
         if not isinstance(pieces, list):
             raise TypeError("tool_calls is no list")
@@ -82,7 +82,7 @@ class ToolCallPieces:
                 _extend(begun, new)
 
     def _continued(self, piece: ToolCallBuilder) -> ToolCallBuilder | None:
-        """The call that a piece belongs to; None where it begins one."""
+        """The call that a piece continues; None if it starts a new one."""
         begun = self._same(piece)
         if begun is None or not (piece.name and begun.name):
             return begun
@@ -90,7 +90,7 @@ class ToolCallPieces:
             return begun
         if begun.is_complete and piece.arguments.strip() and piece.arguments != begun.arguments:
             return None
-        # A name that is whole, followed by another one: the first call has no arguments.
+        # A complete name followed by another one: the first call has no arguments.
         return None if piece.name != begun.name and begun.name in self.tools else begun
 
     def _same(self, piece: ToolCallBuilder) -> ToolCallBuilder | None:
@@ -115,8 +115,8 @@ def _extend(call: ToolCallBuilder, piece: ToolCallBuilder) -> None:
     if piece.name != call.name:
         call.name += piece.name
     if call.arguments.strip() == "{}" and piece.arguments.strip():
-        call.arguments = piece.arguments  # an empty object stood for "nothing yet"
-    elif not (piece.arguments == call.arguments and call.is_complete):  # else it is said twice
+        call.arguments = piece.arguments  # an empty object was a placeholder
+    elif not (piece.arguments == call.arguments and call.is_complete):  # else the server repeated the arguments
         call.arguments += piece.arguments
     call.extra = piece.extra if call.extra is None else call.extra
 

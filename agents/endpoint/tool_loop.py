@@ -1,4 +1,4 @@
-"""An agent behind an endpoint at work with tools: calls as the API has them, or in the text."""
+"""Tool loop of an agent behind an endpoint, with calls in API fields or in the text."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -21,7 +21,7 @@ Ask = Callable[[Messages, Callable[[str], None] | None, int], Awaitable[Completi
 async def complete_with_tools(
     ask: Ask, messages: Messages, turns: ToolRounds, on_text: Callable[[str], None] | None
 ) -> Completion:
-    """Ask, call and ask again until a reply calls nothing. What comes back counts all the tokens of all replies."""
+    """Complete, call tools and complete again until a reply calls none. The result counts the tokens of all replies."""
     speaker = ReplyTextStream(on_text)
     whole = Completion()
     while True:
@@ -39,11 +39,11 @@ async def complete_with_tools(
 
 
 def _answers(heard: Completion, results: list[str]) -> Messages:
-    """The reply that calls, as it is sent back, and what came of each call."""
+    """The messages to send back: the reply with its calls, and the result of each call."""
     ids = _ids(heard.calls.calls)
     asked = [_sent_back(call, each) for call, each in zip(heard.calls.calls, ids, strict=True)]
     said: dict[str, Any] = {"role": "assistant", "content": heard.text or None, "tool_calls": asked}
-    # Servers that send reasoning in a field of its own want it back while the model calls tools.
+    # Servers with a separate reasoning field require it in later requests while the model calls tools.
     said |= {name: mend(text) for name, text in heard.reasoning.items() if name in REASONING}
     if heard.reasoning_details:
         said["reasoning_details"] = heard.reasoning_details
@@ -54,14 +54,14 @@ def _answers(heard: Completion, results: list[str]) -> Messages:
 
 
 def _sent_back(call: ToolCallBuilder, call_id: str) -> dict[str, Any]:
-    """A call in the form that every server parses: a name of a tool, and the text of a JSON object."""
+    """Format a call so that every server can parse it: a tool name, and a JSON object as text."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64] or "unnamed"
     out = {"id": call_id, "type": "function", "function": {"name": name, "arguments": call.arguments_text}}
     return out if call.extra is None else {**out, "extra_content": call.extra}
 
 
 def _ids(calls: list[ToolCallBuilder]) -> list[str]:
-    """An id for each call, its own where it has one that no other has. Mistral takes nine letters and digits."""
+    """Assign a unique id to each call, its own if unique. Mistral accepts nine letters and digits."""
     taken: list[str] = []
     spare = (f"call{number:05}" for number in count())
     for call in calls:

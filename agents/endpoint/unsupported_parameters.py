@@ -1,7 +1,7 @@
-"""Parameters that a model refuses, and what is sent instead: reasoning models take no `temperature`, for one.
+"""Replace parameters that a model refuses, such as `temperature` for reasoning models.
 
-A request is changed only where the server names the parameter, once each, and the change is kept for later requests
-only when the server then answers.
+A parameter is replaced only if the server names it, once each, and later requests keep the change only if the server
+then answers.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["REPLACED", "adapted", "refused_parameter"]
 
-# What is sent instead of a refused parameter; None: nothing.
+# Replacements of refused parameters; None: omit it.
 REPLACED: Mapping[str, str | None] = {
     "max_tokens": "max_completion_tokens",
     "max_completion_tokens": "max_tokens",
@@ -29,7 +29,7 @@ _REFUSES = re.compile(
 
 
 def refused_parameter(status: int, body: str, sent: Iterable[str]) -> str | None:
-    """The parameter that an answer refuses, of those that were sent and can be replaced."""
+    """The sent and replaceable parameter that a response refuses; None if there is none."""
     if status not in (400, 404, 422, 501) or not _REFUSES.search(body):
         return None
     sent = set(sent)
@@ -37,7 +37,7 @@ def refused_parameter(status: int, body: str, sent: Iterable[str]) -> str | None
 
 
 def adapted(body: dict[str, Any], refused: Iterable[str]) -> dict[str, Any]:
-    """The body without the refused parameters, with their replacements."""
+    """The body with refused parameters replaced."""
     refused = list(dict.fromkeys(refused))
     out = dict(body)
     for name in refused:
@@ -52,7 +52,7 @@ def adapted(body: dict[str, Any], refused: Iterable[str]) -> dict[str, Any]:
 
 
 def _named(body: str) -> Iterator[str]:
-    """The parameters that an error names: where servers have a field for it, then in its words."""
+    """Yield the parameters that an error names: first in a field for it, then in its message."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):

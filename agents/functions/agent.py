@@ -1,4 +1,4 @@
-"""Calls the function once a turn."""
+"""FunctionAgent: calls a Python function once a turn."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ __all__ = ["FunctionAgent"]
 
 
 class FunctionAgent:
-    """Calls a function once a turn. One that is not async runs in a thread; what it has begun, nothing can stop."""
+    """Calls a function once a turn. A sync function runs in a thread and can't be interrupted."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class FunctionAgent:
         self._arguments: dict[str, TypeAdapter[Any]] = {}
 
     async def open(self) -> None:
-        """Import the function if it was only named. Raises ConfigError, or RecipeError for what nobody gives it."""
+        """Import the function if it was given by name. Raises ConfigError, or RecipeError for an unfilled parameter."""
         if self._function is None:
             self._function = await anyio.to_thread.run_sync(find_function, self._path, self.name, self._folder)
         self._arguments = arguments_of(self._function, self.name, self._known)
@@ -55,7 +55,7 @@ class FunctionAgent:
         return Peer(self.name, self._path, why_no_cache=f"agent {self.name!r} {FunctionSpec.no_cache}")
 
     async def turn(self, turn: Turn) -> Reply:
-        """Call it. Raises RunError with what it raised, or InputError that names the argument that doesn't fit."""
+        """Call the function. Raises RunError with its exception, or InputError for an argument that does not fit."""
         began = perf_counter()
         if self._function is None:
             raise RunError(CLOSED.format(repr(self.name)))
@@ -74,7 +74,7 @@ class FunctionAgent:
         return Reply(Payload(self.name, text, data=data), Timing(total=perf_counter() - began), edges=edges)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """No-op."""
 
     async def _call(self, function: Function, given: Mapping[str, Any]) -> Any:
         try:
@@ -92,12 +92,12 @@ def _is_async(function: Function) -> bool:
 
 
 def _planes(*planes: Any) -> list[Any]:
-    """What an argument may be made of: the data of a payload, else its text."""
+    """The candidate values for an argument: the data of a payload, then its text."""
     return [plane for plane in planes if plane is not None]
 
 
 def _reply(value: Any, path: str) -> tuple[str, Any]:
-    """What a function returned, as text and as data. Text is text alone; nothing is an empty text."""
+    """Split a return value into text and data. A text has no data; None is an empty text."""
     if value is None or isinstance(value, str):
         return mend(value or ""), None
     try:

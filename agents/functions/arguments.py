@@ -15,7 +15,7 @@ __all__ = ["arguments_of", "fit"]
 
 
 def arguments_of(function: Function, agent: str, known: Sequence[str]) -> dict[str, TypeAdapter[Any]]:
-    """What checks each argument. Raises RecipeError for a parameter that nobody fills."""
+    """The validator of each argument. Raises RecipeError for a parameter that nothing fills."""
     adapters: dict[str, TypeAdapter[Any]] = {}
     hints = _hints(function, agent)
     for parameter in inspect.signature(function).parameters.values():
@@ -37,7 +37,7 @@ def arguments_of(function: Function, agent: str, known: Sequence[str]) -> dict[s
 
 
 def fit(path: str, argument: str, adapter: TypeAdapter[Any], candidates: Sequence[Any]) -> Any:
-    """The first candidate that is what the function wants; a text may also be JSON of it. Raises InputError."""
+    """Return the first candidate that matches the annotation; a text may also be parsed as JSON. Raises InputError."""
     misfits: list[ValidationError] = []
     for value in candidates:
         try:
@@ -61,7 +61,7 @@ def _hints(function: Function, agent: str) -> dict[str, Any]:
     target = target if inspect.isroutine(target) else type(target).__call__
     try:
         return get_type_hints(target, include_extras=True)
-    except Exception as error:  # annotations are the user's code
+    except Exception as error:  # annotations are user code
         raise RecipeError(f"the types of the function of agent {agent!r} can't be read: {error}") from error
 
 

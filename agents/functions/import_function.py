@@ -16,13 +16,13 @@ from cachegraph.errors import ConfigError, is_library_error
 __all__ = ["Function", "find_function", "name_of"]
 
 Function = Callable[..., Any]
-PREFIX = "cachegraph_recipe_"  # of the modules that are files of recipes
+PREFIX = "cachegraph_recipe_"  # of modules created from recipes' files
 
 
 def find_function(path: str, agent: str, folder: Path) -> Function:
-    """The function that a recipe names: `package.module:name`, or `file.py:name` of its folder. Runs that module.
+    """Import the function that a recipe names: `package.module:name`, or `file.py:name` in its folder.
 
-    Raises ConfigError.
+    Executes the module. Raises ConfigError.
     """
     module, _, name = path.rpartition(":")
     try:
@@ -38,7 +38,7 @@ def find_function(path: str, agent: str, folder: Path) -> Function:
         raise ConfigError(f"the function {path!r} of agent {agent!r} is not there: {error}") from error
     except OSError as error:
         raise ConfigError(f"the function {path!r} of agent {agent!r} can't be read: {error.strerror}") from error
-    except BaseException as error:  # the module's own code, which may also call sys.exit
+    except BaseException as error:  # user code, which may also call sys.exit
         if not (is_library_error(error) or isinstance(error, SystemExit)):
             raise
         raise ConfigError(
@@ -50,22 +50,22 @@ def find_function(path: str, agent: str, folder: Path) -> Function:
 
 
 def name_of(function: Function) -> str:
-    """What a recipe would call it."""
+    """The name by which a recipe would call it."""
     home = function if hasattr(function, "__qualname__") else type(function)
     return f"{home.__module__}:{home.__qualname__}"
 
 
 class _RecipeFiles(MetaPathFinder):
-    """Makes files importable by a name, so that Python's own import lock guards them.
+    """Makes files importable by name, so that Python's import lock guards them.
 
-    Of several threads that want one file, the first runs it and the others wait; a file that raises leaves no module.
+    If several threads import one file, the first runs it and the others wait; a file that raises leaves no module.
     """
 
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
 
     def name(self, file: Path) -> str:
-        """What to import to get this file."""
+        """The module name under which to import this file."""
         name = f"{PREFIX}{sha256(os.fsencode(file)).hexdigest()[:16]}"
         self._files[name] = file
         return name

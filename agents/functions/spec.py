@@ -14,7 +14,7 @@ __all__ = ["FunctionSpec"]
 
 
 class FunctionSpec(AgentEntry):
-    """A Python function in an agent's place. A recipe may name one only where its caller allows code (--allow-code)."""
+    """A Python function as an agent. A recipe may name one only if its caller allows code (--allow-code)."""
 
     function: Annotated[
         str,
@@ -25,7 +25,7 @@ class FunctionSpec(AgentEntry):
         ),
     ]
 
-    takes_all_inputs: ClassVar[bool] = True  # its parameters are known only once it is imported
+    takes_all_inputs: ClassVar[bool] = True  # its parameters are known only after import
     no_cache: ClassVar[str | None] = "is a function, which has no KV cache"
 
     def create(self, context: AgentContext) -> "Agent":

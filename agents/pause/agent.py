@@ -1,4 +1,4 @@
-"""Renders the question and pauses the run."""
+"""PauseAgent: renders a question and pauses the run."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,7 +15,7 @@ __all__ = ["PauseAgent"]
 
 
 class PauseAgent:
-    """Renders its question and pauses the run. It never replies: the turn log recalls the answer instead."""
+    """Renders its question and pauses the run. It never replies: the turn log supplies the answer instead."""
 
     def __init__(self, name: str, spec: PauseSpec, *, upstream: Sequence[str] = ()):
         self.name = name
@@ -27,7 +27,7 @@ class PauseAgent:
         return Peer(self.name, "a person", why_no_cache=f"agent {self.name!r} {PauseSpec.no_cache}")
 
     async def turn(self, turn: Turn) -> NoReturn:
-        """Raises Paused with the question."""
+        """Raise Paused with the question."""
         values = {**turn.inputs, **await heard(turn)}
         raise Paused(readable(await self._question.messages_in_thread(values, TextWork())))
 

@@ -13,7 +13,7 @@ __all__ = ["PauseSpec"]
 
 
 class PauseSpec(AgentEntry):
-    """A question to a person: the run pauses there, and goes on when it is resumed with the answer."""
+    """A question to a person: the run pauses there, and continues when it is resumed with the answer."""
 
     pause: Annotated[str, Field(description="The question, a template as prompts are.")]
 

@@ -1,4 +1,4 @@
-"""A conversation that a run continues: taken by one run at a time, and kept only if the run succeeds."""
+"""Session: a conversation that a run continues. One run holds it at a time, and only a successful run saves it."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -17,26 +17,26 @@ from .spec import Memory, MemorySpec
 
 __all__ = ["Recollection", "Session"]
 
-Save = Callable[[Path], Any]  # writes a cache into a folder, gives the KeptCache
+Save = Callable[[Path], Any]  # writes a cache into a folder and returns the KeptCache
 
 
 @dataclass(eq=False)
 class Recollection:
-    """What one agent remembers in one run. What it adds is kept when the run has succeeded."""
+    """What one agent remembers in one run. Additions are saved if the run succeeds."""
 
     folder: Path
     record: AgentRecord
     limits: MemorySpec
     added: bool = False
-    save: Save | None = None  # of the cache as it stands after the last turn
+    save: Save | None = None  # for the cache after the last turn
 
     @property
     def told(self) -> int:
-        """How many earlier exchanges go in front of the next prompt."""
+        """The number of earlier exchanges in front of the next prompt."""
         return len(self.record.exchanges) - self.record.left_out
 
     def sign(self, mark: str) -> None:
-        """Mark the last exchange with the run and turn it comes from."""
+        """Mark the last exchange with the run and turn that produced it."""
         self.record.exchanges[-1].turn = mark
 
     def has(self, mark: str) -> bool:
@@ -44,16 +44,16 @@ class Recollection:
         return any(each.turn == mark for each in self.record.exchanges)
 
     def before(self, mark: str) -> "Recollection":
-        """What was remembered before the exchange with this mark; all of it if there is none."""
+        """The memory before the exchange with this mark; all of it if there is none."""
         exchanges = self.record.exchanges
         end = next((number for number, each in enumerate(exchanges) if each.turn == mark), len(exchanges))
         return Recollection(self.folder, self.record.model_copy(update={"exchanges": exchanges[:end]}), self.limits)
 
     def history(self, tokens: int | None, count: Callable[[str], int]) -> list[tuple[str, str]]:
-        """The messages, role and content, that go in front of the next prompt. `tokens`: the limit where none is said.
+        """The (role, content) messages in front of the next prompt. `tokens` is the default limit.
 
-        Beyond a limit the older half is left out for good: were it one exchange at a time, every turn's prompt would
-        begin differently, and no cache of it would last.
+        Beyond a limit, the older half is dropped permanently. Dropping one exchange at a time would change the start of
+        every prompt and invalidate every cache.
         """
         limits = self.limits
         most = limits.tokens if limits.tokens is not None else tokens
@@ -66,13 +66,13 @@ class Recollection:
         return _messages(told)
 
     def add(self, messages: list[tuple[str, str]], reply: str, save: Save | None = None) -> None:
-        """Remember a turn, and the cache that it leaves."""
+        """Remember a turn, and the cache after it."""
         self.record.exchanges.append(Exchange(messages=messages, reply=reply))
         self.added, self.save = True, save
 
 
 class Session:
-    """A session in the hands of one run: `async with` takes it. Raises InputError where another run has it."""
+    """A session held by one run: `async with` takes it. Raises InputError if another run holds it."""
 
     def __init__(self, name: str, graph: str):
         self.name = name
@@ -92,7 +92,7 @@ class Session:
             await anyio.to_thread.run_sync(self._let_go, error is None)
 
     def of(self, agent: str, memory: Memory) -> Recollection:
-        """What this agent remembers, within its limits."""
+        """The memory of this agent, within its limits."""
         assert self._record is not None
         if agent not in self._recollections:
             record = self._record.agents.setdefault(agent, AgentRecord())

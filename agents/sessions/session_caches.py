@@ -1,7 +1,7 @@
-"""The KV cache of a conversation: taken up where it fits the tokens of the next prompt, saved when the run is over.
+"""The KV cache of a conversation: restored if it matches the next prompt's tokens, saved after the run.
 
-A cache is exact or it is none. It names the model, the dtype and the tokens that it was computed with, and the text
-beside it holds the hash of its bytes; where anything differs it is not used, and the prompt is prefilled.
+A cache is used only if exact. It names the model, dtype and tokens it was computed with, and the text file beside it
+stores the hash of its bytes. On any difference the prompt is prefilled.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ __all__ = ["Kept", "keep", "take_up"]
 
 
 class Kept(NamedTuple):
-    """KV from position 0 on and the tokens that it is of; or none, and why not."""
+    """KV from position 0 on and its tokens; or none, and the reason."""
 
     ids: list[int]
     kv: KV | None
@@ -34,7 +34,7 @@ class Kept(NamedTuple):
 
 
 def take_up(folder: Path, record: AgentRecord, model: LoadedModel) -> Kept:
-    """What was kept, on the model's devices. Reads the disk."""
+    """Load the stored cache onto the model's devices. Reads the disk."""
     if record.cache is None:
         return Kept([], None)
     try:
@@ -45,7 +45,7 @@ def take_up(folder: Path, record: AgentRecord, model: LoadedModel) -> Kept:
         return Kept([], None, "the kept cache has been changed since it was saved")
     try:
         return _read(raw, model)
-    except Exception as error:  # of whatever is wrong with the file: then the prompt is prefilled
+    except Exception as error:  # any defect of the file: prefill the prompt instead
         return Kept([], None, f"the kept cache can't be read: {reason_of(error)}")
 
 
@@ -72,7 +72,7 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
 
 
 def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segments: Sequence[KV]) -> KeptCache | None:
-    """Save a row, whole or not at all; None where it is none that could be continued."""
+    """Save a row atomically; None if it can't be continued. Each KV layer is (1, kv_heads, positions, head_dim)."""
     kv = concat(list(segments))
     lacks_state = bool(model.info.states) and kv.state is None
     if lacks_state or len(kv) != len(ids) or not torch.equal(kv.positions, torch.arange(len(ids))):

@@ -1,6 +1,6 @@
-"""Conversations as files in the data folder: a folder each, with the text in JSON and caches beside it.
+"""Store conversations in the data folder: one folder each, with text in JSON and caches beside it.
 
-The text is the truth. It is replaced whole or not at all, and names the caches that belong to it.
+The text is authoritative. It is replaced atomically and names the caches that belong to it.
 """
 
 import os
@@ -40,23 +40,23 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 class Exchange(BaseModel):
-    """One turn of an agent: what it was told, beside the system message, and what it replied."""
+    """One turn of an agent: the messages it received, except the system message, and its reply."""
 
     messages: list[tuple[str, str]]  # role, content
     reply: str
     at: str = Field(default_factory=lambda: _now())
-    turn: str | None = None  # of a run in the store, its id and the turn's: a resumed run must not tell it twice
+    turn: str | None = None  # ids of a stored run and its turn, so that a resumed run adds it only once
 
 
 class KeptCache(BaseModel):
-    """A file of KV, and the hash of its bytes, in which model, dtype and tokens are written down."""
+    """A file of KV and the hash of its bytes; the file states model, dtype and tokens."""
 
     file: str
     sha256: str
 
 
 class AgentRecord(BaseModel):
-    """What one agent remembers. The first `left_out` exchanges are no longer told to it."""
+    """What one agent remembers. The first `left_out` exchanges are no longer in its prompts."""
 
     exchanges: list[Exchange] = []
     left_out: int = 0
@@ -77,20 +77,20 @@ class SessionRecord(BaseModel):
 
 
 def place(name: str) -> Path:
-    """The folder of a session. Raises InputError for a name that no folder should have."""
+    """The folder of a session. Raises InputError for an invalid name."""
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} can't name a session; take at most 100 letters, digits, '.', '_' and '-'")
     return _root() / name
 
 
 def sessions() -> list[str]:
-    """The names of all sessions."""
+    """List the names of all sessions."""
     root = _root()
     return sorted(path.name for path in root.iterdir() if NAME.fullmatch(path.name)) if root.is_dir() else []
 
 
 def read(name: str) -> SessionRecord | None:
-    """A session, or None where there is none of that name. Raises InputError where it can't be read."""
+    """Read a session; None if it does not exist. Raises InputError if it can't be read."""
     file = place(name) / TEXT
     try:
         return SessionRecord.model_validate_json(file.read_bytes())
@@ -130,7 +130,7 @@ def caches_of(name: str) -> int:
 
 
 def remove(name: str) -> int:
-    """Delete a session; the bytes that are free again. Raises InputError where there is none, or a run has it."""
+    """Delete a session; returns the bytes freed. Raises InputError if it does not exist or a run holds it."""
     folder = place(name)
     if not folder.is_dir():
         raise InputError(f"there is no session {name!r}; `cachegraph sessions list` shows them")
@@ -141,9 +141,9 @@ def remove(name: str) -> int:
 
 
 def copy_session(name: str, other: str) -> bool:
-    """Begin another session as this one stands now; False where there is none of that name.
+    """Copy a session under another name; False if it does not exist.
 
-    Raises InputError where a run has one of them.
+    Raises InputError if a run holds either of them.
     """
     with taken(name) as folder:
         record = read(name)
@@ -152,7 +152,7 @@ def copy_session(name: str, other: str) -> bool:
         with taken(other) as target:
             for agent in record.agents.values():
                 if agent.cache is not None:
-                    with file_errors(target), suppress(FileNotFoundError):  # it was swept
+                    with file_errors(target), suppress(FileNotFoundError):  # swept meanwhile
                         shutil.copy2(folder / agent.cache.file, target / agent.cache.file)
             write(record.model_copy(update={"session": other}))
     return True
@@ -160,7 +160,7 @@ def copy_session(name: str, other: str) -> bool:
 
 @contextmanager
 def taken(name: str) -> Iterator[Path]:
-    """Hold the only right of all processes to a session. Raises InputError where another run has it."""
+    """Hold a session's lock, exclusive over all processes. Raises InputError if another run holds it."""
     folder = place(name)
     with file_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -177,12 +177,12 @@ def taken(name: str) -> Iterator[Path]:
         yield folder
     finally:
         with suppress(OSError):
-            folder.rmdir()  # which refuses to go with anything in it
+            folder.rmdir()  # fails unless empty
         lock.release()
 
 
 def sweep() -> None:
-    """Delete the caches of all sessions that are old, and the oldest of those that are too many. Text stays."""
+    """Delete old caches of all sessions, and the oldest beyond the size limit. Text is kept."""
     days = _limit("CACHEGRAPH_SESSIONS_DAYS", 30.0)
     room = _limit("CACHEGRAPH_SESSIONS_GB", 2.0) * 1e9
     files = sorted(_with_stat(_root().glob("*/*.safetensors")), key=lambda each: -each[0].st_mtime)
@@ -193,7 +193,7 @@ def sweep() -> None:
 
 
 def _with_stat(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
-    """Each file with its size and times, but for those that another run deletes meanwhile."""
+    """Yield each file with its stat, without files that another run deletes meanwhile."""
     for path in paths:
         with suppress(FileNotFoundError):
             yield path.stat(), path
@@ -216,7 +216,7 @@ def _root() -> Path:
 
 @contextmanager
 def _idle(root: Path) -> Iterator[bool]:
-    """Whether no run has a session of this folder; none can begin to while it is moved."""
+    """Yield whether no run holds a session of this folder; none can start while it is moved."""
     with ExitStack() as held:
         try:
             for file in root.glob(".lock-*"):

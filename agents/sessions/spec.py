@@ -1,4 +1,4 @@
-"""The sessions' slice of a recipe: how much an agent remembers."""
+"""The sessions' part of a recipe: how much an agent remembers."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ __all__ = ["Memory", "MemorySpec"]
 
 
 class MemorySpec(Strict):
-    """What of a session goes in front of the prompt. Beyond a limit the older half is left out, so that caches last."""
+    """What of a session precedes the prompt. Beyond a limit the older half is left out, so that caches stay valid."""
 
     turns: Annotated[PositiveInt, Field(description="Earlier turns, a prompt and a reply each.")] = 50
     tokens: Annotated[

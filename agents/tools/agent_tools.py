@@ -1,4 +1,4 @@
-"""The tools that one agent has: what its model is told of them, and what becomes of the calls it makes."""
+"""AgentTools: the tools of one agent, and the execution of its calls."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from .spec import ToolLimits
 
 __all__ = ["AgentTools", "ToolRounds", "results_by_round"]
 
-LONGEST = 64  # characters of a name that chat APIs accept
+LONGEST = 64  # longest tool name that chat APIs accept
 HOW = (
     "You can call tools. To call one, reply with nothing but\n"
     '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>\n'
@@ -30,7 +30,7 @@ HOW = (
 
 
 class AgentTools:
-    """An agent's tools under the names that its model knows. Holds nothing of a run."""
+    """An agent's tools, by the names that its model uses. Holds no state of a run."""
 
     def __init__(self, agent: str, wanted: Sequence[str], limits: ToolLimits, toolbox: Toolbox):
         self._agent = agent
@@ -40,7 +40,7 @@ class AgentTools:
         self.limits = limits
 
     async def open(self) -> None:
-        """Connect to the servers and see what they offer. Raises ToolError or ConfigError. Idempotent."""
+        """Connect to the servers and list their tools. Raises ToolError or ConfigError. Idempotent."""
         if self._tools:
             return
         servers = self._toolbox.take(self._agent, {name.partition(".")[0] for name in self._wanted})
@@ -56,30 +56,30 @@ class AgentTools:
 
     @property
     def names(self) -> frozenset[str]:
-        """What the model may call."""
+        """The names that the model may call."""
         return frozenset(self._tools)
 
     @property
     def schema(self) -> list[dict[str, Any]]:
-        """The tools as chat templates and chat APIs expect them."""
+        """The tools in the format of chat templates and chat APIs."""
         return [
             {"type": "function", "function": {"name": name, "description": tool.description, "parameters": tool.schema}}
             for name, (_, tool) in self._tools.items()
         ]
 
     def in_words(self) -> str:
-        """The tools and how to call them, for a model whose chat template knows no tools."""
+        """Describe the tools and their call format, for models whose chat template supports no tools."""
         return HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in self.schema)
 
     def place(self, name: str) -> str:
-        """The tool as a recipe names it: server.tool."""
+        """The tool's name in a recipe: server.tool."""
         if name not in self._tools:
             return name
         server, tool = self._tools[name]
         return f"{server.name}.{tool.name}"
 
     async def call(self, call: ParsedCall) -> Content:
-        """Make one call. Raises ToolError where the server is gone; all else is for the model to read."""
+        """Execute one call. Raises ToolError if the server is gone; other failures become content for the model."""
         if call.problem is not None:
             return Content(call.problem, error=True)
         if call.tool not in self._tools:
@@ -103,21 +103,21 @@ class AgentTools:
 
 
 class ToolRounds:
-    """The calls of one turn of an agent, and its limits."""
+    """The calls and limits of one turn of an agent."""
 
     def __init__(self, agent: str, belt: AgentTools, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
         self._agent = agent
         self._belt = belt
-        self._made = made  # filled as calls are made
+        self._made = made  # appended to as calls are made
         self._on_call = on_call
         self._rounds = 0
 
     def hear(self, text: str) -> Heard:
-        """A reply taken apart: what it says, and what it calls."""
+        """Split a reply into text and calls."""
         return hear(text, self._belt.names)
 
     async def make(self, calls: Sequence[ParsedCall]) -> list[str]:
-        """The results of one reply's calls, in their order. Raises RunError beyond the limits."""
+        """Execute one reply's calls; returns their results in order. Raises RunError beyond the limits."""
         limits = self._belt.limits
         self._rounds += 1
         if self._rounds > limits.rounds:
@@ -145,7 +145,7 @@ class ToolRounds:
 
 
 def results_by_round(calls: Sequence[ToolCall]) -> list[list[str]]:
-    """By round, what the model was told of these calls, in their order."""
+    """By round, the results of these calls as the model received them, in order."""
     return [[_told(call) for call in calls] for _, calls in groupby(calls, attrgetter("round"))]
 
 
@@ -154,10 +154,9 @@ def _told(call: ToolCall) -> str:
 
 
 def _named(found: Sequence[tuple[ToolServer, Tool]]) -> dict[str, tuple[ToolServer, Tool]]:
-    """By a name that chat APIs accept, each tool by one of its own, in the recipe's order.
+    """Assign each tool a unique name that chat APIs accept, in the recipe's order.
 
-    The tool's own name, with its server in front where several tools have that name, and a number behind where even
-    that is another tool's.
+    The tool's own name; prefixed with its server if several tools share it; numbered if that name is taken.
     """
     own = [_accepted(tool.name) for _, tool in found]
     times = Counter(own)

@@ -1,4 +1,4 @@
-"""A client of one tool server in a thread of its own: runs and their event loops come and go while a server stays."""
+"""Connection: an MCP client in its own thread, since runs and their event loops end before a tool server does."""
 
 import asyncio
 import errno
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where a log can't be cut while a program writes to it
+except ImportError:  # not on Windows, where an open log can't be truncated
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Connection", "Tool"]
 
 PAGES = 100  # of a list of tools
-MAX_LOG = 16_000_000  # bytes of a program's standard error that are kept on the disk
+MAX_LOG = 16_000_000  # bytes kept on disk of a program's standard error
 LAST_WORDS = 4_000  # bytes of it that are read
-LOOKING = 5.0  # seconds between two looks at it
+LOOKING = 5.0  # seconds between two checks of its size
 STOPPING = 15.0  # seconds; the client itself kills a program that does not end within about 6
 SUPERVISOR = Path(__file__).with_name("supervise.py")
 INSTALL = "agents with `tools` need the MCP SDK; install it with: pip install 'cachegraph[tools]'"
 
 T = TypeVar("T")
 
-# The client logs, with its traceback, every line that is no message; without a handler Python writes that to stderr.
+# The client logs every malformed line with a traceback; without a handler Python writes that to stderr.
 logging.getLogger("mcp").addHandler(logging.NullHandler())
 
 
@@ -56,7 +56,7 @@ class Tool(NamedTuple):
 
 
 class Connection:
-    """A thread in which a client is connected, from the first moment to `stop`. `ready` tells when, or why not."""
+    """A client connected in its own thread until `stop`. `ready` reports success or the error."""
 
     _client: "mcp.Client"
 
@@ -70,27 +70,27 @@ class Connection:
         self._thread.start()
 
     def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Do it in this connection's event loop. Raises ToolError where that has ended."""
+        """Run a coroutine in this connection's event loop. Raises ToolError if the loop has ended."""
         try:
-            # In a context of its own: the caller's says which kind of event loop the caller is in.
+            # In a new context: the caller's states the kind of its own event loop.
             return Context().run(asyncio.run_coroutine_threadsafe, work, self._inside.result()[0])
         except RuntimeError:
             work.close()
             raise self._error("has ended") from None
 
     def stop(self) -> None:
-        """Disconnect and wait until it is done. Idempotent; called from any other thread."""
-        if self.process != os.getpid():  # a fork of the one that has the thread and the program
+        """Disconnect and wait for completion. Idempotent; call it from any other thread."""
+        if self.process != os.getpid():  # a fork of the process that owns the thread and the program
             return
         loop, scope = self._inside.result()
-        with suppress(RuntimeError):  # the loop has ended by itself
+        with suppress(RuntimeError):  # the loop has already ended
             loop.call_soon_threadsafe(scope.cancel)
         self._thread.join(STOPPING)
 
     # In the thread
 
     async def list_tools(self) -> list[Tool]:
-        """All pages of the server's tools; all of them together have the server's `timeout`."""
+        """List all pages of the server's tools, within the server's `timeout` in total."""
         found: list[Tool] = []
         cursor: str | None = None
         asked: set[str] = set()
@@ -100,7 +100,7 @@ class Connection:
                     page = await self._client.list_tools(cursor=cursor)
                     found += [Tool(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
                     cursor = page.next_cursor
-                    if not cursor:  # some servers write an empty one on the last page
+                    if not cursor:  # some servers send an empty cursor on the last page
                         return found
                     if cursor in asked:
                         raise self._error(f"lists its tools without end: it gives the page {cursor[:50]!r} twice")
@@ -121,11 +121,11 @@ class Connection:
             except MCPError as error:
                 if error.code == CONNECTION_CLOSED:
                     raise
-                return Content(error.message, error=True)  # a request that the server refuses: the model may mend it
+                return Content(error.message, error=True)  # a refused request: the model may correct it
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Whatever goes wrong here is the connection's fault, which is then not used again."""
+        """Treat any exception as a failure of the connection, which is then not used again."""
         try:
             yield
         except ToolError:
@@ -138,7 +138,7 @@ class Connection:
     def _run(self) -> None:
         try:
             anyio.run(self._live)
-        except BaseException as error:  # the end of a thread: whoever waits gets it
+        except BaseException as error:  # the thread's top level: pass it to whoever waits
             self._end(error)
         else:
             self._end(self._error("was stopped before it was ready"))
@@ -188,9 +188,9 @@ async def _client(
 
 
 def _supervised(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Sequence[str]:
-    """The command, run by a program that ends it and its children with this process, where the platform allows.
+    """Wrap the command in a supervisor that ends it and its children with this process, where supported.
 
-    Raises FileNotFoundError where there is no such program.
+    Raises FileNotFoundError if the program does not exist.
     """
     if os.name != "posix" or not sys.executable:
         return command
@@ -247,7 +247,7 @@ def _words(error: BaseException) -> str:
 
 
 def _last_words(log: TextIO) -> str:
-    """What the program wrote last to its standard error."""
+    """The end of the program's standard error."""
     size = os.fstat(log.fileno()).st_size
     log.buffer.seek(max(size - LAST_WORDS, 0))
     read = log.buffer.read(LAST_WORDS).decode("utf-8", "replace")
@@ -256,7 +256,7 @@ def _last_words(log: TextIO) -> str:
 
 
 def _log_file() -> TextIO:
-    """A file without a name for a program's standard error; all writers append."""
+    """Open an anonymous file for a program's standard error; all writers append."""
     file = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, the caller closes it
     if fcntl is not None:
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
@@ -264,7 +264,7 @@ def _log_file() -> TextIO:
 
 
 async def _keep_short(log: TextIO) -> None:
-    """Never return, and forget what a program has logged before it fills the disk."""
+    """Truncate a program's log before it fills the disk. Never returns."""
     while True:
         await anyio.sleep(LOOKING)
         if fcntl is not None and os.fstat(log.fileno()).st_size > MAX_LOG:

@@ -1,4 +1,4 @@
-"""What a tool answers, as words that a model can read."""
+"""Convert a tool's result to text for a model."""
 
 import json
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ __all__ = ["Content", "content_of", "cut"]
 
 
 class Content(NamedTuple):
-    """A result's text; `error` where the tool could not do what it was asked."""
+    """The text of a result; `error` if the tool failed."""
 
     text: str
     error: bool = False
 
 
 def content_of(result: Any) -> Content:
-    """The text of an MCP result. Pictures and sounds are named, not shown; data without text is shown as JSON."""
+    """Convert an MCP result to text. Pictures and sounds are named, not shown; data without text becomes JSON."""
     parts = [_words(block) for block in result.content]
     if not parts and result.structured_content is not None:
         parts = [json.dumps(result.structured_content, ensure_ascii=False)]
@@ -38,7 +38,7 @@ def _words(block: Any) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """At most so many bytes of a text, and a note where something is missing."""
+    """Truncate a text to this many bytes, with a note if anything is missing."""
     whole = text.encode("utf-8", "replace")
     if len(whole) <= most:
         return text

@@ -1,7 +1,7 @@
-"""From a model's reply to the tool calls in it, in the forms that open models were trained on.
+"""Parse the tool calls in a model's reply, in the formats that open models were trained on.
 
 JSON in <tool_call> tags (Hermes, Qwen, SmolLM2), or a bare JSON object or array of them (Llama, Mistral), also in a
-code fence. The arguments stand under `arguments` or `parameters`, as an object or as JSON text of one.
+code fence. `arguments` or `parameters` holds the arguments, as an object or as its JSON text.
 """
 
 import re
@@ -21,7 +21,7 @@ OPENINGS = (TAG, "{", "[", "```")
 
 @dataclass(frozen=True)
 class ParsedCall:
-    """One call as the model asked for it. `problem` says why it can't be made as it stands."""
+    """One call as the model wrote it. `problem` states why it can't be executed."""
 
     tool: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -30,14 +30,14 @@ class ParsedCall:
 
 @dataclass(frozen=True)
 class Heard:
-    """A reply taken apart: what it says, and what it calls."""
+    """A reply split into text and calls."""
 
     said: str
     calls: tuple[ParsedCall, ...]
 
 
 def hear(text: str, tools: Collection[str]) -> Heard:
-    """The calls in a reply. Bare JSON is a call only if it names one of `tools`; in tags it always is."""
+    """Parse the calls in a reply. Bare JSON is a call only if it names one of `tools`; JSON in tags always is."""
     found = list(TAGGED.finditer(text))
     if found:
         calls = [call for match in found for call in _tagged(match[1])]
@@ -51,21 +51,21 @@ def hear(text: str, tools: Collection[str]) -> Heard:
 
 
 class ReplyTextStream:
-    """Hands on what a model says and keeps back what it calls. `text` is all that was handed on, over all rounds."""
+    """Streams a model's text without its calls. `text` is everything emitted, over all rounds."""
 
     def __init__(self, on_text: Callable[[str], None] | None):
         self._on_text = on_text
         self._round = ""
-        self._given = 0  # characters of this round that were handed on
+        self._given = 0  # characters emitted in this round
         self.text = ""
 
     def push(self, piece: str) -> None:
-        """The next piece of a reply, of which words go on as soon as they can't become a call."""
+        """Add the next piece of a reply; text is emitted once it can't become part of a call."""
         self._round += piece
         self._give(self._round[: _certain(self._round)])
 
     def end(self, said: str) -> None:
-        """The reply is over, and this is what it says beside its calls: it begins with what was handed on."""
+        """End the reply, whose text beside its calls is `said`; it starts with what was emitted."""
         if self._given or said.strip():
             self._give(said)
         self._round, self._given = "", 0
@@ -83,7 +83,7 @@ class ReplyTextStream:
 
 
 def _certain(text: str) -> int:
-    """How many first characters of a reply are words, whatever follows."""
+    """The number of leading characters of a reply that are text, whatever follows."""
     start = text.lstrip()
     if any(start.startswith(opening) or opening.startswith(start) for opening in OPENINGS):
         return 0
@@ -104,7 +104,7 @@ def _why_not(body: str) -> str:
 
 
 def call_of(value: Any) -> ParsedCall | None:
-    """The call that a JSON value stands for, or None where it stands for none."""
+    """Read a JSON value as a call; None if it is not one."""
     if not isinstance(value, dict):
         return None
     value = value.get("function", value) if isinstance(value.get("function"), dict) else value
@@ -112,7 +112,7 @@ def call_of(value: Any) -> ParsedCall | None:
     arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(name, str) or not name:
         return None
-    for _ in range(2):  # some write the JSON text of a JSON text
+    for _ in range(2):  # some models encode the JSON text twice
         if isinstance(arguments, str):
             arguments = parse_json(arguments) if arguments.strip() not in ("", "null") else {}
     arguments = {} if arguments is None else arguments
@@ -122,7 +122,7 @@ def call_of(value: Any) -> ParsedCall | None:
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value of a text, or `...` where it is none: neither NaN nor a number beyond doubles is."""
+    """Parse JSON strictly; `...` if invalid. NaN and numbers beyond doubles are invalid."""
     try:
         return json_text.parse_json(text, strict=True)
     except json_text.JSONProblem:

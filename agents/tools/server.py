@@ -1,4 +1,4 @@
-"""One tool server of a graph: connected when it is first needed, shared by its agents, ended with their graph."""
+"""ToolServer: a tool server of a graph, connected on first use, shared by agents, ended with the graph."""
 
 import os
 import threading
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 class ToolServer:
-    """Connects when it is first asked, and again if the connection has been lost. Safe to use from any event loop.
+    """Connects on first use, and again if the connection was lost. Safe to use from any event loop.
 
-    When it is closed, is collected, or the process ends, its program is told to end, waited for, and killed if need be.
+    When it is closed or collected, or the process ends, it terminates its program, waits, and kills it if needed.
     """
 
     def __init__(self, name: str, spec: ToolServerSpec, folder: Path, allow_local: bool = True):
@@ -35,15 +35,15 @@ class ToolServer:
         self._allow_local = allow_local
         self._folder = folder
         self._connection: Connection | None = None
-        self._lock = threading.Lock()  # protects _connection
+        self._lock = threading.Lock()  # guards _connection
 
     async def tools(self) -> list[Tool]:
-        """What the server offers. Raises ToolError or ConfigError."""
+        """List the server's tools. Raises ToolError or ConfigError."""
         connection = await self._connected()
         return await self._ask(connection, connection.list_tools())
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> Content:
-        """Call a tool. Raises ToolError where no answer comes; what the tool itself complains of is content."""
+        """Call a tool. Raises ToolError if the server does not answer; the tool's own errors are content."""
         connection = await self._connected()
         try:
             with anyio.fail_after(self._spec.timeout):
@@ -52,7 +52,7 @@ class ToolServer:
             return Content(f"{tool} took longer than {self._spec.timeout:g} s and was given up", error=True)
 
     async def close(self) -> None:
-        """End the connection, and the program if it is one. Idempotent."""
+        """End the connection and its program, if any. Idempotent."""
         with self._lock:
             connection, self._connection = self._connection, None
         if connection is not None:
@@ -79,7 +79,7 @@ class ToolServer:
 
 
 async def _result(future: "Future[T]") -> T:
-    """The result of work in another thread. Cancelled, the work goes on; it is the caller's to cancel."""
+    """Await work in another thread. Cancellation does not stop the work; that is the caller's task."""
     mailbox: Mailbox[None] = Mailbox()
     future.add_done_callback(lambda _: mailbox.post(None))
     async for _ in mailbox:

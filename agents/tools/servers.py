@@ -1,4 +1,4 @@
-"""The tool servers of one graph: each is started once for all agents that use it, and stopped with the last."""
+"""Toolbox: the tool servers of one graph, each started once and stopped after its last agent."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ __all__ = ["Toolbox"]
 
 
 class Toolbox:
-    """Servers by the names that the recipe gives them. None runs before an agent has taken it."""
+    """Servers by their names in the recipe. A server starts when an agent first takes it."""
 
     def __init__(
         self,
@@ -22,13 +22,13 @@ class Toolbox:
         self._users: dict[str, set[str]] = {name: set() for name in self._servers}
 
     def take(self, agent: str, names: Collection[str]) -> dict[str, ToolServer]:
-        """The servers of these names, kept for this agent until it gives them back."""
+        """Take the servers of these names for an agent, until `give_back`."""
         for name in names:
             self._users[name].add(agent)
         return {name: self._servers[name] for name in names}
 
     async def give_back(self, agent: str) -> None:
-        """This agent needs its servers no more; those that nobody else has taken are stopped. Idempotent."""
+        """Release this agent's servers and stop those that no other agent has taken. Idempotent."""
         for name, users in self._users.items():
             if agent in users:
                 users.remove(agent)

@@ -1,4 +1,4 @@
-"""The tools' slice of a recipe: servers that speak the Model Context Protocol, and how much an agent may call."""
+"""The tools' part of a recipe: MCP servers, and limits on an agent's calls."""
 
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ class _Server(Strict):
 
 
 class CommandTools(_Server):
-    """A tool server that is a program on this machine. It runs as long as the graph is open; needs --allow-code."""
+    """A tool server that is a program on this machine. It runs while the graph is open; needs --allow-code."""
 
     command: Annotated[
         tuple[Text, ...], Field(min_length=1, description="The program and its arguments; runs in the recipe's folder.")
@@ -73,7 +73,7 @@ ToolServerSpec = Annotated[
 
 
 class ToolLimits(Strict):
-    """How much an agent may call in one turn."""
+    """Limits on an agent's tool calls in one turn."""
 
     rounds: Annotated[PositiveInt, Field(description="Replies that call tools.")] = 8
     calls: Annotated[PositiveInt, Field(description="Calls, over all rounds.")] = 32

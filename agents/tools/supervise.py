@@ -1,8 +1,8 @@
-"""The program that runs a tool server, so that the server and all that it starts end when cachegraph does.
+"""Supervisor of a tool server: ends the server and all its children when cachegraph ends.
 
-Run as `python -I -S supervise.py PARENT COMMAND...` in a session of its own, with the standard library alone. It hands
-its standard streams to the command and waits. When the command ends, when it is told to end, or when its parent is
-gone, even by SIGKILL, it ends what is left of the command's processes: by SIGTERM, after GRACE seconds by SIGKILL.
+Run as `python -I -S supervise.py PARENT COMMAND...` in its own session, with the standard library alone. It passes its
+standard streams to the command and waits. When the command ends, the supervisor is told to end, or its parent is gone,
+even by SIGKILL, it ends the command's remaining processes: by SIGTERM, after GRACE seconds by SIGKILL.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from typing import Any
 
 __all__ = ["main"]
 
-GRACE = 1.0  # seconds; the MCP client's own patience is 2
+GRACE = 1.0  # seconds; the MCP client itself waits 2
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 ENDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class _Told(BaseException):
-    """A signal asks for the end, or the parent is gone."""
+    """A signal asks to end, or the parent is gone."""
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run the command to its end and give its exit code."""
+    """Run the command until it ends; returns its exit code."""
 
     def end(*_: Any) -> None:
         raise _Told
@@ -45,7 +45,7 @@ def main(parent: int, command: list[str]) -> int:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         signal.signal(signal.SIGALRM, look)
-        signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # where the kernel does not tell of a parent's death
+        signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # for kernels that do not report a parent's death
         look()
         child = subprocess.Popen(command, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))  # noqa: S603
         _let_go_of_streams()
@@ -69,20 +69,20 @@ def _prctl() -> Callable[[int, int], object]:
 
 
 def _let_go_of_streams() -> None:
-    """The command's alone from now on: who reads or writes them must see it end."""
+    """Leave the streams to the command alone, so that their other ends see EOF when it ends."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(nothing, stream)
 
 
 def _end_all(child: "subprocess.Popen[bytes] | None") -> None:
-    """End the command's process group; on Linux also what has left the group, since orphans become our children."""
+    """End the command's process group; on Linux also processes that left it, since orphans become our children."""
     with contextlib.suppress(OSError):
         os.killpg(0, signal.SIGTERM)
     deadline = time.monotonic() + GRACE
     while _reap(child) and time.monotonic() < deadline:
         time.sleep(0.01)
-    deadline = time.monotonic() + GRACE  # a process that can't be killed must not keep us
+    deadline = time.monotonic() + GRACE  # a process that can't be killed must not block us
     while (left := _reap(child)) and time.monotonic() < deadline:
         for each in left:
             with contextlib.suppress(OSError):
@@ -91,7 +91,7 @@ def _end_all(child: "subprocess.Popen[bytes] | None") -> None:
 
 
 def _reap(child: "subprocess.Popen[bytes] | None") -> list[int]:
-    """The processes that are still there, once those that have ended are collected."""
+    """Collect ended processes; returns those still running."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
