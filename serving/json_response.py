@@ -7,5 +7,5 @@ __all__ = ["to_json"]
 
 
 def to_json(value: Any) -> str:
-    """On one line, without NaN, which is no JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """On one line, in ASCII, since some clients see line ends in other characters; without NaN, which is no JSON."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -23,10 +23,10 @@ async def send_events(stored: "StoredRun", live: LiveRun | None, last: str | Non
     """
     if live is None:
         body = {"schema_version": 1, "type": "run_stored", "run": details(stored, None)}
-        emit(event(json.dumps(body, ensure_ascii=False), "run_stored"))
+        emit(event(json.dumps(body), "run_stored"))
         return
     async for number, body in live.follow(_first(last)):
-        data = json.dumps(body, ensure_ascii=False, default=str)
+        data = json.dumps(body, default=str)
         emit(b"id: %s-%d\n" % (EPOCH.encode(), number) + event(data, str(body["type"])))
 
 

@@ -31,7 +31,7 @@ from .failures import add_facts
 from .output import open_console, width_of, write
 from .signals import ReportedStop
 
-__all__ = ["print_comparison", "run_and_print", "warm_up"]
+__all__ = ["print_comparison", "print_questions", "print_tables", "run_and_print", "warm_up"]
 
 CUT = {
     "length": "cut at the token limit",
@@ -75,16 +75,17 @@ def run_and_print(
         raise
     if not quiet:
         print_tables(stream.result, console)
-        _print_questions(stream.result, console)
+        print_questions(stream.result, console, f"cachegraph runs resume {stream.result.run_id} --answer ...")
     return stream.result
 
 
-def _print_questions(result: Result, console: Console) -> None:
+def print_questions(result: Result, console: Console, how: str) -> None:
+    """Print what a paused run asks, and the command that answers it."""
     for name, agent in result.agents.items():
         if agent.status == "paused":
             console.print(Text.assemble((f"{name} asks:", "bold yellow"), f" {printable(agent.prompt or '')}"))
     if result.status == "paused":
-        console.print(f"To answer: cachegraph runs resume {result.run_id} --answer ...")
+        console.print(f"To answer: {how}", markup=False)
 
 
 async def _follow(stream: RunStream, output: str, quiet: bool, console: Console, record: OnEvent | None) -> None:

@@ -68,6 +68,15 @@ def run(
     session: Annotated[
         str | None, typer.Option("--session", metavar="NAME", help="Continue this conversation, or start it.")
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server", metavar="URL", help="Run on a `cachegraph serve` that has this recipe's models loaded."
+        ),
+    ] = None,
+    server_key_file: Annotated[
+        Path | None, typer.Option("--server-key-file", metavar="FILE", help="The file of the server's key.")
+    ] = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
@@ -83,6 +92,14 @@ def run(
     wanted = _channels(channels or [])
     if session is not None and len(wanted) > 1:
         raise InputError("--session continues one conversation, so it takes at most one --channel")
+    if server is not None:
+        if events is not None or trace is not None or not keep:
+            raise InputError("--events, --trace and --no-store are for runs on this machine, and not for --server")
+        graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
+        _print_results(
+            _run_there(server, server_key_file, graph, inputs or [], wanted, session, quiet or as_json), as_json, quiet
+        )
+        return
     with defer_garbage_collection() as started:
         graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
         graph.strict = strict
@@ -97,14 +114,38 @@ def run(
             with graph:
                 started()
                 results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
+    recorder.check()
+    _print_results(results, as_json, quiet)
+
+
+def _print_results(results: "Sequence[Result]", as_json: bool, quiet: bool) -> None:
     if as_json:
         texts = [result.to_json() for result in results]
         echo_json(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")
     elif quiet:
         for result in results:
             echo(result.text)
-    recorder.check()
     exit_if_paused(results)
+
+
+def _run_there(
+    server: str,
+    key_file: Path | None,
+    graph: "Graph",
+    inputs: "Sequence[str]",
+    channels: "Sequence[Channel]",
+    session: str | None,
+    quiet: bool,
+) -> "list[Result]":
+    """Run on a server, once for each channel."""
+    from cachegraph.graph.recipe.inputs import parse_inputs
+
+    from .server_run import run_on_server
+
+    given = graph.check_inputs(parse_inputs(graph.spec.inputs, _inputs(inputs)))
+    name = graph.spec.name
+    models = [(f"{name}@{channel}", graph.output) for channel in channels] or [(name, graph.output)]
+    return run_on_server(server, key_file, models, given, session, quiet)
 
 
 def _run_all(

@@ -1,0 +1,66 @@
+"""`cachegraph run --server`: a recipe on a server that has its models loaded."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import Running, served
+from server_graphs import scripted_duo
+
+from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.cli import main
+from cachegraph.serving.auth import read_keys
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "duo.yaml"
+    scripted_duo(models={"m": {"source": "./m"}}).to_yaml(file)
+    return file
+
+
+def run(monkeypatch: pytest.MonkeyPatch, recipe: Path, url: str, *options: str) -> int:
+    arguments = ["cachegraph", "run", str(recipe), "--server", url, "-i", "question=why?", *options]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_the_reply_is_the_servers(
+    scripted_server: Running, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, recipe, scripted_server.url) == 0
+    out, err = capsys.readouterr()
+    assert out == "answerer(expert(why?))\n"
+    assert "expert" in err
+    assert run(monkeypatch, recipe, scripted_server.url, "--quiet") == 0
+    assert capsys.readouterr().out == "answerer(expert(why?))\n"
+    assert run(monkeypatch, recipe, scripted_server.url, "--json", "-c", "text") == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (result["status"], result["text"]) == ("finished", "answerer(expert(why?))")
+    assert result["run_id"].startswith("server-")
+
+
+def test_what_goes_wrong_is_one_sentence(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failure(*arguments: str) -> tuple[int, str]:
+        code = run(monkeypatch, recipe, *arguments)
+        return code, capsys.readouterr().err
+
+    code, err = failure("http://127.0.0.1:1")
+    assert (code, "no cachegraph server answers" in err) == (3, True)
+    code, err = failure("nonsense")
+    assert code == 3
+    (tmp_path / "keys").write_text("alice secret\n")
+    failing = ScriptedAgent("expert", fail=ValueError("no"))
+    with served([scripted_duo(failing)], keys=read_keys(tmp_path / "keys")) as server:
+        code, err = failure(server.url)
+        assert (code, "needs an API key" in err) == (3, True)
+        code, err = failure(server.url, "--server-key-file", str(tmp_path / "keys"))
+        assert (code, "agent 'expert' failed" in err) == (1, True)
+        code, err = failure(server.url, "--no-store")
+        assert (code, "--no-store" in err) == (2, True)
