@@ -22,7 +22,7 @@ _NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 def place_of(address: Address) -> str | None:
-    """What lies at an address that is not the open internet's, in words; None for one that is."""
+    """Describe an address outside the public internet; None for a public one."""
     if isinstance(address, ipaddress.IPv6Address) and (inner := _embedded(address)) is not None:
         return place_of(inner)
     if address.is_loopback or address.is_unspecified:
@@ -39,7 +39,7 @@ def place_of(address: Address) -> str | None:
 
 
 def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that an IPv6 address stands for."""
+    """Return the IPv4 address embedded in an IPv6 address."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
@@ -50,7 +50,7 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def known_addresses(host: str) -> list[Address]:
-    """The addresses of a host that are known without asking anybody: numbers, and names of this machine."""
+    """Return the addresses of a host that are known without DNS: numeric ones, and names of this machine."""
     name = unquote(host).strip("[]").rstrip(".").lower()
     literal = _literal(name)
     if literal is not None:
@@ -77,7 +77,7 @@ def _own_name() -> str:
 
 @lru_cache(maxsize=1)
 def _hosts_file() -> dict[str, list[Address]]:
-    """The names that this machine's own table gives addresses to."""
+    """Return the names in this machine's hosts file with their addresses."""
     found: dict[str, list[Address]] = {}
     try:
         lines = (HOSTS or Path("/etc/hosts")).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -92,10 +92,10 @@ def _hosts_file() -> dict[str, list[Address]]:
 
 
 def is_plain_loopback(host: str) -> bool:
-    """Whether a host is this machine in its plain spelling, so that whoever reads the recipe sees it."""
+    """Whether a host is this machine in a plain spelling that a reader of the recipe recognizes."""
     return host.lower() in ("localhost", "::1") or _PLAIN.fullmatch(host) is not None
 
 
 def port_is_reserved(port: int | None) -> bool:
-    """Whether a port may be one of the system's services other than the web. (Nothing listens at port 1.)"""
+    """Whether a port may belong to a system service other than the web. (Nothing listens at port 1.)"""
     return port is not None and 1 < port < 1024 and port not in (80, 443)

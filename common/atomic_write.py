@@ -14,10 +14,10 @@ DRAFT = ".part"
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write a file beside `path` and put it in its place; of several writers at once the last one's stays.
+    """Write a temporary file beside `path` and rename it to `path`; the last of several concurrent writers wins.
 
-    Text becomes UTF-8, half characters U+FFFD. Raises OSError, also for a path that can't be a file's, and leaves
-    nothing then.
+    Encodes text as UTF-8, lone surrogates as U+FFFD. Raises OSError, also for an invalid path, and then leaves no
+    file behind.
     """
     raw = mend(data).encode() if isinstance(data, str) else data
     if not path.name or "\0" in str(path):
@@ -33,5 +33,5 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def is_draft(name: str) -> bool:
-    """Whether a file of this name is what a killed writer left."""
+    """Whether a file name is that of a killed writer's temporary file."""
     return name.startswith(".") and name.endswith(DRAFT)

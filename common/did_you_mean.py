@@ -10,25 +10,25 @@ MAX_NAMES = 500  # and linear in their number
 
 
 def near_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
-    """The known names that are most like this one, the nearest first."""
+    """Return the known names most similar to this one, nearest first."""
     if len(name) > MAX_LENGTH:
         return []
     return get_close_matches(name, [other for other in known if len(other) <= MAX_LENGTH][:MAX_NAMES], most, cutoff)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = 0.6) -> str:
-    """A hint: "did you mean 'x'?", or `otherwise` where no known name is near."""
+    """Return a hint: "did you mean 'x'?", or `otherwise` if no known name is similar."""
     near = near_names(name, known, most, cutoff)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 def near_or_known(name: str, known: Collection[str]) -> str:
-    """A hint: the nearest known name, or all of them where they are at most eight."""
+    """Return a hint: the most similar known name, or all names if there are at most eight."""
     return did_you_mean(name, known, f"known are {', '.join(map(repr, known))}" if 0 < len(known) <= 8 else "")
 
 
 def suggest(name: object, known: Iterable[str]) -> str:
-    """The end of a sentence that says that a name is unknown: "; did you mean 'x'?", or "; there is 'a', 'b'"."""
+    """Return the end of a message about an unknown name: "; did you mean 'x'?", or "; there is 'a', 'b'"."""
     names = list(known)
     shown = ", ".join(repr(each) for each in names[:10]) + (", ..." if len(names) > 10 else "")
     return f"; {did_you_mean(str(name), names, f'there is {shown}' if names else 'there are none')}"

@@ -10,7 +10,7 @@ from cachegraph.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows, whose locks would keep readers out, too
+except ImportError:  # Windows, whose locks would also block readers
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["lock_file", "open_locked"]
@@ -19,9 +19,9 @@ TRIES = 100
 
 
 def lock_file(file: IO[Any], path: object, remedy: str) -> None:
-    """Lock an open file until it is closed, or its process ends. Raises InputError where another one has it.
+    """Lock an open file until it is closed or its process ends. Raises InputError if another process holds the lock.
 
-    What is no plain file, and a file system without locks, is left alone.
+    Skips anything but regular files, and file systems without locks.
     """
     if fcntl is None or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return
@@ -34,9 +34,9 @@ def lock_file(file: IO[Any], path: object, remedy: str) -> None:
 
 
 def open_locked(path: Path, mode: str, remedy: str, called: object = None) -> IO[Any]:
-    """Open a file that its owners may replace or delete, and lock the one that lies there then.
+    """Open and lock a file that other processes may replace or delete at any time.
 
-    `called`: the name for messages, by default the path. Raises OSError, or InputError where another command has it.
+    `called`: the name for messages, by default the path. Raises OSError, or InputError if another command holds it.
     """
     for _ in range(TRIES):
         file = path.open(mode)

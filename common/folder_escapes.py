@@ -1,7 +1,7 @@
-"""Paths that leave a folder, through links too.
+"""Paths that leave a folder, also through links.
 
-A model's, fuser's or translator's folder is read by transformers and by us, file by file. A link in it, or a name in
-one of its index files, could lead to a file that is none of the recipe's business, so all of them are resolved first.
+transformers and cachegraph read the files of a model's, fuser's or translator's folder. A link in it, or a name in one
+of its index files, could lead to a file that the recipe may not read, so all of them are resolved first.
 """
 
 import json
@@ -14,13 +14,13 @@ __all__ = ["find_escape", "why_outside"]
 
 MAX_FILES = 20_000
 MAX_JSON = 64_000_000  # bytes
-_NAMING = (".index.json", "config.json")  # files that name others
+_NAMING = (".index.json", "config.json")  # files that refer to other files
 # Keys of configurations that transformers follows to other files and folders.
 _FOLLOWED = ("base_model_name_or_path", "chat_template_file", "tokenizer_file", "vocab_file", "merges_file", "spm_file")
 
 
 def why_outside(folder: Path, place: str) -> str | None:
-    """Why what a recipe in `folder` names `place` does not lie in that folder: the end of a sentence. None: it does."""
+    """The reason why a recipe's `place` lies outside its `folder`, as the end of a sentence; None if inside."""
     if place.startswith("~") or "\\" in place or re.match(r"[A-Za-z]:", place):
         return "leads out of the recipe's folder"
     try:
@@ -30,10 +30,10 @@ def why_outside(folder: Path, place: str) -> str | None:
 
 
 def find_escape(place: Path, inside: Path) -> str | None:
-    """Why a file or folder leads out of the folder `inside`, as the end of a sentence; None where nothing does."""
+    """The reason why a path leads out of the folder `inside`, as the end of a sentence; None if it doesn't."""
     if not _is_inside(place, inside):
         return "leads out of the recipe's folder"
-    if place.exists() and not (place.is_dir() or place.is_file()):  # reading a pipe or a device might never end
+    if place.exists() and not (place.is_dir() or place.is_file()):  # reading a pipe or a device might block forever
         return "is no ordinary file"
     for count, path in enumerate(_walk(place) if place.is_dir() else (), 1):
         name = str(path.relative_to(place))
@@ -49,7 +49,7 @@ def find_escape(place: Path, inside: Path) -> str | None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Everything in a folder; links are given, not followed."""
+    """Yield everything in a folder, without following links."""
     todo = [folder]
     while todo:
         for path in sorted(todo.pop().iterdir()):
@@ -61,18 +61,18 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _is_inside(path: Path, folder: Path) -> bool:
     try:
         return path.resolve().is_relative_to(folder)
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name that is too long, a NUL
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a too long name, a NUL
         return False
 
 
 def _stray(file: Path, inside: Path) -> str | None:
-    """A file that an index or a configuration names and that is not in the recipe's folder."""
+    """Find a file outside the recipe's folder that an index or a configuration names."""
     try:
         if file.stat().st_size > MAX_JSON:
             return "more files than can be checked"
         read = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None  # whoever reads it says so
+        return None  # its reader reports the error
     return next((name for name in _named(read) if not _is_inside(file.parent / name, inside)), None)
 
 

@@ -4,7 +4,7 @@ __all__ = ["format_bytes", "format_count"]
 
 
 def format_bytes(number: float) -> str:
-    """Bytes in the largest decimal unit that is not larger: `1.23 GB`, `4.5 MB`, `67.8 kB`, `9 B`."""
+    """Format bytes in the largest decimal unit that fits: `1.23 GB`, `4.5 MB`, `67.8 kB`, `9 B`."""
     if number >= 1e9:
         return f"{number / 1e9:.2f} GB"
     for unit, size in (("MB", 1e6), ("kB", 1e3)):
@@ -14,7 +14,7 @@ def format_bytes(number: float) -> str:
 
 
 def format_count(number: int) -> str:
-    """A number of parameters: `1.2 B`, `34.5 M`, or exact below a million: `999,999`."""
+    """Format a number of parameters: `1.2 B`, `34.5 M`, or exact below a million: `999,999`."""
     for unit, size in (("B", 1e9), ("M", 1e6)):
         if number >= size:
             return f"{number / size:.1f} {unit}"

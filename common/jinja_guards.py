@@ -12,11 +12,11 @@ from .template_budget import MAX_ITEMS
 
 __all__ = ["GuardedCode", "TokenLimit", "bounded_range", "guard"]
 
-MAX_TOKENS = 20_000  # of code; plain text is not counted
+MAX_TOKENS = 20_000  # per template; plain text is not counted
 
 
 class GuardedCode(NodeTransformer):
-    """Rewrites a parsed template: loops, lists, tuples, slices and joined texts call methods of the sandbox.
+    """Rewrites a parsed template so that loops, lists, tuples, slices and concatenations call methods of the sandbox.
 
     The sandbox has the methods `each` and `slice`; a subclass names the others.
     """
@@ -52,7 +52,7 @@ class GuardedCode(NodeTransformer):
 
 
 class TokenLimit(Extension):
-    """Stops reading endless code. A subclass names the kind of template."""
+    """Limits the number of code tokens. A subclass names the kind of template."""
 
     kind: ClassVar[str] = "template"
 
@@ -64,12 +64,12 @@ class TokenLimit(Extension):
 
 
 def guard(name: str, node: nodes.Node, args: list[nodes.Expr]) -> nodes.Call:
-    """A call of the sandbox's method of this name."""
+    """Build a call of the sandbox's method of this name."""
     return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None, lineno=node.lineno)
 
 
 def bounded_range(count_of: Callable[[Any], int], *bounds: Any) -> range:
-    """`range` of bounds that `count_of` accepts, with a limit on its numbers."""
+    """Return a `range` of limited length, with bounds that `count_of` accepts."""
     numbers = range(*map(count_of, bounds))
     if len(numbers) > MAX_ITEMS:
         raise TemplateRuntimeError(f"a range has at most {MAX_ITEMS:,} numbers")

@@ -1,7 +1,6 @@
 """JSON values in the cache folder, keyed by the hash of what they depend on.
 
-A file that can't be read is none, and a folder that can't be written to keeps none. A file is there as a whole or not
-at all, whatever processes write it at the same time.
+An unreadable file counts as missing; an unwritable folder stores nothing. Concurrent processes write files atomically.
 """
 
 import hashlib
@@ -16,21 +15,21 @@ from .paths import home
 
 __all__ = ["KeptJson", "file_facts"]
 
-_KEPT = 256  # files of a folder; the oldest go first
-_SAMPLES = 64  # of a large file, at even distances
+_KEPT = 256  # files per folder; the oldest are deleted first
+_SAMPLES = 64  # per large file, evenly spaced
 _SAMPLE = 4096  # bytes
 _log = logging.getLogger("cachegraph")
 
 
 class KeptJson:
-    """One value. `folder` is that of its kind; `facts` are JSON values, and the value holds as long as they do."""
+    """One cached value. `folder` names its kind; `facts` are JSON values on which the value depends."""
 
     def __init__(self, folder: str, facts: Sequence[Any]):
         self._key = _digest(facts)
         self._path = home() / folder / f"{self._key[:32]}.json"
 
     def read(self) -> Any:
-        """The value; None if there is none."""
+        """Return the value; None if there is none."""
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))
             whole = kept["key"] == self._key and kept["digest"] == _digest(kept["value"])
@@ -42,7 +41,7 @@ class KeptJson:
             return None
 
     def write(self, value: Any) -> None:
-        """Keep a value, instead of an earlier one."""
+        """Store a value, replacing an earlier one."""
         kept = {"key": self._key, "digest": _digest(value), "value": value}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ class KeptJson:
             _log.debug("%s can't be kept: %s", self._path, error)
 
     def _sweep(self) -> None:
-        """Leave the newest files."""
+        """Delete all but the newest files."""
         files = sorted(self._path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for path in files[:-_KEPT]:
             path.unlink(missing_ok=True)
@@ -63,7 +62,7 @@ def _digest(value: Any) -> str:
 
 
 def file_facts(path: Path) -> list[Any]:
-    """What changes with a file's contents: its times and size, and samples for where many files have the same."""
+    """Return facts that change with a file's contents: times, size, and samples in case those coincide."""
     stat = path.stat()
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -13,13 +13,13 @@ MAX_DIGITS = 4_000
 
 
 class JSONProblem(ValueError):
-    """Why a text is no JSON that can be used: the end of a sentence."""
+    """The reason why a text is not usable JSON, as the end of a sentence."""
 
 
 def parse_json(text: str, *, strict: bool = False) -> Any:
-    """The value of a JSON text; a byte order mark is dropped, half surrogates are mended. Raises JSONProblem.
+    """Parse a JSON text; drops a byte order mark and mends lone surrogates. Raises JSONProblem.
 
-    `strict`: NaN, Infinity and numbers beyond doubles, which Python reads and JSON doesn't know, are refused here.
+    `strict`: reject NaN, Infinity and numbers beyond doubles, which Python accepts but JSON does not define.
     """
     text = text.removeprefix("\ufeff")
     try:
@@ -56,7 +56,7 @@ def _constant(name: str) -> float:
 
 
 def all_finite(value: Any) -> bool:
-    """Whether a value holds neither NaN nor Infinity, which Python writes and no other JSON parser reads."""
+    """Whether a value holds neither NaN nor Infinity, which Python writes but other JSON parsers reject."""
     todo = [value]
     while todo:
         each = todo.pop()
@@ -68,7 +68,7 @@ def all_finite(value: Any) -> bool:
 
 
 def is_deep(value: Any) -> bool:
-    """Whether a JSON value nests deeper than what may come in."""
+    """Whether a JSON value exceeds the nesting limit of inputs."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [

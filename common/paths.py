@@ -1,7 +1,7 @@
 """Where cachegraph keeps its files.
 
-`CACHEGRAPH_HOME` puts both in one place. Earlier versions kept all of it in the cache folder, which cleaners empty.
-What lies there is moved when it is first asked for, unless somebody uses it then: it stays for as long as this process.
+`CACHEGRAPH_HOME` puts cache and data in one place. Earlier versions kept all files in the cache folder, which cleaners
+empty. The first access moves such files, unless another process uses them: then they stay until this process ends.
 """
 
 import atexit
@@ -20,29 +20,29 @@ from platformdirs import user_cache_path, user_data_path
 
 __all__ = ["Hold", "data_home", "home", "lasting", "left_behind"]
 
-Hold = Callable[[Path], AbstractContextManager[bool]]  # whether nobody uses what lies there; nobody begins to meanwhile
+Hold = Callable[[Path], AbstractContextManager[bool]]  # whether the file is unused; blocks new users inside the block
 
 LOCK = ".moving.lock"
-SIDECARS = ("-wal", "-shm", "-journal")  # that SQLite keeps beside a database
+SIDECARS = ("-wal", "-shm", "-journal")  # files that SQLite keeps beside a database
 log = logging.getLogger("cachegraph")
 _mutex = threading.Lock()
-_staying: set[Path] = set()  # places in the cache folder that this process goes on with
+_staying: set[Path] = set()  # paths in the cache folder that this process continues to use
 
 
 def home() -> Path:
-    """The folder of what can be had again: models and kernels."""
+    """Folder of replaceable files: models and kernels."""
     return _named() or user_cache_path("cachegraph", appauthor=False)
 
 
 def data_home() -> Path:
-    """The folder of what must last: runs, sessions, trained fusers."""
+    """Folder of permanent files: runs, sessions, trained fusers."""
     return _named() or user_data_path("cachegraph", appauthor=False)
 
 
 def lasting(name: str, hold: Hold) -> Path:
-    """The place of a file or folder of the data folder, with what an earlier version left in the cache folder.
+    """Return the path of a file or folder in the data folder, after moving it from an earlier version's cache folder.
 
-    Safe in many threads and processes at once: one moves it, and the others wait.
+    Safe in concurrent threads and processes: one moves it while the others wait.
     """
     new, old = data_home() / name, home() / name
     if old == new or not os.path.lexists(old):
@@ -54,7 +54,7 @@ def lasting(name: str, hold: Hold) -> Path:
 
 
 def left_behind() -> list[tuple[Path, Path]]:
-    """Files of an earlier version in the cache folder that nobody uses, each with the newer one in the data folder."""
+    """List unused files of an earlier version in the cache folder, each with its newer file in the data folder."""
     if home() == data_home() or not home().is_dir():
         return []
     pairs = [(old, data_home() / old.name) for old in sorted(home().glob("*.db"))]
@@ -67,8 +67,8 @@ def _named() -> Path | None:
 
 
 def _moved(old: Path, new: Path, hold: Hold) -> bool:
-    """Whether `new` is the place to use from now on."""
-    if old.is_symlink():  # somebody has put it elsewhere on purpose
+    """Whether to use `new` from now on."""
+    if old.is_symlink():  # the user moved it elsewhere on purpose
         return new.exists()
     try:
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def _moved(old: Path, new: Path, hold: Hold) -> bool:
             if not old.exists():
                 return True
             if old.is_file() and new.exists():
-                return True  # the newer one; `cachegraph doctor` shows the other: see `left_behind`
+                return True  # `new` is newer; `cachegraph doctor` lists `old`: see `left_behind`
             with hold(old) as free:
                 if not free or _others_stay(old):
                     return new.exists()
@@ -91,12 +91,12 @@ def _moved(old: Path, new: Path, hold: Hold) -> bool:
 
 
 def _stay(old: Path) -> None:
-    """Go on with the old place, and tell other processes so, since this one may leave it alone for hours."""
+    """Keep using the old path, and tell other processes, since this one may not touch it for hours."""
     _staying.add(old)
     marker = old.with_name(f".{old.name}.used-by-{os.getpid()}")
     try:
         marker.touch()
-    except OSError:  # a place that nobody can write, nobody can move
+    except OSError:  # an unwritable folder can't be moved either
         return
     atexit.register(marker.unlink, missing_ok=True)
 
@@ -107,13 +107,13 @@ def _others_stay(old: Path) -> bool:
         number = marker.name.removeprefix(prefix)
         if number.isdecimal() and psutil.pid_exists(int(number)):
             busy = True
-        else:  # of a process that was killed
+        else:  # left by a killed process
             marker.unlink(missing_ok=True)
     return busy
 
 
 def _move(old: Path, new: Path) -> bool:
-    """Move a file or folder; of a folder that is there already, what it lacks. False where nothing was moved."""
+    """Move a file or folder; into an existing folder, move missing entries. Return False if nothing was moved."""
     if not new.exists():
         for sidecar in SIDECARS:
             if (beside := old.with_name(old.name + sidecar)).exists():
@@ -129,7 +129,7 @@ def _move(old: Path, new: Path) -> bool:
 
 
 def _rename(old: Path, new: Path) -> None:
-    """In one step also between two disks: the copy gets its name when it is whole, and then the original goes."""
+    """Rename atomically, also across disks: copy, rename the complete copy, then delete the original."""
     try:
         os.rename(old, new)
         return

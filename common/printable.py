@@ -1,8 +1,8 @@
 """Make text of models and files safe for a terminal.
 
-A terminal obeys control characters (OSC 52 writes the clipboard), bidirectional controls reorder what people read, and
-invisible characters hide what they don't. Each becomes U+FFFD. What writing systems need stays: spaces of all widths,
-combining marks, joiners between letters that join, variation selectors behind a symbol.
+Terminals execute control characters (OSC 52 writes the clipboard), bidirectional controls reorder visible text, and
+invisible characters hide text. Each becomes U+FFFD. Characters that writing systems need stay: spaces of all widths,
+combining marks, joiners between letters that join, variation selectors after a symbol.
 """
 
 import re
@@ -10,30 +10,30 @@ import unicodedata
 
 __all__ = ["printable", "printable_json", "printable_line"]
 
-# Invisible, though their category calls them letters, marks or symbols.
+# Invisible, although their category is letter, mark or symbol.
 _HIDDEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2028\u2029\u2800\u3164\ufe00-\ufe0f\uffa0\ufff9-\ufffc"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _JOINERS = "\u200c\u200d"
 _SELECTORS = "\ufe0e\ufe0f"
-_BEYOND_LATIN = 0x590  # Hebrew begins here; Latin, Greek and Cyrillic have no use for joiners
+_BEYOND_LATIN = 0x590  # Hebrew begins here; Latin, Greek and Cyrillic use no joiners
 
 
 def printable(text: str) -> str:
-    """The text with what a screen would obey or hide replaced; line breaks and tabs stay."""
+    """Replace characters that a terminal would execute or hide; keep line breaks and tabs."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(char if _shows(char, index, text) else "\ufffd" for index, char in enumerate(text))
 
 
 def printable_line(text: str) -> str:
-    """The same in one line: every stretch of white space becomes one space."""
+    """The same on one line: collapse white space to single spaces."""
     return printable(" ".join(text.split()))
 
 
 def printable_json(text: str) -> str:
-    """A JSON text whose strings hold such characters as `\\u` escapes: the same value, safe on a screen."""
+    """Escape such characters in a JSON text's strings as `\\u`: the same value, safe for a terminal."""
     if text.isascii():
         return text.replace("\x7f", "\\u007f")
     return "".join(
@@ -60,7 +60,7 @@ def _shows(char: str, index: int, text: str) -> bool:
 
 
 def _joins(char: str) -> bool:
-    """Whether a joiner beside it can have an effect."""
+    """Whether a joiner next to this character can have an effect."""
     return bool(char) and (
         char in _SELECTORS or (ord(char) >= _BEYOND_LATIN and unicodedata.category(char)[0] in "LMS")
     )

@@ -1,4 +1,4 @@
-"""Run async calls at the same time: results in order, the first error as it is."""
+"""Run async calls concurrently: results in order, the first error unchanged."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -13,19 +13,19 @@ T = TypeVar("T")
 async def run_all(
     calls: Sequence[Callable[[], Awaitable[T]]], max_concurrent: int | None = None, name: object = None
 ) -> list[T]:
-    """The calls' results in their order. The first call that fails cancels the others, and its error is raised.
+    """Return the calls' results in order. The first error cancels the other calls and is raised.
 
-    At most `max_concurrent` calls run at the same time; `name` is that of their tasks, for debuggers.
+    At most `max_concurrent` calls run concurrently; `name` names their tasks, for debuggers.
     """
     results: dict[int, T] = {}
     errors: list[Exception] = []
-    waiting = iter(enumerate(calls))  # shared: each worker takes the next call that none has taken
+    waiting = iter(enumerate(calls))  # shared: each worker takes the next untaken call
 
     async def work() -> None:
         try:
             for index, call in waiting:
                 results[index] = await call()
-        except Exception as error:  # raised below, without the group around it
+        except Exception as error:  # raised below, without an exception group
             errors.append(error)
             group.cancel_scope.cancel()
 

@@ -8,11 +8,11 @@ from types import FrameType
 
 __all__ = ["catch_signals", "exit_code", "flush_streams", "handling_signals"]
 
-_number = signal.SIGINT  # of the signal that stops the process
+_number = signal.SIGINT  # the signal that stops the process
 
 
 def catch_signals() -> None:
-    """Have SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, unless they are ignored, as under nohup."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt like Ctrl-C, unless they are ignored, as under nohup."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -21,7 +21,7 @@ def catch_signals() -> None:
 
 @contextmanager
 def handling_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call `handle` for these signals in this block, unless they are ignored; nothing is interrupted then."""
+    """Call `handle` for these signals in this block instead of interrupting, unless they are ignored."""
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         global _number
@@ -41,12 +41,12 @@ def handling_signals(handle: Callable[[signal.Signals], None]) -> Iterator[None]
 
 
 def exit_code() -> int:
-    """128 and the signal's number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """Return 128 plus the signal number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + _number
 
 
 def flush_streams() -> None:
-    """Flush stdout and stderr, which may be closed, or whose reader may have gone."""
+    """Flush stdout and stderr, even if they are closed or their reader has gone."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             with suppress(OSError, ValueError):
@@ -56,6 +56,6 @@ def flush_streams() -> None:
 def _stop(number: int, _frame: FrameType | None) -> None:
     global _number
     _number = signal.Signals(number)
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # as of a shell's background job
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # as in a shell's background job
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)

@@ -1,7 +1,7 @@
 """Mend text that is not valid Unicode.
 
-Nothing that holds one can be encoded, so they are mended where text comes in: halves that follow each other become
-their character, a lone one becomes U+FFFD.
+Text with a lone surrogate can't be encoded, so incoming text is mended: adjacent halves become their character, a lone
+half becomes U+FFFD.
 """
 
 import re
@@ -14,14 +14,14 @@ _HELD = re.compile("[\ud800-\udbff]\\Z")
 
 
 def mend(text: str) -> str:
-    """The text with every pair joined and every lone half replaced."""
+    """Join every surrogate pair and replace every lone half."""
     if text.isascii() or not _HALF.search(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def mend_json(value: Any) -> Any:
-    """A JSON value with all its texts mended, keys included."""
+    """Mend all strings of a JSON value, including keys."""
     if isinstance(value, str):
         return mend(value)
     if isinstance(value, dict):
@@ -32,7 +32,7 @@ def mend_json(value: Any) -> Any:
 
 
 def join_halves(held: str, text: str) -> tuple[str, str]:
-    """A stream's next piece, after the half that was held back: what is certain, and the half to hold back now."""
+    """Append a stream's next piece to the held half; return the complete text and the half to hold back now."""
     text = held + text
     last = _HELD.search(text)
     return (mend(text[:-1]), text[-1]) if last else (mend(text), "")

@@ -1,8 +1,8 @@
 """Limits on the work of one template rendering.
 
-Prompts, conditions and chat templates draw from one kind of budget. Every operator, filter, test, method and loop step
-pays before it works, so that nothing can grow faster than what was paid for. All renders of one agent's turn share an
-allowance of seconds besides.
+Prompts, conditions and chat templates use the same kind of budget. Every operator, filter, test, method and loop step
+spends before it works, so that no result exceeds the budget. All renders of one agent's turn also share an allowance
+of seconds.
 """
 
 import time
@@ -16,14 +16,14 @@ from jinja2.exceptions import TemplateRuntimeError
 __all__ = ["ALLOWANCE", "BUDGET", "MAX_ITEMS", "Allowance", "Budget", "Weight", "render_budget", "spend", "weigh"]
 
 MAX_STEPS = 100_000
-MAX_SECONDS = 1.0  # of the rendering thread, so that a busy machine refuses nothing
-MAX_TURN_SECONDS = 2.0  # of all renders of one turn together
-MAX_WORK = 128_000_000  # characters made by filters, methods and operators in one render
-MAX_ITEMS = 100_000  # of one list or range
+MAX_SECONDS = 1.0  # CPU time of the rendering thread, so that a busy machine refuses nothing
+MAX_TURN_SECONDS = 2.0  # sum over all renders of one turn
+MAX_WORK = 128_000_000  # characters produced by filters, methods and operators in one render
+MAX_ITEMS = 100_000  # per list or range
 
 
 class Budget:
-    """What one render may still spend."""
+    """Remaining budget of one render."""
 
     def __init__(self, steps: int = MAX_STEPS, seconds: float = MAX_SECONDS) -> None:
         self.most = self.steps = steps
@@ -47,15 +47,15 @@ class Budget:
 
 
 class Allowance:
-    """The seconds that the renders of one turn may still take together, one after the other, in whatever threads."""
+    """Remaining seconds for all renders of one turn, which run one after the other in any threads."""
 
     def __init__(self, seconds: float = MAX_TURN_SECONDS) -> None:
         self.seconds = seconds
-        self._budget: Budget | None = None  # of the render at work
+        self._budget: Budget | None = None  # of the current render
 
     @contextmanager
     def granting(self, budget: Budget) -> Iterator[None]:
-        """What the render takes is taken from this allowance."""
+        """Charge the render's seconds to this allowance."""
         began = time.thread_time()
         self._budget = budget
         try:
@@ -65,7 +65,7 @@ class Allowance:
             self.seconds -= time.thread_time() - began
 
     def stop(self) -> None:
-        """Nobody waits for the renders any more: end the one at work at its next step. Called from another thread."""
+        """Cancel the current render at its next step, and all later ones. Called from another thread."""
         self.seconds = 0.0
         if (budget := self._budget) is not None:
             budget.deadline = 0.0
@@ -77,7 +77,7 @@ ALLOWANCE: ContextVar[Allowance | None] = ContextVar("ALLOWANCE", default=None)
 
 @contextmanager
 def render_budget(steps: int = MAX_STEPS) -> Iterator[Budget]:
-    """The budget of one render, within the allowance of its turn if it has one."""
+    """Open the budget of one render, within its turn's allowance, if any."""
     allowance = ALLOWANCE.get()
     budget = Budget(steps) if allowance is None else Budget(steps, allowance.seconds)
     token = BUDGET.set(budget)
@@ -96,7 +96,7 @@ def spend(work: int = 0) -> None:
 
 
 class Weight:
-    """How large a value is when it is written out: its items, its characters, its depth."""
+    """Size of a value when written out: items, characters, depth."""
 
     def __init__(self) -> None:
         self.items = 0
@@ -105,7 +105,7 @@ class Weight:
 
 
 def weigh(value: Any) -> Weight:
-    """Walk a value, a step an item. A list that holds another twice, and that another twice, is as large as it says."""
+    """Measure a value, one step per item. Shared lists count at every occurrence."""
     weight = Weight()
     if isinstance(value, str):
         weight.items, weight.characters = 1, len(value)
@@ -126,5 +126,5 @@ def weigh(value: Any) -> Weight:
         elif isinstance(each, list | tuple):
             todo += [(inner, depth + 1) for inner in each]
         else:
-            weight.characters += 25  # a number, a truth value
+            weight.characters += 25  # a number or bool
     return weight

@@ -1,10 +1,10 @@
-"""Values and JSON Schemas of strangers: no network, no files, bounded work.
+"""Untrusted JSON Schemas and values: no network, no files, bounded work.
 
-budget.py     what checks may spend
+budget.py     work limits of checks
 patterns.py   regular expressions in linear time
-keywords.py   jsonschema's keywords, each paid from a budget
-flaws.py      why a schema can't be used, found when it is read
-check.py      why a value doesn't satisfy a schema
+keywords.py   jsonschema's keywords, each charged to a budget
+flaws.py      flaws that make a schema unusable, found when it is read
+check.py      mismatches between a value and a schema
 """
 
 from .budget import CheckGroup, TooMuchWork

@@ -1,4 +1,4 @@
-"""What checks by JSON Schemas may spend, in steps of a few microseconds."""
+"""Work limits of JSON Schema checks, in steps of a few microseconds."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from contextvars import ContextVar
 
 __all__ = ["MAX_STEPS", "CheckBudget", "CheckGroup", "TooMuchWork", "check_budget", "spend"]
 
-MAX_STEPS = 500_000  # of one check
+MAX_STEPS = 500_000  # per check
 
 
 class TooMuchWork(Exception):
-    """A check that has used up its budget, or whose group has ended."""
+    """A check has used up its budget, or its group has ended."""
 
 
 class CheckBudget:
-    """What one check may still spend."""
+    """Remaining budget of one check."""
 
     def __init__(self, steps: int = MAX_STEPS):
         self.steps = steps
@@ -27,34 +27,34 @@ class CheckBudget:
 
 
 class CheckGroup:
-    """Several checks, one after the other. A group of `few` steps shares them, and ends when they are spent."""
+    """Several consecutive checks. The checks of a group with `few` steps share them; it ends when they are spent."""
 
     def __init__(self, few: int | None = None):
         self._shared = None if few is None else CheckBudget(few)
-        self._budget: CheckBudget | None = None  # of the check at work
+        self._budget: CheckBudget | None = None  # of the current check
         self._is_stopped = False
 
     @property
     def is_over(self) -> bool:
-        """Whether what TooMuchWork tells concerns the whole group, not one value."""
+        """Whether TooMuchWork concerns the whole group, not one value."""
         return self._is_stopped or self._shared is not None
 
     def begin(self) -> CheckBudget:
-        """The budget of the next check."""
+        """Return the budget of the next check."""
         budget = self._budget = self._shared or CheckBudget()
         if self._is_stopped:
             budget.is_stopped = True
         return budget
 
     def stop(self) -> None:
-        """Nobody waits for these checks any more: end the one at work at its next step. Called from another thread."""
+        """Cancel the current check at its next step, and all later ones. Called from another thread."""
         self._is_stopped = True
         if (budget := self._budget) is not None:
             budget.is_stopped = True
 
     @contextmanager
     def granting(self) -> Iterator[None]:
-        """Checks in this block are of this group. They raise TooMuchWork when it is over."""
+        """Run the block's checks in this group. They raise TooMuchWork when it is over."""
         token = _GROUP.set(self)
         try:
             yield
@@ -68,7 +68,7 @@ _GROUP: ContextVar[CheckGroup | None] = ContextVar("GROUP", default=None)
 
 @contextmanager
 def check_budget() -> Iterator[CheckGroup | None]:
-    """The budget of one check, within its group if it has one, which is what this gives."""
+    """Open the budget of one check, within its group, if any; yields the group."""
     group = _GROUP.get()
     token = _BUDGET.set(CheckBudget() if group is None else group.begin())
     try:

@@ -1,4 +1,4 @@
-"""Why a value does not satisfy a JSON Schema. The registry is empty: nothing is fetched and no file is read."""
+"""Mismatches between a value and a JSON Schema. The registry is empty: checks fetch nothing and read no file."""
 
 import json
 from functools import lru_cache
@@ -17,24 +17,24 @@ TOO_MUCH = f"it takes more than {MAX_STEPS:,} steps to check; shorten it, or sim
 
 
 class Mismatch(NamedTuple):
-    """What is wrong with a value, and where in it, as a JSON path."""
+    """A problem in a value, and its JSON path."""
 
     message: str
     place: str = "$"
 
 
 class TextReader(Protocol):
-    """What decides on patterns and formats in place of this package, in time proportional to the text."""
+    """Checks patterns and formats instead of this package, in linear time."""
 
     def fits_pattern(self, pattern: str, text: str) -> bool:
-        """Whether the pattern is found in the text."""
+        """Whether the pattern matches anywhere in the text."""
 
     def fits_format(self, name: str, text: str) -> bool:
         """Whether the text has the format."""
 
 
 class _Formats:
-    """What jsonschema asks about `format`."""
+    """Format checker interface of jsonschema."""
 
     def __init__(self, reader: TextReader):
         self._reader = reader
@@ -47,10 +47,10 @@ class _Formats:
 
 
 def find_mismatch(schema: Any, value: Any, *, reader: TextReader | None = None) -> Mismatch | None:
-    """The most telling reason why a JSON value doesn't satisfy the schema; None where it does.
+    """Find the most relevant mismatch between a JSON value and a schema; None if it conforms.
 
-    `reader` decides on patterns and on `format`, which is not checked without one. The schema is one in which
-    `find_schema_flaw` finds nothing. Raises TooMuchWork where the check's group is over.
+    `reader` checks patterns and `format`; without one, `format` is ignored. `find_schema_flaw` must have found nothing
+    in the schema. Raises TooMuchWork if the check's group is over.
     """
     from jsonschema.exceptions import best_match
 
@@ -67,7 +67,7 @@ def find_mismatch(schema: Any, value: Any, *, reader: TextReader | None = None) 
         raise
     except RecursionError:
         return Mismatch("it is nested too deeply for its schema to be checked; make it flatter")
-    except Exception as error:  # a schema that was never checked: whatever the library raises is about it
+    except Exception as error:  # the schema was never checked, so any library error concerns it
         return Mismatch(f"its schema can't be used: {' '.join(str(error).split())[:200]}")
     finally:
         MATCHES.reset(matches)
@@ -75,7 +75,7 @@ def find_mismatch(schema: Any, value: Any, *, reader: TextReader | None = None) 
 
 
 def new_validator(schema: Any, draft: Any, reader: TextReader | None = None) -> Any:
-    """A validator of the draft that pays for its work and knows no other schema than this one."""
+    """Create a validator of the draft with a work budget and no access to other schemas."""
     from referencing import Registry
 
     formats = None if reader is None else _Formats(reader)
@@ -83,7 +83,7 @@ def new_validator(schema: Any, draft: Any, reader: TextReader | None = None) -> 
 
 
 def draft_of(schema: Any) -> Any:
-    """The draft that `$schema` names, 2020-12 without one, None for one that is unknown."""
+    """Return the draft that `$schema` names; 2020-12 by default, None if unknown."""
     named = schema.get("$schema", DEFAULT) if isinstance(schema, dict) else DEFAULT
     return _drafts().get(named.removesuffix("#")) if isinstance(named, str) else None
 

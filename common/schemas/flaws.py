@@ -1,4 +1,4 @@
-"""Why a JSON Schema can't be used, found when it is read: what isn't one, what leaves it, what never ends."""
+"""Flaws that make a JSON Schema unusable, found when it is read: invalid form, outside references, endless loops."""
 
 import math
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ _SINGLE = (
     *("items", "additionalItems", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else"),
     *("unevaluatedItems", "unevaluatedProperties", "contentSchema"),
 )
-# Keywords whose sub-schemas judge the same value again.
+# Keywords whose sub-schemas apply to the same value.
 _IN_PLACE = {"anyOf", "oneOf", "allOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"}
 _UNKNOWN_REFS = ("$dynamicRef", "$recursiveRef")
 _INSIDE = "write what it stands for under '$defs', and refer to that as '#/$defs/NAME'"
 
 
 class SchemaFlaw(NamedTuple):
-    """Why a schema can't be used, where in it, and what to do. `at_key`: the path's last key is at fault."""
+    """A flaw of a schema, its path, and a remedy. `at_key`: the flaw is the path's last key."""
 
     message: str
     path: Path = ()
@@ -42,7 +42,7 @@ class _Reference(NamedTuple):
 
 
 def find_schema_flaw(schema: Any) -> SchemaFlaw | None:
-    """The first reason why values can't be checked by this schema, or None. Reads no file and no address."""
+    """Find the first flaw that prevents checks by this schema, or None. Accesses no file and no network."""
     if (flaw := find_size_flaw(schema)) is not None:
         return flaw
     draft = draft_of(schema)
@@ -59,7 +59,7 @@ def find_schema_flaw(schema: Any) -> SchemaFlaw | None:
 
 
 def find_size_flaw(schema: Any) -> SchemaFlaw | None:
-    """What makes a value no schema, or one too large to look at."""
+    """Find a flaw of a value that is not a schema, or is too large to check."""
     todo: list[tuple[Path, Any]] = [((), schema)]
     for count, (path, value) in enumerate(_popping(todo)):
         if len(path) > MAX_DEPTH:
@@ -85,7 +85,7 @@ def _popping(todo: list[tuple[Path, Any]]) -> Iterator[tuple[Path, Any]]:
 
 
 def _form_flaw(schema: Any, draft: Any) -> SchemaFlaw | None:
-    """What the draft's own schema says of this one."""
+    """Check the schema against its draft's meta-schema."""
     from jsonschema.exceptions import best_match
 
     problem = best_match(new_validator(draft.META_SCHEMA, draft).iter_errors(_as_lists(schema)))
@@ -95,14 +95,14 @@ def _form_flaw(schema: Any, draft: Any) -> SchemaFlaw | None:
 
 
 def _as_lists(value: Any) -> Any:
-    """YAML's lists are tuples here; JSON Schema's are lists."""
+    """Convert the recipe's tuples to lists, which jsonschema requires."""
     if isinstance(value, dict):
         return {key: _as_lists(inner) for key, inner in value.items()}
     return [_as_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _part_flaw(schema: Any, draft: Any) -> SchemaFlaw | None:
-    """Patterns and references, of the schema and of all that it refers to."""
+    """Check patterns and references of the schema and of every schema it refers to."""
     from referencing import Registry, Specification
     from referencing.jsonschema import specification_with
 
@@ -110,7 +110,7 @@ def _part_flaw(schema: Any, draft: Any) -> SchemaFlaw | None:
     named = str(draft.ID_OF(draft.META_SCHEMA))
     dialect: Specification[Any] = specification_with(named)
     resolver = Registry().resolver_with_root(dialect.create_resource(schema))
-    again: dict[int, list[_Reference]] = {}  # by schema, those that judge the same value
+    again: dict[int, list[_Reference]] = {}  # by schema, references that apply to the same value
     todo: list[tuple[Path, Any, Any]] = [((), schema, resolver)]
     while todo:
         path, each, resolver = todo.pop()
@@ -125,7 +125,7 @@ def _part_flaw(schema: Any, draft: Any) -> SchemaFlaw | None:
         if "$ref" in each:
             try:
                 found = resolver.lookup(each["$ref"])
-            except Exception:  # unresolvable in one of the library's ways, or no address at all
+            except Exception:  # unresolvable in one of the library's ways, or not a URI
                 shown = str(each["$ref"])[:100]
                 message = f"'$ref' leads out of the schema: {shown!r}"
                 return SchemaFlaw(message, (*path, "$ref"), _INSIDE)
@@ -167,7 +167,7 @@ def _parts(schema: dict[str, Any], path: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _loop_flaw(schema: Any, again: dict[int, list[_Reference]]) -> SchemaFlaw | None:
-    """A way back to a schema on which no part of the value is left behind: it would be checked for ever."""
+    """Find a reference cycle that never descends into the value: its check would never end."""
     finished: set[int] = set()
     for start in again:
         open_ones, trail = {start}, [(start, iter(again[start]))]

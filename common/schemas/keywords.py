@@ -1,6 +1,6 @@
-"""jsonschema's keywords with a price: every keyword that is evaluated pays from one check's budget.
+"""jsonschema's keywords, charged to a budget: every evaluated keyword spends from one check's budget.
 
-Replaced are those whose cost or exactness is not bounded by the library: patterns (backtracking), `uniqueItems`
+Replaces keywords whose cost or precision the library does not bound: patterns (backtracking), `uniqueItems`
 (quadratic), `enum` and `const` (deep comparison), `multipleOf` (rounding, overflow).
 """
 
@@ -17,17 +17,17 @@ from .patterns import compile_pattern
 
 __all__ = ["MATCHES", "validator_class"]
 
-MESSAGE = 1_000  # characters of an error's message that are kept
+MESSAGE = 1_000  # kept characters of an error's message
 
 Keyword = Callable[[Any, Any, Any, Any], Any]
 
 
-MATCHES: ContextVar[Callable[[str, str], bool] | None] = ContextVar("MATCHES", default=None)  # another's patterns
+MATCHES: ContextVar[Callable[[str, str], bool] | None] = ContextVar("MATCHES", default=None)  # from a TextReader
 
 
 @lru_cache(maxsize=16)
 def validator_class(base: Any) -> Any:
-    """The draft's validator class with paid keywords. Sub-schemas keep to it, whatever `$schema` they name."""
+    """Return the draft's validator class with charged keywords. Sub-schemas use it, whatever `$schema` they name."""
     from jsonschema import validators
 
     keywords = {name: _paid(keyword) for name, keyword in base.VALIDATORS.items()}
@@ -131,7 +131,7 @@ def _const(_: Any, wanted: Any, instance: Any, __: Any) -> Iterator[Any]:
 
 
 def _multiple_of(_: Any, factor: Any, instance: Any, __: Any) -> Iterator[Any]:
-    """By the decimal digits, as it is meant: 0.3 is a multiple of 0.1."""
+    """Check `multipleOf` in decimal arithmetic: 0.3 is a multiple of 0.1."""
     from jsonschema import ValidationError
 
     if isinstance(instance, int | float) and not isinstance(instance, bool):
@@ -149,7 +149,7 @@ def _exact(number: Any) -> Fraction:
 
 
 def _identity(value: Any) -> str:
-    """Equal for what JSON Schema calls equal: 1 and 1.0, objects in any order; different for 1 and true."""
+    """Return a key that follows JSON Schema equality: 1 equals 1.0, objects ignore order, 1 differs from true."""
     text = json.dumps(_plain(value), sort_keys=True)
     spend(len(text) // 16)
     return text

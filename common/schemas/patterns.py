@@ -1,7 +1,7 @@
-"""Regular expressions of strangers, matched in linear time.
+"""Untrusted regular expressions, matched in linear time.
 
-The engine is the `regex` crate that pydantic brings: no backtracking, so no look-around and no back references. The
-grammars of structured replies (llguidance) read the same syntax, so a reply that one lets pass the other accepts.
+Uses the `regex` crate in pydantic: no backtracking, so no look-around and no back references. The grammars of
+structured replies (llguidance) read the same syntax, so both accept the same replies.
 """
 
 import re
@@ -11,16 +11,16 @@ from typing import Any
 __all__ = ["Pattern", "PatternError", "compile_pattern"]
 
 MAX_CHARACTERS = 2_000
-_WIDE = 100  # states that a Unicode class may take: `.`, `\w`, `[^a]`, `\p{L}`
+_WIDE = 100  # states that a Unicode class may need: `.`, `\w`, `[^a]`, `\p{L}`
 _TOKEN = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]?|\{(\d+)(,?)(\d*)\}|.", re.DOTALL)
 
 
 class PatternError(ValueError):
-    """A regular expression that can't be used."""
+    """An unusable regular expression."""
 
 
 class Pattern:
-    """A compiled pattern. `weight` estimates how many states each character of a text may visit."""
+    """A compiled pattern. `weight` estimates the number of states that each character of a text may visit."""
 
     def __init__(self, source: str, validator: Any):
         self.weight = _weigh(source)
@@ -33,7 +33,7 @@ class Pattern:
 
 @lru_cache(maxsize=512)
 def compile_pattern(source: str) -> Pattern:
-    """Raises PatternError for what the linear engine can't do or what grows too large."""
+    """Compile a pattern. Raises PatternError if the linear engine doesn't support it or it grows too large."""
     from pydantic_core import SchemaError, SchemaValidator, core_schema
 
     if len(source) > MAX_CHARACTERS:
@@ -51,8 +51,8 @@ def compile_pattern(source: str) -> Pattern:
 
 
 def _weigh(source: str) -> int:
-    """The states of the compiled pattern, roughly: counted repetitions multiply what they repeat."""
-    sums, last = [0], [0]  # by open group: its weight so far, and that of its last element
+    """Estimate the states of the compiled pattern: counted repetitions multiply their operand."""
+    sums, last = [0], [0]  # per open group: its weight so far, and that of its last element
     for token in _TOKEN.finditer(source):
         text, (low, _, high) = token[0], token.groups()
         if low is not None:
