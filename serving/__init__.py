@@ -1,30 +1,30 @@
-"""The server: recipes behind the protocols that clients know.
+"""The server: recipes behind the OpenAI and Anthropic APIs.
 
 anthropic/     The Anthropic API
 app            The server as an ASGI application
-auth           Who asks: keys and tenants
-config         What a server is told when it starts
-connection     Work for a client that may go away
-errors         What a client is told when something is wrong
+auth           Keys and tenants
+config         Configuration of a server
+connection     Cancel work when the client disconnects
+errors         Errors as API responses
 event_stream   Server-sent events
-generation     Runs for one request
+generation     Execute the runs of one request
 graphs         /graphs
-guard          What every request has to pass, and what every answer carries
+guard          Middleware: hosts, origins, keys, response headers
 health         /health and /ready
-hide_paths     Error messages without the paths of the server's disk
-http_body      Reading a request's body
-inputs         From a conversation to a recipe's inputs
-json_response  JSON as the server writes it
+hide_paths     Remove local paths from error messages
+http_body      Read and validate a request's body
+inputs         Map a conversation to a recipe's inputs
+json_response  JSON encoding of responses
 metrics        /metrics
 openai/        The OpenAI API
-process        The server as a process, and how it ends
+process        The server process: socket, event loop, shutdown
 openapi        /openapi.json
-prepare        From what a client asks to runs of a recipe
-run_queue      Which runs are at work and which wait
-runs/          Runs that outlive their request
+prepare        Turn a request into checked runs of a recipe
+run_queue      A bounded queue of runs
+runs/          Stored runs that outlive their request
 served_graphs  The recipes of a server
-server_state   What all requests share
-sessions       Names of sessions
-text_content   The content of messages: text, whole or in parts
-usage          What a run took, and what its edges did
+server_state   State that all requests share
+sessions       Session names per tenant
+text_content   Text content of messages
+usage          Token usage and edge details of a run
 """

@@ -1,4 +1,4 @@
-"""The server as an ASGI application: every path, and what stands before them."""
+"""The server as an ASGI application: routes and middleware."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -42,9 +42,9 @@ PHRASES = {404: "there is nothing at {path!r}", 405: "{path!r} takes no {method}
 def create_app(
     graphs: Sequence[Graph], config: ServerConfig | None = None, on_failure: OnFailure | None = None
 ) -> Starlette:
-    """The server of these graphs. Their models are loaded as it starts, and let go of when it ends.
+    """Create the server of these graphs. It loads their models at startup and unloads them at shutdown.
 
-    `on_failure` is told what keeps them from being loaded.
+    `on_failure` receives the error if loading fails.
     """
     config = config or ServerConfig()
     served, queue = ServedGraphs(graphs), RunQueue(config.limits.running, config.limits.waiting)
@@ -59,7 +59,7 @@ def create_app(
             try:
                 yield
             finally:
-                if not state.queue.stopping:  # else whoever stops the server cancels what takes too long
+                if not state.queue.stopping:  # otherwise the stopping process cancels slow runs
                     state.cancel()
                 await state.board.drained()
                 group.cancel_scope.cancel()
@@ -104,7 +104,7 @@ def _routes() -> list[BaseRoute]:
 
 
 def _refuse(path: str, error: Exception) -> Response:
-    """The error in the words of the protocol that this path's clients speak."""
+    """Format the error for the API of this path."""
     return refuse_message(error) if path.startswith("/v1/messages") else refuse(error)
 
 
@@ -113,7 +113,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such path, no such method."""
+    """Handle Starlette's own errors: unknown path or method."""
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     phrase = PHRASES.get(error.status_code)

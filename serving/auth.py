@@ -1,4 +1,4 @@
-"""Who asks: keys from a file, each of them a tenant's."""
+"""Keys and tenants, read from a file."""
 
 import hashlib
 import hmac
@@ -16,12 +16,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a server. They are kept and compared as digests, so that the time it takes tells nothing."""
+    """The keys of a server. Stores and compares digests, so that timing reveals nothing."""
 
-    tenants: Mapping[bytes, str] = field(repr=False)  # by the digest of a key, whose it is
+    tenants: Mapping[bytes, str] = field(repr=False)  # tenants by key digest
 
     def tenant_of(self, key: str) -> str | None:
-        """Whose key this is; None where it is nobody's. All keys are compared, whichever fits."""
+        """Return the tenant of a key; None if unknown. Always compares all keys."""
         digest, found = _digest(key), None
         for known, tenant in self.tenants.items():
             if hmac.compare_digest(known, digest):
@@ -30,9 +30,9 @@ class Keys:
 
 
 def read_keys(path: Path) -> Keys:
-    """The keys in a file: one a line, alone or behind the name of its tenant. Raises ConfigError.
+    """Read a key file: one key per line, optionally after its tenant's name. Raises ConfigError.
 
-    Keys with the same name are the same tenant's; a key without a name is a tenant of its own.
+    Keys with the same name belong to one tenant; each key without a name is a separate tenant.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

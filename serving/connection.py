@@ -1,4 +1,4 @@
-"""Work for a client that may go away: what it asked for is cancelled then."""
+"""Cancel work when the client disconnects."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,25 +12,25 @@ T = TypeVar("T")
 
 
 class ClientGone(Exception):
-    """The client has left, so nobody needs an answer."""
+    """The client has disconnected, so no response is needed."""
 
 
 async def watch(receive: Receive, scope: anyio.CancelScope) -> None:
-    """Cancel the scope when the client leaves. The request's body must have been read."""
+    """Cancel the scope when the client disconnects. Read the request's body first."""
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
 
 
 async def while_connected(receive: Receive, work: Callable[[], Awaitable[T]]) -> T:
-    """What the work gives. Raises ClientGone where the client leaves before; the work is cancelled then."""
+    """Return the work's result. If the client disconnects first, cancel the work and raise ClientGone."""
     done: list[T] = []
     failed: list[Exception] = []
     async with anyio.create_task_group() as group:
         group.start_soon(watch, receive, group.cancel_scope)
         try:
             done.append(await work())
-        except Exception as error:  # bare, and not in an exception group
+        except Exception as error:  # raised without an exception group
             failed.append(error)
         group.cancel_scope.cancel()
     if failed:

@@ -1,4 +1,4 @@
-"""What a client is told when something is wrong: a status, a sentence, and the protocol's words for it."""
+"""Errors as API responses: a status, a sentence, and the API's error type."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ from .hide_paths import hide_paths
 
 __all__ = ["NOT_AGAIN", "ApiError", "api_error", "first_flaw"]
 
-NOT_AGAIN = {"x-should-retry": "false"}  # the official clients try a 5xx again unless this says that it is of no use
+NOT_AGAIN = {"x-should-retry": "false"}  # the official clients retry a 5xx without this header
 
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is an error. `message` is one sentence, and may be shown to anybody."""
+    """An error response. `message` is one sentence, safe to show to any client."""
 
     status: int
     message: str
@@ -36,7 +36,7 @@ class ApiError(Exception):
 
 
 def api_error(error: Exception, spec: GraphSpec | None = None) -> ApiError:
-    """What to say of an error; `spec` is the recipe's whose run failed."""
+    """Convert an error to a response; `spec` is the recipe of the failed run."""
     if isinstance(error, ApiError):
         return error
     words = hide_paths(str(error))
@@ -52,7 +52,7 @@ def api_error(error: Exception, spec: GraphSpec | None = None) -> ApiError:
 
 
 def _failed_run(error: RunError, words: str, spec: GraphSpec | None) -> ApiError:
-    """A run that failed did so on this input: asking again is of no use, unless another server is to blame."""
+    """Convert a failed run's error: a retry with this input is useless, unless another server caused the failure."""
     cause = error.__cause__
     if isinstance(cause, InputError):
         return ApiError(400, words, "invalid_input")
@@ -68,7 +68,7 @@ def _is_remote(spec: GraphSpec, agent: str) -> bool:
 
 
 def first_flaw(error: ValidationError, fields: Mapping[str, Any]) -> ApiError:
-    """The first thing that is wrong with a request's body; `fields` are those that it may have."""
+    """Return the first problem of a request's body; `fields` are its valid fields."""
     from cachegraph.common.did_you_mean import suggest
 
     first = error.errors(include_url=False, include_context=False)[0]

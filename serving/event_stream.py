@@ -1,4 +1,4 @@
-"""Server-sent events: an answer that is written while the work goes on, and ends with the client."""
+"""Server-sent events: a response that streams during the work and cancels it when the client disconnects."""
 
 import math
 from collections.abc import Awaitable, Callable, Iterable
@@ -12,14 +12,14 @@ from .connection import watch
 
 __all__ = ["Emit", "EventStream", "event"]
 
-PATIENCE = 5.0  # seconds without an event before the answer is begun without one
-PING = 15.0  # seconds of silence after which a comment keeps proxies from closing the connection
+PATIENCE = 5.0  # seconds without an event before the response starts anyway
+PING = 15.0  # seconds of silence before a comment keeps the connection open
 
 Emit = Callable[[bytes], None]
 
 
 def event(data: str, name: str | None = None, number: int | None = None) -> bytes:
-    """One event as it is sent. `data` is JSON, which has no line breaks."""
+    """Encode one event. `data` is JSON without line breaks."""
     head = (f"id: {number}\n" if number is not None else "") + (f"event: {name}\n" if name else "")
     return f"{head}data: {data}\n\n".encode()
 
@@ -27,7 +27,7 @@ def event(data: str, name: str | None = None, number: int | None = None) -> byte
 class EventStream(Response):
     """Sends what `produce` emits.
 
-    What fails before anything was emitted is an answer of its own, by `refuse`; later it is an event, by `complain`.
+    An error before the first emission becomes a response, by `refuse`; a later one becomes events, by `complain`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EventStream(Response):
         with feed:
             try:
                 await self._produce(feed.send_nowait)
-            except Exception as error:  # told to the client
+            except Exception as error:  # reported to the client
                 self._error = error
 
     async def _send_all(
@@ -78,7 +78,7 @@ class EventStream(Response):
 
 
 async def _next(items: MemoryObjectReceiveStream[bytes], patience: float) -> bytes | None:
-    """The next piece; empty where none comes in time, None at the end."""
+    """Return the next piece; empty on timeout, None at the end."""
     try:
         with anyio.move_on_after(patience):
             return await items.receive()

@@ -1,4 +1,4 @@
-"""Runs for one request: as many as it wants choices, through the queue, within the server's limits."""
+"""Execute the runs of one request: one per choice, through the queue, within the server's limits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,27 +20,27 @@ from .server_state import ServerState
 
 __all__ = ["Call", "OnText", "generate"]
 
-OnText = Callable[[int, str], None]  # the choice, and the next piece of its reply
+OnText = Callable[[int, str], None]  # choice number, next piece of its reply
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request, whatever protocol it came by."""
+    """One request, independent of its API."""
 
     graph: Graph
     speaker: Speaker
     inputs: Mapping[str, Any]
-    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of a GenerateSpec
+    settings: Mapping[str, Any] = field(default_factory=dict)  # GenerateSpec fields
     choices: int = 1
     session: str | None = None
     tenant: str | None = None
-    warnings: Sequence[str] = ()  # what of the request reaches nobody
+    warnings: Sequence[str] = ()  # parts of the request that no agent receives
 
 
 async def generate(call: Call, state: ServerState, on_text: OnText | None = None) -> list[Result]:
-    """Run once for each choice. Raises ApiError, for the first that fails; the others are cancelled then.
+    """Run once for each choice. The first failure cancels the others and raises ApiError.
 
-    `on_text` gets each choice's reply in pieces, which together are its result's text.
+    `on_text` receives each choice's reply in pieces, which add up to its result's text.
     """
     results: list[Result | None] = [None] * call.choices
     failed: list[ApiError] = []
@@ -50,7 +50,7 @@ async def generate(call: Call, state: ServerState, on_text: OnText | None = None
             async with state.queue.turn():
                 results[choice] = result = await _run(call, choice, state.limits, on_text)
             state.metrics.run(result)
-        except Exception as error:  # told to the client, as one of the protocol's errors
+        except Exception as error:  # reported to the client as an API error
             if isinstance(error, RunError) and isinstance(error.result, Result):
                 state.metrics.run(error.result)
             failed.append(api_error(error, call.graph.spec))
@@ -69,7 +69,7 @@ async def generate(call: Call, state: ServerState, on_text: OnText | None = None
 async def _run(call: Call, choice: int, limits: Limits, on_text: OnText | None) -> Result:
     graph = call.graph
     if choice and (seed := call.settings.get("seed")) is not None:
-        graph = graph.with_settings(seed=seed + choice)  # else all choices would be the same
+        graph = graph.with_settings(seed=seed + choice)  # otherwise all choices would be identical
     with anyio.move_on_after(limits.seconds):
         if on_text is None:
             return await graph.arun(call.inputs, session=call.session)

@@ -1,4 +1,4 @@
-"""/graphs: the recipes of this server as they are declared."""
+"""/graphs: the structure of this server's recipes."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ __all__ = ["list_graphs", "show_graph"]
 
 
 async def list_graphs(request: Request) -> Response:
-    """All recipes."""
+    """List all recipes."""
     return JSONResponse({"graphs": [_graph(served) for served in state_of(request).graphs]})
 
 
 async def show_graph(request: Request) -> Response:
-    """One recipe."""
+    """Show one recipe."""
     name = request.path_params["graph"]
     served = state_of(request).graphs.get(name)
     if served is None:
@@ -31,7 +31,7 @@ async def show_graph(request: Request) -> Response:
 
 
 def _graph(served: ServedGraph) -> dict[str, Any]:
-    """What a drawing needs, and no prompt, address, file or key."""
+    """Return what a drawing needs, without prompts, addresses, files and keys."""
     spec = served.graph.spec
     return {
         "name": spec.name,

@@ -1,6 +1,6 @@
-"""What every request has to pass: it is for this server, from no foreign page, and has a key where one is needed.
+"""Middleware that checks every request: its host, its origin, and its key if keys are configured.
 
-And what every answer carries: headers that keep browsers from doing more with it than showing it.
+Adds headers to every response that stop browsers from interpreting it.
 """
 
 import ipaddress
@@ -19,7 +19,7 @@ from .metrics import Metrics
 
 __all__ = ["Guard"]
 
-OPEN = ("/health", "/ready")  # tell nothing but whether the server works
+OPEN = ("/health", "/ready")  # reveal only whether the server works
 ROUTES = {
     *("/v1/models", "/v1/chat", "/v1/messages", "/v1/responses", "/runs", "/graphs"),
     *("/health", "/ready", "/metrics", "/openapi.json"),
@@ -34,11 +34,11 @@ HEADERS = {
 }
 log = logging.getLogger("cachegraph.serving")
 
-Refuse = Callable[[str, Exception], Response]  # the path, and what is wrong
+Refuse = Callable[[str, Exception], Response]  # path, error
 
 
 class Guard:
-    """ASGI middleware around the whole server. `refuse` makes an error the answer that the path's clients read."""
+    """ASGI middleware around the whole server. `refuse` formats errors for a path's API."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, refuse: Refuse, metrics: Metrics):
         self._app, self._config, self._refuse, self._metrics = app, config, refuse, metrics
@@ -64,7 +64,7 @@ class Guard:
             await self._app(scope, receive, send_guarded)
         except ClientGone:
             pass
-        except Exception as error:  # a boundary: what no handler knows is told in the log, and to the client in a word
+        except Exception as error:  # a boundary: logs unexpected errors; the client gets a short response
             if not isinstance(error, ApiError):
                 log.exception("%s %s failed", scope["method"], scope["path"])
             if not begun:
@@ -94,14 +94,14 @@ class Guard:
 
 
 def _route(scope: Scope) -> str:
-    """The path without ids, so that there are few."""
+    """Return the path without ids, to bound the number of metric labels."""
     first = scope["path"].strip("/").split("/")
     known = "/" + "/".join(first[:2] if first[0] == "v1" else first[:1])
     return known if known in ROUTES else "other"
 
 
 def _check_host(hosts: list[str], known: Iterable[str]) -> None:
-    """A page whose name an attacker has pointed at this machine comes with that name: numbers can't be rebound."""
+    """Reject unknown host names, against DNS rebinding. IP addresses can't be rebound."""
     if len(hosts) != 1 or not _is_ours(hosts[0], known):
         shown = hosts[0][:200] if hosts else ""
         words = f"this server does not answer to the host {shown!r}; start it with --allow-host to have it do so"
@@ -109,7 +109,7 @@ def _check_host(hosts: list[str], known: Iterable[str]) -> None:
 
 
 def _check_origin(headers: Headers, known: Iterable[str]) -> None:
-    """Pages of other sites may not use this server, not even where they can't read its answers."""
+    """Reject requests from pages of other sites, even if those pages couldn't read the responses."""
     origin = headers.get("origin")
     if origin is not None:
         own = urlsplit(f"//{headers['host']}")

@@ -1,10 +1,10 @@
-"""Error messages without the paths of the server's disk."""
+"""Remove local paths from error messages."""
 
 import re
 
 __all__ = ["hide_paths"]
 
-# Two parts at least, so that `and/or` and `/v1` stay; not behind a letter, a colon or another slash, as in addresses.
+# At least two parts, so that `and/or` and `/v1` stay; not after a letter, a colon or another slash, as in addresses.
 _PATH = re.compile(
     r"(?<![\w/.:~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`<>|:;,()\[\]{}]+[/\\])+([^\s/\\'\"`<>|:;,()\[\]{}]*)"
 )
@@ -12,6 +12,6 @@ _QUOTED = re.compile(r"(['\"`])(?:~|[A-Za-z]:)?[/\\](?:[^/\\'\"`\n]+[/\\])+([^/\
 
 
 def hide_paths(text: str) -> str:
-    """The text with every absolute path cut down to its last part."""
+    """Shorten every absolute path in a text to its last part."""
     text = _QUOTED.sub(lambda found: f"{found[1]}{found[2]}{found[1]}", text)
     return _PATH.sub(lambda found: found[1], text)

@@ -1,4 +1,4 @@
-"""Reading a request's body: JSON of bounded size, or an error in our words."""
+"""Read and validate a request's body: JSON of bounded size."""
 
 from typing import Any, TypeVar
 
@@ -13,16 +13,16 @@ from .errors import ApiError, first_flaw
 
 __all__ = ["read_body"]
 
-PATIENCE = 60.0  # seconds until a body has to be here
+PATIENCE = 60.0  # seconds to receive a body
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 async def read_body(request: Request, kind: type[BodyT], most: int) -> BodyT:
-    """The body as a value of `kind`. Raises ApiError."""
+    """Read the body as a value of `kind`. Raises ApiError."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
-        # A page in a browser can send other kinds to this server without asking for its permission first.
+        # Browsers let pages send other content types cross-site without a preflight request.
         raise ApiError(415, "the body must be JSON, with `Content-Type: application/json`", "unsupported_media_type")
     data = await _read_json(request, most)
     if not isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""From a conversation to a recipe's inputs."""
+"""Map a conversation to a recipe's inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from .errors import ApiError
 
 __all__ = ["ChatTurn", "Given", "choose_inputs"]
 
-CONVERSATION = "messages"  # an input of this name, of type list, gets the whole conversation
+CONVERSATION = "messages"  # an input of this name and type list receives the whole conversation
 
 
 class ChatTurn(NamedTuple):
@@ -20,7 +20,7 @@ class ChatTurn(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a run is given, and what of the request reaches nobody."""
+    """A run's inputs, and warnings of parts of the request that no agent receives."""
 
     inputs: dict[str, Any]
     warnings: list[str]
@@ -29,10 +29,10 @@ class Given(NamedTuple):
 def choose_inputs(
     declared: Mapping[str, InputSpec], turns: Sequence[ChatTurn], given: Mapping[str, Any], most: int
 ) -> Given:
-    """The last user message as the recipe's default input, beside the inputs that were given by name.
+    """Combine the inputs given by name with the last user message as the recipe's default input.
 
-    The default input is the one that is required and not given; where none is, the first text that is not given. Raises
-    ApiError where several are, or where all texts together have more than `most` characters.
+    The default input is the only required input that is not given, or else the first text input that is not given.
+    Raises ApiError if several required ones are missing, or if all texts together exceed `most` characters.
     """
     _check_length([*(turn.content for turn in turns), given], most)
     if not turns:

@@ -1,4 +1,4 @@
-"""JSON as the server writes it."""
+"""JSON encoding of responses."""
 
 import json
 from typing import Any
@@ -7,5 +7,5 @@ __all__ = ["to_json"]
 
 
 def to_json(value: Any) -> str:
-    """On one line, in ASCII, since some clients see line ends in other characters; without NaN, which is no JSON."""
+    """Encode on one line, in ASCII because some clients split lines at Unicode separators, and without NaN."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -1,4 +1,4 @@
-"""/metrics: what a server has done and holds, as Prometheus reads it."""
+"""/metrics: counters, histograms and gauges in Prometheus format."""
 
 import threading
 from collections import defaultdict
@@ -37,7 +37,7 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """One value. `suffix` is a histogram's."""
+    """One value. `suffix` is set for histograms."""
 
     name: str
     value: float
@@ -59,7 +59,7 @@ class Metrics:
             self._counts[name, tuple(labels.items())] += value
 
     def time(self, name: str, seconds: float, **labels: str) -> None:
-        """Add to a histogram: by bucket, then the sum, then the number."""
+        """Add to a histogram: its buckets, then sum, then count."""
         key = name, tuple(labels.items())
         with self._lock:
             known = self._times.setdefault(key, [0.0] * (len(SECONDS) + 2))
@@ -69,7 +69,7 @@ class Metrics:
             known[-1] += 1
 
     def run(self, result: Result) -> None:
-        """Count a run that has ended."""
+        """Count an ended run."""
         graph = result.graph
         self.count("cachegraph_runs_total", graph=graph, status=result.status)
         self.time("cachegraph_run_seconds", result.seconds, graph=graph)
@@ -93,7 +93,7 @@ class Metrics:
                 self.count("cachegraph_edge_positions_total", value, kind=kind, **edge)
 
     def samples(self) -> Iterator[Sample]:
-        """All of it."""
+        """Yield all values."""
         with self._lock:
             counts, times = dict(self._counts), {key: list(value) for key, value in self._times.items()}
         for (name, labels), value in counts.items():
@@ -106,7 +106,7 @@ class Metrics:
 
 
 def exposition(samples: Iterable[Sample]) -> str:
-    """The text format, version 0.0.4."""
+    """Format samples as Prometheus text, version 0.0.4."""
     by_name: dict[str, list[Sample]] = {}
     for sample in samples:
         by_name.setdefault(sample.name, []).append(sample)
@@ -119,7 +119,7 @@ def exposition(samples: Iterable[Sample]) -> str:
 
 
 def gauges(values: Mapping[str, float], name: str, label: str, **labels: str) -> Iterator[Sample]:
-    """Values of one gauge that a label tells apart."""
+    """Yield the values of one gauge, distinguished by a label."""
     for kind, value in values.items():
         yield Sample(name, value, (*labels.items(), (label, kind)))
 
@@ -135,7 +135,7 @@ def _escaped(value: str) -> str:
 
 
 async def show_metrics(request: Request) -> Response:
-    """All metrics as text."""
+    """Show all metrics as text."""
     from .server_state import state_of
 
     state = state_of(request)

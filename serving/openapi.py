@@ -1,4 +1,4 @@
-"""/openapi.json: what this server takes, for tools that generate clients and tests."""
+"""/openapi.json: the server's OpenAPI document, for generators of clients and tests."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -54,13 +54,13 @@ STATUSES = {
 
 
 async def show_openapi(request: Request) -> Response:
-    """The document."""
+    """Show the document."""
     return JSONResponse(document())
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The OpenAPI document, version 3.1."""
+    """Build the OpenAPI document, version 3.1."""
     bodies = [body for _, _, _, body, _ in OPERATIONS if body is not None]
     modes: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
     _, schemas = models_json_schema(modes, ref_template="#/components/schemas/{model}")

@@ -1,4 +1,4 @@
-"""From what a client asks, in whatever protocol, to runs of a recipe: everything is checked before anything runs."""
+"""Turn a request of any API into runs of a recipe; check everything before the first run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,24 +21,24 @@ from .sessions import session_of
 
 __all__ = ["Asked", "prepare", "refuse_unsupported"]
 
-LONG = {"json_schema", "ignore_eos", "min_new_tokens"}  # settings that may take long to check
+LONG = {"json_schema", "ignore_eos", "min_new_tokens"}  # settings that may be slow to check
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request in words that all protocols have."""
+    """A request in an API-independent form."""
 
     model: str
     turns: Sequence[ChatTurn]
-    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of a GenerateSpec; None: as the recipe has it
-    stop: Sequence[str] = ()  # beside the recipe's own
+    settings: Mapping[str, Any] = field(default_factory=dict)  # GenerateSpec fields; None: keep the recipe's value
+    stop: Sequence[str] = ()  # in addition to the recipe's own
     inputs: Mapping[str, Any] = field(default_factory=dict)
     choices: int = 1
     session: str | None = None
 
 
 async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
-    """The runs of a request. Raises ApiError for whatever is wrong with it that can be known before they begin."""
+    """Prepare the runs of a request. Raises ApiError for every problem detectable before they begin."""
     served, channel = state.graphs.find(asked.model)
     state.graphs.check_ready()
     limits = state.limits
@@ -77,7 +77,7 @@ async def _with_settings(graph: Graph, settings: Mapping[str, Any]) -> Graph:
 def refuse_unsupported(
     request: BaseModel, neutral: Mapping[str, Sequence[Any]], reasons: Mapping[str, str] | None = None
 ) -> None:
-    """Raise ApiError where a field that no recipe can honour has another value than those that change nothing."""
+    """Raise ApiError if an unsupported field has another value than its neutral ones."""
     for name, allowed in neutral.items():
         value = getattr(request, name)
         if value is None or any(value == each and type(value) is type(each) for each in allowed):

@@ -1,4 +1,4 @@
-"""The server as a process: its socket, its event loop, and how it ends."""
+"""The server process: socket, event loop, shutdown."""
 
 import asyncio
 import ipaddress
@@ -19,11 +19,11 @@ from .server_state import ServerState
 
 __all__ = ["ServerProcess", "bind"]
 
-SPARE = 5  # seconds beyond the grace after which connections are cut
+SPARE = 5  # seconds after the grace period before connections are closed
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """The socket of a server. Raises InputError where it could be reached from other machines without a key."""
+    """Bind the socket of a server. Raises InputError if other machines could reach it without a key."""
     host = config.host.strip("[]")
     known = known_addresses(host)
     try:
@@ -45,7 +45,7 @@ def bind(config: ServerConfig) -> socket.socket:
 
 
 class ServerProcess:
-    """Serves graphs until it is asked to stop, from a signal handler or another thread."""
+    """Serves graphs until `stop` is called, from a signal handler or another thread."""
 
     def __init__(self, graphs: Sequence[Graph], config: ServerConfig):
         self._config = config
@@ -61,14 +61,14 @@ class ServerProcess:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=65,  # longer than what clients keep theirs for
+                timeout_keep_alive=65,  # longer than the clients' timeouts
                 timeout_graceful_shutdown=round(config.grace) + SPARE,
             )
         )
 
     @property
     def names(self) -> list[str]:
-        """Of the recipes."""
+        """Names of the recipes."""
         return [served.name for served in self.app.state.server.graphs]
 
     @staticmethod
@@ -78,7 +78,7 @@ class ServerProcess:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self, sock: socket.socket, started: Callable[[], None] = lambda: None) -> None:
-        """Serve on this socket until `stop`. Raises what kept the models from being loaded."""
+        """Serve on this socket until `stop`. Raises the error if models fail to load."""
         with sock:
             anyio.run(self._serve, sock, started)
         if self._failure is not None:
@@ -90,9 +90,9 @@ class ServerProcess:
         await self._server.serve([sock])
 
     def stop(self, *, at_once: bool = False) -> None:
-        """Take no more requests and end: when all runs have finished or the grace is over, or at once."""
+        """Reject new requests and end when all runs have finished or the grace period is over, or at once."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # it has ended
+            with suppress(RuntimeError):  # it has already ended
                 self._loop.call_soon_threadsafe(self._stop, at_once)
 
     def _stop(self, at_once: bool) -> None:
@@ -110,7 +110,7 @@ class ServerProcess:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, without its own handlers of signals."""
+    """Uvicorn without its signal handlers."""
 
     on_started: Callable[[], None] = staticmethod(lambda: None)
 

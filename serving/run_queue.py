@@ -1,4 +1,4 @@
-"""Which runs are at work and which wait for one of them to end; beyond that a client is asked to come again."""
+"""A bounded queue of runs; if it is full, clients are asked to retry later."""
 
 import math
 from collections.abc import AsyncIterator
@@ -11,21 +11,21 @@ from .errors import ApiError
 
 __all__ = ["RunQueue"]
 
-WEIGHT = 0.2  # of the last run in the estimate of how long one takes
-LONGEST = 120  # seconds that a client is asked to stay away
+WEIGHT = 0.2  # weight of the latest run in the moving average of run times
+LONGEST = 120  # largest retry-after in seconds
 
 
 class RunQueue:
-    """A bounded queue, first come first served, and the cancel scopes of what is in it."""
+    """A bounded first-in, first-out queue, and the cancel scopes of its runs."""
 
     def __init__(self, running: int, waiting: int):
         self.most_running, self.most_waiting = running, waiting
-        self.reserved = 0  # places that are taken, at work or in line
+        self.reserved = 0  # taken places, running or queued
         self.running = 0
         self.stopping = False
         self.refused = 0
         self._limiter = anyio.CapacityLimiter(running)
-        self._seconds = 1.0  # that a run takes, about
+        self._seconds = 1.0  # estimated seconds per run
         self._scopes: set[anyio.CancelScope] = set()
 
     @property
@@ -34,7 +34,7 @@ class RunQueue:
 
     @asynccontextmanager
     async def reserve(self, runs: int = 1) -> AsyncIterator[None]:
-        """Places for so many runs. Raises ApiError: 429 where there are none, 503 where the server stops."""
+        """Reserve places for this number of runs. Raises ApiError: 429 if the queue is full, 503 on shutdown."""
         self.take(runs)
         try:
             with anyio.CancelScope() as scope:
@@ -47,7 +47,7 @@ class RunQueue:
             self.give_back(runs)
 
     def take(self, runs: int = 1, *, waits: bool = False) -> None:
-        """Take so many places until they are given back. Raises ApiError as `reserve` does, unless it `waits`."""
+        """Take this number of places until `give_back`. Raises ApiError like `reserve`, unless it `waits`."""
         if self.stopping:
             raise self._stopped()
         if self.reserved + runs > self.most_running + self.most_waiting and not waits:
@@ -63,12 +63,12 @@ class RunQueue:
         self.reserved += runs
 
     def give_back(self, runs: int = 1) -> None:
-        """Let others have these places."""
+        """Release these places."""
         self.reserved -= runs
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait until one of the places is free to work in."""
+        """Wait for a free running place."""
         me = object()
         await self._limiter.acquire_on_behalf_of(me)
         began = perf_counter()
@@ -81,11 +81,11 @@ class RunQueue:
             self._seconds += WEIGHT * (perf_counter() - began - self._seconds)
 
     def stop(self) -> None:
-        """Take nothing on any more; what is in the queue may finish."""
+        """Reject new runs; let queued ones finish."""
         self.stopping = True
 
     def cancel(self) -> None:
-        """End everything in the queue; its clients are told that the server stops."""
+        """Cancel everything in the queue; its clients are told that the server stops."""
         self.stop()
         for scope in self._scopes:
             scope.cancel()

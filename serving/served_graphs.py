@@ -1,4 +1,4 @@
-"""The recipes of a server: loaded once, and found by the model name that a client asks for."""
+"""The recipes of a server: loaded once, looked up by a request's model name."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ __all__ = ["ServedGraph", "ServedGraphs", "Speaker", "Variant"]
 class Speaker:
     """The agent that writes the reply."""
 
-    name: str  # in full, as events have it
-    streams: bool  # whether the pieces it writes are the reply: not where it may write another one
+    name: str  # full name, as in events
+    streams: bool  # whether its text deltas are the reply; false if it may write another reply later
     agent: Agent
 
     def count_tokens(self, texts: Sequence[str]) -> int:
-        """How many tokens these texts are for its model; about as many, where its tokenizer is not here."""
+        """Count these texts' tokens for its model; an estimate without a local tokenizer."""
         engine = self.agent.peer().engine
         tokenizer = engine.model.tokenizer if engine is not None else None
         if tokenizer is None:
@@ -45,14 +45,14 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe over some channel, with its models loaded and its edges decided."""
+    """A recipe over one channel, with loaded models and decided edges."""
 
     graph: Graph
     speaker: Speaker
 
 
 class ServedGraph:
-    """One recipe, and its copies over other channels, which share its models."""
+    """A recipe, and its copies over other channels, which share its models."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
@@ -61,7 +61,7 @@ class ServedGraph:
         self._copies: dict[str, Graph] = {}
 
     def variant_of(self, spec: GraphSpec) -> Graph | None:
-        """The recipe or its copy over a channel that this is; None where it is another recipe."""
+        """Return the recipe or its copy that matches this spec; None for another recipe."""
         if self.graph.spec == spec:
             return self.graph
         for channel in CHANNELS:
@@ -80,13 +80,13 @@ class ServedGraph:
 
     @cached_property
     def writer(self) -> AgentSpec | None:
-        """The entry of the agent that writes the reply; None where no model does."""
+        """The spec of the agent that writes the reply; None if no model does."""
         spec = answering(self.graph.spec, self.graph.folder)
         entry = spec.agents[spec.output]
         return entry if isinstance(entry, AgentSpec) else None
 
     async def open(self, channel: Channel | None = None) -> Variant:
-        """The recipe over this channel, or over its own. Raises ApiError where it can't run over this one."""
+        """Return the recipe over this channel, or over its own. Raises ApiError if it can't run over this channel."""
         if channel is None:
             return Variant(self.graph, _speaker(await self.graph.awire()))
         try:
@@ -100,7 +100,7 @@ class ServedGraph:
 
 
 class ServedGraphs:
-    """All recipes of a server by their names."""
+    """All recipes of a server by name."""
 
     def __init__(self, graphs: Iterable[Graph]):
         self._served: dict[str, ServedGraph] = {}
@@ -116,7 +116,7 @@ class ServedGraphs:
         return iter(self._served.values())
 
     def find(self, model: str) -> tuple[ServedGraph, Channel | None]:
-        """The recipe and the channel of a model name: `recipe`, or `recipe@channel`. Raises ApiError."""
+        """Look up a model name, `recipe` or `recipe@channel`. Raises ApiError."""
         name, at, channel = model.partition("@")
         if name not in self._served:
             raise ApiError(404, f"there is no model {name!r}{suggest(name, self._served)}", "model_not_found", "model")
@@ -133,13 +133,13 @@ class ServedGraphs:
         return self._served.get(name)
 
     def check_ready(self) -> None:
-        """Raise ApiError while models are being loaded."""
+        """Raise ApiError while models are loading."""
         if not self.ready:
             words = "the server is still loading its models; ask again in a few seconds"
             raise ApiError(503, words, "loading", headers={"Retry-After": "2"})
 
     async def open(self) -> None:
-        """Load every model, one recipe after the other, so that two never compete for memory while they load."""
+        """Load the models of one recipe after the other, so that loads never compete for memory."""
         for served in self._served.values():
             await served.open()
             for _, node in all_nodes(await served.graph.awire()):
@@ -149,7 +149,7 @@ class ServedGraphs:
         self.ready = True
 
     async def close(self) -> None:
-        """Let go of the models."""
+        """Unload the models."""
         self.ready = False
         for served in self._served.values():
             await served.graph.aclose()

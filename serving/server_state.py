@@ -1,4 +1,4 @@
-"""What all requests of a server share."""
+"""State that all requests share."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -16,7 +16,7 @@ __all__ = ["ServerState", "state_of", "tenant_of"]
 
 @dataclass(frozen=True)
 class ServerState:
-    """The recipes, the queue before them, and the limits of a request."""
+    """The recipes, the run queue, and the limits of a request."""
 
     config: ServerConfig
     graphs: ServedGraphs
@@ -25,7 +25,7 @@ class ServerState:
     metrics: Metrics
 
     def cancel(self) -> None:
-        """End everything: runs of the store are parked, and clients told that the server stops."""
+        """Cancel everything: park stored runs, and tell clients that the server stops."""
         self.board.park()
         self.queue.cancel()
 
@@ -39,6 +39,6 @@ def state_of(request: Request) -> ServerState:
 
 
 def tenant_of(request: Request) -> str | None:
-    """Who asks; None where the server has no keys."""
+    """Return the tenant of a request; None if the server has no keys."""
     tenant = request.scope.get("cachegraph.tenant")
     return tenant if isinstance(tenant, str) else None

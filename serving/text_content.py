@@ -1,4 +1,4 @@
-"""The content of messages: text, whole or in parts. Pictures and other parts are refused, since recipes take none."""
+"""Text content of messages, as a string or in parts. Rejects images and other parts, which recipes can't read."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ __all__ = ["Content", "text_of"]
 
 
 class TextPart(BaseModel):
-    """A part that is text."""
+    """A text part."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -30,7 +30,7 @@ Content = str | list[TextPart | OtherPart]
 
 
 def text_of(content: Content | None, place: str) -> str:
-    """The text of a message. Raises ApiError for one that is more than text."""
+    """Return the text of a message. Raises ApiError for parts other than text."""
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:

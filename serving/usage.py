@@ -1,4 +1,4 @@
-"""What a run took, in the words of the protocols, and what its edges did."""
+"""Token usage and edge details of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ __all__ = ["Usage", "answer_of", "details_of", "finish_of", "usage_of"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Positions of all agents of one or more runs."""
+    """Token counts of all agents, summed over one or more runs."""
 
-    prompt: int  # read, however they came to be in a cache
-    cached: int  # of these, found among prompts that were read before, or grafted
+    prompt: int  # prompt tokens, computed or cached
+    cached: int  # of these, reused from the prefix cache or grafted
     completion: int
-    unseen: int  # of these, written by other agents than those whose replies are the answer
+    unseen: int  # of these, written by agents other than the answering one
 
 
 def usage_of(results: Sequence[Result], speaker: str) -> Usage:
-    """All runs together."""
+    """Sum the usage of all runs."""
     totals = [result.totals.tokens for result in results]
     cached = sum(each.reused for each in totals)
     written = sum(each.generated for each in totals)
@@ -31,13 +31,13 @@ def usage_of(results: Sequence[Result], speaker: str) -> Usage:
 
 
 def finish_of(result: Result) -> str | None:
-    """Why the reply ended, as results have it."""
+    """Return the finish reason of the reply."""
     agent = answer_of(result)
     return agent.finish_reason if agent is not None else None
 
 
 def details_of(results: Sequence[Result], warnings: Sequence[str]) -> dict[str, Any]:
-    """What no other server can tell: every edge, what fell back, and what reached nobody."""
+    """Return details beyond the API: every edge, fallbacks, and lost sources."""
     found = [*warnings, *(str(warning) for result in results for warning in result.warnings)]
     return {
         "graph": results[0].graph if results else None,
@@ -78,7 +78,7 @@ def _edges(result: Result, choice: int) -> list[dict[str, Any]]:
 
 
 def answer_of(result: Result) -> AgentResult | None:
-    """The output agent whose reply is the result's text."""
+    """Return the output agent whose reply is the result's text."""
     replies = [result.agents[name] for name in (result.output, *result.outputs) if name in result.agents]
     return next((agent for agent in replies if agent.text is not None), None)
 

@@ -1,7 +1,7 @@
-"""The Anthropic API: what its clients send and expect.
+"""The Anthropic API: requests, responses, errors.
 
-errors            Errors as Anthropic's clients read them
-message_request   A request for a message, and how a recipe runs it
-message_response  The answer, whole or in events
+errors            Errors in Anthropic's format
+message_request   A message request, and its form for a recipe
+message_response  The response message, whole or as events
 messages          /v1/messages and /v1/messages/count_tokens
 """

@@ -1,4 +1,4 @@
-"""Errors as Anthropic's clients read them."""
+"""Errors in Anthropic's format."""
 
 from collections.abc import Iterable
 
@@ -22,13 +22,13 @@ KINDS = {
 
 
 def refuse(error: Exception) -> Response:
-    """The answer that is this error."""
+    """Build the error response."""
     known = api_error(error)
     return JSONResponse(_body(known), known.status, headers=dict(known.headers))
 
 
 def complain(error: Exception) -> Iterable[bytes]:
-    """The end of a stream that fails."""
+    """Yield the final events of a failed stream."""
     yield event(to_json(_body(api_error(error))), "error")
 
 

@@ -1,4 +1,4 @@
-"""A request for a message: what a client may send, and which of it a recipe honours."""
+"""A message request: the fields that clients may send, and its form for a recipe."""
 
 from typing import Annotated, Any, Literal
 
@@ -32,26 +32,26 @@ class InputMessage(BaseModel):
 
 
 class CountRequest(BaseModel):
-    """What both requests have: a model, and a conversation."""
+    """Fields of both requests: a model, and a conversation."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
     messages: Annotated[list[InputMessage], Field(min_length=1)]
     system: Content | None = None
-    cache_control: Any = None  # what was read before is found without being told
-    # Taken with the values in NEUTRAL alone.
+    cache_control: Any = None  # ignored: the prefix cache is automatic
+    # Accepted only with the values in NEUTRAL.
     tools: Any = None
     tool_choice: Any = None
     thinking: Any = None
     output_config: Any = None
     speed: Any = None
-    # Our own.
+    # Extensions.
     inputs: dict[str, Any] | None = None
 
 
 class MessageRequest(CountRequest):
-    """The body of a request for a message, with the fields of ours that `extra_body` brings."""
+    """The body of a message request, with cachegraph's fields from `extra_body`."""
 
     max_tokens: Annotated[int, Field(ge=1)]
     stream: bool | None = None
@@ -67,7 +67,7 @@ class MessageRequest(CountRequest):
 
 
 def turns_of(request: CountRequest) -> list[ChatTurn]:
-    """The conversation as text, the system's words in front. Raises ApiError for what is more than text."""
+    """Return the conversation as text, system message first. Raises ApiError for parts other than text."""
     turns = [
         ChatTurn(message.role, text_of(message.content, f"messages.{number}.content"))
         for number, message in enumerate(request.messages)
@@ -77,7 +77,7 @@ def turns_of(request: CountRequest) -> list[ChatTurn]:
 
 
 def asked_of(request: MessageRequest) -> Asked:
-    """The request in words that all protocols have. Raises ApiError."""
+    """Convert the request to its API-independent form. Raises ApiError."""
     refuse_unsupported(request, NEUTRAL, {"tools": OWN_TOOLS})
     return Asked(
         request.model,

@@ -1,4 +1,4 @@
-"""The answer to a request for a message, whole or in events."""
+"""The response message, whole or as events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ REASONS = {"length": "max_tokens", "refusal": "refusal", "content_filter": "refu
 
 @dataclass(frozen=True)
 class MessageAnswer:
-    """What all events of an answer have in common. `stops` are the caller's, where nothing else is a `stop`."""
+    """Common data of a response's events. `stops` are the caller's stop strings, if only they cause a `stop`."""
 
     model: str
     speaker: str
@@ -27,13 +27,13 @@ class MessageAnswer:
     id: str = field(default_factory=lambda: f"msg_{token_hex(12)}")
 
     def whole(self, result: Result) -> dict[str, Any]:
-        """The answer in one piece."""
+        """Build the complete response."""
         content = [{"type": "text", "text": result.text, "citations": None}]
         head = self._head(content, self._usage(result), **self._end(result))
         return {**head, "cachegraph": details_of([result], self.warnings)}
 
     def begin(self) -> list[bytes]:
-        """The events before the first words. What was read is known only when the run has ended."""
+        """Build the events before the first text. Input usage is known only when the run has ended."""
         usage = {"input_tokens": 0, "output_tokens": 0}
         empty = {"type": "text", "text": "", "citations": None}
         return [
@@ -42,11 +42,11 @@ class MessageAnswer:
         ]
 
     def text(self, text: str) -> bytes:
-        """The next words."""
+        """Build the event of a text delta."""
         return _event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
 
     def end(self, result: Result) -> list[bytes]:
-        """The events behind the last words."""
+        """Build the events after the last text."""
         details = details_of([result], self.warnings)
         return [
             _event("content_block_stop", index=0),
@@ -67,7 +67,7 @@ class MessageAnswer:
     def _usage(self, result: Result) -> dict[str, Any]:
         usage = usage_of([result], self.speaker)
         return {
-            "input_tokens": usage.prompt - usage.cached,  # this API counts what was cached apart
+            "input_tokens": usage.prompt - usage.cached,  # this API counts cached tokens separately
             "cache_read_input_tokens": usage.cached,
             "cache_creation_input_tokens": 0,
             "output_tokens": usage.completion,

@@ -1,4 +1,4 @@
-"""/v1/messages: a conversation in, a recipe's reply out; and /v1/messages/count_tokens."""
+"""/v1/messages and /v1/messages/count_tokens."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ __all__ = ["count_tokens", "create_message"]
 
 
 async def create_message(request: Request) -> Response:
-    """Answer a conversation, at once or as server-sent events."""
+    """Reply to a conversation, as JSON or as server-sent events."""
     state = state_of(request)
     body = await read_body(request, MessageRequest, state.limits.body_bytes)
     call = await prepare(asked_of(body), state, tenant_of(request))
@@ -35,10 +35,10 @@ async def create_message(request: Request) -> Response:
 
 
 def _certain_stops(body: MessageRequest, served: ServedGraph, call: Call) -> tuple[str, ...]:
-    """The caller's stop strings, where a reply that ends with `stop` can only have ended at one of them."""
+    """Return the caller's stop strings if only they can cause the finish reason `stop`."""
     writer = served.writer
     others = writer is None or writer.generate.stop or writer.generate.json_schema is not None
-    here = call.speaker.agent.peer().engine is not None  # an endpoint says `stop` of every end
+    here = call.speaker.agent.peer().engine is not None  # endpoints report `stop` for every end
     return tuple(body.stop_sequences or ()) if here and not others else ()
 
 
@@ -62,7 +62,7 @@ async def _stream(state: ServerState, call: Call, answer: MessageAnswer, emit: E
 
 
 async def count_tokens(request: Request) -> Response:
-    """How many tokens the words of a conversation are for the agent that writes the reply."""
+    """Count a conversation's tokens for the agent that writes the reply."""
     state = state_of(request)
     body = await read_body(request, CountRequest, state.limits.body_bytes)
     refuse_unsupported(body, {name: NEUTRAL[name] for name in NEUTRAL if hasattr(body, name)}, {"tools": OWN_TOOLS})

@@ -1,12 +1,12 @@
-"""The OpenAI API: what its clients send and expect.
+"""The OpenAI API: requests, responses, errors.
 
 chat_completions  /v1/chat/completions
-chat_request      A chat request as the client sends it, and as a recipe runs it
-chat_response     The answer to a chat request, whole or in pieces
-errors            Errors as OpenAI's clients read them
+chat_request      A chat request, and its form for a recipe
+chat_response     The chat completion, whole or in chunks
+errors            Errors in OpenAI's format
 models            /v1/models
-response_object   A response, whole or in events
-response_request  A request for a response, and how a recipe runs it
-response_sessions Responses that go on from earlier ones
+response_object   A response, whole or as events
+response_request  A response request, and its form for a recipe
+response_sessions Sessions of responses that continue earlier ones
 responses         /v1/responses
 """

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: a conversation in, a recipe's reply out."""
+"""/v1/chat/completions."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ __all__ = ["create_chat_completion"]
 
 
 async def create_chat_completion(request: Request) -> Response:
-    """Answer a conversation, at once or as server-sent events."""
+    """Reply to a conversation, as JSON or as server-sent events."""
     state = state_of(request)
     body = await read_body(request, ChatRequest, state.limits.body_bytes)
     call = await prepare(asked_of(body), state, tenant_of(request))

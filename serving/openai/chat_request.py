@@ -1,4 +1,4 @@
-"""A chat request: what a client may send, and which of it a recipe honours. The rest is refused, never ignored."""
+"""A chat request: the fields that clients may send, and its form for a recipe. Rejects unsupported fields."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from ..text_content import Content, text_of
 
 __all__ = ["OWN_TOOLS", "ChatMessage", "ChatRequest", "ResponseFormat", "asked_of", "schema_of", "turns_of"]
 
-# Fields of the protocol that change nothing with these values, and that no recipe honours with others.
+# Unsupported API fields, with the values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
@@ -38,14 +38,14 @@ REASONS = {"tools": OWN_TOOLS, "functions": OWN_TOOLS}
 class ChatMessage(BaseModel):
     """One message of a conversation."""
 
-    model_config = ConfigDict(extra="ignore")  # an assistant's message comes back with all that it was sent with
+    model_config = ConfigDict(extra="ignore")  # clients send assistant messages back with all their fields
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
 
 
 class StreamOptions(BaseModel):
-    """How an answer is streamed."""
+    """Streaming options of a response."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -62,7 +62,7 @@ class JSONSchemaFormat(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """What a reply has to be."""
+    """Format of a reply."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +71,7 @@ class ResponseFormat(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The body of a chat request, with the fields of ours that `extra_body` brings."""
+    """The body of a chat request, with cachegraph's fields from `extra_body`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,14 +87,14 @@ class ChatRequest(BaseModel):
     top_p: float | None = None
     seed: int | None = None
     response_format: ResponseFormat | None = None
-    # Labels, which change no reply.
+    # Labels without effect on replies.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     metadata: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    # Taken with the values in NEUTRAL alone.
+    # Accepted only with the values in NEUTRAL.
     presence_penalty: Any = None
     frequency_penalty: Any = None
     logit_bias: Any = None
@@ -112,7 +112,7 @@ class ChatRequest(BaseModel):
     web_search_options: Any = None
     store: Any = None
     service_tier: Any = None
-    # Our own.
+    # Extensions.
     inputs: dict[str, Any] | None = None
     session: str | None = None
     top_k: int | None = None
@@ -127,7 +127,7 @@ class ChatRequest(BaseModel):
 
 
 def turns_of(messages: list[ChatMessage]) -> list[ChatTurn]:
-    """The messages as text. Raises ApiError for one that is more than text."""
+    """Convert the messages to text. Raises ApiError for parts other than text."""
     return [
         ChatTurn(message.role, text_of(message.content, f"messages.{number}.content"))
         for number, message in enumerate(messages)
@@ -135,7 +135,7 @@ def turns_of(messages: list[ChatMessage]) -> list[ChatTurn]:
 
 
 def asked_of(request: ChatRequest) -> Asked:
-    """The request in words that all protocols have. Raises ApiError."""
+    """Convert the request to its API-independent form. Raises ApiError."""
     refuse_unsupported(request, NEUTRAL, REASONS)
     most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     named = ("temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty")
@@ -155,7 +155,7 @@ def asked_of(request: ChatRequest) -> Asked:
 
 
 def schema_of(wanted: ResponseFormat | None) -> dict[str, Any] | None:
-    """What a reply is held to."""
+    """Return the JSON Schema of the reply, if any."""
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":

@@ -1,4 +1,4 @@
-"""The answer to a chat request, whole or in pieces."""
+"""The chat completion, whole or in chunks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ FINISHES = {"length": "length", "content_filter": "content_filter"}  # all other
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What all pieces of an answer have in common."""
+    """Common data of a completion's chunks."""
 
     model: str
     speaker: str
@@ -30,7 +30,7 @@ class ChatAnswer:
     created: int = field(default_factory=lambda: int(time()))
 
     def whole(self, results: Sequence[Result]) -> dict[str, Any]:
-        """The answer in one piece."""
+        """Build the complete response."""
         choices = [
             {
                 "index": index,
@@ -48,15 +48,15 @@ class ChatAnswer:
         }
 
     def begin(self, choice: int) -> bytes:
-        """The first piece of a choice: who speaks."""
+        """Build the first chunk of a choice, with the role."""
         return self._piece(choice, {"role": "assistant", "content": ""})
 
     def text(self, choice: int, text: str) -> bytes:
-        """The next piece of a choice's reply."""
+        """Build the next chunk of a choice's reply."""
         return self._piece(choice, {"content": text})
 
     def end(self, results: Sequence[Result], emit: Emit, *, with_usage: bool) -> None:
-        """Why each choice ended, what the runs did, and the mark of the end."""
+        """Emit finish reasons, details of the runs, and the end marker."""
         details = details_of(results, self.warnings)
         for index, result in enumerate(results):
             more = {"cachegraph": details} if index == len(results) - 1 else {}
@@ -81,7 +81,7 @@ class ChatAnswer:
 
 
 def chat_usage(usage: Usage) -> dict[str, Any]:
-    """The usage of a chat; tokens that nobody sees count as reasoning."""
+    """Format the usage of a chat; tokens of other agents count as reasoning."""
     return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,

@@ -15,14 +15,14 @@ __all__ = ["list_models", "show_model"]
 
 
 async def list_models(request: Request) -> Response:
-    """All recipes; a channel is chosen by `recipe@channel`."""
+    """List all recipes; `recipe@channel` selects a channel."""
     models = [_model(served) for served in state_of(request).graphs]
     ends = {"first_id": models[0]["id"], "last_id": models[-1]["id"]} if models else {"first_id": None, "last_id": None}
     return JSONResponse({"object": "list", "data": models, "has_more": False, **ends})
 
 
 async def show_model(request: Request) -> Response:
-    """One recipe, by itself or with a channel."""
+    """Show one recipe, with or without a channel."""
     name = request.path_params["model"]
     served, _ = state_of(request).graphs.find(name)
     return JSONResponse(_model(served, name))
@@ -35,7 +35,7 @@ def _model(served: ServedGraph, name: str | None = None) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "cachegraph",
-        # In the words of the Anthropic API, which has the same path.
+        # In the format of the Anthropic API, which has the same path.
         "type": "model",
         "display_name": name or served.name,
         "created_at": datetime.fromtimestamp(served.created, UTC).isoformat().replace("+00:00", "Z"),

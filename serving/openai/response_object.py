@@ -1,4 +1,4 @@
-"""A response, whole or in events."""
+"""A response, whole or as events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from .response_request import ResponseRequest
 
 __all__ = ["ResponseAnswer"]
 
-REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}  # why one is incomplete
+REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}  # reasons for an incomplete response
 
 
 @dataclass(frozen=True)
 class ResponseAnswer:
-    """What all events of a response have in common."""
+    """Common data of a response's events."""
 
     id: str
     request: ResponseRequest
@@ -32,7 +32,7 @@ class ResponseAnswer:
     _numbers: "count[int]" = field(default_factory=count)
 
     def whole(self, result: Result) -> dict[str, Any]:
-        """The response in one piece."""
+        """Build the complete response."""
         reason = REASONS.get(finish_of(result) or "")
         return {
             **self._head("incomplete" if reason else "completed"),
@@ -43,7 +43,7 @@ class ResponseAnswer:
         }
 
     def begin(self) -> list[bytes]:
-        """The events before the first words."""
+        """Build the events before the first text."""
         running = {**self._head("in_progress"), "incomplete_details": None, "output": [], "usage": None}
         message = {**self._message("", "in_progress"), "content": []}
         return [
@@ -54,11 +54,11 @@ class ResponseAnswer:
         ]
 
     def text(self, text: str) -> bytes:
-        """The next words."""
+        """Build the event of a text delta."""
         return self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
 
     def end(self, result: Result) -> list[bytes]:
-        """The events behind the last words."""
+        """Build the events after the last text."""
         whole = self.whole(result)
         status = whole["status"]
         return [

@@ -1,4 +1,4 @@
-"""A request for a response: text in, and which of the rest a recipe honours."""
+"""A response request: the fields that clients may send, and its form for a recipe."""
 
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class InputItem(BaseModel):
-    """A message. What else may stand here, such as calls of tools, is refused."""
+    """A message. Rejects other items, such as tool calls."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -38,7 +38,7 @@ class InputItem(BaseModel):
 
 
 class TextFormat(BaseModel):
-    """What the text has to be."""
+    """Format of the text."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
@@ -47,7 +47,7 @@ class TextFormat(BaseModel):
 
 
 class TextConfig(BaseModel):
-    """How the text is to be."""
+    """Text options."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ class TextConfig(BaseModel):
 
 
 class ResponseRequest(BaseModel):
-    """The body of a request for a response, with the fields of ours that `extra_body` brings."""
+    """The body of a response request, with cachegraph's fields from `extra_body`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,14 +71,14 @@ class ResponseRequest(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     text: TextConfig | None = None
-    # Labels, which change no reply.
+    # Labels without effect on replies.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     metadata: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    # Taken with the values in NEUTRAL alone.
+    # Accepted only with the values in NEUTRAL.
     tools: Any = None
     tool_choice: Any = None
     max_tool_calls: Any = None
@@ -90,13 +90,13 @@ class ResponseRequest(BaseModel):
     truncation: Any = None
     top_logprobs: Any = None
     service_tier: Any = None
-    # Our own.
+    # Extensions.
     inputs: dict[str, Any] | None = None
     seed: int | None = None
 
 
 def asked_of(request: ResponseRequest, session: str | None) -> Asked:
-    """The request in words that all protocols have. Raises ApiError."""
+    """Convert the request to its API-independent form. Raises ApiError."""
     refuse_unsupported(request, NEUTRAL, {"tools": OWN_TOOLS})
     return Asked(
         request.model,

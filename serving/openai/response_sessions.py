@@ -1,6 +1,6 @@
-"""Responses that go on from earlier ones: the session of a response begins as a copy of the one before it.
+"""Sessions of responses that continue earlier ones: each begins as a copy of the earlier response's session.
 
-So an earlier response stays as it was, and several may go on from it.
+The earlier response therefore stays unchanged, and several responses may continue it.
 """
 
 import re
@@ -25,12 +25,12 @@ ID = re.compile(r"resp_[0-9a-f]{24}")
 
 
 def new_id() -> str:
-    """The id of a response, which nobody can guess."""
+    """Generate an unguessable response id."""
     return f"resp_{token_hex(12)}"
 
 
 def session_name(served: ServedGraph, request: ResponseRequest, response: str) -> str | None:
-    """The session of a response; None where the recipe remembers nothing. Raises ApiError where it would have to."""
+    """Return a response's session; None if the recipe has no memory. Raises ApiError if the request needs one."""
     if not served.remembers:
         if request.previous_response_id is not None:
             words = f"no agent of {served.name!r} remembers anything, so nothing goes on from an earlier response; "
@@ -43,7 +43,7 @@ def session_name(served: ServedGraph, request: ResponseRequest, response: str) -
 
 @asynccontextmanager
 async def response_session(request: ResponseRequest, name: str | None, tenant: str | None) -> AsyncIterator[None]:
-    """Have the session of a response begin where the one before it ended. It stays if the block succeeds."""
+    """Copy the earlier response's session for this one. Keeps the copy only if the block succeeds."""
     new = session_of(tenant, name)
     if new is None:
         yield
@@ -56,7 +56,7 @@ async def response_session(request: ResponseRequest, name: str | None, tenant: s
         keep = request.store is not False
     finally:
         if not keep:
-            with anyio.CancelScope(shield=True), suppress(CachegraphError):  # there may be none
+            with anyio.CancelScope(shield=True), suppress(CachegraphError):  # the session may not exist
                 await run_sync(remove, new)
 
 

@@ -1,4 +1,4 @@
-"""/v1/responses: text in, a recipe's reply out, and on from there."""
+"""/v1/responses."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ __all__ = ["create_response"]
 
 
 async def create_response(request: Request) -> Response:
-    """Answer, at once or as server-sent events."""
+    """Reply, as JSON or as server-sent events."""
     state = state_of(request)
     body = await read_body(request, ResponseRequest, state.limits.body_bytes)
     served, _ = state.graphs.find(body.model)

@@ -1,7 +1,7 @@
-"""Runs that outlive their request: begun, watched, cancelled and answered by anybody with the same key.
+"""Stored runs that outlive their request: start, watch, cancel and answer them with the same key.
 
-board     The runs of this server: at work, and in the store
-details   A run as clients see it
+board     The runs of this server, live and stored
+details   A run as JSON for clients
 events    The events of a run, as server-sent events
 live_run  A run of this process, with its events
 routes    /runs

@@ -1,7 +1,7 @@
-"""The runs of this server: those at work, those that ended lately with their events, and all others in the store.
+"""The runs of this server: live ones, recently ended ones with their events, and all others in the store.
 
-A run is in the store before its client hears of it. Where the server stops, what is at work is parked there; a later
-server of the same recipes goes on with it.
+A run enters the store before its client gets its id. A stopping server parks its live runs in the store; a later
+server of the same recipes resumes them.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RunBoard"]
 
-KEPT = 200  # runs that have ended, whose events are still here
+KEPT = 200  # ended runs whose events stay in memory
 log = logging.getLogger("cachegraph.serving")
 
 
 class RunBoard:
-    """Begins runs, and goes on with them. `group` is where they work."""
+    """Starts and resumes runs in the task group `group`."""
 
     group: TaskGroup
 
@@ -48,22 +48,22 @@ class RunBoard:
         self._runs: dict[str, LiveRun] = {}
 
     def store_of(self, tenant: str | None) -> Store:
-        """The store, of this tenant's runs alone."""
+        """Return the store, restricted to this tenant's runs."""
         return self._store.within(_prefix(tenant))
 
     async def begin(self, graph: Graph, inputs: Mapping[str, Any], session: str | None, tenant: str | None) -> LiveRun:
-        """Enter a run into the store, and have it begin. Raises ApiError where the queue is full."""
+        """Enter a run into the store and start it. Raises ApiError if the queue is full."""
         stream = graph.stream(inputs, store=self.store_of(tenant), session=session)
         return await self._start(stream, tenant)
 
     async def answer(self, run: str, answer: str, turn: str | None, tenant: str | None) -> LiveRun:
-        """Go on with a run that is paused. Raises ApiError or InputError where it asks nothing."""
+        """Answer and resume a paused run. Raises ApiError or InputError if it has no open question."""
         stored = await self.get(run, tenant)
         stream = await run_sync(self._resumed, stored, tenant, answer, turn)
         return await self._start(stream, tenant)
 
     async def cancel(self, run: str, tenant: str | None) -> None:
-        """Cancel a run, and wait until it has ended. Raises ApiError where nothing is at work on it."""
+        """Cancel a run and wait until it has ended. Raises ApiError if it is not live."""
         await self.get(run, tenant)
         live = self._runs.get(run)
         if live is None or not live.at_work:
@@ -72,7 +72,7 @@ class RunBoard:
         await live.ended()
 
     async def get(self, run: str, tenant: str | None) -> "StoredRun":
-        """A run of this tenant's as it is in the store. Raises ApiError."""
+        """Return a stored run of this tenant. Raises ApiError."""
         missing = ApiError(404, f"there is no run {run[:64]!r}", "run_not_found")
         if not run.startswith(_prefix(tenant)) or len(run) > 64:
             raise missing
@@ -87,29 +87,29 @@ class RunBoard:
     async def list(
         self, tenant: str | None, limit: int, skip: int, graph: str | None, status: str | None
     ) -> "Sequence[RunInfo]":
-        """Runs of this tenant, the newest first."""
+        """List this tenant's runs, newest first."""
         store = self.store_of(tenant)
         return await run_sync(lambda: store.list(limit, skip=skip, graph=graph, status=status))
 
     def live(self, run: str) -> LiveRun | None:
-        """The run with its events, where this process has them."""
+        """Return the run with its events, if this process has them."""
         return self._runs.get(run)
 
     def park(self) -> None:
-        """Stop all runs where they are; a later server goes on with them."""
+        """Stop all runs; a later server resumes them."""
         for live in self._runs.values():
             if live.at_work and live.stream is not None:
                 live.stream.park()
                 live.scope.cancel()
 
     async def drained(self) -> None:
-        """Wait until nothing is at work, and let go of the store."""
+        """Wait until no run is live, then close the store."""
         for live in list(self._runs.values()):
             await live.ended()
         await run_sync(self._store.close)
 
     async def resume_interrupted(self) -> None:
-        """Go on with what an earlier server of these recipes left unfinished."""
+        """Resume runs that an earlier server of these recipes left unfinished."""
         keys = self._config.keys
         tenants: Sequence[str | None] = [None] if keys is None else sorted(set(keys.tenants.values()))
         for tenant in tenants:
@@ -124,7 +124,7 @@ class RunBoard:
                     log.warning("run %s stays interrupted: %s", info.id, error)
 
     def _resumed(self, stored: "StoredRun", tenant: str | None, answer: str | None, turn: str | None) -> RunStream:
-        """In a thread: its recipe is read."""
+        """Resume a run. Call it in a thread, because it reads the recipe."""
         served, setting = self._graphs.get(stored.graph), stored.setting
         if served is not None:
             spec = parse_recipe(
@@ -146,7 +146,7 @@ class RunBoard:
             run = await stream.enter()
         except BaseException as error:
             self._queue.give_back()
-            if isinstance(error, InputError):  # somebody else goes on with it just now
+            if isinstance(error, InputError):  # another process is resuming it
                 raise ApiError(409, "the run is at work already", "at_work") from error
             raise
         assert run is not None
@@ -164,7 +164,7 @@ class RunBoard:
                 await self._in_turn(live, stream)
         except RunError as error:
             log.info("run %s failed: %s", live.id, error)
-        except Exception:  # a boundary: the run has ended, and the server goes on
+        except Exception:  # a boundary: the run has ended, and the server continues
             log.exception("run %s failed", live.id)
         finally:
             self._queue.give_back()
@@ -181,7 +181,7 @@ class RunBoard:
                         async for event in stream:
                             live.add(event)
         finally:
-            if waiting:  # it is in the store, where it has to end, too
+            if waiting:  # it must also end in the store
                 with anyio.CancelScope(shield=True), anyio.move_on_after(0):
                     async with stream:
                         async for event in stream:
@@ -189,5 +189,5 @@ class RunBoard:
 
 
 def _prefix(tenant: str | None) -> str:
-    """How the ids of a tenant's runs begin."""
+    """Return the prefix of a tenant's run ids."""
     return "server-" if tenant is None else f"t{hashlib.sha256(tenant.encode()).hexdigest()[:16]}-"

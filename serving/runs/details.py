@@ -1,4 +1,4 @@
-"""A run as clients see it: from this process while it has it, else from the store."""
+"""A run as JSON for clients: from this process while it has the run, otherwise from the store."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ __all__ = ["details", "summary"]
 
 
 def summary(info: "RunInfo") -> dict[str, Any]:
-    """A run in a list."""
+    """Format a run for a list."""
     return {
         "id": info.id,
         "graph": info.graph,
@@ -27,7 +27,7 @@ def summary(info: "RunInfo") -> dict[str, Any]:
 
 
 def details(stored: "StoredRun", live: LiveRun | None) -> dict[str, Any]:
-    """One run. `result` is there while this process has it; the words of all finished turns always are."""
+    """Format one run. Has `result` while this process has the run, and always the replies of finished turns."""
     result = live.result if live is not None else None
     turns = {each.turn: each.recorded.text for each in stored.turns}
     error = stored.outcome.error
@@ -47,7 +47,7 @@ def details(stored: "StoredRun", live: LiveRun | None) -> dict[str, Any]:
 
 
 def _questions(stored: "StoredRun") -> Mapping[str, str]:
-    """What people are asked, by turn."""
+    """Return open questions by turn."""
     asked = stored.outcome.unfinished.items()
     return {turn: each.prompt or "" for turn, each in asked if each.status == "paused"}
 

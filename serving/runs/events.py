@@ -1,4 +1,4 @@
-"""The events of a run as server-sent events, which go on where a client has lost them."""
+"""The events of a run as server-sent events, which a client can resume after a disconnect."""
 
 import json
 from secrets import token_hex
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["send_events"]
 
-EPOCH = token_hex(4)  # of this process: numbers of an earlier one mean nothing here
+EPOCH = token_hex(4)  # per process: an earlier process's event numbers are invalid
 
 
 async def send_events(stored: "StoredRun", live: LiveRun | None, last: str | None, emit: Emit) -> None:
-    """All events from behind the one that the client has seen last, until nothing is at work on the run.
+    """Send all events after the client's last one, until the run is no longer live.
 
-    Of a run whose events are no longer here, one event `run_stored` with what the store has of it.
+    If the run's events are no longer in memory, send one event `run_stored` with the stored run.
     """
     if live is None:
         body = {"schema_version": 1, "type": "run_stored", "run": details(stored, None)}

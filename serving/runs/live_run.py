@@ -1,4 +1,4 @@
-"""A run of this process, with its events so far and those who wait for more."""
+"""A run of this process, with its events so far and its waiting readers."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,11 +13,11 @@ from ..hide_paths import hide_paths
 
 __all__ = ["LiveRun", "without_paths"]
 
-MESSAGES = {"error", "fallback_reason", "fuser", "message", "model"}  # fields that may name files of the server
+MESSAGES = {"error", "fallback_reason", "fuser", "message", "model"}  # fields that may contain local paths
 
 
 class LiveRun:
-    """One run. Its events are numbered from 0, through all attempts to finish it."""
+    """One run. Events are numbered from 0 across all attempts."""
 
     def __init__(self, id: str, tenant: str | None):
         self.id, self.tenant = id, tenant
@@ -32,7 +32,7 @@ class LiveRun:
         return self.stream.result if self.stream is not None else None
 
     def begin(self, stream: RunStream) -> None:
-        """Another attempt."""
+        """Start an attempt."""
         self.stream, self.at_work, self.scope = stream, True, anyio.CancelScope()
 
     def add(self, event: Event) -> None:
@@ -40,12 +40,12 @@ class LiveRun:
         self._wake()
 
     def end(self) -> None:
-        """The attempt is over: finished, failed, paused, cancelled or parked."""
+        """End the attempt: finished, failed, paused, cancelled or parked."""
         self.at_work = False
         self._wake()
 
     async def follow(self, first: int) -> AsyncIterator[tuple[int, dict[str, Any]]]:
-        """The events from this number on, until nothing is at work on the run."""
+        """Yield the events from this number on, until the run is no longer live."""
         number = first
         while True:
             while number < len(self.events):
@@ -56,7 +56,7 @@ class LiveRun:
             await self._changed.wait()
 
     async def ended(self) -> None:
-        """Wait until nothing is at work on the run."""
+        """Wait until the run is no longer live."""
         while self.at_work:
             await self._changed.wait()
 
@@ -66,7 +66,7 @@ class LiveRun:
 
 
 def without_paths(value: Any, key: str = "") -> Any:
-    """A JSON value whose messages name no path of the server."""
+    """Remove local paths from a JSON value's messages."""
     if isinstance(value, str):
         return hide_paths(value) if key in MESSAGES else value
     if isinstance(value, dict):

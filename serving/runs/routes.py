@@ -1,4 +1,4 @@
-"""/runs: begin, list, show, watch, cancel, answer."""
+"""/runs: start, list, show, watch, cancel, answer."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,27 +21,27 @@ from .events import send_events
 __all__ = ["run_routes"]
 
 STATUSES = ("running", "finished", "partial", "paused", "failed", "cancelled", "interrupted")
-MOST = 200  # runs in one list
+MOST = 200  # runs per list
 
 
 class RunRequest(BaseModel):
-    """What to run."""
+    """The body of a request to start a run."""
 
     model_config = ConfigDict(extra="forbid")
 
-    graph: str  # a recipe, or `recipe@channel`
+    graph: str  # `recipe` or `recipe@channel`
     inputs: dict[str, Any] = {}
-    settings: dict[str, Any] = {}  # fields of `generate`, for the outputs
+    settings: dict[str, Any] = {}  # `generate` fields for the outputs
     session: str | None = None
 
 
 class AnswerRequest(BaseModel):
-    """What a person says to a run that waits for it."""
+    """A person's answer to a paused run."""
 
     model_config = ConfigDict(extra="forbid")
 
     answer: str
-    turn: str | None = None  # whose question it answers, where there are several
+    turn: str | None = None  # the turn whose question it answers, if there are several
 
 
 def run_routes() -> list[BaseRoute]:
@@ -56,7 +56,7 @@ def run_routes() -> list[BaseRoute]:
 
 
 async def begin_run(request: Request) -> Response:
-    """Begin a run, and say what it is called. It is in the store by then."""
+    """Start a run and return its id, after it has entered the store."""
     state, tenant = state_of(request), tenant_of(request)
     body = await read_body(request, RunRequest, state.limits.body_bytes)
     asked = Asked(body.graph, (), body.settings, inputs=body.inputs, session=body.session)
@@ -66,7 +66,7 @@ async def begin_run(request: Request) -> Response:
 
 
 async def list_runs(request: Request) -> Response:
-    """Runs, the newest first."""
+    """List runs, newest first."""
     asked = request.query_params
     status = asked.get("status")
     if status is not None and status not in STATUSES:
@@ -78,12 +78,12 @@ async def list_runs(request: Request) -> Response:
 
 
 async def show_run(request: Request) -> Response:
-    """One run."""
+    """Show one run."""
     return await _show(state_of(request), request.path_params["run"], tenant_of(request))
 
 
 async def watch_run(request: Request) -> Response:
-    """The events of a run, from behind `Last-Event-ID`."""
+    """Stream the events of a run, after `Last-Event-ID`."""
     state, run = state_of(request), request.path_params["run"]
     stored = await state.board.get(run, tenant_of(request))
     last = request.headers.get("last-event-id")
@@ -91,14 +91,14 @@ async def watch_run(request: Request) -> Response:
 
 
 async def cancel_run(request: Request) -> Response:
-    """Cancel a run, and show how far it came."""
+    """Cancel a run and show its final state."""
     state, run, tenant = state_of(request), request.path_params["run"], tenant_of(request)
     await state.board.cancel(run, tenant)
     return await _show(state, run, tenant)
 
 
 async def answer_run(request: Request) -> Response:
-    """Go on with a run that waits for a person."""
+    """Answer and resume a paused run."""
     state, run, tenant = state_of(request), request.path_params["run"], tenant_of(request)
     body = await read_body(request, AnswerRequest, state.limits.body_bytes)
     await state.board.answer(run, body.answer, body.turn, tenant)
