@@ -20,7 +20,7 @@ METRICS = ("-m", "accuracy", "-m", "answer_logprob")
 SHORT = ("optim.steps=100",)  # trials are judged after 50 and 100 steps
 TRIED = {
     "random-start": ("fuser.ridge=null",),
-    "lean": ("fuser.ridge=null", "fuser.architecture=lean", "fuser.params={width: 128}", "optim.learning_rate=1e-3"),
+    "lean": ("fuser.ridge=null", "fuser.architecture=lean", 'fuser.params={"width": 128}', "optim.learning_rate=1e-3"),
     "as-shipped": (),
     "last-position": ("fuser.ridge.positions=1",),
     "nine-layers": ("fuser.sharer_depth=9",),
