@@ -1,23 +1,23 @@
-"""Evaluation: compare the variants of one graph on a user's own data, with controls.
+"""Compare the variants of a graph on a user's data, with controls.
 
-compare       The comparison itself
-comparison    What a comparison found
-derangement   Who gets whose cache in the mismatched control
-environment   On what a comparison ran
-evidence      From a comparison to evidence on a fuser's card
+compare       `compare` and `acompare`: run all variants and summarise
+comparison    `Comparison`: the outcome, as a value that prints, saves and loads
+derangement   Donors of the mismatched control: a seeded derangement of the examples
+environment   Versions, hardware, models and settings of a comparison
+evidence      Evidence for a fuser's card, from a comparison
 harness/      Recipes as models of the Language Model Evaluation Harness
-metrics       What makes a reply, or a choice, good
-peak_memory   The most memory that was held while something ran, seen by looking often
-records       What one example gave in one variant
-report/       A comparison as one HTML file that needs nothing else
-results_file  The results file
-run_example   One example, once
-run_variants  Playing every example of every variant, some at a time, each result kept as soon as it is there
-stats         Intervals and p-values for paired examples
-summary       From records to rows and differences
-table         A comparison for a terminal
-task          What a comparison is asked to do, checked as far as that goes without a model
-variants      The ways in which one graph is run on the same examples
-verdict       What the numbers say, in words, and no more than they say
-warnings      What makes a comparison doubtful
+metrics       Metrics of replies and of choices
+peak_memory   Peak memory of the process and its GPUs
+records       The record of one example in one variant
+report/       A comparison as one HTML file
+results_file  The file of records, written as they come
+run_example   Run one example in one variant
+run_variants  Run all examples of all variants
+stats         Confidence intervals and p-values for paired examples
+summary       Table rows and paired differences, from records
+table         A comparison as terminal tables
+task          The request of a comparison, checked without a model
+variants      The variants of a graph: channels, ends alone, controls, other fusers
+verdict       Sentences that state what the numbers show
+warnings      Warnings: training data, too few examples, metrics that disagree
 """

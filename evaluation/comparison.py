@@ -1,4 +1,4 @@
-"""What a comparison found: one value that prints, saves and loads, and from which a report is drawn. Needs no torch."""
+"""`Comparison`: the outcome of a comparison, as a value that prints, saves and loads. Imports no torch."""
 
 import json
 from os import PathLike
@@ -44,26 +44,26 @@ class Difference(BaseModel):
 
     @property
     def shown(self) -> bool:
-        """Whether a difference is shown: interval and test agree on it."""
+        """Whether the interval excludes 0 and p is below 0.05."""
         return (self.low > 0 or self.high < 0) and self.p < 0.05
 
 
 class MetricInfo(BaseModel):
-    """A metric, and whether its values are fractions to be shown as points of 100, nats, or just numbers."""
+    """A metric and its unit: fractions that are shown as percentage points, nats, or plain numbers."""
 
     name: str
     unit: Unit
 
 
 class Spread(BaseModel):
-    """Seconds an example."""
+    """Seconds per example."""
 
     median: float
     mean: float
 
 
 class AgentSummary(BaseModel):
-    """One agent, means an example."""
+    """One agent: means per example."""
 
     prefilled: float
     generated: float
@@ -76,7 +76,7 @@ class AgentSummary(BaseModel):
 
 
 class EdgeSummary(BaseModel):
-    """One edge: what it was asked for, how often it was what, and means an example."""
+    """One edge: the requested channel, how often each channel was used, and means per example."""
 
     sender: str
     receiver: str
@@ -89,20 +89,20 @@ class EdgeSummary(BaseModel):
 
 
 class VariantRow(BaseModel):
-    """A row of the table. `why_not` is set where it could not run; `same_as` where it is by definition what another row
-    of the table is; `mean_of` where it is the mean of others, which differ in their fuser.
+    """A table row. `why_not` says why the variant could not run. `same_as` names the row that it equals by definition.
+    `mean_of` names the variants of which it is the mean, which differ in their fuser.
 
-    `cache_share` is how many of the journeys over edges that were asked for a cache had one; None without such edges.
+    `cache_share` is the fraction of deliveries with a cache on edges that asked for one; None without such edges.
     """
 
     name: str
     description: str
-    recorded_as: str | None = None  # what its records are called, where that is not its name
+    recorded_as: str | None = None  # the variant of its records, if not its name
     same_as: str | None = None
     mean_of: tuple[str, ...] = ()
     why_not: str | None = None
     examples: int = 0
-    groups: int | None = None  # that these examples form; None: they are independent
+    groups: int | None = None  # groups that the examples form; None: they are independent
     failed: int = 0
     errors: dict[str, int] = {}
     quality: dict[str, Estimate] = {}
@@ -115,12 +115,12 @@ class VariantRow(BaseModel):
 
     @property
     def was_run(self) -> bool:
-        """Whether it is a row of its own, and no other name or mean of what others have shown."""
+        """Whether the variant ran itself: it is not an alias or a mean of other rows."""
         return self.why_not is None and self.same_as is None and not self.mean_of
 
 
 class Comparison(BaseModel):
-    """Variants of one graph on the same examples. The first metric is the one that verdicts speak of."""
+    """Variants of one graph on the same examples. Verdicts are about the first metric."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -132,9 +132,7 @@ class Comparison(BaseModel):
     rows: list[VariantRow]
     differences: list[Difference]
     verdicts: list[str]
-    warnings: list[
-        str
-    ] = []  # what makes the numbers doubtful: rows of the training, too few rows, metrics that disagree
+    warnings: list[str] = []  # reasons for doubt: training data, too few examples, metrics that disagree
     environment: Environment
     examples: list[Example]
     records: list[ExampleRecord]
@@ -145,13 +143,13 @@ class Comparison(BaseModel):
         return next((row for row in self.rows if row.name == variant), None)
 
     def difference(self, variant: str, baseline: str, metric: str | None = None) -> Difference | None:
-        """`variant` minus `baseline`, in the first metric unless another is named."""
+        """`variant` minus `baseline`, by default in the first metric."""
         metric = metric or self.metrics[0].name
         found = (each for each in self.differences if (each.variant, each.baseline) == (variant, baseline))
         return next((each for each in found if each.metric == metric), None)
 
     def records_of(self, variant: str) -> list[ExampleRecord]:
-        """A variant's records by example, also where it shares another's; of a mean, those of all its parts."""
+        """The records that a variant shows, its own or another's; for a mean, those of all its parts."""
         row = self.row(variant)
         if row is not None and row.mean_of:
             return [record for part in row.mean_of for record in self.records_of(part)]
@@ -159,21 +157,21 @@ class Comparison(BaseModel):
         return [record for record in self.records if record.variant == name]
 
     def to_json(self, indent: int | None = None) -> str:
-        """All of it as JSON text."""
+        """The whole comparison as JSON text."""
         return self.model_dump_json(by_alias=True, indent=indent)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "this") -> "Comparison":
-        """What `to_json` wrote, and `where` it stands, for the message. Raises InputError."""
+        """Read what `to_json` wrote. `where` names the source in messages. Raises InputError."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise InputError(f"{where} is no comparison that cachegraph {__version__} can read ({why})") from error
+            raise InputError(f"{where} is not a comparison that cachegraph {__version__} can read ({why})") from error
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write it as JSON, whole or not at all. Raises ConfigError."""
+        """Write it as JSON, atomically. Raises ConfigError."""
         try:
             write_atomically(Path(path), self.to_json())
         except OSError as error:
@@ -181,14 +179,14 @@ class Comparison(BaseModel):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Comparison":
-        """What `save` wrote. Raises InputError."""
+        """Read what `save` wrote. Raises InputError."""
         try:
             return cls.from_json(Path(path).read_bytes(), repr(str(path)))
         except OSError as error:
             raise InputError(f"there is no comparison at {str(path)!r}: {error.strerror or error}") from error
 
     def summary(self) -> dict[str, object]:
-        """Without examples and records: what one reads or keeps in a log."""
+        """The comparison without recipe, examples and records, as JSON-like values."""
         plain = json.loads(self.model_dump_json(by_alias=True, exclude={"examples", "records", "recipe"}))
         return dict(plain)
 

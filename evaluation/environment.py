@@ -1,4 +1,4 @@
-"""On what a comparison ran: what one needs to repeat it, and to see why numbers may differ elsewhere."""
+"""Environment of a comparison: the versions, hardware, models and settings that are needed to repeat it."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ class ModelFacts(BaseModel):
 
 
 class Environment(BaseModel):
-    """Versions, hardware, models and settings. `key` names recipe, data, models, machine and settings together."""
+    """Versions, hardware, models and settings. `key` hashes recipe, data, models, machine and settings."""
 
     key: str = ""
     cachegraph: str = __version__
@@ -44,14 +44,14 @@ class Environment(BaseModel):
     gpus: list[str] = []
     models: list[ModelFacts] = []
     recipe_hash: str = ""
-    data: str = ""  # what the data is called
+    data: str = ""  # name of the data
     data_hash: str = ""
-    rows: int = 0  # in the data
+    rows: int = 0  # examples in the data
     limit: int | None = None
     seeds: list[int] = []
     concurrency: int = 1
     started: str = ""  # UTC
-    command: str = ""  # as it was typed, where it was
+    command: str = ""  # as typed, if it was run from the command line
 
 
 def describe(wiring: Wiring) -> Environment:
@@ -72,8 +72,10 @@ def describe(wiring: Wiring) -> Environment:
 
 
 def batches_exactly(wiring: Wiring) -> bool:
-    """Whether a row's bits don't depend on the rows that run beside it: so it is in bfloat16 on an x86 CPU, where torch
-    has no AMX, whose products it rounds by the number of rows, or our own kernels compute the model.
+    """Whether batching changes no bit of a result.
+
+    True in bfloat16 on x86 CPUs without AMX, where torch rounds each row alone, or with our own kernels. With AMX,
+    torch's rounding depends on the number of rows.
     """
     peers = [node.agent.peer() for _, node in all_nodes(wiring) if not node.is_graph]
     models = [model for peer in peers if (model := getattr(peer.engine, "model", None)) is not None]

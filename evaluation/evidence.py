@@ -1,4 +1,4 @@
-"""From a comparison to evidence on a fuser's card: whether its own cache does better than another example's."""
+"""Evidence for a fuser's card: whether its own cache does better than a mismatched one in a comparison."""
 
 from pathlib import Path
 
@@ -15,10 +15,9 @@ __all__ = ["evidence_of", "record_evidence"]
 
 
 def evidence_of(comparison: Comparison, card: Card) -> Evidence:
-    """What a comparison with the variants `cache` and `mismatched` shows about the fuser of its one cache edge.
+    """The evidence of a comparison's variants `cache` and `mismatched` for the fuser of its only cache edge.
 
-    The first metric counts. Raises InputError where the comparison can't show it: a variant is missing, several edges
-    carry caches, or another pair of models ran.
+    Uses the first metric. Raises InputError if a variant is missing, several edges carry caches, or other models ran.
     """
     own, mismatched = comparison.row("cache"), comparison.row("mismatched")
     difference = comparison.difference("cache", "mismatched")
@@ -58,7 +57,7 @@ def _carries(recipe: GraphSpec, edge: CacheEdge | BothEdge | AutoEdge) -> Carrie
 
 
 def _check_fuser(comparison: Comparison, folder: Path) -> None:
-    """Raise InputError where another fuser than this one was at work; older comparisons don't say which was."""
+    """Raise InputError if the comparison used another fuser. Older comparisons don't name theirs."""
     used = {edge.report.fuser for record in comparison.records_of("cache") for edge in record.edges} - {None}
     names = {Path(part.strip()).name for each in used if each is not None for part in each.split(",")}
     if names and names.isdisjoint({folder.name, folder.parent.name}):
@@ -69,9 +68,9 @@ def _check_fuser(comparison: Comparison, folder: Path) -> None:
 
 
 def record_evidence(folder: Path, comparison: Comparison) -> Evidence:
-    """Put what a comparison shows on the card of the fuser in `folder`, in place of older evidence on the same data.
+    """Add a comparison's evidence to the card of the fuser in `folder`. Replaces older evidence on the same data.
 
-    Raises InputError as `evidence_of`, FuserError where the card is damaged, ConfigError where it can't be written.
+    Raises InputError as `evidence_of`, FuserError if the card is damaged, ConfigError if it can't be written.
     """
     _check_fuser(comparison, folder)
     new = evidence_of(comparison, read_card(folder))

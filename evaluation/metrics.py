@@ -1,4 +1,4 @@
-"""What makes a reply, or a choice, good. A metric is a number for one example; 0 and 1 where it is right or wrong."""
+"""Metrics of replies and choices. A metric maps one example to a number; 1 is right and 0 wrong for fractions."""
 
 import math
 import re
@@ -24,37 +24,39 @@ UserMetric = Callable[[Example, str], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A named judge. `of_choices` where it reads the choices' scores rather than the reply."""
+    """A named metric. `of_choices`: it needs the choices' scores instead of the reply."""
 
     name: str
     unit: Unit
     of_choices: bool
-    judge: Callable[[Example, str, Scores], float]
+    function: Callable[[Example, str, Scores], float]
 
     def __call__(self, example: Example, reply: str, scores: Scores) -> float:
-        """This example's value. Raises InputError where a user's own metric gives no number."""
+        """This example's value. Raises InputError if a user's metric returns no finite number."""
         try:
-            value = float(self.judge(example, reply, scores))
+            value = float(self.function(example, reply, scores))
         except (TypeError, ValueError) as error:
-            raise InputError(f"the metric {self.name!r} gives no number for row {example.index}: {error}") from error
+            where = f"for example {example.index}"
+            raise InputError(f"the metric {self.name!r} returns no number {where}: {error}") from error
         if not math.isfinite(value):
-            raise InputError(f"the metric {self.name!r} gives {value} for row {example.index}; give a finite number")
+            where = f"for example {example.index}"
+            raise InputError(f"the metric {self.name!r} returns {value} {where}; return a finite number")
         return value
 
 
 def choose(scores: Scores, per_character: bool = False) -> int:
-    """The likeliest choice; of equally likely ones the first."""
+    """Index of the likeliest choice, the first of equally likely ones. `per_character`: normalised by length."""
     values = [score.logprob / (max(score.characters, 1) if per_character else 1) for score in scores]
     return values.index(max(values))
 
 
 def chosen(metrics: Sequence[Metric], scores: Scores) -> int:
-    """What a table shows as the answer: the choice by the first metric that reads choices."""
+    """Index of the choice that a table shows as the answer, by the first metric."""
     return choose(scores, any(metric.name == "accuracy_per_character" for metric in metrics[:1]))
 
 
 def words(text: str) -> list[str]:
-    """As in SQuAD: no case, no punctuation, no articles."""
+    """Normalised words as in SQuAD: without case, punctuation and articles."""
     lower = "".join(
         " " if character in string.punctuation or unicodedata.category(character).startswith("P") else character
         for character in text.lower()
@@ -104,7 +106,7 @@ OF_REPLIES = ("exact_match", "contains", "f1")
 
 
 def pick_metrics(wanted: Sequence[str | UserMetric] | None, example: Example) -> list[Metric]:
-    """The metrics asked for, or those that fit the data. Raises InputError for one that is unknown or has no data."""
+    """The requested metrics, or those that fit the data. Raises InputError for unknown metrics and missing columns."""
     if not wanted:
         if not example.references:
             raise InputError("the data has neither choices nor references; name their columns, or give a metric")

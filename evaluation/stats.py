@@ -1,4 +1,4 @@
-"""Intervals and p-values for paired examples: the bootstrap, Wilson's score interval, and McNemar's exact test."""
+"""Confidence intervals and p-values for paired examples: bootstrap, Wilson's interval, McNemar's exact test."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Where a value lies with 95 % confidence."""
+    """A 95 % confidence interval."""
 
     low: float
     high: float
@@ -24,10 +24,10 @@ class Interval(NamedTuple):
 def bootstrap_means(
     columns: Floats, seed: int, resamples: int = RESAMPLES, groups: Sequence[Hashable] | None = None
 ) -> Floats:
-    """(resamples, columns): the mean of each column over examples drawn again, the same ones for all columns.
+    """(resamples, columns): bootstrap means of each column. All columns use the same draws.
 
-    `columns` is (examples, columns). `groups` has an entry an example: those of one group are drawn together, as many
-    groups as there are (the cluster bootstrap). How often each is drawn is multinomial, which needs no list of draws.
+    `columns` is (examples, columns). `groups` has an entry per example; examples of a group are drawn together (the
+    cluster bootstrap). Draws are counts of a multinomial distribution, which needs no list of indices.
     """
     sums, sizes = (columns, np.ones(len(columns))) if groups is None else _by_group(columns, groups)
     count = len(sums)
@@ -42,7 +42,7 @@ def bootstrap_means(
 
 
 def _by_group(columns: Floats, groups: Sequence[Hashable]) -> tuple[Floats, Floats]:
-    """By group, the sum of its examples' rows and how many they are."""
+    """(groups, columns) sums of each group's examples, and (groups,) their numbers."""
     places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     where = np.array([places[group] for group in groups])
     sums = np.zeros((len(places), columns.shape[1]))
@@ -57,11 +57,10 @@ def interval(means: Floats) -> Interval:
 
 
 def wilson(rights: Floats, groups: Sequence[Hashable] | None = None) -> Interval:
-    """Wilson's score interval of a share, from a 0 or 1 an example; it has width at 0 % and 100 %, too.
+    """Wilson's score interval of a share, from a 0 or 1 per example. It has width at 0 % and 100 % too.
 
-    With `groups`, whose examples are alike, the examples count as as many as their variance is worth (the design
-    effect of cluster samples, never below 1); where all are right or all wrong that can't be known, and a group counts
-    as one example.
+    With `groups` of correlated examples, their number is divided by the design effect of cluster samples, which is at
+    least 1. If all are right or all wrong, the effect can't be estimated, and a group counts as one example.
     """
     share, size = float(rights.mean()), float(len(rights))
     if groups is not None:
@@ -82,9 +81,9 @@ def _effective_size(rights: Floats, groups: Sequence[Hashable]) -> float:
 
 
 def unanimous(difference: float, examples: int) -> Interval | None:
-    """The interval of a mean difference where all examples, or groups, differ alike: by -1, 0 or 1; else None.
+    """The interval of a mean difference if all examples, or groups, differ by the same -1, 0 or 1; else None.
 
-    A bootstrap would have no width there. The share of examples that differ in another way is bounded by Wilson.
+    A bootstrap interval would have no width. Wilson's interval bounds the share of examples that differ otherwise.
     """
     if difference not in (-1.0, 0.0, 1.0):
         return None
@@ -93,19 +92,19 @@ def unanimous(difference: float, examples: int) -> Interval | None:
 
 
 def two_sided(differences: Floats) -> float:
-    """The bootstrap's p for no difference: twice the share of resamples on the rarer side of 0, never quite 0."""
+    """Two-sided bootstrap p: twice the share of resamples on the rarer side of 0, never exactly 0."""
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p for as many examples that only one of two gets right: would a fair coin be as uneven?"""
+    """McNemar's exact two-sided p, from the examples that only one of two variants gets right."""
     discordant = only_first + only_second
     term = total = 1
     for k in range(min(only_first, only_second)):
         term = term * (discordant - k) // (k + 1)
         total += term
-    # Fractions of huge whole numbers, rounded once.
+    # A quotient of huge integers, rounded once.
     return min(1.0, 2 * _ratio(total, discordant))
 
 

@@ -1,4 +1,4 @@
-"""From records to rows and differences: complete examples only, so that every number is about the same questions."""
+"""Table rows and paired differences from records, over the examples that finished in every variant."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +22,7 @@ __all__ = ["Summary", "fallback", "summarise"]
 
 @dataclass(frozen=True)
 class Summary:
-    """The table, and the paired differences behind the verdicts."""
+    """The table rows, and the paired differences behind the verdicts."""
 
     rows: list[VariantRow]
     differences: list[Difference]
@@ -35,7 +35,7 @@ def summarise(
     metrics: Sequence[Metric],
     seed: int,
 ) -> Summary:
-    """Rows of all variants, differences of all pairs of a variant and a baseline that ran."""
+    """Rows of all variants, and differences of all pairs of a variant and a baseline that ran."""
     recorded = {variant.name: variant.records for variant in variants}
     by_name: dict[str, list[ExampleRecord]] = {}
     for variant in variants:
@@ -57,7 +57,7 @@ def summarise(
 
 
 def _refuse_means(rows: Sequence[VariantRow]) -> None:
-    """A mean of which a part could not run is none."""
+    """Mark means as not run if one of their parts did not run."""
     missing = {row.name for row in rows if row.why_not is not None}
     for row in rows:
         if parts := [each for each in row.mean_of if each in missing]:
@@ -70,7 +70,7 @@ def _complete(all_records: Sequence[Sequence[ExampleRecord]], examples: Sequence
 
 
 def _values(records: Sequence[ExampleRecord], examples: Sequence[Example], metrics: Sequence[Metric]) -> Floats:
-    """(examples, metrics), the mean over seeds, and over fusers."""
+    """(examples, metrics): means over seeds, and over fusers."""
     by_index: dict[int, list[ExampleRecord]] = {}
     for record in sorted(records, key=lambda record: record.seed):
         by_index.setdefault(record.index, []).append(record)
@@ -90,7 +90,7 @@ def _with_statistics(
     groups: Sequence[int | str],
     once: bool,
 ) -> Summary:
-    """`once`: every example has one record a variant, so that right and wrong can be counted."""
+    """Add estimates to the rows. `once`: each example has one record per variant, so McNemar's test applies."""
     pairs = [(name, base) for name in values for base in _baselines(name, values) if base in values and base != name]
     columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
     apart = len(set(groups)) == len(groups)
@@ -107,37 +107,37 @@ def _with_statistics(
     differences = []
     for place, (name, base) in enumerate(pairs, len(values)):
         for number, metric in enumerate(metrics):
-            here, there = values[name][:, number], values[base][:, number]
-            test = _test(here, there, means[:, place * count + number], len(set(groups)), once and apart)
+            own, other = values[name][:, number], values[base][:, number]
+            test = _test(own, other, means[:, place * count + number], len(set(groups)), once and apart)
             if metric.unit == "points" and recorded[name] != recorded[base]:
-                test = _with_width(test, here - there, len(set(groups)))
+                test = _with_width(test, own - other, len(set(groups)))
             differences.append(Difference(variant=name, baseline=base, metric=metric.name, **test))
     return Summary(list(rows), differences)
 
 
 def _baselines(name: str, values: Mapping[str, Floats]) -> tuple[str, ...]:
-    """What a variant is compared with; its own fuser's controls, if it has one of its own."""
+    """The baselines of a variant: text, its fuser's mismatched control, alone, its channel's control."""
     alone = "floor" if "alone" not in values else "alone"  # two names of one variant
     own = f"@{fuser}" if (fuser := Name.parse(name).fuser) else ""
     return tuple(dict.fromkeys(("text", f"mismatched{own}", alone, control_of(name))))
 
 
-def _test(here: Floats, there: Floats, resampled: Floats, groups: int, counts: bool) -> dict[str, Any]:
-    """A difference's value, interval and p. `counts`: examples are independent and have one value each, so that
-    McNemar's test applies to right and wrong."""
+def _test(variant: Floats, baseline: Floats, resampled: Floats, groups: int, counts: bool) -> dict[str, Any]:
+    """A difference's value, interval and p. `counts`: examples are independent with one value each, so McNemar's test
+    applies to binary metrics."""
     low, high = interval(resampled)
-    binary = counts and _is_binary(here) and _is_binary(there)
+    binary = counts and _is_binary(variant) and _is_binary(baseline)
     if binary:
-        p = mcnemar(int((here > there).sum()), int((here < there).sum()))
+        p = mcnemar(int((variant > baseline).sum()), int((variant < baseline).sum()))
     else:
-        lone = groups == 1 < len(here)  # from one group nothing follows for others
-        p = 1.0 if lone or not np.any(here != there) else two_sided(resampled)
+        lone = groups == 1 < len(variant)  # one group says nothing about others
+        p = 1.0 if lone or not np.any(variant != baseline) else two_sided(resampled)
     name = "McNemar, exact" if binary else "paired bootstrap"
-    return {"value": float((here - there).mean()), "low": low, "high": high, "p": p, "test": name}
+    return {"value": float((variant - baseline).mean()), "low": low, "high": high, "p": p, "test": name}
 
 
 def _with_width(test: dict[str, Any], differences: Floats, groups: int) -> dict[str, Any]:
-    """The same where all examples differ alike: a bootstrap has no width there, and its p ignores their number."""
+    """The test if all examples differ alike, where a bootstrap has no width and its p ignores their number."""
     ends = unanimous(float(differences[0]), groups) if np.all(differences == differences[0]) else None
     if ends is None:
         return test
@@ -184,12 +184,12 @@ def _row(variant: Variant, records: Sequence[ExampleRecord], others: Collection[
         journeys = sum(sum(edge.used.values()) for edge in asked)
         row.cache_share = sum(edge.used.get("cache", 0) + edge.used.get("both", 0) for edge in asked) / journeys
     if variant.control is not None and not row.cache_share:
-        row.why_not = f"no cache came that could be taken away: {fallback(row)}"
+        row.why_not = f"no cache arrived that the control could replace: {fallback(row)}"
     return row
 
 
 def fallback(row: VariantRow) -> str:
-    """Why edges that were to carry a cache did not, in most cases."""
+    """The most frequent reason why edges that asked for a cache did not carry one."""
     reasons: Counter[str] = Counter()
     for edge in row.edges:
         reasons.update(edge.fallbacks)

@@ -1,4 +1,4 @@
-"""A comparison for a terminal: what it is worth, then what it costs."""
+"""A comparison as terminal tables: quality, then cost."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def make_tables(comparison: Comparison) -> Group:
 
 
 def number(value: float, metric: MetricInfo, sign: bool = False) -> str:
-    """A value or difference in its metric's unit: points with one decimal, nats and other numbers with more."""
+    """A value or difference in its metric's unit: points with one decimal, other units with three."""
     shown = f"{value * 100:+.1f}" if metric.unit == "points" else f"{value:+.3f}"
     return shown if sign else shown.removeprefix("+")
 
@@ -88,7 +88,7 @@ def _table(title: str | None, columns: Sequence[str]) -> Table:
 
 
 def _own(baseline: str, name: str) -> str:
-    """The control of a variant with a fuser of its own has that fuser, too."""
+    """The baseline's name for a variant: the mismatched control uses the variant's fuser."""
     fuser = Name.parse(name).fuser
     return f"{baseline}@{fuser}" if baseline == "mismatched" and fuser else baseline
 

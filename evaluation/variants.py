@@ -1,6 +1,6 @@
-"""The ways in which one graph is run on the same examples: channels, ends alone, controls, and other fusers.
+"""Variants of a graph that run on the same examples: channels, ends alone, controls, other fusers.
 
-A variant is called KIND, for a control on another channel KIND:CHANNEL, and with another fuser than the recipe's
+A variant's name is KIND, for a control on another channel KIND:CHANNEL, and with another fuser than the recipe's
 KIND@FUSER: `mismatched`, `zero:both`, `cache@my-fuser`. KIND@mean is the mean over those that differ in their fuser.
 """
 
@@ -40,7 +40,7 @@ MEAN = "mean"
 
 
 class Name(NamedTuple):
-    """A variant's name in parts; `of` and `fuser` are empty where they aren't said."""
+    """The parts of a variant's name. `of` and `fuser` may be empty."""
 
     kind: str
     of: str
@@ -54,18 +54,18 @@ class Name(NamedTuple):
 
 
 def control_of(name: str) -> str:
-    """The mismatched control that a variant with caches is held to: on the same channel, with the same fuser."""
+    """The mismatched control of a variant with caches: same channel, same fuser."""
     head, at, fuser = name.partition("@")
     return f"mismatched{'' if head == 'cache' else f':{head}'}{at}{fuser}"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table. `records` names the variant whose records it shows, and those of another fuser with its hash;
-    `why_not`, why there are none.
+    """A row of the table. `records` names the variant whose records it shows, with the hash of another fuser.
+    `why_not` says why there are none.
 
-    `owns`: the graph is no mere copy with other channels, so whoever opens it closes it. `mean_of`: the variants whose
-    mean it is; it is not run itself.
+    `owns`: the graph loads models of its own, so its user must close it. `mean_of`: the variants of which it is the
+    mean; it does not run itself.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Variant:
 
 
 def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Variant]:
-    """Every variant that was asked for, before any model is loaded. Raises InputError for what can't be meant."""
+    """The requested variants, checked before any model is loaded. Raises InputError."""
     if len(set(names)) < len(names):
         raise InputError(f"a variant is named twice in {', '.join(names)}")
     variants: list[Variant] = []
@@ -88,12 +88,12 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
             raise InputError(f"there is no variant {name!r}{suggest(name, VARIANTS)}")
         if "@" in name and (not fuser or kind not in (*BASES, *CONTROLS)):
             raise InputError(
-                f"the variant {name!r} can't be meant: a fuser stands behind a variant with caches, as in cache@NAME"
+                f"the variant {name!r} can't have a fuser: only a variant with caches can, as in cache@NAME"
             )
         if not (graph.spec.edges or graph.spec.graphs) and kind not in ("alone", "floor", "text"):
             raise InputError(f"the recipe has no edges, so there is no variant {name!r}; only 'alone' can run")
         if kind == "mismatched" and examples < 2:
-            raise InputError("a mismatched cache is another example's, and there is only one; give more rows")
+            raise InputError("a mismatched cache is another example's, and there is only one; give more examples")
         if fuser == MEAN:
             variants.append(_mean(name, names))
         else:
@@ -102,7 +102,7 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
 
 
 def seeded(graph: Graph, seed: int) -> Graph | None:
-    """The graph with this seed for all agents that sample and have none of their own; None where no agent samples."""
+    """The graph with this seed for all agents that sample without one. None if there are none."""
     sampling = {
         name: agent.model_copy(update={"generate": agent.generate.model_copy(update={"seed": seed})})
         for name, agent in graph.spec.speakers.items()
@@ -121,7 +121,7 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
             base: Channel = next((each for each in BASES if each == of), "cache")
             return [Variant(name, name, graph.with_channels(base), kind)]
         case "alone" | "floor" | "sharer" | "identical" if graph.output in graph.spec.graphs:
-            return [Variant(name, name, why_not=f"the output {graph.output!r} is a recipe, no agent of its own")]
+            return [Variant(name, name, why_not=f"the output {graph.output!r} is an included recipe, not an agent")]
         case "ceiling" if graph.spec.graphs:
             return [Variant(name, name, why_not="agents of included recipes can't be made to read only")]
         case "alone" | "floor":
@@ -142,7 +142,7 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
 
 
 def _fused(name: str, graph: Graph) -> list[Variant]:
-    """As the variant without the fuser's name, on edges that name a fuser; where none does, on those that need one."""
+    """The variant with another fuser on edges that name one, or else on edges between different models."""
     from cachegraph.channels.fusers.files.atomic_folder import read_json
     from cachegraph.channels.fusers.find import find_fuser
 
@@ -162,8 +162,8 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
         for edge in spec.edges
     ]
     if not any(takes):
-        why = f"no edge of the recipe takes a fuser, so {fuser!r} would change nothing"
-        return [Variant(name, name, why_not=f"{why}; those of included recipes name their own")]
+        why = f"no edge of the recipe uses a fuser, so {fuser!r} would change nothing"
+        return [Variant(name, name, why_not=f"{why}; included recipes name their own")]
     edges = tuple(
         edge.model_copy(update={"fuser": fuser}) if taken else edge
         for edge, taken in zip(spec.edges, takes, strict=True)
@@ -191,7 +191,7 @@ def _differ(spec: GraphSpec, edge: EdgeSpec) -> bool:
 
 
 def _alone(spec: GraphSpec, model: str) -> GraphSpec:
-    """The output agent, with this model, where its slots are inputs that nobody fills."""
+    """The output agent alone, on this model, with its slots as empty inputs."""
     agent = spec.speaker(spec.output).model_copy(update={"model": model})
     slots = {edge.sender: InputSpec(default="") for edge in spec.edges if edge.receiver == spec.output}
     update = {"agents": {spec.output: agent}, "edges": (), "inputs": {**spec.inputs, **slots}, "evaluate": None}
@@ -210,7 +210,7 @@ def _sharers(name: str, graph: Graph) -> list[Variant]:
         if spec.models.get(model, model) != spec.models.get(output.model, output.model)
     }
     if not models:
-        return [Variant(name, name, why_not="every agent before the output runs its model: it would be 'alone' again")]
+        return [Variant(name, name, why_not="every agent before the output runs its model, so it equals 'alone'")]
     names = [name] if len(models) == 1 else [f"{name}:{sender}" for sender in models.values()]
     return [
         Variant(each, each, graph.with_spec(_alone(spec, model)), owns=True)
@@ -219,7 +219,7 @@ def _sharers(name: str, graph: Graph) -> list[Variant]:
 
 
 def _ceiling(name: str, graph: Graph) -> Variant:
-    """Text edges, and upstream agents that only read: what they hand over is their prompt, so nothing is lost."""
+    """Text edges, with upstream agents that write nothing: they hand over their whole prompts."""
     text = graph.with_channels("text")
     speakers = {
         each: agent if each == text.output else _reads_only(agent) for each, agent in text.spec.speakers.items()
@@ -237,7 +237,7 @@ def _reads_only(agent: AgentSpec) -> AgentSpec:
 
 
 def _identical(name: str, graph: Graph) -> Variant:
-    """The sharers of the output agent run its own model, joined to it by that model's fuser with itself."""
+    """The output agent's sharers run its own model, through that model's fuser with itself."""
     from cachegraph.channels.fusers.find import find_fuser
 
     spec = graph.with_channels("cache").spec

@@ -1,7 +1,7 @@
-"""What the numbers say, in words, and no more than they say.
+"""Verdicts: sentences that state what the numbers show.
 
-A difference is shown where its 95 % interval excludes 0 and its p is below 0.05. A cache communicates where the
-receiver is better with it than alone and better with it than with another example's.
+A difference is shown if its 95 % interval excludes 0 and its p is below 0.05. A cache communicates if the
+receiver does better with it than alone, and better than with another example's.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ CACHED = ("cache", "both", "auto")
 
 
 def verdicts(rows: Sequence[VariantRow], differences: Sequence[Difference], metric: MetricInfo) -> list[str]:
-    """Sentences about each variant with cache edges, in the metric; then what limits all of them."""
+    """Sentences about each variant with cache edges in this metric, then the limits of the comparison."""
     running = {row.name: row for row in rows if row.why_not is None}
     table = {(each.variant, each.baseline): each for each in differences if each.metric == metric.name}
     said: list[str] = []
@@ -42,7 +42,7 @@ def _about(row: VariantRow, running: dict[str, VariantRow], table: Table, metric
         return [f"{row.name}: the cache was never used; {fallback(row)}. This says nothing about the cache."]
     said = []
     if row.cache_share < 1:
-        used = f"{row.name}: the cache was used on {row.cache_share:.0%} of the journeys that were to have one"
+        used = f"{row.name}: the cache was used on {row.cache_share:.0%} of the deliveries that asked for one"
         said.append(f"{used}; on the others, {fallback(row)}")
     if (row.name, "text") in table:
         said.append(against(table[row.name, "text"], metric))
@@ -51,7 +51,7 @@ def _about(row: VariantRow, running: dict[str, VariantRow], table: Table, metric
 
 
 def against(difference: Difference, metric: MetricInfo) -> str:
-    """One pair: who beats whom and by how much, or that no difference is shown."""
+    """A sentence about one pair: which variant is better and by how much, or that no difference is shown."""
     first, second = difference.variant, difference.baseline
     if not difference.shown:
         low, high = (number(each, metric, True) for each in (difference.low, difference.high))

@@ -1,4 +1,4 @@
-"""What makes a comparison doubtful: rows that a fuser was trained on, too few rows, metrics that disagree."""
+"""Warnings of a comparison: examples from a fuser's training, too few examples, metrics that disagree."""
 
 from collections.abc import Iterator, Sequence
 from math import ceil
@@ -19,7 +19,7 @@ Cards = dict[str, Card]  # by what recipes call the fuser
 
 
 def cards_of(wiring: Wiring) -> Cards:
-    """The cards of all fusers and translators that the edges of an open graph use."""
+    """The cards of all fusers and translators on the edges of an open graph."""
     cards: Cards = {}
     for _, node in all_nodes(wiring):
         for route in node.entries:
@@ -30,7 +30,7 @@ def cards_of(wiring: Wiring) -> Cards:
 
 
 def _cards(plan: object) -> Iterator[Card]:
-    """Of a plan's parts, whichever it has: a graft's translation, a fuser, or both."""
+    """The cards in an edge plan: a translator's, a fuser's, or both."""
     translation = getattr(plan, "translation", None)
     if translation is not None:
         yield translation.translator.card
@@ -49,7 +49,7 @@ def doubts(
     examples: Sequence[Example],
     cards: Cards,
 ) -> list[str]:
-    """Sentences, the gravest first."""
+    """Sentences, the most serious first."""
     return [*_trained_on(examples, cards), *_too_few(rows), *_disagreeing(differences, metrics), *_badly_chosen(cards)]
 
 
@@ -63,13 +63,13 @@ def _trained_on(examples: Sequence[Example], cards: Cards) -> Iterator[str]:
                 f"{checked} evaluated rows" if checked == len(examples) else f"the {checked} rows that can be looked up"
             )
             yield (
-                f"{seen} of {of}, or the texts they are about, were in the training data of the fuser {name!r}: what "
-                "it does there says little about new rows; evaluate it on rows that it has not learnt"
+                f"{seen} of {of}, or the texts they are about, were in the training data of the fuser {name!r}, so its "
+                "results say little about new examples; evaluate it on examples that it was not trained on"
             )
 
 
 def _too_few(rows: Sequence[VariantRow]) -> Iterator[str]:
-    """Independent examples so few that no, or only a huge, difference could be shown."""
+    """So few independent examples that only a large difference, or none, could be shown."""
     ran = [row for row in rows if row.why_not is None]
     examples = max((row.examples for row in ran), default=0)
     groups = next((row.groups for row in ran if row.groups is not None), None)
@@ -90,7 +90,7 @@ def _too_few(rows: Sequence[VariantRow]) -> Iterator[str]:
 
 
 def _disagreeing(differences: Sequence[Difference], metrics: Sequence[MetricInfo]) -> Iterator[str]:
-    """Another metric shows a difference that the verdict's metric does not show, or shows the other way round."""
+    """Differences of another metric that the verdict's metric does not show, or shows with the opposite sign."""
     first, *others = metrics
     verdict = {(each.variant, each.baseline): each for each in differences if each.metric == first.name}
     units = {metric.name: metric for metric in others}

@@ -1,10 +1,10 @@
 """Recipes as models of the Language Model Evaluation Harness.
 
-bare      A recipe that is nothing but its model, played as the harness's own `hf` model plays it, token for token
-decoding  From a request's generation arguments, which are those of transformers, to how an agent decodes
-in_order  Many requests at once, their results in order, with a bar for whoever waits
-model     The adapter
-options   What `--model_args` says
-player    What plays requests
-tally     What every edge did, over all requests
+bare      Requests on a recipe that is one bare model, token for token as the harness's `hf` model
+decoding  The harness's generation arguments as an agent's `generate` settings
+in_order  Run many requests at once, with results in order and a progress bar
+model     `CachegraphLM`, the harness's model class
+options   The arguments of `--model_args`
+player    Requests on a graph: score or write the output agent's reply
+tally     Counts of what every edge carried over all requests
 """

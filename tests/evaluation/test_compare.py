@@ -344,7 +344,7 @@ def test_the_ceiling_hands_over_all_that_a_writer_read() -> None:
         ({"seeds": 0}, "seeds must be 1 or more"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"concurrency": 0}, "concurrency must be 1 or more"),
-        ({"limit": 1}, "there is only one; give more rows"),
+        ({"limit": 1}, "there is only one; give more examples"),
         ({"metrics": ["bleu"]}, "no metric 'bleu'"),
         ({"columns": {"qestion": "q"}}, "did you mean 'question'"),
     ],
@@ -384,7 +384,7 @@ def test_edges_without_a_cache_leave_the_controls_without_meaning(monkeypatch: p
         "cache: the cache was never used; the edges fell back to text: agent 'reader' follows a script"
         in found.verdicts[0]
     )
-    assert "no cache came that could be taken away" in str(found.rows[2].why_not)
+    assert "no cache arrived that the control could replace" in str(found.rows[2].why_not)
 
 
 def test_the_users_own_agents_stay_open_and_those_of_variants_are_closed() -> None:

@@ -32,7 +32,7 @@ def test_controls_take_the_caches_inside_an_included_recipe(tmp_path: Path) -> N
     assert quality == {"text": 1.0, "cache": 1.0, "mismatched": 0.0, "zero": 0.0}
     refused = {row.name: row.why_not for row in found.rows if row.why_not is not None}
     assert refused == {
-        "alone": "the output 'team' is a recipe, no agent of its own",
+        "alone": "the output 'team' is an included recipe, not an agent",
         "ceiling": "agents of included recipes can't be made to read only",
     }
     over_cache, over_text = found.row("cache"), found.row("text")

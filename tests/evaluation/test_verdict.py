@@ -120,7 +120,7 @@ def test_a_cache_that_was_never_used_gets_no_verdict() -> None:
 def test_a_cache_that_was_used_at_times_says_how_often() -> None:
     rows = [row("text", None), row("cache", 0.25), row("alone", None), row("mismatched", 0.25)]
     said = say(diff("cache", "alone", 0.1), diff("cache", "mismatched", 0.1), rows=rows)
-    assert "the cache was used on 25% of the journeys that were to have one; on the others, the edges fell back" in said
+    assert "the cache was used on 25% of the deliveries that asked for one; on the others, the edges fell back" in said
 
 
 def test_every_cached_variant_is_held_to_its_own_control() -> None:
