@@ -36,10 +36,10 @@ class Metric:
         try:
             value = float(self.function(example, reply, scores))
         except (TypeError, ValueError) as error:
-            where = f"for example {example.index}"
+            where = f"for row {example.index}"
             raise InputError(f"the metric {self.name!r} returns no number {where}: {error}") from error
         if not math.isfinite(value):
-            where = f"for example {example.index}"
+            where = f"for row {example.index}"
             raise InputError(f"the metric {self.name!r} returns {value} {where}; return a finite number")
         return value
 
