@@ -5,12 +5,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help demo test architectures check docs bench clean
+.PHONY: help demo test architectures lowest check docs bench clean
 
 help:
 	@echo "make demo   environment, models, then 24 stories handed over as text, as cache, and as another story's cache"
 	@echo "make test   the test suite, in up to four processes"
 	@echo "make architectures   tiny models of all architectures of transformers, held to what transformers computes"
+	@echo "make lowest a part of it with the lowest versions of the dependencies"
 	@echo "make check  linter, types, direction of imports"
 	@echo "make docs   the site of docs/ in build/site, with every link and anchor checked"
 	@echo "make bench  the figures of the README and of docs/background/benchmarks.md"
@@ -38,6 +39,18 @@ test: .venv/dev
 architectures: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m architectures -n logical --maxprocesses 4 --dist worksteal tests/engine/test_architectures.py
 
+# The lowest versions that pyproject.toml admits, but for torch: part of the suite, in an environment of its own.
+LOWEST := .venv-lowest/bin
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" uv
+	$(LOWEST)/pip install --quiet $(TORCH)
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable . --all-extras --group dev "torch==$$($(LOWEST)/python -c 'import torch; print(torch.__version__)')"
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -n logical --maxprocesses 4 -W ignore::DeprecationWarning -m "not architectures and not models" \
+		tests/test_public_names.py tests/common tests/graph/test_load.py tests/graph/test_runtime.py tests/graph/store tests/agents/test_template.py \
+		tests/agents/test_endpoint.py tests/agents/test_tools_servers.py tests/engine/test_engine.py tests/engine/test_load.py tests/engine/models \
+		tests/channels/test_fusers.py tests/serving
+
 check: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -59,4 +72,4 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/mixed_load.py
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis
