@@ -70,6 +70,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/fused_overhead.py
 	$(BIN)/python benchmarks/first_token.py
 	$(BIN)/python benchmarks/mixed_load.py
+	$(BIN)/python benchmarks/serve_overhead.py
 
 clean:
 	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis

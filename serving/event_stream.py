@@ -78,10 +78,15 @@ class EventStream(Response):
 
 
 async def _next(items: MemoryObjectReceiveStream[bytes], patience: float) -> bytes | None:
-    """Return the next piece; empty on timeout, None at the end."""
+    """Return the next pieces, all that are there; empty on timeout, None at the end."""
+    pieces = b""
     try:
         with anyio.move_on_after(patience):
-            return await items.receive()
+            pieces = await items.receive()
+            while True:
+                pieces += items.receive_nowait()
+    except anyio.WouldBlock:
+        pass
     except anyio.EndOfStream:
-        return None
-    return b""
+        return pieces or None
+    return pieces

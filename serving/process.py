@@ -27,10 +27,10 @@ def bind(config: ServerConfig) -> socket.socket:
     host = config.host.strip("[]")
     known = known_addresses(host)
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             str(known[0]) if known else host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        sock = socket.socket(family, kind)
+        sock = socket.socket(family, kind, protocol)  # named, or asyncio leaves small packets to wait for each other
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
     except (OSError, OverflowError, UnicodeError) as error:
