@@ -22,8 +22,6 @@ TRIED = {
     "random-start": ("fuser.ridge=null",),
     "lean": ("fuser.ridge=null", "fuser.architecture=lean", 'fuser.params={"width": 128}', "optim.learning_rate=1e-3"),
     "as-shipped": (),
-    "last-position": ("fuser.ridge.positions=1",),
-    "nine-layers": ("fuser.sharer_depth=9",),
 }
 
 
