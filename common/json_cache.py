@@ -32,8 +32,8 @@ class KeptJson:
         """Return the value; None if there is none."""
         try:
             kept = json.loads(self._path.read_text(encoding="utf-8"))
-            whole = kept["key"] == self._key and kept["digest"] == _digest(kept["value"])
-            return kept["value"] if whole else None
+            valid = kept["key"] == self._key and kept["digest"] == _digest(kept["value"])
+            return kept["value"] if valid else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:

@@ -234,8 +234,8 @@ class _Canvas:
         wide, tall = box.size
         kind = " ".join(filter(None, ["box", box.status, "output" if box.is_output else ""]))
         left, top = round(x - wide / 2, 1), round(y - tall / 2, 1)
-        whole = " | ".join(filter(None, [box.name, box.model, *box.reads, *box.notes, box.error]))
-        self.parts.append(f"<g><title>{_xml(whole)}</title>")
+        title = " | ".join(filter(None, [box.name, box.model, *box.reads, *box.notes, box.error]))
+        self.parts.append(f"<g><title>{_xml(title)}</title>")
         self.parts.append(
             f'<rect class="{kind}" x="{left}" y="{top}" width="{round(wide, 1)}" height="{tall}" rx="8"/>'
         )

@@ -96,11 +96,11 @@ class RawSpec:
         raw = data.get("edges", ())
         items = raw if isinstance(raw, tuple | list) else ()
         edges = [edge for index, item in enumerate(items) if (edge := _edge(index, item)) is not None]
-        whole = len(edges) == len(items) and isinstance(raw, tuple | list)
+        complete = len(edges) == len(items) and isinstance(raw, tuple | list)
         inputs, models = _mapping(data, "inputs"), _mapping(data, "models")
         evaluated = tuple(map(str, _mapping(_mapping(data, "evaluate"), "inputs")))
         tools, outputs = _mapping(data, "tools"), _outputs(data.get("output"))
-        return cls(agents, inputs, models, edges, outputs, whole, evaluated, tools, _defaults(data.get("fusers")))
+        return cls(agents, inputs, models, edges, outputs, complete, evaluated, tools, _defaults(data.get("fusers")))
 
 
 def _outputs(raw: Any) -> list[tuple[str, Path]]:

@@ -98,8 +98,8 @@ def _exponent(node: YamlNode) -> str:
     found = EXPONENT.fullmatch(node.raw or "") if not node.style and isinstance(node.value, str) else None
     if found is None:
         return ""
-    whole, part, exponent = found.groups()
-    return f"{whole}.{part or 0}e{exponent if exponent[0] in '+-' else f'+{exponent}'}"
+    integer, part, exponent = found.groups()
+    return f"{integer}.{part or 0}e{exponent if exponent[0] in '+-' else f'+{exponent}'}"
 
 
 def _hint(node: YamlNode, wanted: dict[str, Any], document: Document) -> str:

@@ -189,10 +189,10 @@ class TurnExecutor:
         result = AgentResult("running", model=node.model, started=around.now(), turn=turn_id)
         inputs, on_prompt = {**turn.inputs, for_each.name: value}, partial(setattr, result, "prompt")
         on_tool = self._tool_calls(node, turn_id) if around.listener else None
-        mine = replace(turn, inputs=inputs, id=turn_id, on_text=on_text, on_prompt=on_prompt, on_tool=on_tool)
+        item_turn = replace(turn, inputs=inputs, id=turn_id, on_text=on_text, on_prompt=on_prompt, on_tool=on_tool)
         if around.listener:
             around.listener(AgentStarted(around.now(), name, turn=turn_id))
-        reply = await self._one(node, mine)
+        reply = await self._one(node, item_turn)
         record_reply(result, reply, around.now())
         if around.listener:
             around.listener(AgentFinished(around.now(), name, result, turn=turn_id, recalled=reply.recalled))

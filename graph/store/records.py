@@ -122,8 +122,8 @@ class StoredRun:
 
 def read_info(row: Any) -> RunInfo:
     """Convert a row for a list; lists an unreadable run as damaged, so that it can be removed."""
-    whole = is_text(row.id) and is_text(row.graph) and is_text(row.status)
-    if whole and is_time(row.created) and is_number(row.seconds):
+    readable = is_text(row.id) and is_text(row.graph) and is_text(row.status)
+    if readable and is_time(row.created) and is_number(row.seconds):
         return RunInfo(row.id, row.graph, status_of(row), row.created, row.seconds, row.finished_turns)
     return RunInfo(str(row.id), str(row.graph), "damaged", 0.0, 0.0, row.finished_turns)
 

@@ -44,18 +44,18 @@ class RunRecorder:
         """Record the run's outcome and release it."""
         self._writer.release(self.run)
         outcome = Outcome(result.error, {**_unfinished(result), **self._asked}).to_json()
-        mine = (runs.c.id == self.run) & (runs.c.token == self._token)
+        owned = (runs.c.id == self.run) & (runs.c.token == self._token)
         seconds = runs.c.seconds + result.seconds
         values = {"status": result.status, "outcome": outcome, "owner": None, "heartbeat": None, "seconds": seconds}
         with self._database.writing() as connection:
-            connection.execute(update(runs).where(mine).values(values))
+            connection.execute(update(runs).where(owned).values(values))
 
     def park(self) -> None:
         """Release an unfinished run; the store lists it as interrupted, and it can be resumed."""
         self._writer.release(self.run)
-        mine = (runs.c.id == self.run) & (runs.c.token == self._token)
+        owned = (runs.c.id == self.run) & (runs.c.token == self._token)
         with self._database.writing() as connection:
-            connection.execute(update(runs).where(mine).values(owner=None, heartbeat=None))
+            connection.execute(update(runs).where(owned).values(owner=None, heartbeat=None))
 
 
 def to_json(recorded: RecordedTurn) -> str:

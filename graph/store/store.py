@@ -103,10 +103,10 @@ class Store:
         """Enter a new run."""
         run, token, now = self._prefix + token_hex(6), token_hex(8), time()
         row = {"id": run, "graph": graph, "status": "running", "created": now, "seconds": 0.0, "recipe": recipe}
-        mine = {"owner": me(), "token": token, "heartbeat": now}
+        ownership = {"owner": me(), "token": token, "heartbeat": now}
         with self._database.writing() as connection:
             connection.execute(
-                insert(runs).values(**row, **mine, setting=setting.to_json(), outcome=Outcome().to_json())
+                insert(runs).values(**row, **ownership, setting=setting.to_json(), outcome=Outcome().to_json())
             )
         return self._session(run, token, {})
 

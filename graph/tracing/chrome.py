@@ -219,8 +219,8 @@ def _about(each: _Slice) -> dict[str, Any]:
 def _slice(
     process: int, track: int, name: str, start: float, end: float, about: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    whole = {"name": name, "cat": "cachegraph", "ph": "X", "pid": process, "tid": track}
-    return {**whole, "ts": _micro(start), "dur": _micro(end) - _micro(start), "args": about or {}}
+    span = {"name": name, "cat": "cachegraph", "ph": "X", "pid": process, "tid": track}
+    return {**span, "ts": _micro(start), "dur": _micro(end) - _micro(start), "args": about or {}}
 
 
 def _named(kind: str, process: int, track: int, name: str | int) -> dict[str, Any]:

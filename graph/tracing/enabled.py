@@ -18,13 +18,13 @@ def watched(spec: GraphSpec, inputs: Mapping[str, Any], listener: Listener | Non
         return listener
     from .telemetry import telemetry
 
-    ours = telemetry(spec, inputs)
-    if ours is None or listener is None:
-        return ours or listener
-    theirs = listener
+    exporter = telemetry(spec, inputs)
+    if exporter is None or listener is None:
+        return exporter or listener
+    original = listener
 
     def both(event: Event) -> None:
-        ours(event)
-        theirs(event)
+        exporter(event)
+        original(event)
 
     return both
