@@ -73,18 +73,20 @@ def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> Gr
 
 def _translation(sharer: Engine, receiver: Engine, place: Path) -> Translation | str:
     """Load a translator; returns the reason if it does not fit. Raises FuserError if the folder is damaged."""
-    mine, theirs = receiver.model, sharer.model
-    if mine.info.states:
-        return f"{mine.name!r} keeps a recurrent state beside its KV cache, and no translator makes one"
-    translator = load_translator(place, mine.device, mine.dtype)
+    receiver_model, sharer_model = receiver.model, sharer.model
+    if receiver_model.info.states:
+        return f"{receiver_model.name!r} keeps a recurrent state beside its KV cache, and no translator makes one"
+    translator = load_translator(place, receiver_model.device, receiver_model.dtype)
     backend("cpu").widen_linears(translator.network)
     if reason := _why_not_this_pair(translator.card, receiver, sharer):
         return reason
-    if reason := _why_not_unrotated(theirs, mine):
+    if reason := _why_not_unrotated(sharer_model, receiver_model):
         return reason
-    assert mine.tokenizer is not None
-    assert theirs.tokenizer is not None
-    return Translation(translator, theirs, Aligner(theirs.tokenizer.raw, mine.tokenizer.words_only))
+    assert receiver_model.tokenizer is not None
+    assert sharer_model.tokenizer is not None
+    return Translation(
+        translator, sharer_model, Aligner(sharer_model.tokenizer.raw, receiver_model.tokenizer.words_only)
+    )
 
 
 def _why_not_unrotated(*models: LoadedModel) -> str | None:
@@ -93,11 +95,11 @@ def _why_not_unrotated(*models: LoadedModel) -> str | None:
 
 
 def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | None:
-    mine, theirs = (
+    receiver_geometry, sharer_geometry = (
         Geometry(model.info.layers, model.info.kv_heads, model.info.head_dim)
         for model in (receiver.model, sharer.model)
     )
-    return check_pair(card, mine, theirs, receiver.model.identity, sharer.model.identity)
+    return check_pair(card, receiver_geometry, sharer_geometry, receiver.model.identity, sharer.model.identity)
 
 
 def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
@@ -114,10 +116,12 @@ def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> 
         return reason
     aligner = None
     if alignment != "ids":
-        here, there = receiver.model.tokenizer, sharer.model.tokenizer
-        assert here is not None
-        assert there is not None
-        aligner = Aligner(here.raw, there.words_only, "longest" if alignment == "longest" else "first")
+        receiver_tokenizer, sharer_tokenizer = receiver.model.tokenizer, sharer.model.tokenizer
+        assert receiver_tokenizer is not None
+        assert sharer_tokenizer is not None
+        aligner = Aligner(
+            receiver_tokenizer.raw, sharer_tokenizer.words_only, "longest" if alignment == "longest" else "first"
+        )
     return FusePlan(sharer, fuser, alignment, card.reads, edge.include_response, aligner)
 
 
@@ -126,9 +130,9 @@ def why_not_aligned(alignment: Alignment, receiver: LoadedModel, sharer: LoadedM
     if receiver.tokenizer is None or sharer.tokenizer is None:
         return f"{(receiver if receiver.tokenizer is None else sharer).name!r} has no tokenizer"
     if alignment == "ids":
-        mine, theirs = receiver.tokenizer.raw.get_vocab(), sharer.tokenizer.raw.get_vocab()
-        same = sum(theirs.get(token) == id_ for token, id_ in mine.items())
-        if same < _SAME_TOKENS * len(mine) or receiver.info.vocab_size > sharer.info.vocab_size:
+        receiver_vocab, sharer_vocab = receiver.tokenizer.raw.get_vocab(), sharer.tokenizer.raw.get_vocab()
+        same = sum(sharer_vocab.get(token) == id_ for token, id_ in receiver_vocab.items())
+        if same < _SAME_TOKENS * len(receiver_vocab) or receiver.info.vocab_size > sharer.info.vocab_size:
             return (
                 f"the fuser needs both models to read the same token ids, but {receiver.name!r} and {sharer.name!r} "
                 "have different tokenizers"

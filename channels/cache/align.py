@@ -143,8 +143,8 @@ def align_chat(aligner: Aligner, receiver: TokenizedChat, sharer: TokenizedChat)
             "align renderings of the same messages"
         )
     rows = _Rows(aligner.pad_ids)
-    mine, theirs = _template_and_messages(receiver), _template_and_messages(sharer)
-    for (kind, start, end), (_, other_start, other_end) in zip(mine, theirs, strict=True):
+    receiver_sections, sharer_sections = _template_and_messages(receiver), _template_and_messages(sharer)
+    for (kind, start, end), (_, other_start, other_end) in zip(receiver_sections, sharer_sections, strict=True):
         ids = receiver.ids[start:end]
         if kind == "message":
             rows.add(kind, ids, aligner.tokens(ids))

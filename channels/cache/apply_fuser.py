@@ -95,14 +95,14 @@ def _by_kernel(receiver: Sequence[LayerKV], source: FuserInput) -> FusedLayers |
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     if source.pairs is None or len(source.pairs[0]) == 0 or stack is None or stack.kernel is None:
         return None
-    own, theirs = [receiver[layer] for layer, _, _ in chosen], [source.layers[other] for _, other, _ in chosen]
+    own, sharer_layers = [receiver[layer] for layer, _, _ in chosen], [source.layers[other] for _, other, _ in chosen]
     tables: Sequence[Tensor | None] | None = [None] * len(receiver)
     if source.rope is not None:
         tables = source.rope.rotation.kernel_tables(source.rope.positions[source.pairs[0]])
-    if tables is None or not stack.kernel.takes(own, theirs, source.rope is not None):
+    if tables is None or not stack.kernel.takes(own, sharer_layers, source.rope is not None):
         return None
     changed = tuple(layer for layer, _, _ in chosen)
-    corrected, squares = stack.kernel(own, theirs, source.pairs, [tables[layer] for layer in changed])
+    corrected, squares = stack.kernel(own, sharer_layers, source.pairs, [tables[layer] for layer in changed])
     if source.sizes is not None:
         source.sizes.add_squares(changed, squares)
     new = dict(zip(changed, corrected, strict=True))
@@ -119,9 +119,9 @@ def _fuse(
         turns = _turns(source)
         for layer, k, v in _corrections(receiver, source, turns, only):
             keys, values = parts.setdefault(layer, ([], []))
-            here = None if source.pairs is None else source.pairs[0]
-            keys += [] if k is None else [_Part(k, here)]
-            values += [] if v is None else [_Part(v, here)]
+            positions = None if source.pairs is None else source.pairs[0]
+            keys += [] if k is None else [_Part(k, positions)]
+            values += [] if v is None else [_Part(v, positions)]
     layers = list(receiver)
     for layer, (keys, values) in parts.items():
         old_k, old_v = receiver[layer]
@@ -138,17 +138,17 @@ def _corrections(
         return
     chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
-    here, there = source.pairs if source.pairs is not None else (None, None)
+    receiver_positions, sharer_positions = source.pairs if source.pairs is not None else (None, None)
     together = 1 if stack is None else _together(receiver, source, chosen[0][2].device)
     for begin in range(0, len(chosen), together):  # layers of one stack have one shape
         some = chosen[begin : begin + together]
         layers, projector = [layer for layer, _, _ in some], some[0][2]
         place = projector.device, projector.dtype if stack is None else stack.dtype
-        theirs = _stacked([source.layers[other] for _, other, _ in some], there, *place)
-        own = _stacked([receiver[layer] for layer in layers], here, *place)
+        sharer_kv = _stacked([source.layers[other] for _, other, _ in some], sharer_positions, *place)
+        own = _stacked([receiver[layer] for layer in layers], receiver_positions, *place)
         bare = own[0] if turns is None else turns.off(layers, own[0])
         part = None if stack is None else stack.part(begin, begin + together)
-        k, v = part(*theirs, bare, own[1]) if part is not None else _one(projector, *theirs, bare, own[1])
+        k, v = part(*sharer_kv, bare, own[1]) if part is not None else _one(projector, *sharer_kv, bare, own[1])
         k = turns.on(layers, k) if turns is not None and k is not None else k
         if source.sizes is not None:
             source.sizes.add(layers, Residual(k, v), *own)
@@ -164,8 +164,8 @@ def _of_all_layers(
     only: Collection[int] | None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The same for a network shared by all layers: it runs once, and layers of one shape are rotated together."""
-    here, there = source.pairs if source.pairs is not None else (None, None)
-    added = fuser.corrections([(_at(k, there), _at(v, there)) for k, v in source.layers])
+    receiver_positions, sharer_positions = source.pairs if source.pairs is not None else (None, None)
+    added = fuser.corrections([(_at(k, sharer_positions), _at(v, sharer_positions)) for k, v in source.layers])
     by_shape: dict[KVShape, list[int]] = {}
     for layer, shape in enumerate(fuser.card.receiver.geometry.shapes):
         if only is None or layer in only:
@@ -174,7 +174,7 @@ def _of_all_layers(
         k, v = (torch.stack([added[layer][index] for layer in layers]).float() for index in (0, 1))
         k = k if turns is None else turns.on(layers, k)
         if source.sizes is not None:
-            own = _stacked([receiver[layer] for layer in layers], here, k.device, k.dtype)
+            own = _stacked([receiver[layer] for layer in layers], receiver_positions, k.device, k.dtype)
             source.sizes.add(layers, Residual(k, v), *own)
         for index, layer in enumerate(layers):
             yield layer, k[index], v[index]
@@ -184,9 +184,9 @@ def _together(receiver: Sequence[LayerKV], source: FuserInput, device: torch.dev
     """The number of layers to correct at once. On a CPU, few enough that their inputs stay in its cache."""
     if device.type != "cpu":
         return len(receiver)
-    mine, theirs = receiver[0], source.layers[0]
-    positions = mine[0].shape[2] if source.pairs is None else len(source.pairs[0])
-    features = sum(each.shape[0] * each.shape[1] * each.shape[3] for each in (*mine, *theirs))
+    receiver_layer, sharer_layer = receiver[0], source.layers[0]
+    positions = receiver_layer[0].shape[2] if source.pairs is None else len(source.pairs[0])
+    features = sum(each.shape[0] * each.shape[1] * each.shape[3] for each in (*receiver_layer, *sharer_layer))
     return max(1, _AT_ONCE // max(1, positions * features))
 
 
@@ -283,22 +283,30 @@ def _check(source: FuserInput, receiver: Sequence[LayerKV]) -> None:
             f"the fuser joins {card.sharer.geometry.layers} sharer layers to {card.receiver.geometry.layers} receiver "
             f"layers, but got caches of {len(source.layers)} and {len(receiver)}; use a fuser of these two models"
         )
-    mine, theirs = receiver[0][0].shape, source.layers[0][0].shape
-    if mine[0] != theirs[0]:
-        raise ChannelError(f"the receiver's batch has {mine[0]} rows, the sharer's {theirs[0]}; give both the same")
+    receiver_shape, sharer_shape = receiver[0][0].shape, source.layers[0][0].shape
+    if receiver_shape[0] != sharer_shape[0]:
+        raise ChannelError(
+            f"the receiver's batch has {receiver_shape[0]} rows, the sharer's {sharer_shape[0]}; give both the same"
+        )
     if source.pairs is None:
-        if mine[2] != theirs[2]:
+        if receiver_shape[2] != sharer_shape[2]:
             raise ChannelError(
-                f"the receiver has {mine[2]} positions, the sharer {theirs[2]}; say which stands for which"
+                f"the receiver has {receiver_shape[2]} positions, the sharer {sharer_shape[2]}; "
+                "say which stands for which"
             )
         return
-    here, there = source.pairs
-    if len(here) != len(there):
-        raise ChannelError(f"{len(here)} receiver positions can't be paired with {len(there)} sharer positions")
-    if len(here) == 0:
+    receiver_at, sharer_at = source.pairs
+    if len(receiver_at) != len(sharer_at):
+        raise ChannelError(
+            f"{len(receiver_at)} receiver positions can't be paired with {len(sharer_at)} sharer positions"
+        )
+    if len(receiver_at) == 0:
         return
-    if len(torch.unique(here)) != len(here):
+    if len(torch.unique(receiver_at)) != len(receiver_at):
         raise ChannelError("a receiver position is paired twice by one sharer; pair it once")
-    for role, positions, length in (("receiver", here, mine[2]), ("sharer", there, theirs[2])):
+    for role, positions, length in (
+        ("receiver", receiver_at, receiver_shape[2]),
+        ("sharer", sharer_at, sharer_shape[2]),
+    ):
         if int(positions.min()) < 0 or int(positions.max()) >= length:
             raise ChannelError(f"the pairs name {role} positions outside of its {length}; align the two again")

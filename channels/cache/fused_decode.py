@@ -80,20 +80,20 @@ class FusedRow:
         `check` does.
         """
         self.check(ids)
-        there = None if positions is None else positions - self._sharers.grafted
+        sharer_positions = None if positions is None else positions - self._sharers.grafted
         each_sharer = zip(self._sharers.plans, self._sharers.rows, strict=True)
         calls: list[Callable[[], Awaitable[Any]]] = [
-            *(partial(_step_sharer, plan, row, ids, there) for plan, row in each_sharer),
+            *(partial(_step_sharer, plan, row, ids, sharer_positions) for plan, row in each_sharer),
             partial(self._receiver.prefill, ids, self._sharers.uncorrected, positions=positions),
         ]
-        *theirs, own = await run_all(calls)
+        *steps, own = await run_all(calls)
         assert own.kv is not None
-        here, at = torch.arange(len(ids)), own.kv.positions
+        indices, at = torch.arange(len(ids)), own.kv.positions
         sources = [
             FuserInput(
-                plan.fuser, read.kv.layers, (here, read.there), rope=receiver_rope(plan.fuser, self._receiver, at)
+                plan.fuser, read.kv.layers, (indices, read.there), rope=receiver_rope(plan.fuser, self._receiver, at)
             )
-            for plan, read in zip(self._sharers.plans, theirs, strict=True)
+            for plan, read in zip(self._sharers.plans, steps, strict=True)
         ]
         kv, mode = own.kv, self._sharers.mode
         fused = await self._receiver.call(lambda: fuse_layers(kv.layers, sources, mode))
@@ -102,7 +102,7 @@ class FusedRow:
         )
         assert done.logits is not None
         self.segments = _compact(done.segments)
-        self._sharers = replace(self._sharers, rows=[each.row for each in theirs], uncorrected=_compact(own.segments))
+        self._sharers = replace(self._sharers, rows=[each.row for each in steps], uncorrected=_compact(own.segments))
         self.cost.add(own.cost)
         self.cost.add(done.cost)
         return done.logits
@@ -123,8 +123,8 @@ async def _step_sharer(
     tokens = [token for group in stand_ins for token in group]
     done = await plan.sharer.prefill(tokens, row, positions=positions, layers=plan.fuser.sharer_depth)
     assert done.kv is not None
-    there = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
-    return _SharerStep(_compact(done.segments), await as_read(done.kv, plan.fuser, plan.sharer), there)
+    last = torch.tensor([len(group) for group in stand_ins]).cumsum(0) - 1
+    return _SharerStep(_compact(done.segments), await as_read(done.kv, plan.fuser, plan.sharer), last)
 
 
 async def fused_generate(

@@ -24,8 +24,8 @@ class ResidualNorms:
 
     def add_squares(self, layers: Sequence[int], squares: Tensor) -> None:
         """Accumulate sums of squares, (layers, 2, 2): keys and values, each added and original."""
-        for layer, here in zip(layers, squares, strict=True):
-            self._squares[layer] = self._squares[layer] + here if layer in self._squares else here
+        for layer, added in zip(layers, squares, strict=True):
+            self._squares[layer] = self._squares[layer] + added if layer in self._squares else added
 
     def by_layer(self, fuser: Fuser) -> dict[int, tuple[float | None, float | None]]:
         """By receiver layer, the L2 norm of the correction over that of the original, for keys and for values.
@@ -35,8 +35,8 @@ class ResidualNorms:
         if not self._squares:
             return {}
         device = next(iter(self._squares.values())).device
-        added, there = torch.stack([each.to(device) for each in self._squares.values()]).unbind(-1)
-        ratios = dict(zip(self._squares, (added / there.clamp_min(1e-30)).sqrt().tolist(), strict=True))
+        added, original = torch.stack([each.to(device) for each in self._squares.values()]).unbind(-1)
+        ratios = dict(zip(self._squares, (added / original.clamp_min(1e-30)).sqrt().tolist(), strict=True))
         found: dict[int, tuple[float | None, float | None]] = {}
         for layer, gates in fuser.gates.items():
             key, value = ratios.get(layer, (0.0, 0.0))

@@ -127,8 +127,12 @@ def share_by_offsets(receiver: TokenizedChat, sharers: Sequence[TokenizedChat]) 
     by_sharer = []
     for sharer in sharers:
         spans = [
-            SharedSpan(mine[0], theirs[0], min(mine[1] - mine[0], theirs[1] - theirs[0]))
-            for mine, theirs in zip(receiver.contents, sharer.contents, strict=True)
+            SharedSpan(
+                receiver_content[0],
+                sharer_content[0],
+                min(receiver_content[1] - receiver_content[0], sharer_content[1] - sharer_content[0]),
+            )
+            for receiver_content, sharer_content in zip(receiver.contents, sharer.contents, strict=True)
         ]
         by_sharer.append(align_offsets(receiver.offsets, sharer.offsets, spans))
     reading = pair_tokens(receiver.ids, [SharerPrompt(each.ids) for each in sharers], by_sharer)
@@ -143,8 +147,8 @@ def pair_tokens(
     """
     by_token: dict[int, dict[int, int]] = {}
     for j, pairs in enumerate(by_sharer):
-        for here, there in pairs:
-            by_token.setdefault(here, {})[j] = there
+        for receiver_token, sharer_token in pairs:
+            by_token.setdefault(receiver_token, {})[j] = sharer_token
     by_token.pop(len(ids) - 1, None)
     return SharedPrompt(ids, None, sharers, _stretches(by_token, len(ids)))
 
@@ -173,11 +177,11 @@ def _cut(at: Stretch, token: int) -> list[Stretch]:
     """Split a stretch before this token."""
     front: dict[int, Pairs] = {}
     back: dict[int, Pairs] = {}
-    for j, (here, there) in at.pairs.items():
-        before = here < token - at.start
+    for j, (receiver, sharer) in at.pairs.items():
+        before = receiver < token - at.start
         for half, chosen, moved in ((front, before, 0), (back, ~before, token - at.start)):
             if bool(chosen.any()):
-                half[j] = Pairs(here[chosen] - moved, there[chosen])
+                half[j] = Pairs(receiver[chosen] - moved, sharer[chosen])
     return [Stretch(at.start, token, front), Stretch(token, at.end, back)]
 
 
@@ -189,8 +193,8 @@ def _stretches(by_token: Mapping[int, Mapping[int, int]], length: int) -> list[S
         if token == length or (token in by_token) != (start in by_token):
             pairs: dict[int, Pairs] = {}
             for j in sorted({j for each in range(start, token) for j in by_token.get(each, {})}):
-                mine = [each for each in range(start, token) if j in by_token.get(each, {})]
-                pairs[j] = Pairs(torch.tensor(mine) - start, torch.tensor([by_token[each][j] for each in mine]))
+                tokens = [each for each in range(start, token) if j in by_token.get(each, {})]
+                pairs[j] = Pairs(torch.tensor(tokens) - start, torch.tensor([by_token[each][j] for each in tokens]))
             stretches.append(Stretch(start, token, pairs))
             start = token
     return stretches[:-1] if stretches and not stretches[-1].pairs else stretches

@@ -68,8 +68,8 @@ class LayerStream:
     def take(self, sent: Sequence[_Sent]) -> None:
         """Copy layers to the receiver's device. Call it in the thread of the receiver's engine."""
         for sharer, layer, kv, computed in sent:
-            there = kv if computed is None else _copied(kv, computed, self._device)
-            self.layers.setdefault(sharer, {})[layer] = there
+            received = kv if computed is None else _copied(kv, computed, self._device)
+            self.layers.setdefault(sharer, {})[layer] = received
 
     def whole(self, sharer: int) -> tuple[LayerKV, ...] | None:
         """All layers of one sharer, in order; None for a sharer that sends none."""

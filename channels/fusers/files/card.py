@@ -187,8 +187,8 @@ class Card(Strict):
     def _layers_exist(self) -> "Card":
         check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
         layers = self.sharer_layers
-        whole = self.kind == "graft" or self.architecture == "bottleneck"
-        if bool(layers) != whole or bool(self.layer_map) == whole:
+        all_layers = self.kind == "graft" or self.architecture == "bottleneck"
+        if bool(layers) != all_layers or bool(self.layer_map) == all_layers:
             raise ValueError(
                 "a card of kind 'graft' has sharer_layers and no layer_map, one of kind 'fuse' the reverse, unless its "
                 "architecture is 'bottleneck'"

@@ -24,10 +24,10 @@ def refuse_pair(folder: Path) -> None:
     if is_pair(folder):
         names = " or ".join(repr(f"{folder.name}/{part}") for part in PARTS)
         raise FuserError(f"{str(folder)!r} holds a fuser and a translator; name one of them: {names}")
-    whole = [part for part in PARTS if (folder / part / "card.json").is_file()]
-    if whole:
-        missing = next(part for part in PARTS if part not in whole)
+    present = [part for part in PARTS if (folder / part / "card.json").is_file()]
+    if present:
+        missing = next(part for part in PARTS if part not in present)
         raise FuserError(
-            f"{str(folder)!r} holds {whole[0]!r} and lacks {missing!r} beside it; get the pair again, or name "
-            f"{f'{folder.name}/{whole[0]}'!r}"
+            f"{str(folder)!r} holds {present[0]!r} and lacks {missing!r} beside it; get the pair again, or name "
+            f"{f'{folder.name}/{present[0]}'!r}"
         )

@@ -19,8 +19,8 @@ FILES = (*OURS, "config.json", "projector_*.json", "projector_*.pt")
 
 def find_cached_fuser(wanted: HubFuser) -> Path | None:
     """Find the fuser's folder in the hub's cache, if all its files are there. No network access."""
-    here = cached_snapshot(_selection(wanted))
-    return here.folder / wanted.folder if here is not None and _is_whole(here.folder / wanted.folder) else None
+    cached = cached_snapshot(_selection(wanted))
+    return cached.folder / wanted.folder if cached is not None and _is_whole(cached.folder / wanted.folder) else None
 
 
 def fetch_fuser(wanted: HubFuser, progress: Progress) -> Path:

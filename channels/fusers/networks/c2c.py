@@ -74,13 +74,13 @@ class C2CProjector(Projector):
         self.register_buffer("gate_temperature", torch.tensor(params.initial_temperature))
         hidden, inner, drop = params.hidden_dim, params.intermediate_dim, params.dropout
         widths = {"key": (sharer.key_width, receiver.key_width), "value": (sharer.value_width, receiver.value_width)}
-        for side, (theirs, own) in widths.items():
-            self.add_module(f"{side}_in", nn.Linear(theirs + own, hidden))
+        for side, (sharer_width, receiver_width) in widths.items():
+            self.add_module(f"{side}_in", nn.Linear(sharer_width + receiver_width, hidden))
             self.add_module(f"{side}_mlp1", _Blocks(hidden, inner, 1, drop))
             self.add_module(f"{side}_scalar_mlp2", _Blocks(hidden, hidden, 1, drop))
             self.add_module(f"{side}_scalar_head", nn.Linear(hidden, receiver.kv_heads))
             self.add_module(f"{side}_proj_mlp2", _Blocks(hidden, inner, params.num_layers - 2, drop))
-            self.add_module(f"{side}_proj_out", nn.Linear(hidden, own))
+            self.add_module(f"{side}_proj_out", nn.Linear(hidden, receiver_width))
 
     @property
     def gates(self) -> Gates:
