@@ -115,9 +115,9 @@ def body_of(
     }
     if tools is not None:
         body["tools"] = tools
-    for ours, theirs in OPTIONAL.items():
-        if getattr(spec, ours) != getattr(USUAL, ours):
-            body[theirs] = getattr(spec, ours)
+    for setting, parameter in OPTIONAL.items():
+        if getattr(spec, setting) != getattr(USUAL, setting):
+            body[parameter] = getattr(spec, setting)
     if spec.json_schema is not None:
         named = {"name": agent[:64], "schema": spec.json_schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": named}

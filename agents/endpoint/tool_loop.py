@@ -23,17 +23,17 @@ async def complete_with_tools(
 ) -> Completion:
     """Complete, call tools and complete again until a reply calls none. The result counts the tokens of all replies."""
     speaker = ReplyTextStream(on_text)
-    whole = Completion()
+    total = Completion()
     while True:
-        heard = await ask(messages, speaker.push, whole.completion_tokens)
-        _add(whole, heard)
+        heard = await ask(messages, speaker.push, total.completion_tokens)
+        _add(total, heard)
         in_text = turns.hear(heard.text)
         begun = heard.calls.calls
         calls = [call.call for call in begun] or list(in_text.calls)
         speaker.end(heard.text if begun else in_text.said)
         if not calls:
-            whole.text = speaker.text
-            return whole
+            total.text = speaker.text
+            return total
         results = await turns.make(calls)
         messages = [*messages, *(_answers(heard, results) if begun else _in_words(heard, results))]
 

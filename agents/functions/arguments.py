@@ -28,10 +28,10 @@ def arguments_of(function: Function, agent: str, known: Sequence[str]) -> dict[s
             case _ if name in known:
                 adapters[name] = _adapter(hints.get(name, Any), name, agent)
             case _ if parameter.default is inspect.Parameter.empty:
-                there = ", ".join(map(repr, known)) or "none"
+                names = ", ".join(map(repr, known)) or "none"
                 raise RecipeError(
                     f"the function of agent {agent!r} takes {name!r}, which is neither an input nor an agent with an "
-                    f"edge to it; there is {there}"
+                    f"edge to it; there is {names}"
                 )
     return adapters
 

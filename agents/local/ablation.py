@@ -37,10 +37,13 @@ def mismatched_prompt(mine: SharedPrompt, other: SharedPrompt) -> SharedPrompt:
     """
     if mine.positions is not None and other.positions is None:
         raise ChannelError("the other example's prompt is laid out differently, so its cache can't be swapped in")
-    ours, theirs = mine.stretches, other.stretches
-    if len(ours) == len(theirs):
-        groups = [(stretch.pairs, there.pairs) for stretch, there in zip(ours, theirs, strict=True)]
-        stretches = [Stretch(at.start, at.end, _clip(*group)) for at, group in zip(ours, groups, strict=True)]
+    own_stretches, other_stretches = mine.stretches, other.stretches
+    if len(own_stretches) == len(other_stretches):
+        groups = [
+            (stretch.pairs, other_stretch.pairs)
+            for stretch, other_stretch in zip(own_stretches, other_stretches, strict=True)
+        ]
+        stretches = [Stretch(at.start, at.end, _clip(*group)) for at, group in zip(own_stretches, groups, strict=True)]
     else:
         stretches = _flat(mine, other)
     while stretches and not stretches[-1].pairs:
@@ -68,9 +71,9 @@ def _flat(mine: SharedPrompt, other: SharedPrompt) -> list[Stretch]:
         taken: dict[int, Pairs] = {}
         for sharer, pairs in at.pairs.items():
             rest: Sequence[int] | torch.Tensor = waiting.get(sharer, torch.empty(0, dtype=torch.int64))
-            there = torch.as_tensor(rest)[: len(pairs.receiver)]
-            if len(there):
-                taken[sharer] = Pairs(pairs.receiver[: len(there)], there)
-                waiting[sharer] = torch.as_tensor(rest)[len(there) :]
+            positions = torch.as_tensor(rest)[: len(pairs.receiver)]
+            if len(positions):
+                taken[sharer] = Pairs(pairs.receiver[: len(positions)], positions)
+                waiting[sharer] = torch.as_tensor(rest)[len(positions) :]
         stretches.append(Stretch(at.start, at.end, taken))
     return stretches

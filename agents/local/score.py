@@ -70,8 +70,8 @@ def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verba
         return tokenizer.encode_words(text).ids
     spaced = text if verbatim or ending[-1].isspace() or text[:1].isspace() else f" {text}"
     alone = tokenizer.encode(ending, special=False).ids
-    whole = ending + spaced
-    return tokenizer.encode(whole, special=False, words=[(len(ending), len(whole))]).ids[len(alone) :]
+    joined = ending + spaced
+    return tokenizer.encode(joined, special=False, words=[(len(ending), len(joined))]).ids[len(alone) :]
 
 
 async def _logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -35,13 +35,13 @@ def prompt_reads(agent: str, spec: AgentSpec, upstream: Sequence[str]) -> Prompt
     used = prompt.names | (system.names if system else frozenset())
     in_front = tuple(name for name in upstream if name not in used)
     templates = (prompt,) if system is None else (system, prompt)
-    whole = frozenset(in_front).union(*(template.whole for template in templates))
+    printed_whole = frozenset(in_front).union(*(template.whole for template in templates))
     heard = frozenset(in_front).union(*(template.heard for template in templates))
     withheld = frozenset[str]()
     if spec.generate.max_new_tokens == 0 and system is not None:
         withheld = system.heard - prompt.names
     names = (used | frozenset(in_front)) - withheld
-    reads = PromptReads(prompt, system, in_front, names, {}, whole - withheld, heard - withheld, withheld)
+    reads = PromptReads(prompt, system, in_front, names, {}, printed_whole - withheld, heard - withheld, withheld)
     reasons = {name: reason for name in upstream if (reason := _why_words(agent, name, reads)) is not None}
     return replace(reads, words_of=reasons)
 

@@ -53,9 +53,9 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
     header = int.from_bytes(raw[:8], "little")
     about = json.loads(raw[8 : 8 + header])["__metadata__"]
     tensors = load(raw)
-    for name, mine in _about(model).items():
-        if about.get(name, "plain") != mine:
-            return Kept([], None, f"the kept cache is of {name} {about.get(name)!r}, and the model's is {mine!r}")
+    for name, expected in _about(model).items():
+        if about.get(name, "plain") != expected:
+            return Kept([], None, f"the kept cache is of {name} {about.get(name)!r}, and the model's is {expected!r}")
     layers = tuple(LayerKV(tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(model.info.layers))
     ids: list[int] = tensors["ids"].tolist()
     for layer, shape in zip(layers, model.info.shapes, strict=True):

@@ -94,10 +94,10 @@ class AgentTools:
         names = [name.partition(".")[2] for name in self._wanted if name.partition(".")[0] == server]
         for name in names:
             if name not in offered:
-                there = ", ".join(map(repr, offered)) or "none"
+                offer = ", ".join(map(repr, offered)) or "none"
                 raise ToolError(
                     f"agent {self._agent!r} wants the tool {name!r}, which the server {server!r} does not offer; "
-                    f"it offers {there}"
+                    f"it offers {offer}"
                 )
         return [offered[name] for name in dict.fromkeys(names)]
 

@@ -39,7 +39,7 @@ def _words(block: Any) -> str:
 
 def cut(text: str, most: int) -> str:
     """Truncate a text to this many bytes, with a note if anything is missing."""
-    whole = text.encode("utf-8", "replace")
-    if len(whole) <= most:
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= most:
         return text
-    return f"{whole[:most].decode('utf-8', 'ignore')}\n[cut: {most} of {len(whole)} bytes]"
+    return f"{encoded[:most].decode('utf-8', 'ignore')}\n[cut: {most} of {len(encoded)} bytes]"
