@@ -113,8 +113,8 @@ def _check_origin(headers: Headers, known: Iterable[str]) -> None:
     origin = headers.get("origin")
     if origin is not None:
         own = urlsplit(f"//{headers['host']}")
-        theirs = urlsplit(origin)
-        if theirs.scheme not in ("http", "https") or theirs.netloc.lower() != own.netloc.lower():
+        other = urlsplit(origin)
+        if other.scheme not in ("http", "https") or other.netloc.lower() != own.netloc.lower():
             raise ApiError(403, "pages of other origins may not use this server", "foreign_origin")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise ApiError(403, "pages of other sites may not use this server", "foreign_origin")

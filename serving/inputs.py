@@ -41,7 +41,7 @@ def choose_inputs(
     conversation = declared.get(CONVERSATION)
     if conversation is not None and conversation.kind == "list" and CONVERSATION not in inputs:
         inputs[CONVERSATION] = [turn._asdict() for turn in turns]
-    whole = CONVERSATION in inputs and CONVERSATION not in given
+    takes_all = CONVERSATION in inputs and CONVERSATION not in given
     last = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=None)
     name = _default(declared, inputs)
     if last is None:
@@ -49,10 +49,10 @@ def choose_inputs(
             raise ApiError(400, f"there is no user message, and the input {name!r} is missing", "invalid_input")
     elif name is not None:
         inputs[name] = turns[last].content
-    elif not whole and turns[last].content:
+    elif not takes_all and turns[last].content:
         warnings.append("the last user message reaches nobody: `inputs` gives every input of the recipe")
     others = len(turns) - (last is not None)
-    if others and not whole:
+    if others and not takes_all:
         warnings.append(
             f"{others} other {'messages reach' if others > 1 else 'message reaches'} nobody: the recipe takes the last "
             f"user message; declare an input {CONVERSATION!r} of type 'list' for the whole conversation"

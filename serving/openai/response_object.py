@@ -59,13 +59,13 @@ class ResponseAnswer:
 
     def end(self, result: Result) -> list[bytes]:
         """Build the events after the last text."""
-        whole = self.whole(result)
-        status = whole["status"]
+        response = self.whole(result)
+        status = response["status"]
         return [
             self._event("response.output_text.done", **self._place, text=result.text, logprobs=[]),
             self._event("response.content_part.done", **self._place, part=_part(result.text)),
             self._event("response.output_item.done", output_index=0, item=self._message(result.text, status)),
-            self._event(f"response.{status}", response=whole),
+            self._event(f"response.{status}", response=response),
         ]
 
     @property
