@@ -117,6 +117,22 @@ def _check_sizes(config: Any, elements: int, gguf: Path) -> None:
             f"the GGUF file {str(gguf)!r} is damaged: its metadata describe a model of {built:,} numbers, and it holds "
             f"{elements:,}; fetch it again"
         )
+    _check_all_is_read(network, elements, gguf)
+
+
+def _check_all_is_read(network: Any, elements: int, gguf: Path) -> None:
+    """Raise ModelError where the file holds weights that the model has no place for: transformers drops them silently.
+
+    `elements`: of the file's tensors, those of RoPE excepted.
+    """
+    fixed = sum(each.numel() for name, each in network.state_dict().items() if name in dict(network.named_buffers()))
+    taken = fixed + sum(each.numel() for each in network.parameters())
+    if elements > taken:
+        raise ModelError(
+            f"the GGUF file {str(gguf)!r} holds {elements - taken:,} numbers, such as biases or experts, that "
+            f"transformers does not read for its architecture {network.config.model_type!r}; use the safetensors of "
+            "this model"
+        )
 
 
 class _Target(NamedTuple):
@@ -130,11 +146,15 @@ def _target(gguf: Path) -> _Target:
     import gguf as library
     import torch
 
-    tensors = library.GGUFReader(gguf).tensors
+    reader = library.GGUFReader(gguf)
+    tensors = reader.tensors
+    # RoPE's factors become parameters; transformers ties the output of these architectures although it is in the file.
+    architecture = reader.fields["general.architecture"].contents()
+    spare = {"output.weight"} if architecture in ("falcon", "bloom") else set[str]()
     kinds = Counter(each.tensor_type.name for each in tensors if len(each.shape) > 1)
     most = kinds.most_common(1)[0][0] if kinds else "BF16"
     dtype = {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
-    elements = sum(int(each.n_elements) for each in tensors)
+    elements = sum(int(each.n_elements) for each in tensors if each.name not in spare and "rope_f" not in each.name)
     return _Target(dtype, elements, elements * dtype.itemsize + TOKENIZER_BYTES)
 
 

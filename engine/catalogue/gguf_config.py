@@ -14,6 +14,12 @@ __all__ = ["complete_config"]
 
 _ORIGINAL = [2**power for power in range(10, 21)]  # lengths that Llama 3's factors may have been computed for
 _SAME = 1e-3
+_EXPERTS = {
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+}
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3_text": 62}
+_SCALES = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale", "attention.clamp_kqv")
 
 
 def complete_config(config: Any, reader: Any, where: str) -> None:
@@ -23,9 +29,19 @@ def complete_config(config: Any, reader: Any, where: str) -> None:
         config.head_dim = dim
     if "sliding_window" in vars(config) and (window := said.number("attention.sliding_window")):
         config.sliding_window = window
+    for name, key in _EXPERTS.items():
+        if name in vars(config) and (size := said.number(key)):
+            setattr(config, name, size)
+    if "query_pre_attn_scalar" in vars(config):  # no file states it; llama.cpp derives it in this way
+        largest = _LAYERS_OF_27B.get(config.model_type) == config.num_hidden_layers
+        heads = config.num_attention_heads
+        config.query_pre_attn_scalar = config.hidden_size // heads if largest else config.head_dim
+    _check_window(config, said)
+    _complete_scales(config, said)
     if (pad := getattr(config, "pad_token_id", None)) is not None and pad >= config.vocab_size:
         config.pad_token_id = None  # a default of another vocabulary
-    if (rope := _rope(config, said)) is not None:
+    rope = {**(_rope(config, said) or {}), **_partial(config, said)}
+    if rope:
         known = getattr(config, "rope_parameters", None)
         if not isinstance(known, dict):
             raise ModelError(f"the GGUF file {where!r} scales a RoPE that {config.model_type!r} models have not")
@@ -48,6 +64,13 @@ class _Said:
         field = self._fields.get(f"{self._architecture}.{key}")
         return None if field is None else field.contents()
 
+    def unread(self, what: str) -> ModelError:
+        """The refusal of metadata that transformers does not read."""
+        return ModelError(
+            f"the GGUF file {self.where!r} says `{what}`, which transformers does not read for its architecture "
+            f"{self._architecture!r}; use the safetensors of this model"
+        )
+
     def number(self, key: str) -> int | None:
         """None where there is none, or one for each layer."""
         found = self.get(key)
@@ -56,6 +79,43 @@ class _Said:
     def factors(self, name: str) -> "list[float] | None":
         found = self._tensors.get(f"{name}.weight")
         return None if found is None else [float(each) for each in np.asarray(found.data, dtype=np.float64).ravel()]
+
+
+def _check_window(config: Any, said: _Said) -> None:
+    """Raise ModelError where the file limits attention to a window and the configuration has none."""
+    window, length = said.number("attention.sliding_window"), said.number("context_length")
+    if not window or (length is not None and window >= length):
+        return
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None and getattr(config, "sliding_window", None):
+        return
+    if not any("sliding" in kind for kind in kinds or ()):
+        raise said.unread(f"attention.sliding_window = {window}")
+
+
+def _complete_scales(config: Any, said: _Said) -> None:
+    """Take caps of logits over. Raises ModelError for scales that the configuration can't express."""
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := said.get(key)) is None:
+            continue
+        if key not in vars(config):
+            raise said.unread(f"{key} = {cap}")
+        setattr(config, key, float(cap))
+    for key in _SCALES:
+        if (scale := said.get(key)) not in (None, 0.0, 1.0):
+            raise said.unread(f"{key} = {scale}")
+
+
+def _partial(config: Any, said: _Said) -> dict[str, Any]:
+    """The share of each head that is rotated, where the file says another than the configuration."""
+    rotated, dim = said.number("rope.dimension_count"), said.number("attention.key_length")
+    known = getattr(config, "rope_parameters", None)
+    if not isinstance(known, dict) or "full_attention" in known or rotated is None:
+        return {}
+    dim = dim or getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if round(known.get("partial_rotary_factor", 1.0) * dim) == rotated:
+        return {}
+    return {"partial_rotary_factor": rotated / dim}
 
 
 def _is_one(config: Any, name: str) -> bool:

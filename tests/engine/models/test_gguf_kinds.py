@@ -23,6 +23,67 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[], Any]]] = {
     "phi3": ("phi3", lambda: hf.phi3.Phi3Config(**SIZES)),
     "starcoder2": ("starcoder2", lambda: hf.starcoder2.Starcoder2Config(**SIZES)),
 }
+WINDOW = {"attention.sliding_window": 16}
+GEMMA = {**SIZES, "tie_word_embeddings": True, "head_dim": 64, "sliding_window": 16, "query_pre_attn_scalar": 64}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+EXPERTS_SAID = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 64}
+NO_TOKENS = {"vocab_size": SIZES["vocab_size"], "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.1}
+# By case: the architecture, a configuration, and what the file says beside sizes that all files say.
+MORE: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
+    "gemma2": (
+        "gemma2",
+        lambda: hf.gemma2.Gemma2Config(**GEMMA, final_logit_softcapping=1.0),
+        {**WINDOW, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 1.0},
+    ),
+    "gemma3": ("gemma3", lambda: hf.gemma3.Gemma3TextConfig(**{**GEMMA, "num_hidden_layers": 7}), WINDOW),
+    "falcon": (
+        "falcon",
+        lambda: hf.falcon.FalconConfig(**NO_TOKENS, hidden_size=256, num_hidden_layers=2, num_attention_heads=4),
+        {},
+    ),
+    "gpt2": ("gpt2", lambda: hf.gpt2.GPT2Config(**NO_TOKENS, n_embd=256, n_layer=2, n_head=4), {}),
+    "stablelm of partial RoPE": (
+        "stablelm",
+        lambda: hf.stablelm.StableLmConfig(**SIZES, layer_norm_eps=0.1, partial_rotary_factor=0.5, use_qkv_bias=True),
+        {"rope.dimension_count": 32},
+    ),
+    "nemotron": (
+        "nemotron",
+        lambda: hf.nemotron.NemotronConfig(**SIZES, norm_eps=0.1, partial_rotary_factor=0.5),
+        {"rope.dimension_count": 32},
+    ),
+    "qwen2moe": (
+        "qwen2moe",
+        lambda: hf.qwen2_moe.Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=128),
+        {**EXPERTS_SAID, "expert_shared_feed_forward_length": 128},
+    ),
+    "qwen3moe": (
+        "qwen3moe",
+        lambda: hf.qwen3_moe.Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=64, norm_topk_prob=True),
+        EXPERTS_SAID,
+    ),
+    "phi3 of partial RoPE": (
+        "phi3",
+        lambda: hf.phi3.Phi3Config(**SIZES, partial_rotary_factor=0.5),
+        {"rope.dimension_count": 32},
+    ),
+    "phi3 with a window": ("phi3", lambda: hf.phi3.Phi3Config(**SIZES, sliding_window=16), WINDOW),
+    "starcoder2 with a window": (
+        "starcoder2",
+        lambda: hf.starcoder2.Starcoder2Config(**SIZES, sliding_window=16),
+        WINDOW,
+    ),
+    "llama of small heads": ("llama", lambda: hf.llama.LlamaConfig(**SIZES, head_dim=32, rms_norm_eps=0.1), {}),
+}
+# What transformers drops of a file without a word.
+REFUSED: dict[str, tuple[str, Callable[[], Any], dict[str, Any], str]] = {
+    "biases of attention": ("llama", lambda: hf.llama.LlamaConfig(**SIZES, attention_bias=True), {}, "holds 1,536"),
+    "biases of the MLP": ("llama", lambda: hf.llama.LlamaConfig(**SIZES, mlp_bias=True), {}, "holds 1,536 numbers"),
+    "a window of llama": ("llama", lambda: hf.llama.LlamaConfig(**SIZES), WINDOW, "says .attention.sliding_window"),
+    "a window of qwen2": ("qwen2", lambda: hf.qwen2.Qwen2Config(**SIZES), WINDOW, "says .attention.sliding_window"),
+    "a scale": ("llama", lambda: hf.llama.LlamaConfig(**SIZES), {"logit_scale": 8.0}, "says .logit_scale = 8.0"),
+    "a cap": ("llama", lambda: hf.llama.LlamaConfig(**SIZES), {"final_logit_softcapping": 30.0}, "says .final_logit"),
+}
 QUANTISED = (
     "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ3_S IQ3_XXS IQ2_S IQ2_XS IQ2_XXS "
     "IQ1_S IQ1_M TQ1_0 TQ2_0"
@@ -55,6 +116,45 @@ def test_a_file_of_an_architecture_writes_what_the_model_writes(kind: str, tmp_p
     model.network.set_attn_implementation("sdpa")
     with torch.inference_mode():
         torch.testing.assert_close(model.network(ids).logits, network(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_a_file_becomes_the_model_that_its_metadata_describe(kind: str, tmp_path: Path) -> None:
+    architecture, config, said = MORE[kind]
+    network = made(config())
+    with torch.no_grad():
+        for each in network.parameters():
+            if each.ndim == 1:  # norms and biases, which begin as ones and zeros
+                each += torch.linspace(-0.2, 0.3, len(each))
+    folder = converted(write_gguf(network, architecture, tmp_path / "m.gguf", said=said))
+    found = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.arange(1, 29)[None]
+    for each in (found, network):
+        each.set_attn_implementation("eager")
+    with torch.inference_mode():
+        torch.testing.assert_close(found(ids).logits, network(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_an_output_matrix_that_falcon_ties_is_no_reason_to_refuse_its_file(tmp_path: Path) -> None:
+    network = made(MORE["falcon"][1]())
+    output = {"output.weight": network.lm_head.weight.detach().numpy()}
+    assert converted(write_gguf(network, "falcon", tmp_path / "m.gguf", tensors=output)).is_dir()
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_file_of_which_transformers_drops_a_part_is_refused(what: str, tmp_path: Path) -> None:
+    architecture, config, said, reason = REFUSED[what]
+    path = write_gguf(made(config()), architecture, tmp_path / "m.gguf", said=said)
+    with pytest.raises(ModelError, match=f"{reason}.*does not read for its architecture '{architecture}'"):
+        converted(path)
+
+
+def test_an_architecture_that_transformers_does_not_read_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = write_gguf(
+        made(hf.cohere.CohereConfig(**{**SIZES, "tie_word_embeddings": True})), "command-r", tmp_path / "m.gguf"
+    )
+    with pytest.raises(ModelError, match="architecture command-r is not supported"):
+        converted(path)
 
 
 @pytest.mark.parametrize("kind", QUANTISED.split())
