@@ -23,7 +23,7 @@ from .hide_paths import hide_paths
 if TYPE_CHECKING:
     from cachegraph.engine.engine import Engine
 
-__all__ = ["ServedGraph", "ServedGraphs", "Speaker", "Variant"]
+__all__ = ["ServedGraph", "ServedGraphs", "ServedVariant", "Speaker"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Speaker:
 
 
 @dataclass(frozen=True)
-class Variant:
+class ServedVariant:
     """A recipe over one channel, with loaded models and decided edges."""
 
     graph: Graph
@@ -85,15 +85,15 @@ class ServedGraph:
         entry = spec.agents[spec.output]
         return entry if isinstance(entry, AgentSpec) else None
 
-    async def open(self, channel: Channel | None = None) -> Variant:
+    async def open(self, channel: Channel | None = None) -> ServedVariant:
         """Return the recipe over this channel, or over its own. Raises ApiError if it can't run over this channel."""
         if channel is None:
-            return Variant(self.graph, _speaker(await self.graph.awire()))
+            return ServedVariant(self.graph, _speaker(await self.graph.awire()))
         try:
             if channel not in self._copies:
                 self._copies[channel] = self.graph.with_channels(channel)
             copy = self._copies[channel]
-            return Variant(copy, _speaker(await copy.awire()))
+            return ServedVariant(copy, _speaker(await copy.awire()))
         except (ChannelError, RecipeError) as error:
             words = hide_paths(f"the recipe {self.name!r} can't run over {channel!r}: {error}")
             raise ApiError(400, words, "channel_unavailable", "model") from error

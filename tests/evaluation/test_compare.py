@@ -196,7 +196,7 @@ def test_a_comparison_survives_being_written_and_read(tmp_path: Path) -> None:
     found.save(tmp_path / "c.json")
     assert Comparison.load(tmp_path / "c.json") == found
     assert "examples" not in found.summary()
-    with pytest.raises(InputError, match=r"no comparison .*schema_version"):
+    with pytest.raises(InputError, match=r"not a comparison .*schema_version"):
         Comparison.from_json(found.to_json().replace('"schema_version":1', '"schema_version":9', 1))
     with pytest.raises(InputError, match="there is no comparison at"):
         Comparison.load(tmp_path / "none.json")
@@ -336,8 +336,8 @@ def test_the_ceiling_hands_over_all_that_a_writer_read() -> None:
         ({"variants": ["cahce"]}, "no variant 'cahce'; did you mean 'cache'"),
         ({"variants": ["text:both"]}, "no variant 'text:both'"),
         ({"variants": ["text", "text"]}, "named twice"),
-        ({"variants": ["text@./made"]}, "a fuser stands behind a variant with caches"),
-        ({"variants": ["cache@"]}, "a fuser stands behind a variant with caches"),
+        ({"variants": ["text@./made"]}, "only a variant with caches can"),
+        ({"variants": ["cache@"]}, "only a variant with caches can"),
         ({"variants": ["cache@nobody"]}, "'cache@nobody' can't run: there is no fuser 'nobody'"),
         ({"variants": ["text", "cache", "cache@mean"]}, "name two or more, as in cache@seed-1,cache@seed-2,cache@mean"),
         ({"limit": 0}, "limit must be 1 or more"),
