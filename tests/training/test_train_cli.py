@@ -250,7 +250,7 @@ REFUSED: list[tuple[list[str], int, str]] = [
     ([], 3, "name a training recipe, or a graph with --for and --data; for example: cachegraph train"),
     (["R", "--for", "G"], 3, "name a training recipe, or a graph"),
     (["--for", "G"], 3, "--for needs --data"),
-    (["--for", "G", "--data", "D", "--kind", "grft"], 3, "of kind 'fuse', 'graft' or 'joint', not 'grft'"),
+    (["--for", "G", "--data", "D", "--kind", "grft"], 3, "kind is 'fuse', 'graft' or 'joint', not 'grft'"),
     (["--for", "G", "--data", "D", "--edge", "a:b"], 3, "no edge 'a:b'; it has reader:answerer"),
     (["R", "--set", "optim.steps"], 3, "--set needs KEY=VALUE, got 'optim.steps'"),
     (["R", "--set", "optm.steps=1"], 3, "has no key 'optm.steps'"),
