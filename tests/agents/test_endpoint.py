@@ -211,7 +211,7 @@ async def test_a_wrong_key_is_not_tried_again_and_never_shown(server: Server, mo
     monkeypatch.setenv("CACHEGRAPH_KEY", KEY)
     server.script = [status(401, json.dumps({"error": {"message": f"Incorrect API key: {KEY}\x1b[31m"}}))]
     text = await refusal(server, key="CACHEGRAPH_KEY")
-    assert "answered 401: Incorrect API key: *** [31m; check the key" in text
+    assert "answered 401: Incorrect API key: ***\ufffd[31m; check the key" in text
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert len(server.requests) == 1
 

@@ -37,7 +37,7 @@ def test_what_keeps_models_from_running_ends_with_exit_code_3(
     ended = call("doctor", "--json")
     assert ended.code == 3
     problems = json.loads(ended.out)["problems"]
-    assert any("CACHEGRAPH_KV_MEMORY is 'plenty', which is no size" in each for each in problems)
+    assert any("CACHEGRAPH_KV_MEMORY is 'plenty', which is not a size" in each for each in problems)
     assert any("point CACHEGRAPH_HOME to a folder of yours" in each for each in problems)
     assert ended.err.count("\n") == 1
 
