@@ -25,6 +25,7 @@ runs/          Stored runs that outlive their request
 served_graphs  The recipes of a server
 server_state   State that all requests share
 sessions       Session names per tenant
+stream_answer  Stream one reply as events: head, text, end
 text_content   Text content of messages
 usage          Token usage and edge details of a run
 """

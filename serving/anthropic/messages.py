@@ -6,14 +6,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cachegraph.agents.prompt.render_threads import TextWork
+from cachegraph.graph.run.result import Result
 
 from ..connection import while_connected
-from ..event_stream import Emit, EventStream
-from ..generation import Call, generate
+from ..event_stream import EventStream
+from ..generation import Call, OnText, generate
 from ..http_body import read_body
 from ..prepare import prepare, refuse_unsupported
 from ..served_graphs import ServedGraph
 from ..server_state import ServerState, state_of, tenant_of
+from ..stream_answer import stream_answer
 from .errors import complain, refuse
 from .message_request import NEUTRAL, OWN_TOOLS, CountRequest, MessageRequest, asked_of, turns_of
 from .message_response import MessageAnswer
@@ -29,8 +31,8 @@ async def create_message(request: Request) -> Response:
     stops = _certain_stops(body, state.graphs.find(body.model)[0], call)
     answer = MessageAnswer(body.model, call.speaker.name, call.warnings, stops)
     if body.stream:
-        return EventStream(partial(_stream, state, call, answer), refuse, complain)
-    (result,) = await while_connected(request.receive, partial(generate, call, state))
+        return EventStream(partial(stream_answer, answer, partial(_reply, state, call)), refuse, complain)
+    result = await while_connected(request.receive, partial(_reply, state, call))
     return JSONResponse(answer.whole(result))
 
 
@@ -42,23 +44,9 @@ def _certain_stops(body: MessageRequest, served: ServedGraph, call: Call) -> tup
     return tuple(body.stop_sequences or ()) if is_local and not others else ()
 
 
-async def _stream(state: ServerState, call: Call, answer: MessageAnswer, emit: Emit) -> None:
-    begun = False
-
-    def begin() -> None:
-        nonlocal begun
-        for each in () if begun else answer.begin():
-            emit(each)
-        begun = True
-
-    def on_text(choice: int, text: str) -> None:
-        begin()
-        emit(answer.text(text))
-
+async def _reply(state: ServerState, call: Call, on_text: OnText | None = None) -> Result:
     (result,) = await generate(call, state, on_text)
-    begin()
-    for each in answer.end(result):
-        emit(each)
+    return result
 
 
 async def count_tokens(request: Request) -> Response:
