@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hybrids import HYBRIDS
 from tiny import config_of, save_model
 
@@ -102,7 +101,8 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
     "weight": change_one_weight_and_put_the_time_back,
     "config": change_the_config,
     "torch": lambda _, patch: patch.setattr(torch, "__version__", "2.99.0"),
-    "transformers": lambda _, patch: patch.setattr(transformers, "__version__", "0.0"),
+    # By its path: transformers runs its own `__init__` twice, so that a test may hold another module object.
+    "transformers": lambda _, patch: patch.setattr(f"{verdict_cache.__name__}.transformers.__version__", "0.0"),
     "cachegraph": lambda _, patch: patch.setattr(verdict_cache, "__version__", "0.0"),
     "code": lambda _, patch: patch.setattr(verdict_cache, "_own_code", lambda: "other"),
     "cpu": lambda _, patch: patch.setattr(cpu, "cpu_features", lambda: "other"),
