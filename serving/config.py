@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from .auth import Keys
 
-__all__ = ["Limits", "ServerConfig"]
+__all__ = ["ServerConfig", "ServerLimits"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Limits of one request, and numbers of running and queued runs."""
 
     body_bytes: int = 4_000_000
@@ -28,5 +28,5 @@ class ServerConfig:
     port: int = 8765
     keys: Keys | None = None  # None: no authentication
     hosts: tuple[str, ...] = ()  # accepted host names besides addresses and `localhost`
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
     grace: float = 30.0  # seconds for runs to finish after a stop request

@@ -13,7 +13,7 @@ from cachegraph.graph.graph import Graph
 from cachegraph.graph.run.events import TextDelta
 from cachegraph.graph.run.result import Result
 
-from .config import Limits
+from .config import ServerLimits
 from .errors import NOT_AGAIN, ApiError, api_error
 from .served_graphs import Speaker
 from .server_state import ServerState
@@ -66,7 +66,7 @@ async def generate(call: Call, state: ServerState, on_text: OnText | None = None
     return [result for result in results if result is not None]
 
 
-async def _run(call: Call, choice: int, limits: Limits, on_text: OnText | None) -> Result:
+async def _run(call: Call, choice: int, limits: ServerLimits, on_text: OnText | None) -> Result:
     graph = call.graph
     if choice and (seed := call.settings.get("seed")) is not None:
         graph = graph.with_settings(seed=seed + choice)  # otherwise all choices would be identical

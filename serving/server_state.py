@@ -5,7 +5,7 @@ from typing import cast
 
 from starlette.requests import Request
 
-from .config import Limits, ServerConfig
+from .config import ServerConfig, ServerLimits
 from .metrics import Metrics
 from .run_queue import RunQueue
 from .runs.board import RunBoard
@@ -30,7 +30,7 @@ class ServerState:
         self.queue.cancel()
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ServerLimits:
         return self.config.limits
 
 

@@ -32,6 +32,15 @@ def test_imports_are_relative_inside_a_folder_and_absolute_across(file: Path) ->
         assert not module.startswith(f"cachegraph.{folder}"), f"{module}: inside {folder}/, write it with dots"
 
 
+def test_no_two_public_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for file in FILES + sorted(LINKS.glob("*.py")) + sorted((LINKS / "cli").glob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def _imports(file: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):

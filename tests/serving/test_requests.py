@@ -13,7 +13,7 @@ from server_graphs import Gate, gated, scripted_duo, tiny_solo
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.errors import InputError, ModelError
 from cachegraph.graph.graph import Graph
-from cachegraph.serving.config import Limits
+from cachegraph.serving.config import ServerLimits
 from cachegraph.serving.hide_paths import hide_paths
 
 URL = "/v1/chat/completions"
@@ -53,7 +53,7 @@ def test_half_a_surrogate_does_no_harm(scripted_server: Running) -> None:
 
 
 def test_bodies_and_prompts_have_limits() -> None:
-    with served([scripted_duo()], limits=Limits(body_bytes=2_000, prompt_characters=100)) as server:
+    with served([scripted_duo()], limits=ServerLimits(body_bytes=2_000, prompt_characters=100)) as server:
         assert server.post(URL, chat("x" * 3_000)).status_code == 413
         answer = server.post(URL, chat("x" * 101))
         assert answer.status_code == 400
@@ -65,7 +65,7 @@ def test_bodies_and_prompts_have_limits() -> None:
 
 def test_a_run_has_a_time_limit() -> None:
     gate = Gate()
-    with served([gated(gate)], limits=Limits(seconds=0.05)) as server:
+    with served([gated(gate)], limits=ServerLimits(seconds=0.05)) as server:
         answer = server.post(URL, chat())
         assert answer.status_code == 504
         assert answer.headers["x-should-retry"] == "false"
@@ -74,7 +74,7 @@ def test_a_run_has_a_time_limit() -> None:
 
 def test_a_full_queue_is_429_with_a_time_to_come_again() -> None:
     gate = Gate()
-    with served([gated(gate)], limits=Limits(running=1, waiting=1)) as server:
+    with served([gated(gate)], limits=ServerLimits(running=1, waiting=1)) as server:
         answers: list[int] = []
         threads = [
             threading.Thread(target=lambda: answers.append(server.post(URL, chat()).status_code)) for _ in range(2)
@@ -106,7 +106,7 @@ def test_a_client_that_leaves_cancels_its_run(stream: bool) -> None:
 
 def test_a_client_that_leaves_while_its_run_waits_gives_its_place_back() -> None:
     gate = Gate()
-    with served([gated(gate)], limits=Limits(running=1, waiting=5)) as server:
+    with served([gated(gate)], limits=ServerLimits(running=1, waiting=5)) as server:
         thread = threading.Thread(target=lambda: server.post(URL, chat()))
         thread.start()
         gate.entered.acquire(timeout=30)

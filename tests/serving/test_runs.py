@@ -14,7 +14,7 @@ from server_graphs import Gate, gated, scripted_duo, tiny_solo
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.serving.auth import read_keys
-from cachegraph.serving.config import Limits
+from cachegraph.serving.config import ServerLimits
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,7 @@ def test_a_run_is_cancelled() -> None:
 
 def test_a_run_that_waits_in_line_is_in_the_store_and_can_be_cancelled() -> None:
     gate = Gate()
-    with served([gated(gate)], limits=Limits(running=1, waiting=1)) as server:
+    with served([gated(gate)], limits=ServerLimits(running=1, waiting=1)) as server:
         first, second = begin(server)["id"], begin(server)["id"]
         assert show(server, second)["status"] == "running"
         assert server.post("/runs", {"graph": "duo", "inputs": {"question": "x"}}).status_code == 429

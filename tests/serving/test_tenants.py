@@ -14,7 +14,7 @@ from server_graphs import tiny_solo
 from cachegraph.engine.batching.request_context import RequestContext, request_context
 from cachegraph.graph.graph import Graph
 from cachegraph.serving.auth import Keys
-from cachegraph.serving.config import Limits
+from cachegraph.serving.config import ServerLimits
 
 TENANTS = 200
 WORDS = ["the sky", "a sea", "is blue", "is green", "and", "what", "the answer", "a question", "who", "why not"]
@@ -70,7 +70,7 @@ def test_no_tenant_gets_or_is_billed_for_what_another_one_has_read() -> None:
     assert len(set(said.values())) > TENANTS // 2  # so a mix-up would show
     # Each reads a text of its own, then the one that all of them read, then its own again.
     graph = solo(kv_memory=4_000_000)
-    with served([graph], keys=keys(names), limits=Limits(waiting=2 * TENANTS)) as server:
+    with served([graph], keys=keys(names), limits=ServerLimits(waiting=2 * TENANTS)) as server:
         first = [(name, own[name]) for name in names]
         common = [(name, shared) for name in names]
         for asked in (first, common):

@@ -61,11 +61,11 @@ def serve(
     with defer_garbage_collection() as started:
         try:
             from cachegraph.serving.auth import read_keys
-            from cachegraph.serving.config import Limits, ServerConfig
+            from cachegraph.serving.config import ServerConfig, ServerLimits
             from cachegraph.serving.process import ServerProcess, bind
         except ModuleNotFoundError as error:
             raise ConfigError("`cachegraph serve` needs an extra: pip install 'cachegraph[serve]'") from error
-        limits = Limits(max_body, max_prompt, max_tokens, seconds=timeout, running=concurrency, waiting=queue)
+        limits = ServerLimits(max_body, max_prompt, max_tokens, seconds=timeout, running=concurrency, waiting=queue)
         keys = read_keys(api_key_file) if api_key_file is not None else None
         graphs = [open_graph(recipe, allow_env, allow_paths, allow_code, allow_local) for recipe in recipes]
         config = ServerConfig(host, port, keys, tuple(allow_host or ()), limits, grace)
