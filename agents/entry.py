@@ -50,23 +50,24 @@ class AgentContext:
 class RouteCase(Strict):
     """A route out of an agent, and its condition."""
 
-    when: Annotated[str | None, Field(description="An expression; the case without one is the last.")] = None
-    to: Annotated[str, Field(min_length=1, description="The agent that then receives.")]
+    when: Annotated[str | None, Field(description="Condition expression; only the last case may leave it out.")] = None
+    to: Annotated[str, Field(min_length=1, description="The agent that receives if the condition is true.")]
 
 
 class AgentEntry(Strict):
     """The keys that every entry of `agents` may have, whatever its kind."""
 
-    timeout: Annotated[PositiveFloat | None, Field(description="Seconds, of one turn.")] = None
+    timeout: Annotated[PositiveFloat | None, Field(description="Maximum seconds of one turn.")] = None
     join: Annotated[
         Literal["all", "any"] | PositiveInt,
-        Field(description="Start when all messages are there, at the first, or at so many."),
+        Field(description="Start when all upstream replies have arrived, at the first, or at this number."),
     ] = "all"
     route: Annotated[
-        tuple[RouteCase, ...], Field(description="Exactly one of these receives: the first whose condition is true.")
+        tuple[RouteCase, ...],
+        Field(description="Exactly one of these agents receives the reply: the first whose condition is true."),
     ] = ()
     for_each: Annotated[
-        str | None, Field(description="An expression that gives a list: the agent takes a turn for every item.")
+        str | None, Field(description="Expression that gives a list; the agent takes one turn per item.")
     ] = None
     item: Annotated[
         str,
@@ -74,11 +75,13 @@ class AgentEntry(Strict):
             alias="as",
             pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
             max_length=100,
-            description="What the item is called in templates.",
+            description="Name of the item in templates.",
             json_schema_extra={"patternErrorMessage": "letters, digits and '_', as templates use it"},
         ),
     ] = "item"
-    max_concurrent: Annotated[PositiveInt | None, Field(description="Items at work at the same time.")] = None
+    max_concurrent: Annotated[
+        PositiveInt | None, Field(description="Maximum number of items processed at the same time.")
+    ] = None
 
     # The graph's interface to a kind. A kind defines `create` and `label`, and overrides defaults that do not fit.
 

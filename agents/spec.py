@@ -25,7 +25,7 @@ class FromEnv(Strict):
         str,
         Field(
             pattern=r"^[A-Z][A-Z0-9_]*$",
-            description="The variable that holds it, under the rules of api_key_env.",
+            description="The environment variable that holds it; the rules of api_key_env apply.",
             json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
         ),
     ]
@@ -38,29 +38,31 @@ class EndpointSpec(Strict):
         str,
         Field(
             pattern=r"^https?://[^\s/]+",
-            description="Up to and with /v1.",
+            description="Base URL, including /v1.",
             json_schema_extra={"patternErrorMessage": "a web address such as 'https://host/v1'"},
         ),
     ]
-    model: Annotated[str, Field(min_length=1, description="The model's name at that endpoint.")]
+    model: Annotated[str, Field(min_length=1, description="Name of the model at the endpoint.")]
     api_key_env: Annotated[
         str | None,
         Field(
             pattern=r"^[A-Z][A-Z0-9_]*$",
-            description="The variable that holds the key: CACHEGRAPH_..., or OPENAI_API_KEY at api.openai.com.",
+            description="Environment variable of the key: CACHEGRAPH_..., or OPENAI_API_KEY for api.openai.com.",
             json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
         ),
     ] = None
     max_retries: Annotated[
-        int, Field(ge=0, le=10, description="How often its agents try again, unless they have a `retry` of their own.")
+        int, Field(ge=0, le=10, description="Retries per turn, for agents without a `retry` of their own.")
     ] = 2
     headers: Annotated[
         dict[str, str | FromEnv],
-        Field(description="Sent with every request: text, or `{env: VARIABLE}` for what is secret."),
+        Field(description="Headers of every request: text, or `{env: VARIABLE}` for a secret."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
     extra_body: Annotated[
         dict[str, Any],
-        Field(description="Added to the body of every request, such as `reasoning_effort`; null is sent as null."),
+        Field(
+            description="Fields added to the body of every request, such as `reasoning_effort`; null is sent as null."
+        ),
     ] = {}  # noqa: RUF012 (pydantic copies it)
 
     def __hash__(self) -> int:  # headers and bodies are not hashable
@@ -73,39 +75,41 @@ Trouble = Literal["connection", "rate_limit", "server"]
 class RetrySpec(Strict):
     """When an agent behind an endpoint retries, as long as no part of the reply has arrived."""
 
-    max_attempts: Annotated[int, Field(ge=1, le=20, description="The first one included.")] = 3
+    max_attempts: Annotated[int, Field(ge=1, le=20, description="Maximum number of attempts, including the first.")] = 3
     backoff: Annotated[
-        PositiveFloat, Field(description="Seconds before the second attempt, about; doubles with each.")
+        PositiveFloat,
+        Field(description="Approximate seconds before the second attempt; doubles with each further attempt."),
     ] = 0.5
     retry_on: Annotated[
         tuple[Trouble, ...],
-        Field(description="No connection; 429; 408, 425 and the 5xx that pass. Retry-After is kept to."),
+        Field(description="rate_limit: 429; server: 408, 425 and temporary 5xx. Retry-After is honoured."),
     ] = ("connection", "rate_limit", "server")
 
 
 class AgentSpec(AgentEntry):
     """One agent: a model and the prompt it answers."""
 
-    model: Annotated[str, Field(min_length=1, description="A key of `models`, or a model's name.")]
-    prompt: Annotated[str, Field(description="A Jinja template; its names are the inputs and the agents upstream.")]
-    system: Annotated[str | None, Field(description="The system message, a template too.")] = None
+    model: Annotated[str, Field(min_length=1, description="A key of `models`, or the name of a model.")]
+    prompt: Annotated[str, Field(description="A Jinja template; its variables are the inputs and the upstream agents.")]
+    system: Annotated[str | None, Field(description="The system message, a Jinja template.")] = None
     generate: GenerateSpec = GenerateSpec()
     chat: Annotated[
-        Literal["auto"] | bool, Field(description="Wrap the prompt in the model's chat template; auto: if it has one.")
+        Literal["auto"] | bool,
+        Field(description="Render the prompt with the model's chat template; auto: if it has one."),
     ] = "auto"
     fusion: Annotated[
         Literal["parallel", "sequential"],
-        Field(description="Several sharers: sum of residuals from the clean cache, or one after the other."),
+        Field(description="Several sharers: add all residuals to the clean cache, or fuse one after the other."),
     ] = "parallel"
     retry: Annotated[
-        RetrySpec | None, Field(description="For a model behind an endpoint; instead of its max_retries.")
+        RetrySpec | None, Field(description="For a model behind an endpoint: replaces its max_retries.")
     ] = None
     tools: Annotated[
         tuple[ToolName, ...], Field(description="Keys of the recipe's `tools`, or single tools as `server.tool`.")
     ] = ()
     tool_limits: ToolLimits = ToolLimits()
     memory: Annotated[
-        Memory, Field(description="Remember earlier turns of the run's session; true, or how much of them.")
+        Memory, Field(description="Include earlier turns of the run's session in the prompt: true, or their limits.")
     ] = False
 
     template_keys: ClassVar[tuple[str, ...]] = ("prompt", "system")

@@ -18,11 +18,11 @@ __all__ = ["SubgraphSpec"]
 class SubgraphSpec(AgentEntry):
     """An included recipe as an agent: the agent's inputs become the recipe's inputs, and its output the reply."""
 
-    graph: Annotated[str, Field(min_length=1, description="A recipe's file, seen from this one.")]
-    inputs: Annotated[dict[str, str], Field(description="By its inputs, what they get: templates as prompts are.")] = {}  # noqa: RUF012 (pydantic copies it)
+    graph: Annotated[str, Field(min_length=1, description="Path of a recipe, relative to this one.")]
+    inputs: Annotated[dict[str, str], Field(description="Jinja templates for the subgraph's inputs, by input.")] = {}  # noqa: RUF012 (pydantic copies it)
     channels: Annotated[
         Channel | dict[str, Channel] | None,
-        Field(description="Other channels than its edges have: one for all, or by `sender:receiver`; `*`: the rest."),
+        Field(description="Channels that replace its edges' own: one for all, or by `sender:receiver`; `*`: the rest."),
     ] = None
 
     template_maps: ClassVar[tuple[str, ...]] = ("inputs",)

@@ -28,14 +28,17 @@ class _Edge(Strict):
     sender: Annotated[Name, Field(alias="from", description="The agent that sends.")]
     receiver: Annotated[Name, Field(alias="to", description="The agent that receives.")]
     when: Annotated[
-        str | None, Field(description="An expression over inputs and replies; where it is false, nothing goes over.")
+        str | None, Field(description="Expression over inputs and replies; if it is false, the edge carries nothing.")
     ] = None
     max_rounds: Annotated[
-        PositiveInt | None, Field(description="This edge leads back: how often its loop goes round at most.")
+        PositiveInt | None, Field(description="For an edge that closes a loop: the maximum number of rounds.")
     ] = None
-    until: Annotated[str | None, Field(description="An expression; where it is true, the loop ends before.")] = None
+    until: Annotated[
+        str | None, Field(description="Expression over inputs and replies; if it is true, the loop ends early.")
+    ] = None
     rounds: Annotated[
-        Literal["newest", "all"], Field(description="Out of a loop's agent: its newest message, or all so far as one.")
+        Literal["newest", "all"],
+        Field(description="For an edge that leaves a loop: the sender's newest reply, or all its replies joined."),
     ] = "newest"
 
 
@@ -48,8 +51,8 @@ class TextEdge(_Edge):
 class FuserPair(Strict):
     """A fuser and a translator for one edge."""
 
-    fuse: Annotated[Name, Field(description="The fuser, for what both ends have read.")]
-    graft: Annotated[Name, Field(description="The translator, for what only the sender has read.")]
+    fuse: Annotated[Name, Field(description="The fuser for text that both ends have read.")]
+    graft: Annotated[Name, Field(description="The translator for text that only the sender has read.")]
 
 
 def _shape(value: object) -> str:
@@ -71,12 +74,10 @@ class _CacheCapable(_Edge):
             "what only the sender has read, as {fuse: ..., graft: ...}; agents of one model need none."
         ),
     ] = None
-    fallback: Annotated[Literal["text", "error"], Field(description="What happens where the cache can't travel.")] = (
-        "text"
-    )
+    fallback: Annotated[Literal["text", "error"], Field(description="What to do if the cache can't be sent.")] = "text"
     align: Annotated[
         Literal["auto", "ids", "first", "longest", "offsets"],
-        Field(description="Which sharer token stands for a receiver token; auto: as the fuser was trained."),
+        Field(description="Rule that pairs each receiver token with a sharer token; auto: as the fuser was trained."),
     ] = "auto"
     carries: Annotated[
         Literal["prompt", "reply", "all"] | None,
@@ -86,7 +87,7 @@ class _CacheCapable(_Edge):
         ),
     ] = None
     include_response: Annotated[
-        bool, Field(description="Fusing: correct the positions of the receiver's reply too, token by token.")
+        bool, Field(description="For fusing: also correct the positions of the receiver's reply, token by token.")
     ] = False
 
 

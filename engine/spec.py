@@ -31,30 +31,31 @@ class ModelSpec(Strict):
 
     source: Annotated[str, Field(min_length=1, description="A catalogue name, a hub id, a folder or a .gguf file.")]
     revision: Annotated[str | None, Field(description="A commit, tag or branch of a hub model.")] = None
-    dtype: Annotated[DType, Field(description="auto: bfloat16 where the hardware computes in it.")] = "auto"
+    dtype: Annotated[DType, Field(description="auto: bfloat16 if the hardware computes in it.")] = "auto"
     weights: Annotated[
         Weights | None,
-        Field(description="int8: linear layers are rounded to eight bits; KV caches keep the dtype."),
+        Field(description="int8: weights of linear layers in eight bits; KV caches keep the dtype."),
     ] = None
     device: Annotated[
         str,
         Field(
             pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-            description="auto: the visible GPU with most free memory, else the CPU.",
+            description="auto: the visible GPU with the most free memory, else the CPU.",
             json_schema_extra={"patternErrorMessage": "'auto', 'cpu', 'mps', 'cuda' or a GPU such as 'cuda:0'"},
         ),
     ] = "auto"
     device_map: Annotated[
         Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, str | int] | None,
-        Field(description="Spread over several GPUs, as accelerate does: by a rule, or by module and device."),
+        Field(description="Placement on several GPUs, as in accelerate: the name of a rule, or a device per module."),
     ] = None
     kv_memory: Annotated[
         Annotated[ByteSize, Field(gt=0)] | None,
-        Field(description="How much its KV caches may take, as '2GB' or in bytes; default: a part of what is free."),
+        Field(description="Memory for its KV caches, as '2GB' or in bytes; by default a part of the free memory."),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}]}),
     ] = None
     chat_template: Annotated[
-        str | None, Field(description="A Jinja file beside the recipe, for a model that ships no chat template.")
+        str | None,
+        Field(description="Path of a Jinja file relative to the recipe, for a model that ships no chat template."),
     ] = None
 
     @model_validator(mode="after")
@@ -68,11 +69,11 @@ class GenerateSpec(Strict):
     """How an agent decodes. Greedy unless a temperature is given."""
 
     max_new_tokens: Annotated[
-        NonNegativeInt, Field(description="0: the agent only reads; over a text edge it hands over what it read.")
+        NonNegativeInt, Field(description="0: prefill only; a text edge then carries the prompt.")
     ] = 128
-    temperature: Annotated[float, Field(ge=0, le=10, description="0 is greedy.")] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=10, description="0: greedy decoding.")] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[NonNegativeInt, Field(description="0: all.")] = 0
+    top_k: Annotated[NonNegativeInt, Field(description="0: no limit.")] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: PositiveFloat = 1.0
     stop: Annotated[
@@ -80,10 +81,12 @@ class GenerateSpec(Strict):
     ] = ()
     seed: int | None = None
     min_new_tokens: NonNegativeInt = 0
-    ignore_eos: Annotated[bool, Field(description="Decode to max_new_tokens whatever the model says.")] = False
+    ignore_eos: Annotated[
+        bool, Field(description="Ignore the end-of-sequence token: always decode max_new_tokens.")
+    ] = False
     json_schema: Annotated[
         dict[str, Any] | None,
-        Field(description="The reply is JSON that this schema allows, and becomes the message's data."),
+        Field(description="JSON Schema that constrains the reply; the parsed reply becomes the message's data."),
     ] = None
 
     def __hash__(self) -> int:  # a schema has no hash of its own
@@ -93,8 +96,11 @@ class GenerateSpec(Strict):
 class Limits(Strict):
     """Bounds of a whole run."""
 
-    timeout: Annotated[PositiveFloat | None, Field(description="Seconds.")] = None
+    timeout: Annotated[PositiveFloat | None, Field(description="Maximum seconds of the run.")] = None
     max_tokens: Annotated[
-        PositiveInt | None, Field(description="That all agents together may write; the last one is cut short.")
+        PositiveInt | None,
+        Field(description="Maximum tokens that all agents together generate; the last reply is cut."),
     ] = None
-    max_concurrent: Annotated[PositiveInt | None, Field(description="Agents at work at the same time.")] = None
+    max_concurrent: Annotated[
+        PositiveInt | None, Field(description="Maximum number of agents that run at the same time.")
+    ] = None

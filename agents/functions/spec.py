@@ -20,7 +20,7 @@ class FunctionSpec(AgentEntry):
         str,
         Field(
             pattern=r"^[^:\s]+:[^:\s]+$",
-            description="`package.module:name`, or `file.py:name` of the recipe's folder.",
+            description="`package.module:name`, or `file.py:name` relative to the recipe's folder.",
             json_schema_extra={"patternErrorMessage": "a function such as 'package.module:name' or 'file.py:name'"},
         ),
     ]

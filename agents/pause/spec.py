@@ -15,7 +15,7 @@ __all__ = ["PauseSpec"]
 class PauseSpec(AgentEntry):
     """A question to a person: the run pauses there, and continues when it is resumed with the answer."""
 
-    pause: Annotated[str, Field(description="The question, a template as prompts are.")]
+    pause: Annotated[str, Field(description="The question to a person, a Jinja template.")]
 
     template_keys: ClassVar[tuple[str, ...]] = ("pause",)
     pauses: ClassVar[bool] = True

@@ -12,9 +12,12 @@ __all__ = ["Memory", "MemorySpec"]
 class MemorySpec(Strict):
     """What of a session precedes the prompt. Beyond a limit the older half is left out, so that caches stay valid."""
 
-    turns: Annotated[PositiveInt, Field(description="Earlier turns, a prompt and a reply each.")] = 50
+    turns: Annotated[
+        PositiveInt, Field(description="Maximum number of earlier turns; each is a prompt and its reply.")
+    ] = 50
     tokens: Annotated[
-        PositiveInt | None, Field(description="Of all of them; by default half of what a model of this machine reads.")
+        PositiveInt | None,
+        Field(description="Maximum tokens of all earlier turns; by default half of a local model's context length."),
     ] = None
 
 

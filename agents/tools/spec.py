@@ -26,19 +26,23 @@ ToolName = Annotated[
 
 
 class _Server(Strict):
-    timeout: Annotated[PositiveFloat, Field(description="Seconds that one call may take.")] = 60.0
+    timeout: Annotated[PositiveFloat, Field(description="Maximum seconds of one call.")] = 60.0
 
 
 class CommandTools(_Server):
     """A tool server that is a program on this machine. It runs while the graph is open; needs --allow-code."""
 
     command: Annotated[
-        tuple[Text, ...], Field(min_length=1, description="The program and its arguments; runs in the recipe's folder.")
+        tuple[Text, ...],
+        Field(min_length=1, description="The program and its arguments; it runs in the recipe's folder."),
     ]
     env: Annotated[
-        dict[Variable, str], Field(description="Variables that it gets beside PATH, HOME and the like.")
+        dict[Variable, str],
+        Field(description="Environment variables that it gets in addition to PATH, HOME and similar ones."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
-    inherit_env: Annotated[tuple[Variable, ...], Field(description="Variables of ours that it gets as they are.")] = ()
+    inherit_env: Annotated[
+        tuple[Variable, ...], Field(description="Environment variables that it inherits unchanged.")
+    ] = ()
 
 
 class UrlTools(_Server):
@@ -48,7 +52,7 @@ class UrlTools(_Server):
         str,
         Field(
             pattern=r"^https?://[^\s/]+",
-            description="Its whole address; most end with /mcp.",
+            description="The server's full URL; most end with /mcp.",
             json_schema_extra={"patternErrorMessage": "a web address such as 'https://host/mcp'"},
         ),
     ]
@@ -56,7 +60,7 @@ class UrlTools(_Server):
         str | None,
         Field(
             pattern=r"^[A-Z][A-Z0-9_]*$",
-            description="The variable that holds the key, sent as a bearer token: CACHEGRAPH_...",
+            description="The environment variable that holds the key, sent as a bearer token: CACHEGRAPH_...",
             json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
         ),
     ] = None
@@ -75,6 +79,6 @@ ToolServerSpec = Annotated[
 class ToolLimits(Strict):
     """Limits on an agent's tool calls in one turn."""
 
-    rounds: Annotated[PositiveInt, Field(description="Replies that call tools.")] = 8
-    calls: Annotated[PositiveInt, Field(description="Calls, over all rounds.")] = 32
-    result_bytes: Annotated[PositiveInt, Field(description="Of one result; what is beyond is cut.")] = 16_000
+    rounds: Annotated[PositiveInt, Field(description="Maximum number of replies that call tools.")] = 8
+    calls: Annotated[PositiveInt, Field(description="Maximum number of calls over all rounds.")] = 32
+    result_bytes: Annotated[PositiveInt, Field(description="Maximum bytes of one result; the rest is cut.")] = 16_000

@@ -57,7 +57,7 @@ class HubSource(Strict):
 
     kind: Literal["hub"]
     repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+$")]
-    revision: Annotated[str | None, Field(description="A commit, tag or branch; none: the main branch.")] = None
+    revision: Annotated[str | None, Field(description="A commit, tag or branch; by default the main branch.")] = None
 
 
 class FolderSource(Strict):
@@ -119,13 +119,18 @@ class CatalogueEntry(Strict):
     """One model of a catalogue."""
 
     source: Source
-    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="Of the whole GGUF file.")] = None
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the whole GGUF file.")] = (
+        None
+    )
     licence: Licence
     description: str = ""
     download_bytes: PositiveInt | None = None
     stored_bytes: PositiveInt | None = None
     chat_template: Annotated[
-        str | None, Field(description="For a model that ships none: Jinja, or the name of a file beside the catalogue.")
+        str | None,
+        Field(
+            description="For a model that ships no chat template: Jinja, or the name of a file beside the catalogue."
+        ),
     ] = None
 
     @model_validator(mode="after")

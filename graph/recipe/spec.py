@@ -43,7 +43,7 @@ class InputSpec(Strict):
     description: str = ""
     type: InputType | None = None
     json_schema: Annotated[
-        dict[str, Any] | None, Field(alias="schema", description="A JSON schema that the value must satisfy.")
+        dict[str, Any] | None, Field(alias="schema", description="A JSON Schema that the value must satisfy.")
     ] = None
     default: Any = None
 
@@ -97,11 +97,12 @@ class GraphSpec(Strict):
     description: str = ""
     models: dict[Identifier, ModelEntry] = {}  # noqa: RUF012 (pydantic copies it)
     tools: Annotated[
-        dict[Identifier, ToolServerSpec], Field(description="Servers of the Model Context Protocol, used by agents.")
+        dict[Identifier, ToolServerSpec],
+        Field(description="Servers of the Model Context Protocol, whose tools agents call."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
     fusers: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
-        Field(description="Fusers for cache edges that name none; each edge takes the first that joins its models."),
+        Field(description="Fusers for cache edges that name none; each edge takes the first that fits its two models."),
     ] = ()
     inputs: dict[Identifier, InputSpec] = {}  # noqa: RUF012 (pydantic copies it)
     agents: Annotated[dict[Identifier, AgentEntry], Field(min_length=1)]
@@ -111,11 +112,14 @@ class GraphSpec(Strict):
         | Annotated[tuple[str, ...], Field(min_length=1), Tag("list")]
         | Annotated[dict[Identifier, str], Field(min_length=1), Tag("named")],
         Discriminator(_output_kind),
-        Field(alias="output", description="The agent whose reply is the graph's; or several, by name or as a list."),
+        Field(
+            alias="output",
+            description="The agent whose reply is the graph's result; or several agents, by name or as a list.",
+        ),
     ]
     on_error: Annotated[
         Literal["stop", "continue"],
-        Field(description="stop: a failing agent ends the run; continue: only what depends on it is cancelled."),
+        Field(description="stop: a failed agent ends the run; continue: only agents that depend on it are cancelled."),
     ] = "stop"
     limits: Limits = Limits()
     evaluate: Annotated[EvaluateSpec | None, Field(description="The columns that `cachegraph compare` reads.")] = None

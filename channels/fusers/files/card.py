@@ -86,7 +86,9 @@ class ModelEnd(Strict):
     """One of the two models."""
 
     name: Annotated[str, Field(min_length=1)]
-    identity: Annotated[str | None, Field(description="The exact weights it was trained with; null: unknown.")] = None
+    identity: Annotated[
+        str | None, Field(description="Identity of the exact weights it was trained with; null: unknown.")
+    ] = None
     geometry: Geometry
     vocab: PositiveInt | None = None
 
@@ -97,15 +99,17 @@ class Evidence(Strict):
     Means over examples in the metric's unit; `low` and `high` are the 95 % confidence interval of the difference.
     """
 
-    task: Annotated[Task, Field(description="What was handed over: text both ends read, or only the sharer.")]
-    data: Annotated[str, Field(min_length=1, description="Where the examples come from.")]
+    task: Annotated[
+        Task, Field(description="What the sharer's cache held: text that both ends read, or that only the sharer read.")
+    ]
+    data: Annotated[str, Field(min_length=1, description="Source of the examples.")]
     metric: Annotated[str, Field(min_length=1)]
     examples: PositiveInt
-    own: Annotated[float, Field(allow_inf_nan=False, description="With the example's own cache.")]
-    mismatched: Annotated[float, Field(allow_inf_nan=False, description="With another example's cache.")]
-    low: Annotated[float, Field(allow_inf_nan=False, description="The least that own minus mismatched may be.")]
+    own: Annotated[float, Field(allow_inf_nan=False, description="Score with the example's own cache.")]
+    mismatched: Annotated[float, Field(allow_inf_nan=False, description="Score with another example's cache.")]
+    low: Annotated[float, Field(allow_inf_nan=False, description="Lower bound of own minus mismatched.")]
     high: Annotated[float, Field(allow_inf_nan=False)]
-    carries: Annotated[Carries | None, Field(description="Of a translator: what the edge carried.")] = None
+    carries: Annotated[Carries | None, Field(description="For a translator: what the edge carried.")] = None
 
     @model_validator(mode="after")
     def _interval_holds_the_difference(self) -> "Evidence":
@@ -138,41 +142,46 @@ class Card(Strict):
     sharer: ModelEnd
     layer_map: Annotated[
         tuple[LayerPair, ...],
-        Field(default=(), description="[receiver layer, sharer layer] pairs, of one network a layer."),
+        Field(default=(), description="[receiver layer, sharer layer] pairs, for one network per layer."),
     ]
     sharer_layers: Annotated[
-        tuple[int, ...], Field(default=(), description="The layers that one network for all receiver layers reads.")
+        tuple[int, ...], Field(default=(), description="Sharer layers that one network for all receiver layers reads.")
     ]
     architecture: Annotated[str, Field(min_length=1)] = "c2c"
     params: Annotated[
-        dict[str, int | float | str], Field(default_factory=dict, description="The architecture's own sizes.")
+        dict[str, int | float | str], Field(default_factory=dict, description="Sizes of the architecture.")
     ]
-    alignment: Annotated[Alignment, Field(description="Which sharer token stands for a receiver token.")] = "ids"
+    alignment: Annotated[Alignment, Field(description="Rule that pairs each receiver token with a sharer token.")] = (
+        "ids"
+    )
     reads: Annotated[
-        Literal["receiver-prompt", "own-prompt"], Field(description="What the sharer has read when it shares.")
+        Literal["receiver-prompt", "own-prompt"],
+        Field(description="Prompt that the sharer prefills before it shares its cache."),
     ] = "receiver-prompt"
     rope: Annotated[
-        Literal["rotated", "unrotated"], Field(description="Whether keys are corrected with RoPE on, or taken off.")
+        Literal["rotated", "unrotated"],
+        Field(description="Whether the fuser corrects keys with RoPE applied, or with RoPE removed."),
     ] = "rotated"
     kind: Annotated[
         Literal["fuse", "graft"],
-        Field(description="Corrects what both ends have read, or translates what only the sharer has read."),
+        Field(description="Fuse: corrects what both ends have read. Graft: translates what only the sharer has read."),
     ] = "fuse"
     scope: Annotated[
         str | None,
-        Field(description="The prompts it is for, if it is for no others: then an edge must name it; null: any."),
+        Field(description="The only prompts that it is for; an edge must then name it. null: any prompt."),
     ] = None
     trained_on: str | None = None
     trained_rows: Annotated[
-        TrainedRows | None, Field(description="Which rows it was trained on, to tell where they are evaluated.")
+        TrainedRows | None,
+        Field(description="Filter of the examples it was trained on, to detect them in an evaluation."),
     ] = None
     metrics: Annotated[dict[str, float], Field(default_factory=dict)]
     evidence: Annotated[
-        tuple[Evidence, ...], Field(default=(), description="Measurements beside the mismatched control.")
+        tuple[Evidence, ...], Field(default=(), description="Measurements with the mismatched control.")
     ]
     licence: str | None = None
-    created: Annotated[str | None, Field(description="ISO 8601.")] = None
-    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="Of fuser.safetensors.")] = None
+    created: Annotated[str | None, Field(description="Time of creation, ISO 8601.")] = None
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of fuser.safetensors.")] = None
 
     def communication(self, task: Task, carries: Carries | None = None) -> Evidence | None:
         """The strongest measurement that shows communication on this task; None if there is none.

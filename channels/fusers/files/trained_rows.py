@@ -39,8 +39,10 @@ class TrainedRows(Strict):
     """A Bloom filter over the texts of the training examples."""
 
     rows: PositiveInt
-    part: Annotated[PositiveInt, Field(description="The filter holds one text of so many, by its hash.")] = 1
-    filter: Annotated[str, Field(min_length=4, max_length=LARGEST * 4 // 3 + 4, description="Its bits, in base64.")]
+    part: Annotated[PositiveInt, Field(description="The filter holds one of this many texts, chosen by hash.")] = 1
+    filter: Annotated[
+        str, Field(min_length=4, max_length=LARGEST * 4 // 3 + 4, description="The filter's bits, in base64.")
+    ]
 
     @field_validator("filter")
     @classmethod
