@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..torch_threads import for_small_operations
 from .rope_by_length import MIXED
 
 if TYPE_CHECKING:
@@ -248,8 +249,9 @@ class RowCache:
         used, whole = self._used, LayerKV(keys, values)
         tail = [LayerKV(*pair) for pair in zip(*(each.unbind() for each in whole), strict=True)]
         if self._whole is not None:
-            for new, old in zip(whole, self._whole, strict=True):
-                new[:, :, :, :used] = old[:, :, :, :used]
+            with for_small_operations(whole):
+                for new, old in zip(whole, self._whole, strict=True):
+                    new[:, :, :, :used] = old[:, :, :, :used]
         elif used:
             for layer, before in zip(tail, self._tail, strict=True):
                 for new, old in zip(layer, before, strict=True):
