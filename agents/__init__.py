@@ -3,6 +3,7 @@
 base               The Agent protocol, and what a turn takes and gives
 create             Create agents that have a model
 endpoint/          Agents whose model answers behind an OpenAI-compatible chat endpoint
+endpoint_presets   Addresses, key variables and differences of known servers
 entry              The base of all agent kinds: common keys, and what the graph asks of a kind
 functions/         Agents that are Python functions
 http_client        HTTP clients for a recipe's endpoints and tool servers

@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat
+from pydantic import ConfigDict, Field, PositiveFloat
 
 from cachegraph.engine.spec import GenerateSpec, ModelSpec, Strict
 
+from .endpoint_presets import PRESETS
 from .entry import AgentContext, AgentEntry, Models, Reads
 from .sessions.spec import Memory
 from .tools.spec import ToolLimits, ToolName
@@ -31,9 +32,24 @@ class FromEnv(Strict):
     ]
 
 
+def _or_preset(schema: dict[str, Any]) -> None:
+    """A preset gives what is otherwise required."""
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["source"]}]
+
+
 class EndpointSpec(Strict):
     """A model behind an OpenAI-compatible chat endpoint. It has no cache to send, so its edges carry text."""
 
+    model_config = ConfigDict(json_schema_extra=_or_preset)
+
+    source: Annotated[
+        str | None,
+        Field(
+            pattern=rf"^({'|'.join(PRESETS)})/.+",
+            description="PRESET/MODEL, which fills in base_url, model and api_key_env.",
+            json_schema_extra={"patternErrorMessage": "a preset and a model, such as 'ollama/llama3.2'"},
+        ),
+    ] = None
     base_url: Annotated[
         str,
         Field(
@@ -47,7 +63,7 @@ class EndpointSpec(Strict):
         str | None,
         Field(
             pattern=r"^[A-Z][A-Z0-9_]*$",
-            description="Environment variable of the key: CACHEGRAPH_..., or OPENAI_API_KEY for api.openai.com.",
+            description="Environment variable of the key: CACHEGRAPH_..., or a preset's, for its host only.",
             json_schema_extra={"patternErrorMessage": "the name of an environment variable in capitals"},
         ),
     ] = None

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import ConfigError
 
+from ..endpoint_presets import preset_of
 from ..spec import EndpointSpec
 
 __all__ = ["RECIPE_FIELDS", "Secrets", "body_of", "chat_address", "secrets_of"]
@@ -115,9 +116,11 @@ def body_of(
     }
     if tools is not None:
         body["tools"] = tools
+    preset = preset_of(endpoint.source)
+    renamed = preset[0].renamed if preset is not None else {}
     for setting, parameter in OPTIONAL.items():
         if getattr(spec, setting) != getattr(USUAL, setting):
-            body[parameter] = getattr(spec, setting)
+            body[renamed.get(setting, parameter)] = getattr(spec, setting)
     if spec.json_schema is not None:
         named = {"name": agent[:64], "schema": spec.json_schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": named}

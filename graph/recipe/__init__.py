@@ -9,6 +9,7 @@ inputs               Check a run's inputs against their declarations
 json_schema          The recipe's JSON Schema, for editors
 load                 Read a recipe from YAML; every problem with its line and column
 own_permissions      Permissions of a graph built in Python
+presets              Fill in presets of endpoints
 raw_spec             A recipe's raw data, before type validation
 safety               Checks of addresses, keys and paths
 single_braces        Names in single braces, which other template languages read

@@ -10,12 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cachegraph.agents.endpoint_presets import preset_of
 from cachegraph.agents.kinds import KINDS, kind_of
 from cachegraph.agents.prompt.template import Template, TemplateProblem, compile_template
 from cachegraph.channels.fusers.hub.hub_name import HUB_FORM, is_hub_fuser, parse_hub_fuser
 from cachegraph.common.did_you_mean import near_or_known
 from cachegraph.common.schemas import find_schema_flaw
 from cachegraph.engine.sampling.json_schema import find_flaw
+from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import Problem, RecipeError
 
 from .check_code import check_code, check_tools
@@ -53,6 +55,7 @@ def check(draft: RawSpec, permissions: Permissions) -> list[Finding]:
         _fusers(draft),
         _edges(draft),
         _retries(draft),
+        _ignored_settings(draft),
         _evaluated(draft),
         _memories(draft),
         check_shape(draft) if draft.whole and known else (),
@@ -252,6 +255,21 @@ def _retries(draft: RawSpec) -> Iterator[Finding]:
         if body.get("retry") is not None and not (isinstance(model, dict) and "base_url" in model):
             message = f"agent {name!r} runs on this machine, where nothing is tried again"
             yield Finding(message, ("agents", name, "retry"), "remove it; 'retry' is for models behind an endpoint")
+
+
+def _ignored_settings(draft: RawSpec) -> Iterator[Finding]:
+    """Find settings that an agent's server would drop without an error."""
+    for name, body in draft.agents.items():
+        model, generate = draft.models.get(str(body.get("model"))), body.get("generate")
+        if not (isinstance(model, dict) and "base_url" in model and isinstance(generate, dict)):
+            continue
+        preset = preset_of(model.get("source"))
+        if preset is None:
+            continue
+        for setting in preset[0].ignored:
+            if setting in generate and generate[setting] != GenerateSpec.model_fields[setting].default:
+                message = f"{model['source'].partition('/')[0]} ignores {setting!r}, which agent {name!r} sets"
+                yield Finding(message, ("agents", name, "generate", setting), preset[0].ignored_hint, at_key=True)
 
 
 def _evaluated(draft: RawSpec) -> Iterator[Finding]:

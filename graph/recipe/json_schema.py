@@ -18,6 +18,8 @@ def _schema() -> dict[str, Any]:
             ((pattern, value),) = section.pop("patternProperties").items()
             section["propertyNames"]["pattern"] = pattern
             section["additionalProperties"] = value
+    models = schema["properties"]["models"]["additionalProperties"]
+    models["anyOf"] = models.pop("oneOf")  # `{source: ollama/llama3.2}` is in the form of both kinds of model
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A cachegraph recipe"}
     return {**head, **{key: value for key, value in schema.items() if key != "title"}}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, TypedDict, Unpack
 
+from .presets import with_presets
 from .yaml_positions import Path
 
 __all__ = ["Allowed", "Finding", "Permissions", "RawEdge", "RawSpec"]
@@ -92,6 +93,7 @@ class RawSpec:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "RawSpec":
         """Keep the well-formed parts; type validation reports the rest."""
+        data = with_presets(data)
         agents = {name: agent for name, agent in _mapping(data, "agents").items() if isinstance(agent, dict)}
         raw = data.get("edges", ())
         items = raw if isinstance(raw, tuple | list) else ()

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from cachegraph.agents.endpoint.request import RECIPE_FIELDS
+from cachegraph.agents.endpoint_presets import KEY_HOSTS
 from cachegraph.agents.http_client import ALLOW_LOCAL
 from cachegraph.agents.kinds import KINDS
 from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
@@ -141,12 +142,12 @@ def _check_key(
     """Check an environment variable whose value is sent to an address."""
     if key in permissions.allow_env or key.startswith("CACHEGRAPH_"):
         pass
-    elif key != "OPENAI_API_KEY":
+    elif key not in KEY_HOSTS:
         hint = f"use a name that starts with CACHEGRAPH_, or allow this one with --allow-env {key}"
         yield Finding(f"a recipe has no business with the environment variable {key!r}", key_path, hint)
-    elif (url.scheme, url.hostname, url.port or 443) != ("https", "api.openai.com", 443):
-        message = f"'OPENAI_API_KEY' goes to https://api.openai.com only, not to {url.hostname!r}"
-        hint = "use a name that starts with CACHEGRAPH_, or allow it with --allow-env OPENAI_API_KEY"
+    elif (url.scheme, url.hostname, url.port or 443) != ("https", KEY_HOSTS[key], 443):
+        message = f"{key!r} goes to https://{KEY_HOSTS[key]} only, not to {url.hostname!r}"
+        hint = f"use a name that starts with CACHEGRAPH_, or allow it with --allow-env {key}"
         yield Finding(message, key_path, hint)
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
         message = f"{key!r} would travel unencrypted to {url.hostname!r}"

@@ -1,8 +1,9 @@
 """A recipe as typed values. Independent of YAML and torch."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from cachegraph.agents.kinds import entry_type
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
@@ -13,6 +14,7 @@ from cachegraph.engine.spec import Limits, ModelSpec, Strict
 from cachegraph.errors import InputError
 
 from .evaluate_spec import EvaluateSpec
+from .presets import with_presets
 
 if TYPE_CHECKING:
     from cachegraph.agents.entry import AgentEntry
@@ -123,6 +125,11 @@ class GraphSpec(Strict):
     ] = "stop"
     limits: Limits = Limits()
     evaluate: Annotated[EvaluateSpec | None, Field(description="The columns that `cachegraph compare` reads.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_presets(cls, data: Any) -> Any:
+        return with_presets(data) if isinstance(data, Mapping) else data
 
     @property
     def outputs(self) -> dict[str, str]:
