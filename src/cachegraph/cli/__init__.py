@@ -7,6 +7,7 @@ failures            The JSON error object of a failed command
 fetch               Fetch a recipe's models and fusers before a run
 fusers              cachegraph fusers: list, info, import, export, pull, push, ...
 garbage_collection  Turn Python's garbage collector off while a command starts
+init                cachegraph init
 models              cachegraph models: list, pull, remove, info, check
 options             Options shared by commands, and opening a recipe as a graph
 output              Everything that commands print
@@ -35,7 +36,7 @@ from cachegraph import __version__
 from cachegraph.common.stop_signals import catch_signals, exit_code
 from cachegraph.errors import CachegraphError
 
-from . import compare, doctor, failures, fusers, models, recipes, run, runs, serve, sessions, train
+from . import compare, doctor, failures, fusers, init, models, recipes, run, runs, serve, sessions, train
 from .output import echo
 from .signals import Commands, Stopped, end_stopped
 from .standard_streams import complete_output, standard_streams
@@ -51,6 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "CACHEGRAPH"},
 )
+init.register(app)
 run.register(app)
 serve.register(app)
 compare.register(app)
