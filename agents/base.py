@@ -151,6 +151,7 @@ class Turn:
     memory: Recollection | None = None  # the agent's part of the run's session
     on_tool: Callable[[ToolCall], None] | None = None  # called with each tool call once its result is there
     generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the run's caller overrides
+    cache_layers: int | None = None  # number of leading layers of the cache that the edges read; None: all
 
 
 @dataclass(frozen=True, eq=False)

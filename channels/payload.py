@@ -1,6 +1,6 @@
 """Payload, Route and EdgeReport of an edge; KVSpan, cache entries with the origins of their text. No torch."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     from .cache.edge_plan import EdgePlan
     from .cache.sent_cache import SentCache
 
-__all__ = ["JOINT", "EdgeReport", "KVSpan", "Origin", "Payload", "Route", "Used"]
+__all__ = ["JOINT", "EdgeReport", "KVSpan", "Origin", "Payload", "Route", "Used", "most_layers"]
 
 JOINT = "\n\n"  # separates the texts of joined payloads
 
 Used = Literal["text", "cache", "both"]
+
+
+def most_layers(numbers: Iterable[int | None]) -> int | None:
+    """The largest of several numbers of leading layers; None, which stands for all layers, if any is None."""
+    known = [(number is None, number or 0) for number in numbers]
+    every, most = max(known, default=(True, 0))
+    return None if every else most
 
 
 class Origin(NamedTuple):
@@ -91,6 +98,7 @@ class Route:
     fallback_reason: str | None = None  # why it differs from the requested channel
     needs_text: bool = True  # the sender must write its reply
     needs_cache: bool = False  # the sender must prefill its own prompt and keep the KV cache
+    cache_layers: int | None = None  # number of leading layers of that cache that the edge reads; None: all
     plan: "EdgePlan | None" = None  # the loaded plan of the cache channel
     carries: Literal["prompt", "reply", "all"] | None = None  # the part of the sender's cache that is grafted
     fuser: str | None = None  # name or path of the fuser in use

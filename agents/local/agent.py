@@ -142,7 +142,8 @@ class LocalAgent:
         calls: list[ToolCall] = []
         row: AgentRow | None = None
         if generates or turn.needs_cache:
-            row = await self._prefill(inbox, renderer, work, finish=not generates)
+            layers = None if generates else turn.cache_layers
+            row = await self._prefill(inbox, renderer, work, finish=not generates, layers=layers)
             timing, tokens = row.timing, row.tokens
             if memory is not None:
                 await memory.take_up(row)
@@ -166,7 +167,7 @@ class LocalAgent:
             kept = replace(turn, deliveries=()) if alone else turn
             payload.write = lambda: self._write_later(kept, row)
         if turn.needs_cache and row is not None:
-            payload.cache = row.sent_cache(engine.model.identity, turn.id or self.name)
+            payload.cache = row.sent_cache(engine.model.identity, turn.id or self.name, turn.cache_layers)
         timing.total = perf_counter() - began
         report = memory.report if memory is not None else None
         return Reply(
@@ -187,7 +188,8 @@ class LocalAgent:
         work = TextWork()
         inbox = Inbox(self.name, turn)
         renderer = self._renderer(inbox, work, await self._remembering(turn, work))
-        row = await self._prefill(inbox, renderer, work, finish=True, reply=ids)
+        layers = turn.cache_layers if self._belt is None else None
+        row = await self._prefill(inbox, renderer, work, finish=True, reply=ids, layers=layers)
         name = turn.id or self.name
         stop = with_settings(self._spec, turn).generate.stop
         if self._belt is None:
@@ -195,7 +197,7 @@ class LocalAgent:
         else:
             told, tools = self._tool_results(work), self._belt.names
             await replay_tool_rounds(engine, self.name, row, turn, ids, stop, results_by_round(calls), tools, told)
-        return row.sent_cache(engine.model.identity, name)
+        return row.sent_cache(engine.model.identity, name, turn.cache_layers)
 
     async def _write(
         self, row: AgentRow, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall], work: TextWork
@@ -228,12 +230,21 @@ class LocalAgent:
         return Scored(scores, _reports(turn, inbox))
 
     async def _prefill(
-        self, inbox: Inbox, renderer: PromptRenderer, work: TextWork, *, finish: bool, reply: Sequence[int] = ()
+        self,
+        inbox: Inbox,
+        renderer: PromptRenderer,
+        work: TextWork,
+        *,
+        finish: bool,
+        reply: Sequence[int] = (),
+        layers: int | None = None,
     ) -> AgentRow:
         """Settle all edges, then compute the prompt once. For the arguments see `Prefiller.prefill`."""
         engine, reply_room = self._opened.engine, with_settings(self._spec, inbox.turn).generate.max_new_tokens
         settled = await EdgeSettler(engine, inbox, renderer, reply_room, work).settle()
-        return await Prefiller(engine, self._spec.fusion, inbox).prefill(settled, finish=finish, reply=reply)
+        return await Prefiller(engine, self._spec.fusion, inbox).prefill(
+            settled, finish=finish, reply=reply, layers=layers
+        )
 
     def _renderer(self, inbox: Inbox, work: TextWork, memory: Remembering | None = None) -> PromptRenderer:
         tokenizer = self._opened.engine.model.tokenizer

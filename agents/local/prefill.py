@@ -31,12 +31,17 @@ class Prefiller:
         self._fusion = fusion
         self._inbox = inbox
 
-    async def prefill(self, settled: SettledPrompt, *, finish: bool, reply: Sequence[int] = ()) -> AgentRow:
+    async def prefill(
+        self, settled: SettledPrompt, *, finish: bool, reply: Sequence[int] = (), layers: int | None = None
+    ) -> AgentRow:
         """Compute the prompt except for the tokens from which decoding starts.
 
-        With `finish`, compute those and a known reply as well. Raises ModelError if the prompt is too long.
+        With `finish`, compute those and a known reply as well, in a prompt without caches of other agents only in the
+        model's first `layers` layers. Raises ModelError if the prompt is too long.
         """
         row = _lay_out(settled)
+        if finish and settled.shared is None and not any(settled.grafts):
+            row.layers = layers
         self._check_room(row)
         if settled.shared is not None:
             await self._fuse(row, settled, settled.shared)
@@ -65,7 +70,9 @@ class Prefiller:
             row.segments, cost = fused.segments, fused.cost
         else:
             seen = row.ids[: len(row.ids) - len(row.pending)]
-            done = await self._engine.prefill(row.pending, row.segments, positions=row.positions, seen=seen)
+            done = await self._engine.prefill(
+                row.pending, row.segments, positions=row.positions, layers=row.layers, seen=seen
+            )
             row.segments, cost = done.segments, done.cost
         row.pending = []
         row.add_cost(cost)

@@ -27,6 +27,7 @@ class AgentRow:
     positions: Tensor | None = None  # (pending,) int64; None: consecutive to the segments
     ids: list[int] = field(default_factory=list)  # of the whole row, including pending tokens
     origins: list[Origin | None] = field(default_factory=list)  # by token of `ids`
+    layers: int | None = None  # number of the model's leading layers that its entries have; None: all
     sharers: ReplySharers | None = None  # sharers that also correct the reply
     corrected: bool = False  # whether a fuser has changed any entry
     text: str = ""
@@ -48,11 +49,17 @@ class AgentRow:
 
     @property
     def can_reopen(self) -> bool:
-        """Whether the last token's entry can be dropped: it is not part of a recurrent state."""
-        return bool(self.segments) and self.segments[-1].state is None
+        """Whether `reopen` is possible: the last token's entry is not part of a recurrent state."""
+        return bool(self.segments) and (self.layers is not None or self.segments[-1].state is None)
 
     def reopen(self) -> None:
-        """Drop the last token's entry and make the token pending, so that decoding can start from it."""
+        """Drop the last token's entry and make the token pending, so that decoding can start from it.
+
+        Of a row without entries in the last layers, which has only tokens of its own, drop everything.
+        """
+        if self.layers is not None:
+            self.segments, self.pending, self.positions, self.layers = (), list(self.ids), None, None
+            return
         *front, last = self.segments
         self.segments = (*front, last.select(slice(0, -1)))
         self.pending, self.positions = self.ids[-1:], last.positions[-1:]
@@ -64,6 +71,7 @@ class AgentRow:
             self.positions = torch.cat([self.positions, following.to(self.positions)])
         self.pending = [*self.pending, *reply]
 
-    def sent_cache(self, identity: str, sender: str) -> SentCache:
-        """The row as a cache for receivers. `identity` is the model's."""
-        return SentCache(self.segments, self.ids, self.origins, identity, sender, corrected=self.corrected)
+    def sent_cache(self, identity: str, sender: str, layers: int | None = None) -> SentCache:
+        """The row, or its first `layers` layers, as a cache for receivers. `identity` is the model's."""
+        segments = self.segments if layers is None else tuple(kv.leading_layers(layers) for kv in self.segments)
+        return SentCache(segments, self.ids, self.origins, identity, sender, corrected=self.corrected)

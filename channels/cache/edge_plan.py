@@ -8,6 +8,7 @@ from cachegraph.engine.engine import Engine
 
 from ..fusers.files.card import Alignment
 from ..fusers.networks.base import Fuser
+from ..payload import most_layers
 from .align import Aligner
 from .translate import Translation
 
@@ -21,6 +22,11 @@ class GraftPlan:
     carries: Literal["prompt", "reply", "all"]
     translation: Translation | None = None
 
+    @property
+    def cache_layers(self) -> int | None:
+        """The number of leading layers of the sender's cache that it reads; None: all."""
+        return None if self.translation is None else self.translation.translator.sharer_depth
+
 
 @dataclass(frozen=True, eq=False)
 class FusePlan:
@@ -32,6 +38,11 @@ class FusePlan:
     reads: Literal["receiver-prompt", "own-prompt"]
     include_response: bool
     aligner: Aligner | None = field(default=None)  # None: both models use the same token ids
+
+    @property
+    def cache_layers(self) -> int:
+        """The number of leading layers of the sharer's cache that it reads; at least one is computed."""
+        return max(self.fuser.sharer_depth, 1)
 
     def stand_ins(self, ids: Iterable[int]) -> list[list[int]]:
         """By receiver token of a reply, the tokens that the sharer reads for it; the last one is its counterpart."""
@@ -48,6 +59,12 @@ class JointPlan:
 
     graft: GraftPlan
     fuse: FusePlan
+
+    @property
+    def cache_layers(self) -> int | None:
+        """The number of leading layers of the sender's cache that either reads; None: all."""
+        sent = [self.fuse.cache_layers] if self.fuse.reads == "own-prompt" else []
+        return most_layers([self.graft.cache_layers, *sent])
 
 
 EdgePlan = GraftPlan | FusePlan | JointPlan

@@ -77,6 +77,12 @@ class KV:
         """The first `count` entries; all of them, with the state, where there are no more."""
         return self if count == len(self) else self.select(slice(0, count))
 
+    def leading_layers(self, count: int) -> "KV":
+        """The first `count` layers of all entries, without a state; itself where it has no more layers."""
+        if count >= len(self.layers):
+            return self
+        return KV(self.layers[:count], self.positions, self.factors)
+
     def split(self, at: int) -> "tuple[KV, KV]":
         """The first `at` entries and the others, sharing memory; the state stays behind the last one."""
         front, back = self.select(slice(0, at)), self.select(slice(at, None))

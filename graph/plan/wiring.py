@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cachegraph.agents.base import Agent
 from cachegraph.agents.prompt.expression import Expression, compile_expression
 from cachegraph.agents.sessions.spec import Memory
-from cachegraph.channels.payload import Route
+from cachegraph.channels.payload import Route, most_layers
 from cachegraph.channels.peer import Peer
 from cachegraph.channels.spec import EdgeSpec, TextEdge
 from cachegraph.errors import ChannelError
@@ -72,6 +72,7 @@ class Node:
     exits: tuple[Exit, ...]
     needs_text: bool
     needs_cache: bool
+    cache_layers: int | None = None  # number of leading layers of the cache that its edges read; None: all
     waits: int = 0  # deliveries before its first turn
     join: int = 0  # deliveries that suffice; 0: all
     loop: int | None = None  # the innermost loop
@@ -156,7 +157,8 @@ class _Wirer:
         cases = (
             Case(None if c.when is None else compile_expression(c.when, None), self.index[c.to]) for c in entry.route
         )
-        needs_cache = any(exit.route.needs_cache for exit in self.exits[i])
+        taking = [exit.route for exit in self.exits[i] if exit.route.needs_cache]
+        needs_cache = bool(taking)
         loop = self.order.innermost(name)
         incoming = self.order.steps[name].incoming
         return Node(
@@ -173,6 +175,7 @@ class _Wirer:
             or any(exit.route.needs_text for exit in self.exits[i])
             or (loop is not None and (not needs_cache or _is_fused(self.entries[i]))),
             needs_cache=needs_cache,
+            cache_layers=most_layers(route.cache_layers for route in taking),
             waits=sum(edge.max_rounds is None for edge in incoming),
             join=0 if entry.join == "all" else 1 if entry.join == "any" else entry.join,
             loop=loop,

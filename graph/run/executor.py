@@ -17,7 +17,7 @@ from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.prompt.render_threads import evaluate_in_thread
 from cachegraph.agents.prompt.template import TemplateProblem
 from cachegraph.agents.sessions.session import Recollection, Session
-from cachegraph.channels.payload import Payload
+from cachegraph.channels.payload import Payload, most_layers
 from cachegraph.common.json_text import all_finite
 from cachegraph.common.run_all import run_all
 from cachegraph.engine.batching.request_context import RunKey, join_run, request_context
@@ -71,6 +71,7 @@ class RunContext:
     turns: str = ""
     spent: TokensLeft | None = None
     wants_cache: bool = False  # an edge of the outer graph takes the output's cache
+    cache_layers: int | None = None  # number of its leading layers that such edges read; None: all
     generate: Mapping[str, Any] | None = None  # GenerateSpec fields that override those of the outputs
 
     def now(self) -> float:
@@ -97,11 +98,14 @@ class TurnExecutor:
         """Take a turn and return its reply; for a fan-out, the joined reply and each item's result."""
         around, turn_id, hooks = self._around, result.turn, self._around.hooks
         changed = around.generate if node.index in self._outputs else None
+        taken = [node.cache_layers] if node.needs_cache else []  # by the inner and the outer graph's edges
+        if around.wants_cache and node.index in self._outputs:
+            taken.append(around.cache_layers)
         turn = Turn(
             self._inputs,
             deliveries,
             node.needs_text,
-            node.needs_cache or (around.wants_cache and node.index in self._outputs),
+            bool(taken),
             self._deltas(node, turn_id) if around.listener else None,
             partial(setattr, result, "prompt"),
             id=turn_id,
@@ -110,6 +114,7 @@ class TurnExecutor:
             memory=self._memory(node),
             on_tool=self._tool_calls(node, turn_id) if around.listener else None,
             generate=changed,
+            cache_layers=most_layers(taken),
         )
         if hooks is not None:
             hooks.turns[around.agents + node.name] = turn

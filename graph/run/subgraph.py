@@ -79,7 +79,11 @@ class SubgraphAgent:
         inputs = await run_checks(partial(check_inputs, self._spec.inputs, given))
         around = turn.within or RunContext(perf_counter())
         inside = replace(
-            around, agents=f"{around.agents}{self.name}/", turns=f"{turn.id}/", wants_cache=turn.needs_cache
+            around,
+            agents=f"{around.agents}{self.name}/",
+            turns=f"{turn.id}/",
+            wants_cache=turn.needs_cache,
+            cache_layers=turn.cache_layers,
         )
         run = Run(self._spec, inputs, self._prepared, within=inside)
         result = await run.execute()

@@ -60,7 +60,7 @@ class GraftLearner(Learner[GraftExample]):
             found = []
             for index in missing:
                 # Not batched: batching changes the last bits, and a resumed training batches differently.
-                (kv,) = prefill(model, [texts[index].ids])
+                (kv,) = prefill(model, [texts[index].ids], layers=self._translator.sharer_depth)
                 chosen = kv.select(torch.tensor(texts[index].private))
                 still = model.rotation.unrotated(chosen)
                 found.append(self._translator.read(still.layers))

@@ -90,11 +90,19 @@ class Translator:
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
 
+    @property
+    def sharer_depth(self) -> int:
+        """The number of leading sharer layers needed to compute those that it reads."""
+        return max(self.card.sharer_layers) + 1
+
     def read(self, layers: Sequence[LayerKV]) -> Tensor:
-        """Concatenate the network's inputs from all layers of a sharer's unrotated cache: (positions, features)."""
+        """Concatenate the network's inputs from a sharer's unrotated cache: (positions, features).
+
+        `layers` are all layers of the sharer, or at least the first `sharer_depth`.
+        """
         geometry = self.card.sharer.geometry
         given = tuple(KVShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in layers)
-        if given != geometry.shapes:
+        if given != geometry.shapes[: max(len(given), self.sharer_depth)]:
             raise ChannelError(
                 f"the translator reads a cache of {geometry}, but got {describe_shapes(given)}; use one of these two "
                 "models"
