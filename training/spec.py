@@ -46,6 +46,10 @@ class GraftSpec(Strict):
         Literal["all"] | tuple[NonNegativeInt, ...], Field(description="The sharer layers that it reads.")
     ] = "all"
     ridge: Annotated[RidgeSpec | None, Field(description="null: start from random weights.")] = RidgeSpec()
+    start: Annotated[
+        str | None,
+        Field(description="Name or folder of a translator of the same sizes; the training starts from its weights."),
+    ] = None
 
 
 class ReplyRidgeSpec(Strict):

@@ -143,7 +143,7 @@ def open_training(
     if accelerator.num_processes > 1:  # accelerate numbers CPU devices too
         device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
     with open_pair(graph, edge, spec.models, spec.control, graph_file.resolve().parent, device) as pair:
-        learner = new_learner(spec, pair)
+        learner = new_learner(spec, pair, base)
         kept = _encode_examples(learner, train_rows, "training", callback)
         if isinstance(spec.data.dev, float):
             groups = [learner.group(example) for _, example in kept]

@@ -13,7 +13,7 @@ from torch import Tensor
 from cachegraph import Comparison, Graph, compare
 from cachegraph.channels.fusers.files.load import load_fuser, load_translator
 from cachegraph.engine.model.load import LoadedModel
-from cachegraph.errors import FuserError
+from cachegraph.errors import ConfigError, FuserError
 from cachegraph.training.callbacks import NullCallback
 from cachegraph.training.checkpoint import CheckpointState
 from cachegraph.training.data.examples import Replies
@@ -378,3 +378,26 @@ def test_a_comparison_on_rows_of_the_training_warns(graft_task: Task) -> None:
     assert plain["warnings"] == known.warnings == known.summary()["warnings"]
     del plain["warnings"]
     assert Comparison.from_json(json.dumps(plain)).warnings == []
+
+
+def test_a_training_starts_from_another_translators_weights(graft_task: Task) -> None:
+    train(graft_task.spec(output="first"), folder=graft_task.folder)
+    first = load_translator(graft_task.folder / "first").network.state_dict()
+    with graft_task.open_training(fuser__start="./first") as found:
+        loop(found, graft_task.folder / "run").start()
+        for name, tensor in found.learner.module.state_dict().items():
+            assert torch.equal(tensor, first[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"fuser__rank": 5}, r"start from './first': it reads layers \[0, 1, 2\] with .*'rank': 6.*same sizes"),
+        ({"fuser__layers": [0]}, r"it reads layers \[0, 1, 2\]"),
+        ({"control": "identical"}, "the fuser was made for the sharer 'other'"),
+    ],
+)
+def test_a_start_of_another_shape_or_pair_is_refused(graft_task: Task, settings: dict[str, Any], said: str) -> None:
+    train(graft_task.spec(output="first", optim__steps=1), folder=graft_task.folder)
+    with pytest.raises(ConfigError, match=said), graft_task.open_training(fuser__start="./first", **settings):
+        pass

@@ -1,16 +1,19 @@
 """Create the learner of a training recipe for two loaded models."""
 
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.files.load import load_translator
+from cachegraph.channels.fusers.find import check_pair, find_fuser
 from cachegraph.channels.fusers.layer_map import LAYER_MAPS
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.bottleneck import new_bottleneck
 from cachegraph.channels.fusers.networks.create import new_fuser
-from cachegraph.channels.fusers.networks.translator import new_translator
+from cachegraph.channels.fusers.networks.translator import Translator, bottleneck_params, new_translator
 from cachegraph.channels.routing import why_not_aligned
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import ConfigError
@@ -27,18 +30,18 @@ __all__ = ["new_learner"]
 CACHE_SHARE = 0.25  # of free memory, for one model's prefilled prompts
 
 
-def new_learner(spec: TrainSpec, pair: Pair) -> "Learner[object]":
-    """The recipe's learner. Raises ConfigError or FuserError if the recipe doesn't fit the models."""
+def new_learner(spec: TrainSpec, pair: Pair, base: Path) -> "Learner[object]":
+    """The learner of a recipe in folder `base`. Raises ConfigError or FuserError if it doesn't fit the models."""
     wanted = spec.fuser
     if isinstance(wanted, JointSpec):
         fuse = _fuse_learner(spec, wanted.fuse, pair)
-        return JointLearner(pair, fuse, _graft_learner(spec, wanted.graft, pair))  # type: ignore[return-value]
+        return JointLearner(pair, fuse, _graft_learner(spec, wanted.graft, pair, base))  # type: ignore[return-value]
     if isinstance(wanted, GraftSpec):
-        return _graft_learner(spec, wanted, pair)  # type: ignore[return-value]
+        return _graft_learner(spec, wanted, pair, base)  # type: ignore[return-value]
     return _fuse_learner(spec, wanted, pair)  # type: ignore[return-value]
 
 
-def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair) -> GraftLearner:
+def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair, base: Path) -> GraftLearner:
     receiver, sharer = pair.receiver.engine.model, pair.sharer.engine.model
     for model in (receiver, sharer):
         _check_rotation(model)
@@ -50,8 +53,25 @@ def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair) -> GraftLearn
         rank=wanted.rank,
         hidden=wanted.hidden,
     )
+    ridge = wanted.ridge if wanted.start is None else None
+    if wanted.start is not None:
+        _load_start(translator, find_fuser(wanted.start, base), wanted.start)
     zero = spec.control == "zero"
-    return GraftLearner(pair, translator, zero=zero, ridge=wanted.ridge, cache_bytes=_cache_bytes(), seed=spec.seed)
+    return GraftLearner(pair, translator, zero=zero, ridge=ridge, cache_bytes=_cache_bytes(), seed=spec.seed)
+
+
+def _load_start(translator: Translator, folder: Path, name: str) -> None:
+    """Copy the weights of a trained translator. Raises ConfigError if its pair, layers or sizes differ."""
+    start = load_translator(folder)
+    mine, its = translator.card, start.card
+    geometries, identities = zip(*((end.geometry, end.identity) for end in (mine.receiver, mine.sharer)), strict=True)
+    reason = check_pair(its, *geometries, *identities)
+    sizes = [(card.sharer_layers, bottleneck_params(card)) for card in (mine, its)]
+    if reason is None and sizes[0] != sizes[1]:
+        reason = f"it reads layers {list(its.sharer_layers)} with {dict(its.params)}; give the recipe the same sizes"
+    if reason is not None:
+        raise ConfigError(f"the training can't start from {name!r}: {reason}")
+    translator.network.load_state_dict(start.network.state_dict())
 
 
 def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:
