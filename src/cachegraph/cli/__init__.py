@@ -1,5 +1,6 @@
 """The command line: one module per command or group of commands. Errors become one sentence and an exit code here.
 
+batch               cachegraph run --data
 compare             cachegraph compare
 doctor              cachegraph doctor
 event_files         Files of a run's events and traces
@@ -14,6 +15,7 @@ output              Everything that commands print
 process             Run a command as a process and end it quickly
 progress_view       Live view and tables of a run
 recipes             cachegraph validate, schema and show
+replies_file        The file of a batch's replies
 run                 cachegraph run
 runs                cachegraph runs: list, show, resume, rm, prune
 serve               cachegraph serve

@@ -25,12 +25,6 @@ class Template(StrEnum):
     endpoint = "endpoint"  # a model behind an endpoint, and a local one
 
 
-NEXT = {
-    Template.endpoint: "cachegraph validate {file}",
-    **{each: "cachegraph run {file}" for each in Template if each != Template.endpoint},
-}
-
-
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command()(init)
@@ -53,7 +47,7 @@ def init(
     echo(f"wrote {path}; next:")
     shown = shlex.quote(str(path))
     echo(f"  cachegraph show {shown}")
-    echo(f"  {NEXT[template].format(file=shown)}")
+    echo(f"  cachegraph {'validate' if template is Template.endpoint else 'run'} {shown}")
 
 
 def _path(file: Path | None, template: Template) -> Path:

@@ -1,7 +1,8 @@
 """cachegraph run: run a recipe once, or once per channel side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,13 +78,23 @@ def run(
     server_key_file: Annotated[
         Path | None, typer.Option("--server-key-file", metavar="FILE", help="The file of the server's key.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", "-d", metavar="FILE", help="Run once for every row of this JSON Lines, JSON or CSV file."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Of --data: the file of the replies.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Of --data: rows at work at the same time.")] = 16,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
     allow_local: AllowLocal = False,
     strict: Strict = False,
 ) -> None:
-    """Run a recipe and print its reply."""
+    """Run a recipe and print its reply, or run it on every row of a file."""
     from cachegraph.graph.recipe.inputs import parse_inputs
 
     from .event_files import record_events
@@ -92,6 +103,8 @@ def run(
     wanted = _channels(channels or [])
     if session is not None and len(wanted) > 1:
         raise InputError("--session continues one conversation, so it takes at most one --channel")
+    if data is not None or out is not None:
+        _refuse_with_data(data, out, len(wanted) > 1, [session, server, events, trace])
     if server is not None:
         if events is not None or trace is not None or not keep:
             raise InputError("--events, --trace and --no-store are for runs on this machine, and not for --server")
@@ -104,8 +117,12 @@ def run(
         graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
         graph.strict = strict
         given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
-        graph.check_inputs(given)
         store = open_store() if keep else None
+        if data is not None and out is not None:
+            one = graph.with_channels(wanted[0]) if wanted else graph
+            _run_rows(one, data, out, given, concurrency, store, started, as_json, quiet)
+            return
+        graph.check_inputs(given)
         with record_events(events, trace) as recorder:
             fetch_models(graph.spec, graph.folder)
             graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
@@ -116,6 +133,36 @@ def run(
                 results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
     recorder.check()
     _print_results(results, as_json, quiet)
+
+
+def _refuse_with_data(data: str | None, out: Path | None, many: bool, others: "Sequence[object]") -> None:
+    if data is None or out is None:
+        raise InputError("--data names the rows and --out the file of their replies; give both")
+    if many or any(each is not None for each in others):
+        raise InputError("--data takes at most one --channel, and no --session, --server, --events or --trace")
+
+
+def _run_rows(
+    graph: "Graph",
+    data: str,
+    out: Path,
+    fixed: dict[str, Any],
+    concurrency: int,
+    store: "Store | None",
+    started: Callable[[], None],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from .batch import Batch, run_batch
+    from .fetch import fetch_fusers, fetch_models
+
+    batch = Batch(graph, data, out, fixed)
+    with closing(batch.file):
+        fetch_models(graph.spec, graph.folder)
+        fetch_fusers(graph.spec, graph.folder)
+        with graph:
+            started()
+            run_batch(batch, concurrency, store, as_json, quiet)
 
 
 def _print_results(results: "Sequence[Result]", as_json: bool, quiet: bool) -> None:
