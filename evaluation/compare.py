@@ -17,13 +17,16 @@ from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.load import dump_recipe, included
 from cachegraph.graph.run.sync import wait
 
-from .comparison import Comparison, MetricInfo
+from .agreement import agreements
+from .categories import by_category
+from .comparison import Agreement, ByColumn, Comparison, MetricInfo
 from .environment import Environment, batches_exactly, describe
 from .metrics import UserMetric
+from .records import ExampleRecord
 from .results_file import ResultsFile
 from .run_example import VariantRun
 from .run_variants import Progress, run_variants
-from .summary import summarise
+from .summary import Summary, summarise
 from .task import Task, make_task
 from .variants import DEFAULT, Variant, seeded
 from .verdict import verdicts
@@ -45,6 +48,7 @@ def compare(
     seed: int = 0,
     seeds: int = 1,
     concurrency: int | None = None,
+    by: str | None = None,
     out: str | PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -54,10 +58,11 @@ def compare(
     roles to columns and overrides the recipe. `metrics` are names of `evaluation.metrics.METRICS`, functions of an
     example and a reply, or their 'module:function'. `seed` draws `limit` examples. With `seeds` above 1, sampling
     agents and the mismatched control are repeated with `seed`, `seed + 1`, ... `concurrency` examples run at a time;
-    the default is 8 where batching changes no bit of a result, else 1. Each finished result is written to the file
+    the default is 8 where batching changes no bit of a result, else 1. `by` names a column of the data; its values are
+    categories, and each gets results of its own. Each finished result is written to the file
     `out`, from which an interrupted comparison continues.
     """
-    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency)
+    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency, by)
     return run_task(task, out, on_progress)
 
 
@@ -72,11 +77,12 @@ async def acompare(
     seed: int = 0,
     seeds: int = 1,
     concurrency: int | None = None,
+    by: str | None = None,
     out: str | PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """`compare`, under asyncio or trio."""
-    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency)
+    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency, by)
     return await _compare(task, out, on_progress)
 
 
@@ -183,6 +189,8 @@ def _sum_up(
         metrics=metrics,
         rows=summary.rows,
         differences=summary.differences,
+        agreements=_agreements(task, summary, records),
+        by=_by_category(task, variants, records),
         verdicts=verdicts(summary.rows, summary.differences, metrics[0]),
         warnings=doubts(summary.rows, summary.differences, metrics, task.examples, cards),
         environment=environment,
@@ -190,6 +198,19 @@ def _sum_up(
         records=records,
         results_file=results.path.name if results.path is not None else None,
     )
+
+
+def _agreements(task: Task, summary: Summary, records: Sequence[ExampleRecord]) -> list[Agreement]:
+    failed = {record.index for record in records if record.error is not None}
+    by_variant = {row.name: [record for record in records if record.variant == row.recorded_as] for row in summary.rows}
+    complete = [example for example in task.examples if example.index not in failed]
+    return agreements(summary.rows, by_variant, complete, task.seeds[0])
+
+
+def _by_category(task: Task, variants: Sequence[Variant], records: Sequence[ExampleRecord]) -> ByColumn | None:
+    if task.by is None:
+        return None
+    return by_category(task.by, task.categories, variants, records, task.examples, task.metrics, task.seeds[0])
 
 
 def _hash(value: object) -> str:

@@ -3,7 +3,7 @@
 import json
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,13 +17,29 @@ from .metrics import Unit
 from .records import ExampleRecord, MemoryUse
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Group
 
-__all__ = ["AgentSummary", "Comparison", "Difference", "EdgeSummary", "Estimate", "MetricInfo", "Spread", "VariantRow"]
+__all__ = [
+    "AgentSummary",
+    "Agreement",
+    "ByColumn",
+    "Category",
+    "Comparison",
+    "Difference",
+    "EdgeSummary",
+    "Estimate",
+    "MetricInfo",
+    "Repeats",
+    "Spread",
+    "VariantRow",
+]
 
 
 class Estimate(BaseModel):
     """A mean over examples and its 95 % interval."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # an odds ratio may be infinite
 
     value: float
     low: float
@@ -31,7 +47,12 @@ class Estimate(BaseModel):
 
 
 class Difference(BaseModel):
-    """`variant` minus `baseline` in one metric, over the same examples."""
+    """`variant` minus `baseline` in one metric, over the same examples.
+
+    `p_corrected` is p after Holm's correction for all `comparisons` of the metric. `odds_ratio` is of matched pairs,
+    where McNemar's test applies; `standardised` is the mean difference over its standard deviation, elsewhere.
+    `detectable` is the smallest difference that as many examples show with 80 % power; None if it can't be told.
+    """
 
     variant: str
     baseline: str
@@ -41,11 +62,17 @@ class Difference(BaseModel):
     high: float
     p: float
     test: Literal["McNemar, exact", "paired bootstrap"]
+    p_corrected: float | None = None
+    comparisons: int = 1
+    cohens_h: float | None = None
+    odds_ratio: Estimate | None = None
+    standardised: float | None = None
+    detectable: float | None = None
 
     @property
     def shown(self) -> bool:
-        """Whether the interval excludes 0 and p is below 0.05."""
-        return (self.low > 0 or self.high < 0) and self.p < 0.05
+        """Whether the interval excludes 0 and p, corrected for the number of comparisons, is below 0.05."""
+        return (self.low > 0 or self.high < 0) and (self.p if self.p_corrected is None else self.p_corrected) < 0.05
 
 
 class MetricInfo(BaseModel):
@@ -60,6 +87,45 @@ class Spread(BaseModel):
 
     median: float
     mean: float
+
+
+class Repeats(BaseModel):
+    """A metric's mean in each repetition: by seed, or by fuser for a mean over fusers; and their standard deviation."""
+
+    values: dict[str, float]
+    deviation: float
+
+
+class Agreement(BaseModel):
+    """How alike the output agent judges the choices in two variants, over `examples`.
+
+    `same_choice` is the share of examples on which both prefer the same choice. `kl` is the mean divergence
+    KL(baseline || variant) in nats between the two distributions over the choices.
+    """
+
+    variant: str
+    baseline: str
+    examples: int
+    same_choice: Estimate
+    kl: Estimate
+
+
+class Category(BaseModel):
+    """The examples with one value in the column of `--by`: estimates by variant and metric, and differences."""
+
+    name: str
+    examples: int
+    groups: int | None = None
+    quality: dict[str, dict[str, Estimate]] = {}
+    differences: list[Difference] = []
+
+
+class ByColumn(BaseModel):
+    """A comparison by the values of a column of the data. `values` maps an example's index to its value."""
+
+    column: str
+    values: dict[int, str]
+    categories: list[Category]
 
 
 class AgentSummary(BaseModel):
@@ -87,6 +153,12 @@ class EdgeSummary(BaseModel):
     positions_fused: float
     positions_grafted: float
 
+    @property
+    def bytes_per_position(self) -> float | None:
+        """Bytes for each position that was fused or grafted. None if no cache arrived."""
+        positions = self.positions_fused + self.positions_grafted
+        return self.bytes / positions if positions else None
+
 
 class VariantRow(BaseModel):
     """A table row. `why_not` says why the variant could not run. `same_as` names the row that it equals by definition.
@@ -106,6 +178,7 @@ class VariantRow(BaseModel):
     failed: int = 0
     errors: dict[str, int] = {}
     quality: dict[str, Estimate] = {}
+    repeats: dict[str, Repeats] = {}  # by metric, if there are several seeds or fusers
     seconds: Spread | None = None
     first_token: Spread | None = None
     agents: dict[str, AgentSummary] = {}
@@ -117,6 +190,16 @@ class VariantRow(BaseModel):
     def was_run(self) -> bool:
         """Whether the variant ran itself: it is not an alias or a mean of other rows."""
         return self.why_not is None and self.same_as is None and not self.mean_of
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Decoded tokens of all agents over the seconds that they decoded. None if nothing was decoded."""
+        generated, seconds = (sum(getattr(each, of) for each in self.agents.values()) for of in ("generated", "decode"))
+        return generated / seconds if generated and seconds else None
+
+    def edge(self, sender: str, receiver: str) -> EdgeSummary | None:
+        """The summary of an edge, if it carried something."""
+        return next((each for each in self.edges if (each.sender, each.receiver) == (sender, receiver)), None)
 
 
 class Comparison(BaseModel):
@@ -131,6 +214,8 @@ class Comparison(BaseModel):
     metrics: list[MetricInfo]
     rows: list[VariantRow]
     differences: list[Difference]
+    agreements: list[Agreement] = []
+    by: ByColumn | None = None
     verdicts: list[str]
     warnings: list[str] = []  # reasons for doubt: training data, too few examples, metrics that disagree
     environment: Environment
@@ -189,6 +274,28 @@ class Comparison(BaseModel):
         """The comparison without recipe, examples and records, as JSON-like values."""
         plain = json.loads(self.model_dump_json(by_alias=True, exclude={"examples", "records", "recipe"}))
         return dict(plain)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A flat row for each record: variant, seed, example, reply, metrics, times, tokens and bytes."""
+        from .flat_rows import flat_rows
+
+        return flat_rows(self)
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write `to_rows` as CSV, atomically. Raises ConfigError."""
+        from .flat_rows import write_csv
+
+        write_csv(self, Path(path))
+
+    def to_pandas(self) -> "DataFrame":
+        """`to_rows` as a data frame. Raises ConfigError if pandas is not installed."""
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ConfigError("to_pandas needs pandas: pip install pandas; or use to_csv, or to_rows") from error
+        from .flat_rows import columns_of
+
+        return DataFrame(self.to_rows(), columns=columns_of(self))
 
     def table(self) -> "Group":
         """Quality and cost by variant, for `rich.print`."""

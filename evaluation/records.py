@@ -48,6 +48,7 @@ class ExampleRecord(BaseModel):
     agents: dict[str, AgentResult] = {}
     edges: list[EdgeRecord] = []
     memory: MemoryUse = MemoryUse()
+    metrics: dict[str, float] = {}  # by name; computed for a comparison, and not in its results file
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -55,7 +56,7 @@ class ExampleRecord(BaseModel):
 
     def to_line(self) -> str:
         """As one line of a results file."""
-        return self.model_dump_json(by_alias=True)
+        return self.model_dump_json(by_alias=True, exclude={"metrics"})
 
     def edge(self, sender: str, receiver: str) -> EdgeReport | None:
         """The report of this edge, if it carried something."""

@@ -7,7 +7,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RESAMPLES", "Interval", "bootstrap_means", "interval", "mcnemar", "two_sided", "unanimous", "wilson"]
+__all__ = [
+    "RESAMPLES",
+    "Interval",
+    "bootstrap_means",
+    "interval",
+    "is_binary",
+    "mcnemar",
+    "two_sided",
+    "unanimous",
+    "wilson",
+]
 
 RESAMPLES = 10_000
 Z = 1.959964  # of the normal distribution's middle 95 %
@@ -111,3 +121,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def _ratio(numerator: int, power_of_two: int) -> float:
     shift = max(numerator.bit_length() - 64, 0)
     return math.ldexp(float(numerator >> shift), shift - power_of_two)
+
+
+def is_binary(values: Floats) -> bool:
+    """Whether every value is 0 or 1."""
+    return bool(np.all((values == 0) | (values == 1)))

@@ -3,19 +3,19 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
-from typing import Any
+from statistics import fmean, median, stdev
 
 import numpy as np
 
 from cachegraph.graph.data.examples import Example
 from cachegraph.graph.run.result import AgentResult
 
-from .comparison import AgentSummary, Difference, EdgeSummary, Estimate, Spread, VariantRow
+from .comparison import AgentSummary, Difference, EdgeSummary, MetricInfo, Repeats, Spread, VariantRow
+from .differences import Values, all_differences, correct, estimates
 from .metrics import Metric
 from .records import ExampleRecord, MemoryUse
-from .stats import Floats, bootstrap_means, interval, mcnemar, two_sided, unanimous, wilson
-from .variants import VARIANTS, Name, Variant, control_of
+from .stats import Floats
+from .variants import VARIANTS, Name, Variant
 
 __all__ = ["Summary", "fallback", "summarise"]
 
@@ -34,8 +34,14 @@ def summarise(
     examples: Sequence[Example],
     metrics: Sequence[Metric],
     seed: int,
+    *,
+    parts: int = 1,
 ) -> Summary:
-    """Rows of all variants, and differences of all pairs of a variant and a baseline that ran."""
+    """Rows of all variants, and differences of all pairs of a variant and a baseline that ran.
+
+    Fills in `metrics` of the records. `parts`: the examples are one of so many categories; the caller corrects p for
+    all of them.
+    """
     recorded = {variant.name: variant.records for variant in variants}
     by_name: dict[str, list[ExampleRecord]] = {}
     for variant in variants:
@@ -43,17 +49,31 @@ def summarise(
         by_name[variant.name] = [record for record in records if record.variant in names]
     rows = [_row(variant, by_name[variant.name], by_name.keys() - {variant.name}) for variant in variants]
     _refuse_means(rows)
-    running = [row.name for row in rows if row.why_not is None]
+    running = {row.name: row for row in rows if row.why_not is None}
     complete = _complete([by_name[name] for name in running], examples)
-    values = {name: _values(by_name[name], complete, metrics) for name in running}
+    _measure(records, complete, metrics)
     groups = [example.index if example.group is None else example.group for example in complete]
     for row in rows:
         row.examples = len(complete) if row.name in running else 0
         row.groups = len(set(groups)) if row.examples > len(set(groups)) else None
-    if not complete:
+    if not complete or not running:
         return Summary(rows, [])
-    once = len({record.seed for record in records}) <= 1
-    return _with_statistics(rows, values, metrics, seed, groups, once)
+    values = Values(
+        {name: _values(by_name[name], complete, metrics) for name in running},
+        {row.name: row.same_as or row.name for row in rows},
+        [MetricInfo(name=metric.name, unit=metric.unit) for metric in metrics],
+        groups,
+        seed,
+        once=len({record.seed for record in records}) <= 1,
+        parts=parts,
+    )
+    for name, found in estimates(values).items():
+        running[name].quality = found
+        running[name].repeats = _repeats(running[name], by_name, complete, metrics)
+    differences = all_differences(values)
+    if parts == 1:
+        correct([differences], values.recorded)
+    return Summary(rows, differences)
 
 
 def _refuse_means(rows: Sequence[VariantRow]) -> None:
@@ -69,6 +89,14 @@ def _complete(all_records: Sequence[Sequence[ExampleRecord]], examples: Sequence
     return [example for example in examples if example.index not in failed] if all_records else []
 
 
+def _measure(records: Sequence[ExampleRecord], examples: Sequence[Example], metrics: Sequence[Metric]) -> None:
+    """Compute the metrics of all records of these examples."""
+    by_index = {example.index: example for example in examples}
+    for record in records:
+        if record.error is None and (example := by_index.get(record.index)) is not None:
+            record.metrics = {metric.name: metric(example, record.reply, record.scores) for metric in metrics}
+
+
 def _values(records: Sequence[ExampleRecord], examples: Sequence[Example], metrics: Sequence[Metric]) -> Floats:
     """(examples, metrics): means over seeds, and over fusers."""
     by_index: dict[int, list[ExampleRecord]] = {}
@@ -76,77 +104,34 @@ def _values(records: Sequence[ExampleRecord], examples: Sequence[Example], metri
         by_index.setdefault(record.index, []).append(record)
     return np.array(
         [
-            [fmean(metric(example, each.reply, each.scores) for each in by_index[example.index]) for metric in metrics]
+            [fmean(each.metrics[metric.name] for each in by_index[example.index]) for metric in metrics]
             for example in examples
         ]
     )
 
 
-def _with_statistics(
-    rows: Sequence[VariantRow],
-    values: Mapping[str, Floats],
+def _repeats(
+    row: VariantRow,
+    by_name: Mapping[str, Sequence[ExampleRecord]],
+    examples: Sequence[Example],
     metrics: Sequence[Metric],
-    seed: int,
-    groups: Sequence[int | str],
-    once: bool,
-) -> Summary:
-    """Add estimates to the rows. `once`: each example has one record per variant, so McNemar's test applies."""
-    pairs = [(name, base) for name in values for base in _baselines(name, values) if base in values and base != name]
-    columns = np.concatenate([*values.values(), *(values[name] - values[base] for name, base in pairs)], axis=1)
-    apart = len(set(groups)) == len(groups)
-    means = bootstrap_means(columns, seed, groups=None if apart else groups)
-    count = len(metrics)
-    for place, name in enumerate(values):
-        row = next(row for row in rows if row.name == name)
-        for number, metric in enumerate(metrics):
-            own = values[name][:, number]
-            share = metric.unit == "points" and _is_binary(own)
-            ends = wilson(own, None if apart else groups) if share else interval(means[:, place * count + number])
-            row.quality[metric.name] = Estimate(value=float(own.mean()), low=ends.low, high=ends.high)
-    recorded = {row.name: row.same_as or row.name for row in rows}
-    differences = []
-    for place, (name, base) in enumerate(pairs, len(values)):
-        for number, metric in enumerate(metrics):
-            own, other = values[name][:, number], values[base][:, number]
-            test = _test(own, other, means[:, place * count + number], len(set(groups)), once and apart)
-            if metric.unit == "points" and recorded[name] != recorded[base]:
-                test = _with_width(test, own - other, len(set(groups)))
-            differences.append(Difference(variant=name, baseline=base, metric=metric.name, **test))
-    return Summary(list(rows), differences)
-
-
-def _baselines(name: str, values: Mapping[str, Floats]) -> tuple[str, ...]:
-    """The baselines of a variant: text, its fuser's mismatched control, alone, its channel's control."""
-    alone = "floor" if "alone" not in values else "alone"  # two names of one variant
-    own = f"@{fuser}" if (fuser := Name.parse(name).fuser) else ""
-    return tuple(dict.fromkeys(("text", f"mismatched{own}", alone, control_of(name))))
-
-
-def _test(variant: Floats, baseline: Floats, resampled: Floats, groups: int, counts: bool) -> dict[str, Any]:
-    """A difference's value, interval and p. `counts`: examples are independent with one value each, so McNemar's test
-    applies to binary metrics."""
-    low, high = interval(resampled)
-    binary = counts and _is_binary(variant) and _is_binary(baseline)
-    if binary:
-        p = mcnemar(int((variant > baseline).sum()), int((variant < baseline).sum()))
-    else:
-        lone = groups == 1 < len(variant)  # one group says nothing about others
-        p = 1.0 if lone or not np.any(variant != baseline) else two_sided(resampled)
-    name = "McNemar, exact" if binary else "paired bootstrap"
-    return {"value": float((variant - baseline).mean()), "low": low, "high": high, "p": p, "test": name}
-
-
-def _with_width(test: dict[str, Any], differences: Floats, groups: int) -> dict[str, Any]:
-    """The test if all examples differ alike, where a bootstrap has no width and its p ignores their number."""
-    ends = unanimous(float(differences[0]), groups) if np.all(differences == differences[0]) else None
-    if ends is None:
-        return test
-    alike = mcnemar(groups, 0) if differences[0] else 1.0
-    return test | {"low": ends.low, "high": ends.high, "p": max(test["p"], alike)}
-
-
-def _is_binary(values: Floats) -> bool:
-    return bool(np.all((values == 0) | (values == 1)))
+) -> dict[str, Repeats]:
+    """The means of a variant that ran with several seeds, by seed; of a mean over fusers, by variant."""
+    complete = {example.index for example in examples}
+    own: dict[str, list[ExampleRecord]] = {part: list(by_name[part]) for part in row.mean_of}
+    if not own:
+        for record in by_name[row.name]:
+            own.setdefault(f"seed {record.seed}", []).append(record)
+    if len(own) < 2:
+        return {}
+    found = {}
+    for metric in metrics:
+        values = {
+            part: fmean(each.metrics[metric.name] for each in records if each.index in complete)
+            for part, records in own.items()
+        }
+        found[metric.name] = Repeats(values=values, deviation=stdev(values.values()))
+    return found
 
 
 def _row(variant: Variant, records: Sequence[ExampleRecord], others: Collection[str]) -> VariantRow:

@@ -1,35 +1,33 @@
 """A comparison as terminal tables: quality, then cost."""
 
-from collections.abc import Sequence
-
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from cachegraph.common.human import format_bytes
 
-from .comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
+from .comparison import Comparison, MetricInfo, VariantRow
+from .table_cells import corrected, empty_table, number, show_difference, show_estimate
+from .table_details import agreement_table, category_table, edge_table, effect_table
 from .variants import Name
 
 __all__ = ["make_tables", "number"]
 
 
 def make_tables(comparison: Comparison) -> Group:
-    """The first metric with its intervals and differences; the other metrics; time, tokens and bytes."""
-    return Group(*(table for table in (_quality(comparison), _others(comparison), _costs(comparison)) if table))
-
-
-def number(value: float, metric: MetricInfo, sign: bool = False) -> str:
-    """A value or difference in its metric's unit: points with one decimal, other units with three."""
-    shown = f"{value * 100:+.1f}" if metric.unit == "points" else f"{value:+.3f}"
-    return shown if sign else shown.removeprefix("+")
+    """The first metric with its intervals, differences and effect sizes; categories; the other metrics; costs."""
+    make = (_quality, effect_table, category_table, _others, agreement_table, _costs, edge_table)
+    return Group(*(table for each in make if (table := each(comparison)) is not None))
 
 
 def _quality(comparison: Comparison) -> Table:
     metric = comparison.metrics[0]
     running = {Name.parse(row.name).kind for row in comparison.rows if row.why_not is None}
     baselines = [name for name in ("text", "mismatched") if name in running]
-    table = _table(f"{comparison.graph}, {_count(comparison)}", ["variant", _title(metric)])
+    table = empty_table(f"{comparison.graph}, {_count(comparison)}", ["variant", _title(metric)])
+    repeated = any(metric.name in row.repeats for row in comparison.rows)
+    if repeated:
+        table.add_column("deviation", justify="right")
     for baseline in baselines:
         table.add_column(f"minus {baseline}", justify="right")
     for row in comparison.rows:
@@ -37,21 +35,29 @@ def _quality(comparison: Comparison) -> Table:
             table.add_row(Text(row.name), Text("not available", "dim"))  # the verdicts say why
             continue
         differences = [
-            _difference(comparison.difference(row.name, _own(baseline, row.name)), metric) for baseline in baselines
+            show_difference(comparison.difference(row.name, _own(baseline, row.name)), metric) for baseline in baselines
         ]
         name = row.name + (f" = {row.same_as}" if row.same_as else "")
-        table.add_row(Text(name), _estimate(row.quality.get(metric.name), metric), *differences)
+        deviation = [_deviation(row, metric)] if repeated else []
+        table.add_row(Text(name), show_estimate(row.quality.get(metric.name), metric), *deviation, *differences)
     if any(difference.shown and difference.metric == metric.name for difference in comparison.differences):
-        table.caption = "* the interval excludes 0 and p is below 0.05"
+        shown = [each for each in comparison.differences if each.metric == metric.name]
+        table.caption = f"* the interval excludes 0 and p{corrected(shown)} is below 0.05"
         table.caption_justify = "left"
     return table
+
+
+def _deviation(row: VariantRow, metric: MetricInfo) -> str:
+    """The standard deviation over seeds, or over the fusers of a mean."""
+    repeats = row.repeats.get(metric.name)
+    return "" if repeats is None else f"{number(repeats.deviation, metric)} of {len(repeats.values)}"
 
 
 def _others(comparison: Comparison) -> Table | None:
     others = comparison.metrics[1:]
     if not others:
         return None
-    table = _table(None, ["variant", *map(_title, others)])
+    table = empty_table(None, ["variant", *map(_title, others)])
     for row in comparison.rows:
         if row.why_not is None:
             values = (row.quality.get(metric.name) for metric in others)
@@ -61,7 +67,9 @@ def _others(comparison: Comparison) -> Table | None:
 
 
 def _costs(comparison: Comparison) -> Table:
-    table = _table(None, ["variant", "seconds", "first token", "prefilled", "generated", "sent", "memory"])
+    table = empty_table(
+        None, ["variant", "seconds", "first token", "prefilled", "generated", "tokens/s", "sent", "memory"]
+    )
     for row in comparison.rows:
         if row.was_run:
             table.add_row(Text(row.name), *_cost(row))
@@ -75,16 +83,10 @@ def _cost(row: VariantRow) -> tuple[str, ...]:
         f"{row.first_token.median:.3f}" if row.first_token else "",
         f"{sum(agent.prefilled for agent in agents):.0f}",
         f"{sum(agent.generated for agent in agents):.1f}",
+        f"{row.tokens_per_second:.1f}" if row.tokens_per_second else "",
         format_bytes(sum(edge.bytes for edge in row.edges)),
         format_bytes(row.memory.gpu or row.memory.rss),
     )
-
-
-def _table(title: str | None, columns: Sequence[str]) -> Table:
-    table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if index else "left", no_wrap=not index)
-    return table
 
 
 def _own(baseline: str, name: str) -> str:
@@ -103,18 +105,3 @@ def _count(comparison: Comparison) -> str:
 
 def _title(metric: MetricInfo) -> str:
     return metric.name.replace("_", " ") + (" %" if metric.unit == "points" else "")
-
-
-def _estimate(estimate: Estimate | None, metric: MetricInfo) -> Text:
-    if estimate is None:
-        return Text()
-    low, high = number(estimate.low, metric), number(estimate.high, metric)
-    return Text.assemble(f"{number(estimate.value, metric)} ", (f"({low} to {high})", "dim"))
-
-
-def _difference(difference: Difference | None, metric: MetricInfo) -> Text:
-    if difference is None:
-        return Text()
-    low, high = number(difference.low, metric, True), number(difference.high, metric, True)
-    star = "*" if difference.shown else " "
-    return Text.assemble(f"{number(difference.value, metric, True)} ", (f"({low} to {high})", "dim"), star)

@@ -1,7 +1,7 @@
 """The request of a comparison: examples, variants, metrics and settings, checked before any model is loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from cachegraph.graph.data.examples import Example, make_examples, merge_mapping
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.load import answering
 
+from .categories import category_of_rows
 from .derangement import derange, sample
 from .metrics import Metric, UserMetric, pick_metrics
 from .variants import Variant, make_variants
@@ -32,6 +33,8 @@ class Task:
     limit: int | None
     donors: dict[int, list[Example] | None]  # by seed, for the mismatched control
     concurrency: int | None
+    by: str | None = None  # the column whose values are categories
+    categories: dict[int, str] = field(default_factory=dict)  # by index of the sampled examples
 
     @property
     def scores(self) -> bool:
@@ -48,6 +51,7 @@ def make_task(
     seed: int,
     seeds: int,
     concurrency: int | None,
+    by: str | None = None,
 ) -> Task:
     """Read and check everything. Raises InputError, which names the row and column of a wrong value."""
     for name, value in (("limit", limit), ("seeds", seeds), ("concurrency", concurrency)):
@@ -58,6 +62,7 @@ def make_task(
     spec = graph.validate().spec
     rows = read_rows(source)
     examples = make_examples(rows, spec, merge_mapping(spec.evaluate, columns or {}, list(spec.inputs)))
+    categories = category_of_rows(rows, by) if by is not None else []
     metrics = pick_metrics(wanted, examples[0])
     _check_scoring(graph, metrics)
     sampled = sample(examples, limit, seed)
@@ -70,7 +75,20 @@ def make_task(
             Variant(each.name, each.records, why_not=why) if each.control == "mismatched" else each for each in variants
         ]
     data = Path(source).name if isinstance(source, str | PathLike) else "rows given in Python"
-    return Task(graph, sampled, len(rows), data, metrics, variants, all_seeds, limit, donors, concurrency)
+    return Task(
+        graph,
+        sampled,
+        len(rows),
+        data,
+        metrics,
+        variants,
+        all_seeds,
+        limit,
+        donors,
+        concurrency,
+        by,
+        {example.index: categories[example.index] for example in sampled} if categories else {},
+    )
 
 
 def _check_scoring(graph: Graph, metrics: Sequence[Metric]) -> None:

@@ -7,9 +7,21 @@ from cachegraph.common.human import format_bytes
 
 from ..comparison import Comparison, Difference, Estimate, MetricInfo, VariantRow
 from ..environment import Environment
-from ..table import number
+from ..table_cells import number, show_p, show_ratio
 
-__all__ = ["Cell", "Table", "agents", "costs", "differences", "edges", "environment", "other_differences", "quality"]
+__all__ = [
+    "Cell",
+    "Table",
+    "agents",
+    "agreements",
+    "categories",
+    "costs",
+    "differences",
+    "edges",
+    "environment",
+    "other_differences",
+    "quality",
+]
 
 
 class Cell(NamedTuple):
@@ -55,7 +67,11 @@ def other_differences(comparison: Comparison) -> Table:
 def _differences(caption: str, comparison: Comparison, which: slice) -> Table:
     metrics = {metric.name: metric for metric in comparison.metrics[which]}
     rows = [_difference(each, metrics[each.metric]) for each in comparison.differences if each.metric in metrics]
-    return Table(caption, ["variant", "minus", "metric", "difference", "95 % interval", "p", "test", "shown"], rows)
+    columns = [
+        "variant", "minus", "metric", "difference", "95 % interval", "p", "p, Holm",
+        "test", "Cohen's h", "odds ratio", "d", "detectable", "shown",
+    ]  # fmt: skip
+    return Table(caption, columns, rows)
 
 
 def costs(comparison: Comparison) -> Table:
@@ -63,6 +79,7 @@ def costs(comparison: Comparison) -> Table:
     rows = [[Cell(row.name), *_cost(row)] for row in _measured(comparison)]
     columns = [
         "variant", "median s", "mean s", "first token, median s", "tokens prefilled", "tokens generated",
+        "decoding, tokens/s",
         "positions reused", "sent", "journeys by cache", "peak memory",
     ]  # fmt: skip
     return Table("Cost: an example of each variant", columns, rows)
@@ -85,17 +102,49 @@ def agents(comparison: Comparison) -> Table:
 
 def edges(comparison: Comparison) -> Table:
     """What every edge was asked for and did."""
-    rows = []
+    rows, text = [], comparison.row("text")
     for row in _measured(comparison):
         for edge in row.edges:
             used = ", ".join(f"{name} {count}" for name, count in edge.used.items())
             why = "; ".join(f"{reason} ({count})" for reason, count in edge.fallbacks.items())
             positions = [_count(edge.positions_fused), _count(edge.positions_grafted)]
             sent = Cell(format_bytes(edge.bytes), edge.bytes)
+            words = text.edge(edge.sender, edge.receiver) if text is not None else None
+            each = EMPTY if edge.bytes_per_position is None else _count(edge.bytes_per_position)
+            as_text = EMPTY if words is None else Cell(format_bytes(words.bytes), words.bytes)
             way = Cell(f"{edge.sender} → {edge.receiver}")
-            rows.append([Cell(row.name), way, Cell(edge.asked), Cell(used), sent, *positions, Cell(why or "–")])
-    columns = ["variant", "edge", "asked", "used", "sent", "positions fused", "positions grafted", "fell back because"]
+            rows.append(
+                [Cell(row.name), way, Cell(edge.asked), Cell(used), sent, as_text, each, *positions, Cell(why or "–")]
+            )
+    columns = [
+        "variant", "edge", "asked", "used", "sent", "sent as text", "bytes a position", "positions fused",
+        "positions grafted", "fell back because",
+    ]  # fmt: skip
     return Table("Edges: means an example", columns, rows)
+
+
+def categories(comparison: Comparison) -> Table:
+    """Every variant in every category."""
+    metrics, by = comparison.metrics, comparison.by
+    rows = []
+    for category in by.categories if by is not None else ():
+        count = Cell(str(category.examples), category.examples)
+        for name, quality in category.quality.items():
+            values = (_estimate(quality.get(metric.name), metric) for metric in metrics)
+            rows.append([Cell(category.name), count, Cell(name), *values])
+    column = by.column if by is not None else ""
+    return Table(f"Quality by {column}", [column, "examples", "variant", *map(_title, metrics)], rows)
+
+
+def agreements(comparison: Comparison) -> Table:
+    """How alike the output agent judges the choices with the text and with the cache."""
+    share, nats = MetricInfo(name="same choice", unit="points"), MetricInfo(name="KL", unit="nats")
+    rows = [
+        [Cell(each.variant), _estimate(each.same_choice, share), _estimate(each.kl, nats), _count(each.examples)]
+        for each in comparison.agreements
+    ]
+    columns = ["variant", "same choice as text %", "KL(text, variant), nats", "examples"]
+    return Table("Agreement with text: the distributions over the choices", columns, rows)
 
 
 def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
@@ -142,17 +191,25 @@ def _estimate(estimate: Estimate | None, metric: MetricInfo) -> Cell:
 
 def _difference(each: Difference, metric: MetricInfo) -> list[Cell]:
     ends = f"{number(each.low, metric, True)} to {number(each.high, metric, True)}"
-    p = "< 0.001" if each.p < 0.001 else f"{each.p:.3f}"
     return [
         Cell(each.variant),
         Cell(each.baseline),
         Cell(_title(metric)),
         Cell(number(each.value, metric, True), each.value),
         Cell(ends, each.low),
-        Cell(p, each.p),
+        Cell(show_p(each.p), each.p),
+        EMPTY if each.p_corrected is None else Cell(show_p(each.p_corrected), each.p_corrected),
         Cell(each.test),
+        _effect(each.cohens_h),
+        EMPTY if each.odds_ratio is None else Cell(show_ratio(each.odds_ratio), each.odds_ratio.value),
+        _effect(each.standardised),
+        EMPTY if each.detectable is None else Cell(number(each.detectable, metric), each.detectable),
         Cell("yes" if each.shown else "no"),
     ]
+
+
+def _effect(value: float | None) -> Cell:
+    return EMPTY if value is None else Cell(f"{value:+.2f}", value)
 
 
 def _cost(row: VariantRow) -> list[Cell]:
@@ -164,7 +221,9 @@ def _cost(row: VariantRow) -> list[Cell]:
     return [
         *map(_seconds, seconds[0]),
         _seconds(row.first_token.median if row.first_token else None),
-        *(_count(sum(getattr(agent, name) for agent in every)) for name in ("prefilled", "generated", "reused")),
+        *(_count(sum(getattr(agent, name) for agent in every)) for name in ("prefilled", "generated")),
+        EMPTY if row.tokens_per_second is None else _count(row.tokens_per_second),
+        _count(sum(agent.reused for agent in every)),
         Cell(format_bytes(sent), sent),
         share,
         Cell(format_bytes(memory) + (" GPU" if row.memory.gpu else ""), memory),

@@ -16,9 +16,9 @@ from ..recipe.inputs import check_inputs
 from ..recipe.spec import GraphSpec
 from .dataset import RawExample
 
-__all__ = ["Example", "data_hash", "make_examples", "merge_mapping"]
+__all__ = ["SHOWN", "Example", "column_value", "data_hash", "make_examples", "merge_mapping"]
 
-SHOWN = 5
+SHOWN = 5  # problems in one error
 ROLES = ("choices", "labels", "answer", "references", "group", "id")
 
 
@@ -83,7 +83,7 @@ def _example(index: int, row: RawExample, graph: GraphSpec, mapping: EvaluateSpe
     for name, declared in graph.inputs.items():
         column = mapping.inputs.get(name, name)
         if name in mapping.inputs or declared.default is None or column in row.values:
-            values[name] = _column(row, column, f"input {name!r}")
+            values[name] = column_value(row, column, f"input {name!r}")
     choices = _choices(row, mapping)
     answer = _answer(row, mapping, choices) if choices is not None else None
     references = _references(row, mapping)
@@ -98,11 +98,12 @@ def _example(index: int, row: RawExample, graph: GraphSpec, mapping: EvaluateSpe
         choices=choices,
         answer=answer,
         references=references,
-        group=str(_column(row, mapping.group, "the role 'group'")) if mapping.group is not None else None,
+        group=str(column_value(row, mapping.group, "the role 'group'")) if mapping.group is not None else None,
     )
 
 
-def _column(row: RawExample, column: str, role: str) -> Any:
+def column_value(row: RawExample, column: str, role: str) -> Any:
+    """The value of a column; `a.b` is field b of column a. Raises InputError if the row has no such column."""
     if column in row.values:
         return row.values[column]
     value: Any = row.values
@@ -115,7 +116,7 @@ def _column(row: RawExample, column: str, role: str) -> Any:
 
 def _optional(row: RawExample, column: str | None, usual: str) -> Any:
     if column is not None:
-        return _column(row, column, f"the role {usual!r}")
+        return column_value(row, column, f"the role {usual!r}")
     return row.values.get(usual)
 
 
@@ -149,9 +150,9 @@ def _choices(row: RawExample, mapping: EvaluateSpec) -> tuple[str, ...] | None:
 
 def _answer(row: RawExample, mapping: EvaluateSpec, choices: Sequence[str]) -> int:
     column = mapping.answer or "answer"
-    value = _column(row, column, "the role 'answer'")
+    value = column_value(row, column, "the role 'answer'")
     if mapping.labels is not None:
-        labels = [str(each) for each in _list(_column(row, mapping.labels, "the role 'labels'"), mapping.labels)]
+        labels = [str(each) for each in _list(column_value(row, mapping.labels, "the role 'labels'"), mapping.labels)]
         if len(labels) != len(choices) or labels.count(str(value)) != 1:
             raise InputError(f"column {column!r}: {value!r} is not one of the labels {labels!r} of the choices")
         return labels.index(str(value))

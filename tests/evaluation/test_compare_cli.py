@@ -56,6 +56,18 @@ def test_a_variant_that_can_not_run_is_told_before_the_others_are_played(folder:
     assert "not available" in result.stdout
 
 
+def test_categories_effects_and_a_csv_file_are_one_option_each(folder: Path) -> None:
+    result = run("--by", "answer", "--csv", "rows.csv", "--limit", "12")
+    assert "by answer" in result.stdout
+    assert "p, corrected for 6 comparisons (Holm), is below" in result.stdout
+    assert "detectable: the smallest difference that as many examples show with 80 % power" in result.stdout
+    assert "same choice as text %" in result.stdout
+    assert "bytes a position" in result.stdout
+    lines = (folder / "work" / "rows.csv").read_text().splitlines()
+    assert lines[0].startswith("variant,seed,index,id,category,accuracy,")
+    assert len(lines) == 1 + 4 * 12
+
+
 def test_json_is_the_summary_and_nothing_else(folder: Path) -> None:
     found = json.loads(run("--json", "--variants", "text,cache", "--limit", "9", "--quiet").stdout)
     assert [row["name"] for row in found["rows"]] == ["text", "cache"]
@@ -89,6 +101,8 @@ def test_results_beside_those_of_another_comparison_are_said_to_be_there(folder:
         (["--variants", "text,cash"], "no variant 'cash'"),
         (["--out", "none/r.jsonl"], "its folder does not exist"),
         (["--report", "."], "it is a folder"),
+        (["--csv", "none/r.csv"], "its folder does not exist"),
+        (["--by", "answr"], "q.jsonl, line 1: there is no column 'answr' for the categories; did you mean 'answer'"),
     ],
 )
 def test_what_is_wrong_is_said_before_models_are_fetched(

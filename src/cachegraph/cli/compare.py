@@ -72,6 +72,10 @@ def compare(
             help="The column of an input, or of choices, labels, answer, references or id.",
         ),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Also show results for each value of this column.", show_default=False),
+    ] = None,
     concurrency: Annotated[
         int | None,
         typer.Option(
@@ -91,6 +95,9 @@ def compare(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report.", show_default=False)] = None,
     save: Annotated[Path | None, typer.Option(help="Write the whole comparison as JSON.", show_default=False)] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write one row for each example and variant as CSV.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the verdicts and warnings.")] = False,
     allow_env: AllowEnv = None,
@@ -109,13 +116,13 @@ def compare(
     graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
     settings: dict[str, Any] = {"map": sorted(columns or []), "limit": limit, "seed": seed, "seeds": seeds}
     results = out or default_results_file(graph, data, settings)
-    for path in (results, report, save):
+    for path in (results, report, save, csv):
         _check_writable(path)
     if report is not None:
         from cachegraph.evaluation.report import needs
 
         needs()
-    task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency)
+    task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency, by)
     fetch_models(graph.spec, graph.folder)
     fetch_fusers(graph.spec, graph.folder)
     console = open_console(stderr=True, quiet=quiet)
@@ -131,16 +138,22 @@ def compare(
         other = f"{results.name} holds another comparison (of other settings, versions, threads or another machine)"
         console.print(f"{other}: these results are in {found.results_file}", soft_wrap=True)
     found.environment.command = shlex.join(["cachegraph", *sys.argv[1:]])
-    _print_and_save(found, save, report, as_json, quiet)
+    _save(found, save, report, csv)
+    _print(found, as_json, quiet)
 
 
-def _print_and_save(found: "Comparison", save: Path | None, report: Path | None, as_json: bool, quiet: bool) -> None:
+def _save(found: "Comparison", save: Path | None, report: Path | None, csv: Path | None) -> None:
     if save is not None:
         found.save(save)
+    if csv is not None:
+        found.to_csv(csv)
     if report is not None:
         from cachegraph.evaluation.report import write_report
 
         write_report(found, report)
+
+
+def _print(found: "Comparison", as_json: bool, quiet: bool) -> None:
     if as_json:
         import json
 
