@@ -15,6 +15,7 @@ hide_paths     Remove local paths from error messages
 http_body      Read and validate a request's body
 inputs         Map a conversation to a recipe's inputs
 json_response  JSON encoding of responses
+mcp_tools      Recipes as tools of the Model Context Protocol
 metrics        /metrics
 openai/        The OpenAI API
 process        The server process: socket, event loop, shutdown

@@ -9,6 +9,7 @@ fetch               Fetch a recipe's models and fusers before a run
 fusers              cachegraph fusers: list, info, import, export, pull, push, ...
 garbage_collection  Turn Python's garbage collector off while a command starts
 init                cachegraph init
+mcp                 cachegraph mcp
 models              cachegraph models: list, pull, remove, info, check
 options             Options shared by commands, and opening a recipe as a graph
 output              Everything that commands print
@@ -38,7 +39,7 @@ from cachegraph import __version__
 from cachegraph.common.stop_signals import catch_signals, exit_code
 from cachegraph.errors import CachegraphError
 
-from . import compare, doctor, failures, fusers, init, models, recipes, run, runs, serve, sessions, train
+from . import compare, doctor, failures, fusers, init, mcp, models, recipes, run, runs, serve, sessions, train
 from .output import echo
 from .signals import Commands, Stopped, end_stopped
 from .standard_streams import complete_output, standard_streams
@@ -57,6 +58,7 @@ app = typer.Typer(
 init.register(app)
 run.register(app)
 serve.register(app)
+mcp.register(app)
 compare.register(app)
 train.register(app)
 recipes.register(app)
