@@ -51,6 +51,9 @@ class Value(str):
     def __str__(self) -> str:  # compiled templates call str() on their output, which must keep the origin
         return self
 
+    def __reduce__(self) -> "tuple[type[Value], tuple[str, str, Any]]":  # a turn may be taken in another process
+        return Value, (str.__str__(self), self.origin, self.data)
+
 
 class Made(str):
     """The output of an expression that is neither a name's whole value nor template text."""

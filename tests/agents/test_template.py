@@ -1,3 +1,4 @@
+import pickle
 import resource
 import time
 from typing import Any
@@ -303,3 +304,8 @@ def test_a_template_is_parsed_once_for_its_check_and_its_reads_and_compiled_once
     assert compile_template("{{ asked_but_once.kind }}", None).names == {"asked_but_once"}
     with pytest.raises(TemplateProblem, match="unknown attribute 'kind'"):
         compile_template("{{ asked_but_once.kind }}", ())
+
+
+def test_a_value_keeps_its_origin_and_data_in_another_process() -> None:
+    value = pickle.loads(pickle.dumps(Value("hello", "greeter", {"kind": "greeting"})))
+    assert (type(value), value, value.origin, value.data) == (Value, "hello", "greeter", {"kind": "greeting"})
