@@ -1,18 +1,49 @@
 """Peer: one end of an edge, the channels' view of an agent."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from cachegraph.engine.engine import Engine
+    from torch import Tensor
 
-__all__ = ["Peer"]
+    from cachegraph.engine.engine import Engine
+    from cachegraph.engine.kv.cache import KV
+    from cachegraph.engine.model.attention import OnLayer
+    from cachegraph.engine.model.load import LoadedModel
+    from cachegraph.engine.request import Prefilled
+
+__all__ = ["Peer", "SharerEngine"]
+
+T = TypeVar("T")
+
+
+class SharerEngine(Protocol):
+    """What an edge asks of the engine at its sender's end: an `Engine`, or the stand-in of one in another process."""
+
+    @property
+    def model(self) -> "LoadedModel":
+        """The model; only its network may be absent here."""
+
+    async def prefill(
+        self,
+        ids: Sequence[int],
+        past: "Sequence[KV]" = (),
+        *,
+        positions: "Tensor | None" = None,
+        logits: Literal["none", "last", "all"] = "none",
+        on_layer: "OnLayer | None" = None,
+        layers: int | None = None,
+    ) -> "Prefilled":
+        """Read `ids` behind `past`; see `Engine.prefill`. `positions`: (ids,) int64."""
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run a function between two steps of the engine."""
 
 
 @dataclass(frozen=True, eq=False)
 class Peer:
-    """One end of an edge. `engine` runs its model; None for an endpoint or an unloaded model."""
+    """One end of an edge. `engine` runs its model; None for an endpoint, an unloaded model, or one elsewhere."""
 
     agent: str
     name: str  # the model's display name
@@ -25,8 +56,14 @@ class Peer:
     why_none_in: str | None = None  # why this end can send a KV cache but not receive one
     words_of: Mapping[str, str] = field(default_factory=dict)  # by sender whose text it needs, why
     own_words: bool = False  # its prompt contains text beside inputs and replies
+    remote: SharerEngine | None = None  # stands for the engine of another process
 
     @property
     def identity(self) -> str | None:
         """The identity of the weights, equal for equal weights; None if unknown."""
-        return None if self.engine is None else self.engine.model.identity
+        return None if (sharer := self.sharer) is None else sharer.model.identity
+
+    @property
+    def sharer(self) -> SharerEngine | None:
+        """The engine of its model, in whichever process."""
+        return self.engine or self.remote

@@ -18,7 +18,7 @@ from .fusers.files.card import Alignment, Card, Geometry
 from .fusers.files.load import load_fuser, load_translator
 from .fusers.find import check_pair
 from .payload import Route
-from .peer import Peer
+from .peer import Peer, SharerEngine
 from .spec import AutoEdge, EdgeSpec, TextEdge
 
 __all__ = ["fall_back", "route", "why_not_aligned"]
@@ -53,17 +53,18 @@ def fall_back(edge: EdgeSpec, reason: str) -> Route:
 def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> GraftPlan | FusePlan | JointPlan | str:
     """Load the edge's networks and check them against both models; returns the reason if the edge can't use them."""
     choice, carries = decision.choice, decision.carries
-    assert sender.engine is not None
-    assert receiver.engine is not None
+    sharer, engine = sender.sharer, receiver.engine
+    assert sharer is not None
+    assert engine is not None
     try:
         if choice is None:
             assert carries is not None
-            return why_no_graft(sender.engine.model, receiver.engine.model) or GraftPlan(carries)
-        fuse = None if choice.fuse is None else _fuse_plan(edge, sender.engine, receiver.engine, choice.fuse)
+            return why_no_graft(sharer.model, engine.model) or GraftPlan(carries)
+        fuse = None if choice.fuse is None else _fuse_plan(edge, sharer, engine, choice.fuse)
         if choice.graft is None or isinstance(fuse, str):
             return fuse or "it has no fuser"
         assert carries is not None
-        translation = _translation(sender.engine, receiver.engine, choice.graft)
+        translation = _translation(sharer, engine, choice.graft)
     except (FuserError, ConfigError) as error:
         return str(error)
     if isinstance(translation, str):
@@ -72,7 +73,7 @@ def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> Gr
     return graft if fuse is None else JointPlan(graft, fuse)
 
 
-def _translation(sharer: Engine, receiver: Engine, place: Path) -> Translation | str:
+def _translation(sharer: SharerEngine, receiver: Engine, place: Path) -> Translation | str:
     """Load a translator; returns the reason if it does not fit. Raises FuserError if the folder is damaged."""
     receiver_model, sharer_model = receiver.model, sharer.model
     if receiver_model.info.states:
@@ -95,7 +96,7 @@ def _why_not_unrotated(*models: LoadedModel) -> str | None:
     return None if bad is None else f"the keys of {bad.name!r} can't be unrotated: {bad.rotation.why_not}"
 
 
-def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | None:
+def _why_not_this_pair(card: Card, receiver: Engine, sharer: SharerEngine) -> str | None:
     receiver_geometry, sharer_geometry = (
         Geometry(model.info.layers, model.info.kv_heads, model.info.head_dim)
         for model in (receiver.model, sharer.model)
@@ -103,7 +104,7 @@ def _why_not_this_pair(card: Card, receiver: Engine, sharer: Engine) -> str | No
     return check_pair(card, receiver_geometry, sharer_geometry, receiver.model.identity, sharer.model.identity)
 
 
-def _fuse_plan(edge: Caching, sharer: Engine, receiver: Engine, place: Path) -> FusePlan | str:
+def _fuse_plan(edge: Caching, sharer: SharerEngine, receiver: Engine, place: Path) -> FusePlan | str:
     """Load a fuser; returns the reason if it does not fit. Raises FuserError if the folder is damaged."""
     fuser = load_fuser(place, receiver.model.device, receiver.model.dtype).freeze()
     backend("cpu").widen_linears(fuser.module)

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachegraph.engine.engine import Engine
-
 from ..fusers.files.card import Alignment
 from ..fusers.networks.base import Fuser
 from ..payload import most_layers
+from ..peer import SharerEngine
 from .align import Aligner
 from .translate import Translation
 
@@ -32,7 +31,7 @@ class GraftPlan:
 class FusePlan:
     """Correct the receiver's KV with a fuser that reads the sharer's."""
 
-    sharer: Engine
+    sharer: SharerEngine
     fuser: Fuser
     alignment: Alignment
     reads: Literal["receiver-prompt", "own-prompt"]

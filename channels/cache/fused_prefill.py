@@ -15,6 +15,7 @@ from cachegraph.engine.kv.cache import KV, LayerKV, concat
 from cachegraph.engine.request import Cost, Prefilled
 
 from ..fusers.networks.base import Fuser
+from ..peer import SharerEngine
 from .apply_fuser import FuserInput, FusionMode, ReceiverRope, fuse_layers
 from .residual_norms import ResidualNorms
 from .shared_prompt import SharedPrompt, SharerPrompt, Stretch
@@ -31,7 +32,7 @@ class Sharer:
     `alter` changes the cache before the fuser reads it, for ablations.
     """
 
-    engine: Engine
+    engine: SharerEngine
     fuser: Fuser
     kv: tuple[KV, ...] | None = None
     alter: Callable[[KV], KV] | None = None
@@ -243,7 +244,7 @@ def receiver_rope(fuser: Fuser, receiver: Engine, positions: Tensor) -> Receiver
     return ReceiverRope(receiver.model.rotation, positions) if fuser.card.rope == "unrotated" else None
 
 
-async def as_read(kv: KV, fuser: Fuser, sharer: Engine) -> KV:
+async def as_read(kv: KV, fuser: Fuser, sharer: SharerEngine) -> KV:
     """Prepare a sharer's cache for its fuser: unrotate the keys if the card requires it, on the sharer's engine."""
     return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
 

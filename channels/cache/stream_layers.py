@@ -15,12 +15,13 @@ from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, LayerKV
 
 from ..fusers.networks.base import Fuser
+from ..peer import SharerEngine
 from .apply_fuser import FuserInput, FusionMode, fuse_layers
 
 __all__ = ["LayerStream", "correct_as_they_come", "on_other_devices"]
 
 
-def on_other_devices(sharer: Engine, receiver: Engine) -> bool:
+def on_other_devices(sharer: SharerEngine, receiver: Engine) -> bool:
     """Whether the two engines share no device, so that they can compute concurrently."""
     return not set(sharer.model.devices) & set(receiver.model.devices)
 

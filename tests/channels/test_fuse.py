@@ -17,6 +17,7 @@ from cachegraph.channels.cache.shared_prompt import Pairs, SharedPrompt, SharerP
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.peer import SharerEngine
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, concat
 from cachegraph.engine.spec import GenerateSpec
@@ -85,7 +86,7 @@ class Meeting(Engine):
     Were anything read one after the other, they would wait for each other for ever.
     """
 
-    def __init__(self, engine: Engine, arrived: list[Engine], expected: int):
+    def __init__(self, engine: Engine | SharerEngine, arrived: list[Engine], expected: int):
         super().__init__(engine.model)
         self._of, self._arrived, self._expected = engine, arrived, expected
         self._all_there = anyio.Event()
