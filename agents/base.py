@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cachegraph.channels.payload import EdgeReport, Payload, Route
+from cachegraph.channels.spec import EdgeSpec
 
 from .sessions.session import Recollection
 
@@ -20,6 +22,7 @@ __all__ = [
     "ChoiceScore",
     "Control",
     "Delivery",
+    "EdgeRouter",
     "FinishReason",
     "Loader",
     "MemoryReport",
@@ -244,6 +247,14 @@ class Loader(Protocol):
     @property
     def loading(self) -> Mapping[str, Mapping[str, float]]:
         """Seconds by model that `open` loaded and by phase; empty if the model was already loaded."""
+
+
+@runtime_checkable
+class EdgeRouter(Protocol):
+    """An agent that decides the edges into it itself, because its model is in another process."""
+
+    def route(self, edge: EdgeSpec, sender: "Peer", folder: Path, fusers: Sequence[str]) -> Route:
+        """Decide one edge, as `cachegraph.channels.routing.route` does; `folder` is the recipe's. May block."""
 
 
 class Scorer(Protocol):

@@ -28,6 +28,12 @@ def join_payloads(sender: str, turn: str, payloads: Sequence[Payload]) -> Payloa
             await payload.restore()
         return cache()
 
+    async def recover() -> "SentCache | None":
+        for payload in payloads:
+            if payload.recover is not None:
+                payload.cache = await payload.recover()
+        return cache()
+
     joined = Payload(sender, turn=turn, data=payloads[-1].data if payloads else None)
     if any(payload.text is None for payload in payloads):
         joined.write = write
@@ -37,4 +43,6 @@ def join_payloads(sender: str, turn: str, payloads: Sequence[Payload]) -> Payloa
         joined.rebuild = rebuild
     elif any(payload.cache is not None for payload in payloads):
         joined.cache = cache()
+    if any(payload.recover is not None for payload in payloads):
+        joined.recover = recover
     return joined

@@ -74,6 +74,7 @@ class Payload:
     write: Callable[[], Awaitable[str]] | None = None
     data: Any = None  # a JSON value beside the text: a structured reply, or a function's return value
     rebuild: Callable[[], Awaitable["SentCache | None"]] | None = None  # restores a cache lost with its process
+    recover: Callable[[], Awaitable["SentCache | None"]] | None = None  # recomputes `cache` if its holder has died
     turn: str = ""  # id of the turn that made this payload; set by the graph
 
     async def read(self) -> str:

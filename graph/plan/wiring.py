@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from cachegraph.agents.base import Agent
+from cachegraph.agents.base import Agent, EdgeRouter
 from cachegraph.agents.prompt.expression import Expression, compile_expression
 from cachegraph.agents.sessions.spec import Memory
 from cachegraph.channels.payload import Route, most_layers
@@ -198,6 +198,9 @@ class _Wirer:
         return tuple(wired)
 
     def _route(self, edge: EdgeSpec) -> Route:
+        receiver = self.agents[edge.receiver]
+        if isinstance(receiver, EdgeRouter) and not isinstance(edge, TextEdge):
+            return receiver.route(edge, self.peers[edge.sender], self.folder, self.spec.fusers)
         ends = self.peers[edge.sender], self.peers[edge.receiver]
         return _route(edge, *ends, self.folder, self.decide, self.spec.fusers)
 

@@ -128,6 +128,7 @@ class SubgraphAgent:
             answer.write,
             dict(result.outputs) if several else answer.data,
             answer.rebuild,
+            answer.recover,
             turn=turn.id,
         )
 

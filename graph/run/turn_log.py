@@ -96,7 +96,7 @@ def _stand_in(agent: Agent, turn: Turn, recorded: RecordedTurn) -> Reply:
     lost = _Lost(agent, turn, recorded, calls)
     payload = Payload(agent.name, recorded.text, data=recorded.data, write=lost.write)
     if turn.needs_cache and isinstance(agent, Rebuilder):
-        payload.rebuild = lost.rebuild
+        payload.rebuild, payload.recover = lost.rebuild, lost.recover
     timing, tokens = (recorded.agent.get(key) or {} for key in ("timing", "tokens"))
     edges = {sender: _report(report) for sender, report in recorded.edges.items()}
     memory = MemoryReport(**recorded.agent["memory"]) if recorded.agent.get("memory") else None
@@ -156,6 +156,11 @@ class _Lost:
                 await _restore(self._turn)
                 self._cache = await self._agent.rebuild(self._turn, self._recorded.ids, self._calls)
         return self._cache
+
+    async def recover(self) -> "SentCache":
+        """Rebuild the cache once more, because the process that held it has died."""
+        self._cache = None
+        return await self.rebuild()
 
     async def write(self) -> str:
         await _restore(self._turn)
