@@ -61,12 +61,13 @@ async def test_what_goes_wrong_is_a_sentence_for_the_model() -> None:
     failing = ScriptedAgent("expert", fail=ValueError("no file '/home/ann/secret/notes.txt'"))
     tools = await loaded(scripted_duo(failing))
     async with Client(tools.server) as client:
-        for arguments, words in [
+        calls: list[tuple[dict[str, Any], str]] = [
             ({}, "input 'question' is missing"),
             ({"question": "x", "other": 1}, "there is no input 'other'"),
             ({"question": ["x"]}, "must be text or a number"),
             ({"question": "x"}, "agent 'expert' failed"),
-        ]:
+        ]
+        for arguments, words in calls:
             result = await client.call_tool("duo", arguments)
             assert result.is_error
             assert words in said(result)
