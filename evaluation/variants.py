@@ -5,7 +5,7 @@ KIND@FUSER: `mismatched`, `zero:both`, `cache@my-fuser`. KIND@mean is the mean o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
@@ -29,7 +29,7 @@ VARIANTS = {
     "sharer": "the output agent's prompt, its slots empty, answered by the model of each agent before it",
     "mismatched": "as cache, but every receiver gets the caches of another example",
     "zero": "as cache, but every key and value of the sharers is 0, before a fuser or translator reads it",
-    "identical": "as cache, but the receiver's own model is the sharer",
+    "identical": "as cache, but the receiver's own model is the sharer, through a fuser with itself",
     "ceiling": "agents upstream hand over, as words, all that they were given",
     "floor": "the output agent with nothing of what the others were given: the same as alone",
 }
@@ -86,7 +86,7 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
         kind, of, fuser = Name.parse(name)
         if kind not in VARIANTS or (of and (kind not in CONTROLS or of not in BASES)):
             raise InputError(f"there is no variant {name!r}{suggest(name, VARIANTS)}")
-        if "@" in name and (not fuser or kind not in (*BASES, *CONTROLS)):
+        if "@" in name and (not fuser or kind not in (*BASES, *CONTROLS, "identical")):
             raise InputError(
                 f"the variant {name!r} can't have a fuser: only a variant with caches can, as in cache@NAME"
             )
@@ -113,7 +113,7 @@ def seeded(graph: Graph, seed: int) -> Graph | None:
     return graph.with_spec(graph.spec.model_copy(update={"agents": {**graph.spec.agents, **sampling}}))
 
 
-def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
+def _make(name: str, kind: str, of: str, graph: Graph, fuser: str | None = None) -> list[Variant]:
     match kind:
         case "text" | "cache" | "both" | "auto":
             return [Variant(name, name, graph.with_channels(kind))]
@@ -138,7 +138,7 @@ def _make(name: str, kind: str, of: str, graph: Graph) -> list[Variant]:
         case "ceiling":
             return [_ceiling(name, graph)]
         case _:
-            return [_identical(name, graph)]
+            return [_identical(name, graph, fuser)]
 
 
 def _fused(name: str, graph: Graph) -> list[Variant]:
@@ -153,7 +153,9 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
         mark = str(read_json(card).get("sha256"))[:8] if card.is_file() else ""
     except FuserError as error:
         raise InputError(f"the variant {name!r} can't run: {error}") from error
-    (plain,) = _make(name, kind, of, graph)
+    (plain,) = _make(name, kind, of, graph, fuser)
+    if kind == "identical":
+        return [replace(plain, records=_records(name, mark))]
     assert plain.graph is not None
     spec = plain.graph.spec
     named = any(not isinstance(edge, TextEdge) and edge.fuser is not None for edge in spec.edges)
@@ -169,7 +171,12 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
         for edge, taken in zip(spec.edges, takes, strict=True)
     )
     changed = graph.with_spec(spec.model_copy(update={"edges": edges}))
-    return [Variant(name, f"{name}#{mark}" if mark else name, changed, plain.control, owns=True)]
+    return [Variant(name, _records(name, mark), changed, plain.control, owns=True)]
+
+
+def _records(name: str, mark: str) -> str:
+    """The name of a variant's records: with the first digits of its fuser's hash, if that is known."""
+    return f"{name}#{mark}" if mark else name
 
 
 def _mean(name: str, names: Sequence[str]) -> Variant:
@@ -236,8 +243,8 @@ def _reads_only(agent: AgentSpec) -> AgentSpec:
     return agent.model_copy(update={"generate": GenerateSpec(max_new_tokens=0)})
 
 
-def _identical(name: str, graph: Graph) -> Variant:
-    """The output agent's sharers run its own model, through that model's fuser with itself."""
+def _identical(name: str, graph: Graph, fuser: str | None) -> Variant:
+    """The output agent's sharers run its own model, through `fuser` or that model's fuser with itself."""
     from cachegraph.channels.fusers.find import find_fuser
 
     spec = graph.with_channels("cache").spec
@@ -246,7 +253,7 @@ def _identical(name: str, graph: Graph) -> Variant:
     if isinstance(entry, EndpointSpec):
         return Variant(name, name, why_not=f"agent {spec.output!r} is behind an endpoint")
     source = entry if isinstance(entry, str) else entry.source
-    fuser = f"{source}--{source}"
+    fuser = fuser or f"{source}--{source}"
     sharers = {
         edge.sender
         for edge in spec.edges

@@ -13,7 +13,7 @@ from cachegraph.evaluation.metrics import pick_metrics
 from cachegraph.evaluation.records import ExampleRecord
 from cachegraph.evaluation.run_variants import Progress
 from cachegraph.evaluation.summary import Summary, summarise
-from cachegraph.evaluation.variants import Variant
+from cachegraph.evaluation.variants import Variant, make_variants
 from cachegraph.graph.data.examples import Example
 
 from .conftest import STORY, Answerer, Reader, rows, story_graph
@@ -319,6 +319,21 @@ def test_the_sharer_alone_answers_the_receivers_prompt_with_its_own_model() -> N
     assert identical.why_not == "there is no fuser 'm--m' of the receiver's model with itself"
     same = compare(story_graph(), rows(4), variants=["sharer", "alone"])
     assert same.rows[0].why_not is not None
+
+
+def test_identical_takes_any_translator_of_the_receivers_model_with_itself(tmp_path: Path) -> None:
+    (tmp_path / "itself").mkdir()
+    agents = {
+        "reader": {"model": "big", "prompt": "{{ context }}"},
+        "answerer": {"model": "small", "prompt": "{{ reader }} {{ question }}"},
+    }
+    graph = story_graph(agents=agents, folder=tmp_path)
+    (variant,) = make_variants(["identical@./itself"], graph, 4)
+    assert variant.graph is not None
+    assert variant.graph.spec.speaker("reader").model == "small"
+    assert [getattr(edge, "fuser", None) for edge in variant.graph.spec.edges] == ["./itself"]
+    with pytest.raises(InputError, match="identical@./nothing' can't run: there is no fuser"):
+        make_variants(["identical@./nothing"], graph, 4)
 
 
 def test_the_ceiling_hands_over_all_that_a_writer_read() -> None:
