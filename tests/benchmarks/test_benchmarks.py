@@ -14,6 +14,7 @@ import first_token
 import fused_overhead
 import many_runs
 import pytest
+import sharer_depth
 import start
 import torch
 from lean_fusers import lean
@@ -99,6 +100,13 @@ def test_fused_overhead(models: Path, told: Told) -> None:
 def test_first_token(models: Path, told: Told) -> None:
     found = told(first_token, "--model", models / "llama", "--dtype", "float32")
     assert {"prefilled", "grafted", "moved"} <= found["sooner"].keys()
+
+
+def test_sharer_depth(models: Path, told: Told) -> None:
+    ends = ("--receiver", models / "llama", "--sharer", models / "qwen2", "--dtype", "float32", "--layers", 1)
+    found = told(sharer_depth, *ends)
+    assert found["cpu_s"].keys() == {"all 3 layers", "the first 1"}
+    assert found["part"]["n"] == 1
 
 
 @pytest.mark.parametrize("benchmark", [decode, concurrency, first_token], ids=lambda each: each.__name__)
