@@ -5,6 +5,7 @@ app            The server as an ASGI application
 auth           Keys and tenants
 config         Configuration of a server
 connection     Cancel work when the client disconnects
+describe       A recipe as JSON, for drawings
 errors         Errors as API responses
 event_stream   Server-sent events
 generation     Execute the runs of one request
@@ -27,6 +28,7 @@ served_graphs  The recipes of a server
 server_state   State that all requests share
 sessions       Session names per tenant
 stream_answer  Stream one reply as events: head, text, end
+studio/        The studio, a page at /
 text_content   Text content of messages
 usage          Token usage and edge details of a run
 """

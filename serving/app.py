@@ -31,6 +31,7 @@ from .runs.board import RunBoard
 from .runs.routes import run_routes
 from .served_graphs import ServedGraphs
 from .server_state import ServerState
+from .studio.page import show_file, show_page
 
 __all__ = ["create_app"]
 
@@ -87,6 +88,8 @@ async def _load(state: ServerState, on_failure: OnFailure | None) -> None:
 
 def _routes() -> list[BaseRoute]:
     return [
+        Route("/", show_page),
+        Route("/studio/{file}", show_file),
         Route("/v1/models", list_models),
         Route("/v1/models/{model}", show_model),
         Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),

@@ -16,13 +16,14 @@ from .config import ServerConfig
 from .connection import ClientGone
 from .errors import ApiError
 from .metrics import Metrics
+from .studio.page import is_page
 
 __all__ = ["Guard"]
 
 OPEN = ("/health", "/ready")  # reveal only whether the server works
 ROUTES = {
     *("/v1/models", "/v1/chat", "/v1/messages", "/v1/responses", "/runs", "/graphs"),
-    *("/health", "/ready", "/metrics", "/openapi.json"),
+    *("/health", "/ready", "/metrics", "/openapi.json", "/", "/studio"),
 }
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -73,8 +74,9 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         _check_host(headers.getlist("host"), self._config.hosts)
-        _check_origin(headers, self._config.hosts)
-        if self._config.keys is not None and scope["path"] not in OPEN:
+        if not _opens_the_page(scope, headers):
+            _check_origin(headers)
+        if self._config.keys is not None and scope["path"] not in OPEN and not is_page(scope["path"]):
             scope["cachegraph.tenant"] = self._tenant(headers)
 
     def _tenant(self, headers: Headers) -> str:
@@ -108,7 +110,13 @@ def _check_host(hosts: list[str], known: Iterable[str]) -> None:
         raise ApiError(421, words, "unknown_host")
 
 
-def _check_origin(headers: Headers, known: Iterable[str]) -> None:
+def _opens_the_page(scope: Scope, headers: Headers) -> bool:
+    """Whether somebody follows a link to the page, which may stand on another site. The page itself holds no data."""
+    opens = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return opens and scope["method"] == "GET" and scope["path"] == "/" and "origin" not in headers
+
+
+def _check_origin(headers: Headers) -> None:
     """Reject requests from pages of other sites, even if those pages couldn't read the responses."""
     origin = headers.get("origin")
     if origin is not None:

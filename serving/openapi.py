@@ -27,6 +27,8 @@ LAST = ({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},
 
 # Path, method, summary, body, parameters.
 OPERATIONS: tuple[tuple[str, str, str, type[BaseModel] | None, tuple[Mapping[str, Any], ...]], ...] = (
+    ("/", "get", "The studio, a page.", None, ()),
+    ("/studio/{file}", "get", "A file of that page.", None, ({**RUN[0], "name": "file"},)),
     ("/v1/models", "get", "The recipes as models.", None, ()),
     ("/v1/models/{model}", "get", "One of them.", None, ({**RUN[0], "name": "model"},)),
     ("/v1/chat/completions", "post", "A conversation in, a recipe's reply out (OpenAI).", ChatRequest, ()),
@@ -37,6 +39,7 @@ OPERATIONS: tuple[tuple[str, str, str, type[BaseModel] | None, tuple[Mapping[str
     ("/runs", "post", "Start a run.", RunRequest, ()),
     ("/runs/{run}", "get", "One run.", None, RUN),
     ("/runs/{run}/events", "get", "Its events, as server-sent events.", None, (*RUN, *LAST)),
+    ("/runs/{run}/replay", "get", "Its recipe, and its events so far.", None, RUN),
     ("/runs/{run}/cancel", "post", "Cancel a run.", None, RUN),
     ("/runs/{run}/answer", "post", "Answer a paused run.", AnswerRequest, RUN),
     ("/graphs", "get", "The recipes as they are declared.", None, ()),

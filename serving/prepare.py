@@ -10,6 +10,7 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from cachegraph.agents.schema_threads import run_checks
+from cachegraph.channels.spec import Channel
 from cachegraph.errors import InputError
 from cachegraph.graph.graph import Graph
 
@@ -35,6 +36,7 @@ class Asked:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     choices: int = 1
     session: str | None = None
+    edges: Mapping[tuple[str, str], Channel] = field(default_factory=dict)  # other channels, by sender and receiver
 
 
 async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
@@ -56,7 +58,7 @@ async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
     if asked.stop:
         own = served.writer.generate.stop if served.writer is not None else ()
         settings["stop"] = tuple(dict.fromkeys([*own, *asked.stop]))
-    variant = await served.open(channel)
+    variant = await served.open(channel, asked.edges)
     try:
         graph = await _with_settings(variant.graph, settings)
         inputs = await run_checks(partial(graph.check_inputs, given.inputs))

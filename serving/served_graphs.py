@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["ServedGraph", "ServedGraphs", "ServedVariant", "Speaker"]
 
 
+KEPT = 32  # copies of a recipe with channels by edge
+_Mixed = tuple[Channel | None, tuple[tuple[tuple[str, str], Channel], ...]]
+
+
 @dataclass(frozen=True)
 class Speaker:
     """The agent that writes the reply."""
@@ -58,19 +62,22 @@ class ServedGraph:
         self.graph = graph
         self.name = graph.spec.name
         self.created = int(time())
-        self._copies: dict[str, Graph] = {}
+        self._copies: dict[Channel, Graph] = {}
+        self._mixed: dict[_Mixed, Graph] = {}  # copies with other channels on some edges, the latest last
 
     def variant_of(self, spec: GraphSpec) -> Graph | None:
         """Return the recipe or its copy that matches this spec; None for another recipe."""
-        if self.graph.spec == spec:
-            return self.graph
-        for channel in CHANNELS:
-            try:
-                copy = self._copies.setdefault(channel, self.graph.with_channels(channel))
-            except RecipeError:
-                continue
-            if copy.spec == spec:
-                return copy
+        channels = {(edge.sender, edge.receiver): edge.channel for edge in spec.edges}
+        if channels.keys() != {(edge.sender, edge.receiver) for edge in self.graph.spec.edges}:
+            return None
+        for channel in (None, *CHANNELS):
+            for edges in ({}, channels):
+                try:
+                    copy = self._copy(channel, edges)
+                except (InputError, RecipeError):
+                    continue
+                if copy.spec == spec:
+                    return copy
         return None
 
     @cached_property
@@ -85,18 +92,36 @@ class ServedGraph:
         entry = spec.agents[spec.output]
         return entry if isinstance(entry, AgentSpec) else None
 
-    async def open(self, channel: Channel | None = None) -> ServedVariant:
-        """Return the recipe over this channel, or over its own. Raises ApiError if it can't run over this channel."""
-        if channel is None:
+    async def open(
+        self, channel: Channel | None = None, edges: Mapping[tuple[str, str], Channel] | None = None
+    ) -> ServedVariant:
+        """Return the recipe over this channel, or over its own; `edges` switches single edges.
+
+        Raises ApiError if it can't run over these channels.
+        """
+        if channel is None and not edges:
             return ServedVariant(self.graph, _speaker(await self.graph.awire()))
         try:
-            if channel not in self._copies:
-                self._copies[channel] = self.graph.with_channels(channel)
-            copy = self._copies[channel]
+            copy = self._copy(channel, edges or {})
             return ServedVariant(copy, _speaker(await copy.awire()))
-        except (ChannelError, RecipeError) as error:
-            words = hide_paths(f"the recipe {self.name!r} can't run over {channel!r}: {error}")
-            raise ApiError(400, words, "channel_unavailable", "model") from error
+        except (ChannelError, InputError, RecipeError) as error:
+            way = "these channels" if channel is None else repr(channel)
+            words = hide_paths(f"the recipe {self.name!r} can't run over {way}: {error}")
+            raise ApiError(400, words, "channel_unavailable", "channels" if edges else "model") from error
+
+    def _copy(self, channel: Channel | None, edges: Mapping[tuple[str, str], Channel]) -> Graph:
+        """Return the copy over these channels, and keep the latest ones: each has its own decided edges."""
+        if channel is not None and channel not in self._copies:
+            self._copies[channel] = self.graph.with_channels(channel)
+        base = self.graph if channel is None else self._copies[channel]
+        if not edges:
+            return base
+        key = (channel, tuple(sorted(edges.items())))
+        copy = self._mixed.pop(key, None) or base.with_channels(edges)
+        self._mixed[key] = copy
+        if len(self._mixed) > KEPT:
+            del self._mixed[next(iter(self._mixed))]
+        return copy
 
 
 class ServedGraphs:

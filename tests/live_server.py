@@ -48,8 +48,7 @@ class Running:
 @contextmanager
 def served(graphs: Sequence[Graph], **config: Any) -> Iterator[Running]:
     """Serve these graphs on a free port until the block ends."""
-    config = {"grace": 0.0, **config}
-    settings = ServerConfig(port=0, **config)
+    settings = ServerConfig(**{"grace": 0.0, "port": 0, **config})
     sock = bind(settings)
     process = ServerProcess(graphs, settings)
     thread = threading.Thread(target=process.run, args=(sock,), daemon=True)

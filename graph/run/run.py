@@ -197,6 +197,8 @@ class Run:
         try:
             reply, agent.items = await self._turns.take(node, agent, deliveries)
             record_reply(agent, reply, self._around.now())
+            for each in deliveries:  # agents other than local ones report none
+                reply.edges.setdefault(each.route.edge.sender, EdgeReport.of(each.route))
             self._count(agent, reply.timing, reply.tokens, reply.turns)
             ways = await self._ways.out_of(node, reply.payload, self._values, self._arrivals.goes_round)
             if self._around.turn_log is not None and node.for_each is None and not node.is_graph:
@@ -251,8 +253,8 @@ class Run:
     def _finish(self, node: Node, agent: AgentResult, reply: Reply, deliveries: Sequence[Delivery]) -> None:
         around = self._around
         for each in deliveries:
-            edge, route = each.route.edge, each.route
-            report = reply.edges.get(edge.sender) or EdgeReport.of(route)
+            edge = each.route.edge
+            report = reply.edges[edge.sender]
             self._edges[edge.sender, node.name] = report
             self._count_edge((edge.sender, node.name), Traffic.of(report))
             if around.listener:

@@ -4,5 +4,6 @@ board     The runs of this server, live and stored
 details   A run as JSON for clients
 events    The events of a run, as server-sent events
 live_run  A run of this process, with its events
+replay    The events of a stored run, rebuilt from its turns
 routes    /runs
 """

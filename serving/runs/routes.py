@@ -9,6 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from cachegraph.channels.spec import Channel
+
+from ..describe import stored_graph
 from ..errors import ApiError
 from ..event_stream import EventStream
 from ..http_body import read_body
@@ -17,6 +20,7 @@ from ..prepare import Asked, prepare
 from ..server_state import ServerState, state_of, tenant_of
 from .details import details, summary
 from .events import send_events
+from .replay import rebuilt_events
 
 __all__ = ["run_routes"]
 
@@ -33,6 +37,7 @@ class RunRequest(BaseModel):
     inputs: dict[str, Any] = {}
     settings: dict[str, Any] = {}  # `generate` fields for the outputs
     session: str | None = None
+    channels: dict[str, Channel] = {}  # other channels of single edges, by `sender:receiver`
 
 
 class AnswerRequest(BaseModel):
@@ -50,6 +55,7 @@ def run_routes() -> list[BaseRoute]:
         Route("/runs", begin_run, methods=["POST"]),
         Route("/runs/{run}", show_run, methods=["GET"]),
         Route("/runs/{run}/events", watch_run, methods=["GET"]),
+        Route("/runs/{run}/replay", replay_run, methods=["GET"]),
         Route("/runs/{run}/cancel", cancel_run, methods=["POST"]),
         Route("/runs/{run}/answer", answer_run, methods=["POST"]),
     ]
@@ -59,7 +65,8 @@ async def begin_run(request: Request) -> Response:
     """Start a run and return its id, after it has entered the store."""
     state, tenant = state_of(request), tenant_of(request)
     body = await read_body(request, RunRequest, state.limits.body_bytes)
-    asked = Asked(body.graph, (), body.settings, inputs=body.inputs, session=body.session)
+    edges = {_edge(name): channel for name, channel in body.channels.items()}
+    asked = Asked(body.graph, (), body.settings, inputs=body.inputs, session=body.session, edges=edges)
     call = await prepare(asked, state, tenant)
     live = await state.board.begin(call.graph, call.inputs, call.session, tenant)
     return await _show(state, live.id, tenant, 201, {"Location": f"/runs/{live.id}"})
@@ -90,6 +97,15 @@ async def watch_run(request: Request) -> Response:
     return EventStream(partial(send_events, stored, state.board.live(run), last), refuse, complain)
 
 
+async def replay_run(request: Request) -> Response:
+    """Show the recipe of a run, and its events so far: from memory, or rebuilt from the store."""
+    state, run = state_of(request), request.path_params["run"]
+    stored = await state.board.get(run, tenant_of(request))
+    live = state.board.live(run)
+    events = list(live.events) if live is not None else rebuilt_events(stored)
+    return JSONResponse({"graph": stored_graph(stored), "events": events})
+
+
 async def cancel_run(request: Request) -> Response:
     """Cancel a run and show its final state."""
     state, run, tenant = state_of(request), request.path_params["run"], tenant_of(request)
@@ -103,6 +119,14 @@ async def answer_run(request: Request) -> Response:
     body = await read_body(request, AnswerRequest, state.limits.body_bytes)
     await state.board.answer(run, body.answer, body.turn, tenant)
     return await _show(state, run, tenant)
+
+
+def _edge(name: str) -> tuple[str, str]:
+    sender, colon, receiver = name.partition(":")
+    if not colon:
+        words = f"{name[:200]!r} is not an edge; write 'sender:receiver'"
+        raise ApiError(400, words, "invalid_value", "channels")
+    return sender, receiver
 
 
 async def _show(

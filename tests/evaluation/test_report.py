@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Page, chromium, open_page
 
 from cachegraph.agents.base import ChoiceScore, Timing, Tokens
 from cachegraph.channels.payload import EdgeReport
@@ -24,8 +25,6 @@ from cachegraph.evaluation.variants import Variant
 from cachegraph.evaluation.verdict import verdicts
 from cachegraph.graph.data.examples import Example
 from cachegraph.graph.run.result import AgentResult
-
-from .browser import Page, chromium, open_page
 
 VARIANTS = ("text", "cache", "both", "alone", "mismatched", "zero")
 HOSTILE = (
@@ -248,7 +247,7 @@ in_a_browser = pytest.mark.skipif(chromium() is None, reason="no chromium on thi
 @pytest.fixture(scope="module")
 def browser(plain: Path) -> Iterator[Page]:
     with open_page() as page:
-        page.open(plain)
+        page.open(plain.as_uri())
         yield page
 
 
@@ -354,7 +353,7 @@ def test_nothing_is_cut_off_in_print(browser: Page) -> None:
 def test_strangers_texts_stay_texts(tmp_path: Path) -> None:
     write_report(comparison(8, strange=HOSTILE), tmp_path / "report.html")
     with open_page() as page:
-        page.open(tmp_path / "report.html")
+        page.open((tmp_path / "report.html").as_uri())
         asked = [each["request"]["url"] for each in page.seen("Network.requestWillBeSent")]
         assert not [url for url in asked if "evil" in url]
         assert not page.seen("Page.javascriptDialogOpening")
@@ -369,7 +368,7 @@ def test_strangers_texts_stay_texts(tmp_path: Path) -> None:
 def test_without_scripts_the_replies_are_there(plain: Path) -> None:
     with open_page() as page:
         page.call("Emulation.setScriptExecutionDisabled", value=True)
-        page.open(plain)
+        page.open(plain.as_uri())
         document = page.call("DOM.getDocument", depth=-1)["root"]["nodeId"]
         rows = page.call("DOM.querySelectorAll", nodeId=document, selector="noscript .examples tbody tr")["nodeIds"]
         assert len(rows) == 40

@@ -264,3 +264,56 @@ def test_a_killed_server_loses_no_run_that_it_has_acknowledged(tmp_path: Path) -
     finally:
         process.kill()
         process.communicate()
+
+
+def test_single_edges_of_a_run_go_over_other_channels_and_a_restart_finds_that_recipe() -> None:
+    gate = Gate()
+
+    def graph() -> Graph:
+        made = Graph(name="duo", create=scripted())
+        made.add_input("question")
+        made.add_agent("a", model="m", prompt="{{ question }}")
+        made.add_agent("b", model="m", prompt="{{ a }}").add_edge("a", "b", "auto")
+
+        @made.function
+        async def c(b: str) -> str:
+            return await gate() + b
+
+        made.add_edge("b", "c")
+        made.output = "c"
+        return made
+
+    with served([graph()]) as server:
+        run = begin(server, channels={"a:b": "text"})["id"]
+        wait_until(gate.entered.acquire)
+        edges = server.get(f"/runs/{run}/replay").json()["graph"]["edges"]
+        assert [edge["channel"] for edge in edges] == ["text", "text"]
+    gate.open.set()
+    with served([graph()]) as server:
+        assert ended(server, run)["status"] == "finished"
+        for channels in ({"a": "text"}, {"a:c": "text"}, {"a:b": "voice"}):
+            answer = server.post("/runs", {"graph": "duo", "inputs": {"question": "?"}, "channels": channels})
+            assert answer.status_code == 400
+
+
+def test_a_run_of_an_earlier_server_is_rebuilt_as_events(tmp_path: Path) -> None:
+    failing = scripted_duo(ScriptedAgent("answerer", fail=ValueError("no")))
+    with served([scripted_duo()]) as server:
+        run = begin(server)["id"]
+        ended(server, run)
+        live = server.get(f"/runs/{run}/replay").json()
+    with served([failing]) as server:
+        rebuilt = server.get(f"/runs/{run}/replay").json()
+        assert rebuilt["graph"] == live["graph"]
+        kinds = [event["type"] for event in live["events"] if event["type"] != "text_delta"]
+        assert [event["type"] for event in rebuilt["events"]] == kinds
+        by_kind = {event["type"]: event for event in rebuilt["events"]}
+        for event in live["events"]:
+            assert event["type"] == "text_delta" or event.keys() <= by_kind[event["type"]].keys()
+        assert by_kind["edge_travelled"]["report"]["channel_used"] == "text"
+        broken = begin(server)["id"]
+        ended(server, broken)
+    with served([failing]) as server:
+        *_, failed, finished = server.get(f"/runs/{broken}/replay").json()["events"]
+        assert (failed["type"], failed["agent"], "no" in failed["error"]) == ("agent_failed", "answerer", True)
+        assert finished["result"]["status"] == "failed"

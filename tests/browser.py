@@ -6,10 +6,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 __all__ = ["Page", "chromium", "open_page"]
@@ -52,9 +52,11 @@ class Page:
         result: dict[str, Any] = answer["result"]
         return result
 
-    def open(self, path: Path) -> None:
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+    def open(self, url: str) -> None:
+        """Go to this address and wait until the page is loaded."""
+        before = len(self.seen("Page.loadEventFired"))
+        self.call("Page.navigate", url=url)
+        while len(self.seen("Page.loadEventFired")) == before:
             self.events.append(self._next())
 
     def run(self, script: str) -> Any:
@@ -69,6 +71,26 @@ class Page:
 
     def width(self, pixels: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=1, mobile=False)
+
+    def screenshot(self, *, whole: bool = False) -> bytes:
+        """The page as PNG: what the window shows, or all of it."""
+        return b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+
+    def wait_for(self, condition: str, seconds: float = 60) -> Any:
+        """Wait until the JavaScript expression is true, and return its value."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(condition)):
+            assert time.monotonic() < end, f"it did not happen in time: {condition}"
+            time.sleep(0.05)
+        return value
+
+    def press(self, key: str) -> None:
+        """Press and release a key, such as `Enter` or `ArrowRight`."""
+        codes = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            more = text if kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **more)
 
     def pdf(self) -> bytes:
         return b64decode(self.call("Page.printToPDF")["data"])

@@ -1,0 +1,61 @@
+"""A recipe as JSON: what a drawing needs, without prompts, addresses, files and keys."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from cachegraph.channels.spec import CHANNELS
+from cachegraph.errors import InputError, RecipeError
+from cachegraph.graph.recipe.spec import GraphSpec
+from cachegraph.graph.recipe.yaml_positions import read_yaml
+
+from .hide_paths import hide_paths
+
+if TYPE_CHECKING:
+    from cachegraph.graph.run_warning import RunWarning
+    from cachegraph.graph.store.records import StoredRun
+
+__all__ = ["describe", "stored_graph"]
+
+
+def describe(spec: GraphSpec, warnings: "Iterable[RunWarning]" = ()) -> dict[str, Any]:
+    """Describe a recipe's inputs, agents, edges and outputs."""
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "inputs": {
+            name: {"description": entry.description, "type": entry.kind, "default": entry.default}
+            for name, entry in spec.inputs.items()
+        },
+        "agents": {name: _agent(spec, name) for name in spec.agents},
+        "edges": [
+            {
+                "from": edge.sender,
+                "to": edge.receiver,
+                "channel": edge.channel,
+                "when": edge.when,
+                "max_rounds": edge.max_rounds,
+            }
+            for edge in spec.edges
+        ],
+        "outputs": dict(spec.outputs),
+        "channels": list(CHANNELS) if spec.edges else [],
+        "warnings": [hide_paths(str(warning)) for warning in warnings],
+    }
+
+
+def stored_graph(stored: "StoredRun") -> dict[str, Any]:
+    """Describe the recipe with which a run began, which may differ from the one that the server has now."""
+    try:
+        return describe(GraphSpec.model_validate(read_yaml(stored.recipe, "<run>").root.value, strict=True))
+    except (RecipeError, ValidationError) as error:
+        raise InputError(f"the recipe of run {stored.id!r} can't be read by this version of cachegraph") from error
+
+
+def _agent(spec: GraphSpec, name: str) -> dict[str, Any]:
+    entry = spec.agents[name]
+    kind = next((key for key in ("model", "graph", "function", "pause") if hasattr(entry, key)), "model")
+    told = getattr(entry, kind) if kind in ("model", "graph") else None
+    about = {kind if told else "name": hide_paths(str(told)) if told else name}
+    return {"kind": kind, **about, "reads_only": entry.reads_only}

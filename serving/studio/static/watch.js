@@ -1,0 +1,55 @@
+// Follow a run until it ends, over lost connections and restarts of the server.
+
+import { Unreachable, ask, events } from "/studio/api.js";
+import { found, lost, sleep } from "/studio/connection.js";
+import { ENDED } from "/studio/run_state.js";
+
+const SHORTEST = 400; // milliseconds before the first try to connect again
+const LONGEST = 6000;
+
+/**
+ * Follow a run. `onReset()` is called if all events come again, `onEvent(event)` for each one, `onDetails(run)` with the
+ * stored run when its events end, and `onError(error)` if the server refuses.
+ */
+export function watch(id, { onReset, onEvent, onDetails, onError }) {
+  const stopped = new AbortController();
+  follow(id, stopped.signal, { onReset, onEvent, onDetails, onError });
+  return () => stopped.abort();
+}
+
+async function follow(id, signal, to) {
+  const place = { epoch: null, last: null };
+  let wait = SHORTEST;
+  while (!signal.aborted) {
+    try {
+      for await (const event of events(id, place.last, signal)) {
+        found();
+        wait = SHORTEST;
+        if (event.type === "run_stored") await replay(id, signal, to);
+        else take(event, place, to);
+      }
+      const run = await ask(`/runs/${encodeURIComponent(id)}`, { signal });
+      to.onDetails(run);
+      if (ENDED.has(run.status)) return;
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!(error instanceof Unreachable) && error.status !== 503) return to.onError(error);
+      lost();
+    }
+    await sleep(wait);
+    wait = Math.min(wait * 2, LONGEST);
+  }
+}
+
+function take(event, place, to) {
+  const epoch = event.id.split("-")[0];
+  if (place.epoch !== null && place.epoch !== epoch) to.onReset(); // another process: it sends all events from the first
+  Object.assign(place, { epoch, last: event.id });
+  to.onEvent(event.data);
+}
+
+async function replay(id, signal, to) {
+  const stored = await ask(`/runs/${encodeURIComponent(id)}/replay`, { signal });
+  to.onReset();
+  for (const event of stored.events) to.onEvent(event);
+}

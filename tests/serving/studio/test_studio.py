@@ -1,0 +1,273 @@
+"""The studio in a real browser, against a real server."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from browser import Page, chromium, open_page
+from live_server import Running, served
+from server_graphs import Gate, gated, scripted_duo, tiny_duo
+
+from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph.graph import Graph
+from cachegraph.serving.auth import read_keys
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium on this machine")
+
+STORY = "the sea is green and the moon is a stone"
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+
+
+def asking() -> Graph:
+    """A graph that asks a person, and then says what it heard."""
+    graph = Graph(name="asking", create=scripted(ScriptedAgent("last")))
+    graph.add_input("question")
+    graph.add_agent("person", pause="{{ question }}")
+    graph.add_agent("last", model="m", prompt="{{ person }}").add_edge("person", "last")
+    graph.output = "last"
+    return graph
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHEGRAPH_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(own_home: None) -> Iterator[Running]:
+    with served([tiny_duo(), scripted_duo(), asking()]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    with open_page() as page:
+        page.width(1280)
+        yield page
+
+
+@pytest.fixture
+def page(browser: Page, server: Running) -> Page:
+    """The page, freshly loaded, at the recipe with the tiny model."""
+    return at(browser, server, "#/recipe/pair")
+
+
+def at(browser: Page, server: Running, place: str) -> Page:
+    browser.open("about:blank")
+    browser.events.clear()
+    browser.open(f"{server.url}/{place}")
+    browser.wait_for("document.querySelector('#main h1, #main h2, dialog[open]') !== null")
+    return browser
+
+
+def text(page: Page, selector: str) -> str:
+    return str(page.run(f"document.querySelector({json.dumps(selector)})?.textContent ?? ''"))
+
+
+def fill(page: Page, selector: str, value: str) -> None:
+    page.run(f"""(() => {{
+        const field = document.querySelector({json.dumps(selector)});
+        field.value = {json.dumps(value)};
+        for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind, {{bubbles: true}}));
+    }})()""")
+
+
+def click(page: Page, selector: str) -> None:
+    page.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+def ended(page: Page, status: str = "finished", lanes: int = 1) -> None:
+    page.wait_for(f"document.querySelectorAll('.lane h2 .status.{status}').length === {lanes}")
+
+
+def complaints(page: Page) -> list[Any]:
+    logged = [each for each in page.seen("Log.entryAdded") if each["entry"]["level"] in ("warning", "error")]
+    return [*page.seen("Runtime.exceptionThrown"), *page.seen("Runtime.consoleAPICalled"), *logged]
+
+
+def latest(server: Running) -> dict[str, Any]:
+    run = server.get("/runs?limit=1").json()["runs"][0]["id"]
+    found: dict[str, Any] = server.get(f"/runs/{run}").json()
+    return found
+
+
+def test_a_recipe_is_drawn_and_run(page: Page, server: Running) -> None:
+    assert page.run("[...document.querySelectorAll('.agent')].map(a => a.dataset.agent)") == ["reader", "writer"]
+    assert text(page, ".edge .channel") == "cache"
+    fill(page, "#input-story", STORY)
+    click(page, "button.main")
+    ended(page)
+    page.wait_for("document.querySelector('[data-agent=writer]').classList.contains('finished')")
+    assert text(page, ".lane .reply") == latest(server)["text"]
+    (edge,) = latest(server)["result"]["edges"]
+    assert f"{edge['positions_grafted']} grafted" in text(page, ".edge .detail")
+    assert page.run("document.querySelectorAll('.bars i.decode').length") == 1
+    assert "writer" in text(page, ".outline")
+    assert complaints(page) == []
+    asked = {each["request"]["url"].split("/")[2] for each in page.seen("Network.requestWillBeSent")}
+    assert asked <= {server.url.split("/")[2], ""}
+
+
+def test_an_edge_is_switched_and_the_run_goes_that_way(page: Page, server: Running) -> None:
+    fill(page, "[data-switch='reader>writer']", "text")
+    assert text(page, ".edge .channel") == "text"
+    fill(page, "#input-story", STORY)
+    click(page, "button.main")
+    ended(page)
+    assert latest(server)["result"]["edges"][0]["channel_used"] == "text"
+    assert text(page, ".lane .edge .channel") == "text"
+
+
+def test_both_ways_race_side_by_side(page: Page) -> None:
+    fill(page, "#input-story", STORY)
+    click(page, "[data-race]")
+    ended(page, lanes=2)
+    page.wait_for("document.querySelector('.comparison table') !== null")
+    assert page.run("[...document.querySelectorAll('.lane > h2')].map(h => h.firstChild.textContent)") == [
+        "Over text",
+        "Over cache",
+    ]
+    grafted = page.run(
+        "[...document.querySelectorAll('.comparison tr')].find(r => /reused/.test(r.textContent)).cells[2].textContent"
+    )
+    assert int(grafted) > 0
+    assert complaints(page) == []
+
+
+def test_a_keyboard_walks_the_graph_and_opens_agents_and_edges(page: Page) -> None:
+    page.run("document.querySelector('.graph button').focus()")
+    focused = (
+        "document.activeElement.dataset.agent ?? document.activeElement.dataset.edge ?? document.activeElement.tagName"
+    )
+    page.press("ArrowRight")
+    assert page.run(focused) == "reader>writer"
+    page.press("ArrowRight")
+    assert page.run(focused) == "writer"
+    assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    fill(page, "#input-story", STORY)
+    click(page, "button.main")
+    ended(page)
+    page.run("document.querySelector('[data-agent=reader]').focus()")
+    page.press("Enter")
+    page.wait_for("document.querySelector('#details:not([hidden]) h2')?.textContent === 'Agent reader'")
+    page.press("Escape")
+    assert page.run(focused) == "reader"
+    assert page.run("document.querySelectorAll('.graph [tabindex=\"0\"]').length") == 1
+
+
+def test_an_agent_lights_up_while_it_works(browser: Page, own_home: None) -> None:
+    gate = Gate()
+    with served([gated(gate)]) as server:
+        page = at(browser, server, "#/recipe/duo")
+        fill(page, "#input-question", "why?")
+        click(page, "button.main")
+        page.wait_for("document.querySelector('.lane [data-agent=answerer].prefill') !== null")
+        gate.open.set()
+        ended(page)
+        assert text(page, ".lane .reply") == "at last"
+
+
+def test_what_a_model_writes_stays_text(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/duo")
+    fill(page, "#input-question", HOSTILE)
+    click(page, "button.main")
+    ended(page)
+    assert HOSTILE in text(page, ".lane .reply")
+    assert page.run("document.querySelectorAll('main img, main script').length + (window.hacked ?? 0)") == 0
+
+
+def test_a_pause_is_answered_in_the_page(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/asking")
+    fill(page, "#input-question", "how many?")
+    click(page, "button.main")
+    page.wait_for("document.querySelector('.question-form') !== null")
+    assert "how many?" in text(page, ".question-form")
+    fill(page, ".question-form textarea", "seven")
+    click(page, ".question-form button")
+    ended(page)
+    assert text(page, ".lane .reply") == "last(seven)"
+
+
+def test_a_stored_run_is_replayed_from_the_history(browser: Page, server: Running) -> None:
+    run = server.post("/runs", {"graph": "pair", "inputs": {"story": STORY}}).json()["id"]
+    page = at(browser, server, "#/runs")
+    page.wait_for(f"document.querySelector('a[href=\"#/run/{run}\"]') !== null")
+    click(page, f'a[href="#/run/{run}"]')
+    ended(page)
+    fill(page, ".replay input", "1")
+    page.wait_for("document.querySelector('[data-agent=writer]').classList.contains('waiting')")
+    click(page, ".replay button")
+    ended(page)
+    page.wait_for("document.querySelector('[data-agent=writer]').classList.contains('finished')")
+
+
+def test_the_page_comes_back_when_the_server_does(browser: Page, own_home: None) -> None:
+    gate, stack = Gate(), ExitStack()
+    with stack:
+        first = stack.enter_context(served([gated(gate)]))
+        page = at(browser, first, "#/recipe/duo")
+        fill(page, "#input-question", "why?")
+        click(page, "button.main")
+        page.wait_for("document.querySelector('[data-agent=answerer].prefill') !== null")
+        port = int(first.url.rpartition(":")[2])
+        stack.pop_all().close()  # the run is parked
+        page.wait_for("!document.getElementById('banner').hidden")
+        gate.open.set()
+        with served([gated(gate)], port=port):  # and resumed
+            ended(page)
+            page.wait_for("document.getElementById('banner').hidden")
+            assert text(page, ".lane .reply") == "at last"
+
+
+def test_a_key_is_asked_for_and_kept_in_this_tab(browser: Page, tmp_path: Path, own_home: None) -> None:
+    (tmp_path / "keys").write_text("alice secret\n")
+    with served([scripted_duo()], keys=read_keys(tmp_path / "keys")) as server:
+        page = at(browser, server, "")
+        page.wait_for("document.getElementById('key-dialog').open")
+        page.run("document.getElementById('key-input').value = 'secret'")
+        click(page, "#key-use")
+        page.wait_for("document.querySelector('.agent') !== null")
+        fill(page, "#input-question", "why?")
+        click(page, "button.main")
+        ended(page)
+        assert page.run("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+        assert httpx2.get(f"{server.url}/runs").status_code == 401
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_text_stands_out_and_nothing_is_cut_off_sideways(
+    browser: Page, server: Running, scheme: str, width: int
+) -> None:
+    browser.width(width)
+    browser.media(scheme=scheme)
+    try:
+        page = at(browser, server, "#/recipe/pair")
+        page.wait_for("document.querySelector('.agent') !== null")
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        shades = page.run(
+            "['body', '.agent', '.edge .channel', '.quiet'].map(s => { let n = document.querySelector(s), c = n;"
+            "while (getComputedStyle(c).backgroundColor === 'rgba(0, 0, 0, 0)') c = c.parentElement;"
+            "return [getComputedStyle(n).color, getComputedStyle(c).backgroundColor]; })"
+        )
+        assert min(contrast(*each) for each in shades) >= 4.5
+    finally:
+        browser.width(1280)
+        browser.media()
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast of two colours by WCAG 2."""
+    bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in colour.split("(")[1].rstrip(")").split(",")[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
