@@ -33,7 +33,7 @@ TABLES = (".csv", ".tsv")  # whose cells are text
 SHOWN = 3  # failed rows that the last line names
 
 
-class Row(NamedTuple):
+class BatchRow(NamedTuple):
     """One row: its inputs, or why it can't run."""
 
     number: int  # from 0
@@ -58,7 +58,7 @@ class Batch:
         self.failed: list[str] = []
         self._began = perf_counter()
 
-    def todo(self) -> list[Row]:
+    def todo(self) -> list[BatchRow]:
         """Return the rows that must run, and record those that can't."""
         left = [row for row in self.rows if row.number not in self.file.kept]
         for row in left:
@@ -66,7 +66,7 @@ class Batch:
                 self._add(failed_line(row.number, self.keys[row.number], row.problem))
         return [row for row in left if row.problem is None]
 
-    async def run(self, row: Row, store: "Store | None", progress: Progress) -> None:
+    async def run(self, row: BatchRow, store: "Store | None", progress: Progress) -> None:
         """Run one row and record its reply, or its error."""
         try:
             result = await self.graph.arun(row.inputs, store=store)
@@ -130,7 +130,7 @@ def _end(batch: Batch, as_json: bool, quiet: bool) -> None:
         raise typer.Exit(4)
 
 
-def _rows(graph: "Graph", data: str, fixed: Mapping[str, Any]) -> Iterator[Row]:
+def _rows(graph: "Graph", data: str, fixed: Mapping[str, Any]) -> Iterator[BatchRow]:
     declared = graph.spec.inputs
     for name in fixed:
         if name not in declared:
@@ -143,9 +143,9 @@ def _rows(graph: "Graph", data: str, fixed: Mapping[str, Any]) -> Iterator[Row]:
             texts = {name: value for name, value in given.items() if are_texts and isinstance(value, str)}
             checked = check_inputs(declared, {**given, **parse_inputs(declared, texts)})
         except InputError as error:
-            yield Row(number, given, f"{raw.place}: {error}")
+            yield BatchRow(number, given, f"{raw.place}: {error}")
         else:
-            yield Row(number, checked, None)
+            yield BatchRow(number, checked, None)
 
 
 def _given(raw: RawExample, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .output import echo
 __all__ = ["register"]
 
 
-class Template(StrEnum):
+class RecipeTemplate(StrEnum):
     """The recipes that `init` writes."""
 
     relay = "relay"  # two models, a cache edge between them
@@ -36,9 +36,9 @@ def init(
         typer.Argument(help="The file to write, or a folder for it; by default named after the template."),
     ] = None,
     template: Annotated[
-        Template,
+        RecipeTemplate,
         typer.Option("--template", "-t", help="Two models; a judge; a loop; a model behind an endpoint."),
-    ] = Template.relay,
+    ] = RecipeTemplate.relay,
 ) -> None:
     """Write a recipe to start from; an existing file is never overwritten."""
     path = _path(file, template)
@@ -47,10 +47,10 @@ def init(
     echo(f"wrote {path}; next:")
     shown = shlex.quote(str(path))
     echo(f"  cachegraph show {shown}")
-    echo(f"  cachegraph {'validate' if template is Template.endpoint else 'run'} {shown}")
+    echo(f"  cachegraph {'validate' if template is RecipeTemplate.endpoint else 'run'} {shown}")
 
 
-def _path(file: Path | None, template: Template) -> Path:
+def _path(file: Path | None, template: RecipeTemplate) -> Path:
     """Return the path of the recipe. A name without a suffix gets one."""
     if file is None:
         return Path(f"{template.value}.yaml")
