@@ -10,6 +10,7 @@ from typing import Any
 import concurrency
 import decode
 import document_relay
+import fact_paragraphs
 import first_token
 import fused_overhead
 import many_runs
@@ -100,6 +101,17 @@ def test_fused_overhead(models: Path, told: Told) -> None:
 def test_first_token(models: Path, told: Told) -> None:
     found = told(first_token, "--model", models / "llama", "--dtype", "float32")
     assert {"prefilled", "grafted", "moved"} <= found["sooner"].keys()
+
+
+def test_every_fact_question_has_two_choices_of_its_paragraph_and_two_others() -> None:
+    found = fact_paragraphs.rows(10, 0)
+    assert found == fact_paragraphs.rows(10, 0)
+    for row in found:
+        context, choices, answer = str(row["context"]), row["choices"], row["answer"]
+        assert isinstance(choices, list)
+        assert isinstance(answer, int)
+        assert choices[answer] in context
+        assert sum(choice in context for choice in choices) == 2
 
 
 def test_sharer_depth(models: Path, told: Told) -> None:
