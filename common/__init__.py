@@ -5,7 +5,7 @@ atomic_write     Write a file whole or not at all
 did_you_mean     Suggestions for unknown names
 file_lock        Lock a file against other processes while it is open
 folder_escapes   Paths that leave a folder, also through links
-human            Numbers as people read them: bytes and counts
+human            Numbers as people read them: bytes, counts and durations
 jinja_guards     Guards and limits that the sandboxes of prompts and chat templates share
 json_cache       JSON values in the cache folder, keyed by the hash of what they depend on
 json_text        Parse and check JSON from outside

@@ -1,6 +1,6 @@
-"""Numbers as people read them: bytes and counts."""
+"""Numbers as people read them: bytes, counts and durations."""
 
-__all__ = ["format_bytes", "format_count"]
+__all__ = ["format_bytes", "format_count", "format_duration"]
 
 
 def format_bytes(number: float) -> str:
@@ -19,3 +19,11 @@ def format_count(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number:,}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration to two digits or so: `4 s`, `14 min`, `2 h 5 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -20,6 +20,7 @@ from cachegraph.graph.run.sync import wait
 from .agreement import agreements
 from .categories import by_category
 from .comparison import Agreement, ByColumn, Comparison, MetricInfo
+from .edges import edge_sentences, edge_worths
 from .environment import Environment, batches_exactly, describe
 from .metrics import UserMetric
 from .records import ExampleRecord
@@ -49,6 +50,7 @@ def compare(
     seeds: int = 1,
     concurrency: int | None = None,
     by: str | None = None,
+    edges: bool = False,
     out: str | PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
@@ -59,10 +61,10 @@ def compare(
     example and a reply, or their 'module:function'. `seed` draws `limit` examples. With `seeds` above 1, sampling
     agents and the mismatched control are repeated with `seed`, `seed + 1`, ... `concurrency` examples run at a time;
     the default is 8 where batching changes no bit of a result, else 1. `by` names a column of the data; its values are
-    categories, and each gets results of its own. Each finished result is written to the file
-    `out`, from which an interrupted comparison continues.
+    categories, and each gets results of its own. `edges` adds variants that swap one edge at a time. Each finished
+    result is written to the file `out`, from which an interrupted comparison continues.
     """
-    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency, by)
+    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency, by, edges)
     return run_task(task, out, on_progress)
 
 
@@ -78,11 +80,12 @@ async def acompare(
     seeds: int = 1,
     concurrency: int | None = None,
     by: str | None = None,
+    edges: bool = False,
     out: str | PathLike[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """`compare`, under asyncio or trio."""
-    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency, by)
+    task = make_task(graph, rows, variants, metrics, columns, limit, seed, seeds, concurrency, by, edges)
     return await _compare(task, out, on_progress)
 
 
@@ -119,13 +122,15 @@ async def _compare(
                 for each in task.variants
             ]
             why_not = {each.name: each.why_not for each in variants if each.why_not is not None}
-            await run_variants(runs, task.examples, results, concurrency, on_progress, why_not)
+            await run_variants(runs, task.examples, results, concurrency, on_progress, why_not, bool(task.edges))
     finally:
         results.close()
         for graph in derived:
             await graph.aclose()
     found = _sum_up(task, variants, results, environment, cards)
     found.warnings += dropped
+    found.edges = edge_worths(found, task.edges, task.text_only)
+    found.verdicts += edge_sentences(found.edges)
     return found
 
 

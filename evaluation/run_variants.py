@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from time import perf_counter
 from typing import NamedTuple
 
 import anyio
@@ -23,7 +24,7 @@ class Progress(NamedTuple):
     """How far a comparison is, in records.
 
     `done` of `total` records exist; this call made `made` of them. `refused` maps each variant that can't run to the
-    reason, which is known before the first record.
+    reason, which is known before the first record. `seconds_left` is a forecast, once there is one.
     """
 
     variant: str
@@ -32,6 +33,7 @@ class Progress(NamedTuple):
     total: int
     made: int
     refused: Mapping[str, str] = {}
+    seconds_left: float | None = None
 
 
 async def run_variants(
@@ -41,8 +43,11 @@ async def run_variants(
     concurrency: int,
     on_progress: Callable[[Progress], None] | None,
     refused: Mapping[str, str],
+    forecast: bool = False,
 ) -> None:
     """Run the examples that `results` has no record of. An example's own error becomes part of its record.
+
+    With `forecast`, the first examples of every variant run first, and the time of the others is forecast from them.
 
     Raises the error of writing a record.
     """
@@ -50,9 +55,10 @@ async def run_variants(
     left = sum(len(indices) for _, indices in todo)
     total, made = len(runs) * len(examples), 0
 
-    def report(run: VariantRun) -> None:
+    def report(run: VariantRun, seconds_left: float | None = None) -> None:
         if on_progress is not None:
-            on_progress(Progress(run.variant, run.seed, total - left + made, total, made, refused))
+            done = total - left + made
+            on_progress(Progress(run.variant, run.seed, done, total, made, refused, seconds_left))
 
     def add(run: VariantRun, record: ExampleRecord) -> None:
         nonlocal made
@@ -60,11 +66,22 @@ async def run_variants(
         made += 1
         report(run)
 
-    if first := next(((run, indices[0]) for run, indices in todo if indices), None):
-        await _run_one(first[0], examples, first[1])  # a warm-up: a model's first run is slower than all others
-    for run, indices in todo:
+    async def work(run: VariantRun, indices: Sequence[int]) -> None:
         report(run)
         await _run_missing(run, examples, indices, concurrency, add)
+
+    if first := next(((run, indices[0]) for run, indices in todo if indices), None):
+        await _run_one(first[0], examples, first[1])  # a warm-up: a model's first run is slower than all others
+    if forecast and todo:
+        seconds = 0.0
+        for run, indices in todo:
+            began = perf_counter()
+            await work(run, indices[:concurrency])
+            seconds += (perf_counter() - began) * max(len(indices) - concurrency, 0) / concurrency
+        todo = [(run, indices[concurrency:]) for run, indices in todo]
+        report(todo[0][0], seconds)
+    for run, indices in todo:
+        await work(run, indices)
 
 
 def _missing(run: VariantRun, examples: Sequence[Example], results: ResultsFile) -> list[int]:

@@ -135,13 +135,14 @@ def _repeats(
 
 
 def _row(variant: Variant, records: Sequence[ExampleRecord], others: Collection[str]) -> VariantRow:
-    kind, _, fuser = Name.parse(variant.name)
+    kind, _, fuser = parsed = Name.parse(variant.name)
+    on = "" if parsed.edge is None else f"; only on the edge {' → '.join(parsed.edge)}, with text on all others"
     by = f"; by the fuser {fuser}" if fuser else ""
     if variant.mean_of:
         by = f"; the mean of {', '.join(variant.mean_of)}"
     row = VariantRow(
         name=variant.name,
-        description=VARIANTS[kind] + by,
+        description=VARIANTS[kind] + on + by,
         why_not=variant.why_not,
         recorded_as=variant.records,
         mean_of=variant.mean_of,

@@ -9,7 +9,7 @@ from cachegraph.common.human import format_bytes
 from .comparison import Comparison, MetricInfo, VariantRow
 from .table_cells import corrected, empty_table, number, show_difference, show_estimate
 from .table_details import agreement_table, category_table, edge_table, effect_table
-from .variants import Name
+from .variants import Name, baseline_of
 
 __all__ = ["make_tables", "number"]
 
@@ -35,7 +35,8 @@ def _quality(comparison: Comparison) -> Table:
             table.add_row(Text(row.name), Text("not available", "dim"))  # the verdicts say why
             continue
         differences = [
-            show_difference(comparison.difference(row.name, _own(baseline, row.name)), metric) for baseline in baselines
+            show_difference(comparison.difference(row.name, baseline_of(baseline, row.name)), metric)
+            for baseline in baselines
         ]
         name = row.name + (f" = {row.same_as}" if row.same_as else "")
         deviation = [_deviation(row, metric)] if repeated else []
@@ -87,12 +88,6 @@ def _cost(row: VariantRow) -> tuple[str, ...]:
         format_bytes(sum(edge.bytes for edge in row.edges)),
         format_bytes(row.memory.gpu or row.memory.rss),
     )
-
-
-def _own(baseline: str, name: str) -> str:
-    """The baseline's name for a variant: the mismatched control uses the variant's fuser."""
-    fuser = Name.parse(name).fuser
-    return f"{baseline}@{fuser}" if baseline == "mismatched" and fuser else baseline
 
 
 def _count(comparison: Comparison) -> str:

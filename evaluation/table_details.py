@@ -7,7 +7,7 @@ from cachegraph.common.human import format_bytes
 
 from .comparison import Category, Comparison, MetricInfo
 from .table_cells import corrected, empty_table, number, show_difference, show_estimate, show_p, show_ratio
-from .variants import Name
+from .variants import Name, baseline_of
 
 __all__ = ["agreement_table", "category_table", "edge_table", "effect_table"]
 
@@ -107,7 +107,6 @@ def edge_table(comparison: Comparison) -> Table | None:
 
 
 def _pair(category: Category, variant: str, baseline: str, metric: MetricInfo) -> Text:
-    fuser = Name.parse(variant).fuser
-    base = f"{baseline}@{fuser}" if baseline == "mismatched" and fuser else baseline
-    found = (each for each in category.differences if (each.variant, each.baseline) == (variant, base))
+    ends = (variant, baseline_of(baseline, variant))
+    found = (each for each in category.differences if (each.variant, each.baseline) == ends)
     return show_difference(next((each for each in found if each.metric == metric.name), None), metric)

@@ -13,8 +13,9 @@ from cachegraph.graph.recipe.load import answering
 
 from .categories import category_of_rows
 from .derangement import derange, sample
+from .edges import capable_edges
 from .metrics import Metric, UserMetric, pick_metrics
-from .variants import Variant, make_variants
+from .variants import Variant, edge_variants, make_variants
 
 __all__ = ["Task", "make_task"]
 
@@ -35,6 +36,8 @@ class Task:
     concurrency: int | None
     by: str | None = None  # the column whose values are categories
     categories: dict[int, str] = field(default_factory=dict)  # by index of the sampled examples
+    edges: list[tuple[str, str]] = field(default_factory=list)  # each is swapped alone
+    text_only: dict[tuple[str, str], str] = field(default_factory=dict)  # edges that can't be, and the reason
 
     @property
     def scores(self) -> bool:
@@ -52,6 +55,7 @@ def make_task(
     seeds: int,
     concurrency: int | None,
     by: str | None = None,
+    edges: bool = False,
 ) -> Task:
     """Read and check everything. Raises InputError, which names the row and column of a wrong value."""
     for name, value in (("limit", limit), ("seeds", seeds), ("concurrency", concurrency)):
@@ -66,7 +70,11 @@ def make_task(
     metrics = pick_metrics(wanted, examples[0])
     _check_scoring(graph, metrics)
     sampled = sample(examples, limit, seed)
-    variants = make_variants(names, graph, len(sampled))
+    capable, text_only = capable_edges(graph) if edges else ([], {})
+    if edges and not capable:
+        reason = next(iter(text_only.values()), "it has none")
+        raise InputError(f"no edge of the recipe can carry a cache ({reason}), so there is no edge to swap")
+    variants = make_variants(edge_variants(names, capable) if edges else names, graph, len(sampled))
     all_seeds = list(range(seed, seed + seeds))
     donors = {each: derange(sampled, each) if len(sampled) > 1 else None for each in all_seeds}
     if donors[seed] is None:
@@ -88,6 +96,8 @@ def make_task(
         concurrency,
         by,
         {example.index: categories[example.index] for example in sampled} if categories else {},
+        capable,
+        text_only,
     )
 
 

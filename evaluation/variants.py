@@ -2,6 +2,7 @@
 
 A variant's name is KIND, for a control on another channel KIND:CHANNEL, and with another fuser than the recipe's
 KIND@FUSER: `mismatched`, `zero:both`, `cache@my-fuser`. KIND@mean is the mean over those that differ in their fuser.
+KIND:SENDER:RECEIVER has a cache on one edge and text on all others: `cache:reader:writer`, `mismatched:reader:writer`.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,21 @@ from cachegraph.common.did_you_mean import suggest
 from cachegraph.engine.spec import GenerateSpec
 from cachegraph.errors import FuserError, InputError
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.plan.expected_routes import all_expected_routes
 from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 
-__all__ = ["DEFAULT", "VARIANTS", "ControlKind", "Name", "Variant", "control_of", "make_variants", "seeded"]
+__all__ = [
+    "DEFAULT",
+    "VARIANTS",
+    "ControlKind",
+    "Name",
+    "Variant",
+    "baseline_of",
+    "control_of",
+    "edge_variants",
+    "make_variants",
+    "seeded",
+]
 
 ControlKind = Literal["zero", "mismatched"]
 
@@ -52,11 +65,31 @@ class Name(NamedTuple):
         kind, _, of = head.partition(":")
         return cls(kind, of, fuser)
 
+    @property
+    def edge(self) -> tuple[str, str] | None:
+        """The only edge with a cache, if the name has one."""
+        sender, colon, receiver = self.of.partition(":")
+        return (sender, receiver) if colon else None
+
+    @property
+    def channel(self) -> Channel:
+        """The channel of the edges that a control replaces the caches of."""
+        return next((each for each in BASES if each == self.of), "cache")
+
 
 def control_of(name: str) -> str:
-    """The mismatched control of a variant with caches: same channel, same fuser."""
+    """The mismatched control of a variant with caches: same channel, same edge, same fuser."""
     head, at, fuser = name.partition("@")
-    return f"mismatched{'' if head == 'cache' else f':{head}'}{at}{fuser}"
+    of = "" if head == "cache" else f":{head.removeprefix('cache:')}"
+    return f"mismatched{of}{at}{fuser}"
+
+
+def baseline_of(baseline: str, name: str) -> str:
+    """The baseline as a variant is compared with it: the mismatched control has the variant's edge and fuser."""
+    _, _, fuser = parsed = Name.parse(name)
+    if baseline != "mismatched":
+        return baseline
+    return control_of(name) if parsed.edge is not None else f"mismatched@{fuser}" if fuser else baseline
 
 
 @dataclass(frozen=True)
@@ -83,8 +116,10 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
         raise InputError(f"a variant is named twice in {', '.join(names)}")
     variants: list[Variant] = []
     for name in names:
-        kind, of, fuser = Name.parse(name)
-        if kind not in VARIANTS or (of and (kind not in CONTROLS or of not in BASES)):
+        kind, of, fuser = parsed = Name.parse(name)
+        of_channel = kind in CONTROLS and of in BASES
+        of_edge = kind in ("cache", *CONTROLS) and parsed.edge is not None
+        if kind not in VARIANTS or (of and not of_channel and not of_edge):
             raise InputError(f"there is no variant {name!r}{suggest(name, VARIANTS)}")
         if "@" in name and (not fuser or kind not in (*BASES, *CONTROLS, "identical")):
             raise InputError(
@@ -97,8 +132,14 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
         if fuser == MEAN:
             variants.append(_mean(name, names))
         else:
-            variants += _fused(name, graph) if fuser else _make(name, kind, of, graph)
+            variants += _fused(name, graph) if fuser else _make(name, graph)
     return variants
+
+
+def edge_variants(names: Sequence[str], edges: Sequence[tuple[str, str]]) -> list[str]:
+    """The names, and behind them those that swap one edge at a time: each edge with its control, all, and none."""
+    own = [f"{kind}:{sender}:{receiver}" for sender, receiver in edges for kind in ("cache", "mismatched")]
+    return list(dict.fromkeys([*names, "text", "cache", *own]))
 
 
 def seeded(graph: Graph, seed: int) -> Graph | None:
@@ -113,13 +154,17 @@ def seeded(graph: Graph, seed: int) -> Graph | None:
     return graph.with_spec(graph.spec.model_copy(update={"agents": {**graph.spec.agents, **sampling}}))
 
 
-def _make(name: str, kind: str, of: str, graph: Graph, fuser: str | None = None) -> list[Variant]:
+def _make(name: str, graph: Graph) -> list[Variant]:
+    kind, _, fuser = parsed = Name.parse(name)
+    if parsed.edge is not None:
+        swapped, every = _on_one_edge(graph, *parsed.edge), graph.with_channels("cache")
+        records = kind if swapped.spec == every.spec else name  # it may be the only edge
+        return [Variant(name, records, swapped, None if kind == "cache" else _control(kind))]
     match kind:
         case "text" | "cache" | "both" | "auto":
             return [Variant(name, name, graph.with_channels(kind))]
         case "mismatched" | "zero":
-            base: Channel = next((each for each in BASES if each == of), "cache")
-            return [Variant(name, name, graph.with_channels(base), kind)]
+            return [Variant(name, name, graph.with_channels(parsed.channel), kind)]
         case "alone" | "floor" | "sharer" | "identical" if graph.output in graph.spec.graphs:
             return [Variant(name, name, why_not=f"the output {graph.output!r} is an included recipe, not an agent")]
         case "ceiling" if graph.spec.graphs:
@@ -138,7 +183,7 @@ def _make(name: str, kind: str, of: str, graph: Graph, fuser: str | None = None)
         case "ceiling":
             return [_ceiling(name, graph)]
         case _:
-            return [_identical(name, graph, fuser)]
+            return [_identical(name, graph, fuser or None)]
 
 
 def _fused(name: str, graph: Graph) -> list[Variant]:
@@ -146,14 +191,14 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
     from cachegraph.channels.fusers.files.atomic_folder import read_json
     from cachegraph.channels.fusers.find import find_fuser
 
-    kind, of, fuser = Name.parse(name)
+    kind, _, fuser = Name.parse(name)
     try:
         folder = find_fuser(fuser, graph.folder)
         card = folder / "card.json"
         mark = str(read_json(card).get("sha256"))[:8] if card.is_file() else ""
     except FuserError as error:
         raise InputError(f"the variant {name!r} can't run: {error}") from error
-    (plain,) = _make(name, kind, of, graph, fuser)
+    (plain,) = _make(name, graph)
     if kind == "identical":
         return [replace(plain, records=_records(name, mark))]
     assert plain.graph is not None
@@ -177,6 +222,18 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
 def _records(name: str, mark: str) -> str:
     """The name of a variant's records: with the first digits of its fuser's hash, if that is known."""
     return f"{name}#{mark}" if mark else name
+
+
+def _control(kind: str) -> ControlKind:
+    return "zero" if kind == "zero" else "mismatched"
+
+
+def _on_one_edge(graph: Graph, sender: str, receiver: str) -> Graph:
+    """Text on every edge but this one. Raises InputError if there is no such edge."""
+    known = [f"{one}:{other}" for one, other in all_expected_routes(graph.spec, graph.folder)]
+    if (name := f"{sender}:{receiver}") not in known:
+        raise InputError(f"the recipe has no edge {name!r}{suggest(name, known)}")
+    return graph.with_channels("text").with_channels({(sender, receiver): "cache"})
 
 
 def _mean(name: str, names: Sequence[str]) -> Variant:

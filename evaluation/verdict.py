@@ -22,7 +22,8 @@ def verdicts(rows: Sequence[VariantRow], differences: Sequence[Difference], metr
     running = {row.name: row for row in rows if row.why_not is None}
     table = {(each.variant, each.baseline): each for each in differences if each.metric == metric.name}
     said: list[str] = []
-    cached = sorted((name for name in running if Name.parse(name).kind in CACHED), key=_order)
+    parsed = {name: Name.parse(name) for name in running}
+    cached = sorted((name for name, each in parsed.items() if each.kind in CACHED and each.edge is None), key=_order)
     for name in cached:
         said += _about(running[name], running, table, metric)
     if not cached:

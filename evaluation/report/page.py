@@ -25,7 +25,14 @@ from .questions import judge, pair, questions
 __all__ = ["make_page"]
 
 STATIC_ROWS = 200  # of examples in a page that may run no script
-DETAILS = (tables.categories, tables.agreements, tables.agents, tables.edges, tables.other_differences)
+DETAILS = (
+    tables.edge_worths,
+    tables.categories,
+    tables.agreements,
+    tables.agents,
+    tables.edges,
+    tables.other_differences,
+)
 
 
 def make_page(comparison: Comparison) -> str:

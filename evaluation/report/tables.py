@@ -17,6 +17,7 @@ __all__ = [
     "categories",
     "costs",
     "differences",
+    "edge_worths",
     "edges",
     "environment",
     "other_differences",
@@ -145,6 +146,17 @@ def agreements(comparison: Comparison) -> Table:
     ]
     columns = ["variant", "same choice as text %", "KL(text, variant), nats", "examples"]
     return Table("Agreement with text: the distributions over the choices", columns, rows)
+
+
+def edge_worths(comparison: Comparison) -> Table:
+    """Which edges are worth a cache, each swapped alone."""
+    rows = []
+    for each in comparison.edges:
+        seconds = EMPTY if each.seconds is None else Cell(f"{each.seconds.value:+.3f}", each.seconds.value)
+        prefilled = EMPTY if each.prefilled is None else Cell(f"{each.prefilled:+,.0f}", each.prefilled)
+        rows.append([Cell(each.name), Cell(each.worth), seconds, prefilled, Cell(each.why)])
+    columns = ["edge", "its cache", "seconds, minus text", "tokens prefilled, minus text", "why"]
+    return Table("Each edge alone: is it worth a cache?", columns, rows)
 
 
 def environment(found: Environment, rows: int) -> list[tuple[str, str]]:

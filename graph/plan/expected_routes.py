@@ -17,9 +17,12 @@ from cachegraph.engine.catalogue.resolve import resolve
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ModelError
 
+from ..recipe.includes import own_file
+from ..recipe.load import read_spec
 from ..recipe.spec import GraphSpec
+from ..recipe.swap_channels import with_inner_channels
 
-__all__ = ["expected_routes"]
+__all__ = ["all_expected_routes", "expected_routes", "read_included"]
 
 Included = Callable[[SubgraphSpec], tuple[GraphSpec, Path]]
 
@@ -40,6 +43,21 @@ def expected_routes(spec: GraphSpec, folder: Path, included: Included) -> dict[t
         else expected_route(edge, peers[edge.sender], peers[edge.receiver], folder, spec.fusers)
         for edge in spec.edges
     }
+
+
+def all_expected_routes(spec: GraphSpec, folder: Path) -> dict[tuple[str, str], Route]:
+    """As `expected_routes`, with the edges of included recipes as ("team/reader", "team/writer")."""
+    routes = expected_routes(spec, folder, lambda entry: read_included(entry, folder))
+    for name, entry in spec.graphs.items():
+        inner = all_expected_routes(*read_included(entry, folder))
+        routes |= {(f"{name}/{sender}", f"{name}/{receiver}"): route for (sender, receiver), route in inner.items()}
+    return routes
+
+
+def read_included(entry: SubgraphSpec, folder: Path) -> tuple[GraphSpec, Path]:
+    """The recipe that an agent of a recipe in `folder` runs, with the entry's channels, and its folder."""
+    file = own_file(entry, folder)
+    return with_inner_channels(read_spec(file), entry), file.parent
 
 
 def _peer(spec: GraphSpec, name: str, included: Included, folder: Path, catalogue: Catalogue) -> Peer:

@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-from cachegraph.agents.subgraph import SubgraphSpec
-
-from ..recipe.includes import own_file
-from ..recipe.load import read_spec
 from ..recipe.raw_spec import Finding
 from ..recipe.single_braces import find_single_braces, single_brace_matches
 from ..recipe.spec import GraphSpec
-from ..recipe.swap_channels import with_inner_channels
 from ..run_warning import RunWarning
 from .dataflow import Dataflow
-from .expected_routes import expected_routes
+from .expected_routes import expected_routes, read_included
 
 __all__ = ["expected_warnings", "place_warning"]
 
@@ -40,15 +35,10 @@ def expected_warnings(spec: GraphSpec, folder: Path) -> tuple[list[RunWarning], 
 
     Also returns the reason why no output would hear any input, if none would.
     """
-    flow = Dataflow(spec, expected_routes(spec, folder, lambda entry: _included(entry, folder)))
+    flow = Dataflow(spec, expected_routes(spec, folder, lambda entry: read_included(entry, folder)))
     warnings, cut = [*flow.warnings(), *find_single_braces(spec)], flow.cut_output()
     for name, entry in spec.graphs.items():
-        inner, inner_cut = expected_warnings(*_included(entry, folder))
+        inner, inner_cut = expected_warnings(*read_included(entry, folder))
         warnings += [warning.inside(name) for warning in inner]
         cut = cut or (f"in {name!r}: {inner_cut}" if inner_cut is not None else None)
     return warnings, cut
-
-
-def _included(entry: SubgraphSpec, folder: Path) -> tuple[GraphSpec, Path]:
-    file = own_file(entry, folder)
-    return with_inner_channels(read_spec(file), entry), file.parent

@@ -3,7 +3,7 @@
 import pytest
 
 from cachegraph.common.did_you_mean import did_you_mean, near_or_known, suggest
-from cachegraph.common.human import format_bytes, format_count
+from cachegraph.common.human import format_bytes, format_count, format_duration
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,13 @@ def test_bytes_stand_in_the_largest_unit_that_is_not_larger(number: float, text:
 @pytest.mark.parametrize(("number", "text"), [(999_999, "999,999"), (134_515_008, "134.5 M"), (7e9, "7.0 B")])
 def test_counts_are_exact_below_a_million(number: int, text: str) -> None:
     assert format_count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (7500, "2 h 5 min")]
+)
+def test_durations_have_the_unit_that_one_would_say(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_a_hint_names_the_nearest_name_or_what_there_is() -> None:

@@ -68,6 +68,18 @@ def test_categories_effects_and_a_csv_file_are_one_option_each(folder: Path) -> 
     assert len(lines) == 1 + 4 * 12
 
 
+def test_the_plan_of_swapping_edges_is_printed_before_and_the_judgement_behind(folder: Path) -> None:
+    result = run("--edges", "--limit", "12", "--concurrency", "2")
+    plan, forecast = (
+        "plan: 4 variants, one edge at a time for 1 edge and their controls; 12 examples each",
+        "runs are left",
+    )
+    assert plan in result.stderr
+    assert "40 of 48 runs are left, about 0 s" in result.stderr
+    assert result.stderr.index(plan) < result.stderr.index(forecast)
+    assert "reader → answerer: no difference shown between cache:reader:answerer and text" in result.stdout
+
+
 def test_json_is_the_summary_and_nothing_else(folder: Path) -> None:
     found = json.loads(run("--json", "--variants", "text,cache", "--limit", "9", "--quiet").stdout)
     assert [row["name"] for row in found["rows"]] == ["text", "cache"]

@@ -15,6 +15,7 @@ from cachegraph.evaluation.agreement import agreements, kl_divergence
 from cachegraph.evaluation.comparison import VariantRow
 from cachegraph.evaluation.effects import detectable
 from cachegraph.evaluation.records import ExampleRecord
+from cachegraph.evaluation.report import write_report
 from cachegraph.graph.data.examples import Example
 
 from .conftest import Answerer, rows, story_graph
@@ -186,3 +187,14 @@ def test_a_metric_of_ones_own_with_the_name_of_a_column_has_one_of_its_own() -> 
     found = compare(story_graph(), rows(4), variants=["cache"], metrics=[reply])
     assert found.to_rows()[0]["metric.reply"] == 5
     assert found.to_rows()[0]["reply"] == "right"
+
+
+def test_the_report_has_categories_edges_and_effects(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    hostile = [{**row, "kind": "<b>" if number % 2 else "\u202e"} for number, row in enumerate(rows(8))]
+    found = compare(story_graph(), hostile, variants=["text", "cache"], by="kind", edges=True)
+    write_report(found, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    for caption in ("Quality by kind", "Each edge alone", "Agreement with text", "p, Holm", "bytes a position"):
+        assert caption in page
+    assert "<b>" not in page

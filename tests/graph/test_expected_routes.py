@@ -7,8 +7,7 @@ import pytest
 
 from cachegraph.channels.fusers.files.card import Card, Evidence, Geometry, ModelEnd
 from cachegraph.channels.payload import Route
-from cachegraph.graph.plan.expected_routes import expected_routes
-from cachegraph.graph.plan.recipe_warnings import _included
+from cachegraph.graph.plan.expected_routes import expected_routes, read_included
 from cachegraph.graph.recipe.spec import GraphSpec
 
 EVIDENCE = {"data": "d", "metric": "accuracy", "examples": 300, "own": 0.6, "mismatched": 0.3, "low": 0.2, "high": 0.4}
@@ -49,7 +48,7 @@ def routes(folder: Path, agents: dict[str, Any], edges: list[dict[str, Any]], **
             **more,
         }
     )
-    return expected_routes(spec, folder, lambda entry: _included(entry, folder))
+    return expected_routes(spec, folder, lambda entry: read_included(entry, folder))
 
 
 def agent(model: str, prompt: str, **more: Any) -> dict[str, Any]:

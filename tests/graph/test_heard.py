@@ -19,8 +19,7 @@ from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.translator import new_translator
 from cachegraph.errors import ChannelError
 from cachegraph.graph.plan.dataflow import Dataflow, Source
-from cachegraph.graph.plan.expected_routes import expected_routes
-from cachegraph.graph.plan.recipe_warnings import _included
+from cachegraph.graph.plan.expected_routes import expected_routes, read_included
 from cachegraph.graph.run.hooks import RunHooks
 from cachegraph.graph.run.run import Run
 from cachegraph.graph.run.subgraph import answering_node
@@ -103,7 +102,7 @@ async def scores(folder: Path, recipe: dict[str, Any], inputs: dict[str, str]) -
         await Run(graph.spec, inputs, graph.awire, None, hooks).execute()
         found = await node.agent.score(hooks.turns[name], ["osprey", "walnut"])  # type: ignore[attr-defined]
         routes = {(route.edge.sender, route.edge.receiver): route for each in wiring.nodes for route in each.entries}
-        expected = expected_routes(graph.spec, folder, lambda entry: _included(entry, folder))
+        expected = expected_routes(graph.spec, folder, lambda entry: read_included(entry, folder))
         for pair, route in routes.items():
             told = expected[pair]
             assert (told.used, told.carries, told.fuser) == (route.used, route.carries, route.fuser)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cachegraph.common.human import format_duration
 from cachegraph.errors import ConfigError, InputError
 
 from .failures import add_facts
@@ -20,6 +21,7 @@ from .output import TASK, echo, echo_json, open_console
 if TYPE_CHECKING:
     from cachegraph.evaluation.comparison import Comparison
     from cachegraph.evaluation.run_variants import Progress as Made
+    from cachegraph.evaluation.task import Task
 
 __all__ = ["register"]
 
@@ -47,9 +49,13 @@ def compare(
         typer.Option(
             "--variants",
             help="Comma-separated: text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, "
-            "floor; cache@NAME is cache with another fuser, cache@mean the mean over all such fusers",
+            "floor; cache@NAME is cache with another fuser, cache@mean the mean over all such fusers, "
+            "cache:SENDER:RECEIVER a cache on one edge",
         ),
     ] = DEFAULT_VARIANTS,
+    edges: Annotated[
+        bool, typer.Option("--edges", help="Also swap one edge at a time: which edges are worth a cache.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Number of examples to draw.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the examples, the mismatched pairs, sampling and intervals.")] = 0,
     seeds: Annotated[int, typer.Option(help="Number of seeds to repeat everything random with.")] = 1,
@@ -122,12 +128,14 @@ def compare(
         from cachegraph.evaluation.report import needs
 
         needs()
-    task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency, by)
+    task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency, by, edges)
     fetch_models(graph.spec, graph.folder)
     fetch_fusers(graph.spec, graph.folder)
     console = open_console(stderr=True, quiet=quiet)
     console.print(f"results: {results} (Ctrl-C is safe: the same command continues)", soft_wrap=True)
     add_facts(lambda: {"results_file": str(results)})
+    if edges:
+        _print_plan(console, task)
     try:
         with _ComparisonBar(console) as bar:
             add_facts(lambda: {"finished": bar.finished, "examples": bar.examples})
@@ -140,6 +148,16 @@ def compare(
     found.environment.command = shlex.join(["cachegraph", *sys.argv[1:]])
     _save(found, save, report, csv)
     _print(found, as_json, quiet)
+
+
+def _print_plan(console: Console, task: "Task") -> None:
+    """How many variants will run, before any model is loaded."""
+    for (sender, receiver), why in task.text_only.items():
+        console.print(f"{sender} → {receiver} stays text: {why}", soft_wrap=True)
+    swapped = f"{len(task.edges)} edge{'s' if len(task.edges) > 1 else ''}"
+    count, examples = len({variant.records for variant in task.variants}), len(task.examples)
+    plan = f"plan: {count} variants, one edge at a time for {swapped} and their controls; {examples} examples each"
+    console.print(plan, soft_wrap=True)
 
 
 def _save(found: "Comparison", save: Path | None, report: Path | None, csv: Path | None) -> None:
@@ -197,6 +215,11 @@ class _ComparisonBar:
             if name not in self._reported:
                 self._reported.add(name)
                 self._progress.console.print(f"{name} can't run: {why}")
+        if made.seconds_left is not None and made.done < made.total:
+            about = (
+                f"{made.total - made.done} of {made.total} runs are left, about {format_duration(made.seconds_left)}"
+            )
+            self._progress.console.print(f"{about}, by the first runs of each variant", soft_wrap=True)
         self.finished, self.examples = made.done, made.total
         seed = f", seed {made.seed}" if made.seed else ""
         self._progress.update(self._task, description=f"{made.variant}{seed}", completed=made.done, total=made.total)

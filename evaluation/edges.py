@@ -1,0 +1,127 @@
+"""Which edges are worth a cache: each edge of a graph alone against text, and against its own mismatched control."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cachegraph.graph.data.examples import Example
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.plan.expected_routes import all_expected_routes
+
+from .comparison import Comparison, EdgeWorth, Estimate, MetricInfo, VariantRow
+from .comparison_parts import Worth
+from .differences import Values, estimates
+from .records import ExampleRecord
+from .summary import fallback
+from .table_cells import number
+from .variants import control_of
+from .verdict import against
+
+__all__ = ["capable_edges", "edge_sentences", "edge_worths"]
+
+SECONDS = MetricInfo(name="seconds", unit="")
+
+
+def capable_edges(graph: Graph) -> tuple[list[tuple[str, str]], dict[tuple[str, str], str]]:
+    """The edges that may carry a cache, by what is known before models load; and why each of the others can't."""
+    swapped = graph.with_channels("cache")
+    routes = all_expected_routes(swapped.spec, swapped.folder)
+    reasons = {ends: route.fallback_reason or "it is a text edge" for ends, route in routes.items()}
+    capable = [ends for ends, route in routes.items() if route.used != "text"]
+    return capable, {ends: why for ends, why in reasons.items() if ends not in capable}
+
+
+def edge_worths(
+    found: Comparison, edges: Sequence[tuple[str, str]], text_only: Mapping[tuple[str, str], str]
+) -> list[EdgeWorth]:
+    """A judgement of each edge that was swapped alone, and the reason of each that stays text."""
+    judged = [_judge(found, sender, receiver) for sender, receiver in edges]
+    return judged + [
+        EdgeWorth(sender=sender, receiver=receiver, worth="text only", why=why)
+        for (sender, receiver), why in text_only.items()
+    ]
+
+
+def edge_sentences(worths: Sequence[EdgeWorth]) -> list[str]:
+    """A sentence for each edge, and before them the edges that are worth a cache."""
+    if not worths:
+        return []
+    good = [each.name for each in worths if each.is_worth_it]
+    head = f"worth a cache, each edge alone: {', '.join(good)}" if good else "no edge alone is worth a cache"
+    return [head, *(f"{each.name}: {each.why}" for each in worths)]
+
+
+def _judge(found: Comparison, sender: str, receiver: str) -> EdgeWorth:
+    name = f"cache:{sender}:{receiver}"
+    row, text, wrong = found.row(name), found.row("text"), found.row(control_of(name))
+    worth = EdgeWorth(sender=sender, receiver=receiver, variant=name, worth="unknown", why="it was not run")
+    if row is None or row.why_not is not None or text is None or text.why_not is not None:
+        first = next((each.why_not for each in (row, text) if each is not None and each.why_not is not None), None)
+        return worth.model_copy(update={"why": first or worth.why})
+    own, words = row.edge(sender, receiver), text.edge(sender, receiver)
+    worth.bytes = own.bytes if own is not None else None
+    worth.bytes_as_text = words.bytes if words is not None else None
+    worth.prefilled = _prefilled(row) - _prefilled(text)
+    worth.seconds = _seconds(found, name)
+    if not row.cache_share:
+        return worth.model_copy(update={"why": f"its cache was never used; {fallback(row)}"})
+    controlled = wrong is not None and wrong.why_not is None
+    judged, why = _verdict(found, name, worth.seconds, controlled)
+    return worth.model_copy(update={"worth": judged, "why": why})
+
+
+def _verdict(found: Comparison, name: str, seconds: Estimate | None, controlled: bool) -> tuple[Worth, str]:
+    """The judgement and its reason: quality against text, then against the control, then time."""
+    metric = found.metrics[0]
+    over_text, over_wrong = found.difference(name, "text"), found.difference(name, control_of(name))
+    if over_text is None:
+        return "unknown", "no example finished in every variant"
+    said = against(over_text, metric)
+    if over_text.shown and over_text.value < 0:
+        return "worse", said
+    if over_wrong is None or not controlled:
+        return "unknown", f"{said}; without {control_of(name)} nothing is said about what its cache carries"
+    used = over_wrong.shown and over_wrong.value > 0
+    by_control = against(over_wrong, metric)
+    if not used:
+        return "not used", f"{said}, but {by_control}: no communication shown on this edge"
+    if over_text.shown:
+        return "better", f"{said}, and {by_control}"
+    if seconds is not None and seconds.high < 0:
+        return "faster", f"{said}, {by_control}, and {_time(seconds, found)}"
+    return "no gain", f"{said}, and no time is saved ({_time(seconds, found)})" if seconds is not None else said
+
+
+def _time(seconds: Estimate, found: Comparison) -> str:
+    low, high = number(seconds.low, SECONDS, True), number(seconds.high, SECONDS, True)
+    several = found.environment.concurrency
+    at = f", {several} examples at a time" if several > 1 else ""
+    return f"a run takes {number(seconds.value, SECONDS, True)} s ({low} to {high}{at})"
+
+
+def _seconds(found: Comparison, name: str) -> Estimate | None:
+    """Seconds of a run minus those over text: the mean over examples that finished in both."""
+    own, other = (_by_example(found.records_of(each)) for each in (name, "text"))
+    shared = [example for example in found.examples if example.index in own and example.index in other]
+    if not shared:
+        return None
+    column = np.array([[own[example.index] - other[example.index]] for example in shared])
+    values = Values({name: column}, {name: name}, [SECONDS], _groups(shared), found.environment.seeds[0], once=True)
+    return estimates(values)[name][SECONDS.name]
+
+
+def _by_example(records: Sequence[ExampleRecord]) -> dict[int, float]:
+    """The mean seconds over seeds, by example."""
+    seconds: dict[int, list[float]] = {}
+    for record in records:
+        if record.error is None:
+            seconds.setdefault(record.index, []).append(record.seconds)
+    return {index: sum(each) / len(each) for index, each in seconds.items()}
+
+
+def _groups(examples: Sequence[Example]) -> list[int | str]:
+    return [example.index if example.group is None else example.group for example in examples]
+
+
+def _prefilled(row: VariantRow) -> float:
+    return sum(agent.prefilled for agent in row.agents.values())
