@@ -8,9 +8,9 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar, cast
@@ -65,7 +65,7 @@ class Connection:
         self.lost = False
         self.process = os.getpid()
         self._name, self._spec, self._folder, self._allow_local = name, spec, folder, allow_local
-        self._inside: Future[tuple[asyncio.AbstractEventLoop, anyio.CancelScope]] = Future()
+        self._inside: Future[tuple[asyncio.AbstractEventLoop, _Stoppable]] = Future()
         self._thread = threading.Thread(target=self._run, name=f"tools-{name}", daemon=True)
         self._thread.start()
 
@@ -82,9 +82,9 @@ class Connection:
         """Disconnect and wait for completion. Idempotent; call it from any other thread."""
         if self.process != os.getpid():  # a fork of the process that owns the thread and the program
             return
-        loop, scope = self._inside.result()
+        loop, stoppable = self._inside.result()
         with suppress(RuntimeError):  # the loop has already ended
-            loop.call_soon_threadsafe(scope.cancel)
+            loop.call_soon_threadsafe(stoppable.stop)
         self._thread.join(STOPPING)
 
     # In the thread
@@ -145,10 +145,17 @@ class Connection:
 
     async def _live(self) -> None:
         with anyio.CancelScope() as scope, _log_file() as log:
-            self._inside.set_result((asyncio.get_running_loop(), scope))
+            stoppable = _Stoppable(scope)
+            self._inside.set_result((asyncio.get_running_loop(), stoppable))
             try:
-                with anyio.move_on_after(self._spec.timeout) as starting:
-                    async with _client(self._name, self._spec, self._folder, self._allow_local, log) as self._client:
+                with anyio.CancelScope() as starting:
+
+                    def begun() -> None:
+                        starting.deadline = anyio.current_time() + self._spec.timeout
+                        stoppable.begin()
+
+                    client = _client(self._name, self._spec, self._folder, self._allow_local, log, begun)
+                    async with client as self._client:
                         starting.deadline = float("inf")
                         self.ready.set_result(None)
                         await _keep_short(log)
@@ -168,10 +175,32 @@ class Connection:
         return ToolError(f"the tool server {self._name!r} {what}")
 
 
+class _Stoppable:
+    """A scope that can't be cancelled before it has begun.
+
+    A cancelled start of a program would leave its end to an event loop that has ended, which asyncio logs.
+    """
+
+    def __init__(self, scope: anyio.CancelScope):
+        self._scope = scope
+        self._begun = self._stopped = False
+
+    def begin(self) -> None:
+        self._begun = True
+        if self._stopped:
+            self._scope.cancel()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._begun:
+            self._scope.cancel()
+
+
 @asynccontextmanager
 async def _client(
-    name: str, spec: ToolServerSpec, folder: Path, allow_local: bool, log: TextIO
+    name: str, spec: ToolServerSpec, folder: Path, allow_local: bool, log: TextIO, begun: Callable[[], None]
 ) -> "AsyncIterator[mcp.Client]":
+    """Connect. `begun` is called once the program has started, or at once where there is none."""
     try:
         import mcp
     except ImportError as error:
@@ -180,11 +209,19 @@ async def _client(
         env = {**_inherited(name, spec), **spec.env}
         program, *arguments = _supervised(spec.command, env, folder)
         started = mcp.StdioServerParameters(command=program, args=arguments, env=env, cwd=folder)
-        async with mcp.Client(mcp.stdio_client(started, errlog=log)) as client:
+        async with mcp.Client(_noting(mcp.stdio_client(started, errlog=log), begun)) as client:
             yield client
         return
+    begun()
     async with _web_client(name, spec, allow_local) as client:
         yield client
+
+
+@asynccontextmanager
+async def _noting(transport: AbstractAsyncContextManager[T], begun: Callable[[], None]) -> AsyncIterator[T]:
+    async with transport as streams:
+        begun()
+        yield streams
 
 
 def _supervised(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Sequence[str]:

@@ -1,13 +1,16 @@
 """Tool servers that list without end, share names, or would outlive us."""
 
+import asyncio
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,42 @@ def names(*mode: str, timeout: float = 30.0) -> list[str]:
 def test_a_list_of_tools_that_never_ends_is_an_error(mode: str, why: str) -> None:
     with pytest.raises(ToolError, match=f"the tool server 'raw' {why}"):
         names(mode)
+
+
+def test_a_program_that_is_being_started_is_not_left_to_an_event_loop_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """asyncio would log it on standard error, and nobody would wait for the program."""
+    import mcp
+
+    starting, may_start, cancelled = threading.Event(), threading.Event(), list[bool]()
+
+    @asynccontextmanager
+    async def slowly(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        starting.set()
+        try:
+            await anyio.to_thread.run_sync(may_start.wait)
+            await anyio.lowlevel.checkpoint()
+        except BaseException:
+            cancelled.append(True)
+            raise
+        (to_server, asked), (answered, from_server) = (anyio.create_memory_object_stream[Any](1) for _ in range(2))
+        with to_server, asked, answered, from_server:
+            yield from_server, to_server
+
+    monkeypatch.setattr(mcp, "stdio_client", slowly)
+    held = connection.Connection("raw", spec("same"), Path())
+    assert starting.wait(30)
+    stopping = threading.Thread(target=held.stop)
+    stopping.start()
+    loop, _ = held._inside.result()
+    asyncio.run_coroutine_threadsafe(anyio.sleep(0.01), loop).result(30)  # the stop has reached the loop
+    may_start.set()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert not cancelled
+    with pytest.raises(ToolError, match="was stopped before it was ready"):
+        held.ready.result(0)
 
 
 @pytest.mark.parametrize("mode", ["slow", "flood"])
