@@ -1,7 +1,7 @@
 """The Graph class."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import partial
 from types import TracebackType
@@ -119,14 +119,17 @@ class Graph(GraphDefinition):
         self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
     ) -> Result:
         """Run once, under asyncio or trio. Raises InputError, or RunError with the partial `result`."""
-        given = await run_checks(partial(self.validate().check_inputs, inputs, **named))
-        return await self._new_run(given, store, session).execute()
+        return await (await self._checked_run(partial(self.check_inputs, inputs, **named), store, session)).execute()
 
     def stream(
         self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
     ) -> RunStream:
-        """Run once and stream events as an async iterator. Checks inputs now; the first read starts the run."""
-        return RunStream(lambda told: self._new_run(self.check_inputs(inputs, **named), store, session, told))
+        """Run once and stream events as an async iterator. The first read checks the inputs and starts the run.
+
+        So it is the first read that raises InputError, as awaiting `arun` does. Checks that take long run in a thread.
+        """
+        begin = partial(self._checked_run, partial(self.check_inputs, inputs, **named), store, session)
+        return RunStream(Run(self.spec, {}, self._prepare), begin)
 
     @classmethod
     def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
@@ -155,7 +158,11 @@ class Graph(GraphDefinition):
         self, run: str, *, answer: str | None = None, turn: str | None = None, store: "Store | None" = None
     ) -> RunStream:
         """Resume a stored run and stream events, also of recalled turns; see `resume` and `stream`."""
-        return RunStream(lambda listener: resume.resume_run(self, run, store, answer, turn, listener))
+
+        async def begin(listener: Listener) -> Run:
+            return await anyio.to_thread.run_sync(resume.resume_run, self, run, store, answer, turn, listener)
+
+        return RunStream(Run(self.spec, {}, self._prepare), begin)
 
     def map(
         self,
@@ -187,18 +194,17 @@ class Graph(GraphDefinition):
         row as a separate run when it starts. `on_result` is called with a RowResult (index, result, done, total) as
         each row ends, for progress or to save results early.
         """
-        given = await run_checks(partial(each_row, list(rows), self.validate().check_inputs))
-        runs = each_row(given, partial(self._new_run, store=store))
-        return await run_rows(runs, max_concurrent, return_errors, on_result)
+        return await run_rows(await self._checked_rows(rows, store), max_concurrent, return_errors, on_result)
 
     def stream_map(
         self, rows: Iterable[Mapping[str, Any]], *, max_concurrent: int = 16, store: "Store | None" = None
     ) -> Stream[RowResult]:
         """Run once for each row: an async iterator of RowResults as rows end, including failed ones.
 
-        Checks rows now; the first read starts them. Leaving the loop cancels unfinished rows.
+        The first read checks all rows and starts them: it raises InputError, as awaiting `amap` does. Leaving the loop
+        cancels unfinished rows.
         """
-        return stream_rows(self._rows(rows, store), max_concurrent)
+        return stream_rows(partial(self._checked_rows, rows, store), max_concurrent)
 
     # models
 
@@ -273,6 +279,27 @@ class Graph(GraphDefinition):
         if not remembers(spec, self._folder):
             raise InputError(f"no agent of {spec.name!r} remembers a session; give one of them `memory: true`")
         return Session(session, spec.name)
+
+    async def _checked_run(
+        self,
+        check: Callable[[], dict[str, Any]],
+        store: "Store | None",
+        session: str | None,
+        listener: Listener | None = None,
+    ) -> Run:
+        """Create a run once its inputs are checked, without blocking the event loop."""
+        self.validate()
+        given = await run_checks(check)
+        if store is None:
+            return self._new_run(given, None, session, listener)
+        return await anyio.to_thread.run_sync(self._new_run, given, store, session, listener)  # reads and hashes files
+
+    async def _checked_rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
+        """The same for each row, all of them checked first."""
+        self.validate()
+        given = await run_checks(partial(each_row, list(rows), self.check_inputs))
+        create = partial(each_row, given, partial(self._new_run, store=store))
+        return create() if store is None else await anyio.to_thread.run_sync(create)
 
     def _rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
         return each_row(rows, lambda row: self._new_run(self.check_inputs(row), store))

@@ -1,6 +1,6 @@
 """Many runs at once."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -73,7 +73,11 @@ async def run_rows(
     return results
 
 
-def stream_rows(runs: Sequence[Run], max_concurrent: int) -> Stream[RowResult]:
-    """Stream the rows' results as they end; see `Graph.stream_map`."""
+def stream_rows(create: Callable[[], Awaitable[Sequence[Run]]], max_concurrent: int) -> Stream[RowResult]:
+    """Stream the rows' results as they end; see `Graph.stream_map`. The first read creates the runs."""
     feed = Feed[RowResult]()
-    return Stream(lambda: run_rows(runs, max_concurrent, True, feed), feed)
+
+    async def work() -> None:
+        await run_rows(await create(), max_concurrent, True, feed)
+
+    return Stream(work, feed)

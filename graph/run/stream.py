@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -56,25 +57,46 @@ class Stream(Generic[T]):
 
 
 class RunStream(Stream[Event]):
-    """The events of one run. Read `result` at any time."""
+    """The events of one run. Read `result` at any time.
 
-    def __init__(self, start: Callable[[Listener], Run]):
+    `waiting` stands for the run until `begin` creates it: with the first event that is read, or with `enter`.
+    """
+
+    def __init__(self, waiting: Run, begin: Callable[[Listener], Awaitable[Run]]):
         feed = Feed[Event]()
-        self._run = start(feed)
-        super().__init__(self._run.execute, feed)
+        self._later = _LaterRun(waiting, partial(begin, feed))
+        super().__init__(self._later.execute, feed)
 
     async def enter(self) -> str | None:
         """Enter the run into its store before its first event and return its id; None without a store."""
-        return await self._run.enter()
+        return await (await self._later.begun()).enter()
 
     def park(self) -> None:
         """On cancellation, leave the run unfinished in its store, so that it can be resumed."""
-        self._run.parks = True
+        self._later.run.parks = True
 
     @property
     def result(self) -> Result:
         """The current result: partial during the run, complete after it."""
-        return self._run.result
+        return self._later.run.result
+
+
+class _LaterRun:
+    """A run that is created when it begins. The task that executes it must not keep its stream alive."""
+
+    def __init__(self, waiting: Run, begin: Callable[[], Awaitable[Run]]):
+        self.run = waiting
+        self._begin: Callable[[], Awaitable[Run]] | None = begin
+
+    async def begun(self) -> Run:
+        if self._begin is not None:
+            run = await self._begin()
+            run.parks = self.run.parks
+            self.run, self._begin = run, None
+        return self.run
+
+    async def execute(self) -> Result:
+        return await (await self.begun()).execute()
 
 
 class Feed(Generic[T]):

@@ -19,11 +19,15 @@ from cachegraph.errors import InputError
 
 from .schema import runs
 
-__all__ = ["BEAT", "is_alive", "me", "take"]
+__all__ = ["BEAT", "RunAtWorkError", "is_alive", "me", "take"]
 
 BEAT = 5.0  # seconds between heartbeats
 SILENCE = 60.0  # seconds without a heartbeat after which an owner on another machine counts as dead
 ADJUSTED = 5.0  # tolerated clock adjustment in seconds
+
+
+class RunAtWorkError(InputError):
+    """Another live process owns the run."""
 
 
 class _Owner(NamedTuple):
@@ -51,12 +55,12 @@ def is_alive(owner: str | None, heartbeat: float | None) -> bool:
 
 
 def take(connection: Connection, run: str, token: str) -> Any:
-    """Make this process the owner of a run and return its row. Raises InputError if another live process owns it."""
+    """Make this process the owner of a run and return its row. Raises RunAtWorkError if another one owns it."""
     row = connection.execute(select(runs).where(runs.c.id == run).with_for_update()).one()
     if is_alive(row.owner, row.heartbeat):
         who = _read(row.owner)
         where = f" in process {who.pid} on {who.host!r}" if who is not None else ""
-        raise InputError(f"run {run!r} is at work{where}; wait for it, or end that process")
+        raise RunAtWorkError(f"run {run!r} is at work{where}; wait for it, or end that process")
     values = {"owner": me(), "token": token, "heartbeat": time(), "status": "running"}
     connection.execute(update(runs).where(runs.c.id == run).values(values))
     return row

@@ -20,6 +20,7 @@ from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.load import parse_recipe
 from cachegraph.graph.run.stream import RunStream
 from cachegraph.graph.store import Store
+from cachegraph.graph.store.run_owner import RunAtWorkError
 
 from ..config import ServerConfig
 from ..errors import ApiError
@@ -59,8 +60,7 @@ class RunBoard:
     async def answer(self, run: str, answer: str, turn: str | None, tenant: str | None) -> LiveRun:
         """Answer and resume a paused run. Raises ApiError or InputError if it has no open question."""
         stored = await self.get(run, tenant)
-        stream = await run_sync(self._resumed, stored, tenant, answer, turn)
-        return await self._start(stream, tenant)
+        return await self._resume(stored, tenant, answer, turn)
 
     async def cancel(self, run: str, tenant: str | None) -> None:
         """Cancel a run and wait until it has ended. Raises ApiError if it is not live."""
@@ -118,10 +118,23 @@ class RunBoard:
                     continue
                 try:
                     stored = await self.get(info.id, tenant)
-                    stream = await run_sync(self._resumed, stored, tenant, None, None)
-                    await self._start(stream, tenant, waits=True)
+                    await self._resume(stored, tenant, waits=True)
                 except (CachegraphError, ApiError) as error:
                     log.warning("run %s stays interrupted: %s", info.id, error)
+
+    async def _resume(
+        self,
+        stored: "StoredRun",
+        tenant: str | None,
+        answer: str | None = None,
+        turn: str | None = None,
+        waits: bool = False,
+    ) -> LiveRun:
+        stream = await run_sync(self._resumed, stored, tenant, answer, turn)
+        try:
+            return await self._start(stream, tenant, waits=waits)
+        except RunAtWorkError as error:  # another process is resuming it
+            raise ApiError(409, "the run is at work already", "at_work") from error
 
     def _resumed(self, stored: "StoredRun", tenant: str | None, answer: str | None, turn: str | None) -> RunStream:
         """Resume a run. Call it in a thread, because it reads the recipe."""
@@ -144,10 +157,8 @@ class RunBoard:
         self._queue.take(waits=waits)
         try:
             run = await stream.enter()
-        except BaseException as error:
+        except BaseException:
             self._queue.give_back()
-            if isinstance(error, InputError):  # another process is resuming it
-                raise ApiError(409, "the run is at work already", "at_work") from error
             raise
         assert run is not None
         live = self._runs.pop(run, None) or LiveRun(run, tenant)

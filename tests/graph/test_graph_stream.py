@@ -2,6 +2,8 @@
 
 import gc
 import json
+import threading
+from typing import Any
 
 import anyio
 import pytest
@@ -56,9 +58,32 @@ async def test_models_that_can_not_be_loaded_are_told_too() -> None:
         await anext(stream)
 
 
-async def test_inputs_are_checked_before_the_first_event() -> None:
+async def test_the_first_read_checks_the_inputs_and_a_call_does_not() -> None:
+    stream = pair().stream()
+    assert stream.result.status == "not_started"
     with pytest.raises(InputError, match="'q' is missing"):
-        pair().stream()
+        await anext(stream)
+    with pytest.raises(InputError, match="'q' is missing"):
+        await pair().stream().enter()
+
+
+async def test_inputs_that_take_long_to_check_do_not_hold_up_the_event_loop() -> None:
+    graph = pair().add_input("rows", type="list", schema={"items": {"type": "integer"}})
+    threads = set[int]()
+    checked = graph.check_inputs
+
+    def check_inputs(*given: Any, **named: Any) -> dict[str, Any]:
+        found = checked(*given, **named)  # a short check ends in an error here, and runs again in a thread
+        threads.add(threading.get_ident())
+        return found
+
+    graph.check_inputs = check_inputs  # type: ignore[method-assign]
+    rows = list(range(9_000))
+    async with graph.stream(q="x", rows=rows) as stream:
+        await anext(stream)
+    async with graph.stream_map([{"q": "x", "rows": rows}]) as ending:
+        await anext(ending)
+    assert threads.isdisjoint({threading.get_ident()})
 
 
 async def test_a_stream_that_is_never_read_runs_nothing() -> None:

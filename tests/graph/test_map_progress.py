@@ -86,8 +86,9 @@ async def test_what_the_callback_raises_ends_all_rows() -> None:
 
 
 async def test_rows_are_checked_before_the_first_runs() -> None:
+    rows = graph().stream_map([{"q": "x"}, {"p": "y"}])
     with pytest.raises(InputError, match="row 1"):
-        graph().stream_map([{"q": "x"}, {"p": "y"}])
+        await anext(rows)
     with pytest.raises(InputError, match="max_concurrent"):
         async for _ in graph().stream_map(ROWS, max_concurrent=0):
             pass
