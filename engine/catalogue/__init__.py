@@ -7,6 +7,7 @@ hub            which files of a hub model a load needs
 hub_download   downloads files from the Hugging Face hub
 pypi           fetches GGUF files out of wheels
 gguf_header    checks a GGUF file's header before a library reads it
+gguf_metadata  what a GGUF file states, and which architectures convert exactly
 gguf_config    completes a configuration from a GGUF file's metadata
 convert_gguf   converts a GGUF file to safetensors
 store          the folder of pulled models

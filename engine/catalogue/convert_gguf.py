@@ -10,12 +10,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cachegraph.errors import CachegraphError, ConfigError, ModelError, is_library_error, reason_of
 
 from .gguf_header import check_header
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from .gguf_metadata import GGUFMetadata
 
 __all__ = ["check_gguf", "convert_gguf"]
 
@@ -73,12 +76,18 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
 
     from ..model.text_model import auto_class
     from .gguf_config import complete_config
+    from .gguf_metadata import GGUFMetadata, check_readable
 
     progress("read", 0, 0)
-    target = _target(gguf)
+    reader = library.GGUFReader(gguf)
+    metadata = GGUFMetadata(reader, str(gguf))
+    check_readable(metadata)
+    target = _target(reader, metadata)
     need_room(target.bytes)
     config = transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    complete_config(config, library.GGUFReader(gguf), str(gguf))
+    if config.model_type == "mistral":  # by the model's name; transformers can read the weights of its class alone
+        config = transformers.LlamaConfig(**{**config.to_dict(), "model_type": "llama", "sliding_window": None})
+    complete_config(config, metadata)
     _check_sizes(config, target.elements, gguf)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model, report = auto_class(config).from_pretrained(
@@ -91,7 +100,10 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
         trust_remote_code=False,
     )
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"the GGUF file {str(gguf)!r} lacks the weights {missing[:3]}; fetch it again")
+        raise ModelError(
+            f"the GGUF file {str(gguf)!r} lacks the weights {missing[:3]}, or names them in another way than "
+            "transformers reads; fetch it again, or use the safetensors of this model"
+        )
     progress("save", 0, 0)
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
@@ -141,21 +153,28 @@ class _Target(NamedTuple):
     bytes: int
 
 
-def _target(gguf: Path) -> _Target:
+def _target(reader: Any, metadata: "GGUFMetadata") -> _Target:
     """bfloat16 for quantised weights; weights that are not quantised keep the type of most of their matrices."""
-    import gguf as library
     import torch
 
-    reader = library.GGUFReader(gguf)
     tensors = reader.tensors
-    # RoPE's factors become parameters; transformers ties the output of these architectures although it is in the file.
-    architecture = reader.fields["general.architecture"].contents()
-    spare = {"output.weight"} if architecture in ("falcon", "bloom") else set[str]()
     kinds = Counter(each.tensor_type.name for each in tensors if len(each.shape) > 1)
     most = kinds.most_common(1)[0][0] if kinds else "BF16"
     dtype = {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
-    elements = sum(int(each.n_elements) for each in tensors if each.name not in spare and "rope_f" not in each.name)
+    elements = sum(int(each.n_elements) for each in tensors if not _is_spare(each.name, metadata))
     return _Target(dtype, elements, elements * dtype.itemsize + TOKENIZER_BYTES)
+
+
+def _is_spare(tensor: str, metadata: "GGUFMetadata") -> bool:
+    """Whether a model has no place for this tensor and loses nothing by it.
+
+    RoPE's factors become parameters; transformers ties the output of some architectures although it is in the file; and
+    layers that predict several tokens ahead do not take part in writing one.
+    """
+    if tensor == "output.weight":
+        return metadata.architecture in ("falcon", "bloom")
+    layer = re.match(r"blk\.(\d+)\.", tensor)
+    return "rope_f" in tensor or (layer is not None and int(layer[1]) in metadata.prediction_layers)
 
 
 @contextlib.contextmanager

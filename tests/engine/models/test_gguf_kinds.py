@@ -1,4 +1,4 @@
-"""Which GGUF files are read: architectures, kinds of blocks, and metadata that transformers alone would drop."""
+"""Which GGUF files are read: architectures, and metadata that transformers alone would drop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,91 +9,66 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gguf_cases import CACHES, CASES, WINDOW
 from gguf_files import SIZES, made, write_gguf
 from transformers import models as hf
+from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
 from cachegraph.engine.catalogue.convert_gguf import convert_gguf
+from cachegraph.engine.catalogue.gguf_metadata import ARCHITECTURES
 from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
 
-ARCHITECTURES: dict[str, tuple[str, Callable[[], Any]]] = {
-    "llama": ("llama", lambda: hf.llama.LlamaConfig(**SIZES)),
-    "qwen2": ("qwen2", lambda: hf.qwen2.Qwen2Config(**SIZES)),
-    "qwen3 of small heads": ("qwen3", lambda: hf.qwen3.Qwen3Config(**SIZES, head_dim=32)),
-    "phi3": ("phi3", lambda: hf.phi3.Phi3Config(**SIZES)),
-    "starcoder2": ("starcoder2", lambda: hf.starcoder2.Starcoder2Config(**SIZES)),
-}
-WINDOW = {"attention.sliding_window": 16}
-GEMMA = {**SIZES, "tie_word_embeddings": True, "head_dim": 64, "sliding_window": 16, "query_pre_attn_scalar": 64}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-EXPERTS_SAID = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 64}
-NO_TOKENS = {"vocab_size": SIZES["vocab_size"], "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.1}
-# By case: the architecture, a configuration, and what the file says beside sizes that all files say.
-MORE: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
-    "gemma2": (
-        "gemma2",
-        lambda: hf.gemma2.Gemma2Config(**GEMMA, final_logit_softcapping=1.0),
-        {**WINDOW, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 1.0},
-    ),
-    "gemma3": ("gemma3", lambda: hf.gemma3.Gemma3TextConfig(**{**GEMMA, "num_hidden_layers": 7}), WINDOW),
-    "falcon": (
-        "falcon",
-        lambda: hf.falcon.FalconConfig(**NO_TOKENS, hidden_size=256, num_hidden_layers=2, num_attention_heads=4),
-        {},
-    ),
-    "gpt2": ("gpt2", lambda: hf.gpt2.GPT2Config(**NO_TOKENS, n_embd=256, n_layer=2, n_head=4), {}),
-    "stablelm of partial RoPE": (
-        "stablelm",
-        lambda: hf.stablelm.StableLmConfig(**SIZES, layer_norm_eps=0.1, partial_rotary_factor=0.5, use_qkv_bias=True),
-        {"rope.dimension_count": 32},
-    ),
-    "nemotron": (
-        "nemotron",
-        lambda: hf.nemotron.NemotronConfig(**SIZES, norm_eps=0.1, partial_rotary_factor=0.5),
-        {"rope.dimension_count": 32},
-    ),
-    "qwen2moe": (
-        "qwen2moe",
-        lambda: hf.qwen2_moe.Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=128),
-        {**EXPERTS_SAID, "expert_shared_feed_forward_length": 128},
-    ),
-    "qwen3moe": (
-        "qwen3moe",
-        lambda: hf.qwen3_moe.Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=64, norm_topk_prob=True),
-        EXPERTS_SAID,
-    ),
-    "phi3 of partial RoPE": (
-        "phi3",
-        lambda: hf.phi3.Phi3Config(**SIZES, partial_rotary_factor=0.5),
-        {"rope.dimension_count": 32},
-    ),
-    "phi3 with a window": ("phi3", lambda: hf.phi3.Phi3Config(**SIZES, sliding_window=16), WINDOW),
-    "starcoder2 with a window": (
-        "starcoder2",
-        lambda: hf.starcoder2.Starcoder2Config(**SIZES, sliding_window=16),
-        WINDOW,
-    ),
-    "llama of small heads": ("llama", lambda: hf.llama.LlamaConfig(**SIZES, head_dim=32, rms_norm_eps=0.1), {}),
-}
-# What transformers drops of a file without a word.
-REFUSED: dict[str, tuple[str, Callable[[], Any], dict[str, Any], str]] = {
-    "biases of attention": ("llama", lambda: hf.llama.LlamaConfig(**SIZES, attention_bias=True), {}, "holds 1,536"),
-    "biases of the MLP": ("llama", lambda: hf.llama.LlamaConfig(**SIZES, mlp_bias=True), {}, "holds 1,536 numbers"),
-    "a window of llama": ("llama", lambda: hf.llama.LlamaConfig(**SIZES), WINDOW, "says .attention.sliding_window"),
-    "a window of qwen2": ("qwen2", lambda: hf.qwen2.Qwen2Config(**SIZES), WINDOW, "says .attention.sliding_window"),
-    "a scale": ("llama", lambda: hf.llama.LlamaConfig(**SIZES), {"logit_scale": 8.0}, "says .logit_scale = 8.0"),
-    "a cap": ("llama", lambda: hf.llama.LlamaConfig(**SIZES), {"final_logit_softcapping": 30.0}, "says .final_logit"),
-}
-QUANTISED = (
-    "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS IQ3_S IQ3_XXS IQ2_S IQ2_XS IQ2_XXS "
-    "IQ1_S IQ1_M TQ1_0 TQ2_0"
-)
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
+}
+
+
+def _llama(**more: Any) -> Callable[[], Any]:
+    return lambda: hf.llama.LlamaConfig(**SIZES, **more)
+
+
+# What transformers drops of a file without a word.
+REFUSED: dict[str, tuple[str, Callable[[], Any], dict[str, Any], str]] = {
+    "biases of attention": ("llama", _llama(attention_bias=True), {}, "holds 384 numbers"),
+    "biases of the MLP": ("llama", _llama(mlp_bias=True), {}, "holds 384 numbers"),
+    "a window of llama": ("llama", _llama(), WINDOW, "says .attention.sliding_window"),
+    "a window of qwen2": ("qwen2", lambda: hf.qwen2.Qwen2Config(**SIZES), WINDOW, "says .attention.sliding_window"),
+    "a scale": ("llama", _llama(), {"logit_scale": 8.0}, "says .logit_scale = 8.0"),
+    "a cap": ("llama", _llama(), {"final_logit_softcapping": 30.0}, "says .final_logit"),
+    "attention to what follows": ("llama", _llama(), {"attention.causal": False}, "says .attention.causal = False"),
+    "experts of llama": ("llama", _llama(), {"expert_count": 8}, "says .expert_count = 8"),
+    "anything that is new": ("llama", _llama(), {"attention.cleverness": 2}, "says .attention.cleverness = 2"),
+    "norms of mamba": (*CASES["mamba"][:2], {**CASES["mamba"][2], "ssm.dt_b_c_rms": True}, "says .ssm.dt_b_c_rms"),
+    "routing by sigmoid": (
+        *CASES["qwen3moe"][:2],
+        {**CASES["qwen3moe"][2], "expert_gating_func": 2},
+        "says .expert_gating_func = 2",
+    ),
+    "weights of experts as they are": (
+        *CASES["qwen3moe"][:2],
+        {**CASES["qwen3moe"][2], "expert_weights_norm": False},
+        "says .expert_weights_norm = False",
+    ),
+    "layers that predict ahead": ("llama", _llama(), {"nextn_predict_layers": 1}, "says .nextn_predict_layers = 1"),
+    "the form of the largest falcons": (
+        "falcon",
+        lambda: hf.falcon.FalconConfig(
+            vocab_size=SIZES["vocab_size"],
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            new_decoder_architecture=True,
+            num_kv_heads=2,
+        ),
+        {"attention.head_count_kv": 2},
+        "holds 4,352 numbers",
+    ),
 }
 
 
@@ -106,9 +81,19 @@ def config_of(folder: Path) -> Any:
     return transformers.AutoConfig.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+def spread(network: Any) -> Any:
+    """Move norms and biases, which begin as ones and zeros."""
+    kept = ("A_log", ".D", "dt_bias")
+    with torch.no_grad():
+        for name, each in (*network.named_parameters(), *network.named_buffers()):
+            if (each.ndim == 1 and not name.endswith(kept) and "inv_freq" not in name) or "e_score" in name:
+                each += torch.linspace(-0.2, 0.3, len(each))
+    return network
+
+
+@pytest.mark.parametrize("kind", CACHES)
 def test_a_file_of_an_architecture_writes_what_the_model_writes(kind: str, tmp_path: Path) -> None:
-    architecture, config = ARCHITECTURES[kind]
+    architecture, config, _ = CACHES[kind]
     network = made(config())
     model = load_model(converted(write_gguf(network, architecture, tmp_path / "m.gguf")))
     assert (model.why_no_cache, model.rotation.why_not) == (None, None)
@@ -118,14 +103,11 @@ def test_a_file_of_an_architecture_writes_what_the_model_writes(kind: str, tmp_p
         torch.testing.assert_close(model.network(ids).logits, network(ids).logits, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", MORE)
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.filterwarnings("ignore:.*reference PyTorch implementation")
 def test_a_file_becomes_the_model_that_its_metadata_describe(kind: str, tmp_path: Path) -> None:
-    architecture, config, said = MORE[kind]
-    network = made(config())
-    with torch.no_grad():
-        for each in network.parameters():
-            if each.ndim == 1:  # norms and biases, which begin as ones and zeros
-                each += torch.linspace(-0.2, 0.3, len(each))
+    architecture, config, said = CASES[kind]
+    network = spread(made(config()))
     folder = converted(write_gguf(network, architecture, tmp_path / "m.gguf", said=said))
     found = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.arange(1, 29)[None]
@@ -135,10 +117,50 @@ def test_a_file_becomes_the_model_that_its_metadata_describe(kind: str, tmp_path
         torch.testing.assert_close(found(ids).logits, network(ids).logits, rtol=1e-3, atol=1e-3)
 
 
+def test_every_architecture_that_converts_is_tried_and_every_other_of_transformers_refused_by_name(
+    tmp_path: Path,
+) -> None:
+    assert {case[0] for case in (*CACHES.values(), *CASES.values())} == ARCHITECTURES.keys()
+    known = {name.replace("_moe", "moe").replace("_", "-") for name in GGUF_SUPPORTED_ARCHITECTURES}
+    others = (known | GGUF_CONFIG_ARCHS.keys() | {"command-r", "t5encoder"}) - ARCHITECTURES.keys()
+    others -= {"general", "tokenizer"}
+    assert others >= {"deci", "gemma4", "gpt-oss", "mistral", "t5"}
+    for architecture in others:
+        writer = gguf.GGUFWriter(tmp_path / "m.gguf", architecture)
+        writer.add_tensor("token_embd.weight", np.zeros((2, 2), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(ModelError, match=f"its architecture '{architecture}' is not one that converts exactly"):
+            converted(tmp_path / "m.gguf")
+
+
 def test_an_output_matrix_that_falcon_ties_is_no_reason_to_refuse_its_file(tmp_path: Path) -> None:
-    network = made(MORE["falcon"][1]())
+    network = made(CASES["falcon"][1]())
     output = {"output.weight": network.lm_head.weight.detach().numpy()}
     assert converted(write_gguf(network, "falcon", tmp_path / "m.gguf", tensors=output)).is_dir()
+
+
+def test_layers_that_predict_several_tokens_ahead_are_left_out(tmp_path: Path) -> None:
+    """They write no token here, and the model computes the same without them."""
+    architecture, config, said = CASES["qwen35"]
+    network = made(config())
+    ahead = {"blk.2.nextn.eh_proj.weight": np.ones((64, 128)), "blk.2.attn_norm.weight": np.ones(64)}
+    said = {**said, "block_count": 3, "nextn_predict_layers": 1}
+    folder = converted(write_gguf(network, architecture, tmp_path / "m.gguf", said=said, tensors=ahead))
+    found = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert found.config.num_hidden_layers == 2
+    ids = torch.arange(1, 29)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(found(ids).logits, network(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_of_a_model_called_mistral_has_no_window_that_it_does_not_state(tmp_path: Path) -> None:
+    network = made(hf.llama.LlamaConfig(**SIZES))
+    path = write_gguf(network, "llama", tmp_path / "m.gguf", general={"general.name": "mistral"})
+    config = config_of(converted(path))
+    assert (config.model_type, getattr(config, "sliding_window", None)) == ("llama", None)
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -149,26 +171,18 @@ def test_a_file_of_which_transformers_drops_a_part_is_refused(what: str, tmp_pat
         converted(path)
 
 
-def test_an_architecture_that_transformers_does_not_read_is_refused_by_its_name(tmp_path: Path) -> None:
-    path = write_gguf(
-        made(hf.cohere.CohereConfig(**{**SIZES, "tie_word_embeddings": True})), "command-r", tmp_path / "m.gguf"
-    )
-    with pytest.raises(ModelError, match="architecture command-r is not supported"):
+def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(made(_llama()()), "llama", tmp_path / "m.gguf", general={"split.count": 3})
+    with pytest.raises(ModelError, match="is one of 3 parts; merge them"):
         converted(path)
 
 
-@pytest.mark.parametrize("kind", QUANTISED.split())
-def test_blocks_of_a_kind_become_the_numbers_they_stand_for(kind: str, tmp_path: Path) -> None:
-    """To the half of bfloat16's last bit, since such weights are kept in it."""
-    network = made(hf.llama.LlamaConfig(**SIZES))
-    path = write_gguf(network, "llama", tmp_path / "m.gguf", kind)
-    stored = {each.name: each for each in gguf.GGUFReader(path).tensors}["blk.1.ffn_up.weight"]
-    assert stored.tensor_type.name == kind
-    expected = torch.from_numpy(np.array(gguf.quants.dequantize(stored.data, stored.tensor_type), dtype=np.float32))
-    assert expected.isfinite().all()
-    assert expected.abs().max() > 0
-    got = load_model(converted(path)).network.model.layers[1].mlp.up_proj.weight
-    torch.testing.assert_close(got, expected.view_as(got), rtol=2**-8, atol=0)
+def test_a_file_that_lacks_a_weight_is_refused_by_its_name(tmp_path: Path) -> None:
+    network = made(_llama()())
+    network.config.num_hidden_layers = 3
+    path = write_gguf(network, "llama", tmp_path / "m.gguf")
+    with pytest.raises(ModelError, match=r"lacks the weights \['model.layers.2.*, or names them in another way"):
+        converted(path)
 
 
 def test_scaled_rope_is_as_the_file_says(tmp_path: Path) -> None:
@@ -182,10 +196,17 @@ def test_scaled_rope_is_as_the_file_says(tmp_path: Path) -> None:
     assert (found["rope_type"], found["factor"], found["original_max_position_embeddings"]) == ("yarn", 4.0, 512)
 
 
+def test_a_factor_of_attention_that_transformers_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    said = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 0.5}
+    path = write_gguf(made(_llama()()), "llama", tmp_path / "m.gguf", said=said)
+    with pytest.raises(ModelError, match=r"says .rope\.scaling\.attn_factor = 0\.5"):
+        converted(path)
+
+
 def test_factors_of_llama_3_become_its_parameters(tmp_path: Path) -> None:
     scaled = hf.llama.LlamaConfig(**SIZES, rope_parameters={"rope_theta": 5e5, **LLAMA3})
     network = made(scaled)
-    plain = 1 / 5e5 ** (torch.arange(0, 64, 2) / 64)
+    plain = 1 / 5e5 ** (torch.arange(0, 16, 2) / 16)
     factors = (plain / network.model.rotary_emb.inv_freq).numpy()
     path = write_gguf(network, "llama", tmp_path / "m.gguf", tensors={"rope_freqs.weight": factors})
     found = config_of(converted(path)).rope_parameters
@@ -197,13 +218,13 @@ def test_factors_of_llama_3_become_its_parameters(tmp_path: Path) -> None:
 
 def test_long_and_short_factors_of_phi_are_as_the_file_says(tmp_path: Path) -> None:
     network = made(hf.phi3.Phi3Config(**SIZES))
-    short, long = np.linspace(1, 2, 32), np.linspace(2, 9, 32)
+    short, long = np.linspace(1, 2, 8), np.linspace(2, 9, 8)
     tensors = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
-    said = {"rope.scaling.original_context_length": 512}
+    said = {"rope.scaling.original_context_length": 512, "rope.scaling.attn_factor": 1.19}
     config = config_of(converted(write_gguf(network, "phi3", tmp_path / "m.gguf", said=said, tensors=tensors)))
     assert config.rope_parameters["rope_type"] == "longrope"
     assert config.original_max_position_embeddings == 512
-    for name, expected in (("short_factor", short), ("long_factor", long)):
+    for name, expected in (("short_factor", short), ("long_factor", long), ("attention_factor", 1.19)):
         assert config.rope_parameters[name] == pytest.approx(expected)
 
 
