@@ -1,6 +1,7 @@
 """The server: recipes behind the OpenAI and Anthropic APIs.
 
 anthropic/     The Anthropic API
+announced_recipe  The files of a recipe, and what a client needs to run it
 app            The server as an ASGI application
 auth           Keys and tenants
 config         Configuration of a server
@@ -16,6 +17,7 @@ hide_paths     Remove local paths from error messages
 http_body      Read and validate a request's body
 inputs         Map a conversation to a recipe's inputs
 json_response  JSON encoding of responses
+local_servers  Servers of this user on this machine, for `cachegraph run`
 mcp_tools      Recipes as tools of the Model Context Protocol
 metrics        /metrics
 openai/        The OpenAI API

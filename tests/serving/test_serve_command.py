@@ -1,5 +1,6 @@
 """`cachegraph serve` as people start and end it."""
 
+import json
 import os
 import signal
 import socket
@@ -86,6 +87,8 @@ def test_a_recipe_is_served_until_ctrl_c_which_ends_it_at_once(recipe: Path) -> 
 def test_sigterm_lets_runs_finish(recipe: Path) -> None:
     with started(recipe, "--grace", "600") as (process, url):
         wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
+        announced = recipe.parent / "home" / "servers" / f"{process.pid}.json"
+        assert json.loads(announced.read_text())["url"] == url
         answers: list[int] = []
         thread = ask(url, "1.0", answers)
         wait_until((recipe.parent / "busy").exists)
@@ -93,6 +96,7 @@ def test_sigterm_lets_runs_finish(recipe: Path) -> None:
         _, err = process.communicate(timeout=60)
         thread.join(60)
     assert process.returncode == 143
+    assert not announced.exists()
     assert answers == [200]
     assert "Traceback" not in err
 

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import anyio
 import typer
 
 from cachegraph.errors import ConfigError
 
-from .fetch import fetch_fusers, fetch_models
 from .garbage_collection import defer_garbage_collection
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Strict, open_graph
 from .output import echo
@@ -31,6 +29,8 @@ def mcp(
     strict: Strict = False,
 ) -> None:
     """Serve recipes as MCP tools over stdin and stdout, for assistants that start this command (extra `tools`)."""
+    import anyio
+
     with defer_garbage_collection() as started:
         try:
             from cachegraph.serving.mcp_tools import GraphTools, serve_stdio
@@ -42,6 +42,8 @@ def mcp(
         tools = GraphTools(graphs, concurrency)
 
         def prepare() -> None:
+            from .fetch import fetch_fusers, fetch_models
+
             for graph in graphs:
                 fetch_models(graph.spec, graph.folder)
                 fetch_fusers(graph.spec, graph.folder)

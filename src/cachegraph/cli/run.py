@@ -1,7 +1,7 @@
 """cachegraph run: run a recipe once, or once per channel side by side."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cachegraph.errors import InputError
+from cachegraph.serving.local_servers import permissions
 
 from .failures import add_facts
 from .garbage_collection import defer_garbage_collection
@@ -78,6 +79,9 @@ def run(
     server_key_file: Annotated[
         Path | None, typer.Option("--server-key-file", metavar="FILE", help="The file of the server's key.")
     ] = None,
+    no_server: Annotated[
+        bool, typer.Option("--no-server", help="Run here, even if a server on this machine has the recipe loaded.")
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(
@@ -95,6 +99,16 @@ def run(
     strict: Strict = False,
 ) -> None:
     """Run a recipe and print its reply, or run it on every row of a file."""
+    texts = _inputs(inputs or [])
+    if data is not None or out is not None:
+        _refuse_with_data(data, out, len(channels or []) > 1, [session, server, events, trace])
+    elif server is None and not (no_server or events or trace) and keep and len(channels or []) < 2:
+        permitted = permissions(allow_env or (), allow_paths, allow_code, allow_local, strict)
+        result = _on_local_server(recipe, permitted, texts, next(iter(channels or []), None), session, quiet or as_json)
+        if result is not None:
+            _print_results([result], as_json, quiet)
+            return
+
     from cachegraph.graph.recipe.inputs import parse_inputs
 
     from .event_files import record_events
@@ -103,20 +117,18 @@ def run(
     wanted = _channels(channels or [])
     if session is not None and len(wanted) > 1:
         raise InputError("--session continues one conversation, so it takes at most one --channel")
-    if data is not None or out is not None:
-        _refuse_with_data(data, out, len(wanted) > 1, [session, server, events, trace])
     if server is not None:
         if events is not None or trace is not None or not keep:
             raise InputError("--events, --trace and --no-store are for runs on this machine, and not for --server")
         graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
         _print_results(
-            _run_there(server, server_key_file, graph, inputs or [], wanted, session, quiet or as_json), as_json, quiet
+            _run_there(server, server_key_file, graph, texts, wanted, session, quiet or as_json), as_json, quiet
         )
         return
     with defer_garbage_collection() as started:
         graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
         graph.strict = strict
-        given = parse_inputs(graph.spec.inputs, _inputs(inputs or []))
+        given = parse_inputs(graph.spec.inputs, texts)
         store = open_store() if keep else None
         if data is not None and out is not None:
             one = graph.with_channels(wanted[0]) if wanted else graph
@@ -175,11 +187,28 @@ def _print_results(results: "Sequence[Result]", as_json: bool, quiet: bool) -> N
     exit_if_paused(results)
 
 
+def _on_local_server(
+    recipe: Path,
+    permitted: Mapping[str, Any],
+    texts: Mapping[str, str],
+    channel: str | None,
+    session: str | None,
+    quiet: bool,
+) -> "Result | None":
+    from cachegraph.serving.local_servers import has_servers
+
+    if not has_servers():  # the usual case costs no import of an HTTP client
+        return None
+    from .server_run import run_on_local_server
+
+    return run_on_local_server(recipe, permitted, texts, channel, session, quiet)
+
+
 def _run_there(
     server: str,
     key_file: Path | None,
     graph: "Graph",
-    inputs: "Sequence[str]",
+    texts: Mapping[str, str],
     channels: "Sequence[Channel]",
     session: str | None,
     quiet: bool,
@@ -189,7 +218,7 @@ def _run_there(
 
     from .server_run import run_on_server
 
-    given = graph.check_inputs(parse_inputs(graph.spec.inputs, _inputs(inputs)))
+    given = graph.check_inputs(parse_inputs(graph.spec.inputs, texts))
     name = graph.spec.name
     models = [(f"{name}@{channel}", graph.output) for channel in channels] or [(name, graph.output)]
     return run_on_server(server, key_file, models, given, session, quiet)

@@ -18,6 +18,8 @@ from .signals import ReportedStop
 
 if TYPE_CHECKING:
     from cachegraph.graph.graph import Graph
+    from cachegraph.serving.config import ServerConfig
+    from cachegraph.serving.local_servers import Announcement
     from cachegraph.serving.process import ServerProcess
 
 __all__ = ["register"]
@@ -72,7 +74,7 @@ def serve(
         process = ServerProcess(graphs, config)
         sock = bind(config)
         _prepare(graphs, strict)
-        stopped = _run(process, sock, started)
+        stopped = _run(process, sock, started, _announcement(process.address(sock), graphs, config))
     if stopped:
         raise ReportedStop
 
@@ -86,20 +88,36 @@ def _prepare(graphs: "Sequence[Graph]", strict: bool) -> None:
         fetch_fusers(graph.spec, graph.folder)
 
 
-def _run(process: "ServerProcess", sock: socket.socket, started: Callable[[], None]) -> bool:
+def _announcement(url: str, graphs: "Sequence[Graph]", config: "ServerConfig") -> "Announcement":
+    """What `cachegraph run` finds this server by. A server with keys announces nothing: a run would need one."""
+    from cachegraph.serving.announced_recipe import announced
+    from cachegraph.serving.local_servers import Announcement
+
+    recipes = [announced(graph) for graph in graphs] if config.keys is None else []
+    return Announcement(url, [recipe for recipe in recipes if recipe is not None])
+
+
+def _run(
+    process: "ServerProcess", sock: socket.socket, started: Callable[[], None], announcement: "Announcement"
+) -> bool:
     """Serve until a signal; whether there was one. SIGTERM lets runs finish, and Ctrl-C ends them."""
     stopped: list[signal.Signals] = []
 
     def tell() -> None:
         started()
+        announcement.write()
         echo(f"cachegraph: serving {', '.join(process.names)} at {process.address(sock)}", err=True)
 
     def on_signal(number: signal.Signals) -> None:
         if stopped:  # the second one
             raise KeyboardInterrupt
         stopped.append(number)
+        announcement.remove()
         process.stop(at_once=number == signal.SIGINT)
 
-    with handling_signals(on_signal):
-        process.run(sock, tell)
+    try:
+        with handling_signals(on_signal):
+            process.run(sock, tell)
+    finally:
+        announcement.remove()
     return bool(stopped)

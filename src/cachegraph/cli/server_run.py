@@ -1,22 +1,27 @@
-"""A run on a server that has its models loaded: `cachegraph run --server URL`."""
+"""A run on a server that has its models loaded: the one of `--server URL`, or one of this user on this machine.
+
+Imports neither torch nor transformers, and before the reply not even the graph: the first token must not wait for them.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
-from pydantic import ValidationError
 from rich.console import Console
 
+from cachegraph.common.json_text import JSONProblem, parse_json
 from cachegraph.errors import ConfigError, InputError, RunError
-from cachegraph.graph.run.result import Result
+from cachegraph.serving.local_servers import find_server
 
 from .output import open_console, write
-from .progress_view import print_questions, print_tables
 
-__all__ = ["run_on_server"]
+if TYPE_CHECKING:
+    from cachegraph.graph.run.result import Result
+
+__all__ = ["run_on_local_server", "run_on_server"]
 
 SILENCE = 60.0  # seconds; the server sends a comment four times a minute
 
@@ -28,7 +33,7 @@ def run_on_server(
     inputs: Mapping[str, Any],
     session: str | None,
     quiet: bool,
-) -> list[Result]:
+) -> "list[Result]":
     """Run each of these models, of which the output is named too, and print their replies as they are written.
 
     Raises ConfigError where no server answers, InputError for what it refuses, and RunError.
@@ -49,8 +54,44 @@ def run_on_server(
     return results
 
 
-def _run(client: httpx2.Client, body: Mapping[str, Any], output: str, quiet: bool, console: Console) -> Result:
+def run_on_local_server(
+    recipe: Path,
+    permitted: Mapping[str, Any],
+    texts: Mapping[str, str],
+    channel: str | None,
+    session: str | None,
+    quiet: bool,
+) -> "Result | None":
+    """Run on a server of this user that serves this very recipe. None if there is none that takes the run."""
+    found = find_server(recipe, permitted)
+    if found is None:
+        return None
+    console = open_console(stderr=True, quiet=quiet)
+    model = f"{found.recipe.name}@{channel}" if channel is not None else found.recipe.name
+    with httpx2.Client(base_url=found.url, timeout=SILENCE, trust_env=False) as client:
+        try:
+            inputs = {name: _parsed(found.recipe.inputs.get(name), text) for name, text in texts.items()}
+            answer = client.post("/runs", json={"graph": model, "inputs": inputs, "session": session})
+            run = str(answer.json()["id"]) if answer.status_code == 201 else None
+        except (httpx2.HTTPError, JSONProblem, ValueError, KeyError, TypeError):
+            return None
+        if run is None:  # it is loading, full, or stopping, or the inputs are wrong, which a run here reports
+            return None
+        console.print(f"on the server at {found.url} (--no-server runs it here)", soft_wrap=True)
+        return _watch(client, run, found.recipe.output, quiet, console)
+
+
+def _parsed(kind: str | None, text: str) -> Any:
+    return text if kind in ("string", None) else parse_json(text)
+
+
+def _run(client: httpx2.Client, body: Mapping[str, Any], output: str, quiet: bool, console: Console) -> "Result":
     run = _checked(client.post("/runs", json=body)).json()["id"]
+    return _watch(client, run, output, quiet, console)
+
+
+def _watch(client: httpx2.Client, run: str, output: str, quiet: bool, console: Console) -> "Result":
+    """Print a run's reply as it comes, then its tables. Ctrl-C cancels the run. Raises RunError if it fails."""
     try:
         result = _follow(client, run, output, quiet)
     except KeyboardInterrupt:
@@ -58,6 +99,8 @@ def _run(client: httpx2.Client, body: Mapping[str, Any], output: str, quiet: boo
             client.post(f"/runs/{run}/cancel")
         raise
     if not quiet:
+        from .progress_view import print_questions, print_tables  # not before the reply: they import the graph
+
         print_tables(result, console)
         print_questions(result, console, f'curl {client.base_url}/runs/{run}/answer --json \'{{"answer": "..."}}\'')
     if result.status in ("failed", "cancelled"):
@@ -65,7 +108,7 @@ def _run(client: httpx2.Client, body: Mapping[str, Any], output: str, quiet: boo
     return result
 
 
-def _follow(client: httpx2.Client, run: str, output: str, quiet: bool) -> Result:
+def _follow(client: httpx2.Client, run: str, output: str, quiet: bool) -> "Result":
     """Print the output's reply as it comes, and give the result of the run's end."""
     within_line = streamed = False
     with client.stream("GET", f"/runs/{run}/events") as answer:
@@ -92,7 +135,11 @@ def _events(answer: httpx2.Response) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-def _result(event: Mapping[str, Any]) -> Result:
+def _result(event: Mapping[str, Any]) -> "Result":
+    from pydantic import ValidationError
+
+    from cachegraph.graph.run.result import Result
+
     try:
         return Result.model_validate(event["result"])
     except (ValidationError, KeyError) as error:
