@@ -30,3 +30,9 @@ class ServerConfig:
     hosts: tuple[str, ...] = ()  # accepted host names besides addresses and `localhost`
     limits: ServerLimits = field(default_factory=ServerLimits)
     grace: float = 30.0  # seconds for runs to finish after a stop request
+    allow_upload: bool = False  # clients may run changed recipes
+
+    @property
+    def shows_prompts(self) -> bool:
+        """Whether clients see recipes and prompts: users of this machine do, tenants only if they may change them."""
+        return self.keys is None or self.allow_upload

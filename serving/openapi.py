@@ -23,6 +23,7 @@ LIST = tuple(
     {"name": name, "in": "query", "schema": {"type": kind}}
     for name, kind in (("limit", "integer"), ("skip", "integer"), ("graph", "string"), ("status", "string"))
 )
+TURN = ({"name": "turn", "in": "query", "required": True, "schema": {"type": "string"}},)
 LAST = ({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},)
 
 # Path, method, summary, body, parameters.
@@ -40,6 +41,13 @@ OPERATIONS: tuple[tuple[str, str, str, type[BaseModel] | None, tuple[Mapping[str
     ("/runs/{run}", "get", "One run.", None, RUN),
     ("/runs/{run}/events", "get", "Its events, as server-sent events.", None, (*RUN, *LAST)),
     ("/runs/{run}/replay", "get", "Its recipe, and its events so far.", None, RUN),
+    (
+        "/runs/{run}/prompt",
+        "get",
+        "The prompt of a turn, by origin, and its edges token by token.",
+        None,
+        (*RUN, *TURN),
+    ),
     ("/runs/{run}/cancel", "post", "Cancel a run.", None, RUN),
     ("/runs/{run}/answer", "post", "Answer a paused run.", AnswerRequest, RUN),
     ("/graphs", "get", "The recipes as they are declared.", None, ()),

@@ -13,6 +13,7 @@ from cachegraph.errors import RunError
 from ..base import CLOSED, Delivery, MemoryReport, Reply, Timing, Tokens, ToolCall, Turn
 from ..prompt.chat_context import Frame, plain, remembered
 from ..prompt.prompt import PromptTemplate, heard, readable
+from ..prompt.prompt_view import MessagesView
 from ..prompt.render_threads import TextWork
 from ..run_settings import with_settings
 from ..schema_threads import run_checks
@@ -73,6 +74,8 @@ class EndpointAgent:
         framed = Frame([plain(role, text) for role, text in past]).around(own)
         if turn.on_prompt is not None:
             turn.on_prompt(readable(framed))
+        if turn.on_prefill is not None:
+            turn.on_prefill(MessagesView(framed))
         messages: list[dict[str, Any]] = [{"role": message.role, "content": message.content.text} for message in framed]
         edges = {delivery.payload.sender: _report(delivery) for delivery in turn.deliveries}
         if self._spec.generate.max_new_tokens == 0:

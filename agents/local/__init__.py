@@ -8,6 +8,7 @@ graft          Take the grafts of one prompt
 inbox          The payloads delivered for one turn, and their reports
 memory         Earlier turns of a session in front of the prompt
 prefill        Prefill a settled prompt
+prompt_view    The view of a settled prompt, for people
 render_prompt  Render and tokenize the prompt of one turn
 row            AgentRow: computed entries, pending tokens, cost
 score          Log probabilities of given replies

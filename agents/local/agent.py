@@ -28,6 +28,7 @@ from .decode import add_reply, write
 from .inbox import Inbox
 from .memory import Remembering
 from .prefill import Prefiller
+from .prompt_view import view_of
 from .render_prompt import PromptRenderer
 from .row import AgentRow
 from .score import score_row
@@ -242,9 +243,12 @@ class LocalAgent:
         """Settle all edges, then compute the prompt once. For the arguments see `Prefiller.prefill`."""
         engine, reply_room = self._opened.engine, with_settings(self._spec, inbox.turn).generate.max_new_tokens
         settled = await EdgeSettler(engine, inbox, renderer, reply_room, work).settle()
-        return await Prefiller(engine, self._spec.fusion, inbox).prefill(
+        row = await Prefiller(engine, self._spec.fusion, inbox).prefill(
             settled, finish=finish, reply=reply, layers=layers
         )
+        if inbox.turn.on_prefill is not None and engine.model.tokenizer is not None:
+            inbox.turn.on_prefill(view_of(settled, inbox, engine.model.tokenizer))
+        return row
 
     def _renderer(self, inbox: Inbox, work: TextWork, memory: Remembering | None = None) -> PromptRenderer:
         tokenizer = self._opened.engine.model.tokenizer
@@ -260,7 +264,7 @@ class LocalAgent:
 
     async def _write_later(self, turn: Turn, row: AgentRow | None) -> str:
         """Decode the reply for a reader that appears after the turn, from the turn's cache if there is one."""
-        again = replace(turn, needs_text=True, needs_cache=False, on_text=None)
+        again = replace(turn, needs_text=True, needs_cache=False, on_text=None, on_prefill=None)
         if row is not None and row.sharers is None and row.can_reopen:
             row = replace(row, timing=Timing(), tokens=Tokens())
             row.reopen()

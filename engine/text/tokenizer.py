@@ -68,6 +68,10 @@ class Tokenizer:
         text: str = self.raw.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself, also of special ones."""
+        return [self.raw.decode([each], clean_up_tokenization_spaces=False) for each in ids]
+
     def chat(self, messages: Sequence[Mapping[str, str]], *, reply_follows: bool = True) -> str:
         """The messages in the model's own chat format. Raises ModelError where its template refuses them."""
         return self._chat(messages, self.tools, reply_follows)

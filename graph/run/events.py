@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from cachegraph.agents.base import ToolCall
+from cachegraph.agents.prompt.prompt_view import PromptView
 from cachegraph.channels.payload import EdgeReport
 
 from ..run_warning import RunWarning
@@ -20,6 +21,7 @@ __all__ = [
     "AgentFailed",
     "AgentFinished",
     "AgentPaused",
+    "AgentPrefilled",
     "AgentSkipped",
     "AgentStarted",
     "EdgeTravelled",
@@ -76,6 +78,19 @@ class AgentStarted(AgentEvent):
     """An agent has received all its deliveries and starts its turn."""
 
     type = "agent_started"
+
+
+@dataclass(frozen=True)
+class AgentPrefilled(AgentEvent):
+    """An agent has computed its prompt; its reply follows, if it writes one."""
+
+    type = "agent_prefilled"
+
+    tokens: int  # of the prompt, grafts included; 0 if the model is elsewhere
+    prompt: PromptView  # for people who look at the run; not part of the JSON form
+
+    def _fields(self) -> dict[str, Any]:
+        return {"at": self.at, "agent": self.agent, "turn": self.turn, "tokens": self.tokens}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 
-from cachegraph.agents.base import Delivery, Reply, ToolCall, Turn
+from cachegraph.agents.base import Delivery, PrefillListener, Reply, ToolCall, Turn
 from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.prompt.render_threads import evaluate_in_thread
 from cachegraph.agents.prompt.template import TemplateProblem
@@ -24,7 +24,7 @@ from cachegraph.engine.batching.request_context import RunKey, join_run, request
 from cachegraph.errors import CachegraphError, RunError
 
 from ..plan.wiring import ForEach, Node
-from .events import AgentFinished, AgentStarted, Event, TextDelta, ToolCalled
+from .events import AgentFinished, AgentPrefilled, AgentStarted, Event, TextDelta, ToolCalled
 from .fan_out import join_replies
 from .hooks import RunHooks
 from .result import AgentResult
@@ -114,6 +114,7 @@ class TurnExecutor:
             memory=self._memory(node),
             on_tool=self._tool_calls(node, turn_id) if around.listener else None,
             generate=changed,
+            on_prefill=self._prefills(node, turn_id) if around.listener else None,
             cache_layers=most_layers(taken),
         )
         if hooks is not None:
@@ -165,6 +166,13 @@ class TurnExecutor:
         assert listener is not None
         return lambda call: listener(ToolCalled(around.now(), name, call, turn=turn_id))
 
+    def _prefills(self, node: Node, turn_id: str) -> PrefillListener:
+        around, listener, name = self._around, self._around.listener, self._around.agents + node.name
+        assert listener is not None
+        return PrefillListener(
+            lambda prompt: listener(AgentPrefilled(around.now(), name, prompt.tokens, prompt, turn=turn_id))
+        )
+
     def _memory(self, node: Node) -> Recollection | None:
         conversation = self._around.conversation
         return conversation.of(self._around.agents + node.name, node.memory) if conversation and node.memory else None
@@ -194,7 +202,16 @@ class TurnExecutor:
         result = AgentResult("running", model=node.model, started=around.now(), turn=turn_id)
         inputs, on_prompt = {**turn.inputs, for_each.name: value}, partial(setattr, result, "prompt")
         on_tool = self._tool_calls(node, turn_id) if around.listener else None
-        item_turn = replace(turn, inputs=inputs, id=turn_id, on_text=on_text, on_prompt=on_prompt, on_tool=on_tool)
+        on_prefill = self._prefills(node, turn_id) if around.listener else None
+        item_turn = replace(
+            turn,
+            inputs=inputs,
+            id=turn_id,
+            on_text=on_text,
+            on_prompt=on_prompt,
+            on_tool=on_tool,
+            on_prefill=on_prefill,
+        )
         if around.listener:
             around.listener(AgentStarted(around.now(), name, turn=turn_id))
         reply = await self._one(node, item_turn)

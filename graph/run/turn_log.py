@@ -144,7 +144,7 @@ class _Lost:
     def __init__(self, agent: Agent, turn: Turn, recorded: RecordedTurn, calls: Sequence[ToolCall]):
         self._agent = agent
         self._calls = calls
-        self._turn = replace(turn, on_text=None)
+        self._turn = replace(turn, on_text=None, on_prefill=None)
         self._recorded = recorded
         self._busy = anyio.Lock()
         self._cache: SentCache | None = None

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["RunBoard"]
 
 KEPT = 200  # ended runs whose events stay in memory
+KEPT_TOKENS = 1_000_000  # of prompts that stay in memory for viewers
 log = logging.getLogger("cachegraph.serving")
 
 
@@ -164,10 +165,20 @@ class RunBoard:
         live = self._runs.pop(run, None) or LiveRun(run, tenant)
         self._runs[run] = live
         live.begin(stream)
-        for old in [each.id for each in self._runs.values() if not each.at_work][:-KEPT]:
-            del self._runs[old]
+        self._forget_old()
         self.group.start_soon(self._work, live, stream)
         return live
+
+    def _forget_old(self) -> None:
+        """Keep the events of the latest ended runs, and the prompts of fewer: those that fit a number of tokens."""
+        ended = [each for each in self._runs.values() if not each.at_work]
+        for old in ended[:-KEPT]:
+            del self._runs[old.id]
+        room = KEPT_TOKENS
+        for each in reversed(ended[-KEPT:]):
+            room -= each.prompt_tokens
+            if room < 0:
+                each.prompts.clear()
 
     async def _work(self, live: LiveRun, stream: RunStream) -> None:
         try:

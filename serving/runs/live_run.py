@@ -5,7 +5,8 @@ from typing import Any
 
 import anyio
 
-from cachegraph.graph.run.events import Event
+from cachegraph.agents.prompt.prompt_view import PromptView
+from cachegraph.graph.run.events import AgentPrefilled, Event
 from cachegraph.graph.run.result import Result
 from cachegraph.graph.run.stream import RunStream
 
@@ -22,6 +23,7 @@ class LiveRun:
     def __init__(self, id: str, tenant: str | None):
         self.id, self.tenant = id, tenant
         self.events: list[dict[str, Any]] = []
+        self.prompts: dict[str, PromptView] = {}  # of its turns
         self.scope = anyio.CancelScope()
         self.at_work = False
         self.stream: RunStream | None = None
@@ -36,6 +38,8 @@ class LiveRun:
         self.stream, self.at_work, self.scope = stream, True, anyio.CancelScope()
 
     def add(self, event: Event) -> None:
+        if isinstance(event, AgentPrefilled):
+            self.prompts[event.turn] = event.prompt
         self.events.append(without_paths(event.to_dict()))
         self._wake()
 
@@ -54,6 +58,11 @@ class LiveRun:
             if not self.at_work:
                 return
             await self._changed.wait()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The number of tokens of the prompts that are kept for viewers."""
+        return sum(prompt.tokens for prompt in self.prompts.values())
 
     async def ended(self) -> None:
         """Wait until the run is no longer live."""

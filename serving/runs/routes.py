@@ -20,6 +20,7 @@ from ..prepare import Asked, prepare
 from ..server_state import ServerState, state_of, tenant_of
 from .details import details, summary
 from .events import send_events
+from .prompts import show_prompt
 from .replay import rebuilt_events
 
 __all__ = ["run_routes"]
@@ -56,6 +57,7 @@ def run_routes() -> list[BaseRoute]:
         Route("/runs/{run}", show_run, methods=["GET"]),
         Route("/runs/{run}/events", watch_run, methods=["GET"]),
         Route("/runs/{run}/replay", replay_run, methods=["GET"]),
+        Route("/runs/{run}/prompt", show_prompt, methods=["GET"]),
         Route("/runs/{run}/cancel", cancel_run, methods=["POST"]),
         Route("/runs/{run}/answer", answer_run, methods=["POST"]),
     ]

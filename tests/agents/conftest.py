@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from tiny import CHATML, config_of, save_model, save_tokenizer
 
-from cachegraph.agents.base import Control, Delivery, Reply, Turn
+from cachegraph.agents.base import Control, Delivery, PrefillListener, Reply, Turn
 from cachegraph.agents.local.agent import LocalAgent
+from cachegraph.agents.prompt.prompt_view import PromptView
 from cachegraph.agents.spec import AgentSpec
 from cachegraph.channels.payload import Route
 from cachegraph.channels.routing import route
@@ -42,6 +44,7 @@ class Cast:
     inputs: Mapping[str, str]
     replies: dict[str, Reply] = field(default_factory=dict)
     routes: dict[tuple[str, str], Route] = field(default_factory=dict)
+    prompts: dict[str, PromptView] = field(default_factory=dict)
 
     def decide(self) -> None:
         for edge in self.edges:
@@ -61,6 +64,7 @@ class Cast:
                     needs_text=not out or any(way.needs_text for way in out),
                     needs_cache=name in keep or any(way.needs_cache for way in out),
                     control=control,
+                    on_prefill=PrefillListener(partial(self.prompts.__setitem__, name)),
                 )
             )
         return self.replies

@@ -317,3 +317,21 @@ def test_a_run_of_an_earlier_server_is_rebuilt_as_events(tmp_path: Path) -> None
         *_, failed, finished = server.get(f"/runs/{broken}/replay").json()["events"]
         assert (failed["type"], failed["agent"], "no" in failed["error"]) == ("agent_failed", "answerer", True)
         assert finished["result"]["status"] == "failed"
+
+
+def test_prompts_are_shown_while_they_are_in_memory_and_to_no_tenant(tmp_path: Path) -> None:
+    with served([tiny_solo()]) as server:
+        run = begin(server, "solo")["id"]
+        ended(server, run)
+        prompt = server.get(f"/runs/{run}/prompt?turn=a").json()
+        assert [(part["kind"], part["source"]) for part in prompt["parts"] if part["kind"] == "words"] == [
+            ("words", "question")
+        ]
+        kinds = [event["type"] for event in server.get(f"/runs/{run}/replay").json()["events"]]
+        assert kinds[:3] == ["run_started", "agent_started", "agent_prefilled"]
+        assert server.get(f"/runs/{run}/prompt?turn=b").status_code == 404
+    (tmp_path / "keys").write_text("alice secret\n")
+    with served([tiny_solo()], keys=read_keys(tmp_path / "keys")) as server:
+        key = {"Authorization": "Bearer secret"}
+        run = server.post("/runs", {"graph": "solo", "inputs": {"question": "?"}}, headers=key).json()["id"]
+        assert server.get(f"/runs/{run}/prompt?turn=a", headers=key).status_code == 403

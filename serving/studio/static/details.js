@@ -3,6 +3,7 @@
 import { h, replace } from "/studio/dom.js";
 import { edgeSummary, plural, seconds } from "/studio/format.js";
 import { statusWords } from "/studio/graph_view.js";
+import { drawAlignment, drawLayers, drawPrompt, fetchPrompt } from "/studio/prompt_view.js";
 import { edgeKey } from "/studio/run_state.js";
 
 let origin = null; // what had the focus before the panel opened
@@ -24,6 +25,7 @@ export function openAgent(lane, name) {
     agent?.text && [h("h3", {}, "Reply"), h("div", { class: "reply" }, agent.text)],
     agent?.error && h("p", { class: "trouble" }, agent.error),
     calls.length > 0 && [h("h3", {}, "Tool calls"), h("ul", {}, calls)],
+    agent && later(lane, agent.turn, (prompt) => [h("h3", {}, "Prompt"), drawPrompt(prompt)]),
   );
 }
 
@@ -43,7 +45,19 @@ export function openEdge(lane, edge) {
     factList(facts),
     report?.fallback_reason && h("p", { class: "fallback" }, `Fallback: ${report.fallback_reason}`),
     !report && h("p", { class: "quiet" }, "Nothing has travelled over this edge in this run."),
+    report && drawLayers(report.residuals),
+    report && report.channel_used !== "text" && later(lane, seen.turn, (prompt) => (prompt.edges[edge.from] ?? []).map((each) => drawAlignment(each, edge))),
   );
+}
+
+/** A place that is filled once the prompt of a turn is there. */
+function later(lane, turn, draw) {
+  const place = h("div", { class: "later" });
+  fetchPrompt(lane.id, turn).then(
+    (prompt) => replace(place, draw(prompt)),
+    (error) => replace(place, h("p", { class: "quiet" }, error.message)),
+  );
+  return place;
 }
 
 /** Show the panel with this content. Escape closes it, and the focus returns to where it was. */

@@ -161,6 +161,25 @@ def test_a_keyboard_walks_the_graph_and_opens_agents_and_edges(page: Page) -> No
     assert page.run("document.querySelectorAll('.graph [tabindex=\"0\"]').length") == 1
 
 
+def test_an_agent_shows_its_prompt_by_origin_and_an_edge_its_tokens(page: Page) -> None:
+    fill(page, "#input-story", STORY)
+    fill(page, "#input-question", "who?")
+    click(page, "button.main")
+    ended(page)
+    click(page, ".lane [data-agent=writer]")
+    page.wait_for("document.querySelector('#details .prompt') !== null")
+    kinds = "[...document.querySelectorAll('#details .prompt mark')].map(m => [m.className, m.firstChild.textContent])"
+    parts = page.run(kinds)
+    assert ["grafted", STORY] in parts
+    assert ["words", "who?"] in [[kind, words.strip()] for kind, words in parts]
+    click(page, ".lane .edge")
+    page.wait_for("document.querySelector('#details .tokens') !== null")
+    grafted = page.run("document.querySelectorAll('#details .pair').length")
+    assert f"{grafted} grafted" in text(page, "#details dl")
+    click(page, "#details button")
+    assert page.run("document.getElementById('details').hidden")
+
+
 def test_an_agent_lights_up_while_it_works(browser: Page, own_home: None) -> None:
     gate = Gate()
     with served([gated(gate)]) as server:
