@@ -48,7 +48,10 @@ class GraftSpec(Strict):
     ridge: Annotated[RidgeSpec | None, Field(description="null: start from random weights.")] = RidgeSpec()
     start: Annotated[
         str | None,
-        Field(description="Name or folder of a translator of the same sizes; the training starts from its weights."),
+        Field(
+            description="Name or folder of a trained translator of the same rank and hidden size, whose weights the "
+            "training starts from. If it reads more layers, the first layer is fitted to its bottleneck."
+        ),
     ] = None
 
 

@@ -22,6 +22,7 @@ from cachegraph.training.dev_eval import DevScores, derange
 from cachegraph.training.loop import TrainingLoop, deferred_interrupts, schedule
 from cachegraph.training.loss import losses
 from cachegraph.training.note_rows import note_rows
+from cachegraph.training.prefill import prefill
 from cachegraph.training.spec import LossSpec
 from cachegraph.training.train import OpenedTraining, train
 
@@ -389,15 +390,37 @@ def test_a_training_starts_from_another_translators_weights(graft_task: Task) ->
             assert torch.equal(tensor, first[name])
 
 
+def test_a_start_that_reads_more_layers_is_fitted_to_those_that_are_left(graft_task: Task) -> None:
+    train(graft_task.spec(output="first"), folder=graft_task.folder)
+    trained = load_translator(graft_task.folder / "first")
+    exact = {"fuser__ridge": {"tokens": 10_000, "penalty": 1e-6}}
+    with graft_task.open_training(fuser__start="./first", fuser__layers=[0, 2], **exact) as found:
+        learner, network = found.learner, found.learner.module
+        learner.start(found.train, lambda *_: None)
+        for name, tensor in network.state_dict().items():
+            if not name.startswith(("down.", "mean", "deviation")):
+                assert torch.equal(tensor, trained.network.state_dict()[name])
+        sharer = found.pair.sharer.engine.model
+        expected, fitted = [], []
+        for text in {example.text: None for example in found.train}:
+            (kv,) = prefill(sharer, [text.ids])
+            whole = sharer.rotation.unrotated(kv.select(torch.tensor(text.private))).layers
+            expected.append(trained.network(trained.read(whole)))
+            fitted.append(network(learner.features([text])[0]))
+        error, spread = torch.cat(fitted) - torch.cat(expected), torch.cat(expected).var(0)
+        assert error.square().mean() < 0.05 * spread.mean()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"fuser__rank": 5}, r"start from './first': it reads layers \[0, 1, 2\] with .*'rank': 6.*same sizes"),
-        ({"fuser__layers": [0]}, r"it reads layers \[0, 1, 2\]"),
+        ({"fuser__rank": 5}, r"start from './first': its sizes are .*'rank': 6.*give the recipe the same ones"),
+        ({"fuser__layers": [0, 2]}, r"it does not read the sharer's layers \[2\]; leave them out"),
         ({"control": "identical"}, "the fuser was made for the sharer 'other'"),
     ],
 )
 def test_a_start_of_another_shape_or_pair_is_refused(graft_task: Task, settings: dict[str, Any], said: str) -> None:
-    train(graft_task.spec(output="first", optim__steps=1), folder=graft_task.folder)
+    train(graft_task.spec(output="first", optim__steps=1, fuser__layers=[0, 1]), folder=graft_task.folder)
+    settings = {"fuser__layers": [0, 1], **settings}
     with pytest.raises(ConfigError, match=said), graft_task.open_training(fuser__start="./first", **settings):
         pass

@@ -8,4 +8,5 @@ learner        `Learner`, the interface of all of them
 prompt_caches  Both models' prefilled prompts of a fuser in training
 reply_ridge    Ridge start of a bottleneck fuser, from the sharer's cache to the reply
 ridge          Ridge start of a translator, from the sharer's cache to the receiver's
+start          Start of a translator from the weights of a trained one
 """

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
@@ -53,25 +54,31 @@ def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair, base: Path) -
         rank=wanted.rank,
         hidden=wanted.hidden,
     )
-    ridge = wanted.ridge if wanted.start is None else None
-    if wanted.start is not None:
-        _load_start(translator, find_fuser(wanted.start, base), wanted.start)
-    zero = spec.control == "zero"
-    return GraftLearner(pair, translator, zero=zero, ridge=ridge, cache_bytes=_cache_bytes(), seed=spec.seed)
+    start = None if wanted.start is None else _load_start(translator, find_fuser(wanted.start, base), wanted.start)
+    return GraftLearner(
+        pair,
+        translator,
+        zero=spec.control == "zero",
+        ridge=wanted.ridge,
+        cache_bytes=_cache_bytes(),
+        seed=spec.seed,
+        start=start,
+    )
 
 
-def _load_start(translator: Translator, folder: Path, name: str) -> None:
-    """Copy the weights of a trained translator. Raises ConfigError if its pair, layers or sizes differ."""
-    start = load_translator(folder)
+def _load_start(translator: Translator, folder: Path, name: str) -> Translator:
+    """Load a translator to start from. Raises ConfigError if its pair or sizes differ, or it lacks layers."""
+    start = load_translator(folder, dtype=torch.float32)
     mine, its = translator.card, start.card
     geometries, identities = zip(*((end.geometry, end.identity) for end in (mine.receiver, mine.sharer)), strict=True)
     reason = check_pair(its, *geometries, *identities)
-    sizes = [(card.sharer_layers, bottleneck_params(card)) for card in (mine, its)]
-    if reason is None and sizes[0] != sizes[1]:
-        reason = f"it reads layers {list(its.sharer_layers)} with {dict(its.params)}; give the recipe the same sizes"
+    if reason is None and bottleneck_params(mine) != bottleneck_params(its):
+        reason = f"its sizes are {dict(its.params)}; give the recipe the same ones"
+    if reason is None and (lacking := sorted(set(mine.sharer_layers) - set(its.sharer_layers))):
+        reason = f"it does not read the sharer's layers {lacking}; leave them out"
     if reason is not None:
         raise ConfigError(f"the training can't start from {name!r}: {reason}")
-    translator.network.load_state_dict(start.network.state_dict())
+    return start
 
 
 def _fuse_learner(spec: TrainSpec, wanted: FuseSpec, pair: Pair) -> FuseLearner:

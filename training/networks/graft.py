@@ -20,20 +20,30 @@ from ..prefill import LRUCache, prefill
 from ..spec import RidgeSpec
 from .learner import Learner, ReportPhase
 from .ridge import fit_ridge
+from .start import start_from
 
 __all__ = ["GraftLearner"]
 
 
 class GraftLearner(Learner[GraftExample]):
-    """Holds the translator. `zero` replaces every sharer cache by zeros."""
+    """Holds the translator. `zero` replaces every sharer cache by zeros; `start` is a trained one to start from."""
 
     def __init__(
-        self, pair: Pair, translator: Translator, *, zero: bool, ridge: RidgeSpec | None, cache_bytes: int, seed: int
+        self,
+        pair: Pair,
+        translator: Translator,
+        *,
+        zero: bool,
+        ridge: RidgeSpec | None,
+        cache_bytes: int,
+        seed: int,
+        start: Translator | None = None,
     ):
         self._pair = pair
         self._translator = translator
         self._zero = zero
         self._ridge = ridge
+        self._start = start
         self._seed = seed
         self._features: LRUCache[Tensor] = LRUCache(cache_bytes, lambda x: x.nbytes)
         self._before: LRUCache[KV] = LRUCache(256 << 20, lambda kv: kv.nbytes)
@@ -112,7 +122,10 @@ class GraftLearner(Learner[GraftExample]):
         return grafts
 
     def start(self, examples: Sequence[GraftExample], report: ReportPhase) -> None:
-        if self._ridge is not None:
+        if self._start is not None:
+            sharer, spec = self._pair.sharer.engine.model, self._ridge or RidgeSpec()
+            start_from(self._translator, self._start, sharer, examples, spec, self._seed, report)
+        elif self._ridge is not None:
             fit_ridge(self, self._translator.network, self._pair.receiver, examples, self._ridge, self._seed, report)
 
     def learning_rate_scales(self) -> Mapping[Tensor, float]:

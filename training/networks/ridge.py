@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .graft import GraftLearner
     from .learner import ReportPhase
 
-__all__ = ["fit_ridge"]
+__all__ = ["fit_ridge", "solve_ridge"]
 
 TEXTS_AT_ONCE = 8
 ROWS_AT_ONCE = 4096  # converted to float32 at a time; the rest stays in the caches' dtypes
@@ -58,12 +58,7 @@ def fit_ridge(
         features = (part.float() - mean) / deviation
         gram += _product(features, features)
         cross += _product(features, (goal.float() - offset) / scale)
-    gram.diagonal().add_(spec.penalty * len(x))
-    try:
-        factor = torch.linalg.cholesky(gram)
-    except RuntimeError as error:
-        raise InputError(f"the ridge start can't be solved with a penalty of {spec.penalty}; raise it") from error
-    weights = torch.cholesky_solve(cross, factor)  # (features, targets)
+    weights, factor = solve_ridge(gram, cross, spec.penalty, len(x))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _, _, directions = torch.svd_lowrank(factor.T @ weights, q=rank, niter=2)  # (targets, rank)
@@ -82,6 +77,16 @@ def fit_ridge(
             network.contract.weight.zero_()
             network.contract.bias.zero_()
     report("ridge: solving", 1, 1)
+
+
+def solve_ridge(gram: Tensor, cross: Tensor, penalty: float, tokens: int) -> tuple[Tensor, Tensor]:
+    """(features, targets) weights, and the Cholesky factor of the penalised Gram matrix. Overwrites `gram`."""
+    gram.diagonal().add_(penalty * tokens)
+    try:
+        factor = torch.linalg.cholesky(gram)
+    except RuntimeError as error:
+        raise InputError(f"the ridge start can't be solved with a penalty of {penalty}; raise it") from error
+    return torch.cholesky_solve(cross, factor), factor
 
 
 def _collect(
