@@ -65,10 +65,18 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the latest attempt of a run ended. Empty while it runs, and after its process was killed."""
+    """How the latest attempt of a run ended.
+
+    Has no `error` and nothing `unfinished` while the run is at work, and after its process died.
+
+    `starts` counts the attempts since the last one that ended or finished a turn. It is 0 once an attempt has ended, so
+    only deaths of the process make it grow.
+    """
 
     error: str | None = None
     unfinished: Mapping[str, Unfinished] = field(default_factory=dict)  # by turn
+    starts: int = 0
+    turns: int = 0  # finished when the latest attempt started
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -77,7 +85,12 @@ class Outcome:
     def from_json(cls, text: str) -> "Outcome":
         """Raises ValueError or TypeError where the text is damaged."""
         plain = fields(text, OUTCOME)
-        return cls(plain.get("error"), {turn: Unfinished(**each) for turn, each in plain.get("unfinished", {}).items()})
+        unfinished = {turn: Unfinished(**each) for turn, each in plain.get("unfinished", {}).items()}
+        return cls(plain.get("error"), unfinished, plain.get("starts", 0), plain.get("turns", 0))
+
+    def restarted(self, turns: int) -> "Outcome":
+        """Return the outcome of a new attempt that knows this number of finished turns."""
+        return Outcome(starts=self.starts + 1 if turns <= self.turns else 1, turns=turns)
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,12 @@ SETTING: Mapping[str, Check] = {
     "versions": by_name(is_text),
     "generate": either(dict, None),
 }
-OUTCOME: Mapping[str, Check] = {"error": either(str, None), "unfinished": by_name(_texts)}
+OUTCOME: Mapping[str, Check] = {
+    "error": either(str, None),
+    "unfinished": by_name(_texts),
+    "starts": is_number,
+    "turns": is_number,
+}
 RECORDED: Mapping[str, Check] = {
     "text": either(str, None),
     "data": lambda value: True,

@@ -55,7 +55,9 @@ class RunRecorder:
         self._writer.release(self.run)
         owned = (runs.c.id == self.run) & (runs.c.token == self._token)
         with self._database.writing() as connection:
-            connection.execute(update(runs).where(owned).values(owner=None, heartbeat=None))
+            connection.execute(
+                update(runs).where(owned).values(owner=None, heartbeat=None, outcome=Outcome().to_json())
+            )
 
 
 def to_json(recorded: RecordedTurn) -> str:

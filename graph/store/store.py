@@ -106,7 +106,7 @@ class Store:
         ownership = {"owner": me(), "token": token, "heartbeat": now}
         with self._database.writing() as connection:
             connection.execute(
-                insert(runs).values(**row, **ownership, setting=setting.to_json(), outcome=Outcome().to_json())
+                insert(runs).values(**row, **ownership, setting=setting.to_json(), outcome=Outcome(starts=1).to_json())
             )
         return self._session(run, token, {})
 
@@ -126,8 +126,16 @@ class Store:
                 connection.execute(insert(turns).values(run=run, turn=turn, recorded=time(), body=body))
             with self._damage(run):
                 known = {each.turn: each.recorded for each in _turns(connection, run)}
-            connection.execute(update(runs).where(runs.c.id == run).values(outcome=Outcome().to_json()))
+                outcome = Outcome.from_json(row.outcome).restarted(len(known))
+            connection.execute(update(runs).where(runs.c.id == run).values(outcome=outcome.to_json()))
         return self._session(run, token, known)
+
+    def give_up(self, run: str, reason: str) -> None:
+        """Record that an interrupted run has failed. Raises InputError if a process owns it."""
+        ended = {"status": "failed", "owner": None, "heartbeat": None, "outcome": Outcome(reason).to_json()}
+        with self._database.writing() as connection:
+            take(connection, _find(connection, run, self.place), token_hex(8))
+            connection.execute(update(runs).where(runs.c.id == run).values(ended))
 
     def close(self) -> None:
         """Close the database when all runs have ended; a later use reopens it."""

@@ -6,7 +6,8 @@ server of the same recipes resumes them.
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,11 @@ __all__ = ["RunBoard"]
 
 KEPT = 200  # ended runs whose events stay in memory
 KEPT_TOKENS = 1_000_000  # of prompts that stay in memory for viewers
+MOST_STARTS = 3
+GIVEN_UP = (
+    "the server's process ended {starts} times while this run was at work, so the server does not resume it; "
+    "`cachegraph runs resume` does"
+)
 log = logging.getLogger("cachegraph.serving")
 
 
@@ -110,18 +116,35 @@ class RunBoard:
         await run_sync(self._store.close)
 
     async def resume_interrupted(self) -> None:
-        """Resume runs that an earlier server of these recipes left unfinished."""
+        """Resume runs that an earlier server of these recipes left unfinished.
+
+        Runs that were at work in the last two crashes are resumed one after the other, so that one that ends the
+        process does so alone. A run that was at work in `MOST_STARTS` crashes and finished no turn has failed.
+        """
         keys = self._config.keys
         tenants: Sequence[str | None] = [None] if keys is None else sorted(set(keys.tenants.values()))
+        suspects = []
         for tenant in tenants:
             for info in await self.list(tenant, 10_000, 0, None, "interrupted"):
                 if self._graphs.get(info.graph) is None:
                     continue
-                try:
+                with _logged(info.id):
                     stored = await self.get(info.id, tenant)
-                    await self._resume(stored, tenant, waits=True)
-                except (CachegraphError, ApiError) as error:
-                    log.warning("run %s stays interrupted: %s", info.id, error)
+                    if stored.outcome.starts >= MOST_STARTS:
+                        await run_sync(self._store.give_up, stored.id, GIVEN_UP.format(starts=stored.outcome.starts))
+                        log.error("run %s is not resumed: %s", stored.id, GIVEN_UP.format(starts=stored.outcome.starts))
+                    elif stored.outcome.starts > 1:
+                        suspects.append((stored, tenant))
+                    else:
+                        await self._resume(stored, tenant, waits=True)
+        self.group.start_soon(self._resume_in_turn, suspects)
+
+    async def _resume_in_turn(self, suspects: "Sequence[tuple[StoredRun, str | None]]") -> None:
+        for stored, tenant in suspects:
+            if self._queue.stopping:
+                return
+            with _logged(stored.id):
+                await (await self._resume(stored, tenant, waits=True)).ended()
 
     async def _resume(
         self,
@@ -208,6 +231,15 @@ class RunBoard:
                     async with stream:
                         async for event in stream:
                             live.add(event)
+
+
+@contextmanager
+def _logged(run: str) -> Iterator[None]:
+    """Log why a run can't be resumed."""
+    try:
+        yield
+    except (CachegraphError, ApiError) as error:
+        log.warning("run %s stays interrupted: %s", run, error)
 
 
 def _prefix(tenant: str | None) -> str:

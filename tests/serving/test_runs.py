@@ -10,9 +10,13 @@ import httpx2
 import pytest
 from live_server import Running, served, wait_until
 from server_graphs import Gate, gated, scripted_duo, tiny_solo
+from sqlalchemy import update
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.store import Store
+from cachegraph.graph.store.records import Outcome
+from cachegraph.graph.store.schema import runs as table
 from cachegraph.serving.auth import read_keys
 from cachegraph.serving.config import ServerLimits
 
@@ -335,3 +339,31 @@ def test_prompts_are_shown_while_they_are_in_memory_and_to_no_tenant(tmp_path: P
         key = {"Authorization": "Bearer secret"}
         run = server.post("/runs", {"graph": "solo", "inputs": {"question": "?"}}, headers=key).json()["id"]
         assert server.get(f"/runs/{run}/prompt?turn=a", headers=key).status_code == 403
+
+
+def test_a_run_that_ends_the_process_again_and_again_is_not_resumed_for_ever() -> None:
+    gate = Gate()
+    with served([gated(gate)]) as server:
+        runs = [begin(server)["id"] for _ in range(3)]
+    assert gate.cancelled == 3
+    assert [Store().get(run).outcome.starts for run in runs] == [0, 0, 0]  # parked: nothing crashed
+    for run, starts in zip(runs, (3, 2, 2), strict=True):
+        _crashed(run, starts)
+    gate = Gate()
+    with served([gated(gate)]) as server:
+        wait_until(lambda: show(server, runs[0])["status"] == "failed")
+        assert "the server's process ended 3 times while this run was at work" in show(server, runs[0])["error"]
+        assert gate.entered.acquire(timeout=60)
+        assert not gate.entered.acquire(timeout=0.2)  # the other suspect waits until the first has ended
+        gate.open.set()
+        for run in runs[1:]:
+            wait_until(partial(lambda run: show(server, run)["status"] == "finished", run))
+
+
+def _crashed(run: str, starts: int) -> None:
+    """Leave a run as a process does that died while it was at work."""
+    store = Store()
+    with store._database.writing() as connection:
+        values = {"status": "running", "owner": None, "outcome": Outcome(starts=starts).to_json()}
+        connection.execute(update(table).where(table.c.id == run).values(values))
+    store.close()

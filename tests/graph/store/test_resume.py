@@ -14,7 +14,9 @@ from sqlalchemy import update
 from cachegraph import Graph, InputError, RunError
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.run.events import AgentFinished
+from cachegraph.graph.run.turn_log import RecordedTurn
 from cachegraph.graph.store import Store, run_owner
+from cachegraph.graph.store.records import Setting
 from cachegraph.graph.store.schema import runs
 
 from .conftest import chain
@@ -45,6 +47,31 @@ def test_turns_that_have_finished_are_not_taken_again(store: Store) -> None:
     assert result.agents["a"].text == "a(q)"
     assert [turn.turn for turn in store.get(run).turns] == ["a", "b", "c"]
     assert store.get(run).outcome.error is None
+
+
+def test_attempts_that_died_without_a_finished_turn_are_counted(store: Store) -> None:
+    recorder = store.begin("g", "recipe", Setting({}, "."))
+
+    def die() -> None:
+        owned(store, recorder.run, pid=1 << 22)
+
+    def starts() -> int:
+        return store.get(recorder.run).outcome.starts
+
+    assert starts() == 1
+    for number in (2, 3):
+        die()
+        recorder = store.resume(recorder.run)
+        assert starts() == number
+    anyio.run(recorder.record, "a", RecordedTurn("done"))
+    die()
+    recorder = store.resume(recorder.run)
+    assert starts() == 1
+    die()
+    store.resume(recorder.run).park()
+    assert starts() == 0
+    store.give_up(recorder.run, "no more")
+    assert (store.get(recorder.run).status, store.get(recorder.run).outcome.error) == ("failed", "no more")
 
 
 def test_a_run_is_gone_on_with_from_the_store_alone(store: Store) -> None:
