@@ -9,6 +9,7 @@ connection     Cancel work when the client disconnects
 describe       A recipe as JSON, for drawings
 errors         Errors as API responses
 event_stream   Server-sent events
+fair_limiter   A limit of running work that tenants share fairly
 generation     Execute the runs of one request
 graphs         /graphs
 guard          Middleware: hosts, origins, keys, response headers

@@ -48,7 +48,8 @@ def create_app(
     `on_failure` receives the error if loading fails.
     """
     config = config or ServerConfig()
-    served, queue = ServedGraphs(graphs), RunQueue(config.limits.running, config.limits.waiting)
+    served = ServedGraphs(graphs)
+    queue = RunQueue(config.limits.running, config.limits.waiting, len(config.tenants))
     metrics = Metrics()
     state = ServerState(config, served, queue, RunBoard(served, queue, config, metrics), metrics)
 

@@ -1,5 +1,6 @@
 """Configuration of a server."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .auth import Keys
@@ -31,6 +32,11 @@ class ServerConfig:
     limits: ServerLimits = field(default_factory=ServerLimits)
     grace: float = 30.0  # seconds for runs to finish after a stop request
     allow_upload: bool = False  # clients may run changed recipes
+
+    @property
+    def tenants(self) -> Sequence[str | None]:
+        """The tenants; only None if the server has no keys."""
+        return [None] if self.keys is None else sorted(set(self.keys.tenants.values()))
 
     @property
     def shows_prompts(self) -> bool:

@@ -47,7 +47,7 @@ async def generate(call: Call, state: ServerState, on_text: OnText | None = None
 
     async def one(choice: int) -> None:
         try:
-            async with state.queue.turn():
+            async with state.queue.turn(call.tenant):
                 results[choice] = result = await _run(call, choice, state.limits, on_text)
             state.metrics.run(result)
         except Exception as error:  # reported to the client as an API error
@@ -56,7 +56,7 @@ async def generate(call: Call, state: ServerState, on_text: OnText | None = None
             failed.append(api_error(error, call.graph.spec))
             group.cancel_scope.cancel()
 
-    async with state.queue.reserve(call.choices):
+    async with state.queue.reserve(call.tenant, call.choices):
         with request_context(replace(current_context(), tenant=call.tenant)):
             async with anyio.create_task_group() as group:
                 for choice in range(call.choices):

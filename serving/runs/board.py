@@ -121,10 +121,8 @@ class RunBoard:
         Runs that were at work in the last two crashes are resumed one after the other, so that one that ends the
         process does so alone. A run that was at work in `MOST_STARTS` crashes and finished no turn has failed.
         """
-        keys = self._config.keys
-        tenants: Sequence[str | None] = [None] if keys is None else sorted(set(keys.tenants.values()))
         suspects = []
-        for tenant in tenants:
+        for tenant in self._config.tenants:
             for info in await self.list(tenant, 10_000, 0, None, "interrupted"):
                 if self._graphs.get(info.graph) is None:
                     continue
@@ -178,11 +176,11 @@ class RunBoard:
         raise InputError(f"the recipe {stored.graph!r} of run {stored.id!r} is none that this server has now")
 
     async def _start(self, stream: RunStream, tenant: str | None, *, waits: bool = False) -> LiveRun:
-        self._queue.take(waits=waits)
+        self._queue.take(tenant, waits=waits)
         try:
             run = await stream.enter()
         except BaseException:
-            self._queue.give_back()
+            self._queue.give_back(tenant)
             raise
         assert run is not None
         live = self._runs.pop(run, None) or LiveRun(run, tenant)
@@ -212,14 +210,14 @@ class RunBoard:
         except Exception:  # a boundary: the run has ended, and the server continues
             log.exception("run %s failed", live.id)
         finally:
-            self._queue.give_back()
+            self._queue.give_back(live.tenant)
             self._metrics.run(stream.result)
             live.end()
 
     async def _in_turn(self, live: LiveRun, stream: RunStream) -> None:
         waiting = True
         try:
-            async with self._queue.turn():
+            async with self._queue.turn(live.tenant):
                 waiting = False
                 with anyio.move_on_after(self._config.limits.seconds):
                     async with stream:
