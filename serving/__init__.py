@@ -25,6 +25,7 @@ openai/        The OpenAI API
 process        The server process: socket, event loop, shutdown
 openapi        /openapi.json
 prepare        Turn a request into checked runs of a recipe
+run_log        The log of runs as JSON lines
 run_queue      A bounded queue of runs
 runs/          Stored runs that outlive their request
 served_graphs  The recipes of a server

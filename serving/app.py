@@ -24,8 +24,10 @@ from .metrics import Metrics, show_metrics
 from .openai.chat_completions import create_chat_completion
 from .openai.errors import refuse
 from .openai.models import list_models, show_model
+from .openai.response_retention import delete_old_responses
 from .openai.responses import create_response
 from .openapi import show_openapi
+from .run_log import RunLog
 from .run_queue import RunQueue
 from .runs.board import RunBoard
 from .runs.routes import run_routes
@@ -50,14 +52,16 @@ def create_app(
     config = config or ServerConfig()
     served = ServedGraphs(graphs)
     queue = RunQueue(config.limits.running, config.limits.waiting, len(config.tenants))
-    metrics = Metrics()
-    state = ServerState(config, served, queue, RunBoard(served, queue, config, metrics), metrics)
+    board, metrics, run_log = RunBoard(served, queue, config), Metrics(), RunLog(config.log_content)
+    state = ServerState(config, served, queue, board, metrics, run_log)
+    board.on_end = state.ended
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with anyio.create_task_group() as group:
             state.board.group = group
             group.start_soon(_load, state, on_failure)
+            group.start_soon(delete_old_responses, config.response_days, config.response_bytes)
             try:
                 yield
             finally:

@@ -49,10 +49,10 @@ async def generate(call: Call, state: ServerState, on_text: OnText | None = None
         try:
             async with state.queue.turn(call.tenant):
                 results[choice] = result = await _run(call, choice, state.limits, on_text)
-            state.metrics.run(result)
+            state.ended(result, call.tenant)
         except Exception as error:  # reported to the client as an API error
             if isinstance(error, RunError) and isinstance(error.result, Result):
-                state.metrics.run(error.result)
+                state.ended(error.result, call.tenant)
             failed.append(api_error(error, call.graph.spec))
             group.cancel_scope.cancel()
 

@@ -5,8 +5,11 @@ from typing import cast
 
 from starlette.requests import Request
 
+from cachegraph.graph.run.result import Result
+
 from .config import ServerConfig, ServerLimits
 from .metrics import Metrics
+from .run_log import RunLog
 from .run_queue import RunQueue
 from .runs.board import RunBoard
 from .served_graphs import ServedGraphs
@@ -23,6 +26,12 @@ class ServerState:
     queue: RunQueue
     board: RunBoard
     metrics: Metrics
+    run_log: RunLog
+
+    def ended(self, result: Result, tenant: str | None) -> None:
+        """Count and log an ended run."""
+        self.metrics.run(result)
+        self.run_log.run(result, tenant)
 
     def cancel(self) -> None:
         """Cancel everything: park stored runs, and tell clients that the server stops."""

@@ -2,11 +2,14 @@
 
 import hashlib
 
-__all__ = ["session_of"]
+__all__ = ["RESPONSES", "session_of"]
+
+RESPONSES = "response-"  # prefix of the sessions of responses
 
 
 def session_of(tenant: str | None, name: str | None) -> str | None:
     """Return a session's name on disk; without tenants its plain name, as on the command line."""
     if name is None or tenant is None:
         return name
-    return f"tenant-{hashlib.sha256(repr((tenant, name)).encode()).hexdigest()[:40]}"
+    kind = RESPONSES if name.startswith(f"{RESPONSES}resp_") else "tenant-"
+    return f"{kind}{hashlib.sha256(repr((tenant, name)).encode()).hexdigest()[:40]}"

@@ -27,8 +27,10 @@ __all__ = [
     "SessionRecord",
     "caches_of",
     "copy_session",
+    "discard",
     "read",
     "remove",
+    "session_sizes",
     "sessions",
     "sweep",
     "taken",
@@ -140,11 +142,34 @@ def remove(name: str) -> int:
     return freed
 
 
+def discard(name: str) -> int:
+    """Delete a session whose name nobody uses again, together with its lock file; see `remove`."""
+    freed = remove(name)
+    with suppress(OSError):
+        (_root() / f".lock-{name}").unlink()
+    return freed
+
+
+def session_sizes(prefix: str) -> list[tuple[str, float, int]]:
+    """List the sessions whose names have a prefix: name, time of the last change, bytes."""
+    found = []
+    for name in sessions():
+        if name.startswith(prefix):
+            with suppress(OSError):  # deleted meanwhile
+                folder = place(name)
+                text = folder / TEXT
+                changed = (text if text.exists() else folder).stat().st_mtime
+                found.append((name, changed, folder_bytes(folder)))
+    return found
+
+
 def copy_session(name: str, other: str) -> bool:
     """Copy a session under another name; False if it does not exist.
 
     Raises InputError if a run holds either of them.
     """
+    if not place(name).is_dir():  # without a lock, which would leave a file for every name that is asked for
+        return False
     with taken(name) as folder:
         record = read(name)
         if record is None:

@@ -11,12 +11,12 @@ from secrets import token_hex
 import anyio
 from anyio.to_thread import run_sync
 
-from cachegraph.agents.sessions.session_files import copy_session, remove
+from cachegraph.agents.sessions.session_files import copy_session, discard
 from cachegraph.errors import CachegraphError, InputError
 
 from ..errors import ApiError
 from ..served_graphs import ServedGraph
-from ..sessions import session_of
+from ..sessions import RESPONSES, session_of
 from .response_request import ResponseRequest
 
 __all__ = ["new_id", "response_session", "session_name"]
@@ -38,7 +38,7 @@ def session_name(served: ServedGraph, request: ResponseRequest, response: str) -
                 400, words + "give one of them `memory: true`", "unsupported_parameter", "previous_response_id"
             )
         return None
-    return f"response-{response}"
+    return f"{RESPONSES}{response}"
 
 
 @asynccontextmanager
@@ -57,14 +57,14 @@ async def response_session(request: ResponseRequest, name: str | None, tenant: s
     finally:
         if not keep:
             with anyio.CancelScope(shield=True), suppress(CachegraphError):  # the session may not exist
-                await run_sync(remove, new)
+                await run_sync(discard, new)
 
 
 async def _copy(previous: str, new: str, tenant: str | None) -> None:
     missing = ApiError(
         400, f"there is no response {previous!r} to go on from", "previous_response_not_found", "previous_response_id"
     )
-    old = session_of(tenant, f"response-{previous}")
+    old = session_of(tenant, f"{RESPONSES}{previous}")
     if old is None or not ID.fullmatch(previous):
         raise missing
     try:

@@ -6,7 +6,7 @@ server of the same recipes resumes them.
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ from cachegraph.engine.batching.request_context import current_context, request_
 from cachegraph.errors import CachegraphError, InputError, RunError
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.load import parse_recipe
+from cachegraph.graph.run.result import Result
 from cachegraph.graph.run.stream import RunStream
 from cachegraph.graph.store import Store
 from cachegraph.graph.store.run_owner import RunAtWorkError
 
 from ..config import ServerConfig
 from ..errors import ApiError
-from ..metrics import Metrics
 from ..run_queue import RunQueue
 from ..served_graphs import ServedGraphs
 from .live_run import LiveRun
@@ -46,12 +46,13 @@ log = logging.getLogger("cachegraph.serving")
 
 
 class RunBoard:
-    """Starts and resumes runs in the task group `group`."""
+    """Starts and resumes runs in the task group `group`, and calls `on_end` with every result and its tenant."""
 
     group: TaskGroup
+    on_end: Callable[[Result, str | None], None]
 
-    def __init__(self, graphs: ServedGraphs, queue: RunQueue, config: ServerConfig, metrics: Metrics):
-        self._graphs, self._queue, self._config, self._metrics = graphs, queue, config, metrics
+    def __init__(self, graphs: ServedGraphs, queue: RunQueue, config: ServerConfig):
+        self._graphs, self._queue, self._config = graphs, queue, config
         self._store = Store()
         self._runs: dict[str, LiveRun] = {}
 
@@ -211,7 +212,7 @@ class RunBoard:
             log.exception("run %s failed", live.id)
         finally:
             self._queue.give_back(live.tenant)
-            self._metrics.run(stream.result)
+            self.on_end(stream.result, live.tenant)
             live.end()
 
     async def _in_turn(self, live: LiveRun, stream: RunStream) -> None:

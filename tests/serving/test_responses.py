@@ -1,5 +1,7 @@
 """/v1/responses with the official client, against a real server."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from server_graphs import scripted_duo, tiny_solo
 
 from cachegraph.agents.scripted import ScriptedAgent
 from cachegraph.serving.auth import read_keys
+from cachegraph.serving.openai.response_retention import sweep_responses
 
 
 @pytest.fixture
@@ -67,6 +70,38 @@ def test_a_response_goes_on_from_an_earlier_one_which_stays_as_it_was(rememberin
     assert second.output_text == again.output_text
     assert second.previous_response_id == first.id
     assert sessions(tmp_path) == 5
+
+
+def test_old_responses_are_deleted_and_the_oldest_of_too_many(remembering: Running, tmp_path: Path) -> None:
+    ids = [ask(remembering, "hi", "solo").id for _ in range(3)]
+    ask_by_name = {"model": "solo", "messages": [{"role": "user", "content": "hi"}], "session": "mine"}
+    assert remembering.post("/v1/chat/completions", ask_by_name).status_code == 200
+    folders = [tmp_path / "sessions" / f"response-{each}" for each in ids]
+    for folder, days in zip(folders, (40, 20, 10), strict=True):
+        changed = time.time() - days * 86_400
+        os.utime(folder / "session.json", (changed, changed))
+    assert sweep_responses(30, 1e9) == 1
+    assert [folder.is_dir() for folder in folders] == [False, True, True]
+    size = sum(file.stat().st_size for file in folders[2].iterdir())
+    assert sweep_responses(30, size * 1.5) == 1
+    assert [folder.is_dir() for folder in folders] == [False, False, True]
+    assert sweep_responses(0, 0) == 1
+    assert (tmp_path / "sessions" / "mine").is_dir()
+    assert not list((tmp_path / "sessions").glob(".lock-response-*"))
+    with pytest.raises(openai.BadRequestError, match="no response"):
+        ask(remembering, "and?", "solo", previous_response_id=ids[0])
+    assert not list((tmp_path / "sessions").glob(".lock-response-*"))
+
+
+def test_responses_of_tenants_are_swept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path))
+    (tmp_path / "keys").write_text("alice one\n")
+    graph = tiny_solo(memory=True, generate={"max_new_tokens": 4})
+    with served([graph], keys=read_keys(tmp_path / "keys")) as server:
+        server.openai("one").responses.create(model="solo", input="hi")
+        assert sessions(tmp_path) == 1
+        assert sweep_responses(30, 1e9) == 0
+        assert sweep_responses(0, 1e9) == 1
 
 
 def test_a_response_that_is_not_stored_leaves_nothing(remembering: Running, tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def serve(
     grace: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="That runs get to finish after SIGTERM.")
     ] = 30.0,
+    response_days: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="After which a response of /v1/responses is deleted.")
+    ] = 30.0,
+    response_gb: Annotated[
+        float, typer.Option(min=0, metavar="GB", help="Of all stored responses; the oldest are deleted.")
+    ] = 2.0,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log to stderr as JSON lines, with a line for every run.")
+    ] = False,
+    log_content: Annotated[
+        bool, typer.Option("--log-content", help="Of --log-json: with the replies and errors of runs.")
+    ] = False,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
@@ -65,12 +77,25 @@ def serve(
             from cachegraph.serving.auth import read_keys
             from cachegraph.serving.config import ServerConfig, ServerLimits
             from cachegraph.serving.process import ServerProcess, bind
+            from cachegraph.serving.run_log import log_as_json
         except ModuleNotFoundError as error:
             raise ConfigError("`cachegraph serve` needs an extra: pip install 'cachegraph[serve]'") from error
         limits = ServerLimits(max_body, max_prompt, max_tokens, seconds=timeout, running=concurrency, waiting=queue)
         keys = read_keys(api_key_file) if api_key_file is not None else None
         graphs = [open_graph(recipe, allow_env, allow_paths, allow_code, allow_local) for recipe in recipes]
-        config = ServerConfig(host, port, keys, tuple(allow_host or ()), limits, grace)
+        config = ServerConfig(
+            host,
+            port,
+            keys,
+            tuple(allow_host or ()),
+            limits,
+            grace,
+            response_days=response_days,
+            response_bytes=response_gb * 1e9,
+            log_content=log_content,
+        )
+        if log_json:
+            log_as_json()
         process = ServerProcess(graphs, config)
         sock = bind(config)
         _prepare(graphs, strict)
