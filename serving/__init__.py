@@ -4,9 +4,12 @@ anthropic/     The Anthropic API
 announced_recipe  The files of a recipe, and what a client needs to run it
 app            The server as an ASGI application
 auth           Keys and tenants
+changed_recipe A recipe as a client changed it
 config         Configuration of a server
 connection     Cancel work when the client disconnects
 describe       A recipe as JSON, for drawings
+edges          Channels of single edges in a request
+edit           /graphs/NAME/recipe and /graphs/NAME/check
 errors         Errors as API responses
 event_stream   Server-sent events
 fair_limiter   A limit of running work that tenants share fairly
@@ -25,6 +28,7 @@ openai/        The OpenAI API
 process        The server process: socket, event loop, shutdown
 openapi        /openapi.json
 prepare        Turn a request into checked runs of a recipe
+recipe_source  The text of a recipe for clients
 run_log        The log of runs as JSON lines
 run_queue      A bounded queue of runs
 runs/          Stored runs that outlive their request

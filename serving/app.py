@@ -16,6 +16,7 @@ from cachegraph.graph.graph import Graph
 from .anthropic.errors import refuse as refuse_message
 from .anthropic.messages import count_tokens, create_message
 from .config import ServerConfig
+from .edit import check_recipe, show_recipe, show_schema
 from .errors import ApiError
 from .graphs import list_graphs, show_graph
 from .guard import Guard
@@ -104,6 +105,9 @@ def _routes() -> list[BaseRoute]:
         *run_routes(),
         Route("/graphs", list_graphs),
         Route("/graphs/{graph}", show_graph),
+        Route("/graphs/{graph}/recipe", show_recipe),
+        Route("/graphs/{graph}/check", check_recipe, methods=["POST"]),
+        Route("/recipe.schema.json", show_schema),
         Route("/metrics", show_metrics),
         Route("/openapi.json", show_openapi),
         Route("/health", show_health),

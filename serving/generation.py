@@ -35,6 +35,7 @@ class Call:
     session: str | None = None
     tenant: str | None = None
     warnings: Sequence[str] = ()  # parts of the request that no agent receives
+    own_graph: bool = False  # made for this request, so its runs close it
 
 
 async def generate(call: Call, state: ServerState, on_text: OnText | None = None) -> list[Result]:

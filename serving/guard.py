@@ -23,7 +23,7 @@ __all__ = ["Guard"]
 OPEN = ("/health", "/ready")  # reveal only whether the server works
 ROUTES = {
     *("/v1/models", "/v1/chat", "/v1/messages", "/v1/responses", "/runs", "/graphs"),
-    *("/health", "/ready", "/metrics", "/openapi.json", "/", "/studio"),
+    *("/health", "/ready", "/metrics", "/openapi.json", "/recipe.schema.json", "/", "/studio"),
 }
 HEADERS = {
     "X-Content-Type-Options": "nosniff",

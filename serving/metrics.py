@@ -68,8 +68,8 @@ class Metrics:
             known[-2] += seconds
             known[-1] += 1
 
-    def run(self, result: Result) -> None:
-        """Count an ended run."""
+    def run(self, result: Result, *, edges: bool = True) -> None:
+        """Count an ended run, with its edges unless a client named them, which could add labels without end."""
         graph = result.graph
         self.count("cachegraph_runs_total", graph=graph, status=result.status)
         self.time("cachegraph_run_seconds", result.seconds, graph=graph)
@@ -85,7 +85,7 @@ class Metrics:
             ("generated", tokens.generated),
         ):
             self.count("cachegraph_tokens_total", value, graph=graph, kind=kind)
-        for (sender, receiver), traffic in result.traffic.items():
+        for (sender, receiver), traffic in result.traffic.items() if edges else ():
             edge = {"graph": graph, "from": sender, "to": receiver}
             self.count("cachegraph_edge_bytes_total", traffic.bytes, **edge)
             self.count("cachegraph_edge_fallbacks_total", traffic.fallbacks, **edge)

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from cachegraph import __version__
 
 from .anthropic.message_request import CountRequest, MessageRequest
+from .edit import CheckRequest
 from .openai.chat_request import ChatRequest
 from .openai.response_request import ResponseRequest
 from .runs.routes import AnswerRequest, RunRequest
@@ -23,6 +24,7 @@ LIST = tuple(
     {"name": name, "in": "query", "schema": {"type": kind}}
     for name, kind in (("limit", "integer"), ("skip", "integer"), ("graph", "string"), ("status", "string"))
 )
+GRAPH = ({**RUN[0], "name": "graph"},)
 TURN = ({"name": "turn", "in": "query", "required": True, "schema": {"type": "string"}},)
 LAST = ({"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},)
 
@@ -51,7 +53,10 @@ OPERATIONS: tuple[tuple[str, str, str, type[BaseModel] | None, tuple[Mapping[str
     ("/runs/{run}/cancel", "post", "Cancel a run.", None, RUN),
     ("/runs/{run}/answer", "post", "Answer a paused run.", AnswerRequest, RUN),
     ("/graphs", "get", "The recipes as they are declared.", None, ()),
-    ("/graphs/{graph}", "get", "One of them.", None, ({**RUN[0], "name": "graph"},)),
+    ("/graphs/{graph}", "get", "One of them.", None, GRAPH),
+    ("/graphs/{graph}/recipe", "get", "The text of one of them.", None, GRAPH),
+    ("/graphs/{graph}/check", "post", "What is wrong in a changed recipe.", CheckRequest, GRAPH),
+    ("/recipe.schema.json", "get", "The JSON Schema of recipes.", None, ()),
     ("/health", "get", "Whether the process answers.", None, ()),
     ("/ready", "get", "Whether the models are loaded.", None, ()),
     ("/metrics", "get", "Metrics in Prometheus' text format.", None, ()),

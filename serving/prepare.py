@@ -11,12 +11,15 @@ from pydantic import BaseModel
 
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.channels.spec import Channel
-from cachegraph.errors import InputError
+from cachegraph.errors import CachegraphError, RecipeError
 from cachegraph.graph.graph import Graph
 
+from .changed_recipe import changed_graph
+from .config import ServerLimits
 from .errors import ApiError, api_error
 from .generation import Call
 from .inputs import ChatTurn, choose_inputs
+from .served_graphs import ServedGraph
 from .server_state import ServerState
 from .sessions import session_of
 
@@ -37,6 +40,7 @@ class Asked:
     choices: int = 1
     session: str | None = None
     edges: Mapping[tuple[str, str], Channel] = field(default_factory=dict)  # other channels, by sender and receiver
+    recipe: str | None = None  # the recipe as the client changed it
 
 
 async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
@@ -44,6 +48,8 @@ async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
     served, channel = state.graphs.find(asked.model)
     state.graphs.check_ready()
     limits = state.limits
+    if asked.recipe is not None:
+        served = await _changed(served, asked.recipe, limits)
     given = choose_inputs(served.graph.spec.inputs, asked.turns, asked.inputs, limits.prompt_characters)
     if asked.choices > (most := min(limits.choices, limits.running + limits.waiting)):
         words = f"n is {asked.choices}, and this server gives at most {most} choices"
@@ -58,14 +64,30 @@ async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
     if asked.stop:
         own = served.writer.generate.stop if served.writer is not None else ()
         settings["stop"] = tuple(dict.fromkeys([*own, *asked.stop]))
-    variant = await served.open(channel, asked.edges)
+    session, own_graph = session_of(tenant, asked.session), asked.recipe is not None
     try:
+        variant = await served.open(channel, asked.edges)
         graph = await _with_settings(variant.graph, settings)
         inputs = await run_checks(partial(graph.check_inputs, given.inputs))
-    except InputError as error:
+    except BaseException as error:
+        if own_graph:
+            with anyio.CancelScope(shield=True):
+                await served.graph.aclose()
+        if isinstance(error, CachegraphError):
+            raise api_error(error) from error
+        raise
+    return Call(graph, variant.speaker, inputs, settings, asked.choices, session, tenant, given.warnings, own_graph)
+
+
+async def _changed(served: ServedGraph, recipe: str, limits: ServerLimits) -> ServedGraph:
+    """Return a served recipe as the client changed it. Raises ApiError if it may not run like that."""
+    if len(recipe) > limits.prompt_characters:
+        words = f"the recipe has {len(recipe)} characters, and this server takes {limits.prompt_characters}"
+        raise ApiError(400, words, "too_large", "recipe")
+    try:
+        return ServedGraph(await run_checks(partial(changed_graph, recipe, served.source, limits), len(recipe)))
+    except RecipeError as error:
         raise api_error(error) from error
-    session = session_of(tenant, asked.session)
-    return Call(graph, variant.speaker, inputs, settings, asked.choices, session, tenant, given.warnings)
 
 
 async def _with_settings(graph: Graph, settings: Mapping[str, Any]) -> Graph:

@@ -19,6 +19,7 @@ from cachegraph.graph.run.subgraph import SubgraphAgent, all_nodes
 
 from .errors import ApiError
 from .hide_paths import hide_paths
+from .recipe_source import RecipeSource
 
 if TYPE_CHECKING:
     from cachegraph.engine.engine import Engine
@@ -62,6 +63,7 @@ class ServedGraph:
         self.graph = graph
         self.name = graph.spec.name
         self.created = int(time())
+        self.source = RecipeSource(graph)
         self._copies: dict[Channel, Graph] = {}
         self._mixed: dict[_Mixed, Graph] = {}  # copies with other channels on some edges, the latest last
 
@@ -156,6 +158,12 @@ class ServedGraphs:
 
     def get(self, name: str) -> ServedGraph | None:
         return self._served.get(name)
+
+    def named(self, name: str) -> ServedGraph:
+        """Return the recipe of this name. Raises ApiError."""
+        if name not in self._served:
+            raise ApiError(404, f"there is no graph {name[:100]!r}", "graph_not_found")
+        return self._served[name]
 
     def check_ready(self) -> None:
         """Raise ApiError while models are loading."""

@@ -28,9 +28,9 @@ class ServerState:
     metrics: Metrics
     run_log: RunLog
 
-    def ended(self, result: Result, tenant: str | None) -> None:
+    def ended(self, result: Result, tenant: str | None, changed: bool = False) -> None:
         """Count and log an ended run."""
-        self.metrics.run(result)
+        self.metrics.run(result, edges=not changed)
         self.run_log.run(result, tenant)
 
     def cancel(self) -> None:

@@ -1,6 +1,8 @@
 """Read a recipe from YAML; report every problem with its line and column."""
 
-from collections.abc import Collection, Iterable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ __all__ = [
     "included",
     "load_recipe",
     "locate",
+    "parse_alone",
     "parse_recipe",
     "read_spec",
     "read_text",
@@ -32,6 +35,7 @@ __all__ = [
 
 MAX_BYTES = 64_000_000
 MAX_PROBLEMS = 200
+NOWHERE = Path(os.devnull)  # the folder of a recipe that names no files: nothing exists below it
 
 
 def load_recipe(
@@ -78,13 +82,38 @@ def parse_recipe(
     chain: Chain = (),
 ) -> GraphSpec:
     """Check a recipe's text. Problems call it `name`; its relative paths start at `folder`."""
+    permissions = Permissions(
+        folder or Path(),
+        frozenset(allow_env),
+        allow_paths,
+        None if known_models is None else frozenset(known_models),
+        allow_code,
+        allow_local,
+    )
+    return _parse(
+        text, name, permissions, lambda spec: check_nested(spec, folder or Path(), chain, _loader(permissions))
+    )
+
+
+def parse_alone(
+    text: str, permissions: Permissions, border: Callable[[GraphSpec], Iterable[Finding]], name: str = "<recipe>"
+) -> GraphSpec:
+    """Check a recipe's text without reading any file. `border` finds what its reader does not allow.
+
+    Raises RecipeError with all problems.
+    """
+    return _parse(text, name, replace(permissions, folder=NOWHERE, allow_paths=True), border)
+
+
+def _parse(
+    text: str, name: str, permissions: Permissions, follow: Callable[[GraphSpec], Iterable[Finding | Problem]]
+) -> GraphSpec:
+    """Check a recipe's text; once nothing else is wrong, `follow` may find more."""
     document = read_yaml(text.removeprefix("\ufeff"), name)
     data = document.root.value
     if not isinstance(data, dict):
         message = "the file is empty" if not text.strip() else "a recipe is a mapping of keys to values"
         raise RecipeError([*document.problems, document.problem(message, (), "start with 'version: 1'")])
-    models = None if known_models is None else frozenset(known_models)
-    permissions = Permissions(folder or Path(), frozenset(allow_env), allow_paths, models, allow_code, allow_local)
     problems = list(document.problems)
     spec: GraphSpec | None = None
     try:
@@ -93,8 +122,7 @@ def parse_recipe(
         problems += explain(error, document)
     problems += [_problem(finding, document) for finding in check(RawSpec.of(data), permissions)]
     if spec is not None and not problems:
-        found = check_nested(spec, permissions.folder, chain, _loader(permissions))
-        problems = [each if isinstance(each, Problem) else _problem(each, document) for each in found]
+        problems = [each if isinstance(each, Problem) else _problem(each, document) for each in follow(spec)]
     if spec is None or problems:
         raise RecipeError(_ordered(problems, name))
     return spec

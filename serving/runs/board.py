@@ -6,10 +6,10 @@ server of the same recipes resumes them.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,6 +24,7 @@ from cachegraph.graph.run.stream import RunStream
 from cachegraph.graph.store import Store
 from cachegraph.graph.store.run_owner import RunAtWorkError
 
+from ..changed_recipe import changed_graph
 from ..config import ServerConfig
 from ..errors import ApiError
 from ..run_queue import RunQueue
@@ -32,6 +33,8 @@ from .live_run import LiveRun
 
 if TYPE_CHECKING:
     from cachegraph.graph.store.records import RunInfo, StoredRun
+
+    from ..generation import Call
 
 __all__ = ["RunBoard"]
 
@@ -46,10 +49,10 @@ log = logging.getLogger("cachegraph.serving")
 
 
 class RunBoard:
-    """Starts and resumes runs in the task group `group`, and calls `on_end` with every result and its tenant."""
+    """Starts and resumes runs in the task group `group`, and calls `on_end` with every result, its tenant, and whether its recipe was changed."""
 
     group: TaskGroup
-    on_end: Callable[[Result, str | None], None]
+    on_end: Callable[[Result, str | None, bool], None]
 
     def __init__(self, graphs: ServedGraphs, queue: RunQueue, config: ServerConfig):
         self._graphs, self._queue, self._config = graphs, queue, config
@@ -60,10 +63,10 @@ class RunBoard:
         """Return the store, restricted to this tenant's runs."""
         return self._store.within(_prefix(tenant))
 
-    async def begin(self, graph: Graph, inputs: Mapping[str, Any], session: str | None, tenant: str | None) -> LiveRun:
+    async def begin(self, call: "Call", tenant: str | None) -> LiveRun:
         """Enter a run into the store and start it. Raises ApiError if the queue is full."""
-        stream = graph.stream(inputs, store=self.store_of(tenant), session=session)
-        return await self._start(stream, tenant)
+        stream = call.graph.stream(call.inputs, store=self.store_of(tenant), session=call.session)
+        return await self._start(stream, tenant, own_graph=call.graph if call.own_graph else None)
 
     async def answer(self, run: str, answer: str, turn: str | None, tenant: str | None) -> LiveRun:
         """Answer and resume a paused run. Raises ApiError or InputError if it has no open question."""
@@ -153,14 +156,16 @@ class RunBoard:
         turn: str | None = None,
         waits: bool = False,
     ) -> LiveRun:
-        stream = await run_sync(self._resumed, stored, tenant, answer, turn)
+        stream, own = await run_sync(self._resumed, stored, tenant, answer, turn)
         try:
-            return await self._start(stream, tenant, waits=waits)
+            return await self._start(stream, tenant, waits=waits, own_graph=own)
         except RunAtWorkError as error:  # another process is resuming it
             raise ApiError(409, "the run is at work already", "at_work") from error
 
-    def _resumed(self, stored: "StoredRun", tenant: str | None, answer: str | None, turn: str | None) -> RunStream:
-        """Resume a run. Call it in a thread, because it reads the recipe."""
+    def _resumed(
+        self, stored: "StoredRun", tenant: str | None, answer: str | None, turn: str | None
+    ) -> tuple[RunStream, Graph | None]:
+        """Resume a run; the graph is that of a changed recipe, else None. Call it in a thread: it reads the recipe."""
         served, setting = self._graphs.get(stored.graph), stored.setting
         if served is not None:
             spec = parse_recipe(
@@ -171,22 +176,32 @@ class RunBoard:
                 allow_local=True,
                 folder=served.graph.folder,
             )
-            graph = served.variant_of(spec)
+            graph, own = served.variant_of(spec), None
+            if graph is None and self._config.allow_upload:
+                graph = own = changed_graph(stored.recipe, served.source, self._config.limits)
             if graph is not None:
-                return graph.stream_resumed(stored.id, answer=answer, turn=turn, store=self.store_of(tenant))
+                store = self.store_of(tenant)
+                return graph.stream_resumed(stored.id, answer=answer, turn=turn, store=store), own
         raise InputError(f"the recipe {stored.graph!r} of run {stored.id!r} is none that this server has now")
 
-    async def _start(self, stream: RunStream, tenant: str | None, *, waits: bool = False) -> LiveRun:
-        self._queue.take(tenant, waits=waits)
+    async def _start(
+        self, stream: RunStream, tenant: str | None, *, waits: bool = False, own_graph: Graph | None = None
+    ) -> LiveRun:
+        """Start a run. `own_graph` is closed after it, or if it can't start."""
         try:
-            run = await stream.enter()
+            self._queue.take(tenant, waits=waits)
+            try:
+                run = await stream.enter()
+            except BaseException:
+                self._queue.give_back(tenant)
+                raise
         except BaseException:
-            self._queue.give_back(tenant)
+            await _close(own_graph)
             raise
         assert run is not None
         live = self._runs.pop(run, None) or LiveRun(run, tenant)
         self._runs[run] = live
-        live.begin(stream)
+        live.begin(stream, own_graph)
         self._forget_old()
         self.group.start_soon(self._work, live, stream)
         return live
@@ -212,7 +227,8 @@ class RunBoard:
             log.exception("run %s failed", live.id)
         finally:
             self._queue.give_back(live.tenant)
-            self.on_end(stream.result, live.tenant)
+            self.on_end(stream.result, live.tenant, live.own_graph is not None)
+            await _close(live.own_graph)
             live.end()
 
     async def _in_turn(self, live: LiveRun, stream: RunStream) -> None:
@@ -239,6 +255,12 @@ def _logged(run: str) -> Iterator[None]:
         yield
     except (CachegraphError, ApiError) as error:
         log.warning("run %s stays interrupted: %s", run, error)
+
+
+async def _close(graph: Graph | None) -> None:
+    if graph is not None:
+        with anyio.CancelScope(shield=True):
+            await graph.aclose()
 
 
 def _prefix(tenant: str | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 
 from cachegraph.agents.prompt.prompt_view import PromptView
+from cachegraph.graph.graph import Graph
 from cachegraph.graph.run.events import AgentPrefilled, Event
 from cachegraph.graph.run.result import Result
 from cachegraph.graph.run.stream import RunStream
@@ -27,15 +28,16 @@ class LiveRun:
         self.scope = anyio.CancelScope()
         self.at_work = False
         self.stream: RunStream | None = None
+        self.own_graph: Graph | None = None  # of a changed recipe, closed after the run
         self._changed = anyio.Event()
 
     @property
     def result(self) -> Result | None:
         return self.stream.result if self.stream is not None else None
 
-    def begin(self, stream: RunStream) -> None:
+    def begin(self, stream: RunStream, own_graph: Graph | None = None) -> None:
         """Start an attempt."""
-        self.stream, self.at_work, self.scope = stream, True, anyio.CancelScope()
+        self.stream, self.own_graph, self.at_work, self.scope = stream, own_graph, True, anyio.CancelScope()
 
     def add(self, event: Event) -> None:
         if isinstance(event, AgentPrefilled):

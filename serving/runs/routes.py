@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 from cachegraph.channels.spec import Channel
 
 from ..describe import stored_graph
+from ..edges import read_edges
 from ..errors import ApiError
 from ..event_stream import EventStream
 from ..http_body import read_body
@@ -39,6 +40,7 @@ class RunRequest(BaseModel):
     settings: dict[str, Any] = {}  # `generate` fields for the outputs
     session: str | None = None
     channels: dict[str, Channel] = {}  # other channels of single edges, by `sender:receiver`
+    recipe: str | None = None  # the recipe as the client changed it
 
 
 class AnswerRequest(BaseModel):
@@ -67,10 +69,20 @@ async def begin_run(request: Request) -> Response:
     """Start a run and return its id, after it has entered the store."""
     state, tenant = state_of(request), tenant_of(request)
     body = await read_body(request, RunRequest, state.limits.body_bytes)
-    edges = {_edge(name): channel for name, channel in body.channels.items()}
-    asked = Asked(body.graph, (), body.settings, inputs=body.inputs, session=body.session, edges=edges)
+    if body.recipe is not None and not state.config.allow_upload:
+        words = "this server runs its own recipes only; `cachegraph serve --allow-upload` lets clients change them"
+        raise ApiError(403, words, "not_allowed", "recipe")
+    asked = Asked(
+        body.graph,
+        (),
+        body.settings,
+        inputs=body.inputs,
+        session=body.session,
+        edges=read_edges(body.channels),
+        recipe=body.recipe,
+    )
     call = await prepare(asked, state, tenant)
-    live = await state.board.begin(call.graph, call.inputs, call.session, tenant)
+    live = await state.board.begin(call, tenant)
     return await _show(state, live.id, tenant, 201, {"Location": f"/runs/{live.id}"})
 
 
@@ -121,14 +133,6 @@ async def answer_run(request: Request) -> Response:
     body = await read_body(request, AnswerRequest, state.limits.body_bytes)
     await state.board.answer(run, body.answer, body.turn, tenant)
     return await _show(state, run, tenant)
-
-
-def _edge(name: str) -> tuple[str, str]:
-    sender, colon, receiver = name.partition(":")
-    if not colon:
-        words = f"{name[:200]!r} is not an edge; write 'sender:receiver'"
-        raise ApiError(400, words, "invalid_value", "channels")
-    return sender, receiver
 
 
 async def _show(

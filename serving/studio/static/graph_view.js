@@ -37,6 +37,10 @@ export class GraphView {
     this.layOut();
   }
 
+  close() {
+    this.observer.disconnect();
+  }
+
   /** Show this state of a run. */
   update(run) {
     for (const [name, box] of this.agents) showAgent(box, name, inside(run, name), this.graph);

@@ -2,12 +2,16 @@
 
 import { h } from "/studio/dom.js";
 
-/** Build the fields. `read()` returns the inputs, and throws an Error whose message names the wrong one. */
+/**
+ * Build the fields; `kept` are texts by name that they begin with. `read()` returns the inputs, and throws an Error whose
+ * message names the wrong one; `texts()` returns what the fields hold.
+ */
 export function inputsForm(graph, kept = {}) {
   const fields = Object.entries(graph.inputs).map(([name, entry]) => ({ name, entry, ...field(name, entry, kept[name]) }));
   const element = h("div", { class: "inputs" }, fields.map((each) => each.element));
   const read = () => Object.fromEntries(fields.map((each) => [each.name, each.read()]).filter(([, value]) => value !== undefined));
-  return { element, read };
+  const texts = () => Object.fromEntries(fields.map((each) => [each.name, each.text()]));
+  return { element, read, texts };
 }
 
 function field(name, entry, kept) {
@@ -15,11 +19,10 @@ function field(name, entry, kept) {
   const usual = entry.default;
   const about = [entry.description, usual !== null && usual !== undefined && "optional"].filter(Boolean).join(" — ");
   const isText = entry.type === "string";
-  const shown = kept ?? usual;
-  const value = shown === null || shown === undefined ? "" : isText ? String(shown) : JSON.stringify(shown);
+  const value = kept ?? (usual === null || usual === undefined ? "" : isText ? String(usual) : JSON.stringify(usual));
   const control = entry.type === "boolean" ? choice(id, value) : h("textarea", { id, rows: isText ? "3" : "2", value, spellcheck: isText, "aria-describedby": `${id}-about` });
   const element = h("div", { class: "field" }, h("label", { htmlFor: id }, name), control, h("p", { id: `${id}-about`, class: "quiet" }, isText ? about : `${about} (JSON: ${entry.type})`));
-  return { element, read: () => parse(name, entry, control.value) };
+  return { element, read: () => parse(name, entry, control.value), text: () => control.value };
 }
 
 function choice(id, value) {

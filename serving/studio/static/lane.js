@@ -175,6 +175,6 @@ export class Lane {
   close() {
     this.closed = true;
     this.stop();
-    this.view.observer.disconnect();
+    this.view.close();
   }
 }

@@ -1,8 +1,9 @@
-// A recipe: its graph, its switches, its inputs, and the buttons that run it.
+// A recipe: its graph, its switches, its inputs, its text, and the buttons that run it.
 
 import { ask } from "/studio/api.js";
 import { asBody, channelSwitches } from "/studio/channels.js";
 import { h, replace, setText } from "/studio/dom.js";
+import { recipeText } from "/studio/recipe_text.js";
 import { GraphView } from "/studio/graph_view.js";
 import { inputsForm } from "/studio/inputs_form.js";
 import { Lane } from "/studio/lane.js";
@@ -10,42 +11,95 @@ import { newRun } from "/studio/run_state.js";
 
 /** Open the view of a recipe. */
 export async function recipeView(name) {
-  const graph = await ask(`/graphs/${encodeURIComponent(name)}`);
-  const view = new RecipeView(graph);
+  const view = new RecipeView(await ask(`/graphs/${encodeURIComponent(name)}`));
   return { element: view.element, close: () => view.close() };
 }
 
 class RecipeView {
   constructor(graph) {
-    this.graph = graph;
+    this.served = graph;
+    this.path = `/graphs/${encodeURIComponent(graph.name)}`;
     this.lane = null;
-    this.switches = channelSwitches(graph, () => this.drawing.setChannels(this.switches.channels));
-    const focus = (edge) => this.switches.focus(edge);
-    this.drawing = new GraphView(graph, { onAgent: () => {}, onEdge: focus, label: `Graph of ${graph.name}` });
-    this.drawing.update(newRun());
-    this.inputs = inputsForm(graph);
     this.trouble = h("p", { class: "trouble", role: "alert" });
-    this.button = h("button", { class: "main", type: "submit" }, "Run");
+    this.place = h("div", { class: "place" });
+    this.fields = h("div");
+    this.channels = h("section", { "aria-label": "Channels" });
+    this.warnings = h("ul", { class: "warnings", "aria-label": "What is dropped" });
+    this.runButton = h("button", { class: "main", type: "submit" }, "Run");
+    this.text = graph.shows_recipe ? recipeText(graph, (found) => this.takeText(found)) : null;
     this.ways = [wayChoice(graph, "First way", "text"), wayChoice(graph, "Second way", "as switched")];
-    const both = [h("button", { type: "button", "data-race": true, onclick: () => this.race() }, "Run both ways"), this.ways[0], "against", this.ways[1]];
-    const form = h(
-      "form",
-      { class: "run-form", onsubmit: (event) => (event.preventDefault(), this.start()) },
-      this.inputs.element,
-      h("p", { class: "row" }, this.button),
-      graph.edges.length > 0 && h("p", { class: "row" }, both),
-      this.trouble,
-    );
-    this.place = h("div", { class: "place" }, this.drawing.element);
+    const both = h("button", { type: "button", "data-race": true, onclick: () => this.race() }, "Run both ways");
+    this.raceRow = h("p", { class: "row" }, both, this.ways[0], "against", this.ways[1]);
+    const submit = (event) => (event.preventDefault(), this.start());
+    const form = h("form", { class: "run-form", onsubmit: submit }, this.fields, h("p", { class: "row" }, this.runButton), this.raceRow, this.trouble);
     this.element = h(
       "div",
       {},
       h("h1", {}, graph.name),
       graph.description && h("p", { class: "lead" }, graph.description),
       this.place,
-      graph.warnings.length > 0 && h("ul", { class: "warnings" }, graph.warnings.map((warning) => h("li", {}, warning))),
-      h("div", { class: "columns" }, form, graph.edges.length > 0 && h("section", { "aria-label": "Channels" }, h("h2", {}, "Channels"), this.switches.element)),
+      this.warnings,
+      h("div", { class: "columns" }, form, this.channels),
+      this.text?.element,
     );
+    this.show(graph);
+  }
+
+  /** Show this graph: the served one, or the one that the changed text gives. */
+  show(graph) {
+    this.graph = graph;
+    this.lane?.close();
+    this.lane = null;
+    this.drawing?.close();
+    this.switches = channelSwitches(graph, () => this.switched());
+    const focus = (edge) => this.switches.focus(edge);
+    this.drawing = new GraphView(graph, { onAgent: (name) => this.text?.find(name), onEdge: focus, label: `Graph of ${graph.name}` });
+    this.drawing.update(newRun());
+    this.inputs = inputsForm(graph, this.inputs?.texts());
+    const hasEdges = graph.edges.length > 0;
+    replace(this.place, this.drawing.element);
+    replace(this.fields, this.inputs.element);
+    replace(this.channels, hasEdges && [h("h2", {}, "Channels"), this.switches.element]);
+    this.raceRow.hidden = !hasEdges;
+    this.warn(graph.warnings);
+  }
+
+  warn(warnings) {
+    replace(this.warnings, warnings.map((warning) => h("li", {}, warning)));
+  }
+
+  /** Take what the server found in the text: a graph, or problems. */
+  takeText({ graph, problems, changed }) {
+    const runs = problems.length === 0 && (!changed || this.served.runs_changes);
+    this.runButton.disabled = !runs;
+    setText(this.runButton, changed && runs ? "Run the changed recipe" : "Run");
+    for (const control of this.raceRow.querySelectorAll("button")) control.disabled = !runs;
+    const note = "This server runs its own recipes only. Start it with --allow-upload to run changed ones.";
+    setText(this.trouble, changed && problems.length === 0 && !runs ? note : "");
+    if (graph) this.show(graph);
+  }
+
+  /** Show the switched channels, and what they drop. */
+  async switched() {
+    if (!this.drawing.element.isConnected) this.showDrawing();
+    this.drawing.setChannels(this.switches.channels);
+    const body = { channels: asBody(this.switches.channels), ...this.changedText() };
+    try {
+      const found = await ask(`${this.path}/check`, { method: "POST", body });
+      this.warn(found.graph?.warnings ?? found.problems.map((problem) => problem.message));
+    } catch (error) {
+      setText(this.trouble, error.message);
+    }
+  }
+
+  showDrawing() {
+    this.lane?.close();
+    this.lane = null;
+    replace(this.place, this.drawing.element);
+  }
+
+  changedText() {
+    return this.text?.changed ? { recipe: this.text.value } : {};
   }
 
   async start() {
@@ -68,8 +122,9 @@ class RecipeView {
   async post({ channels = {}, every = null }) {
     setText(this.trouble, "");
     try {
-      const graph = every ? `${this.graph.name}@${every}` : this.graph.name;
-      return await ask("/runs", { method: "POST", body: { graph, channels, inputs: this.inputs.read() } });
+      const graph = every ? `${this.served.name}@${every}` : this.served.name;
+      const body = { graph, channels, inputs: this.inputs.read(), ...this.changedText() };
+      return await ask("/runs", { method: "POST", body });
     } catch (error) {
       setText(this.trouble, error.message);
       return null;
@@ -78,7 +133,8 @@ class RecipeView {
 
   close() {
     this.lane?.close();
-    this.drawing.observer.disconnect();
+    this.drawing.close();
+    this.text?.close();
   }
 }
 

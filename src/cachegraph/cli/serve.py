@@ -65,6 +65,13 @@ def serve(
     log_content: Annotated[
         bool, typer.Option("--log-content", help="Of --log-json: with the replies and errors of runs.")
     ] = False,
+    allow_upload: Annotated[
+        bool,
+        typer.Option(
+            "--allow-upload",
+            help="Let clients see recipes and run changed ones: no code, files, tools, other models or addresses.",
+        ),
+    ] = False,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
@@ -90,6 +97,7 @@ def serve(
             tuple(allow_host or ()),
             limits,
             grace,
+            allow_upload,
             response_days=response_days,
             response_bytes=response_gb * 1e9,
             log_content=log_content,

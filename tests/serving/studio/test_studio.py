@@ -41,7 +41,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(own_home: None) -> Iterator[Running]:
-    with served([tiny_duo(), scripted_duo(), asking()]) as running:
+    with served([tiny_duo(), scripted_duo(), asking()], allow_upload=True) as running:
         yield running
 
 
@@ -199,6 +199,55 @@ def test_what_a_model_writes_stays_text(browser: Page, server: Running) -> None:
     ended(page)
     assert HOSTILE in text(page, ".lane .reply")
     assert page.run("document.querySelectorAll('main img, main script').length + (window.hacked ?? 0)") == 0
+
+
+def edit(page: Page) -> str:
+    """Open the editor, and return its text."""
+    page.run("document.querySelector('.recipe-text').open = true")
+    page.wait_for("document.querySelector('#recipe-text') !== null")
+    return str(page.run("document.querySelector('#recipe-text').value"))
+
+
+def test_an_error_is_read_at_its_line_and_mended(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/duo")
+    recipe = edit(page)
+    wrong = recipe.replace("{{ expert }} {{ question }}", "{{ expert }} {{ qestion }}")
+    fill(page, "#recipe-text", wrong)
+    line = page.wait_for("document.querySelector('.lines .wrong')?.textContent")
+    assert "qestion" in wrong.splitlines()[int(line) - 1]
+    assert "did you mean 'question'?" in text(page, ".problems")
+    assert page.run("document.querySelector('button.main').disabled")
+    click(page, ".problems button")
+    assert page.run("document.activeElement.selectionStart") == wrong.index("qestion")
+    fill(page, "#recipe-text", recipe.replace("{{ expert }} {{ question }}", "{{ expert }}!"))
+    page.wait_for("/changed/.test(document.querySelector('button.main').textContent)")
+    fill(page, "#input-question", "why?")
+    click(page, "button.main")
+    ended(page)
+    assert text(page, ".lane .reply") == "answerer(expert(why?))"
+    assert "{{ expert }}!" not in server.get("/graphs/duo/recipe").json()["recipe"]
+    assert complaints(page) == []
+
+
+def test_a_new_agent_is_drawn_while_it_is_written(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/duo")
+    recipe = edit(page)
+    fill(page, "#input-question", "kept?")
+    added = recipe.replace("agents:\n", 'agents:\n  critic: {model: m, prompt: "{{ question }}"}\n')
+    added = added.replace("edges:\n", "edges:\n  - {from: critic, to: expert}\n")
+    fill(page, "#recipe-text", added)
+    page.wait_for("document.querySelector('[data-agent=critic]') !== null")
+    assert page.run("document.querySelector('#input-question').value") == "kept?"
+
+
+def test_the_editor_completes_keys_and_names(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/duo")
+    edit(page)
+    page.run("document.querySelector('#recipe-text').focus()")
+    fill(page, "#recipe-text", "version: 1\nname: duo\non_e")
+    page.wait_for("!document.querySelector('.words').hidden")
+    page.press("Enter")
+    assert str(page.run("document.querySelector('#recipe-text').value")).endswith("on_error")
 
 
 def test_a_pause_is_answered_in_the_page(browser: Page, server: Running) -> None:

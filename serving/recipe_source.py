@@ -1,0 +1,107 @@
+"""The text of a served recipe for clients, in which absolute paths are cut to their last part, and the way back."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from cachegraph.agents.spec import AgentSpec
+from cachegraph.channels.spec import EdgeSpec, FuserPair
+from cachegraph.errors import RecipeError
+from cachegraph.graph.graph import Graph
+from cachegraph.graph.recipe.load import read_spec, read_text
+from cachegraph.graph.recipe.raw_spec import RawSpec
+from cachegraph.graph.recipe.safety import fuser_names
+from cachegraph.graph.recipe.spec import GraphSpec
+
+__all__ = ["RecipeSource", "fusers_of"]
+
+MODEL_PATHS = ("source", "chat_template")
+
+
+@dataclass(frozen=True, eq=False)
+class RecipeSource:
+    """The source of one served recipe."""
+
+    graph: Graph
+
+    @cached_property
+    def text(self) -> str:
+        """The recipe's text, as it was served first."""
+        text = self._own_text()
+        for short, path in sorted(self._paths.items(), key=lambda item: -len(item[1])):
+            text = text.replace(path, short)
+        return text
+
+    def same_model(self, key: str, entry: Any) -> bool:
+        """Whether this is the recipe's entry of `models` under this key, as it is or as the text shows it."""
+        own = self.graph.spec.models.get(key)
+        return own is not None and _plain(entry) in (_plain(own), self._shown(own))
+
+    def short(self, name: str) -> str:
+        """Return a model's or fuser's name as the text shows it."""
+        return _last_part(name) if _is_absolute(name) else name
+
+    def restore(self, spec: GraphSpec) -> GraphSpec:
+        """Put the recipe's own models and paths back into a spec that was read from the text."""
+        agents = {
+            name: agent.model_copy(update={"model": self._path(agent.model)}) if isinstance(agent, AgentSpec) else agent
+            for name, agent in spec.agents.items()
+        }
+        edges = tuple(map(self._restore_edge, spec.edges))
+        fusers = tuple(map(self._path, spec.fusers))
+        update = {"models": self.graph.spec.models, "agents": agents, "edges": edges, "fusers": fusers}
+        return spec.model_copy(update=update)
+
+    def _restore_edge(self, edge: EdgeSpec) -> EdgeSpec:
+        fuser = getattr(edge, "fuser", None)
+        if isinstance(fuser, FuserPair):
+            pair = {"fuse": self._path(fuser.fuse), "graft": self._path(fuser.graft)}
+            return edge.model_copy(update={"fuser": fuser.model_copy(update=pair)})
+        return edge if fuser is None else edge.model_copy(update={"fuser": self._path(fuser)})
+
+    def _path(self, name: str) -> str:
+        return self._paths.get(name, name)
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        """The absolute paths that the recipe names, by their last part."""
+        spec = self.graph.spec
+        named = {*fusers_of(spec), *(agent.model for agent in spec.speakers.values())}
+        for entry in spec.models.values():
+            named |= {entry} if isinstance(entry, str) else {getattr(entry, key, None) or "" for key in MODEL_PATHS}
+        return {_last_part(name): name for name in named if _is_absolute(name)}
+
+    def _shown(self, entry: Any) -> Any:
+        plain = _plain(entry)
+        if isinstance(plain, str):
+            return self.short(plain)
+        return {key: self.short(value) if key in MODEL_PATHS and value else value for key, value in plain.items()}
+
+    def _own_text(self) -> str:
+        """Return the text of the graph's file, or write the graph as YAML if the file has changed since."""
+        if self.graph.file is not None:
+            try:
+                if read_spec(self.graph.file) == self.graph.spec:
+                    return read_text(self.graph.file)
+            except (RecipeError, ValueError):
+                pass
+        return self.graph.to_yaml()
+
+
+def fusers_of(spec: GraphSpec) -> list[str]:
+    """List the fusers that a recipe names, on its edges or as defaults."""
+    raw = RawSpec.of(spec.model_dump(by_alias=True, exclude_defaults=True))
+    return [fuser for _, fuser in fuser_names(raw)]
+
+
+def _plain(entry: Any) -> Any:
+    return entry if isinstance(entry, str) else entry.model_dump()
+
+
+def _is_absolute(name: str) -> bool:
+    return PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).drive) or name.startswith("~")
+
+
+def _last_part(path: str) -> str:
+    return PureWindowsPath(path).name if PureWindowsPath(path).drive else PurePosixPath(path).name
