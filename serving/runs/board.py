@@ -49,7 +49,10 @@ log = logging.getLogger("cachegraph.serving")
 
 
 class RunBoard:
-    """Starts and resumes runs in the task group `group`, and calls `on_end` with every result, its tenant, and whether its recipe was changed."""
+    """Starts and resumes runs in the task group `group`.
+
+    `on_end` is called with every result, its tenant, and whether a client changed the recipe.
+    """
 
     group: TaskGroup
     on_end: Callable[[Result, str | None, bool], None]

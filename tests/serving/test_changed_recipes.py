@@ -223,11 +223,9 @@ def test_a_changed_recipe_gives_its_models_back_after_its_run(tmp_path: Path) ->
     with served([base := tiny_solo()], allow_upload=True) as server:
         text = changed(put("agents.a.prompt", "Well: {{ question }}"), base)
         leases = {id(entry): entry.users for entry in pool._entries.values()}
-        for body in (
-            {"inputs": {"question": "?"}},
-            {"inputs": {}},
-            {"inputs": {"question": "?"}, "channels": {"a": "x"}},
-        ):
+        given: dict[str, Any] = {"inputs": {"question": "?"}}
+        bodies: list[dict[str, Any]] = [given, {"inputs": {}}, {**given, "channels": {"a": "x"}}]
+        for body in bodies:
             answer = server.post("/runs", {"graph": "solo", "recipe": text, **body})
             if answer.status_code == 201:
                 run = answer.json()["id"]
