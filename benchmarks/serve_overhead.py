@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
@@ -61,16 +61,18 @@ def ask(connection: http.client.HTTPConnection, stream: bool, times: int) -> lis
 
 
 @contextmanager
-def started(recipe: Path) -> Iterator[tuple[int, int]]:
-    """A server of the recipe: its process and its port."""
+def started(recipe: Path, home: Path | None = None, more: Sequence[str] = ()) -> Iterator[tuple[int, int]]:
+    """A server of the recipe: its process and its port. Runs are stored in `home`, by default beside the recipe."""
     code = "from cachegraph.cli import main\nmain()"
-    command = [sys.executable, "-c", code, "serve", str(recipe), "--allow-code", "--port", "0"]
-    environment = {**os.environ, "CACHEGRAPH_HOME": str(recipe.parent)}
+    command = [sys.executable, "-c", code, "serve", str(recipe), "--allow-code", "--port", "0", *more]
+    environment = {**os.environ, "CACHEGRAPH_STORE": str((home or recipe.parent) / "runs.db")}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:
         port = int(process.stderr.readline().rpartition(":")[2])
         while not is_ready(port):
+            if process.poll() is not None:
+                raise SystemExit(process.stderr.read())
             time.sleep(0.005)
         yield process.pid, port
     finally:
@@ -87,10 +89,10 @@ def is_ready(port: int) -> bool:
             return False
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=500)
-    times: int = parser.parse_args().requests
+    times: int = parser.parse_args(arguments).requests
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "steps.py").write_text(STEPS)
         recipe = Path(folder, "nothing.yaml")

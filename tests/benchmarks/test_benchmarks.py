@@ -1,8 +1,10 @@
 """Every benchmark runs, at its smallest and with tiny models, and prints what it promises. How fast, nobody asks."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,21 @@ import fact_paragraphs
 import first_token
 import fused_overhead
 import many_runs
+import psutil
 import pytest
+import serve_load
+import serve_overhead
 import sharer_depth
 import start
 import torch
 from lean_fusers import lean
+from live_server import served
 from measuring import Range, alternate, ratios
 from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.engine.model.load import load_model
+from cachegraph.graph.graph import Graph
 
 Told = Callable[..., dict[str, Any]]
 
@@ -160,6 +167,49 @@ def test_start(models: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> Non
     weights = sum((models / name / "model.safetensors").stat().st_size for name in ("llama", "qwen2"))
     assert found["weights_bytes"] == weights
     assert found["peak_over_imports_per_weights"]["median"] == pytest.approx(500 * mega / weights)
+
+
+@pytest.fixture
+def nothing(tmp_path: Path) -> Path:
+    """A recipe that needs no model."""
+    (tmp_path / "steps.py").write_text(serve_overhead.STEPS)
+    (tmp_path / "nothing.yaml").write_text(serve_overhead.RECIPE)
+    return tmp_path / "nothing.yaml"
+
+
+def test_serve_load(nothing: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @contextmanager
+    def here(recipe: Path, **_: Any) -> Iterator[tuple[int, int]]:
+        with served([Graph.from_yaml(recipe, allow_code=True)]) as server:
+            yield os.getpid(), int(server.url.rpartition(":")[2])
+
+    class Alive(psutil.Process):
+        def kill(self) -> None:
+            """This process stays: the next server finds runs that have ended."""
+
+    monkeypatch.setattr(serve_load, "started", here)
+    monkeypatch.setattr(serve_load.psutil, "Process", Alive)
+    serve_load.main(["--quick", "--json", "--tokens", "0", "--recipe", str(nothing)])
+    found = json.loads(capsys.readouterr().out)
+    assert found["stream"]["errors"] == 0
+    assert found["stream"]["together"]["answers"].keys() == {"200"}
+    assert found["vanish"]["is_clean"]
+    assert found["fuzz"]["lives"]
+    assert found["fuzz"]["answers"].keys() <= {"2xx", "4xx", "not sent", "tracebacks", "paths"}
+    assert found["fuzz"]["answers"]["tracebacks"] == found["fuzz"]["answers"]["paths"] == 0
+    assert found["kill"]["acknowledged"] > 0
+    assert found["kill"]["became"] == {"finished": found["kill"]["acknowledged"]}
+
+
+def test_serve_overhead(nothing: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    @contextmanager
+    def here(recipe: Path) -> Iterator[tuple[int, int]]:
+        with served([Graph.from_yaml(recipe, allow_code=True)]) as server:
+            yield os.getpid(), int(server.url.rpartition(":")[2])
+
+    monkeypatch.setattr(serve_overhead, "started", here)
+    serve_overhead.main(["--requests", "2"])
+    assert "chat completion" in capsys.readouterr().out
 
 
 def test_a_process_is_measured_alone() -> None:
