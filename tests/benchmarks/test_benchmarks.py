@@ -183,12 +183,8 @@ def test_serve_load(nothing: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         with served([Graph.from_yaml(recipe, allow_code=True)]) as server:
             yield os.getpid(), int(server.url.rpartition(":")[2])
 
-    class Alive(psutil.Process):
-        def kill(self) -> None:
-            """This process stays: the next server finds runs that have ended."""
-
     monkeypatch.setattr(serve_load, "started", here)
-    monkeypatch.setattr(serve_load.psutil, "Process", Alive)
+    monkeypatch.setattr(psutil.Process, "kill", lambda _: None)  # this process stays: its next server finds ended runs
     serve_load.main(["--quick", "--json", "--tokens", "0", "--recipe", str(nothing)])
     found = json.loads(capsys.readouterr().out)
     assert found["stream"]["errors"] == 0
