@@ -5,12 +5,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help demo test architectures lowest check docs bench clean
+.PHONY: help demo test cluster architectures lowest check docs bench clean
 
 help:
 	@echo "make demo   environment, models, then 24 stories handed over as text, as cache, and as another story's cache"
 	@echo "make test   the test suite, in up to four processes"
 	@echo "make architectures   tiny models of all architectures of transformers, held to what transformers computes"
+	@echo "make cluster the tests of graphs on Ray, in an environment of their own"
 	@echo "make lowest a part of it with the lowest versions of the dependencies"
 	@echo "make check  linter, types, direction of imports"
 	@echo "make docs   the site of docs/ in build/site, with every link and anchor checked"
@@ -38,6 +39,14 @@ test: .venv/dev
 
 architectures: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m architectures -n logical --maxprocesses 4 --dist worksteal tests/engine/test_architectures.py
+
+# Ray is large and few need it, so it has an environment of its own, which sees the packages of the usual one.
+CLUSTER := .venv-cluster/bin
+cluster: .venv/dev
+	$(PYTHON) -m venv .venv-cluster
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CLUSTER)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/usual.pth
+	$(CLUSTER)/pip install --quiet "ray[client]>=2.60"
+	OMP_NUM_THREADS=1 PYTHONPATH=src $(CLUSTER)/python -m pytest -n 0 -m cluster tests/cluster
 
 # The lowest versions that pyproject.toml admits, but for torch: part of the suite, in an environment of its own.
 LOWEST := .venv-lowest/bin
@@ -73,4 +82,4 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/serve_overhead.py
 
 clean:
-	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-cluster .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis

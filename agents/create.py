@@ -11,7 +11,7 @@ from .entry import AgentContext
 from .spec import AgentSpec, EndpointSpec
 from .tools.servers import Toolbox
 
-__all__ = ["Create", "create_agent", "create_in_context"]
+__all__ = ["Create", "ModelHost", "create_agent", "create_in_context"]
 
 
 class Create(Protocol):
@@ -28,6 +28,13 @@ class Create(Protocol):
         upstream: Sequence[str],
         toolbox: Toolbox | None = None,
     ) -> Agent: ...
+
+
+class ModelHost(Protocol):
+    """Where agents that have a model run, if not in this process."""
+
+    def creator(self, *, allow_local: bool = True, allow_paths: bool = True) -> Create:
+        """A factory of agents that run there; the permissions are as for `create_agent`."""
 
 
 def create_agent(

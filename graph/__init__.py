@@ -1,6 +1,7 @@
 """Graphs: recipes, plans, runs, results.
 
 builder      Build a recipe step by step in Python
+clusters     Copies of a graph whose models run on clusters
 data/        Data sets, mapped to a graph's inputs
 definition   The declared graph: loading, building, checking, writing
 draw/        Drawings of recipes and runs

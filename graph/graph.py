@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from cachegraph.agents.create import Create, create_agent
+from cachegraph.agents.create import Create, ModelHost, create_agent
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.sessions.session import Session
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import InputError, Problem, RecipeError
 
+from .clusters import ClusterCopies
 from .definition import GraphDefinition, Inputs
 from .plan.wiring import Wiring
 from .recipe.load import remembers
@@ -58,6 +59,8 @@ class Graph(GraphDefinition):
         self._replaced: list[AgentSet] = []  # agents from before recipe changes, whose models may be loaded
         self._wired: tuple[AgentSet, int, Wiring] | None = None
         self._settings: dict[str, Any] = {}  # GenerateSpec fields that override those of the outputs
+        self._clusters: ClusterCopies[Graph] = ClusterCopies()
+        self._is_remote = False  # its models run on a cluster
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
         """Return a copy with this channel on every edge, or with other channels on the edges that a mapping names.
@@ -71,6 +74,7 @@ class Graph(GraphDefinition):
         other._permissions = self._permissions
         other._file, other.strict = self._file, self.strict
         other._functions, other._settings = self._functions, self._settings
+        other._is_remote, other._clusters = self._is_remote, self._clusters
         other._agent_set = self._agents_now()
         return other.validate()
 
@@ -102,32 +106,71 @@ class Graph(GraphDefinition):
         other.strict = self.strict
         return other
 
+    def on_cluster(self, cluster: ModelHost) -> Self:
+        """Return a copy whose models run on a cluster (`cachegraph.cluster.connect`); close its models separately."""
+        may = self.permissions
+        other = self.with_spec(self.validate().spec)
+        other._create = cluster.creator(allow_local=may.reaches_local, allow_paths=may.allow_paths)
+        other._file, other._settings = self._file, self._settings
+        other._is_remote = True
+        return other
+
     # running
 
     def run(
-        self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
+        self,
+        inputs: Inputs = None,
+        /,
+        *,
+        store: "Store | None" = None,
+        session: str | None = None,
+        cluster: ModelHost | str | None = None,
+        **named: Any,
     ) -> Result:
         """Run once and wait. Raises InputError, RunError, or Interrupted (a KeyboardInterrupt) with the partial result.
 
         A `store` records every finished turn, so that another process can `resume` the run.
         `session` names a conversation, which agents with `memory` continue.
+        `cluster` runs the models on Ray: `local`, `auto`, `ray://HOST:PORT`, or a connection. They stay loaded there
+        until `close`.
         """
+        if cluster is not None:
+            return self._clusters.on(self, cluster).run(inputs, store=store, session=session, **named)
         run = self._new_run(self.check_inputs(inputs, **named), store, session)
         return wait(run.execute, "run", "graph.arun", lambda: run.result)
 
     async def arun(
-        self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
+        self,
+        inputs: Inputs = None,
+        /,
+        *,
+        store: "Store | None" = None,
+        session: str | None = None,
+        cluster: ModelHost | str | None = None,
+        **named: Any,
     ) -> Result:
-        """Run once, under asyncio or trio. Raises InputError, or RunError with the partial `result`."""
+        """Run once, under asyncio or trio; see `run`. Raises InputError, or RunError with the partial `result`."""
+        if cluster is not None:
+            there = await anyio.to_thread.run_sync(self._clusters.on, self, cluster)
+            return await there.arun(inputs, store=store, session=session, **named)
         return await (await self._checked_run(partial(self.check_inputs, inputs, **named), store, session)).execute()
 
     def stream(
-        self, inputs: Inputs = None, /, *, store: "Store | None" = None, session: str | None = None, **named: Any
+        self,
+        inputs: Inputs = None,
+        /,
+        *,
+        store: "Store | None" = None,
+        session: str | None = None,
+        cluster: ModelHost | str | None = None,
+        **named: Any,
     ) -> RunStream:
-        """Run once and stream events as an async iterator. The first read checks the inputs and starts the run.
+        """Run once and stream events as an async iterator; see `run`. The first read checks the inputs and starts it.
 
         So it is the first read that raises InputError, as awaiting `arun` does. Checks that take long run in a thread.
         """
+        if cluster is not None:
+            return self._clusters.on(self, cluster).stream(inputs, store=store, session=session, **named)
         begin = partial(self._checked_run, partial(self.check_inputs, inputs, **named), store, session)
         return RunStream(Run(self.spec, {}, self._prepare), begin)
 
@@ -225,11 +268,17 @@ class Graph(GraphDefinition):
 
     def close(self) -> None:
         """Unload the models, also for copies made by `with_channels`; a later run reloads them."""
+        for there in self._clusters.take():
+            there.close()
+        self._clusters.disconnect()
         if any(agents.is_open for agents in self._agent_sets):
             wait(self.aclose, "close", "graph.aclose", lambda: None)
 
     async def aclose(self) -> None:
         """Unload the models, also for copies made by `with_channels`; a later run reloads them."""
+        for there in self._clusters.take():
+            await there.aclose()
+        self._clusters.disconnect()
         for agents in self._agent_sets:
             await agents.close()
         self._replaced.clear()
@@ -276,6 +325,11 @@ class Graph(GraphDefinition):
         spec = self.spec
         if session is None:
             return None
+        if self._is_remote:
+            raise InputError(
+                f"the session {session!r} can't be continued on a cluster, since its caches are on this machine; run "
+                "without one"
+            )
         if not remembers(spec, self._folder):
             raise InputError(f"no agent of {spec.name!r} remembers a session; give one of them `memory: true`")
         return Session(session, spec.name)

@@ -16,6 +16,7 @@ from cachegraph.graph.recipe.load import parse_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS_MODELS = "# needs the demo models"
+NEEDS_RAY = "# needs Ray"  # run with the tests of clusters
 WALKED = [
     ROOT / "README.md",
     ROOT / "docs" / "tutorial" / "first-graph.md",
@@ -37,7 +38,7 @@ def _run_page(page: Path, monkeypatch: pytest.MonkeyPatch, *, with_models: bool)
     monkeypatch.chdir(ROOT)
     names: dict[str, object] = {"__name__": "__docs__"}
     for block in _blocks(page, "python"):
-        if with_models or NEEDS_MODELS not in block:
+        if NEEDS_RAY not in block and (with_models or NEEDS_MODELS not in block):
             exec(compile(block, f"{page.name}", "exec"), names)
 
 

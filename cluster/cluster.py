@@ -1,0 +1,94 @@
+"""Cluster: replicas of models on Ray, shared by all graphs that run there."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import ray
+
+from cachegraph.agents.base import Agent
+from cachegraph.agents.create import Create, create_agent
+from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.tools.servers import Toolbox
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.errors import InputError
+
+from .messages import AgentSetup
+from .remote_agent import RemoteAgent
+from .replica_set import ReplicaSet
+
+__all__ = ["Cluster"]
+
+
+class Cluster:
+    """A connection to Ray. Models are loaded in replicas when a graph is opened, and end with the last one.
+
+    Agents behind endpoints, functions and people stay in this process. `own`: whether `close` ends the connection.
+    """
+
+    def __init__(self, address: str, own: bool):
+        self.address = address
+        self._own = own
+        self.sets: dict[str, ReplicaSet] = {}
+
+    def creator(self, *, allow_local: bool = True, allow_paths: bool = True) -> Create:
+        """A factory for agents that take their turns here; the permissions are as for `create_agent`."""
+        return partial(self._create, allow_local=allow_local, allow_paths=allow_paths)
+
+    def _create(
+        self,
+        name: str,
+        spec: AgentSpec,
+        model: str | ModelSpec | EndpointSpec,
+        folder: Path,
+        *,
+        inputs: Sequence[str],
+        upstream: Sequence[str],
+        toolbox: Toolbox | None = None,
+        allow_local: bool,
+        allow_paths: bool,
+    ) -> Agent:
+        if isinstance(model, EndpointSpec):
+            return create_agent(
+                name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox, allow_local=allow_local
+            )
+        if spec.tools:
+            raise InputError(
+                f"agent {name!r} uses tools, whose servers run beside the graph, and its model would run on a cluster; "
+                "run it without a cluster, or put the model behind an endpoint"
+            )
+        if isinstance(model, str):
+            model = ModelSpec(source=model)
+        setup = AgentSetup(uuid4().hex, name, spec, tuple(inputs), tuple(upstream))
+        return RemoteAgent(setup, self._replicas(model, folder, allow_paths), self.sets)
+
+    def _replicas(self, model: ModelSpec, folder: Path, allow_paths: bool) -> ReplicaSet:
+        """The replicas of a model; graphs in several folders share those of a model that lies in neither."""
+        named = model.chat_template is not None or (folder / model.source).exists()
+        local = named and not (allow_paths and model.chat_template is None and Path(model.source).is_absolute())
+        base = folder.absolute()
+        key = f"{model.model_dump_json()} {base if local else ''} {allow_paths}"
+        if key not in self.sets:
+            self.sets[key] = ReplicaSet(key, model, base, allow_paths)
+        return self.sets[key]
+
+    def close(self) -> None:
+        """End all replicas, and the connection if this is the one that made it."""
+        for each in self.sets.values():
+            each.close()
+        self.sets.clear()
+        if self._own:
+            with suppress(Exception):  # the cluster may be gone
+                ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,60 @@
+"""The events of one turn in a replica, until the driver takes them."""
+
+from typing import NamedTuple
+
+import anyio
+
+from cachegraph.agents.base import ToolCall
+
+__all__ = ["EventLog", "TurnEvents"]
+
+
+class TurnEvents(NamedTuple):
+    """Events since the last call, in order: pieces of text and tool calls; and the newest prompt."""
+
+    events: list[str | ToolCall]
+    prompt: str | None
+
+
+class EventLog:
+    """Collects events and hands them over in batches, as fast as they are taken."""
+
+    def __init__(self) -> None:
+        self._events: list[str | ToolCall] = []
+        self._prompt: str | None = None
+        self._closed = False
+        self._changed = anyio.Event()
+
+    def text(self, piece: str) -> None:
+        """Add a piece of the reply."""
+        if self._events and isinstance(self._events[-1], str):
+            self._events[-1] += piece
+        else:
+            self._events.append(piece)
+        self._changed.set()
+
+    def tool(self, call: ToolCall) -> None:
+        """Add a tool call."""
+        self._events.append(call)
+        self._changed.set()
+
+    def prompt(self, prompt: str) -> None:
+        """Set the rendered prompt."""
+        self._prompt = prompt
+        self._changed.set()
+
+    def close(self) -> None:
+        """No more events follow."""
+        self._closed = True
+        self._changed.set()
+
+    async def take(self) -> TurnEvents | None:
+        """Wait for events and take all; None after the last."""
+        while not self._events and self._prompt is None:
+            if self._closed:
+                return None
+            await self._changed.wait()
+            self._changed = anyio.Event()
+        taken = TurnEvents(self._events, self._prompt)
+        self._events, self._prompt = [], None
+        return taken

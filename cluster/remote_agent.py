@@ -1,0 +1,275 @@
+"""The driver's side of an agent: chooses a replica for every turn, and takes the turn elsewhere if that one dies."""
+
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import anyio
+import anyio.from_thread
+
+from cachegraph.agents.base import CLOSED, ChoiceScore, Delivery, Reply, Scored, ToolCall, Turn
+from cachegraph.agents.run_settings import with_settings
+from cachegraph.channels.cache.sent_cache import SentCache
+from cachegraph.channels.payload import Payload, Route
+from cachegraph.channels.peer import Peer
+from cachegraph.channels.spec import EdgeSpec
+from cachegraph.common.run_all import run_all
+from cachegraph.errors import RunError
+
+from .asker import current_asker
+from .messages import AgentSetup, EdgeSetup, Missing, Opened, ReplicaAnswer, TurnRequest, deliveries_of, portable_turn
+from .remote_engine import RemoteEngine
+from .replica_set import ReplicaHandle, ReplicaSet
+from .spoken import SpokenText
+from .wait import ReplicaGone, result_of
+
+__all__ = ["RemoteAgent"]
+
+T = TypeVar("T")
+
+ATTEMPTS = 5  # replicas of one turn that may die before it is given up
+Ask = Callable[[ReplicaHandle, TurnRequest], Awaitable[ReplicaAnswer[T]]]
+
+
+class RemoteAgent:
+    """An agent whose model runs in replicas. It keeps no state of a run."""
+
+    def __init__(self, setup: AgentSetup, replicas: ReplicaSet, sets: Mapping[str, ReplicaSet]):
+        self.name = setup.name
+        self._setup = setup
+        self._replicas = replicas
+        self._sets = sets  # of all models, for sharers
+        self._edges: dict[tuple[str, str], EdgeSetup] = {}
+        self._peer: Peer | None = None
+        self.loading: dict[str, dict[str, float]] = {}
+
+    async def open(self) -> None:
+        """Load the model in its first replica, and open this agent there. Raises ModelError or ConfigError."""
+        if self._peer is not None:
+            return
+        self._replicas.take()
+        try:
+            peer = await self._open()
+        except BaseException:
+            self._replicas.give_back()
+            raise
+        if self._peer is not None:  # another run has opened it meanwhile
+            self._replicas.give_back()
+        self._peer = peer
+
+    async def _open(self) -> Peer:
+        for _ in range(ATTEMPTS):
+            handle = self._replicas.choose()
+            try:
+                facts = await handle.load()
+                opened: Opened = await result_of(handle.actor.open_agent.remote(self._setup))
+            except ReplicaGone:
+                self._replicas.drop(handle)
+                continue
+            handle.agents.add(self._setup.id)
+            return replace(opened.peer, remote=RemoteEngine(self._replicas.key, facts.model))
+        raise RunError(f"agent {self.name!r} can't be opened: {ATTEMPTS} replicas of its model died as they started")
+
+    def peer(self) -> Peer:
+        """This agent as one end of an edge."""
+        if self._peer is None:
+            raise RunError(CLOSED.format(repr(self.name)))
+        return self._peer
+
+    async def close(self) -> None:
+        """Give the model back; its replicas end with the last agent that uses them."""
+        if self._peer is not None:
+            self._peer = None
+            self._replicas.give_back()
+
+    def route(self, edge: EdgeSpec, sender: Peer, folder: Path, fusers: Sequence[str]) -> Route:
+        """Decide an edge in a replica, which keeps the plan and its networks."""
+        model = sender.remote.key if isinstance(sender.remote, RemoteEngine) else None
+        setup = EdgeSetup(self._setup.id, edge, replace(sender, engine=None, remote=None), model, folder, tuple(fusers))
+        route = anyio.from_thread.run(self._decide, setup)
+        self._edges[setup.key] = setup
+        return route
+
+    async def _decide(self, setup: EdgeSetup) -> Route:
+        for _ in range(ATTEMPTS):
+            handle = self._replicas.choose()
+            try:
+                await self._prepare(handle)
+                route: Route = await result_of(handle.actor.route.remote(setup, self._sharer(setup)))
+            except ReplicaGone:
+                self._replicas.drop(handle)
+                continue
+            handle.edges.add(setup.key)
+            return route
+        raise RunError(f"{ATTEMPTS} replicas of {self._replicas.model.source!r} died before an edge was decided")
+
+    # turns
+
+    async def turn(self, turn: Turn) -> Reply:
+        """Take the turn in a replica. If that one dies, another begins anew, and nothing is spoken twice."""
+        turn = self._seeded(turn)
+        spoken = SpokenText(self.name, turn)
+
+        async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[Reply]:
+            answer: ReplicaAnswer[Reply] = await result_of(handle.actor.turn.remote(request))
+            return answer
+
+        handle, request, answer = await self._answer(turn, ask, spoken)
+        reply = answer.value
+        assert reply is not None
+        payload = reply.payload
+        kept = _light(turn)
+        if answer.writes:
+            payload.write = partial(self._write_later, handle, request.id, kept)
+        if payload.cache is not None:
+            payload.recover = partial(self.rebuild, kept, tuple(reply.ids), tuple(reply.tool_calls))
+        return reply
+
+    async def rebuild(self, turn: Turn, ids: Sequence[int], calls: Sequence[ToolCall] = ()) -> SentCache:
+        """Recompute an earlier turn's cache by prefill alone."""
+        for each in turn.deliveries:
+            await each.payload.restore()
+
+        async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[SentCache]:
+            answer: ReplicaAnswer[SentCache] = await result_of(handle.actor.rebuild.remote(request, ids, calls))
+            return answer
+
+        _, _, answer = await self._answer(turn, ask)
+        assert answer.value is not None
+        return answer.value
+
+    async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
+        """Score each choice as a reply to the turn."""
+        return (await self.judge(turn, choices, verbatim=verbatim)).scores
+
+    async def judge(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> Scored:
+        """Score the choices, and report the edges."""
+
+        async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[Scored]:
+            answer: ReplicaAnswer[Scored] = await result_of(handle.actor.judge.remote(request, choices, verbatim))
+            return answer
+
+        _, _, answer = await self._answer(turn, ask)
+        assert answer.value is not None
+        return answer.value
+
+    async def _write_later(self, handle: ReplicaHandle, request: str, turn: Turn) -> str:
+        """Read the reply of a turn whose text nobody had asked for; if its replica is gone, take the turn again."""
+        try:
+            text: str = await result_of(handle.actor.write.remote(request))
+            handle.actor.forget.remote([request])
+            return text
+        except ReplicaGone:
+            self._replicas.drop(handle)
+        for each in turn.deliveries:
+            await each.payload.restore()
+        again = replace(turn, needs_text=True, needs_cache=False)
+        return (await self.turn(again)).payload.text or ""
+
+    async def _answer(
+        self, turn: Turn, ask: Ask[T], spoken: SpokenText | None = None
+    ) -> tuple[ReplicaHandle, TurnRequest, ReplicaAnswer[T]]:
+        """Ask replicas until one answers. Raises the agent's error, or RunError if too many die."""
+        deaths = 0
+        while deaths < ATTEMPTS:
+            handle = self._replicas.choose()
+            try:
+                with handle.working():
+                    await self._prepare(handle)
+                    request = self._request(turn, spoken)
+                    answer = await self._asked(handle, request, ask, spoken)
+            except ReplicaGone:
+                self._replicas.drop(handle)
+                deaths += 1
+                continue
+            if answer.missing is not None:
+                deaths += bool(answer.missing.sharers)
+                await self._provide(answer.missing, turn, request)
+                continue
+            if answer.prompt is not None and turn.on_prompt is not None:
+                turn.on_prompt(answer.prompt)
+            if answer.error is not None:
+                raise answer.error
+            return handle, request, answer
+        model = self._replicas.model.source
+        raise RunError(f"{ATTEMPTS} replicas of {model!r} died in the turn of agent {self.name!r}; look at Ray's logs")
+
+    async def _prepare(self, handle: ReplicaHandle) -> None:
+        """Open this agent in a replica that does not have it yet, and decide its edges there."""
+        await handle.load()
+        if self._setup.id not in handle.agents:
+            await result_of(handle.actor.open_agent.remote(self._setup))
+            handle.agents.add(self._setup.id)
+        for key, setup in list(self._edges.items()):
+            if key not in handle.edges:
+                await result_of(handle.actor.route.remote(setup, self._sharer(setup)))
+                handle.edges.add(key)
+
+    def _request(self, turn: Turn, spoken: SpokenText | None) -> TurnRequest:
+        keys = {setup.model for setup in self._edges.values()} - {None, self._replicas.key}
+        sharers = {key: self._sets[key].choose().actor for key in keys if key is not None}
+        streams = spoken is not None and spoken.is_heard
+        return TurnRequest(uuid4().hex, self._setup.id, portable_turn(turn), current_asker(), sharers, streams)
+
+    def _sharer(self, setup: EdgeSetup) -> Any:
+        """A replica of the model at an edge's other end, if that is another model."""
+        same = setup.model is None or setup.model == self._replicas.key
+        return None if same or setup.model is None else self._sets[setup.model].choose().actor
+
+    async def _asked(
+        self, handle: ReplicaHandle, request: TurnRequest, ask: Ask[T], spoken: SpokenText | None
+    ) -> ReplicaAnswer[T]:
+        """One attempt. If this task is cancelled, so is the turn in the replica."""
+        try:
+            if not request.streams or spoken is None:
+                return await ask(handle, request)
+            listen = partial(self._listen, handle, request.id, spoken)
+            calls: list[Callable[[], Awaitable[Any]]] = [partial(ask, handle, request), listen]
+            answer: ReplicaAnswer[T]
+            answer, _ = await run_all(calls)
+            return answer
+        except anyio.get_cancelled_exc_class():
+            handle.actor.cancel.remote(request.id)
+            raise
+
+    async def _listen(self, handle: ReplicaHandle, request: str, spoken: SpokenText) -> None:
+        spoken.begin()
+        while (heard := await result_of(handle.actor.heard.remote(request))) is not None:
+            spoken.hear(heard)
+
+    async def _provide(self, missing: Missing, turn: Turn, request: TurnRequest) -> None:
+        """Write texts, recompute caches and forget dead sharers, so that the turn can be taken."""
+        for delivery in deliveries_of(turn):
+            payload, sender = delivery.payload, delivery.route.edge.sender
+            if sender in missing.texts:
+                await payload.read()
+            if sender in missing.caches:
+                if payload.recover is None:
+                    raise RunError(f"the cache of {sender!r} is lost with its replica; run again")
+                payload.cache = await payload.recover()
+        for key in missing.sharers:
+            self._sets[key].drop_actor(request.sharers[key])
+
+    def _seeded(self, turn: Turn) -> Turn:
+        """Give a sampled reply a seed, so that another replica would write the same text."""
+        generate = with_settings(self._setup.spec, turn).generate
+        if generate.temperature == 0 or generate.seed is not None:
+            return turn
+        return replace(turn, generate={**(turn.generate or {}), "seed": random.getrandbits(31)})
+
+
+def _light(turn: Turn) -> Turn:
+    """The turn to take again, without callbacks and without holding on to caches that can be recomputed."""
+    deliveries = [Delivery(each.route, _light_payload(each.payload)) for each in turn.deliveries]
+    return replace(turn, deliveries=deliveries, on_text=None, on_prompt=None, on_tool=None)
+
+
+def _light_payload(payload: Payload) -> Payload:
+    cache = payload.cache if payload.recover is None else None
+    rebuild = None if payload.cache is None else payload.recover
+    text, write = payload.text, payload.write
+    return Payload(payload.sender, text, cache, write, payload.data, rebuild, payload.recover, payload.turn)

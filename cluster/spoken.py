@@ -1,0 +1,59 @@
+"""What a turn has told its listener, so that a second attempt repeats nothing."""
+
+from cachegraph.agents.base import ToolCall, Turn
+from cachegraph.errors import RunError
+
+from .event_log import TurnEvents
+
+__all__ = ["SpokenText"]
+
+
+class SpokenText:
+    """Passes a turn's events on. An attempt after a replica's death must begin with the text that was passed on."""
+
+    def __init__(self, agent: str, turn: Turn):
+        self._agent = agent
+        self._turn = turn
+        self._said = ""  # passed on
+        self._heard = ""  # in this attempt
+        self._calls = 0  # tool calls passed on
+        self._heard_calls = 0
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anyone listens."""
+        return self._turn.on_text is not None or self._turn.on_tool is not None
+
+    def begin(self) -> None:
+        """Begin an attempt."""
+        self._heard, self._heard_calls = "", 0
+
+    def hear(self, heard: TurnEvents) -> None:
+        """Pass on what is new. Raises RunError if the text differs from what was passed on before."""
+        if heard.prompt is not None and self._turn.on_prompt is not None:
+            self._turn.on_prompt(heard.prompt)
+        for event in heard.events:
+            if isinstance(event, ToolCall):
+                self._hear_call(event)
+            else:
+                self._hear_text(event)
+
+    def _hear_call(self, call: ToolCall) -> None:
+        self._heard_calls += 1
+        if self._heard_calls > self._calls:
+            self._calls = self._heard_calls
+            if self._turn.on_tool is not None:
+                self._turn.on_tool(call)
+
+    def _hear_text(self, piece: str) -> None:
+        self._heard += piece
+        if not (self._heard.startswith(self._said) or self._said.startswith(self._heard)):
+            raise RunError(
+                f"a replica died while agent {self._agent!r} was writing, and another one writes a different reply; "
+                "run again"
+            )
+        new = self._heard[len(self._said) :]
+        if new:
+            self._said = self._heard
+            if self._turn.on_text is not None:
+                self._turn.on_text(new)

@@ -1,0 +1,71 @@
+"""Copies of a graph whose models run on clusters."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+
+from cachegraph.agents.create import ModelHost
+
+from .recipe.spec import GraphSpec
+
+if TYPE_CHECKING:
+    from cachegraph.cluster.cluster import Cluster
+
+__all__ = ["ClusterCopies", "connect"]
+
+
+class Movable(Protocol):
+    """A graph, as far as making its copies asks for it."""
+
+    @property
+    def spec(self) -> GraphSpec: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def validate(self) -> Self: ...
+
+    def on_cluster(self, cluster: ModelHost) -> Self: ...
+
+
+GraphT = TypeVar("GraphT", bound=Movable)
+
+
+class ClusterCopies(Generic[GraphT]):
+    """The copies of a graph, and of those that share its models. Each is made when a run first asks for it."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[object, ...], tuple[GraphSpec, GraphT]] = {}
+        self._connected: dict[str, Cluster] = {}  # by names that callers gave
+
+    def on(self, graph: GraphT, cluster: ModelHost | str) -> GraphT:
+        """The graph's copy for this cluster. Raises InputError or ConfigError if there is no such cluster."""
+        spec = graph.validate().spec
+        key = (cluster, id(spec), repr(graph.settings))
+        if key not in self._copies:
+            self._copies[key] = spec, graph.on_cluster(self._host(cluster))
+        return self._copies[key][1]
+
+    def _host(self, cluster: ModelHost | str) -> ModelHost:
+        if not isinstance(cluster, str):
+            return cluster
+        if cluster not in self._connected:
+            self._connected[cluster] = connect(cluster)
+        return self._connected[cluster]
+
+    def take(self) -> Iterator[GraphT]:
+        """Hand over every copy, to be closed."""
+        copies, self._copies = self._copies, {}
+        return (copy for _, copy in copies.values())
+
+    def disconnect(self) -> None:
+        """End the connections to clusters that were given by name."""
+        for cluster in self._connected.values():
+            cluster.close()
+        self._connected.clear()
+
+
+def connect(cluster: str) -> "Cluster":
+    """Connect to a cluster by its name: `local`, `auto` or `ray://HOST:PORT`."""
+    from cachegraph.cluster.connect import connect
+
+    return connect(cluster)
