@@ -1,6 +1,7 @@
 """Options shared by commands, and opening a recipe as a graph."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,9 +17,11 @@ __all__ = [
     "AllowEnv",
     "AllowLocal",
     "AllowPaths",
+    "Cluster",
     "Recipe",
     "Strict",
     "exit_if_paused",
+    "graph_on",
     "open_graph",
     "open_store",
 ]
@@ -36,6 +39,13 @@ AllowCode = Annotated[
 
 AllowLocal = Annotated[
     bool, typer.Option("--allow-local", help="Let endpoints be in private networks or on this machine.")
+]
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="ADDRESS", help="Run the models on Ray (extra `ray`): local, auto or ray://HOST:PORT."
+    ),
 ]
 
 Strict = Annotated[
@@ -64,6 +74,18 @@ def open_graph(
         allow_local=allow_local,
         known_models=known,
     )
+
+
+@contextmanager
+def graph_on(cluster: str | None, graph: "Graph") -> Iterator["Graph"]:
+    """The graph, with its models on this cluster until the end of the block. Raises InputError or ConfigError."""
+    if cluster is None:
+        yield graph
+        return
+    from cachegraph.cluster.connect import connect
+
+    with connect(cluster) as connected:
+        yield graph.on_cluster(connected)
 
 
 def open_store() -> "Store":

@@ -14,7 +14,19 @@ from cachegraph.serving.local_servers import permissions
 
 from .failures import add_facts
 from .garbage_collection import defer_garbage_collection
-from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, Strict, exit_if_paused, open_graph, open_store
+from .options import (
+    AllowCode,
+    AllowEnv,
+    AllowLocal,
+    AllowPaths,
+    Cluster,
+    Recipe,
+    Strict,
+    exit_if_paused,
+    graph_on,
+    open_graph,
+    open_store,
+)
 from .output import echo, echo_json
 from .text_arguments import TextProblem, read_text
 
@@ -92,6 +104,7 @@ def run(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Of --data: the file of the replies.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Of --data: rows at work at the same time.")] = 16,
+    cluster: Cluster = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
@@ -102,7 +115,7 @@ def run(
     texts = _inputs(inputs or [])
     if data is not None or out is not None:
         _refuse_with_data(data, out, len(channels or []) > 1, [session, server, events, trace])
-    elif server is None and not (no_server or events or trace) and keep and len(channels or []) < 2:
+    elif (server or cluster) is None and not (no_server or events or trace) and keep and len(channels or []) < 2:
         permitted = permissions(allow_env or (), allow_paths, allow_code, allow_local, strict)
         result = _on_local_server(recipe, permitted, texts, next(iter(channels or []), None), session, quiet or as_json)
         if result is not None:
@@ -118,15 +131,15 @@ def run(
     if session is not None and len(wanted) > 1:
         raise InputError("--session continues one conversation, so it takes at most one --channel")
     if server is not None:
-        if events is not None or trace is not None or not keep:
-            raise InputError("--events, --trace and --no-store are for runs on this machine, and not for --server")
+        if events is not None or trace is not None or not keep or cluster is not None:
+            raise InputError("--events, --trace, --no-store and --cluster are for runs from here, and not for --server")
         graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
         _print_results(
             _run_there(server, server_key_file, graph, texts, wanted, session, quiet or as_json), as_json, quiet
         )
         return
-    with defer_garbage_collection() as started:
-        graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
+    allowed = (allow_env, allow_paths, allow_code, allow_local)
+    with defer_garbage_collection() as started, graph_on(cluster, open_graph(recipe, *allowed)) as graph:
         graph.strict = strict
         given = parse_inputs(graph.spec.inputs, texts)
         store = open_store() if keep else None
@@ -136,7 +149,8 @@ def run(
             return
         graph.check_inputs(given)
         with record_events(events, trace) as recorder:
-            fetch_models(graph.spec, graph.folder)
+            if cluster in (None, "local"):  # nodes of other clusters fetch their models themselves
+                fetch_models(graph.spec, graph.folder)
             graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
             for each in graphs:
                 fetch_fusers(each.spec, graph.folder)
