@@ -5,6 +5,7 @@ categories        Results by category: the values of one column of the data
 compare           `compare` and `acompare`: run all variants and summarise
 comparison        `Comparison`: the outcome, as a value that prints, saves and loads
 comparison_parts  Its parts: estimates, differences, agreements, rows
+cost/             A cost model of edges, from measured constants
 derangement       Donors of the mismatched control: a seeded derangement of the examples
 differences       Paired differences of variants: intervals, tests, effect sizes, Holm's correction
 edges             Which edges are worth a cache: each edge alone against text and its own control

@@ -20,6 +20,7 @@ from cachegraph.graph.run.sync import wait
 from .agreement import agreements
 from .categories import by_category
 from .comparison import Agreement, ByColumn, Comparison, MetricInfo
+from .cost.collect import kept_curves
 from .edges import edge_sentences, edge_worths
 from .environment import Environment, batches_exactly, describe
 from .metrics import UserMetric
@@ -129,6 +130,7 @@ async def _compare(
             await graph.aclose()
     found = _sum_up(task, variants, results, environment, cards)
     found.warnings += dropped
+    found.costs = kept_curves(task.graph)
     found.edges = edge_worths(found, task.edges, task.text_only)
     found.verdicts += edge_sentences(found.edges)
     return found

@@ -18,6 +18,7 @@ from .comparison_parts import (
     ByColumn,
     Category,
     Difference,
+    EdgeCurve,
     EdgeSummary,
     EdgeWorth,
     Estimate,
@@ -40,6 +41,7 @@ __all__ = [
     "Category",
     "Comparison",
     "Difference",
+    "EdgeCurve",
     "EdgeSummary",
     "EdgeWorth",
     "Estimate",
@@ -64,6 +66,7 @@ class Comparison(BaseModel):
     differences: list[Difference]
     agreements: list[Agreement] = []
     edges: list[EdgeWorth] = []  # if each edge was swapped alone
+    costs: list[EdgeCurve] = []  # if `cachegraph plan` has measured this recipe's models on this machine
     by: ByColumn | None = None
     verdicts: list[str]
     warnings: list[str] = []  # reasons for doubt: training data, too few examples, metrics that disagree

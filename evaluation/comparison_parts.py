@@ -13,6 +13,7 @@ __all__ = [
     "ByColumn",
     "Category",
     "Difference",
+    "EdgeCurve",
     "EdgeSummary",
     "EdgeWorth",
     "Estimate",
@@ -174,6 +175,21 @@ class EdgeWorth(BaseModel):
     @property
     def is_worth_it(self) -> bool:
         return self.worth in ("better", "faster")
+
+
+class EdgeCurve(BaseModel):
+    """Predicted seconds of a run by length of the document, over text and over cache: one sender, so many receivers.
+
+    Beyond `longest_measured` tokens the measured prefill is extrapolated.
+    """
+
+    form: str
+    edge: str
+    receivers: int
+    tokens: list[int]
+    cache: list[float]
+    text: list[float]
+    longest_measured: int
 
 
 class VariantRow(BaseModel):

@@ -19,6 +19,7 @@ from cachegraph.graph.recipe.yaml_positions import read_yaml
 
 from ..comparison import Comparison
 from . import charts, tables
+from .costs import costs
 from .layers import layers
 from .questions import judge, pair, questions
 
@@ -46,7 +47,7 @@ def make_page(comparison: Comparison) -> str:
         comparison=comparison,
         count=max((row.examples for row in comparison.rows), default=0),
         drawing=_drawing(comparison),
-        charts=list(_charts(comparison)),
+        charts=[*_charts(comparison), *costs(comparison)],
         layers=layers(comparison),
         tables=[make(comparison) for make in (tables.quality, tables.differences, tables.costs)],
         details=[table for make in DETAILS if (table := make(comparison)).rows],

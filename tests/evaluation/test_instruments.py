@@ -12,7 +12,7 @@ from cachegraph import Comparison, compare
 from cachegraph.agents.base import ChoiceScore
 from cachegraph.errors import ConfigError, InputError
 from cachegraph.evaluation.agreement import agreements, kl_divergence
-from cachegraph.evaluation.comparison import VariantRow
+from cachegraph.evaluation.comparison import EdgeCurve, VariantRow
 from cachegraph.evaluation.effects import detectable
 from cachegraph.evaluation.records import ExampleRecord
 from cachegraph.evaluation.report import write_report
@@ -193,8 +193,27 @@ def test_the_report_has_categories_edges_and_effects(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     hostile = [{**row, "kind": "<b>" if number % 2 else "\u202e"} for number, row in enumerate(rows(8))]
     found = compare(story_graph(), hostile, variants=["text", "cache"], by="kind", edges=True)
+    lengths = [16, 64, 4096]
+    found.costs = [
+        EdgeCurve(
+            form="graft",
+            edge="a → <b>",
+            receivers=2,
+            tokens=lengths,
+            cache=[0.1, 0.2, 2],
+            text=[0.1, 0.3, 4],
+            longest_measured=1024,
+        )  # fmt: skip
+    ]
     write_report(found, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    for caption in ("Quality by kind", "Each edge alone", "Agreement with text", "p, Holm", "bytes a position"):
+    for caption in (
+        "Quality by kind",
+        "Each edge alone",
+        "Agreement with text",
+        "p, Holm",
+        "bytes a position",
+        "Cost of a",
+    ):
         assert caption in page
     assert "<b>" not in page

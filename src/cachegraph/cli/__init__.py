@@ -39,7 +39,7 @@ from cachegraph import __version__
 from cachegraph.common.stop_signals import catch_signals, exit_code
 from cachegraph.errors import CachegraphError
 
-from . import compare, doctor, failures, fusers, init, mcp, models, recipes, run, runs, serve, sessions, train
+from . import compare, doctor, failures, fusers, init, mcp, models, plan, recipes, run, runs, serve, sessions, train
 from .output import echo
 from .signals import Commands, Stopped, end_stopped
 from .standard_streams import complete_output, standard_streams
@@ -60,6 +60,7 @@ run.register(app)
 serve.register(app)
 mcp.register(app)
 compare.register(app)
+plan.register(app)
 train.register(app)
 recipes.register(app)
 doctor.register(app)

@@ -1,0 +1,139 @@
+"""Lines and tables of `cachegraph plan`."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from cachegraph.common.human import format_bytes
+
+if TYPE_CHECKING:
+    from cachegraph.evaluation.cost.break_even import BreakEven
+    from cachegraph.evaluation.cost.check import CheckedRun
+    from cachegraph.evaluation.cost.constants import EdgeConstants, ModelConstants
+    from cachegraph.evaluation.cost.predict import Prediction
+    from cachegraph.evaluation.cost.shape import Shape, ShapeEdge
+
+__all__ = ["break_even_table", "check_table", "constants_table", "plan_lines", "prediction_table"]
+
+AT = 512  # tokens at which a prefill's speed is shown
+
+
+def plan_lines(name: str, shape: "Shape", swapped: bool) -> list[str]:
+    """What is known before models load: agents by level, edges, and the longest input."""
+    edges = len(shape.edges)
+    lines = [f"{name}: {len(shape.turns)} agents, {edges} edge{'' if edges == 1 else 's'}"]
+    if swapped:
+        lines.append("all its edges are text edges; this is the plan with cache on every edge")
+    levels = sorted({turn.level for turn in shape.turns})
+    lines += [f"{level + 1}. {', '.join(turn.name for turn in shape.turns if turn.level == level)}" for level in levels]
+    lines += [f"{edge.name}: {_edge(edge)}" for edge in shape.edges]
+    if shape.document is not None:
+        lines.append(f"longest input: {shape.document}, {shape.length:,.0f} characters")
+    return lines
+
+
+def _edge(edge: "ShapeEdge") -> str:
+    if edge.form is None:
+        return "text" + (f" ({edge.why_text})" if edge.why_text else "")
+    carries = "" if edge.form == "fuse" else f" the sender's {edge.carries if edge.carries != 'all' else 'whole row'}"
+    by = f", by {edge.fuser}" if edge.fuser else ""
+    return f"cache, {edge.form}s{carries}{by}"
+
+
+def constants_table(
+    models: "Mapping[str, ModelConstants]", edges: "Mapping[tuple[str, str, str | None], EdgeConstants]", machine: str
+) -> Table:
+    """The measured constants."""
+    table = _table(f"measured on {machine}", ["", "prefill tokens/s", "decode tokens/s", "of 4 rows", "bytes/position"])
+    for model in models.values():
+        size = min(AT, model.prefill.longest)
+        table.add_row(
+            Text(f"{model.name}, {model.dtype}"),
+            f"{model.prefill.rate(size):,.0f} at {size:,.0f}",
+            f"{1 / model.step.at(1):,.0f}",
+            f"{4 / model.step.at(4):,.0f}",
+            f"{model.bytes_per_position:,.0f}",
+        )
+    for (sharer, receiver, fuser), edge in edges.items():
+        by = f" by {fuser}" if fuser else ""
+        speed = f"{edge.move.rate(edge.move.longest):,.0f} positions/s"
+        table.add_row(Text(f"{edge.form} {sharer} → {receiver}{by}"), speed, "", "", f"{edge.bytes_per_position:,.0f}")
+    return table
+
+
+def prediction_table(
+    predictions: "Mapping[str, Prediction]", length: float, shape: "Shape", models: "Mapping[str, ModelConstants]"
+) -> Table:
+    """Predicted seconds of one run, by part."""
+    reader = next((turn.model for turn in shape.turns if turn.documents and turn.model in models), None)
+    tokens = f", {shape.document} of {models[reader].tokens(length):,.0f} tokens" if reader is not None else ""
+    parts = ["prefill", "edges", "wire", "decode", "all, s", "read", "written", "sent"]
+    table = _table(f"predicted, one run{tokens}", ["over", *parts])
+    for name, each in predictions.items():
+        seconds = (each.prefill, each.move, each.transfer, each.decode, each.seconds)
+        table.add_row(
+            Text(name),
+            *(f"{value:.2f}" for value in seconds),
+            f"{each.prefilled:,.0f}",
+            f"{each.generated:,.0f}",
+            format_bytes(each.bytes),
+        )
+    unknown = sorted({name for each in predictions.values() for name in each.unknown})
+    if unknown:
+        table.caption, table.caption_justify = Text(f"without the cost of {', '.join(unknown)}"), "left"
+    return table
+
+
+def break_even_table(found: "Sequence[BreakEven]", measured: float) -> Table:
+    """From which length a cache beats text, and the least bandwidth, by edge and number of receivers.
+
+    `measured` is the longest measured prompt, in tokens.
+    """
+    columns = ["edge", "receivers", "faster", "cache, s", "text, s", "bandwidth"]
+    table = _table("one sender, copies of one receiver: where a cache is faster than text", columns)
+    beyond = f", extrapolated above {measured:,.0f}"
+    for each in found:
+        least = "-" if each.bandwidth is None else f"{format_bytes(each.bandwidth)}/s"
+        seconds = (f"{each.cache:.2f}", f"{each.text:.2f}")
+        table.add_row(Text(f"{each.edge} ({each.form})"), str(each.receivers), _window(each), *seconds, least)
+    table.caption = f"in tokens of the document{beyond}; seconds and bandwidth at the length of the prediction"
+    table.caption_justify = "left"
+    return table
+
+
+def _window(each: "BreakEven") -> str:
+    from cachegraph.evaluation.cost.break_even import LONGEST, SHORTEST
+
+    if each.shortest is None or each.longest is None:
+        return "never"
+    start, end = each.shortest > SHORTEST, each.longest < LONGEST
+    if start and end:
+        return f"{each.shortest:,} to {each.longest:,}"
+    return f"from {each.shortest:,}" if start else f"up to {each.longest:,}" if end else "always"
+
+
+def check_table(checked: "Sequence[CheckedRun]") -> Table:
+    """Predictions beside real runs."""
+    columns = ["over", "predicted, s", "measured, s (range)", "ratio", "tokens", "measured", "sent", "measured"]
+    table = _table(f"checked: {checked[0].runs} runs each, with the lengths of their replies", columns)
+    for each in checked:
+        table.add_row(
+            Text(each.over),
+            f"{each.predicted:.2f}",
+            f"{each.measured:.2f} ({each.fastest:.2f} to {each.slowest:.2f})",
+            f"{each.ratio:.2f}",
+            f"{each.predicted_tokens:,.0f}",
+            f"{each.measured_tokens:,.0f}",
+            format_bytes(each.predicted_bytes),
+            format_bytes(each.measured_bytes),
+        )
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+    return table
