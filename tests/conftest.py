@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,19 @@ if TYPE_CHECKING:
 # Without a GPU Triton's kernels are interpreted, which has to be known before anything imports Triton.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Exclude what collection imports, millions of objects, from the garbage collections of the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        import_module("hypothesis")  # it counts references on import, and frozen objects show none
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # extension modules complain of what is left when the process ends
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -5,17 +5,25 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from cachegraph import errors
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "reference" / "environment.md").read_text()
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests")
-SOURCES = {
-    file: ast.parse(file.read_text())
-    for folder in [*FOLDERS, ROOT / "src" / "cachegraph" / "cli", ROOT / "tests"]
-    for file in sorted(folder.rglob("*.py"))
-}
-PACKAGE = {file: tree for file, tree in SOURCES.items() if not file.is_relative_to(ROOT / "tests")}
+Trees = dict[Path, ast.Module]
+
+
+@pytest.fixture(scope="module")
+def sources() -> Trees:
+    folders = [*FOLDERS, ROOT / "src" / "cachegraph" / "cli", ROOT / "tests"]
+    return {file: ast.parse(file.read_text()) for folder in folders for file in sorted(folder.rglob("*.py"))}
+
+
+@pytest.fixture(scope="module")
+def package(sources: Trees) -> Trees:
+    return {file: tree for file, tree in sources.items() if not file.is_relative_to(ROOT / "tests")}
 
 
 def _constants(tree: ast.Module) -> dict[str, str]:
@@ -42,10 +50,10 @@ def _read_variables(tree: ast.Module) -> Iterator[ast.expr]:
             yield node.args[0]
 
 
-def test_page_names_every_variable_that_the_source_reads() -> None:
-    everywhere = {name: text for tree in SOURCES.values() for name, text in _constants(tree).items()}
+def test_page_names_every_variable_that_the_source_reads(sources: Trees, package: Trees) -> None:
+    everywhere = {name: text for tree in sources.values() for name, text in _constants(tree).items()}
     read = set()
-    for tree in PACKAGE.values():
+    for tree in package.values():
         for expression in _read_variables(tree):
             name = expression.attr if isinstance(expression, ast.Attribute) else ast.unparse(expression)
             if isinstance(expression, ast.Constant):
@@ -58,19 +66,19 @@ def test_page_names_every_variable_that_the_source_reads() -> None:
     assert not missing
 
 
-def test_page_names_every_variable_of_ours_and_no_other() -> None:
+def test_page_names_every_variable_of_ours_and_no_other(sources: Trees, package: Trees) -> None:
     named = set(re.findall(r"CACHEGRAPH_[A-Z_]+[A-Z]", PAGE)) - {"CACHEGRAPH_COMMAND_OPTION", "CACHEGRAPH_RUN_CHANNELS"}
-    ours = {text for tree in PACKAGE.values() for text in _texts(tree) if re.fullmatch(r"CACHEGRAPH_[A-Z_]+", text)}
-    everywhere = {text for tree in SOURCES.values() for text in _texts(tree)}
+    ours = {text for tree in package.values() for text in _texts(tree) if re.fullmatch(r"CACHEGRAPH_[A-Z_]+", text)}
+    everywhere = {text for tree in sources.values() for text in _texts(tree)}
     assert ours - {"CACHEGRAPH_"} <= named
     assert named <= everywhere
 
 
-def _exit_codes() -> Iterator[int]:
+def _exit_codes(package: Trees) -> Iterator[int]:
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.CachegraphError):
             yield error.exit_code
-    for tree in PACKAGE.values():
+    for tree in package.values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "typer.Exit", "SystemExit"):
                 yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and type(arg.value) is int)
@@ -82,10 +90,10 @@ def _table_rows(heading: str) -> list[list[str]]:
     return rows[2:]
 
 
-def test_page_explains_every_exit_code() -> None:
+def test_page_explains_every_exit_code(package: Trees) -> None:
     rows = _table_rows("Exit codes")
     codes = {int(code) for row in rows for code in row[0].split(", ")}
-    assert set(_exit_codes()) <= codes
+    assert set(_exit_codes(package)) <= codes
 
 
 def test_page_puts_every_error_beside_its_exit_code() -> None:
@@ -98,9 +106,9 @@ def test_page_puts_every_error_beside_its_exit_code() -> None:
     assert beside == raised
 
 
-def test_page_names_every_folder_that_is_stored() -> None:
+def test_page_names_every_folder_that_is_stored(package: Trees) -> None:
     stored = set()
-    for file in PACKAGE:
+    for file in package:
         stored |= set(re.findall(r"""\b(?:lasting|\w*Json\w*)\(\s*"([\w.]+)\"""", file.read_text()))
         stored |= set(re.findall(r"""\bhome\(\)\)? / "([\w.]+)\"""", file.read_text()))
     assert {"runs.db", "sessions", "fusers", "checks", "models", "kernels"} <= stored
