@@ -140,6 +140,57 @@ def _append(
 
 
 @triton.jit
+def _attend_segment(
+    about,  # the segment's entry in the table
+    kv_head,
+    begin,  # of the entries that this program reads
+    end,
+    position,
+    q,  # (heads, size)
+    top,  # (heads,), highest score so far
+    total,  # (heads,), sum of weights so far
+    out,  # (heads, size), weighted sum of values so far
+    scale,
+    softcap,
+    WINDOW: tl.constexpr,
+    DIM: tl.constexpr,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    UNIT: tl.constexpr,
+    TYPE: tl.constexpr,
+):
+    """Continue the online softmax over a segment's entries; return the new `top`, `total` and `out`."""
+    at = tl.arange(0, SIZE)
+    keys = tl.multiple_of(tl.load(about + KEYS).to(tl.pointer_type(TYPE)), 16)
+    keys = tl.multiple_of(keys + kv_head * tl.load(about + KEY_HEAD), 16)
+    values = tl.multiple_of(tl.load(about + VALUES).to(tl.pointer_type(TYPE)), 16)
+    values = tl.multiple_of(values + kv_head * tl.load(about + VALUE_HEAD), 16)
+    key_entry = tl.multiple_of(tl.load(about + KEY_ENTRY), UNIT)
+    value_entry = tl.multiple_of(tl.load(about + VALUE_ENTRY), UNIT)
+    for start in range(begin, end, TILE):
+        entry = start + tl.arange(0, TILE)
+        seen = entry < end
+        if WINDOW > 0:
+            places = tl.load(about + PLACES).to(tl.pointer_type(tl.int64))
+            seen &= position - tl.load(places + entry, mask=seen, other=0) < WINDOW
+        there = seen[:, None] & (at < DIM)[None, :]  # entries that no query sees are not loaded
+        k = tl.load(keys + entry[:, None] * key_entry + at[None, :], mask=there, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (heads, entries)
+        if softcap > 0:
+            scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)  # tanh
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp(scores - base[:, None])
+        kept = tl.exp(top - base)
+        v = tl.load(values + entry[:, None] * value_entry + at[None, :], mask=there, other=0.0)
+        total = total * kept + tl.sum(weights, 1)
+        out = out * kept[:, None] + tl.dot(weights.to(TYPE), v, input_precision="ieee")
+        top = higher
+    return top, total, out
+
+
+@triton.jit
 def _attend(
     segments,
     rows,
@@ -191,32 +242,10 @@ def _attend(
         length = tl.where(segment == last, entries - before, tl.load(about + LENGTH))
         begin = tl.maximum(low - before, 0)
         end = tl.minimum(high - before, length)
-        keys = tl.multiple_of(tl.load(about + KEYS).to(tl.pointer_type(TYPE)), 16)
-        keys = tl.multiple_of(keys + kv_head * tl.load(about + KEY_HEAD), 16)
-        values = tl.multiple_of(tl.load(about + VALUES).to(tl.pointer_type(TYPE)), 16)
-        values = tl.multiple_of(values + kv_head * tl.load(about + VALUE_HEAD), 16)
-        key_entry = tl.multiple_of(tl.load(about + KEY_ENTRY), UNIT)
-        value_entry = tl.multiple_of(tl.load(about + VALUE_ENTRY), UNIT)
-        for start in range(begin, end, TILE):
-            entry = start + tl.arange(0, TILE)
-            seen = entry < end
-            if WINDOW > 0:
-                places = tl.load(about + PLACES).to(tl.pointer_type(tl.int64))
-                seen &= position - tl.load(places + entry, mask=seen, other=0) < WINDOW
-            there = seen[:, None] & (at < DIM)[None, :]  # entries that no query sees are not loaded
-            k = tl.load(keys + entry[:, None] * key_entry + at[None, :], mask=there, other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (heads, entries)
-            if softcap > 0:
-                scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)  # tanh
-            scores = tl.where(seen[None, :], scores, float("-inf"))
-            higher = tl.maximum(top, tl.max(scores, 1))
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            weights = tl.exp(scores - base[:, None])
-            kept = tl.exp(top - base)
-            v = tl.load(values + entry[:, None] * value_entry + at[None, :], mask=there, other=0.0)
-            total = total * kept + tl.sum(weights, 1)
-            out = out * kept[:, None] + tl.dot(weights.to(TYPE), v, input_precision="ieee")
-            top = higher
+        top, total, out = _attend_segment(
+            about, kv_head, begin, end, position, q, top, total, out, scale, softcap,
+            WINDOW, DIM, SIZE, TILE, UNIT, TYPE,
+        )  # fmt: skip
         before += length
 
     tl.store(most + here, top, mask=group < GROUP)
