@@ -6,11 +6,12 @@ import atexit
 import gc
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from outside import Watcher
@@ -18,8 +19,10 @@ from outside import Watcher
 if TYPE_CHECKING:
     from cachegraph.engine.catalogue import StoredModel
     from cachegraph.engine.engine import Engine
+    from cachegraph.engine.model.load import LoadedModel
 
 
+KEPT = ("models", "kernels", "tokenizers")
 # Without a GPU Triton's kernels are interpreted, which has to be known before anything imports Triton.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -47,13 +50,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True, scope="session")
 def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Runs, sessions and fusers of tests are kept in a temporary home; models and kernels where they always are."""
+    """Runs, sessions and fusers of tests are kept in a temporary home; what models bring stays where it always is.
+
+    The verdicts on models are temporary too, and all processes of this test run share them.
+    """
     from cachegraph.common.paths import home
 
     usual, own = home(), tmp_path_factory.mktemp("home")
-    for name in ("models", "kernels"):
-        (usual / name).mkdir(parents=True, exist_ok=True)
-        (own / name).symlink_to(usual / name, target_is_directory=True)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    places = {name: usual / name for name in KEPT} | {"checks": shared / "checks"}
+    for name, place in places.items():
+        place.mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(place, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHEGRAPH_HOME", str(own))
         patch.delenv("CACHEGRAPH_STORE", raising=False)
@@ -62,7 +72,7 @@ def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 @pytest.fixture(scope="session")
 def watcher(home_of_the_tests: Path) -> Watcher:
-    return Watcher([home_of_the_tests / "models", home_of_the_tests / "kernels"])
+    return Watcher([home_of_the_tests / name for name in KEPT])
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +105,17 @@ def demo_engines(demo_models: dict[str, StoredModel]) -> Iterator[dict[str, Engi
 
     with ExitStack() as stack:
         yield {name: stack.enter_context(leased(ModelSpec(source=name), Path())) for name in demo_models}
+
+
+@pytest.fixture(scope="session")
+def demo_bfloat16(demo_models: dict[str, StoredModel]) -> Callable[..., LoadedModel]:
+    """`demo_bfloat16(name, weights)` is a demo model in bfloat16 on the CPU, loaded once; tests leave it as it is."""
+    import torch
+
+    from cachegraph.engine.model.load import load_model
+
+    @cache
+    def load(name: str, weights: Literal["int8"] | None = None) -> LoadedModel:
+        return load_model(demo_models[name].folder, dtype=torch.bfloat16, weights=weights, checks="once")
+
+    return load

@@ -13,7 +13,6 @@ from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.engine.cpu.build import Kernels, kernels
 from cachegraph.engine.kv.cache import LayerKV
-from cachegraph.engine.model.load import load_model
 
 RECEIVER, SHARER = Geometry(3, 3, 64), Geometry(4, 1, 96)
 HERE, THERE = torch.arange(2, 43), torch.arange(41).flip(0) // 2
@@ -50,10 +49,9 @@ def layers(geometry: Geometry, seed: int, positions: int) -> list[LayerKV]:
 
 
 @pytest.fixture
-def rope(demo_models: Any) -> ReceiverRope:
+def rope(demo_bfloat16: Any) -> ReceiverRope:
     """SmolLM2's RoPE, of heads of 64; its layers are more than the fuser's."""
-    model = load_model(demo_models["smollm2-135m-instruct"].folder, dtype=torch.bfloat16)
-    return ReceiverRope(model.rotation, torch.arange(7, 57))
+    return ReceiverRope(demo_bfloat16("smollm2-135m-instruct").rotation, torch.arange(7, 57))
 
 
 def by_kernel(source: FuserInput, receiver: list[LayerKV]) -> FusedLayers:

@@ -15,7 +15,7 @@ from cachegraph.engine.kernels import KeyRotator, backend
 from cachegraph.engine.kv.cache import KV, LayerKV, RowCache
 from cachegraph.engine.kv.rope import OutOfReach
 from cachegraph.engine.model.forward import Row, forward
-from cachegraph.engine.model.load import LoadedModel, load_model
+from cachegraph.engine.model.load import LoadedModel
 
 IDS = torch.randint(0, 300, (30,), generator=torch.Generator().manual_seed(1)).tolist()
 
@@ -122,11 +122,11 @@ def test_learned_positions_are_refused_by_name(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
 def test_kernels_move_keys_to_the_bit_as_torch_does(
-    name: str, spread: Callable[[int], torch.Tensor], demo_models: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, spread: Callable[[int], torch.Tensor], demo_bfloat16: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In bfloat16 on a CPU; two kinds of RoPE in Gemma."""
     rotator = rotator_here()
-    model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
+    model = demo_bfloat16(name)
     here = read_at(model, 3)
     there = spread(30)
     rotated: list[Any] = []

@@ -425,8 +425,8 @@ def test_a_token_that_there_is_not_is_an_error_as_it_is_to_torch(
     ("name", "weights"), [("smollm2-135m-instruct", None), ("smollm2-135m-instruct", "int8"), ("gemma-3-270m", None)]
 )
 @torch.inference_mode()
-def test_demo_models_decode_with_the_kernels(name: str, weights: Any, compiled: Kernels, demo_models: Any) -> None:
-    model = load_model(demo_models[name].folder, dtype=torch.bfloat16, weights=weights)
+def test_demo_models_decode_with_the_kernels(name: str, weights: Any, compiled: Kernels, demo_bfloat16: Any) -> None:
+    model = demo_bfloat16(name, weights)
     assert isinstance(model.decoder, CPUDecoder)
     past = read(model, 30)
     wide = tuple(segment.to(model.devices, torch.float32) for segment in past)
@@ -441,10 +441,10 @@ def test_demo_models_decode_with_the_kernels(name: str, weights: Any, compiled: 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
 @torch.inference_mode()
 def test_demo_models_read_prompts_with_the_kernels_as_near_to_float32_as_torch_does(
-    name: str, compiled: Kernels, demo_models: Any
+    name: str, compiled: Kernels, demo_bfloat16: Any
 ) -> None:
     """600 tokens: attention goes beyond the entries that it takes at a time, and beyond Gemma's window."""
-    model = load_model(demo_models[name].folder, dtype=torch.bfloat16)
+    model = demo_bfloat16(name)
     assert model.decoder is not None
     ids = [(1009 * i + 7) % 20000 for i in range(600)]
     caches = {name: RowCache() for name in ("float32", "torch", "kernels")}
