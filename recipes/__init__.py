@@ -1,1 +1,1 @@
-"""What people run: recipes, and the model catalogue. Files only; this module is empty."""
+"""Recipes, training recipes, fusers and the model catalogue. This module holds no code."""

@@ -1,4 +1,4 @@
-"""A tool server of a few lines, for calculator.yaml; needs `pip install 'cachegraph[tools]'`."""
+"""Tool server of calculator.yaml; needs `pip install 'cachegraph[tools]'`."""
 
 from mcp.server import MCPServer
 

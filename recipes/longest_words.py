@@ -1,8 +1,8 @@
-"""A function for longest-words.yaml: its parameter is an input of the recipe, by name."""
+"""Function of longest-words.yaml; its parameter is the recipe's input of that name."""
 
 import re
 
 
 def longest(text: str) -> list[str]:
-    """The five longest words."""
+    """Return the five longest words."""
     return sorted(set(re.findall(r"\w+", text)), key=len, reverse=True)[:5]
