@@ -1,6 +1,6 @@
-"""The harness's own command line, where `--model cachegraph` is known.
+"""The harness's own command line, with `--model cachegraph`.
 
-The harness looks models up in a table that only an import can add to, so its own `lm_eval` can't find ours.
+The harness finds models in a registry that only an import extends, so its own `lm_eval` can't find ours.
 """
 
 import os
@@ -26,7 +26,7 @@ def main() -> None:
         with suppress(OSError, ValueError):  # the terminal may be gone
             sys.stderr.write("cachegraph: interrupted\n")
         flush_streams()
-        os._exit(exit_code())  # at once: a model that is still being loaded in another thread is not waited for
+        os._exit(exit_code())  # don't wait for a model that another thread is loading
 
 
 def _evaluate() -> None:
@@ -36,7 +36,7 @@ def _evaluate() -> None:
         raise ConfigError(
             f"the module {error.name!r} is missing; install the harness with: pip install 'cachegraph[eval]'"
         ) from error
-    import_module("cachegraph.evaluation.harness.model")  # adds it to the harness's table
+    import_module("cachegraph.evaluation.harness.model")  # registers it
     cli_evaluate()
 
 

@@ -1,7 +1,7 @@
-"""A recipe that is nothing but its model, played as the harness's own `hf` model plays it, token for token.
+"""Answer requests with a recipe that is one bare model, token for token as the harness's `hf` model does.
 
-So it also reads what a prompt can't hold: an empty context, one that is too long and loses its beginning, and a text
-that is scored as a whole.
+So it also accepts what a prompt can't hold: an empty context, a context that is too long and loses its beginning, and
+a text that is scored as a whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ Ids = list[int]
 
 
 class BarePlayer:
-    """Plays on an engine, without agents."""
+    """Answers requests with an engine alone, without agents."""
 
     def __init__(self, engine: Engine, max_length: int | None):
         assert engine.model.tokenizer is not None
@@ -33,17 +33,17 @@ class BarePlayer:
         self._max_length = min(max_length or engine.model.info.max_positions, engine.model.info.max_positions)
 
     async def likelihoods(self, context: str, continuations: Sequence[str]) -> list[Likelihood]:
-        """How likely each continuation is; those behind the same tokens share their prefill."""
+        """Return the log-likelihood of each continuation; continuations of the same tokens share one prefill."""
         return await self._score([self._pair(context, text) for text in continuations])
 
     async def rolling(self, text: str) -> float:
-        """How likely the text is as a whole, in windows as long as the model reads."""
+        """Return the log-likelihood of a whole text, in windows of the model's context length."""
         windows = get_rolling_token_windows(self._encode(text), self._prefix, self._max_length, context_len=1)
         found = await self._score([make_disjoint_window(window) for window in windows])
         return sum(logprob for logprob, _ in found)
 
     async def write(self, context: str, spec: GenerateSpec) -> str:
-        """The reply. A context that leaves no room for it loses its beginning."""
+        """Generate a reply. A context that leaves no room for it loses its beginning."""
         room = self._max_length - spec.max_new_tokens
         if room <= 0:
             raise InputError(
@@ -56,18 +56,18 @@ class BarePlayer:
         return (await self._engine.generate(ids, (), spec)).text
 
     async def close(self) -> None:
-        """Nothing is held here."""
+        """Do nothing: the player holds no resources."""
 
-    # Chats, where the harness itself writes them out
+    # Chats that the harness renders itself
 
     @property
     def chat_template(self) -> str | None:
-        """The model's own."""
+        """The model's own chat template."""
         template: str | None = self._tokenizer.chat_template or self._tokenizer.raw.chat_template
         return template
 
     def chat(self, history: Sequence[Mapping[str, str]], reply_follows: bool) -> str:
-        """The messages in the model's chat format; where no reply follows, the last one is still open."""
+        """Render messages with the chat template; if no reply follows, the last message stays open."""
         template = self._tokenizer.raw.get_chat_template(self._tokenizer.chat_template)
         special = self._tokenizer.raw.special_tokens_map
         if reply_follows:
@@ -78,24 +78,24 @@ class BarePlayer:
 
     @property
     def _prefix(self) -> int:
-        """The token that stands before a text with nothing before it."""
+        """The token in front of a text without a context."""
         raw = self._tokenizer.raw
         prefix: int | None = raw.bos_token_id if raw.bos_token_id is not None else raw.eos_token_id
         if prefix is None:
             raise ModelError(
-                f"{self._engine.model.name!r} has neither a first nor a last token, so nothing can stand before a text "
-                "without a context"
+                f"{self._engine.model.name!r} has neither a BOS nor an EOS token to put in front of a text "
+                "without a context; choose a task whose requests have contexts"
             )
         return prefix
 
     def _encode(self, text: str) -> Ids:
-        """With the tokens that the model expects around a text, unless the text brings them, as a written-out chat."""
+        """Encode a text, with special tokens unless it already begins with one, as a rendered chat does."""
         raw = self._tokenizer.raw
         first = raw.bos_token or raw.eos_token
         return self._tokenizer.encode(text, special=not (first and text.startswith(first))).ids
 
     def _pair(self, context: str, text: str) -> tuple[Ids, Ids]:
-        """Both are read together, and white space between them is the continuation's."""
+        """Encode both texts together; white space between them belongs to the continuation."""
         if not context:
             ids = self._tokenizer.encode(text, special=False).ids
             return (ids[:1], ids[1:]) if ids[:1] == [self._prefix] else ([self._prefix], ids)
@@ -115,7 +115,7 @@ class BarePlayer:
         return [found[index] for index in range(len(pairs))]
 
     def _fit(self, before: Ids, ids: Ids) -> Ids:
-        """The context, without its beginning where the model can't read both. The last token is only predicted."""
+        """Cut the beginning of a context that doesn't fit together with its continuation; the last token isn't read."""
         if not before or not ids:
             raise InputError("a context or a continuation has no tokens; give both a text")
         if len(ids) > self._max_length:

@@ -1,4 +1,4 @@
-"""From a request's generation arguments, which are those of transformers, to how an agent decodes."""
+"""Convert a request's generation arguments, which are those of transformers, to a `GenerateSpec`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from cachegraph.errors import InputError
 
 __all__ = ["MAX_GEN_TOKS", "generate_spec"]
 
-MAX_GEN_TOKS = 256  # where a task does not say, as in the harness's own models
+MAX_GEN_TOKS = 256  # default of the harness's own models
 SAME = ("top_p", "top_k", "min_p", "repetition_penalty", "min_new_tokens", "seed")
 
 
 def generate_spec(recipe: GenerateSpec, arguments: Mapping[str, Any], seed: int) -> GenerateSpec:
-    """The request's way of decoding: the task decides length, stop strings and temperature, the recipe the rest.
+    """Return the request's settings: length, stop strings and temperature from the task, the rest from the recipe.
 
-    `seed` is for a reply that is sampled and has none by recipe or task. Raises InputError for what we can't do.
+    `seed` applies to a sampled reply if neither recipe nor task sets one. Raises InputError for unknown arguments.
     """
     asked: dict[str, Any] = dict(normalize_gen_kwargs(dict(arguments), MAX_GEN_TOKS))
     update = {

@@ -1,4 +1,4 @@
-"""Many requests at once, their results in order, with a bar for whoever waits."""
+"""Run requests concurrently and return results in order, with a progress bar."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -24,9 +24,9 @@ def gather(
     quiet: bool,
     before: Callable[[], Awaitable[None]],
 ) -> list[B]:
-    """Do it for all items, `limit` at a time, after `before`. The first error ends all of it and is raised.
+    """Await `before`, then `work` for all items, `limit` at a time. The first error cancels the rest and is raised.
 
-    The loop is in a thread of its own, so this also works in a notebook, and Ctrl-C ends it.
+    The event loop runs in its own thread, so this works in a notebook too, and Ctrl-C stops it.
     """
     with start_blocking_portal() as portal, tqdm(total=len(items), desc=title, disable=quiet) as bar:
 

@@ -1,4 +1,4 @@
-"""The adapter: the harness asks for likelihoods and texts, a graph answers."""
+"""The harness's model class: answers its requests for likelihoods and texts with a graph."""
 
 import logging
 from collections import Counter
@@ -27,7 +27,7 @@ log = logging.getLogger("lm_eval.models.cachegraph")
 
 
 class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
-    """A recipe as the harness's model. Arguments are those of `--model_args`; models load with the first request."""
+    """A recipe as a model of the harness. Takes the arguments of `--model_args`; loads models on the first request."""
 
     def __init__(self, **arguments: Any):
         super().__init__()
@@ -36,7 +36,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
         self._player: Player | None = None
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Likelihood]:
-        """By (context, continuation). Requests with one context share its run, or its prefill."""
+        """Score (context, continuation) requests. Those with the same context share its run, or its prefill."""
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.args[0], []).append(index)
@@ -54,7 +54,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
         return [found[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """By (text,). Only a bare model has likelihoods of a text that answers nothing."""
+        """Score (text,) requests. Only a bare model can score a text that is no reply."""
 
         async def score(request: Instance) -> float:
             assert isinstance(self._playing, BarePlayer)
@@ -66,7 +66,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
         return self._serve(score, [(each, each) for each in requests], "loglikelihood_rolling", disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """By (context, generation arguments). A context that is asked again is sampled with another seed."""
+        """Answer (context, generation arguments) requests. A repeated context is sampled with another seed."""
         graph, seed = self._options.graph, self._options.seed
         recipe = graph.spec.speaker(graph.output).generate
         asked: Counter[str] = Counter()
@@ -85,7 +85,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
         return self._serve(write, jobs, "generate_until", disable_tqdm)
 
     def close(self) -> None:
-        """Let go of the models; later requests load them again."""
+        """Release the models; later requests load them again."""
 
         async def let_go(player: Player) -> None:
             await player.close()
@@ -95,10 +95,10 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
             gather(let_go, [self._player], limit=1, title="", quiet=True, before=_nothing)
             self._player = None
 
-    # What the harness writes beside its results
+    # Facts that the harness writes beside its results
 
     def get_model_info(self) -> dict[str, Any]:
-        """The recipe, and what its edges did."""
+        """Return the recipe, and the counts of its edges."""
         options = self._options
         return {
             "recipe": options.graph.to_yaml(),
@@ -108,20 +108,20 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
             "edges": self._tally.to_json(),
         }
 
-    # Chats: a recipe's agents write them out themselves, so only a bare model leaves that to the harness
+    # Chats: a recipe's agents render their own, so the harness renders chats only for a bare model
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for the template, by which the harness keeps requests."""
+        """The template's name, part of the harness's key of cached requests."""
         self._chat_player()
         return self._options.graph.spec.speaker(self._options.graph.output).model.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The model's own template."""
+        """The model's own chat template."""
         return self._chat_player().chat_template if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The history as one text."""
+        """Render the chat history as one text."""
         return self._chat_player().chat(chat_history, add_generation_prompt)
 
     def _chat_player(self) -> BarePlayer:
@@ -133,7 +133,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
         assert isinstance(self._player, BarePlayer)
         return self._player
 
-    # Playing
+    # Running requests
 
     @property
     def _playing(self) -> Player:
@@ -165,7 +165,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
     def _serve(
         self, work: Callable[[Any], Awaitable[T]], jobs: Sequence[tuple[Instance, Any]], title: str, quiet: bool
     ) -> list[T]:
-        """Do all jobs, each for a request that errors are told of, and say what the edges did."""
+        """Run all jobs, name the request in errors, and log what the edges did."""
 
         async def one(job: tuple[Instance, Any]) -> T:
             request, item = job
@@ -183,7 +183,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
 
 
 async def _nothing(_: object = None) -> None:
-    """Where there is nothing to do."""
+    """Do nothing."""
 
 
 register_model("cachegraph")(CachegraphLM)

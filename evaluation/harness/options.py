@@ -1,4 +1,4 @@
-"""What `--model_args` says: which recipe, over which channel, and which of its inputs a request's context is."""
+"""Read `--model_args`: the recipe, its channel, and the input that takes a request's context."""
 
 import re
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from ..variants import seeded
 __all__ = ["Options", "is_bare", "read_options"]
 
 KNOWN = ("recipe", "channel", "input", "seed", "max_length", "allow_paths", "allow_env", "batch_size")
-IGNORED = ("device", "max_batch_size")  # the harness always names a device; a recipe names those of its models itself
+IGNORED = ("device", "max_batch_size")  # the harness always passes a device; a recipe sets those of its models
 
 
 class Options(NamedTuple):
-    """A graph that is ready to run, and how requests run on it."""
+    """A validated graph, and the settings for running requests on it."""
 
     graph: Graph
     input: str
     channel: Channel | None
     seed: int
-    batch_size: int  # contexts at a time
+    batch_size: int  # contexts that run at the same time
     max_length: int | None
 
 
@@ -54,7 +54,7 @@ def read_options(given: Mapping[str, Any], seed: int) -> Options:
 
 
 def is_bare(spec: GraphSpec, name: str) -> bool:
-    """Whether the graph is nothing but a model of ours: one agent whose whole prompt is the input, outside any chat."""
+    """Whether the graph is one bare local model: one agent whose whole prompt is the input, without a chat template."""
     (agent, *others) = spec.agents.values()
     if others or not isinstance(agent, AgentSpec) or agent.system is not None or agent.chat is not False:
         return False
@@ -91,7 +91,7 @@ def _input(given: Any, spec: GraphSpec) -> str:
 
 
 def _only(required: list[str], inputs: Mapping[str, InputSpec]) -> str | None:
-    """The one required input, or the one input."""
+    """Return the only required input, or the only input."""
     names = required or list(inputs)
     return names[0] if len(names) == 1 else None
 

@@ -1,4 +1,4 @@
-"""What plays requests: a whole graph, in which the output agent's reply is scored or written."""
+"""Run requests on a graph: score or generate the reply of its output agent."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,53 +15,53 @@ from .tally import Tally
 
 __all__ = ["GraphPlayer", "Likelihood", "Player"]
 
-Likelihood = tuple[float, bool]  # the continuation's log-likelihood, and whether greedy decoding would write it
+Likelihood = tuple[float, bool]  # the continuation's log-likelihood; whether greedy decoding generates it
 
 
 class Player(Protocol):
-    """Plays requests one by one; many may be under way at once."""
+    """Runs requests; several may run concurrently."""
 
     async def likelihoods(self, context: str, continuations: Sequence[str]) -> list[Likelihood]:
-        """How likely each of these texts is behind the context."""
+        """Return the log-likelihood of each continuation of the context."""
 
     async def write(self, context: str, spec: GenerateSpec) -> str:
-        """What is written behind the context."""
+        """Generate a continuation of the context."""
 
     async def close(self) -> None:
-        """Let go of models."""
+        """Release the models."""
 
 
 class GraphPlayer:
-    """The context is an input of the graph, and continuations are replies of its output agent."""
+    """Runs a graph: the context is one of its inputs, continuations are replies of its output agent."""
 
     def __init__(self, graph: Graph, name: str, tally: Tally):
         self._graph = graph
         self._input = name
         self._tally = tally
-        self._written: dict[GenerateSpec, Graph] = {}  # by how the output agent decodes
+        self._written: dict[GenerateSpec, Graph] = {}  # by the output agent's settings
 
     async def close(self) -> None:
-        """Let go of the models that the graphs made here hold."""
+        """Release the models of the graphs that this player created."""
         for graph in self._written.values():
             await graph.aclose()
         self._written.clear()
 
     async def likelihoods(self, context: str, continuations: Sequence[str]) -> list[Likelihood]:
-        """All continuations behind one run of the agents upstream."""
+        """Score all continuations after one run of the upstream agents."""
         graph = self._graph
         name, node = answering_node(await graph.awire())
         hooks = RunHooks(skip=name)
         result = await self._run(graph, context, hooks).execute()
         agent = node.agent
         chat = _in_chat(graph, agent)
-        # A harness's space in front of a continuation parts words; a chat's template has parted them already.
+        # The harness puts a space in front of a continuation to separate words; a chat template separates them already.
         texts = [text.lstrip() or text for text in continuations] if chat else continuations
         scored = await self._judge(agent, hooks.turns[name], texts)
         self._tally.add({**result.edges, **{(sender, name): each for sender, each in scored.edges.items()}})
         return [(each.logprob, each.greedy) for each in scored.scores]
 
     async def write(self, context: str, spec: GenerateSpec) -> str:
-        """The graph's reply, where its output agent decodes as the request says. The rest decode as the recipe says."""
+        """Return the graph's reply. The output agent decodes with `spec`, all others with the recipe's settings."""
         result = await self._run(self._decoding(spec), context).execute()
         self._tally.add(result.edges)
         return result.text

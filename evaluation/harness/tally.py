@@ -1,4 +1,4 @@
-"""What every edge did, over all requests: how often which channel, and why not the one that was asked for."""
+"""Counts per edge over all requests: channels used, and reasons of fallbacks."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ End = tuple[str, str]
 
 
 class Tally:
-    """Counts journeys by edge."""
+    """Counts deliveries per edge."""
 
     def __init__(self) -> None:
         self._used: dict[End, Counter[str]] = {}
@@ -29,11 +29,11 @@ class Tally:
         return bool(self._reasons)
 
     def sentences(self) -> list[str]:
-        """A line an edge."""
+        """Return one line per edge."""
         return [self._sentence(end, used) for end, used in self._used.items()]
 
     def to_json(self) -> dict[str, dict[str, dict[str, int]]]:
-        """By edge: journeys by channel, and fallbacks by reason."""
+        """Return per edge the deliveries by channel and the fallbacks by reason."""
         return {
             f"{sender} -> {receiver}": {
                 "used": dict(used),

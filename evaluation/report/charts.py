@@ -1,4 +1,4 @@
-"""The charts of a report: quality, time, where the time went, and what fusers did layer by layer."""
+"""Charts of the report: quality, latency, a breakdown of the time, and residuals per layer."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -16,11 +16,11 @@ from .latency import complete, median_interval, seconds_of
 __all__ = ["Chart", "breakdown", "latency", "quality"]
 
 WIDE = 520
-LINE = 30  # of height a variant
+LINE = 30  # pixels of height per variant
 
 
 class Chart(NamedTuple):
-    """A drawing, its heading, and what one must know to read it."""
+    """An SVG drawing, its heading, and a note on how to read it."""
 
     heading: str
     svg: Markup
@@ -29,7 +29,7 @@ class Chart(NamedTuple):
 
 
 def quality(comparison: Comparison, metric: MetricInfo, name: str) -> Chart | None:
-    """A metric of every variant with its interval."""
+    """Draw one metric of every variant with its interval."""
     rows = [row for row in _running(comparison) if metric.name in row.quality]
     if not rows:
         return None
@@ -58,7 +58,7 @@ def quality(comparison: Comparison, metric: MetricInfo, name: str) -> Chart | No
 
 
 def latency(comparison: Comparison) -> Chart | None:
-    """Seconds to the end and to the first token of every variant."""
+    """Draw the seconds to the end and to the first token of every variant."""
     rows, among = [row for row in comparison.rows if row.was_run], complete(comparison)
     if not rows:
         return None
@@ -95,7 +95,7 @@ def latency(comparison: Comparison) -> Chart | None:
 
 
 def breakdown(comparison: Comparison) -> Chart | None:
-    """Where the time of every agent and edge went, as stacked bars."""
+    """Draw the time of every agent and edge as stacked bars."""
     bars: list[tuple[str, Mapping[str, float]]] = []
     starts: list[int] = []
     for row in comparison.rows:
@@ -148,7 +148,7 @@ def _point(axes: Axes, place: float, estimate: Estimate, scale: float, colour: s
 
 
 def _room(axes: Axes, estimates: Sequence[Estimate], metric: MetricInfo) -> None:
-    """Few ticks; and percentages that are all alike don't get an axis that makes a mountain of nothing."""
+    """Set few ticks, and a minimum range for percentages, so that tiny differences stay tiny."""
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if metric.unit == "points":
         low, high = 100 * min(each.low for each in estimates), 100 * max(each.high for each in estimates)

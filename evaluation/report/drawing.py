@@ -1,4 +1,4 @@
-"""From a matplotlib figure to SVG inside a page: text stays text, and colours are the page's own, light or dark."""
+"""Convert a matplotlib figure to inline SVG: text stays text, and colours follow the page, light or dark."""
 
 import re
 import warnings
@@ -24,9 +24,9 @@ PARTS = ("queue", "prefill", "transfer", "fuse", "decode")
 VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
 SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text as text
-    "svg.hashsalt": "cachegraph",  # the same picture, the same bytes
-    "text.parse_math": False,  # a name with dollars in it is no formula
+    "svg.fonttype": "none",  # keep text as text
+    "svg.hashsalt": "cachegraph",  # reproducible ids
+    "text.parse_math": False,  # a name with dollars is not a formula
     "font.size": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,7 +45,7 @@ SETTINGS: dict[Any, Any] = {
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty chart of so many CSS pixels."""
+    """Return an empty chart with this size in CSS pixels."""
     with rc_context(SETTINGS):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
@@ -56,10 +56,10 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def finish(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an inline SVG called `title`; `name` keeps its ids apart from those of other charts."""
+    """Return the figure as an inline SVG with this title; `name` makes its ids unique on the page."""
     out = StringIO()
     with rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has the letter
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has the glyph
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     return _inline(out.getvalue(), name, title)
@@ -68,7 +68,7 @@ def finish(figure: Figure, name: str, title: str) -> Markup:
 def _inline(svg: str, name: str, title: str) -> Markup:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would speak to the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'(?<= style=")[^"]*', lambda match: _style(match[0]), svg)
     view = re.search(r'viewBox="[^"]*"', svg)

@@ -1,4 +1,4 @@
-"""How long examples took, with intervals that assume nothing of how times are spread."""
+"""Latency of examples, with intervals that assume no distribution."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ __all__ = ["complete", "median_interval", "seconds_of"]
 
 
 def complete(comparison: Comparison) -> set[int]:
-    """The examples that failed in no variant: the ones that the table is about."""
+    """Return the examples that failed in no variant, as the table does."""
     failed = {record.index for record in comparison.records if record.error is not None}
     return {example.index for example in comparison.examples} - failed
 
@@ -19,7 +19,7 @@ def complete(comparison: Comparison) -> set[int]:
 def seconds_of(
     comparison: Comparison, variant: str, read: Callable[[ExampleRecord], float | None], among: set[int]
 ) -> list[float]:
-    """A number of seconds by example, the mean over seeds."""
+    """Return seconds per example, the mean over seeds."""
     found: dict[int, list[float]] = {}
     for record in comparison.records_of(variant):
         value = read(record)
@@ -29,7 +29,7 @@ def seconds_of(
 
 
 def median_interval(values: Sequence[float]) -> Estimate | None:
-    """The median and the two order statistics around it that hold the true one in 95 of 100 samples."""
+    """Return the median and its 95 % interval, which is a pair of order statistics."""
     if not values:
         return None
     ordered = sorted(values)

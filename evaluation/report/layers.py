@@ -1,4 +1,4 @@
-"""What fusers did layer by layer: which gates are open, and how large the corrections are."""
+"""Chart of fusers per layer: open gates, and the size of residuals."""
 
 from statistics import fmean
 
@@ -11,11 +11,11 @@ from .latency import complete
 
 __all__ = ["layers"]
 
-Sizes = dict[int, tuple[list[float], list[float]]]  # by receiver layer, of keys and of values; empty: a closed gate
+Sizes = dict[int, tuple[list[float], list[float]]]  # per receiver layer, of keys and values; empty: a closed gate
 
 
 def layers(comparison: Comparison) -> list[Chart]:
-    """A chart of each fused edge of the first variant that has any."""
+    """Draw each fused edge of the first variant that has one."""
     for row in comparison.rows:
         found = [_edge(comparison, row, edge.sender, edge.receiver) for edge in row.edges if row.was_run]
         if charts := [

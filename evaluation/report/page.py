@@ -1,4 +1,4 @@
-"""The page: everything is a stranger's text and escaped, but for drawings and this package's own style and script."""
+"""Render the page. All text is untrusted and escaped, except drawings and this package's own style and script."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ from .questions import judge, pair, questions
 
 __all__ = ["make_page"]
 
-STATIC_ROWS = 200  # of examples in a page that may run no script
+STATIC_ROWS = 200  # examples shown where scripts are blocked
 DETAILS = (
     tables.edge_worths,
     tables.categories,
@@ -37,7 +37,7 @@ DETAILS = (
 
 
 def make_page(comparison: Comparison) -> str:
-    """The whole report as HTML text."""
+    """Return the whole report as HTML."""
     found = questions(comparison)
     script, style = _own("page.js"), _own("page.css")
     metric = judge(comparison)
@@ -78,7 +78,7 @@ def _charts(comparison: Comparison) -> Iterator[charts.Chart]:
 
 
 def _drawing(comparison: Comparison) -> dict[str, str] | None:
-    """The graph as an image of its own, where no style or script can get out of it; None if it can't be drawn here."""
+    """Return the graph as a separate image, which isolates its styles and scripts; None if it can't be drawn."""
     try:
         spec = GraphSpec.model_validate(read_yaml(comparison.recipe, "recipe").root.value, strict=True)
         svg = to_svg(spec)
@@ -92,7 +92,7 @@ def _rule(name: str) -> str:
 
 
 def _json(value: Any) -> Markup:
-    """Inside a script element, where a `<` might end it."""
+    """Encode JSON for a script element, which an unescaped `<` might end."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

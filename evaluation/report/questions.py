@@ -1,4 +1,4 @@
-"""Examples and what every variant said, in a shape that a page of any size can hold."""
+"""Examples with every variant's reply, cut so that the page stays below a fixed size."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from ..records import ExampleRecord
 __all__ = ["judge", "pair", "questions"]
 
 BUDGET = 10_000_000  # characters of all texts together
-SHORTEST, LONGEST = 120, 4000  # a text is cut at, whatever there is to show
+SHORTEST, LONGEST = 120, 4000  # characters: bounds of the length at which a text is cut
 
 
 def judge(comparison: Comparison) -> Metric | None:
-    """What calls a reply right: the first metric of fractions that is not a user's own."""
+    """Return the metric that decides whether a reply is right: the first built-in one that is a fraction."""
     known = (METRICS.get(metric.name) for metric in comparison.metrics)
     return next((metric for metric in known if metric is not None and metric.unit == "points"), None)
 
 
 def pair(comparison: Comparison) -> tuple[str, str]:
-    """The two variants that are shown side by side at first."""
+    """Return the two variants that the page first shows side by side."""
     names = _variants(comparison)
     first = "text" if "text" in names else names[0] if names else ""
     others = [name for name in ("cache", "both", "auto", *names) if name in names and name != first]
@@ -29,7 +29,7 @@ def pair(comparison: Comparison) -> tuple[str, str]:
 
 
 def questions(comparison: Comparison) -> dict[str, Any]:
-    """All that the table of examples shows: by example its inputs, the right answer, and every variant's turn."""
+    """Return the data of the examples table: per example its inputs, the right answer and every variant's reply."""
     names, metric = _variants(comparison), judge(comparison)
     first_seed = min((record.seed for record in comparison.records), default=0)
     by_variant = {
@@ -63,7 +63,7 @@ def _right(example: Example, room: int) -> str:
 
 
 def _turn(record: ExampleRecord | None, example: Example, metric: Metric | None, room: int) -> list[Any]:
-    """[reply, right (1), wrong (0) or unknown (null), the choice it likes best, what went wrong]"""
+    """Return [reply, right (1), wrong (0) or unknown (null), the most likely choice, the error]."""
     if record is None:
         return ["", None, "", "no result"]
     if record.error is not None:

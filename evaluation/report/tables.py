@@ -1,4 +1,4 @@
-"""The report's tables: the same numbers as in a terminal, with room for all of them."""
+"""Tables of the report: all numbers, of which a terminal shows a part."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,14 +26,14 @@ __all__ = [
 
 
 class Cell(NamedTuple):
-    """What is shown, and the number that it is sorted by; None: sorted as text."""
+    """Text of a cell, and the number that sorts it; None: sort as text."""
 
     text: str
     value: float | None = None
 
 
 class Table(NamedTuple):
-    """Rows under headings; a row's first cell names it."""
+    """Column titles and rows; the first cell of a row is its name."""
 
     caption: str
     columns: Sequence[str]
@@ -44,7 +44,7 @@ EMPTY = Cell("–")
 
 
 def quality(comparison: Comparison) -> Table:
-    """Every metric of every variant."""
+    """Return the table of every metric of every variant."""
     rows = []
     for row in comparison.rows:
         name = Cell(row.name + (f" = {row.same_as}" if row.same_as else ""))
@@ -56,12 +56,12 @@ def quality(comparison: Comparison) -> Table:
 
 
 def differences(comparison: Comparison) -> Table:
-    """Every pair of a variant and a baseline, in the first metric."""
+    """Return the table of differences between variants and baselines, in the first metric."""
     return _differences(f"Differences in {_title(comparison.metrics[0])}, over the same examples", comparison, slice(1))
 
 
 def other_differences(comparison: Comparison) -> Table:
-    """Every pair in the other metrics."""
+    """Return the table of differences in all other metrics."""
     return _differences("Differences in the other metrics", comparison, slice(1, None))
 
 
@@ -76,7 +76,7 @@ def _differences(caption: str, comparison: Comparison, which: slice) -> Table:
 
 
 def costs(comparison: Comparison) -> Table:
-    """What an example of every variant takes."""
+    """Return the table of costs per example of every variant."""
     rows = [[Cell(row.name), *_cost(row)] for row in _measured(comparison)]
     columns = [
         "variant", "median s", "mean s", "first token, median s", "tokens prefilled", "tokens generated",
@@ -87,7 +87,7 @@ def costs(comparison: Comparison) -> Table:
 
 
 def agents(comparison: Comparison) -> Table:
-    """Tokens and seconds of every agent."""
+    """Return the table of tokens and seconds of every agent."""
     rows = []
     for row in _measured(comparison):
         for name, each in row.agents.items():
@@ -102,7 +102,7 @@ def agents(comparison: Comparison) -> Table:
 
 
 def edges(comparison: Comparison) -> Table:
-    """What every edge was asked for and did."""
+    """Return the table of requested and used channels of every edge."""
     rows, text = [], comparison.row("text")
     for row in _measured(comparison):
         for edge in row.edges:
@@ -160,7 +160,7 @@ def edge_worths(comparison: Comparison) -> Table:
 
 
 def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
-    """What one needs to repeat it, as names and values."""
+    """Return the (name, value) pairs that a repetition needs."""
     versions = {"cachegraph": found.cachegraph, "Python": found.python, **found.versions}
     models = [
         f"{model.agent}: {model.name}"
