@@ -1,4 +1,10 @@
-"""A kit for testing recipes: agents that follow a script, models that need no download, a clock that jumps."""
+"""Tools for testing recipes.
+
+clock    `FakeClock`: sleeps and timeouts take no time
+script   `Script`: agents whose replies the test sets
+tiny     `tiny_model`, `with_tiny_models`: random models without a download
+weights  The files of a tiny model and a tiny fuser
+"""
 
 from .clock import FakeClock
 from .script import Say, Script, Told

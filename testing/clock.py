@@ -1,4 +1,4 @@
-"""A clock for tests of timeouts and retries: it stands still while anybody works, and jumps when everybody waits."""
+"""Clock for tests of timeouts and retries: it stops while a task works, and jumps ahead when all tasks wait."""
 
 import asyncio
 import selectors
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class FakeClock:
-    """Runs async code in an event loop whose sleeps and timeouts take no time. `now` is how far it came, in seconds.
+    """Runs async code in an event loop whose sleeps and timeouts take no time. `now`: its time, in seconds.
 
-    The clock jumps when the event loop has had nothing to do for `patience` real seconds; on asyncio it also waits for
-    anyio's worker threads. A model works in a thread of its own, so with models give more patience than a step takes.
-    Times in results and events are real all the same.
+    The clock jumps when the event loop has been idle for `patience` real seconds; on asyncio it also waits for anyio's
+    worker threads. A model runs in its own thread, so with models set `patience` to more than one step takes.
+    Times in results and events stay real.
     """
 
     def __init__(self, *, backend: Literal["asyncio", "trio"] = "asyncio", patience: float = 0.01):
@@ -30,7 +30,7 @@ class FakeClock:
         self._limiter: anyio.CapacityLimiter | None = None
 
     def run(self, function: Callable[..., Awaitable[T]], /, *args: Any, **named: Any) -> T:
-        """The function's result, for example of `clock.run(graph.arun, question="Why?")`."""
+        """Run an async function and return its result: `clock.run(graph.arun, question="Why?")`."""
 
         async def call() -> T:
             self._limiter = current_default_thread_limiter()
@@ -44,7 +44,7 @@ class FakeClock:
         try:
             from trio.testing import MockClock
         except ImportError:
-            raise ConfigError("a fake clock on trio needs it; install it with: pip install trio") from None
+            raise ConfigError("a fake clock on trio needs trio; install it with: pip install trio") from None
         clock = MockClock(autojump_threshold=self._patience)
         began = clock.current_time()
         try:
@@ -53,7 +53,7 @@ class FakeClock:
             self.now += clock.current_time() - began
 
     def idle(self, select: Callable[[float | None], list[Any]], timeout: float | None) -> list[Any]:
-        """What the event loop does where it would wait for `timeout` seconds: look about, then jump."""
+        """Replace a wait of `timeout` seconds: poll until nothing is pending, then jump."""
         if timeout is None or timeout <= 0:
             return select(timeout)
         while True:
@@ -73,7 +73,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop on a fake clock."""
+    """Event loop that takes its time from a fake clock."""
 
     def __init__(self, clock: FakeClock):
         selector = _Selector()

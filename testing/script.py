@@ -1,4 +1,4 @@
-"""Agents that say what a test tells them, by their names, and remember what they were told."""
+"""Agents whose replies a test sets by name, and which record their prompts."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ __all__ = ["Say", "Script", "Told"]
 
 @dataclass(frozen=True)
 class Say:
-    """A reply with more to it: `data` beside the text, `after` some seconds; or an `error` in place of a reply."""
+    """A reply with options: structured `data`, a delay of `after` seconds, or an `error` instead of a reply."""
 
     text: str = ""
     data: Any = None
@@ -33,7 +33,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Told:
-    """What an agent was told for one turn: its rendered prompt, and by name the inputs and the replies upstream."""
+    """What an agent received for one turn: its rendered prompt, and by name the inputs and upstream replies."""
 
     turn: str
     prompt: str
@@ -45,11 +45,11 @@ Line = str | dict[str, Any] | Exception | Say | Callable[[Told], Any]
 
 
 class Script:
-    """What every agent of a graph will say; give it as `create=` where a graph is made.
+    """Replies of all agents of a graph; pass it as `create=` to the graph.
 
-    A line is a text, a mapping (structured data, and its JSON as text), an exception, a `Say`, or a function from what
-    the agent was told to one of these. A list of lines has one a turn. Agents that have no line are made by
-    `otherwise`, or are an error. `told` holds by agent what each turn was told.
+    A line is a text, a mapping (structured data, with its JSON as text), an exception, a `Say`, or a function from a
+    `Told` to one of these. A list has one line per turn. `otherwise` creates the agents that have no line;
+    without it they are an error. `told` holds by agent what each turn received.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Script:
         return self._otherwise(name, spec, model, folder, inputs=inputs, upstream=upstream, **options)
 
     def line(self, told: Told, agent: str) -> Say:
-        """What the agent says next."""
+        """Return the agent's next reply."""
         said = self._lines[agent]
         if isinstance(said, list | tuple):
             turn = len(self.told[agent])
@@ -101,7 +101,7 @@ class Script:
 
 
 class _Actor:
-    """One agent that follows a script. Safe in many runs at once: a turn is a scripted agent of its own."""
+    """Agent that follows a script. Safe in concurrent runs: each turn creates its own scripted agent."""
 
     def __init__(self, script: Script, name: str, template: PromptTemplate):
         self.name = name

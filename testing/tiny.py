@@ -1,7 +1,7 @@
 """Models for tests of cache edges: random weights from a seed, bytes as tokens. Nothing is downloaded.
 
-What they say means nothing and is the same every time. What a recipe does with their caches (grafts, fuses, falls back)
-is what it does with real ones.
+Their replies are meaningless and deterministic. A recipe handles their caches (grafts, fuses, falls back) as it handles
+those of real models.
 """
 
 import atexit
@@ -20,14 +20,14 @@ __all__ = ["tiny_model", "with_tiny_models"]
 
 
 def tiny_model(seed: int = 0) -> str:
-    """A folder with a model, made now if this process has none of that seed: a `source` for a recipe's `models`."""
+    """Return the folder of a model, created on the first call with this seed: a `source` for a recipe's `models`."""
     return str(_model(seed))
 
 
 def with_tiny_models(graph: Graph) -> Graph:
-    """A graph of the same recipe on tiny models: one for each model on this machine that it names.
+    """Return a graph of the same recipe with a tiny model in place of each local model.
 
-    Endpoints stay as they are. A cache edge between two models gets a fuser with random weights in place of its own.
+    Endpoints stay unchanged. A cache edge between two models gets a fuser with random weights in place of its own.
     """
     spec = graph.validate().spec
     locals_ = dict.fromkeys(
@@ -46,7 +46,7 @@ def with_tiny_models(graph: Graph) -> Graph:
     }
     changed = spec.model_copy(update={"models": models, "agents": agents})
     made = graph.with_spec(_with_fusers(changed))
-    made._permissions = None  # the folders that the recipe names now are ours, not the recipe's author's
+    made._permissions = None  # the recipe's folders are now ours, not its author's
     return made
 
 
@@ -72,7 +72,7 @@ def _with_fusers(spec: GraphSpec) -> GraphSpec:
 
 @cache
 def _room() -> Path:
-    """A folder for as long as this process lives."""
+    """Return the folder of all tiny models; it is deleted when this process ends."""
     room = Path(tempfile.mkdtemp(prefix="cachegraph-tiny-"))
     atexit.register(shutil.rmtree, room, ignore_errors=True)
     return room

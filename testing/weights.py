@@ -1,4 +1,4 @@
-"""What a tiny model is made of. The only file of the kit that imports torch."""
+"""Files of a tiny model and a tiny fuser. The only file of this folder that imports torch."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ SHAPE: dict[str, Any] = {
 
 
 def save_tiny_model(folder: Path, seed: int) -> None:
-    """A Llama of two layers, its tokenizer and its chat template, as transformers reads them."""
+    """Write a Llama of two layers, its tokenizer and its chat template, as transformers reads them."""
     folder.mkdir(parents=True)
     save_file(_tensors(seed), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(SHAPE, indent=2))
@@ -51,14 +51,14 @@ def save_tiny_model(folder: Path, seed: int) -> None:
 
 
 def save_tiny_fuser(folder: Path, receiver: Path, sharer: Path) -> None:
-    """A lean fuser of two tiny models, with open gates and corrections that show."""
+    """Write a lean fuser of two tiny models, with open gates and residuals that differ from zero."""
     both = Geometry(LAYERS, KV_HEADS, WIDTH // HEADS)
     made = new_fuser("lean", both, both, width=6, rope="unrotated", names=(receiver.name, sharer.name), gate_logit=1.0)
     numbers = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for projector in made.projectors.values():
             for name, parameter in projector.named_parameters():
-                if "up" in name or "alpha" in name:  # these begin at zero
+                if "up" in name or "alpha" in name:  # initialized to zero
                     parameter.copy_(torch.randn(parameter.shape, generator=numbers))
     save_fuser(made, folder)
 
@@ -69,7 +69,7 @@ def _tensors(seed: int) -> dict[str, torch.Tensor]:
         name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=numbers) * 0.3
         for name, shape in _shapes().items()
     }
-    # Only what can be read is ever written, and nothing ends a reply: its length is max_new_tokens.
+    # Replies hold printable ASCII alone and never end early: their length is max_new_tokens.
     readable = torch.zeros(SHAPE["vocab_size"], 1)
     readable[32:127] = 1.0
     tensors["lm_head.weight"] *= readable
@@ -96,7 +96,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _tokenizer() -> Tokenizer:
-    """A token a byte, with the byte's value as its id; then the marks of a chat."""
+    """Return a tokenizer with one token per byte, whose id is the byte; then the special tokens of a chat."""
     letters = {letter: byte for byte, letter in _letters().items()}
     tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -106,7 +106,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def _letters() -> dict[int, str]:
-    """The letter that the byte-level alphabet writes for each byte: printable ones are themselves."""
+    """Return the character of the byte-level alphabet for each byte; printable bytes map to themselves."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + n) for n, byte in enumerate(rest)}}

@@ -1,14 +1,14 @@
-"""Every error that cachegraph raises on purpose.
+"""Errors that cachegraph raises.
 
     CachegraphError                  exit code 1
-    ├── RecipeError                  2   the recipe is wrong; holds every problem found, each with its place
-    ├── InputError                   2   what was asked of a right recipe is wrong (a missing input, a bad flag)
+    ├── RecipeError                  2   the recipe is invalid; holds every problem, each with its position
+    ├── InputError                   2   the inputs or options of a valid recipe are wrong (a missing input, a bad flag)
     ├── ConfigError                  3   this machine lacks something (a key, the network, room on the disk)
     ├── ModelError                   1   a model can't be found, fetched, read or placed
-    ├── FuserError                   1   a fuser's folder is unreadable, hostile, or made for another pair
-    ├── ChannelError                 1   a cache edge can't carry what it was asked to; falls back unless forbidden
+    ├── FuserError                   1   a fuser's folder is unreadable, unsafe, or for another pair of models
+    ├── ChannelError                 1   a cache edge can't send its cache; falls back to text unless forbidden
     ├── ToolError                    1   a tool server can't be started, reached or understood
-    └── RunError                     1   a run failed; holds what finished
+    └── RunError                     1   a run failed; holds the results of the agents that finished
 
 A message is one sentence that says what is wrong, where, and what to do. Messages name things with `repr`.
 """
@@ -37,21 +37,21 @@ __all__ = [
 
 
 class CachegraphError(Exception):
-    """The root of all errors below; `exit_code` is what the command line ends with."""
+    """Base class of all errors; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in a recipe, and where. Line and column count from 1; 0 means unknown."""
+    """One problem in a recipe, and its position. Line and column count from 1; 0 means unknown."""
 
     message: str
     file: str = ""
     line: int = 0
     column: int = 0
-    source: str = ""  # the offending line, without its newline
-    hint: str = ""  # what was probably meant, or what to do
+    source: str = ""  # the line with the problem, without its newline
+    hint: str = ""  # what the author probably meant, or what to do
 
     def __str__(self) -> str:
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
@@ -65,7 +65,7 @@ class Problem:
 
 
 def _excerpt(source: str, column: int) -> tuple[str, str]:
-    """The part of a line around a column, fit for a terminal, and the caret below it."""
+    """Return the part of a line around a column, safe to print, and the line with the caret below it."""
     start = max(column - 50, 0) if len(source) > 75 else 0
     shown = source[start : start + 75]
     before = shown[: column - start]
@@ -77,7 +77,7 @@ def _excerpt(source: str, column: int) -> tuple[str, str]:
 
 
 class RecipeError(CachegraphError):
-    """A recipe that can't be read, checked or planned; raised once with all its problems."""
+    """A recipe can't be read, checked or planned; raised once, with all problems."""
 
     exit_code = 2
 
@@ -87,35 +87,35 @@ class RecipeError(CachegraphError):
 
 
 class InputError(CachegraphError):
-    """Inputs or options that don't fit the recipe or the command."""
+    """Inputs or options don't fit the recipe or the command."""
 
     exit_code = 2
 
 
 class ConfigError(CachegraphError):
-    """Something that this machine or account must provide is missing."""
+    """This machine or account lacks something: a key, a package, the network, disk space."""
 
     exit_code = 3
 
 
 class ModelError(CachegraphError):
-    """A model that can't be found, fetched, verified, read, or that doesn't fit the device."""
+    """A model can't be found, fetched, verified or read, or doesn't fit the device."""
 
 
 class FuserError(CachegraphError):
-    """A fuser that can't be found or trusted, or doesn't fit the two models it is to join."""
+    """A fuser can't be found or trusted, or doesn't fit the two models of its edge."""
 
 
 class ChannelError(CachegraphError):
-    """A cache edge that can't work here; where the recipe allows it, the edge falls back to text instead."""
+    """A cache edge can't send its cache; if the recipe allows it, the edge falls back to text instead."""
 
 
 class ToolError(CachegraphError):
-    """A tool server that can't be started or reached, or that breaks off; what a tool complains of is no error."""
+    """A tool server can't be started or reached, or stops answering. A tool's own error is a result."""
 
 
 class RunError(CachegraphError):
-    """A run that failed. `result` holds every agent that finished before."""
+    """A run failed. `result` holds every agent that finished before."""
 
     def __init__(self, message: str, result: Any = None):
         self.result = result
@@ -124,9 +124,9 @@ class RunError(CachegraphError):
 
 @contextmanager
 def library_errors(explain: Callable[[str], CachegraphError]) -> Iterator[None]:
-    """Turn whatever a library raises in this block into `explain(reason)`; for blocks that read other people's files.
+    """Convert any error that a library raises in this block into `explain(reason)`; for reading untrusted files.
 
-    Our own errors pass as they are. So do Ctrl-C, cancellation and the end of the program.
+    A CachegraphError passes unchanged. So do KeyboardInterrupt, cancellation and SystemExit.
     """
     try:
         yield
@@ -139,15 +139,15 @@ def library_errors(explain: Callable[[str], CachegraphError]) -> Iterator[None]:
 
 
 def is_library_error(error: BaseException) -> bool:
-    """Whether a library raised this about what it was given: any Exception, or a panic of code written in Rust.
+    """Whether a library raised this error about its input: any Exception, or a panic of Rust code.
 
-    pyo3's PanicException is a BaseException, and every extension module has a class of its own, so only its name tells.
+    pyo3's PanicException is a BaseException, and each extension module defines its own class; so compare its name.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, at most 300 characters; with its type where the line alone says little."""
+    """Return the first line of an error's message, at most 300 characters, with the type where the line needs it."""
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
     if type(error).__name__ == "ValidationError" and callable(errors := getattr(error, "errors", None)):  # pydantic's
