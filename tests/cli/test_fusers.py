@@ -11,7 +11,7 @@ from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.files.weights import CARD, save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 
-from .conftest import Call, Spawn
+from .conftest import Call, Ended, Spawn
 
 CKPT = Path(__file__).parents[1] / "golden" / "ckpt"
 
@@ -155,19 +155,25 @@ def test_export_writes_both_formats_and_says_what_has_none(call: Call, lean: Pat
     ("arguments", "code", "said"),
     [
         (["pull", "org/x"], 1, "'org/x' is no fuser of the hub; write hub:ORGANISATION/NAME"),
-        (["pull", "hub:org/x"], 3, "'org/x' is not on this disk, and HF_HUB_OFFLINE forbids to fetch it"),
         (["push", "LEAN", "org/x"], 1, "'org/x' is no place for a fuser on the hub; write hub:ORGANISATION/NAME"),
-        (["push", "LEAN", "hub:org/x"], 3, "needs a token that may write; log in with: hf auth login"),
         (["info", "none"], 1, "there is no fuser 'none'"),
         (["export", "none", "out"], 1, "there is no fuser 'none'"),
         (["import", "none"], 1, "there is no folder 'none'"),
     ],
 )
-def test_what_can_t_be_done_is_one_sentence(
-    spawn: Spawn, lean: Path, arguments: list[str], code: int, said: str
-) -> None:
-    words = [str(lean) if word == "LEAN" else word for word in arguments]
-    ended = spawn("fusers", *words, HF_HUB_OFFLINE="1", HF_TOKEN="")
+def test_what_can_t_be_done_is_one_sentence(call: Call, lean: Path, arguments: list[str], code: int, said: str) -> None:
+    assert_one_sentence(call("fusers", *(str(lean) if word == "LEAN" else word for word in arguments)), code, said)
+
+
+def test_what_the_hub_does_not_give_is_one_sentence(spawn: Spawn, lean: Path) -> None:
+    """In processes of their own: the hub's client reads its environment when it is imported."""
+    pulled = spawn("fusers", "pull", "hub:org/x", HF_HUB_OFFLINE="1", HF_TOKEN="")
+    assert_one_sentence(pulled, 3, "'org/x' is not on this disk, and HF_HUB_OFFLINE forbids to fetch it")
+    pushed = spawn("fusers", "push", lean, "hub:org/x", HF_HUB_OFFLINE="1", HF_TOKEN="")
+    assert_one_sentence(pushed, 3, "needs a token that may write; log in with: hf auth login")
+
+
+def assert_one_sentence(ended: Ended, code: int, said: str) -> None:
     assert (ended.code, ended.out) == (code, "")
     assert ended.err.startswith("cachegraph: ")
     assert said in ended.err
