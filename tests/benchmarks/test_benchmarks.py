@@ -25,7 +25,7 @@ import start
 import torch
 from lean_fusers import lean
 from live_server import served
-from measuring import Range, alternate, ratios
+from measuring import Range, alternate, ratios, show
 from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph.channels.fusers.files.weights import save_fuser
@@ -60,14 +60,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
+def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Told:
     """Call it with a benchmark and its options: what it prints as JSON; as a table it has the same title."""
 
     def run(benchmark: Any, *arguments: object) -> dict[str, Any]:
-        given = ["--quick", *map(str, arguments)]
-        benchmark.main([*given, "--json"])
+        shown: list[Any] = []
+        monkeypatch.setattr(benchmark, "show", lambda *given, json: (shown.append(given), show(*given, json=json)))
+        benchmark.main(["--quick", *map(str, arguments), "--json"])
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        benchmark.main(given)
+        show(*shown[0], json=False)
         table = capsys.readouterr().out.splitlines()
         assert table[0] == found["title"]
         assert table[-1].startswith("cpu ")
