@@ -24,7 +24,7 @@ __all__ = ["Kernels", "compiler", "cpu_features", "failure", "kernels"]
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread")
-_SECONDS = 120
+_SECONDS = 300  # of one compilation; a busy machine needs minutes
 _one_at_a_time = threading.Lock()  # one compilation in this process; a file lock keeps other processes waiting
 _failures: list[str] = []
 

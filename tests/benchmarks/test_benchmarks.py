@@ -65,7 +65,12 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
     def run(benchmark: Any, *arguments: object) -> dict[str, Any]:
         shown: list[Any] = []
-        monkeypatch.setattr(benchmark, "show", lambda *given, json: (shown.append(given), show(*given, json=json)))
+
+        def shows(*given: Any, json: bool) -> None:
+            shown.append(given)
+            show(*given, json=json)
+
+        monkeypatch.setattr(benchmark, "show", shows)
         benchmark.main(["--quick", *map(str, arguments), "--json"])
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         show(*shown[0], json=False)
