@@ -9,8 +9,10 @@ from .conftest import Call
 
 
 def test_it_says_what_is_there_and_what_auto_makes_of_it(
-    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home_of_the_tests: Path
 ) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "kernels").symlink_to(home_of_the_tests / "kernels")  # else it compiles them
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "new"))
     monkeypatch.setenv("CACHEGRAPH_KV_MEMORY", "3GB")
     ended = call("doctor", "--json")

@@ -60,7 +60,10 @@ def test_nothing_is_overwritten(tmp_path: Path, call: Call) -> None:
 @pytest.mark.models
 @pytest.mark.usefixtures("demo_engines")
 @pytest.mark.parametrize("template", ["relay", "panel", "review"])
-def test_a_template_runs_with_the_demo_models_as_it_is(template: str, tmp_path: Path, call: Call) -> None:
+def test_a_template_runs_with_the_demo_models_as_it_is(
+    template: str, tmp_path: Path, call: Call, home_of_the_tests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(home_of_the_tests))  # where the models are that are loaded already
     call("init", tmp_path, "-t", template)
     with Graph.from_yaml(tmp_path / f"{template}.yaml") as graph:
         result = graph.with_settings(max_new_tokens=4).run()
