@@ -130,4 +130,15 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     path = request.url.path[:200]
     phrase = PHRASES.get(error.status_code)
     words = phrase.format(path=path, method=request.method) if phrase else str(error.detail)
-    return _refuse(path, ApiError(error.status_code, words, headers=dict(error.headers or {})))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # several routes may have one path
+        headers["Allow"] = ", ".join(_methods(request))
+    return _refuse(path, ApiError(error.status_code, words, headers=headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that a request's path takes."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return sorted(
+        {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
+    )

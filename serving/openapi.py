@@ -1,6 +1,6 @@
 """/openapi.json: the server's OpenAPI document, for generators of clients and tests."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,18 +11,23 @@ from starlette.responses import JSONResponse, Response
 
 from cachegraph import __version__
 
+from .anthropic import message_request
 from .anthropic.message_request import CountRequest, MessageRequest
 from .edit import CheckRequest
+from .openai import chat_request, response_request
 from .openai.chat_request import ChatRequest
 from .openai.response_request import ResponseRequest
-from .runs.routes import AnswerRequest, RunRequest
+from .runs.routes import MOST, MOST_SKIPPED, AnswerRequest, RunRequest
+from .runs.routes import STATUSES as STATUSES_OF_RUNS
 
 __all__ = ["document", "show_openapi"]
 
 RUN = ({"name": "run", "in": "path", "required": True, "schema": {"type": "string"}},)
-LIST = tuple(
-    {"name": name, "in": "query", "schema": {"type": kind}}
-    for name, kind in (("limit", "integer"), ("skip", "integer"), ("graph", "string"), ("status", "string"))
+LIST: tuple[Mapping[str, Any], ...] = (
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": MOST}},
+    {"name": "skip", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": MOST_SKIPPED}},
+    {"name": "graph", "in": "query", "schema": {"type": "string"}},
+    {"name": "status", "in": "query", "schema": {"enum": [*STATUSES_OF_RUNS]}},
 )
 GRAPH = ({**RUN[0], "name": "graph"},)
 TURN = ({"name": "turn", "in": "query", "required": True, "schema": {"type": "string"}},)
@@ -61,6 +66,13 @@ OPERATIONS: tuple[tuple[str, str, str, type[BaseModel] | None, tuple[Mapping[str
     ("/ready", "get", "Whether the models are loaded.", None, ()),
     ("/metrics", "get", "Metrics in Prometheus' text format.", None, ()),
 )
+# Fields that the models accept with any value, so that the server can say why it refuses one.
+ACCEPTED: Mapping[type[BaseModel], Mapping[str, Sequence[Any]]] = {
+    ChatRequest: chat_request.NEUTRAL,
+    ResponseRequest: response_request.NEUTRAL,
+    MessageRequest: message_request.NEUTRAL,
+    CountRequest: message_request.NEUTRAL,
+}
 STATUSES = {
     "200": "The answer.",
     "201": "Started.",
@@ -74,12 +86,24 @@ async def show_openapi(request: Request) -> Response:
     return JSONResponse(document())
 
 
+def _schemas() -> dict[str, Any]:
+    """Return the schemas of all bodies. They forbid some of what the models accept only to say why it is refused."""
+    modes: list[tuple[type[BaseModel], Any]] = [(body, "validation") for _, _, _, body, _ in OPERATIONS if body]
+    _, found = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+    schemas: dict[str, Any] = found.get("$defs", {})
+    for kind, fields in ACCEPTED.items():
+        properties = schemas[kind.__name__]["properties"]
+        for name in fields.keys() & properties.keys():
+            properties[name] = {"enum": [None, *fields[name]]}
+    schemas["OtherPart"] = {"not": {}, "description": "Parts of other kinds than text are refused."}
+    schemas["JSONSchemaFormat"]["required"] = ["schema"]
+    schemas["RunRequest"]["properties"]["channels"]["propertyNames"] = {"pattern": "^[^:]+:[^:]+$"}
+    return schemas
+
+
 @cache
 def document() -> dict[str, Any]:
     """Build the OpenAPI document, version 3.1."""
-    bodies = [body for _, _, _, body, _ in OPERATIONS if body is not None]
-    modes: list[tuple[type[BaseModel], Any]] = [(body, "validation") for body in bodies]
-    _, schemas = models_json_schema(modes, ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
     for path, method, summary, body, parameters in OPERATIONS:
         operation: dict[str, Any] = {
@@ -98,6 +122,6 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "cachegraph", "version": __version__},
         "paths": paths,
-        "components": {"schemas": schemas.get("$defs", {}), "securitySchemes": schemes},
+        "components": {"schemas": _schemas(), "securitySchemes": schemes},
         "security": [{"key": []}, {}],
     }

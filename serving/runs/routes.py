@@ -28,6 +28,7 @@ __all__ = ["run_routes"]
 
 STATUSES = ("running", "finished", "partial", "paused", "failed", "cancelled", "interrupted")
 MOST = 200  # runs per list
+MOST_SKIPPED = 1_000_000
 
 
 class RunRequest(BaseModel):
@@ -93,7 +94,7 @@ async def list_runs(request: Request) -> Response:
     if status is not None and status not in STATUSES:
         words = f"there is no status {status[:40]!r}; there is {', '.join(map(repr, STATUSES))}"
         raise ApiError(400, words, "invalid_value", "status")
-    limit, skip = _number(asked, "limit", 20, MOST), _number(asked, "skip", 0, 1_000_000)
+    limit, skip = _number(asked, "limit", 20, MOST), _number(asked, "skip", 0, MOST_SKIPPED)
     found = await state_of(request).board.list(tenant_of(request), limit, skip, asked.get("graph"), status)
     return JSONResponse({"runs": [summary(info) for info in found]})
 

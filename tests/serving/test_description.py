@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import httpx2
+import pytest
 from live_server import Running, chat, served
 from server_graphs import scripted_duo, tiny_duo
 
@@ -75,3 +77,18 @@ def test_the_document_names_every_path(scripted_server: Running) -> None:
     assert {"model", "messages", "inputs"} <= fields.keys()
     references = re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', scripted_server.get("/openapi.json").text)
     assert set(references) <= document["components"]["schemas"].keys()
+
+
+def test_the_document_forbids_what_the_server_refuses(scripted_server: Running) -> None:
+    document = scripted_server.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert schemas["ChatRequest"]["properties"]["service_tier"] == {"enum": [None, "auto", "default"]}
+    assert schemas["MessageRequest"]["properties"]["tools"] == {"enum": [None, []]}
+    limit, *_, status = document["paths"]["/runs"]["get"]["parameters"]
+    assert (limit["schema"]["maximum"], "paused" in status["schema"]["enum"]) == (200, True)
+
+
+@pytest.mark.parametrize(("path", "methods"), [("/runs", "GET, HEAD, POST"), ("/runs/x/cancel", "POST")])
+def test_a_wrong_method_is_told_all_that_a_path_takes(scripted_server: Running, path: str, methods: str) -> None:
+    answer = httpx2.request("OPTIONS", f"{scripted_server.url}{path}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, methods)
