@@ -29,6 +29,7 @@ process        The server process: socket, event loop, shutdown
 openapi        /openapi.json
 prepare        Turn a request into checked runs of a recipe
 recipe_source  The text of a recipe for clients
+reports/       Comparison reports of a folder
 run_log        The log of runs as JSON lines
 run_queue      A bounded queue of runs
 runs/          Stored runs that outlive their request

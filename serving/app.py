@@ -28,6 +28,8 @@ from .openai.models import list_models, show_model
 from .openai.response_retention import delete_old_responses
 from .openai.responses import create_response
 from .openapi import show_openapi
+from .reports.folder import Reports
+from .reports.routes import list_reports, open_report, view_report
 from .run_log import RunLog
 from .run_queue import RunQueue
 from .runs.board import RunBoard
@@ -54,7 +56,7 @@ def create_app(
     served = ServedGraphs(graphs)
     queue = RunQueue(config.limits.running, config.limits.waiting, len(config.tenants))
     board, metrics, run_log = RunBoard(served, queue, config), Metrics(), RunLog(config.log_content)
-    state = ServerState(config, served, queue, board, metrics, run_log)
+    state = ServerState(config, served, queue, board, metrics, run_log, Reports(config.reports))
     board.on_end = state.ended
 
     @asynccontextmanager
@@ -108,6 +110,9 @@ def _routes() -> list[BaseRoute]:
         Route("/graphs/{graph}/recipe", show_recipe),
         Route("/graphs/{graph}/check", check_recipe, methods=["POST"]),
         Route("/recipe.schema.json", show_schema),
+        Route("/reports", list_reports),
+        Route("/reports/{report}", open_report, methods=["POST"]),
+        Route("/reports/view/{ticket}", view_report),
         Route("/metrics", show_metrics),
         Route("/openapi.json", show_openapi),
         Route("/health", show_health),

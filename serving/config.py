@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .auth import Keys
 
@@ -32,6 +33,7 @@ class ServerConfig:
     limits: ServerLimits = field(default_factory=ServerLimits)
     grace: float = 30.0  # seconds for runs to finish after a stop request
     allow_upload: bool = False  # clients may run changed recipes
+    reports: Path | None = None  # folder of comparison reports
     response_days: float = 30.0  # after which a stored response is deleted
     response_bytes: float = 2e9  # of all stored responses
     log_content: bool = False  # replies and errors of runs are logged

@@ -16,7 +16,8 @@ __all__ = ["list_graphs", "show_graph"]
 async def list_graphs(request: Request) -> Response:
     """List all recipes."""
     state = state_of(request)
-    return JSONResponse({"graphs": [_graph(served, state.config) for served in state.graphs]})
+    graphs = [_graph(served, state.config) for served in state.graphs]
+    return JSONResponse({"graphs": graphs, "reports": state.config.reports is not None})
 
 
 async def show_graph(request: Request) -> Response:

@@ -16,6 +16,7 @@ from .config import ServerConfig
 from .connection import ClientGone
 from .errors import ApiError
 from .metrics import Metrics
+from .reports.folder import VIEW
 from .studio.page import is_page
 
 __all__ = ["Guard"]
@@ -23,7 +24,7 @@ __all__ = ["Guard"]
 OPEN = ("/health", "/ready")  # reveal only whether the server works
 ROUTES = {
     *("/v1/models", "/v1/chat", "/v1/messages", "/v1/responses", "/runs", "/graphs"),
-    *("/health", "/ready", "/metrics", "/openapi.json", "/recipe.schema.json", "/", "/studio"),
+    *("/health", "/ready", "/metrics", "/openapi.json", "/recipe.schema.json", "/", "/studio", "/reports"),
 }
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -76,7 +77,7 @@ class Guard:
         _check_host(headers.getlist("host"), self._config.hosts)
         if not _opens_the_page(scope, headers):
             _check_origin(headers)
-        if self._config.keys is not None and scope["path"] not in OPEN and not is_page(scope["path"]):
+        if self._config.keys is not None and not _is_open(scope["path"]):
             scope["cachegraph.tenant"] = self._tenant(headers)
 
     def _tenant(self, headers: Headers) -> str:
@@ -108,6 +109,11 @@ def _check_host(hosts: list[str], known: Iterable[str]) -> None:
         shown = hosts[0][:200] if hosts else ""
         words = f"this server does not answer to the host {shown!r}; start it with --allow-host to have it do so"
         raise ApiError(421, words, "unknown_host")
+
+
+def _is_open(path: str) -> bool:
+    """Whether a path needs no key: it holds no data, or its ticket is the key."""
+    return path in OPEN or is_page(path) or path.startswith(VIEW)
 
 
 def _opens_the_page(scope: Scope, headers: Headers) -> bool:

@@ -9,6 +9,7 @@ from cachegraph.graph.run.result import Result
 
 from .config import ServerConfig, ServerLimits
 from .metrics import Metrics
+from .reports.folder import Reports
 from .run_log import RunLog
 from .run_queue import RunQueue
 from .runs.board import RunBoard
@@ -27,6 +28,7 @@ class ServerState:
     board: RunBoard
     metrics: Metrics
     run_log: RunLog
+    reports: Reports
 
     def ended(self, result: Result, tenant: str | None, changed: bool = False) -> None:
         """Count and log an ended run."""

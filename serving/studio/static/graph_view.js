@@ -102,6 +102,7 @@ export class GraphView {
     const down = width < 620 || width < this.widthNeeded();
     if (this.drawn === `${down} ${down ? width : 0}`) return;
     this.drawn = `${down} ${down ? width : 0}`;
+    this.plane.classList.toggle("down", down);
     const size = down ? { along: BOX.height, across: BOX.width } : { along: BOX.width, across: BOX.height };
     const gap = down ? { along: 74, across: 24 } : { along: 168, across: 28 };
     const plan = arrange([...this.agents.keys()], this.graph.edges, size, gap);
@@ -180,7 +181,11 @@ function inside(run, name) {
   return inner ? { ...agent, status: inner.status, text: inner.text } : agent;
 }
 
-const tail = (text) => (text.length > 150 ? `… ${text.slice(-150)}` : text);
+/** The end of a text on one line, as much as a box shows. */
+function tail(text) {
+  const line = text.slice(-400).replace(/\s+/g, " ").trim();
+  return line.length > 105 ? `… ${line.slice(-105)}` : line;
+}
 
 function put(button, at, box) {
   button.style.left = `${at.x - box.width / 2}px`;

@@ -4,6 +4,7 @@ import { Unreachable, ask, useKey } from "/studio/api.js";
 import { found, lost, onReturn, watchServer } from "/studio/connection.js";
 import { closePanel } from "/studio/details.js";
 import { h, replace } from "/studio/dom.js";
+import { reportsView } from "/studio/reports_view.js";
 import { recipeView } from "/studio/recipe_view.js";
 import { runView, raceView } from "/studio/run_view.js";
 import { runsView } from "/studio/runs_view.js";
@@ -40,6 +41,7 @@ async function open(name, rest) {
   if (name === "run") return runView(rest[0]);
   if (name === "race") return raceView(rest);
   if (name === "runs") return runsView();
+  if (name === "reports") return reportsView(rest[0]);
   const { graphs } = await ask("/graphs");
   if (graphs.length === 1) return recipeView(graphs[0].name);
   const items = graphs.map((graph) => h("li", {}, h("a", { href: `#/recipe/${encodeURIComponent(graph.name)}` }, graph.name), h("p", {}, graph.description)));
@@ -51,6 +53,15 @@ function askForKey() {
   if (!dialog.open) dialog.showModal();
 }
 
+/** Show the link to the reports if the server has a folder of them. */
+async function offerReports() {
+  try {
+    document.querySelector('nav [data-view="reports"]').hidden = !(await ask("/graphs")).reports;
+  } catch {
+    // The view says what is wrong.
+  }
+}
+
 function takeKey() {
   const input = document.getElementById("key-input");
   if (!input.value.trim()) return;
@@ -58,6 +69,7 @@ function takeKey() {
   input.value = "";
   document.getElementById("key-dialog").close();
   route();
+  offerReports();
 }
 
 document.addEventListener("key-needed", askForKey);
@@ -65,5 +77,7 @@ document.getElementById("key-use").addEventListener("click", takeKey);
 document.getElementById("key-input").addEventListener("keydown", (event) => event.key === "Enter" && takeKey());
 window.addEventListener("hashchange", route);
 onReturn(() => view === null && route());
+onReturn(offerReports);
 route();
+offerReports();
 watchServer();

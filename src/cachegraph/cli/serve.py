@@ -72,6 +72,15 @@ def serve(
             help="Let clients see recipes and run changed ones: no code, files, tools, other models or addresses.",
         ),
     ] = False,
+    reports: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Show the comparison reports (*.html) of this folder in the studio.",
+        ),
+    ] = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
@@ -98,6 +107,7 @@ def serve(
             limits,
             grace,
             allow_upload,
+            reports,
             response_days=response_days,
             response_bytes=response_gb * 1e9,
             log_content=log_content,

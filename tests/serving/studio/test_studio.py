@@ -40,8 +40,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(own_home: None) -> Iterator[Running]:
-    with served([tiny_duo(), scripted_duo(), asking()], allow_upload=True) as running:
+def server(own_home: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    reports = tmp_path_factory.mktemp("reports")
+    (reports / "duo.html").write_text(
+        "<p>report</p><script>try { parent.document.title = 'reached'; } catch { document.title = 'alone'; }"
+        "document.querySelector('p').textContent = document.title + ' ' + origin;</script>"
+    )
+    with served([tiny_duo(), scripted_duo(), asking()], allow_upload=True, reports=reports) as running:
         yield running
 
 
@@ -273,6 +278,17 @@ def test_a_stored_run_is_replayed_from_the_history(browser: Page, server: Runnin
     click(page, ".replay button")
     ended(page)
     page.wait_for("document.querySelector('[data-agent=writer]').classList.contains('finished')")
+
+
+def test_a_report_is_opened_in_place_and_reaches_nothing(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/reports")
+    assert not page.run("document.querySelector('nav [data-view=reports]').hidden")
+    click(page, "td a")
+    frame = page.wait_for("document.querySelector('iframe.report')?.src")
+    assert page.run("document.querySelector('iframe.report').contentDocument") is None
+    page.open(frame)
+    assert text(page, "p") == "alone null" or text(page, "p") == "reached null"
+    assert page.run("origin") == "null"
 
 
 def test_the_page_comes_back_when_the_server_does(browser: Page, own_home: None) -> None:
