@@ -23,7 +23,7 @@ class Reports:
     folder: Path | None
     _tickets: dict[str, tuple[str, float]] = field(default_factory=dict)  # file names and times of expiry
 
-    def list(self) -> list[dict[str, Any]]:
+    def listing(self) -> list[dict[str, Any]]:
         """List the folder's reports, newest first."""
         found = [(path, path.stat()) for path in self._files()]
         found.sort(key=lambda each: each[1].st_mtime, reverse=True)
@@ -45,12 +45,10 @@ class Reports:
         name, end = self._tickets.get(ticket, ("", 0.0))
         path = next((path for path in self._files() if path.name == name and end > monotonic()), None)
         if path is None:
-            raise ApiError(
-                404, "this address of a report is no longer valid; open the report again", "report_not_found"
-            )
+            raise ApiError(404, "this address of a report is no longer valid; open it again", "report_not_found")
         return path.read_bytes()
 
-    def _files(self) -> "list[Path]":
+    def _files(self) -> list[Path]:
         """The HTML files right in the folder; links that lead out of it are left out."""
         if self.folder is None:
             raise ApiError(404, "this server shows no reports; start it with --reports FOLDER", "no_reports")

@@ -1,7 +1,7 @@
 """/reports: comparison reports, opened in the studio.
 
-A report is a page with scripts. It is shown in a frame of its own origin, in which it can reach nothing of this server. A
-frame sends no key, so it is opened by an address with a ticket, which a client with a key asks for.
+A report is a page with scripts. It is shown in a frame of an origin of its own, in which it can reach nothing of this
+server. A frame sends no key, so it is opened by an address with a ticket, which a client with a key asks for.
 """
 
 from anyio.to_thread import run_sync
@@ -24,7 +24,7 @@ HEADERS = {
 
 async def list_reports(request: Request) -> Response:
     """List the reports."""
-    return JSONResponse({"reports": await run_sync(state_of(request).reports.list)})
+    return JSONResponse({"reports": await run_sync(state_of(request).reports.listing)})
 
 
 async def open_report(request: Request) -> Response:
