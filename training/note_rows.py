@@ -6,11 +6,12 @@ from accelerate import Accelerator
 
 from cachegraph.channels.fusers.files.card import change_card
 from cachegraph.channels.fusers.files.joint_folder import fuser_parts
-from cachegraph.channels.fusers.files.trained_rows import TrainedRows, trained_rows
+from cachegraph.channels.fusers.files.trained_rows import TrainedRows
 from cachegraph.errors import InputError
 
 from .callbacks import NullCallback, TrainingCallback
 from .load import load_training
+from .publish import all_trained_rows
 from .train import open_training
 
 __all__ = ["note_rows"]
@@ -26,7 +27,7 @@ def note_rows(
     """
     spec, folder = load_training(recipe), recipe.resolve().parent
     with open_training(spec, folder, data_folder or folder, callback or NullCallback(), Accelerator()) as found:
-        rows = trained_rows([row.inputs for row in found.rows])
+        rows = all_trained_rows(found.rows, found.learner.start_card)
     if rows is None:
         raise InputError(f"the rows of {str(recipe)!r} hold no text; check the columns of its data")
     for part in fuser_parts(fuser):

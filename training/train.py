@@ -112,7 +112,7 @@ def _train(
     loop.finish()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        publish_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows))
+        publish_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows, found.learner.start_card))
     accelerator.wait_for_everyone()
     cards = tuple(read_card(part) for part in fuser_parts(found.folder))
     return TrainingResult(found.folder, cards, state.best, state.step, state.seconds)

@@ -21,6 +21,14 @@ def filtered(rows: list[dict[str, str]]) -> TrainedRows:
     return TrainedRows.model_validate_json(found.model_dump_json())
 
 
+def test_rows_of_the_trainings_before_are_found_too() -> None:
+    first, second, third = filtered(STORIES[:2]), filtered(STORIES[2:3]), filtered(QUESTIONS)
+    rows = TrainedRows.model_validate_json(third.after(second.after(first)).model_dump_json())
+    assert rows.look_up(STORIES) == Seen(3, 4)
+    assert rows.look_up(QUESTIONS) == Seen(500, 500)
+    assert [each.rows for each in (rows, *rows.earlier)] == [500, 1, 2]
+
+
 def test_every_row_of_the_training_is_found_and_no_other() -> None:
     rows = filtered(QUESTIONS)
     assert rows.look_up(QUESTIONS) == Seen(500, 500)

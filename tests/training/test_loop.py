@@ -26,7 +26,7 @@ from cachegraph.training.prefill import prefill
 from cachegraph.training.spec import LossSpec
 from cachegraph.training.train import OpenedTraining, train
 
-from .conftest import THINGS, Task, read_log, write_task
+from .conftest import THINGS, Task, read_log, story_rows, write_task
 
 KINDS = ("graft", "fuse")
 
@@ -388,6 +388,16 @@ def test_a_training_starts_from_another_translators_weights(graft_task: Task) ->
         loop(found, graft_task.folder / "run").start()
         for name, tensor in found.learner.module.state_dict().items():
             assert torch.equal(tensor, first[name])
+    (graft_task.folder / "others.jsonl").write_text(
+        "".join(json.dumps({**row, "context": f"Not {row['context']}"}) + "\n" for row in story_rows(8))
+    )
+    made = train(
+        graft_task.spec(fuser__start="./first", data__source="others.jsonl", optim__steps=1), folder=graft_task.folder
+    )
+    assert "started from weights trained on rows.jsonl" in str(made.card.trained_on)
+    assert made.card.trained_rows is not None
+    known = [json.loads(line) for line in (graft_task.folder / "rows.jsonl").read_text().splitlines()]
+    assert made.card.trained_rows.look_up([{"context": row["context"]} for row in known]) == (18, 24)
 
 
 def test_a_start_that_reads_more_layers_is_fitted_to_those_that_are_left(graft_task: Task) -> None:

@@ -44,6 +44,7 @@ class GraftLearner(Learner[GraftExample]):
         self._zero = zero
         self._ridge = ridge
         self._start = start
+        self.start_card = None if start is None else start.card
         self._seed = seed
         self._features: LRUCache[Tensor] = LRUCache(cache_bytes, lambda x: x.nbytes)
         self._before: LRUCache[KV] = LRUCache(256 << 20, lambda kv: kv.nbytes)

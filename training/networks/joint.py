@@ -29,6 +29,7 @@ class JointLearner(Learner[JointExample]):
         self._pair = pair
         self._fuse = fuse
         self._graft = graft
+        self.start_card = graft.start_card
         self.module = nn.ModuleDict({"fuse": fuse.module, "graft": graft.module})
 
     def encode(self, example: TrainingExample) -> JointExample:

@@ -24,6 +24,7 @@ class Learner(ABC, Generic[L]):
     """One fuser in training, for encoded examples of type `L`."""
 
     module: nn.Module  # all trainable parameters
+    start_card: Card | None = None  # of the trained weights that it starts from
 
     @abstractmethod
     def encode(self, example: TrainingExample) -> L:

@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     checked: int
 
 
-class TrainedRows(Strict):
+class RowFilter(Strict):
     """A Bloom filter over the texts of the training examples."""
 
     rows: PositiveInt
@@ -53,6 +53,26 @@ class TrainedRows(Strict):
             raise ValueError("it is not base64") from error
         return value
 
+    def look_up_texts(self, digests: Sequence[bytes]) -> list[bool]:
+        """Whether the filter holds each of the texts that it could hold."""
+        return [self._holds(digest) for digest in digests if _falls(digest, self.part)]
+
+    def _holds(self, digest: bytes) -> bool:
+        size = len(self._bytes) * 8
+        return all(self._bytes[place >> 3] >> (place & 7) & 1 for place in _places(digest, size))
+
+    @cached_property
+    def _bytes(self) -> bytes:
+        return b64decode(self.filter)
+
+
+class TrainedRows(RowFilter):
+    """The examples of a training, and of those that its start was trained on."""
+
+    earlier: Annotated[
+        tuple[RowFilter, ...], Field(description="The examples of the trainings whose weights it started from.")
+    ] = ()
+
     def look_up(self, rows: Sequence[Inputs]) -> Seen:
         """Count how many of these examples the training data contains.
 
@@ -62,18 +82,16 @@ class TrainedRows(Strict):
         seen = checked = 0
         for values in _values(rows):
             texts = {"\n".join(values), *values[:1], *(text for text in values if text.count(" ") >= FEW_WORDS - 1)}
-            digests = [digest for text in texts if text and _falls(digest := _digest(text), self.part)]
-            checked += bool(digests)
-            seen += any(self._holds(digest) for digest in digests)
+            digests = [_digest(text) for text in texts if text]
+            held = [found for each in (self, *self.earlier) for found in each.look_up_texts(digests)]
+            checked += bool(held)
+            seen += any(held)
         return Seen(seen, checked)
 
-    def _holds(self, digest: bytes) -> bool:
-        size = len(self._bytes) * 8
-        return all(self._bytes[place >> 3] >> (place & 7) & 1 for place in _places(digest, size))
-
-    @cached_property
-    def _bytes(self) -> bytes:
-        return b64decode(self.filter)
+    def after(self, start: "TrainedRows") -> "TrainedRows":
+        """These examples, and those of the training whose weights this one started from."""
+        first = RowFilter(rows=start.rows, part=start.part, filter=start.filter)
+        return self.model_copy(update={"earlier": (first, *start.earlier)})
 
 
 def trained_rows(rows: Sequence[Inputs]) -> TrainedRows | None:
