@@ -7,7 +7,7 @@ from cachegraph.channels.spec import EdgeSpec
 from cachegraph.errors import RecipeError
 
 from ..recipe.spec import GraphSpec
-from ..topology.cycles import digraph, find_cycles
+from ..topology.cycles import find_cycles, generations, receivers_of
 from ..topology.loops import Loop, find_loops
 
 __all__ = ["Plan", "Step", "plan"]
@@ -64,8 +64,6 @@ class Plan:
 
 def plan(spec: GraphSpec) -> Plan:
     """Order a recipe's agents. Raises RecipeError if an edge has an unknown end or agents wait for each other."""
-    import networkx as nx
-
     strangers = [edge for edge in spec.edges if edge.sender not in spec.agents or edge.receiver not in spec.agents]
     lost = [name for name in spec.outputs.values() if name not in spec.agents]
     if strangers or lost:
@@ -82,12 +80,11 @@ def plan(spec: GraphSpec) -> Plan:
     if closing_none:
         sender, receiver = closing_none[0]
         raise RecipeError(f"edge {sender!r} -> {receiver!r} has 'max_rounds' and closes no cycle; leave it out")
-    graph = digraph(spec.agents, pairs)
-    generations = tuple(tuple(generation) for generation in nx.topological_generations(graph))
-    order = [name for generation in generations for name in generation]
+    after, in_turn = receivers_of(spec.agents, pairs), generations(spec.agents, pairs)
+    order = [name for generation in in_turn for name in generation]
     depth = dict.fromkeys(order, 0)
     for name in reversed(order):
-        for receiver in graph.successors(name):
+        for receiver in after[name]:
             depth[name] = max(depth[name], depth[receiver] + 1)
     incoming: dict[str, list[EdgeSpec]] = {name: [] for name in order}
     outgoing: dict[str, list[EdgeSpec]] = {name: [] for name in order}
@@ -95,4 +92,4 @@ def plan(spec: GraphSpec) -> Plan:
         incoming[edge.receiver].append(edge)
         outgoing[edge.sender].append(edge)
     steps = {name: Step(name, tuple(incoming[name]), tuple(outgoing[name]), depth[name]) for name in order}
-    return Plan(steps, generations, spec.output, tuple(loops))
+    return Plan(steps, in_turn, spec.output, tuple(loops))
