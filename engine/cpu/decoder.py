@@ -67,7 +67,8 @@ class CPUDecoder:
         return self._kernels.in_bytes and rounded and self._dtype == torch.bfloat16
 
     def warm_up(self) -> None:
-        """Nothing: the kernels are compiled."""
+        """Fetch the memory that packed weights will take; the kernels are compiled."""
+        self._described.weights.prepare()
 
     def settled(self) -> "CPUDecoder":
         return self
