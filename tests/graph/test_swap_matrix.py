@@ -4,7 +4,6 @@ Held over ten shapes of graphs, on one model and on two, with small random model
 its word in the context changes what the output thinks of it, to the bit or not at all.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +31,26 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, and on the shelf a translator from the other's cache to the small one's, whose card qualifies it."""
-    folder = tmp_path_factory.mktemp("models")
     home = tmp_path_factory.mktemp("home")
     for seed, (name, kind) in enumerate((("small", "llama"), ("other", "qwen2"))):
-        save_tokenizer(save_model(config_of(kind), folder / name, seed=seed))
-    models = {
-        name: load_tiny(config_of(kind), folder / name) for name, kind in (("small", "llama"), ("other", "qwen2"))
-    }
+        save_tokenizer(save_model(config_of(kind), home / name, seed=seed))
+    models = {name: load_tiny(config_of(kind), home / name) for name, kind in (("small", "llama"), ("other", "qwen2"))}
     ends = [ModelEnd(name=name, geometry=geometry(models[name])) for name in ("small", "other")]
     made = new_translator(*ends, rank=6, hidden=4, seed=2)
     object.__setattr__(made, "card", made.card.model_copy(update={"evidence": (EVIDENCE,)}))
     with torch.no_grad():
         made.network.gate.fill_(0.9)
     save_fuser(made, home / "fusers" / "stories")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CACHEGRAPH_HOME", str(home))
-        yield {name: {"source": str(folder / name), "dtype": "float32"} for name in models}
+    return home
+
+
+@pytest.fixture
+def sources(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The two models, where their translator is installed."""
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(home))
+    return {name: {"source": str(home / name), "dtype": "float32"} for name in ("small", "other")}
 
 
 @pytest.mark.parametrize("models", ["same", "mixed"])
