@@ -19,6 +19,7 @@ from .recipe_source import RecipeSource, fusers_of
 __all__ = ["changed_graph", "changed_spec"]
 
 MOST_AGENTS = 64
+MOST_ROUNDS = 100
 ALONE = "a changed recipe runs no code, includes no file and calls no tool"
 
 
@@ -60,6 +61,7 @@ def _border(spec: GraphSpec, source: RecipeSource, limits: ServerLimits) -> Iter
         if not source.same_model(key, entry):
             message = f"model {key!r} is not one that the served recipe has under this name"
             yield Finding(message, ("models", key), "leave `models` as it is", at_key=True)
+    yield from _repeats(spec, base)
     used = {each for agent in base.speakers.values() for each in (agent.model, source.short(agent.model))}
     for name, agent in spec.agents.items():
         if isinstance(agent, AgentSpec):
@@ -70,6 +72,19 @@ def _border(spec: GraphSpec, source: RecipeSource, limits: ServerLimits) -> Iter
     for path, fuser in fuser_names(RawSpec.of(spec.model_dump(by_alias=True, exclude_defaults=True))):
         if fuser not in known:
             yield Finding(f"fuser {fuser!r} is not one that the served recipe names", path, "remove it")
+
+
+def _repeats(spec: GraphSpec, base: GraphSpec) -> Iterator[Finding]:
+    """Find loops and lists by which a few lines could keep the server busy."""
+    for index, edge in enumerate(spec.edges):
+        if (edge.max_rounds or 0) > MOST_ROUNDS:
+            message = f"this server takes loops of at most {MOST_ROUNDS} rounds"
+            yield Finding(message, ("edges", index, "max_rounds"))
+    lists = {agent.for_each for agent in base.agents.values()}
+    for name, agent in spec.agents.items():
+        if agent.for_each not in {None, *lists}:
+            message = f"the list of agent {name!r} is none that the served recipe iterates over"
+            yield Finding(message, ("agents", name, "for_each"))
 
 
 def _agent(name: str, agent: AgentSpec, used: set[str], limits: ServerLimits) -> Iterator[Finding]:

@@ -24,6 +24,8 @@ from .runs.prompts import require_prompts
 from .served_graphs import ServedGraph
 from .server_state import ServerState, state_of
 
+LONG = 1_000_000  # characters; always in a thread, since reading a recipe takes longer than checking a value
+
 __all__ = ["check_recipe", "show_recipe", "show_schema"]
 
 
@@ -62,7 +64,7 @@ async def check_recipe(request: Request) -> Response:
             raise ApiError(400, words, "too_large", "recipe")
     edges = read_edges(body.channels)
     check = partial(_check, served, state, body.recipe, edges)
-    return JSONResponse(await run_checks(check, len(body.recipe or "")))
+    return JSONResponse(await run_checks(check, LONG))
 
 
 def _check(served: ServedGraph, state: ServerState, recipe: str | None, edges: Any) -> dict[str, Any]:

@@ -72,10 +72,6 @@ class Page:
     def width(self, pixels: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=1, mobile=False)
 
-    def screenshot(self, *, whole: bool = False) -> bytes:
-        """The page as PNG: what the window shows, or all of it."""
-        return b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
-
     def wait_for(self, condition: str, seconds: float = 60) -> Any:
         """Wait until the JavaScript expression is true, and return its value."""
         end = time.monotonic() + seconds

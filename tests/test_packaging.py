@@ -50,10 +50,18 @@ def test_the_wheel_brings_its_recipes_and_marks_itself_as_typed(installed: Path,
     code = (
         "from importlib.resources import files\n"
         "root = files('cachegraph')\n"
-        "print(*sorted(p.name for p in (root / 'recipes').iterdir()), (root / 'py.typed').is_file())"
+        "print(*sorted(p.name for p in (root / 'recipes').iterdir()), (root / 'py.typed').is_file())\n"
+        "print((root / 'serving' / 'studio' / 'static' / 'index.html').name)"
     )
     out = _run(installed, code, tmp_path)
-    assert {"science-duo.yaml", "document-relay.yaml", "models.yaml", "recipe.schema.json", "True"} <= set(out.split())
+    assert {
+        "science-duo.yaml",
+        "document-relay.yaml",
+        "models.yaml",
+        "recipe.schema.json",
+        "True",
+        "index.html",
+    } <= set(out.split())
 
 
 def test_bare_names_of_our_folders_stay_free(installed: Path, tmp_path: Path) -> None:

@@ -133,6 +133,10 @@ FORBIDDEN: dict[str, Change] = {
     "two fusers": put("edges.0.fuser", {"fuse": "fuser", "graft": "other"}),
     "another name": put("name", "other"),
     "too many tokens": put("agents.expert.generate", {"max_new_tokens": 100_000}),
+    "a list of its own": put("agents.expert.for_each", "range(100000)"),
+    "a long loop": lambda recipe: recipe["edges"].append(
+        {"from": "answerer", "to": "expert", "max_rounds": 100_000, "when": "answerer"}
+    ),
     "too many agents": lambda recipe: recipe["agents"].update(
         {f"a{n}": {"model": "m", "prompt": "{{ question }}"} for n in range(64)}
     ),

@@ -10,7 +10,7 @@ let origin = null; // what had the focus before the panel opened
 
 /** Open the panel for an agent of a lane's run. */
 export function openAgent(lane, name) {
-  const entry = lane.graph.agents[name];
+  const entry = lane.graph.agents[name] ?? { kind: "model" }; // an agent of a recipe in an agent's place
   const agent = lane.run.agents.get(name);
   const facts = [["Model", agent?.model || entry.model || entry.kind], ["Status", statusWords(agent?.status ?? "waiting")]];
   if (agent?.tokens) {
@@ -25,8 +25,25 @@ export function openAgent(lane, name) {
     agent?.text && [h("h3", {}, "Reply"), h("div", { class: "reply" }, agent.text)],
     agent?.error && h("p", { class: "trouble" }, agent.error),
     calls.length > 0 && [h("h3", {}, "Tool calls"), h("ul", {}, calls)],
-    agent && later(lane, agent.turn, (prompt) => [h("h3", {}, "Prompt"), drawPrompt(prompt)]),
+    innerAgents(lane, name),
+    agent && entry.kind === "model" && prompts(lane, name, agent.turn),
   );
+}
+
+function innerAgents(lane, name) {
+  const inner = [...lane.run.agents.keys()].filter((each) => each.startsWith(`${name}/`));
+  const buttons = inner.map((each) => h("button", { type: "button", class: "small", onclick: () => openAgent(lane, each) }, each));
+  return inner.length > 0 && [h("h3", {}, "Agents inside"), h("p", { class: "row" }, buttons)];
+}
+
+/** The prompt of a turn, and buttons for the agent's other turns. */
+function prompts(lane, name, turn) {
+  const turns = [...lane.run.turns.values()].filter((each) => each.agent === name).map((each) => each.turn);
+  const place = h("div");
+  const open = (id) => replace(place, later(lane, id, (prompt) => drawPrompt(prompt)));
+  const buttons = turns.map((id) => h("button", { type: "button", class: "small", onclick: () => open(id) }, id));
+  open(turns.includes(turn) ? turn : (turns.at(-1) ?? turn));
+  return [h("h3", {}, "Prompt"), turns.length > 1 && h("p", { class: "row" }, buttons), place];
 }
 
 /** Open the panel for an edge of a lane's run. */

@@ -12,7 +12,7 @@ export class Editor {
     this.onChange = onChange;
     this.words = [];
     this.lines = h("div", { class: "lines", "aria-hidden": "true" });
-    this.list = h("ul", { class: "words", id: "words", role: "listbox", "aria-label": "Completions", hidden: true });
+    this.list = h("ul", { class: "completions", id: "completions", role: "listbox", "aria-label": "Completions", hidden: true });
     this.problems = h("ol", { class: "problems", "aria-label": "Problems of the recipe", "aria-live": "polite" });
     this.area = h("textarea", {
       id: "recipe-text",
@@ -25,7 +25,7 @@ export class Editor {
       role: "combobox",
       "aria-label": "Recipe in YAML",
       "aria-autocomplete": "list",
-      "aria-controls": "words",
+      "aria-controls": "completions",
       "aria-expanded": "false",
       oninput: () => this.changed(),
       onscroll: () => this.scrolled(),

@@ -5,7 +5,7 @@ import { edgeSummary } from "/studio/format.js";
 import { arrange } from "/studio/layout.js";
 import { edgeKey, isBusy } from "/studio/run_state.js";
 
-const BOX = { width: 216, height: 108 };
+const BOX = { width: 216, height: 116 };
 const WORDS = {
   waiting: "waits",
   prefill: "reads its prompt",

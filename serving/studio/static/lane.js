@@ -64,7 +64,7 @@ export class Lane {
       this.warnings,
       h("h3", {}, "Time"),
       this.timeline,
-      h("details", {}, h("summary", {}, "As text"), this.outline),
+      h("details", { ontoggle: () => writeOutline(this.outline, this.graph, this.run) }, h("summary", {}, "As text"), this.outline),
     );
   }
 
@@ -92,14 +92,15 @@ export class Lane {
     this.draw();
   }
 
-  /** Draw with the next frame, and go on drawing while the run is at work, since its clock moves. */
+  /** Draw soon, at most every 60 ms; while the run is at work also without news, since its clock moves. */
   draw() {
-    if (this.frame || this.closed) return;
-    this.frame = requestAnimationFrame(() => {
-      this.frame = null;
+    if (this.timer || this.closed) return;
+    this.timer = setTimeout(() => {
+      this.timer = null;
+      if (this.closed) return;
       this.show();
       if (this.shown === null && this.run.status === "running") setTimeout(() => this.draw(), 100);
-    });
+    }, 60);
   }
 
   show() {
@@ -116,10 +117,11 @@ export class Lane {
     setText(this.reply, reply || "…");
     this.reply.classList.toggle("quiet", !reply);
     setText(this.replyStatus, ENDED.has(run.status) ? `The run is ${run.status}. ${reply}` : "");
-    replace(this.warnings, run.warnings.map((warning) => h("li", {}, warning.message)));
+    if (this.warned !== run.warnings) replace(this.warnings, run.warnings.map((warning) => h("li", {}, warning.message)));
+    this.warned = run.warnings;
     this.showPause();
     drawTimeline(this.timeline, run, now);
-    writeOutline(this.outline, this.graph, run);
+    if (this.outline.parentElement.open) writeOutline(this.outline, this.graph, run);
     this.replay.hidden = !ENDED.has(run.status) && this.shown === null;
     this.slider.max = String(this.events.length);
     if (this.shown === null) this.slider.value = this.slider.max;

@@ -15,7 +15,7 @@ let shown = 0; // counts views, so that a slow one doesn't replace a later one
 
 async function route() {
   const number = ++shown;
-  const [, name = "recipes", ...rest] = location.hash.split("/").map(decodeURIComponent);
+  const [, name = "recipes", ...rest] = location.hash.split("/").map(decode);
   closePanel();
   view?.close?.();
   view = null;
@@ -28,11 +28,20 @@ async function route() {
     if (number !== shown) return next.close?.();
     view = next;
     replace(main, view.element);
+    document.title = `${main.querySelector("h1, h2")?.textContent ?? ""} – cachegraph studio`;
     found();
   } catch (error) {
     if (number !== shown) return;
     if (error instanceof Unreachable) lost();
     replace(main, h("p", { class: "trouble", role: "alert" }, error.message));
+  }
+}
+
+function decode(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // a lone percent sign
   }
 }
 
@@ -75,7 +84,10 @@ function takeKey() {
 document.addEventListener("key-needed", askForKey);
 document.getElementById("key-use").addEventListener("click", takeKey);
 document.getElementById("key-input").addEventListener("keydown", (event) => event.key === "Enter" && takeKey());
-window.addEventListener("hashchange", route);
+window.addEventListener("hashchange", async () => {
+  await route();
+  main.focus({ preventScroll: true }); // a screen reader begins to read there
+});
 onReturn(() => view === null && route());
 onReturn(offerReports);
 route();

@@ -19,6 +19,9 @@ export function newRun() {
 
 export const edgeKey = (sender, receiver) => `${sender}>${receiver}`;
 
+/** Whether a turn is one item of a list, whose agent is at work until all of them are. */
+const isItem = (turn) => turn.endsWith("]");
+
 /** Whether an agent works on its turn now. */
 export const isBusy = (agent) => agent.status === "prefill" || agent.status === "decode";
 
@@ -30,15 +33,14 @@ export function apply(run, event) {
 
 const HANDLERS = {
   run_started(run, event) {
-    run.status = "running";
-    run.error = null;
-    run.warnings = event.warnings;
+    Object.assign(run, { status: "running", error: null, warnings: event.warnings, result: null, at: event.at });
+    run.turns.clear(); // a resumed run tells of its earlier turns again
   },
 
   agent_started(run, event) {
     const agent = agentOf(run, event.agent);
-    Object.assign(agent, { status: "prefill", turn: event.turn, text: "", error: null, question: null });
-    agent.turns += 1;
+    if (!isItem(event.turn)) Object.assign(agent, { turn: event.turn, text: "", error: null, question: null });
+    agent.status = "prefill";
     const turn = { agent: event.agent, turn: event.turn, model: "", status: "prefill", started: event.at };
     run.turns.set(event.turn, { ...turn, first: null, ended: null, timing: null });
   },
@@ -49,7 +51,7 @@ const HANDLERS = {
 
   text_delta(run, event) {
     const agent = agentOf(run, event.agent);
-    if (agent.turn !== event.turn) Object.assign(agent, { turn: event.turn, text: "" });
+    if (agent.writes !== event.turn) Object.assign(agent, { writes: event.turn, text: "" });
     agent.text += event.text;
     agent.status = "decode";
     const turn = run.turns.get(event.turn);
@@ -68,14 +70,15 @@ const HANDLERS = {
   },
 
   agent_finished(run, event) {
-    const agent = agentOf(run, event.agent);
     const result = event.result;
+    close(run, event.turn, "finished", event.at, result);
+    if (isItem(event.turn)) return;
+    const agent = agentOf(run, event.agent);
     const text = result.text ?? "";
     const wrote = result.text !== null && (result.tokens?.generated > 0 || !result.tokens?.prefilled);
     Object.assign(agent, { status: "finished", turn: event.turn, text, wrote, recalled: event.recalled });
     Object.assign(agent, { model: result.model, timing: result.timing, tokens: result.tokens });
     agent.finish = result.finish_reason ?? null;
-    close(run, event.turn, "finished", event.at, result);
   },
 
   agent_failed(run, event) {
@@ -112,7 +115,7 @@ const HANDLERS = {
 function agentOf(run, name) {
   let agent = run.agents.get(name);
   if (agent === undefined) {
-    agent = { name, status: "waiting", turn: name, turns: 0, text: "", wrote: true, error: null, question: null };
+    agent = { name, status: "waiting", turn: name, writes: null, text: "", wrote: true, error: null, question: null };
     Object.assign(agent, { tools: [], model: "", timing: null, tokens: null, finish: null, recalled: false });
     run.agents.set(name, agent);
   }

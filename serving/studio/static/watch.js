@@ -25,7 +25,7 @@ async function follow(id, signal, to) {
       for await (const event of events(id, place.last, signal)) {
         found();
         wait = SHORTEST;
-        if (event.type === "run_stored") await replay(id, signal, to);
+        if (event.type === "run_stored") await replay(id, signal, place, to);
         else take(event, place, to);
       }
       const run = await ask(`/runs/${encodeURIComponent(id)}`, { signal });
@@ -43,13 +43,16 @@ async function follow(id, signal, to) {
 
 function take(event, place, to) {
   const epoch = event.id.split("-")[0];
-  if (place.epoch !== null && place.epoch !== epoch) to.onReset(); // another process: it sends all events from the first
+  const isOther = place.epoch === null ? place.stored !== undefined : place.epoch !== epoch;
+  if (isOther) to.onReset(); // another process: it sends all events from the first
   Object.assign(place, { epoch, last: event.id });
   to.onEvent(event.data);
 }
 
-async function replay(id, signal, to) {
-  const stored = await ask(`/runs/${encodeURIComponent(id)}/replay`, { signal });
+async function replay(id, signal, place, to) {
+  const { events: stored } = await ask(`/runs/${encodeURIComponent(id)}/replay`, { signal });
+  if (place.stored === stored.length) return; // nothing new
+  place.stored = stored.length;
   to.onReset();
-  for (const event of stored.events) to.onEvent(event);
+  for (const event of stored) to.onEvent(event);
 }

@@ -33,14 +33,14 @@ def asking() -> Graph:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CACHEGRAPH_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("CACHEGRAPH_STORE", str(tmp_path_factory.mktemp("store") / "runs.db"))
         yield
 
 
 @pytest.fixture(scope="module")
-def server(own_home: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(own_store: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     reports = tmp_path_factory.mktemp("reports")
     (reports / "duo.html").write_text(
         "<p>report</p><script>try { parent.document.title = 'reached'; } catch { document.title = 'alone'; }"
@@ -113,7 +113,8 @@ def test_a_recipe_is_drawn_and_run(page: Page, server: Running) -> None:
     (edge,) = latest(server)["result"]["edges"]
     assert f"{edge['positions_grafted']} grafted" in text(page, ".edge .detail")
     assert page.run("document.querySelectorAll('.bars i.decode').length") == 1
-    assert "writer" in text(page, ".outline")
+    page.run("document.querySelector('.lane details').open = true")
+    page.wait_for("/from reader, cache/.test(document.querySelector('.outline').textContent)")
     assert complaints(page) == []
     asked = {each["request"]["url"].split("/")[2] for each in page.seen("Network.requestWillBeSent")}
     assert asked <= {server.url.split("/")[2], ""}
@@ -185,7 +186,7 @@ def test_an_agent_shows_its_prompt_by_origin_and_an_edge_its_tokens(page: Page) 
     assert page.run("document.getElementById('details').hidden")
 
 
-def test_an_agent_lights_up_while_it_works(browser: Page, own_home: None) -> None:
+def test_an_agent_lights_up_while_it_works(browser: Page, own_store: None) -> None:
     gate = Gate()
     with served([gated(gate)]) as server:
         page = at(browser, server, "#/recipe/duo")
@@ -250,7 +251,7 @@ def test_the_editor_completes_keys_and_names(browser: Page, server: Running) -> 
     edit(page)
     page.run("document.querySelector('#recipe-text').focus()")
     fill(page, "#recipe-text", "version: 1\nname: duo\non_e")
-    page.wait_for("!document.querySelector('.words').hidden")
+    page.wait_for("!document.querySelector('.completions').hidden")
     page.press("Enter")
     assert str(page.run("document.querySelector('#recipe-text').value")).endswith("on_error")
 
@@ -290,7 +291,7 @@ def test_a_report_is_opened_in_place_and_reaches_nothing(browser: Page, server: 
     assert text(page, "p").endswith(" null")  # its scripts run, and its origin is that of no page
 
 
-def test_the_page_comes_back_when_the_server_does(browser: Page, own_home: None) -> None:
+def test_the_page_comes_back_when_the_server_does(browser: Page, own_store: None) -> None:
     gate, stack = Gate(), ExitStack()
     with stack:
         first = stack.enter_context(served([gated(gate)]))
@@ -308,7 +309,7 @@ def test_the_page_comes_back_when_the_server_does(browser: Page, own_home: None)
             assert text(page, ".lane .reply") == "at last"
 
 
-def test_a_key_is_asked_for_and_kept_in_this_tab(browser: Page, tmp_path: Path, own_home: None) -> None:
+def test_a_key_is_asked_for_and_kept_in_this_tab(browser: Page, tmp_path: Path, own_store: None) -> None:
     (tmp_path / "keys").write_text("alice secret\n")
     with served([scripted_duo()], keys=read_keys(tmp_path / "keys")) as server:
         page = at(browser, server, "")
@@ -342,6 +343,26 @@ def test_text_stands_out_and_nothing_is_cut_off_sideways(
     finally:
         browser.width(1280)
         browser.media()
+
+
+@pytest.mark.models
+def test_the_demo_models_race_over_text_and_cache(browser: Page, demo_engines: Any, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[3] / "recipes" / "story-relay.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHEGRAPH_STORE", str(tmp_path / "runs.db"))
+        with served([Graph.from_yaml(recipe)]) as server:
+            page = at(browser, server, "#/recipe/story-relay")
+            click(page, "[data-race]")
+            page.wait_for("document.querySelectorAll('.lane h2 .status.finished').length === 2", 240)
+            page.wait_for("document.querySelector('.comparison table') !== null")
+            details = page.run("[...document.querySelectorAll('.lane .edge')].map(e => e.className + e.textContent)")
+            assert ["cache" in detail for detail in details] == [False, True]
+            assert "grafted" in details[1]
+            page.run("document.querySelectorAll('.lane')[1].querySelector('.edge').click()")
+            page.wait_for("document.querySelector('#details .tokens') !== null")
+            tokens = page.run("[...document.querySelectorAll('#details .pair')].map(p => p.lastChild.textContent)")
+            assert "".join(tokens).replace("␣", " ").startswith("Anna keeps bees on the roof")
+            assert complaints(page) == []
 
 
 def contrast(first: str, second: str) -> float:
