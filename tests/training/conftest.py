@@ -44,8 +44,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine reaches a training, and nothing of a training reaches this machine."""
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home_of_the_tests: Path) -> None:
+    """Nothing of this machine but compiled kernels reaches a training, and nothing of a training this machine."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "kernels").symlink_to(home_of_the_tests / "kernels")
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CACHEGRAPH_DEBUG", "0")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

@@ -60,7 +60,7 @@ def records(run: Path) -> int:
 
 
 def wait_for(done: Callable[[], bool], process: Any) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while process.is_alive() and not done():
         assert time.monotonic() < until
         time.sleep(0.002)
