@@ -126,7 +126,9 @@ def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False, allow_path
     check_place = partial(_check_place, spec, folder, allow_paths)
     check_place()
     stored = ensure(spec, folder)
-    placed = spec.model_copy(update={"source": "", "revision": None, "chat_template": stored.chat_template})
+    placed = spec.without_placement().model_copy(
+        update={"source": "", "revision": None, "chat_template": stored.chat_template}
+    )
     key = (str(stored.folder), placed.model_dump_json())
     with _lock:
         entry = _entries.setdefault(key, _Entry())

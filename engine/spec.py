@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["DType", "GenerateSpec", "Limits", "ModelSpec", "Strict", "Weights"]
+__all__ = ["DType", "GenerateSpec", "Limits", "ModelSpec", "Replicas", "Strict", "Weights"]
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 Weights = Literal["int8"]
@@ -24,6 +24,27 @@ class Strict(BaseModel):
     """The base of every part of a recipe: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+class Replicas(Strict):
+    """How many replicas of a model a cluster may have."""
+
+    min: Annotated[PositiveInt, Field(description="Replicas that are started with the first run.")] = 1
+    max: Annotated[
+        PositiveInt | None,
+        Field(description="More are started while every replica has turns waiting; by default no more than min."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Replicas":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max is {self.max} and min {self.min}; max must be at least min")
+        return self
+
+    @property
+    def most(self) -> int:
+        """The greatest number of replicas."""
+        return self.max or self.min
 
 
 class ModelSpec(Strict):
@@ -57,6 +78,23 @@ class ModelSpec(Strict):
         str | None,
         Field(description="Path of a Jinja file relative to the recipe, for a model that ships no chat template."),
     ] = None
+
+    replicas: Annotated[Replicas, Field(description="With --cluster: how many replicas share the turns.")] = Replicas()
+    gpus: Annotated[float | None, Field(ge=0, description="With --cluster: GPUs of one replica, such as 1 or 0.5.")] = (
+        None
+    )
+    memory: Annotated[
+        Annotated[ByteSize, Field(gt=0)] | None,
+        Field(description="With --cluster: memory of one replica, as '8GB' or in bytes; by default estimated."),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}]}),
+    ] = None
+    resources: Annotated[
+        dict[str, PositiveFloat] | None, Field(description="With --cluster: custom resources of one replica, by name.")
+    ] = None
+
+    def without_placement(self) -> "ModelSpec":
+        """The same model, wherever and however often it runs."""
+        return self.model_copy(update={"replicas": Replicas(), "gpus": None, "memory": None, "resources": None})
 
     @model_validator(mode="after")
     def _rounded_on_one_device(self) -> "ModelSpec":

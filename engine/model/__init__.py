@@ -12,6 +12,7 @@ hf_fallback          models whose cache can't travel, by transformers' own cache
 int8                 linear layers with eight-bit weights
 devices              the devices that a model's layers are on
 weight_files         a folder's weights by their headers
+estimate             bytes of a model and of a token of its cache, without loading it
 file_sizes           limits of the other files of a folder
 load_report          missing and unknown weights
 quiet_transformers   silences transformers' messages

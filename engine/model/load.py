@@ -42,7 +42,7 @@ class LoadedModel:
 
     name: str
     identity: str  # equal for equal weights
-    network: Any  # transformers' PreTrainedModel
+    network: Any  # transformers' PreTrainedModel; None where another process has it
     info: ModelInfo
     rotation: Rotation
     tokenizer: Tokenizer | None
@@ -57,7 +57,7 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go; of a model on one device, that device."""
-        return home_of(self.network)
+        return self.devices[0] if self.network is None else home_of(self.network)
 
 
 def load_model(

@@ -1,0 +1,98 @@
+"""Replicas that die at any moment: the run goes on in another one, and nothing is spoken twice."""
+
+import os
+import signal
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import pytest
+
+from cachegraph import Graph
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.graph.run.events import AgentFinished, AgentStarted, Event, TextDelta
+from cachegraph.graph.run.result import Result
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster
+
+Specs = dict[str, ModelSpec]
+
+
+def chain(models: Specs, **generate: Any) -> Graph:
+    """Three agents of one model; each hands its cache to the next."""
+    graph = Graph(models={"small": models["small"]}, output="third")
+    graph.add_input("document", default="the sea is green and the sky is blue, " * 3)
+    settings = {"max_new_tokens": 40, "ignore_eos": True, **generate}
+    graph.add_agent("first", model="small", prompt="{{ document }} what is the sky?", generate=settings)
+    graph.add_agent("second", model="small", prompt="{{ first }} what is the sea?", generate=settings)
+    graph.add_agent("third", model="small", prompt="{{ second }} and the question?", generate=settings)
+    return graph.add_edge("first", "second", "cache").add_edge("second", "third", "cache")
+
+
+def kill_all(cluster: Any) -> int:
+    """Kill the processes of all replicas, as the system would if memory ran out."""
+    handles = [handle for replicas in cluster.sets.values() for handle in replicas.handles if handle.facts]
+    for handle in handles:
+        with suppress(ProcessLookupError):  # killed before, and idle since
+            os.kill(handle.facts.process, signal.SIGKILL)
+    return len(handles)
+
+
+def is_third_piece(event: Event, pieces: list[int]) -> bool:
+    pieces[0] += isinstance(event, TextDelta) and event.agent == "second"
+    return pieces[0] == 3
+
+
+def starts(event: Event, _: list[int]) -> bool:
+    return isinstance(event, AgentStarted) and event.agent == "second"
+
+
+def has_ended(event: Event, _: list[int]) -> bool:
+    return isinstance(event, AgentFinished) and event.agent == "first"
+
+
+@pytest.mark.parametrize("moment", [starts, is_third_piece, has_ended], ids=lambda moment: moment.__name__)
+def test_a_run_survives_the_death_of_every_replica(models: Specs, cluster: Any, moment: Any) -> None:
+    graph = chain(models)
+    expected = graph.run()
+    there, killed, pieces = graph.on_cluster(cluster), [0], [0]
+
+    async def run() -> tuple[dict[str, str], Result]:
+        heard: dict[str, str] = {}
+        stream = there.stream()
+        async for event in stream:
+            if isinstance(event, TextDelta):
+                heard[event.agent] = heard.get(event.agent, "") + event.text
+            if not killed[0] and moment(event, pieces):
+                killed[0] = kill_all(cluster)
+        return heard, stream.result
+
+    heard, result = anyio.run(run)
+    there.close()
+    graph.close()
+    assert killed[0] > 0
+    texts = {name: agent.text for name, agent in expected.agents.items()}
+    assert {name: agent.text for name, agent in result.agents.items()} == texts
+    assert heard == texts
+    assert result.edges["second", "third"].channel_used == "cache"
+    assert result.edges["second", "third"].positions_grafted == expected.edges["second", "third"].positions_grafted
+
+
+def test_a_sampled_reply_continues_with_the_text_that_was_streamed(models: Specs, cluster: Any) -> None:
+    graph = chain(models, temperature=1.5).on_cluster(cluster)
+    killed, pieces = [0], [0]
+
+    async def run() -> tuple[str, Result]:
+        heard, stream = "", graph.stream()
+        async for event in stream:
+            if isinstance(event, TextDelta) and event.agent == "second":
+                heard += event.text
+            if not killed[0] and is_third_piece(event, pieces):
+                killed[0] = kill_all(cluster)
+        return heard, stream.result
+
+    heard, result = anyio.run(run)
+    graph.close()
+    assert killed[0]
+    assert heard == result.agents["second"].text

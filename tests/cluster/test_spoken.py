@@ -1,0 +1,33 @@
+"""What a second attempt of a turn passes on. No test here needs Ray."""
+
+import pytest
+
+from cachegraph.agents.base import ToolCall, Turn
+from cachegraph.cluster.event_log import TurnEvents
+from cachegraph.cluster.spoken import SpokenText
+from cachegraph.errors import RunError
+
+
+def test_a_second_attempt_passes_on_what_follows_and_nothing_twice() -> None:
+    said: list[str] = []
+    calls: list[ToolCall] = []
+    spoken = SpokenText("writer", Turn({}, on_text=said.append, on_tool=calls.append))
+    first, second = ToolCall("search", {}, "found"), ToolCall("read", {}, "text")
+    spoken.begin()
+    spoken.hear(TurnEvents(["the sky ", first, "is"], None))
+    spoken.begin()
+    spoken.hear(TurnEvents(["the "], None))
+    spoken.hear(TurnEvents(["sky ", first, "is blue", second], None))
+    assert said == ["the sky ", "is", " blue"]
+    assert calls == [first, second]
+
+
+def test_a_second_attempt_that_writes_another_text_is_an_error() -> None:
+    said: list[str] = []
+    spoken = SpokenText("writer", Turn({}, on_text=said.append))
+    spoken.begin()
+    spoken.hear(TurnEvents(["the sky is"], None))
+    spoken.begin()
+    with pytest.raises(RunError, match="another one writes a different reply; run again"):
+        spoken.hear(TurnEvents(["the sea"], None))
+    assert said == ["the sky is"]
