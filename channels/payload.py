@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .cache.edge_plan import EdgePlan
     from .cache.sent_cache import SentCache
+    from .fusers.files.card import Card
 
 __all__ = ["JOINT", "EdgeReport", "KVSpan", "Origin", "Payload", "Route", "Used", "most_layers"]
 
@@ -104,6 +105,7 @@ class Route:
     carries: Literal["prompt", "reply", "all"] | None = None  # the part of the sender's cache that is grafted
     fuser: str | None = None  # name or path of the fuser in use
     fuser_reason: str | None = None  # who selected it: the edge, the recipe, or its card's evidence
+    cards: "tuple[Card, ...]" = ()  # of the translator and the fuser in use
 
 
 @dataclass

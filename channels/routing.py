@@ -40,7 +40,8 @@ def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, fusers: Se
     if isinstance(plan, str):
         return fall_back(edge, plan)
     depth, all_layers = plan.cache_layers, sender.engine.model.info.layers if sender.engine is not None else None
-    return replace(as_route(edge, decision), plan=plan, cache_layers=None if depth == all_layers else depth)
+    layers = None if depth == all_layers else depth
+    return replace(as_route(edge, decision), plan=plan, cache_layers=layers, cards=plan.cards)
 
 
 def fall_back(edge: EdgeSpec, reason: str) -> Route:

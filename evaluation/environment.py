@@ -78,7 +78,7 @@ def batches_exactly(wiring: Wiring) -> bool:
     torch's rounding depends on the number of rows.
     """
     peers = [node.agent.peer() for _, node in all_nodes(wiring) if not node.is_graph]
-    models = [model for peer in peers if (model := getattr(peer.engine, "model", None)) is not None]
+    models = [model for peer in peers if (model := getattr(peer.sharer, "model", None)) is not None]
     return all(map(_batches_exactly, models))
 
 
@@ -96,7 +96,7 @@ def _models(wiring: Wiring) -> list[ModelFacts]:
         if node.is_graph:
             continue
         peer = node.agent.peer()
-        model = getattr(peer.engine, "model", None)
+        model = getattr(peer.sharer, "model", None)
         known = {} if model is None else {"identity": model.identity, "device": str(model.device)}
         weights = None if model is None else model.weights
         dtype = None if model is None else str(model.dtype).removeprefix("torch.")

@@ -23,23 +23,10 @@ def cards_of(wiring: Wiring) -> Cards:
     cards: Cards = {}
     for _, node in all_nodes(wiring):
         for route in node.entries:
-            for card in _cards(route.plan):
+            for card in route.cards:
                 named = getattr(route.edge, "fuser", None)
                 cards[named if isinstance(named, str) else f"{card.receiver.name}--{card.sharer.name}"] = card
     return cards
-
-
-def _cards(plan: object) -> Iterator[Card]:
-    """The cards in an edge plan: a translator's, a fuser's, or both."""
-    translation = getattr(plan, "translation", None)
-    if translation is not None:
-        yield translation.translator.card
-    fuser = getattr(plan, "fuser", None)
-    if fuser is not None:
-        yield fuser.card
-    for part in ("graft", "fuse"):
-        if (inner := getattr(plan, part, None)) is not None:
-            yield from _cards(inner)
 
 
 def doubts(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..fusers.files.card import Alignment
+from ..fusers.files.card import Alignment, Card
 from ..fusers.networks.base import Fuser
 from ..payload import most_layers
 from ..peer import SharerEngine
@@ -22,6 +22,11 @@ class GraftPlan:
     translation: Translation | None = None
 
     @property
+    def cards(self) -> tuple[Card, ...]:
+        """The translator's card, if there is one."""
+        return () if self.translation is None else (self.translation.translator.card,)
+
+    @property
     def cache_layers(self) -> int | None:
         """The number of leading layers of the sender's cache that it reads; None: all."""
         return None if self.translation is None else self.translation.translator.sharer_depth
@@ -37,6 +42,11 @@ class FusePlan:
     reads: Literal["receiver-prompt", "own-prompt"]
     include_response: bool
     aligner: Aligner | None = field(default=None)  # None: both models use the same token ids
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """The fuser's card."""
+        return (self.fuser.card,)
 
     @property
     def cache_layers(self) -> int:
@@ -58,6 +68,11 @@ class JointPlan:
 
     graft: GraftPlan
     fuse: FusePlan
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """The cards of both."""
+        return self.graft.cards + self.fuse.cards
 
     @property
     def cache_layers(self) -> int | None:
