@@ -1,8 +1,8 @@
 """Create agents that have a model. Their modules are imported when the first one is created."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cachegraph.engine.spec import ModelSpec
 
@@ -11,7 +11,7 @@ from .entry import AgentContext
 from .spec import AgentSpec, EndpointSpec
 from .tools.servers import Toolbox
 
-__all__ = ["Create", "ModelHost", "create_agent", "create_in_context"]
+__all__ = ["Create", "ModelHost", "ModelLink", "create_agent", "create_in_context"]
 
 
 class Create(Protocol):
@@ -30,11 +30,24 @@ class Create(Protocol):
     ) -> Agent: ...
 
 
+class ModelLink(NamedTuple):
+    """Two models of a recipe in `folder`: the first one's cache travels to the second."""
+
+    sender: str | ModelSpec
+    receiver: str | ModelSpec
+    folder: Path
+
+
 class ModelHost(Protocol):
     """Where agents that have a model run, if not in this process."""
 
-    def creator(self, *, allow_local: bool = True, allow_paths: bool = True) -> Create:
-        """A factory of agents that run there; the permissions are as for `create_agent`."""
+    def creator(
+        self, *, allow_local: bool = True, allow_paths: bool = True, links: Collection[ModelLink] = ()
+    ) -> Create:
+        """A factory of agents that run there; the permissions are as for `create_agent`.
+
+        `links` are the models between which caches travel.
+        """
 
 
 def create_agent(

@@ -1,13 +1,19 @@
 """The same graph on Ray: models in replicas, one actor each, and caches as objects of Ray's store.
 
+asker          For whom an engine works, across processes
 cluster        Replicas of models, shared by graphs; creates agents that take their turns there
 connect        Start Ray on this machine, or join a cluster
+event_log      The events of one turn in a replica
 messages       What driver and replicas send each other
+nodes          The nodes of a cluster, as Ray lists them
 object_store   Tensors in Ray's object store, in chunks
+placement      Which replica goes to which node; needs no Ray
+plan           What would go where, with memory and bytes per edge; needs no Ray
 remote_agent   The driver's side of an agent
 remote_engine  A sharer's engine in another replica
 replica        The actor: one model, and the agents that use it
 replica_set    The replicas of one model: start, choose, replace
+spoken         What a turn has told its listener, so that a second attempt repeats nothing
 stored_cache   KV caches whose tensors are in the object store
 wait           Await Ray's references from asyncio and trio
 """

@@ -1,6 +1,6 @@
 """Cluster: replicas of models on Ray, shared by all graphs that run there."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,17 @@ from uuid import uuid4
 import ray
 
 from cachegraph.agents.base import Agent
-from cachegraph.agents.create import Create, create_agent
+from cachegraph.agents.create import Create, ModelLink, create_agent
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
 from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import InputError
+from cachegraph.graph.recipe.spec import GraphSpec
 
 from .messages import AgentSetup
+from .nodes import node_ids, node_resources
+from .placement import CacheTraffic, place
+from .plan import ClusterPlan, estimated_memory, need_of, plan_cluster
 from .remote_agent import RemoteAgent
 from .replica_set import ReplicaSet
 
@@ -34,9 +38,15 @@ class Cluster:
         self.address = address
         self._own = own
         self.sets: dict[str, ReplicaSet] = {}
+        self._links: set[tuple[str, str]] = set()  # keys of models between which caches travel
 
-    def creator(self, *, allow_local: bool = True, allow_paths: bool = True) -> Create:
-        """A factory for agents that take their turns here; the permissions are as for `create_agent`."""
+    def creator(
+        self, *, allow_local: bool = True, allow_paths: bool = True, links: Collection[ModelLink] = ()
+    ) -> Create:
+        """A factory for agents that take their turns here; see `ModelHost`."""
+        for link in links:
+            ends = (self._replicas(_spec(end), link.folder, allow_paths).key for end in (link.sender, link.receiver))
+            self._links.add((next(ends), next(ends)))
         return partial(self._create, allow_local=allow_local, allow_paths=allow_paths)
 
     def _create(
@@ -61,20 +71,36 @@ class Cluster:
                 f"agent {name!r} uses tools, whose servers run beside the graph, and its model would run on a cluster; "
                 "run it without a cluster, or put the model behind an endpoint"
             )
-        if isinstance(model, str):
-            model = ModelSpec(source=model)
         setup = AgentSetup(uuid4().hex, name, spec, tuple(inputs), tuple(upstream))
-        return RemoteAgent(setup, self._replicas(model, folder, allow_paths), self.sets)
+        return RemoteAgent(setup, self._replicas(_spec(model), folder, allow_paths), self.sets)
 
     def _replicas(self, model: ModelSpec, folder: Path, allow_paths: bool) -> ReplicaSet:
         """The replicas of a model; graphs in several folders share those of a model that lies in neither."""
         named = model.chat_template is not None or (folder / model.source).exists()
         local = named and not (allow_paths and model.chat_template is None and Path(model.source).is_absolute())
         base = folder.absolute()
-        key = f"{model.model_dump_json()} {base if local else ''} {allow_paths}"
+        key = f"{model.without_placement().model_dump_json()} {base if local else ''} {allow_paths}"
         if key not in self.sets:
-            self.sets[key] = ReplicaSet(key, model, base, allow_paths)
+            has_gpus = any(node.gpus for node in node_resources())
+            need = need_of(model, estimated_memory(model, base), has_gpus)
+            self.sets[key] = ReplicaSet(key, model, base, allow_paths, need, self._node_for)
+        self.sets[key].widen(model.replicas)
         return self.sets[key]
+
+    def _node_for(self, key: str, number: int) -> str | None:
+        """The id of the node on which the plan places this replica, counted from 0; None beyond the planned ones.
+
+        Raises ConfigError with the arithmetic if the models don't fit the cluster.
+        """
+        needs = {each.key: each.need for each in self.sets.values()}
+        counts = {each.key: each.limits.min for each in self.sets.values()}
+        traffic = [CacheTraffic(*link, 1) for link in sorted(self._links) if set(link) <= needs.keys()]
+        nodes = place(needs, traffic, node_resources(), counts).nodes[key]
+        return node_ids().get(nodes[number]) if number < len(nodes) else None
+
+    def plan(self, spec: GraphSpec, folder: Path) -> ClusterPlan:
+        """What would go where; loads nothing. Raises ConfigError with the arithmetic if the models don't fit."""
+        return plan_cluster(spec, folder, node_resources())
 
     def close(self) -> None:
         """End all replicas, and the connection if this is the one that made it."""
@@ -92,3 +118,7 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _spec(model: str | ModelSpec) -> ModelSpec:
+    return ModelSpec(source=model) if isinstance(model, str) else model

@@ -156,7 +156,7 @@ def _portable(delivery: Delivery) -> Delivery:
     payload, route = delivery.payload, delivery.route
     cache = payload.cache if route.needs_cache else None
     sent = Payload(payload.sender, payload.text, cache, data=payload.data, turn=payload.turn)
-    return Delivery(replace(route, plan=None), sent)
+    return Delivery(replace(route, plan=None, cards=()), sent)
 
 
 def without_network(model: LoadedModel, *, tokenizer: bool) -> LoadedModel:

@@ -2,18 +2,21 @@
 
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cachegraph.engine.spec import ModelSpec
+from cachegraph.engine.spec import ModelSpec, Replicas
 from cachegraph.errors import ConfigError, ModelError
 
 from .messages import ReplicaFacts
+from .placement import Need
 from .replica import Replica, own_versions
 from .wait import result_of
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplicaHandle", "ReplicaSet"]
 
+WAITING = 4  # turns at work on every replica from which one more is started, if the recipe allows it
+IDLE_SECONDS = 60.0  # after which a replica beyond the least number ends
 REQUESTS = 1000  # that a replica takes at the same time; the model's engine queues them
 
 
@@ -36,6 +41,12 @@ class ReplicaHandle:
     agents: set[str] = field(default_factory=set)  # ids of those that it has opened
     edges: set[tuple[str, str]] = field(default_factory=set)  # keys of those that it has decided
     facts: ReplicaFacts | None = None
+    used: float = 0.0  # when it was last chosen, by the clock
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether loading has ended, well or not."""
+        return self.facts is not None or bool(ray.wait([self.loaded], timeout=0)[0])
 
     @property
     def node(self) -> str | None:
@@ -66,9 +77,20 @@ class ReplicaHandle:
 class ReplicaSet:
     """All replicas of one model. Safe for use by several event loops."""
 
-    def __init__(self, key: str, model: ModelSpec, folder: Path, allow_paths: bool):
+    def __init__(
+        self,
+        key: str,
+        model: ModelSpec,
+        folder: Path,
+        allow_paths: bool,
+        need: Need,
+        node_for: Callable[[str, int], str | None],
+    ):
         self.key = key
         self.model = model
+        self.need = need
+        self.limits = model.replicas
+        self._node_for = node_for
         self._arguments = (key, model, folder, allow_paths, _threads())
         self._handles: list[ReplicaHandle] = []
         self._lock = threading.Lock()
@@ -76,11 +98,27 @@ class ReplicaSet:
         self.started = 0  # replicas, those that have died included
 
     def choose(self, near: Collection[str] = ()) -> ReplicaHandle:
-        """The replica with the fewest turns at work; of several, one on these nodes. Starts the first one."""
+        """The loaded replica with the fewest turns at work; of several, one on these nodes.
+
+        Starts the first replicas, and one more if every one has turns waiting. Raises ConfigError if they don't fit.
+        """
         with self._lock:
-            if not self._handles:
+            limits = self.limits
+            while len(self._handles) < limits.min:
                 self._handles.append(self._start())
-            return min(self._handles, key=lambda each: (each.at_work, each.node not in near))
+            self._end_idle(limits.min)
+            if len(self._handles) < limits.most and all(each.at_work >= WAITING for each in self._handles):
+                self._handles.append(self._start())
+            chosen = min(self._handles, key=lambda each: (not each.is_ready, each.at_work, each.node not in near))
+            chosen.used = monotonic()
+            return chosen
+
+    def _end_idle(self, least: int) -> None:
+        """End replicas beyond the least number that have had no turn for a while."""
+        for handle in self._handles[least:]:
+            if not handle.at_work and monotonic() - handle.used > IDLE_SECONDS:
+                self._handles.remove(handle)
+                ray.kill(handle.actor)
 
     def drop(self, handle: ReplicaHandle) -> None:
         """Forget a replica that has died. Idempotent."""
@@ -92,6 +130,12 @@ class ReplicaSet:
         """The same for the replica of this actor."""
         with self._lock:
             self._handles = [each for each in self._handles if each.actor != actor]
+
+    def widen(self, limits: Replicas) -> None:
+        """Allow what another recipe asks for, too."""
+        with self._lock:
+            most = max(limits.most, self.limits.most)
+            self.limits = Replicas(min=max(limits.min, self.limits.min), max=most)
 
     def take(self) -> None:
         """One more agent uses the replicas."""
@@ -122,7 +166,14 @@ class ReplicaSet:
 
     def _start(self) -> ReplicaHandle:
         self.started += 1
-        actor = ray.remote(num_cpus=0, max_concurrency=REQUESTS, max_restarts=0)(Replica).remote(*self._arguments)
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": self.need.gpus, "resources": dict(self.need.resources)}
+        if self.model.memory is not None:
+            options["memory"] = int(self.model.memory)
+        node = self._node_for(self.key, len(self._handles))
+        if node is not None:  # soft: if that node dies before the replica is there, any other will do
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+        make = ray.remote(max_concurrency=REQUESTS, max_restarts=0, **options)
+        actor = make(Replica).remote(*self._arguments)
         return ReplicaHandle(actor, actor.load.remote())
 
 

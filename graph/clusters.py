@@ -1,16 +1,19 @@
 """Copies of a graph whose models run on clusters."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
-from cachegraph.agents.create import ModelHost
+from cachegraph.agents.create import ModelHost, ModelLink
+from cachegraph.agents.spec import EndpointSpec
+from cachegraph.channels.spec import TextEdge
 
 from .recipe.spec import GraphSpec
 
 if TYPE_CHECKING:
     from cachegraph.cluster.cluster import Cluster
 
-__all__ = ["ClusterCopies", "connect"]
+__all__ = ["ClusterCopies", "connect", "model_links"]
 
 
 class Movable(Protocol):
@@ -62,6 +65,20 @@ class ClusterCopies(Generic[GraphT]):
         for cluster in self._connected.values():
             cluster.close()
         self._connected.clear()
+
+
+def model_links(spec: GraphSpec, folder: Path) -> list[ModelLink]:
+    """The models between which caches may travel; those of included recipes are left out."""
+    links = []
+    for edge in spec.edges:
+        ends = [spec.speakers[name].model for name in (edge.sender, edge.receiver) if name in spec.speakers]
+        models = [spec.models.get(end, end) for end in ends]
+        if isinstance(edge, TextEdge) or len(models) < 2:
+            continue
+        sender, receiver = models
+        if not isinstance(sender, EndpointSpec) and not isinstance(receiver, EndpointSpec):
+            links.append(ModelLink(sender, receiver, folder))
+    return links
 
 
 def connect(cluster: str) -> "Cluster":

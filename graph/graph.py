@@ -15,7 +15,7 @@ from cachegraph.agents.sessions.session import Session
 from cachegraph.channels.spec import Channel
 from cachegraph.errors import InputError, Problem, RecipeError
 
-from .clusters import ClusterCopies
+from .clusters import ClusterCopies, model_links
 from .definition import GraphDefinition, Inputs
 from .plan.wiring import Wiring
 from .recipe.load import remembers
@@ -110,7 +110,8 @@ class Graph(GraphDefinition):
         """Return a copy whose models run on a cluster (`cachegraph.cluster.connect`); close its models separately."""
         may = self.permissions
         other = self.with_spec(self.validate().spec)
-        other._create = cluster.creator(allow_local=may.reaches_local, allow_paths=may.allow_paths)
+        links = model_links(self.spec, self._folder)
+        other._create = cluster.creator(allow_local=may.reaches_local, allow_paths=may.allow_paths, links=links)
         other._file, other._settings = self._file, self._settings
         other._is_remote = True
         return other

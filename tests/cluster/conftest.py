@@ -20,7 +20,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelSpec]:
     for name, kind, seed in (("small", "llama", 0), ("other", "qwen3", 1)):
         save_model(config_of(kind), folder / name, seed=seed)
         save_tokenizer(folder / name)
-        specs[name] = ModelSpec(source=str(folder / name))
+        specs[name] = ModelSpec(source=str(folder / name), dtype="float32")
     return specs
 
 

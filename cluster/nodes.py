@@ -1,0 +1,36 @@
+"""The nodes of a cluster, as Ray lists them."""
+
+from typing import Any
+
+import ray
+
+from .placement import NodeResources
+
+__all__ = ["node_ids", "node_resources"]
+
+_OWN = ("CPU", "GPU", "memory", "object_store_memory")  # that Ray counts by itself
+_LABELS = ("node:", "accelerator_type:", "bundle_group_", "GPU_group_", "CPU_group_")
+
+
+def node_resources() -> list[NodeResources]:
+    """What every node that is alive has in all, whether or not it is in use; named by host and id."""
+    return [_node(each) for each in _alive()]
+
+
+def node_ids() -> dict[str, str]:
+    """Ray's id of every node that is alive, by our name for it."""
+    return {_name(each): each["NodeID"] for each in _alive()}
+
+
+def _alive() -> list[dict[str, Any]]:
+    return sorted((each for each in ray.nodes() if each["Alive"]), key=_name)
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
+
+
+def _node(node: dict[str, Any]) -> NodeResources:
+    has: dict[str, float] = node["Resources"]
+    custom = {name: most for name, most in has.items() if name not in _OWN and not name.startswith(_LABELS)}
+    return NodeResources(_name(node), int(has.get("memory", 0)), float(has.get("GPU", 0)), custom)
