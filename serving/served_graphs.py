@@ -41,7 +41,7 @@ class Speaker:
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count these texts' tokens for its model; an estimate without a local tokenizer."""
-        engine = self.agent.peer().engine
+        engine = self.agent.peer().sharer
         tokenizer = engine.model.tokenizer if engine is not None else None
         if tokenizer is None:
             return sum(len(text) // 4 for text in texts)

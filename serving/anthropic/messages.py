@@ -40,7 +40,7 @@ def _certain_stops(body: MessageRequest, served: ServedGraph, call: Call) -> tup
     """Return the caller's stop strings if only they can cause the finish reason `stop`."""
     writer = served.writer
     others = writer is None or writer.generate.stop or writer.generate.json_schema is not None
-    is_local = call.speaker.agent.peer().engine is not None  # endpoints report `stop` for every end
+    is_local = call.speaker.agent.peer().sharer is not None  # endpoints report `stop` for every end
     return tuple(body.stop_sequences or ()) if is_local and not others else ()
 
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from cachegraph.common.human import format_duration
 from cachegraph.errors import ConfigError, InputError
 
 from .failures import add_facts
-from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, open_graph
+from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Cluster, Recipe, graphs_on, open_graph
 from .output import TASK, echo, echo_json, open_console
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the verdicts and warnings.")] = False,
+    cluster: Cluster = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
@@ -119,7 +121,9 @@ def compare(
 
     wanted = [name.strip() for name in variants.split(",") if name.strip()]
     _refuse_code(metrics or [])
-    graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
+    opened = [open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)]
+    connection = ExitStack()
+    (graph,) = connection.enter_context(graphs_on(cluster, opened))
     settings: dict[str, Any] = {"map": sorted(columns or []), "limit": limit, "seed": seed, "seeds": seeds}
     results = out or default_results_file(graph, data, settings)
     for path in (results, report, save, csv):
@@ -142,6 +146,7 @@ def compare(
             found = run_task(task, results, bar.show)
     finally:
         graph.close()
+        connection.close()
     if found.results_file not in (None, results.name):
         other = f"{results.name} holds another comparison (of other settings, versions, threads or another machine)"
         console.print(f"{other}: these results are in {found.results_file}", soft_wrap=True)

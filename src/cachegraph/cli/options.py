@@ -21,7 +21,7 @@ __all__ = [
     "Recipe",
     "Strict",
     "exit_if_paused",
-    "graph_on",
+    "graphs_on",
     "open_graph",
     "open_store",
 ]
@@ -44,7 +44,9 @@ AllowLocal = Annotated[
 Cluster = Annotated[
     str | None,
     typer.Option(
-        "--cluster", metavar="ADDRESS", help="Run the models on Ray (extra `ray`): local, auto or ray://HOST:PORT."
+        "--cluster",
+        metavar="ADDRESS",
+        help="A Ray cluster for the models (extra `ray`): local, auto or ray://HOST:PORT.",
     ),
 ]
 
@@ -77,15 +79,15 @@ def open_graph(
 
 
 @contextmanager
-def graph_on(cluster: str | None, graph: "Graph") -> Iterator["Graph"]:
-    """The graph, with its models on this cluster until the end of the block. Raises InputError or ConfigError."""
+def graphs_on(cluster: str | None, graphs: "list[Graph]") -> "Iterator[list[Graph]]":
+    """The graphs, with their models on this cluster until the end of the block. Raises InputError or ConfigError."""
     if cluster is None:
-        yield graph
+        yield graphs
         return
     from cachegraph.cluster.connect import connect
 
     with connect(cluster) as connected:
-        yield graph.on_cluster(connected)
+        yield [graph.on_cluster(connected) for graph in graphs]
 
 
 def open_store() -> "Store":

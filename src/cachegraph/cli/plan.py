@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cachegraph.errors import CachegraphError, InputError
 
-from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Recipe, open_graph
+from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Cluster, Recipe, open_graph
 from .output import echo, echo_json, open_console
 from .plan_tables import break_even_table, check_table, constants_table, plan_lines, prediction_table
 
@@ -46,13 +46,14 @@ def plan(
     ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure the constants of this machine again.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Also run the recipe, beside its prediction.")] = False,
+    cluster: Cluster = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
     allow_local: AllowLocal = False,
 ) -> None:
-    """Show what a recipe will do, what it will cost over text and over cache, and from where a cache pays."""
+    """Show what a recipe will do and cost over text and over cache, and from where a cache pays; or what goes where."""
     from cachegraph.evaluation.cost.collect import kept_constants, needs_of
     from cachegraph.evaluation.cost.shape import recipe_shape
 
@@ -60,6 +61,9 @@ def plan(
         raise InputError(f"--tokens must be 1 or more, not {tokens}")
     rate = _bandwidth(bandwidth)
     graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
+    if cluster is not None:
+        _print_placement(graph, cluster, as_json)
+        return
     shape = recipe_shape(graph.spec, graph.folder)
     swapped = all(edge.form is None for edge in shape.edges) and bool(shape.edges)
     if swapped:
@@ -80,6 +84,21 @@ def plan(
         echo_json(json.dumps(report.summary(), indent=2, ensure_ascii=False))
         return
     _print(report)
+
+
+def _print_placement(graph: "Graph", address: str, as_json: bool) -> None:
+    """Print what would go where on a cluster, before anything loads."""
+    from dataclasses import asdict
+
+    from cachegraph.cluster.connect import connect
+
+    with connect(address) as cluster:
+        found = cluster.plan(graph.validate().spec, graph.folder)
+    if as_json:
+        echo_json(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        return
+    for line in found.lines():
+        echo(line)
 
 
 class _Report:

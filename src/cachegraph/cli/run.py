@@ -23,7 +23,7 @@ from .options import (
     Recipe,
     Strict,
     exit_if_paused,
-    graph_on,
+    graphs_on,
     open_graph,
     open_store,
 )
@@ -139,7 +139,7 @@ def run(
         )
         return
     allowed = (allow_env, allow_paths, allow_code, allow_local)
-    with defer_garbage_collection() as started, graph_on(cluster, open_graph(recipe, *allowed)) as graph:
+    with defer_garbage_collection() as started, graphs_on(cluster, [open_graph(recipe, *allowed)]) as (graph,):
         graph.strict = strict
         given = parse_inputs(graph.spec.inputs, texts)
         store = open_store() if keep else None

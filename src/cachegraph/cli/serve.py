@@ -3,6 +3,7 @@
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from cachegraph.common.stop_signals import handling_signals
 from cachegraph.errors import ConfigError
 
 from .garbage_collection import defer_garbage_collection
-from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Strict, open_graph
+from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Cluster, Strict, graphs_on, open_graph
 from .output import echo
 from .signals import ReportedStop
 
@@ -81,6 +82,7 @@ def serve(
             help="Show the comparison reports (*.html) of this folder in the studio.",
         ),
     ] = None,
+    cluster: Cluster = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,
@@ -88,7 +90,7 @@ def serve(
     strict: Strict = False,
 ) -> None:
     """Serve recipes as models: the OpenAI API at /v1, and more (needs the extra `serve`)."""
-    with defer_garbage_collection() as started:
+    with defer_garbage_collection() as started, ExitStack() as connection:
         try:
             from cachegraph.serving.auth import read_keys
             from cachegraph.serving.config import ServerConfig, ServerLimits
@@ -98,7 +100,8 @@ def serve(
             raise ConfigError("`cachegraph serve` needs an extra: pip install 'cachegraph[serve]'") from error
         limits = ServerLimits(max_body, max_prompt, max_tokens, seconds=timeout, running=concurrency, waiting=queue)
         keys = read_keys(api_key_file) if api_key_file is not None else None
-        graphs = [open_graph(recipe, allow_env, allow_paths, allow_code, allow_local) for recipe in recipes]
+        opened = [open_graph(recipe, allow_env, allow_paths, allow_code, allow_local) for recipe in recipes]
+        graphs = connection.enter_context(graphs_on(cluster, opened))
         config = ServerConfig(
             host,
             port,
