@@ -12,6 +12,7 @@ import anyio
 
 from cachegraph.agents.base import Agent, MemoryReport, Paused, Rebuilder, Reply, Timing, Tokens, ToolCall, Turn
 from cachegraph.channels.payload import EdgeReport, Payload
+from cachegraph.common.surrogates import mend_json
 from cachegraph.errors import RunError, library_errors
 
 from .result import AgentResult
@@ -57,6 +58,7 @@ async def take_turn(turn_log: TurnLog | None, name: str, agent: Agent, turn: Tur
         return await agent.turn(turn)
     recorded = turn_log.recall(name)
     if recorded is not None:
+        recorded = _mended(recorded)
         damaged = f"what run {turn_log.run!r} recorded of turn {name!r} is damaged"
         with library_errors(lambda why: RunError(f"{damaged} ({why}); remove that run and begin a new one")):
             return _stand_in(agent, _remembered(turn, recorded, f"{turn_log.run}/{name}"), recorded)
@@ -89,6 +91,11 @@ async def note(turn_log: TurnLog, name: str, result: AgentResult, reply: Reply) 
     payload = reply.payload
     recorded = RecordedTurn(payload.text, payload.data, tuple(reply.ids), agent, edges, reply.remembered)
     await turn_log.record(name, recorded)
+
+
+def _mended(recorded: RecordedTurn) -> RecordedTurn:
+    """Without half characters, which a store keeps and nothing can encode."""
+    return RecordedTurn(**{name: mend_json(value) for name, value in vars(recorded).items()})
 
 
 def _stand_in(agent: Agent, turn: Turn, recorded: RecordedTurn) -> Reply:

@@ -9,6 +9,7 @@ run_owner     Which process owns a run
 run_recorder  Records one run: its finished turns and its result
 schema        Tables, and migrations from older stores
 store         List, show, begin, resume and remove runs
+turn_checks   Which values recorded turns may have
 writer        The thread that commits
 """
 

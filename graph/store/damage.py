@@ -7,7 +7,19 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Check", "all_of", "by_name", "either", "fields", "is_number", "is_text", "is_time"]
+__all__ = [
+    "Check",
+    "all_of",
+    "by_name",
+    "either",
+    "fields",
+    "is_count",
+    "is_number",
+    "is_text",
+    "is_time",
+    "one_of",
+    "shaped",
+]
 
 Check = Callable[[Any], bool]
 
@@ -40,6 +52,26 @@ def is_number(value: Any) -> bool:
 
 def is_time(value: Any) -> bool:
     return is_number(value) and value >= 0
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from zero on."""
+    return isinstance(value, int) and is_time(value)
+
+
+def one_of(*values: str | None) -> Check:
+    return lambda value: (value is None or isinstance(value, str)) and value in values
+
+
+def shaped(checks: Mapping[str, Check], others: bool = False) -> Check:
+    """Check the values of an object by name. `others`: it may have further names, which nobody reads."""
+
+    def check(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            checks[name](each) if name in checks else others for name, each in value.items()
+        )
+
+    return check
 
 
 def either(*kinds: type | None) -> Check:

@@ -13,6 +13,7 @@ from cachegraph import __version__
 from ..run.turn_log import RecordedTurn
 from .damage import Check, all_of, by_name, either, fields, is_number, is_text, is_time
 from .run_owner import is_alive
+from .turn_checks import RECORDED
 
 __all__ = [
     "Outcome",
@@ -154,7 +155,6 @@ def read_turn(row: Any) -> StoredTurn:
     return StoredTurn(row.turn, row.recorded, RecordedTurn(**fields(row.body, RECORDED)))
 
 
-FIGURES = ("timing", "tokens")  # numeric fields of an agent's result
 _texts = by_name(either(str, None))
 SETTING: Mapping[str, Check] = {
     "inputs": either(dict),
@@ -176,18 +176,6 @@ OUTCOME: Mapping[str, Check] = {
     "starts": is_number,
     "turns": is_number,
 }
-RECORDED: Mapping[str, Check] = {
-    "text": either(str, None),
-    "data": lambda value: True,
-    "ids": all_of(either(int)),
-    "agent": lambda value: isinstance(value, dict) and all(map(_is_figures, (value.get(key) for key in FIGURES))),
-    "edges": by_name(either(dict)),
-    "remembered": lambda value: value is None or all_of(lambda each: all_of(is_text)(each) and len(each) == 2)(value),
-}
-
-
-def _is_figures(value: Any) -> bool:
-    return value is None or by_name(lambda each: each is None or is_number(each))(value)
 
 
 @cache
