@@ -29,7 +29,7 @@ export class Comparison {
   }
 }
 
-const CAVEAT = () => h("p", { class: "quiet" }, "Runs that race share the machine, so each is slower than alone. One pair of replies proves nothing: `cachegraph compare` measures, with controls.");
+const CAVEAT = () => h("p", { class: "quiet" }, "Runs at the same time share the machine, so each is slower than alone. One pair of replies proves nothing: `cachegraph compare` measures, with controls.");
 
 function table(lanes) {
   const rows = FIGURES.map(([name, figure, format]) => {

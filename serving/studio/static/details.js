@@ -41,8 +41,9 @@ function prompts(lane, name, turn) {
   const turns = [...lane.run.turns.values()].filter((each) => each.agent === name).map((each) => each.turn);
   const place = h("div");
   const open = (id) => replace(place, later(lane, id, (prompt) => drawPrompt(prompt)));
+  if (!turns.length) return null;
   const buttons = turns.map((id) => h("button", { type: "button", class: "small", onclick: () => open(id) }, id));
-  open(turns.includes(turn) ? turn : (turns.at(-1) ?? turn));
+  open(turns.includes(turn) ? turn : turns.at(-1));
   return [h("h3", {}, "Prompt"), turns.length > 1 && h("p", { class: "row" }, buttons), place];
 }
 

@@ -11,6 +11,7 @@ export function bytes(count) {
 
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
+  if (value === 0) return "0 s";
   if (value < 0.0995) return `${(value * 1000).toFixed(value < 0.00995 ? 1 : 0)} ms`;
   return value < 100 ? `${value.toFixed(2)} s` : `${Math.round(value)} s`;
 }
@@ -21,12 +22,12 @@ export function plural(count, noun) {
 
 /** Summarise what an edge did: "783 kB, 34 grafted, 3.1 ms". */
 export function edgeSummary(report) {
-  const parts = [bytes(report.bytes)];
+  const parts = report.bytes ? [bytes(report.bytes)] : [];
   if (report.positions_grafted) parts.push(`${report.positions_grafted} grafted`);
   if (report.positions_fused) parts.push(`${report.positions_fused} fused`);
   const time = report.seconds.transfer ?? report.seconds.fuse;
   if (time) parts.push(seconds(time));
-  return parts.join(", ");
+  return parts.join(", ") || "delivered";
 }
 
 export function when(epochSeconds) {

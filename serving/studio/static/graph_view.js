@@ -113,17 +113,17 @@ export class GraphView {
     this.plane.style.height = `${extent.y}px`;
     setSize(this.lines, extent);
     for (const [name, box] of this.agents) put(box.button, point(plan.centres.get(name)), BOX);
-    for (const chip of this.edges.values()) this.drawEdge(chip, plan, point, down, plan.across + room);
+    for (const chip of this.edges.values()) this.drawEdge(chip, plan, point, down);
     replace(this.lines, [...this.edges.values()].map((chip) => chip.line));
     replace(this.plane, this.lines, this.inOrder());
   }
 
-  drawEdge(chip, plan, point, down, bottom) {
+  drawEdge(chip, plan, point, down) {
     const [from, to] = [plan.centres.get(chip.edge.from), plan.centres.get(chip.edge.to)];
     const isBack = plan.back.has(chip.edge) || chip.edge.from === chip.edge.to;
     const reach = (down ? BOX.height : BOX.width) / 2;
     const points = isBack
-      ? [from, { along: (from.along + to.along) / 2, across: bottom - 22 }, to]
+      ? [from, { along: (from.along + to.along) / 2, across: beside(plan, from, to, down) }, to]
       : [{ ...from, along: from.along + reach }, ...plan.corners.get(chip.edge), { ...to, along: to.along - reach }];
     chip.line.setAttribute("d", isBack ? arc(points.map(point)) : curve(points.map(point), down));
     const middle = isBack ? point(points[1]) : halfWay(points.map(point));
@@ -207,6 +207,13 @@ function curve(points, down) {
     path += down ? `C${a.x} ${y} ${b.x} ${y} ${b.x} ${b.y}` : `C${x} ${a.y} ${x} ${b.y} ${b.x} ${b.y}`;
   }
   return path;
+}
+
+/** Where an edge that leads back passes the boxes between its ends: just outside of them. */
+function beside(plan, from, to, down) {
+  const [low, high] = [Math.min(from.along, to.along), Math.max(from.along, to.along)];
+  const passed = [...plan.centres.values()].filter((at) => at.along >= low - 1 && at.along <= high + 1);
+  return Math.max(...passed.map((at) => at.across)) + (down ? BOX.width : BOX.height) / 2 + 40;
 }
 
 function halfWay(points) {

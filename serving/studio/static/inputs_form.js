@@ -17,7 +17,7 @@ export function inputsForm(graph, kept = {}) {
 function field(name, entry, kept) {
   const id = `input-${name}`;
   const usual = entry.default;
-  const about = [entry.description, usual !== null && usual !== undefined && "optional"].filter(Boolean).join(" — ");
+  const about = [entry.description, usual !== null && usual !== undefined && "Optional."].filter(Boolean).join(" ");
   const isText = entry.type === "string";
   const value = kept ?? (usual === null || usual === undefined ? "" : isText ? String(usual) : JSON.stringify(usual));
   const control = entry.type === "boolean" ? choice(id, value) : h("textarea", { id, rows: isText ? "3" : "2", value, spellcheck: isText, "aria-describedby": `${id}-about` });

@@ -20,7 +20,7 @@ class RecipeText {
     const undo = () => (this.editor.text = this.original);
     this.undo = h("button", { type: "button", class: "small", hidden: true, onclick: undo }, "Undo all changes");
     const head = h("p", { class: "row" }, this.status, this.undo);
-    const opened = () => this.element.open && !this.editor && this.load();
+    const opened = () => this.element.open && (this.loading ??= this.load());
     this.element = h("details", { class: "recipe-text", ontoggle: opened }, h("summary", {}, "Recipe as YAML"), this.body, head);
   }
 
@@ -39,6 +39,7 @@ class RecipeText {
       this.editor = new Editor(recipe, schema, () => this.later());
       replace(this.body, this.editor.element);
     } catch (error) {
+      this.loading = null;
       replace(this.body, h("p", { class: "trouble", role: "alert" }, error.message));
     }
   }
@@ -63,9 +64,11 @@ class RecipeText {
     }
   }
 
-  /** Put the caret at an agent, if the editor is open. */
-  find(agent) {
-    const lines = this.editor && this.element.open ? this.editor.text.split("\n") : [];
+  /** Open the editor with the caret at an agent. */
+  async find(agent) {
+    this.element.open = true;
+    await (this.loading ??= this.load());
+    const lines = this.editor?.text.split("\n") ?? [];
     const line = lines.findIndex((each) => each.trimStart().startsWith(`${agent}:`));
     if (line >= 0) this.editor.go({ line: line + 1, column: 1 });
   }

@@ -1,13 +1,14 @@
 // A recipe: its graph, its switches, its inputs, its text, and the buttons that run it.
 
 import { ask } from "/studio/api.js";
+import { sleep } from "/studio/connection.js";
 import { asBody, channelSwitches } from "/studio/channels.js";
 import { h, replace, setText } from "/studio/dom.js";
 import { recipeText } from "/studio/recipe_text.js";
 import { GraphView } from "/studio/graph_view.js";
 import { inputsForm } from "/studio/inputs_form.js";
 import { Lane } from "/studio/lane.js";
-import { newRun } from "/studio/run_state.js";
+import { ENDED, newRun } from "/studio/run_state.js";
 
 /** Open the view of a recipe. */
 export async function recipeView(name) {
@@ -29,7 +30,9 @@ class RecipeView {
     this.text = graph.shows_recipe ? recipeText(graph, (found) => this.takeText(found)) : null;
     this.ways = [wayChoice(graph, "First way", "text"), wayChoice(graph, "Second way", "as switched")];
     const both = h("button", { type: "button", "data-race": true, onclick: () => this.race() }, "Run both ways");
-    this.raceRow = h("p", { class: "row" }, both, this.ways[0], "against", this.ways[1]);
+    this.inTurn = h("input", { type: "checkbox" });
+    const inTurn = h("label", { class: "check" }, this.inTurn, "one after the other");
+    this.raceRow = h("p", { class: "row" }, both, this.ways[0], "against", this.ways[1], inTurn);
     const submit = (event) => (event.preventDefault(), this.start());
     const form = h("form", { class: "run-form", onsubmit: submit }, this.fields, h("p", { class: "row" }, this.runButton), this.raceRow, this.trouble);
     this.element = h(
@@ -112,11 +115,23 @@ class RecipeView {
     this.lane.element.scrollIntoView({ block: "nearest" });
   }
 
-  /** Start the recipe both ways at once, and show the runs side by side. */
+  /** Start the recipe both ways, at once or one after the other, and show the runs side by side. */
   async race() {
-    const bodies = this.ways.map(({ value }) => (value === "as switched" ? { channels: asBody(this.switches.channels) } : { every: value }));
-    const runs = await Promise.all(bodies.map((body) => this.post(body)));
-    if (runs.every(Boolean)) location.hash = `#/race/${runs.map((run) => run.id).join("/")}`;
+    const [first, second] = this.ways.map(({ value }) => (value === "as switched" ? { channels: asBody(this.switches.channels) } : { every: value }));
+    const begun = await this.post(first);
+    if (begun && this.inTurn.checked) await this.end(begun.id);
+    const runs = begun && [begun, await this.post(second)];
+    if (runs?.every(Boolean)) location.hash = `#/race/${runs.map((run) => run.id).join("/")}`;
+  }
+
+  /** Wait until a run has ended; its time is then its own. */
+  async end(id) {
+    setText(this.trouble, "The first way runs alone; the second follows.");
+    try {
+      while (!this.closed && !ENDED.has((await ask(`/runs/${encodeURIComponent(id)}`)).status)) await sleep(300);
+    } catch (error) {
+      setText(this.trouble, error.message);
+    }
   }
 
   async post({ channels = {}, every = null }) {
@@ -132,6 +147,7 @@ class RecipeView {
   }
 
   close() {
+    this.closed = true;
     this.lane?.close();
     this.drawing.close();
     this.text?.close();

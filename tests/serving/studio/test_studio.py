@@ -130,8 +130,11 @@ def test_an_edge_is_switched_and_the_run_goes_that_way(page: Page, server: Runni
     assert text(page, ".lane .edge .channel") == "text"
 
 
-def test_both_ways_race_side_by_side(page: Page) -> None:
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_both_ways_race_side_by_side(page: Page, in_turn: bool) -> None:
     fill(page, "#input-story", STORY)
+    if in_turn:
+        click(page, ".check input")
     click(page, "[data-race]")
     ended(page, lanes=2)
     page.wait_for("document.querySelector('.comparison table') !== null")
@@ -233,6 +236,14 @@ def test_an_error_is_read_at_its_line_and_mended(browser: Page, server: Running)
     assert text(page, ".lane .reply") == "answerer(expert(why?))"
     assert "{{ expert }}!" not in server.get("/graphs/duo/recipe").json()["recipe"]
     assert complaints(page) == []
+
+
+def test_an_agent_of_the_drawing_leads_to_its_lines(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/duo")
+    click(page, "[data-agent=answerer]")
+    page.wait_for("document.activeElement.id === 'recipe-text'")
+    found = page.run("document.activeElement.value.slice(document.activeElement.selectionStart).trimStart()")
+    assert found.startswith("answerer:")
 
 
 def test_a_new_agent_is_drawn_while_it_is_written(browser: Page, server: Running) -> None:
