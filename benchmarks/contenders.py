@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import anyio
 import torch
 from llamacpp import LlamaCpp
+from texts import document_ids
 from transformers import AutoModelForCausalLM
 
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.model.quiet_transformers import quiet_transformers
-from cachegraph.engine.spec import GenerateSpec
+from cachegraph.engine.pool import lease
+from cachegraph.engine.spec import GenerateSpec, ModelSpec, Weights
 
-__all__ = ["Answers", "Ours", "Stream", "Theirs", "Transformers"]
+__all__ = ["Answers", "Ours", "Stream", "Theirs", "Transformers", "make_llama", "make_ours", "make_transformers"]
 
 Ids = Sequence[int]
 
@@ -39,6 +41,18 @@ class Ours:
 
     def __init__(self, engine: Engine):
         self.engine = engine
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts."""
+        tokenizer = self.engine.model.tokenizer
+        assert tokenizer is not None
+        return [list(tokenizer.encode(text, special=False).ids) for text in texts]
+
+    def document(self, tokens: int) -> list[int]:
+        """A document of so many tokens."""
+        tokenizer = self.engine.model.tokenizer
+        assert tokenizer is not None
+        return document_ids(tokenizer, tokens)
 
     def stream(self, ids: Ids, count: int) -> Stream:
         return anyio.run(self._stream, ids, count)
@@ -113,6 +127,22 @@ class Theirs:
         began = perf_counter()
         _, first = self.rival.answers(document, questions, count)
         return _answers(began, first, len(questions), count)
+
+
+def make_ours(model: str, weights: Weights | None, threads: int) -> Ours:
+    """An engine of its own, for the rest of the process."""
+    torch.set_num_threads(threads)
+    spec = ModelSpec(source=model, dtype="bfloat16", device="cpu", weights=weights)
+    return Ours(anyio.run(lease, spec, Path()).engine)
+
+
+def make_transformers(folder: Path, dtype: str, threads: int) -> Transformers:
+    torch.set_num_threads(threads)
+    return Transformers(folder, dtype)
+
+
+def make_llama(gguf: Path, threads: int, context: int, rows: int) -> Theirs:
+    return Theirs(LlamaCpp(gguf, threads=threads, context=context, rows=rows))
 
 
 def _plain(count: int) -> GenerateSpec:

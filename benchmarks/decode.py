@@ -1,15 +1,15 @@
 """Greedy decoding in one stream, and the answers of several to one document; beside transformers and llama.cpp.
 
 All have the same weights and number of threads, decode the same number of tokens behind the same prompt, and take
-turns in one process; ours in bfloat16, and with weights rounded to int8. A step reads every weight once, so no stream
-is faster than the memory's bandwidth over the bytes of the weights; the bandwidth is measured in the same rounds.
+turns, each in a process of its own, so that one that crashes is left out; ours in bfloat16, and with weights rounded to
+int8. A step reads every weight once, so no stream is faster than the memory's bandwidth over the bytes of the weights;
+the bandwidth is measured in the same rounds.
 llama.cpp takes part where llama-cpp-python is installed (benchmarks/requirements.txt), with GGUF files written from the
 same folder.
 
     python benchmarks/decode.py [--model NAME] [--gguf-dtypes bf16 f16 q8_0] [--quick] [--profile] [--json]
 """
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,16 +21,15 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from contenders import Answers, Ours, Theirs, Transformers
-from llamacpp import LlamaCpp
-from measuring import Range, alternate, options, parsed, profiled, ratios, show
+from contenders import Answers, make_ours
+from measuring import Range, alternate, options, parsed, profiled, progress, ratios, show
 from safetensors import safe_open
-from texts import QUESTIONS, document_ids, fresh
+from separate import Crashed, Separate
+from texts import QUESTIONS, fresh
 from to_gguf import DTYPES, write_gguf
 
 from cachegraph.engine.catalogue import ensure
 from cachegraph.engine.cpu.huge_pages import LargePages
-from cachegraph.engine.pool import leased
 from cachegraph.engine.spec import ModelSpec
 
 
@@ -68,51 +67,60 @@ def bytes_each(name: str) -> float:
 
 
 @contextmanager
-def contenders(chosen: Namespace) -> Iterator[dict[str, Any]]:
-    stored = ensure(ModelSpec(source=chosen.model))
+def contenders(chosen: Namespace) -> Iterator[dict[str, Separate]]:
+    """Each in a process of its own: llama.cpp dies with SIGSEGV on some CPUs."""
+    folder, threads = ensure(ModelSpec(source=chosen.model)).folder, chosen.threads
+    found: dict[str, Separate] = {}
     with ExitStack() as stack:
-        spec = ModelSpec(source=chosen.model, dtype="bfloat16", device="cpu")
-        found: dict[str, Any] = {
-            "cachegraph": Ours(stack.enter_context(leased(spec, Path()))),
-            "cachegraph int8": Ours(stack.enter_context(leased(spec.model_copy(update={"weights": "int8"}), Path()))),
-            "transformers": Transformers(stored.folder, "bfloat16"),
-        }
-        room = Path(stack.enter_context(TemporaryDirectory()))
+
+        def start(name: str, make: str, *arguments: object) -> None:
+            try:
+                found[name] = contender = Separate(f"contenders:{make}", *arguments)
+            except Crashed as error:
+                progress(f"{name}: {error}; it is left out")
+            else:
+                stack.callback(contender.close)
+
+        start("cachegraph", "make_ours", chosen.model, None, threads)
+        start("cachegraph int8", "make_ours", chosen.model, "int8", threads)
+        start("transformers", "make_transformers", folder, "bfloat16", threads)
         if find_spec("llama_cpp") is None:
-            print("llama-cpp-python is not installed (benchmarks/requirements.txt): without llama.cpp", file=sys.stderr)
+            progress("llama-cpp-python is not installed (benchmarks/requirements.txt): without llama.cpp")
             chosen.gguf_dtypes = []
+        room = Path(stack.enter_context(TemporaryDirectory()))
+        context = max(chosen.prompt, chosen.document) + chosen.streams * (chosen.tokens + 64) + 256
         for dtype in chosen.gguf_dtypes:
-            context = max(chosen.prompt, chosen.document) + chosen.streams * (chosen.tokens + 64) + 256
-            gguf = write_gguf(stored.folder, room / f"{dtype}.gguf", dtype)
-            rival = LlamaCpp(gguf, threads=chosen.threads, context=context, rows=chosen.streams)
-            stack.callback(rival.close)
-            found[f"llama.cpp {dtype}"] = Theirs(rival)
+            gguf = write_gguf(folder, room / f"{dtype}.gguf", dtype)
+            start(f"llama.cpp {dtype}", "make_llama", gguf, threads, context, chosen.streams)
         yield found
 
 
-def measure(chosen: Namespace, by_name: dict[str, Any]) -> dict[str, Any]:
-    ours: Ours = by_name["cachegraph"]
-    tokenizer = ours.engine.model.tokenizer
-    assert tokenizer is not None
-    prompt, text = (document_ids(tokenizer, size) for size in (chosen.prompt, chosen.document))
-    asked = [tokenizer.encode(QUESTIONS[row % len(QUESTIONS)], special=False).ids for row in range(chosen.streams)]
+def measure(chosen: Namespace, by_name: dict[str, Separate]) -> dict[str, Any]:
+    ours = by_name["cachegraph"]
+    prompt, text = (ours.call("document", size) for size in (chosen.prompt, chosen.document))
+    asked = ours.call("ids_of", [QUESTIONS[row % len(QUESTIONS)] for row in range(chosen.streams)])
     numbers = chosen.buffer * 1_000_000 // 4 // 4096 * 4096
     buffer = LargePages().empty(numbers, dtype=torch.float32).fill_(1)
 
-    def stream(one: Any) -> Any:
-        return one.stream(fresh(prompt), chosen.tokens)
+    def stream(one: Separate) -> Any:
+        return one.call("stream", fresh(prompt), chosen.tokens)
 
-    def answers(one: Any) -> Any:
-        return one.answers(fresh(text), asked, chosen.tokens)
+    def answers(one: Separate) -> Any:
+        return one.call("answers", fresh(text), asked, chosen.tokens)
+
+    def reply(one: Separate) -> Any:
+        return one.call("stream", prompt, chosen.tokens).ids
 
     streams: dict[str, Callable[[], Any]] = {name: partial(stream, one) for name, one in by_name.items()}
-    answering: dict[str, Callable[[], Any]] = {
-        name: partial(answers, one) for name, one in by_name.items() if hasattr(one, "answers")
-    }
     given = alternate({**streams, "memory": lambda: bandwidth(buffer)}, chosen.repeats)
+    left = {name: one for name, one in by_name.items() if name in given}
+    answering = {name: partial(answers, one) for name, one in left.items() if "answers" in one.methods}
     together = alternate(answering, chosen.repeats)
-    replies = {name: one.stream(prompt, chosen.tokens).ids for name, one in by_name.items()}
-    return report(chosen, weight_count(ensure(ModelSpec(source=chosen.model)).folder), given, together, replies)
+    replies = alternate({name: partial(reply, one) for name, one in left.items()}, 1, warm_up=0)
+    given = {name: values for name, values in given.items() if name in replies or name == "memory"}
+    together = {name: values for name, values in together.items() if name in replies}
+    weights = weight_count(ensure(ModelSpec(source=chosen.model)).folder)
+    return report(chosen, weights, given, together, {name: each for name, (each,) in replies.items()})
 
 
 def report(
@@ -182,6 +190,15 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def profile(chosen: Namespace) -> None:
+    """Where our own time goes: in this process."""
+    ours = make_ours(chosen.model, None, chosen.threads)
+    ids = ours.document(chosen.prompt)
+    ours.stream(ids, chosen.tokens)
+    with profiled():
+        ours.stream(ids, chosen.tokens)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(
         __doc__ or "", tokens=(128, 4), prompt=(64, 8), document=(1000, 40), streams=(8, 2), buffer=(1000, 20)
@@ -189,14 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a catalogue name or a folder")
     parser.add_argument("--gguf-dtypes", nargs="*", choices=DTYPES, default=list(DTYPES))
     chosen = parsed(parser, arguments)
+    if chosen.profile:
+        profile(chosen)
+        return
     with contenders(chosen) as by_name:
-        if chosen.profile:
-            ours = by_name["cachegraph"]
-            ids = document_ids(ours.engine.model.tokenizer, chosen.prompt)
-            ours.stream(ids, chosen.tokens)
-            with profiled():
-                ours.stream(ids, chosen.tokens)
-            return
         found = measure(chosen, by_name)
     show(found, *table(found), json=chosen.json)
 

@@ -1,7 +1,8 @@
 """Many concurrent runs of a graph of two models, against the same runs one after another; over text and over cache.
 
 Replies go on to their full length, so that all rounds do the same work. No question is asked twice, but where replies
-are compared, so that no prompt is known from before.
+are compared, so that no prompt is known from before. Progress goes to stderr, with the time that is left. `--quick`
+takes two runs and one round.
 
     python benchmarks/many_runs.py [--recipe recipes/science-duo.yaml] [--runs 32] [--quick] [--profile] [--json]
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from measuring import Range, alternate, options, parsed, profiled, ratios, show
+from measuring import Range, alternate, options, parsed, profiled, progress, ratios, show
 from texts import fresh_text
 
 from cachegraph import Graph
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for how, run in HOW.items():
                 contenders[f"{channel}, {how}"] = partial(timed, run, graph, rows)
         given = alternate(contenders, chosen.repeats)
+        progress("comparing replies: all runs once more, one after another and together")
         same = {
             channel: sum(a == b for a, b in zip(in_turn(graph, rows), together(graph, rows), strict=True))
             for channel, graph in graphs.items()

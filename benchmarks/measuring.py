@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,20 @@ from statistics import median
 from typing import Any
 
 import torch
+from separate import Crashed
 
-__all__ = ["Range", "alternate", "machine", "options", "parsed", "profiled", "ratios", "seconds", "show"]
+__all__ = [
+    "Range",
+    "alternate",
+    "machine",
+    "options",
+    "parsed",
+    "profiled",
+    "progress",
+    "ratios",
+    "seconds",
+    "show",
+]
 
 PACKAGES = ("cachegraph", "torch", "transformers", "llama-cpp-python")
 
@@ -31,16 +44,33 @@ class Range(dict[str, float]):
 
 
 def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1) -> dict[str, list[Any]]:
-    """What each contender gives, round by round. They take turns, every second round in the opposite order."""
-    for _ in range(warm_up):
-        for contender in contenders.values():
-            contender()
+    """What each contender gives, round by round. They take turns, every second round in the opposite order.
+
+    A contender that crashes has no results. Progress goes to stderr.
+    """
+    left = dict(contenders)
     given: dict[str, list[Any]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        for name in reversed(list(contenders)) if number % 2 else contenders:
+    for number in range(-warm_up, rounds):
+        began = time.perf_counter()
+        for name in reversed(list(left)) if number > 0 and number % 2 else list(left):
             gc.collect()
-            given[name].append(contenders[name]())
+            try:
+                result = left[name]()
+            except Crashed as error:
+                progress(f"{name}: {error}; it is left out")
+                del left[name], given[name]
+                continue
+            if number >= 0:
+                given[name].append(result)
+        took, what = time.perf_counter() - began, "warm-up" if number < 0 else f"round {number + 1} of {rounds}"
+        remaining = (rounds - 1 - number) * took
+        progress(f"{what}: {took:.1f} s" + (f", about {remaining:.0f} s left" if remaining else ""))
     return given
+
+
+def progress(text: str) -> None:
+    """Print a line to stderr, where it is no part of the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def seconds(function: Callable[[], Any]) -> Callable[[], float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import concurrency
+import contenders
 import decode
 import document_relay
 import fact_paragraphs
@@ -22,10 +23,12 @@ import serve_load
 import serve_overhead
 import sharer_depth
 import start
+import steady_state
 import torch
 from lean_fusers import lean
 from live_server import served
 from measuring import Range, alternate, ratios, show
+from separate import Crashed, Separate
 from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph.channels.fusers.files.weights import save_fuser
@@ -56,6 +59,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '  answerer: {model: small, prompt: "{{ expert }} {{ question }}", generate: {max_new_tokens: 3}}\n'
         "edges: [{from: expert, to: answerer, channel: cache, fuser: ./fuser}]\noutput: answerer\n"
     )
+    (folder / "words.yaml").write_text(
+        "version: 1\nname: words\nmodels: {small: ./llama}\ninputs: {question: {}}\nagents:\n"
+        '  answerer: {model: small, prompt: "{{ question }}", generate: {max_new_tokens: 3}}\noutput: answerer\n'
+    )
     return folder
 
 
@@ -72,7 +79,9 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(benchmark, "show", shows)
         benchmark.main(["--quick", *map(str, arguments), "--json"])
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        printed = capsys.readouterr()
+        assert "round 1 of 1" in printed.err  # nobody waits without a word
+        found: dict[str, Any] = json.loads(printed.out)
         show(*shown[0], json=False)
         table = capsys.readouterr().out.splitlines()
         assert table[0] == found["title"]
@@ -83,12 +92,124 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
-def test_decode(models: Path, told: Told) -> None:
+class Inside:
+    """A contender in this process: one of its own has to import torch."""
+
+    def __init__(self, make: str, *arguments: Any):
+        self.contender = getattr(contenders, make.removeprefix("contenders:"))(*arguments)
+        self.methods = frozenset(dir(self.contender))
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.contender, method)(*arguments)
+
+    def close(self) -> None: ...
+
+
+class MadeUp:
+    """A contender without a model; transformers crashes at the first reply."""
+
+    methods = frozenset({"stream", "answers"})
+
+    def __init__(self, make: str, *_: object):
+        self.dies = make == "contenders:make_transformers"
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        if self.dies:
+            raise Crashed("its process died with SIGSEGV")
+        made: dict[str, Any] = {
+            "document": [1, 2, 3],
+            "ids_of": [[1], [2]],
+            "stream": contenders.Stream(0.1, 20.0, [1, 2, 3, 4]),
+            "answers": contenders.Answers(1.0, 30.0),
+        }
+        return made[method]
+
+    def close(self) -> None: ...
+
+
+def test_decode(models: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "Separate", Inside)
     found = told(decode, "--model", models / "llama")
     assert found["same_tokens_as_ours"]["cachegraph"] == 4
     assert {"cachegraph", "transformers"} <= found["one_stream_tokens_s"].keys()
     assert found["answers_wall_s"]["cachegraph"]["median"] > 0
     assert found["of_the_bound"]["cachegraph"]["median"] > 0
+
+
+def test_decode_leaves_out_a_contender_that_crashes(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decode, "Separate", MadeUp)
+    decode.main(["--quick", "--json", "--model", str(models / "llama"), "--gguf-dtypes"])
+    printed = capsys.readouterr()
+    assert "transformers: its process died with SIGSEGV; it is left out" in printed.err
+    found = json.loads(printed.out)
+    for key in ("one_stream_tokens_s", "answers_wall_s", "same_tokens_as_ours", "of_the_bound"):
+        assert found[key].keys() == {"cachegraph", "cachegraph int8"}
+
+
+CONTENDER = """
+import os, signal
+class Contender:
+    def __init__(self, name): self.name = name
+    def double(self, value): print("noise"); return [self.name, 2 * value]
+    def die(self): os.kill(os.getpid(), signal.SIGSEGV)
+    def leave(self): os._exit(7)
+    def fail(self): raise RuntimeError("on purpose")
+"""
+
+
+def test_a_contender_in_a_process_of_its_own_may_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "crashing.py").write_text(CONTENDER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def ended(method: str) -> str:
+        contender = Separate("crashing:Contender", "one")
+        with pytest.raises(Crashed) as raised:
+            contender.call(method)
+        with pytest.raises(Crashed):
+            contender.call("double", 1)
+        contender.close()
+        return str(raised.value)
+
+    contender = Separate("crashing:Contender", "one")
+    assert contender.call("double", 21) == ["one", 42]
+    assert "double" in contender.methods
+    contender.close()
+    assert ended("die") == "its process died with SIGSEGV"
+    assert ended("leave") == "its process ended with exit code 7"
+    assert ended("fail") == "its process ended with exit code 1"
+    assert "RuntimeError: on purpose" in capfd.readouterr().err
+
+
+def test_a_crash_in_any_round_leaves_the_others_with_all_their_results(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[int] = []
+
+    def fragile() -> int:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Crashed("it died")
+        return 1
+
+    assert alternate({"fragile": fragile, "sound": lambda: 2}, 4) == {"sound": [2, 2, 2, 2]}
+    said = capsys.readouterr().err.splitlines()
+    assert "fragile: it died; it is left out" in said
+    rounds = [line for line in said if line.startswith("round ")]
+    assert [line.split(":")[0] for line in rounds] == [f"round {number} of 4" for number in range(1, 5)]
+    assert rounds[0].endswith("s left")
+
+
+def test_steady_state(models: Path, told: Told) -> None:
+    given = ("--recipes", models, "--names", "duo", "words", "--characters", 300, "--runs", 8)
+    found = told(steady_state, *given)
+    steady, fresh = found["windows"]["steady"], found["windows"]["fresh"]
+    assert steady["hits"] > fresh["hits"]
+    assert steady["hits"] + steady["prefilled"] == fresh["hits"] + fresh["prefilled"]
+    assert steady["grafted"] == 0
+    assert found["kept_bytes"] > 0
+    assert found["steady_over_fresh"]["median"] > 0
 
 
 def test_concurrency(models: Path, told: Told) -> None:
