@@ -80,6 +80,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/first_token.py
 	$(BIN)/python benchmarks/mixed_load.py
 	$(BIN)/python benchmarks/serve_overhead.py
+	$(BIN)/python benchmarks/serve_load.py
 
 clean:
 	rm -rf .venv .venv-cluster .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis
