@@ -1,6 +1,7 @@
 """Run async calls concurrently: results in order, the first error unchanged."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from traceback import clear_frames
 from typing import TypeVar
 
 import anyio
@@ -28,6 +29,9 @@ async def run_all(
         except Exception as error:  # raised below, without an exception group
             errors.append(error)
             group.cancel_scope.cancel()
+        except BaseException as error:  # cancelled; asyncio keeps the error, and with it what its frames hold
+            clear_frames(error.__traceback__)
+            raise
 
     async with anyio.create_task_group() as group:
         for _ in range(min(len(calls), max_concurrent or len(calls))):

@@ -112,6 +112,7 @@ class Engine:
         finally:
             for request in requests:
                 request.cancelled = True
+                request.mailbox.close()
         return [self._prefilled(request, past) for request in requests]
 
     async def generate(
@@ -230,6 +231,7 @@ class Engine:
             await self._finished(request, on_text)
         finally:
             request.cancelled = True
+            request.mailbox.close()
 
     async def _finished(self, request: RequestState, on_text: Callable[[str], None] | None = None) -> None:
         async for item in request.mailbox:

@@ -20,10 +20,19 @@ class Mailbox(Generic[ItemT]):
         self._items: deque[ItemT] = deque()
         self._arrived = anyio.Event()
         self._soon = _run_soon()
+        self._closed = False
+
+    def close(self) -> None:
+        """Drop all items, and those of later posts. The reader has left, and an item may hold a cache."""
+        self._closed = True
+        self._items.clear()
 
     def post(self, item: ItemT) -> None:
         """Leave an item and wake the reader, from any thread. Items for a loop that has ended are dropped."""
         self._items.append(item)
+        if self._closed:
+            self._items.clear()
+            return
         try:
             self._soon(self._wake)
         except RuntimeError:  # the loop has ended, and with it the reader

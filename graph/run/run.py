@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
+from traceback import clear_frames
 from typing import Any
 
 import anyio
@@ -210,6 +211,10 @@ class Run:
             deliveries = []  # the error's traceback must not keep their caches alive
             self._fail(node, agent, error)
             return
+        except BaseException as error:  # cancelled; asyncio keeps the error, and with it the frames and their caches
+            deliveries = []
+            clear_frames(error.__traceback__)
+            raise
         if self._inside and node.index in self._wiring.outputs:
             self.replies[node.name] = reply.payload
         self._finish(node, agent, reply, deliveries)
