@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-__all__ = ["rows"]
+__all__ = ["rows", "write_rows"]
 
 YEARS = [str(year) for year in range(1742, 1990, 13)]
 PEOPLE = ["Ada Brandt", "Luis Ferro", "Nora Quill", "Piotr Lang", "Hana Mori", "Omar Said", "Greta Holm", "Ivan Petrov"]
@@ -135,6 +135,13 @@ def rows(paragraphs: int, seed: int) -> list[dict[str, object]]:
     return [row for number in range(paragraphs) for row in _paragraph(SORTS[number % len(SORTS)], dice)]
 
 
+def write_rows(file: Path, paragraphs: int, seed: int) -> None:
+    """Write the rows as JSON Lines."""
+    file.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(paragraphs, seed)), encoding="utf-8"
+    )
+
+
 def _paragraph(sort: Sort, dice: Random) -> list[dict[str, object]]:
     things = [sort.title.format(name) for name in dice.sample(NAMES, 2)]
     values = {name: dice.sample(list(pool), 4) for name, (_, _, pool) in sort.attributes.items()}
@@ -168,8 +175,7 @@ def main() -> None:
     parser.add_argument("--paragraphs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(args.paragraphs, args.seed))
-    args.out.write_text("".join(lines), encoding="utf-8")
+    write_rows(args.out, args.paragraphs, args.seed)
 
 
 if __name__ == "__main__":

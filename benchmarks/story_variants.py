@@ -1,0 +1,114 @@
+"""Numbers of the story translator beyond story-relay's own: other texts, a reader with the question, fewer layers.
+
+Each part prints the commands that it runs, their tables, and paired differences. Trainings are kept in OUT and not
+repeated.
+
+    python benchmarks/story_variants.py --data-folder DATA --out OUT [--part facts|answers|question|depth]
+
+DATA holds mctest.{train,dev}.jsonl and dream.{train,dev}.jsonl: context, question, choices, answer.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import rich
+from fact_paragraphs import write_rows
+
+from cachegraph import Comparison, Graph, compare
+from cachegraph.evaluation.stats import bootstrap_means, interval
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+METRICS = ("accuracy", "answer_logprob")
+SHIPPED = "smollm2-135m-instruct--gemma-3-270m--story"
+DEPTH = {
+    "fuser.start": SHIPPED,
+    "fuser.layers": list(range(9)),
+    "fuser.ridge.tokens": 24_000,
+    "data.dev": ["dream.dev.jsonl"],  # the start was trained on nearly all texts of the sources
+    "optim.steps": 1,  # of a warm-up: the fit alone
+    "judge.rows": 96,
+}
+
+
+def train(recipe: str, data: Path, made: Path, *more: str) -> Path:
+    """Train this recipe's translator with these changes, unless it is there."""
+    if not (made / "card.json").is_file():
+        state = ("--resume",) if any(made.with_name(f"{made.name}.training").glob("step-*")) else ()
+        arguments = ["train", str(RECIPES / f"train/{recipe}.yaml"), "--data-folder", str(data), "-o", str(made)]
+        print("$ cachegraph", *arguments, *more, flush=True)
+        subprocess.run([sys.executable, "-m", "cachegraph", *arguments, *more, *state], check=True)
+    return made
+
+
+def run(recipe: str, rows: Path, variants: Sequence[str], out: Path, limit: int | None = None) -> Comparison:
+    drawn = "" if limit is None else f" --limit {limit}"
+    print(
+        f"$ cachegraph compare recipes/{recipe}.yaml --data {rows}{drawn} --variants {','.join(variants)}", flush=True
+    )
+    with Graph.from_yaml(RECIPES / f"{recipe}.yaml", allow_paths=True) as graph:
+        found = compare(graph, rows, variants=variants, metrics=METRICS, limit=limit, out=out)
+    rich.print(found.table())
+    return found
+
+
+def paired(found: Comparison, first: str, others: Comparison, second: str) -> None:
+    """Print the mean difference of two variants over the same questions, those about one text drawn together."""
+    groups = [example.group for example in found.examples]
+    for metric in METRICS:
+        one, other = (
+            {record.index: record.metrics[metric] for record in each.records_of(name)}
+            for each, name in ((found, first), (others, second))
+        )
+        differences = np.array([[one[example.index] - other[example.index]] for example in found.examples])
+        low, high = interval(bootstrap_means(differences, 0, groups=groups)[:, 0])
+        print(f"{first} minus {second}, {metric}: {differences.mean():+.3f} ({low:.3f} to {high:.3f})")
+
+
+def facts(_: Path, out: Path) -> None:
+    write_rows(out / "facts.jsonl", paragraphs=40, seed=0)
+    run("story-relay", out / "facts.jsonl", ["cache", "mismatched", "floor", "ceiling", "text"], out / "facts")
+
+
+def answers(data: Path, out: Path) -> None:
+    variants = ["cache", "mismatched", "text", "floor"]
+    run("story-quiz", data / "mctest.dev.jsonl", variants, out / "answers", limit=160)
+
+
+def question(data: Path, out: Path) -> None:
+    """A reader that knows the question, against the shipped translator, whose reader does not."""
+    made = train("story-question", data, out / "question-fuser")
+    rows = data / "mctest.dev.jsonl"
+    found = run("story-question", rows, [f"cache@{made}", f"mismatched@{made}"], out / "question")
+    shipped = run("story-relay", rows, ["cache"], out / "shipped")
+    paired(found, f"cache@{made}", shipped, "cache")
+
+
+def depth(data: Path, out: Path) -> None:
+    """A translator of the sharer's first nine layers, fitted to the shipped one in closed form."""
+    settings = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in DEPTH.items())
+    made = train("story-relay", data, out / "first-nine", *(part for each in settings for part in ("--set", each)))
+    variants = ["cache", f"cache@{made}", f"mismatched@{made}"]
+    found = run("story-relay", data / "mctest.dev.jsonl", variants, out / "depth", limit=160)
+    paired(found, f"cache@{made}", found, "cache")
+
+
+def main() -> None:
+    parts = {"facts": facts, "answers": answers, "question": question, "depth": depth}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-folder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", choices=parts, help="one of them; default: all")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        if args.part in (None, name):
+            part(args.data_folder.resolve(), args.out.resolve())
+
+
+if __name__ == "__main__":
+    main()
