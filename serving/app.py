@@ -88,7 +88,7 @@ async def _load(state: ServerState, on_failure: OnFailure | None) -> None:
     try:
         await state.graphs.open()
         await state.board.resume_interrupted()
-    except Exception as error:
+    except Exception as error:  # ends the server, in the words of its command
         if on_failure is None:
             raise
         on_failure(error)

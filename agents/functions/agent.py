@@ -82,7 +82,7 @@ class FunctionAgent:
                 return await function(**given)
             result = await anyio.to_thread.run_sync(partial(function, **given), abandon_on_cancel=True)
             return await result if inspect.isawaitable(result) else result
-        except Exception as error:
+        except Exception as error:  # a user's code
             raise RunError(f"the function {self._path!r} raised {type(error).__name__}: {error}") from error
 
 

@@ -131,7 +131,7 @@ class Connection:
         except ToolError:
             self.lost = True
             raise
-        except Exception as error:
+        except Exception as error:  # of the client, its transport, or an answer that it can't read
             self.lost = True
             raise self._error(f"does not answer: {_words(error)}") from error
 
@@ -161,7 +161,7 @@ class Connection:
                         await _keep_short(log)
             except CachegraphError:
                 raise
-            except Exception as error:
+            except Exception as error:  # as above, or of starting the program
                 raise self._error(f"can't be used: {_words(error)}{_last_words(log)}") from error
             if starting.cancelled_caught and not scope.cancel_called:
                 raise self._error(f"did not answer within its timeout of {self._spec.timeout:g} s{_last_words(log)}")

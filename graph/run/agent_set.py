@@ -33,7 +33,7 @@ class AgentSet:
         async def open_one(name: str) -> None:
             try:
                 await self.agents[name].open()
-            except Exception as error:
+            except Exception as error:  # raised below, in the recipe's order
                 errors[name] = error
 
         self._opening += 1
@@ -69,7 +69,7 @@ class AgentSet:
         for agent in self.agents.values():
             try:
                 await agent.close()
-            except Exception as error:
+            except Exception as error:  # raised once all are closed
                 first = first or error
         if first is not None:
             raise first

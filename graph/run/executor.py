@@ -185,7 +185,7 @@ class TurnExecutor:
         async def take(number: int) -> tuple[Reply, AgentResult]:
             try:
                 return await self._item(node, for_each, turn, number, items[number])
-            except Exception as error:
+            except Exception as error:  # whatever an agent raises, with the item's number
                 raise _of_item(number, error) from error
 
         calls = [partial(take, number) for number in range(len(items))]

@@ -152,7 +152,7 @@ class Run:
                 self._around.listener(RunStarted(self._around.now(), self._spec.name, self._warnings))
             await self._all_agents()
             cause = self._conclude()
-        except Exception as error:
+        except Exception as error:  # noted in the result, and raised again
             self._end("failed", _sentence(error))
             raise
         except BaseException:  # cancelled by the caller, or Ctrl-C
@@ -207,7 +207,7 @@ class Run:
         except Paused as pause:
             self._pause(node, agent, pause.question)
             return
-        except Exception as error:
+        except Exception as error:  # a value here: it ends the agents that depend on this one
             deliveries = []  # the error's traceback must not keep their caches alive
             self._fail(node, agent, error)
             return

@@ -118,7 +118,7 @@ async def _items(work: Callable[[], Awaitable[Any]], feed: Feed[T]) -> AsyncGene
         try:
             with scope:
                 await work()
-        except Exception as error:
+        except Exception as error:  # raised after the last item
             errors.append(error)
         finally:
             feed.stream.close()
