@@ -29,7 +29,6 @@ __all__ = [
     "Loader",
     "MemoryReport",
     "Paused",
-    "PrefillListener",
     "Rebuilder",
     "Reply",
     "Scored",
@@ -157,22 +156,8 @@ class Turn:
     memory: Recollection | None = None  # the agent's part of the run's session
     on_tool: Callable[[ToolCall], None] | None = None  # called with each tool call once its result is there
     generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the run's caller overrides
-    on_prefill: "PrefillListener | None" = None  # called once the prompt is computed
+    on_prefill: "Callable[[PromptView], None] | None" = None  # called once the prompt is computed
     cache_layers: int | None = None  # number of leading layers of the cache that the edges read; None: all
-
-
-class PrefillListener:
-    """Tells a listener that an agent has computed its prompt. Pickling drops the listener."""
-
-    def __init__(self, tell: "Callable[[PromptView], None] | None" = None):
-        self._tell = tell
-
-    def __call__(self, prompt: "PromptView") -> None:
-        if self._tell is not None:
-            self._tell(prompt)
-
-    def __reduce__(self) -> "tuple[type[PrefillListener], tuple[()]]":
-        return PrefillListener, ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,6 +146,7 @@ def portable_turn(turn: Turn) -> Turn:
         on_text=None,
         on_prompt=None,
         on_tool=None,
+        on_prefill=None,
         within=None,
         memory=None,
         control=control,

@@ -12,8 +12,9 @@ from typing import Any
 
 import anyio
 
-from cachegraph.agents.base import Delivery, PrefillListener, Reply, ToolCall, Turn
+from cachegraph.agents.base import Delivery, Reply, ToolCall, Turn
 from cachegraph.agents.prompt.filters import Value
+from cachegraph.agents.prompt.prompt_view import PromptView
 from cachegraph.agents.prompt.render_threads import evaluate_in_thread
 from cachegraph.agents.prompt.template import TemplateProblem
 from cachegraph.agents.sessions.session import Recollection, Session
@@ -166,12 +167,10 @@ class TurnExecutor:
         assert listener is not None
         return lambda call: listener(ToolCalled(around.now(), name, call, turn=turn_id))
 
-    def _prefills(self, node: Node, turn_id: str) -> PrefillListener:
+    def _prefills(self, node: Node, turn_id: str) -> Callable[[PromptView], None]:
         around, listener, name = self._around, self._around.listener, self._around.agents + node.name
         assert listener is not None
-        return PrefillListener(
-            lambda prompt: listener(AgentPrefilled(around.now(), name, prompt.tokens, prompt, turn=turn_id))
-        )
+        return lambda prompt: listener(AgentPrefilled(around.now(), name, prompt.tokens, prompt, turn=turn_id))
 
     def _memory(self, node: Node) -> Recollection | None:
         conversation = self._around.conversation

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import CHATML, config_of, save_model, save_tokenizer
 
-from cachegraph.agents.base import Control, Delivery, PrefillListener, Reply, Turn
+from cachegraph.agents.base import Control, Delivery, Reply, Turn
 from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.prompt.prompt_view import PromptView
 from cachegraph.agents.spec import AgentSpec
@@ -64,7 +64,7 @@ class Cast:
                     needs_text=not out or any(way.needs_text for way in out),
                     needs_cache=name in keep or any(way.needs_cache for way in out),
                     control=control,
-                    on_prefill=PrefillListener(partial(self.prompts.__setitem__, name)),
+                    on_prefill=partial(self.prompts.__setitem__, name),
                 )
             )
         return self.replies

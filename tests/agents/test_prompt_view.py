@@ -1,13 +1,11 @@
 """What people see of a prompt: whose text each part is, and which tokens of an edge stand for which."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agent_rows import fuser, info
 
-from cachegraph.agents.base import PrefillListener
 from cachegraph.agents.prompt.chat_layout import Message
 from cachegraph.agents.prompt.prompt_view import MessagesView, PromptPart
 from cachegraph.agents.prompt.template import compile_template
@@ -93,12 +91,3 @@ async def test_a_prompt_for_an_endpoint_is_its_messages() -> None:
         ("words", QUESTION),
         ("template", "\n\n"),
     ]
-
-
-async def test_a_turn_in_another_process_tells_nobody_of_its_prompt() -> None:
-    heard: list[Any] = []
-    listener = PrefillListener(heard.append)
-    view = MessagesView([])
-    listener(view)
-    pickle.loads(pickle.dumps(listener))(view)
-    assert heard == [view]

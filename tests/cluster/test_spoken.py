@@ -1,9 +1,12 @@
-"""What a second attempt of a turn passes on. No test here needs Ray."""
+"""What a second attempt of a turn passes on, and what a turn takes along. No test here needs Ray."""
+
+from dataclasses import fields, replace
 
 import pytest
 
 from cachegraph.agents.base import ToolCall, Turn
 from cachegraph.cluster.event_log import TurnEvents
+from cachegraph.cluster.messages import portable_turn
 from cachegraph.cluster.spoken import SpokenText
 from cachegraph.errors import RunError
 
@@ -31,3 +34,9 @@ def test_a_second_attempt_that_writes_another_text_is_an_error() -> None:
     with pytest.raises(RunError, match="another one writes a different reply; run again"):
         spoken.hear(TurnEvents(["the sea"], None))
     assert said == ["the sky is"]
+
+
+def test_a_turn_travels_without_its_callbacks() -> None:
+    callbacks = [each.name for each in fields(Turn) if each.name.startswith("on_")]
+    sent = portable_turn(replace(Turn({}), **dict.fromkeys(callbacks, print)))
+    assert [getattr(sent, name) for name in callbacks] == [None] * len(callbacks)
