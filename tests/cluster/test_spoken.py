@@ -1,6 +1,7 @@
 """What a second attempt of a turn passes on, and what a turn takes along. No test here needs Ray."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,6 @@ def test_a_second_attempt_that_writes_another_text_is_an_error() -> None:
 
 
 def test_a_turn_travels_without_its_callbacks() -> None:
-    callbacks = [each.name for each in fields(Turn) if each.name.startswith("on_")]
-    sent = portable_turn(replace(Turn({}), **dict.fromkeys(callbacks, print)))
+    callbacks: dict[str, Any] = {each.name: print for each in fields(Turn) if each.name.startswith("on_")}
+    sent = portable_turn(replace(Turn({}), **callbacks))
     assert [getattr(sent, name) for name in callbacks] == [None] * len(callbacks)
