@@ -1,5 +1,6 @@
 """Loads a folder of weights as a model that the engine can run, verified before it is trusted with caches."""
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import AutoConfig
 
 from cachegraph.errors import ModelError, library_errors, reason_of
@@ -181,6 +183,7 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report names them, and `check_report` refuses them
         )
         if type(network.config) is not type(config):  # the text part was read, so the others' weights have no place
             report = {**report, "unexpected_keys": ()}
@@ -208,4 +211,8 @@ def _of_code(why: str) -> str:
         "trust_remote_code" in why or "contains custom code" in why
     ):  # the first or a later line of what transformers says
         return "it needs code of its own, and code of models is never run here; take a model that transformers has"
+    if unknown := re.search(r"model type `(.*?)` but Transformers does not recognize", why):
+        return (
+            f"transformers {transformers.__version__} has no {unknown[1]!r} models; upgrade it, or take another model"
+        )
     return why

@@ -32,6 +32,30 @@ def test_a_missing_weight_is_named(tmp_path: Path) -> None:
         load_model(folder)
 
 
+def test_a_weight_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_config(folder, intermediate_size=64)
+    expected = (
+        r"of other shapes .*: model\.layers\.0\.mlp\.down_proj\.weight is 32 x 48 and should be 32 x 64, and 8 more;"
+    )
+    with pytest.raises(ModelError, match=expected):
+        load_model(folder)
+
+
+def test_weights_that_make_nan_are_told_as_such(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_weights(folder, lambda weights: weights["model.layers.1.mlp.up_proj.weight"].fill_(float("nan")))
+    with pytest.raises(ModelError, match=r"this 'llama' model computes NaN: its weights are damaged or too large"):
+        load_model(folder)
+
+
+def test_a_type_that_transformers_does_not_have_is_named(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_config(folder, model_type="llamax")
+    with pytest.raises(ModelError, match=r"transformers [\d.]+ has no 'llamax' models; upgrade it, or take another"):
+        load_model(folder)
+
+
 def test_more_layers_than_weights_are_refused(tmp_path: Path) -> None:
     folder = save_model(config_of("llama"), tmp_path)
     change_config(folder, num_hidden_layers=4)

@@ -181,13 +181,18 @@ class _Verification:
         what = "a prompt and two tokens behind it, by transformers' cache"
         try:
             (expected,) = own_logits(self._network, [near], one_by_one=True)
+            if any(bool(logits.isnan().any()) for logits in expected):
+                raise ModelError(
+                    f"this {kind!r} model computes NaN: its weights are damaged or too large; fetch it again, or take "
+                    "another model"
+                )
             error = relative_difference(self._by_own_cache(near), expected)
             if error > ROUNDED:
                 what += ", and by its generate"
                 written, expected = generate_logits(self._network, near)
                 error = relative_difference(self._by_own_cache(written), expected)
             self.comparisons.note(what, error, ROUNDED)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, ModelError):
             raise
         except OutputMismatch as error:
             raise ModelError(
