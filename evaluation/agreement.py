@@ -34,7 +34,7 @@ def agreements(
         return []
     found = []
     for name, row in running.items():
-        if Name.parse(name).kind in KINDS and not row.mean_of:
+        if Name.parse(name).kind in KINDS and row.was_run:
             found += _agreement(name, records[name], records[BASELINE], examples, seed)
     return found
 

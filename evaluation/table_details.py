@@ -17,10 +17,11 @@ CACHED = ("cache", "both", "auto")
 def effect_table(comparison: Comparison) -> Table | None:
     """p, effect sizes, and what the examples can show: of variants with caches, in the first metric."""
     metric = comparison.metrics[0]
+    aliases = {row.name for row in comparison.rows if row.same_as is not None}
     found = [
         each
         for each in comparison.differences
-        if each.metric == metric.name and Name.parse(each.variant).kind in CACHED
+        if each.metric == metric.name and Name.parse(each.variant).kind in CACHED and each.variant not in aliases
     ]
     if not found:
         return None

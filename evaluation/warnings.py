@@ -37,7 +37,12 @@ def doubts(
     cards: Cards,
 ) -> list[str]:
     """Sentences, the most serious first."""
-    return [*_trained_on(examples, cards), *_too_few(rows), *_disagreeing(differences, metrics), *_badly_chosen(cards)]
+    return [
+        *_trained_on(examples, cards),
+        *_too_few(rows, differences),
+        *_disagreeing(differences, metrics),
+        *_badly_chosen(cards),
+    ]
 
 
 def _trained_on(examples: Sequence[Example], cards: Cards) -> Iterator[str]:
@@ -55,15 +60,16 @@ def _trained_on(examples: Sequence[Example], cards: Cards) -> Iterator[str]:
             )
 
 
-def _too_few(rows: Sequence[VariantRow]) -> Iterator[str]:
-    """So few independent examples that only a large difference, or none, could be shown."""
+def _too_few(rows: Sequence[VariantRow], differences: Sequence[Difference]) -> Iterator[str]:
+    """So few independent examples that only a large difference, or none, could be shown after Holm's correction."""
     ran = [row for row in rows if row.why_not is None]
     examples = max((row.examples for row in ran), default=0)
     groups = next((row.groups for row in ran if row.groups is not None), None)
     count, what = (examples, "examples") if groups is None else (groups, "groups of examples")
     if not 0 < count < FEW:
         return
-    needed = next((number for number in range(1, count + 1) if mcnemar(number, 0) < 0.05), None)
+    comparisons = max((each.comparisons for each in differences), default=1)
+    needed = next((number for number in range(1, count + 1) if mcnemar(number, 0) * comparisons < 0.05), None)
     if needed is None:
         yield (
             f"{count} {what} are too few to mean anything: even if all of them differed the same way, no difference "
@@ -93,7 +99,8 @@ def _disagreeing(differences: Sequence[Difference], metrics: Sequence[MetricInfo
 
 
 def _is_about_cache(difference: Difference) -> bool:
-    return Name.parse(difference.variant).kind in ("cache", "both", "auto")
+    name = Name.parse(difference.variant)
+    return name.kind in ("cache", "both", "auto") and name.edge is None
 
 
 def _badly_chosen(cards: Cards) -> Iterator[str]:

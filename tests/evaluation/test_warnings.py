@@ -43,6 +43,12 @@ def test_rows_that_the_fuser_has_learnt_are_counted() -> None:
     assert doubts(rows(100), [], METRICS, examples(100), {"mine": card()}) == []
 
 
+def test_too_few_counts_with_the_correction_for_many_comparisons() -> None:
+    six = [differ("accuracy", 0.0, False).model_copy(update={"comparisons": 6})]
+    assert "even if all of them differed the same way" in doubts(rows(6), six, METRICS, examples(6), {})[0]
+    assert "with 24 examples no difference below 34 points" in doubts(rows(24), six, METRICS, examples(24), {})[0]
+
+
 @pytest.mark.parametrize(
     ("count", "groups", "says"),
     [
