@@ -1,7 +1,7 @@
 """Verdicts: sentences that state what the numbers show.
 
-A difference is shown if its 95 % interval excludes 0 and its p is below 0.05. A cache communicates if the
-receiver does better with it than alone, and better than with another example's.
+A difference is shown if its 95 % interval excludes 0 and its p, corrected for all comparisons, is below 0.05. A cache
+communicates if the receiver does better with it than alone, and better than with another example's.
 """
 
 from collections.abc import Sequence
