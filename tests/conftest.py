@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+from hypothesis import HealthCheck, settings
 from outside import Watcher
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from cachegraph.engine.model.load import LoadedModel
 
 
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 KEPT = ("models", "kernels", "tokenizers")
 # Without a GPU Triton's kernels are interpreted, which has to be known before anything imports Triton.
 if shutil.which("nvidia-smi") is None:
@@ -36,7 +39,6 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
-        import_module("hypothesis")  # it counts references on import, and frozen objects show none
         gc.freeze()
         gc.enable()
         atexit.register(gc.unfreeze)  # extension modules complain of what is left when the process ends
