@@ -313,7 +313,12 @@ def test_a_cache_edge_hands_over_what_was_said_before(loaded: dict[str, ModelSpe
 
 @pytest.mark.models
 @pytest.mark.timeout(600)
-def test_a_real_model_says_the_same_with_its_cache_as_without(demo_models: object, home: Path) -> None:
+def test_a_real_model_says_the_same_with_its_cache_as_without(
+    demo_models: object, home: Path, home_of_the_tests: Path
+) -> None:
+    home.parent.mkdir()
+    for name in ("models", "kernels", "tokenizers"):  # else they are fetched, compiled and converted again
+        (home.parent / name).symlink_to(home_of_the_tests / name)
     graph = Graph(name="chat", models={"m": ModelSpec(source="smollm2-135m-instruct", dtype="float32")})
     graph.add_input("q")
     graph.add_agent("talker", model="m", prompt="{{ q }}", memory=True, generate={"max_new_tokens": 12})
