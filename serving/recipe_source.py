@@ -1,5 +1,6 @@
 """The text of a served recipe for clients, in which absolute paths are cut to their last part, and the way back."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath, PureWindowsPath
@@ -29,8 +30,9 @@ class RecipeSource:
     def text(self) -> str:
         """The recipe's text, as it was served first."""
         text = self._own_text()
-        for short, path in sorted(self._paths.items(), key=lambda item: -len(item[1])):
-            text = text.replace(path, short)
+        for path, short in sorted(self._shorts.items(), key=lambda item: -len(item[0])):
+            place = rf"(?<![\w./~-]){re.escape(path)}(?![\w/-])"
+            text = short.join(re.split(place, text))
         return text
 
     def same_model(self, key: str, entry: Any) -> bool:
@@ -40,7 +42,7 @@ class RecipeSource:
 
     def short(self, name: str) -> str:
         """Return a model's or fuser's name as the text shows it."""
-        return _last_part(name) if _is_absolute(name) else name
+        return self._shorts.get(name, name)
 
     def restore(self, spec: GraphSpec) -> GraphSpec:
         """Put the recipe's own models and paths back into a spec that was read from the text."""
@@ -61,16 +63,22 @@ class RecipeSource:
         return edge if fuser is None else edge.model_copy(update={"fuser": self._path(fuser)})
 
     def _path(self, name: str) -> str:
-        return self._paths.get(name, name)
+        return next((path for path, short in self._shorts.items() if short == name), name)
 
     @cached_property
-    def _paths(self) -> dict[str, str]:
-        """The absolute paths that the recipe names, by their last part."""
+    def _shorts(self) -> dict[str, str]:
+        """The absolute paths that the recipe names, and what the text shows for each: its last part if it is free."""
         spec = self.graph.spec
         named = {*fusers_of(spec), *(agent.model for agent in spec.speakers.values())}
         for entry in spec.models.values():
             named |= {entry} if isinstance(entry, str) else {getattr(entry, key, None) or "" for key in MODEL_PATHS}
-        return {_last_part(name): name for name in named if _is_absolute(name)}
+        found: dict[str, str] = {}
+        for path in sorted(filter(_is_absolute, named)):
+            last, number = _last_part(path), 1
+            while (short := last if number == 1 else f"{last}-{number}") in {*found.values(), *named}:
+                number += 1
+            found[path] = short
+        return found
 
     def _shown(self, entry: Any) -> Any:
         plain = _plain(entry)
@@ -104,4 +112,5 @@ def _is_absolute(name: str) -> bool:
 
 
 def _last_part(path: str) -> str:
-    return PureWindowsPath(path).name if PureWindowsPath(path).drive else PurePosixPath(path).name
+    pure = PureWindowsPath(path) if PureWindowsPath(path).drive else PurePosixPath(path)
+    return pure.name or "root"

@@ -218,7 +218,7 @@ class RunBoard:
         for each in reversed(ended[-KEPT:]):
             room -= each.prompt_tokens
             if room < 0:
-                each.prompts.clear()
+                each.forget_prompts()
 
     async def _work(self, live: LiveRun, stream: RunStream) -> None:
         try:

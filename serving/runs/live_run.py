@@ -17,6 +17,8 @@ __all__ = ["LiveRun", "without_paths"]
 
 MESSAGES = {"error", "fallback_reason", "fuser", "message", "model"}  # fields that may contain local paths
 
+MOST_PROMPTS = 200  # turns of one run whose prompts are kept
+
 
 class LiveRun:
     """One run. Events are numbered from 0 across all attempts."""
@@ -24,7 +26,8 @@ class LiveRun:
     def __init__(self, id: str, tenant: str | None):
         self.id, self.tenant = id, tenant
         self.events: list[dict[str, Any]] = []
-        self.prompts: dict[str, PromptView] = {}  # of its turns
+        self.prompts: dict[str, PromptView] = {}  # of its latest turns
+        self.prompt_tokens = 0  # of all of them, about
         self.scope = anyio.CancelScope()
         self.at_work = False
         self.stream: RunStream | None = None
@@ -41,7 +44,7 @@ class LiveRun:
 
     def add(self, event: Event) -> None:
         if isinstance(event, AgentPrefilled):
-            self.prompts[event.turn] = event.prompt
+            self._keep(event.turn, event.prompt)
         self.events.append(without_paths(event.to_dict()))
         self._wake()
 
@@ -61,19 +64,31 @@ class LiveRun:
                 return
             await self._changed.wait()
 
-    @property
-    def prompt_tokens(self) -> int:
-        """The number of tokens of the prompts that are kept for viewers."""
-        return sum(prompt.tokens for prompt in self.prompts.values())
+    def forget_prompts(self) -> None:
+        """Forget all prompts."""
+        self.prompts.clear()
+        self.prompt_tokens = 0
 
     async def ended(self) -> None:
         """Wait until the run is no longer live."""
         while self.at_work:
             await self._changed.wait()
 
+    def _keep(self, turn: str, prompt: PromptView) -> None:
+        """Keep the prompt of a turn for viewers, and forget the oldest ones of a long run."""
+        self.prompts[turn] = prompt
+        self.prompt_tokens += _size(prompt)
+        while len(self.prompts) > MOST_PROMPTS:
+            self.prompt_tokens -= _size(self.prompts.pop(next(iter(self.prompts))))
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+
+
+def _size(prompt: PromptView) -> int:
+    """The number of a prompt's tokens; an estimate if the model is elsewhere."""
+    return prompt.tokens or sum(len(part.text) for part in prompt.parts()) // 4
 
 
 def without_paths(value: Any, key: str = "") -> Any:

@@ -1,5 +1,6 @@
 """Recipes that clients change: what they may, and what they may not."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_the_text_is_the_files_own_with_its_comments(tmp_path: Path) -> None:
     file.write_text(f"# why\n{duo().to_yaml()}".replace(FOLDER, "."))
     source = RecipeSource(Graph.from_yaml(file))
     assert source.text.startswith("# why\n")
+
+
+def test_paths_are_told_apart_and_prompts_stay_as_they_are() -> None:
+    models = {"m": ModelSpec(source="/data"), "n": ModelSpec(source="/other/data")}
+    graph = Graph(name="duo", create=scripted(), models=models, fusers=("/one/fuser", "/two/fuser"))
+    graph.add_agent("a", model="m", prompt="Look into /database, not into /data/x or x/data.")
+    graph.add_agent("b", model="n", prompt="{{ a }}").add_edge("a", "b", "cache", fuser="/two/fuser")
+    graph.output = "b"
+    source = RecipeSource(graph)
+    plain = yaml.safe_load(source.text)
+    assert plain["agents"]["a"]["prompt"] == graph.spec.speakers["a"].prompt
+    assert {"/data", "/other/data", "/one/fuser", "/two/fuser"}.isdisjoint(re.findall(r"[\w/]+", str(plain["models"])))
+    assert len(set(plain["fusers"])) == 2
+    assert changed_spec(source.text, source, ServerLimits()) == graph.spec
 
 
 def test_a_changed_prompt_runs_and_the_served_recipe_stays(server: Running) -> None:
