@@ -51,4 +51,5 @@ def why_not(address: str, reason: str) -> str:
     if address == "local":
         return f"Ray can't be started on this machine: {first}"
     remedy = "start one with `ray start --head`, or use 'local'" if address == "auto" else "check the address"
+    remedy += ", and that this process has the cluster's token (`ray get-auth-token`)"
     return f"there is no cluster at {address!r}: {first}; {remedy}"

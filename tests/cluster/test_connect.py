@@ -26,9 +26,11 @@ def test_a_cluster_that_is_not_there_says_how_to_start_one() -> None:
     said = why_not("auto", "Could not find any running Ray instance")
     assert said == (
         "there is no cluster at 'auto': Could not find any running Ray instance; start one with `ray start --head`, or "
-        "use 'local'"
+        "use 'local', and that this process has the cluster's token (`ray get-auth-token`)"
     )
-    assert why_not("ray://head:10001", "connection timed out").endswith("timed out; check the address")
+    assert why_not("ray://head:10001", "connection timed out").startswith(
+        "there is no cluster at 'ray://head:10001': connection timed out; check the address"
+    )
 
 
 def test_other_versions_on_the_cluster_are_named() -> None:
