@@ -42,9 +42,12 @@ class LargePages:
         """As `torch.empty`, on a line of the CPU's caches."""
         size = dtype.itemsize * torch.Size(shape).numel()
         whole = -(-size // 64) * 64
-        if whole > len(self._room):
-            self._room = _pages(max(_AT_ONCE, -(-whole // _PAGE) * _PAGE))
-        taken, self._room = self._room[:size], self._room[whole:]
+        if whole <= len(self._room):
+            taken, self._room = self._room[:size], self._room[whole:]
+        else:
+            fresh = _pages(max(_AT_ONCE, -(-whole // _PAGE) * _PAGE))
+            taken, rest = fresh[:size], fresh[whole:]
+            self._room = max(self._room, rest, key=len)  # prepared memory outlasts a tensor that does not fit into it
         return taken.view(dtype).view(shape)
 
 

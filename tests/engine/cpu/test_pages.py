@@ -38,6 +38,14 @@ def test_prepared_memory_is_there_before_it_is_written_to() -> None:
     assert tensors[1].data_ptr() == tensors[0].data_ptr() + size // 4
 
 
+def test_prepared_memory_is_kept_for_what_fits_into_it() -> None:
+    room = LargePages()
+    room.prepare(2**24).join()
+    prepared = room._room.data_ptr()
+    assert room.empty(huge_pages._AT_ONCE, dtype=torch.uint8).data_ptr() != prepared
+    assert room.empty(2**20, dtype=torch.uint8).data_ptr() == prepared
+
+
 def test_one_that_is_larger_than_what_is_asked_for_at_once_is_whole() -> None:
     size = huge_pages._AT_ONCE + 5
     tensor = LargePages().empty(size, dtype=torch.uint8)
