@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from cachegraph.graph.run.result import Result
 from .hide_paths import hide_paths
 from .usage import answer_of
 
-__all__ = ["RunLog", "log_as_json"]
+__all__ = ["RunLog", "log_address", "log_as_json"]
 
 FIELDS = "cachegraph_fields"  # of a log record
 runs = logging.getLogger("cachegraph.serving.runs")
@@ -64,6 +65,13 @@ class _JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def log_address(names: Sequence[str], url: str) -> None:
+    """Log that a server has started."""
+    runs.info(
+        "serving %s at %s", ", ".join(names), url, extra={FIELDS: {"event": "start", "recipes": names, "url": url}}
+    )
 
 
 def log_as_json() -> None:

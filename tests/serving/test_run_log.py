@@ -11,6 +11,7 @@ from live_server import chat, served, wait_until
 from server_graphs import scripted_duo
 
 from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.cli.serve import _tell_address
 from cachegraph.serving.auth import Keys, read_keys
 from cachegraph.serving.run_log import log_as_json, runs
 
@@ -75,3 +76,9 @@ def test_warnings_and_tracebacks_are_lines_too(lines: Any) -> None:
     warning, error = lines()
     assert (warning["level"], warning["message"], warning["logger"]) == ("warning", "low on disk", "cachegraph.serving")
     assert (error["level"], "ValueError: odd" in error["traceback"]) == ("error", True)
+
+
+def test_the_start_is_a_line_as_well(lines: Any) -> None:
+    _tell_address(["duo", "pair"], "http://127.0.0.1:8765", True)
+    (line,) = lines()
+    assert (line["event"], line["recipes"], line["url"]) == ("start", ["duo", "pair"], "http://127.0.0.1:8765")

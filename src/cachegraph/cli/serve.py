@@ -120,7 +120,14 @@ def serve(
         process = ServerProcess(graphs, config)
         sock = bind(config)
         _prepare(graphs, strict)
-        stopped = _run(process, sock, started, _announcement(process.address(sock), graphs, config))
+        announcement = _announcement(process.address(sock), graphs, config)
+
+        def tell() -> None:
+            started()
+            announcement.write()
+            _tell_address(process.names, process.address(sock), log_json)
+
+        stopped = _run(process, sock, tell, announcement)
     if stopped:
         raise ReportedStop
 
@@ -143,16 +150,18 @@ def _announcement(url: str, graphs: "Sequence[Graph]", config: "ServerConfig") -
     return Announcement(url, [recipe for recipe in recipes if recipe is not None])
 
 
-def _run(
-    process: "ServerProcess", sock: socket.socket, started: Callable[[], None], announcement: "Announcement"
-) -> bool:
+def _tell_address(names: "Sequence[str]", url: str, as_json: bool) -> None:
+    from cachegraph.serving.run_log import log_address
+
+    if as_json:
+        log_address(names, url)
+    else:
+        echo(f"cachegraph: serving {', '.join(names)} at {url}", err=True)
+
+
+def _run(process: "ServerProcess", sock: socket.socket, tell: Callable[[], None], announcement: "Announcement") -> bool:
     """Serve until a signal; whether there was one. SIGTERM lets runs finish, and Ctrl-C ends them."""
     stopped: list[signal.Signals] = []
-
-    def tell() -> None:
-        started()
-        announcement.write()
-        echo(f"cachegraph: serving {', '.join(process.names)} at {process.address(sock)}", err=True)
 
     def on_signal(number: signal.Signals) -> None:
         if stopped:  # the second one
