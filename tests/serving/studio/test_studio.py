@@ -1,6 +1,8 @@
 """The studio in a real browser, against a real server."""
 
 import json
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -302,15 +304,28 @@ def test_a_report_is_opened_in_place_and_reaches_nothing(browser: Page, server: 
     assert text(page, "p").endswith(" null")  # its scripts run, and its origin is that of no page
 
 
+def lasting_port() -> int:
+    """A free port below those that the system gives to clients, so that it stays free while a server restarts."""
+    for port in range(20_000 + os.getpid() % 9_000, 30_000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
 def test_the_page_comes_back_when_the_server_does(browser: Page, own_store: None) -> None:
     gate, stack = Gate(), ExitStack()
     with stack:
-        first = stack.enter_context(served([gated(gate)]))
+        port = lasting_port()
+        first = stack.enter_context(served([gated(gate)], port=port))
         page = at(browser, first, "#/recipe/duo")
         fill(page, "#input-question", "why?")
         click(page, "button.main")
         page.wait_for("document.querySelector('[data-agent=answerer].prefill') !== null")
-        port = int(first.url.rpartition(":")[2])
         stack.pop_all().close()  # the run is parked
         page.wait_for("!document.getElementById('banner').hidden")
         gate.open.set()
