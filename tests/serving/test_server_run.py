@@ -64,3 +64,14 @@ def test_what_goes_wrong_is_one_sentence(
         assert (code, "agent 'expert' failed" in err) == (1, True)
         code, err = failure(server.url, "--no-store")
         assert (code, "--no-store" in err) == (2, True)
+
+
+def test_no_server_wins_over_the_environment(
+    scripted_server: Running, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CACHEGRAPH_RUN_SERVER", scripted_server.url)
+    monkeypatch.setattr(sys, "argv", ["cachegraph", "run", str(recipe), "-i", "question=why?", "--no-server"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "there is no model folder" in capsys.readouterr().err

@@ -113,6 +113,7 @@ def run(
 ) -> None:
     """Run a recipe and print its reply, or run it on every row of a file."""
     texts = _inputs(inputs or [])
+    server = None if no_server else server  # which the environment may name
     if data is not None or out is not None:
         _refuse_with_data(data, out, len(channels or []) > 1, [session, server, events, trace])
     elif (server or cluster) is None and not (no_server or events or trace) and keep and len(channels or []) < 2:
