@@ -99,7 +99,7 @@ class RemoteAgent:
             handle = self._replicas.choose()
             try:
                 await self._prepare(handle)
-                route: Route = await result_of(handle.actor.route.remote(setup, self._sharer(setup)))
+                route = await self._route_in(handle, setup)
             except ReplicaGone:
                 self._replicas.drop(handle)
                 continue
@@ -206,8 +206,19 @@ class RemoteAgent:
             handle.agents.add(self._setup.id)
         for key, setup in list(self._edges.items()):
             if key not in handle.edges:
-                await result_of(handle.actor.route.remote(setup, self._sharer(setup)))
+                await self._route_in(handle, setup)
                 handle.edges.add(key)
+
+    async def _route_in(self, handle: ReplicaHandle, setup: EdgeSetup) -> Route:
+        """Decide an edge in a replica, with a replica of the sender's model that is alive."""
+        for _ in range(ATTEMPTS):
+            sharer = self._sharer(setup)
+            found: Route | Missing = await result_of(handle.actor.route.remote(setup, sharer))
+            if isinstance(found, Route):
+                return found
+            for key in found.sharers:
+                self._sets[key].drop_actor(sharer)
+        raise RunError(f"{ATTEMPTS} replicas of the model of {setup.sender.agent!r} died as an edge was decided")
 
     def _request(self, turn: Turn, spoken: SpokenText | None) -> TurnRequest:
         keys = {setup.model for setup in self._edges.values()} - {None, self._replicas.key}

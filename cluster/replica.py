@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 import anyio
 import anyio.to_thread
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
 from cachegraph import __version__
@@ -143,7 +143,7 @@ class Replica:
             self._agents[setup.id] = agent
         return Opened(replace(agent.peer(), engine=None), {})
 
-    async def route(self, setup: EdgeSetup, sharer: "ActorHandle | None") -> Route:
+    async def route(self, setup: EdgeSetup, sharer: "ActorHandle | None") -> Route | Missing:
         """Decide an edge into an agent and keep its plan. `sharer`: a replica of another model at the other end."""
         receiver = self._agents[setup.agent].peer()
         sender = setup.sender
@@ -151,7 +151,10 @@ class Replica:
             sender = replace(sender, engine=self._opened.engine)
         elif setup.model is not None:
             assert sharer is not None
-            sender = replace(sender, remote=await self._sharer(setup.model, sharer))
+            try:
+                sender = replace(sender, remote=await self._sharer(setup.model, sharer))
+            except SharerGone as gone:
+                return Missing(sharers=frozenset([gone.model]))
         decide = partial(routing.route, setup.edge, sender, receiver, setup.folder, setup.fusers)
         route = await anyio.to_thread.run_sync(decide)
         self._plans[setup.key] = route.plan
@@ -159,7 +162,10 @@ class Replica:
 
     async def _sharer(self, key: str, actor: "ActorHandle") -> SharerEngine:
         if key not in self._sharers:
-            model = await actor.model.remote()
+            try:
+                model = await actor.model.remote()
+            except RayActorError as error:
+                raise SharerGone(key) from error
             engine = self._opened.engine
             self._sharers[key] = RemoteEngine(key, model, actor, engine, self._store, current_asker)
         self._sharers[key].actor = actor

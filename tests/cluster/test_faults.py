@@ -3,12 +3,16 @@
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from cachegraph import Graph
+from cachegraph.channels.fusers.files.card import Geometry
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.graph.run.events import AgentFinished, AgentStarted, Event, TextDelta
 from cachegraph.graph.run.result import Result
@@ -96,3 +100,32 @@ def test_a_sampled_reply_continues_with_the_text_that_was_streamed(models: Specs
     graph.close()
     assert killed[0]
     assert heard == result.agents["second"].text
+
+
+@pytest.mark.parametrize("reads", ["own-prompt", "receiver-prompt"])
+def test_a_receiver_finds_another_sharer_if_both_have_died(
+    models: Specs, cluster: Any, tmp_path: Path, reads: str
+) -> None:
+    made = new_fuser("c2c", Geometry(3, 2, 8), Geometry(3, 2, 16), gate_logit=3.0, hidden_dim=16, intermediate_dim=16)
+    object.__setattr__(made, "card", made.card.model_copy(update={"reads": reads, "alignment": "offsets"}))
+    save_fuser(made, tmp_path / "fuser")
+    graph = Graph(models=models, folder=tmp_path, output="answerer").add_input("question", default="what is the sky?")
+    graph.add_agent("expert", model="other", prompt="{{ question }}", generate={"max_new_tokens": 8})
+    graph.add_agent("answerer", model="small", prompt="{{ expert }}{{ question }}", generate={"max_new_tokens": 8})
+    graph.add_edge("expert", "answerer", "cache", fuser="fuser", fallback="error")
+    expected = graph.run()
+    there, killed = graph.on_cluster(cluster), [0]
+
+    async def run() -> Result:
+        stream = there.stream()
+        async for event in stream:
+            if not killed[0] and isinstance(event, AgentFinished) and event.agent == "expert":
+                killed[0] = kill_all(cluster)
+        return stream.result
+
+    result = anyio.run(run)
+    there.close()
+    graph.close()
+    assert killed[0] >= 2
+    assert result.text == expected.text
+    assert result.edges["expert", "answerer"].positions_fused > 0
