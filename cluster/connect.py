@@ -14,13 +14,18 @@ NO_RAY = "runs on a cluster need Ray; install it: pip install 'cachegraph[ray]'"
 
 
 def connect(address: str, *, cpus: int | None = None, object_store_bytes: int | None = None) -> "Cluster":
-    """Connect to `local` (start Ray here), `auto` (the cluster of this machine) or `ray://HOST:PORT`.
+    """Connect to `local` (start Ray here) or `auto` (the cluster of this machine).
 
     `cpus` and `object_store_bytes` are for `local`. A connection that this process already has is used as it is.
     Raises InputError for another address, ConfigError if Ray is not installed or there is no such cluster.
     """
-    if address not in ("auto", "local") and not address.startswith("ray://"):
-        raise InputError(f"there is no cluster {address!r}; give 'local', 'auto' or 'ray://HOST:PORT'")
+    if address.startswith("ray://"):
+        raise InputError(
+            f"a run can't reach its cluster through a Ray client ({address!r}) yet; start it on a node of the cluster, "
+            "for example with `ray job submit`, and give 'auto'"
+        )
+    if address not in ("auto", "local"):
+        raise InputError(f"there is no cluster {address!r}; give 'local' or 'auto'")
     try:
         import ray
     except ImportError as error:
@@ -50,6 +55,7 @@ def why_not(address: str, reason: str) -> str:
     first = words.split(". ")[0].rstrip(".")[:300]
     if address == "local":
         return f"Ray can't be started on this machine: {first}"
-    remedy = "start one with `ray start --head`, or use 'local'" if address == "auto" else "check the address"
-    remedy += ", and that this process has the cluster's token (`ray get-auth-token`)"
-    return f"there is no cluster at {address!r}: {first}; {remedy}"
+    return (
+        f"there is no cluster at {address!r}: {first}; start one with `ray start --head`, or use 'local', and see that "
+        "this process has the cluster's token (`ray get-auth-token`)"
+    )

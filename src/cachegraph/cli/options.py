@@ -46,7 +46,7 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         metavar="ADDRESS",
-        help="A Ray cluster for the models (extra `ray`): local, auto or ray://HOST:PORT.",
+        help="A Ray cluster for the models (extra `ray`): local, or auto on a node.",
     ),
 ]
 
