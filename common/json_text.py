@@ -11,6 +11,8 @@ __all__ = ["JSONProblem", "all_finite", "is_deep", "parse_json"]
 MAX_DEPTH = 200
 MAX_DIGITS = 4_000
 
+_TOO_DEEP = f"it nests deeper than {MAX_DEPTH} levels; make it flatter"
+
 
 class JSONProblem(ValueError):
     """The reason why a text is not usable JSON, as the end of a sentence."""
@@ -29,12 +31,12 @@ def parse_json(text: str, *, strict: bool = False) -> Any:
             else json.loads(text, parse_int=_int)
         )
         if is_deep(value):
-            raise JSONProblem(f"it nests deeper than {MAX_DEPTH} levels; make it flatter")
+            raise JSONProblem(_TOO_DEEP)
         return mend_json(value)
     except JSONProblem:
         raise
     except RecursionError as error:
-        raise JSONProblem("it is nested too deeply; make it flatter") from error
+        raise JSONProblem(_TOO_DEEP) from error  # by how much Python still parses differs from version to version
     except ValueError as error:
         raise JSONProblem(f"it is not JSON: {error}") from error
 

@@ -42,7 +42,7 @@ def test_a_half_before_a_line_end_is_not_held_back() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("[" * 20_000 + "]" * 20_000, "nests deeper than 200 levels"),
         ("[" * 300 + "]" * 300, "deeper than 200"),
         ('{"a":' * 300 + "1" + "}" * 300, "deeper than 200"),
         ("9" * 5000, "5,000 digits"),
