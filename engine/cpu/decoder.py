@@ -67,8 +67,7 @@ class CPUDecoder:
         return self._kernels.in_bytes and rounded and self._dtype == torch.bfloat16
 
     def warm_up(self) -> None:
-        """Fetch the memory that packed weights will take; the kernels are compiled."""
-        self._described.weights.prepare()
+        """Nothing: the kernels are compiled."""
 
     def settled(self) -> "CPUDecoder":
         return self

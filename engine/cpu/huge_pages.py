@@ -7,10 +7,8 @@ step and more.
 import ctypes
 import mmap
 import re
-import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,6 @@ __all__ = ["FilePages", "LargePages"]
 
 _PAGE = 2**21  # bytes
 _AT_ONCE = 32 * _PAGE  # pages that are never written take no memory
-_POPULATE = 23  # MADV_POPULATE_WRITE, since Linux 5.14
 
 
 class LargePages:
@@ -28,26 +25,13 @@ class LargePages:
     def __init__(self) -> None:
         self._room = torch.empty(0, dtype=torch.uint8)  # that is left of the newest pages
 
-    def prepare(self, size: int) -> threading.Thread:
-        """Reserve so many bytes, and fetch their pages in a thread of its own.
-
-        A virtual machine fetches fresh memory at a gigabyte a second or less, without Python's lock.
-        """
-        self._room = _pages(-(-size // _PAGE) * _PAGE)
-        thread = threading.Thread(target=_populate, args=(self._room,), name="memory", daemon=True)
-        thread.start()
-        return thread
-
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """As `torch.empty`, on a line of the CPU's caches."""
         size = dtype.itemsize * torch.Size(shape).numel()
         whole = -(-size // 64) * 64
-        if whole <= len(self._room):
-            taken, self._room = self._room[:size], self._room[whole:]
-        else:
-            fresh = _pages(max(_AT_ONCE, -(-whole // _PAGE) * _PAGE))
-            taken, rest = fresh[:size], fresh[whole:]
-            self._room = max(self._room, rest, key=len)  # prepared memory outlasts a tensor that does not fit into it
+        if whole > len(self._room):
+            self._room = _pages(max(_AT_ONCE, -(-whole // _PAGE) * _PAGE))
+        taken, self._room = self._room[:size], self._room[whole:]
         return taken.view(dtype).view(shape)
 
 
@@ -60,7 +44,8 @@ class FilePages:
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []
         with suppress(OSError, AttributeError):
-            self._madvise = _madvise()
+            self._madvise = ctypes.CDLL(None).madvise
+            self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
             self._ranges = _unchanged(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace"))
 
     def release(self, tensor: Tensor) -> None:
@@ -84,18 +69,6 @@ def _unchanged(smaps: str) -> list[tuple[int, int]]:
             first, last = head[0].split("-")
             found.append((int(first, 16), int(last, 16)))
     return found
-
-
-def _madvise() -> Any:
-    """The system's function of three arguments: address, bytes, advice. Raises OSError or AttributeError without it."""
-    found = ctypes.CDLL(None).madvise
-    found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return found
-
-
-def _populate(memory: Tensor) -> None:
-    with suppress(OSError, AttributeError, TypeError):  # a system without it fetches a page when it is written to
-        _madvise()(memory.data_ptr(), memory.nbytes, _POPULATE)
 
 
 def _pages(size: int) -> Tensor:

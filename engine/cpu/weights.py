@@ -23,7 +23,6 @@ from .structs import MatrixStruct
 
 __all__ = ["KernelWeights", "norm_epsilon"]
 
-_AHEAD = 2**27  # bytes that are fetched before they are used: more would add to the peak
 _ROOM = 4  # times the weights' size has to be free for a packed copy of them
 
 
@@ -45,13 +44,6 @@ class KernelWeights:
     @property
     def waits_for_packing(self) -> bool:
         return bool(self._unpacked)
-
-    def prepare(self) -> None:
-        """Fetch memory for the packed copies, while the rest of a model is loaded."""
-        with self._packing:
-            size = sum(self._panel_bytes(weight) for _, weight, _ in self._unpacked)
-            if size:
-                self._pages.prepare(min(size, _AHEAD))
 
     def pack(self) -> None:
         """Make the packed copies of all matrices that have none yet."""
@@ -113,15 +105,12 @@ class KernelWeights:
 
     def _panels(self, weight: Tensor, ordered: bool) -> int:
         outputs, inputs = weight.shape
-        panels = self._pages.empty(self._panel_bytes(weight) // weight.dtype.itemsize, dtype=weight.dtype)
+        padded = -(-outputs // self._kernels.block) * self._kernels.block
+        panels = self._pages.empty(padded, inputs, dtype=weight.dtype)
         bf16, threads = self._dtype == torch.bfloat16, torch.get_num_threads()
         bytes_each = weight.element_size()
         self._kernels.panels(weight.data_ptr(), outputs, inputs, bytes_each, bf16, ordered, panels.data_ptr(), threads)
         return self._address(panels)
-
-    def _panel_bytes(self, weight: Tensor) -> int:
-        padded = -(-weight.shape[0] // self._kernels.block) * self._kernels.block
-        return padded * weight.shape[1] * weight.dtype.itemsize
 
     def _ordered(self, x: Tensor) -> Tensor:
         return even_then_odd(x, self._kernels.block) if self._dtype == torch.bfloat16 else x

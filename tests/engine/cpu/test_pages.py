@@ -2,10 +2,7 @@
 
 import gc
 import mmap
-import platform
 import re
-import resource
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,25 +22,6 @@ def test_tensors_lie_apart_and_on_lines_of_the_caches() -> None:
         assert (tensor == index).all()
         assert tensor.data_ptr() % 64 == 0 or tensor.numel() == 0
     assert [tuple(tensor.shape) for tensor in taken[::2]] == shapes
-
-
-def test_prepared_memory_is_there_before_it_is_written_to() -> None:
-    if tuple(map(int, platform.release().split(".")[:2])) < (5, 14) or sys.platform != "linux":
-        pytest.skip("this system fetches no memory beforehand")
-    room, size = LargePages(), 2**24
-    room.prepare(size + 5).join()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    tensors = [room.empty(size // 4, dtype=torch.uint8).fill_(1) for _ in range(4)]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2**24 // mmap.PAGESIZE // 8
-    assert tensors[1].data_ptr() == tensors[0].data_ptr() + size // 4
-
-
-def test_prepared_memory_is_kept_for_what_fits_into_it() -> None:
-    room = LargePages()
-    room.prepare(2**24).join()
-    prepared = room._room.data_ptr()
-    assert room.empty(huge_pages._AT_ONCE, dtype=torch.uint8).data_ptr() != prepared
-    assert room.empty(2**20, dtype=torch.uint8).data_ptr() == prepared
 
 
 def test_one_that_is_larger_than_what_is_asked_for_at_once_is_whole() -> None:
