@@ -3,7 +3,10 @@
 The same graph runs over both channels in alternation, in one process, and medians and ratios are printed. The document
 is the beginning of this repository's LICENSE, cut at a number of tokens.
 
-    python benchmarks/document_relay.py [--tokens 1000] [--answerers 4] [--reply 16] [--repeats 5] [--json]
+All answerers have the reader's system text, so that prefix reuse shares most of the document over text edges too.
+With --own-systems each has its own: nothing but a graft shares the document then. --no-reuse turns prefix reuse off.
+
+    python benchmarks/document_relay.py [--own-systems | --no-reuse] [--tokens 1000] [--answerers 4] [--json]
 """
 
 import argparse
@@ -28,7 +31,7 @@ from cachegraph.graph.run.result import Result
 MODEL = "smollm2-135m-instruct"
 
 
-def build(answerers: int, reply: int) -> Graph:
+def build(answerers: int, reply: int, own_systems: bool) -> Graph:
     """A reader, and answerers that ask different questions about what it has read."""
     graph = Graph(name="relay")
     graph.add_input("document")
@@ -39,7 +42,7 @@ def build(answerers: int, reply: int) -> Graph:
         graph.add_agent(
             name,
             model=MODEL,
-            system=system,
+            system=f"You are reader {index + 1}. {system}" if own_systems else system,
             prompt="{{ reader }}\n\n" + QUESTIONS[index % len(QUESTIONS)],
             generate={"max_new_tokens": reply, "ignore_eos": True},
         )
@@ -120,10 +123,14 @@ def main() -> None:
     parser.add_argument("--reply", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    sharing = parser.add_mutually_exclusive_group()
+    sharing.add_argument("--own-systems", action="store_true", help="a system text of its own for each answerer")
+    sharing.add_argument("--no-reuse", action="store_true", help="as engines without prefix reuse read")
     options = parser.parse_args()
-    os.environ["CACHEGRAPH_PREFIX_REUSE"] = "0"  # every repetition reads anew
+    if options.no_reuse:
+        os.environ["CACHEGRAPH_PREFIX_REUSE"] = "0"
 
-    cache = build(options.answerers, options.reply)
+    cache = build(options.answerers, options.reply, options.own_systems)
     tokenizer = engine_of(cache).model.tokenizer
     assert tokenizer is not None
     text = document(tokenizer, options.tokens)
