@@ -16,7 +16,7 @@ from cachegraph.graph.recipe.load import parse_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS_MODELS = "# needs the demo models"
-NEEDS_RAY = "# needs Ray"  # run with the tests of clusters
+NEEDS_RAY = "# needs Ray"  # which the usual environment does not have
 WALKED = [
     ROOT / "README.md",
     ROOT / "docs" / "tutorial" / "first-graph.md",
