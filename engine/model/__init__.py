@@ -13,6 +13,7 @@ int8                 linear layers with eight-bit weights
 devices              the devices that a model's layers are on
 weight_files         a folder's weights by their headers
 estimate             bytes of a model and of a token of its cache, without loading it
+config_sizes         limits of a configuration's sizes by what the weights hold
 file_sizes           limits of the other files of a folder
 load_report          missing and unknown weights
 quiet_transformers   silences transformers' messages

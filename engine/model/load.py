@@ -19,6 +19,7 @@ from ..kv.rope import Rotation
 from ..spec import Weights
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_load import read_raw_tokenizer
+from .config_sizes import check_config_sizes
 from .devices import DeviceMap, check_map, home_of, layer_devices
 from .file_sizes import check_file_sizes
 from .int8 import quantise
@@ -175,6 +176,7 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
 
     with library_errors(explain), quiet_transformers():
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_config_sizes(config, folder)
         network, report = auto_class(config).from_pretrained(
             folder,
             dtype=dtype,

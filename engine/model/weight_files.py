@@ -11,7 +11,7 @@ from cachegraph.errors import ModelError, library_errors
 
 from ..model.file_sizes import check_file_size, check_file_sizes
 
-__all__ = ["check_folder", "count_parameters", "fingerprint", "weight_files"]
+__all__ = ["check_folder", "count_parameters", "count_tensors", "fingerprint", "weight_files"]
 
 MAX_HEADER = 100_000_000
 INDEX = "model.safetensors.index.json"
@@ -20,6 +20,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 class _Header(NamedTuple):
     text: bytes
+    tensors: int
     parameters: int
     file_bytes: int
 
@@ -56,7 +57,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def count_parameters(folder: Path) -> int:
     """How many numbers the weights are; tied weights, stored once, count once."""
-    return sum(_header(file).parameters for file in weight_files(folder))
+    return count_tensors(folder)[1]
+
+
+def count_tensors(folder: Path) -> tuple[int, int]:
+    """How many tensors the weights are, and how many numbers."""
+    headers = [_header(file) for file in weight_files(folder)]
+    return sum(each.tensors for each in headers), sum(each.parameters for each in headers)
 
 
 def fingerprint(folder: Path) -> str:
@@ -87,7 +94,7 @@ def _header(file: Path) -> _Header:
         raise ModelError(
             f"the weights {str(file)!r} are cut short: {size:,} bytes of {8 + length + end:,}; fetch the model again"
         )
-    return _Header(text, parameters, size)
+    return _Header(text, len(tensors), parameters, size)
 
 
 def _why_no_weights(folder: Path) -> str:

@@ -145,6 +145,29 @@ def test_an_index_that_lies_is_a_sentence(index: str, whole: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 2**31},
+        {"vocab_size": 10**12},
+        {"hidden_size": 2**30},
+        {"intermediate_size": 2**40},
+        {"head_dim": 2**40},
+        {"num_key_value_heads": 2**40},
+        {"vocab_size": 2**30, "hidden_size": 2**20},
+    ],
+    ids=str,
+)
+def test_a_configuration_far_beyond_its_weights_is_refused_before_memory_is_taken(
+    change: dict[str, int], whole: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match="asks for .* and its weights hold"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
     "file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
 )
 def test_whatever_is_damaged_is_told_in_our_words(file: str, whole: Path, tmp_path: Path) -> None:
