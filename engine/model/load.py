@@ -176,8 +176,12 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
 
     with library_errors(explain), quiet_transformers():
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        check_config_sizes(config, folder)
-        network, report = auto_class(config).from_pretrained(
+        chosen = auto_class(config)
+        try:
+            check_config_sizes(config, folder)
+        except ModelError as error:
+            raise explain(str(error)) from error
+        network, report = chosen.from_pretrained(
             folder,
             dtype=dtype,
             device_map=spread,

@@ -105,6 +105,7 @@ def latest(server: Running) -> dict[str, Any]:
 
 
 def test_a_recipe_is_drawn_and_run(page: Page, server: Running) -> None:
+    page.wait_for("document.querySelector('.agent') !== null")
     assert page.run("[...document.querySelectorAll('.agent')].map(a => a.dataset.agent)") == ["reader", "writer"]
     assert text(page, ".edge .channel") == "cache"
     fill(page, "#input-story", STORY)
