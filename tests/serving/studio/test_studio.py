@@ -78,6 +78,7 @@ def text(page: Page, selector: str) -> str:
 
 
 def fill(page: Page, selector: str, value: str) -> None:
+    page.wait_for(f"document.querySelector({json.dumps(selector)}) !== null")
     page.run(f"""(() => {{
         const field = document.querySelector({json.dumps(selector)});
         field.value = {json.dumps(value)};
@@ -86,6 +87,7 @@ def fill(page: Page, selector: str, value: str) -> None:
 
 
 def click(page: Page, selector: str) -> None:
+    page.wait_for(f"document.querySelector({json.dumps(selector)}) !== null")
     page.run(f"document.querySelector({json.dumps(selector)}).click()")
 
 
@@ -244,7 +246,7 @@ def test_an_error_is_read_at_its_line_and_mended(browser: Page, server: Running)
 def test_an_agent_of_the_drawing_leads_to_its_lines(browser: Page, server: Running) -> None:
     page = at(browser, server, "#/recipe/duo")
     click(page, "[data-agent=answerer]")
-    page.wait_for("document.activeElement.id === 'recipe-text'")
+    page.wait_for("document.activeElement.id === 'recipe-text' && document.activeElement.selectionStart > 0")
     found = page.run("document.activeElement.value.slice(document.activeElement.selectionStart).trimStart()")
     assert found.startswith("answerer:")
 
