@@ -299,7 +299,7 @@ def test_a_stored_run_is_replayed_from_the_history(browser: Page, server: Runnin
 
 def test_a_report_is_opened_in_place_and_reaches_nothing(browser: Page, server: Running) -> None:
     page = at(browser, server, "#/reports")
-    assert not page.run("document.querySelector('nav [data-view=reports]').hidden")
+    page.wait_for("!document.querySelector('nav [data-view=reports]').hidden")
     click(page, "td a")
     frame = page.wait_for("document.querySelector('iframe.report')?.src")
     assert page.run("document.querySelector('iframe.report').contentDocument") is None
