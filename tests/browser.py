@@ -26,6 +26,10 @@ def chromium() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
+class ScriptError(RuntimeError):
+    """A script in the page raised, for instance because an element isn't there."""
+
+
 class Page:
     """One tab. `events` is everything that the browser told."""
 
@@ -62,7 +66,7 @@ class Page:
     def run(self, script: str) -> Any:
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in result:
-            raise RuntimeError(result["exceptionDetails"])
+            raise ScriptError(result["exceptionDetails"])
         return result["result"].get("value")
 
     def media(self, media: str = "", scheme: str = "light") -> None:
@@ -73,12 +77,25 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=1, mobile=False)
 
     def wait_for(self, condition: str, seconds: float = 60) -> Any:
-        """Wait until the JavaScript expression is true, and return its value."""
+        """Wait until the JavaScript expression is true, and return its value. An element may not be there yet."""
         end = time.monotonic() + seconds
-        while not (value := self.run(condition)):
+        while not (value := self._try(condition)):
             assert time.monotonic() < end, f"it did not happen in time: {condition}"
             time.sleep(0.05)
         return value
+
+    def expect(self, script: str, value: Any, seconds: float = 60) -> None:
+        """Wait until the JavaScript expression has this value: a page shows what it heard a little later."""
+        end = time.monotonic() + seconds
+        while (found := self._try(script)) != value:
+            assert time.monotonic() < end, f"{script} is {found!r}, not {value!r}"
+            time.sleep(0.05)
+
+    def _try(self, script: str) -> Any:
+        try:
+            return self.run(script)
+        except ScriptError:
+            return None
 
     def press(self, key: str) -> None:
         """Press and release a key, such as `Enter` or `ArrowRight`."""

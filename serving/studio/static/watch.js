@@ -29,6 +29,8 @@ async function follow(id, signal, to) {
         else take(event, place, to);
       }
       const run = await ask(`/runs/${encodeURIComponent(id)}`, { signal });
+      // It may have ended after the events did, in a server that has just resumed it.
+      if (ENDED.has(run.status) && !place.ended) await replay(id, signal, place, to);
       to.onDetails(run);
       if (ENDED.has(run.status)) return;
     } catch (error) {
@@ -45,7 +47,7 @@ function take(event, place, to) {
   const epoch = event.id.split("-")[0];
   const isOther = place.epoch === null ? place.stored !== undefined : place.epoch !== epoch;
   if (isOther) to.onReset(); // another process: it sends all events from the first
-  Object.assign(place, { epoch, last: event.id });
+  Object.assign(place, { epoch, last: event.id, ended: event.data.type === "run_finished" });
   to.onEvent(event.data);
 }
 

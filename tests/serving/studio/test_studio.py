@@ -70,11 +70,18 @@ def at(browser: Page, server: Running, place: str) -> Page:
     browser.events.clear()
     browser.open(f"{server.url}/{place}")
     browser.wait_for("document.querySelector('#main h1, #main h2, dialog[open]') !== null")
+    if place.startswith("#/recipe/"):
+        browser.wait_for("document.querySelector('.graph button') !== null")  # drawn once its width is known
     return browser
 
 
-def text(page: Page, selector: str) -> str:
-    return str(page.run(f"document.querySelector({json.dumps(selector)})?.textContent ?? ''"))
+def content(selector: str) -> str:
+    return f"document.querySelector({json.dumps(selector)}).textContent"
+
+
+def shows(page: Page, selector: str, words: str) -> None:
+    """Wait until the element's text has these words."""
+    page.wait_for(f"{content(selector)}.includes({json.dumps(words)})")
 
 
 def fill(page: Page, selector: str, value: str) -> None:
@@ -89,6 +96,11 @@ def fill(page: Page, selector: str, value: str) -> None:
 def click(page: Page, selector: str) -> None:
     page.wait_for(f"document.querySelector({json.dumps(selector)}) !== null")
     page.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+def focus(page: Page, selector: str) -> None:
+    page.wait_for(f"document.querySelector({json.dumps(selector)}) !== null")
+    page.run(f"document.querySelector({json.dumps(selector)}).focus()")
 
 
 def ended(page: Page, status: str = "finished", lanes: int = 1) -> None:
@@ -107,18 +119,17 @@ def latest(server: Running) -> dict[str, Any]:
 
 
 def test_a_recipe_is_drawn_and_run(page: Page, server: Running) -> None:
-    page.wait_for("document.querySelector('.agent') !== null")
-    assert page.run("[...document.querySelectorAll('.agent')].map(a => a.dataset.agent)") == ["reader", "writer"]
-    assert text(page, ".edge .channel") == "cache"
+    page.expect("[...document.querySelectorAll('.agent')].map(a => a.dataset.agent)", ["reader", "writer"])
+    page.expect(content(".edge .channel"), "cache")
     fill(page, "#input-story", STORY)
     click(page, "button.main")
     ended(page)
     page.wait_for("document.querySelector('[data-agent=writer]').classList.contains('finished')")
-    assert text(page, ".lane .reply") == latest(server)["text"]
+    page.expect(content(".lane .reply"), latest(server)["text"])
     (edge,) = latest(server)["result"]["edges"]
-    assert f"{edge['positions_grafted']} grafted" in text(page, ".edge .detail")
-    assert page.run("document.querySelectorAll('.bars i.decode').length") == 1
-    page.run("document.querySelector('.lane details').open = true")
+    shows(page, ".edge .detail", f"{edge['positions_grafted']} grafted")
+    page.expect("document.querySelectorAll('.bars i.decode').length", 1)
+    page.wait_for("document.querySelector('.lane details').open = true")
     page.wait_for("/from reader, cache/.test(document.querySelector('.outline').textContent)")
     assert complaints(page) == []
     asked = {each["request"]["url"].split("/")[2] for each in page.seen("Network.requestWillBeSent")}
@@ -127,12 +138,12 @@ def test_a_recipe_is_drawn_and_run(page: Page, server: Running) -> None:
 
 def test_an_edge_is_switched_and_the_run_goes_that_way(page: Page, server: Running) -> None:
     fill(page, "[data-switch='reader>writer']", "text")
-    assert text(page, ".edge .channel") == "text"
+    page.expect(content(".edge .channel"), "text")
     fill(page, "#input-story", STORY)
     click(page, "button.main")
     ended(page)
     assert latest(server)["result"]["edges"][0]["channel_used"] == "text"
-    assert text(page, ".lane .edge .channel") == "text"
+    page.expect(content(".lane .edge .channel"), "text")
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
@@ -143,11 +154,9 @@ def test_both_ways_race_side_by_side(page: Page, in_turn: bool) -> None:
     click(page, "[data-race]")
     ended(page, lanes=2)
     page.wait_for("document.querySelector('.comparison table') !== null")
-    assert page.run("[...document.querySelectorAll('.lane > h2')].map(h => h.firstChild.textContent)") == [
-        "Over text",
-        "Over cache",
-    ]
-    grafted = page.run(
+    headings = "[...document.querySelectorAll('.lane > h2')].map(h => h.firstChild.textContent)"
+    page.expect(headings, ["Over text", "Over cache"])
+    grafted = page.wait_for(
         "[...document.querySelectorAll('.comparison tr')].find(r => /reused/.test(r.textContent)).cells[2].textContent"
     )
     assert int(grafted) > 0
@@ -155,24 +164,24 @@ def test_both_ways_race_side_by_side(page: Page, in_turn: bool) -> None:
 
 
 def test_a_keyboard_walks_the_graph_and_opens_agents_and_edges(page: Page) -> None:
-    page.run("document.querySelector('.graph button').focus()")
+    focus(page, ".graph button")
     focused = (
         "document.activeElement.dataset.agent ?? document.activeElement.dataset.edge ?? document.activeElement.tagName"
     )
     page.press("ArrowRight")
-    assert page.run(focused) == "reader>writer"
+    page.expect(focused, "reader>writer")
     page.press("ArrowRight")
-    assert page.run(focused) == "writer"
-    assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.expect(focused, "writer")
+    page.expect("getComputedStyle(document.activeElement).outlineStyle", "solid")
     fill(page, "#input-story", STORY)
     click(page, "button.main")
     ended(page)
-    page.run("document.querySelector('[data-agent=reader]').focus()")
+    focus(page, "[data-agent=reader]")
     page.press("Enter")
     page.wait_for("document.querySelector('#details:not([hidden]) h2')?.textContent === 'Agent reader'")
     page.press("Escape")
-    assert page.run(focused) == "reader"
-    assert page.run("document.querySelectorAll('.graph [tabindex=\"0\"]').length") == 1
+    page.expect(focused, "reader")
+    page.expect("document.querySelectorAll('.graph [tabindex=\"0\"]').length", 1)
 
 
 def test_an_agent_shows_its_prompt_by_origin_and_an_edge_its_tokens(page: Page) -> None:
@@ -183,15 +192,15 @@ def test_an_agent_shows_its_prompt_by_origin_and_an_edge_its_tokens(page: Page) 
     click(page, ".lane [data-agent=writer]")
     page.wait_for("document.querySelector('#details .prompt') !== null")
     kinds = "[...document.querySelectorAll('#details .prompt mark')].map(m => [m.className, m.firstChild.textContent])"
-    parts = page.run(kinds)
+    parts = [[kind, words.strip()] for kind, words in page.run(kinds)]
     assert ["grafted", STORY] in parts
-    assert ["words", "who?"] in [[kind, words.strip()] for kind, words in parts]
+    assert ["words", "who?"] in parts
     click(page, ".lane .edge")
     page.wait_for("document.querySelector('#details .tokens') !== null")
     grafted = page.run("document.querySelectorAll('#details .pair').length")
-    assert f"{grafted} grafted" in text(page, "#details dl")
+    shows(page, "#details dl", f"{grafted} grafted")
     click(page, "#details button")
-    assert page.run("document.getElementById('details').hidden")
+    page.wait_for("document.getElementById('details').hidden")
 
 
 def test_an_agent_lights_up_while_it_works(browser: Page, own_store: None) -> None:
@@ -203,7 +212,7 @@ def test_an_agent_lights_up_while_it_works(browser: Page, own_store: None) -> No
         page.wait_for("document.querySelector('.lane [data-agent=answerer].prefill') !== null")
         gate.open.set()
         ended(page)
-        assert text(page, ".lane .reply") == "at last"
+        page.expect(content(".lane .reply"), "at last")
 
 
 def test_what_a_model_writes_stays_text(browser: Page, server: Running) -> None:
@@ -211,15 +220,14 @@ def test_what_a_model_writes_stays_text(browser: Page, server: Running) -> None:
     fill(page, "#input-question", HOSTILE)
     click(page, "button.main")
     ended(page)
-    assert HOSTILE in text(page, ".lane .reply")
-    assert page.run("document.querySelectorAll('main img, main script').length + (window.hacked ?? 0)") == 0
+    shows(page, ".lane .reply", HOSTILE)
+    page.expect("document.querySelectorAll('main img, main script').length + (window.hacked ?? 0)", 0)
 
 
 def edit(page: Page) -> str:
     """Open the editor, and return its text."""
-    page.run("document.querySelector('.recipe-text').open = true")
-    page.wait_for("document.querySelector('#recipe-text') !== null")
-    return str(page.run("document.querySelector('#recipe-text').value"))
+    page.wait_for("document.querySelector('.recipe-text').open = true")
+    return str(page.wait_for("document.querySelector('#recipe-text').value"))
 
 
 def test_an_error_is_read_at_its_line_and_mended(browser: Page, server: Running) -> None:
@@ -229,16 +237,16 @@ def test_an_error_is_read_at_its_line_and_mended(browser: Page, server: Running)
     fill(page, "#recipe-text", wrong)
     line = page.wait_for("document.querySelector('.lines .wrong')?.textContent")
     assert "qestion" in wrong.splitlines()[int(line) - 1]
-    assert "did you mean 'question'?" in text(page, ".problems")
-    assert page.run("document.querySelector('button.main').disabled")
+    shows(page, ".problems", "did you mean 'question'?")
+    page.wait_for("document.querySelector('button.main').disabled")
     click(page, ".problems button")
-    assert page.run("document.activeElement.selectionStart") == wrong.index("qestion")
+    page.expect("document.activeElement.selectionStart", wrong.index("qestion"))
     fill(page, "#recipe-text", recipe.replace("{{ expert }} {{ question }}", "{{ expert }}!"))
     page.wait_for("/changed/.test(document.querySelector('button.main').textContent)")
     fill(page, "#input-question", "why?")
     click(page, "button.main")
     ended(page)
-    assert text(page, ".lane .reply") == "answerer(expert(why?))"
+    page.expect(content(".lane .reply"), "answerer(expert(why?))")
     assert "{{ expert }}!" not in server.get("/graphs/duo/recipe").json()["recipe"]
     assert complaints(page) == []
 
@@ -259,17 +267,17 @@ def test_a_new_agent_is_drawn_while_it_is_written(browser: Page, server: Running
     added = added.replace("edges:\n", "edges:\n  - {from: critic, to: expert}\n")
     fill(page, "#recipe-text", added)
     page.wait_for("document.querySelector('[data-agent=critic]') !== null")
-    assert page.run("document.querySelector('#input-question').value") == "kept?"
+    page.expect("document.querySelector('#input-question').value", "kept?")
 
 
 def test_the_editor_completes_keys_and_names(browser: Page, server: Running) -> None:
     page = at(browser, server, "#/recipe/duo")
     edit(page)
-    page.run("document.querySelector('#recipe-text').focus()")
+    focus(page, "#recipe-text")
     fill(page, "#recipe-text", "version: 1\nname: duo\non_e")
     page.wait_for("!document.querySelector('.completions').hidden")
     page.press("Enter")
-    assert str(page.run("document.querySelector('#recipe-text').value")).endswith("on_error")
+    page.wait_for("document.querySelector('#recipe-text').value.endsWith('on_error')")
 
 
 def test_a_pause_is_answered_in_the_page(browser: Page, server: Running) -> None:
@@ -277,11 +285,11 @@ def test_a_pause_is_answered_in_the_page(browser: Page, server: Running) -> None
     fill(page, "#input-question", "how many?")
     click(page, "button.main")
     page.wait_for("document.querySelector('.question-form') !== null")
-    assert "how many?" in text(page, ".question-form")
+    shows(page, ".question-form", "how many?")
     fill(page, ".question-form textarea", "seven")
     click(page, ".question-form button")
     ended(page)
-    assert text(page, ".lane .reply") == "last(seven)"
+    page.expect(content(".lane .reply"), "last(seven)")
 
 
 def test_a_stored_run_is_replayed_from_the_history(browser: Page, server: Running) -> None:
@@ -304,7 +312,7 @@ def test_a_report_is_opened_in_place_and_reaches_nothing(browser: Page, server: 
     frame = page.wait_for("document.querySelector('iframe.report')?.src")
     assert page.run("document.querySelector('iframe.report').contentDocument") is None
     page.open(frame)
-    assert text(page, "p").endswith(" null")  # its scripts run, and its origin is that of no page
+    page.wait_for(f"{content('p')}.endsWith(' null')")  # its scripts run, and its origin is that of no page
 
 
 def lasting_port() -> int:
@@ -335,7 +343,7 @@ def test_the_page_comes_back_when_the_server_does(browser: Page, own_store: None
         with served([gated(gate)], port=port):  # and resumed
             ended(page)
             page.wait_for("document.getElementById('banner').hidden")
-            assert text(page, ".lane .reply") == "at last"
+            page.expect(content(".lane .reply"), "at last")
 
 
 def test_a_key_is_asked_for_and_kept_in_this_tab(browser: Page, tmp_path: Path, own_store: None) -> None:
@@ -349,7 +357,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab(browser: Page, tmp_path: Path, 
         fill(page, "#input-question", "why?")
         click(page, "button.main")
         ended(page)
-        assert page.run("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+        page.expect("[sessionStorage.length, localStorage.length, document.cookie]", [1, 0, ""])
         assert httpx2.get(f"{server.url}/runs").status_code == 401
 
 
@@ -362,7 +370,7 @@ def test_text_stands_out_and_nothing_is_cut_off_sideways(
     try:
         page = at(browser, server, "#/recipe/pair")
         page.wait_for("document.querySelector('.agent') !== null")
-        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        page.wait_for("document.documentElement.scrollWidth <= innerWidth")
         shades = page.run(
             "['body', '.agent', '.edge .channel', '.quiet'].map(s => { let n = document.querySelector(s), c = n;"
             "while (getComputedStyle(c).backgroundColor === 'rgba(0, 0, 0, 0)') c = c.parentElement;"
@@ -384,9 +392,10 @@ def test_the_demo_models_race_over_text_and_cache(browser: Page, demo_engines: A
             click(page, "[data-race]")
             page.wait_for("document.querySelectorAll('.lane h2 .status.finished').length === 2", 240)
             page.wait_for("document.querySelector('.comparison table') !== null")
-            details = page.run("[...document.querySelectorAll('.lane .edge')].map(e => e.className + e.textContent)")
-            assert ["cache" in detail for detail in details] == [False, True]
-            assert "grafted" in details[1]
+            edges = "[...document.querySelectorAll('.lane .edge')].map(e => e.className + e.textContent)"
+            page.expect(
+                f"{edges}.map(edge => [/cache/.test(edge), /grafted/.test(edge)])", [[False, False], [True, True]]
+            )
             page.run("document.querySelectorAll('.lane')[1].querySelector('.edge').click()")
             page.wait_for("document.querySelector('#details .tokens') !== null")
             tokens = page.run("[...document.querySelectorAll('#details .pair')].map(p => p.lastChild.textContent)")
