@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from cachegraph.engine.model.load import LoadedModel
 
 
-# How long an example takes says nothing on a busy machine.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
+# The same examples in every run, however long they take on a busy machine: who changes one thing learns of that thing.
+# `pytest --hypothesis-profile search` draws other examples each time, and more of them.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", settings.get_profile("same"), derandomize=False, max_examples=1000)
+settings.load_profile("same")
 KEPT = ("models", "kernels", "tokenizers")
 # Without a GPU Triton's kernels are interpreted, which has to be known before anything imports Triton.
 if shutil.which("nvidia-smi") is None:
