@@ -1,12 +1,14 @@
 """A recipe as JSON: what a drawing needs, without prompts, addresses, files and keys."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from cachegraph.channels.spec import CHANNELS
+from cachegraph.channels.spec import CHANNELS, EdgeSpec
 from cachegraph.errors import InputError, RecipeError
+from cachegraph.graph.recipe.load import inner_edges
 from cachegraph.graph.recipe.spec import GraphSpec
 from cachegraph.graph.recipe.yaml_positions import read_yaml
 
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["describe", "stored_graph"]
 
 
-def describe(spec: GraphSpec, warnings: "Iterable[RunWarning]" = ()) -> dict[str, Any]:
-    """Describe a recipe's inputs, agents, edges and outputs."""
+def describe(spec: GraphSpec, folder: Path, warnings: "Iterable[RunWarning]" = ()) -> dict[str, Any]:
+    """Describe a recipe's inputs, agents, edges and outputs, and the edges of the recipes that it includes."""
+    inner = _inner_edges(spec, folder)
     return {
         "name": spec.name,
         "description": spec.description,
@@ -29,18 +32,10 @@ def describe(spec: GraphSpec, warnings: "Iterable[RunWarning]" = ()) -> dict[str
             for name, entry in spec.inputs.items()
         },
         "agents": {name: _agent(spec, name) for name in spec.agents},
-        "edges": [
-            {
-                "from": edge.sender,
-                "to": edge.receiver,
-                "channel": edge.channel,
-                "when": edge.when,
-                "max_rounds": edge.max_rounds,
-            }
-            for edge in spec.edges
-        ],
+        "edges": [_edge(edge) for edge in spec.edges],
+        "inner_edges": [_edge(edge) for edge in inner],
         "outputs": dict(spec.outputs),
-        "channels": list(CHANNELS) if spec.edges else [],
+        "channels": list(CHANNELS) if spec.edges or inner else [],
         "warnings": [hide_paths(str(warning)) for warning in warnings],
     }
 
@@ -48,9 +43,28 @@ def describe(spec: GraphSpec, warnings: "Iterable[RunWarning]" = ()) -> dict[str
 def stored_graph(stored: "StoredRun") -> dict[str, Any]:
     """Describe the recipe with which a run began, which may differ from the one that the server has now."""
     try:
-        return describe(GraphSpec.model_validate(read_yaml(stored.recipe, "<run>").root.value, strict=True))
+        spec = GraphSpec.model_validate(read_yaml(stored.recipe, "<run>").root.value, strict=True)
+        return describe(spec, Path(stored.setting.folder))
     except (RecipeError, ValidationError) as error:
         raise InputError(f"the recipe of run {stored.id!r} can't be read by this version of cachegraph") from error
+
+
+def _edge(edge: EdgeSpec) -> dict[str, Any]:
+    return {
+        "from": edge.sender,
+        "to": edge.receiver,
+        "channel": edge.channel,
+        "when": edge.when,
+        "max_rounds": edge.max_rounds,
+    }
+
+
+def _inner_edges(spec: GraphSpec, folder: Path) -> list[EdgeSpec]:
+    """The edges of included recipes; none if a recipe's file has changed since, or has gone."""
+    try:
+        return list(inner_edges(spec, folder))
+    except (InputError, RecipeError, ValidationError, RecursionError):
+        return []
 
 
 def _agent(spec: GraphSpec, name: str) -> dict[str, Any]:

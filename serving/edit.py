@@ -71,7 +71,7 @@ def _check(served: ServedGraph, state: ServerState, recipe: str | None, edges: A
     try:
         graph: Graph = served.graph if recipe is None else changed_graph(recipe, served.source, state.limits)
         graph = graph.with_channels(edges) if edges else graph
-        return {"problems": [], "graph": describe(graph.spec, graph.warnings())}
+        return {"problems": [], "graph": describe(graph.spec, graph.folder, graph.warnings())}
     except RecipeError as error:
         return {"problems": [_problem(each) for each in error.problems], "graph": None}
     except CachegraphError as error:

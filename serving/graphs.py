@@ -6,7 +6,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .config import ServerConfig
-from .describe import describe
 from .served_graphs import ServedGraph
 from .server_state import state_of
 
@@ -28,7 +27,7 @@ async def show_graph(request: Request) -> Response:
 
 def _graph(served: ServedGraph, config: ServerConfig) -> dict[str, Any]:
     return {
-        **describe(served.graph.spec, served.graph.warnings()),
+        **served.description,
         "remembers": served.remembers,
         "shows_recipe": config.shows_prompts,
         "runs_changes": config.allow_upload,

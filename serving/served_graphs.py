@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from anyio.to_thread import run_sync
 
 from cachegraph.agents.base import Agent
 from cachegraph.agents.spec import AgentSpec
@@ -17,6 +19,7 @@ from cachegraph.graph.recipe.load import answering, remembers
 from cachegraph.graph.recipe.spec import GraphSpec
 from cachegraph.graph.run.subgraph import SubgraphAgent, all_nodes
 
+from .describe import describe
 from .errors import ApiError
 from .hide_paths import hide_paths
 from .recipe_source import RecipeSource
@@ -69,9 +72,10 @@ class ServedGraph:
 
     def variant_of(self, spec: GraphSpec) -> Graph | None:
         """Return the recipe or its copy that matches this spec; None for another recipe."""
-        channels = {(edge.sender, edge.receiver): edge.channel for edge in spec.edges}
+        channels: dict[tuple[str, str], Channel] = {(edge.sender, edge.receiver): edge.channel for edge in spec.edges}
         if channels.keys() != {(edge.sender, edge.receiver) for edge in self.graph.spec.edges}:
             return None
+        channels |= _inner_channels(spec)
         for channel in (None, *CHANNELS):
             for edges in ({}, channels):
                 try:
@@ -81,6 +85,15 @@ class ServedGraph:
                 if copy.spec == spec:
                     return copy
         return None
+
+    def read_files(self) -> None:
+        """Read the included recipes, whose files may change while the server runs."""
+        _ = self.description, self.remembers
+
+    @cached_property
+    def description(self) -> Mapping[str, Any]:
+        """The recipe as JSON, as it was loaded."""
+        return describe(self.graph.spec, self.graph.folder, self.graph.warnings())
 
     @cached_property
     def remembers(self) -> bool:
@@ -175,6 +188,7 @@ class ServedGraphs:
         """Load the models of one recipe after the other, so that loads never compete for memory."""
         for served in self._served.values():
             await served.open()
+            await run_sync(served.read_files)
             for _, node in all_nodes(await served.graph.awire()):
                 engine = node.agent.peer().engine
                 if engine is not None:
@@ -186,6 +200,17 @@ class ServedGraphs:
         self.ready = False
         for served in self._served.values():
             await served.graph.aclose()
+
+
+def _inner_channels(spec: GraphSpec) -> dict[tuple[str, str], Channel]:
+    """Return the channels that a recipe gives to single edges of its included recipes, by full names."""
+    found: dict[tuple[str, str], Channel] = {}
+    for name, entry in spec.graphs.items():
+        for edge, channel in entry.channels.items() if isinstance(entry.channels, dict) else ():
+            sender, colon, receiver = edge.partition(":")
+            if colon:
+                found[f"{name}/{sender}", f"{name}/{receiver}"] = channel
+    return found
 
 
 def _speaker(wiring: Wiring) -> Speaker:

@@ -1,6 +1,7 @@
 """Graphs that tests serve."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -9,7 +10,7 @@ from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.testing import tiny_model
 
-__all__ = ["Gate", "gated", "scripted_duo", "tiny_duo", "tiny_solo"]
+__all__ = ["Gate", "gated", "scripted_duo", "tiny_duo", "tiny_solo", "tiny_team"]
 
 
 def scripted_duo(*agents: ScriptedAgent, **parts: Any) -> Graph:
@@ -42,6 +43,19 @@ def tiny_duo(name: str = "pair", channel: Any = "cache") -> Graph:
     graph.add_agent("writer", model="tiny", prompt="{{ reader }} {{ question }}", generate={"max_new_tokens": 6})
     graph.add_edge("reader", "writer", channel)
     graph.output = "writer"
+    return graph
+
+
+def tiny_team(folder: Path, *, asks: bool = False) -> Graph:
+    """A recipe that includes the one of `tiny_duo`, a file in `folder`; if it `asks`, a person ends it."""
+    tiny_duo().to_yaml(folder / "pair.yaml")
+    graph = Graph(name="outer", folder=folder)
+    graph.add_input("story")
+    graph.add_agent("team", graph="pair.yaml", inputs={"story": "{{ story }}"})
+    graph.output = "team"
+    if asks:
+        graph.add_agent("person", pause="{{ team }}?").add_edge("team", "person")
+        graph.output = "person"
     return graph
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cachegraph.channels.spec import EdgeSpec
 from cachegraph.errors import Problem, RecipeError
 
 from .check import check
@@ -24,6 +25,7 @@ __all__ = [
     "check_included",
     "dump_recipe",
     "included",
+    "inner_edges",
     "load_recipe",
     "locate",
     "parse_alone",
@@ -149,6 +151,16 @@ def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
         inner = with_inner_channels(read_spec(file), entry)
         yield inner, file
         yield from included(inner, file.parent)
+
+
+def inner_edges(spec: GraphSpec, folder: Path) -> Iterator[EdgeSpec]:
+    """Yield the edges of all included recipes by full names, such as `team/reader` to `team/writer`."""
+    for name, entry in spec.graphs.items():
+        file = own_file(entry, folder)
+        inner = with_inner_channels(read_spec(file), entry)
+        for edge in (*inner.edges, *inner_edges(inner, file.parent)):
+            ends = {"sender": f"{name}/{edge.sender}", "receiver": f"{name}/{edge.receiver}"}
+            yield edge.model_copy(update=ends)
 
 
 def answering(spec: GraphSpec, folder: Path) -> GraphSpec:

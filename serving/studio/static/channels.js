@@ -1,7 +1,7 @@
 // The switches: a channel for every edge, and one switch for all.
 
 import { h, replace } from "/studio/dom.js";
-import { edgeKey } from "/studio/run_state.js";
+import { allEdges, edgeKey } from "/studio/run_state.js";
 
 /** Build the switches. `onChange(channels)` gets a Map of the switched edges, by "sender>receiver". */
 export function channelSwitches(graph, onChange) {
@@ -14,14 +14,15 @@ export function channelSwitches(graph, onChange) {
     else channels.set(key, channel);
     controls.get(key).value = channel;
   };
-  const rows = graph.edges.map((edge) => {
+  const edges = allEdges(graph);
+  const rows = edges.map((edge) => {
     const control = select(graph.channels, edge.channel, `Channel from ${edge.from} to ${edge.to}`, (channel) => (set(edge, channel), changed()));
     control.dataset.switch = edgeKey(edge.from, edge.to);
     controls.set(edgeKey(edge.from, edge.to), control);
     return h("li", {}, h("span", {}, `${edge.from} → ${edge.to}`), control);
   });
   const setAll = (channel) => {
-    for (const edge of graph.edges) set(edge, channel ?? edge.channel);
+    for (const edge of edges) set(edge, channel ?? edge.channel);
     changed();
   };
   const all = ["as declared", ...graph.channels].map((name, index) => h("button", { type: "button", class: "small", onclick: () => setAll(index ? name : null) }, name));

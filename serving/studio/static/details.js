@@ -33,7 +33,12 @@ export function openAgent(lane, name) {
 function innerAgents(lane, name) {
   const inner = [...lane.run.agents.keys()].filter((each) => each.startsWith(`${name}/`));
   const buttons = inner.map((each) => h("button", { type: "button", class: "small", onclick: () => openAgent(lane, each) }, each));
-  return inner.length > 0 && [h("h3", {}, "Agents inside"), h("p", { class: "row" }, buttons)];
+  const edges = lane.graph.inner_edges.filter((edge) => edge.to.startsWith(`${name}/`));
+  const edgeButton = (edge) => h("button", { type: "button", class: "small", "data-inner": edgeKey(edge.from, edge.to), onclick: () => openEdge(lane, edge) }, `${edge.from} → ${edge.to}`);
+  return [
+    inner.length > 0 && [h("h3", {}, "Agents inside"), h("p", { class: "row" }, buttons)],
+    edges.length > 0 && [h("h3", {}, "Edges inside"), h("p", { class: "row" }, edges.map(edgeButton))],
+  ];
 }
 
 /** The prompt of a turn, and buttons for the agent's other turns. */
@@ -64,7 +69,7 @@ export function openEdge(lane, edge) {
     report?.fallback_reason && h("p", { class: "fallback" }, `Fallback: ${report.fallback_reason}`),
     !report && h("p", { class: "quiet" }, "Nothing has travelled over this edge in this run."),
     report && drawLayers(report.residuals),
-    report && report.channel_used !== "text" && later(lane, seen.turn, (prompt) => (prompt.edges[edge.from] ?? []).map((each) => drawAlignment(each, edge))),
+    report && report.channel_used !== "text" && later(lane, seen.turn, (prompt) => (prompt.edges[edge.from.split("/").at(-1)] ?? []).map((each) => drawAlignment(each, edge))),
   );
 }
 

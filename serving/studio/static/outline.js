@@ -9,7 +9,8 @@ import { edgeKey } from "/studio/run_state.js";
 export function writeOutline(element, graph, run) {
   const items = Object.keys(graph.agents).map((name) => {
     const agent = run.agents.get(name);
-    const edges = graph.edges.filter((edge) => edge.to === name).map((edge) => h("li", {}, edgeLine(edge, run)));
+    const inside = graph.inner_edges.filter((edge) => edge.to.startsWith(`${name}/`));
+    const edges = [...graph.edges.filter((edge) => edge.to === name), ...inside].map((edge) => h("li", {}, edgeLine(edge, name, run)));
     return h("li", {}, h("strong", {}, name), `: ${agentLine(graph.agents[name], agent)}`, edges.length > 0 && h("ul", {}, edges));
   });
   replace(element, h("ul", {}, items));
@@ -24,10 +25,11 @@ function agentLine(entry, agent) {
   return parts.join("; ");
 }
 
-function edgeLine(edge, run) {
+function edgeLine(edge, agent, run) {
   const seen = run.edges.get(edgeKey(edge.from, edge.to));
   const limits = [edge.when && `when ${edge.when}`, edge.max_rounds && `at most ${plural(edge.max_rounds, "round")}`].filter(Boolean).join(", ");
-  const head = `from ${edge.from}, ${edge.channel}${limits ? ` (${limits})` : ""}`;
+  const to = edge.to === agent ? "" : ` to ${edge.to}`;
+  const head = `from ${edge.from}${to}, ${edge.channel}${limits ? ` (${limits})` : ""}`;
   if (!seen) return head;
   const report = seen.report;
   const used = report.channel_used === report.asked ? "" : ` went as ${report.channel_used}`;

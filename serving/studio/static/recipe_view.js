@@ -8,7 +8,7 @@ import { recipeText } from "/studio/recipe_text.js";
 import { GraphView } from "/studio/graph_view.js";
 import { inputsForm } from "/studio/inputs_form.js";
 import { Lane } from "/studio/lane.js";
-import { ENDED, newRun } from "/studio/run_state.js";
+import { ENDED, allEdges, newRun } from "/studio/run_state.js";
 
 /** Open the view of a recipe. */
 export async function recipeView(name) {
@@ -59,7 +59,7 @@ class RecipeView {
     this.drawing = new GraphView(graph, { onAgent: (name) => this.text?.find(name), onEdge: focus, label: `Graph of ${graph.name}` });
     this.drawing.update(newRun());
     this.inputs = inputsForm(graph, this.inputs?.texts());
-    const hasEdges = graph.edges.length > 0;
+    const hasEdges = allEdges(graph).length > 0;
     replace(this.place, this.drawing.element);
     replace(this.fields, this.inputs.element);
     replace(this.channels, hasEdges && [h("h2", {}, "Channels"), this.switches.element]);
@@ -156,7 +156,7 @@ class RecipeView {
 
 function wayChoice(graph, label, value) {
   const names = [...graph.channels, "as switched"];
-  const onlyText = graph.edges.every((edge) => edge.channel === "text");
+  const onlyText = allEdges(graph).every((edge) => edge.channel === "text");
   const chosen = value === "as switched" && onlyText ? "cache" : value;
   return h("select", { "aria-label": label }, names.map((name) => h("option", { value: name, selected: name === chosen }, name)));
 }

@@ -19,6 +19,9 @@ export function newRun() {
 
 export const edgeKey = (sender, receiver) => `${sender}>${receiver}`;
 
+/** All edges of a graph, with those of the recipes that it includes. */
+export const allEdges = (graph) => [...graph.edges, ...graph.inner_edges];
+
 /** Whether a turn is one item of a list, whose agent is at work until all of them are. */
 const isItem = (turn) => turn.endsWith("]");
 

@@ -4,6 +4,7 @@ import { ask } from "/studio/api.js";
 import { Comparison } from "/studio/comparison.js";
 import { h } from "/studio/dom.js";
 import { Lane } from "/studio/lane.js";
+import { allEdges } from "/studio/run_state.js";
 
 /** Open the view of one run. */
 export async function runView(id) {
@@ -28,6 +29,6 @@ export async function raceView(ids) {
 }
 
 function wayOf(graph, index) {
-  const channels = [...new Set(graph.edges.map((edge) => edge.channel))];
+  const channels = [...new Set(allEdges(graph).map((edge) => edge.channel))];
   return channels.length === 1 ? `Over ${channels[0]}` : `Way ${index + 1}: ${channels.join(" and ")}`;
 }

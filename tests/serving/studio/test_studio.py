@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from browser import Page, chromium, open_page
 from live_server import Running, served
-from server_graphs import Gate, gated, scripted_duo, tiny_duo
+from server_graphs import Gate, gated, scripted_duo, tiny_duo, tiny_team
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
@@ -48,7 +48,8 @@ def server(own_store: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "<p>report</p><script>try { parent.document.title = 'reached'; } catch { document.title = 'alone'; }"
         "document.querySelector('p').textContent = document.title + ' ' + origin;</script>"
     )
-    with served([tiny_duo(), scripted_duo(), asking()], allow_upload=True, reports=reports) as running:
+    graphs = [tiny_duo(), scripted_duo(), asking(), tiny_team(tmp_path_factory.mktemp("team"))]
+    with served(graphs, allow_upload=True, reports=reports) as running:
         yield running
 
 
@@ -144,6 +145,20 @@ def test_an_edge_is_switched_and_the_run_goes_that_way(page: Page, server: Runni
     ended(page)
     assert latest(server)["result"]["edges"][0]["channel_used"] == "text"
     page.expect(content(".lane .edge .channel"), "text")
+
+
+def test_an_edge_of_an_included_recipe_is_switched_and_its_details_are_opened(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/outer")
+    fill(page, "[data-switch='team/reader>team/writer']", "both")
+    fill(page, "#input-story", STORY)
+    click(page, "button.main")
+    ended(page)
+    assert latest(server)["result"]["edges"][0]["channel_used"] == "both"
+    click(page, ".lane [data-agent=team]")
+    click(page, "#details [data-inner]")
+    shows(page, "#details h2", "team/reader → team/writer")
+    page.wait_for("document.querySelectorAll('#details .pair').length > 0")
+    assert complaints(page) == []
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
