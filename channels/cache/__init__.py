@@ -6,6 +6,7 @@ edge_plan       GraftPlan, FusePlan, JointPlan: what a cache edge does in every 
 fused_decode    Decode while sharers correct every new position
 fused_prefill   Prefill a prompt with sharers and correct the receiver's cache
 graft           Move a sender's entries to the receiver's positions
+prefix          Put a trained prefix in front of a prompt
 residual_norms  How large a fuser's corrections are
 sent_cache      SentCache: the cache that a sender hands over
 shared_prompt   The tokens and positions of a prompt for receiver and sharers

@@ -60,7 +60,8 @@ def export_fuser(source: Path, folder: Path, form: Format = "ours") -> None:
         save_fuser(fuser, folder)
         return
     if not isinstance(fuser, Fuser):
-        raise FuserError(f"{str(source)!r} is a translator, which has no published format; export it as 'ours'")
+        what = "translator" if fuser.card.kind == "graft" else "trained prefix"
+        raise FuserError(f"{str(source)!r} is a {what}, which has no published format; export it as 'ours'")
     if fuser.card.architecture == "c2c":
         _check_sayable(fuser.card, source)
     export_reference(fuser, folder)  # refuses other architectures

@@ -8,7 +8,7 @@ import pytest
 from damage import Tally, damage_file
 
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
-from cachegraph.channels.fusers.files.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.files.load import load_fuser, load_ours, load_translator
 from cachegraph.channels.fusers.files.verify import open_fuser
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.inventory import describe
@@ -43,7 +43,7 @@ def whole(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def use(folder: Path) -> None:
     """All doors to a fuser's folder; the first error of them."""
     problems = []
-    for work in (open_fuser, describe, is_translator, load_fuser, load_translator):
+    for work in (open_fuser, describe, load_fuser, load_ours, load_translator):
         try:
             work(folder)
         except FuserError as error:

@@ -14,7 +14,7 @@ from cachegraph.channels.cache.graft import graft
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.cache.translate import Translation
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
-from cachegraph.channels.fusers.files.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.files.load import load_fuser, load_ours, load_translator
 from cachegraph.channels.fusers.files.weights import CARD, WEIGHTS, save_fuser
 from cachegraph.channels.fusers.networks.translator import Translator, new_translator
 from cachegraph.channels.payload import Origin
@@ -78,7 +78,7 @@ def test_a_saved_translator_comes_back_number_for_number(tmp_path: Path) -> None
     made = translator()
     save_fuser(made, tmp_path / "t")
     again = load_translator(tmp_path / "t")
-    assert is_translator(tmp_path / "t")
+    assert isinstance(load_ours(tmp_path / "t"), Translator)
     assert again.card.model_copy(update={"sha256": None}) == made.card
     for name, tensor in made.network.state_dict().items():
         assert torch.equal(tensor, again.network.state_dict()[name])

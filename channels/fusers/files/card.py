@@ -163,8 +163,11 @@ class Card(Strict):
         Field(description="Whether the fuser corrects keys with RoPE applied, or with RoPE removed."),
     ] = "rotated"
     kind: Annotated[
-        Literal["fuse", "graft"],
-        Field(description="Fuse: corrects what both ends have read. Graft: translates what only the sharer has read."),
+        Literal["fuse", "graft", "prefix"],
+        Field(
+            description="Fuse: corrects what both ends have read. Graft: translates what only the sharer has read. "
+            "Prefix: trained entries of the receiver alone, a control of comparisons."
+        ),
     ] = "fuse"
     scope: Annotated[
         str | None,
@@ -196,6 +199,10 @@ class Card(Strict):
     def _layers_exist(self) -> "Card":
         check_layers(self.layer_map, self.receiver.geometry.layers, self.sharer.geometry.layers)
         layers = self.sharer_layers
+        if self.kind == "prefix":
+            if layers or self.layer_map:
+                raise ValueError("a card of kind 'prefix' has neither sharer_layers nor a layer_map")
+            return self
         all_layers = self.kind == "graft" or self.architecture == "bottleneck"
         if bool(layers) != all_layers or bool(self.layer_map) == all_layers:
             raise ValueError(

@@ -24,14 +24,16 @@ def card_words(card: Card, parameters: int) -> dict[str, str]:
         words[f"{role} weights"] = end.identity or "unknown"
         words[f"{role} cache"] = str(end.geometry)
         words[f"{role} vocabulary"] = f"{end.vocab:,}" if end.vocab else None
-    pairs = ", ".join(f"{receiver} ← {sharer}" for receiver, sharer in card.layer_map)
+    layers = ", ".join(f"{receiver} ← {sharer}" for receiver, sharer in card.layer_map)
+    if card.sharer_layers:
+        layers = f"all ← {', '.join(map(str, card.sharer_layers))}"
     words |= {
         "kind": card.kind,
         "architecture": card.architecture,
         "sizes": ", ".join(f"{key} {value}" for key, value in card.params.items()),
         "parameters": f"{parameters:,}",
         "sharer depth": _depth(card),
-        "layers": pairs or f"all ← {', '.join(map(str, card.sharer_layers))}",
+        "layers": layers,
         "alignment": card.alignment,
         "sharer reads": card.reads,
         "keys": card.rope,

@@ -7,17 +7,13 @@ import torch
 from cachegraph.errors import FuserError, library_errors
 
 from ..networks.base import Fuser
+from ..networks.prefix import Prefix
 from ..networks.translator import Translator
 from .c2c_format import is_reference, load_reference
 from .joint_folder import refuse_pair
-from .weights import CARD, read_card, read_fuser, read_translator
+from .weights import CARD, read_card, read_fuser, read_prefix, read_translator
 
-__all__ = ["is_translator", "load_fuser", "load_translator"]
-
-
-def is_translator(folder: Path | str) -> bool:
-    """Whether a folder's card describes a translator, for grafts. Raises FuserError if the card is damaged."""
-    return (Path(folder) / CARD).is_file() and read_card(folder).kind == "graft"
+__all__ = ["load_fuser", "load_ours", "load_translator"]
 
 
 def load_translator(
@@ -25,6 +21,17 @@ def load_translator(
 ) -> Translator:
     """Load the translator in a folder; `dtype` None keeps the saved dtype. Raises FuserError."""
     return read_translator(folder).to(device, dtype)
+
+
+def load_ours(folder: Path | str) -> Fuser | Translator | Prefix:
+    """Load what the card of a folder of ours describes. Raises FuserError."""
+    match read_card(folder).kind:
+        case "prefix":
+            return read_prefix(folder)
+        case "graft":
+            return load_translator(folder)
+        case _:
+            return load_fuser(folder)
 
 
 def load_fuser(folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Fuser:

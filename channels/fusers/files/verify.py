@@ -7,17 +7,18 @@ from pathlib import Path
 from cachegraph.errors import FuserError, library_errors
 
 from ..networks.base import Fuser
+from ..networks.prefix import Prefix
 from ..networks.translator import Translator
 from .c2c_format import load_reference
 from .joint_folder import refuse_pair
-from .load import load_fuser, load_translator
-from .weights import CARD, WEIGHTS, read_card
+from .load import load_ours
+from .weights import CARD, WEIGHTS
 
 __all__ = ["open_fuser", "open_fusers"]
 
 
-def open_fuser(folder: Path) -> Fuser | Translator:
-    """Open the one fuser or translator in a folder, ours or published. Raises FuserError."""
+def open_fuser(folder: Path) -> Fuser | Translator | Prefix:
+    """Open the one fuser, translator or trained prefix in a folder, ours or published. Raises FuserError."""
     fusers = open_fusers(folder)
     if len(fusers) > 1:
         raise FuserError(
@@ -27,14 +28,14 @@ def open_fuser(folder: Path) -> Fuser | Translator:
     return fusers[0]
 
 
-def open_fusers(folder: Path) -> tuple[Fuser | Translator, ...]:
+def open_fusers(folder: Path) -> tuple[Fuser | Translator | Prefix, ...]:
     """Open everything in a folder, one fuser per sharer. Raises FuserError."""
     with library_errors(lambda why: FuserError(f"{str(folder)!r} can't be read ({why}); check its permissions")):
         _check_files(folder)
         refuse_pair(folder)
         if not any((folder / name).is_file() for name in (CARD, WEIGHTS)):
             return load_reference(folder)
-        return (load_translator(folder) if read_card(folder).kind == "graft" else load_fuser(folder),)
+        return (load_ours(folder),)
 
 
 def _check_files(folder: Path) -> None:

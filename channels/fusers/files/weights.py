@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.errors import FuserError, library_errors
@@ -17,7 +17,8 @@ from cachegraph.errors import FuserError, library_errors
 from ..networks.base import Fuser, Projector
 from ..networks.bottleneck import build_bottleneck
 from ..networks.create import build_projector
-from ..networks.translator import ARCHITECTURE, Translator, TranslatorNetwork, build_translator
+from ..networks.prefix import Prefix, build_prefix
+from ..networks.translator import ARCHITECTURE, Translator, build_translator
 from .atomic_folder import replaced_folder
 from .card import CARD, Card, read_card
 
@@ -29,6 +30,7 @@ __all__ = [
     "filled_projector",
     "read_card",
     "read_fuser",
+    "read_prefix",
     "read_translator",
     "save_fuser",
 ]
@@ -47,9 +49,9 @@ class _Name(NamedTuple):
         return f"layers.{self.layer}.{self.parameter}"
 
 
-def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
-    """Write the fuser or translator to a folder atomically; returns the card with the weights' hash."""
-    named = fuser.network.state_dict() if isinstance(fuser, Translator) else fuser.state()
+def save_fuser(fuser: Fuser | Translator | Prefix, folder: Path | str) -> Card:
+    """Write the fuser, translator or prefix to a folder atomically; returns the card with the weights' hash."""
+    named = fuser.state() if isinstance(fuser, Fuser) else fuser.network.state_dict()
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in named.items()}
     with replaced_folder(Path(folder), frozenset({CARD, WEIGHTS})) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -62,6 +64,10 @@ def save_fuser(fuser: Fuser | Translator, folder: Path | str) -> Card:
 def read_fuser(folder: Path | str) -> Fuser:
     """Read the fuser in a folder of ours, checked against its card before anything is allocated. Raises FuserError."""
     card = read_card(folder)
+    if card.kind == "prefix":
+        raise FuserError(
+            f"{str(folder)!r} is a trained prefix, a control of comparisons, which joins no two models; name a fuser"
+        )
     if card.kind != "fuse":
         raise FuserError(f"{str(folder)!r} is a translator, which grafts; it can't fuse")
     with _damage(folder):
@@ -95,7 +101,17 @@ def read_translator(folder: Path | str) -> Translator:
         return translator.train(False)
 
 
-def _fill(network: TranslatorNetwork, folder: Path | str, card: Card) -> None:
+def read_prefix(folder: Path | str) -> Prefix:
+    """Read the trained prefix in a folder of ours, with the same checks. Raises FuserError."""
+    card = read_card(folder)
+    with _damage(folder):
+        with torch.device("meta"):
+            prefix = build_prefix(card)
+        _fill(prefix.network, folder, card)
+        return prefix
+
+
+def _fill(network: nn.Module, folder: Path | str, card: Card) -> None:
     """Load the folder's tensors into a network on the meta device."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     path = Path(folder) / WEIGHTS

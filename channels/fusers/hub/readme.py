@@ -75,6 +75,8 @@ def _metadata(card: Card) -> str:
 
 
 def _what(card: Card) -> str:
+    if card.kind == "prefix":
+        return "A trained prefix for cachegraph: a control of comparisons, KV entries of the receiver alone."
     does = (
         "corrects the receiver's KV cache with what the sharer understood of the same text"
         if card.kind == "fuse"

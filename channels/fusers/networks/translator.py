@@ -23,7 +23,7 @@ from cachegraph.engine.kv.shapes import KVShape, describe_shapes
 from cachegraph.engine.spec import Strict
 from cachegraph.errors import ChannelError, FuserError
 
-from ..files.card import Card, ModelEnd, checked_card
+from ..files.card import Card, Geometry, ModelEnd, checked_card
 
 __all__ = [
     "ARCHITECTURE",
@@ -32,7 +32,9 @@ __all__ = [
     "TranslatorParams",
     "bottleneck_params",
     "build_translator",
+    "join_layers",
     "new_translator",
+    "split_layers",
 ]
 
 ARCHITECTURE = "bottleneck"
@@ -113,14 +115,7 @@ class Translator:
 
     def write(self, y: Tensor) -> tuple[LayerKV, ...]:
         """Split the network's output into a receiver's unrotated layers, each (1, kv_heads, positions, head_dim)."""
-        geometry = self.card.receiver.geometry
-        shapes = geometry.shapes
-        parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
-        by_head = [
-            part.view(len(y), shape.kv_heads, -1).transpose(0, 1)[None]
-            for part, shape in zip(parts, [shape for shape in shapes for _ in range(2)], strict=True)
-        ]
-        return tuple(LayerKV(*pair) for pair in zip(by_head[::2], by_head[1::2], strict=True))
+        return split_layers(y, self.card.receiver.geometry)
 
     def translate(self, layers: Sequence[LayerKV]) -> tuple[LayerKV, ...]:
         """Translate a sharer's unrotated layers into the receiver's, in the network's dtype.
@@ -193,6 +188,22 @@ def new_translator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_translator(card).train(False)
+
+
+def split_layers(y: Tensor, geometry: Geometry) -> tuple[LayerKV, ...]:
+    """Split (positions, features) into a model's layers, each (1, kv_heads, positions, head_dim)."""
+    shapes = geometry.shapes
+    parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
+    by_head = [
+        part.view(len(y), shape.kv_heads, -1).transpose(0, 1)[None]
+        for part, shape in zip(parts, [shape for shape in shapes for _ in range(2)], strict=True)
+    ]
+    return tuple(LayerKV(*pair) for pair in zip(by_head[::2], by_head[1::2], strict=True))
+
+
+def join_layers(layers: Sequence[LayerKV]) -> Tensor:
+    """The reverse of `split_layers`."""
+    return torch.cat([_rows(each) for layer in layers for each in layer], dim=-1)
 
 
 def _rows(x: Tensor) -> Tensor:
