@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from cachegraph.channels.payload import EdgeReport, Payload, Route
+from cachegraph.channels.payload import EdgeReport, KVSpan, Payload, Route
 from cachegraph.channels.spec import EdgeSpec
 
 from .sessions.session import Recollection
@@ -165,11 +165,12 @@ class Control:
     """A control that replaces the caches received over the edges of a turn. Received text stays as it is.
 
     zero: as many positions, with keys and values of 0. mismatched: the caches that the same edges delivered in `other`,
-    this agent's turn on another example.
+    this agent's turn on another example. tuned: replaces nothing; the trained entries `prefix` precede the prompt.
     """
 
-    kind: Literal["zero", "mismatched"]
+    kind: Literal["zero", "mismatched", "tuned"]
     other: "Turn | None" = None
+    prefix: KVSpan | None = None
 
 
 @dataclass(frozen=True)

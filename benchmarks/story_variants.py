@@ -1,9 +1,10 @@
-"""Numbers of the story translator beyond story-relay's own: other texts, a reader with the question, fewer layers.
+"""Numbers of the story translator beyond story-relay's own: other texts, a reader with the question, fewer layers,
+receivers that were trained on the same rows.
 
 Each part prints the commands that it runs, their tables, and paired differences. Trainings are kept in OUT and not
 repeated.
 
-    python benchmarks/story_variants.py --data-folder DATA --out OUT [--part facts|answers|question|depth]
+    python benchmarks/story_variants.py --data-folder DATA --out OUT [--part facts|answers|question|depth|tuned]
 
 DATA holds mctest.{train,dev}.jsonl and dream.{train,dev}.jsonl: context, question, choices, answer.
 """
@@ -97,8 +98,19 @@ def depth(data: Path, out: Path) -> None:
     paired(found, f"cache@{made}", found, "cache")
 
 
+def tuned(data: Path, out: Path) -> None:
+    """The receiver's own model, trained on the same rows: a translator with itself, and a prefix before the words."""
+    itself = train("story-relay", data, out / "identical", "--control", "identical")
+    prefix = train("story-relay", data, out / "tuned", "--control", "tuned")
+    variants = ["cache", "mismatched", f"identical@{itself}", f"tuned@{prefix}", "ceiling", "floor"]
+    found = run("story-relay", data / "mctest.dev.jsonl", variants, out / "tuned-compare")
+    for each in (f"identical@{itself}", f"tuned@{prefix}"):
+        paired(found, "cache", found, each)
+        paired(found, each, found, "ceiling")
+
+
 def main() -> None:
-    parts = {"facts": facts, "answers": answers, "question": question, "depth": depth}
+    parts = {"facts": facts, "answers": answers, "question": question, "depth": depth, "tuned": tuned}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -8,13 +8,19 @@ from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 
+import anyio
+
+from cachegraph.channels.fusers.files.card import read_card
+from cachegraph.channels.payload import KVSpan
 from cachegraph.channels.spec import CHANNELS
 from cachegraph.engine.batching.request_context import current_context, request_context
-from cachegraph.errors import CachegraphError
+from cachegraph.errors import CachegraphError, ChannelError
 from cachegraph.graph.data.dataset import Rows
 from cachegraph.graph.data.examples import data_hash
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.plan.wiring import Wiring
 from cachegraph.graph.recipe.load import dump_recipe, included
+from cachegraph.graph.run.subgraph import answering_node
 from cachegraph.graph.run.sync import wait
 
 from .agreement import agreements
@@ -155,15 +161,31 @@ async def _variant_runs(task: Task, derived: list[Graph]) -> tuple[list[VariantR
                 derived.append(graph)
             try:
                 wiring = await graph.awire()
+                prefix = await _prefix(variant, wiring)
             except CachegraphError as error:
                 refused[variant.records] = str(error)
                 break
             cards |= cards_of(wiring)
+            if variant.prefix is not None:
+                cards[variant.name] = read_card(variant.prefix)
             if variant.name in CHANNELS:  # the other variants take something away on purpose
                 dropped += [f"{variant.name}: {each}" for each in wiring.warnings if each.kind == "dropped"]
             donors = task.donors[seed] if variant.control == "mismatched" else None
-            runs.append(VariantRun(variant.records, seed, graph, variant.control, task.scores, donors))
+            runs.append(VariantRun(variant.records, seed, graph, variant.control, task.scores, donors, prefix))
     return runs, refused, cards, list(dict.fromkeys(dropped))
+
+
+async def _prefix(variant: Variant, wiring: Wiring) -> KVSpan | None:
+    """The variant's trained prefix as entries of the output agent's model. Raises FuserError or ChannelError."""
+    if variant.prefix is None:
+        return None
+    name, node = answering_node(wiring)
+    engine = node.agent.peer().engine
+    if engine is None:
+        raise ChannelError(f"a trained prefix needs the model of agent {name!r} in this process")
+    from cachegraph.channels.cache.prefix import prefix_span
+
+    return await anyio.to_thread.run_sync(prefix_span, variant.prefix, engine.model)
 
 
 def _complete_environment(environment: Environment, task: Task, concurrency: int) -> None:

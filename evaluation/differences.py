@@ -9,7 +9,7 @@ import numpy as np
 from .comparison import Difference, Estimate, MetricInfo
 from .effects import ALPHA, cohens_h, detectable, detectable_mean, holm, matched_odds_ratio, standardised
 from .stats import Floats, bootstrap_means, interval, is_binary, mcnemar, two_sided, unanimous, wilson
-from .variants import Name, baseline_of, control_of
+from .variants import CACHED, TUNED, Name, baseline_of, control_of
 
 __all__ = ["Values", "all_differences", "correct", "estimates"]
 
@@ -110,14 +110,16 @@ def _ends(name: str, base: str, recorded: Mapping[str, str]) -> frozenset[str]:
 
 
 def _baselines(name: str, names: Mapping[str, object]) -> tuple[str, ...]:
-    """The baselines of a variant: text, its fuser's mismatched control, alone, its channel's control.
+    """The baselines of a variant: text, its fuser's mismatched control, alone, its channel's control, and of one with
+    caches the receiver's own model trained the same way.
 
     A variant with one cache edge is compared with text and with its own control.
     """
     if Name.parse(name).edge is not None:
         return ("text", control_of(name))
     alone = "floor" if "alone" not in names else "alone"  # two names of one variant
-    return tuple(dict.fromkeys(("text", baseline_of("mismatched", name), alone, control_of(name))))
+    tuned = [each for each in names if Name.parse(each).kind in TUNED] if Name.parse(name).kind in CACHED else []
+    return tuple(dict.fromkeys(("text", baseline_of("mismatched", name), alone, control_of(name), *tuned)))
 
 
 def _difference(values: Values, name: str, base: str, number: int, metric: MetricInfo, resampled: Floats) -> Difference:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from cachegraph.agents.base import ChoiceScore, Control
+from cachegraph.channels.payload import KVSpan
 from cachegraph.errors import CachegraphError, RunError
 from cachegraph.graph.data.examples import Example
 from cachegraph.graph.graph import Graph
@@ -24,7 +25,7 @@ class VariantRun:
     """One variant with one seed. `variant` is the name in its records.
 
     `scores`: score the choices of each example. `donors`: for each example the one whose caches it gets in the
-    `mismatched` control.
+    `mismatched` control. `prefix`: trained entries in front of the output agent's prompt.
     """
 
     variant: str
@@ -33,6 +34,7 @@ class VariantRun:
     control: ControlKind | None
     scores: bool
     donors: Sequence[Example] | None = None
+    prefix: KVSpan | None = None
 
 
 async def run_example(run: VariantRun, example: Example, donor: Example | None) -> ExampleRecord:
@@ -57,6 +59,8 @@ async def run_example(run: VariantRun, example: Example, donor: Example | None) 
 
 async def _controls(run: VariantRun, donor: Example | None) -> Mapping[str, Control]:
     """For each agent, what replaces its incoming caches. The donor's run stops before the output agent's turn."""
+    if run.prefix is not None:
+        return {answering_node(await run.graph.awire())[0]: Control("tuned", prefix=run.prefix)}
     if run.control == "zero":
         return {name: Control("zero") for name, _ in all_nodes(await run.graph.awire())}
     if run.control is None or donor is None:

@@ -7,11 +7,9 @@ from cachegraph.common.human import format_bytes
 
 from .comparison import Category, Comparison, MetricInfo
 from .table_cells import corrected, empty_table, number, show_difference, show_estimate, show_p, show_ratio
-from .variants import Name, baseline_of
+from .variants import CACHED, Name, baseline_of
 
 __all__ = ["agreement_table", "category_table", "edge_table", "effect_table"]
-
-CACHED = ("cache", "both", "auto")
 
 
 def effect_table(comparison: Comparison) -> Table | None:

@@ -2,11 +2,13 @@
 
 A variant's name is KIND, for a control on another channel KIND:CHANNEL, and with another fuser than the recipe's
 KIND@FUSER: `mismatched`, `zero:both`, `cache@my-fuser`. KIND@mean is the mean over those that differ in their fuser.
+`tuned@FOLDER` names a trained prefix instead of a fuser.
 KIND:SENDER:RECEIVER has a cache on one edge and text on all others: `cache:reader:writer`, `mismatched:reader:writer`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
@@ -19,7 +21,9 @@ from cachegraph.graph.plan.expected_routes import all_expected_routes
 from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 
 __all__ = [
+    "CACHED",
     "DEFAULT",
+    "TUNED",
     "VARIANTS",
     "ControlKind",
     "Name",
@@ -44,11 +48,13 @@ VARIANTS = {
     "zero": "as cache, but every key and value of the sharers is 0, before a fuser or translator reads it",
     "identical": "as cache, but the receiver's own model is the sharer, through a fuser with itself",
     "ceiling": "agents upstream hand over, as words, all that they were given",
+    "tuned": "as ceiling, behind a trained prefix of the output agent's model",
     "floor": "the output agent with nothing of what the others were given: the same as alone",
 }
 DEFAULT = ("text", "cache", "alone", "mismatched")
 CONTROLS: tuple[ControlKind, ...] = ("zero", "mismatched")
-BASES: tuple[Channel, ...] = ("cache", "both", "auto")
+CACHED: tuple[Channel, ...] = ("cache", "both", "auto")
+TUNED = ("identical", "tuned")  # the receiver's own model, trained like the fuser
 MEAN = "mean"
 
 
@@ -74,7 +80,7 @@ class Name(NamedTuple):
     @property
     def channel(self) -> Channel:
         """The channel of the edges that a control replaces the caches of."""
-        return next((each for each in BASES if each == self.of), "cache")
+        return next((each for each in CACHED if each == self.of), "cache")
 
 
 def control_of(name: str) -> str:
@@ -98,7 +104,7 @@ class Variant:
     `why_not` says why there are none.
 
     `owns`: the graph loads models of its own, so its user must close it. `mean_of`: the variants of which it is the
-    mean; it does not run itself.
+    mean; it does not run itself. `prefix`: the folder of a trained prefix for the output agent.
     """
 
     name: str
@@ -108,6 +114,7 @@ class Variant:
     why_not: str | None = None
     owns: bool = False
     mean_of: tuple[str, ...] = ()
+    prefix: Path | None = None
 
 
 def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Variant]:
@@ -117,11 +124,13 @@ def make_variants(names: Sequence[str], graph: Graph, examples: int) -> list[Var
     variants: list[Variant] = []
     for name in names:
         kind, of, fuser = parsed = Name.parse(name)
-        of_channel = kind in CONTROLS and of in BASES
+        of_channel = kind in CONTROLS and of in CACHED
         of_edge = kind in ("cache", *CONTROLS) and parsed.edge is not None
         if kind not in VARIANTS or (of and not of_channel and not of_edge):
             raise InputError(f"there is no variant {name!r}{suggest(name, VARIANTS)}")
-        if "@" in name and (not fuser or kind not in (*BASES, *CONTROLS, "identical")):
+        if kind == "tuned" and (not fuser or fuser == MEAN):
+            raise InputError(f"the variant {name!r} needs the folder of a trained prefix, as in tuned@FOLDER")
+        if "@" in name and (not fuser or kind not in (*CACHED, *CONTROLS, *TUNED)):
             raise InputError(
                 f"the variant {name!r} can't have a fuser: only a variant with caches can, as in cache@NAME"
             )
@@ -165,9 +174,9 @@ def _make(name: str, graph: Graph) -> list[Variant]:
             return [Variant(name, name, graph.with_channels(kind))]
         case "mismatched" | "zero":
             return [Variant(name, name, graph.with_channels(parsed.channel), kind)]
-        case "alone" | "floor" | "sharer" | "identical" if graph.output in graph.spec.graphs:
+        case "alone" | "floor" | "sharer" | "identical" | "tuned" if graph.output in graph.spec.graphs:
             return [Variant(name, name, why_not=f"the output {graph.output!r} is an included recipe, not an agent")]
-        case "ceiling" if graph.spec.graphs:
+        case "ceiling" | "tuned" if graph.spec.graphs:
             return [Variant(name, name, why_not="agents of included recipes can't be made to read only")]
         case "alone" | "floor":
             return [
@@ -180,7 +189,7 @@ def _make(name: str, graph: Graph) -> list[Variant]:
             ]
         case "sharer":
             return _sharers(name, graph)
-        case "ceiling":
+        case "ceiling" | "tuned":
             return [_ceiling(name, graph)]
         case _:
             return [_identical(name, graph, fuser or None)]
@@ -199,6 +208,9 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
     except FuserError as error:
         raise InputError(f"the variant {name!r} can't run: {error}") from error
     (plain,) = _make(name, graph)
+    if kind == "tuned":
+        _check_prefix(name, folder)
+        return [replace(plain, records=_records(name, mark), prefix=folder)]
     if kind == "identical":
         return [replace(plain, records=_records(name, mark))]
     assert plain.graph is not None
@@ -217,6 +229,15 @@ def _fused(name: str, graph: Graph) -> list[Variant]:
     )
     changed = graph.with_spec(spec.model_copy(update={"edges": edges}))
     return [Variant(name, _records(name, mark), changed, plain.control, owns=True)]
+
+
+def _check_prefix(name: str, folder: Path) -> None:
+    from cachegraph.channels.fusers.files.card import read_card
+
+    if read_card(folder).kind != "prefix":
+        raise InputError(
+            f"the variant {name!r} can't run: {str(folder)!r} is a fuser; train a prefix with --control tuned"
+        )
 
 
 def _records(name: str, mark: str) -> str:

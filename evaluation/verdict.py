@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from .comparison import Difference, MetricInfo, VariantRow
 from .summary import fallback
 from .table import number
-from .variants import Name, control_of
+from .variants import CACHED, TUNED, Name, control_of
 
 __all__ = ["verdicts"]
 
 FEW = 30
-CACHED = ("cache", "both", "auto")
 
 
 def verdicts(rows: Sequence[VariantRow], differences: Sequence[Difference], metric: MetricInfo) -> list[str]:
@@ -47,6 +46,8 @@ def _about(row: VariantRow, running: dict[str, VariantRow], table: Table, metric
         said.append(f"{used}; on the others, {fallback(row)}")
     if (row.name, "text") in table:
         said.append(against(table[row.name, "text"], metric))
+    tuned = [each for each in running if Name.parse(each).kind in TUNED and (row.name, each) in table]
+    said += [against(table[row.name, each], metric) for each in tuned]
     said.append(_communication(row.name, running, table, metric))
     return said
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cachegraph.channels.fusers.files.atomic_folder import replaced_folder
 from cachegraph.channels.fusers.files.card import Card
 from cachegraph.channels.fusers.files.joint_folder import PARTS, is_pair
-from cachegraph.channels.fusers.files.load import is_translator, load_fuser, load_translator
+from cachegraph.channels.fusers.files.load import load_ours
 from cachegraph.channels.fusers.files.trained_rows import TrainedRows, trained_rows
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.graph.data.dataset import FILES
@@ -53,7 +53,7 @@ def publish_fuser(best: Path, folder: Path, card: dict[str, object]) -> None:
 
 
 def _write(best: Path, folder: Path, card: dict[str, object]) -> None:
-    fuser = load_translator(best) if is_translator(best) else load_fuser(best)
+    fuser = load_ours(best)
     save_fuser(replace(fuser, card=fuser.card.model_copy(update=card)), folder)
 
 

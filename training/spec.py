@@ -24,7 +24,7 @@ __all__ = [
     "TrainSpec",
 ]
 
-Control = Literal["none", "identical", "zero"]
+Control = Literal["none", "identical", "zero", "tuned"]
 
 
 class RidgeSpec(Strict):
@@ -179,7 +179,10 @@ class TrainSpec(Strict):
     judge: JudgeSpec = JudgeSpec()
     control: Annotated[
         Control,
-        Field(description="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros."),
+        Field(
+            description="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros; tuned: the "
+            "receiver reads the sharer's text behind a trained prefix of as many parameters."
+        ),
     ] = "none"
     seed: NonNegativeInt = 0
     scope: Annotated[

@@ -198,7 +198,8 @@ def _encode_examples(
 
 def run_folder(found: OpenedTraining) -> Path:
     """The checkpoint folder, beside the fuser's. Raises FuserError or ConfigError if the fuser can't be written."""
-    check_output_path(found.folder, is_pair=isinstance(found.spec.fuser, JointSpec))
+    is_pair = isinstance(found.spec.fuser, JointSpec) and found.spec.control != "tuned"
+    check_output_path(found.folder, is_pair=is_pair)
     return found.folder.with_name(f"{found.folder.name}.training")
 
 

@@ -243,6 +243,8 @@ class LocalAgent:
         """Settle all edges, then compute the prompt once. For the arguments see `Prefiller.prefill`."""
         engine, reply_room = self._opened.engine, with_settings(self._spec, inbox.turn).generate.max_new_tokens
         settled = await EdgeSettler(engine, inbox, renderer, reply_room, work).settle()
+        if inbox.turn.control is not None and inbox.turn.control.prefix is not None:
+            settled = settled.behind(inbox.turn.control.prefix)
         row = await Prefiller(engine, self._spec.fusion, inbox).prefill(
             settled, finish=finish, reply=reply, layers=layers
         )

@@ -1,7 +1,7 @@
 """Settle every edge of a turn before its prompt is computed: graft, fuse, or fall back to text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachegraph.channels.cache.graft import is_of_a_long_row, why_too_long
 from cachegraph.channels.cache.shared_prompt import SharedPrompt
@@ -30,6 +30,13 @@ class SettledPrompt:
     seconds: float = 0.0  # spent moving grafts to their positions
     sharing: Sequence[FuseDelivery] = ()  # deliveries whose sharers correct this prompt
     shared: SharedPrompt | None = None  # its alignment with the sharers; None: no sharer corrects anything
+
+    def behind(self, prefix: KVSpan) -> "SettledPrompt":
+        """This prompt with trained entries in front. Raises ChannelError if it has caches of other agents."""
+        if self.shared is not None or any(span is not None for span in self.grafts):
+            raise ChannelError("a trained prefix precedes words alone, and this prompt has caches of other agents")
+        prompt = replace(self.prompt, parts=[Slot(""), *self.prompt.parts])
+        return replace(self, prompt=prompt, grafts=[prefix, *self.grafts])
 
 
 class EdgeSettler:

@@ -169,7 +169,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (
         lambda recipe: recipe.update(control="zeros"),
         "zeros",
-        "'control': input should be 'none', 'identical' or 'zero'",
+        "'control': input should be 'none', 'identical', 'zero' or 'tuned'",
     ),
     (lambda recipe: recipe["data"].update(dev=1.5), "1.5", "'dev': a fraction of the texts lies between 0 and 1"),
 ]

@@ -11,6 +11,7 @@ from cachegraph.channels.cache.align import Aligner, SharedSpan, align_offsets
 from cachegraph.channels.cache.edge_plan import FusePlan
 from cachegraph.channels.cache.shared_prompt import SharedPrompt, share_by_ids
 from cachegraph.channels.fusers.networks.base import Fuser
+from cachegraph.channels.payload import JOINT
 from cachegraph.errors import ChannelError, InputError
 
 from ..pair import End, Pair
@@ -22,10 +23,12 @@ __all__ = [
     "JointExample",
     "PrivateText",
     "Replies",
+    "WordsExample",
     "fuse_example",
     "graft_example",
     "joint_example",
     "text_pairs",
+    "words_example",
 ]
 
 
@@ -105,6 +108,20 @@ class JointExample:
         return pair_own_prompts(self.prompt, [(other.own.ids, other.own.origins)])
 
 
+@dataclass(frozen=True, eq=False)
+class WordsExample:
+    """The receiver prefills a prompt that has the sharer's prompt, `text`, as words."""
+
+    prompt: tuple[int, ...]
+    text: str
+    inputs: Mapping[str, str]
+    replies: Replies
+
+    def about(self, pair: Pair, text: str) -> tuple[int, ...]:
+        """The prompt with the text of another example, as in the `mismatched` control."""
+        return tuple(_prompt_with_words(pair, self.inputs, text).ids)
+
+
 def graft_example(pair: Pair, example: TrainingExample) -> GraftExample:
     """Encode an example for a translator. Raises InputError if nothing is private, or a text is too long."""
     prompt, sharer_prompt = _prompts(pair, example, slots=True)
@@ -169,6 +186,29 @@ def fuse_example(pair: Pair, example: TrainingExample, fuser: Fuser, aligner: Al
     return FuseExample(shared_prompt, tuple(shared_prompt.sharers[0].ids), replies, piece, own)
 
 
+def words_example(pair: Pair, example: TrainingExample, *, room: int) -> WordsExample:
+    """Encode an example for a receiver that reads all words, as in the variant `ceiling`.
+
+    `room` is the number of positions in front of the prompt. Raises InputError if the prompt is too long.
+    """
+    sharer_messages = pair.sharer.template.messages(_values(pair, example.inputs))
+    text = JOINT.join(message.content.text for message in sharer_messages if message.role == "user")
+    prompt = _prompt_with_words(pair, example.inputs, text)
+    replies = _replies(pair.receiver, prompt, example)
+    _check_room(pair.receiver, len(prompt.ids), replies, example, prefix=room)
+    return WordsExample(tuple(prompt.ids), text, example.inputs, replies)
+
+
+def _prompt_with_words(pair: Pair, inputs: Mapping[str, str], text: str) -> Prompt:
+    return _render(pair.receiver, {**_values(pair, inputs), pair.sharer.agent: text}, [])
+
+
+def _values(pair: Pair, inputs: Mapping[str, str]) -> dict[str, str]:
+    """The inputs, and an empty text for every other name of the two prompts."""
+    empty = dict.fromkeys((*pair.receiver.template.reads.names, *pair.sharer.template.reads.names), "")
+    return {**empty, **inputs}
+
+
 def _check_shared(pair: Pair, example: TrainingExample, shared_prompt: SharedPrompt) -> None:
     if not any(stretch.pairs for stretch in shared_prompt.stretches):
         raise InputError(
@@ -194,8 +234,7 @@ def text_pairs(text: PrivateText, receiver: End) -> list[tuple[list[int], list[t
 
 def _prompts(pair: Pair, example: TrainingExample, *, slots: bool) -> tuple[Prompt, Prompt]:
     """The prompts of receiver and sharer. `slots`: the receiver's has a slot for the sharer's message."""
-    empty = dict.fromkeys((*pair.receiver.template.reads.names, *pair.sharer.template.reads.names), "")
-    values = {**empty, **example.inputs}
+    values = _values(pair, example.inputs)
     receiver_prompt = _render(pair.receiver, values, [pair.sharer.agent] if slots else [])
     sharer_prompt = _render(pair.sharer, values, [])
     if slots and not any(isinstance(part, Slot) for part in receiver_prompt.parts):
@@ -225,12 +264,13 @@ def _replies(receiver: End, prompt: Prompt, example: TrainingExample) -> Replies
     return Replies(ids, example.answer if example.choices and example.answer is not None else 0)
 
 
-def _check_room(end: End, prompt: int, replies: Replies | None, example: TrainingExample) -> None:
+def _check_room(end: End, prompt: int, replies: Replies | None, example: TrainingExample, *, prefix: int = 0) -> None:
     limit = end.engine.model.info.max_positions
     longest = max(map(len, replies.ids)) if replies is not None else 0
-    if prompt + longest > limit:
+    if prefix + prompt + longest > limit:
         raise InputError(
             f"{example.place}: the prompt of agent {end.agent!r} has {prompt} tokens"
+            + (f" behind a prefix of {prefix}" if prefix else "")
             + (f" and its response {longest}" if longest else "")
             + f", but {end.engine.model.name!r} reads at most {limit}; drop long examples, or shorten them"
         )

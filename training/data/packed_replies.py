@@ -1,7 +1,8 @@
 """Log-probabilities of replies after shared caches, under autograd: all prompts and replies of a text in one row.
 
-The new tokens of a row form a tree: each prompt branches off the cache, and each reply off its prompt. A mask says
-which new tokens a token attends to, so each layer needs one attention call, which reads the cache once.
+The new tokens of a row form a tree: a trunk, which all prompts begin with, follows the cache; each prompt branches off
+it, and each reply off its prompt. A mask says which new tokens a token attends to, so each layer needs one attention
+call, which reads the cache once.
 """
 
 from collections.abc import Sequence
@@ -31,10 +32,11 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Branches after one cache, which may carry gradients."""
+    """Branches after one cache, which may carry gradients. `trunk`: tokens between the cache and every branch."""
 
     segments: tuple[KV, ...]
     branches: Sequence[Branch]
+    trunk: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,16 @@ def _sum(logprobs: Tensor, reply: _Reply) -> Tensor:
 
 def _row(tree: Tree) -> tuple[Row, list[list[_Reply]]]:
     cache = RowCache(tree.segments)
-    ids: list[int] = []
-    positions: list[Tensor] = []
+    first_branch = cache.next_position + len(tree.trunk)
+    ids: list[int] = list(tree.trunk)
+    positions: list[Tensor] = [torch.arange(cache.next_position, first_branch)]
     stretches: list[tuple[int, int, int, int]] = []  # a stretch of tokens, and the stretch of its prompt
     asked: list[int] = []
     wanted: list[list[_Reply]] = []
     for branch in tree.branches:
         at = branch.positions
         if at is None:
-            at = torch.arange(cache.next_position, cache.next_position + len(branch.ids))
+            at = torch.arange(first_branch, first_branch + len(branch.ids))
         start = len(ids)
         ids += branch.ids
         positions.append(at)
@@ -93,13 +96,14 @@ def _row(tree: Tree) -> tuple[Row, list[list[_Reply]]]:
             asked += range(len(ids), len(ids) + len(body))
             ids += body
         wanted.append(replies)
-    row = Row(ids, cache, asked, positions=torch.cat(positions), sees=_sees(len(ids), stretches))
+    row = Row(ids, cache, asked, positions=torch.cat(positions), sees=_sees(len(ids), len(tree.trunk), stretches))
     return row, wanted
 
 
-def _sees(length: int, stretches: Sequence[tuple[int, int, int, int]]) -> Tensor:
-    """(new, new) bool: a token attends to the tokens before it in its own stretch and in its prompt."""
+def _sees(length: int, trunk: int, stretches: Sequence[tuple[int, int, int, int]]) -> Tensor:
+    """(new, new) bool: a token attends to the tokens before it in the trunk, in its own stretch and in its prompt."""
     sees: Any = torch.zeros(length, length, dtype=torch.bool)
+    sees[:, :trunk] = True
     for start, end, prompt, prompt_end in stretches:
         sees[start:end, prompt:prompt_end] = True
         sees[start:end, start:end] = True

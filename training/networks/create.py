@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from cachegraph.channels.cache.align import Aligner
+from cachegraph.channels.cache.prefix import why_no_prefix
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
 from cachegraph.channels.fusers.files.load import load_translator
 from cachegraph.channels.fusers.find import check_pair, find_fuser
@@ -14,6 +15,7 @@ from cachegraph.channels.fusers.layer_map import LAYER_MAPS
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.bottleneck import new_bottleneck
 from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.fusers.networks.prefix import entry_width, new_prefix
 from cachegraph.channels.fusers.networks.translator import Translator, bottleneck_params, new_translator
 from cachegraph.channels.routing import why_not_aligned
 from cachegraph.engine.model.load import LoadedModel
@@ -25,6 +27,7 @@ from .fuse import FuseLearner
 from .graft import GraftLearner
 from .joint import JointLearner
 from .learner import Learner
+from .prefix import PrefixLearner
 
 __all__ = ["new_learner"]
 
@@ -33,6 +36,8 @@ CACHE_SHARE = 0.25  # of free memory, for one model's prefilled prompts
 
 def new_learner(spec: TrainSpec, pair: Pair, base: Path) -> "Learner[object]":
     """The learner of a recipe in folder `base`. Raises ConfigError or FuserError if it doesn't fit the models."""
+    if spec.control == "tuned":
+        return _prefix_learner(spec, pair, base)  # type: ignore[return-value]
     wanted = spec.fuser
     if isinstance(wanted, JointSpec):
         fuse = _fuse_learner(spec, wanted.fuse, pair)
@@ -40,6 +45,21 @@ def new_learner(spec: TrainSpec, pair: Pair, base: Path) -> "Learner[object]":
     if isinstance(wanted, GraftSpec):
         return _graft_learner(spec, wanted, pair, base)  # type: ignore[return-value]
     return _fuse_learner(spec, wanted, pair)  # type: ignore[return-value]
+
+
+def _prefix_learner(spec: TrainSpec, pair: Pair, base: Path) -> PrefixLearner:
+    """A prefix of about as many parameters as the recipe's own network."""
+    network = new_learner(spec.model_copy(update={"control": "none"}), pair, base).module
+    receiver = model_end(pair.receiver.engine.model)
+    if reason := why_no_prefix(pair.receiver.engine.model):
+        raise ConfigError(f"{receiver.name!r} can't have a trained prefix: {reason}")
+    positions = max(round(sum(p.numel() for p in network.parameters()) / entry_width(receiver.geometry)), 1)
+    if positions >= (most := pair.receiver.engine.model.info.max_positions):
+        raise ConfigError(
+            f"a prefix of as many parameters as the recipe's network has {positions} positions, but {receiver.name!r} "
+            f"reads at most {most}; make the network smaller"
+        )
+    return PrefixLearner(pair, new_prefix(receiver, positions), seed=spec.seed)
 
 
 def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair, base: Path) -> GraftLearner:

@@ -50,7 +50,7 @@ def compare(
         typer.Option(
             "--variants",
             help="Comma-separated: text, cache, both, auto, alone, sharer, mismatched, zero, identical, ceiling, "
-            "floor; cache@NAME is cache with another fuser, cache@mean the mean over all such fusers, "
+            "floor, tuned@FOLDER; cache@NAME is cache with another fuser, cache@mean the mean over all such fusers, "
             "cache:SENDER:RECEIVER a cache on one edge",
         ),
     ] = DEFAULT_VARIANTS,

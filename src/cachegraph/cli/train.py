@@ -54,7 +54,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)] = None,
     control: Annotated[
         str | None,
-        typer.Option(help="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros."),
+        typer.Option(
+            help="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros; tuned: the "
+            "receiver reads the text behind a trained prefix of as many parameters."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
