@@ -10,6 +10,8 @@ gguf_header    checks a GGUF file's header before a library reads it
 gguf_metadata  what a GGUF file states, and which architectures convert exactly
 gguf_config    completes a configuration from a GGUF file's metadata
 convert_gguf   converts a GGUF file to safetensors
+gguf_tokenizer/  the tokenizer of a GGUF file
+conversions    models that an earlier version converted
 store          the folder of pulled models
 inventory      lists the catalogue beside the models on this disk; removes them
 placement      chooses device and dtype

@@ -77,6 +77,7 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
     from ..model.text_model import auto_class
     from .gguf_config import complete_config
     from .gguf_metadata import GGUFMetadata, check_readable
+    from .gguf_tokenizer import read_tokenizer, save_tokenizer
 
     progress("read", 0, 0)
     reader = library.GGUFReader(gguf)
@@ -89,7 +90,7 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
         config = transformers.LlamaConfig(**{**config.to_dict(), "model_type": "llama", "sliding_window": None})
     complete_config(config, metadata)
     _check_sizes(config, target.elements, gguf)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer = read_tokenizer(gguf, metadata)
     model, report = auto_class(config).from_pretrained(
         gguf.parent,
         config=config,
@@ -108,7 +109,7 @@ def _convert(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) 
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
         weights.chmod(0o644)  # safetensors leaves them to their owner alone
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, metadata)
 
 
 def _check_sizes(config: Any, elements: int, gguf: Path) -> None:

@@ -98,16 +98,17 @@ class GGUFMetadata:
     def __init__(self, reader: Any, where: str):
         self.where = where
         self._fields = reader.fields
-        self.architecture = str(self._general("general.architecture"))
+        self.architecture = str(self.value("general.architecture"))
         self._tensors = {each.name: each for each in reader.tensors}
 
-    def _general(self, key: str) -> Any:
+    def value(self, key: str) -> Any:
+        """The value of a key by its whole name, or None."""
         field = self._fields.get(key)
         return None if field is None else field.contents()
 
     def get(self, key: str) -> Any:
         """The value of a key of the architecture, or None."""
-        return self._general(f"{self.architecture}.{key}")
+        return self.value(f"{self.architecture}.{key}")
 
     def number(self, key: str) -> int | None:
         """None if the file states none, or one for each layer."""
@@ -135,7 +136,7 @@ class GGUFMetadata:
     @property
     def parts(self) -> int:
         """How many files the model is split into."""
-        return int(self._general("split.count") or 1)
+        return int(self.value("split.count") or 1)
 
     @property
     def prediction_layers(self) -> range:

@@ -5,6 +5,7 @@ for a vocabulary of 262k. If the result equals the file, which is checked once a
 file directly from then on, or a compact copy of it.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from cachegraph.common.json_cache import KeptJson, file_facts
 
 from .compact_tokenizer import find_copy, write_copy
 
-__all__ = ["read_raw_tokenizer"]
+__all__ = ["mark_exact", "read_raw_tokenizer"]
 
 _FORMAT = 2
+_CONFIG, _EXACT = "tokenizer_config.json", "cachegraph_exact"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OPTIONS = ("chat_template", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side", "model_max_length")
 _LARGE = 100_000  # bytes of a tokenizer.json; a smaller one is read at once
@@ -53,8 +55,25 @@ def _found_out(file: Path, raw: Any) -> dict[str, Any]:
     return {"options": options, "copy": write_copy(raw.backend_tokenizer)}
 
 
+def mark_exact(folder: Path) -> None:
+    """Have the tokenizer in a folder of ours read as its file says, not by the class for the model's type."""
+    file = folder / _CONFIG
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, _EXACT: True}, indent=2) + "\n", encoding="utf-8")
+
+
 def _read_slowly(folder: Path) -> Any:
+    if _is_exact(folder):
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _is_exact(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):  # transformers says what is wrong with it
+        return False
+    return isinstance(config, dict) and config.get(_EXACT) is True
 
 
 def _read_directly(file: Path, options: dict[str, Any]) -> Any:
