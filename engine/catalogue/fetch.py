@@ -9,6 +9,7 @@ from cachegraph.errors import ModelError
 from ..model.weight_files import check_folder, fingerprint
 from ..spec import ModelSpec
 from .catalogue import Catalogue, FolderSource, GgufSource, HubSource, WheelSource, load_catalogue
+from .conversions import CONVERSION, is_current
 from .convert_gguf import check_gguf, convert_gguf
 from .hub import fetch_snapshot
 from .progress import Notice, Progress, log_notice, silent
@@ -70,7 +71,7 @@ def _find(wanted: Wanted) -> StoredModel | None:
         stored = _made_from(wanted, store) or store.read(_slug(wanted))
     else:
         stored = store.read(wanted.slug)
-    if stored is None or wanted.key not in (None, stored.record.key):
+    if stored is None or wanted.key not in (None, stored.record.key) or not is_current(stored):
         return None
     return _model(wanted, stored)
 
@@ -140,6 +141,7 @@ def _pull_gguf(wanted: Wanted, store: ModelStore, progress: Progress) -> Stored:
         licence=wanted.licence,
         licence_url=wanted.entry.licence.url if wanted.entry else None,
         origin=GGUFOrigin.of(given) if given else None,
+        conversion=CONVERSION,
     )
     stored = store.commit(made, slug, record)
     shutil.rmtree(room)

@@ -26,7 +26,17 @@ from cachegraph.errors import ConfigError
 
 from .progress import Progress
 
-__all__ = ["GGUFOrigin", "ModelRecord", "ModelStore", "Stored", "StoredModel", "file_errors", "folder_bytes", "home"]
+__all__ = [
+    "RECORD",
+    "GGUFOrigin",
+    "ModelRecord",
+    "ModelStore",
+    "Stored",
+    "StoredModel",
+    "file_errors",
+    "folder_bytes",
+    "home",
+]
 
 RECORD = "cachegraph.json"
 
@@ -75,6 +85,7 @@ class ModelRecord(BaseModel):
     pulled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     cachegraph: str = __version__
     transformers: str = Field(default_factory=lambda: version("transformers"))
+    conversion: int = 1  # the version of the conversion that made it, of a model from a GGUF file
 
 
 class Stored(NamedTuple):
