@@ -8,14 +8,13 @@ Each part prints the commands that it runs, and their tables. Trainings are kept
 DATA holds words.train.jsonl and words.dev.jsonl: language, question, choices, answer.
 """
 
-import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+from study import RECIPES, run_command, run_parts, train
+
+RECIPE = "word-duo"
 METRICS = ("-m", "accuracy", "-m", "answer_logprob")
 SHORT = ("optim.steps=100",)  # trials are judged after 50 and 100 steps
 TRIED = {
@@ -25,20 +24,8 @@ TRIED = {
 }
 
 
-def run(*arguments: str) -> None:
-    print("$ cachegraph", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "cachegraph", *arguments], check=True)
-
-
-def train(data: Path, made: Path, *more: str) -> Path:
-    if not (made / "card.json").is_file():
-        state = ("--resume",) if any(made.with_name(f"{made.name}.training").glob("step-*")) else ()
-        run("train", str(RECIPES / "train/word-duo.yaml"), "--data-folder", str(data), "-o", str(made), *more, *state)
-    return made
-
-
 def compare(rows: Path, out: Path, variants: Sequence[str]) -> None:
-    run("compare", str(RECIPES / "word-duo.yaml"), "--allow-paths", "--data", str(rows), "--variants",
+    run_command("compare", str(RECIPES / f"{RECIPE}.yaml"), "--allow-paths", "--data", str(rows), "--variants",
         ",".join(variants), *METRICS, "-o", str(out))  # fmt: skip
 
 
@@ -47,8 +34,8 @@ def shipped(data: Path, out: Path) -> None:
 
 
 def seeds(data: Path, out: Path) -> None:
-    fusers = [train(data, out / f"seed-{seed}", "--seed", str(seed)) for seed in (0, 1, 2)]
-    tuned = train(data, out / "trained-on-zeros", "--control", "zero")
+    fusers = [train(RECIPE, data, out / f"seed-{seed}", "--seed", str(seed)) for seed in (0, 1, 2)]
+    tuned = train(RECIPE, data, out / "trained-on-zeros", "--control", "zero")
     variants = [f"{kind}@{fuser}" for kind in ("cache", "mismatched") for fuser in (*fusers, "mean")]
     compare(data / "words.dev.jsonl", out / "seeds", [*variants, f"zero@{tuned}", "alone"])
 
@@ -61,31 +48,20 @@ def left_out(data: Path, out: Path, language: str = "Polish") -> None:
         lines = (data / name).read_text(encoding="utf-8").splitlines(keepends=True)
         chosen = [line for line in lines if (json.loads(line)["language"] == language) == wanted]
         (folder / name).write_text("".join(chosen), encoding="utf-8")
-    made = train(folder, folder / "fuser")
+    made = train(RECIPE, folder, folder / "fuser")
     compare(folder / "words.dev.jsonl", folder / "compared", [f"cache@{made}", f"mismatched@{made}", "cache", "alone"])
 
 
 def tried(data: Path, out: Path) -> None:
     for name, settings in TRIED.items():
-        made = train(data, out / f"tried-{name}", *(part for each in (*SHORT, *settings) for part in ("--set", each)))
+        made = train(
+            RECIPE, data, out / f"tried-{name}", *(part for each in (*SHORT, *settings) for part in ("--set", each))
+        )
         log = made.with_name(f"{made.name}.training") / "log.jsonl"
         for line in log.read_text(encoding="utf-8").splitlines():
             if (record := json.loads(line))["kind"] == "judgement":
                 print(name, json.dumps(record))
 
 
-def main() -> None:
-    parts = {"shipped": shipped, "seeds": seeds, "left-out": left_out, "tried": tried}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-folder", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--part", choices=parts, help="one of them; default: all")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        if args.part in (None, name):
-            part(args.data_folder.resolve(), args.out.resolve())
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, {"shipped": shipped, "seeds": seeds, "left-out": left_out, "tried": tried})

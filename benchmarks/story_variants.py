@@ -9,21 +9,18 @@ repeated.
 DATA holds mctest.{train,dev}.jsonl and dream.{train,dev}.jsonl: context, question, choices, answer.
 """
 
-import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import rich
 from fact_paragraphs import write_rows
+from study import RECIPES, run_parts, train
 
 from cachegraph import Comparison, Graph, compare
 from cachegraph.evaluation.stats import bootstrap_means, interval
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 METRICS = ("accuracy", "answer_logprob")
 SHIPPED = "smollm2-135m-instruct--gemma-3-270m--story"
 DEPTH = {
@@ -34,16 +31,6 @@ DEPTH = {
     "optim.steps": 1,  # of a warm-up: the fit alone
     "judge.rows": 96,
 }
-
-
-def train(recipe: str, data: Path, made: Path, *more: str) -> Path:
-    """Train this recipe's translator with these changes, unless it is there."""
-    if not (made / "card.json").is_file():
-        state = ("--resume",) if any(made.with_name(f"{made.name}.training").glob("step-*")) else ()
-        arguments = ["train", str(RECIPES / f"train/{recipe}.yaml"), "--data-folder", str(data), "-o", str(made)]
-        print("$ cachegraph", *arguments, *more, flush=True)
-        subprocess.run([sys.executable, "-m", "cachegraph", *arguments, *more, *state], check=True)
-    return made
 
 
 def run(recipe: str, rows: Path, variants: Sequence[str], out: Path, limit: int | None = None) -> Comparison:
@@ -109,18 +96,5 @@ def tuned(data: Path, out: Path) -> None:
         paired(found, each, found, "ceiling")
 
 
-def main() -> None:
-    parts = {"facts": facts, "answers": answers, "question": question, "depth": depth, "tuned": tuned}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-folder", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--part", choices=parts, help="one of them; default: all")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        if args.part in (None, name):
-            part(args.data_folder.resolve(), args.out.resolve())
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, {"facts": facts, "answers": answers, "question": question, "depth": depth, "tuned": tuned})
