@@ -109,11 +109,6 @@ def _limits(rows: Sequence[VariantRow], running: dict[str, VariantRow]) -> list[
     examples = max((row.examples for row in running.values()), default=0)
     if running and examples == 0:
         said.append("no example finished in every variant, so there is nothing to compare")
-    elif 0 < examples < FEW:
-        said.append(f"{examples} examples are few: intervals are rough, and small differences can't be shown")
-    groups = next((row.groups for row in running.values() if row.groups is not None), None)
-    if groups is not None and groups < FEW <= examples:
-        said.append(f"{examples} examples of {groups} groups: so few groups make intervals rough")
     for row in running.values():
         if row.failed and row.was_run:
             reason = next(iter(row.errors), "")

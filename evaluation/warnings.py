@@ -77,8 +77,8 @@ def _too_few(rows: Sequence[VariantRow], differences: Sequence[Difference]) -> I
         )
     else:
         yield (
-            f"with {count} {what} no difference below {ceil(100 * needed / count)} points can be shown; evaluate some "
-            "hundreds"
+            f"with {count} {what} intervals are rough, and no difference below {ceil(100 * needed / count)} points can "
+            "be shown; evaluate some hundreds"
         )
 
 

@@ -46,15 +46,18 @@ def test_rows_that_the_fuser_has_learnt_are_counted() -> None:
 def test_too_few_counts_with_the_correction_for_many_comparisons() -> None:
     six = [differ("accuracy", 0.0, False).model_copy(update={"comparisons": 6})]
     assert "even if all of them differed the same way" in doubts(rows(6), six, METRICS, examples(6), {})[0]
-    assert "with 24 examples no difference below 34 points" in doubts(rows(24), six, METRICS, examples(24), {})[0]
+    assert (
+        "with 24 examples intervals are rough, and no difference below 34 points"
+        in doubts(rows(24), six, METRICS, examples(24), {})[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("count", "groups", "says"),
     [
         (5, None, "5 examples are too few to mean anything"),
-        (6, None, "with 6 examples no difference below 100 points can be shown"),
-        (20, None, "with 20 examples no difference below 30 points can be shown"),
+        (6, None, "with 6 examples intervals are rough, and no difference below 100 points can be shown"),
+        (20, None, "with 20 examples intervals are rough, and no difference below 30 points can be shown"),
         (200, 4, "4 groups of examples are too few to mean anything"),
         (30, None, None),
         (0, None, None),
