@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from cachegraph.errors import InputError
 from cachegraph.graph.data.dataset import RawExample
-from cachegraph.graph.data.examples import SHOWN, Example, column_value
+from cachegraph.graph.data.examples import SHOWN, Example, column_value, is_blank
 
 from .comparison import ByColumn, Category
 from .differences import correct
@@ -74,7 +74,7 @@ def by_category(
 
 def _category(row: RawExample, column: str) -> str:
     value = column_value(row, column, "the categories")
-    if value is None or value == "":
+    if is_blank(value):
         return EMPTY
     if not isinstance(value, str | int | float):
         raise InputError(f"column {column!r} must hold a text, a number or true and false, not {type(value).__name__}")

@@ -16,7 +16,7 @@ from ..recipe.inputs import check_inputs
 from ..recipe.spec import GraphSpec
 from .dataset import RawExample
 
-__all__ = ["SHOWN", "Example", "column_value", "data_hash", "make_examples", "merge_mapping"]
+__all__ = ["SHOWN", "Example", "column_value", "data_hash", "is_blank", "make_examples", "merge_mapping"]
 
 SHOWN = 5  # problems in one error
 ROLES = ("choices", "labels", "answer", "references", "group", "id")
@@ -98,7 +98,7 @@ def _example(index: int, row: RawExample, graph: GraphSpec, mapping: EvaluateSpe
         choices=choices,
         answer=answer,
         references=references,
-        group=str(column_value(row, mapping.group, "the role 'group'")) if mapping.group is not None else None,
+        group=_group(row, mapping.group),
     )
 
 
@@ -112,6 +112,22 @@ def column_value(row: RawExample, column: str, role: str) -> Any:
             raise InputError(f"there is no column {column!r} for {role}{suggest(column, map(str, row.values))}")
         value = value[part]
     return value
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing to see: no value, not a number, or text without a visible character."""
+    if isinstance(value, str):
+        return not any(each.isprintable() and not each.isspace() for each in value)
+    return value is None or value != value  # NaN, as tables write a missing cell
+
+
+def _group(row: RawExample, column: str | None) -> str | None:
+    if column is None:
+        return None
+    value = column_value(row, column, "the role 'group'")
+    if is_blank(value):
+        raise InputError(f"column {column!r}, the role 'group', is empty; name a group in every row")
+    return str(value)
 
 
 def _optional(row: RawExample, column: str | None, usual: str) -> Any:

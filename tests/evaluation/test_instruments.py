@@ -73,11 +73,20 @@ def test_a_column_that_makes_no_categories_is_named_with_its_row(change: dict[st
         compare(story_graph(), data, variants=["cache"], by=by)
 
 
-def test_an_empty_cell_is_a_category() -> None:
-    data = [{**row, "kind": None if number % 2 else ""} for number, row in enumerate(rows(8))]
+def test_cells_with_nothing_to_see_are_one_category() -> None:
+    blank = (None, "", "  ", "\u200b", float("nan"))
+    data = [{**row, "kind": blank[number % len(blank)]} for number, row in enumerate(rows(10))]
     found = compare(story_graph(), data, variants=["cache", "alone"], by="kind")
     assert found.by is not None
     assert [category.name for category in found.by.categories] == ["(empty)"]
+
+
+@pytest.mark.parametrize("blank", [None, "", " "])
+def test_a_row_without_its_group_is_named(blank: str | None) -> None:
+    data = kinds(8)
+    data[2] |= {"kind": blank}
+    with pytest.raises(InputError, match="column 'kind', the role 'group', is empty"):
+        compare(story_graph(), data, variants=["cache"], columns={"group": "kind"})
 
 
 def test_p_is_corrected_for_all_comparisons_and_a_pair_counts_once() -> None:
