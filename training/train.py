@@ -162,17 +162,17 @@ def open_training(
         yield OpenedTraining(spec, pair, learner, train, dev, rows, target, content.hexdigest())
 
 
-def _check_difference(learner: Learner[Any], examples: Sequence[Any]) -> None:
+def _check_difference(learner: Learner[Any], examples: Sequence[Any], what: str) -> None:
     """Raise InputError if all texts or all answers are equal: a mismatched cache could then never do worse."""
     if len({learner.group(example) for example in examples}) < 2:
         raise InputError(
-            f"the sharer reads the same text in all training rows ({len(examples)}), so no other example's cache can "
+            f"the sharer reads the same text in all {what} rows ({len(examples)}), so no other example's cache can "
             "show whether the receiver uses it; give rows with at least two different texts"
         )
     replies = [learner.replies(example) for example in examples]
     if len({each.ids[each.right] for each in replies}) < 2:
         raise InputError(
-            f"all training rows ({len(examples)}) have the same right answer, which needs no cache to learn; give "
+            f"all {what} rows ({len(examples)}) have the same right answer, which needs no cache to learn; give "
             "rows with at least two different answers"
         )
 
@@ -206,7 +206,8 @@ def run_folder(found: OpenedTraining) -> Path:
 def resume_state(found: OpenedTraining, run: Path, resume: bool, restart: bool) -> CheckpointState:
     """The state to start from. Raises ConfigError or FuserError if checkpoints and options don't fit together,
     InputError if the examples can't train a fuser."""
-    _check_difference(found.learner, found.train)
+    _check_difference(found.learner, found.train, "training")
+    _check_difference(found.learner, found.dev, "dev")
     decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "scope", "licence"}) + found.content
     recipe = hashlib.sha256(decides.encode()).hexdigest()
     last = None if restart else checkpoint.newest(run)

@@ -1,5 +1,6 @@
 """The closed-form start of a bottleneck fuser: against the normal equations, solved the long way on the same rows."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -149,6 +150,24 @@ def test_rows_that_cannot_show_a_difference_are_refused(
     made = write_task(tmp_path, tiny_folders, kind, rows=examples)
     dev = made.folder / "dev.jsonl"
     dev.write_text('{"context": "Zoe ran.", "question": "Who?", "choices": ["Zoe", "Al"], "answer": 0}\n')
+    with pytest.raises(InputError, match=message):
+        train(made.spec(data__dev="dev.jsonl"), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("Anna sat.", 0), ("Anna sat.", 1)], r"reads the same text in all dev rows \(2\)"),
+        ([("Anna sat.", 0), ("Bela sat.", 0)], r"all dev rows \(2\) have the same right answer"),
+    ],
+)
+def test_dev_rows_that_cannot_show_a_difference_are_refused(
+    tmp_path: Path, tiny_folders: dict[str, Path], rows: list[tuple[str, int]], message: str
+) -> None:
+    made = write_task(tmp_path, tiny_folders, "graft")
+    asked = {"question": "Who sat?", "choices": ["Anna", "Bela"]}
+    lines = [json.dumps({"context": text, "answer": answer, **asked}) for text, answer in rows]
+    (made.folder / "dev.jsonl").write_text("\n".join(lines))
     with pytest.raises(InputError, match=message):
         train(made.spec(data__dev="dev.jsonl"), folder=tmp_path)
 

@@ -52,13 +52,15 @@ def read_examples(
 def split_dev(rows: Sequence[L], groups: Sequence[Hashable], part: float, seed: int) -> tuple[list[L], list[L]]:
     """Split into (train, dev): about this fraction of the groups, drawn by `seed`, goes to dev. Groups stay whole.
 
-    Raises InputError if one of the two would be empty.
+    Each part gets two groups or more if there are four, so that every example has a mismatched partner. Raises
+    InputError if one of the two would be empty.
     """
     names = list(dict.fromkeys(groups))
     if not 0 < part < 1 or len(names) < 2:
         raise InputError(f"a part of {part} of {len(names)} texts can't be held back; give dev rows of their own")
     Random(f"{seed} dev").shuffle(names)  # noqa: S311
-    count = min(max(round(part * len(names)), 1), len(names) - 1)
+    least = min(2, len(names) // 2)
+    count = min(max(round(part * len(names)), least), len(names) - least)
     place = {name: i for i, name in enumerate(names[:count])}
     train = [row for row, group in zip(rows, groups, strict=True) if group not in place]
     held = sorted((place[group], i) for i, group in enumerate(groups) if group in place)
