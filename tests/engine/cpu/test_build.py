@@ -10,6 +10,14 @@ from cachegraph.engine.cpu.build import Kernels, kernels
 from cachegraph.engine.kernels import backend
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quickly() -> Iterator[None]:
+    """How fast the code is doesn't matter here, so the compiler need not optimise it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_FLAGS", ("-O0", *build._FLAGS[1:]))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path))
@@ -18,7 +26,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(quickly: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What was compiled into a home of its own."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from cachegraph.engine.gpu import kernels
@@ -113,21 +114,29 @@ def test_every_row_attends_to_its_own_entries_and_writes_one(name: str, dtype: t
     assert torch.equal(got[0, len(LENGTHS) :], torch.zeros_like(got[0, len(LENGTHS) :]))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "letter", "dim"),
-    [(75, "fp16", 128), (80, "bf16", 64), (86, "fp32", 256), (90, "bf16", 256), (120, "bf16", 80)],
-)
-def test_gpus_from_turing_on_can_run_them(architecture: int, letter: str, dim: int, tmp_path: Path) -> None:
+GPUS = ("75-fp16-128", "80-bf16-64", "86-fp32-256", "90-bf16-256", "120-bf16-80")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """What one process says of all GPUs, for all processes of the tests: case, kernel and bytes of shared memory."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    file, script = shared / "compiled_for_gpus.txt", Path(__file__).with_name("compile_for.py")
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(base / "triton")}
+            done = subprocess.run(
+                [sys.executable, str(script), *GPUS], capture_output=True, text=True, env=environment, timeout=250
+            )
+            assert done.returncode == 0, done.stderr[-2000:]
+            file.write_text(done.stdout)
+    return [line.split() for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", GPUS)
+def test_gpus_from_turing_on_can_run_them(case: str, compiled: list[list[str]]) -> None:
     """Compiled to machine code, which needs no GPU, and within the shared memory that the smallest of them have."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_for.py")), str(architecture), letter, str(dim)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    names, shared = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+    names, shared = zip(*(line[1:] for line in compiled if line[0] == case), strict=True)
     assert names == ("_append", "_attend", "_merge", "_attend", "_merge")
-    assert max(map(int, shared)) <= (64 if architecture == 75 else 99) * 1024
+    assert max(map(int, shared)) <= (64 if case.startswith("75") else 99) * 1024
