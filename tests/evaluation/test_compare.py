@@ -8,6 +8,9 @@ import pytest
 
 from cachegraph import Comparison, Graph, acompare, compare
 from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
+from cachegraph.channels.fusers.files.weights import save_fuser
+from cachegraph.channels.fusers.networks.prefix import new_prefix
 from cachegraph.errors import InputError, ModelError
 from cachegraph.evaluation.metrics import pick_metrics
 from cachegraph.evaluation.records import ExampleRecord
@@ -334,6 +337,12 @@ def test_identical_takes_any_translator_of_the_receivers_model_with_itself(tmp_p
     assert [getattr(edge, "fuser", None) for edge in variant.graph.spec.edges] == ["./itself"]
     with pytest.raises(InputError, match="identical@./nothing' can't run: there is no fuser"):
         make_variants(["identical@./nothing"], graph, 4)
+
+
+def test_a_trained_prefix_needs_the_output_agents_model_in_this_process(tmp_path: Path) -> None:
+    save_fuser(new_prefix(ModelEnd(name="m", geometry=Geometry(2, 1, 4)), 3), tmp_path / "prefix")
+    found = compare(story_graph(folder=tmp_path), rows(4), variants=["text", "tuned@./prefix"])
+    assert found.rows[1].why_not == "a trained prefix needs the model of agent 'answerer' in this process"
 
 
 def test_the_ceiling_hands_over_all_that_a_writer_read() -> None:
