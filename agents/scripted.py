@@ -10,6 +10,7 @@ import anyio
 
 from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
+from cachegraph.common.surrogates import mend
 
 from .base import FinishReason, Reply, Tokens, Turn
 
@@ -70,7 +71,7 @@ class ScriptedAgent:
             await self.gate.wait()
         if self.fail is not None:
             raise self.fail
-        text = self._say(turn, heard)
+        text = mend(self._say(turn, heard))
         words = text.split(" ")
         if turn.on_text is not None:
             for i, word in enumerate(words):

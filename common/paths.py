@@ -18,6 +18,8 @@ import psutil
 from filelock import FileLock
 from platformdirs import user_cache_path, user_data_path
 
+from cachegraph.errors import ConfigError
+
 __all__ = ["Hold", "data_home", "home", "lasting", "left_behind"]
 
 Hold = Callable[[Path], AbstractContextManager[bool]]  # whether the file is unused; blocks new users inside the block
@@ -63,7 +65,10 @@ def left_behind() -> list[tuple[Path, Path]]:
 
 def _named() -> Path | None:
     named = os.environ.get("CACHEGRAPH_HOME")
-    return Path(named).expanduser().absolute() if named else None
+    try:
+        return Path(named).expanduser().absolute() if named else None
+    except RuntimeError as error:  # ~ of an unknown user
+        raise ConfigError(f"CACHEGRAPH_HOME is {named!r}, and that user has no home; name another folder") from error
 
 
 def _moved(old: Path, new: Path, hold: Hold) -> bool:

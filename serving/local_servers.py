@@ -88,7 +88,9 @@ class Announcement:
 
 def has_servers() -> bool:
     """Whether a server of this user may run on this machine."""
-    return any(_folder().glob("*.json"))
+    with suppress(OSError):  # a folder that can't be read announces none
+        return any(_folder().glob("*.json"))
+    return False
 
 
 def find_server(recipe: Path, permitted: Mapping[str, Any]) -> LocalServer | None:

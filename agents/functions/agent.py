@@ -101,7 +101,7 @@ def _reply(value: Any, path: str) -> tuple[str, Any]:
     if value is None or isinstance(value, str):
         return mend(value or ""), None
     try:
-        data = mend_json(to_jsonable_python(value))
+        data = mend_json(to_jsonable_python(mend_json(value)))  # pydantic refuses keys with half a character
         return json.dumps(data, ensure_ascii=False, allow_nan=False), data
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise RunError(

@@ -21,6 +21,7 @@ from cachegraph.agents.base import Delivery, Paused, Reply, Timing, Tokens, Traf
 from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.sessions.session import Session
 from cachegraph.channels.payload import EdgeReport, Payload
+from cachegraph.common.surrogates import mend
 from cachegraph.errors import CachegraphError, InputError, RunError
 
 from ..plan.wiring import Node, Wiring
@@ -367,7 +368,7 @@ def _has_run(agent: AgentResult | None) -> bool:
 
 
 def _sentence(error: BaseException) -> str:
-    return str(error) if isinstance(error, CachegraphError) else f"{type(error).__name__}: {error}"
+    return mend(str(error) if isinstance(error, CachegraphError) else f"{type(error).__name__}: {error}")
 
 
 def _forget_locals(error: BaseException | None) -> None:

@@ -242,3 +242,20 @@ def test_ctrl_c_while_a_file_runs_passes(tmp_path: Path) -> None:
     (tmp_path / "stops.py").write_text("raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
         find_function("stops.py:f", "f", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("returned", "data"),
+    [
+        ({"a\ud83d": "\ude00"}, {"a\ufffd": "\ufffd"}),
+        (["\ud83d\ude00", ("\udce9",)], ["😀", ["\ufffd"]]),
+        (Path("caf\udce9"), "caf\ufffd"),
+        ({Path("\udce9"): {"\ud83d"}}, {"\ufffd\ufffd\ufffd": ["\ufffd"]}),
+    ],
+    ids=ascii,
+)
+async def test_half_characters_that_a_function_returns_are_mended(returned: Any, data: Any) -> None:
+    reply = await take(lambda: returned)
+    assert reply.payload.data == data
+    assert reply.payload.text is not None
+    assert reply.payload.text.encode()

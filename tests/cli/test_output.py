@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
-from cachegraph.cli import output
+from cachegraph.cli import main, output
 from cachegraph.cli.standard_streams import TolerantStream
+
+from .conftest import Call
 
 CLI = Path(__file__).parents[2] / "src" / "cachegraph" / "cli"
 EVIL = (
@@ -114,6 +119,65 @@ def test_a_full_stream_is_remembered_and_a_closed_one_too() -> None:
         assert words in str(tolerant.trouble)
 
 
+def _without_reader() -> io.TextIOWrapper:
+    read, write = os.pipe()
+    os.close(read)
+    return open(write, "w")
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "fine": io.StringIO,
+    "closed": lambda: None,
+    "full": lambda: open("/dev/full", "w"),  # noqa: SIM115, `opened` closes them
+    "read-only": lambda: open(os.open(os.devnull, os.O_RDONLY), "w"),  # noqa: SIM115
+    "without reader": _without_reader,
+}
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[str], Any]]:
+    """Call it with a key of STREAMS for such a stream, which the test's end closes."""
+    streams: list[Any] = []
+
+    def open_one(kind: str) -> Any:
+        streams.append(STREAMS[kind]())
+        return streams[-1]
+
+    yield open_one
+    for stream in streams:
+        with suppress(OSError, AttributeError):
+            stream.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+@pytest.mark.parametrize("err", ["fine", "closed", "without reader"])
+@pytest.mark.parametrize("out", STREAMS)
+def test_any_pair_of_streams_ends_in_the_right_code(
+    out: str, err: str, monkeypatch: pytest.MonkeyPatch, opened: Callable[[str], Any]
+) -> None:
+    """A failing command keeps its code, and one whose output is lost has 1. Nothing but SystemExit comes out."""
+    for arguments, wanted in (
+        (["--version"], int(out != "fine")),
+        (["validate", "nowhere.yaml"], 2),
+        (["run", "nowhere.yaml", "--json"], 2),
+        (["frobnicate"], 2),
+    ):
+        monkeypatch.setattr(sys, "argv", ["cachegraph", *arguments])
+        monkeypatch.setattr(sys, "stdout", opened(out))
+        monkeypatch.setattr(sys, "stderr", opened(err))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == wanted, arguments
+
+
+def test_a_file_without_a_reader_does_not_end_the_run(opened: Callable[[str], Any]) -> None:
+    """As --events to a pipe whose reader left."""
+    stream = TolerantStream(opened("without reader"))
+    stream.write("x")
+    stream.flush()
+    assert stream.trouble == "Broken pipe"
+
+
 def _run(arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     command = f"{sys.executable} -m cachegraph {arguments}"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
@@ -153,3 +217,26 @@ def test_stdin_is_read_as_utf8_whatever_the_locale(tmp_path: Path) -> None:
     done = _run(f"run {tmp_path}/r.yaml -i q=@- <<< $'caf\\xe9'", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
     assert done.returncode == 2
     assert b"it is not UTF-8 text (byte 4 is 0xe9)" in done.stderr
+
+
+@pytest.mark.parametrize("home", ["~nobody-of-this-name/x", "/tmp/" + "x" * 300, "/dev/null"])
+def test_a_home_that_cannot_be_used_is_one_sentence(home: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEGRAPH_HOME", home)
+    for arguments in (("models", "list"), ("fusers", "info", "x"), ("sessions", "list"), ("runs", "list")):
+        ended = call(*arguments)
+        assert "should not have happened" not in ended.err
+        assert ended.err.count("cachegraph: ") == (ended.code != 0), arguments
+
+
+def test_a_variable_that_is_not_utf8_is_one_sentence(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHEGRAPH_RUN_SERVER", "http://caf\udce9")
+    ended = call("run", "nowhere.yaml")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "'CACHEGRAPH_RUN_SERVER' is not UTF-8 text" in ended.err
+
+
+@pytest.mark.parametrize("command", ["info", "pull", "check"])
+def test_a_model_without_a_name_is_one_sentence(command: str, call: Call) -> None:
+    ended = call("models", command, "")
+    assert (ended.code, ended.err.count("\n")) == (3, 1)
+    assert ended.err.startswith("cachegraph: source can't be ''")

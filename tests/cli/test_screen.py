@@ -142,3 +142,16 @@ def test_the_table_sums_all_turns_and_says_how_many_there_were() -> None:
     assert first.split()[-3:] == ["30", "6", "3.00"]
     assert "in all: 5 turns in 0.00 s, 1,234 tokens read, 56 tokens written, 7,890 bytes over edges" in shown
     assert "loading models: 1.25 s (m read 0.50 s, check 0.25 s)" in shown
+
+
+@pytest.mark.parametrize("width", [1, 2, 20, 100_000])
+@pytest.mark.parametrize("names", [(), ("a",), ("a_" * 9, "b" * 50)], ids=len)
+def test_a_run_of_which_nothing_finished_is_shown_at_any_width(width: int, names: tuple[str, ...]) -> None:
+    out = io.StringIO()
+    agents = {name: AgentResult("failed", error="x") for name in names}
+    edges = {("a", "b"): EdgeReport("cache", "text", fallback_reason="none")}
+    print_tables(
+        Result(graph="g", status="failed", output="a", agents=agents, edges=edges), Console(file=out, width=width)
+    )
+    shown = "".join(out.getvalue().split())
+    assert all(name in shown for name in names)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from cachegraph import ChannelError, Graph, RecipeError, RunError
+from cachegraph import ChannelError, Graph, RecipeError, Result, RunError
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 
 RECIPE = """\
@@ -148,3 +148,16 @@ def test_copies_with_other_channels_keep_the_functions() -> None:
     graph = counting()
     graph.function(words, name="count")
     assert graph.with_channels("cache").run(text="a b").agents["count"].data == {"n": 2}
+
+
+@pytest.mark.parametrize("error", [ValueError("half \ud83d"), RunError("half \ud83d")], ids=ascii)
+def test_an_error_with_half_a_character_stands_in_the_result(error: Exception) -> None:
+    graph = counting()
+
+    @graph.function
+    def count(text: str, reader: str) -> str:
+        raise error
+
+    with pytest.raises(RunError) as caught:
+        graph.run(text="a")
+    assert "half \ufffd" in str(Result.from_json(caught.value.result.to_json()).agents["count"].error)

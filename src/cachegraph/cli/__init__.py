@@ -43,7 +43,7 @@ from . import compare, doctor, failures, fusers, init, mcp, models, plan, recipe
 from .output import echo
 from .signals import Commands, Stopped, end_stopped
 from .standard_streams import complete_output, standard_streams
-from .text_arguments import check_arguments
+from .text_arguments import check_arguments, check_variables
 
 __all__ = ["app", "main"]
 
@@ -103,7 +103,8 @@ def _run_app() -> None:
     catch_signals()
     try:
         check_arguments(sys.argv[1:])
-        with complete_output():
+        check_variables(sys.argv[1:])
+        with complete_output(), failures.file_errors():
             app()
     except CachegraphError as error:
         if debug:
@@ -120,7 +121,6 @@ def _run_app() -> None:
         failures.print_exit(ended)
         raise
     except BrokenPipeError:  # the reader of stdout is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError as error:
         sentence = "out of memory; use a smaller model, shorter inputs or fewer agents"

@@ -1,18 +1,21 @@
 """The JSON error object of a failing command with --json: error, kind, exit code and partial results."""
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
 
-from cachegraph.errors import RecipeError
+from cachegraph.errors import ConfigError, RecipeError
 
 from . import output
 
-__all__ = ["add_facts", "print_exit", "print_failure", "reset"]
+__all__ = ["add_facts", "file_errors", "print_exit", "print_failure", "reset"]
 
+MAX_PATH = 200  # characters of a path that a message shows
 Facts = Callable[[], Mapping[str, Any]]
 _facts: list[Facts] = []
 _app: typer.Typer | None = None  # with all commands
@@ -31,6 +34,20 @@ def add_facts(facts: Facts) -> None:
     _facts.append(facts)
 
 
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Turn an OSError about a file or folder that no command expects to fail into ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        if not error.filename or not error.strerror:  # of a socket or a pipe
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        shown = repr(name if len(name) <= MAX_PATH else f"{name[:MAX_PATH]}…")
+        remedy = "check that you may read and write it, or set CACHEGRAPH_HOME to another folder"
+        raise ConfigError(f"{shown} can't be used: {error.strerror}; {remedy}") from error
+
+
 def print_failure(error: BaseException, sentence: str, code: int) -> None:
     """Print the object on stdout, if JSON was requested and none was printed."""
     if not _wants_json() or output.printed_json:
@@ -41,7 +58,8 @@ def print_failure(error: BaseException, sentence: str, code: int) -> None:
     facts |= {"error": sentence, "kind": type(error).__name__, "exit_code": code}
     if isinstance(error, RecipeError):
         facts["problems"] = [vars(problem) for problem in error.problems]
-    output.echo_json(json.dumps(facts, ensure_ascii=False))
+    with suppress(BrokenPipeError):  # the exit code still tells
+        output.echo_json(json.dumps(facts, ensure_ascii=False))
 
 
 def print_exit(ended: SystemExit) -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from cachegraph.common.human import format_bytes
+from cachegraph.errors import ConfigError
 
 from .output import TASK, echo, echo_json, open_console
 
@@ -69,10 +70,9 @@ def pull_models(
 ) -> None:
     """Fetch models and convert them if needed; they then load offline."""
     from cachegraph.engine.catalogue import load_catalogue
-    from cachegraph.engine.spec import ModelSpec
 
     known = load_catalogue(catalogue)
-    pulled = [pull_with_bar(ModelSpec(source=name, revision=revision), known) for name in names]
+    pulled = [pull_with_bar(_model(name, revision), known) for name in names]
     if as_json:
         _print_json([asdict(model) for model in pulled])
     else:
@@ -105,10 +105,9 @@ def show_model(
 ) -> None:
     """Show a model's source, licence and folder."""
     from cachegraph.engine.catalogue import find, load_catalogue
-    from cachegraph.engine.spec import ModelSpec
 
     known = load_catalogue(catalogue)
-    facts = _facts(name, known, find(ModelSpec(source=name), catalogue=known))
+    facts = _facts(name, known, find(_model(name), catalogue=known))
     if as_json:
         _print_json(facts)
         return
@@ -129,18 +128,9 @@ def check_model(
     as_json: JsonOption = False,
 ) -> None:
     """Check the engine's computation of a model against transformers, even if it was checked before."""
-    from pydantic import ValidationError
-
     from cachegraph.engine.pool import leased
-    from cachegraph.engine.spec import ModelSpec
-    from cachegraph.errors import ConfigError
 
-    try:
-        spec = ModelSpec.model_validate({"source": name, "dtype": dtype, "device": device})
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise ConfigError(f"{wrong['loc'][0]} can't be {wrong['input']!r}: {wrong['msg']}") from error
-    with leased(spec, Path(), checked_anew=True) as engine:
+    with leased(_model(name, dtype=dtype, device=device), Path(), checked_anew=True) as engine:
         model = engine.model
         verdict, where = model.verdict, {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
     if as_json:
@@ -159,6 +149,19 @@ def check_model(
     }
     for what, reason in may.items():
         echo(f"{what}: {'yes' if reason is None else f'no, {reason}'}")
+
+
+def _model(name: str, revision: str | None = None, **options: str) -> "ModelSpec":
+    """The model that a command line names. Raises ConfigError."""
+    from pydantic import ValidationError
+
+    from cachegraph.engine.spec import ModelSpec
+
+    try:
+        return ModelSpec.model_validate({"source": name, "revision": revision, **options})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(f"{wrong['loc'][0]} can't be {wrong['input']!r}: {wrong['msg']}") from error
 
 
 def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from itertools import zip_longest
 
 import anyio
 from rich.console import Console
@@ -203,6 +204,8 @@ def _print_cut(result: Result, console: Console) -> None:
 
 def _print_agents(result: Result, console: Console) -> None:
     """Print the agents' table. A narrow terminal gets models below it, and long names on their own lines."""
+    if not result.agents:  # none has begun
+        return
     columns = _agents(result)
     models = columns.pop("model")
     agents = columns.pop("agent")
@@ -225,13 +228,15 @@ def _print_agents(result: Result, console: Console) -> None:
 
 
 def _print_below_names(names: Sequence[Text], numbers: Table, console: Console) -> None:
-    """Print each row of numbers below its name."""
+    """Print each row of numbers below its name. If no agent has numbers, as where all failed, print the names alone."""
     options = console.options.update(width=max(console.width, width_of(numbers, console)))
     lines = ["".join(part.text for part in line) for line in console.render_lines(numbers, options, pad=False)]
     for head in lines[: -len(names)]:
         console.print(Text(head, "bold"), soft_wrap=True)
-    for name, line in zip(names, lines[-len(names) :], strict=True):
+    for name, line in zip_longest(names, lines[-len(names) :] if numbers.columns else (), fillvalue=""):
         console.print(name, overflow="fold")
+        if not line:
+            continue
         console.print(Text(line), soft_wrap=True)
 
 

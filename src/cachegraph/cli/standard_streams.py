@@ -40,10 +40,12 @@ class TolerantStream:
             return
         try:
             act(self._stream)
-        except BrokenPipeError:  # the reader is gone: end the command at once
-            raise
-        except (OSError, ValueError) as error:  # full, or closed meanwhile
+        except (OSError, ValueError) as error:  # full, its reader gone, or closed meanwhile
             self.trouble = getattr(error, "strerror", None) or str(error)
+            self._failed(error)
+
+    def _failed(self, error: OSError | ValueError) -> None:
+        """Called once, with the error of the first write that fails."""
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
@@ -65,14 +67,22 @@ class TolerantStream:
         return cast("IO[bytes]", getattr(self._stream, "buffer", None) or io.BytesIO())
 
 
+class _StandardOutput(TolerantStream):
+    """Raises BrokenPipeError once if its reader is gone, which ends the command: nobody waits for its output."""
+
+    def _failed(self, error: OSError | ValueError) -> None:
+        if isinstance(error, BrokenPipeError):
+            raise error
+
+
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Inside the block, stdout and stderr accept every character and never fail."""
+    """Inside the block, stdout and stderr accept every character, and writes fail only if stdout's reader is gone."""
     kept = sys.stdout, sys.stderr
     for stream in kept:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    tolerant = TolerantStream(kept[0]), TolerantStream(kept[1])
+    tolerant = _StandardOutput(kept[0]), TolerantStream(kept[1])
     sys.stdout, sys.stderr = cast("Any", tolerant[0]), cast("Any", tolerant[1])
     try:
         yield

@@ -1,11 +1,12 @@
-"""Text of commands from arguments, files and stdin. It must be UTF-8."""
+"""Text of commands from arguments, variables, files and stdin. It must be UTF-8."""
 
+import os
 import sys
 from pathlib import Path
 
 from cachegraph.errors import InputError
 
-__all__ = ["TextProblem", "check_arguments", "read_text"]
+__all__ = ["TextProblem", "check_arguments", "check_variables", "read_text"]
 
 
 class TextProblem(ValueError):
@@ -42,3 +43,21 @@ def check_arguments(arguments: list[str]) -> None:
             shown = argument.encode("utf-8", "replace").decode()
             at = argument.partition("=")[0] if "=" in argument[: error.start] else shown[:40]
             raise InputError(f"the argument {at!r} is not UTF-8 text; give it as UTF-8, or in a file") from error
+
+
+def check_variables(arguments: list[str]) -> None:
+    """Raise InputError for environment variables with options of this command that are not UTF-8."""
+    command = next((each for each in arguments if not each.startswith("-")), None)
+    if command is None:
+        return
+    for name, value in os.environ.items():
+        if name.startswith(f"CACHEGRAPH_{command.upper()}_") and not _is_utf8(value):
+            raise InputError(f"the environment variable {name!r} is not UTF-8 text; give it as UTF-8")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
