@@ -20,6 +20,7 @@ class ServerLimits:
     seconds: float = 600.0  # per run, without its time in the queue
     running: int = 16
     waiting: int = 64
+    event_bytes: int = 8_000_000  # of one run's events in memory; the oldest are dropped
 
 
 @dataclass(frozen=True)

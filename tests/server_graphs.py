@@ -10,7 +10,7 @@ from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.testing import tiny_model
 
-__all__ = ["Gate", "gated", "scripted_duo", "tiny_duo", "tiny_solo", "tiny_team"]
+__all__ = ["Gate", "gated", "held", "scripted_duo", "tiny_duo", "tiny_solo", "tiny_team"]
 
 
 def scripted_duo(*agents: ScriptedAgent, **parts: Any) -> Graph:
@@ -76,6 +76,19 @@ class Gate:
             self.cancelled += 1
             raise
         return "at last"
+
+
+def held(gate: Gate, reply: str) -> Graph:
+    """`scripted_duo`, whose first agent gives this reply, and whose second one waits before it answers."""
+    answerer = ScriptedAgent("answerer")
+    answers = answerer.turn
+
+    async def turn(turn: Any) -> Any:
+        await gate()
+        return await answers(turn)
+
+    answerer.turn = turn  # type: ignore[method-assign]
+    return scripted_duo(ScriptedAgent("expert", reply), answerer)
 
 
 def gated(gate: Gate) -> Graph:

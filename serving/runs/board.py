@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["RunBoard"]
 
 KEPT = 200  # ended runs whose events stay in memory
+KEPT_EVENT_BYTES = 64_000_000  # of those runs together
 KEPT_TOKENS = 1_000_000  # of prompts that stay in memory for viewers
 MOST_STARTS = 3
 GIVEN_UP = (
@@ -202,7 +203,7 @@ class RunBoard:
             await _close(own_graph)
             raise
         assert run is not None
-        live = self._runs.pop(run, None) or LiveRun(run, tenant)
+        live = self._runs.pop(run, None) or LiveRun(run, tenant, self._config.limits.event_bytes)
         self._runs[run] = live
         live.begin(stream, own_graph)
         self._forget_old()
@@ -210,14 +211,14 @@ class RunBoard:
         return live
 
     def _forget_old(self) -> None:
-        """Keep the events of the latest ended runs, and the prompts of fewer: those that fit a number of tokens."""
+        """Keep the events of the latest ended runs that fit, and the prompts of fewer."""
         ended = [each for each in self._runs.values() if not each.at_work]
-        for old in ended[:-KEPT]:
-            del self._runs[old.id]
-        room = KEPT_TOKENS
-        for each in reversed(ended[-KEPT:]):
-            room -= each.prompt_tokens
-            if room < 0:
+        tokens, size = KEPT_TOKENS, KEPT_EVENT_BYTES
+        for count, each in enumerate(reversed(ended)):
+            tokens, size = tokens - each.prompt_tokens, size - each.event_bytes
+            if count >= KEPT or size < 0:
+                del self._runs[each.id]
+            elif tokens < 0:
                 each.forget_prompts()
 
     async def _work(self, live: LiveRun, stream: RunStream) -> None:
@@ -233,6 +234,7 @@ class RunBoard:
             self.on_end(stream.result, live.tenant, live.own_graph is not None)
             await _close(live.own_graph)
             live.end()
+            self._forget_old()
 
     async def _in_turn(self, live: LiveRun, stream: RunStream) -> None:
         waiting = True

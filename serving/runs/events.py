@@ -1,35 +1,43 @@
 """The events of a run as server-sent events, which a client can resume after a disconnect."""
 
 import json
-from secrets import token_hex
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from ..event_stream import Emit, event
+from ..event_stream import event
 from .details import details
-from .live_run import LiveRun
+from .live_run import EventsGoneError, LiveRun
 
 if TYPE_CHECKING:
     from cachegraph.graph.store.records import StoredRun
 
-__all__ = ["send_events"]
-
-EPOCH = token_hex(4)  # per process: an earlier process's event numbers are invalid
+__all__ = ["run_events"]
 
 
-async def send_events(stored: "StoredRun", live: LiveRun | None, last: str | None, emit: Emit) -> None:
-    """Send all events after the client's last one, until the run is no longer live.
+async def run_events(
+    get: Callable[[], Awaitable["StoredRun"]], live: LiveRun | None, last: str | None
+) -> AsyncGenerator[bytes, None]:
+    """Yield all events after the client's last one, until the run is no longer live.
 
-    If the run's events are no longer in memory, send one event `run_stored` with the stored run.
+    If the next event is no longer in memory, yield one event `run_stored` with the stored run, and end.
     """
     if live is None:
-        body = {"schema_version": 1, "type": "run_stored", "run": details(stored, None)}
-        emit(event(json.dumps(body), "run_stored"))
+        yield _stored(await get(), None)
         return
-    async for number, body in live.follow(_first(last)):
-        data = json.dumps(body, default=str)
-        emit(b"id: %s-%d\n" % (EPOCH.encode(), number) + event(data, str(body["type"])))
+    try:
+        async with aclosing(live.follow(_first(live, last))) as events:
+            async for number, each in events:
+                yield f"id: {live.event_id(number)}\n".encode() + event(each.data, each.type)
+    except EventsGoneError:  # a client that connects again continues with the oldest event in memory
+        yield f"id: {live.event_id(live.dropped - 1)}\n".encode() + _stored(await get(), live)
 
 
-def _first(last: str | None) -> int:
+def _stored(stored: "StoredRun", live: LiveRun | None) -> bytes:
+    body = {"schema_version": 1, "type": "run_stored", "run": details(stored, live)}
+    return event(json.dumps(body, default=str), "run_stored")
+
+
+def _first(live: LiveRun, last: str | None) -> int:
     epoch, _, number = (last or "").partition("-")
-    return int(number) + 1 if epoch == EPOCH and number.isdecimal() and len(number) < 12 else 0
+    return int(number) + 1 if epoch == live.epoch and number.isdecimal() and len(number) < 12 else 0

@@ -1,20 +1,54 @@
-"""The events of a stored run, rebuilt from its turns for a viewer. Pieces of replies are not stored."""
+"""The events of a run for a viewer: those in memory, and before them what its stored turns tell.
 
+Pieces of replies are not stored.
+"""
+
+import json
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cachegraph.graph.run.events import EVENTS_VERSION
 
-from .live_run import without_paths
+from .live_run import EncodedEvent, LiveRun, without_paths
 
 if TYPE_CHECKING:
     from cachegraph.graph.store.records import StoredRun, StoredTurn, Unfinished
 
-__all__ = ["rebuilt_events"]
+__all__ = ["Replay", "rebuilt_events", "replay"]
 
 ROUND_OR_ITEM = re.compile(r"#\d+|\[\d+\]")
 UNFINISHED = {"paused": "agent_paused", "failed": "agent_failed"}
+
+
+class Replay(NamedTuple):
+    """The events of a run so far, as JSON, and the id of the last one; None if they are all from the store."""
+
+    events: Callable[[], list[str]]  # rebuilds what is stored: call it in a thread
+    last: str | None
+
+
+def replay(stored: "StoredRun", live: LiveRun | None) -> Replay:
+    """Return what a viewer of this run needs; `live` is the run while this process has it."""
+    if live is None:
+        return Replay(lambda: _encoded(rebuilt_events(stored)), None)
+    kept = list(live.events)
+    last = live.event_id(live.dropped + len(kept) - 1) if kept else None
+    if not live.dropped:
+        return Replay(lambda: [each.data for each in kept], last)
+    if not live.at_work:
+        return Replay(lambda: _encoded(rebuilt_events(stored)), last)
+    return Replay(lambda: _encoded(_before(kept, rebuilt_events(stored))) + [each.data for each in kept], last)
+
+
+def _before(kept: Sequence[EncodedEvent], rebuilt: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of turns that had finished before those in memory."""
+    later = {each.turn for each in kept if each.type == "agent_finished"}
+    return [each for each in rebuilt if each["type"] != "run_finished" and each.get("turn") not in later]
+
+
+def _encoded(events: list[dict[str, Any]]) -> list[str]:
+    return [json.dumps(event, default=str) for event in events]
 
 
 def rebuilt_events(stored: "StoredRun") -> list[dict[str, Any]]:

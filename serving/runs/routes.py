@@ -1,9 +1,11 @@
 """/runs: start, list, show, watch, cancel, answer."""
 
+import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from anyio.to_thread import run_sync
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,15 +16,18 @@ from cachegraph.channels.spec import Channel
 from ..describe import stored_graph
 from ..edges import read_edges
 from ..errors import ApiError
-from ..event_stream import EventStream
+from ..event_stream import PacedEventStream
 from ..http_body import read_body
 from ..openai.errors import complain, refuse
 from ..prepare import Asked, prepare
 from ..server_state import ServerState, state_of, tenant_of
 from .details import details, summary
-from .events import send_events
+from .events import run_events
 from .prompts import show_prompt
-from .replay import rebuilt_events
+from .replay import Replay, replay
+
+if TYPE_CHECKING:
+    from cachegraph.graph.store.records import StoredRun
 
 __all__ = ["run_routes"]
 
@@ -106,19 +111,25 @@ async def show_run(request: Request) -> Response:
 
 async def watch_run(request: Request) -> Response:
     """Stream the events of a run, after `Last-Event-ID`."""
-    state, run = state_of(request), request.path_params["run"]
-    stored = await state.board.get(run, tenant_of(request))
-    last = request.headers.get("last-event-id")
-    return EventStream(partial(send_events, stored, state.board.live(run), last), refuse, complain)
+    board, run = state_of(request).board, request.path_params["run"]
+    get = partial(board.get, run, tenant_of(request))
+    await get()
+    events = run_events(get, board.live(run), request.headers.get("last-event-id"))
+    return PacedEventStream(events, refuse, complain)
 
 
 async def replay_run(request: Request) -> Response:
     """Show the recipe of a run, and its events so far: from memory, or rebuilt from the store."""
-    state, run = state_of(request), request.path_params["run"]
-    stored = await state.board.get(run, tenant_of(request))
-    live = state.board.live(run)
-    events = list(live.events) if live is not None else rebuilt_events(stored)
-    return JSONResponse({"graph": stored_graph(stored), "events": events})
+    board, run = state_of(request).board, request.path_params["run"]
+    stored = await board.get(run, tenant_of(request))
+    found = replay(stored, board.live(run))
+    body = await run_sync(_replay_json, stored, found)
+    return Response(body, media_type="application/json")
+
+
+def _replay_json(stored: "StoredRun", found: Replay) -> str:
+    graph, last = json.dumps(stored_graph(stored), default=str), json.dumps(found.last)
+    return f'{{"graph":{graph},"events":[{",".join(found.events())}],"last":{last}}}'
 
 
 async def cancel_run(request: Request) -> Response:

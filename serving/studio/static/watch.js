@@ -52,9 +52,11 @@ function take(event, place, to) {
 }
 
 async function replay(id, signal, place, to) {
-  const { events: stored } = await ask(`/runs/${encodeURIComponent(id)}/replay`, { signal });
-  if (place.stored === stored.length) return; // nothing new
-  place.stored = stored.length;
+  const { events: stored, last } = await ask(`/runs/${encodeURIComponent(id)}/replay`, { signal });
+  if (last) Object.assign(place, { epoch: last.split("-")[0], last }); // its events continue there
+  const known = `${stored.length} ${last}`;
+  if (place.stored === known) return; // nothing new
+  place.stored = known;
   to.onReset();
   for (const event of stored) to.onEvent(event);
 }

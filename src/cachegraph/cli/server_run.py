@@ -110,36 +110,56 @@ def _watch(client: httpx2.Client, run: str, output: str, quiet: bool, console: C
 
 def _follow(client: httpx2.Client, run: str, output: str, quiet: bool) -> "Result":
     """Print the output's reply as it comes, and give the result of the run's end."""
-    within_line = streamed = False
-    with client.stream("GET", f"/runs/{run}/events") as answer:
-        for event in _events(_checked(answer)):
-            kind = event.get("type")
-            if kind == "run_finished":
-                result = _result(event)
-                if not quiet and result.status != "paused":
-                    write("\n" if streamed else f"{result.text}\n")
-                return result
-            mine = not quiet and event.get("agent") == output
-            if mine and kind == "agent_started" and within_line:
-                write("\n")
-                within_line = False
-            if mine and kind == "text_delta":
-                write(str(event["text"]))
-                within_line = streamed = True
+    within_line = streamed = cut = False
+    for event in _all_events(client, run):
+        kind = event.get("type")
+        if kind in ("run_finished", "run_stored"):
+            result = _result(event if kind == "run_finished" else event["run"], run)
+            if not quiet and result.status != "paused":
+                write("\n" if streamed else f"{result.text}\n")
+            return result
+        if kind == "gap":  # pieces are missing: print the whole reply at the end
+            write("\n" if within_line else "")
+            within_line, streamed, cut = False, False, True
+        mine = not quiet and not cut and event.get("agent") == output
+        if mine and kind == "agent_started" and within_line:
+            write("\n")
+            within_line = False
+        if mine and kind == "text_delta":
+            write(str(event["text"]))
+            within_line = streamed = True
     raise ConfigError(f"the server stopped before run {run!r} had ended; it resumes the run when it is started again")
 
 
-def _events(answer: httpx2.Response) -> Iterator[dict[str, Any]]:
+def _all_events(client: httpx2.Client, run: str) -> Iterator[dict[str, Any]]:
+    """A run's events; `gap` stands for those that the server has dropped, or `run_stored` if the run has ended."""
+    last: str | None = ""
+    while last is not None:
+        headers, last = {"Last-Event-ID": last} if last else {}, None
+        with client.stream("GET", f"/runs/{run}/events", headers=headers) as answer:
+            for id, event in _events(_checked(answer)):
+                if event.get("type") == "run_stored" and event["run"]["status"] == "running":
+                    event, last = {"type": "gap"}, id
+                yield event
+
+
+def _events(answer: httpx2.Response) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """The events of an answer, with their ids."""
+    id: str | None = None
     for line in answer.iter_lines():
-        if line.startswith("data: "):
-            yield json.loads(line.removeprefix("data: "))
+        if line.startswith("id: "):
+            id = line.removeprefix("id: ")
+        elif line.startswith("data: "):
+            yield id, json.loads(line.removeprefix("data: "))
 
 
-def _result(event: Mapping[str, Any]) -> "Result":
+def _result(event: Mapping[str, Any], run: str) -> "Result":
     from pydantic import ValidationError
 
     from cachegraph.graph.run.result import Result
 
+    if event.get("result") is None:
+        raise ConfigError(f"the server has only the replies of run {run!r} left; ask it for /runs/{run}")
     try:
         return Result.model_validate(event["result"])
     except (ValidationError, KeyError) as error:

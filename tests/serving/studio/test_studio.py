@@ -12,11 +12,12 @@ import httpx2
 import pytest
 from browser import Page, chromium, open_page
 from live_server import Running, served
-from server_graphs import Gate, gated, scripted_duo, tiny_duo, tiny_team
+from server_graphs import Gate, gated, held, scripted_duo, tiny_duo, tiny_team
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.serving.auth import read_keys
+from cachegraph.serving.config import ServerLimits
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium on this machine")
 
@@ -228,6 +229,21 @@ def test_an_agent_lights_up_while_it_works(browser: Page, own_store: None) -> No
         gate.open.set()
         ended(page)
         page.expect(content(".lane .reply"), "at last")
+
+
+def test_a_run_whose_first_events_the_server_has_dropped_is_shown_from_the_store(
+    browser: Page, own_store: None
+) -> None:
+    gate, reply = Gate(), "a long reply " * 100
+    with served([held(gate, reply)], limits=ServerLimits(event_bytes=2_000)) as server:
+        run = server.post("/runs", {"graph": "duo", "inputs": {"question": "why?"}}).json()["id"]
+        assert gate.entered.acquire(timeout=60)
+        page = at(browser, server, f"#/run/{run}")
+        page.wait_for("document.querySelector('.lane [data-agent=expert].finished') !== null")
+        shows(page, ".lane h2 .status", "running")
+        gate.open.set()
+        ended(page)
+        page.expect(content(".lane .reply"), f"answerer({reply})")
 
 
 def test_what_a_model_writes_stays_text(browser: Page, server: Running) -> None:
