@@ -19,6 +19,7 @@ guard          Middleware: hosts, origins, keys, response headers
 health         /health and /ready
 hide_paths     Remove local paths from error messages
 http_body      Read and validate a request's body
+http_protocol  Bounds on connections
 inputs         Map a conversation to a recipe's inputs
 json_response  JSON encoding of responses
 local_servers  Servers of this user on this machine, for `cachegraph run`
@@ -27,6 +28,7 @@ metrics        /metrics
 openai/        The OpenAI API
 process        The server process: socket, event loop, shutdown
 openapi        /openapi.json
+openapi_responses  Responses in that document
 prepare        Turn a request into checked runs of a recipe
 recipe_source  The text of a recipe for clients
 reports/       Comparison reports of a folder
@@ -40,4 +42,5 @@ stream_answer  Stream one reply as events: head, text, end
 studio/        The studio, a page at /
 text_content   Text content of messages
 usage          Token usage and edge details of a run
+whole_number   Whole numbers in a request
 """

@@ -126,9 +126,8 @@ def _check_origin(headers: Headers) -> None:
     """Reject requests from pages of other sites, even if those pages couldn't read the responses."""
     origin = headers.get("origin")
     if origin is not None:
-        own = urlsplit(f"//{headers['host']}")
-        other = urlsplit(origin)
-        if other.scheme not in ("http", "https") or other.netloc.lower() != own.netloc.lower():
+        scheme, _, host = origin.partition("://")
+        if scheme not in ("http", "https") or host.lower() != headers["host"].lower():
             raise ApiError(403, "pages of other origins may not use this server", "foreign_origin")
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise ApiError(403, "pages of other sites may not use this server", "foreign_origin")
@@ -136,9 +135,11 @@ def _check_origin(headers: Headers) -> None:
 
 def _is_ours(host: str, known: Iterable[str]) -> bool:
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        _ = urlsplit(f"//{host}").port
+        parts = urlsplit(f"//{host}")
+        name, _ = parts.hostname or "", parts.port
     except ValueError:
+        return False
+    if parts.netloc != host or "@" in host:
         return False
     name = name.rstrip(".")
     if name == "localhost" or name.endswith(".localhost") or name in {each.lower() for each in known}:

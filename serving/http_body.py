@@ -34,20 +34,31 @@ async def read_body(request: Request, kind: type[BodyT], most: int) -> BodyT:
 
 
 async def _read(request: Request, most: int) -> bytes:
+    _check_size(_declared(request), most)
     raw = bytearray()
     try:
         with anyio.fail_after(PATIENCE):
             async for chunk in request.stream():
                 raw += chunk
-                if len(raw) > most:
-                    words = f"the body is larger than the {most} bytes that this server takes"
-                    raise ApiError(413, words, "too_large", headers={"Connection": "close"})
+                _check_size(len(raw), most)
     except ClientDisconnect:
         raise ClientGone from None
     except TimeoutError:
         words = f"the body was not whole after {PATIENCE:g} s"
         raise ApiError(408, words, "too_slow", headers={"Connection": "close"}) from None
     return bytes(raw)
+
+
+def _declared(request: Request) -> int:
+    """The size that the headers give the body; 0 if they don't."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 20 else 0
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        words = f"the body is larger than the {most} bytes that this server takes"
+        raise ApiError(413, words, "too_large", headers={"Connection": "close"})
 
 
 async def _read_json(request: Request, most: int) -> Any:

@@ -1,8 +1,8 @@
 """/openapi.json: the server's OpenAPI document, for generators of clients and tests."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -17,8 +17,11 @@ from .edit import CheckRequest
 from .openai import chat_request, response_request
 from .openai.chat_request import ChatRequest
 from .openai.response_request import ResponseRequest
+from .openapi_responses import ERROR_SCHEMAS, responses
 from .runs.routes import MOST, MOST_SKIPPED, AnswerRequest, RunRequest
 from .runs.routes import STATUSES as STATUSES_OF_RUNS
+from .served_graphs import ServedGraph
+from .server_state import state_of
 
 __all__ = ["document", "show_openapi"]
 
@@ -76,17 +79,11 @@ ACCEPTED: Mapping[type[BaseModel], Mapping[str, Sequence[Any]]] = {
     MessageRequest: message_request.NEUTRAL,
     CountRequest: message_request.NEUTRAL,
 }
-STATUSES = {
-    "200": "The answer.",
-    "201": "Started.",
-    "4XX": "The request is wrong, or not allowed; the body says why.",
-    "5XX": "The server, or one that it asks, can't do it now.",
-}
 
 
 async def show_openapi(request: Request) -> Response:
     """Show the document."""
-    return JSONResponse(document())
+    return JSONResponse(document(tuple(_example(served) for served in state_of(request).graphs)))
 
 
 def _schemas() -> dict[str, Any]:
@@ -100,25 +97,44 @@ def _schemas() -> dict[str, Any]:
             properties[name] = {"enum": [None, *fields[name]]}
     schemas["OtherPart"] = {"not": {}, "description": "Parts of other kinds than text are refused."}
     schemas["JSONSchemaFormat"]["required"] = ["schema"]
-    schemas["RunRequest"]["properties"]["channels"]["propertyNames"] = {"pattern": "^[^:]+:[^:]+$"}
-    return schemas
+    schemas["ResponseFormat"] |= {
+        "if": {"properties": {"type": {"const": "json_schema"}}},
+        "then": {"required": ["json_schema"], "properties": {"json_schema": {"type": "object"}}},
+    }
+    for body in ("RunRequest", "CheckRequest"):
+        schemas[body]["properties"]["channels"]["propertyNames"] = {"pattern": "^[^:]+:[^:]+$"}
+    return {**schemas, **ERROR_SCHEMAS}
 
 
-@cache
-def document() -> dict[str, Any]:
-    """Build the OpenAPI document, version 3.1."""
+class Example(NamedTuple):
+    """A served recipe, with values for the inputs that it requires."""
+
+    name: str
+    inputs: tuple[str, ...]  # those of texts; others have examples of no type
+
+
+def _example(served: ServedGraph) -> Example:
+    inputs = served.graph.spec.inputs.items()
+    return Example(served.name, tuple(name for name, entry in inputs if entry.is_required and entry.kind == "string"))
+
+
+@lru_cache(maxsize=4)
+def document(recipes: tuple[Example, ...] = ()) -> dict[str, Any]:
+    """Build the OpenAPI document, version 3.1, with these recipes as examples."""
     paths: dict[str, dict[str, Any]] = {}
     for path, method, summary, body, parameters in OPERATIONS:
         operation: dict[str, Any] = {
             "summary": summary,
             "operationId": f"{method}_{path.strip('/').replace('/', '_').replace('{', '').replace('}', '')}",
-            "responses": {status: {"description": words} for status, words in STATUSES.items()},
+            "responses": responses(path, method),
         }
         if parameters:
-            operation["parameters"] = [dict(each) for each in parameters]
+            operation["parameters"] = [_parameter(each, recipes) for each in parameters]
         if body is not None:
-            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
-            operation["requestBody"] = {"required": True, "content": content}
+            content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
+            if body is RunRequest and recipes:
+                content["examples"] = {each.name: {"value": _run(each)} for each in recipes}
+            operation["requestBody"] = {"required": True, "content": {"application/json": content}}
         paths.setdefault(path, {})[method] = operation
     schemes = {"key": {"type": "http", "scheme": "bearer"}}
     return {
@@ -128,3 +144,13 @@ def document() -> dict[str, Any]:
         "components": {"schemas": _schemas(), "securitySchemes": schemes},
         "security": [{"key": []}, {}],
     }
+
+
+def _parameter(parameter: Mapping[str, Any], recipes: Sequence[Example]) -> dict[str, Any]:
+    if parameter["in"] != "path" or parameter["name"] not in ("graph", "model") or not recipes:
+        return dict(parameter)
+    return {**parameter, "examples": {each.name: {"value": each.name} for each in recipes}}
+
+
+def _run(recipe: Example) -> dict[str, Any]:
+    return {"graph": recipe.name, "inputs": dict.fromkeys(recipe.inputs, "Why is the sky blue?")}

@@ -15,6 +15,7 @@ from cachegraph.graph.graph import Graph
 
 from .app import create_app
 from .config import ServerConfig
+from .http_protocol import BoundedProtocol
 from .server_state import ServerState
 
 __all__ = ["ServerProcess", "bind"]
@@ -56,6 +57,8 @@ class ServerProcess:
         self._server = _Server(
             uvicorn.Config(
                 self.app,
+                http=BoundedProtocol,
+                ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,

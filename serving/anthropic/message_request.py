@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..inputs import ChatTurn
 from ..prepare import Asked, refuse_unsupported
 from ..text_content import Content, text_of
+from ..whole_number import Positive, Whole
 
 __all__ = ["CountRequest", "MessageRequest", "asked_of", "turns_of"]
 
@@ -53,16 +54,16 @@ class CountRequest(BaseModel):
 class MessageRequest(CountRequest):
     """The body of a message request, with cachegraph's fields from `extra_body`."""
 
-    max_tokens: Annotated[int, Field(ge=1)]
+    max_tokens: Positive
     stream: bool | None = None
     stop_sequences: list[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     metadata: dict[str, Any] | None = None
     container: Any = None
     service_tier: Any = None
-    seed: int | None = None
+    seed: Whole | None = None
     session: str | None = None
 
 

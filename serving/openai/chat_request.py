@@ -8,6 +8,7 @@ from ..errors import ApiError
 from ..inputs import ChatTurn
 from ..prepare import Asked, refuse_unsupported
 from ..text_content import Content, text_of
+from ..whole_number import Positive, Whole
 
 __all__ = ["OWN_TOOLS", "ChatMessage", "ChatRequest", "ResponseFormat", "asked_of", "schema_of", "turns_of"]
 
@@ -79,13 +80,13 @@ class ChatRequest(BaseModel):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Positive | None = None
     stop: str | list[str] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
     temperature: float | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     response_format: ResponseFormat | None = None
     # Labels without effect on replies.
     user: str | None = None
@@ -115,7 +116,7 @@ class ChatRequest(BaseModel):
     # Extensions.
     inputs: dict[str, Any] | None = None
     session: str | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
 

@@ -8,6 +8,7 @@ from ..errors import ApiError
 from ..inputs import ChatTurn
 from ..prepare import Asked, refuse_unsupported
 from ..text_content import Content, text_of
+from ..whole_number import Positive, Whole
 from .chat_request import OWN_TOOLS
 
 __all__ = ["ResponseRequest", "asked_of"]
@@ -67,7 +68,7 @@ class ResponseRequest(BaseModel):
     store: bool | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Positive | None = None
     temperature: float | None = None
     top_p: float | None = None
     text: TextConfig | None = None
@@ -92,7 +93,7 @@ class ResponseRequest(BaseModel):
     service_tier: Any = None
     # Extensions.
     inputs: dict[str, Any] | None = None
-    seed: int | None = None
+    seed: Whole | None = None
 
 
 def asked_of(request: ResponseRequest, session: str | None) -> Asked:

@@ -78,7 +78,19 @@ def test_a_server_on_loopback_needs_none(host: str) -> None:
         assert sock.getsockname()[0].startswith("127.")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "localhost.evil"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+        "localhost.evil",
+        "x@127.0.0.1",
+        "127.0.0.1/",
+        "[::1",
+    ],
+)
 def test_a_name_that_was_pointed_at_this_machine_is_no_host_of_it(scripted_server: Running, host: str) -> None:
     answer = scripted_server.get("/v1/models", headers={"Host": host})
     assert answer.status_code in (400, 421)
@@ -97,7 +109,15 @@ def test_a_name_of_a_server_is_one_that_it_was_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
+    "headers",
+    [
+        *(
+            {"Origin": each}
+            for each in ("https://evil.example", "null", "", "http://[::1", "http://", "file://127.0.0.1")
+        ),
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
 )
 def test_pages_of_other_sites_may_not_use_a_server(scripted_server: Running, headers: dict[str, str]) -> None:
     answer = scripted_server.post("/v1/chat/completions", chat(), headers=headers)
