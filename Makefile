@@ -34,11 +34,14 @@ demo: .venv/ready
 	$(BIN)/cachegraph compare recipes/story-relay.yaml --data recipes/data/demo-stories.jsonl --variants text,cache,mismatched,alone -m accuracy -m answer_logprob
 	$(BIN)/cachegraph run recipes/document-relay.yaml --channel text --channel cache
 
+# One torch thread in each process of the tests. They start processes that import the package: its bytecode is kept.
+TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+	$(TESTING) $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 
 architectures: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m architectures -n logical --maxprocesses 4 --dist worksteal tests/engine/test_architectures.py
+	$(TESTING) $(BIN)/pytest -m architectures -n logical --maxprocesses 4 --dist worksteal tests/engine/test_architectures.py
 
 # Ray is large and few need it, so it has an environment of its own, which sees the packages of the usual one.
 CLUSTER := .venv-cluster/bin

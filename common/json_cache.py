@@ -15,7 +15,7 @@ from .paths import home
 
 __all__ = ["KeptJson", "file_facts"]
 
-_KEPT = 256  # files per folder; the oldest are deleted first
+_KEPT = 1024  # files per folder; the oldest are deleted first
 _SAMPLES = 64  # per large file, evenly spaced
 _SAMPLE = 4096  # bytes
 _log = logging.getLogger("cachegraph")

@@ -45,9 +45,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home_of_the_tests: Path) -> None:
-    """Nothing of this machine but compiled kernels reaches a training, and nothing of a training this machine."""
+    """Nothing of this machine but kernels and what is known of models reaches a training, and nothing of one it."""
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "kernels").symlink_to(home_of_the_tests / "kernels")
+    for name in ("kernels", "checks", "tokenizers"):  # else each test verifies the same models again
+        (tmp_path / "home" / name).symlink_to(home_of_the_tests / name)
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CACHEGRAPH_DEBUG", "0")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
