@@ -106,20 +106,22 @@ def _schemas() -> dict[str, Any]:
     return {**schemas, **ERROR_SCHEMAS}
 
 
-class Example(NamedTuple):
+class RecipeExample(NamedTuple):
     """A served recipe, with values for the inputs that it requires."""
 
     name: str
     inputs: tuple[str, ...]  # those of texts; others have examples of no type
 
 
-def _example(served: ServedGraph) -> Example:
+def _example(served: ServedGraph) -> RecipeExample:
     inputs = served.graph.spec.inputs.items()
-    return Example(served.name, tuple(name for name, entry in inputs if entry.is_required and entry.kind == "string"))
+    return RecipeExample(
+        served.name, tuple(name for name, entry in inputs if entry.is_required and entry.kind == "string")
+    )
 
 
 @lru_cache(maxsize=4)
-def document(recipes: tuple[Example, ...] = ()) -> dict[str, Any]:
+def document(recipes: tuple[RecipeExample, ...] = ()) -> dict[str, Any]:
     """Build the OpenAPI document, version 3.1, with these recipes as examples."""
     paths: dict[str, dict[str, Any]] = {}
     for path, method, summary, body, parameters in OPERATIONS:
@@ -146,11 +148,11 @@ def document(recipes: tuple[Example, ...] = ()) -> dict[str, Any]:
     }
 
 
-def _parameter(parameter: Mapping[str, Any], recipes: Sequence[Example]) -> dict[str, Any]:
+def _parameter(parameter: Mapping[str, Any], recipes: Sequence[RecipeExample]) -> dict[str, Any]:
     if parameter["in"] != "path" or parameter["name"] not in ("graph", "model") or not recipes:
         return dict(parameter)
     return {**parameter, "examples": {each.name: {"value": each.name} for each in recipes}}
 
 
-def _run(recipe: Example) -> dict[str, Any]:
+def _run(recipe: RecipeExample) -> dict[str, Any]:
     return {"graph": recipe.name, "inputs": dict.fromkeys(recipe.inputs, "Why is the sky blue?")}

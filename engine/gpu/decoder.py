@@ -93,7 +93,7 @@ class GPUDecoder:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def begin_next(self, caches: Sequence[RowCache], tokens: Tensor, known: Callable[[], list[int]]) -> None:
-        """As `DecodeKernels.begin_next`: the caches count the new entries once they are read."""
+        """As `DecodeKernels.begin_next`, for tokens (rows,): the caches count the new entries once they are read."""
         if len(caches) > MOST_ROWS or any(cache.capacity_for(1) > cache.capacity for cache in caches):
             return
         places = [cache.next_position for cache in caches]

@@ -38,7 +38,7 @@ class Tables:
         self._shown: list[tuple[int, int]] = []  # by row of the segments as they are now: its view, and its version
 
     def show(self, tokens: Sequence[int] | Tensor, caches: Sequence[RowCache], positions: Sequence[int]) -> bool:
-        """Let the next step read these tokens, each behind its cache. True: the segments are elsewhere now."""
+        """Let the next step read these tokens, (rows,), each behind its cache. True: the segments are elsewhere now."""
         views = [self._view(cache) for cache in caches]
         used = [view.look(cache) for view, cache in zip(views, caches, strict=True)]
         moved = self._show_segments(views)

@@ -23,6 +23,7 @@ class LayerState(NamedTuple):
     recurrent: tuple[Tensor | None, ...]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "LayerState":
+        """The same with every tensor, whose shapes are the model's own, changed."""
         return LayerState(*(tuple(None if each is None else change(each) for each in part) for part in self))
 
 
@@ -41,6 +42,7 @@ class RecurrentState:
         return sum(each.nbytes for each in self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
+        """All that it holds, in shapes of the model's own."""
         for layer in self.layers.values():
             for part in layer:
                 yield from (each for each in part if each is not None)

@@ -68,7 +68,8 @@ class RotaryScheme:
 
 
 def is_far(old: Tensor, new: Tensor) -> bool:
-    """Whether a position of either is so far out that float32 rounds its angles by more than bfloat16 rounds keys."""
+    """Whether a position of either, (positions,), is so far out that float32 rounds its angles by more than bfloat16
+    rounds keys."""
     return any(len(each) > 0 and int(each.max()) >= _FAR for each in (old, new))
 
 

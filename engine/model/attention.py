@@ -57,7 +57,10 @@ class Attends(Protocol):
     """The rows of one forward pass, whose tokens stand side by side."""
 
     def cached(self, new: LayerKV) -> LayerKV:
-        """Cache a layer's entries of the new tokens; returns what the model computes with instead."""
+        """Cache a layer's entries of the new tokens, (1, kv_heads, tokens, head_dim) each.
+
+        Returns those that the model computes with.
+        """
 
     def length(self, layer: int) -> int:
         """How many entries the model is told that a layer's cache has."""
@@ -229,6 +232,7 @@ class PackedCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
+        """Cache a layer's new keys and values, (1, kv_heads, tokens, head_dim) each; returns those to compute with."""
         if self.layers:
             raise RuntimeError("a recurrent module attends, so its rows can't be told apart")
         return _running.get().cached(LayerKV(key_states, value_states))

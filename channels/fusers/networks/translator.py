@@ -202,7 +202,7 @@ def split_layers(y: Tensor, geometry: Geometry) -> tuple[LayerKV, ...]:
 
 
 def join_layers(layers: Sequence[LayerKV]) -> Tensor:
-    """The reverse of `split_layers`."""
+    """The reverse of `split_layers`: layers of (1, kv_heads, positions, head_dim) to (positions, all their entries)."""
     return torch.cat([_rows(each) for layer in layers for each in layer], dim=-1)
 
 

@@ -172,7 +172,7 @@ def _piece(row: ProbeRow, piece: int, cache: RowCache) -> Row:
 
 
 def relative_difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference of two tensors, as a share of the expected norm; logits are centred first."""
+    """The largest difference of two tensors, (vocab,) each, as a share of the expected norm; they are centred first."""
     return max((_relative_difference(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
 
 
