@@ -48,7 +48,7 @@ CLUSTER := .venv-cluster/bin
 cluster: .venv/dev
 	$(PYTHON) -m venv .venv-cluster
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(CLUSTER)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/usual.pth
-	$(CLUSTER)/pip install --quiet "ray>=2.60"
+	$(CLUSTER)/pip install --quiet "ray[client]>=2.60"
 	OMP_NUM_THREADS=1 PYTHONPATH=src $(CLUSTER)/python -m pytest -n 0 -m cluster tests/cluster
 
 # The lowest versions that pyproject.toml admits, but for torch: part of the suite, in an environment of its own.

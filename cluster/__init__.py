@@ -1,5 +1,6 @@
 """The same graph on Ray: models in replicas, one actor each, and caches as objects of Ray's store.
 
+address        Where an address leads, and whether anything answers there
 asker          For whom an engine works, across processes
 cluster        Replicas of models, shared by graphs; creates agents that take their turns there
 connect        Start Ray on this machine, or join a cluster

@@ -82,7 +82,7 @@ def model_links(spec: GraphSpec, folder: Path) -> list[ModelLink]:
 
 
 def connect(cluster: str) -> "Cluster":
-    """Connect to a cluster by its name: `local` or `auto`."""
+    """Connect to a cluster by its address: `local`, `auto` or `ray://HOST:PORT`."""
     from cachegraph.cluster.connect import connect
 
     return connect(cluster)

@@ -132,8 +132,8 @@ class Graph(GraphDefinition):
 
         A `store` records every finished turn, so that another process can `resume` the run.
         `session` names a conversation, which agents with `memory` continue.
-        `cluster` runs the models on Ray: `local`, `auto`, or a connection. They stay loaded there
-        until `close`.
+        `cluster` runs the models on Ray: `local`, `auto`, `ray://HOST:PORT`, or a connection. They stay loaded
+        there until `close`.
         """
         if cluster is not None:
             return self._clusters.on(self, cluster).run(inputs, store=store, session=session, **named)

@@ -46,7 +46,7 @@ Cluster = Annotated[
     typer.Option(
         "--cluster",
         metavar="ADDRESS",
-        help="A Ray cluster for the models (extra `ray`): local, or auto on a node.",
+        help="A Ray cluster for the models (extra `ray`): local, auto (of this machine), or ray://HOST:PORT.",
     ),
 ]
 

@@ -1,0 +1,81 @@
+"""Where a cluster's address leads, and whether anything answers there. Ray itself waits for minutes."""
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+from cachegraph.errors import ConfigError, InputError
+
+__all__ = ["check_answers", "check_form", "is_client", "why_not"]
+
+SECONDS = 5.0  # until a node must have accepted a connection
+NAMED = ("local", "auto")
+
+
+def is_client(address: str) -> bool:
+    """Whether this process would be a client of the cluster, which needs no Ray node on its machine."""
+    return address.startswith("ray://")
+
+
+def check_form(address: str) -> None:
+    """Raises InputError unless this is an address that a run can have."""
+    if address in NAMED:
+        return
+    if not is_client(address):
+        raise InputError(f"there is no cluster {address!r}; give 'local', 'auto' or 'ray://HOST:PORT'")
+    if _host_and_port(address) is None:
+        raise InputError(f"the cluster's address {address!r} has no host and port; give one such as ray://head:10001")
+
+
+def check_answers(address: str) -> None:
+    """Raises ConfigError if no process accepts connections where the address leads."""
+    node = _node(address)
+    ends = None if node is None else _host_and_port(node)
+    if ends is None:  # in a form of Ray's own, which Ray itself checks
+        return
+    try:
+        socket.create_connection(ends, SECONDS).close()
+    except OSError as error:
+        reason = f"nothing answers at {node} ({error.strerror or error})"
+        raise ConfigError(why_not(address, reason)) from error
+
+
+def why_not(address: str, reason: str) -> str:
+    """Why there is no connection, in one sentence; `reason` is what Ray says."""
+    words = " ".join(reason.split())
+    if "ersion mismatch" in words:
+        return f"this process and the cluster {address!r} have different versions: {words}; install the same on both"
+    first = words.split(". ")[0].rstrip(".")[:300]
+    if address == "local":
+        return f"Ray can't be started on this machine: {first}"
+    return (
+        f"there is no cluster at {address!r}: {first}; start one with `ray start --head`, or use 'local'; if it is "
+        "there and asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on "
+        "its head"
+    )
+
+
+def _node(address: str) -> str | None:
+    """The node that `auto` means, as Ray looks for it, or the one that the address names."""
+    if address != "auto":
+        return address
+    if given := os.environ.get("RAY_ADDRESS"):
+        return None if given == "auto" else given
+    try:
+        from ray._private.services import get_ray_address_from_environment
+    except ImportError:  # another version of Ray; its own error comes later, and in more words
+        return None
+    try:
+        found: str | None = get_ray_address_from_environment("auto", None)
+    except ConnectionError as error:
+        raise ConfigError(why_not(address, str(error))) from error
+    return found
+
+
+def _host_and_port(node: str) -> tuple[str, int] | None:
+    try:
+        parts = urlsplit(node if "://" in node else f"//{node}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    return None if not host or not port else (host, port)
