@@ -16,7 +16,7 @@ from cachegraph.graph.plan.expected_routes import expected_routes, read_included
 from ..comparison_parts import EdgeCurve
 from .break_even import curve
 from .constants import EdgeConstants, Form, ModelConstants
-from .kept import KeptEdge, KeptModel
+from .constants_cache import KeptEdge, KeptModel
 from .measure import measure_edge, measure_model
 from .predict import CostSetting
 from .shape import Shape, model_key, recipe_shape

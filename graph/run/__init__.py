@@ -6,7 +6,7 @@ create_agents    Create the agents of a recipe, also inside the recipes that it 
 edge_conditions  Evaluate conditions and routes: which edges deliver a reply
 events           Events of a run, for listeners
 executor         Take an agent's turn, or one for each item of a list
-fan_out          Join the replies of several turns into one
+fan_out          Fan-out: the list of items, and the join of the replies
 hooks            Inspect and change a run, for comparisons
 readiness        Which agents may start, round by round
 result           The result of a run: reply, agents, edges, totals

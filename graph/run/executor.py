@@ -15,18 +15,16 @@ import anyio
 from cachegraph.agents.base import Delivery, Reply, ToolCall, Turn
 from cachegraph.agents.prompt.filters import Value
 from cachegraph.agents.prompt.prompt_view import PromptView
-from cachegraph.agents.prompt.render_threads import evaluate_in_thread
-from cachegraph.agents.prompt.template import TemplateProblem
 from cachegraph.agents.sessions.session import Recollection, Session
 from cachegraph.channels.payload import Payload, most_layers
 from cachegraph.common.json_text import all_finite
 from cachegraph.common.run_all import run_all
 from cachegraph.engine.batching.request_context import RunKey, join_run, request_context
-from cachegraph.errors import CachegraphError, RunError
+from cachegraph.errors import RunError
 
 from ..plan.wiring import ForEach, Node
 from .events import AgentFinished, AgentPrefilled, AgentStarted, Event, TextDelta, ToolCalled
-from .fan_out import join_replies
+from .fan_out import item_error, join_replies, list_items
 from .hooks import RunHooks
 from .result import AgentResult
 from .turn_log import TurnLog, note, take_turn
@@ -179,13 +177,13 @@ class TurnExecutor:
     # fan-out
 
     async def _all_items(self, node: Node, for_each: ForEach, turn: Turn) -> tuple[Reply, list[AgentResult]]:
-        items = await _items(node, for_each, turn)
+        items = await list_items(node, for_each, turn)
 
         async def take(number: int) -> tuple[Reply, AgentResult]:
             try:
                 return await self._item(node, for_each, turn, number, items[number])
             except Exception as error:  # whatever an agent raises, with the item's number
-                raise _of_item(number, error) from error
+                raise item_error(number, error) from error
 
         calls = [partial(take, number) for number in range(len(items))]
         taken = await run_all(calls, for_each.most, name=turn.id)
@@ -234,27 +232,3 @@ def record_reply(result: AgentResult, reply: Reply, now: float) -> None:
     result.memory = reply.memory
     result.inside = dict(reply.inside)
     timing.total = timing.total or now - (result.started or 0.0)
-
-
-async def _items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
-    """Evaluate the list of a fan-out. Raises RunError if the value is not a list."""
-    values = dict(turn.inputs)
-    for route in node.entries:
-        values[route.edge.sender] = Value("", route.edge.sender)  # default for a skipped sender
-    for each in turn.deliveries:
-        values[each.route.edge.sender] = Value(each.payload.text or "", each.payload.turn, each.payload.data)
-    place = f"for_each of agent {node.name!r} ({for_each.items.source})"
-    try:
-        items = await evaluate_in_thread(for_each.items, values)
-    except TemplateProblem as problem:
-        raise RunError(f"{place} can't be evaluated: {problem.message}") from problem
-    if isinstance(items, list | tuple | range):
-        return list(items)
-    kind = "a text" if isinstance(items, str) else "nothing" if items is None else "an object"
-    remedy = "split it, for example with splitlines()" if isinstance(items, str) else "name a list in it"
-    raise RunError(f"{place} gives {kind} where it wants a list; {remedy}")
-
-
-def _of_item(number: int, error: Exception) -> RunError:
-    what = str(error) if isinstance(error, CachegraphError) else f"{type(error).__name__}: {error}"
-    return RunError(f"item {number}: {what}")

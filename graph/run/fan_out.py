@@ -1,17 +1,48 @@
-"""Join the replies of several turns into one."""
+"""Fan-out: the list whose items get a turn each, and the join of their replies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens, Traffic
+from cachegraph.agents.base import FinishReason, Reply, Timing, Tokens, Traffic, Turn
+from cachegraph.agents.prompt.filters import Value
+from cachegraph.agents.prompt.render_threads import evaluate_in_thread
+from cachegraph.agents.prompt.template import TemplateProblem
 from cachegraph.channels.join_payloads import join_payloads
 from cachegraph.channels.payload import EdgeReport
+from cachegraph.errors import CachegraphError, RunError
 
-__all__ = ["join_replies"]
+from ..plan.wiring import ForEach, Node
+
+__all__ = ["item_error", "join_replies", "list_items"]
 
 Key = TypeVar("Key")
 BY_URGENCY = ("error", "content_filter", "refusal", "length", "tool_calls", "stop", "eos")
+
+
+async def list_items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
+    """Evaluate the list of a fan-out. Raises RunError if the value is not a list."""
+    values = dict(turn.inputs)
+    for route in node.entries:
+        values[route.edge.sender] = Value("", route.edge.sender)  # default for a skipped sender
+    for each in turn.deliveries:
+        values[each.route.edge.sender] = Value(each.payload.text or "", each.payload.turn, each.payload.data)
+    place = f"for_each of agent {node.name!r} ({for_each.items.source})"
+    try:
+        items = await evaluate_in_thread(for_each.items, values)
+    except TemplateProblem as problem:
+        raise RunError(f"{place} can't be evaluated: {problem.message}") from problem
+    if isinstance(items, list | tuple | range):
+        return list(items)
+    kind = "a text" if isinstance(items, str) else "nothing" if items is None else "an object"
+    remedy = "split it, for example with splitlines()" if isinstance(items, str) else "name a list in it"
+    raise RunError(f"{place} gives {kind} where it wants a list; {remedy}")
+
+
+def item_error(number: int, error: Exception) -> RunError:
+    """The error of a turn with the number of its item."""
+    what = str(error) if isinstance(error, CachegraphError) else f"{type(error).__name__}: {error}"
+    return RunError(f"item {number}: {what}")
 
 
 def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:

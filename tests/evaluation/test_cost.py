@@ -19,7 +19,7 @@ from cachegraph.errors import InputError, RecipeError
 from cachegraph.evaluation.cost import collect, measure
 from cachegraph.evaluation.cost.break_even import LONGEST, SHORTEST, break_even, curve
 from cachegraph.evaluation.cost.constants import Curve, EdgeConstants, Form, ModelConstants, Point
-from cachegraph.evaluation.cost.kept import KeptModel
+from cachegraph.evaluation.cost.constants_cache import KeptModel
 from cachegraph.evaluation.cost.predict import CostSetting, Prediction, predict
 from cachegraph.evaluation.cost.shape import Shape, ShapeEdge, TurnShape, recipe_shape
 

@@ -202,7 +202,7 @@ def _complete(report: _Report, console: Console, measure: bool, check: bool) -> 
 
 
 def _print(report: _Report) -> None:
-    from cachegraph.evaluation.cost.kept import machine_name
+    from cachegraph.evaluation.cost.constants_cache import machine_name
 
     console, needs = open_console(), report.needs
     if needs.known_models:
