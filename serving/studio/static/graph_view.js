@@ -60,13 +60,13 @@ export class GraphView {
     const status = h("span", { class: "status" }, statusWords("waiting"));
     const text = h("span", { class: "text" });
     const isOutput = Object.values(this.graph.outputs).includes(name);
-    const head = h("span", { class: "name" }, name, isOutput && h("span", { class: "tag" }, "output"));
+    const head = h("span", { class: "name" }, h("span", { class: "own" }, name), isOutput && h("span", { class: "tag" }, "output"));
     const kind = entry.model ?? entry.graph ?? (entry.kind === "pause" ? "a person" : entry.kind);
     const button = h(
       "button",
-      { class: "agent", type: "button", tabindex: "-1", "data-agent": name, onclick: () => onAgent(name) },
+      { class: "agent", type: "button", tabindex: "-1", title: `${name}, ${kind}`, "data-agent": name, onclick: () => onAgent(name) },
       head,
-      h("span", { class: "model" }, kind, status),
+      h("span", { class: "model" }, h("span", { class: "kind" }, kind), status),
       text,
     );
     return { button, status, text };
@@ -116,6 +116,15 @@ export class GraphView {
     for (const chip of this.edges.values()) this.drawEdge(chip, plan, point, down);
     replace(this.lines, [...this.edges.values()].map((chip) => chip.line));
     replace(this.plane, this.lines, this.inOrder());
+    this.showFirst();
+  }
+
+  /** Scroll a drawing that is larger than its frame to its first agent. */
+  showFirst() {
+    const first = this.agents.values().next().value?.button;
+    if (!first) return;
+    this.element.scrollLeft = first.offsetLeft + this.plane.offsetLeft - this.element.offsetLeft + (BOX.width - this.element.clientWidth) / 2;
+    this.element.scrollTop = first.offsetTop + this.plane.offsetTop - this.element.offsetTop + (BOX.height - this.element.clientHeight) / 2;
   }
 
   drawEdge(chip, plan, point, down) {

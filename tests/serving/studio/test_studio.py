@@ -35,6 +35,16 @@ def asking() -> Graph:
     return graph
 
 
+def wordy() -> Graph:
+    """A graph without edges, whose names are longer than their box."""
+    graph = Graph(name="wordy", create=scripted())
+    graph.add_input("question")
+    name = "an_agent_with_a_name_that_says_all_that_it_does_and_for_whom"
+    graph.add_agent(name, model="some-organisation/a-model-with-a-long-name-1.5B-instruct", prompt="{{ question }}")
+    graph.output = name
+    return graph
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +59,7 @@ def server(own_store: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "<p>report</p><script>try { parent.document.title = 'reached'; } catch { document.title = 'alone'; }"
         "document.querySelector('p').textContent = document.title + ' ' + origin;</script>"
     )
-    graphs = [tiny_duo(), scripted_duo(), asking(), tiny_team(tmp_path_factory.mktemp("team"))]
+    graphs = [tiny_duo(), scripted_duo(), asking(), wordy(), tiny_team(tmp_path_factory.mktemp("team"))]
     with served(graphs, allow_upload=True, reports=reports) as running:
         yield running
 
@@ -411,6 +421,20 @@ def test_text_stands_out_and_nothing_is_cut_off_sideways(
     finally:
         browser.width(1280)
         browser.media()
+
+
+def test_long_names_leave_room_for_an_agents_state(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/wordy")
+    inside = (
+        "[...document.querySelectorAll('.agent .status, .agent .tag')].map(e => e.getBoundingClientRect().right <="
+        " e.closest('.agent').getBoundingClientRect().right)"
+    )
+    page.expect(inside, [True, True])
+
+
+def test_a_recipe_without_edges_offers_no_race(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/wordy")
+    page.wait_for("document.querySelector('[data-race]').getClientRects().length === 0")
 
 
 @pytest.mark.models
