@@ -56,4 +56,6 @@ def responses(path: str, method: str) -> dict[str, Any]:
 
 
 def _of_media(media: str) -> dict[str, Any]:
-    return {"type": "object"} if media == JSON else {"type": "string"}
+    if media == EVENTS:  # the schema of one event
+        return _object(["data"], data=TEXT, event=TEXT, id=TEXT)
+    return {"type": "object"} if media == JSON else TEXT
