@@ -26,6 +26,7 @@ NeedRoom = Callable[[int], None]
 TOKENIZER_BYTES = 50_000_000
 COUNTS = re.compile("layers|experts|heads")  # of a configuration: the parts that a network is built of
 MOST_PARTS = 10_000
+INTEGERS = ("I8", "I16", "I32", "I64")  # kinds of tensors that are no weights
 BUFFER_ELEMENTS = 500_000_000  # of masks and tables, which no weights stand for
 # What is replaced during a conversion belongs to the whole process.
 _one_at_a_time = threading.Lock()
@@ -159,6 +160,11 @@ def _target(reader: Any, metadata: "GGUFMetadata") -> _Target:
     import torch
 
     tensors = reader.tensors
+    if whole := [each for each in tensors if each.tensor_type.name in INTEGERS]:
+        raise ModelError(
+            f"the GGUF file {metadata.where!r} stores {whole[0].name} as {whole[0].tensor_type.name}, whole numbers "
+            "that nothing scales; use the safetensors of this model"
+        )
     kinds = Counter(each.tensor_type.name for each in tensors if len(each.shape) > 1)
     most = kinds.most_common(1)[0][0] if kinds else "BF16"
     dtype = {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)

@@ -2,8 +2,11 @@
 
 If free memory exceeds four times the weights, the kernels also read a packed copy of them ("panels", gemm_packed.h), in
 which several rows are computed in little more time than one. The copies are made when something is decoded or a second
-prompt is read, and give the same bits as the plain weights. Then the pages of the plain weights go back to the file
-that they are mapped from.
+prompt is read. Then the pages of the plain weights go back to the file that they are mapped from.
+
+Prompts get the same bits from copies and from plain weights, which are then packed piece by piece. Single steps don't:
+with copies they add the same products in another order. The copies are made before the first step, so all steps of one
+decoder are computed alike; on a machine without that much memory, or in another run, their last bits may differ.
 """
 
 import threading

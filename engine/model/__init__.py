@@ -11,6 +11,7 @@ recurrent_modules    finds the modules that keep recurrent state, and runs them 
 hf_fallback          models whose cache can't travel, by transformers' own cache
 int8                 linear layers with eight-bit weights
 devices              the devices that a model's layers are on
+weight_dtypes        refuses stored numbers that need a scale
 weight_files         a folder's weights by their headers
 estimate             bytes of a model and of a token of its cache, without loading it
 config_sizes         limits of a configuration's sizes by what the weights hold

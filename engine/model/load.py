@@ -30,6 +30,7 @@ from .text_model import auto_class, drop_other_parts
 from .verify.verdict import Verdict
 from .verify.verdict_cache import VerdictCache
 from .verify.verify_model import VerifiedModel, restore_verified, verify_model
+from .weight_dtypes import check_weight_dtypes
 
 __all__ = ["Checks", "LoadedModel", "load_model"]
 
@@ -191,6 +192,7 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the report names them, and `check_report` refuses them
         )
+        check_weight_dtypes(network, report.get("unexpected_keys") or (), folder)
         if type(network.config) is not type(config):  # the text part was read, so the others' weights have no place
             report = {**report, "unexpected_keys": ()}
         check_report(report, str(folder))

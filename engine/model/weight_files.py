@@ -11,7 +11,7 @@ from cachegraph.errors import ModelError, library_errors
 
 from ..model.file_sizes import check_file_size, check_file_sizes
 
-__all__ = ["check_folder", "count_parameters", "count_tensors", "fingerprint", "weight_files"]
+__all__ = ["check_folder", "count_parameters", "count_tensors", "fingerprint", "tensor_dtypes", "weight_files"]
 
 MAX_HEADER = 100_000_000
 INDEX = "model.safetensors.index.json"
@@ -23,6 +23,7 @@ class _Header(NamedTuple):
     tensors: int
     parameters: int
     file_bytes: int
+    dtypes: dict[str, str]
 
 
 def check_folder(folder: Path) -> None:
@@ -66,6 +67,11 @@ def count_tensors(folder: Path) -> tuple[int, int]:
     return sum(each.tensors for each in headers), sum(each.parameters for each in headers)
 
 
+def tensor_dtypes(folder: Path) -> dict[str, str]:
+    """What the weights are stored as, by name, in safetensors' words (`BF16`, `I32`, ...)."""
+    return {name: dtype for file in weight_files(folder) for name, dtype in _header(file).dtypes.items()}
+
+
 def fingerprint(folder: Path) -> str:
     """A hash that changes with the config, and with the names, shapes, dtypes and sizes of the weights."""
     check_file_size(folder / "config.json", folder)
@@ -90,11 +96,12 @@ def _header(file: Path) -> _Header:
         tensors.pop("__metadata__", None)
         end = max((index(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
         parameters = sum(math.prod(map(index, tensor["shape"])) for tensor in tensors.values())
+        dtypes = {name: str(tensor["dtype"]) for name, tensor in tensors.items()}
     if size < 8 + length + end:
         raise ModelError(
             f"the weights {str(file)!r} are cut short: {size:,} bytes of {8 + length + end:,}; fetch the model again"
         )
-    return _Header(text, len(tensors), parameters, size)
+    return _Header(text, len(tensors), parameters, size, dtypes)
 
 
 def _why_no_weights(folder: Path) -> str:

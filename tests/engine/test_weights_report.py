@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny import config_of, save_model
+from transformers import GPT2Config
 
 from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
@@ -98,3 +100,47 @@ def test_code_of_a_model_is_never_run(tmp_path: Path) -> None:
     (folder / "modeling.py").write_text("raise SystemExit('remote code ran')\n")
     with pytest.raises(ModelError, match="code of models is never run here"):
         load_model(folder)
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.int16, "I16"),
+        (torch.int32, "I32"),
+        (torch.int64, "I64"),
+        (torch.bool, "BOOL"),
+    ],
+)
+def test_whole_numbers_as_weights_are_refused_where_nothing_says_what_they_stand_for(
+    dtype: torch.dtype, name: str, tmp_path: Path
+) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_weights(folder, lambda weights: weights.update({UP: (weights[UP] * 10).to(dtype)}))
+    with pytest.raises(
+        ModelError, match=rf"stores model\.layers\.1\.mlp\.up_proj\.weight as {name}, numbers that need"
+    ):
+        load_model(folder)
+
+
+def test_weights_of_eight_bits_are_refused_where_their_scales_lie_beside_them(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_weights(folder, lambda weights: weights.update({UP: weights[UP].to(torch.float8_e4m3fn)}))
+    assert load_model(folder).network.model.layers[1].mlp.up_proj.weight.dtype == torch.float32  # rounded, no more
+    change_weights(folder, lambda weights: weights.update({UP + "_scale_inv": torch.ones(1, 1)}))
+    with pytest.raises(ModelError, match=r"up_proj\.weight as F8_E4M3, numbers that need a scale"):
+        load_model(folder)
+
+
+def test_masks_and_counters_of_old_checkpoints_are_no_weights(tmp_path: Path) -> None:
+    folder = save_model(config_of("llama"), tmp_path)
+    change_weights(folder, lambda weights: weights.update({"model.position_ids": torch.arange(9)}))
+    assert load_model(folder).network
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    gpt2 = save_model(config, tmp_path / "gpt2")
+    change_weights(gpt2, lambda weights: weights.update({"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9).bool()}))
+    assert load_model(gpt2).network

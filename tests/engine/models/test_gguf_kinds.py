@@ -185,6 +185,20 @@ def test_a_file_that_lacks_a_weight_is_refused_by_its_name(tmp_path: Path) -> No
         converted(path)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
+def test_whole_numbers_are_refused_as_weights(dtype: Any, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("blk.0.ffn_up.weight", np.ones((4, 4), dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(
+        ModelError, match=rf"stores blk\.0\.ffn_up\.weight as I{np.dtype(dtype).itemsize * 8}, whole num"
+    ):
+        converted(tmp_path / "m.gguf")
+
+
 def test_scaled_rope_is_as_the_file_says(tmp_path: Path) -> None:
     """transformers by itself reads none of it, and computes something else."""
     plain = made(hf.llama.LlamaConfig(**SIZES))
