@@ -15,6 +15,7 @@ weight_dtypes        refuses stored numbers that need a scale
 weight_files         a folder's weights by their headers
 estimate             bytes of a model and of a token of its cache, without loading it
 config_sizes         limits of a configuration's sizes by what the weights hold
+explain_config       which value of a configuration keeps a model from being built
 file_sizes           limits of the other files of a folder
 load_report          missing and unknown weights
 quiet_transformers   silences transformers' messages

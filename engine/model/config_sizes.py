@@ -11,7 +11,17 @@ from .weight_files import count_tensors
 __all__ = ["check_config_sizes"]
 
 _LAYERS = 4096  # layers that a model may have beyond its tensors
-_WIDTHS = ("vocab_size", "intermediate_size", "hidden_size", "n_inner", "ffn_dim", "_heads", "experts")
+_WIDTHS = (
+    "vocab_size",
+    "intermediate_size",
+    "hidden_size",
+    "n_inner",
+    "ffn_dim",
+    "_heads",
+    "experts",
+    "head_dim",
+    "_rank",
+)
 _PACKED = 16  # weights that one number of a quantised file may hold
 _SPARE = 2**24  # numbers; a model this large does no harm
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from cachegraph.errors import ModelError, library_errors, reason_of
+from cachegraph.errors import CachegraphError, ModelError, library_errors, reason_of
 
 from ..kernels import DecodeKernels, Unsupported, backend
 from ..kv.rope import Rotation
@@ -21,6 +21,7 @@ from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_load import read_raw_tokenizer
 from .config_sizes import check_config_sizes
 from .devices import DeviceMap, check_map, home_of, layer_devices
+from .explain_config import explain_config
 from .file_sizes import check_file_sizes
 from .int8 import quantise
 from .load_report import check_report
@@ -176,28 +177,37 @@ def _read_network(folder: Path, dtype: torch.dtype, where: torch.device | Device
         return ModelError(f"the model in {str(folder)!r} can't be read: {_of_code(why)}")
 
     with library_errors(explain), quiet_transformers():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        chosen = auto_class(config)
         try:
-            check_config_sizes(config, folder)
-        except ModelError as error:
-            raise explain(str(error)) from error
-        network, report = chosen.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=spread,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the report names them, and `check_report` refuses them
-        )
-        check_weight_dtypes(network, report.get("unexpected_keys") or (), folder)
-        if type(network.config) is not type(config):  # the text part was read, so the others' weights have no place
-            report = {**report, "unexpected_keys": ()}
-        check_report(report, str(folder))
-        drop_other_parts(network)
-        return network.to(where) if isinstance(where, torch.device) else network
+            return _build(folder, dtype, spread, where)
+        except Exception as error:  # a boundary: what transformers raises of a configuration is often a line of code
+            if isinstance(error, CachegraphError) or (why := explain_config(error, folder)) is None:
+                raise
+            raise explain(why) from error
+
+
+def _build(folder: Path, dtype: torch.dtype, spread: Any, where: torch.device | DeviceMap) -> Any:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    chosen = auto_class(config)
+    try:
+        check_config_sizes(config, folder)
+    except ModelError as error:
+        raise ModelError(f"the model in {str(folder)!r} can't be read: {error}") from error
+    network, report = chosen.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map=spread,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the report names them, and `check_report` refuses them
+    )
+    check_weight_dtypes(network, report.get("unexpected_keys") or (), folder)
+    if type(network.config) is not type(config):  # the text part was read, so the others' weights have no place
+        report = {**report, "unexpected_keys": ()}
+    check_report(report, str(folder))
+    drop_other_parts(network)
+    return network.to(where) if isinstance(where, torch.device) else network
 
 
 def _read_tokenizer(folder: Path, chat_template: str | None, remembers: bool) -> Tokenizer | None:
