@@ -16,7 +16,7 @@ from rich.text import Text
 from cachegraph.common.printable import printable, printable_line
 from cachegraph.errors import InputError
 
-from .options import exit_if_paused, open_store
+from .options import Cluster, exit_if_paused, graphs_on, open_store
 from .output import echo, echo_json, open_console, width_of
 from .text_arguments import TextProblem, read_text
 
@@ -98,6 +98,7 @@ def resume_run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the reply.")] = False,
+    cluster: Cluster = None,
 ) -> None:
     """Continue a run where it stopped. Finished turns do not run again."""
     from cachegraph.graph.graph import Graph
@@ -111,10 +112,10 @@ def resume_run(
         answer = _read(answer, answer_file)
     for note in _changes(stored):
         echo(note, err=True)
-    graph = Graph.from_run(stored.id, store)
-    fetch_models(graph.spec, graph.folder)
-    fetch_fusers(graph.spec, graph.folder)
-    with graph:
+    with graphs_on(cluster, [Graph.from_run(stored.id, store)]) as (graph,), graph:
+        if cluster in (None, "local"):  # nodes of other clusters fetch their models themselves
+            fetch_models(graph.spec, graph.folder)
+        fetch_fusers(graph.spec, graph.folder)
         stream = graph.stream_resumed(stored.id, answer=answer, turn=turn, store=store)
         result = run_and_print(stream, graph.output, quiet or as_json)
     if as_json:
