@@ -54,7 +54,7 @@ class RemoteAgent:
         self._replicas.take()
         try:
             peer = await self._open()
-        except BaseException:
+        except BaseException:  # also a cancellation
             self._replicas.give_back()
             raise
         if self._peer is not None:  # another run has opened it meanwhile

@@ -292,7 +292,7 @@ class Replica:
             return ReplicaAnswer(missing=Missing(caches=lost.senders))
         except SharerGone as gone:
             return ReplicaAnswer(missing=Missing(sharers=frozenset([gone.model])))
-        except Exception as error:
+        except Exception as error:  # a boundary: every error of a turn travels to the run as an answer
             return ReplicaAnswer(error=_portable(error))
         finally:
             del self._scopes[request.id]
@@ -342,6 +342,6 @@ def _portable(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, CachegraphError):
-        with suppress(Exception):
+        with suppress(Exception):  # pickle raises anything; such an error travels as its sentence
             return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]  # noqa: S301  # our own
     return RunError(f"{type(error).__name__}: {reason_of(error)}")

@@ -69,7 +69,7 @@ async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
         variant = await served.open(channel, asked.edges)
         graph = await _with_settings(variant.graph, settings)
         inputs = await run_checks(partial(graph.check_inputs, given.inputs))
-    except BaseException as error:
+    except BaseException as error:  # also a cancelled request: its own graph must not stay open
         if own_graph:
             with anyio.CancelScope(shield=True):
                 await served.graph.aclose()

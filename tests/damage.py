@@ -2,12 +2,13 @@
 
 import copy
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import fuzz_counts
 
 from cachegraph.errors import CachegraphError
 
@@ -94,8 +95,7 @@ class Tally:
     """Tries damaged things for some seconds, counts what came of it, and fails on any error but our own."""
 
     def __init__(self, name: str, seconds: float = 4.0):
-        factor = float(os.environ.get("CACHEGRAPH_FUZZ_SECONDS", "0"))
-        self._name, self._end = name, time.monotonic() + (factor or seconds)
+        self._name, self._end = name, time.monotonic() + fuzz_counts.seconds(seconds)
         self.tried = self.fine = self.refused = 0
 
     @property
@@ -114,6 +114,4 @@ class Tally:
             self.fine += 1
 
     def print(self) -> None:
-        print(
-            f"\n{self._name}: {self.tried} tried, {self.refused} refused in a sentence, {self.fine} read all the same"
-        )
+        fuzz_counts.report(self._name, {"refused in a sentence": self.refused, "read all the same": self.fine})

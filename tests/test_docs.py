@@ -2,9 +2,12 @@
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
+import fuzzers
 import pytest
+from fuzz_counts import FUZZERS, report
 from opentelemetry import trace
 from opentelemetry.util._once import Once
 from typer.main import get_command
@@ -95,3 +98,24 @@ def test_commands_of_a_tutorial_run_in_order(
     for line in lines:
         done = CliRunner().invoke(app, shlex.split(line)[1:])
         assert done.exit_code == 0, f"{line}\n{done.output}"
+
+
+def test_the_page_on_security_has_the_rows_that_the_fuzzers_print() -> None:
+    """Its numbers are those of one run."""
+    page = (ROOT / "docs" / "reference" / "security.md").read_text()
+    printed = fuzzers.table({name: Counter({"taken": 1}) for name in FUZZERS}).splitlines()
+    start = page.splitlines().index(printed[0])
+    rows = [line.split("|") for line in page.splitlines()[start:][: len(printed) + 1]]
+    assert not rows.pop()[1:]  # the table ends there
+    assert [(row[1], row[4]) for row in rows] == [(line.split("|")[1], line.split("|")[4]) for line in printed]
+    for name, file in FUZZERS.items():
+        assert f'"{name.partition(" (")[0]}' in (ROOT / file).read_text(), name
+
+
+def test_counts_of_fuzzers_are_summed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    report("recipes", {"taken": 3, "refused": 0})
+    report("recipes", {"taken": 2, "refused": 5})
+    printed = capsys.readouterr().out.replace("\nfuzzer", "\n.fuzzer")  # pytest's dots stand before them
+    assert fuzzers.counts(printed.splitlines()) == {"recipes": {"taken": 5, "refused": 5}}
+    with pytest.raises(AssertionError, match="give 'unheard of' a row"):
+        report("unheard of", {"taken": 1})

@@ -21,6 +21,7 @@ from cachegraph.errors import CachegraphError, ConfigError, ToolError
 
 from ..http_client import http_client
 from .content import Content, content_of
+from .lenient_messages import LenientMessages
 from .spec import CommandTools, ToolServerSpec, UrlTools
 
 if TYPE_CHECKING:
@@ -208,7 +209,9 @@ async def _client(
     if isinstance(spec, CommandTools):
         env = {**_inherited(name, spec), **spec.env}
         program, *arguments = _supervised(spec.command, env, folder)
-        started = mcp.StdioServerParameters(command=program, args=arguments, env=env, cwd=folder)
+        started = mcp.StdioServerParameters(
+            command=program, args=arguments, env=env, cwd=folder, encoding_error_handler="replace"
+        )
         async with mcp.Client(_noting(mcp.stdio_client(started, errlog=log), begun)) as client:
             yield client
         return
@@ -218,10 +221,10 @@ async def _client(
 
 
 @asynccontextmanager
-async def _noting(transport: AbstractAsyncContextManager[T], begun: Callable[[], None]) -> AsyncIterator[T]:
-    async with transport as streams:
+async def _noting(transport: AbstractAsyncContextManager[Any], begun: Callable[[], None]) -> AsyncIterator[Any]:
+    async with transport as (messages, *others):
         begun()
-        yield streams
+        yield LenientMessages(messages), *others
 
 
 def _supervised(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Sequence[str]:

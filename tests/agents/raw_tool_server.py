@@ -19,13 +19,20 @@ if mode == "family":  # children that ignore what they are told, one of them in 
 
 
 def say(answer: Any) -> None:
+    if mode == "odd":  # bytes that are no UTF-8, half a character, a raw control character, a byte order mark
+        odd = json.dumps(answer).replace("DESCRIBED", "\\ud83d\0").encode()
+        sys.stdout.buffer.write(b"\xef\xbb\xbf" + odd.replace(b"WORDS", b"caf\xe9") + b"\n")
+        sys.stdout.flush()
+        return
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
 def tools(page: int) -> dict[str, Any]:
     schema = {"type": "object", "properties": {}}
-    result: dict[str, Any] = {"tools": [{"name": name, "description": "x", "inputSchema": schema} for name in NAMES]}
+    result: dict[str, Any] = {
+        "tools": [{"name": name, "description": "DESCRIBED WORDS", "inputSchema": schema} for name in NAMES]
+    }
     if mode == "same":
         result["nextCursor"] = "again"
     if mode == "empty":

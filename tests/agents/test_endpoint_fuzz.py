@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from fuzz_counts import cases, report, seconds
 
 from cachegraph.agents.endpoint.completion import Completion, Reported, Unreadable
 from cachegraph.agents.endpoint.error_text import page_title, server_message
@@ -13,7 +14,7 @@ from cachegraph.agents.endpoint.response_decoder import AnswerDecoder, NotAnAnsw
 from cachegraph.agents.endpoint.sse import EventTooLong
 from cachegraph.agents.endpoint.tool_calls import ToolCallPieces
 
-SECONDS = 3.0  # of each test here
+SECONDS = seconds(3.0)  # of each test here
 LEAVES: list[Any] = [
     *("", "Hello", "\ud83d", "\ude00", "\x00", "\x1b[31m", "stop", "length", "[DONE]", "c1", "add", '{"a": 1}', '{"a"'),
     *(None, True, False, 0, 1, -1, 1.5, 1e308, 10**30, [], {}, "NaN", "0", "9" * 5000),
@@ -101,31 +102,31 @@ def stream_of(rng: random.Random) -> bytes:
 
 def test_any_stream_is_a_reply_or_an_error_in_our_words() -> None:
     rng, end, count, replies = random.Random(1), monotonic() + SECONDS, 0, 0
-    while monotonic() < end and count < 4000:
+    while monotonic() < end and count < cases(4000):
         count += 1
         replies += understood(cut(rng, stream_of(rng))) is not None
-    print(f"{count} streams of strange events, {replies} of them replies")
+    report("endpoint streams, strange", {"replies": replies, "errors in our words": count - replies})
     assert replies > count // 50
 
 
 def test_any_bytes_are_a_reply_or_an_error_in_our_words() -> None:
-    rng, end, count = random.Random(2), monotonic() + SECONDS, 0
-    while monotonic() < end and count < 6000:
+    rng, end, count, replies = random.Random(2), monotonic() + SECONDS, 0, 0
+    while monotonic() < end and count < cases(6000):
         count += 1
         data = bytearray(stream_of(rng))
         for _ in range(rng.randint(1, 8)):
             place = rng.randrange(len(data))
             data[place : place + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
             data = data or bytearray(b"x")
-        understood(cut(rng, bytes(data)))
-    print(f"{count} damaged streams")
+        replies += understood(cut(rng, bytes(data))) is not None
+    report("endpoint streams, damaged", {"replies": replies, "errors in our words": count - replies})
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_where_the_network_cuts_does_not_matter(end: bytes) -> None:
     rng, stop, count = random.Random(3), monotonic() + SECONDS / 3, 0
     words = ["Half ", "😀", "\ud83d", "\ude00", "é", "\n", "data: x", "\ufeff"]
-    while monotonic() < stop and count < 1500:
+    while monotonic() < stop and count < cases(1500):
         count += 1
         said = [rng.choice(words) for _ in range(rng.randint(1, 8))]
         ascii_only = rng.random() < 0.5
@@ -140,4 +141,4 @@ def test_where_the_network_cuts_does_not_matter(end: bytes) -> None:
         assert heard is not None
         assert heard.text == wanted
         assert heard.ended
-    print(f"{count} cut streams")
+    report("endpoint streams, cut", {"read as one piece": count})

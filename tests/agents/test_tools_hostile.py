@@ -1,6 +1,7 @@
 """Tool servers that list without end, share names, or would outlive us."""
 
 import asyncio
+import importlib
 import os
 import random
 import re
@@ -16,10 +17,12 @@ from typing import Any
 
 import anyio
 import pytest
+from pydantic import ValidationError
 
 from cachegraph.agents.tools import connection
 from cachegraph.agents.tools.agent_tools import LONGEST, AgentTools, ToolRounds, _named
 from cachegraph.agents.tools.connection import Tool, _last_words, _log_file
+from cachegraph.agents.tools.lenient_messages import mended
 from cachegraph.agents.tools.parse_calls import ParsedCall
 from cachegraph.agents.tools.server import ToolServer
 from cachegraph.agents.tools.servers import Toolbox
@@ -260,6 +263,41 @@ def test_a_program_that_logs_without_end_does_not_fill_the_disk(monkeypatch: pyt
                 group.cancel_scope.cancel()
 
     anyio.run(log_on)
+
+
+def test_a_server_that_writes_no_clean_json_is_understood() -> None:
+    assert names("odd") == ["go"]
+
+
+MESSAGE = '{"jsonrpc": "2.0", "id": 1, "result": {"text": "%s"}}'
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("\\ud83d", "\ufffd"),
+        ("a\\ude00\\ud83db", "a\ufffd\ufffdb"),
+        ("a\0b\x0c\x1b", "a\0b\x0c\x1b"),
+        ("a\rb\tc", "a\rb\tc"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_an_unparsable_message_is_mended(written: str, read: str, mark: str) -> None:
+    item = mended(_unparsable(mark + MESSAGE % written))
+    assert item.message.result == {"text": read}
+
+
+@pytest.mark.parametrize("line", ["starting", "", "{}", "[" * 10_000, MESSAGE % '"', '{"id": "\\ud83d"}', "9" * 9_000])
+def test_a_line_that_is_no_message_stays_an_error(line: str) -> None:
+    error = _unparsable(line)
+    assert mended(error) is error
+
+
+def _unparsable(line: str) -> ValidationError:
+    with pytest.raises(ValidationError) as caught:
+        importlib.import_module("mcp.types").jsonrpc_message_adapter.validate_json(line, by_name=False)
+    return caught.value
 
 
 def test_lines_that_are_no_messages_are_not_logged_to_the_terminal() -> None:

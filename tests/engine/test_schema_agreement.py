@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz_counts import cases, report, seconds
 from llguidance import LLMatcher
 
 from cachegraph.agents.structured_output import parse_reply
@@ -18,7 +19,7 @@ from cachegraph.engine.sampling.json_schema import find_flaw, to_grammar
 from cachegraph.engine.sampling.text_formats import byte_tokenizer
 from cachegraph.errors import ModelError
 
-SECONDS = 4.0  # of each test here
+SECONDS = seconds(4.0)  # of each test here
 LONGEST = 300  # bytes of a reply
 TEXTS = ["", "a", "ab", "é", "😀", "x1", "A B", "2024-02-29", "10.0.0.1", "a@b.c", '"\\', "line\nend", "\ud7ff"]
 NUMBERS = [0, 1, -1, 2, 3, 7, 10, 0.5, -0.5, 0.05, 1.5, 2.5, -1.5, 0.1, 100, 1e-3, 12345.678, 1e14, -1e14]
@@ -163,7 +164,7 @@ def accepts(matcher: Any, text: str) -> bool:
 def test_what_a_grammar_writes_passes_its_schema() -> None:
     rng, end = random.Random(7), monotonic() + SECONDS
     schemas = refused = replies = long = 0
-    while monotonic() < end and schemas < 1500:
+    while monotonic() < end and schemas < cases(1500):
         schema = with_definitions(rng)
         schemas += 1
         if find_flaw(schema) is not None:
@@ -176,7 +177,7 @@ def test_what_a_grammar_writes_passes_its_schema() -> None:
             if text is not None:
                 replies += 1
                 parse_reply("a", text, schema)
-    print(f"{schemas} schemas, {refused} refused; {replies} replies passed, {long} were too long")
+    report("replies that a grammar writes", {"passed": replies, "too long": long, "schemas refused": refused})
     assert replies > refused
 
 
@@ -225,7 +226,7 @@ def test_what_a_schema_accepts_its_grammar_can_write() -> None:
     """
     rng, end = random.Random(11), monotonic() + SECONDS
     schemas = accepted = refused = 0
-    while monotonic() < end and schemas < 2000:
+    while monotonic() < end and schemas < cases(2000):
         make = rng.choice([_number, _text, _choice, _object, _list, _any_of])
         schema = make(rng, 2)
         schemas += 1
@@ -247,7 +248,7 @@ def test_what_a_schema_accepts_its_grammar_can_write() -> None:
                 continue
             accepted += 1
             assert accepts(matcher, text), (schema, text)
-    print(f"{schemas} schemas; {accepted} values accepted by both, {refused} refused by both")
+    report("values that a schema judges", {"accepted by both": accepted, "refused by both": refused})
     assert accepted > schemas
 
 

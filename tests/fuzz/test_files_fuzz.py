@@ -6,6 +6,7 @@ Hypothesis draws the damage, the same in every run: `derandomize`.
 import json
 import struct
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -15,6 +16,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from fuzz_counts import cases, report
 from gguf_files import SIZES, made, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,12 +31,18 @@ from cachegraph.training import checkpoint
 from cachegraph.training.checkpoint import CheckpointState
 
 QUICK = settings(
-    max_examples=50,
+    max_examples=cases(50),
     derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+REFUSED = "refused in a sentence"
+COUNTED = {
+    "test_a_damaged_gguf_header_is_told_or_lets_the_library_read_it": "GGUF headers",
+    "test_a_damaged_session_is_told_or_read": "sessions",
+    "test_a_damaged_checkpoint_is_passed_over_told_or_restored": "checkpoints",
+}
 MOST_BYTES = 64_000_000  # that one case may allocate
 SMALL: dict[str, Any] = {**SIZES, "hidden_size": 8, "intermediate_size": 8}
 Damage = Callable[[bytes], bytes]
@@ -92,10 +100,18 @@ def whole_gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     ).read_bytes()
 
 
-@settings(QUICK, max_examples=30)
+@pytest.fixture
+def ends(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """Count here how the examples of a test end."""
+    found = Counter[str]()
+    yield found
+    report(COUNTED[request.node.originalname], found)
+
+
+@settings(QUICK, max_examples=cases(30))
 @given(damage=damages())
 def test_a_damaged_gguf_header_is_told_or_lets_the_library_read_it(
-    whole_gguf: bytes, damage: Damage, tmp_path: Path
+    whole_gguf: bytes, damage: Damage, tmp_path: Path, ends: Counter[str]
 ) -> None:
     """What passes the check, the library reads or refuses soon, and in little memory."""
     path = tmp_path / "x.gguf"
@@ -105,7 +121,9 @@ def test_a_damaged_gguf_header_is_told_or_lets_the_library_read_it(
             check_header(path)
         except ModelError as error:
             tell(error, repr(str(path)))
+            ends[REFUSED] += 1
             return
+        ends["left to the library"] += 1
         try:
             gguf.GGUFReader(path)
         except (ValueError, KeyError, IndexError, OverflowError, TypeError):  # which `convert_gguf` tells
@@ -168,7 +186,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 @QUICK
 @given(damage=damages() | st.none(), odd=JSONS, where=st.integers(0, 1000), spoil_cache=st.booleans())
 def test_a_damaged_session_is_told_or_read(
-    home: Path, damage: Damage | None, odd: Any, where: int, spoil_cache: bool
+    home: Path, damage: Damage | None, odd: Any, where: int, spoil_cache: bool, ends: Counter[str]
 ) -> None:
     """Bytes of the text and of a cache, or a value of the text that is of another kind."""
     raw = b'{"a": 1}' * 20
@@ -192,7 +210,9 @@ def test_a_damaged_session_is_told_or_read(
                 record = session_files.read("ann")
             except InputError as error:
                 tell(error, "the session 'ann' can't be read")
+                ends[REFUSED] += 1
                 return
+            ends["read all the same"] += 1
             assert record is not None
             for each in record.agents.values():
                 found_cache = take_up(folder, each, None)  # type: ignore[arg-type]  # no such file reaches a model
@@ -219,7 +239,14 @@ def network_and_optimizer() -> tuple[torch.nn.Module, torch.optim.AdamW]:
 @given(damage=damages(), name=st.sampled_from(["weights.safetensors", "optimizer.safetensors", "state.json"]),
        signed=st.booleans(), odd=JSONS, where=st.integers(0, 100))  # fmt: skip
 def test_a_damaged_checkpoint_is_passed_over_told_or_restored(
-    whole_checkpoint: dict[str, bytes], damage: Damage, name: str, signed: bool, odd: Any, where: int, tmp_path: Path
+    whole_checkpoint: dict[str, bytes],
+    damage: Damage,
+    name: str,
+    signed: bool,
+    odd: Any,
+    where: int,
+    tmp_path: Path,
+    ends: Counter[str],
 ) -> None:
     """`signed`: with right hashes, as whoever made it on purpose would."""
     folder = tmp_path / "run" / "step-000001"
@@ -238,9 +265,13 @@ def test_a_damaged_checkpoint_is_passed_over_told_or_restored(
     with little_memory():
         found_one = checkpoint.newest(tmp_path / "run")
         if found_one is None:
+            ends["passed over"] += 1
             return
         assert isinstance(found_one[1].step, int)
         try:
             checkpoint.restore(folder, *network_and_optimizer())
         except FuserError as error:
             tell(error, "start over with --restart")
+            ends[REFUSED] += 1
+        else:
+            ends["restored"] += 1

@@ -3,6 +3,8 @@
 Every test draws its cases from a fixed seed and prints how many it tried and how they ended; `-s` shows it:
 
     pytest -s -q tests/fuzz
+
+`python benchmarks/fuzzers.py` prints the counts of all fuzzers as a table.
 """
 
 import json
@@ -15,6 +17,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fuzz_counts import cases, report
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -57,10 +60,6 @@ def _end(what: str, case: Callable[[], str], ends: Counter[str], most: float = 5
     assert time.thread_time() - began < most, f"{what} took too long"
 
 
-def _tell(what: str, ends: Counter[str]) -> None:
-    print(f"\n{what}: {sum(ends.values())} tried: {', '.join(f'{count} {end}' for end, count in sorted(ends.items()))}")
-
-
 def _mutated(text: str, draw: random.Random) -> str:
     """The text with a few pieces cut out, doubled, moved or replaced."""
     for _ in range(draw.randint(1, 4)):
@@ -74,7 +73,7 @@ def _mutated(text: str, draw: random.Random) -> str:
 def test_mutated_recipes_are_taken_or_refused_with_their_places() -> None:
     texts = [path.read_text() for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.name != "models.yaml"]
     draw, ends = random.Random(1), Counter[str]()
-    for number in range(400):
+    for number in range(cases(400)):
         text = _mutated(draw.choice(texts), draw)
 
         def case(text: str = text) -> str:
@@ -85,7 +84,7 @@ def test_mutated_recipes_are_taken_or_refused_with_their_places() -> None:
             return "taken"
 
         _end(f"recipe {number}", case, ends)
-    _tell("recipes", ends)
+    report("recipes", ends)
     assert ends["refused"] > 100
 
 
@@ -117,7 +116,7 @@ def test_inputs_of_any_kind_fit_or_are_input_errors() -> None:
         ),
     }
     draw, ends = random.Random(2), Counter[str]()
-    for number in range(2000):
+    for number in range(cases(2000)):
         name, value = draw.choice([*declared]), _value(draw)
         text = draw.choice([_mutated(json.dumps({"a": ["x", 1.5]}), draw), "[" * 9000, str(draw.choice(NASTY))])
 
@@ -132,7 +131,7 @@ def test_inputs_of_any_kind_fit_or_are_input_errors() -> None:
             return "taken"
 
         _end(f"input {number}", case, ends)
-    _tell("inputs", ends)
+    report("inputs", ends)
     assert min(ends["taken"], ends["refused"]) > 100
 
 
@@ -141,7 +140,7 @@ def test_data_files_of_any_kind_give_rows_or_input_errors(tmp_path: Path) -> Non
     lines = "\n".join(map(json.dumps, rows))
     texts = {"jsonl": lines, "json": json.dumps(rows), "csv": 'q,n\n"a, b",1\nx,2\n', "tsv": "q\tn\na\t1\n"}
     draw, ends = random.Random(3), Counter[str]()
-    for number in range(600):
+    for number in range(cases(600)):
         kind = draw.choice([*texts])
         raw = bytearray(_mutated(texts[kind], draw).encode("utf-8", "surrogatepass"))
         if draw.random() < 0.3:
@@ -157,7 +156,7 @@ def test_data_files_of_any_kind_give_rows_or_input_errors(tmp_path: Path) -> Non
             return "taken"
 
         _end(f"data {number}", case, ends)
-    _tell("data files", ends)
+    report("data files", ends)
     assert min(ends["taken"], ends["refused"]) > 50
 
 
@@ -211,7 +210,7 @@ def test_random_schemas_are_refused_or_judge_as_the_library_does(monkeypatch: py
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     draw, ends = random.Random(4), Counter[str]()
-    for number in range(250):
+    for number in range(cases(250)):
         schema = _schema(draw)
 
         def case(schema: Any = schema) -> str:
@@ -225,7 +224,7 @@ def test_random_schemas_are_refused_or_judge_as_the_library_does(monkeypatch: py
             return "taken"
 
         _end(f"schema {number}", case, ends)
-    _tell("schemas", ends)
+    report("schemas", ends)
     assert min(ends["taken"], ends["refused"]) > 20
 
 
@@ -334,7 +333,7 @@ def _template(draw: random.Random, depth: int = 0, words: list[str] = WORDS) -> 
 def test_random_prompts_and_conditions_end_in_text_or_a_problem() -> None:
     draw, ends = random.Random(5), Counter[str]()
     values = {"x": {"role": "user", "content": "a"}, "messages": ["a", "b"]}
-    for number in range(500):
+    for number in range(cases(500)):
         words = draw.choice([WORDS, PLAIN, PLAIN])
         source, condition = _template(draw, 2, words), _expression(draw, 1, words)
 
@@ -347,7 +346,7 @@ def test_random_prompts_and_conditions_end_in_text_or_a_problem() -> None:
             return "rendered"
 
         _end(f"prompt {number}", case, ends)
-    _tell("prompts and conditions", ends)
+    report("prompts and conditions", ends)
     assert ends["rendered"] > 20
 
 
@@ -356,7 +355,7 @@ MESSAGES = [{"role": "user", "content": "a <b>"}, {"role": "assistant", "content
 
 def test_random_chat_templates_end_and_render_as_in_transformers() -> None:
     draw, ends = random.Random(6), Counter[str]()
-    for number in range(500):
+    for number in range(cases(500)):
         source = _template(draw)
 
         def case(source: str = source) -> str:
@@ -369,7 +368,7 @@ def test_random_chat_templates_end_and_render_as_in_transformers() -> None:
             return "rendered alike"
 
         _end(f"chat template {number}", case, ends)
-    _tell("chat templates", ends)
+    report("chat templates", ends)
     assert ends["rendered alike"] > 20
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 from damage import damage_json
+from fuzz_counts import cases, report
 
 from cachegraph.agents.base import Reply, Turn
 from cachegraph.agents.scripted import ScriptedAgent
@@ -86,7 +87,7 @@ def use(body: str) -> None:
 def test_damaged_recordings_are_refused_in_a_sentence_or_used() -> None:
     use(json.dumps(RECORDED))
     ends = Counter[str]()
-    for seed in range(1_000):
+    for seed in range(cases(1_000)):
         body = json.dumps(damage_json(Random(seed), RECORDED))
         try:
             use(body)
@@ -99,5 +100,5 @@ def test_damaged_recordings_are_refused_in_a_sentence_or_used() -> None:
             ends["refused when resumed"] += 1
         else:
             ends["used"] += 1
-    print(f"\nrecordings: {sum(ends.values())} tried: {dict(ends)}")
+    report("recorded turns", ends)
     assert min(ends["used"], ends["refused when read"]) > 50
