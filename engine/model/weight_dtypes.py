@@ -40,15 +40,16 @@ def check_weight_dtypes(network: Any, unread: Iterable[str], folder: Path) -> No
 
 
 def _read(odd: Mapping[str, str], network: Any, unread: set[str]) -> dict[str, str]:
-    """Those of the tensors that become weights: not what nothing reads, and no masks or counters."""
+    """Those of the tensors that become weights: not what nothing reads, and no tables, masks or counters."""
     if not odd:
         return {}
     ignored = [re.compile(pattern) for pattern in network._keys_to_ignore_on_load_unexpected or ()]
-    buffers = [name for name, buffer in network.named_buffers() if not buffer.is_floating_point()]
+    stored = (*network.named_parameters(), *network.named_buffers())
+    whole = {name.rpartition(".")[2] for name, tensor in stored if not tensor.is_floating_point()}
     return {
         name: dtype
         for name, dtype in odd.items()
         if name not in unread
         and not any(pattern.search(name) for pattern in ignored)
-        and not any(name == own or name.endswith(f".{own}") for own in buffers)
+        and name.rpartition(".")[2] not in whole  # a path to it may have another name in the file
     }

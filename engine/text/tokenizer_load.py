@@ -24,6 +24,12 @@ _FORMAT = 2
 _CONFIG, _EXACT = "tokenizer_config.json", "cachegraph_exact"
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OPTIONS = ("chat_template", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side", "model_max_length")
+_NONE = type(None)
+_TYPES = {  # of values that transformers uses without a check
+    "tokenizer_class": (str, _NONE),
+    "model_max_length": (int, float, _NONE),
+    "auto_map": (dict, list, _NONE),
+}
 _LARGE = 100_000  # bytes of a tokenizer.json; a smaller one is read at once
 # What classes of transformers say of themselves beside how they are built.
 _DATA = {"vocab_files_names", "model_input_names", "padding_side", "truncation_side", "model", "slow_tokenizer_class"}
@@ -63,17 +69,25 @@ def mark_exact(folder: Path) -> None:
 
 
 def _read_slowly(folder: Path) -> Any:
-    if _is_exact(folder):
+    config = _read_config(folder)
+    for key, kinds in _TYPES.items():
+        if not isinstance(config.get(key), kinds):
+            wanted = kinds[0].__name__
+            raise ValueError(
+                f"its {_CONFIG} says `{key}: {json.dumps(config[key])}`, where a value of type {wanted} belongs; "
+                "correct it, or fetch the model again"
+            )
+    if config.get(_EXACT) is True:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _is_exact(folder: Path) -> bool:
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / _CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):  # transformers says what is wrong with it
-        return False
-    return isinstance(config, dict) and config.get(_EXACT) is True
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _read_directly(file: Path, options: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import config_of, save_model
+from tiny import config_of, save_model, save_tokenizer
 
 from cachegraph.engine.model.load import load_model
 from cachegraph.errors import ModelError
@@ -80,4 +80,20 @@ def test_a_contradiction_is_told_in_the_words_of_transformers(folders: dict[str,
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(folders["llama"] / "model.safetensors")
     with pytest.raises(ModelError, match="its config.json contradicts itself: The hidden size"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [("tokenizer_class", 5, "str"), ("model_max_length", "long", "int"), ("auto_map", 1, "dict")],
+)
+def test_a_value_of_the_wrong_type_in_a_tokenizers_configuration_is_named(
+    key: str, value: Any, kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(folders["llama"] / name)
+    save_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ModelError, match=f"tokenizer_config.json says `{key}: .*where a value of type {kind} belongs"):
         load_model(tmp_path)
