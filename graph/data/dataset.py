@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cachegraph.common.json_text import JSONProblem, parse_json
 from cachegraph.errors import ConfigError, InputError
 
-__all__ = ["RawExample", "Rows", "read_rows"]
+__all__ = ["FILES", "RawExample", "Rows", "data_place", "read_rows"]
 
 Rows = str | PathLike[str] | Iterable[Mapping[str, Any]]
 FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -31,10 +31,9 @@ def read_rows(source: Rows, split: str = "test") -> list[RawExample]:
     Raises InputError with file and line, or ConfigError if a library is missing.
     """
     if isinstance(source, str | PathLike):
-        path = Path(source)
-        is_file = path.suffix.lower() in FILES or path.exists() or isinstance(source, PathLike)
-        rows = list(_file(path) if is_file else _hub(str(source), split))
-        name = str(path.name if is_file else source)
+        place = data_place(source) if isinstance(source, str) else Path(source)
+        rows = list(_file(place) if isinstance(place, Path) else _hub(place, split))
+        name = place.name if isinstance(place, Path) else place
     else:
         rows = [RawExample(f"row {number}", values) for number, values in enumerate(source, 1)]
         name = "the data"
@@ -44,6 +43,22 @@ def read_rows(source: Rows, split: str = "test") -> list[RawExample]:
         if not isinstance(row.values, Mapping):
             raise InputError(f"{row.place}: a row is a mapping from columns to values, not {_kind(row.values)}")
     return rows
+
+
+def data_place(source: str, folder: Path = Path()) -> Path | str:
+    """The path of a data file, relative to `folder`, or the name of a hub data set.
+
+    Raises InputError if a path can't have that name.
+    """
+    try:
+        path = folder / Path(source).expanduser()
+        if path.suffix.lower() not in FILES:
+            path.stat()  # `exists` hides from Python 3.14 on why a path can't be used
+    except (FileNotFoundError, NotADirectoryError):
+        return source
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown user's home, a NUL
+        raise InputError(f"the data's path {source!r} can't be used ({error}); check it") from error
+    return path
 
 
 def _file(path: Path) -> Iterator[RawExample]:

@@ -147,6 +147,12 @@ def test_a_file_that_is_no_text_or_is_not_there_is_named(tmp_path: Path) -> None
         read_rows("nowhere.jsonl")
 
 
+@pytest.mark.parametrize("name", ["n" * 5000, "nul\0", "~nobody-of-that-name/rows"])
+def test_a_name_that_no_path_can_have_is_named(name: str) -> None:
+    with pytest.raises(InputError, match="can't be used"):
+        read_rows(name)
+
+
 def test_the_hub_is_asked_for_what_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

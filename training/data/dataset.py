@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from cachegraph.errors import InputError
-from cachegraph.graph.data.dataset import FILES, RawExample, read_rows
+from cachegraph.graph.data.dataset import RawExample, data_place, read_rows
 from cachegraph.graph.data.examples import make_examples, merge_mapping
 from cachegraph.graph.recipe.evaluate_spec import EvaluateSpec
 from cachegraph.graph.recipe.spec import GraphSpec
@@ -70,7 +70,7 @@ def split_dev(rows: Sequence[L], groups: Sequence[Hashable], part: float, seed: 
 def _source(
     source: str, spec: DataSpec, graph: GraphSpec, folder: Path, skipped: Callable[[str], object] | None
 ) -> list[TrainingExample]:
-    rows = read_rows(_place(source, folder), split="train")
+    rows = read_rows(data_place(source, folder), split="train")
     if spec.limit is not None and spec.limit < len(rows):
         kept = sorted(Random(f"{spec.seed} {source}").sample(range(len(rows)), spec.limit))  # noqa: S311
         rows = [rows[i] for i in kept]
@@ -88,16 +88,6 @@ def _source(
         for problem in problems:
             skipped(problem)
     return examples
-
-
-def _place(source: str, folder: Path) -> Path | str:
-    """A file's path, or the name of a hub data set."""
-    try:
-        path = folder / Path(source).expanduser()
-        is_file = path.suffix.lower() in FILES or path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown user's home, a NUL
-        raise InputError(f"the data's path {source!r} can't be used ({error}); check it") from error
-    return path if is_file else source
 
 
 def _example(row: RawExample, spec: DataSpec, graph: GraphSpec, mapping: EvaluateSpec) -> TrainingExample:
