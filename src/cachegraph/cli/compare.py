@@ -133,7 +133,7 @@ def compare(
 
         needs()
     task = make_task(graph, data, wanted, metrics, _mapping(columns or []), limit, seed, seeds, concurrency, by, edges)
-    fetch_models(graph.spec, graph.folder)
+    fetch_models(graph.spec, graph.folder, cluster)
     fetch_fusers(graph.spec, graph.folder)
     console = open_console(stderr=True, quiet=quiet)
     console.print(f"results: {results} (Ctrl-C is safe: the same command continues)", soft_wrap=True)

@@ -17,8 +17,10 @@ from .models import bar, pull_with_bar
 __all__ = ["fetch_fusers", "fetch_models"]
 
 
-def fetch_models(spec: GraphSpec, folder: Path) -> None:
-    """Pull missing models. Raises ModelError or ConfigError."""
+def fetch_models(spec: GraphSpec, folder: Path, cluster: str | None = None) -> None:
+    """Pull missing models, unless nodes of a cluster do it themselves. Raises ModelError or ConfigError."""
+    if cluster not in (None, "local"):
+        return
     catalogue = load_catalogue()
     for recipe, place in _with_included(spec, folder):
         for model in _local_models(recipe):

@@ -146,12 +146,11 @@ def run(
         store = open_store() if keep else None
         if data is not None and out is not None:
             one = graph.with_channels(wanted[0]) if wanted else graph
-            _run_rows(one, data, out, given, concurrency, store, started, as_json, quiet)
+            _run_rows(one, data, out, given, concurrency, store, started, as_json, quiet, cluster)
             return
         graph.check_inputs(given)
         with record_events(events, trace) as recorder:
-            if cluster in (None, "local"):  # nodes of other clusters fetch their models themselves
-                fetch_models(graph.spec, graph.folder)
+            fetch_models(graph.spec, graph.folder, cluster)
             graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
             for each in graphs:
                 fetch_fusers(each.spec, graph.folder)
@@ -179,13 +178,14 @@ def _run_rows(
     started: Callable[[], None],
     as_json: bool,
     quiet: bool,
+    cluster: str | None,
 ) -> None:
     from .batch import Batch, run_batch
     from .fetch import fetch_fusers, fetch_models
 
     batch = Batch(graph, data, out, fixed)
     with closing(batch.file):
-        fetch_models(graph.spec, graph.folder)
+        fetch_models(graph.spec, graph.folder, cluster)
         fetch_fusers(graph.spec, graph.folder)
         with graph:
             started()

@@ -113,8 +113,7 @@ def resume_run(
     for note in _changes(stored):
         echo(note, err=True)
     with graphs_on(cluster, [Graph.from_run(stored.id, store)]) as (graph,), graph:
-        if cluster in (None, "local"):  # nodes of other clusters fetch their models themselves
-            fetch_models(graph.spec, graph.folder)
+        fetch_models(graph.spec, graph.folder, cluster)
         fetch_fusers(graph.spec, graph.folder)
         stream = graph.stream_resumed(stored.id, answer=answer, turn=turn, store=store)
         result = run_and_print(stream, graph.output, quiet or as_json)

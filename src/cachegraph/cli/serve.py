@@ -119,7 +119,7 @@ def serve(
             log_as_json()
         process = ServerProcess(graphs, config)
         sock = bind(config)
-        _prepare(graphs, strict)
+        _prepare(graphs, strict, cluster)
         announcement = _announcement(process.address(sock), graphs, config)
 
         def tell() -> None:
@@ -132,12 +132,12 @@ def serve(
         raise ReportedStop
 
 
-def _prepare(graphs: "Sequence[Graph]", strict: bool) -> None:
+def _prepare(graphs: "Sequence[Graph]", strict: bool, cluster: str | None) -> None:
     from .fetch import fetch_fusers, fetch_models
 
     for graph in graphs:
         graph.strict = strict
-        fetch_models(graph.spec, graph.folder)
+        fetch_models(graph.spec, graph.folder, cluster)
         fetch_fusers(graph.spec, graph.folder)
 
 
