@@ -41,7 +41,7 @@ class ReplicaHandle:
     agents: set[str] = field(default_factory=set)  # ids of those that it has opened
     edges: set[tuple[str, str]] = field(default_factory=set)  # keys of those that it has decided
     facts: ReplicaFacts | None = None
-    used: float = 0.0  # when it was last chosen, by the clock
+    used: float = field(default_factory=monotonic)  # when it was last chosen, or known to load, by the clock
 
     @property
     def is_ready(self) -> bool:
@@ -109,16 +109,32 @@ class ReplicaSet:
             self._end_idle(limits.min)
             if len(self._handles) < limits.most and all(each.at_work >= WAITING for each in self._handles):
                 self._handles.append(self._start())
+                self._look_later()
             chosen = min(self._handles, key=lambda each: (not each.is_ready, each.at_work, each.node not in near))
             chosen.used = monotonic()
             return chosen
 
     def _end_idle(self, least: int) -> None:
-        """End replicas beyond the least number that have had no turn for a while."""
+        """End replicas beyond the least number that have had no turn for a while since they were ready."""
         for handle in self._handles[least:]:
-            if not handle.at_work and monotonic() - handle.used > IDLE_SECONDS:
+            if not handle.is_ready:
+                handle.used = monotonic()
+            elif not handle.at_work and monotonic() - handle.used > IDLE_SECONDS:
                 self._handles.remove(handle)
-                ray.kill(handle.actor)
+                with suppress(Exception):  # it may have died before, or the connection may have ended
+                    ray.kill(handle.actor)
+
+    def _look_later(self) -> None:
+        """Look for idle replicas after a while, since no turn may follow that would."""
+        timer = threading.Timer(IDLE_SECONDS, self._look)
+        timer.daemon = True
+        timer.start()
+
+    def _look(self) -> None:
+        with self._lock:
+            self._end_idle(self.limits.min)
+            if len(self._handles) > self.limits.min:
+                self._look_later()
 
     def drop(self, handle: ReplicaHandle) -> None:
         """Forget a replica that has died. Idempotent."""
