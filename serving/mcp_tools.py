@@ -7,6 +7,7 @@ before then waits for them.
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
@@ -21,7 +22,8 @@ from mcp.shared.exceptions import MCPError
 
 from cachegraph import __version__
 from cachegraph.agents.schema_threads import run_checks
-from cachegraph.errors import CachegraphError, InputError
+from cachegraph.agents.tools.lenient_messages import LenientMessages
+from cachegraph.errors import CachegraphError, ConfigError, InputError, reason_of
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 from cachegraph.graph.run.events import AgentFinished, AgentStarted, Event, TextDelta
@@ -108,13 +110,24 @@ class GraphTools:
 
 
 async def serve_stdio(tools: GraphTools, prepare: Callable[[], None]) -> None:
-    """Serve on stdin and stdout until stdin ends."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(tools.load, prepare)
-        async with stdio_server() as (reader, writer):
-            await tools.server.run(reader, writer, tools.server.create_initialization_options())
-        group.cancel_scope.cancel()
-    await tools.close()
+    """Serve on stdin and stdout until stdin ends. Raises CachegraphError if they are closed or can't be written."""
+    if sys.stdin is None:
+        raise ConfigError("the client's requests can't be read: stdin is closed")
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(tools.load, prepare)
+            async with stdio_server() as (reader, writer):
+                messages: Any = LenientMessages(reader)
+                await tools.server.run(messages, writer, tools.server.create_initialization_options())
+            group.cancel_scope.cancel()
+    except* OSError as errors:
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise CachegraphError(f"the client's answers can't be written: {reason_of(error)}") from error
+    finally:
+        with anyio.CancelScope(shield=True):
+            await tools.close()
 
 
 class _Progress:

@@ -1,4 +1,4 @@
-"""Messages of tool servers that are not quite JSON: half surrogates, control characters, a byte order mark.
+"""Messages of tool servers and their clients that are not quite JSON: half surrogates, control characters, a BOM.
 
 The MCP client drops such a line, and whoever waits for the answer in it waits until the timeout. Here it is mended.
 """
@@ -20,6 +20,11 @@ class LenientMessages:
 
     def __init__(self, stream: Any):
         self._stream = stream
+
+    @property
+    def last_context(self) -> Any:
+        """The context of the last message's sender, which transports of several senders have."""
+        return getattr(self._stream, "last_context", None)
 
     async def receive(self) -> Any:
         return mended(await self._stream.receive())

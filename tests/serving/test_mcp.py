@@ -1,8 +1,10 @@
 """Recipes as MCP tools, called by the SDK's own client."""
 
+import io
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from mcp.shared.exceptions import MCPError
 from server_graphs import Gate, gated, scripted_duo
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
-from cachegraph.errors import InputError
+from cachegraph.errors import CachegraphError, ConfigError, InputError
 from cachegraph.graph.graph import Graph
-from cachegraph.serving.mcp_tools import GraphTools
+from cachegraph.serving.mcp_tools import GraphTools, serve_stdio
 
 pytestmark = pytest.mark.anyio
 
@@ -143,6 +145,74 @@ def _named(name: str) -> Graph:
     graph.add_agent("a", model="m", prompt="x")
     graph.output = "a"
     return graph
+
+
+HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+OPENING = (
+    f'{{"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {json.dumps(HELLO)}}}\n'
+    '{"jsonrpc": "2.0", "method": "notifications/initialized"}\n'
+).encode()
+LIST = b'{"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {"_meta": {"x": "%s"}}}\n'
+
+
+class Pipes:
+    """A client's two pipes: it writes all its lines at once, and leaves when `last` is answered.
+
+    `broken`: the answers' pipe has no reader.
+    """
+
+    def __init__(self, given: bytes, last: bytes, *, broken: bool = False):
+        answered = threading.Event()
+
+        class Requests(io.RawIOBase):
+            def readable(self) -> bool:
+                return True
+
+            def readinto(self, into: Any) -> int:
+                nonlocal given
+                piece, given = given[: len(into)], given[len(into) :]
+                if not piece:
+                    answered.wait(60)
+                into[: len(piece)] = piece
+                return len(piece)
+
+        class Answers(io.BytesIO):
+            def write(self, raw: Any) -> int:
+                if broken:
+                    answered.set()
+                    raise BrokenPipeError(32, "Broken pipe")
+                count = super().write(raw)
+                if last in self.getvalue():
+                    answered.set()
+                return count
+
+        self.stdin, self.answers = io.TextIOWrapper(io.BufferedReader(Requests())), Answers()
+        self.stdout = io.TextIOWrapper(self.answers)
+
+
+def _serve(monkeypatch: pytest.MonkeyPatch, stdin: Any, stdout: Any) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    anyio.run(serve_stdio, GraphTools([scripted_duo()]), lambda: None)
+
+
+@pytest.mark.parametrize("odd", [b"caf\xe9", b"\\ud83d", b"a\0b"], ids=ascii)
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"junk\n\xff\n"], ids=ascii)
+def test_a_client_that_writes_no_clean_json_is_answered(
+    odd: bytes, before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipes = Pipes(before + OPENING + LIST % odd, b'"id":2')
+    _serve(monkeypatch, pipes.stdin, pipes.stdout)
+    assert [json.loads(line)["id"] for line in pipes.answers.getvalue().splitlines()] == [1, 2]
+
+
+def test_streams_that_cannot_be_used_end_the_server_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes = Pipes(OPENING, b'"id":1', broken=True)
+    with pytest.raises(CachegraphError, match="answers can't be written: Broken pipe"):
+        _serve(monkeypatch, pipes.stdin, pipes.stdout)
+    with pytest.raises(ConfigError, match="stdin is closed"):
+        _serve(monkeypatch, None, io.StringIO())
+    pipes.stdout.detach()  # which would fail to flush
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -64,6 +64,8 @@ class TolerantStream:
 
     @property
     def buffer(self) -> IO[bytes]:
+        if self._stream is None:
+            self.trouble = "it is closed"
         return cast("IO[bytes]", getattr(self._stream, "buffer", None) or io.BytesIO())
 
 
