@@ -1,5 +1,4 @@
-"""Numbers of the story translator beyond story-relay's own: other texts, a reader with the question, fewer layers,
-receivers that were trained on the same rows.
+"""Numbers of the story translator beyond story-relay's own: other texts and readers, fewer layers, trained receivers.
 
 Each part prints the commands that it runs, their tables, and paired differences. Trainings are kept in OUT and not
 repeated.
@@ -10,7 +9,7 @@ DATA holds mctest.{train,dev}.jsonl and dream.{train,dev}.jsonl: context, questi
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,24 @@ DEPTH = {
     "optim.steps": 1,  # of a warm-up: the fit alone
     "judge.rows": 96,
 }
+FURTHER = {  # as recipes/train/story-question.yaml, for the reader without the question
+    "fuser.start": SHIPPED,
+    "data.dev": ["dream.dev.jsonl"],
+    "optim.steps": 160,
+    "optim.texts": 8,
+    "optim.rows": 1,
+    "optim.learning_rate": 5e-5,
+    "optim.warmup": 10,
+    "judge.every": 160,
+    "judge.rows": 96,
+}
+TUNED = {"optim.learning_rate": 4e-3}  # a prefix is trained directly, not through a network
+
+
+def settings(changes: Mapping[str, object]) -> list[str]:
+    """Changes to a training recipe as arguments of `cachegraph train`."""
+    texts = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items())
+    return [part for each in texts for part in ("--set", each)]
 
 
 def run(recipe: str, rows: Path, variants: Sequence[str], out: Path, limit: int | None = None) -> Comparison:
@@ -68,18 +85,21 @@ def answers(data: Path, out: Path) -> None:
 
 
 def question(data: Path, out: Path) -> None:
-    """A reader that knows the question, against the shipped translator, whose reader does not."""
+    """A reader that knows the question, against the shipped translator, whose reader does not, as it ships and after
+    as many further steps.
+    """
     made = train("story-question", data, out / "question-fuser")
     rows = data / "mctest.dev.jsonl"
     found = run("story-question", rows, [f"cache@{made}", f"mismatched@{made}"], out / "question")
-    shipped = run("story-relay", rows, ["cache"], out / "shipped")
-    paired(found, f"cache@{made}", shipped, "cache")
+    further = train("story-relay", data, out / "further", *settings(FURTHER))
+    others = run("story-relay", rows, ["cache", f"cache@{further}", f"mismatched@{further}"], out / "shipped")
+    for each in ("cache", f"cache@{further}"):
+        paired(found, f"cache@{made}", others, each)
 
 
 def depth(data: Path, out: Path) -> None:
     """A translator of the sharer's first nine layers, fitted to the shipped one in closed form."""
-    settings = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in DEPTH.items())
-    made = train("story-relay", data, out / "first-nine", *(part for each in settings for part in ("--set", each)))
+    made = train("story-relay", data, out / "first-nine", *settings(DEPTH))
     variants = ["cache", f"cache@{made}", f"mismatched@{made}"]
     found = run("story-relay", data / "mctest.dev.jsonl", variants, out / "depth", limit=160)
     paired(found, f"cache@{made}", found, "cache")
@@ -88,7 +108,7 @@ def depth(data: Path, out: Path) -> None:
 def tuned(data: Path, out: Path) -> None:
     """The receiver's own model, trained on the same rows: a translator with itself, and a prefix before the words."""
     itself = train("story-relay", data, out / "identical", "--control", "identical")
-    prefix = train("story-relay", data, out / "tuned", "--control", "tuned")
+    prefix = train("story-relay", data, out / "tuned", "--control", "tuned", *settings(TUNED))
     variants = ["cache", "mismatched", f"identical@{itself}", f"tuned@{prefix}", "ceiling", "floor"]
     found = run("story-relay", data / "mctest.dev.jsonl", variants, out / "tuned-compare")
     for each in (f"identical@{itself}", f"tuned@{prefix}"):
