@@ -231,7 +231,7 @@ def test_a_word_that_is_a_token_needs_no_merges_where_the_rule_says_so(tmp_path:
 
 def test_control_and_user_defined_tokens_keep_their_ids_however_they_are_spelled(tmp_path: Path) -> None:
     added = ["<｜User｜>", "<|end|>", "    ", "<think>"]
-    path = file_of(tmp_path, [*TOKENS, *added], kinds=[*[1] * len(TOKENS), 3, 3, 4, 4], pre="deepseek-r1-qwen")
+    path = file_of(tmp_path, [*TOKENS, *added], kinds=[*[1] * len(TOKENS), 3, 3, 4, 4], pre="qwen2")
     tokenizer = read(path)
     ids = tokenizer.encode("<｜User｜>a<|end|>    <think>", add_special_tokens=False)
     first = len(TOKENS)
