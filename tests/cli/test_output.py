@@ -178,6 +178,18 @@ def test_a_file_without_a_reader_does_not_end_the_run(opened: Callable[[str], An
     assert stream.trouble == "Broken pipe"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+@pytest.mark.parametrize("form", ["-q", "--json"])
+def test_a_reply_is_printed_although_its_events_are_incomplete(form: str, recipes: Path, call: Call) -> None:
+    options = ("-i", "question=x", "--no-store", "--events", "/dev/full")
+    ended = call("run", recipes / "duo.yaml", form, *options)
+    assert ended.code == 3
+    assert ended.out.strip()
+    assert "'/dev/full' is incomplete: No space left on device" in ended.err
+    if form == "--json":
+        assert json.loads(ended.out)["status"] == "finished"
+
+
 def _run(arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     command = f"{sys.executable} -m cachegraph {arguments}"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables

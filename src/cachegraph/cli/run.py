@@ -157,8 +157,10 @@ def run(
             with graph:
                 started()
                 results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
-    recorder.check()
-    _print_results(results, as_json, quiet)
+    try:
+        _print_results(results, as_json, quiet)
+    finally:
+        recorder.check()  # last: a reply is printed although a file of its events is incomplete
 
 
 def _refuse_with_data(data: str | None, out: Path | None, many: bool, others: "Sequence[object]") -> None:

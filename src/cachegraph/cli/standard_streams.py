@@ -32,7 +32,10 @@ class TolerantStream:
         self._attempt(lambda stream: stream.flush())
 
     def close(self) -> None:
-        self._attempt(lambda stream: stream.close())
+        self._attempt(lambda stream: stream.flush())
+        if self._stream is not None:
+            with suppress(OSError, ValueError):  # what is left in its buffer, of which `trouble` says why
+                self._stream.close()
         self._stream = None
 
     def _attempt(self, act: Callable[[IO[str]], Any]) -> None:
