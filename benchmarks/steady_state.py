@@ -195,7 +195,7 @@ def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(
-        __doc__ or "", repeats=(1, 1), runs=(500, 6), window=(50, 2), documents=(60, 3), characters=(3000, 60),
+        __doc__ or "", repeats=(1, 1), runs=(500, 16), window=(50, 4), documents=(60, 3), characters=(3000, 900),
         reply=(16, 2), at_once=(8, 2),
     )  # fmt: skip
     parser.add_argument("--recipes", type=Path, default=RECIPES, help="the folder of the recipes")
