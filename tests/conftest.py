@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", settings.get_profile("same"), derandomize=False, max_examples=1000)
 settings.load_profile("same")
-# A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores SIGINT, and one under nohup SIGHUP: so would every process that a test starts.
+for heard, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(heard) is signal.SIG_IGN:
+        signal.signal(heard, handler)
 KEPT = ("models", "kernels", "tokenizers")
 # Without a GPU Triton's kernels are interpreted, which has to be known before anything imports Triton.
 if shutil.which("nvidia-smi") is None:
