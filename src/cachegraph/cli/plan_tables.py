@@ -46,7 +46,8 @@ def constants_table(
     models: "Mapping[str, ModelConstants]", edges: "Mapping[tuple[str, str, str | None], EdgeConstants]", machine: str
 ) -> Table:
     """The measured constants."""
-    table = _table(f"measured on {machine}", ["", "prefill tokens/s", "decode tokens/s", "of 4 rows", "bytes/position"])
+    columns = ["", "prefill\ntokens/s", "decode\ntokens/s", "of 4\nrows", "bytes per\nposition"]
+    table = _table(f"measured on {machine}", columns)
     for model in models.values():
         size = min(AT, model.prefill.longest)
         table.add_row(
@@ -58,8 +59,9 @@ def constants_table(
         )
     for (sharer, receiver, fuser), edge in edges.items():
         by = f" by {fuser}" if fuser else ""
-        speed = f"{edge.move.rate(edge.move.longest):,.0f} positions/s"
-        table.add_row(Text(f"{edge.form} {sharer} → {receiver}{by}"), speed, "", "", f"{edge.bytes_per_position:,.0f}")
+        what = Text(f"{edge.form} {sharer} → {receiver}{by}, positions/s")
+        speed = f"{edge.move.rate(edge.move.longest):,.0f}"
+        table.add_row(what, speed, "", "", f"{edge.bytes_per_position:,.0f}")
     return table
 
 
