@@ -38,9 +38,9 @@ def connect(address: str, *, cpus: int | None = None, object_store_bytes: int | 
         options |= {name: value for name, value in own.items() if value is not None}
     else:
         check_answers(address)
-    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # says that this thread is not the main one
     if is_client(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address):
         logging.getLogger("ray.client_builder").setLevel(logging.ERROR)
+        logging.getLogger("ray.util.client.logsclient").addHandler(logging.NullHandler())  # the log of the other end
     else:
         options["logging_level"] = logging.ERROR
     try:
