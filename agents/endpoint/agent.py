@@ -12,7 +12,7 @@ from cachegraph.errors import RunError
 
 from ..base import CLOSED, Delivery, MemoryReport, Reply, Timing, Tokens, ToolCall, Turn
 from ..prompt.chat_context import Frame, plain, remembered
-from ..prompt.prompt import PromptTemplate, heard, readable
+from ..prompt.prompt import PromptTemplate, read_texts, readable
 from ..prompt.prompt_view import MessagesView
 from ..prompt.render_threads import TextWork
 from ..run_settings import with_settings
@@ -51,7 +51,7 @@ class EndpointAgent:
         self._prompt = PromptTemplate(name, spec, upstream)
         self._retry = spec.retry or RetrySpec(max_attempts=endpoint.max_retries + 1)
         self._api: CompletionsAPI | None = None
-        self._belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
+        self._tools = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
 
     async def open(self) -> None:
         """Read the API key and connect to the tools. Raises ConfigError if a variable is missing, or ToolError."""
@@ -59,8 +59,8 @@ class EndpointAgent:
         self._api = CompletionsAPI(
             self.name, self._endpoint.base_url, secrets, self._retry, allow_local=self._allow_local
         )
-        if self._belt is not None:
-            await self._belt.open()
+        if self._tools is not None:
+            await self._tools.open()
 
     def peer(self) -> Peer:
         why = f"agent {self.name!r} speaks through an endpoint, which gives no access to its KV cache"
@@ -69,7 +69,7 @@ class EndpointAgent:
     async def turn(self, turn: Turn) -> Reply:
         """Take one turn. Raises ModelError if the endpoint does not answer."""
         begin = perf_counter()
-        own = await self._prompt.messages_in_thread({**turn.inputs, **await heard(turn)}, TextWork())
+        own = await self._prompt.messages_in_thread({**turn.inputs, **await read_texts(turn)}, TextWork())
         past = turn.memory.history(None, _about_tokens) if turn.memory is not None else []
         framed = Frame([plain(role, text) for role, text in past]).around(own)
         if turn.on_prompt is not None:
@@ -84,11 +84,11 @@ class EndpointAgent:
         ask = partial(self._ask, turn)
         sent = perf_counter()
         calls: list[ToolCall] = []
-        if self._belt is None:
+        if self._tools is None:
             said = await ask(messages, turn.on_text, 0)
         else:
-            turns = ToolRounds(self.name, self._belt, calls, turn.on_tool)
-            said = await complete_with_tools(ask, messages, turns, turn.on_text)
+            rounds = ToolRounds(self.name, self._tools, calls, turn.on_tool)
+            said = await complete_with_tools(ask, messages, rounds, turn.on_text)
         self._check(said, turn)
         data = await self._data(said, turn)
         end = perf_counter()
@@ -113,8 +113,8 @@ class EndpointAgent:
 
     async def close(self) -> None:
         self._api = None
-        if self._belt is not None:
-            await self._belt.close()
+        if self._tools is not None:
+            await self._tools.close()
 
     async def _ask(
         self, turn: Turn, messages: list[dict[str, Any]], on_text: Callable[[str], None] | None, written: int
@@ -124,7 +124,7 @@ class EndpointAgent:
             raise RunError(CLOSED.format(repr(self.name)))
         left = None if turn.most_tokens is None else turn.most_tokens - written
         spec = within_budget(with_settings(self._spec, turn).generate, replace(turn, most_tokens=left))
-        tools = self._belt.schema if self._belt is not None else None
+        tools = self._tools.schema if self._tools is not None else None
         return await self._api.complete(body_of(self.name, self._endpoint, messages, spec, tools), on_text)
 
     def _check(self, said: Completion, turn: Turn) -> None:

@@ -61,13 +61,13 @@ class LocalAgent:
         self._lease: Lease | None = None
         self.loading: dict[str, dict[str, float]] = {}  # seconds by model that `open` waited for, and by phase
         self._chat = False
-        self._belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
+        self._tools = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
         self._frame = Frame()
 
     async def open(self) -> None:
         """Load the model unless it is already loaded. Raises ModelError or ConfigError."""
-        if self._belt is not None:
-            await self._belt.open()
+        if self._tools is not None:
+            await self._tools.open()
         if self._lease is not None:
             return
         taken = await lease(self._model, self._folder, allow_paths=self._allow_paths)
@@ -89,9 +89,9 @@ class LocalAgent:
         work = TextWork()
         if self._chat:
             await work.run(partial(self._check_template, tokenizer))
-        if self._belt is not None:
-            told = self._chat and await work.run(partial(knows_tools, tokenizer, self._belt.schema))
-            self._frame = Frame(tools=self._belt.schema) if told else Frame(notes=self._belt.in_words())
+        if self._tools is not None:
+            native = self._chat and await work.run(partial(knows_tools, tokenizer, self._tools.schema))
+            self._frame = Frame(tools=self._tools.schema) if native else Frame(notes=self._tools.in_words())
 
     def _check_template(self, tokenizer: Tokenizer) -> None:
         """Raise ModelError if the chat template can't express this agent's turns."""
@@ -99,7 +99,7 @@ class LocalAgent:
             history = tokenizer.rules.history
         except ModelError as error:
             raise ModelError(f"agent {self.name!r} can't speak with {self._model.source!r}: {error}") from error
-        if not history and (self._spec.memory or self._belt is not None):
+        if not history and (self._spec.memory or self._tools is not None):
             needs = "remember turns" if self._spec.memory else "use tools"
             raise ModelError(
                 f"agent {self.name!r} can't {needs}: the chat template of {self._model.source!r} takes no earlier "
@@ -118,8 +118,8 @@ class LocalAgent:
         if self._lease is not None:
             taken, self._lease = self._lease, None
             taken.release()
-        if self._belt is not None:
-            await self._belt.close()
+        if self._tools is not None:
+            await self._tools.close()
 
     @property
     def _opened(self) -> Lease:
@@ -137,7 +137,7 @@ class LocalAgent:
         memory = await self._remembering(turn, work)
         renderer = self._renderer(inbox, work, memory)
         reads_only = own.max_new_tokens == 0
-        generates = not reads_only and (turn.needs_text or self._belt is not None or memory is not None)
+        generates = not reads_only and (turn.needs_text or self._tools is not None or memory is not None)
         spec = within_budget(own, turn) if generates else own
         timing, tokens = Timing(), Tokens()
         calls: list[ToolCall] = []
@@ -189,25 +189,25 @@ class LocalAgent:
         work = TextWork()
         inbox = Inbox(self.name, turn)
         renderer = self._renderer(inbox, work, await self._remembering(turn, work))
-        layers = turn.cache_layers if self._belt is None else None
+        layers = turn.cache_layers if self._tools is None else None
         row = await self._prefill(inbox, renderer, work, finish=True, reply=ids, layers=layers)
         name = turn.id or self.name
         stop = with_settings(self._spec, turn).generate.stop
-        if self._belt is None:
+        if self._tools is None:
             add_reply(engine, name, row, ids, stop)
         else:
-            told, tools = self._tool_results(work), self._belt.names
-            await replay_tool_rounds(engine, self.name, row, turn, ids, stop, results_by_round(calls), tools, told)
+            writer, tools = self._tool_results(work), self._tools.names
+            await replay_tool_rounds(engine, self.name, row, turn, ids, stop, results_by_round(calls), tools, writer)
         return row.sent_cache(engine.model.identity, name, turn.cache_layers)
 
     async def _write(
         self, row: AgentRow, spec: GenerateSpec, turn: Turn, began: float, calls: list[ToolCall], work: TextWork
     ) -> AgentRow:
         engine = self._opened.engine
-        if self._belt is None:
+        if self._tools is None:
             return await write(engine, self.name, spec, row, turn, began)
-        turns = ToolRounds(self.name, self._belt, calls, turn.on_tool)
-        return await write_with_tools(engine, self.name, spec, row, turn, began, turns, self._tool_results(work))
+        rounds = ToolRounds(self.name, self._tools, calls, turn.on_tool)
+        return await write_with_tools(engine, self.name, spec, row, turn, began, rounds, self._tool_results(work))
 
     def _tool_results(self, work: TextWork) -> ToolResultWriter:
         tokenizer = self._opened.engine.model.tokenizer

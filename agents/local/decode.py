@@ -81,7 +81,7 @@ def add_reply(engine: Engine, agent: str, row: AgentRow, ids: Sequence[int], sto
 
 
 def decode_reply(engine: Engine, ids: Sequence[int], stop: Sequence[str]) -> str:
-    """Remove the origins beyond this many characters, from entry `first` on."""
+    """The text of a reply's tokens, up to its first stop string."""
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
     decoder = TextDecoder(tokenizer.decode, stop)
@@ -92,7 +92,7 @@ def decode_reply(engine: Engine, ids: Sequence[int], stop: Sequence[str]) -> str
 
 
 def _cut(origins: list[Origin | None], first: int, length: int) -> None:
-    """Take from the entries from `first` on what lies behind so many characters."""
+    """Remove the origins beyond the first `length` characters of the reply, whose entries begin at `first`."""
     for index, origin in enumerate(origins[first:], first):
         if origin is not None:
             origins[index] = origin._replace(end=min(origin.end, length)) if origin.start < length else None

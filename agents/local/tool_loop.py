@@ -67,7 +67,7 @@ async def write_with_tools(
     turn: Turn,
     began: float,
     turns: ToolRounds,
-    told: ToolResultWriter,
+    writer: ToolResultWriter,
 ) -> AgentRow:
     """Decode, call tools and append results until a reply calls none. The row ends with that reply."""
     speaker = ReplyTextStream(turn.on_text)
@@ -84,7 +84,7 @@ async def write_with_tools(
             row.text = speaker.text
             return row
         results = await turns.make(heard.calls)
-        _read_on(engine, agent, row, await told.work.run(partial(told.piece, results, f"{agent}.tools")))
+        _read_on(engine, agent, row, await writer.work.run(partial(writer.piece, results, f"{agent}.tools")))
 
 
 async def replay_tool_rounds(
@@ -96,7 +96,7 @@ async def replay_tool_rounds(
     stop: Sequence[str],
     rounds: Sequence[Sequence[str]],
     tools: Collection[str],
-    told: ToolResultWriter,
+    writer: ToolResultWriter,
 ) -> None:
     """Append a recorded reply to its row, with the origins that `write_with_tools` gave it.
 
@@ -111,7 +111,7 @@ async def replay_tool_rounds(
         _end_round(row, start, hear(text, tools), speaker)
 
     for results in rounds:
-        piece = await told.work.run(partial(told.piece, results, f"{agent}.tools"))
+        piece = await writer.work.run(partial(writer.piece, results, f"{agent}.tools"))
         for end in _places(rest, piece.ids):
             text = decode_reply(engine, rest[:end], stop)
             if len(hear(text, tools).calls) == len(results):

@@ -6,7 +6,7 @@ from typing import NoReturn
 from cachegraph.channels.peer import Peer
 
 from ..base import Paused, Turn
-from ..prompt.prompt import PromptTemplate, heard, readable
+from ..prompt.prompt import PromptTemplate, read_texts, readable
 from ..prompt.render_threads import TextWork
 from ..spec import AgentSpec
 from .spec import PauseSpec
@@ -28,7 +28,7 @@ class PauseAgent:
 
     async def turn(self, turn: Turn) -> NoReturn:
         """Raise Paused with the question."""
-        values = {**turn.inputs, **await heard(turn)}
+        values = {**turn.inputs, **await read_texts(turn)}
         raise Paused(readable(await self._question.messages_in_thread(values, TextWork())))
 
     async def close(self) -> None: ...

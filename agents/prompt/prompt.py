@@ -27,8 +27,8 @@ __all__ = [
     "PromptTemplate",
     "Slot",
     "handed_over_by",
-    "heard",
     "read_piece",
+    "read_texts",
     "readable",
     "tokenize",
 ]
@@ -156,7 +156,7 @@ _OF_NOBODY: Mapping[Kind, Kind] = {"value": "made"}
 _OF_THE_READER: Mapping[Kind, Kind] = {"template": "own", "made": "value"}
 
 
-async def heard(turn: Turn) -> dict[str, Value]:
+async def read_texts(turn: Turn) -> dict[str, Value]:
     """By sender, the text of its reply, for agents that read text only; decodes it now if needed."""
     payloads = [delivery.payload for delivery in turn.deliveries]
     return {each.sender: Value(await each.read(), each.turn or each.sender, each.data) for each in payloads}

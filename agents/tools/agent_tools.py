@@ -105,20 +105,20 @@ class AgentTools:
 class ToolRounds:
     """The calls and limits of one turn of an agent."""
 
-    def __init__(self, agent: str, belt: AgentTools, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
+    def __init__(self, agent: str, tools: AgentTools, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
         self._agent = agent
-        self._belt = belt
+        self._tools = tools
         self._made = made  # appended to as calls are made
         self._on_call = on_call
         self._rounds = 0
 
     def hear(self, text: str) -> Heard:
         """Split a reply into text and calls."""
-        return hear(text, self._belt.names)
+        return hear(text, self._tools.names)
 
     async def make(self, calls: Sequence[ParsedCall]) -> list[str]:
         """Execute one reply's calls; returns their results in order. Raises RunError beyond the limits."""
-        limits = self._belt.limits
+        limits = self._tools.limits
         self._rounds += 1
         if self._rounds > limits.rounds:
             raise self._too_much("rounds", limits.rounds)
@@ -128,9 +128,9 @@ class ToolRounds:
 
     async def _one(self, call: ParsedCall) -> str:
         began = perf_counter()
-        content = await self._belt.call(call)
+        content = await self._tools.call(call)
         seconds = perf_counter() - began
-        place = self._belt.place(call.tool)
+        place = self._tools.place(call.tool)
         made = ToolCall(place, call.arguments, content.text, content.error, seconds, self._rounds)
         self._made.append(made)
         if self._on_call is not None:

@@ -121,7 +121,11 @@ class _Wirer:
         self.depth = [order.steps[name].depth for name in self.index]  # the agent furthest from the output starts first
         self.entries: list[list[Route]] = [[] for _ in self.index]
         self.exits: list[list[Exit]] = [[] for _ in self.index]
-        self.told = {*spec.outputs.values(), *steering_names(spec), *(pair[0] for pair in whose_fields_are_read(spec))}
+        self.read_as_text = {
+            *spec.outputs.values(),
+            *steering_names(spec),
+            *(pair[0] for pair in whose_fields_are_read(spec)),
+        }
 
     def wiring(self) -> Wiring:
         for edge in self.spec.edges:
@@ -171,7 +175,7 @@ class _Wirer:
             entries=tuple(self.entries[i]),
             exits=tuple(sorted(self.exits[i], key=lambda exit: -self.depth[exit.receiver])),
             # In a loop, don't keep earlier rounds' turns alive for replies that nobody has requested.
-            needs_text=name in self.told
+            needs_text=name in self.read_as_text
             or any(exit.route.needs_text for exit in self.exits[i])
             or (loop is not None and (not needs_cache or _is_fused(self.entries[i]))),
             needs_cache=needs_cache,

@@ -29,15 +29,15 @@ class EdgeConditions:
     ) -> list[tuple[Exit, Delivery | None]]:
         """Return each edge's delivery, or None if it is skipped. Raises RunError if a condition can't be evaluated."""
         chosen = await self._chosen(node, values)
-        ways: list[tuple[Exit, Delivery | None]] = []
+        outgoing: list[tuple[Exit, Delivery | None]] = []
         for exit in node.exits:
             if exit.plain:
-                ways.append((exit, Delivery(exit.route, _as_needed(payload, exit.route))))
+                outgoing.append((exit, Delivery(exit.route, _as_needed(payload, exit.route))))
             elif await self._goes(exit, chosen, values) and (exit.leads_back is None or goes_round(exit)):
-                ways.append((exit, Delivery(exit.route, self._to_hand_over(exit, payload))))
+                outgoing.append((exit, Delivery(exit.route, self._to_hand_over(exit, payload))))
             else:
-                ways.append((exit, None))
-        return ways
+                outgoing.append((exit, None))
+        return outgoing
 
     async def _chosen(self, node: Node, values: Values) -> int | None:
         for case in node.cases:

@@ -37,22 +37,22 @@ Listener = Callable[[Event], None]
 class TokensLeft:
     """Count of the tokens that a run has written, against its limit; an inner run also counts against the outer one."""
 
-    def __init__(self, most: int | None, around: "TokensLeft | None" = None):
+    def __init__(self, most: int | None, outer: "TokensLeft | None" = None):
         self._most = most
-        self._around = around
+        self._outer = outer
         self._written = 0
 
     def add(self, tokens: int) -> None:
         """Add written tokens."""
         self._written += tokens
-        if self._around is not None:
-            self._around.add(tokens)
+        if self._outer is not None:
+            self._outer.add(tokens)
 
     @property
     def left(self) -> int | None:
         """Number of tokens that may still be written; None: no limit."""
         own = None if self._most is None else self._most - self._written
-        outer = None if self._around is None else self._around.left
+        outer = None if self._outer is None else self._outer.left
         return min((each for each in (own, outer) if each is not None), default=None)
 
 
@@ -81,9 +81,9 @@ class RunContext:
 class TurnExecutor:
     """Takes the turns of one run."""
 
-    def __init__(self, around: RunContext, inputs: Mapping[str, Any], outputs: Collection[int]):
+    def __init__(self, context: RunContext, inputs: Mapping[str, Any], outputs: Collection[int]):
         self._run = RunKey()  # for engines, which keep it as long as this run's caches, so it must hold no caches
-        self._around = around
+        self._context = context
         self._outputs = outputs
         self._inputs = inputs
 
@@ -95,39 +95,39 @@ class TurnExecutor:
         self, node: Node, result: AgentResult, deliveries: Sequence[Delivery]
     ) -> tuple[Reply, list[AgentResult]]:
         """Take a turn and return its reply; for a fan-out, the joined reply and each item's result."""
-        around, turn_id, hooks = self._around, result.turn, self._around.hooks
-        changed = around.generate if node.index in self._outputs else None
+        context, turn_id, hooks = self._context, result.turn, self._context.hooks
+        changed = context.generate if node.index in self._outputs else None
         taken = [node.cache_layers] if node.needs_cache else []  # by the inner and the outer graph's edges
-        if around.wants_cache and node.index in self._outputs:
-            taken.append(around.cache_layers)
+        if context.wants_cache and node.index in self._outputs:
+            taken.append(context.cache_layers)
         turn = Turn(
             self._inputs,
             deliveries,
             node.needs_text,
             bool(taken),
-            self._deltas(node, turn_id) if around.listener else None,
+            self._deltas(node, turn_id) if context.listener else None,
             partial(setattr, result, "prompt"),
             id=turn_id,
-            control=hooks.controls.get(around.agents + node.name) if hooks else None,
-            within=replace(around, generate=changed) if node.is_graph else None,
+            control=hooks.controls.get(context.agents + node.name) if hooks else None,
+            within=replace(context, generate=changed) if node.is_graph else None,
             memory=self._memory(node),
-            on_tool=self._tool_calls(node, turn_id) if around.listener else None,
+            on_tool=self._tool_calls(node, turn_id) if context.listener else None,
             generate=changed,
-            on_prefill=self._prefills(node, turn_id) if around.listener else None,
+            on_prefill=self._prefills(node, turn_id) if context.listener else None,
             cache_layers=most_layers(taken),
         )
         if hooks is not None:
-            hooks.turns[around.agents + node.name] = turn
-            if hooks.skip == around.agents + node.name:
+            hooks.turns[context.agents + node.name] = turn
+            if hooks.skip == context.agents + node.name:
                 return Reply(Payload(node.name, "", turn=turn_id)), []
         if node.for_each is not None:
             return await self._all_items(node, node.for_each, turn)
         return await self._one(node, turn), []
 
     async def _one(self, node: Node, turn: Turn) -> Reply:
-        if self._around.limiter is None or node.is_graph:
+        if self._context.limiter is None or node.is_graph:
             return await self._in_time(node, turn)
-        async with self._around.limiter:
+        async with self._context.limiter:
             return await self._in_time(node, turn)
 
     async def _in_time(self, node: Node, turn: Turn) -> Reply:
@@ -138,41 +138,41 @@ class TurnExecutor:
         raise RunError(f"it took longer than its timeout of {node.timeout:g} s (agents.{node.name}.timeout)")
 
     async def _answer(self, node: Node, turn: Turn) -> Reply:
-        if self._around.spent is not None and (left := self._around.spent.left) is not None:
+        if self._context.spent is not None and (left := self._context.spent.left) is not None:
             turn = replace(turn, most_tokens=left)
         with request_context(join_run(self._run, node.depth, turn.needs_cache or turn.memory is not None)):
-            if self._around.turn_log is None or node.is_graph:
+            if self._context.turn_log is None or node.is_graph:
                 reply = await node.agent.turn(turn)
             else:
-                reply = await take_turn(self._around.turn_log, turn.id, node.agent, turn)
+                reply = await take_turn(self._context.turn_log, turn.id, node.agent, turn)
             payload = reply.payload
             payload.turn = turn.id
             if not all_finite(payload.data):
                 raise RunError(f"agent {node.name!r} replied with data that holds NaN or Infinity, which is no JSON")
-            if self._around.spent is not None and not node.is_graph:
-                self._around.spent.add(reply.tokens.generated)
+            if self._context.spent is not None and not node.is_graph:
+                self._context.spent.add(reply.tokens.generated)
             if node.needs_text and payload.text is None:
                 await payload.read()
         return reply
 
     def _deltas(self, node: Node, turn_id: str) -> Callable[[str], None]:
-        around, listener, name = self._around, self._around.listener, self._around.agents + node.name
+        context, listener, name = self._context, self._context.listener, self._context.agents + node.name
         assert listener is not None
-        return lambda text: listener(TextDelta(around.now(), name, text, turn=turn_id))
+        return lambda text: listener(TextDelta(context.now(), name, text, turn=turn_id))
 
     def _tool_calls(self, node: Node, turn_id: str) -> Callable[[ToolCall], None]:
-        around, listener, name = self._around, self._around.listener, self._around.agents + node.name
+        context, listener, name = self._context, self._context.listener, self._context.agents + node.name
         assert listener is not None
-        return lambda call: listener(ToolCalled(around.now(), name, call, turn=turn_id))
+        return lambda call: listener(ToolCalled(context.now(), name, call, turn=turn_id))
 
     def _prefills(self, node: Node, turn_id: str) -> Callable[[PromptView], None]:
-        around, listener, name = self._around, self._around.listener, self._around.agents + node.name
+        context, listener, name = self._context, self._context.listener, self._context.agents + node.name
         assert listener is not None
-        return lambda prompt: listener(AgentPrefilled(around.now(), name, prompt.tokens, prompt, turn=turn_id))
+        return lambda prompt: listener(AgentPrefilled(context.now(), name, prompt.tokens, prompt, turn=turn_id))
 
     def _memory(self, node: Node) -> Recollection | None:
-        conversation = self._around.conversation
-        return conversation.of(self._around.agents + node.name, node.memory) if conversation and node.memory else None
+        conversation = self._context.conversation
+        return conversation.of(self._context.agents + node.name, node.memory) if conversation and node.memory else None
 
     # fan-out
 
@@ -192,14 +192,14 @@ class TurnExecutor:
     async def _item(
         self, node: Node, for_each: ForEach, turn: Turn, number: int, item: Any
     ) -> tuple[Reply, AgentResult]:
-        around, turn_id, name = self._around, f"{turn.id}[{number}]", self._around.agents + node.name
+        context, turn_id, name = self._context, f"{turn.id}[{number}]", self._context.agents + node.name
         # A distinct origin per item: caches of several items may reach one receiver.
         value = Value(item, f"{for_each.name}[{turn_id}]") if isinstance(item, str) else item
-        on_text = self._deltas(node, turn_id) if around.listener else None
-        result = AgentResult("running", model=node.model, started=around.now(), turn=turn_id)
+        on_text = self._deltas(node, turn_id) if context.listener else None
+        result = AgentResult("running", model=node.model, started=context.now(), turn=turn_id)
         inputs, on_prompt = {**turn.inputs, for_each.name: value}, partial(setattr, result, "prompt")
-        on_tool = self._tool_calls(node, turn_id) if around.listener else None
-        on_prefill = self._prefills(node, turn_id) if around.listener else None
+        on_tool = self._tool_calls(node, turn_id) if context.listener else None
+        on_prefill = self._prefills(node, turn_id) if context.listener else None
         item_turn = replace(
             turn,
             inputs=inputs,
@@ -209,14 +209,14 @@ class TurnExecutor:
             on_tool=on_tool,
             on_prefill=on_prefill,
         )
-        if around.listener:
-            around.listener(AgentStarted(around.now(), name, turn=turn_id))
+        if context.listener:
+            context.listener(AgentStarted(context.now(), name, turn=turn_id))
         reply = await self._one(node, item_turn)
-        record_reply(result, reply, around.now())
-        if around.listener:
-            around.listener(AgentFinished(around.now(), name, result, turn=turn_id, recalled=reply.recalled))
-        if around.turn_log is not None and not node.is_graph:
-            await note(around.turn_log, turn_id, result, reply)
+        record_reply(result, reply, context.now())
+        if context.listener:
+            context.listener(AgentFinished(context.now(), name, result, turn=turn_id, recalled=reply.recalled))
+        if context.turn_log is not None and not node.is_graph:
+            await note(context.turn_log, turn_id, result, reply)
         return reply, result
 
 

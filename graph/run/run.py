@@ -57,8 +57,8 @@ class Run:
 
     _group: TaskGroup
     _wiring: Wiring
-    _arrivals: Readiness
-    _turns: TurnExecutor
+    _readiness: Readiness
+    _executor: TurnExecutor
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Run:
         self._inputs = inputs
         self._prepare = prepare
         self._turn_log = turn_log  # a stored run gets one when it begins
-        self._ways = EdgeConditions()
+        self._conditions = EdgeConditions()
         self.conversation: Session | None = None  # continued by this run
         self.parks = False  # on cancellation, leave a stored run interrupted, so that it can be resumed
         self.generate: Mapping[str, Any] | None = None  # GenerateSpec fields that override those of the outputs
@@ -92,10 +92,10 @@ class Run:
         most = spec.limits.max_concurrent
         limiter = None if most is None else anyio.CapacityLimiter(most)
         self._inside = within is not None
-        around = within or RunContext(0.0, listener, hooks=hooks)
+        context = within or RunContext(0.0, listener, hooks=hooks)
         tokens = spec.limits.max_tokens
-        spent = around.spent if tokens is None else TokensLeft(tokens, around.spent)
-        self._around = replace(around, limiter=limiter or around.limiter, spent=spent)
+        spent = context.spent if tokens is None else TokensLeft(tokens, context.spent)
+        self._context = replace(context, limiter=limiter or context.limiter, spent=spent)
         self.replies: dict[str, Payload] = {}  # of the outputs, for an outer graph
 
     @property
@@ -113,7 +113,7 @@ class Run:
             text=next(iter(outputs.values()), ""),
             outputs=outputs,
             error=self._error,
-            seconds=self._around.now() if self._status == "running" else self._seconds,
+            seconds=self._context.now() if self._status == "running" else self._seconds,
             agents=agents,
             edges={pair: self._edges[pair] for pair in dict.fromkeys([*pairs, *self._edges]) if pair in self._edges},
             traffic={pair: replace(part) for pair, part in self._traffic.items()},
@@ -136,8 +136,8 @@ class Run:
     async def _execute(self) -> Result:
         self._status = "running"
         if not self._inside:
-            self._around = replace(
-                self._around,
+            self._context = replace(
+                self._context,
                 began=perf_counter(),
                 turn_log=self._turn_log,
                 conversation=self.conversation,
@@ -147,10 +147,10 @@ class Run:
             self._wiring = await self._prepare()
             self._loading = self.take_loading()
             self._warnings = self._wiring.warnings
-            self._arrivals = Readiness(self._wiring, self._skip, self._cancel)
-            self._turns = TurnExecutor(self._around, self._inputs, self._wiring.outputs)
-            if self._around.listener and not self._inside:
-                self._around.listener(RunStarted(self._around.now(), self._spec.name, self._warnings))
+            self._readiness = Readiness(self._wiring, self._skip, self._cancel)
+            self._executor = TurnExecutor(self._context, self._inputs, self._wiring.outputs)
+            if self._context.listener and not self._inside:
+                self._context.listener(RunStarted(self._context.now(), self._spec.name, self._warnings))
             await self._all_agents()
             cause = self._conclude()
         except Exception as error:  # noted in the result, and raised again
@@ -180,7 +180,7 @@ class Run:
         while True:
             await self._serve(node)
             ready = self._ready()
-            if self._wiring.joins_early and all(map(self._arrivals.is_over, self._wiring.outputs)):
+            if self._wiring.joins_early and all(map(self._readiness.is_over, self._wiring.outputs)):
                 self._group.cancel_scope.cancel()  # agents still running lost a race
             await checkpoint()  # agents that never await must not starve others, timeouts and Ctrl-C
             if not ready:
@@ -190,21 +190,21 @@ class Run:
                 self._group.start_soon(self._follow, ready[i], name=ready[i].name)
 
     def _ready(self) -> list[Node]:
-        ready, self._arrivals.ready = self._arrivals.ready, []
+        ready, self._readiness.ready = self._readiness.ready, []
         return ready
 
     async def _serve(self, node: Node) -> None:
         agent = self._begin(node)
-        deliveries = [each for each in self._arrivals.take(node) if each is not None]
+        deliveries = [each for each in self._readiness.take(node) if each is not None]
         try:
-            reply, agent.items = await self._turns.take(node, agent, deliveries)
-            record_reply(agent, reply, self._around.now())
+            reply, agent.items = await self._executor.take(node, agent, deliveries)
+            record_reply(agent, reply, self._context.now())
             for each in deliveries:  # agents other than local ones report none
                 reply.edges.setdefault(each.route.edge.sender, EdgeReport.of(each.route))
             self._count(agent, reply.timing, reply.tokens, reply.turns)
-            ways = await self._ways.out_of(node, reply.payload, self._values, self._arrivals.goes_round)
-            if self._around.turn_log is not None and node.for_each is None and not node.is_graph:
-                await note(self._around.turn_log, agent.turn, agent, reply)
+            outgoing = await self._conditions.out_of(node, reply.payload, self._values, self._readiness.goes_round)
+            if self._context.turn_log is not None and node.for_each is None and not node.is_graph:
+                await note(self._context.turn_log, agent.turn, agent, reply)
         except Paused as pause:
             self._pause(node, agent, pause.question)
             return
@@ -219,7 +219,7 @@ class Run:
         if self._inside and node.index in self._wiring.outputs:
             self.replies[node.name] = reply.payload
         self._finish(node, agent, reply, deliveries)
-        self._arrivals.finished(node, ways)
+        self._readiness.finished(node, outgoing)
 
     def _count(self, agent: AgentResult, timing: Timing, tokens: Tokens, turns: int) -> None:
         """Add an agent's work to its totals and the run's."""
@@ -234,17 +234,17 @@ class Run:
         self._totals.bytes += part.bytes
 
     def _begin(self, node: Node) -> AgentResult:
-        around, name = self._around, node.name
+        context, name = self._context, node.name
         before = self._agents.get(name)
         turns = before.turns + 1 if before else 1
-        turn_id = around.turns + (name if turns == 1 else f"{name}#{turns}")
-        agent = AgentResult("running", model=node.model, started=around.now(), turn=turn_id, turns=turns)
+        turn_id = context.turns + (name if turns == 1 else f"{name}#{turns}")
+        agent = AgentResult("running", model=node.model, started=context.now(), turn=turn_id, turns=turns)
         if before and before.turns:
             agent.earlier = [*before.earlier, replace(before, earlier=[])][-KEPT:]
             agent.total_timing, agent.total_tokens = replace(before.total_timing), replace(before.total_tokens)
         self._agents[name] = agent
-        if around.listener:
-            around.listener(AgentStarted(around.now(), around.agents + name, turn=turn_id))
+        if context.listener:
+            context.listener(AgentStarted(context.now(), context.agents + name, turn=turn_id))
         return agent
 
     def _values(self, names: Collection[str]) -> Mapping[str, Any]:
@@ -257,32 +257,34 @@ class Run:
         return values
 
     def _finish(self, node: Node, agent: AgentResult, reply: Reply, deliveries: Sequence[Delivery]) -> None:
-        around = self._around
+        context = self._context
         for each in deliveries:
             edge = each.route.edge
             report = reply.edges[edge.sender]
             self._edges[edge.sender, node.name] = report
             self._count_edge((edge.sender, node.name), Traffic.of(report))
-            if around.listener:
-                ends = (around.agents + edge.sender, around.agents + node.name)
-                came = EdgeTravelled(around.now(), *ends, report, sender_turn=each.payload.turn, turn=agent.turn)
-                around.listener(came)
+            if context.listener:
+                ends = (context.agents + edge.sender, context.agents + node.name)
+                came = EdgeTravelled(context.now(), *ends, report, sender_turn=each.payload.turn, turn=agent.turn)
+                context.listener(came)
         self._edges.update(reply.inside_edges)
         for pair, part in reply.inside_traffic.items():
             self._count_edge(pair, part)
-        if around.listener:
-            around.listener(
-                AgentFinished(around.now(), around.agents + node.name, agent, turn=agent.turn, recalled=reply.recalled)
+        if context.listener:
+            context.listener(
+                AgentFinished(
+                    context.now(), context.agents + node.name, agent, turn=agent.turn, recalled=reply.recalled
+                )
             )
 
     def _pause(self, node: Node, agent: AgentResult, question: str) -> None:
-        around = self._around
-        if around.turn_log is None:
+        context = self._context
+        if context.turn_log is None:
             self._fail(node, agent, InputError(UNKEPT))
             return
         agent.status, agent.prompt = "paused", question
-        if around.listener:
-            around.listener(AgentPaused(around.now(), around.agents + node.name, question, turn=agent.turn))
+        if context.listener:
+            context.listener(AgentPaused(context.now(), context.agents + node.name, question, turn=agent.turn))
 
     def _fail(self, node: Node, agent: AgentResult, error: Exception) -> None:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
@@ -294,29 +296,29 @@ class Run:
             agent.inside, spent = error.result.agents, error.result.totals
             self._count(agent, spent.timing, spent.tokens, spent.turns)
         self._failures[node.name] = error
-        around = self._around
-        if around.listener:
-            name, kind = around.agents + node.name, type(error).__name__
-            around.listener(AgentFailed(around.now(), name, agent.error, turn=agent.turn, kind=kind))
-        self._arrivals.failed(node)
+        context = self._context
+        if context.listener:
+            name, kind = context.agents + node.name, type(error).__name__
+            context.listener(AgentFailed(context.now(), name, agent.error, turn=agent.turn, kind=kind))
+        self._readiness.failed(node)
         if self._spec.on_error == "stop":
             self._group.cancel_scope.cancel()
 
     def _skip(self, node: Node) -> None:
-        around = self._around
+        context = self._context
         if node.name not in self._agents:  # otherwise keep its result of an earlier round
-            self._agents[node.name] = AgentResult("skipped", model=node.model, turn=around.turns + node.name)
-        if around.listener:
-            around.listener(AgentSkipped(around.now(), around.agents + node.name, turn=self._agents[node.name].turn))
+            self._agents[node.name] = AgentResult("skipped", model=node.model, turn=context.turns + node.name)
+        if context.listener:
+            context.listener(AgentSkipped(context.now(), context.agents + node.name, turn=self._agents[node.name].turn))
 
     def _cancel(self, node: Node, failed: Node) -> None:
         why = f"agent {failed.name!r} upstream of it failed"
         self._agents[node.name] = AgentResult("cancelled", error=why, model=node.model)
-        around = self._around
-        if around.listener:
-            turn_id = around.turns + node.name
-            because = around.agents + failed.name
-            around.listener(AgentCancelled(around.now(), around.agents + node.name, because, turn=turn_id))
+        context = self._context
+        if context.listener:
+            turn_id = context.turns + node.name
+            because = context.agents + failed.name
+            context.listener(AgentCancelled(context.now(), context.agents + node.name, because, turn=turn_id))
 
     def _conclude(self) -> Exception | None:
         """Set the run's final status and return the error that caused a failure."""
@@ -343,24 +345,24 @@ class Run:
             agent = self._agents.setdefault(node.name, AgentResult(model=node.model))
             if agent.status in ("running", "not_started"):
                 agent.status, agent.error = "cancelled", "nobody waits for its reply any more"
-                around, output = self._around, self._around.agents + self._spec.output
-                if around.listener:
-                    name = around.agents + node.name
-                    around.listener(AgentCancelled(around.now(), name, output, turn=agent.turn))
+                context, output = self._context, self._context.agents + self._spec.output
+                if context.listener:
+                    name = context.agents + node.name
+                    context.listener(AgentCancelled(context.now(), name, output, turn=agent.turn))
 
     def _end(self, status: RunStatus, error: str | None) -> None:
         self._status = status
         self._error = error
-        self._seconds = self._around.now()
-        if hasattr(self, "_arrivals"):
-            self._arrivals.clear()
-            self._turns.end()
+        self._seconds = self._context.now()
+        if hasattr(self, "_readiness"):
+            self._readiness.clear()
+            self._executor.end()
         if status != "finished":
             for agent in self._agents.values():
                 if agent.status == "running":
                     agent.status = "cancelled"
-        if self._around.listener and not self._inside:
-            self._around.listener(RunFinished(self._seconds, self.result))
+        if self._context.listener and not self._inside:
+            self._context.listener(RunFinished(self._seconds, self.result))
 
 
 def _has_run(agent: AgentResult | None) -> bool:

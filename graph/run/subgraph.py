@@ -77,10 +77,10 @@ class SubgraphAgent:
         """Run the graph. Raises RunError with the inner agent's name."""
         given = await self._inputs(turn)
         inputs = await run_checks(partial(check_inputs, self._spec.inputs, given))
-        around = turn.within or RunContext(perf_counter())
+        context = turn.within or RunContext(perf_counter())
         inside = replace(
-            around,
-            agents=f"{around.agents}{self.name}/",
+            context,
+            agents=f"{context.agents}{self.name}/",
             turns=f"{turn.id}/",
             wants_cache=turn.needs_cache,
             cache_layers=turn.cache_layers,

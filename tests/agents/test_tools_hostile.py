@@ -160,15 +160,15 @@ def test_no_tool_is_lost_however_names_collide(seed: int) -> None:
 
 def test_calls_reach_the_tool_that_the_name_stands_for() -> None:
     toolbox = Toolbox({"s": spec("names", "a.b", "a_b"), "t": spec("names", "a_b", "s_a_b")})
-    belt = AgentTools("agent", ["s", "t"], ToolLimits(), toolbox)
+    tools = AgentTools("agent", ["s", "t"], ToolLimits(), toolbox)
 
     async def use() -> dict[str, str]:
-        await belt.open()
+        await tools.open()
         try:
-            turns = ToolRounds("agent", belt, [], None)
-            return {belt.place(name): (await turns.make([ParsedCall(name, {})]))[0] for name in belt.names}
+            rounds = ToolRounds("agent", tools, [], None)
+            return {tools.place(name): (await rounds.make([ParsedCall(name, {})]))[0] for name in tools.names}
         finally:
-            await belt.close()
+            await tools.close()
 
     reached = anyio.run(use)
     assert reached == {"s.a.b": "a.b", "s.a_b": "a_b", "t.a_b": "a_b", "t.s_a_b": "s_a_b"}

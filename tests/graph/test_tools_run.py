@@ -30,20 +30,20 @@ class Calling(ScriptedAgent):
 
     def __init__(self, name: str, spec: Any, toolbox: Toolbox, call: str):
         super().__init__(name)
-        self.belt = AgentTools(name, spec.tools, spec.tool_limits, toolbox)
+        self.tools = AgentTools(name, spec.tools, spec.tool_limits, toolbox)
         self.call = call
 
     async def open(self) -> None:
-        await self.belt.open()
+        await self.tools.open()
 
     async def turn(self, turn: Turn) -> Reply:
         reply = Reply(Payload(self.name, ""))
-        turns = ToolRounds(self.name, self.belt, reply.tool_calls, turn.on_tool)
-        (reply.payload.text,) = await turns.make(turns.hear(f"<tool_call>{self.call}</tool_call>").calls)
+        rounds = ToolRounds(self.name, self.tools, reply.tool_calls, turn.on_tool)
+        (reply.payload.text,) = await rounds.make(rounds.hear(f"<tool_call>{self.call}</tool_call>").calls)
         return reply
 
     async def close(self) -> None:
-        await self.belt.close()
+        await self.tools.close()
 
 
 class Missing(ScriptedAgent):

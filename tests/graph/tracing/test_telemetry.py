@@ -196,7 +196,7 @@ async def test_without_a_provider_nobody_listens(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr(metrics, "_METER_PROVIDER", None)
-    assert fan()._new_run({"q": "x"}, None)._around.listener is None
+    assert fan()._new_run({"q": "x"}, None)._context.listener is None
 
 
 def test_a_run_imports_no_opentelemetry() -> None:
