@@ -11,7 +11,7 @@ from typing import Literal
 
 from cachegraph.errors import ConfigError, FuserError
 
-from .fusers.files.card import Carries, Task
+from .fusers.files.card import Carries, EdgeTask
 from .fusers.select import FuserChoice, NoFuser, select_fuser
 from .payload import Route
 from .peer import Peer
@@ -85,7 +85,7 @@ def _decide(edge: Caching, sender: Peer, receiver: Peer, folder: Path, fusers: S
     carries = _carries(edge, sender)
     if edge.fuser is None and _same_model(sender, receiver):
         return _graft(sender, receiver, carries, None)
-    tasks: list[Task] = ["private"] if _grafts_something(sender, receiver, carries) else []
+    tasks: list[EdgeTask] = ["private"] if _grafts_something(sender, receiver, carries) else []
     if _reads_the_same(sender, receiver) or edge.carries == "prompt" or isinstance(edge, BothEdge):
         tasks.append("shared")
     choice = select_fuser(

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import anyio
@@ -26,6 +26,9 @@ from .remote_engine import RemoteEngine
 from .replica_set import ReplicaHandle, ReplicaSet
 from .spoken import SpokenText
 from .wait import ReplicaGone, result_of
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 __all__ = ["RemoteAgent"]
 
@@ -226,7 +229,7 @@ class RemoteAgent:
         streams = spoken is not None and spoken.is_heard
         return TurnRequest(uuid4().hex, self._setup.id, portable_turn(turn), current_asker(), sharers, streams)
 
-    def _sharer(self, setup: EdgeSetup) -> Any:
+    def _sharer(self, setup: EdgeSetup) -> "ActorHandle | None":
         """A replica of the model at an edge's other end, if that is another model."""
         same = setup.model is None or setup.model == self._replicas.key
         return None if same or setup.model is None else self._sets[setup.model].choose().actor

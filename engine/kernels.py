@@ -124,22 +124,22 @@ class KeyRotator(Protocol):
         """The layers' keys, (1, kv_heads, positions, head_dim) each, rotated by their tables. Copies."""
 
 
-LayerKV = tuple[Tensor, Tensor]  # keys and values, each (1, kv_heads, positions, head_dim)
+KVPair = tuple[Tensor, Tensor]  # keys and values, each (batch, kv_heads, positions, head_dim)
 
 
 class LeanFuserKernel(Protocol):
-    """Computes the projectors of a lean fuser, all layers in one call."""
+    """Computes the projectors of a lean fuser, all layers in one call. The batch has one row."""
 
-    def takes(self, receiver: Sequence[LayerKV], sharer: Sequence[LayerKV], rotated: bool) -> bool:
+    def takes(self, receiver: Sequence[KVPair], sharer: Sequence[KVPair], rotated: bool) -> bool:
         """Whether it can correct these layers. `rotated`: keys are corrected as they are before RoPE."""
 
     def __call__(
         self,
-        receiver: Sequence[LayerKV],
-        sharer: Sequence[LayerKV],
+        receiver: Sequence[KVPair],
+        sharer: Sequence[KVPair],
         pairs: tuple[Tensor, Tensor],
         tables: Sequence[Tensor | None],
-    ) -> tuple[list[LayerKV], Tensor]:
+    ) -> tuple[list[KVPair], Tensor]:
         """By projector, the receiver's layer corrected at pairs of a receiver's and a sharer's position.
 
         `sharer`: the layer that each projector reads. `pairs`: (pairs,) int64 each. `tables`: a `KeyRotator`'s, at the

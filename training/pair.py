@@ -13,7 +13,7 @@ from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import ConfigError, ModelError
 from cachegraph.graph.recipe.spec import GraphSpec, ModelEntry
 
-from .spec import Control
+from .spec import TrainingControl
 
 __all__ = ["End", "Pair", "choose_edge", "open_pair"]
 
@@ -56,7 +56,7 @@ def open_pair(
     graph: GraphSpec,
     edge: tuple[str, str],
     models: dict[str, ModelEntry],
-    control: Control,
+    control: TrainingControl,
     folder: Path,
     device: str | None = None,
 ) -> Iterator[Pair]:

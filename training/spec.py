@@ -10,7 +10,6 @@ from cachegraph.graph.recipe.spec import Identifier, ModelEntry
 from .data.data_spec import DataSpec
 
 __all__ = [
-    "Control",
     "FuseSpec",
     "FuserSpec",
     "GraftSpec",
@@ -22,9 +21,10 @@ __all__ = [
     "ReplyRidgeSpec",
     "RidgeSpec",
     "TrainSpec",
+    "TrainingControl",
 ]
 
-Control = Literal["none", "identical", "zero", "tuned"]
+TrainingControl = Literal["none", "identical", "zero", "tuned"]
 
 
 class RidgeSpec(Strict):
@@ -178,7 +178,7 @@ class TrainSpec(Strict):
     optim: OptimSpec = OptimSpec()
     judge: JudgeSpec = JudgeSpec()
     control: Annotated[
-        Control,
+        TrainingControl,
         Field(
             description="identical: the receiver is its own sharer; zero: the sharer's cache is all zeros; tuned: the "
             "receiver reads the sharer's text behind a trained prefix of as many parameters."

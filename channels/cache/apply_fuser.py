@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cachegraph.engine.kernels import KVPair
 from cachegraph.engine.kv.rope import Rotation
 from cachegraph.engine.kv.shapes import KVShape
 from cachegraph.engine.torch_threads import for_small_operations
@@ -16,9 +17,8 @@ from ..fusers.networks.base import Fuser, Projector, Residual
 from ..fusers.networks.bottleneck import BottleneckFuser
 from .residual_norms import ResidualNorms
 
-__all__ = ["FusedLayers", "FuserInput", "FusionMode", "LayerKV", "ReceiverRope", "fuse_layers"]
+__all__ = ["FusedLayers", "FuserInput", "FusionMode", "ReceiverRope", "fuse_layers"]
 
-LayerKV = tuple[Tensor, Tensor]  # keys and values, each (batch, kv_heads, positions, head_dim)
 FusionMode = Literal["parallel", "sequential"]
 _AT_ONCE = 1 << 19  # elements
 
@@ -41,7 +41,7 @@ class FuserInput:
     """
 
     fuser: Fuser
-    layers: Sequence[LayerKV]
+    layers: Sequence[KVPair]
     pairs: tuple[Tensor, Tensor] | None = None
     sizes: ResidualNorms | None = None
     rope: ReceiverRope | None = None
@@ -50,7 +50,7 @@ class FuserInput:
 class FusedLayers(NamedTuple):
     """The corrected cache. Uncorrected layers are the input tensors themselves."""
 
-    layers: tuple[LayerKV, ...]
+    layers: tuple[KVPair, ...]
     changed: tuple[int, ...]
 
 
@@ -62,7 +62,7 @@ class _Part(NamedTuple):
 
 
 def fuse_layers(
-    receiver: Sequence[LayerKV],
+    receiver: Sequence[KVPair],
     sources: Sequence[FuserInput],
     mode: FusionMode = "parallel",
     only: Collection[int] | None = None,
@@ -89,7 +89,7 @@ def fuse_layers(
     return FusedLayers(layers, changed)
 
 
-def _by_kernel(receiver: Sequence[LayerKV], source: FuserInput) -> FusedLayers | None:
+def _by_kernel(receiver: Sequence[KVPair], source: FuserInput) -> FusedLayers | None:
     """Correct all layers in one kernel call; None if the fuser has no kernel for these caches."""
     chosen = [each for each in source.fuser if any(each[2].gates)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
@@ -110,8 +110,8 @@ def _by_kernel(receiver: Sequence[LayerKV], source: FuserInput) -> FusedLayers |
 
 
 def _fuse(
-    receiver: Sequence[LayerKV], sources: Sequence[FuserInput], only: Collection[int] | None
-) -> tuple[LayerKV, ...]:
+    receiver: Sequence[KVPair], sources: Sequence[FuserInput], only: Collection[int] | None
+) -> tuple[KVPair, ...]:
     parts: dict[int, tuple[list[_Part], list[_Part]]] = {}
     for source in sources:
         if source.pairs is not None and len(source.pairs[0]) == 0:
@@ -130,7 +130,7 @@ def _fuse(
 
 
 def _corrections(
-    receiver: Sequence[LayerKV], source: FuserInput, turns: "_Turns | None", only: Collection[int] | None
+    receiver: Sequence[KVPair], source: FuserInput, turns: "_Turns | None", only: Collection[int] | None
 ) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
     """Compute one source's corrections, by receiver layer with an open gate: (layer, keys, values)."""
     if isinstance(source.fuser, BottleneckFuser):
@@ -158,7 +158,7 @@ def _corrections(
 
 def _of_all_layers(
     fuser: BottleneckFuser,
-    receiver: Sequence[LayerKV],
+    receiver: Sequence[KVPair],
     source: FuserInput,
     turns: "_Turns | None",
     only: Collection[int] | None,
@@ -180,7 +180,7 @@ def _of_all_layers(
             yield layer, k[index], v[index]
 
 
-def _together(receiver: Sequence[LayerKV], source: FuserInput, device: torch.device) -> int:
+def _together(receiver: Sequence[KVPair], source: FuserInput, device: torch.device) -> int:
     """The number of layers to correct at once. On a CPU, few enough that their inputs stay in its cache."""
     if device.type != "cpu":
         return len(receiver)
@@ -215,7 +215,7 @@ def _turns(source: FuserInput) -> _Turns | None:
 
 
 def _stacked(
-    layers: Sequence[LayerKV], positions: Tensor | None, device: torch.device, dtype: torch.dtype
+    layers: Sequence[KVPair], positions: Tensor | None, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Gather layers at these positions on the projector's device: keys and values, (layers, batch, kv_heads, ...)."""
 
@@ -274,7 +274,7 @@ def _on(base: Tensor, positions: Tensor | None) -> Tensor:
     return positions.to(base.device)
 
 
-def _check(source: FuserInput, receiver: Sequence[LayerKV]) -> None:
+def _check(source: FuserInput, receiver: Sequence[KVPair]) -> None:
     card = source.fuser.card
     layers, all_layers = len(source.layers), card.sharer.geometry.layers
     enough = layers == all_layers or source.fuser.sharer_depth <= layers < all_layers

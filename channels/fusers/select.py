@@ -8,7 +8,7 @@ from cachegraph.errors import FuserError
 
 from ..peer import Peer
 from ..spec import FuserPair
-from .files.card import CARD, Card, Carries, ModelEnd, Task, read_card
+from .files.card import CARD, Card, Carries, EdgeTask, ModelEnd, read_card
 from .files.joint_folder import fuser_parts, is_pair
 from .find import find_fuser, on_shelf, shelves
 from .hub.hub_name import is_hub_fuser, parse_hub_fuser
@@ -41,7 +41,7 @@ def select_fuser(
     defaults: Sequence[str],
     sharer: Peer,
     receiver: Peer,
-    tasks: Sequence[Task],
+    tasks: Sequence[EdgeTask],
     folder: Path,
     *,
     carries: Carries | None = None,
@@ -114,11 +114,13 @@ def _is_end(end: ModelEnd, peer: Peer) -> bool:
     return end.name == peer.name
 
 
-def _does(choice: FuserChoice, tasks: Sequence[Task]) -> bool:
+def _does(choice: FuserChoice, tasks: Sequence[EdgeTask]) -> bool:
     return (choice.graft is not None and "private" in tasks) or (choice.fuse is not None and "shared" in tasks)
 
 
-def _shown(sharer: Peer, receiver: Peer, tasks: Sequence[Task], carries: Carries | None, folder: Path) -> FuserChoice:
+def _shown(
+    sharer: Peer, receiver: Peer, tasks: Sequence[EdgeTask], carries: Carries | None, folder: Path
+) -> FuserChoice:
     """Select the fuser of the pair whose card shows the strongest evidence. Raises NoFuser."""
     cards = list(_cards(sharer, receiver, folder))
     for task in tasks:

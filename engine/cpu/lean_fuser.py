@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import LayerKV
+from ..kernels import KVPair
 from .build import Kernels
 from .layout import even_then_odd
 from .rope import contiguous_by_head
@@ -69,7 +69,7 @@ class CPULeanFuser:
             for name in ("down", "mix", "key_up", "value_up"):
                 setattr(to, name, self._matrix(getattr(projector, name)))
 
-    def takes(self, receiver: Sequence[LayerKV], sharer: Sequence[LayerKV], rotated: bool) -> bool:
+    def takes(self, receiver: Sequence[KVPair], sharer: Sequence[KVPair], rotated: bool) -> bool:
         """Whether it can correct these: one row, alike in all layers, in bfloat16 on the CPU, heads of whole blocks."""
         block = self._kernels.block
         own, theirs = receiver[0][0], sharer[0][0]
@@ -86,11 +86,11 @@ class CPULeanFuser:
 
     def __call__(
         self,
-        receiver: Sequence[LayerKV],
-        sharer: Sequence[LayerKV],
+        receiver: Sequence[KVPair],
+        sharer: Sequence[KVPair],
         pairs: tuple[Tensor, Tensor],
         tables: Sequence[Tensor | None],
-    ) -> tuple[list[LayerKV], Tensor]:
+    ) -> tuple[list[KVPair], Tensor]:
         """By projector, the receiver's layer corrected at pairs of a receiver's and a sharer's position.
 
         `sharer`: the layer that each projector reads. `tables`: of `Angles`, at the receiver's positions; None for a

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer as Backend
 
 from cachegraph.errors import ModelError
 
-__all__ = ["ControlTokens", "Encoded", "Interval"]
+__all__ = ["ControlTokens", "Encoded", "TextRange"]
 
-Interval = tuple[int, int]
+TextRange = tuple[int, int]
 _FILLER = "."  # stands for words while the frame around them is encoded
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     """Token ids, and for each the characters of the text that it covers: [start, end)."""
 
     ids: list[int]
-    offsets: list[Interval]
+    offsets: list[TextRange]
 
 
 class _Mark(NamedTuple):
@@ -63,7 +63,7 @@ class ControlTokens:
         self._unknown: int | None = raw.unk_token_id
         self._without_names: Any = None  # the tokenizer's model with no control token in its vocabulary, once needed
 
-    def encode(self, text: str, special: bool, words: Sequence[Interval]) -> Encoded:
+    def encode(self, text: str, special: bool, words: Sequence[TextRange]) -> Encoded:
         """`special`: with the tokens that the model expects around a plain text. `words` never make a control token.
 
         Raises ModelError where this tokenizer can't keep them apart.
@@ -103,7 +103,7 @@ class ControlTokens:
                 found.append(_Mark(id_, first, max(start + len(bare.rstrip()), first)))
         return found
 
-    def _frame_marks(self, text: str, words: Sequence[Interval]) -> list[_Mark]:
+    def _frame_marks(self, text: str, words: Sequence[TextRange]) -> list[_Mark]:
         """The control tokens that the text has without the words."""
         frame, starts, shifts, end = "", [0], [0], 0
         for start, stop in words:
@@ -210,7 +210,7 @@ class _Places(NamedTuple):
 
     starts: list[int]
     ends: list[int]
-    marks: list[Interval]  # of the text itself
+    marks: list[TextRange]  # of the text itself
 
     def original(self, at: int) -> int:
         index = bisect_right(self.starts, at) - 1
@@ -226,9 +226,9 @@ def _encoded(out: Any) -> Encoded:
     return Encoded(list(out["input_ids"]), [(int(start), int(end)) for start, end in out["offset_mapping"]])
 
 
-def _merged(intervals: Iterable[Interval]) -> list[Interval]:
+def _merged(intervals: Iterable[TextRange]) -> list[TextRange]:
     """Sorted, without empty ones, and merged where they touch or overlap."""
-    merged: list[Interval] = []
+    merged: list[TextRange] = []
     for start, end in sorted(each for each in intervals if each[0] < each[1]):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))

@@ -9,7 +9,7 @@ from cachegraph.errors import ModelError, library_errors
 from .chat import ChatText, render_chat
 from .chat_rules import ChatRules, as_parts, find_rules
 from .chat_template import render_chat_template
-from .control_tokens import ControlTokens, Encoded, Interval
+from .control_tokens import ControlTokens, Encoded, TextRange
 from .hide_control_tokens import hide
 
 __all__ = ["Encoded", "TextDecoder", "Tokenizer"]
@@ -46,7 +46,7 @@ class Tokenizer:
         rules: ChatRules = self._known["rules"]
         return rules
 
-    def encode(self, text: str, *, special: bool, words: Sequence[Interval] = ()) -> Encoded:
+    def encode(self, text: str, *, special: bool, words: Sequence[TextRange] = ()) -> Encoded:
         """`special`: with the tokens that the model expects around a plain text (a chat template brings its own).
 
         `words` are the characters of a user's text, which never become control tokens.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cachegraph.agents.prompt.prompt import PromptTemplate
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.channels.decide import Carries
 from cachegraph.channels.payload import Route
 from cachegraph.errors import InputError
 from cachegraph.graph.plan.expected_routes import expected_routes, read_included
@@ -16,9 +17,8 @@ from cachegraph.graph.recipe.swap_channels import swap_channels
 
 from .constants import Form
 
-__all__ = ["Carries", "Shape", "ShapeEdge", "TurnShape", "recipe_shape"]
+__all__ = ["Shape", "ShapeEdge", "TurnShape", "recipe_shape"]
 
-Carries = Literal["prompt", "reply", "all"]
 UNKNOWN = 40  # characters of an input without a default
 
 

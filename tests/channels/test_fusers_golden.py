@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cachegraph.channels.cache.apply_fuser import FuserInput, LayerKV, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, fuse_layers
 from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.c2c import C2CProjector
+from cachegraph.engine.kernels import KVPair
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.parent.name for path in (GOLDEN / "cases").glob("[a-g]*/case.json"))
@@ -23,7 +24,7 @@ def read_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads((folder / "case.json").read_text()), load_file(folder / "tensors.safetensors")
 
 
-def layers_of(tensors: dict[str, Tensor], name: str) -> list[LayerKV]:
+def layers_of(tensors: dict[str, Tensor], name: str) -> list[KVPair]:
     count = sum(key.startswith(f"{name}_k.") for key in tensors)
     return [(tensors[f"{name}_k.{layer}"], tensors[f"{name}_v.{layer}"]) for layer in range(count)]
 

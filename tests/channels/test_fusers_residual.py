@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachegraph.channels.cache.apply_fuser import FuserInput, FusionMode, LayerKV, fuse_layers
+from cachegraph.channels.cache.apply_fuser import FuserInput, FusionMode, fuse_layers
 from cachegraph.channels.fusers.files.card import Geometry
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.engine.kernels import KVPair
 from cachegraph.errors import ChannelError
 
 RECEIVER, SHARER = Geometry(3, 2, 4), Geometry(2, 1, 6)
@@ -25,7 +26,7 @@ def fuser(seed: int = 0, gate_logit: float = 1.0, **options: Any) -> Fuser:
     )
 
 
-def cache(geometry: Geometry, positions: int, seed: int, batch: int = 1) -> list[LayerKV]:
+def cache(geometry: Geometry, positions: int, seed: int, batch: int = 1) -> list[KVPair]:
     assert isinstance(geometry.kv_heads, int)
     assert isinstance(geometry.head_dim, int)
     torch.manual_seed(seed)

@@ -22,10 +22,10 @@ __all__ = [
     "Alignment",
     "Card",
     "Carries",
+    "EdgeTask",
     "Evidence",
     "Geometry",
     "ModelEnd",
-    "Task",
     "change_card",
     "checked_card",
     "read_card",
@@ -34,7 +34,7 @@ __all__ = [
 CARD = "card.json"
 
 Alignment = Literal["ids", "first", "longest", "offsets"]
-Task = Literal["shared", "private"]  # text that both ends read; text that only the sharer reads
+EdgeTask = Literal["shared", "private"]  # text that both ends read; text that only the sharer reads
 Carries = Literal["prompt", "reply", "all"]  # the part of the sender's cache that an edge transfers
 
 
@@ -100,7 +100,8 @@ class Evidence(Strict):
     """
 
     task: Annotated[
-        Task, Field(description="What the sharer's cache held: text that both ends read, or that only the sharer read.")
+        EdgeTask,
+        Field(description="What the sharer's cache held: text that both ends read, or that only the sharer read."),
     ]
     data: Annotated[str, Field(min_length=1, description="Source of the examples.")]
     metric: Annotated[str, Field(min_length=1)]
@@ -186,7 +187,7 @@ class Card(Strict):
     created: Annotated[str | None, Field(description="Time of creation, ISO 8601.")] = None
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of fuser.safetensors.")] = None
 
-    def communication(self, task: Task, carries: Carries | None = None) -> Evidence | None:
+    def communication(self, task: EdgeTask, carries: Carries | None = None) -> Evidence | None:
         """The strongest measurement that shows communication on this task; None if there is none.
 
         `carries` is what a translator's edge transfers. Evidence on prompts does not count for replies.

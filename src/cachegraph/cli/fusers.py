@@ -25,7 +25,7 @@ __all__ = ["app"]
 app = typer.Typer(name="fusers", help="The trained networks that cache edges need.", no_args_is_help=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Fuser = Annotated[str, typer.Argument(metavar="FUSER", help="A name, a folder, or a hub: name that was pulled.")]
+FuserName = Annotated[str, typer.Argument(metavar="FUSER", help="A name, a folder, or a hub: name that was pulled.")]
 
 
 @app.command("list")
@@ -53,7 +53,7 @@ def list_fusers(as_json: JsonOption = False) -> None:
 
 
 @app.command("info")
-def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
+def show_fuser(name: FuserName, as_json: JsonOption = False) -> None:
     """Show all that a fuser's card says, how large it is, and how many of its gates are open."""
     from cachegraph.channels.fusers.inventory import describe, locate
     from cachegraph.engine.catalogue.store import folder_bytes
@@ -77,7 +77,7 @@ def show_fuser(name: Fuser, as_json: JsonOption = False) -> None:
 
 @app.command("evidence")
 def add_evidence(
-    name: Fuser,
+    name: FuserName,
     comparison: Annotated[Path, typer.Argument(help="What `cachegraph compare --save` wrote.", show_default=False)],
 ) -> None:
     """Put on a fuser's card what a comparison shows: its own cache against another example's.
@@ -114,7 +114,7 @@ def import_fuser(
 
 @app.command("export")
 def export_fuser(
-    name: Fuser,
+    name: FuserName,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
     format: Annotated[
         Literal["ours", "reference"],
@@ -149,7 +149,7 @@ def pull_fuser(
 
 @app.command("push")
 def push_fuser(
-    name: Fuser,
+    name: FuserName,
     target: Annotated[str, typer.Argument(help="hub:ORGANISATION/NAME, then /FOLDER where needed.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     as_json: JsonOption = False,
@@ -168,7 +168,7 @@ def push_fuser(
 
 @app.command("note-rows")
 def note_rows(
-    name: Fuser,
+    name: FuserName,
     recipe: Annotated[Path, typer.Argument(help="The training recipe that it was trained from.")],
     data_folder: Annotated[
         Path | None, typer.Option(help="Where the recipe's data files lie; by default beside it.", show_default=False)

@@ -28,7 +28,7 @@ __all__ = ["app"]
 app = typer.Typer(name="runs", help="List, show, resume and delete stored runs.", no_args_is_help=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Run = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or a prefix of it.")]
+RunId = Annotated[str, typer.Argument(metavar="ID", help="A run's id, or a prefix of it.")]
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LEAST_REPLY = 24  # columns; replies are not shown in fewer
@@ -67,7 +67,7 @@ def list_runs(
 
 @app.command("show")
 def show_run(
-    run: Run,
+    run: RunId,
     turn: Annotated[str | None, typer.Option(help="Print only the reply of this turn.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,7 +86,7 @@ def show_run(
 
 @app.command("resume")
 def resume_run(
-    run: Run,
+    run: RunId,
     answer: Annotated[
         str | None, typer.Option("--answer", "-a", help="The answer to a paused run's question.", show_default=False)
     ] = None,
