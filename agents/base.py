@@ -258,7 +258,7 @@ class EdgeRouter(Protocol):
     """An agent that decides the edges into it itself, because its model is in another process."""
 
     def route(self, edge: EdgeSpec, sender: "Peer", folder: Path, fusers: Sequence[str]) -> Route:
-        """Decide one edge, as `cachegraph.channels.routing.route` does; `folder` is the recipe's. May block."""
+        """Decide one edge, as `cachegraph.channels.load_route.route` does; `folder` is the recipe's. May block."""
 
 
 class Scorer(Protocol):

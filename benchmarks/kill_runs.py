@@ -238,7 +238,7 @@ def main() -> None:
         import torch
 
         import cachegraph.agents.local.agent
-        import cachegraph.channels.routing  # noqa: F401 (imported once, before processes are forked)
+        import cachegraph.channels.load_route  # noqa: F401 (imported once, before processes are forked)
 
         torch.set_num_threads(1)
         trials.measure()

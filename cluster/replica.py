@@ -22,7 +22,7 @@ from torch import Tensor
 from cachegraph import __version__
 from cachegraph.agents.base import Delivery, Reply, Scored, ToolCall, Turn
 from cachegraph.agents.local.agent import LocalAgent
-from cachegraph.channels import routing
+from cachegraph.channels import load_route
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import Payload, Route
 from cachegraph.channels.peer import SharerEngine
@@ -155,7 +155,7 @@ class Replica:
                 sender = replace(sender, remote=await self._sharer(setup.model, sharer))
             except SharerGone as gone:
                 return Missing(sharers=frozenset([gone.model]))
-        decide = partial(routing.route, setup.edge, sender, receiver, setup.folder, setup.fusers)
+        decide = partial(load_route.route, setup.edge, sender, receiver, setup.folder, setup.fusers)
         route = await anyio.to_thread.run_sync(decide)
         self._plans[setup.key] = route.plan
         return replace(route, plan=None)

@@ -10,7 +10,7 @@ transfer           copies between host and device that don't stall the GPU
 torch_threads      how many threads torch uses for small operations
 cpu_capabilities   what torch computes natively on this CPU
 
-batching/    admission, scheduling, the worker thread, the KV budget
+batching/    admission, scheduling, the engine loop, the KV budget
 kv/          KV caches, RoPE, recurrent state
 model/       loading, verification, forward passes, attention
 sampling/    from logits to tokens; JSON schemas and grammars

@@ -16,10 +16,10 @@ from torch import Tensor
 from cachegraph.errors import ModelError
 
 from .batching.admission import Load
+from .batching.engine_loop import EngineLoop
 from .batching.kv_budget import choose_budget
 from .batching.loop_bridge import Mailbox
 from .batching.request_state import RequestState
-from .batching.worker import Worker
 from .kv.cache import KV, LayerKV, RowCache
 from .model.attention import OnLayer
 from .model.hf_fallback import FallbackCache
@@ -51,9 +51,9 @@ class Engine:
         self.model = model
         self._grammars = Grammars(model.tokenizer, model.info.eos_ids) if model.tokenizer is not None else None
         self.kv_memory = choose_budget(kv_memory, [str(each) for each in model.devices])
-        self._worker: Worker | None = None
+        self._loop: EngineLoop | None = None
         self._process = os.getpid()
-        self._starting = threading.Lock()  # protects _worker, and that a stopped one gets no work
+        self._starting = threading.Lock()  # protects _loop, and that a stopped one gets no work
 
     # Requests, from any event loop
 
@@ -186,30 +186,30 @@ class Engine:
         if self._is_forked:
             return KVUse(self.kv_memory)
         with self._starting:
-            worker = self._worker
-        if worker is None:
+            loop = self._loop
+        if loop is None:
             return KVUse(self.kv_memory)
-        return KVUse(self.kv_memory, worker.budget.used, worker.prefixes.nbytes, worker.budget.peak)
+        return KVUse(self.kv_memory, loop.budget.used, loop.prefixes.nbytes, loop.budget.peak)
 
     def load(self) -> Load:
         """How many requests are running and waiting now."""
-        worker = self._worker
-        return Load() if self._is_forked or worker is None else worker.load
+        loop = self._loop
+        return Load() if self._is_forked or loop is None else loop.load
 
     async def forget(self) -> None:
         """Empty the prefix cache."""
-        worker = self._worker
-        if worker is not None:
-            await self.call(worker.prefixes.clear)
+        loop = self._loop
+        if loop is not None:
+            await self.call(loop.prefixes.clear)
 
     def close(self) -> None:
         """End the thread. Requests under way fail; later ones start a new one."""
         if self._is_forked:  # its thread is another process's
             return
         with self._starting:
-            worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.stop()
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
 
     # In the event loops of those who ask
 
@@ -258,6 +258,6 @@ class Engine:
         if self._is_forked:
             raise ModelError(FORKED.format(f"the model {self.model.name!r}"))
         with self._starting:
-            if self._worker is None or self._worker.failed is not None:
-                self._worker = Worker(self.model, self.kv_memory)
-            self._worker.submit(work)
+            if self._loop is None or self._loop.failed is not None:
+                self._loop = EngineLoop(self.model, self.kv_memory)
+            self._loop.submit(work)

@@ -38,7 +38,7 @@ def _run(python: Path, code: str, cwd: Path) -> str:
 
 def test_every_folder_is_imported_from_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import cachegraph.agents.local.agent, cachegraph.channels.routing\n"
+        "import cachegraph.agents.local.agent, cachegraph.channels.load_route\n"
         "import cachegraph.engine.engine, cachegraph.graph.graph\n"
         "print(cachegraph.agents.local.agent.__file__)"
     )

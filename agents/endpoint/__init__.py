@@ -5,10 +5,10 @@
     empty_reply             Why a reply is empty
     error_text              The message in a server's error
     http                    TLS, compression, Retry-After
-    openai_client           One streamed completion with retries
+    retrying_client         One streamed completion with retries
     request                 Address, headers with secrets, body
     response_decoder        Bytes to events: compression, SSE, JSON
-    sse                     Server-sent events from chunks of bytes
+    sse_decoder             Server-sent events from chunks of bytes
     tool_calls              Assemble streamed pieces of tool calls
     tool_loop               Complete, call tools, complete again
     unsupported_parameters  Replace parameters that a model refuses

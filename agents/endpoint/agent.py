@@ -24,8 +24,8 @@ from ..tools.agent_tools import AgentTools, ToolRounds
 from ..tools.servers import Toolbox
 from .completion import Completion
 from .empty_reply import why_empty
-from .openai_client import CompletionsAPI
 from .request import body_of, secrets_of
+from .retrying_client import CompletionsAPI
 from .tool_loop import complete_with_tools
 
 __all__ = ["EndpointAgent"]

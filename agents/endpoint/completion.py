@@ -12,7 +12,7 @@ from typing import Any
 from cachegraph.common.surrogates import join_halves
 
 from ..base import FinishReason
-from .sse import ServerSentEvent
+from .sse_decoder import ServerSentEvent
 from .tool_calls import ToolCallPieces
 
 __all__ = ["REASONING", "Completion", "Reported", "Unreadable", "error_in"]

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
-from .sse import BOM, MAX_EVENT, EventDecoder, EventTooLong, ServerSentEvent
+from .sse_decoder import BOM, MAX_EVENT, EventDecoder, EventTooLong, ServerSentEvent
 
 __all__ = ["MAX_ANSWER", "AnswerDecoder", "Inflater", "NotAnAnswer"]
 

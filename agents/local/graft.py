@@ -7,7 +7,7 @@ from time import perf_counter
 from torch import Tensor
 
 from cachegraph.channels.cache.graft import graft, why_no_state, why_other_frequencies
-from cachegraph.channels.decide import nothing_private
+from cachegraph.channels.choose_channel import nothing_private
 from cachegraph.channels.payload import KVSpan
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV

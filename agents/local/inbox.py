@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cachegraph.channels.cache.edge_plan import FusePlan, GraftPlan, JointPlan
+from cachegraph.channels.load_route import fall_back
 from cachegraph.channels.payload import EdgeReport
-from cachegraph.channels.routing import fall_back
 
 from ..base import Delivery, Turn
 from ..prompt.filters import Value

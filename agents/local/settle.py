@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cachegraph.channels.cache.graft import is_of_a_long_row, why_too_long
 from cachegraph.channels.cache.shared_prompt import SharedPrompt
-from cachegraph.channels.decide import nothing_private
+from cachegraph.channels.choose_channel import nothing_private
 from cachegraph.channels.payload import KVSpan
 from cachegraph.engine.engine import Engine
 from cachegraph.errors import ChannelError, ModelError

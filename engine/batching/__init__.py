@@ -1,6 +1,6 @@
-"""Continuous batching: admission, scheduling, the worker thread, and the KV budget.
+"""Continuous batching: admission, scheduling, the engine loop, and the KV budget.
 
-worker              the engine's thread: takes requests, computes steps, returns results
+engine_loop         the engine's thread: takes requests, computes steps, returns results
 request_state       one request at work
 request_context     the run and tenant that a request is made for
 loop_bridge         passes results from the engine's thread to an event loop

@@ -8,7 +8,7 @@ from cachegraph.agents.model_peer import model_peer
 from cachegraph.agents.prompt.prompt_reads import prompt_reads
 from cachegraph.agents.spec import EndpointSpec
 from cachegraph.agents.subgraph import SubgraphSpec
-from cachegraph.channels.decide import expected_route
+from cachegraph.channels.choose_channel import expected_route
 from cachegraph.channels.payload import Route
 from cachegraph.channels.peer import Peer
 from cachegraph.channels.spec import TextEdge

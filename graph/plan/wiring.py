@@ -219,7 +219,7 @@ def _route(
     if isinstance(edge, TextEdge):
         return Route(edge, "text")  # nothing to decide, so don't import the cache code
     if decide is None:
-        from cachegraph.channels import routing
+        from cachegraph.channels import load_route
 
-        return routing.route(edge, sender, receiver, folder, fusers)
+        return load_route.route(edge, sender, receiver, folder, fusers)
     return decide(edge, sender, receiver, folder)

@@ -16,8 +16,8 @@ from cachegraph.agents.base import Control, Delivery, Reply, Turn
 from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.prompt.prompt_view import PromptView
 from cachegraph.agents.spec import AgentSpec
+from cachegraph.channels.load_route import route
 from cachegraph.channels.payload import Route
-from cachegraph.channels.routing import route
 from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 from cachegraph.engine.pool import lease
 from cachegraph.engine.spec import ModelSpec

@@ -184,8 +184,8 @@ async def test_waits_double_from_the_backoff_on(server: Server, monkeypatch: pyt
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("cachegraph.agents.endpoint.openai_client.anyio.sleep", sleep)
-    monkeypatch.setattr("cachegraph.agents.endpoint.openai_client.random", lambda: 0.5)
+    monkeypatch.setattr("cachegraph.agents.endpoint.retrying_client.anyio.sleep", sleep)
+    monkeypatch.setattr("cachegraph.agents.endpoint.retrying_client.random", lambda: 0.5)
     server.script = [status(500)]
     await refusal(server, retry={"max_attempts": 4, "backoff": 2})
     assert waits == [2, 4, 8]

@@ -11,7 +11,7 @@ from fuzz_counts import cases, report, seconds
 from cachegraph.agents.endpoint.completion import Completion, Reported, Unreadable
 from cachegraph.agents.endpoint.error_text import page_title, server_message
 from cachegraph.agents.endpoint.response_decoder import AnswerDecoder, NotAnAnswer
-from cachegraph.agents.endpoint.sse import EventTooLong
+from cachegraph.agents.endpoint.sse_decoder import EventTooLong
 from cachegraph.agents.endpoint.tool_calls import ToolCallPieces
 
 SECONDS = seconds(3.0)  # of each test here

@@ -184,8 +184,8 @@ async def test_a_server_is_asked_again_when_it_says(
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("cachegraph.agents.endpoint.openai_client.anyio.sleep", sleep)
-    monkeypatch.setattr("cachegraph.agents.endpoint.openai_client.random", lambda: 0.5)
+    monkeypatch.setattr("cachegraph.agents.endpoint.retrying_client.anyio.sleep", sleep)
+    monkeypatch.setattr("cachegraph.agents.endpoint.retrying_client.random", lambda: 0.5)
     server.script = [status(429, **headers), OK]
     await say(server, retry={"max_attempts": 2, "backoff": 7})
     assert waits == [7 if waited is None else waited]

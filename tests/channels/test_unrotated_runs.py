@@ -18,8 +18,8 @@ from cachegraph.channels.cache.fused_prefill import Sharer, fused_prefill
 from cachegraph.channels.cache.shared_prompt import share_by_ids
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.load_route import route
 from cachegraph.channels.peer import Peer
-from cachegraph.channels.routing import route
 from cachegraph.channels.spec import CacheEdge
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kv.cache import KV, concat

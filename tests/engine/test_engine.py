@@ -189,24 +189,24 @@ async def test_a_reply_that_ends_by_itself_has_been_read_whole(engine: Engine, t
 @pytest.mark.anyio
 async def test_cancellation_frees_the_row_before_the_next_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     await engine.call(int)
-    worker = engine._worker
+    loop = engine._loop
     steps: list[int] = []
-    assert worker is not None
-    step = worker._step
+    assert loop is not None
+    step = loop._step
 
     def counted(shares: Any) -> None:
         steps.append(len(shares))
         step(shares)
 
-    monkeypatch.setattr(worker, "_step", counted)
+    monkeypatch.setattr(loop, "_step", counted)
     caches: list[Any] = []
     async with anyio.create_task_group() as group:
         group.start_soon(engine.generate, tokens(5), (), ENDLESS)
         while not caches:
-            await engine.call(lambda: caches.extend(weakref.ref(each.cache) for each in worker._admission.requests))
+            await engine.call(lambda: caches.extend(weakref.ref(each.cache) for each in loop._admission.requests))
         group.cancel_scope.cancel()
     so_far = len(steps)
-    while await engine.call(lambda: len(worker._admission.requests)):
+    while await engine.call(lambda: len(loop._admission.requests)):
         pass
     assert len(steps) - so_far <= 1  # the one that was about to begin
     gc.collect()

@@ -78,7 +78,7 @@ def test_a_panic_in_the_engines_thread_fails_who_asked_and_nobody_else(
         raise PanicException("index out of bounds")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cachegraph.engine.batching.worker.forward", panic)
+        patch.setattr("cachegraph.engine.batching.engine_loop.forward", panic)
         with pytest.raises(ModelError, match="failed in a forward pass: PanicException: index out of bounds"):
             anyio.run(engine.prefill, [1, 2])
     anyio.run(engine.prefill, [1, 2])
@@ -87,8 +87,8 @@ def test_a_panic_in_the_engines_thread_fails_who_asked_and_nobody_else(
 def test_a_thread_that_fails_is_replaced_and_leaves_nobody_waiting(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert engine._worker is not None
-    rows = engine._worker._admission
+    assert engine._loop is not None
+    rows = engine._loop._admission
 
     def fail() -> Any:
         raise RuntimeError("a bug")

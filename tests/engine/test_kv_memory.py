@@ -48,8 +48,8 @@ def small(tiny: Tiny) -> Iterator[Small]:
 async def used(engine: Engine) -> int:
     """What is in use when all that was asked before has been done, and all that nobody holds is freed."""
     await engine.call(int)
-    worker = engine._worker
-    while worker is not None and any(request.cancelled for request in worker._admission.requests):
+    loop = engine._loop
+    while loop is not None and any(request.cancelled for request in loop._admission.requests):
         await engine.call(int)  # cancelled requests are dropped between two steps
     await engine.call(int)
     gc.collect()
@@ -224,9 +224,9 @@ async def test_whoever_is_cancelled_when_all_memory_comes_back(small: Small, see
             await anyio.sleep(dice.random() * 0.02)
     await engine.forget()
     assert await used(engine) == before
-    worker = engine._worker
-    assert worker is not None
-    assert (worker._admission.requests, worker.budget.reserved) == ([], 0)
+    loop = engine._loop
+    assert loop is not None
+    assert (loop._admission.requests, loop.budget.reserved) == ([], 0)
     held.clear()
     assert await used(engine) == 0
 

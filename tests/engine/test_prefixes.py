@@ -118,8 +118,8 @@ async def test_nothing_but_plain_prompts_is_kept_or_found(engine: Engine) -> Non
     with request_context(RequestContext(reuse=False)):
         own = await engine.prefill(ids)
     assert own.kv is not None
-    worker = engine._worker
-    assert worker is not None
+    loop = engine._loop
+    assert loop is not None
 
     async def altered() -> list[int]:
         replies = [
@@ -131,9 +131,9 @@ async def test_nothing_but_plain_prompts_is_kept_or_found(engine: Engine) -> Non
 
     assert await altered() == [0, 0, 0]
     await engine.generate(tokens(CHUNK - 4), spec=GenerateSpec(max_new_tokens=12, ignore_eos=True))
-    assert len(worker.prefixes) == 0
+    assert len(loop.prefixes) == 0
     await engine.prefill(ids)
-    assert len(worker.prefixes) == 1
+    assert len(loop.prefixes) == 1
     assert await altered() == [0, 0, 0]
 
 

@@ -87,8 +87,8 @@ def test_no_tenant_gets_or_is_billed_for_what_another_one_has_read() -> None:
         mine, others = answers[0::2], answers[1::2]
         assert any(cached > 0 for _, cached in mine)  # reuse is on
         assert {cached for _, cached in others} == {0}  # and is nobody else's
-        assert engine._worker is not None
-        kept = len(engine._worker.prefixes)
+        assert engine._loop is not None
+        kept = len(engine._loop.prefixes)
         assert 0 < kept < 2 * TENANTS  # blocks were given up on the way
 
 

@@ -17,7 +17,7 @@ from cachegraph.channels.fusers.networks.bottleneck import new_bottleneck
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.channels.fusers.networks.prefix import entry_width, new_prefix
 from cachegraph.channels.fusers.networks.translator import Translator, bottleneck_params, new_translator
-from cachegraph.channels.routing import why_not_aligned
+from cachegraph.channels.load_route import why_not_aligned
 from cachegraph.engine.model.load import LoadedModel
 from cachegraph.errors import ConfigError
 

@@ -13,9 +13,9 @@ from cachegraph.channels.cache.edge_plan import FusePlan, GraftPlan
 from cachegraph.channels.fusers.files.card import Evidence, Geometry
 from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
+from cachegraph.channels.load_route import route
 from cachegraph.channels.payload import Route
 from cachegraph.channels.peer import Peer
-from cachegraph.channels.routing import route
 from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
 from cachegraph.engine.engine import Engine
 from cachegraph.errors import ChannelError

@@ -13,7 +13,7 @@ from .cache.align import Aligner
 from .cache.edge_plan import FusePlan, GraftPlan, JointPlan
 from .cache.graft import why_no_graft
 from .cache.translate import Translation
-from .decide import Caching, Decision, as_route, decide_edge
+from .choose_channel import Caching, Decision, as_route, decide_edge
 from .fusers.files.card import Alignment, Card, Geometry
 from .fusers.files.load import load_fuser, load_translator
 from .fusers.find import check_pair

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachegraph.agents.endpoint.sse import MAX_EVENT, EventDecoder, EventTooLong, ServerSentEvent
+from cachegraph.agents.endpoint.sse_decoder import MAX_EVENT, EventDecoder, EventTooLong, ServerSentEvent
 
 TEXTS = st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"])), max_size=5)
 

@@ -25,7 +25,7 @@ from .error_text import page_title, public_address, server_message
 from .http import encoding_of, knows_encoding, pieces_of, read_start, retry_after
 from .request import Secrets, chat_address
 from .response_decoder import AnswerDecoder, NotAnAnswer
-from .sse import EventTooLong, ServerSentEvent
+from .sse_decoder import EventTooLong, ServerSentEvent
 from .tool_calls import ToolCallPieces
 from .unsupported_parameters import adapted, refused_parameter
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cachegraph.channels.decide import decide_edge, expected_route
+from cachegraph.channels.choose_channel import decide_edge, expected_route
 from cachegraph.channels.fusers.files.card import Card, Evidence, Geometry, ModelEnd
 from cachegraph.channels.peer import Peer
 from cachegraph.channels.spec import AutoEdge, BothEdge, CacheEdge, TextEdge
@@ -216,7 +216,7 @@ def test_a_card_whose_interval_does_not_hold_its_difference_is_refused() -> None
 
 
 def test_deciding_imports_no_torch() -> None:
-    names = "sys, cachegraph.channels.decide, cachegraph.graph.plan.recipe_warnings"
+    names = "sys, cachegraph.channels.choose_channel, cachegraph.graph.plan.recipe_warnings"
     code = f"import {names}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

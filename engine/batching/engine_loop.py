@@ -27,13 +27,13 @@ from .prefix_cache import PrefixCache, block_digests
 from .request_state import RequestState
 from .scheduler import CHUNK, Scheduler, Share
 
-__all__ = ["Worker"]
+__all__ = ["EngineLoop"]
 
 _SOON = 0.005  # seconds between two checks whether memory was freed elsewhere
 
 
-class Worker:
-    """A running thread and its requests. A stopped worker can't be started again."""
+class EngineLoop:
+    """A running thread and its requests. A stopped loop can't be started again."""
 
     def __init__(self, model: LoadedModel, budget: int):
         self._model = model
