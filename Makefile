@@ -59,7 +59,7 @@ LOWEST_TESTS := $(TESTING) $(LOWEST)/python -m pytest -n logical --maxprocesses 
 	$(PYTHON) -m venv .venv-lowest
 	$(LOWEST)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" uv
 	$(LOWEST)/pip install --quiet $(TORCH)
-	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable . --all-extras --group dev "torch==$$($(LOWEST)/python -c 'import torch; print(torch.__version__)')"
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable . -r pyproject.toml --all-extras --group dev "torch==$$($(LOWEST)/python -c 'import torch; print(torch.__version__)')"
 	@touch $@
 
 lowest: .venv-lowest/ready
