@@ -106,7 +106,7 @@ CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], Any]] = {
     "cachegraph": lambda _, patch: patch.setattr(verdict_cache, "__version__", "0.0"),
     "code": lambda _, patch: patch.setattr(verdict_cache, "_own_code", lambda: "other"),
     "cpu": lambda _, patch: patch.setattr(cpu, "cpu_features", lambda: "other"),
-    "compiler": lambda _, patch: patch.setattr(cpu, "compiler", lambda: None),
+    "compiler": lambda _, patch: patch.setattr(cpu, "compiler", lambda: "/another/g++"),
     "switch": lambda _, patch: patch.setenv(SWITCH, "off"),
 }
 
@@ -116,6 +116,8 @@ def test_whatever_changes_is_checked_again(
     folder: Path, home: Path, checked: list[int], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     monkeypatch.delenv(SWITCH, raising=False)
+    if change == "switch":  # which changes nothing on a machine without a compiler
+        monkeypatch.setattr(cpu, "compiler", lambda: "/another/g++")
     load_model(folder, checks="once")
     CHANGES[change](folder, monkeypatch)
     load_model(folder, checks="once")
