@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from cachegraph.agents.prompt.prompt import PromptTemplate
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
-from cachegraph.channels.decide import Carries
+from cachegraph.channels.fusers.files.card import Carries
 from cachegraph.channels.payload import Route
 from cachegraph.errors import InputError
 from cachegraph.graph.plan.expected_routes import expected_routes, read_included
