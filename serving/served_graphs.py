@@ -188,6 +188,7 @@ class ServedGraphs:
         """Load the models of one recipe after the other, so that loads never compete for memory."""
         for served in self._served.values():
             await served.open()
+            served.graph.take_loading()  # no run has waited for it
             await run_sync(served.read_files)
             for _, node in all_nodes(await served.graph.awire()):
                 engine = node.agent.peer().engine

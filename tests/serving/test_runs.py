@@ -47,6 +47,13 @@ def begin(server: Running, graph: str = "duo", **more: Any) -> dict[str, Any]:
     return found
 
 
+def test_no_run_waited_for_the_models_that_the_server_loads() -> None:
+    expert = ScriptedAgent("expert")
+    vars(expert)["loading"] = {"m": {"read": 2.5}}
+    with served([scripted_duo(expert)]) as server:
+        assert ended(server, begin(server)["id"])["result"]["loading"] == {"seconds": 0.0, "models": {}}
+
+
 def show(server: Running, run: str) -> dict[str, Any]:
     found: dict[str, Any] = server.get(f"/runs/{run}").json()
     return found
