@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from cachegraph.channels.payload import EdgeReport, KVSpan, Payload, Route
-from cachegraph.channels.spec import EdgeSpec
-
-from .sessions.session import Recollection
 
 if TYPE_CHECKING:
     from cachegraph.channels.cache.sent_cache import SentCache
     from cachegraph.channels.peer import Peer
+    from cachegraph.channels.spec import EdgeSpec
     from cachegraph.graph.run.executor import RunContext
     from cachegraph.graph.run.result import AgentResult
 
     from .prompt.prompt_view import PromptView
+    from .sessions.session import Recollection
 
 __all__ = [
     "CLOSED",
@@ -153,7 +152,7 @@ class Turn:
     id: str = ""  # `writer`; `writer#2`, `reader[3]`, `research/reader` if the agent takes several turns in a run
     control: "Control | None" = None  # replace received caches with wrong ones, to test whether they matter
     within: "RunContext | None" = None  # the enclosing run, for an agent that is a graph
-    memory: Recollection | None = None  # the agent's part of the run's session
+    memory: "Recollection | None" = None  # the agent's part of the run's session
     on_tool: Callable[[ToolCall], None] | None = None  # called with each tool call once its result is there
     generate: Mapping[str, Any] | None = None  # fields of a GenerateSpec that the run's caller overrides
     on_prefill: "Callable[[PromptView], None] | None" = None  # called once the prompt is computed
@@ -257,7 +256,7 @@ class Loader(Protocol):
 class EdgeRouter(Protocol):
     """An agent that decides the edges into it itself, because its model is in another process."""
 
-    def route(self, edge: EdgeSpec, sender: "Peer", folder: Path, fusers: Sequence[str]) -> Route:
+    def route(self, edge: "EdgeSpec", sender: "Peer", folder: Path, fusers: Sequence[str]) -> Route:
         """Decide one edge, as `cachegraph.channels.load_route.route` does; `folder` is the recipe's. May block."""
 
 

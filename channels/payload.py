@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .spec import Channel, EdgeSpec
+from .channel import Channel
 
 if TYPE_CHECKING:
     from cachegraph.engine.kv.cache import KV
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cache.edge_plan import EdgePlan
     from .cache.sent_cache import SentCache
     from .fusers.files.card import Card
+    from .spec import EdgeSpec
 
 __all__ = ["JOINT", "EdgeReport", "KVSpan", "Origin", "Payload", "Route", "Used", "most_layers"]
 
@@ -95,7 +96,7 @@ class Payload:
 class Route:
     """The channel of an edge in this run, decided once both models are known, before either agent takes a turn."""
 
-    edge: EdgeSpec
+    edge: "EdgeSpec"
     used: Used
     fallback_reason: str | None = None  # why it differs from the requested channel
     needs_text: bool = True  # the sender must write its reply

@@ -6,6 +6,8 @@ from pydantic import Discriminator, Field, PositiveInt, Tag
 
 from cachegraph.engine.spec import Strict
 
+from .channel import CHANNELS, Channel
+
 __all__ = [
     "CHANNELS",
     "AutoEdge",
@@ -17,9 +19,6 @@ __all__ = [
     "TextEdge",
     "named_fusers",
 ]
-
-Channel = Literal["text", "cache", "both", "auto"]
-CHANNELS: tuple[Channel, ...] = ("text", "cache", "both", "auto")
 
 Name = Annotated[str, Field(min_length=1)]
 

@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager
 from errno import EXDEV
 from pathlib import Path
 
-import psutil
-from filelock import FileLock
 from platformdirs import user_cache_path, user_data_path
 
 from cachegraph.errors import ConfigError
@@ -75,6 +73,8 @@ def _moved(old: Path, new: Path, hold: Hold) -> bool:
     """Whether to use `new` from now on."""
     if old.is_symlink():  # the user moved it elsewhere on purpose
         return new.exists()
+    from filelock import FileLock  # only here: this module is part of every command's start
+
     try:
         new.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(new.parent / LOCK):
@@ -107,6 +107,8 @@ def _stay(old: Path) -> None:
 
 
 def _others_stay(old: Path) -> bool:
+    import psutil
+
     prefix, busy = f".{old.name}.used-by-", False
     for marker in old.parent.glob(f"{prefix}*"):
         number = marker.name.removeprefix(prefix)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cachegraph.cli import main, output
+from cachegraph.cli.console import open_console
 from cachegraph.cli.standard_streams import TolerantStream
 
 from .conftest import Call
@@ -72,7 +73,7 @@ def test_a_reply_in_a_pipe_is_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", ["text", "str", "cell", "title", "rule", "status"])
 def test_tables_and_notes_read_no_markup_and_command_nothing(monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
     terminal = _terminal(monkeypatch)
-    console = output.open_console()
+    console = open_console()
     console.width = 500
     table = Table(title=EVIL if shape == "title" else None)
     table.add_column("x", min_width=300, no_wrap=True)

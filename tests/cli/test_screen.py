@@ -12,7 +12,8 @@ from rich.console import Console
 
 from cachegraph.agents.base import Timing, Tokens
 from cachegraph.channels.payload import EdgeReport
-from cachegraph.cli.progress_view import _follow, _print_agents, print_tables
+from cachegraph.cli.progress_view import _follow
+from cachegraph.cli.result_tables import _print_agents, print_tables
 from cachegraph.graph.run.events import AgentFinished, AgentStarted, Event, TextDelta
 from cachegraph.graph.run.result import AgentResult, Loading, Result, Totals
 

@@ -2,6 +2,7 @@
 
 batch               cachegraph run --data
 compare             cachegraph compare
+console             Consoles for tables, notes and progress bars
 doctor              cachegraph doctor
 event_files         Files of a run's events and traces
 failures            The JSON error object of a failed command
@@ -12,14 +13,17 @@ init                cachegraph init
 mcp                 cachegraph mcp
 models              cachegraph models: list, pull, remove, info, check
 options             Options shared by commands, and opening a recipe as a graph
-output              Everything that commands print
+output              Text that commands print
 process             Run a command as a process and end it quickly
-progress_view       Live view and tables of a run
+progress_view       Live view of a run
 recipes             cachegraph validate, schema and show
 replies_file        The file of a batch's replies
+result_tables       Tables of a run's result
 run                 cachegraph run
 runs                cachegraph runs: list, show, resume, rm, prune
 serve               cachegraph serve
+server_connection   HTTP to a server of cachegraph
+server_run          cachegraph run on a server
 sessions            cachegraph sessions: list, show, rm
 show_run            Drawing of a stored run, for cachegraph show --run
 signals             The end of a command that a signal stops
@@ -31,7 +35,9 @@ train               cachegraph train
 import os
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
@@ -39,35 +45,58 @@ from cachegraph import __version__
 from cachegraph.common.stop_signals import catch_signals, exit_code
 from cachegraph.errors import CachegraphError
 
-from . import compare, doctor, failures, fusers, init, mcp, models, plan, recipes, run, runs, serve, sessions, train
+from . import failures
 from .output import echo
 from .signals import Commands, Stopped, end_stopped
 from .standard_streams import complete_output, standard_streams
 from .text_arguments import check_arguments, check_variables
 
-__all__ = ["app", "main"]
+__all__ = ["create_app", "main"]
 
-app = typer.Typer(
-    name="cachegraph",
-    cls=Commands,
-    help="Graphs of LLM agents whose edges carry text or KV caches.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"auto_envvar_prefix": "CACHEGRAPH"},
-)
-init.register(app)
-run.register(app)
-serve.register(app)
-mcp.register(app)
-compare.register(app)
-plan.register(app)
-train.register(app)
-recipes.register(app)
-doctor.register(app)
-app.add_typer(models.app)
-app.add_typer(fusers.app)
-app.add_typer(runs.app)
-app.add_typer(sessions.app)
+# The commands, in the order of the help, by the modules that register them.
+COMMANDS = {
+    "init": ("init",),
+    "run": ("run",),
+    "serve": ("serve",),
+    "mcp": ("mcp",),
+    "compare": ("compare",),
+    "plan": ("plan",),
+    "train": ("train",),
+    "recipes": ("validate", "schema", "show"),
+    "doctor": ("doctor",),
+    "models": ("models",),
+    "fusers": ("fusers",),
+    "runs": ("runs",),
+    "sessions": ("sessions",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # with all commands, so with all imports
+        return globals().setdefault("app", create_app())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def create_app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """Create the command line. If the arguments name a command, with this command alone, which spares imports."""
+    command = next((each for each in arguments if not each.startswith("-")), None)
+    named = [module for module, commands in COMMANDS.items() if command in commands]
+    app = typer.Typer(
+        name="cachegraph",
+        cls=Commands,
+        help="Graphs of LLM agents whose edges carry text or KV caches.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"auto_envvar_prefix": "CACHEGRAPH"},
+    )
+    app.callback()(_options)
+    for name in named or COMMANDS:
+        module = import_module(f".{name}", __name__)
+        if hasattr(module, "register"):
+            module.register(app)
+        else:
+            app.add_typer(module.app)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -76,7 +105,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
@@ -99,6 +127,7 @@ def main() -> None:
 
 def _run_app() -> None:
     debug = "--debug" in sys.argv or os.environ.get("CACHEGRAPH_DEBUG", "0") not in ("", "0")
+    app = create_app(sys.argv[1:])
     failures.reset(app)
     catch_signals()
     try:

@@ -18,8 +18,9 @@ from cachegraph.graph.data.dataset import RawExample, read_rows
 from cachegraph.graph.recipe.inputs import check_inputs, parse_inputs
 from cachegraph.graph.recipe.load import dump_recipe, included
 
+from .console import TASK, open_console
 from .failures import add_facts
-from .output import TASK, echo, echo_json, open_console
+from .output import echo, echo_json
 from .replies_file import RepliesFile, failed_line, reply_line, row_key
 from .signals import ReportedStop
 

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cachegraph.common.human import format_duration
 from cachegraph.errors import ConfigError, InputError
 
+from .console import TASK, open_console
 from .failures import add_facts
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Cluster, Recipe, graphs_on, open_graph
-from .output import TASK, echo, echo_json, open_console
+from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from cachegraph.evaluation.comparison import Comparison

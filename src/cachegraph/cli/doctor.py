@@ -11,7 +11,8 @@ from rich.text import Text
 from cachegraph.common.human import format_bytes
 from cachegraph.errors import ConfigError
 
-from .output import echo_json, open_console
+from .console import open_console
+from .output import echo_json
 
 if TYPE_CHECKING:
     from cachegraph.engine.diagnostics import Machine

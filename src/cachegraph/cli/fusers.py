@@ -14,8 +14,9 @@ from rich.text import Text
 from cachegraph.common.human import format_bytes, format_count
 from cachegraph.common.printable import printable_line
 
+from .console import open_console, width_of
 from .models import bar
-from .output import echo, echo_json, open_console, width_of
+from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from cachegraph.channels.fusers.inventory import Facts, Item

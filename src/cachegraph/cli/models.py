@@ -15,7 +15,8 @@ from rich.table import Table
 from cachegraph.common.human import format_bytes
 from cachegraph.errors import ConfigError
 
-from .output import TASK, echo, echo_json, open_console
+from .console import TASK, open_console
+from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from cachegraph.engine.catalogue import Catalogue, StoredModel

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from cachegraph.errors import CachegraphError, InputError
 
+from .console import open_console
 from .options import AllowCode, AllowEnv, AllowLocal, AllowPaths, Cluster, Recipe, open_graph
-from .output import echo, echo_json, open_console
+from .output import echo, echo_json
 from .plan_tables import break_even_table, check_table, constants_table, plan_lines, prediction_table
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from .output import echo, echo_json
 from .text_arguments import TextProblem, read_text
 
 if TYPE_CHECKING:
-    from cachegraph.channels.spec import Channel
+    from cachegraph.channels.channel import Channel
     from cachegraph.graph.graph import Graph
     from cachegraph.graph.run.result import Result
     from cachegraph.graph.store import Store
@@ -251,7 +251,8 @@ def _run_all(
 ) -> "list[Result]":
     from cachegraph.engine.batching.request_context import current_context, request_context
 
-    from .progress_view import print_comparison, run_and_print, warm_up
+    from .progress_view import run_and_print, warm_up
+    from .result_tables import print_comparison
 
     if len(graphs) == 1:
         record = recorder.start_run(graphs[0].spec.name)
@@ -279,7 +280,7 @@ def _title(graph: "Graph") -> str:
 
 
 def _channels(channels: Sequence[str]) -> "list[Channel]":
-    from cachegraph.channels.spec import CHANNELS
+    from cachegraph.channels.channel import CHANNELS
 
     for channel in channels:
         if channel not in CHANNELS:

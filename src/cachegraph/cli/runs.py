@@ -16,8 +16,9 @@ from rich.text import Text
 from cachegraph.common.printable import printable, printable_line
 from cachegraph.errors import InputError
 
+from .console import open_console, width_of
 from .options import Cluster, exit_if_paused, graphs_on, open_store
-from .output import echo, echo_json, open_console, width_of
+from .output import echo, echo_json
 from .text_arguments import TextProblem, read_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from cachegraph.common.human import format_bytes
 from cachegraph.common.printable import printable
 from cachegraph.errors import InputError
 
-from .output import echo, echo_json, open_console
+from .console import open_console
+from .output import echo, echo_json
 
 __all__ = ["app"]
 

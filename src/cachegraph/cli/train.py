@@ -14,8 +14,9 @@ from cachegraph.common.human import format_bytes
 from cachegraph.common.stop_signals import exit_code
 from cachegraph.errors import ConfigError
 
+from .console import TASK, open_console
 from .failures import add_facts
-from .output import TASK, echo, echo_json, open_console
+from .output import echo, echo_json
 
 if TYPE_CHECKING:
     from cachegraph.training.plan import TrainingPlan
