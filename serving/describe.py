@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cachegraph.channels.spec import CHANNELS, EdgeSpec
 from cachegraph.errors import InputError, RecipeError
-from cachegraph.graph.recipe.load import inner_edges
+from cachegraph.graph.recipe.load import included_by_name, inner_edges
 from cachegraph.graph.recipe.spec import GraphSpec
 from cachegraph.graph.recipe.yaml_positions import read_yaml
 
@@ -22,8 +22,8 @@ __all__ = ["describe", "stored_graph"]
 
 
 def describe(spec: GraphSpec, folder: Path, warnings: "Iterable[RunWarning]" = ()) -> dict[str, Any]:
-    """Describe a recipe's inputs, agents, edges and outputs, and the edges of the recipes that it includes."""
-    inner = _inner_edges(spec, folder)
+    """Describe a recipe's inputs, agents, edges and outputs, and agents and edges of the recipes that it includes."""
+    inner_agents, inner = _inside(spec, folder)
     return {
         "name": spec.name,
         "description": spec.description,
@@ -33,6 +33,7 @@ def describe(spec: GraphSpec, folder: Path, warnings: "Iterable[RunWarning]" = (
         },
         "agents": {name: _agent(spec, name) for name in spec.agents},
         "edges": [_edge(edge) for edge in spec.edges],
+        "inner_agents": inner_agents,
         "inner_edges": [_edge(edge) for edge in inner],
         "outputs": dict(spec.outputs),
         "channels": list(CHANNELS) if spec.edges or inner else [],
@@ -59,12 +60,14 @@ def _edge(edge: EdgeSpec) -> dict[str, Any]:
     }
 
 
-def _inner_edges(spec: GraphSpec, folder: Path) -> list[EdgeSpec]:
-    """The edges of included recipes; none if a recipe's file has changed since, or has gone."""
+def _inside(spec: GraphSpec, folder: Path) -> tuple[dict[str, Any], list[EdgeSpec]]:
+    """Agents and edges of included recipes, by full names; none if a recipe's file has changed since, or has gone."""
     try:
-        return list(inner_edges(spec, folder))
+        recipes = list(included_by_name(spec, folder))
+        agents = {f"{name}/{agent}": _agent(inner, agent) for name, inner in recipes for agent in inner.agents}
+        return agents, list(inner_edges(spec, folder))
     except (InputError, RecipeError, ValidationError, RecursionError):
-        return []
+        return {}, []
 
 
 def _agent(spec: GraphSpec, name: str) -> dict[str, Any]:

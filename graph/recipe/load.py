@@ -25,6 +25,7 @@ __all__ = [
     "check_included",
     "dump_recipe",
     "included",
+    "included_by_name",
     "inner_edges",
     "load_recipe",
     "locate",
@@ -153,12 +154,20 @@ def included(spec: GraphSpec, folder: Path) -> Iterator[tuple[GraphSpec, Path]]:
         yield from included(inner, file.parent)
 
 
-def inner_edges(spec: GraphSpec, folder: Path) -> Iterator[EdgeSpec]:
-    """Yield the edges of all included recipes by full names, such as `team/reader` to `team/writer`."""
+def included_by_name(spec: GraphSpec, folder: Path) -> Iterator[tuple[str, GraphSpec]]:
+    """Yield all included recipes by the full names of the agents that they stand for, such as `team/experts`."""
     for name, entry in spec.graphs.items():
         file = own_file(entry, folder)
         inner = with_inner_channels(read_spec(file), entry)
-        for edge in (*inner.edges, *inner_edges(inner, file.parent)):
+        yield name, inner
+        for below, deeper in included_by_name(inner, file.parent):
+            yield f"{name}/{below}", deeper
+
+
+def inner_edges(spec: GraphSpec, folder: Path) -> Iterator[EdgeSpec]:
+    """Yield the edges of all included recipes by full names, such as `team/reader` to `team/writer`."""
+    for name, inner in included_by_name(spec, folder):
+        for edge in inner.edges:
             ends = {"sender": f"{name}/{edge.sender}", "receiver": f"{name}/{edge.receiver}"}
             yield edge.model_copy(update=ends)
 

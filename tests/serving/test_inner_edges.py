@@ -33,12 +33,16 @@ def used(run: dict[str, Any]) -> str:
     return str(edge["channel_used"])
 
 
-def test_edges_of_included_recipes_are_listed_by_their_full_names(server: Running) -> None:
+def test_agents_and_edges_of_included_recipes_are_listed_by_their_full_names(server: Running) -> None:
     graph = server.get("/graphs/outer").json()
     assert graph["edges"] == []
     (edge,) = graph["inner_edges"]
     assert (edge["from"], edge["to"], edge["channel"]) == ("team/reader", "team/writer", "cache")
     assert "text" in graph["channels"]
+    assert {name: agent["kind"] for name, agent in graph["inner_agents"].items()} == {
+        "team/reader": "model",
+        "team/writer": "model",
+    }
 
 
 def test_an_edge_of_an_included_recipe_is_switched_by_its_full_name(server: Running) -> None:

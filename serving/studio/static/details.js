@@ -4,13 +4,13 @@ import { h, replace } from "/studio/dom.js";
 import { edgeSummary, plural, seconds } from "/studio/format.js";
 import { statusWords } from "/studio/graph_view.js";
 import { drawAlignment, drawLayers, drawPrompt, fetchPrompt } from "/studio/prompt_view.js";
-import { edgeKey } from "/studio/run_state.js";
+import { allAgents, edgeKey } from "/studio/run_state.js";
 
 let origin = null; // what had the focus before the panel opened
 
 /** Open the panel for an agent of a lane's run. */
 export function openAgent(lane, name) {
-  const entry = lane.graph.agents[name] ?? { kind: "model" }; // an agent of a recipe in an agent's place
+  const entry = allAgents(lane.graph)[name] ?? { kind: "model" };
   const agent = lane.run.agents.get(name);
   const facts = [["Model", agent?.model || entry.model || entry.kind], ["Status", statusWords(agent?.status ?? "waiting")]];
   if (agent?.tokens) {

@@ -1,11 +1,12 @@
 // The drawing of a graph: agents and edges are buttons, placed over the lines of an SVG.
 
 import { h, replace, setAttribute, setText, svg } from "/studio/dom.js";
+import { BOX, FRAME, levelsOf, planDrawing } from "/studio/drawing_plan.js";
+import { middleOf, pathOf } from "/studio/edge_line.js";
 import { edgeSummary } from "/studio/format.js";
-import { arrange } from "/studio/layout.js";
-import { edgeKey, isBusy } from "/studio/run_state.js";
+import { allAgents, allEdges, edgeKey, isBusy } from "/studio/run_state.js";
 
-const BOX = { width: 216, height: 116 };
+const MOST_OPEN = 12; // agents of included recipes that are drawn at first
 const WORDS = {
   waiting: "waits",
   prefill: "reads its prompt",
@@ -24,13 +25,16 @@ export class GraphView {
   /** `onAgent(name)` and `onEdge(edge)` are called when somebody opens one. */
   constructor(graph, { onAgent, onEdge, label }) {
     this.graph = graph;
+    this.entries = allAgents(graph);
+    this.levels = levelsOf(graph);
+    this.closed = new Set(Object.keys(graph.inner_agents).length > MOST_OPEN ? this.levels.keys() : []);
     this.agents = new Map();
     this.edges = new Map();
     this.lines = svg("svg", { "aria-hidden": "true", focusable: "false" });
     this.plane = h("div", { class: "plane" });
     this.element = h("div", { class: "graph", role: "group", "aria-label": label, onkeydown: (event) => this.move(event) }, this.plane);
-    for (const name of Object.keys(graph.agents)) this.agents.set(name, this.agentBox(name, onAgent));
-    for (const edge of graph.edges) this.edges.set(edgeKey(edge.from, edge.to), this.edgeChip(edge, onEdge));
+    for (const name of Object.keys(this.entries)) this.agents.set(name, this.agentBox(name, onAgent));
+    for (const edge of allEdges(graph)) this.edges.set(edgeKey(edge.from, edge.to), this.edgeChip(edge, onEdge));
     this.buttons()[0]?.setAttribute("tabindex", "0");
     this.observer = new ResizeObserver(() => this.layOut());
     this.observer.observe(this.element);
@@ -43,7 +47,7 @@ export class GraphView {
 
   /** Show this state of a run. */
   update(run) {
-    for (const [name, box] of this.agents) showAgent(box, name, inside(run, name), this.graph);
+    for (const [name, box] of this.agents) showAgent(box, name, this.isOpen(name) ? run.agents.get(name) : inside(run, name), this.entries);
     for (const [key, chip] of this.edges) this.showEdge(chip, run.edges.get(key), run.agents.get(chip.edge.to));
   }
 
@@ -56,11 +60,11 @@ export class GraphView {
   }
 
   agentBox(name, onAgent) {
-    const entry = this.graph.agents[name];
+    const entry = this.entries[name];
     const status = h("span", { class: "status" }, statusWords("waiting"));
     const text = h("span", { class: "text" });
     const isOutput = Object.values(this.graph.outputs).includes(name);
-    const head = h("span", { class: "name" }, h("span", { class: "own" }, name), isOutput && h("span", { class: "tag" }, "output"));
+    const head = h("span", { class: this.levels.has(name) ? "name beside-toggle" : "name" }, h("span", { class: "own" }, name.split("/").at(-1)), isOutput && h("span", { class: "tag" }, "output"));
     const kind = entry.model ?? entry.graph ?? (entry.kind === "pause" ? "a person" : entry.kind);
     const button = h(
       "button",
@@ -69,7 +73,23 @@ export class GraphView {
       h("span", { class: "model" }, h("span", { class: "kind" }, kind), status),
       text,
     );
-    return { button, status, text };
+    return { button, status, text, ...(this.levels.has(name) && this.frame(name)) };
+  }
+
+  /** What an agent with a recipe in its place has beside its button: a frame, and a button that opens and closes it. */
+  frame(name) {
+    const toggle = h("button", { class: "toggle", type: "button", tabindex: "-1", "data-toggle": name, onclick: () => this.toggle(name) });
+    return { toggle, frame: h("div", { class: "frame" }) };
+  }
+
+  isOpen(name) {
+    return this.levels.has(name) && !this.closed.has(name);
+  }
+
+  toggle(name) {
+    if (!this.closed.delete(name)) this.closed.add(name);
+    this.layOut(true);
+    this.focusOn(this.agents.get(name).toggle);
   }
 
   edgeChip(edge, onEdge) {
@@ -96,27 +116,51 @@ export class GraphView {
     setAttribute(chip.button, "title", fell ? report.fallback_reason : words);
   }
 
-  layOut() {
+  layOut(anew = false) {
     const width = this.element.clientWidth;
     if (!width) return;
-    const down = width < 620 || width < this.widthNeeded();
-    if (this.drawn === `${down} ${down ? width : 0}`) return;
+    const isFirst = this.drawn === undefined;
+    if (isFirst && this.plan(true).extent.width > width) this.closed = new Set(this.levels.keys());
+    const across = this.plan(false);
+    const down = width < 620 || width < across.extent.width;
+    if (this.drawn === `${down} ${down ? width : 0}` && !anew) return;
     this.drawn = `${down} ${down ? width : 0}`;
     this.plane.classList.toggle("down", down);
-    const size = down ? { along: BOX.height, across: BOX.width } : { along: BOX.width, across: BOX.height };
-    const gap = down ? { along: 74, across: 24 } : { along: 168, across: 28 };
-    const plan = arrange([...this.agents.keys()], this.graph.edges, size, gap);
-    const room = plan.back.size ? 64 : 0;
-    const point = (at) => (down ? { x: at.across, y: at.along } : { x: at.along, y: at.across });
-    const extent = point({ along: plan.along, across: plan.across + room });
-    this.plane.style.width = `${extent.x}px`;
-    this.plane.style.height = `${extent.y}px`;
-    setSize(this.lines, extent);
-    for (const [name, box] of this.agents) put(box.button, point(plan.centres.get(name)), BOX);
-    for (const chip of this.edges.values()) this.drawEdge(chip, plan, point, down);
-    replace(this.lines, [...this.edges.values()].map((chip) => chip.line));
-    replace(this.plane, this.lines, this.inOrder());
-    this.showFirst();
+    this.put(down ? this.plan(true) : across, down);
+    if (isFirst || !anew) this.showFirst();
+  }
+
+  plan(down) {
+    return planDrawing(this.levels, (name) => this.isOpen(name), down);
+  }
+
+  /** Draw by a plan. */
+  put(plan, down) {
+    this.plane.style.width = `${plan.extent.width}px`;
+    this.plane.style.height = `${plan.extent.height}px`;
+    for (const side of ["width", "height"]) this.lines.setAttribute(side, plan.extent[side]);
+    for (const [name, rectangle] of plan.rectangles) this.putAgent(name, rectangle);
+    const shown = [...this.edges.values()].filter((chip) => plan.edges.has(chip.edge));
+    for (const chip of shown) putEdge(chip, plan.edges.get(chip.edge), down);
+    const frames = [...plan.rectangles.keys()].filter((name) => this.isOpen(name)).map((name) => this.agents.get(name).frame);
+    replace(this.lines, shown.map((chip) => chip.line));
+    replace(this.plane, frames, this.lines, this.inOrder());
+  }
+
+  putAgent(name, rectangle) {
+    const { button, toggle, frame } = this.agents.get(name);
+    const isOpen = this.isOpen(name);
+    button.classList.toggle("open", isOpen);
+    put(button, isOpen ? { ...rectangle, height: FRAME.head - 6 } : rectangle);
+    if (!toggle) return;
+    put(frame, rectangle);
+    toggle.style.left = `${rectangle.x + rectangle.width - 30}px`;
+    toggle.style.top = `${rectangle.y + 6}px`;
+    setText(toggle, isOpen ? "−" : "+");
+    setAttribute(toggle, "aria-expanded", String(isOpen));
+    const words = `${isOpen ? "hide" : "show"} the agents of ${name}`;
+    setAttribute(toggle, "aria-label", words);
+    setAttribute(toggle, "title", words);
   }
 
   /** Scroll a drawing that is larger than its frame to its first agent. */
@@ -127,36 +171,20 @@ export class GraphView {
     this.element.scrollTop = first.offsetTop + this.plane.offsetTop - this.element.offsetTop + (BOX.height - this.element.clientHeight) / 2;
   }
 
-  drawEdge(chip, plan, point, down) {
-    const [from, to] = [plan.centres.get(chip.edge.from), plan.centres.get(chip.edge.to)];
-    const isBack = plan.back.has(chip.edge) || chip.edge.from === chip.edge.to;
-    const reach = (down ? BOX.height : BOX.width) / 2;
-    const points = isBack
-      ? [from, { along: (from.along + to.along) / 2, across: beside(plan, from, to, down) }, to]
-      : [{ ...from, along: from.along + reach }, ...plan.corners.get(chip.edge), { ...to, along: to.along - reach }];
-    chip.line.setAttribute("d", isBack ? arc(points.map(point)) : curve(points.map(point), down));
-    const middle = isBack ? point(points[1]) : halfWay(points.map(point));
-    chip.button.style.left = `${middle.x}px`;
-    chip.button.style.top = `${middle.y}px`;
-  }
-
-  widthNeeded() {
-    const layers = arrange([...this.agents.keys()], this.graph.edges, { along: 1, across: 1 }, { along: 0, across: 0 }).along;
-    return layers * (BOX.width + 168) - 168;
-  }
-
-  /** Buttons in the order in which a keyboard meets them: each agent, then its edges. */
-  inOrder() {
+  /** Buttons in the order in which a keyboard meets them: each agent, what is inside it, then its edges. */
+  inOrder(level = "") {
     const found = [];
-    for (const [name, box] of this.agents) {
-      found.push(box.button);
+    for (const name of this.levels.get(level).names) {
+      const { button, toggle } = this.agents.get(name);
+      found.push(button, ...(toggle ? [toggle] : []), ...(this.isOpen(name) ? this.inOrder(name) : []));
       for (const chip of this.edges.values()) if (chip.edge.from === name) found.push(chip.button);
     }
     return found;
   }
 
+  /** All buttons that are drawn. */
   buttons() {
-    return [...this.agents.values(), ...this.edges.values()].map((each) => each.button);
+    return this.inOrder();
   }
 
   /** Arrow keys move to the nearest button in that direction; the graph is one stop of the tab key. */
@@ -166,20 +194,24 @@ export class GraphView {
     if (!step || !current) return;
     event.preventDefault();
     const next = nearest(centre(current), step, this.buttons().filter((button) => button !== current));
-    if (!next) return;
+    if (next) this.focusOn(next);
+  }
+
+  focusOn(next) {
     for (const button of this.buttons()) button.setAttribute("tabindex", button === next ? "0" : "-1");
     next.focus();
   }
 }
 
-function showAgent(box, name, agent, graph) {
+function showAgent(box, name, agent, entries) {
   const status = agent?.status ?? "waiting";
   setText(box.status, statusWords(status));
   const reads = agent?.status === "finished" && !agent.wrote ? "(hands over what it read)" : "";
   setText(box.text, tail(agent?.error ?? agent?.question ?? (reads || agent?.text || "")));
-  setAttribute(box.button, "class", `agent ${status}`);
-  const entry = graph.agents[name];
-  setAttribute(box.button, "aria-label", `agent ${name}, ${entry.model ?? entry.kind}, ${statusWords(status)}`);
+  setAttribute(box.button, "class", `agent ${status}${box.button.classList.contains("open") ? " open" : ""}`);
+  if (box.frame) setAttribute(box.frame, "class", `frame ${status}`);
+  const entry = entries[name];
+  setAttribute(box.button, "aria-label", `agent ${name}, ${entry.model ?? entry.graph ?? entry.kind}, ${statusWords(status)}`);
 }
 
 /** The agent of this name; of a recipe in an agent's place, the state of the agents inside. */
@@ -196,44 +228,15 @@ function tail(text) {
   return line.length > 105 ? `… ${line.slice(-105)}` : line;
 }
 
-function put(button, at, box) {
-  button.style.left = `${at.x - box.width / 2}px`;
-  button.style.top = `${at.y - box.height / 2}px`;
-  button.style.width = `${box.width}px`;
-  button.style.height = `${box.height}px`;
+function put(element, { x, y, width, height }) {
+  Object.assign(element.style, { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${height}px` });
 }
 
-function setSize(node, extent) {
-  node.setAttribute("width", extent.x);
-  node.setAttribute("height", extent.y);
-}
-
-function curve(points, down) {
-  let path = `M${points[0].x} ${points[0].y}`;
-  for (let i = 1; i < points.length; i++) {
-    const [a, b] = [points[i - 1], points[i]];
-    const [x, y] = [(a.x + b.x) / 2, (a.y + b.y) / 2];
-    path += down ? `C${a.x} ${y} ${b.x} ${y} ${b.x} ${b.y}` : `C${x} ${a.y} ${x} ${b.y} ${b.x} ${b.y}`;
-  }
-  return path;
-}
-
-/** Where an edge that leads back passes the boxes between its ends: just outside of them. */
-function beside(plan, from, to, down) {
-  const [low, high] = [Math.min(from.along, to.along), Math.max(from.along, to.along)];
-  const passed = [...plan.centres.values()].filter((at) => at.along >= low - 1 && at.along <= high + 1);
-  return Math.max(...passed.map((at) => at.across)) + (down ? BOX.width : BOX.height) / 2 + 40;
-}
-
-function halfWay(points) {
-  const at = (points.length - 1) / 2;
-  const [a, b] = [points[Math.floor(at)], points[Math.ceil(at)]];
-  return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 };
-}
-
-function arc([from, low, to]) {
-  const control = { x: 2 * low.x - (from.x + to.x) / 2, y: 2 * low.y - (from.y + to.y) / 2 };
-  return `M${from.x} ${from.y}Q${control.x} ${control.y} ${to.x} ${to.y}`;
+function putEdge(chip, route, down) {
+  chip.line.setAttribute("d", pathOf(route, down));
+  const middle = middleOf(route);
+  chip.button.style.left = `${middle.x}px`;
+  chip.button.style.top = `${middle.y}px`;
 }
 
 function centre(button) {

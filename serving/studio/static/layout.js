@@ -3,30 +3,39 @@
 const SWEEPS = 6;
 
 /**
- * Place boxes. `sizes` by name and `gap` are {along, across} of boxes and the distances between them.
+ * Place boxes. `sizeOf(name)` and `gap` are {along, across} of boxes and the distances between them, and `label` how far
+ * across the label in the middle of an edge reaches.
  * Returns centres by name, the inner points of each edge, the edges that lead back, and the extent.
  */
-export function arrange(names, edges, size, gap) {
+export function arrange(names, edges, sizeOf, gap, label) {
   const back = backEdges(names, edges);
   const forward = edges.filter((edge) => !back.has(edge) && edge.from !== edge.to);
   const layerOf = longestPaths(names, forward);
   const layers = [];
   for (const name of names) (layers[layerOf.get(name)] ??= []).push(name);
   const chains = new Map(forward.map((edge) => [edge, addCorners(edge, layerOf, layers)]));
-  const across = place(layers, [...chains.values()], (slot) => (typeof slot === "string" ? size.across : 12), gap.across);
-  const along = (layer) => layer * (size.along + gap.along) + size.along / 2;
-  const top = Math.min(...[...across].map(([slot, at]) => at - half(slot, size)));
+  const width = (slot) => (typeof slot === "string" ? sizeOf(slot).across : slot.isMiddle ? label : 12);
+  const across = place(layers, [...chains.values()], width, gap.across);
+  const [starts, depths] = rows(layers, sizeOf, gap.along);
+  const along = (layer) => starts[layer] + depths[layer] / 2;
+  const top = Math.min(...[...across].map(([slot, at]) => at - width(slot) / 2));
   const centres = new Map(names.map((name) => [name, { along: along(layerOf.get(name)), across: across.get(name) - top }]));
   const corners = new Map();
   for (const [edge, chain] of chains) {
     const inner = chain.slice(1, -1);
     corners.set(edge, inner.map((slot) => ({ along: along(slot.layer), across: across.get(slot) - top })));
   }
-  const bottom = Math.max(...[...across].map(([slot, at]) => at + half(slot, size)));
-  return { centres, corners, back, along: along(layers.length - 1) + size.along / 2, across: bottom - top };
+  const bottom = Math.max(...[...across].map(([slot, at]) => at + width(slot) / 2));
+  return { centres, corners, back, along: starts.at(-1) + depths.at(-1), across: bottom - top };
 }
 
-const half = (slot, size) => (typeof slot === "string" ? size.across / 2 : 6);
+/** Where each layer starts, and how deep it is. */
+function rows(layers, sizeOf, gap) {
+  const depths = layers.map((slots) => Math.max(...slots.map((slot) => (typeof slot === "string" ? sizeOf(slot).along : 0))));
+  const starts = [0];
+  for (const depth of depths.slice(0, -1)) starts.push(starts.at(-1) + depth + gap);
+  return [starts, depths];
+}
 
 /** The edges that close a cycle, found depth first in the order of the recipe. */
 function backEdges(names, edges) {
@@ -73,6 +82,7 @@ function addCorners(edge, layerOf, layers) {
     layers[layer].push(corner);
     chain.push(corner);
   }
+  if (chain.length % 2 === 0) chain[chain.length / 2].isMiddle = true;
   return [...chain, edge.to];
 }
 

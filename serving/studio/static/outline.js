@@ -1,19 +1,20 @@
 // The graph and its run as a list, for screen readers and for people who prefer text.
 
 import { h, replace } from "/studio/dom.js";
+import { levelsOf } from "/studio/drawing_plan.js";
 import { edgeSummary, plural, seconds } from "/studio/format.js";
 import { statusWords } from "/studio/graph_view.js";
-import { edgeKey } from "/studio/run_state.js";
+import { allAgents, allEdges, edgeKey } from "/studio/run_state.js";
 
-/** Write the outline: every agent, with the edges that lead to it. */
+/** Write the outline: every agent, with the edges that lead to it and, of an included recipe, the agents inside. */
 export function writeOutline(element, graph, run) {
-  const items = Object.keys(graph.agents).map((name) => {
-    const agent = run.agents.get(name);
-    const inside = graph.inner_edges.filter((edge) => edge.to.startsWith(`${name}/`));
-    const edges = [...graph.edges.filter((edge) => edge.to === name), ...inside].map((edge) => h("li", {}, edgeLine(edge, name, run)));
-    return h("li", {}, h("strong", {}, name), `: ${agentLine(graph.agents[name], agent)}`, edges.length > 0 && h("ul", {}, edges));
-  });
-  replace(element, h("ul", {}, items));
+  const [entries, edges, levels] = [allAgents(graph), allEdges(graph), levelsOf(graph)];
+  const item = (name) => {
+    const lines = edges.filter((edge) => edge.to === name).map((edge) => h("li", {}, edgeLine(edge, run)));
+    const inside = (levels.get(name)?.names ?? []).map(item);
+    return h("li", {}, h("strong", {}, name), `: ${agentLine(entries[name], run.agents.get(name))}`, lines.length + inside.length > 0 && h("ul", {}, lines, inside));
+  };
+  replace(element, h("ul", {}, levels.get("").names.map(item)));
 }
 
 function agentLine(entry, agent) {
@@ -25,11 +26,10 @@ function agentLine(entry, agent) {
   return parts.join("; ");
 }
 
-function edgeLine(edge, agent, run) {
+function edgeLine(edge, run) {
   const seen = run.edges.get(edgeKey(edge.from, edge.to));
   const limits = [edge.when && `when ${edge.when}`, edge.max_rounds && `at most ${plural(edge.max_rounds, "round")}`].filter(Boolean).join(", ");
-  const to = edge.to === agent ? "" : ` to ${edge.to}`;
-  const head = `from ${edge.from}${to}, ${edge.channel}${limits ? ` (${limits})` : ""}`;
+  const head = `from ${edge.from}, ${edge.channel}${limits ? ` (${limits})` : ""}`;
   if (!seen) return head;
   const report = seen.report;
   const used = report.channel_used === report.asked ? "" : ` went as ${report.channel_used}`;

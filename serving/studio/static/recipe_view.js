@@ -56,7 +56,7 @@ class RecipeView {
     this.drawing?.close();
     this.switches = channelSwitches(graph, () => this.switched());
     const focus = (edge) => this.switches.focus(edge);
-    this.drawing = new GraphView(graph, { onAgent: (name) => this.text?.find(name), onEdge: focus, label: `Graph of ${graph.name}` });
+    this.drawing = new GraphView(graph, { onAgent: (name) => this.text?.find(name.split("/")[0]), onEdge: focus, label: `Graph of ${graph.name}` });
     this.drawing.update(newRun());
     this.inputs = inputsForm(graph, this.inputs?.texts());
     const hasEdges = allEdges(graph).length > 0;

@@ -19,6 +19,9 @@ export function newRun() {
 
 export const edgeKey = (sender, receiver) => `${sender}>${receiver}`;
 
+/** All agents of a graph by full name, with those of the recipes that it includes. */
+export const allAgents = (graph) => ({ ...graph.agents, ...graph.inner_agents });
+
 /** All edges of a graph, with those of the recipes that it includes. */
 export const allEdges = (graph) => [...graph.edges, ...graph.inner_edges];
 

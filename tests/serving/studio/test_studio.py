@@ -160,16 +160,48 @@ def test_an_edge_is_switched_and_the_run_goes_that_way(page: Page, server: Runni
 
 def test_an_edge_of_an_included_recipe_is_switched_and_its_details_are_opened(browser: Page, server: Running) -> None:
     page = at(browser, server, "#/recipe/outer")
+    inner = "[data-edge='team/reader>team/writer']"
+    click(page, inner)
+    page.expect("document.activeElement.dataset.switch", "team/reader>team/writer")
     fill(page, "[data-switch='team/reader>team/writer']", "both")
+    shows(page, f"{inner} .channel", "both")
     fill(page, "#input-story", STORY)
     click(page, "button.main")
     ended(page)
-    assert latest(server)["result"]["edges"][0]["channel_used"] == "both"
+    (edge,) = latest(server)["result"]["edges"]
+    assert edge["channel_used"] == "both"
+    shows(page, f".lane {inner} .detail", f"{edge['positions_grafted']} grafted")
+    page.wait_for("document.querySelector('.lane [data-agent=\"team/writer\"]').classList.contains('finished')")
     click(page, ".lane [data-agent=team]")
     click(page, "#details [data-inner]")
     shows(page, "#details h2", "team/reader → team/writer")
     page.wait_for("document.querySelectorAll('#details .pair').length > 0")
+    click(page, f".lane {inner}")
+    shows(page, "#details dl", f"{edge['positions_grafted']} grafted")
     assert complaints(page) == []
+
+
+def test_a_keyboard_opens_and_closes_an_included_recipe(browser: Page, server: Running) -> None:
+    page = at(browser, server, "#/recipe/outer")
+    drawn = "[...document.querySelectorAll('.graph button')].map(b => Object.values(b.dataset)[0])"
+    all_of_it = ["team", "team", "team/reader", "team/reader>team/writer", "team/writer"]
+    page.expect(drawn, all_of_it)
+    page.expect("document.querySelectorAll('.frame').length", 1)
+    framed = (
+        "[...document.querySelectorAll('[data-agent*=\"/\"]')].every(a => { const [i, o] = [a, document.querySelector("
+        "'.frame')].map(e => e.getBoundingClientRect()); return i.left > o.left && i.right < o.right &&"
+        " i.top > o.top && i.bottom < o.bottom; })"
+    )
+    page.wait_for(framed)
+    focus(page, "[data-agent=team]")
+    page.press("ArrowRight")
+    page.expect("document.activeElement.dataset.toggle", "team")
+    page.press("Enter")
+    page.expect(drawn, ["team", "team"])
+    page.expect("document.activeElement.ariaExpanded", "false")
+    page.press("Enter")
+    page.expect(drawn, all_of_it)
+    page.expect("document.activeElement.ariaLabel", "hide the agents of team")
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
