@@ -5,15 +5,17 @@ from typing import NamedTuple
 import anyio
 
 from cachegraph.agents.base import ToolCall
+from cachegraph.agents.prompt.prompt_view import PromptView
 
 __all__ = ["EventLog", "TurnEvents"]
 
 
 class TurnEvents(NamedTuple):
-    """Events since the last call, in order: pieces of text and tool calls; and the newest prompt."""
+    """Events since the last call, in order: pieces of text and tool calls; and the newest prompt, with its view."""
 
     events: list[str | ToolCall]
     prompt: str | None
+    view: PromptView | None = None  # of the computed prompt
 
 
 class EventLog:
@@ -22,6 +24,7 @@ class EventLog:
     def __init__(self) -> None:
         self._events: list[str | ToolCall] = []
         self._prompt: str | None = None
+        self._view: PromptView | None = None
         self._closed = False
         self._changed = anyio.Event()
 
@@ -43,6 +46,11 @@ class EventLog:
         self._prompt = prompt
         self._changed.set()
 
+    def view(self, view: PromptView) -> None:
+        """Set the view of the computed prompt."""
+        self._view = view
+        self._changed.set()
+
     def close(self) -> None:
         """No more events follow."""
         self._closed = True
@@ -50,11 +58,11 @@ class EventLog:
 
     async def take(self) -> TurnEvents | None:
         """Wait for events and take all; None after the last."""
-        while not self._events and self._prompt is None:
+        while not self._events and self._prompt is None and self._view is None:
             if self._closed:
                 return None
             await self._changed.wait()
             self._changed = anyio.Event()
-        taken = TurnEvents(self._events, self._prompt)
-        self._events, self._prompt = [], None
+        taken = TurnEvents(self._events, self._prompt, self._view)
+        self._events, self._prompt, self._view = [], None, None
         return taken

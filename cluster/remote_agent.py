@@ -279,7 +279,7 @@ class RemoteAgent:
 def _light(turn: Turn) -> Turn:
     """The turn to take again, without callbacks and without holding on to caches that can be recomputed."""
     deliveries = [Delivery(each.route, _light_payload(each.payload)) for each in turn.deliveries]
-    return replace(turn, deliveries=deliveries, on_text=None, on_prompt=None, on_tool=None)
+    return replace(turn, deliveries=deliveries, on_text=None, on_prompt=None, on_tool=None, on_prefill=None)
 
 
 def _light_payload(payload: Payload) -> Payload:

@@ -22,6 +22,7 @@ from torch import Tensor
 from cachegraph import __version__
 from cachegraph.agents.base import Delivery, Reply, Scored, ToolCall, Turn
 from cachegraph.agents.local.agent import LocalAgent
+from cachegraph.agents.prompt.prompt_view import PromptSnapshot
 from cachegraph.channels import load_route
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import Payload, Route
@@ -180,7 +181,7 @@ class Replica:
         async def take(agent: LocalAgent, turn: Turn) -> Reply:
             if request.streams:
                 log = self._log(request.id)
-                turn = replace(turn, on_prompt=log.prompt, on_text=log.text, on_tool=log.tool)
+                turn = replace(turn, on_prompt=log.prompt, on_text=log.text, on_tool=log.tool, on_prefill=log.view)
             else:
                 turn = replace(turn, on_prompt=prompts.append)
             reply = await agent.turn(turn)
@@ -224,6 +225,9 @@ class Replica:
         events = await self._log(request).take()
         if events is None:
             self._events.pop(request, None)
+        elif events.view is not None:
+            view = await anyio.to_thread.run_sync(PromptSnapshot.of, events.view)
+            events = events._replace(view=view)
         return events
 
     async def cancel(self, request: str) -> None:

@@ -18,11 +18,13 @@ class SpokenText:
         self._heard = ""  # in this attempt
         self._calls = 0  # tool calls passed on
         self._heard_calls = 0
+        self._is_shown = False  # whether the prompt's view was passed on
 
     @property
     def is_heard(self) -> bool:
         """Whether anyone listens."""
-        return self._turn.on_text is not None or self._turn.on_tool is not None
+        turn = self._turn
+        return any(each is not None for each in (turn.on_text, turn.on_tool, turn.on_prefill))
 
     def begin(self) -> None:
         """Begin an attempt."""
@@ -32,6 +34,9 @@ class SpokenText:
         """Pass on what is new. Raises RunError if the text differs from what was passed on before."""
         if heard.prompt is not None and self._turn.on_prompt is not None:
             self._turn.on_prompt(heard.prompt)
+        if heard.view is not None and self._turn.on_prefill is not None and not self._is_shown:
+            self._is_shown = True
+            self._turn.on_prefill(heard.view)
         for event in heard.events:
             if isinstance(event, ToolCall):
                 self._hear_call(event)

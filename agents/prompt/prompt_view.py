@@ -6,7 +6,15 @@ from typing import Literal, Protocol
 
 from .chat_layout import Message
 
-__all__ = ["MessagesView", "PartKind", "PromptPart", "PromptView", "TokenAlignment", "join_parts"]
+__all__ = [
+    "MessagesView",
+    "PartKind",
+    "PromptPart",
+    "PromptSnapshot",
+    "PromptView",
+    "TokenAlignment",
+    "join_parts",
+]
 
 # Text of templates; text of inputs and replies; entries of another agent's cache; words whose KV a sharer corrected.
 PartKind = Literal["template", "words", "grafted", "fused"]
@@ -69,6 +77,26 @@ class MessagesView:
 
     def alignments(self) -> dict[str, list[TokenAlignment]]:
         return {}
+
+
+@dataclass(frozen=True, eq=False)
+class PromptSnapshot:
+    """A view whose parts and alignments are computed, so that it can go to another process."""
+
+    tokens: int
+    found_parts: list[PromptPart]
+    found_alignments: dict[str, list[TokenAlignment]]
+
+    @classmethod
+    def of(cls, view: PromptView) -> "PromptSnapshot":
+        """Compute all that a view shows. May take milliseconds for a long prompt."""
+        return cls(view.tokens, view.parts(), view.alignments())
+
+    def parts(self) -> list[PromptPart]:
+        return self.found_parts
+
+    def alignments(self) -> dict[str, list[TokenAlignment]]:
+        return self.found_alignments
 
 
 def join_parts(parts: Iterable[PromptPart]) -> list[PromptPart]:

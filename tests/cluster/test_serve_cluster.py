@@ -10,7 +10,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
-from live_server import Running, served
+from live_server import Running, served, wait_until
 
 from cachegraph import Graph
 from cachegraph.engine.spec import ModelSpec
@@ -68,6 +68,18 @@ def test_requests_at_once_and_streams_have_the_replies_of_one_process(
     assert found == expected
     stream = server.openai().chat.completions.create(**question("what?"), stream=True)
     assert "".join(pieces(stream)) == expected["what?"]
+
+
+def test_a_replica_shows_the_prompts_of_a_run_by_origin_with_the_tokens_of_a_cache(server: Running) -> None:
+    run = server.post("/runs", {"graph": "pair", "inputs": {"question": "what?"}}).json()["id"]
+    wait_until(lambda: server.get(f"/runs/{run}").json()["status"] == "finished")
+    prompt = server.get(f"/runs/{run}/prompt?turn=writer").json()
+    assert {"grafted": "the sky is blue", "words": "what?"}.items() <= {
+        part["kind"]: part["text"].strip() for part in prompt["parts"]
+    }.items()
+    (alignment,) = prompt["edges"]["reader"]
+    assert len(alignment["pairs"]) == len(alignment["sharer"])
+    assert server.get(f"/runs/{run}/prompt?turn=reader").json()["tokens"] > 0
 
 
 def test_a_client_that_leaves_ends_its_turn_in_the_replica(server: Running, cluster: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cachegraph.agents.base import ToolCall, Turn
+from cachegraph.agents.prompt.prompt_view import PromptPart, PromptSnapshot
 from cachegraph.cluster.event_log import TurnEvents
 from cachegraph.cluster.messages import portable_turn
 from cachegraph.cluster.spoken import SpokenText
@@ -35,6 +36,17 @@ def test_a_second_attempt_that_writes_another_text_is_an_error() -> None:
     with pytest.raises(RunError, match="another one writes a different reply; run again"):
         spoken.hear(TurnEvents(["the sea"], None))
     assert said == ["the sky is"]
+
+
+def test_a_prompt_is_shown_once_and_before_the_reply() -> None:
+    told: list[Any] = []
+    spoken = SpokenText("writer", Turn({}, on_text=told.append, on_prefill=told.append))
+    view = PromptSnapshot(2, [PromptPart("words", "the sea", 2)], {})
+    for _ in range(2):
+        spoken.begin()
+        spoken.hear(TurnEvents(["the sky"], None, view))
+    assert told == [view, "the sky"]
+    assert SpokenText("reader", Turn({}, on_prefill=told.append)).is_heard
 
 
 def test_a_turn_travels_without_its_callbacks() -> None:
