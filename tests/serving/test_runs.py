@@ -60,9 +60,15 @@ def show(server: Running, run: str) -> dict[str, Any]:
 
 
 def ended(server: Running, run: str) -> dict[str, Any]:
-    """The run, once nothing is at work on it."""
-    wait_until(lambda: show(server, run)["status"] != "running")
-    return show(server, run)
+    """The run, once nothing is at work on it, nor will be: a server that starts resumes what was interrupted."""
+    shown: dict[str, Any] = {}
+
+    def over() -> bool:
+        shown.update(show(server, run))
+        return shown["status"] not in ("running", "interrupted")
+
+    wait_until(over)
+    return shown
 
 
 def events(server: Running, run: str, last: str | None = None) -> list[tuple[str, str, dict[str, Any]]]:
