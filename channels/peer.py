@@ -35,7 +35,10 @@ class SharerEngine(Protocol):
         on_layer: "OnLayer | None" = None,
         layers: int | None = None,
     ) -> "Prefilled":
-        """Read `ids` behind `past`; see `Engine.prefill`. `positions`: (ids,) int64."""
+        """Read `ids` behind `past`, layers of (1, kv_heads, positions, head_dim); see `Engine.prefill`.
+
+        `positions`: (ids,) int64; None: consecutive.
+        """
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a function between two steps of the engine."""

@@ -23,7 +23,7 @@ CHUNK_BYTES = 8 << 20
 
 
 def store_tensors(tensors: Sequence[Tensor]) -> tuple[Chunk, ...]:
-    """Copy tensors of any device to the object store, in order, so many at once as fill a chunk."""
+    """Copy tensors of any device and shape to the object store, in order, grouped into chunks of about 8 MB."""
     chunks: list[Chunk] = []
     packed: list[tuple[npt.NDArray[np.uint8], str]] = []
     size = 0
@@ -40,7 +40,7 @@ def store_tensors(tensors: Sequence[Tensor]) -> tuple[Chunk, ...]:
 
 
 async def fetch_tensors(chunks: Sequence[Chunk]) -> list[Tensor]:
-    """The tensors, on the CPU. Nobody may write to them: processes share their memory.
+    """The tensors on the CPU, in the shapes that were stored. Never write to them: processes share their memory.
 
     Raises an error of `ray.exceptions` if a chunk is lost.
     """

@@ -66,7 +66,10 @@ class RemoteEngine:
         on_layer: OnLayer | None = None,
         layers: int | None = None,
     ) -> Prefilled:
-        """Read `ids` behind `past` in the other replica; see `Engine.prefill`. Raises SharerGone."""
+        """Read `ids` behind `past` in the other replica; `positions`: (ids,) int64. See `Engine.prefill`.
+
+        Raises SharerGone.
+        """
         assert self.actor is not None
         assert self._store is not None
         assert self._here is not None

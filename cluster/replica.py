@@ -258,7 +258,7 @@ class Replica:
         layers: int | None,
         asker: Asker,
     ) -> PrefillAnswer:
-        """Read a prompt as the sharer of an agent in another replica; see `Engine.prefill`."""
+        """Read a prompt as the sharer of an agent in another replica; see `Engine.prefill`. `positions`: (ids,)."""
         engine = self._opened.engine
         before = [await self._store.fetch(each, engine.model.device) for each in past]
         with request_context(self._runs.context(asker)):

@@ -34,7 +34,10 @@ class StoredKV(KV):
 
 
 class CacheStore:
-    """Stores and fetches the caches of one process. Nothing is fetched twice while it is in use."""
+    """Stores and fetches the caches of one process, layers of (1, kv_heads, positions, head_dim).
+
+    Nothing is fetched twice while it is in use.
+    """
 
     def __init__(self) -> None:
         self._fetched: WeakValueDictionary[str, KV] = WeakValueDictionary()

@@ -71,6 +71,8 @@ class Engine:
     ) -> Prefilled:
         """Read `ids` behind `past`, which is left as it is. Logits are computed only where asked for.
 
+        `positions`: (ids,) int64; None: consecutive. `override`: by layer the keys and values to use in place of
+        those of `ids`, (1, kv_heads, ids, head_dim). `logits`: (1, vocab) of the last token, or (ids, vocab) of all.
         `seen` are the tokens of `past`, for models that may have to read a longer row once more.
 
         `on_layer` is told of each layer's entries, those of `past` too, in the engine's thread, before the next layer
@@ -99,7 +101,10 @@ class Engine:
         logits: Literal["none", "last", "all"] = "none",
         seen: Sequence[int] = (),
     ) -> list[Prefilled]:
-        """Read several rows, none empty, behind the same `past`. They arrive together, so they share their steps."""
+        """Read several rows, none empty, behind the same `past`. They arrive together, so they share their steps.
+
+        `positions`: by row, (ids,) int64. `logits` and `seen` as for `prefill`.
+        """
         at: Sequence[Tensor | None] = positions or [None] * len(rows)
         requests = [
             RequestState(self._cache(past), list(ids), Mailbox(), logits, where, before=seen)
@@ -125,8 +130,8 @@ class Engine:
         on_text: Callable[[str], None] | None = None,
         seen: Sequence[int] = (),
     ) -> Generated:
-        """Read `ids` (at least one) behind `past`, then decode. `seen`: tokens of `past`, as for `prefill`, and
-        for the penalty.
+        """Read `ids` (at least one) behind `past`, then decode. `positions`: (ids,) int64; None: consecutive. `seen`:
+        tokens of `past`, as for `prefill`, and for the penalty. Raises ModelError.
         """
         spec = spec or GenerateSpec()
         if spec.max_new_tokens == 0:

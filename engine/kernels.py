@@ -131,7 +131,10 @@ class LeanFuserKernel(Protocol):
     """Computes the projectors of a lean fuser, all layers in one call. The batch has one row."""
 
     def takes(self, receiver: Sequence[KVPair], sharer: Sequence[KVPair], rotated: bool) -> bool:
-        """Whether it can correct these layers. `rotated`: keys are corrected as they are before RoPE."""
+        """Whether it can correct these layers, (1, kv_heads, positions, head_dim) each.
+
+        `rotated`: keys are corrected as they are before RoPE.
+        """
 
     def __call__(
         self,

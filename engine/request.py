@@ -48,7 +48,7 @@ class Prefilled:
 
     @cached_property
     def kv(self) -> KV | None:
-        """Of the tokens that were asked for alone; None where there are none, or the model's cache can't travel."""
+        """The entries of the new tokens alone; None if there are none, or if the model's cache can't travel."""
         own = self.segments[len(self.segments) - self.own :]
         return concat(own) if own else None
 

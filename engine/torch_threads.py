@@ -21,7 +21,10 @@ def on_one_thread() -> Iterator[None]:
 
 
 def for_small_operations(on: Iterable[torch.Tensor]) -> AbstractContextManager[None]:
-    """Of some hundred thousand numbers each, at which two threads were slower than one; more are left to torch."""
+    """One thread for operations on these tensors, of any shape, if they are on the CPU and torch has two threads.
+
+    For some hundred thousand numbers each, at which two threads were slower than one.
+    """
     if torch.get_num_threads() == 2 and all(each.device.type == "cpu" for each in on):
         return on_one_thread()
     return nullcontext()

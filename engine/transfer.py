@@ -9,7 +9,7 @@ __all__ = ["to_device", "to_host"]
 
 
 def to_device(numbers: object, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of these (nested) numbers on a device, of their shape. Does not wait for what a GPU computes."""
+    """Copy (nested) numbers into a tensor of the same shape on a device, without waiting for what a GPU computes."""
     here = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
     return here.to(device, non_blocking=True)
 

@@ -46,7 +46,10 @@ def prefill(
 
 
 def compact(kv: KV) -> KV:
-    """A copy without the spare capacity of a growing cache. A cache with a recurrent state is returned as it is."""
+    """A copy without the spare capacity of a growing cache, each layer (1, kv_heads, positions, head_dim).
+
+    A cache with a recurrent state is returned as it is.
+    """
     return kv if kv.state is not None else kv.select(torch.arange(len(kv)))
 
 

@@ -72,6 +72,9 @@ class AgentRow:
         self.pending = [*self.pending, *reply]
 
     def sent_cache(self, identity: str, sender: str, layers: int | None = None) -> SentCache:
-        """The row, or its first `layers` layers, as a cache for receivers. `identity` is the model's."""
+        """The row, or its first `layers` layers, as a cache for receivers. `identity` is the model's.
+
+        Each layer is (1, kv_heads, positions, head_dim); the tensors are shared, not copied.
+        """
         segments = self.segments if layers is None else tuple(kv.leading_layers(layers) for kv in self.segments)
         return SentCache(segments, self.ids, self.origins, identity, sender, corrected=self.corrected)

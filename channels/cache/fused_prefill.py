@@ -245,7 +245,10 @@ def receiver_rope(fuser: Fuser, receiver: Engine, positions: Tensor) -> Receiver
 
 
 async def as_read(kv: KV, fuser: Fuser, sharer: SharerEngine) -> KV:
-    """Prepare a sharer's cache for its fuser: unrotate the keys if the card requires it, on the sharer's engine."""
+    """Prepare a sharer's cache, (1, kv_heads, positions, head_dim) by layer, for its fuser.
+
+    Unrotates the keys on the sharer's engine if the card requires it.
+    """
     return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
 
 

@@ -17,6 +17,8 @@ UNKNOWN = 0  # the token of an entry that was trained, not computed
 def prefix_span(folder: Path, model: LoadedModel) -> KVSpan:
     """Read the trained prefix in a folder as entries for the front of a row.
 
+    Each layer is (1, kv_heads, positions, head_dim).
+
     Raises FuserError if the folder is damaged, ChannelError if the prefix does not fit the model.
     """
     prefix = read_prefix(folder)

@@ -20,7 +20,10 @@ __all__ = ["SentCache", "join_caches"]
 
 @dataclass(frozen=True, eq=False)
 class SentCache(KVSpan):
-    """A row of a model at the end of its agent's turn. The origins of the reply carry the sender's name."""
+    """A row of a model at the end of its agent's turn, each KV layer (1, kv_heads, positions, head_dim).
+
+    The origins of the reply carry the sender's name.
+    """
 
     identity: str  # of the model
     sender: str
@@ -72,7 +75,10 @@ class SentCache(KVSpan):
 
 
 def join_caches(turn: str, caches: Sequence[SentCache]) -> SentCache:
-    """Concatenate the caches of one agent's turns. Text that several turns have read is included once."""
+    """Concatenate the caches of one agent's turns along the positions. Text that several turns have read counts once.
+
+    Each KV layer is (1, kv_heads, positions, head_dim).
+    """
     seen: set[str] = set()
     origins: list[Origin | None] = []
     for cache in caches:

@@ -36,7 +36,8 @@ class _Sent(NamedTuple):
 class LayerStream:
     """Keys and values that have reached the receiver, by sharer and layer. Create it in the task that awaits it.
 
-    If `streamed`, layers arrive one by one from `sender`. Otherwise `fill` stores all layers of a sharer at once.
+    Keys and values are (1, kv_heads, positions, head_dim). If `streamed`, layers arrive one by one from `sender`.
+    Otherwise `fill` stores all layers of a sharer at once.
     """
 
     def __init__(self, device: torch.device, *, streamed: bool) -> None:

@@ -36,7 +36,7 @@ class CacheView:
                 self._table[number * self._count + index] = _segment(layer)
 
     def rows(self, ids: Sequence[int], cache: RowCache, positions: Sequence[int]) -> list[RowStruct]:
-        """A structure for each new token behind the cache as it is now, with room for their entries."""
+        """A structure for each new token behind the cache as it is now; makes room for the tokens' entries."""
         info, new = self._info, len(positions)
         heads, dim, _ = info.shapes[0]
         tail, used = cache.room_for(new, self._layers, heads, dim, self._dtype)

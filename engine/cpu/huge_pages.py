@@ -26,7 +26,7 @@ class LargePages:
         self._room = torch.empty(0, dtype=torch.uint8)  # that is left of the newest pages
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """As `torch.empty`, on a line of the CPU's caches."""
+        """As `torch.empty(shape)`, aligned to a line of the CPU's caches."""
         size = dtype.itemsize * torch.Size(shape).numel()
         whole = -(-size // 64) * 64
         if whole > len(self._room):
@@ -49,7 +49,7 @@ class FilePages:
             self._ranges = _unchanged(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace"))
 
     def release(self, tensor: Tensor) -> None:
-        """Let the system take the tensor's whole pages, if they are a file's."""
+        """Return the tensor's whole pages to the system if they are mapped from a file; its shape does not matter."""
         start, size = tensor.data_ptr(), tensor.nbytes
         if any(first <= start and start + size <= last for first, last in self._ranges):
             begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -6,7 +6,7 @@ __all__ = ["even_then_odd"]
 
 
 def even_then_odd(x: Tensor, block: int) -> Tensor:
-    """(..., size) in the kernels' order: of each block, the elements at even places, then those at odd ones.
+    """Reorder the last dimension of `x`, (..., size), for the kernels: of each block the even elements, then the odd.
 
     A vector register of bfloat16 widens into two of float32 that way without a shuffle.
     """

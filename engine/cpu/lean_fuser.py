@@ -70,7 +70,10 @@ class CPULeanFuser:
                 setattr(to, name, self._matrix(getattr(projector, name)))
 
     def takes(self, receiver: Sequence[KVPair], sharer: Sequence[KVPair], rotated: bool) -> bool:
-        """Whether it can correct these: one row, alike in all layers, in bfloat16 on the CPU, heads of whole blocks."""
+        """Whether it can correct these layers, (1, kv_heads, positions, head_dim) each.
+
+        They must have one shape, be in bfloat16 on the CPU, and have a head_dim of whole blocks.
+        """
         block = self._kernels.block
         own, theirs = receiver[0][0], sharer[0][0]
         fit = own.shape[3] % (2 * block if rotated else block) == 0 and theirs.shape[3] % block == 0

@@ -15,7 +15,7 @@ _TABLE = 1 << 13  # positions whose angles are computed once
 
 
 class CPUKeyRotator:
-    """`KeyRotator` for bfloat16 keys on the CPU."""
+    """`KeyRotator` for bfloat16 keys on the CPU, (1, kv_heads, positions, head_dim) by layer."""
 
     def __init__(self, kernels: Kernels):
         self._kernels = kernels

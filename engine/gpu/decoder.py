@@ -79,7 +79,7 @@ class GPUDecoder:
         many: bool = False,
         layers: int | None = None,
     ) -> Tensor:
-        """As `DecodeKernels.read`, for one new token a row, in all layers."""
+        """As `DecodeKernels.read`, for one new token a row, in all layers: logits, (rows asked for, vocab)."""
         assert layers is None
         places = [
             cache.next_position if at is None else int(at[0])

@@ -42,8 +42,9 @@ class LayerKV(NamedTuple):
 class KV:
     """All layers' keys and values of one stretch of one row, and the RoPE position of each entry.
 
-    `layers` are those that keep KV. Where others keep a recurrent state, `state` is it behind the last entry, of all
-    that the row has read from position 0 on. A part of the entries has none.
+    `layers` are those that keep KV, each (1, kv_heads, positions, head_dim). Where others keep a recurrent state,
+    `state` is it behind the last entry, of all that the row has read from position 0 on. A part of the entries has
+    none.
     """
 
     layers: tuple[LayerKV, ...]
@@ -102,7 +103,7 @@ class KV:
 
 
 def concat(parts: Sequence[KV]) -> KV:
-    """One KV out of several, in order; the part itself where there is but one."""
+    """Join KVs along the positions of their layers, (1, kv_heads, positions, head_dim); one part is returned as is."""
     if len(parts) == 1:
         return parts[0]
     layers = tuple(
@@ -118,6 +119,8 @@ def concat(parts: Sequence[KV]) -> KV:
 
 class RowCache:
     """What one running row attends to: shared segments in front, then a tail that it alone writes.
+
+    Every layer's keys and values are (1, kv_heads, entries, head_dim).
 
     The tail's buffers have room to spare, so decoding does not copy them at every step. They grow by a quarter. Of a
     small tail, all keys that `room_for` gives are parts of one buffer, and all values of another, so each moves in one
@@ -199,7 +202,7 @@ class RowCache:
     # One forward pass: entries are reserved, written layer by layer, committed
 
     def reserve(self, positions: Sequence[int] | Tensor) -> None:
-        """Announce the entries that the coming forward pass appends, in every layer, at these positions."""
+        """Announce the entries that the coming forward pass appends, in every layer, at these (new,) positions."""
         self._reserved = self._used + len(positions)
         if self._reserved > len(self._places):
             more = np.empty(max(self._reserved, len(self._places)) + BLOCK, dtype=np.int64)

@@ -23,7 +23,7 @@ class LayerState(NamedTuple):
     recurrent: tuple[Tensor | None, ...]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "LayerState":
-        """The same with every tensor, whose shapes are the model's own, changed."""
+        """The same with every tensor, (1, ...) in the model's own shape, changed."""
         return LayerState(*(tuple(None if each is None else change(each) for each in part) for part in self))
 
 
@@ -42,24 +42,24 @@ class RecurrentState:
         return sum(each.nbytes for each in self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds, in shapes of the model's own."""
+        """All tensors that it holds, (1, ...) each, in the model's own shapes."""
         for layer in self.layers.values():
             for part in layer:
                 yield from (each for each in part if each is not None)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "RecurrentState":
-        """The same with every tensor changed."""
+        """The same with every tensor, (1, ...) in the model's own shape, changed."""
         return RecurrentState(self.length, {index: layer.map(change) for index, layer in self.layers.items()})
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Its tensors under names, as `from_named` takes them."""
+        """Its tensors, (1, ...) each, under names, as `from_named` takes them."""
         for index, layer in self.layers.items():
             for kind, part in zip(LayerState._fields, layer, strict=True):
                 yield from ((f"{index}.{kind}.{n}", each) for n, each in enumerate(part) if each is not None)
 
     @classmethod
     def from_named(cls, tensors: Mapping[str, Tensor], shapes: "StateShapes", length: int) -> "RecurrentState | None":
-        """A state out of tensors that `named` called so; None where one is missing or has another shape."""
+        """Build a state from the tensors of `named`; None if one is missing or not of `shapes`, (1, ...)."""
         layers: dict[int, tuple[dict[int, Tensor], ...]] = {}
         for name, shape in shapes:
             tensor = tensors.get(name)

@@ -43,7 +43,7 @@ class FallbackCache(RowCache):
 
 
 def fallback_forward(network: Any, rows: Sequence[Row]) -> list[Tensor | None]:
-    """As `forward`, one row after the other."""
+    """As `forward`, one row after the other: by row the logits that were asked for, (asked, vocab), or None."""
     return [_run(network, row) for row in rows]
 
 

@@ -68,7 +68,7 @@ class ModelInfo:
         )
 
     def measured(self, kv: "KV") -> "ModelInfo":
-        """With the shapes of what the model has cached."""
+        """The same with the shapes of a cache that the model filled, (1, kv_heads, positions, head_dim) by layer."""
         shapes = tuple(KVShape(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in kv.layers)
         named = kv.state.named() if kv.state is not None else ()
         return replace(self, shapes=shapes, state_shapes=tuple((name, tuple(each.shape)) for name, each in named))

@@ -88,7 +88,10 @@ class FuseLearner(Learner[FuseExample]):
             fit_bottleneck(self.caches, self._fuser.network, model, shared_prompts, replies, self._ridge, report)
 
     def learning_rate_scales(self) -> Mapping[Tensor, float]:
-        """Slow a bottleneck's first layer, whose inputs are a position's whole cache, as in a translator."""
+        """Slow a bottleneck's first layer, (rank, features), by rank / features, as in a translator (arXiv 2203.03466).
+
+        Its inputs are a position's whole cache.
+        """
         if not isinstance(self._fuser, BottleneckFuser):
             return {}
         weight = self._fuser.network.down.weight
@@ -115,6 +118,8 @@ class FuseLearner(Learner[FuseExample]):
         grafts: Sequence[tuple[int, KV]] | None = None,
     ) -> list[tuple[KV, ...]]:
         """The receiver's cache segments of each prompt, computed stretch by stretch for all prompts at once.
+
+        Each layer is (1, kv_heads, positions, head_dim). `caches` has each prompt's sharer cache, or None.
 
         Later stretches attend to corrected ones, so gradients flow through them. `grafts` has for each prompt the
         index of a token and the cache to put before it; the prompt has room for it.

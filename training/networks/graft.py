@@ -81,7 +81,9 @@ class GraftLearner(Learner[GraftExample]):
         return [torch.zeros_like(each) for each in held] if self._zero else held
 
     def before(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[KV, ...]]:
-        """The receiver's own cache of the tokens before the slot; empty if the slot comes first."""
+        """The receiver's own cache of the tokens before the slot, by layer (1, kv_heads, positions, head_dim); empty if
+        the slot comes first.
+        """
         model = self._pair.receiver.engine.model
         full = [prompt for prompt in prompts if prompt]
         found = iter(self._before.get(full, lambda missing: [prefill(model, [full[i]])[0] for i in missing]))
@@ -109,7 +111,10 @@ class GraftLearner(Learner[GraftExample]):
         return trees, [order.index(i) for i in range(len(examples))]
 
     def grafts(self, texts: Sequence[PrivateText], starts: Sequence[int]) -> list[KV]:
-        """Each text's translated cache, rotated to positions from `starts` on, with gradients to the translator."""
+        """Each text's translated cache, by layer (1, kv_heads, positions, head_dim), at positions from its start on.
+
+        Gradients flow to the translator.
+        """
         receiver = self._pair.receiver.engine.model
         parts = self.features(texts)
         weight = self._translator.network.down.weight
@@ -130,8 +135,9 @@ class GraftLearner(Learner[GraftExample]):
             fit_ridge(self, self._translator.network, self._pair.receiver, examples, self._ridge, self._seed, report)
 
     def learning_rate_scales(self) -> Mapping[Tensor, float]:
-        """AdamW's update to a layer's output grows with its fan-in (arXiv 2203.03466). `down` reads a position's whole
-        cache, so its learning rate is scaled by outputs / inputs."""
+        """Slow `down`, (rank, features), by rank / features: it reads a position's whole cache, and AdamW's update to a
+        layer's output grows with its fan-in (arXiv 2203.03466).
+        """
         weight = self._translator.network.down.weight
         return {weight: min(1.0, weight.shape[0] / weight.shape[1])}
 

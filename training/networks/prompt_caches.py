@@ -20,7 +20,10 @@ PREPARED_AT_ONCE = 64  # prompts
 
 
 class PromptCaches:
-    """Caches up to `cache_bytes` for each model. `zero` replaces every sharer cache by zeros."""
+    """Caches up to `cache_bytes` for each model. `zero` replaces every sharer cache by zeros.
+
+    Each layer of a cache is (1, kv_heads, positions, head_dim).
+    """
 
     def __init__(self, pair: Pair, fuser: Fuser, *, zero: bool, cache_bytes: int):
         self._pair = pair

@@ -141,7 +141,7 @@ def _read_tensors(path: Path, card: Card, expected: Expected) -> dict[str, Tenso
                 _check_shape(name, tuple(file.get_slice(name).get_shape()), shape, path)
             return {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
-        raise FuserError(f"{str(path)!r} is no safetensors file ({error}); get the fuser again") from error
+        raise FuserError(f"{str(path)!r} is not a safetensors file ({error}); get the fuser again") from error
 
 
 def expected_states(card: Card) -> dict[int, Expected]:
@@ -158,7 +158,10 @@ def expected_states(card: Card) -> dict[int, Expected]:
 
 
 def filled_projector(card: Card, layer: int, state: Mapping[str, Tensor], expected: Expected, where: str) -> Projector:
-    """Build a receiver layer's projector from tensors that must match the card: dense, finite, one float dtype."""
+    """Build a receiver layer's projector from tensors by parameter name.
+
+    They must have the shapes of `expected`, and be dense, finite and of one float dtype. Raises FuserError.
+    """
     checked = _checked(state, expected, where)
     source = next(pair.sharer for pair in card.layer_map if pair.receiver == layer)
     projector = _empty_projector(card, (card.receiver.geometry.shape(layer), card.sharer.geometry.shape(source)))

@@ -154,7 +154,7 @@ class Fuser:
         return sum(p.numel() for p in self.module.parameters())
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors by the names under which they are saved."""
+        """The weights by the names under which they are saved, in the shapes of the module's parameters."""
         return {
             f"layers.{layer}.{name}": tensor
             for layer, _, projector in self

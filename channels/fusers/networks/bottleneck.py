@@ -46,7 +46,7 @@ class BottleneckFuser(Fuser):
         return None
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors by the names under which they are saved."""
+        """The weights by the names under which they are saved, in the shapes of the network's parameters."""
         return dict(self.network.state_dict())
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "BottleneckFuser":

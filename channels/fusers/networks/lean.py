@@ -118,6 +118,7 @@ class LeanStack:
     def __call__(
         self, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Correct all layers at once: keys and values, (layers, batch, kv_heads, positions, head_dim) each."""
         return _corrections(self, sharer_k, sharer_v, receiver_k, receiver_v)
 
 

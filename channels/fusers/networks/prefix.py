@@ -63,7 +63,7 @@ class Prefix:
 
     @torch.no_grad()
     def frozen_kv(self, device: torch.device, dtype: torch.dtype) -> KV:
-        """The same without gradients."""
+        """As `kv`, each layer (1, kv_heads, positions, head_dim), without gradients."""
         return self.kv(device, dtype)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Prefix":
@@ -79,7 +79,7 @@ def entry_width(geometry: Geometry) -> int:
 def build_prefix(card: Card) -> Prefix:
     """Build the prefix that a card describes, on torch's default device. Raises FuserError for another kind."""
     if card.kind != "prefix":
-        raise FuserError(f"a fuser of kind {card.kind!r} is no trained prefix; train one with --control tuned")
+        raise FuserError(f"a fuser of kind {card.kind!r} is not a trained prefix; train one with --control tuned")
     try:
         params = PrefixParams.model_validate(dict(card.params))
     except ValidationError as error:

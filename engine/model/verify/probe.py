@@ -107,7 +107,7 @@ def narrow_windows(network: Any, info: ModelInfo) -> Iterator[ModelInfo]:
 
 
 def own_logits(network: Any, rows: Sequence[ProbeRow], *, one_by_one: bool) -> list[list[Tensor]]:
-    """Logits of the whole rows by the model's own forward pass, without a cache, as `Results.logits`.
+    """Logits of the whole rows by the model's own forward pass, without a cache: by row and piece, (vocab,).
 
     `one_by_one`: each row in its own pass, for models that compute a row differently beside a longer one.
     """
@@ -152,7 +152,7 @@ def generate_logits(network: Any, row: ProbeRow) -> tuple[ProbeRow, list[Tensor]
 
 
 def read_rows(rows: Sequence[ProbeRow], step: Step, cache: Callable[[], RowCache] = RowCache) -> Results:
-    """Read the rows piece by piece; rows that have a piece left share a pass."""
+    """Read the rows piece by piece, each into a cache of `cache`; rows that have a piece left share a pass."""
     logits: list[list[Tensor]] = [[] for _ in rows]
     caches = [cache() for _ in rows]
     for piece in range(max(len(row.pieces) for row in rows)):

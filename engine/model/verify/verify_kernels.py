@@ -33,7 +33,7 @@ class AttentionCalls:
     def watch(
         self, layer: int, query: Tensor, new: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> None:
-        """Note one call, as `attention.Watch`."""
+        """Note one call of `attention.Watch`: `query` is (1, heads, tokens, head_dim), `new` has kv_heads."""
         self.capped |= softcap is not None
         self.sinks |= sinks is not None
         self.scales[layer] = scale
