@@ -15,7 +15,7 @@ def parse_reply(agent: str, text: str, schema: dict[str, Any]) -> Any:
     try:
         data = parse_json(text, strict=True)
     except JSONProblem as error:
-        raise ModelError(f"the reply of agent {agent!r} is no JSON ({error}): {_excerpt(text)}") from error
+        raise ModelError(f"the reply of agent {agent!r} is not JSON ({error}): {_excerpt(text)}") from error
     wrong = find_mismatch(schema, data, reader=text_formats)
     if wrong is not None:
         raise ModelError(

@@ -113,7 +113,7 @@ class RemoteAgent:
     # turns
 
     async def turn(self, turn: Turn) -> Reply:
-        """Take the turn in a replica. If that one dies, another begins anew, and nothing is spoken twice."""
+        """Take the turn in a replica. If that one dies, another starts it again, and no text is streamed twice."""
         turn = self._seeded(turn)
         spoken = SpokenText(self.name, turn)
 

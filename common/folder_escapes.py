@@ -34,7 +34,7 @@ def find_escape(place: Path, inside: Path) -> str | None:
     if not _is_inside(place, inside):
         return "leads out of the recipe's folder"
     if place.exists() and not (place.is_dir() or place.is_file()):  # reading a pipe or a device might block forever
-        return "is no ordinary file"
+        return "is not a regular file"
     for count, path in enumerate(_walk(place) if place.is_dir() else (), 1):
         name = str(path.relative_to(place))
         if count > MAX_FILES:
@@ -42,7 +42,7 @@ def find_escape(place: Path, inside: Path) -> str | None:
         if not _is_inside(path, inside):
             return f"holds {name!r}, a link that leads out of the recipe's folder"
         if not (path.is_dir() or path.is_file()):
-            return f"holds {name!r}, which is no ordinary file"
+            return f"holds {name!r}, which is not a regular file"
         if path.name.endswith(_NAMING) and path.is_file() and (named := _stray(path, inside)) is not None:
             return f"holds {name!r}, which names {named!r} outside the recipe's folder"
     return None

@@ -75,10 +75,10 @@ class Engine:
         those of `ids`, (1, kv_heads, ids, head_dim). `logits`: (1, vocab) of the last token, or (ids, vocab) of all.
         `seen` are the tokens of `past`, for models that may have to read a longer row once more.
 
-        `on_layer` is told of each layer's entries, those of `past` too, in the engine's thread, before the next layer
-        is computed; where the step has to be repeated, once more. Where `layers` is given, no more than so many of the
-        model's first ones are computed: the row has entries of those alone, and `past` needs no others. Raises
-        ModelError where there are not so many, or logits are wanted of them.
+        `on_layer` is called with each layer's entries, including those of `past`, in the engine's thread, before the
+        next layer is computed; again if the step has to be repeated. With `layers`, only that many of the model's first
+        layers are computed: the row has entries of those alone, and `past` needs no others. Raises ModelError if the
+        model has fewer layers, or if `layers` and logits are both asked for.
         """
         all_layers = self.model.info.layers
         if layers is not None and not (0 < layers <= all_layers and logits == "none"):

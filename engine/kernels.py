@@ -50,7 +50,7 @@ class DecodeKernels(Protocol):
 
     @property
     def max_short_prompt(self) -> int:
-        """Prompts of up to so many tokens are read by the kernels that decode."""
+        """The largest number of tokens of a prompt that the decoding kernels read."""
 
     @property
     def reads_prompts(self) -> bool:
@@ -84,7 +84,7 @@ class DecodeKernels(Protocol):
         """Read new tokens behind each cache, which is appended to, at `positions` or on from its end.
 
         Returns the logits behind those of each row's new tokens that are `asked` for, (asked, vocab). `many`: by the
-        kernels for long prompts. With `layers` the pass ends after so many, and no logits may be asked for.
+        kernels for long prompts. With `layers` the pass ends after that many layers, and no logits may be asked for.
         """
 
     def warm_up(self) -> None:

@@ -9,7 +9,7 @@ cost/             A cost model of edges, from measured constants
 derangement       Donors of the mismatched control: a seeded derangement of the examples
 differences       Paired differences of variants: intervals, tests, effect sizes, Holm's correction
 edges             Which edges are worth a cache: each edge alone against text and its own control
-effects           Effect sizes, Holm's correction, the smallest difference that so many examples can show
+effects           Effect sizes, Holm's correction, the smallest difference that n examples can show
 environment       Versions, hardware, models and settings of a comparison
 evidence          Evidence for a fuser's card, from a comparison
 flat_rows         A comparison as flat rows, for CSV files and data frames

@@ -10,7 +10,7 @@ __all__ = ["derange", "sample"]
 
 
 def sample(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-    """`limit` examples drawn by the seed, in the data's order. Files are often sorted, so their head is no sample."""
+    """`limit` examples drawn by the seed, in the data's order. The head of a sorted file is not a sample."""
     if limit is None or limit >= len(examples):
         return list(examples)
     chosen = np.random.default_rng([seed, 1]).permutation(len(examples))[:limit]

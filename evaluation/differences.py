@@ -89,7 +89,7 @@ def correct(parts: Sequence[Sequence[Difference]], recorded: Mapping[str, str]) 
     """Fill in the p-values that Holm's method corrects for all comparisons of a metric.
 
     `parts` are the differences over all examples, or those of each category. In a part, a pair counts once, whichever
-    of the two is the baseline. Two names of the same records are no comparison.
+    of the two is the baseline. Two names of the same records are not a comparison.
     """
     families: dict[str, dict[tuple[int, frozenset[str]], list[Difference]]] = {}
     for place, part in enumerate(parts):

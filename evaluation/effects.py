@@ -1,4 +1,4 @@
-"""Effect sizes of paired examples, Holm's correction, and the smallest difference that so many examples can show."""
+"""Effect sizes of paired examples, Holm's correction, and the smallest difference that n examples can show."""
 
 import math
 from collections.abc import Callable, Sequence

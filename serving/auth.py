@@ -46,7 +46,7 @@ def read_keys(path: Path) -> Keys:
             continue
         *name, key = words
         if len(name) > 1 or not all(map(NAME.fullmatch, name)) or not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"line {number} of the key file {str(path)!r} is no key; write 'KEY' or 'TENANT KEY'")
+            raise ConfigError(f"line {number} of the key file {str(path)!r} is not a key; write 'KEY' or 'TENANT KEY'")
         digest = _digest(key)
         tenant = name[0] if name else f"key-{digest.hex()[:16]}"
         if tenants.setdefault(digest, tenant) != tenant:

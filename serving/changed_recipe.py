@@ -83,7 +83,7 @@ def _repeats(spec: GraphSpec, base: GraphSpec) -> Iterator[Finding]:
     lists = {agent.for_each for agent in base.agents.values()}
     for name, agent in spec.agents.items():
         if agent.for_each not in {None, *lists}:
-            message = f"the list of agent {name!r} is none that the served recipe iterates over"
+            message = f"the list of agent {name!r} is not one that the served recipe iterates over"
             yield Finding(message, ("agents", name, "for_each"))
 
 

@@ -25,7 +25,7 @@ def _most_connections() -> int:
 class BoundedProtocol(H11Protocol):
     """Uvicorn's protocol, with a bound on the time that the line and headers of a request may take.
 
-    The bound also ends connections that go on sending a body after its response.
+    The bound also ends connections that continue to send a body after its response.
     """
 
     header_seconds = 30.0

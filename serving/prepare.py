@@ -55,7 +55,7 @@ async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
         words = f"n is {asked.choices}, and this server gives at most {most} choices"
         raise ApiError(400, words, "invalid_value", "n")
     if asked.choices > 1 and asked.session is not None:
-        raise ApiError(400, "a session goes on with one reply, so n must be 1", "invalid_value", "n")
+        raise ApiError(400, "a session continues with one reply, so n must be 1", "invalid_value", "n")
     settings = {name: value for name, value in asked.settings.items() if value is not None}
     tokens = settings.get("max_new_tokens")
     if isinstance(tokens, int | float) and tokens > limits.tokens:

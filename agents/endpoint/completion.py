@@ -109,7 +109,7 @@ class Completion:
             if isinstance(part := choice.get(key), dict):
                 text += self._hear(part, whole=key == "message")
             elif part:
-                raise TypeError(f"{key} is no object")
+                raise TypeError(f"{key} is not an object")
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
             self.finish = FINISH_WORDS.get(reason.lower())
@@ -167,7 +167,7 @@ def error_in(said: Any, event: str = "") -> Any:
 def _first_choice(choices: Any) -> dict[str, Any]:
     """The choice with index 0; {} if the event has none, as the one with the usage."""
     if not isinstance(choices, list | None):
-        raise TypeError("choices is no list")
+        raise TypeError("choices is not a list")
     first: dict[str, Any] = next((choice for choice in choices or () if choice and not choice.get("index")), {})
     return first
 
@@ -179,7 +179,7 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
         return
     parts = [content] if isinstance(content, dict) else content
     if not isinstance(parts, list):
-        raise TypeError("content is no text")
+        raise TypeError("content is not text")
     for part in parts:
         if isinstance(part, str):
             yield "text", part
@@ -203,7 +203,7 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("value")  # {"text": {"value": ...}}
     if value is not None and not isinstance(value, str):
-        raise TypeError("a part's text is no text")
+        raise TypeError("a part's text is not text")
     return value or ""
 
 

@@ -161,7 +161,7 @@ class CompletionsAPI:
                 if event.cut:
                     what = "ended its reply in the middle of an event that does not end"
                     raise self.error(what + CUT_REMEDY) from None
-                message = f"sent something that is no chat completion: {self.excerpt(event.data)}"
+                message = f"sent something that is not a chat completion: {self.excerpt(event.data)}"
                 raise self.error(message) from problem.__cause__
             except Reported as report:
                 raise self._reported(report, heard) from None

@@ -64,7 +64,7 @@ class ToolCallPieces:
         """Add the `tool_calls` of a delta, or of a `whole` message. Raises TypeError if they are malformed."""
         pieces = [pieces] if isinstance(pieces, dict) else pieces
         if not isinstance(pieces, list):
-            raise TypeError("tool_calls is no list")
+            raise TypeError("tool_calls is not a list")
         pieces = [piece for piece in pieces if piece is not None]
         for position, piece in enumerate(pieces):
             function = piece.get("function") or {}
@@ -127,7 +127,7 @@ def _arguments(value: Any) -> str:
 
 def _text(value: Any) -> str:
     if value is not None and not isinstance(value, str):
-        raise TypeError("a tool's name is no text")
+        raise TypeError("a tool's name is not text")
     return value or ""
 
 

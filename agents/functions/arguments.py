@@ -24,7 +24,9 @@ def arguments_of(function: Function, agent: str, known: Sequence[str]) -> dict[s
             case inspect.Parameter.VAR_KEYWORD:
                 adapters |= {other: TypeAdapter(Any) for other in known if other not in adapters}
             case inspect.Parameter.POSITIONAL_ONLY | inspect.Parameter.VAR_POSITIONAL:
-                raise RecipeError(f"the function of agent {agent!r} takes {name!r} by place; let it take it by name")
+                raise RecipeError(
+                    f"the function of agent {agent!r} takes {name!r} by position only; let it take {name!r} by name"
+                )
             case _ if name in known:
                 adapters[name] = _adapter(hints.get(name, Any), name, agent)
             case _ if parameter.default is inspect.Parameter.empty:

@@ -45,7 +45,7 @@ def find_function(path: str, agent: str, folder: Path) -> Function:
             f"the function {path!r} of agent {agent!r} can't be imported: {type(error).__name__} in {module}: {error}"
         ) from error
     if not callable(found):
-        raise ConfigError(f"{path!r} of agent {agent!r} is no function, but {type(found).__name__}")
+        raise ConfigError(f"{path!r} of agent {agent!r} is not a function but {type(found).__name__}")
     return found  # type: ignore[no-any-return]
 
 

@@ -98,7 +98,7 @@ class LocalAgent:
         try:
             history = tokenizer.rules.history
         except ModelError as error:
-            raise ModelError(f"agent {self.name!r} can't speak with {self._model.source!r}: {error}") from error
+            raise ModelError(f"agent {self.name!r} can't use {self._model.source!r}: {error}") from error
         if not history and (self._spec.memory or self._tools is not None):
             needs = "remember turns" if self._spec.memory else "use tools"
             raise ModelError(

@@ -109,7 +109,7 @@ class EdgeSettler:
         plans = [each.plan for each in sharing]
         shared = await self._work.run(lambda: share_prompt(prompt, plans, caches))
         if isinstance(prompt.parts[-1], Slot) and any(plan.include_response for plan in plans):
-            raise ChannelError("the prompt ends with a graft, behind which no sharer can read the reply along")
+            raise ChannelError("the prompt ends with a graft, and no sharer can read a reply behind a graft")
         if control is None or control.other is None or plans[0].reads == "own-prompt":
             return shared
         other = await self._renderer.for_turn(control.other).prompt()

@@ -197,7 +197,7 @@ def _parts(text: str, marks: Sequence[Mark], tokenizer: Tokenizer, chat: bool) -
 def read_piece(
     text: str, begin: int, end: int, marks: Sequence[Mark], tokenizer: Tokenizer, special: bool
 ) -> list[Piece]:
-    """Tokenize the text from `begin` to `end` as a list of one piece; empty if there is no text."""
+    """Tokenize the text from `begin` to `end` as a list of one piece; empty if there is not text."""
     words = [(max(start, begin) - begin, min(stop, end) - begin) for start, stop in words_of(marks)]
     ids, offsets = tokenizer.encode(text[begin:end], special=special, words=words)
     if not ids:

@@ -182,7 +182,7 @@ def _plain_data(value: Any) -> Any:
         return [_plain_data(item) for item in value]
     if value is None or isinstance(value, bool | int | float):
         return value
-    raise TemplateProblem(f"a template's values are JSON values, and {type(value).__name__} is none")
+    raise TemplateProblem(f"a template's values are JSON values, and {type(value).__name__} is not one")
 
 
 def _plain(source: str) -> str:

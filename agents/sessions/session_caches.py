@@ -40,13 +40,13 @@ def take_up(folder: Path, record: AgentRecord, model: LoadedModel) -> Kept:
     try:
         raw = (folder / record.cache.file).read_bytes()
     except (OSError, ValueError):
-        return Kept([], None, "the kept cache is gone: it was old, or others needed the room")
+        return Kept([], None, "the stored cache was deleted: it was old, or others needed the room")
     if hashlib.sha256(raw).hexdigest() != record.cache.sha256:
-        return Kept([], None, "the kept cache has been changed since it was saved")
+        return Kept([], None, "the stored cache has been changed since it was saved")
     try:
         return _read(raw, model)
     except Exception as error:  # any defect of the file: prefill the prompt instead
-        return Kept([], None, f"the kept cache can't be read: {reason_of(error)}")
+        return Kept([], None, f"the stored cache can't be read: {reason_of(error)}")
 
 
 def _read(raw: bytes, model: LoadedModel) -> Kept:
@@ -55,19 +55,19 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
     tensors = load(raw)
     for name, expected in _about(model).items():
         if about.get(name, "plain") != expected:
-            return Kept([], None, f"the kept cache is of {name} {about.get(name)!r}, and the model's is {expected!r}")
+            return Kept([], None, f"the stored cache is of {name} {about.get(name)!r}, and the model's is {expected!r}")
     layers = tuple(LayerKV(tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(model.info.layers))
     ids: list[int] = tensors["ids"].tolist()
     for layer, shape in zip(layers, model.info.shapes, strict=True):
         for each, dim in zip(layer, (shape.key_dim, shape.value_dim), strict=True):
             if each.shape != (1, shape.kv_heads, len(ids), dim) or not each.is_floating_point():
-                return Kept([], None, "the kept cache is not of the shape that the model's is")
+                return Kept([], None, "the stored cache is not of the shape that the model's is")
     kv = KV(layers, torch.arange(len(ids)), int(about.get("factors", 0))).to(model.devices, model.dtype)
     if not model.info.states:
         return Kept(ids, kv)
     state = RecurrentState.from_named(tensors, model.info.state_shapes, len(ids))
     if state is None:
-        return Kept([], None, "the kept cache lacks the recurrent state that the model keeps beside it")
+        return Kept([], None, "the stored cache lacks the recurrent state that the model keeps beside it")
     return Kept(ids, replace(kv, state=state.map(lambda each: each.to(model.device))))
 
 

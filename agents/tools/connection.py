@@ -292,7 +292,7 @@ def _last_words(log: TextIO) -> str:
     log.buffer.seek(max(size - LAST_WORDS, 0))
     read = log.buffer.read(LAST_WORDS).decode("utf-8", "replace")
     lines = [line.strip() for line in read.splitlines() if line.strip()]
-    return f"; its last words: {lines[-1][:300]!r}" if lines else ""
+    return f"; its last output: {lines[-1][:300]!r}" if lines else ""
 
 
 def _log_file() -> TextIO:

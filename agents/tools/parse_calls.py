@@ -100,7 +100,7 @@ def _tagged(body: str) -> list[ParsedCall]:
 
 def _why_not(body: str) -> str:
     shown = body.strip() if len(body) <= 200 else f"{body.strip()[:200]}..."
-    return f'this is no call: {shown!r}; write {{"name": "...", "arguments": {{...}}}}'
+    return f'this is not a call: {shown!r}; write {{"name": "...", "arguments": {{...}}}}'
 
 
 def call_of(value: Any) -> ParsedCall | None:

@@ -31,7 +31,10 @@ __all__ = ["FusedRow", "ReplySharers", "fused_generate"]
 
 @dataclass(frozen=True, eq=False)
 class ReplySharers:
-    """The sharers that correct a reply: plans, rows, and the receiver's uncorrected row from `fused_prefill`."""
+    """The sharers that correct a reply: plans, rows, and the receiver's uncorrected row from `fused_prefill`.
+
+    A row's segments have layers of (1, kv_heads, positions, head_dim).
+    """
 
     plans: Sequence[FusePlan]
     rows: Sequence[tuple[KV, ...]]
@@ -41,7 +44,7 @@ class ReplySharers:
 
 
 class FusedRow:
-    """A receiver's row and its sharers' rows, which grow together."""
+    """A receiver's row and its sharers' rows, which grow together, each layer (1, kv_heads, positions, head_dim)."""
 
     def __init__(self, receiver: Engine, sharers: ReplySharers, segments: tuple[KV, ...]):
         self._receiver = receiver
@@ -71,7 +74,7 @@ class FusedRow:
         if (full := self.full(ids)) is not None:
             model = full.sharer.model
             raise ModelError(
-                f"prompt and reply are too long for {model.name!r}, which reads the reply along and at most "
+                f"prompt and reply are too long for {model.name!r}, which also reads the reply, and at most "
                 f"{model.info.max_positions} tokens; shorten the inputs"
             )
 
@@ -138,8 +141,9 @@ async def fused_generate(
     on_text: Callable[[str], None] | None = None,
     seen: Sequence[int] = (),
 ) -> Generated:
-    """Generate as `Engine.generate` does, with every position from `ids` on corrected. Raises ModelError as `check`
-    does.
+    """Generate as `Engine.generate` does, with every position from `ids` on corrected (arXiv 2510.03215).
+
+    `positions`: (ids,) int64; None: consecutive to `segments`. Raises ModelError as `check` does.
     """
     row = FusedRow(receiver, sharers, segments)
     reply = await receiver.reply(spec, [*seen, *ids])

@@ -153,6 +153,6 @@ def why_no_state(sent: SentCache, receiver: LoadedModel, brought: KVSpan, *, clo
         behind = f"{keeps} decoding begins with the prompt's last token, in front of which no state was kept"
         return f"{behind}; write something behind the slot" if closes else None
     return (
-        f"{keeps} that goes over only where the receiver's row begins with the very tokens of the sender's row, "
-        f"up to the end of what {sent.sender!r} hands over"
+        f"{keeps} it can be handed over only where the receiver's row begins with exactly the tokens of the "
+        f"sender's row, up to the end of what {sent.sender!r} hands over"
     )

@@ -114,7 +114,7 @@ def _is_work(folder: Path) -> bool:
 def _from_hub(name: str, progress: Progress) -> Path:
     wanted = parse_hub_fuser(name)
     if wanted is None:
-        raise FuserError(f"{name!r} is no fuser of the hub; write {HUB_FORM}")
+        raise FuserError(f"{name!r} is not a fuser of the hub; write {HUB_FORM}")
     return find_cached_fuser(wanted) or fetch_fuser(wanted, progress)
 
 

@@ -71,7 +71,7 @@ def pull_fuser(name: str, progress: Progress) -> Path:
     """Download a fuser into the hub's cache; returns its folder. Raises FuserError or ConfigError."""
     wanted = parse_hub_fuser(name)
     if wanted is None:
-        raise FuserError(f"{name!r} is no fuser of the hub; write {HUB_FORM}")
+        raise FuserError(f"{name!r} is not a fuser of the hub; write {HUB_FORM}")
     return fetch_fuser(wanted, progress)
 
 

@@ -70,7 +70,7 @@ def locate(name_or_path: str) -> Path:
     if is_hub_fuser(name_or_path):
         wanted = parse_hub_fuser(name_or_path)
         if wanted is None:
-            raise FuserError(f"{name_or_path!r} is no fuser of the hub; write {HUB_FORM}")
+            raise FuserError(f"{name_or_path!r} is not a fuser of the hub; write {HUB_FORM}")
         folder = find_cached_fuser(wanted)
         if folder is None:
             raise FuserError(

@@ -138,7 +138,7 @@ def _shown(
         raise NoFuser(f"{models}there is no fuser for the pair")
     general = [name for _, name, card in cards if not card.scope]
     if not general:
-        raise NoFuser(f"{models}{cards[0][1]!r} is for certain prompts alone; name it on the edge to use it")
+        raise NoFuser(f"{models}{cards[0][1]!r} is for certain prompts only; name it on the edge to use it")
     names = " and of ".join(map(repr, general[:3]))
     reply = f"the reply of {sharer.agent!r}" if carries == "reply" else f"what only {sharer.agent!r} has"
     texts = {"private": reply, "shared": "what both agents read"}

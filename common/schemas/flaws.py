@@ -70,7 +70,7 @@ def find_size_flaw(schema: Any) -> SchemaFlaw | None:
             return SchemaFlaw(f"a schema can't hold the number {value}", path)
         if isinstance(value, dict):
             if wrong := next((key for key in value if not isinstance(key, str)), None):
-                return SchemaFlaw(f"the key {wrong!r} is no text", path)
+                return SchemaFlaw(f"the key {wrong!r} is not text", path)
             todo += [((*path, key), inner) for key, inner in value.items()]
         elif isinstance(value, list | tuple):
             todo += [((*path, index), inner) for index, inner in enumerate(value)]
@@ -91,7 +91,7 @@ def _form_flaw(schema: Any, draft: Any) -> SchemaFlaw | None:
     problem = best_match(new_validator(draft.META_SCHEMA, draft).iter_errors(_as_lists(schema)))
     if problem is None:
         return None
-    return SchemaFlaw(f"this is no JSON schema: {problem.message}", tuple(problem.absolute_path))
+    return SchemaFlaw(f"this is not a JSON schema: {problem.message}", tuple(problem.absolute_path))
 
 
 def _as_lists(value: Any) -> Any:

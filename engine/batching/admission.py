@@ -245,7 +245,7 @@ class Admission(Generic[RequestT]):
     # Growing, and swapping out to make room
 
     def _grow(self, request: RequestT, tokens: int) -> bool:
-        """Reserve room for so many more tokens. False: the request skips this step."""
+        """Reserve room for more tokens. False: the request skips this step."""
         tokens += self._ahead
         capacity = request.cache.capacity_for(tokens)
         if capacity == request.cache.capacity:
@@ -309,7 +309,7 @@ class Admission(Generic[RequestT]):
         self.budget.reserve(id(request), self._size(request, request.cache.capacity))
 
     def _check_size(self, request: RequestT, tokens: int, held: int) -> None:
-        """Raises ModelError if a request with so many more tokens, and what its run holds, exceed the budget."""
+        """Raise ModelError if the request, with these tokens added, and what its run holds exceed the budget."""
         own = self._size(request, request.cache.capacity_for(tokens))
         shared = max(held, sum(segment.nbytes for segment in request.cache.segments))
         if own + shared > self.budget.limit:

@@ -67,7 +67,7 @@ class KVBudget:
         return self._by_run[run] if self.held else 0
 
     def reserve(self, row: int, size: int) -> None:
-        """Reserve so much for this row, instead of what it had."""
+        """Reserve `size` bytes for this row in place of what it had."""
         self._reserved[row] = size
         self.peak = max(self.peak, self.used)
 
@@ -143,5 +143,5 @@ def default_budget(device: str) -> int:
 
 
 def size_words(size: int) -> str:
-    """For people, such as 2.0GB."""
+    """Format a size for people, such as 2.0GB."""
     return ByteSize(size).human_readable(decimal=True)

@@ -62,7 +62,7 @@ class SwappedTail:
         self._written = _Offloaded(each[:, :, :used] for layer in buffers for each in layer if used)
 
     def restore(self, capacity: int) -> list[LayerKV]:
-        """Buffers with room for `capacity` positions that begin with what was kept; what was kept is given up."""
+        """New buffers with room for `capacity` positions that begin with the stored entries; frees the stored copy."""
         tensors, written = [], self._written.back()
         for shape, dtype, device in self._like:
             new = torch.empty((*shape[:2], capacity, shape[3]), dtype=dtype, device=device)
@@ -85,7 +85,7 @@ class SwappedState:
         self._tensors = _Offloaded(state.tensors())
 
     def restore(self) -> RecurrentState:
-        """The same state; what was kept is given up."""
+        """The same state on its devices; frees the stored copy."""
         back = self._tensors.back()
         state = self._like.map(lambda _: next(back))
         self._tensors.close()

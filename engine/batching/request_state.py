@@ -33,7 +33,7 @@ class RequestState:
     positions: Tensor | None = None
     override: Sequence[LayerKV] | None = None
     on_layer: OnLayer | None = None
-    layers: int | None = None  # compute so many of the model's first layers; None: all
+    layers: int | None = None  # number of the model's first layers to compute; None: all
     before: Sequence[int] = ()  # the tokens of what it continues from, if they are known
     asked: int = field(init=False)  # how many tokens were pending at first
     ids: list[int] | None = None  # all of its prompt, if it can be read again

@@ -46,7 +46,7 @@ class RunAdmission:
         return claim.since if claim is not None else None
 
     def enter(self, request: AdmittedRequest, size: int, place: int) -> None:
-        """A request of so many bytes was admitted."""
+        """Note that a request of this size, in bytes, was admitted."""
         if request.holds and request.run not in self._claims:
             self._claims[request.run] = _Claim(place, size, size, size)
 
@@ -67,7 +67,7 @@ class RunAdmission:
                 self._ended.append((max(claim.first, 1), claim.most - claim.first))
 
     def is_safe(self, request: AdmittedRequest, size: int, free: int) -> bool:
-        """Whether all runs could still finish if a request of this size were admitted and left so many bytes free."""
+        """Whether all runs could still finish if a request of this size were admitted and left `free` bytes."""
         run = request.run
         oldest = next(iter(self._claims), run)
         if run == oldest or not (request.holds or run in self._claims):  # the latter frees all when it ends

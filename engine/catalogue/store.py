@@ -159,7 +159,7 @@ class ModelStore:
 
     @contextlib.contextmanager
     def locked(self, slug: str, progress: Progress) -> Iterator[None]:
-        """Hold the only right of all processes to change that model, after waiting for it."""
+        """Hold the lock of all processes on changing that model; waits for it."""
         with file_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.root / f".lock-{slug}")

@@ -48,7 +48,7 @@ class ModelDescription:
         self.model = self._describe(network)
 
     def first(self, layers: int | None) -> ModelStruct:
-        """The model as though it had only so many layers; None: all of them."""
+        """The description of the model's first `layers` layers; None: all of them."""
         if layers is None:
             return self.model
         if layers not in self._first_layers:

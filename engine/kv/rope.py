@@ -1,7 +1,7 @@
 """Moves cached keys to other positions by rotating them further (RoPE, arXiv 2104.09864).
 
 A cached key has been rotated by its position: pairs of its elements by angles that grow with the position, each pair at
-its own frequency. So a key read at position p stands at position q after one more rotation, by the difference of the
+its own frequency. So a key read at position p moves to position q by one more rotation, by the difference of the
 two angles. Values carry no position. The frequencies are the model's own. `Rotation.compare` finds out which of them a
 layer uses, for which part of its keys, and how it pairs their elements: keys moved from one place to another must be
 the keys that the model computes there. A model that fails is refused.
@@ -47,7 +47,7 @@ class Rotation:
         self._frequencies = rotary_frequencies(model.get_decoder())
         kinds = list(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
         self._by_name: dict[SchemeName, RotaryScheme] = {}
-        # By layer, the schemes that are not ruled out yet; None is no rotation at all.
+        # By layer, the schemes that are not ruled out yet; None: no rotation at all.
         self._candidates = [
             self._possible(shape.key_dim, kinds[layer] if layer < len(kinds) else "")
             for layer, shape in enumerate(info.shapes)
@@ -81,8 +81,9 @@ class Rotation:
         self.why_not, self.reach = why_not, reach
 
     def compare(self, here: KV, there: KV, *, rounded: bool = False) -> tuple[float, float]:
-        """Hold `move` to the model's own reading of the same tokens at two places, in float32; may set `why_not`.
+        """Compare `move` with the model's own keys of the same tokens at two places, in float32; may set `why_not`.
 
+        Both caches have layers of (1, kv_heads, positions, head_dim) and equally many positions.
         Of a layer's candidate schemes, those that fit remain. `rounded`: activations meet weights of fewer bits, so
         values also differ between two places. Returns the largest difference, as a share of the norm of what the model
         computes, and how large it may be.
@@ -125,7 +126,7 @@ class Rotation:
         if not bool((positions - kv.positions).any()):
             return kv
         if self.why_not is not None:
-            raise OutOfReach(f"{self.why_not}; they can be taken only where they stand in the sender's row, too")
+            raise OutOfReach(f"{self.why_not}; they can be grafted only at their positions in the sender's row")
         furthest = int(torch.maximum(positions, kv.positions).max())
         if self.reach is not None and furthest >= self.reach:
             raise OutOfReach(
@@ -136,7 +137,10 @@ class Rotation:
         return self._moved(kv, positions)
 
     def unrotated(self, kv: KV) -> KV:
-        """The same entries with keys as they are before RoPE: at position 0. Raises OutOfReach as `move` does."""
+        """The same entries with keys as they are before RoPE, (1, kv_heads, positions, head_dim) by layer.
+
+        Raises OutOfReach if the row was read with other RoPE frequencies.
+        """
         if not bool(kv.positions.any()):
             return kv
         _check_factors(kv)
@@ -252,7 +256,7 @@ def _error_of(scheme: RotaryScheme | None, old: Tensor, new: Tensor, here: Tenso
 
 def _check_factors(kv: KV) -> None:
     if kv.factors:
-        raise OutOfReach("the sender's row is so long that its keys turn by other RoPE frequencies")
+        raise OutOfReach("the sender's row is so long that its keys have other RoPE frequencies")
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -23,7 +23,7 @@ MIXED = -1  # factors of a row whose entries have several
 
 
 class RowLength(NamedTuple):
-    """A row's share of a pass: so many tokens of a row that is so long."""
+    """A row's share of a pass: the number of its tokens, and the length of the row."""
 
     tokens: int
     length: int
@@ -113,7 +113,7 @@ def _forward(own: Callable[..., Any], how: ByLength, x: Tensor, position_ids: Te
 
 
 class _Cache:
-    """A cache that has read so many tokens, and is asked for nothing else."""
+    """A cache of a given length, which is asked for nothing else."""
 
     def __init__(self, length: int):
         self._length = length

@@ -63,7 +63,7 @@ class Attends(Protocol):
         """
 
     def length(self, layer: int) -> int:
-        """How many entries the model is told that a layer's cache has."""
+        """The number of entries that the model sees in a layer's cache."""
 
     def attend(
         self,
@@ -90,7 +90,7 @@ class PackedRows:
     overrides: Sequence[Sequence[LayerKV] | None] = ()  # by row: K and V to use for the new tokens instead of their own
     sees: Sequence[Tensor | None] = ()  # by row: (new, new) of bool, instead of causality among the new tokens
     on_layer: Sequence[OnLayer | None] = ()  # by row: called with each layer's entries as soon as they are computed
-    layers: int | None = None  # stop after so many layers; None: after all
+    layers: int | None = None  # number of layers after which to stop; None: all
     expands: bool = False  # the model computes its keys and values from all cached entries
     reversed: bool = False  # then the second cached tensor has RoPE, and counts as keys
     alone: bool = False  # a single row, to which the model attends by its own code
@@ -100,7 +100,7 @@ class PackedRows:
     _masks: dict[tuple[int, int | None, torch.device], "Tensor | None"] = field(default_factory=dict)
 
     def mask(self, row: int, window: int | None, device: torch.device) -> "Tensor | None":
-        """(new, entries) of bool: which entries each new token sees; None where plain causality is enough."""
+        """The mask of a row, (new tokens, entries) of bool: which entries each new token sees; None: causal alone."""
         key = (row, window, device)
         if key not in self._masks:
             self._masks[key] = self._build_mask(row, window, device)
@@ -123,7 +123,11 @@ class PackedRows:
         return (causal if near is None else causal & near).to(device)
 
     def cached(self, new: LayerKV) -> LayerKV:
-        """The entries themselves, which `attend` files; all entries of all rows, where the model computes with them."""
+        """What the model gets back from its cache for the new tokens, (1, kv_heads, tokens, head_dim).
+
+        That is the new entries themselves, which `attend` files; where the model computes with all entries of all
+        rows, those.
+        """
         if not (self.expands or self.alone):
             self._new.append((ref(new.keys), ref(new.values)))
             return new
@@ -134,7 +138,10 @@ class PackedRows:
     def attend(
         self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
-        """As `Attends` has it, row by row. Raises StopForward in the last layer that is wanted."""
+        """Attend row by row, with the shapes of `Attends`: `query` is (1, heads, tokens, head_dim).
+
+        Raises StopForward in the last layer that is wanted.
+        """
         known = layer is not None and layer < len(self.windows)  # a module that serves several layers may be none
         window = self.windows[layer] if known else None
         out, start = [], 0
@@ -187,7 +194,7 @@ _watch: ContextVar["Watch | None"] = ContextVar("cachegraph_watch", default=None
 
 @contextmanager
 def watching(watch: Watch) -> Iterator[None]:
-    """While this is open, `watch` is told of every call of a model's attention."""
+    """Within the block, `watch` is called with the arguments of every call of a model's attention."""
     token = _watch.set(watch)
     try:
         yield
@@ -197,7 +204,7 @@ def watching(watch: Watch) -> Iterator[None]:
 
 @contextmanager
 def attending(rows: Attends) -> Iterator["PackedCache"]:
-    """While this is open, models whose attention is `cachegraph` attend by these rows; yields their cache object."""
+    """Within the block, models whose attention is `cachegraph` attend by these rows; yields their cache object."""
     token = _running.set(rows)
     try:
         yield PackedCache()

@@ -47,7 +47,7 @@ def layer_devices(network: Any, layers: int) -> tuple[torch.device, ...]:
 
 
 def check_map(network: Any, given: object, name: str) -> None:
-    """Raises ModelError for a name in a device map that is nothing of the model.
+    """Raise ModelError for a name in a device map that is not a part of the model.
 
     Also where accelerate keeps weights elsewhere and fetches them at every step.
     """
@@ -68,7 +68,7 @@ def check_map(network: Any, given: object, name: str) -> None:
 
 
 class DeviceLock:
-    """In its `with` block, which may be entered again and again, no other engine computes on these devices."""
+    """A reusable lock: in its `with` block no other engine computes on these devices."""
 
     def __init__(self, devices: Iterable[torch.device]):
         # In one order, so that no two engines wait for each other.

@@ -39,7 +39,7 @@ class Row:
     short: bool = False  # of a short prompt: the kernels that decode read all of it, however it is cut
     on_layer: OnLayer | None = None  # called with each layer's entries, the past ones too, as soon as they are computed
     length: int | None = None  # of the whole row, if more tokens will follow
-    layers: int | None = None  # stop after so many layers, without logits; None: after all
+    layers: int | None = None  # number of layers after which to stop, without logits; None: all
 
 
 def forward(

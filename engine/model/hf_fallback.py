@@ -38,7 +38,7 @@ class FallbackCache(RowCache):
         return self._used
 
     def grew(self, new: int) -> None:
-        """The model's cache has read so many more tokens."""
+        """Note that the model's cache has read `new` more tokens."""
         self._used += new
 
 

@@ -90,7 +90,7 @@ def _closed_part(key: str, value: Any, anything: dict[str, Any]) -> Any:
 
 
 def _open_values(depth: int) -> dict[str, Any]:
-    """Definitions of any value of at most so many levels. Not one that refers to itself: such don't intersect."""
+    """Definitions of any value up to a number of levels. None refers to itself: such definitions don't intersect."""
     found = {}
     for level in range(depth + 1):
         types = ["null", "boolean", "string", "number", *(["array", "object"] if level else [])]

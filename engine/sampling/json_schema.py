@@ -155,7 +155,7 @@ def _flaw_of(key: str, value: Any, schema: dict[str, Any], path: Path) -> Flaw |
     if key in _REMEDIES:
         return Flaw(f"{key!r} can't be enforced while a reply is written", hint=_REMEDIES[key])
     hint = did_you_mean(key, [*_ENFORCED, *NOTES], "remove it")
-    return Flaw(f"{key!r} is no word of a JSON schema that can be enforced", hint=hint)
+    return Flaw(f"{key!r} is not a keyword of a JSON schema that can be enforced", hint=hint)
 
 
 def _bound_flaw(key: str, value: float, schema: dict[str, Any]) -> Flaw | None:

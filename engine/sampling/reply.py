@@ -28,7 +28,7 @@ class ReplyState:
         return "" if self._decoder is None else self._decoder.text
 
     def take(self, token: int) -> Finish | None:
-        """Append a sampled token. Returns why the reply ends with it, or None. An end-of-sequence token is no part
+        """Append a sampled token. Returns why the reply ends with it, or None. An end-of-sequence token is not part
         of the reply.
 
         Raises ModelError where the logits were no numbers, or where the grammar does not allow the token.

@@ -38,7 +38,7 @@ class BreakEven(BaseModel):
 
 
 def star(shape: Shape, edge: ShapeEdge, receivers: int) -> Shape:
-    """One sender of the recipe, and so many copies of one of its receivers, each with that edge alone."""
+    """One sender of the recipe, and a number of copies of one of its receivers, each with that edge alone."""
     sender, receiver = shape.turn(edge.sender), shape.turn(edge.receiver)
     first = replace(sender, level=0)
     if not sender.documents and not receiver.documents:

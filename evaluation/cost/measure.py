@@ -193,7 +193,7 @@ async def _median(call: Callable[[], Any]) -> float:
 
 
 async def _step(engine: Engine, ids: Sequence[int], rows: int) -> float:
-    """Seconds of one decoding step of so many rows."""
+    """Seconds of one decoding step of a number of rows."""
     spec = GenerateSpec(max_new_tokens=STEPS, ignore_eos=True)
     costs: list[float] = []
 

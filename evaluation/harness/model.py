@@ -54,7 +54,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
         return [found[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Score (text,) requests. Only a bare model can score a text that is no reply."""
+        """Score (text,) requests. Only a bare model can score a text that is not a reply."""
 
         async def score(request: Instance) -> float:
             assert isinstance(self._playing, BarePlayer)

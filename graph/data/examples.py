@@ -158,7 +158,7 @@ def _choices(row: RawExample, mapping: EvaluateSpec) -> tuple[str, ...] | None:
         raise InputError(f"column {column!r} has {len(choices)} choices; a question needs two or more")
     for number, choice in enumerate(choices):
         if isinstance(choice, bool) or not isinstance(choice, str | int | float):
-            raise InputError(f"column {column!r}: choice {number} is no text but {type(choice).__name__}")
+            raise InputError(f"column {column!r}: choice {number} is not text but {type(choice).__name__}")
         if not str(choice).strip():
             raise InputError(f"column {column!r}: choice {number} is empty")
     return tuple(map(str, choices))
@@ -182,7 +182,7 @@ def _answer(row: RawExample, mapping: EvaluateSpec, choices: Sequence[str]) -> i
     if isinstance(value, str) and value in tuple(ascii_uppercase[: len(choices)]):
         return ascii_uppercase.index(value)
     if index is None:
-        raise InputError(f"column {column!r}: {value!r} is no index and none of the choices")
+        raise InputError(f"column {column!r}: {value!r} is neither an index nor one of the choices")
     if not 0 <= index < len(choices):
         raise InputError(
             f"column {column!r}: the answer {index} is out of range; the {len(choices)} choices count from 0"

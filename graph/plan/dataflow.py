@@ -87,7 +87,7 @@ class Dataflow:
         pairs = ((source, name) for source in map(Source, self.spec.inputs) for name in outputs)
         cut = self._cut(*next(pair for pair in pairs if pair in over_text))
         remedy = f"; give the edge {cut.edge[0]!r} -> {cut.edge[1]!r} another channel" if cut.edge else ""
-        return f"the output hears none of the inputs: {cut.why}{remedy}"
+        return f"the output gets none of the inputs: {cut.why}{remedy}"
 
     # propagation
 
@@ -209,7 +209,7 @@ class Dataflow:
                     what = "its own reply of the round before"
                 who = "the output" if [end] == [*self.spec.outputs.values()] else repr(end)
                 over = "over this channel " if source in self.heard_over_text[end] else ""
-                message = f"{over}{who} never hears {what}: {cut.why}"
+                message = f"{over}{who} never gets {what}: {cut.why}"
                 yield RunWarning("dropped", message, (source.name,), cut.edge)
 
     def _cut(self, source: Source, end: str) -> Cut:

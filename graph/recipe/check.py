@@ -84,7 +84,7 @@ def _names(draft: RawSpec) -> Iterator[Finding]:
                 yield Finding(message, (section, name), "choose another", at_key=True)
     for name, path in draft.outputs:
         if name not in draft.agents:
-            yield Finding(f"output {name!r} is no agent of this recipe", path, near_or_known(name, draft.agents))
+            yield Finding(f"output {name!r} is not an agent of this recipe", path, near_or_known(name, draft.agents))
 
 
 def _inputs(draft: RawSpec) -> Iterator[Finding]:
@@ -222,7 +222,7 @@ def _stray(name: str, agent: str, key: str, names: dict[str, None], draft: RawSp
 def _fusers(draft: RawSpec) -> Iterator[Finding]:
     for place, fuser in fuser_names(draft):
         if is_hub_fuser(fuser) and parse_hub_fuser(fuser) is None:
-            yield Finding(f"{fuser!r} is no fuser of the hub", place, f"write {HUB_FORM}")
+            yield Finding(f"{fuser!r} is not a fuser of the hub", place, f"write {HUB_FORM}")
 
 
 def _edges(draft: RawSpec) -> Iterator[Finding]:
@@ -234,7 +234,7 @@ def _edges(draft: RawSpec) -> Iterator[Finding]:
     for edge in draft.edges:
         for key, name in (("from", edge.sender), ("to", edge.receiver)):
             if name not in draft.agents:
-                message = f"edge {edge.sender!r} -> {edge.receiver!r} names {name!r}, which is no agent"
+                message = f"edge {edge.sender!r} -> {edge.receiver!r} names {name!r}, which is not an agent"
                 yield Finding(message, ("edges", edge.index, key), near_or_known(name, draft.agents))
         if edge.sender == edge.receiver and edge.sender in draft.agents and not edge.leads_back:
             message = f"edge {edge.sender!r} -> {edge.receiver!r} leads back to where it starts"
@@ -276,7 +276,7 @@ def _evaluated(draft: RawSpec) -> Iterator[Finding]:
     for name in draft.evaluated:
         if name not in draft.inputs:
             hint = near_or_known(name, draft.inputs)
-            yield Finding(f"{name!r} is no input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
+            yield Finding(f"{name!r} is not an input of this recipe", ("evaluate", "inputs", name), hint, at_key=True)
 
 
 def _memories(draft: RawSpec) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ def check_tools(draft: RawSpec, permissions: Permissions) -> Iterator[Finding]:
         for number, tool in enumerate(wanted):
             server_name = str(tool).partition(".")[0]
             if isinstance(tool, str) and server_name not in draft.tools:
-                message = f"agent {name!r} has tools of {server_name!r}, which is no key of 'tools'"
+                message = f"agent {name!r} has tools of {server_name!r}, which is not a key of 'tools'"
                 yield Finding(message, ("agents", name, "tools", number), near_or_known(server_name, draft.tools))
         generate = body.get("generate")
         if isinstance(generate, dict) and generate.get("max_new_tokens") == 0:

@@ -177,7 +177,7 @@ class _Flow:
             hint = f"give the input 'type: list', or split it: '{bare}.splitlines()'"
         else:
             return
-        message = f"for_each of agent {name!r} goes over {bare!r}, which is no list"
+        message = f"for_each of agent {name!r} goes over {bare!r}, which is not a list"
         yield Finding(message, path, hint, spot=expression.place(bare))
 
     # expressions

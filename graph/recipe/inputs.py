@@ -96,5 +96,5 @@ def parse_inputs(declared: Mapping[str, InputSpec], texts: Mapping[str, str]) ->
             values[name] = parse_json(text)
         except JSONProblem as error:
             kind = declared[name].kind
-            raise InputError(f"input {name!r} is of type {kind!r}, and what is given is no JSON: {error}") from error
+            raise InputError(f"input {name!r} is of type {kind!r}, and what is given is not JSON: {error}") from error
     return values

@@ -209,7 +209,7 @@ def read_text(path: Path) -> str:
     """Read a recipe file. Raises RecipeError if it is unreadable or not UTF-8."""
     try:
         if not path.is_file():
-            kind = "it is no ordinary file" if path.exists() else "there is no such file"
+            kind = "it is not a regular file" if path.exists() else "there is no such file"
             raise RecipeError(f"can't read the recipe {str(path)!r}: {kind}; check the path")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)

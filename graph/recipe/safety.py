@@ -127,7 +127,7 @@ def check_address(address: str, key: str | None, path: Path, permissions: Permis
     url = _split(address)
     name = str(path[-1])
     if url is None:
-        yield Finding(f"{name} {address!r} is no plain web address", path, "write it as 'https://host/...'")
+        yield Finding(f"{name} {address!r} is not a plain web address", path, "write it as 'https://host/...'")
         return
     if url.username is not None or url.password is not None:
         hint = "name the variable that holds the key in 'api_key_env'"

@@ -147,7 +147,7 @@ class GraphSpec(Strict):
         """Return the agent of this name. Raises InputError if it has no model."""
         agent = self.agents[name]
         if not isinstance(agent, AgentSpec):
-            raise InputError(f"agent {name!r} has no model of its own, and here it needs one")
+            raise InputError(f"agent {name!r} has no `model`; choose an agent that has one")
         return agent
 
     @property

@@ -311,7 +311,7 @@ SAID = (
 def _syntax(document: Document, error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line, mark.column) if mark is not None else (0, 0)
-    said = error.problem or "this is no YAML"
+    said = error.problem or "this is not YAML"
     source = document.lines[line] if line < len(document.lines) else ""
     if "cannot start any token" in said:
         if source[column : column + 1] == "\t":
@@ -325,4 +325,4 @@ def _syntax(document: Document, error: yaml.MarkedYAMLError) -> Problem:
     for sign, message, hint in SAID:
         if sign in said:
             return document.at(message, line, column, hint)
-    return document.at(f"this is no YAML: {said}", line, column)
+    return document.at(f"this is not YAML: {said}", line, column)

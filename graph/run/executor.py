@@ -148,7 +148,7 @@ class TurnExecutor:
             payload = reply.payload
             payload.turn = turn.id
             if not all_finite(payload.data):
-                raise RunError(f"agent {node.name!r} replied with data that holds NaN or Infinity, which is no JSON")
+                raise RunError(f"agent {node.name!r} replied with data that holds NaN or Infinity, which is not JSON")
             if self._context.spent is not None and not node.is_graph:
                 self._context.spent.add(reply.tokens.generated)
             if node.needs_text and payload.text is None:

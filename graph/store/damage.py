@@ -29,10 +29,10 @@ LATEST = 2.0**37  # seconds since 1970: in the year 6325, which every library ca
 def fields(text: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
     """Parse a JSON object. Raises ValueError if its fields or their types differ from `checks`."""
     if not is_text(text):
-        raise ValueError("it is no text")
+        raise ValueError("it is not text")
     plain = json.loads(text)
     if not isinstance(plain, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     for name, value in plain.items():
         if name not in checks:
             raise ValueError(f"it has an unknown field {name!r}")

@@ -165,7 +165,9 @@ def _url(place: str | os.PathLike[str] | None) -> URL:
     try:
         url = make_url(named)
     except ArgumentError as error:
-        raise ConfigError("CACHEGRAPH_STORE is no database's address; write postgresql://user@host/name") from error
+        raise ConfigError(
+            "CACHEGRAPH_STORE is not the address of a database; write postgresql://user@host/name"
+        ) from error
     backend = url.get_backend_name()
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")

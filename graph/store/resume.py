@@ -95,7 +95,7 @@ def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict
             raise InputError(f"{who} waits for an answer to {name!r}: {question!r}; give it with answer= or --answer")
         return {}
     if not asked:
-        raise InputError(f"{who} asks nothing (its status is {stored.status!r}); resume it without an answer")
+        raise InputError(f"{who} has no open question (its status is {stored.status!r}); resume it without an answer")
     if turn is None and len(asked) > 1:
         raise InputError(f"{who} asks several things; say whose question this answers: {', '.join(asked)}")
     turn = turn or next(iter(asked))

@@ -78,5 +78,5 @@ def _since(pid: int) -> float:
     """Return a process's start time; 0 if it doesn't exist."""
     try:
         return float(psutil.Process(pid).create_time())
-    except (psutil.Error, ValueError, OverflowError):  # the latter for a number that is no valid process id
+    except (psutil.Error, ValueError, OverflowError):  # the latter for a number that is not a valid process id
         return 0.0

@@ -33,7 +33,7 @@ def session_name(served: ServedGraph, request: ResponseRequest, response: str) -
     """Return a response's session; None if the recipe has no memory. Raises ApiError if the request needs one."""
     if not served.remembers:
         if request.previous_response_id is not None:
-            words = f"no agent of {served.name!r} remembers anything, so nothing goes on from an earlier response; "
+            words = f"no agent of {served.name!r} remembers anything, so no request can continue an earlier response; "
             raise ApiError(
                 400, words + "give one of them `memory: true`", "unsupported_parameter", "previous_response_id"
             )
@@ -62,7 +62,7 @@ async def response_session(request: ResponseRequest, name: str | None, tenant: s
 
 async def _copy(previous: str, new: str, tenant: str | None) -> None:
     missing = ApiError(
-        400, f"there is no response {previous!r} to go on from", "previous_response_not_found", "previous_response_id"
+        400, f"there is no response {previous!r} to continue", "previous_response_not_found", "previous_response_id"
     )
     old = session_of(tenant, f"{RESPONSES}{previous}")
     if old is None or not ID.fullmatch(previous):
@@ -71,5 +71,5 @@ async def _copy(previous: str, new: str, tenant: str | None) -> None:
         if not await run_sync(copy_session, old, new):
             raise missing
     except InputError as error:
-        words = f"the response {previous!r} is being gone on from by another request; ask again"
+        words = f"the response {previous!r} is being continued by another request; ask again"
         raise ApiError(409, words, "conflict", "previous_response_id") from error

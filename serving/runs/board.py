@@ -186,7 +186,7 @@ class RunBoard:
             if graph is not None:
                 store = self.store_of(tenant)
                 return graph.stream_resumed(stored.id, answer=answer, turn=turn, store=store), own
-        raise InputError(f"the recipe {stored.graph!r} of run {stored.id!r} is none that this server has now")
+        raise InputError(f"the recipe {stored.graph!r} of run {stored.id!r} is not one that this server has now")
 
     async def _start(
         self, stream: RunStream, tenant: str | None, *, waits: bool = False, own_graph: Graph | None = None

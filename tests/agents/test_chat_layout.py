@@ -248,7 +248,7 @@ def test_an_empty_message_adds_no_blank_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "options", "says"),
     [
-        ("<|im_start|>{{ raise_exception('never') }}", {}, "^agent 'a' can't speak with .*never"),
+        ("<|im_start|>{{ raise_exception('never') }}", {}, "^agent 'a' can't use .*never"),
         ("<|im_start|>assistant", {}, "leaves the content out; give the model another `chat_template`"),
         (LAST_ONLY, {"memory": True}, "^agent 'a' can't remember turns: .* takes no earlier turns"),
     ],

@@ -105,7 +105,7 @@ async def test_a_schema_is_passed_on_and_the_reply_becomes_data(server: Server) 
             "stop",
             "the reply of agent 'x' does not fit its json_schema at $.kind: 'joke' is not one of",
         ),
-        ("A bug.", "stop", "the reply of agent 'x' is no JSON"),
+        ("A bug.", "stop", "the reply of agent 'x' is not JSON"),
     ],
 )
 async def test_a_server_that_ignores_the_schema_is_found_out(server: Server, text: str, finish: str, said: str) -> None:
@@ -247,15 +247,15 @@ async def test_a_redirect_is_not_followed(server: Server, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([piece("a"), event("{oops")], "no chat completion: {oops"),
-        ([event("[1, 2]")], "no chat completion"),
-        ([event({"choices": [{"delta": {"content": 5}}]})], "no chat completion"),
-        ([event({"choices": "none"})], "no chat completion"),
+        ([piece("a"), event("{oops")], "not a chat completion: {oops"),
+        ([event("[1, 2]")], "not a chat completion"),
+        ([event({"choices": [{"delta": {"content": 5}}]})], "not a chat completion"),
+        ([event({"choices": "none"})], "not a chat completion"),
         ([event({"error": {"message": "too many words"}})], "reported an error: too many words"),
         ([piece("a half")], "ended its reply in the middle"),
         ([], "ended its reply in the middle"),
         ([b"data: " + b"x" * 17_000_000], "an event that does not end"),
-        ([event("[" * 100_000)], "no chat completion"),
+        ([event("[" * 100_000)], "not a chat completion"),
     ],
 )
 async def test_a_stream_that_makes_no_sense_is_an_error(server: Server, parts: list[bytes], message: str) -> None:

@@ -284,7 +284,7 @@ TROUBLES: dict[str, tuple[Answer, str]] = {
         stream(b"event: error\n" + event({"message": "boom"})),
         "reported an error: boom",
     ),
-    "LM Studio: an event named error that is no JSON": (stream(b"event: error\ndata: boom\n\n"), "an error: boom"),
+    "LM Studio: an event named error that is not JSON": (stream(b"event: error\ndata: boom\n\n"), "an error: boom"),
     "Mistral: what is wrong, in FastAPI's words": (
         body(json.dumps({"detail": [{"loc": ["body", "x"], "msg": "boom"}]}).encode(), "application/json", 422),
         "answered 422: boom",

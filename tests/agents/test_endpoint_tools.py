@@ -201,7 +201,7 @@ async def test_what_a_server_wants_back_with_its_calls_is_sent_back(server: Serv
 @pytest.mark.parametrize("calls", ["none", [5], [{"function": "add"}], [{"function": {"name": 5}}], 7])
 async def test_what_is_no_call_is_an_error(server: Server, calls: Any) -> None:
     server.script = [deltas(calls)]
-    with pytest.raises(ModelError, match="no chat completion"):
+    with pytest.raises(ModelError, match="not a chat completion"):
         await with_tools(server)
 
 

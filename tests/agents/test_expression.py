@@ -68,7 +68,7 @@ def test_data_has_fields_and_no_methods(source: str) -> None:
 
 
 def test_data_must_be_json() -> None:
-    with pytest.raises(TemplateProblem, match="JSON values, and object is none"):
+    with pytest.raises(TemplateProblem, match="JSON values, and object is not one"):
         compile_expression("x.data").evaluate({"x": Value("", "x", object())})
 
 

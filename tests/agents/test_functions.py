@@ -145,7 +145,7 @@ async def test_a_parameter_that_nobody_fills_is_refused_on_opening() -> None:
 
     with pytest.raises(RecipeError, match="takes 'anwser', which is neither an input nor an agent.*there is 'answer'"):
         await take(f, answer="x")
-    with pytest.raises(RecipeError, match="takes 'args' by place"):
+    with pytest.raises(RecipeError, match="takes 'args' by position only"):
         await take(lambda *args: "", answer="x")
 
 
@@ -175,7 +175,7 @@ def test_a_function_is_found_in_a_module_and_in_a_file_beside_the_recipe(tmp_pat
     [
         ("no_such_module_here:f", "can't be imported: No module named"),
         ("json:no_such", "is not there: module 'json' has no attribute"),
-        ("json:__name__", "is no function, but str"),
+        ("json:__name__", "is not a function but str"),
         ("absent.py:f", "can't be read: No such file"),
         ("broken.py:f", "can't be imported: ZeroDivisionError in broken.py: division by zero"),
         ("wrong.py:f", "can't be imported: SyntaxError in wrong.py: "),

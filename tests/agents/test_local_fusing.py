@@ -269,7 +269,7 @@ async def test_a_reply_ends_where_a_sharers_context_does(cast: Any, tmp_path: Pa
     async with cast(agents, [{**edge, "include_response": True}], models=short, q=QUESTION) as players:
         along = (await players.play(keep=["answerer"]))["answerer"]
         turn = Turn({"q": QUESTION}, [Delivery(players.routes["one", "answerer"], players.replies["one"].payload)])
-        with pytest.raises(ModelError, match="too long for .*, which reads the reply along and at most 32 tokens"):
+        with pytest.raises(ModelError, match="too long for .*, which also reads the reply, and at most 32 tokens"):
             await players.agents["answerer"].score(turn, ["sea " * 40, "sky"])
     async with cast(agents, [edge], models=short, q=QUESTION) as players:
         apart = (await players.play())["answerer"]

@@ -18,8 +18,8 @@ from cachegraph.engine.engine import Engine
 DOCUMENT = "The sky is blue and the sea is green, what is the question of the answer? " * 3
 QUESTION = "What is the question of the sea?"
 REASON = (
-    "'{}' keeps a recurrent state beside its KV cache, and that goes over only where the receiver's row begins with "
-    "the very tokens of the sender's row, up to the end of what 'reader' hands over"
+    "'{}' keeps a recurrent state beside its KV cache, and it can be handed over only where the receiver's row begins "
+    "with exactly the tokens of the sender's row, up to the end of what 'reader' hands over"
 )
 WRITE = {"max_new_tokens": 8, "ignore_eos": True}
 

@@ -80,7 +80,7 @@ def test_a_kept_cache_gives_the_replies_that_prefilling_everything_gives(
     assert ours.memory.reused == ours.tokens.reused > 20
     assert ours.tokens.prefilled + ours.tokens.reused == theirs.tokens.prefilled
     assert theirs.memory is not None
-    assert theirs.memory.refused == "the kept cache is gone: it was old, or others needed the room"
+    assert theirs.memory.refused == "the stored cache was deleted: it was old, or others needed the room"
 
 
 def test_another_process_goes_on_from_the_disk(chat: Chat) -> None:
@@ -125,7 +125,7 @@ def test_without_a_session_or_without_memory_nothing_is_kept(chat: Chat, home: P
     [
         (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"), "has been changed since it was saved"),
         (lambda file: file.write_bytes(b""), "has been changed since it was saved"),
-        (lambda file: file.unlink(), "is gone"),
+        (lambda file: file.unlink(), "was deleted"),
     ],
 )
 def test_a_cache_that_was_touched_is_refused_and_made_anew(chat: Chat, home: Path, spoil: Any, why: str) -> None:

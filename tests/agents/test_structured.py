@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused_with_the_place() -> None:
     with pytest.raises(ModelError, match=r"'a' does not fit its json_schema at \$.kind: 'x' is not one of"):
         parse_reply("a", '{"kind": "x", "urgent": true}', TICKET)
     for text in ("", "Sure! {}", '{"kind": NaN}', "[" * 100_000):
-        with pytest.raises(ModelError, match="'a' is no JSON"):
+        with pytest.raises(ModelError, match="'a' is not JSON"):
             parse_reply("a", text, TICKET)
     assert parse_reply("a", "0.3", {"type": "number", "multipleOf": 0.1}) == 0.3
     with pytest.raises(ModelError, match="not a multiple"):
@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused_with_the_place() -> None:
     "text", ['{"a": 1e999}', '{"a": -1e400}', '{"a": Infinity}', '{"a": NaN}', "1e999", "[-Infinity]"]
 )
 def test_numbers_that_no_json_value_can_be_are_refused(text: str) -> None:
-    with pytest.raises(ModelError, match="'a' is no JSON"):
+    with pytest.raises(ModelError, match="'a' is not JSON"):
         parse_reply("a", text, {})
 
 

@@ -57,10 +57,10 @@ def test_other_replies_are_no_calls(text: str) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        ("{add", "this is no call: '{add'"),
+        ("{add", "this is not a call: '{add'"),
         ('{"name": "add", "arguments": [1]}', "must be a JSON object"),
         ('{"name": "add", "arguments": "x"}', "must be a JSON object"),
-        ("[" * 100_000, "this is no call"),
+        ("[" * 100_000, "this is not a call"),
     ],
 )
 def test_a_call_that_can_not_be_read_says_why(body: str, why: str) -> None:

@@ -241,7 +241,7 @@ def test_a_server_whose_supervisor_is_killed_ends_too(tmp_path: Path) -> None:
 def test_of_a_long_log_only_the_end_is_read() -> None:
     with _log_file() as log:
         os.write(log.fileno(), b"noise\n" * 100_000 + b"caf\xe9 is closed\n\n")
-        assert _last_words(log) == "; its last words: 'caf\ufffd is closed'"
+        assert _last_words(log) == "; its last output: 'caf\ufffd is closed'"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the platform can't cut a file that is written to")
@@ -259,7 +259,7 @@ def test_a_program_that_logs_without_end_does_not_fill_the_disk(monkeypatch: pyt
                         break
                     await anyio.sleep(0.01)
                 os.write(log.fileno(), b"bye\n")
-                assert _last_words(log) == "; its last words: 'bye'"
+                assert _last_words(log) == "; its last output: 'bye'"
                 group.cancel_scope.cancel()
 
     anyio.run(log_on)

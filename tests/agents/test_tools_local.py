@@ -184,7 +184,7 @@ async def test_what_goes_wrong_in_a_call_is_told_to_the_model(speak: Any) -> Non
     bad = ['<tool_call>{"name": "sub"}</tool_call>', "<tool_call>{</tool_call>", CALL.replace(', "b": 2', "")]
     reads, reply = await speak(*bad, "I can't.", template=WITH_TOOLS)
     assert "Error: there is no tool 'sub'; there is add" in reads[1]
-    assert "Error: this is no call" in reads[2]
+    assert "Error: this is not a call" in reads[2]
     assert "Error: b is missing" in reads[3]
     assert [call.error for call in reply.tool_calls] == [True] * 3
 

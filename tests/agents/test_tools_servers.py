@@ -93,7 +93,7 @@ def test_a_server_that_nobody_closes_ends_with_its_owner() -> None:
     ("command", "why"),
     [
         (("no-such-program-here",), "can't be used: there is no program 'no-such-program-here'; install it"),
-        ((sys.executable, "-c", "raise SystemExit('no luck')"), "can't be used: .*its last words: 'no luck'"),
+        ((sys.executable, "-c", "raise SystemExit('no luck')"), "can't be used: .*its last output: 'no luck'"),
         ((sys.executable, "-c", "import time; time.sleep(60)"), "did not answer within its timeout of 1 s"),
     ],
 )

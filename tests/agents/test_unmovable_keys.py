@@ -35,5 +35,7 @@ def test_a_row_whose_keys_can_not_be_moved_is_continued_where_it_stands(
     edge = got.edges["r", "w"]
     assert edge.channel_used == used
     assert (edge.fallback_reason is None) == (used == "cache")
-    assert "can be taken only where they stand" in (edge.fallback_reason or "can be taken only where they stand")
+    assert "can be grafted only at their positions" in (
+        edge.fallback_reason or "can be grafted only at their positions"
+    )
     assert got.text == expected.text

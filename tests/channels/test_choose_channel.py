@@ -132,7 +132,7 @@ def test_a_fuser_for_certain_prompts_is_used_where_it_is_named_and_nowhere_else(
     for channel in ("auto", "cache"):
         found = decide_edge(edge(channel), *ends, shelf)
         assert found.form == "text"
-        assert "'words' is for certain prompts alone; name it on the edge" in (found.reason or "")
+        assert "'words' is for certain prompts only; name it on the edge" in (found.reason or "")
     assert decide_edge(edge("cache", carries="prompt", fuser="words"), *ends, shelf).form == "fuse"
     save(shelf / "home" / "fusers", "weaker", card("fuse", evidence=(evidence("shared", 0.1),)))
     found = decide_edge(edge("auto"), *ends, shelf)

@@ -141,7 +141,7 @@ class TestLocate:
         ("name", "said"),
         [
             ("hub:org/x", "'hub:org/x' is not on this disk; fetch it with: cachegraph fusers pull hub:org/x"),
-            ("hub:org", "no fuser of the hub; write hub:ORGANISATION/NAME"),
+            ("hub:org", "not a fuser of the hub; write hub:ORGANISATION/NAME"),
             ("nothing", "there is no fuser 'nothing'"),
         ],
     )
@@ -246,10 +246,10 @@ class TestHostileFolders:
             (not_a_number, "holds NaN or infinity"),
             (huge_shapes, "damaged or of another architecture|but its description says"),
             (link_out, r"leads out of its folder, to '.*secret.safetensors'; put the file itself there"),
-            (pipe, "is no plain file"),
+            (pipe, "is not a regular file"),
             (loop, "is a link that leads nowhere|can't be read"),
             (nan_metric, "wrong at 'metrics.accuracy'"),
-            (lambda folder: (folder / CARD).write_text("{broken"), "is no JSON"),
+            (lambda folder: (folder / CARD).write_text("{broken"), "is not JSON"),
             (lambda folder: (folder / WEIGHTS).write_bytes(b"\x80\x04."), "sha256 differs"),
         ],
     )

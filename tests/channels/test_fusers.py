@@ -145,7 +145,7 @@ class TestOurFolder:
         with pytest.raises(FuserError, match="sha256 differs"):
             load_fuser(tmp_path / "f")
         rehash(tmp_path / "f")
-        with pytest.raises(FuserError, match="no safetensors file"):
+        with pytest.raises(FuserError, match="not a safetensors file"):
             load_fuser(tmp_path / "f")
         path.unlink()
         with pytest.raises(FuserError, match="lacks"):

@@ -117,7 +117,7 @@ def test_an_interrupted_fetch_is_completed_with_the_hub_and_refused_without_it(
         ("hub:org/model", "holds no fuser: neither a card.json nor a projector_config.json"),
         ("hub:org/none/x", "the hub shows you no fuser repository 'org/none'; check the name"),
         ("hub:org/fusers@v9/x", "the hub fuser repository 'org/fusers' has no revision 'v9'"),
-        ("hub:org/../x", "'hub:org/../x' is no fuser of the hub; write hub:ORGANISATION/NAME"),
+        ("hub:org/../x", "'hub:org/../x' is not a fuser of the hub; write hub:ORGANISATION/NAME"),
     ],
 )
 def test_what_the_hub_does_not_have_is_said_in_one_sentence(

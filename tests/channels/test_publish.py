@@ -140,7 +140,7 @@ def test_a_damaged_fuser_or_a_wrong_place_is_refused_before_the_hub_is_asked(
     hub: PushHub, card: Card, tmp_path: Path
 ) -> None:
     for target in ("hub:org", "org/fusers", "hub:org/fusers@main/a"):
-        assert push(tmp_path, hub, target).startswith(f"FuserError {target!r} is no place for a fuser on the hub")
+        assert push(tmp_path, hub, target).startswith(f"FuserError {target!r} does not name a fuser's place on the hub")
     (tmp_path / "f" / WEIGHTS).write_bytes(b"x")
     assert "sha256 differs" in push(tmp_path, hub)
     assert hub.asked == []

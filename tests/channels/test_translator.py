@@ -124,7 +124,7 @@ def damaged(folder: Path, how: str) -> None:
         ("NaN", "holds NaN or infinity"),
         ("a huge rank", "has shape"),
         ("a tensor too few", "lacks tensor 'gate'"),
-        ("a strange architecture", "no translator that this version knows"),
+        ("a strange architecture", "not a translator that this version knows"),
         ("layers out of order", "must ascend"),
         ("a layer that is not there", "the sharer has 4 layers"),
         ("a wrong parameter", "wrong parameter 'rank'"),

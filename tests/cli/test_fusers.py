@@ -82,10 +82,10 @@ def test_a_damaged_fuser_is_listed_as_such_and_spoils_nothing(call: Call, lean: 
     ended = call("fusers", "list")
     assert (ended.code, ended.err) == (0, "")
     assert "broken is damaged: " in ended.out
-    assert "is no JSON" in ended.out
+    assert "is not JSON" in ended.out
     assert "lean" in ended.out
     by_name = {each["name"]: each for each in json.loads(call("fusers", "list", "--json").out)}
-    assert "is no JSON" in by_name["broken"]["problem"]
+    assert "is not JSON" in by_name["broken"]["problem"]
     assert by_name["broken"]["parameters"] is None
     info = call("fusers", "info", "broken")
     assert (info.code, info.out) == (1, "")
@@ -154,8 +154,8 @@ def test_export_writes_both_formats_and_says_what_has_none(call: Call, lean: Pat
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["pull", "org/x"], 1, "'org/x' is no fuser of the hub; write hub:ORGANISATION/NAME"),
-        (["push", "LEAN", "org/x"], 1, "'org/x' is no place for a fuser on the hub; write hub:ORGANISATION/NAME"),
+        (["pull", "org/x"], 1, "'org/x' is not a fuser of the hub; write hub:ORGANISATION/NAME"),
+        (["push", "LEAN", "org/x"], 1, "'org/x' does not name a fuser's place on the hub; write hub:ORGANISATION/NAME"),
         (["info", "none"], 1, "there is no fuser 'none'"),
         (["export", "none", "out"], 1, "there is no fuser 'none'"),
         (["import", "none"], 1, "there is no folder 'none'"),

@@ -37,7 +37,7 @@ def test_a_wrong_hub_fuser_is_a_problem_with_a_place(recipes: Path, call: Call) 
     path.write_text((recipes / "duo.yaml").read_text().replace("carries: reply", "fuser: hub:org"))
     ended = call("validate", path)
     assert ended.code == 2
-    assert "hub.yaml:10:55: 'hub:org' is no fuser of the hub; write hub:ORGANISATION/NAME" in ended.err
+    assert "hub.yaml:10:55: 'hub:org' is not a fuser of the hub; write hub:ORGANISATION/NAME" in ended.err
     path.write_text((recipes / "duo.yaml").read_text().replace("carries: reply", "fuser: hub:org/name/fuser"))
     assert call("validate", path).code == 0
 

@@ -26,7 +26,7 @@ edges:
   - {from: critic, to: writer}
 output: writer
 """
-DROPPED = "the output never hears what 'critic' wrote: 'critic' -x 'writer', since the prompt of 'writer' only asks"
+DROPPED = "the output never gets what 'critic' wrote: 'critic' -x 'writer', since the prompt of 'writer' only asks"
 UNUSED = "no prompt names the input 'tone', so nobody reads it"
 BRACES = "the prompt of agent 'writer' holds '{tone}', which stays as it is; write '{{ tone }}' for the input 'tone'"
 

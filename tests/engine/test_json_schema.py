@@ -34,7 +34,7 @@ def test_what_can_be_enforced_has_no_flaw(schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("schema", "message", "path", "hint"),
     [
-        ({"type": "object", "propertys": {}}, "'propertys' is no word", ("propertys",), "did you mean 'properties'?"),
+        ({"type": "object", "propertys": {}}, "'propertys' is not a", ("propertys",), "did you mean 'properties'?"),
         (
             {"type": "array", "items": {"type": "array", "uniqueItems": True}},
             "'uniqueItems' can't be enforced",
@@ -69,7 +69,7 @@ def test_what_can_be_enforced_has_no_flaw(schema: dict[str, Any]) -> None:
             ("exclusiveMinimum",),
             "write the bound itself: 'exclusiveMinimum: 0'",
         ),
-        ({"x-guidance": {"lenient": True}, "uniqueItems": True}, "'x-guidance' is no word", ("x-guidance",), "remove"),
+        ({"x-guidance": {"lenient": True}, "uniqueItems": True}, "'x-guidance' is not a", ("x-guidance",), "remove"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf constraints are not supported", ("oneOf",), ""),
         ({"$ref": "#"}, "leads back to itself", ("$ref",), "from a property"),
         ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "itself", ..., ""),

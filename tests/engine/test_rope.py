@@ -106,7 +106,7 @@ def test_learned_positions_are_refused_by_name(tmp_path: Path) -> None:
     assert model.rotation.why_not == "'gpt2' models have no RoPE, so their keys are bound to their positions"
     kv = KV((LayerKV(torch.zeros(1, 4, 3, 8), torch.zeros(1, 4, 3, 8)),) * 2, torch.arange(3))
     assert model.rotation.move(kv, torch.arange(3)) is kv
-    with pytest.raises(OutOfReach, match="can be taken only where they stand"):
+    with pytest.raises(OutOfReach, match="can be grafted only at their positions"):
         model.rotation.move(kv, torch.arange(1, 4))
 
 

@@ -282,7 +282,7 @@ def test_a_recipe_of_text_edges_is_planned_with_caches(home: Path, folder: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bandwidth", "fast"], "--bandwidth 'fast' is no size a second; write it as 10GB/s"),
+        (["--bandwidth", "fast"], "--bandwidth 'fast' is not a size per second; write it as 10GB/s"),
         (["--bandwidth", "0GB/s"], "--bandwidth must be more than 0"),
         (["--tokens", "0"], "--tokens must be 1 or more, not 0"),
     ],

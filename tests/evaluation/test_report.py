@@ -145,7 +145,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_warnings_stand_in_the_report_as_text(tmp_path: Path) -> None:
-    lost = "cache: over this channel the output never hears the input 'topic': 'topic' -> 'writer' -x 'editor'"
+    lost = "cache: over this channel the output never gets the input 'topic': 'topic' -> 'writer' -x 'editor'"
     write_report(comparison().model_copy(update={"warnings": [lost, HOSTILE]}), tmp_path / "report.html")
     text = html.unescape((tmp_path / "report.html").read_text("utf-8"))
     assert lost in text

@@ -64,7 +64,7 @@ def test_a_prompt_carries_on_what_was_read_and_not_the_reply() -> None:
 def test_an_output_that_hears_no_input_is_an_error_with_the_path_that_was_cut() -> None:
     found = flow(CHAIN, writer__editor=FUSE)
     assert found.cut_output() == (
-        "the output hears none of the inputs: 'topic' -> 'writer' -x 'editor', since the fuser 'f' only corrects what "
+        "the output gets none of the inputs: 'topic' -> 'writer' -x 'editor', since the fuser 'f' only corrects what "
         "'editor' reads itself; give the edge 'writer' -> 'editor' another channel"
     )
 
@@ -76,7 +76,7 @@ def test_what_an_agent_wrote_for_one_that_takes_no_turn_is_said_to_be_lost() -> 
     assert found.cut_output() is None
     assert told(found) == [
         (
-            "over this channel the output never hears what 'researcher' wrote: 'researcher' -x 'writer', since "
+            "over this channel the output never gets what 'researcher' wrote: 'researcher' -x 'writer', since "
             "'writer' takes no turn, because its fuser reads the prompt of 'editor'"
         )
     ]
@@ -148,7 +148,7 @@ def test_a_loop_whose_critic_takes_no_turn_is_said() -> None:
     assert told(flow(data, critic__writer=READ)) == []
     assert told(flow(data, critic__writer=FUSE)) == [
         (
-            "over this channel the output never hears its own reply of the round before: 'writer' -x 'critic', since "
+            "over this channel the output never gets its own reply of the round before: 'writer' -x 'critic', since "
             "'critic' takes no turn, because its fuser reads the prompt of 'writer'"
         )
     ]
@@ -209,11 +209,11 @@ def test_asking_whether_somebody_has_replied_is_not_hearing_what() -> None:
     assert Source("writer", True) not in found.heard["editor"]
     assert told(found) == [
         (
-            "the output never hears what 'researcher' wrote: 'researcher' -> 'writer' -x 'editor', since the prompt of "
+            "the output never gets what 'researcher' wrote: 'researcher' -> 'writer' -x 'editor', since the prompt of "
             "'editor' only asks whether 'writer' has replied"
         ),
         (
-            "the output never hears what 'writer' wrote: 'writer' -x 'editor', since the prompt of 'editor' only asks "
+            "the output never gets what 'writer' wrote: 'writer' -x 'editor', since the prompt of 'editor' only asks "
             "whether 'writer' has replied"
         ),
     ]
@@ -251,7 +251,7 @@ def test_each_output_is_told_apart() -> None:
     assert found.cut_output() is None
     assert told(found) == [
         (
-            "over this channel 'first' never hears the input 'topic': 'topic' -> 'expert' -x 'first', since the fuser "
+            "over this channel 'first' never gets the input 'topic': 'topic' -> 'expert' -x 'first', since the fuser "
             "'f' only corrects what 'first' reads itself"
         )
     ]

@@ -64,11 +64,11 @@ def test_an_answer_is_an_index_or_a_text(answer: Any) -> None:
         ({"choices": "so|not"}, "row 1: column 'choices' must hold a list"),
         ({"choices": ["so"]}, "row 1: column 'choices' has 1 choices"),
         ({"choices": ["so", " "]}, "row 1: column 'choices': choice 1 is empty"),
-        ({"choices": ["so", None]}, "row 1: column 'choices': choice 1 is no text but NoneType"),
+        ({"choices": ["so", None]}, "row 1: column 'choices': choice 1 is not text but NoneType"),
         ({"answer": 2}, "row 1: column 'answer': the answer 2 is out of range; the 2 choices count from 0"),
         ({"answer": -1}, "row 1: column 'answer': the answer -1 is out of range"),
         ({"answer": True}, "row 1: column 'answer' must hold the right choice's index or text, not True"),
-        ({"answer": "maybe"}, "row 1: column 'answer': 'maybe' is no index and none of the choices"),
+        ({"answer": "maybe"}, "row 1: column 'answer': 'maybe' is neither an index nor one of the choices"),
         ({"choices": ["1", "0"], "answer": "1"}, "row 1: column 'answer': '1' may be an index or a choice"),
     ],
 )

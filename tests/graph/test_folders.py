@@ -113,7 +113,7 @@ def test_a_file_that_leads_out_of_the_recipes_folder_is_refused_at_its_line(
     assert (
         "outside the recipe's folder" in problem.message
         or "out of the recipe's folder" in problem.message
-        or ("no ordinary file" in problem.message)
+        or ("not a regular file" in problem.message)
     )
     assert "--allow-paths" in problem.hint
 
@@ -138,7 +138,7 @@ def test_default_fusers_within_the_folder_and_of_the_shelf_and_the_hub_are_fine(
     recipe.write_text(RECIPE.replace("agents:", "fusers: [./f, a--b, 'hub:org/name/folder']\nagents:"))
     load_recipe(recipe)
     recipe.write_text(RECIPE.replace("agents:", "fusers: ['hub:a b']\nagents:"))
-    with pytest.raises(RecipeError, match="is no fuser of the hub"):
+    with pytest.raises(RecipeError, match="is not a fuser of the hub"):
         load_recipe(recipe)
 
 

@@ -55,7 +55,7 @@ def test_a_value_of_another_type_is_refused(parts: dict[str, Any], value: object
 def test_a_command_line_gives_json_where_no_text_is_wanted() -> None:
     assert parse_inputs(spec(type="list"), {"x": "[1, 2]"}) == {"x": [1, 2]}
     assert parse_inputs(spec(), {"x": "[1, 2]"}) == {"x": "[1, 2]"}
-    with pytest.raises(InputError, match="input 'x' is of type 'list', and what is given is no JSON"):
+    with pytest.raises(InputError, match="input 'x' is of type 'list', and what is given is not JSON"):
         parse_inputs(spec(type="list"), {"x": "a"})
 
 
@@ -118,7 +118,7 @@ def test_what_python_gives_that_is_no_plain_json_is_an_input_error(
 
 @pytest.mark.parametrize("text", ["[" * 20_000 + "]" * 20_000, "[" * 300 + "]" * 300, "9" * 9000, "[", "", "\x00"])
 def test_what_a_command_line_gives_that_is_no_json_is_an_input_error(text: str) -> None:
-    with pytest.raises(InputError, match="no JSON"):
+    with pytest.raises(InputError, match="not JSON"):
         parse_inputs({"x": InputSpec(type="list")}, {"x": text})
 
 

@@ -86,14 +86,14 @@ def test_a_problem_shows_its_line_a_caret_and_what_was_meant() -> None:
         ("    model: small\n", "    model: small\n    generate: {temperature: .nan}\n", "from 0 to 10, got .nan"),
         ("    model: small\n", "    model: small\n    chat: maybe\n", "must be 'auto' or true or false, got"),
         ("    model: small\n", "    model: small\n    system: no\n", "must be text, got no; write 'no' in quotes"),
-        ("to: answerer", "to: answerr", "17:24 edge 'expert' -> 'answerr' names 'answerr', which is no agent; did"),
+        ("to: answerer", "to: answerr", "17:24 edge 'expert' -> 'answerr' names 'answerr', which is not an agent; did"),
         ("to: answerer", "too: answerer", "17:20 unknown key 'too'; did you mean 'to'?"),
         ("to: answerer", "to: answerer, channel: cash", "17:43 'channel' must be 'text', 'cache', 'both' or"),
         ("to: answerer", "to: answerer, channel: on", "got on"),
         ("to: answerer", "to: answerer, fuser: x", "only edges with 'channel: cache', 'both' or 'auto' have it"),
         ("to: answerer}", "to: answerer}\n  - {from: expert, to: answerer, channel: cache}", "18:5 there is already"),
         ("to: answerer}", "to: answerer}\n  - {from: expert, to: expert}", "leads back to where it starts"),
-        ("output: answerer", "output: answrer", "18:9 output 'answrer' is no agent of this recipe; did"),
+        ("output: answerer", "output: answrer", "18:9 output 'answrer' is not an agent of this recipe; did"),
         ("output: answerer", "output: expert", "11:3 agent 'answerer' is never read"),
         ("{from: expert, to: answerer}", "3", "17:5 this must be a mapping, got 3"),
         ("\"Facts: {{ question }}\"", "{{ question }}", "10:13 'prompt' must be text, got a mapping; put"),
@@ -134,7 +134,7 @@ def test_a_template_s_problem_points_into_the_file(old: str, new: str, said: str
         (
             "{json_schema: {properties: {kind: {typ: string}}}}",
             "typ",
-            "json_schema of agent 'expert': 'typ' is no word of a JSON schema that can be enforced",
+            "json_schema of agent 'expert': 'typ' is not a keyword of a JSON schema that can be enforced",
             "did you mean 'type'?",
         ),
         (
@@ -295,13 +295,13 @@ def test_a_prompt_of_ten_megabytes_is_checked_in_seconds(name: str) -> None:
 def test_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
     for name, said in (
         ("gone.yaml", "there is no such file"),
-        (".", "it is no ordinary file"),
+        (".", "it is not a regular file"),
         ("a\0b", "no such file"),
     ):
         with pytest.raises(RecipeError, match=said):
             load_recipe(tmp_path / name)
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(RecipeError, match="no ordinary file"):
+    with pytest.raises(RecipeError, match="not a regular file"):
         load_recipe(tmp_path / "pipe.yaml")
     (tmp_path / "latin.yaml").write_bytes("version: 1\nname: café".encode("latin-1"))
     with pytest.raises(RecipeError, match=r"latin.yaml:2:10: the file is not UTF-8: byte 0xe9 can't be read"):

@@ -77,7 +77,7 @@ async def test_the_system_message_of_an_agent_that_only_reads_is_for_itself(
         )
         assert result.edges["a", "b"].positions_grafted == bare.edges["a", "b"].positions_grafted
     assert str(result.warnings[0]) == (
-        "the output never hears the input 'word': 'word' -x 'a', since 'a' only reads, and hands over its prompt "
+        "the output never gets the input 'word': 'word' -x 'a', since 'a' only reads, and hands over its prompt "
         "without its system message"
     )
 

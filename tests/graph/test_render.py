@@ -187,7 +187,7 @@ def test_validate_tells_all_problems_of_all_recipes(app: typer.Typer, tmp_path: 
     assert done.exit_code == 2
     reports = json.loads(done.output)
     assert [report["valid"] for report in reports] == [True, False]
-    assert reports[1]["problems"][1]["message"] == "output 'nobody' is no agent of this recipe"
+    assert reports[1]["problems"][1]["message"] == "output 'nobody' is not an agent of this recipe"
 
 
 def test_show_and_schema_write_whole_files(app: typer.Typer, tmp_path: Path) -> None:

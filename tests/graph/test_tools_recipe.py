@@ -54,7 +54,7 @@ def test_a_server_of_this_machine_is_used_only_where_code_is_allowed() -> None:
         (
             "calc, web",
             "clac, web",
-            "11: agent 'solver' has tools of 'clac', which is no key of 'tools'; did you mean 'calc'?",
+            "11: agent 'solver' has tools of 'clac', which is not a key of 'tools'; did you mean 'calc'?",
         ),
         ("rounds: 3", "rounds: 0", "12: 'rounds' must be a whole number above 0, got 0"),
         ("rounds: 3", "round: 3", "12: unknown key 'round'; did you mean 'rounds'?"),

@@ -171,7 +171,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
         "zeros",
         "'control': input should be 'none', 'identical', 'zero' or 'tuned'",
     ),
-    (lambda recipe: recipe["data"].update(dev=1.5), "1.5", "'dev': a fraction of the texts lies between 0 and 1"),
+    (lambda recipe: recipe["data"].update(dev=1.5), "1.5", "'dev': a fraction of the texts must be between 0 and 1"),
 ]
 
 

@@ -40,7 +40,7 @@ class DataSpec(Strict):
         if value == ():
             raise ValueError("the list is empty; name a file or a data set")
         if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError(f"a fraction of the texts lies between 0 and 1, but {value} does not")
+            raise ValueError(f"a fraction of the texts must be between 0 and 1, not {value}")
         return value
 
     @property

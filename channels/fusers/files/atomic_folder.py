@@ -32,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise FuserError(f"{str(path)!r} can't be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise FuserError(f"{str(path)!r} is no JSON ({error}); get the fuser again from its source") from error
+        raise FuserError(f"{str(path)!r} is not JSON ({error}); get the fuser again from its source") from error
     if not isinstance(value, dict):
         raise FuserError(f"{str(path)!r} holds no JSON object; get the fuser again from its source")
     return value
@@ -85,7 +85,7 @@ def _swap(fresh: Path, folder: Path) -> None:
                 if error.errno not in (ENOTEMPTY, EEXIST) and not folder.exists():
                     raise
             aside.append(_set_aside(folder))
-        raise FuserError(f"{str(folder)!r} is replaced by other commands again and again; try again when they ended")
+        raise FuserError(f"{str(folder)!r} is being replaced by other commands; try again when they have ended")
     except BaseException:
         if aside and not folder.exists():
             with suppress(OSError):

@@ -49,7 +49,7 @@ def _check_files(folder: Path) -> None:
         if not real.is_relative_to(root):
             raise FuserError(f"{str(path)!r} leads out of its folder, to {str(real)!r}; put the file itself there")
         if real.exists() and not real.is_file():  # reading a pipe or a device might never end
-            raise FuserError(f"{str(path)!r} is no plain file; get the fuser again from its source")
+            raise FuserError(f"{str(path)!r} is not a regular file; get the fuser again from its source")
 
 
 def _files(folder: Path) -> Iterator[Path]:

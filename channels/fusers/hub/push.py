@@ -24,7 +24,7 @@ def push_fuser(source: Path, target: str, *, private: bool = False, quiet: bool 
     """
     wanted = parse_hub_fuser(target)
     if wanted is None or wanted.revision is not None:
-        raise FuserError(f"{target!r} is no place for a fuser on the hub; write {PUSH_FORM}")
+        raise FuserError(f"{target!r} does not name a fuser's place on the hub; write {PUSH_FORM}")
     fuser = open_fuser(source)
     with tempfile.TemporaryDirectory(prefix="cachegraph-push-") as room:
         folder = Path(room) / "fuser"
@@ -75,7 +75,7 @@ def _explain(wanted: HubFuser, error: Exception) -> CachegraphError:
         case errors.OfflineModeIsEnabled():
             return ConfigError(f"can't push to {repo}: HF_HUB_OFFLINE forbids it; unset it to push")
         case errors.HFValidationError():
-            return FuserError(f"{wanted.repo!r} is no valid hub id: {error}")
+            return FuserError(f"{wanted.repo!r} is not a valid hub id: {error}")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
         return ConfigError(f"the hub doesn't know your token; log in again with: hf auth login ({repo} got nothing)")

@@ -143,7 +143,7 @@ def build_translator(card: Card) -> Translator:
     """Build the translator that a card describes, on torch's default device. Raises FuserError for another kind."""
     if card.kind != "graft" or card.architecture != ARCHITECTURE or card.rope != "unrotated":
         raise FuserError(
-            f"a fuser of kind {card.kind!r} and architecture {card.architecture!r} with {card.rope} keys is no "
+            f"a fuser of kind {card.kind!r} and architecture {card.architecture!r} with {card.rope} keys is not a "
             f"translator that this version knows; it knows {ARCHITECTURE!r} with unrotated keys"
         )
     return Translator(card, TranslatorNetwork(bottleneck_params(card), card))

@@ -69,7 +69,7 @@ def _merges(metadata: GGUFMetadata, tokens: set[str]) -> Iterator[tuple[str, str
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= tokens:
             raise ModelError(
-                f"the GGUF file {metadata.where!r} merges {left!r} and {right!r}, and one of the three is no token of "
-                "its vocabulary; fetch it again, or use the safetensors of this model"
+                f"the GGUF file {metadata.where!r} merges {left!r} and {right!r}, and one of the three is not a token "
+                "of its vocabulary; fetch it again, or use the safetensors of this model"
             )
         yield left, right

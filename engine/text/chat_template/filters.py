@@ -23,7 +23,7 @@ Work = Callable[..., Any]
 
 
 class Lazy:
-    """What Jinja2 makes lazily (`map`, `select`, ...): it is gone through once, is true, and has no length."""
+    """A lazy result of Jinja2 (`map`, `select`, ...): it is iterated once, is true, and has no length."""
 
     def __init__(self, items: list[Any]):
         self._rest = iter(items)
@@ -186,7 +186,7 @@ FILTERS: dict[str, Work] = {
 
 
 def compare(operator: str, left: Any, right: Any) -> bool:
-    """A comparison of two values, paid by what of them is looked at."""
+    """Compare two values; charges the budget for the parts that are compared."""
     if operator in ("in", "notin"):
         found = _contains(right, left)
         return found if operator == "in" else not found

@@ -240,7 +240,9 @@ def _bandwidth(text: str | None) -> float | None:
     try:
         size = TypeAdapter(ByteSize).validate_python(text.strip().removesuffix("/s").strip())
     except ValidationError as error:
-        raise InputError(f"--bandwidth {text!r} is no size a second; write it as 10GB/s, 200MB/s or 1Gbit/s") from error
+        raise InputError(
+            f"--bandwidth {text!r} is not a size per second; write it as 10GB/s, 200MB/s or 1Gbit/s"
+        ) from error
     if size <= 0:
         raise InputError(f"--bandwidth must be more than 0, not {text!r}")
     return float(size)

@@ -124,7 +124,7 @@ def _read(path: Path, data: bytes, keys: Sequence[str]) -> dict[int, dict[str, A
         row = line.get("row")
         if not isinstance(row, int) or not 0 <= row < len(keys) or line.get("key") != keys[row]:
             raise InputError(
-                f"line {number} of {str(path)!r} is no reply of this recipe to a row of this data; "
+                f"line {number} of {str(path)!r} is not a reply of this recipe to a row of this data; "
                 "give --out another name"
             )
         found[row] = {"status": "failed", **line}

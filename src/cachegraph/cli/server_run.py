@@ -175,7 +175,7 @@ def _checked(answer: ServerAnswer, server: ServerConnection) -> ServerAnswer:
 
 
 def _foreign(answer: ServerAnswer, server: ServerConnection) -> ConfigError:
-    return ConfigError(f"the server at {server.url!r} is none of cachegraph ({answer.status})")
+    return ConfigError(f"the server at {server.url!r} is not a cachegraph server ({answer.status})")
 
 
 def _key(file: Path) -> str:

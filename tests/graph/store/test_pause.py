@@ -78,7 +78,7 @@ def test_a_paused_run_is_not_resumed_without_an_answer_nor_another_run_with_one(
     broken = letter(ScriptedAgent("draft", fail=ValueError("no")))
     with pytest.raises(RunError) as caught:
         broken.run(to="Ann", store=store)
-    with pytest.raises(InputError, match=r"asks nothing \(its status is 'failed'\)"):
+    with pytest.raises(InputError, match=r"has no open question \(its status is 'failed'\)"):
         letter().resume(caught.value.result.run_id, answer="yes", store=store)
 
 

@@ -176,7 +176,7 @@ def test_a_locked_store_is_a_sentence(tmp_path: Path) -> None:
     [
         ("mysql://somewhere/x", "SQLite file or a PostgreSQL database, not 'mysql'"),
         ("sqlite://", "SQLite file or a PostgreSQL database"),
-        ("no url://", "no database's address"),
+        ("no url://", "is not the address of a database"),
         ("/proc/nowhere/runs.db", "can't be written"),
     ],
 )
