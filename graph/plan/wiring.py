@@ -206,14 +206,14 @@ class _Wirer:
         if isinstance(receiver, EdgeRouter) and not isinstance(edge, TextEdge):
             return receiver.route(edge, self.peers[edge.sender], self.folder, self.spec.fusers)
         ends = self.peers[edge.sender], self.peers[edge.receiver]
-        return _decided(edge, *ends, self.folder, self.decide, self.spec.fusers)
+        return _route(edge, *ends, self.folder, self.decide, self.spec.fusers)
 
 
 def _is_fused(entries: list[Route]) -> bool:
     return any(route.used != "text" and not route.needs_cache for route in entries)
 
 
-def _decided(
+def _route(
     edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, decide: Decide | None, fusers: Sequence[str]
 ) -> Route:
     if isinstance(edge, TextEdge):
