@@ -28,6 +28,7 @@ async def show_graph(request: Request) -> Response:
 def _graph(served: ServedGraph, config: ServerConfig) -> dict[str, Any]:
     return {
         **served.description,
+        "sha256": served.source.sha256,
         "remembers": served.remembers,
         "shows_recipe": config.shows_prompts,
         "runs_changes": config.allow_upload,

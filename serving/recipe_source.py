@@ -1,6 +1,8 @@
 """The text of a served recipe for clients, in which absolute paths are cut to their last part, and the way back."""
 
+import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath, PureWindowsPath
@@ -34,6 +36,15 @@ class RecipeSource:
             place = rf"(?<![\w./~-]){re.escape(path)}(?![\w/-])"
             text = short.join(re.split(place, text))
         return text
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """The hash of the graph's file; None if it has none, or if the file has changed since it was read."""
+        if self.graph.file is None or not self._is_unchanged():
+            return None
+        with suppress(OSError):
+            return hashlib.sha256(self.graph.file.read_bytes()).hexdigest()
+        return None
 
     def same_model(self, key: str, entry: Any) -> bool:
         """Whether this is the recipe's entry of `models` under this key, as it is or as the text shows it."""
@@ -88,13 +99,18 @@ class RecipeSource:
 
     def _own_text(self) -> str:
         """Return the text of the graph's file, or write the graph as YAML if the file has changed since."""
-        if self.graph.file is not None:
-            try:
-                if read_spec(self.graph.file) == self.graph.spec:
-                    return read_text(self.graph.file)
-            except (RecipeError, ValueError):
-                pass
+        if self._is_unchanged():
+            with suppress(RecipeError, ValueError):
+                assert self.graph.file is not None
+                return read_text(self.graph.file)
         return self.graph.to_yaml()
+
+    def _is_unchanged(self) -> bool:
+        """Whether the graph's file still gives this graph."""
+        try:
+            return self.graph.file is not None and read_spec(self.graph.file) == self.graph.spec
+        except (RecipeError, ValueError):
+            return False
 
 
 def fusers_of(spec: GraphSpec) -> list[str]:

@@ -88,7 +88,7 @@ class ServedGraph:
 
     def read_files(self) -> None:
         """Read the included recipes, whose files may change while the server runs."""
-        _ = self.description, self.remembers
+        _ = self.description, self.remembers, self.source.sha256
 
     @cached_property
     def description(self) -> Mapping[str, Any]:

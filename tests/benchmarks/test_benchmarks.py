@@ -25,6 +25,7 @@ import sharer_depth
 import start
 import steady_state
 import torch
+import warm_run
 from lean_fusers import lean
 from live_server import served
 from measuring import Range, alternate, ratios, show
@@ -333,6 +334,18 @@ def test_serve_overhead(nothing: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(serve_overhead, "started", here)
     serve_overhead.main(["--requests", "2"])
     assert "chat completion" in capsys.readouterr().out
+
+
+def test_warm_run(nothing: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def here(recipe: Path, home: Path) -> Iterator[tuple[int, int]]:
+        with served([Graph.from_yaml(recipe, allow_code=True)]) as server:
+            yield os.getpid(), int(server.url.rpartition(":")[2])
+
+    monkeypatch.setattr(warm_run, "started", here)
+    found = told(warm_run, nothing)["seconds"]
+    assert all(each["first"]["median"] > 0 for each in found.values())
+    assert found["cachegraph run --server"]["cpu"]["median"] > 0
 
 
 def test_a_process_is_measured_alone() -> None:

@@ -177,9 +177,11 @@ SLOW += ["transformers", "yaml", "cachegraph.engine.spec", "cachegraph.graph.gra
 TABLES = ["cachegraph.graph.run.result", "rich.console"]  # needed after the reply
 
 
-def test_a_run_on_a_server_imports_nothing_slow(server: Running, recipe: Path) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_on_a_server_imports_nothing_slow(server: Running, recipe: Path, named: bool) -> None:
+    options = ["--server", server.url] if named else []
     code = (
-        "import sys\nsys.argv = ['cachegraph', 'run', sys.argv[1], '-i', 'question=why?']\n"
+        f"import sys\nsys.argv = ['cachegraph', 'run', sys.argv[1], '-i', 'question=why?', *{options}]\n"
         "from cachegraph.cli import main, server_run\n"
         f"slow, tables, early = set({SLOW}), set({TABLES}), set()\n"
         "say = server_run.write\n"

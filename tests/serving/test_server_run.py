@@ -9,8 +9,9 @@ import pytest
 from live_server import Running, served
 from server_graphs import scripted_duo
 
-from cachegraph.agents.scripted import ScriptedAgent
+from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.cli import main
+from cachegraph.graph.graph import Graph
 from cachegraph.serving.auth import read_keys
 
 
@@ -64,6 +65,19 @@ def test_what_goes_wrong_is_one_sentence(
         assert (code, "agent 'expert' failed" in err) == (1, True)
         code, err = failure(server.url, "--no-store")
         assert (code, "--no-store" in err) == (2, True)
+
+
+def test_only_a_file_that_is_the_servers_is_not_checked_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "duo.yaml"
+    scripted_duo().to_yaml(file)
+    with served([Graph.from_yaml(file, create=scripted())]) as server:
+        assert run(monkeypatch, file, server.url) == 0
+        assert capsys.readouterr().out == "answerer(expert(why?))\n"
+        file.write_text(file.read_text().replace("{{ expert }}", "{{ exprt }}"))
+        assert run(monkeypatch, file, server.url) == 2
+        assert "did you mean 'expert'?" in capsys.readouterr().err
 
 
 def test_no_server_wins_over_the_environment(

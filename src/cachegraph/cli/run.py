@@ -123,23 +123,27 @@ def run(
             _print_results([result], as_json, quiet)
             return
 
+    wanted = _channels(channels or [])
+    if session is not None and len(wanted) > 1:
+        raise InputError("--session continues one conversation, so it takes at most one --channel")
+    allowed = (allow_env, allow_paths, allow_code, allow_local)
+    if server is not None:
+        if events is not None or trace is not None or not keep or cluster is not None:
+            raise InputError("--events, --trace, --no-store and --cluster are for runs from here, and not for --server")
+        from .server_run import run_on_server, run_unchanged
+
+        asked = (wanted, session, quiet or as_json)
+        results = run_unchanged(server, server_key_file, recipe, texts, *asked)
+        if results is None:
+            results = run_on_server(server, server_key_file, open_graph(recipe, *allowed), texts, *asked)
+        _print_results(results, as_json, quiet)
+        return
+
     from cachegraph.graph.recipe.inputs import parse_inputs
 
     from .event_files import record_events
     from .fetch import fetch_fusers, fetch_models
 
-    wanted = _channels(channels or [])
-    if session is not None and len(wanted) > 1:
-        raise InputError("--session continues one conversation, so it takes at most one --channel")
-    if server is not None:
-        if events is not None or trace is not None or not keep or cluster is not None:
-            raise InputError("--events, --trace, --no-store and --cluster are for runs from here, and not for --server")
-        graph = open_graph(recipe, allow_env, allow_paths, allow_code, allow_local)
-        _print_results(
-            _run_there(server, server_key_file, graph, texts, wanted, session, quiet or as_json), as_json, quiet
-        )
-        return
-    allowed = (allow_env, allow_paths, allow_code, allow_local)
     with defer_garbage_collection() as started, graphs_on(cluster, [open_graph(recipe, *allowed)]) as (graph,):
         graph.strict = strict
         given = parse_inputs(graph.spec.inputs, texts)
@@ -219,26 +223,6 @@ def _on_local_server(
     from .server_run import run_on_local_server
 
     return run_on_local_server(recipe, permitted, texts, channel, session, quiet)
-
-
-def _run_there(
-    server: str,
-    key_file: Path | None,
-    graph: "Graph",
-    texts: Mapping[str, str],
-    channels: "Sequence[Channel]",
-    session: str | None,
-    quiet: bool,
-) -> "list[Result]":
-    """Run on a server, once for each channel."""
-    from cachegraph.graph.recipe.inputs import parse_inputs
-
-    from .server_run import run_on_server
-
-    given = graph.check_inputs(parse_inputs(graph.spec.inputs, texts))
-    name = graph.spec.name
-    models = [(f"{name}@{channel}", graph.output) for channel in channels] or [(name, graph.output)]
-    return run_on_server(server, key_file, models, given, session, quiet)
 
 
 def _run_all(

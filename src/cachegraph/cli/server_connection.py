@@ -57,16 +57,16 @@ class ServerConnection:
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> ServerAnswer:
         """Post a JSON object."""
-        answer = self._request("POST", path, {}, json.dumps(body or {}).encode())
-        try:
-            return ServerAnswer(answer.status, answer.read())
-        except (OSError, HTTPException) as error:
-            raise _problem(error) from error
+        return _whole(self._request("POST", path, {}, json.dumps(body or {}).encode()))
+
+    def get(self, path: str) -> ServerAnswer:
+        """Get what is at a path."""
+        return _whole(self._request("GET", path, {}))
 
     def events(self, path: str, last: str | None) -> "ServerAnswer | Iterator[tuple[str | None, dict[str, Any]]]":
         """Return the events after the one with id `last`, each with its id; or the answer, if the server refuses."""
         answer = self._request("GET", path, {"Last-Event-ID": last} if last else {})
-        return _events(answer) if answer.status < 400 else ServerAnswer(answer.status, answer.read())
+        return _events(answer) if answer.status < 400 else _whole(answer)
 
     def close(self) -> None:
         """Close the connection. A later request opens another one."""
@@ -79,6 +79,13 @@ class ServerConnection:
             return self._connection.getresponse()
         except (OSError, HTTPException, ValueError) as error:
             raise _problem(error) from error
+
+
+def _whole(answer: HTTPResponse) -> ServerAnswer:
+    try:
+        return ServerAnswer(answer.status, answer.read())
+    except (OSError, HTTPException) as error:
+        raise _problem(error) from error
 
 
 def _events(answer: HTTPResponse) -> Iterator[tuple[str | None, dict[str, Any]]]:

@@ -3,8 +3,10 @@
 Imports neither torch nor transformers, and before the reply not even the graph: the first token must not wait for them.
 """
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,37 +18,91 @@ from .output import echo, write
 from .server_connection import ServerAnswer, ServerConnection, ServerConnectionError
 
 if TYPE_CHECKING:
+    from cachegraph.channels.channel import Channel
+    from cachegraph.graph.graph import Graph
     from cachegraph.graph.run.result import Result
 
-__all__ = ["run_on_local_server", "run_on_server"]
+__all__ = ["run_on_local_server", "run_on_server", "run_unchanged"]
 
+NAME = re.compile(rb"^name: *([\w.-]+) *$", re.MULTILINE)  # of a recipe, as it is usually written
 SILENCE = 60.0  # seconds; the server sends a comment four times a minute
+
+
+def run_unchanged(
+    url: str,
+    key_file: Path | None,
+    recipe: Path,
+    texts: Mapping[str, str],
+    channels: "Sequence[Channel]",
+    session: str | None,
+    quiet: bool,
+) -> "list[Result] | None":
+    """Run a recipe whose file is the server's, byte by byte, so that it needs no check here; once for each channel.
+
+    None if it is another file, or if its inputs can't be parsed. Raises what `run_on_server` raises.
+    """
+    try:
+        content = recipe.read_bytes() if recipe.is_file() else b""
+    except (OSError, ValueError):
+        return None
+    named = NAME.search(content)
+    if named is None:
+        return None
+    with _connection(url, key_file) as server:
+        answer = server.get(f"/graphs/{named[1].decode()}")
+        try:
+            graph = answer.json()
+            if answer.status != 200 or graph["sha256"] != hashlib.sha256(content).hexdigest():
+                return None
+            kinds = {name: entry["type"] for name, entry in graph["inputs"].items()}
+            inputs = {name: _parsed(kinds.get(name), text) for name, text in texts.items()}
+            output = next(iter(graph["outputs"].values()))
+        except (JSONProblem, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return [
+            _run(server, {"graph": model, "inputs": inputs, "session": session}, output, quiet)
+            for model in _models(graph["name"], channels)
+        ]
 
 
 def run_on_server(
     url: str,
     key_file: Path | None,
-    models: Sequence[tuple[str, str]],
-    inputs: Mapping[str, Any],
+    graph: "Graph",
+    texts: Mapping[str, str],
+    channels: "Sequence[Channel]",
     session: str | None,
     quiet: bool,
 ) -> "list[Result]":
-    """Run each of these models, of which the output is named too, and print their replies as they are written.
+    """Run the server's recipe of the same name, once for each channel, and print the replies as they are written.
 
     Raises ConfigError where no server answers, InputError for what it refuses, and RunError.
     """
+    from cachegraph.graph.recipe.inputs import parse_inputs
+
+    inputs = graph.check_inputs(parse_inputs(graph.spec.inputs, texts))
+    with _connection(url, key_file) as server:
+        return [
+            _run(server, {"graph": model, "inputs": dict(inputs), "session": session}, graph.output, quiet)
+            for model in _models(graph.spec.name, channels)
+        ]
+
+
+@contextmanager
+def _connection(url: str, key_file: Path | None) -> Iterator[ServerConnection]:
+    """A connection for this block. Raises ConfigError if no server answers."""
     key = _key(key_file) if key_file is not None else None
-    results: list[Result] = []
     try:
         with ServerConnection(url, SILENCE, key) as server:
-            for model, output in models:
-                body = {"graph": model, "inputs": dict(inputs), "session": session}
-                results.append(_run(server, body, output, quiet))
+            yield server
     except ServerConnectionError as error:
         raise ConfigError(
             f"no cachegraph server answers at {url!r} ({error}); start one with `cachegraph serve`"
         ) from error
-    return results
+
+
+def _models(name: str, channels: "Sequence[Channel]") -> list[str]:
+    return [f"{name}@{channel}" for channel in channels] or [name]
 
 
 def run_on_local_server(
