@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -54,22 +54,21 @@ def told(command: Sequence[str], environment: dict[str, str]) -> Told:
     return Told(first, used.ru_utime + used.ru_stime)
 
 
-def asked(port: int, name: str, output: str) -> Told:
+def asked(port: int, name: str, output: str, inputs: Mapping[str, str]) -> Told:
     """Ask a server for a run, over a connection that is open."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
         connection.connect()
         began = time.perf_counter()
-        connection.request("POST", "/runs", json.dumps({"graph": name}), {"Content-Type": "application/json"})
+        body = json.dumps({"graph": name, "inputs": inputs})
+        connection.request("POST", "/runs", body, {"Content-Type": "application/json"})
         run = json.loads(connection.getresponse().read())["id"]
         connection.request("GET", f"/runs/{run}/events")
         first = None
         for line in iter(connection.getresponse().readline, b""):
             event = json.loads(line[6:]) if line.startswith(b"data: ") else {}
-            mine = event.get("type") == "run_finished" or (event.get("type"), event.get("agent")) == (
-                "text_delta",
-                output,
-            )
-            if mine and first is None:
+            kind = event.get("type")
+            prints = kind == "run_finished" or (kind == "text_delta" and event["agent"] == output)
+            if prints and first is None:
                 first = time.perf_counter() - began
     assert first is not None
     return Told(first, None)
@@ -81,9 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE)
     given = parsed(parser, arguments)
     spec = load_recipe(given.recipe, allow_code=True)
+    inputs = {name: "why?" for name, entry in spec.inputs.items() if entry.is_required}
     with tempfile.TemporaryDirectory() as folder, started(given.recipe, Path(folder)) as (_, port):
         environment = {**os.environ, "CACHEGRAPH_STORE": str(Path(folder, "runs.db"))}
         run = [sys.executable, "-c", MAIN, "run", str(given.recipe)]
+        run += [part for name, text in inputs.items() for part in ("-i", f"{name}={text}")]
         commands = {
             "python": [sys.executable, "-c", "print(1)"],
             "cachegraph --version": [sys.executable, "-c", MAIN, "--version"],
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "cachegraph run --server": [*run, "--server", f"http://127.0.0.1:{port}"],
         }
         contenders = {name: partial(told, command, environment) for name, command in commands.items()}
-        contenders["a connected client"] = partial(asked, port, spec.name, spec.output)
+        contenders["a connected client"] = partial(asked, port, spec.name, spec.output, inputs)
         rounds = alternate(contenders, given.repeats, warm_up=0 if given.quick else 1)
     found = {
         name: {"first": Range([each.first for each in seconds]), "cpu": _cpu(seconds)}
