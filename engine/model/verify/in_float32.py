@@ -16,10 +16,13 @@ _HALF = (torch.bfloat16, torch.float16)
 def in_float32(network: nn.Module) -> Iterator[None]:
     """Within the block, a 16-bit model computes in float32: activations and KV, too.
 
-    Matrices are widened while their module runs, one module at a time; vectors all at once. Quantised weights and what
-    their layers compute in stay as they are.
+    Matrices are widened while their module runs, one module at a time; vectors all at once. The output head, which is
+    the largest matrix of most models and runs in every pass, stays widened for the next pass. Quantised weights and
+    what their layers compute in stay as they are.
     """
     narrow: dict[nn.Parameter, tuple[nn.Module, Tensor]] = {}  # the module that widened it, and the narrow data
+    head = _head_of(network)
+    wide_head: list[Tensor] = []
 
     def widen(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         if type(module) is nn.Embedding:  # large; its output is widened instead, which is exact
@@ -27,7 +30,9 @@ def in_float32(network: nn.Module) -> Iterator[None]:
         widened = [weight for weight in _weights_of(module) if _is_narrow(weight)]
         for weight in widened:
             narrow[weight] = module, weight.data
-            weight.data = weight.data.float()
+            weight.data = wide_head[0] if weight is head and wide_head else weight.data.float()
+            if weight is head and not wide_head:
+                wide_head.append(weight.data)
         if not widened:
             return None
         # Some models cast the inputs of a module to the dtype that its weights had before they were widened.
@@ -57,6 +62,12 @@ def in_float32(network: nn.Module) -> Iterator[None]:
             hook.remove()
         for weight, data in vectors:
             weight.data = data
+
+
+def _head_of(network: nn.Module) -> nn.Parameter | None:
+    """The matrix of the output head; a tied embedding has the same one."""
+    find = getattr(network, "get_output_embeddings", None)
+    return getattr(find() if find else None, "weight", None)
 
 
 def _is_narrow(weight: nn.Parameter) -> bool:
