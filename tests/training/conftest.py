@@ -1,7 +1,6 @@
 """Trainings that take no time: tiny models, stories of a few words, and recipes for both kinds of fuser."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,9 +198,4 @@ def fuse_task(tmp_path: Path, tiny_folders: dict[str, Path]) -> Task:
     return write_task(tmp_path / "task", tiny_folders, "fuse")
 
 
-def lone_environment() -> dict[str, str]:
-    """For a training in a process of its own: one thread, no network."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-__all__ = ["OpenedTraining", "Task", "lone_environment", "read_log", "story_rows", "write_task"]
+__all__ = ["OpenedTraining", "Task", "read_log", "story_rows", "write_task"]

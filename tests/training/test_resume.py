@@ -1,7 +1,6 @@
 """What a killed training loses: nothing that its next run doesn't do again, to the last bit."""
 
 import json
-import multiprocessing
 import signal
 import subprocess
 import sys
@@ -9,11 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import start
 from safetensors.torch import load_file, save_file
 
 from cachegraph.channels.fusers.files.weights import WEIGHTS
@@ -29,24 +30,11 @@ from .conftest import Task, read_log, write_task
 
 STEPS = 20
 SETTINGS = {"optim__steps": STEPS, "judge__every": 4, "output": "killed"}
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["cachegraph.training.train", "torch"])  # a server of clean processes that imported these
-
-Begin = Callable[..., Any]
 
 
-@pytest.fixture
-def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
-    """Call it to train in a process of its own."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # the new process need not know what pytest is
-
-    def start(task: Task, **options: Any) -> Any:
-        process = FORKS.Process(target=train, args=(task.spec(**SETTINGS),), kwargs={"folder": task.folder, **options})
-        process.start()
-        return process
-
-    return start
+def begin(task: Task, **options: Any) -> ForkServerProcess:
+    """Train in a process of its own."""
+    return start(train, task.spec(**SETTINGS), folder=task.folder, **options)
 
 
 def whole(task: Task, **settings: Any) -> Path:
@@ -77,7 +65,7 @@ def assert_same(task: Task) -> None:
 
 @pytest.mark.parametrize("kind", ["graft", "fuse"])
 def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
-    tmp_path: Path, tiny_folders: dict[str, Path], begin: Begin, kind: str
+    tmp_path: Path, tiny_folders: dict[str, Path], kind: str
 ) -> None:
     task = write_task(tmp_path, tiny_folders, kind)
     run = tmp_path / "killed.training"

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from accelerate.utils import is_tensorboard_available
+from forks import Command
 
 from cachegraph import Graph
 from cachegraph.channels.fusers.files.weights import read_card
@@ -24,7 +24,7 @@ from cachegraph.cli import main
 from cachegraph.training import checkpoint
 from cachegraph.training.train import train
 
-from .conftest import Task, lone_environment, story_rows, write_task
+from .conftest import Task, story_rows, write_task
 
 
 class Ended(NamedTuple):
@@ -310,21 +310,21 @@ def test_a_training_that_fails_leaves_the_fuser_that_is_there(graft_task: Task, 
     assert read_card(graft_task.folder / "made") == before
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_ends_with_130(graft_task: Task, call: Call) -> None:
-    command = [sys.executable, "-m", "cachegraph", "train", str(graft_task.recipe), "--steps", "100000"]
-    with subprocess.Popen(
-        command, env=lone_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+def test_ctrl_c_leaves_a_checkpoint_and_ends_with_130(graft_task: Task) -> None:
+    command = Command("train", graft_task.recipe, "--steps", "100000", folder=graft_task.folder / "streams")
+    try:
         until = time.monotonic() + 120
         log = graft_task.run / "log.jsonl"
-        while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 5):
+        while command.is_alive() and not (log.exists() and log.read_bytes().count(b"\n") > 5):
             assert time.monotonic() < until
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
-    assert "interrupted; the same command with --resume continues from the last step" in err
-    assert "Traceback" not in err
+        command.send_signal(signal.SIGINT)
+        done = command.end(60)
+    finally:
+        command.kill()
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "interrupted; the same command with --resume continues from the last step" in done.stderr
+    assert "Traceback" not in done.stderr
     found = checkpoint.newest(graft_task.run)
     assert found is not None
     step = found[1].step
@@ -332,21 +332,17 @@ def test_ctrl_c_leaves_a_checkpoint_and_ends_with_130(graft_task: Task, call: Ca
     assert step == len(steps) >= 3
 
 
-def test_ctrl_c_before_the_first_step_promises_nothing(graft_task: Task, call: Call) -> None:
+def test_ctrl_c_before_the_first_step_promises_nothing(graft_task: Task) -> None:
     recipe = yaml.safe_load(graft_task.recipe.read_text())
     os.mkfifo(graft_task.folder / "slow.jsonl")  # whoever reads it waits
     graft_task.recipe.write_text(yaml.safe_dump({**recipe, "data": {"source": "slow.jsonl"}}))
-    command = [sys.executable, "-m", "cachegraph", "train", str(graft_task.recipe)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with (
-        subprocess.Popen(command, env=lone_environment(), **pipes) as process,
-        (graft_task.folder / "slow.jsonl").open("w"),  # which opens once it is read
-    ):
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
-    assert "interrupted; no step was taken yet, so nothing was saved: run the same command again" in err
-    assert "Traceback" not in err
+    command = Command("train", graft_task.recipe, folder=graft_task.folder / "streams")
+    with (graft_task.folder / "slow.jsonl").open("w"):  # which opens once it is read
+        command.send_signal(signal.SIGINT)
+        done = command.end(60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "interrupted; no step was taken yet, so nothing was saved: run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not graft_task.run.exists()
 
 
@@ -356,22 +352,17 @@ def launched(task: Task, processes: int) -> list[Ended]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    shared["ACCELERATE_USE_CPU"] = "yes"
     begun = [
-        subprocess.Popen(
-            [sys.executable, "-m", "cachegraph", "train", str(task.recipe), "--json"],
-            env={**lone_environment(), **shared, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "yes"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Command("train", task.recipe, "--json", folder=task.folder / rank, RANK=rank, LOCAL_RANK=rank, **shared)
         for rank in map(str, range(processes))
     ]
     try:
-        said = [process.communicate(timeout=200) for process in begun]
+        done = [command.end(200) for command in begun]
     finally:
-        for process in begun:
-            process.kill()
-    return [Ended(process.returncode, *each) for process, each in zip(begun, said, strict=True)]
+        for command in begun:
+            command.kill()
+    return [Ended(each.returncode, each.stdout, each.stderr) for each in done]
 
 
 def test_two_processes_move_the_weights_as_one_that_adds_up_both_their_rows(graft_task: Task, call: Call) -> None:
