@@ -40,3 +40,10 @@ def test_both_walks_have_eight_steps_in_files_of_their_own() -> None:
     steps = [re.findall(r"^\| (\d) \| `([\w/]+\.py)::", walk, re.MULTILINE) for walk in WALKS]
     assert [[number for number, _ in walk] for walk in steps] == [[str(i) for i in range(1, 9)]] * 2
     assert len({file for walk in steps for _, file in walk}) == 16
+
+
+def test_every_method_that_the_walks_name_is_in_a_file_of_the_page() -> None:
+    there = frozenset[str]().union(*(_names(ROOT / place.partition("::")[0]) for place in PLACES))
+    named = {name for walk in WALKS for name in re.findall(r"`([A-Z]\w+\.\w+)`", walk)}
+    assert len(named) > 10
+    assert named <= there
