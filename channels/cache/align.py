@@ -236,15 +236,15 @@ class _Rows:
         )
 
 
-def _template_and_messages(reading: TokenizedChat) -> list[Section]:
+def _template_and_messages(chat: TokenizedChat) -> list[Section]:
     """Token ranges: a template section before each message and after the last; any may be empty."""
     sections: list[Section] = []
     end = 0
-    for start_char, end_char in reading.contents:
-        start, stop = token_range(reading.offsets, start_char, end_char, first=end)
+    for start_char, end_char in chat.contents:
+        start, stop = token_range(chat.offsets, start_char, end_char, first=end)
         sections += [Section("template", end, start), Section("message", start, stop)]
         end = stop
-    return [*sections, Section("template", end, len(reading.ids))]
+    return [*sections, Section("template", end, len(chat.ids))]
 
 
 def _text(tokenizer: RawTokenizer, id_: int) -> str:

@@ -116,8 +116,8 @@ def _fuse(
     for source in sources:
         if source.pairs is not None and len(source.pairs[0]) == 0:
             continue
-        turns = _turns(source)
-        for layer, k, v in _corrections(receiver, source, turns, only):
+        rope = _key_rope(source)
+        for layer, k, v in _corrections(receiver, source, rope, only):
             keys, values = parts.setdefault(layer, ([], []))
             positions = None if source.pairs is None else source.pairs[0]
             keys += [] if k is None else [_Part(k, positions)]
@@ -130,11 +130,11 @@ def _fuse(
 
 
 def _corrections(
-    receiver: Sequence[KVPair], source: FuserInput, turns: "_Turns | None", only: Collection[int] | None
+    receiver: Sequence[KVPair], source: FuserInput, rope: "_KeyRope | None", only: Collection[int] | None
 ) -> Iterator[tuple[int, Tensor | None, Tensor | None]]:
     """Compute one source's corrections, by receiver layer with an open gate: (layer, keys, values)."""
     if isinstance(source.fuser, BottleneckFuser):
-        yield from _of_all_layers(source.fuser, receiver, source, turns, only)
+        yield from _of_all_layers(source.fuser, receiver, source, rope, only)
         return
     chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
@@ -146,10 +146,10 @@ def _corrections(
         place = projector.device, projector.dtype if stack is None else stack.dtype
         sharer_kv = _stacked([source.layers[other] for _, other, _ in some], sharer_positions, *place)
         own = _stacked([receiver[layer] for layer in layers], receiver_positions, *place)
-        bare = own[0] if turns is None else turns.off(layers, own[0])
+        bare = own[0] if rope is None else rope.remove(layers, own[0])
         part = None if stack is None else stack.part(begin, begin + together)
         k, v = part(*sharer_kv, bare, own[1]) if part is not None else _one(projector, *sharer_kv, bare, own[1])
-        k = turns.on(layers, k) if turns is not None and k is not None else k
+        k = rope.apply(layers, k) if rope is not None and k is not None else k
         if source.sizes is not None:
             source.sizes.add(layers, Residual(k, v), *own)
         for index, layer in enumerate(layers):
@@ -160,7 +160,7 @@ def _of_all_layers(
     fuser: BottleneckFuser,
     receiver: Sequence[KVPair],
     source: FuserInput,
-    turns: "_Turns | None",
+    rope: "_KeyRope | None",
     only: Collection[int] | None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The same for a network shared by all layers: it runs once, and layers of one shape are rotated together."""
@@ -172,7 +172,7 @@ def _of_all_layers(
             by_shape.setdefault(shape, []).append(layer)
     for layers in by_shape.values():
         k, v = (torch.stack([added[layer][index] for layer in layers]).float() for index in (0, 1))
-        k = k if turns is None else turns.on(layers, k)
+        k = k if rope is None else rope.apply(layers, k)
         if source.sizes is not None:
             own = _stacked([receiver[layer] for layer in layers], receiver_positions, k.device, k.dtype)
             source.sizes.add(layers, Residual(k, v), *own)
@@ -195,23 +195,23 @@ def _one(projector: Projector, *layers: Tensor) -> Residual:
     return Residual(None if k is None else k[None], None if v is None else v[None])
 
 
-class _Turns(NamedTuple):
+class _KeyRope(NamedTuple):
     """Remove and apply RoPE on stacked keys, (layers, batch, kv_heads, positions, head_dim), at the receiver's
     positions.
 
     Rotation is linear, so a correction of unrotated keys can be rotated and added to rotated keys.
     """
 
-    off: Callable[[Sequence[int], Tensor], Tensor]
-    on: Callable[[Sequence[int], Tensor], Tensor]
+    remove: Callable[[Sequence[int], Tensor], Tensor]
+    apply: Callable[[Sequence[int], Tensor], Tensor]
 
 
-def _turns(source: FuserInput) -> _Turns | None:
+def _key_rope(source: FuserInput) -> _KeyRope | None:
     if source.rope is None:
         return None
     rotation, positions = source.rope
     at = positions if source.pairs is None else positions[source.pairs[0].cpu()]
-    return _Turns(rotation.stacked_shifter(-at), rotation.stacked_shifter(at))
+    return _KeyRope(rotation.stacked_shifter(-at), rotation.stacked_shifter(at))
 
 
 def _stacked(

@@ -55,27 +55,27 @@ class FusedPrefill:
 async def fused_prefill(
     receiver: Engine,
     sharers: Sequence[Sharer],
-    reading: SharedPrompt,
+    shared: SharedPrompt,
     mode: FusionMode = "parallel",
     past: tuple[KV, ...] = (),
     grafts: Mapping[int, Sequence[KV]] | None = None,
 ) -> FusedPrefill:
-    """Compute `reading.stretches` of the receiver's prompt, corrected by the sharers.
+    """Compute `shared.stretches` of the receiver's prompt, corrected by the sharers.
 
     Sharers and receiver prefill concurrently, the receiver up to its first corrected stretch. If the sharers run on
     other devices, that stretch is corrected layer by layer as their layers arrive. `grafts` maps a token to the KV
     inserted before it, already at its positions and left uncorrected; a stretch must start or the last one end there
     (see `make_room`). Each KV layer is (1, kv_heads, positions, head_dim).
     """
-    row = _Row(receiver, reading, past, dict(grafts or {}))
-    passes = list(_passes(reading.stretches, row.grafts))
+    row = _Row(receiver, shared, past, dict(grafts or {}))
+    passes = list(_passes(shared.stretches, row.grafts))
     ahead = next((index + 1 for index, each in enumerate(passes) if each[-1].pairs), len(passes))
     sizes = tuple(ResidualNorms() for _ in sharers)
     streamed = _can_stream(receiver, sharers, passes[ahead - 1][-1] if passes else None)
     stream = LayerStream(receiver.model.device, streamed=streamed)
     readers = [
         partial(_read_sharer, j, sharer, text, stream)
-        for j, (sharer, text) in enumerate(zip(sharers, reading.sharers, strict=True))
+        for j, (sharer, text) in enumerate(zip(sharers, shared.sharers, strict=True))
     ]
 
     async def begin() -> float:
@@ -100,14 +100,14 @@ async def fused_prefill(
             began = perf_counter()
             row.correct(await _correct(receiver, sharers, caches, row.kv, stretch, mode, sizes))
             seconds += perf_counter() - began
-    behind = row.grafts.pop(reading.end, ())
+    behind = row.grafts.pop(shared.end, ())
     row.segments, row.uncorrected = (*row.segments, *behind), (*row.uncorrected, *behind)
     total = Cost()
     for each in read:
         total.add(each.cost)
     rows = tuple(each.segments for each in read)
     nbytes = tuple(
-        _bytes(j, sharer, layers, reading) for j, (sharer, layers) in enumerate(zip(sharers, caches, strict=True))
+        _bytes(j, sharer, layers, shared) for j, (sharer, layers) in enumerate(zip(sharers, caches, strict=True))
     )
     return FusedPrefill(row.segments, row.uncorrected, rows, nbytes, sizes, row.cost, total, seconds)
 
@@ -129,7 +129,7 @@ class _Row:
     """The receiver's row under construction. `kv` is its last stretch, after `before`; `correct` replaces it."""
 
     engine: Engine
-    reading: SharedPrompt
+    shared: SharedPrompt
     segments: tuple[KV, ...]
     grafts: dict[int, Sequence[KV]]  # not inserted yet
     before: tuple[KV, ...] = ()
@@ -143,7 +143,7 @@ class _Row:
     async def read(self, passes: Sequence[Sequence[Stretch]]) -> None:
         for stretches in passes:
             start, last, end = stretches[0].start, stretches[-1].start, stretches[-1].end
-            ids, at = self.reading.ids[start:end], self.reading.positions
+            ids, at = self.shared.ids[start:end], self.shared.positions
             piece = at[start:end] if at is not None else None
             self.before = (*self.segments, *self.grafts.pop(start, ()))
             done = await self.engine.prefill(ids, self.before, positions=piece)
@@ -228,11 +228,11 @@ def _sources(
 def _layer_as_read(sharer: Sharer, text: SharerPrompt) -> Callable[[int, LayerKV], LayerKV]:
     """Apply `alter` and `as_read` to a single layer, in the sharer's thread."""
     at = torch.arange(len(text.ids)) if text.positions is None else text.positions
-    turn = sharer.engine.model.rotation.shifter(-at) if sharer.fuser.card.rope == "unrotated" else None
+    unrotate = sharer.engine.model.rotation.shifter(-at) if sharer.fuser.card.rope == "unrotated" else None
 
     def change(layer: int, kv: LayerKV) -> LayerKV:
         kv = kv if sharer.alter is None else sharer.alter(KV((kv,), at)).layers[0]
-        return kv if turn is None else LayerKV(turn(layer, kv.keys), kv.values)
+        return kv if unrotate is None else LayerKV(unrotate(layer, kv.keys), kv.values)
 
     return change
 
@@ -252,10 +252,10 @@ async def as_read(kv: KV, fuser: Fuser, sharer: SharerEngine) -> KV:
     return await sharer.call(lambda: sharer.model.rotation.unrotated(kv)) if fuser.card.rope == "unrotated" else kv
 
 
-def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, reading: SharedPrompt) -> int:
+def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, shared: SharedPrompt) -> int:
     """The bytes of the sharer layers that an open gate reads, at the paired positions."""
     if layers is None:
         return 0
-    positions = sum(len(stretch.pairs[j].sharer) for stretch in reading.stretches if j in stretch.pairs)
+    positions = sum(len(stretch.pairs[j].sharer) for stretch in shared.stretches if j in stretch.pairs)
     used = [layers[layer] for layer in sharer.fuser.sharer_layers]
     return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in layer)

@@ -135,8 +135,8 @@ def share_by_offsets(receiver: TokenizedChat, sharers: Sequence[TokenizedChat]) 
             for receiver_content, sharer_content in zip(receiver.contents, sharer.contents, strict=True)
         ]
         by_sharer.append(align_offsets(receiver.offsets, sharer.offsets, spans))
-    reading = pair_tokens(receiver.ids, [SharerPrompt(each.ids) for each in sharers], by_sharer)
-    return replace(reading, sharers=_needed(reading.sharers, reading.stretches))
+    shared = pair_tokens(receiver.ids, [SharerPrompt(each.ids) for each in sharers], by_sharer)
+    return replace(shared, sharers=_needed(shared.sharers, shared.stretches))
 
 
 def pair_tokens(
@@ -153,24 +153,24 @@ def pair_tokens(
     return SharedPrompt(ids, None, sharers, _stretches(by_token, len(ids)))
 
 
-def make_room(reading: SharedPrompt, grafts: Sequence[tuple[int, int]]) -> SharedPrompt:
+def make_room(shared: SharedPrompt, grafts: Sequence[tuple[int, int]]) -> SharedPrompt:
     """Make room for grafts, given as (token to insert before, number of entries).
 
     A stretch is split at each such token; explicit positions after it move up.
     """
     cuts = [token for token, _ in grafts]
-    stretches = list(reading.stretches)
+    stretches = list(shared.stretches)
     covered = stretches[-1].end if stretches else 0
     if cuts and cuts[-1] > covered:
         stretches.append(Stretch(covered, cuts[-1], {}))
     for cut in cuts:
         stretches = [part for at in stretches for part in (_cut(at, cut) if at.start < cut < at.end else [at])]
-    positions = reading.positions
+    positions = shared.positions
     if positions is not None:
         positions = positions.clone()
         for token, count in grafts:
             positions[token:] += count
-    return replace(reading, stretches=stretches, positions=positions)
+    return replace(shared, stretches=stretches, positions=positions)
 
 
 def _cut(at: Stretch, token: int) -> list[Stretch]:
