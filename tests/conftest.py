@@ -51,6 +51,13 @@ def pytest_collection() -> Generator[None, object, object]:
         atexit.register(gc.unfreeze)  # extension modules complain of what is left when the process ends
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that need the loaded demo models first: of several processes the first one takes them, and loads."""
+    loading = {"demo_engines", "demo_bfloat16"}
+    files = {item.path for item in items if not loading.isdisjoint(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in files)
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Async tests run under both event loops that the runtime promises to work with."""
