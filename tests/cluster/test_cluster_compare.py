@@ -1,6 +1,7 @@
 """A comparison on a cluster finds the numbers of one process, in whichever replica."""
 
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -39,6 +40,10 @@ def test_a_comparison_has_the_same_numbers_in_a_second_replica(
     moved = graph.on_cluster(cluster).open()
     replicas = next(each for each in cluster.sets.values() if each.model.source == twice.source)
     first, second = replicas.handles
+    deadline = monotonic() + 60
+    while not second.is_ready:  # a replica that still loads its model is not chosen
+        assert monotonic() < deadline
+        sleep(0.05)
     with first.working():  # so that turns go to the second one, which knows nothing yet
         there = compare(moved, ROWS, variants=variants, concurrency=1)
     moved.close()
