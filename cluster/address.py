@@ -9,6 +9,8 @@ from cachegraph.errors import ConfigError, InputError
 __all__ = ["check_answers", "check_form", "is_client", "why_not"]
 
 SECONDS = 5.0  # until a node must have accepted a connection
+ANSWER_SECONDS = 20.0  # until its process must have answered: the system accepts connections for one that has stopped
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # a client's first bytes, no settings
 NAMED = ("local", "auto")
 
 
@@ -28,16 +30,27 @@ def check_form(address: str) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Raises ConfigError if no process accepts connections where the address leads."""
+    """Raises ConfigError if no process of Ray answers where the address leads."""
     node = _node(address)
     ends = None if node is None else _host_and_port(node)
     if ends is None:  # in a form of Ray's own, which Ray itself checks
         return
     try:
-        socket.create_connection(ends, SECONDS).close()
+        with socket.create_connection(ends, SECONDS) as connection:
+            answer = None if os.environ.get("RAY_USE_TLS") == "1" else _answer(connection)
     except OSError as error:
         reason = f"nothing answers at {node} ({error.strerror or error})"
         raise ConfigError(why_not(address, reason)) from error
+    if answer is not None and answer[3:4] != b"\x04":  # the settings with which every gRPC server begins
+        raise ConfigError(why_not(address, f"what answers at {node} is not Ray"))
+
+
+def _answer(connection: socket.socket) -> bytes:
+    """The first bytes that a gRPC server says, as all of Ray's are. Raises TimeoutError if it has stopped."""
+    connection.settimeout(ANSWER_SECONDS)
+    connection.sendall(HTTP2)
+    with connection.makefile("rb") as answer:
+        return answer.read(9)
 
 
 def why_not(address: str, reason: str) -> str:

@@ -2,9 +2,11 @@
 
 import socket
 import sys
+from threading import Thread
 
 import pytest
 
+import cachegraph.cluster.address
 from cachegraph import Graph
 from cachegraph.cluster.address import check_answers, why_not
 from cachegraph.cluster.connect import connect
@@ -32,10 +34,45 @@ def test_an_address_where_nothing_listens_is_refused_at_once(kind: str, monkeypa
         address, node = ("auto", end) if kind == "auto" else (kind + end, kind + end)
         with pytest.raises(ConfigError) as raised:
             check_answers(address)
-        bound.listen()
-        check_answers(address)
     said = str(raised.value)
     assert said.startswith(f"there is no cluster at '{address}': nothing answers at {node} (Connection refused); start")
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 255, 255]), None),
+        (None, "nothing answers at {} (timed out); start"),
+        (b"HTTP/1.1 400 Bad Request", "what answers at {} is not Ray; start"),
+        (b"", "what answers at {} is not Ray; start"),
+    ],
+    ids=["ray", "stopped", "web", "closes"],
+)
+def test_a_head_that_accepts_connections_must_answer_as_ray_does(
+    says: bytes | None, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cachegraph.cluster.address, "ANSWER_SECONDS", 0.2 if says is None else 60)
+    held: list[socket.socket] = []  # a stopped process keeps its connections open
+
+    def serve(listening: socket.socket) -> None:
+        held.append(listening.accept()[0])
+        if says is not None:
+            held[0].recv(9)
+            held[0].sendall(says)
+            held[0].shutdown(socket.SHUT_WR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        node = f"ray://127.0.0.1:{listening.getsockname()[1]}"
+        thread = Thread(target=serve, args=[listening])
+        thread.start()
+        if why is None:
+            check_answers(node)
+        else:
+            with pytest.raises(ConfigError) as raised:
+                check_answers(node)
+            assert str(raised.value).startswith(f"there is no cluster at '{node}': {why.format(node)}")
+        thread.join()
+    held[0].close()
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
