@@ -7,7 +7,7 @@ connect        Start Ray on this machine, or join a cluster
 event_log      The events of one turn in a replica
 messages       What driver and replicas send each other
 nodes          The nodes of a cluster, as Ray lists them
-object_store   Tensors in Ray's object store, in chunks
+object_store   Tensors in Ray's object store, in few objects
 placement      Which replica goes to which node; needs no Ray
 plan           What would go where, with memory and bytes per edge; needs no Ray
 remote_agent   The driver's side of an agent
@@ -15,6 +15,7 @@ remote_engine  A sharer's engine in another replica
 replica        The actor: one model, and the agents that use it
 replica_set    The replicas of one model: start, choose, replace
 spoken         What a turn has told its listener, so that a second attempt repeats nothing
+store_budget   How many bytes of caches may be under way in the object store
 stored_cache   KV caches whose tensors are in the object store
 wait           Await Ray's references from asyncio and trio
 """

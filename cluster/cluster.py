@@ -19,11 +19,12 @@ from cachegraph.errors import InputError
 from cachegraph.graph.recipe.spec import GraphSpec
 
 from .messages import AgentSetup
-from .nodes import node_ids, node_resources
+from .nodes import node_ids, node_resources, store_bytes
 from .placement import CacheTraffic, place
 from .plan import ClusterPlan, estimated_memory, need_of, plan_cluster
 from .remote_agent import RemoteAgent
 from .replica_set import ReplicaSet
+from .store_budget import StoreBudget
 
 __all__ = ["Cluster"]
 
@@ -38,6 +39,7 @@ class Cluster:
         self.address = address
         self._own = own
         self.sets: dict[str, ReplicaSet] = {}
+        self._budget = StoreBudget(store_bytes)
         self._links: set[tuple[str, str]] = set()  # keys of models between which caches travel
 
     def creator(
@@ -72,7 +74,7 @@ class Cluster:
                 "run it without a cluster, or put the model behind an endpoint"
             )
         setup = AgentSetup(uuid4().hex, name, spec, tuple(inputs), tuple(upstream))
-        return RemoteAgent(setup, self._replicas(_spec(model), folder, allow_paths), self.sets)
+        return RemoteAgent(setup, self._replicas(_spec(model), folder, allow_paths), self.sets, self._budget)
 
     def _replicas(self, model: ModelSpec, folder: Path, allow_paths: bool) -> ReplicaSet:
         """The replicas of a model; graphs in several folders share those of a model that lies in neither."""

@@ -95,13 +95,17 @@ class Asker:
 
 @dataclass(frozen=True)
 class TurnRequest:
-    """One turn. `sharers`: by key of a model, the replica that fusers ask for its cache."""
+    """One turn. `sharers`: by key of a model, the replica that fusers ask for its cache.
+
+    `room`: bytes of a cache that the object store has room for; None: store it whatever its size.
+    """
 
     id: str
     agent: str
     turn: Turn
     asker: Asker
     sharers: Mapping[str, "ActorHandle"]
+    room: int | None = None
     streams: bool = False
 
 

@@ -6,7 +6,7 @@ import ray
 
 from .placement import NodeResources
 
-__all__ = ["node_ids", "node_resources"]
+__all__ = ["node_ids", "node_resources", "store_bytes"]
 
 _OWN = ("CPU", "GPU", "memory", "object_store_memory")  # that Ray counts by itself
 _LABELS = ("node:", "accelerator_type:", "bundle_group_", "GPU_group_", "CPU_group_")
@@ -20,6 +20,11 @@ def node_resources() -> list[NodeResources]:
 def node_ids() -> dict[str, str]:
     """Ray's id of every node that is alive, by our name for it."""
     return {_name(each): each["NodeID"] for each in _alive()}
+
+
+def store_bytes() -> dict[str, int]:
+    """The bytes of each node's object store, by Ray's id of every node that is alive."""
+    return {each["NodeID"]: int(each["Resources"].get("object_store_memory", 0)) for each in _alive()}
 
 
 def _alive() -> list[dict[str, Any]]:

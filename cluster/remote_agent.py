@@ -1,7 +1,8 @@
 """The driver's side of an agent: chooses a replica for every turn, and takes the turn elsewhere if that one dies."""
 
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from .messages import AgentSetup, EdgeSetup, Missing, Opened, ReplicaAnswer, Tur
 from .remote_engine import RemoteEngine
 from .replica_set import ReplicaHandle, ReplicaSet
 from .spoken import SpokenText
+from .store_budget import StoreBudget
+from .stored_cache import is_dropped
 from .wait import ReplicaGone, result_of
 
 if TYPE_CHECKING:
@@ -41,11 +44,13 @@ Ask = Callable[[ReplicaHandle, TurnRequest], Awaitable[ReplicaAnswer[T]]]
 class RemoteAgent:
     """An agent whose model runs in replicas. It keeps no state of a run."""
 
-    def __init__(self, setup: AgentSetup, replicas: ReplicaSet, sets: Mapping[str, ReplicaSet]):
+    def __init__(self, setup: AgentSetup, replicas: ReplicaSet, sets: Mapping[str, ReplicaSet], budget: StoreBudget):
         self.name = setup.name
         self._setup = setup
         self._replicas = replicas
         self._sets = sets  # of all models, for sharers
+        self._budget = budget
+        self._sent = 0  # bytes of the largest cache of a turn so far
         self._edges: dict[tuple[str, str], EdgeSetup] = {}
         self._peer: Peer | None = None
         self.loading: dict[str, dict[str, float]] = {}
@@ -129,16 +134,19 @@ class RemoteAgent:
         if answer.writes:
             payload.write = partial(self._write_later, handle, request.id, kept)
         if payload.cache is not None:
+            self._sent = max(self._sent, payload.cache.nbytes)
+            payload.cache = self._budget.hold(payload.cache, _node(handle))
             payload.recover = partial(self.rebuild, kept, tuple(reply.ids), tuple(reply.tool_calls))
         return reply
 
     async def rebuild(self, turn: Turn, ids: Sequence[int], calls: Sequence[ToolCall] = ()) -> SentCache:
-        """Recompute an earlier turn's cache by prefill alone."""
+        """Recompute an earlier turn's cache by prefill alone, and store it whatever its size."""
         for each in turn.deliveries:
             await each.payload.restore()
 
         async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[SentCache]:
-            answer: ReplicaAnswer[SentCache] = await result_of(handle.actor.rebuild.remote(request, ids, calls))
+            unbounded = replace(request, room=None)
+            answer: ReplicaAnswer[SentCache] = await result_of(handle.actor.rebuild.remote(unbounded, ids, calls))
             return answer
 
         _, _, answer = await self._answer(turn, ask)
@@ -177,14 +185,35 @@ class RemoteAgent:
         self, turn: Turn, ask: Ask[T], spoken: SpokenText | None = None
     ) -> tuple[ReplicaHandle, TurnRequest, ReplicaAnswer[T]]:
         """Ask replicas until one answers. Raises the agent's error, or RunError if too many die."""
+        async with self._with_caches(turn) as complete:
+            return await self._answer_complete(complete, ask, spoken)
+
+    @asynccontextmanager
+    async def _with_caches(self, turn: Turn) -> AsyncIterator[Turn]:
+        """The turn with caches again that the object store had no room for; they are given up behind the block."""
+        dropped = [each.payload for each in deliveries_of(turn) if _is_dropped(each)]
+        if not dropped:
+            yield turn
+            return
+        async with self._budget.borrow(sum(payload.cache.nbytes for payload in dropped if payload.cache is not None)):
+            again: dict[Payload, Payload] = {}
+            for payload in dropped:
+                if payload not in again and payload.recover is not None:
+                    again[payload] = replace(payload, cache=await payload.recover())
+            yield _replaced(turn, again)
+
+    async def _answer_complete(
+        self, turn: Turn, ask: Ask[T], spoken: SpokenText | None
+    ) -> tuple[ReplicaHandle, TurnRequest, ReplicaAnswer[T]]:
         deaths = 0
         while deaths < ATTEMPTS:
             handle = self._replicas.choose()
             try:
                 with handle.working():
                     await self._prepare(handle)
-                    request = self._request(turn, spoken)
-                    answer = await self._asked(handle, request, ask, spoken)
+                    request = self._request(turn, handle, spoken)
+                    with self._budget.expecting(_node(handle), self._sent if turn.needs_cache else 0):
+                        answer = await self._asked(handle, request, ask, spoken)
             except ReplicaGone:
                 self._replicas.drop(handle)
                 deaths += 1
@@ -223,11 +252,12 @@ class RemoteAgent:
                 self._sets[key].drop_actor(sharer)
         raise RunError(f"{ATTEMPTS} replicas of the model of {setup.sender.agent!r} died as an edge was decided")
 
-    def _request(self, turn: Turn, spoken: SpokenText | None) -> TurnRequest:
+    def _request(self, turn: Turn, handle: ReplicaHandle, spoken: SpokenText | None) -> TurnRequest:
         keys = {setup.model for setup in self._edges.values()} - {None, self._replicas.key}
         sharers = {key: self._sets[key].choose().actor for key in keys if key is not None}
         streams = spoken is not None and spoken.is_heard
-        return TurnRequest(uuid4().hex, self._setup.id, portable_turn(turn), current_asker(), sharers, streams)
+        room = self._budget.room(_node(handle))
+        return TurnRequest(uuid4().hex, self._setup.id, portable_turn(turn), current_asker(), sharers, room, streams)
 
     def _sharer(self, setup: EdgeSetup) -> "ActorHandle | None":
         """A replica of the model at an edge's other end, if that is another model."""
@@ -274,6 +304,26 @@ class RemoteAgent:
         if generate.temperature == 0 or generate.seed is not None:
             return turn
         return replace(turn, generate={**(turn.generate or {}), "seed": random.getrandbits(31)})
+
+
+def _node(handle: ReplicaHandle) -> str:
+    """The node of a replica that is loaded."""
+    assert handle.node is not None
+    return handle.node
+
+
+def _is_dropped(delivery: Delivery) -> bool:
+    cache = delivery.payload.cache
+    return delivery.route.needs_cache and cache is not None and is_dropped(cache)
+
+
+def _replaced(turn: Turn, payloads: Mapping[Payload, Payload]) -> Turn:
+    """The turn with other payloads, also in the turn whose caches a control takes instead."""
+    control = turn.control
+    if control is not None and control.other is not None:
+        control = replace(control, other=_replaced(control.other, payloads))
+    deliveries = [replace(each, payload=payloads.get(each.payload, each.payload)) for each in turn.deliveries]
+    return replace(turn, deliveries=deliveries, control=control)
 
 
 def _light(turn: Turn) -> Turn:

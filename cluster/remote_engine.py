@@ -75,13 +75,13 @@ class RemoteEngine:
         assert self._here is not None
         assert self._asker is not None
         before = tuple(each for each in past if len(each))
-        stored = await anyio.to_thread.run_sync(lambda: tuple(map(self._store.store, before)))  # type: ignore[union-attr]
+        stored = await anyio.to_thread.run_sync(self._store.store, before)
         device = self._here.model.device
         try:
             done: PrefillAnswer = await self.actor.prefill.remote(
                 list(ids), stored, positions, logits, layers, self._asker()
             )
-            own = [await self._store.fetch(each, device) for each in done.own]
+            own = await self._store.fetch(done.own, device)
         except RayTaskError as error:
             if isinstance(error.cause, CachegraphError):
                 raise error.cause from error

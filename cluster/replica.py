@@ -47,8 +47,9 @@ from .messages import (
     TurnRequest,
     without_network,
 )
+from .nodes import store_bytes
 from .remote_engine import RemoteEngine, SharerGone
-from .stored_cache import CacheStore, StoredKV
+from .stored_cache import CacheStore, StoredKV, is_dropped
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -58,7 +59,8 @@ if TYPE_CHECKING:
 __all__ = ["Replica", "own_versions"]
 
 T = TypeVar("T")
-S = TypeVar("S")
+
+REMEMBERED = 8  # a replica keeps its latest caches in this part of the object store, for the next turns
 
 
 class _TextMissing(Exception):
@@ -99,7 +101,8 @@ class Replica:
         self._agents: dict[str, LocalAgent] = {}
         self._plans: dict[tuple[str, str], EdgePlan | None] = {}
         self._sharers: dict[str, RemoteEngine] = {}
-        self._store = CacheStore()
+        node = ray.get_runtime_context().get_node_id()
+        self._store = CacheStore(store_bytes().get(node, 0) // REMEMBERED)
         self._runs = Runs()
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._events: dict[str, EventLog] = {}
@@ -189,7 +192,7 @@ class Replica:
                 self._writers[request.id] = Payload(reply.payload.sender, write=write)
             cache = reply.payload.cache
             if cache is not None:
-                reply.payload.cache = await anyio.to_thread.run_sync(self._store.store_cache, cache)
+                reply.payload.cache = await anyio.to_thread.run_sync(self._store.store_cache, cache, request.room)
             reply.payload.write = None
             return reply
 
@@ -260,11 +263,11 @@ class Replica:
     ) -> PrefillAnswer:
         """Read a prompt as the sharer of an agent in another replica; see `Engine.prefill`. `positions`: (ids,)."""
         engine = self._opened.engine
-        before = [await self._store.fetch(each, engine.model.device) for each in past]
+        before = await self._store.fetch(past, engine.model.device)
         with request_context(self._runs.context(asker)):
             done = await engine.prefill(ids, before, positions=positions, logits=logits, layers=layers)
         own = done.segments[len(done.segments) - done.own :]
-        stored = await anyio.to_thread.run_sync(lambda: tuple(map(self._store.store, own)))
+        stored = await anyio.to_thread.run_sync(self._store.store, own)
         return PrefillAnswer(stored, None if done.logits is None else done.logits.cpu(), done.cost)
 
     @property
@@ -316,8 +319,10 @@ class Replica:
             if cache is not None:
                 began, stored = perf_counter(), cache.segments
                 try:
-                    cache = await self._store.fetch_cache(cache, device)
+                    cache = None if is_dropped(cache) else await self._store.fetch_cache(cache, device)
                 except RayError:
+                    cache = None
+                if cache is None:
                     lost.add(edge.sender)
                 stores = sum(each.seconds for each in stored if isinstance(each, StoredKV))
                 seconds[edge.sender] = {"store": stores, "fetch": perf_counter() - began}

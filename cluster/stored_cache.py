@@ -1,10 +1,11 @@
 """KV caches whose tensors are in the object store. The driver handles these, and never the tensors."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from uuid import uuid4
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -13,16 +14,22 @@ from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.engine.kv.cache import KV, LayerKV
 from cachegraph.engine.kv.recurrent_state import RecurrentState
 
-from .object_store import Chunk, fetch_tensors, store_tensors
+from .object_store import StoredTensors, fetch_tensors, store_tensors
 
-__all__ = ["CacheStore", "StoredKV"]
+__all__ = ["CacheStore", "StoredKV", "is_dropped", "without_tensors"]
+
+
+NOWHERE = StoredTensors()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StoredKV(KV):
-    """A KV without its tensors: `layers` is empty, and `state` has tensors of the meta device."""
+    """A KV without its tensors: `layers` is empty, and `state` has tensors of the meta device.
 
-    chunks: tuple[Chunk, ...] = ()
+    If it has no chunks either, the store had no room for it, and whoever needs it computes it again.
+    """
+
+    tensors_at: StoredTensors = NOWHERE
     depth: int = 0  # number of layers
     size: int = 0  # bytes of all tensors
     seconds: float = 0.0  # that storing it took
@@ -33,60 +40,87 @@ class StoredKV(KV):
         return self.size
 
 
+def is_dropped(cache: SentCache) -> bool:
+    """Whether the store had no room for a part of this cache."""
+    return any(isinstance(each, StoredKV) and each.size and not each.tensors_at.chunks for each in cache.segments)
+
+
+def without_tensors(cache: SentCache) -> SentCache:
+    """The cache as if the store had had no room for it."""
+    segments = [replace(each, tensors_at=NOWHERE) if isinstance(each, StoredKV) else each for each in cache.segments]
+    return replace(cache, segments=tuple(segments))
+
+
 class CacheStore:
     """Stores and fetches the caches of one process, layers of (1, kv_heads, positions, head_dim).
 
     Nothing is fetched twice while it is in use.
+
+    What was stored is stored once while it is in use, if it is among the last `remembered` bytes: a document that
+    this process keeps for later prompts goes to the store with the first of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: int = 0) -> None:
         self._fetched: WeakValueDictionary[str, KV] = WeakValueDictionary()
-        self._origins: WeakKeyDictionary[KV, StoredKV] = WeakKeyDictionary()  # of what was fetched
+        self._known: WeakKeyDictionary[KV, StoredKV] = WeakKeyDictionary()  # what was fetched, and stored lately
         self._caches: WeakValueDictionary[tuple[str, ...], SentCache] = WeakValueDictionary()
+        self._lock = threading.Lock()  # turns store in threads
+        self._remembered = remembered
+        self._lately: list[tuple[WeakSet[KV], int]] = []  # what was stored together, and its bytes
 
-    def store(self, kv: KV) -> StoredKV:
-        """Copy a KV to the object store; what came from there is not copied again. Takes as long as the copy."""
-        if (known := self._origins.get(kv)) is not None:
-            return known
+    def store(self, kvs: Sequence[KV], room: int | None = None) -> tuple[StoredKV, ...]:
+        """Copy KVs to the object store; what is there is not copied again. Takes as long as the copy.
+
+        If the others have more than `room` bytes, they are dropped instead.
+        """
         began = perf_counter()
-        chunks = store_tensors(list(kv.tensors()))
-        state = None if kv.state is None else kv.state.map(lambda tensor: tensor.to("meta"))
-        return StoredKV(
-            (),
-            kv.positions,
-            kv.factors,
-            state,
-            chunks,
-            len(kv.layers),
-            kv.nbytes,
-            perf_counter() - began,
-            uuid4().hex,
-        )
+        found = {kv: replace(stored, seconds=0.0) for kv in kvs if (stored := self._known.get(kv)) is not None}
+        new = [kv for kv in dict.fromkeys(kvs) if kv not in found]
+        size = sum(kv.nbytes for kv in new)
+        fits = room is None or size <= room
+        places = store_tensors([list(kv.tensors()) for kv in new]) if fits else [NOWHERE] * len(new)
+        seconds = perf_counter() - began
+        made = {kv: _stored(kv, place, seconds / len(new)) for kv, place in zip(new, places, strict=True)}
+        if fits:
+            self._remember(made, size)
+        return tuple((found | made)[kv] for kv in kvs)
 
-    def store_cache(self, cache: SentCache) -> SentCache:
+    def _remember(self, made: Mapping[KV, StoredKV], size: int) -> None:
+        with self._lock:
+            self._lately = [(held, size) for held, size in self._lately if held]
+            self._lately.append((WeakSet(made), size))
+            self._known.update(made)
+            while sum(size for _, size in self._lately) > self._remembered:
+                for kv in self._lately.pop(0)[0]:
+                    self._known.pop(kv, None)
+
+    def store_cache(self, cache: SentCache, room: int | None = None) -> SentCache:
         """Copy all segments of a cache to the object store."""
-        return replace(cache, segments=tuple(map(self.store, cache.segments)))
+        return replace(cache, segments=self.store(cache.segments, room))
 
-    async def fetch(self, kv: KV, device: torch.device) -> KV:
-        """The KV with its tensors on this device. Raises an error of `ray.exceptions` if it is lost."""
-        if not isinstance(kv, StoredKV):
-            return kv
-        if (known := self._fetched.get(kv.id)) is not None:
-            return known
-        tensors = [tensor.to(device) for tensor in await fetch_tensors(kv.chunks)]
-        fetched = _assemble(kv, tensors)
-        self._fetched[kv.id], self._origins[fetched] = fetched, kv
-        return fetched
+    async def fetch(self, kvs: Sequence[KV], device: torch.device) -> list[KV]:
+        """The KVs with their tensors on this device. Raises an error of `ray.exceptions` if one is lost."""
+        stored = {kv.id: kv for kv in kvs if isinstance(kv, StoredKV)}
+        found = {id: fetched for id in stored if (fetched := self._fetched.get(id)) is not None}
+        missing = [kv for id, kv in stored.items() if id not in found]
+        for kv, tensors in zip(missing, await fetch_tensors([kv.tensors_at for kv in missing]), strict=True):
+            fetched = _assemble(kv, [tensor.to(device) for tensor in tensors])
+            self._fetched[kv.id], self._known[fetched], found[kv.id] = fetched, kv, fetched
+        return [found[kv.id] if isinstance(kv, StoredKV) else kv for kv in kvs]
 
     async def fetch_cache(self, cache: SentCache, device: torch.device) -> SentCache:
         """The cache with its tensors on this device; the same object for the same segments, so grafts are shared."""
         key = (cache.sender, *(segment.id for segment in cache.segments if isinstance(segment, StoredKV)))
         if (known := self._caches.get(key)) is not None:
             return known
-        segments = [await self.fetch(segment, device) for segment in cache.segments]
-        fetched = replace(cache, segments=tuple(segments))
+        fetched = replace(cache, segments=tuple(await self.fetch(cache.segments, device)))
         self._caches[key] = fetched
         return fetched
+
+
+def _stored(kv: KV, place: StoredTensors, seconds: float) -> StoredKV:
+    state = None if kv.state is None else kv.state.map(lambda tensor: tensor.to("meta"))
+    return StoredKV((), kv.positions, kv.factors, state, place, len(kv.layers), kv.nbytes, seconds, uuid4().hex)
 
 
 def _assemble(kv: StoredKV, tensors: Sequence[Tensor]) -> KV:
