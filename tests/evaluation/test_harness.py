@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -345,14 +343,26 @@ def test_generation_arguments_that_we_lack_are_named(asked: dict[str, Any], why:
 # The command
 
 
-def command(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    line = [sys.executable, "-m", "cachegraph.evaluation.harness", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, **offline})
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with arguments to run the harness's command here; test_signals.py starts it as a process."""
+    monkeypatch.setattr("lm_eval.utils._LOGGING_CONFIGURED", False)  # it logs to the stderr of this test
+    for name, value in {"handlers": [], "propagate": True}.items():
+        monkeypatch.setattr(logging.getLogger("lm_eval"), name, value)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+        monkeypatch.setattr(harness_command, "catch_signals", lambda: None)
+        monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))  # 1000s of files
+        harness_command.main()
+
+    return run
 
 
 @pytest.mark.parametrize("model", ["without a first token"], indirect=True)
-def test_the_command_is_the_harness_own(tmp_path: Path, model: Path, tasks: Path) -> None:
+def test_the_command_is_the_harness_own(
+    tmp_path: Path, model: Path, tasks: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = write_recipe(tmp_path, DUO, model)
     known = f"recipe={recipe},channel=cache,input=question,allow_paths=True"
     more = [
@@ -365,26 +375,22 @@ def test_the_command_is_the_harness_own(tmp_path: Path, model: Path, tasks: Path
         "--output_path",
         str(tmp_path / "out"),
     ]
-    done = command(tmp_path, "--model", "cachegraph", "--model_args", known, *more)
-    assert done.returncode == 0, done.stderr
-    assert "|cg_choice|" in done.stdout
-    assert "edge 'expert' -> 'answerer': cache 3 times" in done.stderr
+    command("--model", "cachegraph", "--model_args", known, *more)
+    said = capsys.readouterr()
+    assert "|cg_choice|" in said.out
+    assert "edge 'expert' -> 'answerer': cache 3 times" in said.err
     (written,) = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(written.read_text())["config"]["edges"]["expert -> answerer"]["used"] == {"cache": 3}
 
 
 @pytest.mark.parametrize("model", ["without a first token"], indirect=True)
 def test_the_command_says_what_is_wrong_in_a_sentence(
-    tmp_path: Path, model: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, tasks: Path, command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path, DUO, model)
     known = f"recipe={recipe},channel=txt,allow_paths=True"
-    line = ["harness", "--model", "cachegraph", "--model_args", known, "--tasks", "cg_choice", "--include_path"]
-    monkeypatch.setattr(sys, "argv", [*line, str(tasks)])
-    monkeypatch.setattr(harness_command, "catch_signals", lambda: None)
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))  # thousands of files
     with pytest.raises(SystemExit) as ended:
-        harness_command.main()
+        command("--model", "cachegraph", "--model_args", known, "--tasks", "cg_choice", "--include_path", str(tasks))
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert "cachegraph: there is no channel 'txt'; did you mean 'text'?" in said
