@@ -4,9 +4,11 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import fuzzers
 import pytest
+import yaml
 from fuzz_counts import FUZZERS, report
 from opentelemetry import trace
 from opentelemetry.util._once import Once
@@ -75,12 +77,21 @@ def test_commands_of_a_page_exist(page: Path) -> None:
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if words[:1] != ["cachegraph"]:
             continue
-        node = commands
+        node: Any = commands
         for word in words[1:]:
             if word.startswith("-") or not hasattr(node, "commands"):
                 break
             assert word in node.commands, f"{page.name}: there is no {line!r}"
             node = node.commands[word]
+        options = {name for option in node.params for name in (*option.opts, *option.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
+        assert given <= options, f"{page.name}: {line!r} has {given - options}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_of_a_page_is_yaml(page: Path) -> None:
+    for block in _blocks(page, "yaml"):
+        yaml.safe_load(block)
 
 
 @pytest.mark.models
