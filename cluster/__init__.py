@@ -12,6 +12,7 @@ placement      Which replica goes to which node; needs no Ray
 plan           What would go where, with memory and bytes per edge; needs no Ray
 remote_agent   The driver's side of an agent
 remote_engine  A sharer's engine in another replica
+remote_tools   Tools that the driver calls for agents in replicas
 replica        The actor: one model, and the agents that use it
 replica_set    The replicas of one model: start, choose, replace
 spoken         What a turn has told its listener, so that a second attempt repeats nothing

@@ -13,9 +13,9 @@ import ray
 from cachegraph.agents.base import Agent
 from cachegraph.agents.create import Create, ModelLink, create_agent
 from cachegraph.agents.spec import AgentSpec, EndpointSpec
+from cachegraph.agents.tools.agent_tools import AgentTools
 from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.engine.spec import ModelSpec
-from cachegraph.errors import InputError
 from cachegraph.graph.recipe.spec import GraphSpec
 
 from .messages import AgentSetup
@@ -68,13 +68,9 @@ class Cluster:
             return create_agent(
                 name, spec, model, folder, inputs=inputs, upstream=upstream, toolbox=toolbox, allow_local=allow_local
             )
-        if spec.tools:
-            raise InputError(
-                f"agent {name!r} uses tools, whose servers run beside the graph, and its model would run on a cluster; "
-                "run it without a cluster, or put the model behind an endpoint"
-            )
+        tools = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
         setup = AgentSetup(uuid4().hex, name, spec, tuple(inputs), tuple(upstream))
-        return RemoteAgent(setup, self._replicas(_spec(model), folder, allow_paths), self.sets, self._budget)
+        return RemoteAgent(setup, self._replicas(_spec(model), folder, allow_paths), self.sets, self._budget, tools)
 
     def _replicas(self, model: ModelSpec, folder: Path, allow_paths: bool) -> ReplicaSet:
         """The replicas of a model; graphs in several folders share those of a model that lies in neither."""

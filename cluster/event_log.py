@@ -6,14 +6,21 @@ import anyio
 
 from cachegraph.agents.base import ToolCall
 from cachegraph.agents.prompt.prompt_view import PromptView
+from cachegraph.agents.tools.content import Content
+from cachegraph.agents.tools.parse_calls import ParsedCall
+
+from .remote_tools import ToolAsked
 
 __all__ = ["EventLog", "TurnEvents"]
 
 
 class TurnEvents(NamedTuple):
-    """Events since the last call, in order: pieces of text and tool calls; and the newest prompt, with its view."""
+    """Events since the last call, in order: pieces of text, tool calls, and requests for those.
 
-    events: list[str | ToolCall]
+    Also the newest prompt, and its view.
+    """
+
+    events: list[str | ToolCall | ToolAsked]
     prompt: str | None
     view: PromptView | None = None  # of the computed prompt
 
@@ -22,7 +29,9 @@ class EventLog:
     """Collects events and hands them over in batches, as fast as they are taken."""
 
     def __init__(self) -> None:
-        self._events: list[str | ToolCall] = []
+        self._events: list[str | ToolCall | ToolAsked] = []
+        self._asked: list[anyio.Event] = []  # for each tool call that the driver makes, set when its result is here
+        self._results: dict[int, Content] = {}
         self._prompt: str | None = None
         self._view: PromptView | None = None
         self._closed = False
@@ -40,6 +49,20 @@ class EventLog:
         """Add a tool call."""
         self._events.append(call)
         self._changed.set()
+
+    async def ask(self, call: ParsedCall) -> Content:
+        """Ask for a tool call, and wait for its result."""
+        number, arrived = len(self._asked), anyio.Event()
+        self._asked.append(arrived)
+        self._events.append(ToolAsked(number, call))
+        self._changed.set()
+        await arrived.wait()
+        return self._results.pop(number)
+
+    def answer(self, number: int, result: Content) -> None:
+        """The result of a call that was asked for."""
+        self._results[number] = result
+        self._asked[number].set()
 
     def prompt(self, prompt: str) -> None:
         """Set the rendered prompt."""

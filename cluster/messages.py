@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cachegraph.agents.base import Delivery, Turn
 from cachegraph.agents.spec import AgentSpec
+from cachegraph.agents.tools.agent_tools import NamedTools
 from cachegraph.channels.payload import Payload
 from cachegraph.channels.peer import Peer
 from cachegraph.channels.spec import EdgeSpec
@@ -56,6 +57,7 @@ class AgentSetup:
     spec: AgentSpec
     inputs: tuple[str, ...]
     upstream: tuple[str, ...]
+    tools: NamedTools | None = None
 
 
 @dataclass(frozen=True)

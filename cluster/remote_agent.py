@@ -14,6 +14,7 @@ import anyio.from_thread
 
 from cachegraph.agents.base import CLOSED, ChoiceScore, Delivery, Reply, Scored, ToolCall, Turn
 from cachegraph.agents.run_settings import with_settings
+from cachegraph.agents.tools.agent_tools import AgentTools
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import Payload, Route
 from cachegraph.channels.peer import Peer
@@ -24,6 +25,7 @@ from cachegraph.errors import RunError
 from .asker import current_asker
 from .messages import AgentSetup, EdgeSetup, Missing, Opened, ReplicaAnswer, TurnRequest, deliveries_of, portable_turn
 from .remote_engine import RemoteEngine
+from .remote_tools import ToolAsked, TurnCalls
 from .replica_set import ReplicaHandle, ReplicaSet
 from .spoken import SpokenText
 from .store_budget import StoreBudget
@@ -44,12 +46,20 @@ Ask = Callable[[ReplicaHandle, TurnRequest], Awaitable[ReplicaAnswer[T]]]
 class RemoteAgent:
     """An agent whose model runs in replicas. It keeps no state of a run."""
 
-    def __init__(self, setup: AgentSetup, replicas: ReplicaSet, sets: Mapping[str, ReplicaSet], budget: StoreBudget):
+    def __init__(
+        self,
+        setup: AgentSetup,
+        replicas: ReplicaSet,
+        sets: Mapping[str, ReplicaSet],
+        budget: StoreBudget,
+        tools: AgentTools | None = None,
+    ):
         self.name = setup.name
         self._setup = setup
         self._replicas = replicas
         self._sets = sets  # of all models, for sharers
         self._budget = budget
+        self._tools = tools
         self._sent = 0  # bytes of the largest cache of a turn so far
         self._edges: dict[tuple[str, str], EdgeSetup] = {}
         self._peer: Peer | None = None
@@ -59,6 +69,9 @@ class RemoteAgent:
         """Load the model in its first replica, and open this agent there. Raises ModelError or ConfigError."""
         if self._peer is not None:
             return
+        if self._tools is not None:
+            await self._tools.open()
+            self._setup = replace(self._setup, tools=self._tools.named)
         self._replicas.take()
         try:
             peer = await self._open()
@@ -93,6 +106,8 @@ class RemoteAgent:
         if self._peer is not None:
             self._peer = None
             self._replicas.give_back()
+        if self._tools is not None:
+            await self._tools.close()
 
     def route(self, edge: EdgeSpec, sender: Peer, folder: Path, fusers: Sequence[str]) -> Route:
         """Decide an edge in a replica, which keeps the plan and its networks."""
@@ -120,10 +135,16 @@ class RemoteAgent:
     async def turn(self, turn: Turn) -> Reply:
         """Take the turn in a replica. If that one dies, another starts it again, and no text is streamed twice."""
         turn = self._seeded(turn)
-        spoken = SpokenText(self.name, turn)
+        calls = None if self._tools is None else TurnCalls(self.name, self._tools)
+        spoken = SpokenText(self.name, turn, calls)
 
         async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[Reply]:
-            answer: ReplicaAnswer[Reply] = await result_of(handle.actor.turn.remote(request))
+            try:
+                answer: ReplicaAnswer[Reply] = await result_of(handle.actor.turn.remote(request))
+            except ReplicaGone:
+                if calls is not None:
+                    await calls.settle()
+                raise
             return answer
 
         handle, request, answer = await self._answer(turn, ask, spoken)
@@ -284,6 +305,10 @@ class RemoteAgent:
         spoken.begin()
         while (heard := await result_of(handle.actor.heard.remote(request))) is not None:
             spoken.hear(heard)
+            for asked in heard.events:
+                if isinstance(asked, ToolAsked) and spoken.tools is not None:
+                    result = await spoken.tools.make(asked)
+                    handle.actor.tool_result.remote(request, asked.number, result)
 
     async def _provide(self, missing: Missing, turn: Turn, request: TurnRequest) -> None:
         """Write texts, recompute caches and forget dead sharers, so that the turn can be taken."""

@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +24,8 @@ from cachegraph import __version__
 from cachegraph.agents.base import Delivery, Reply, Scored, ToolCall, Turn
 from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.prompt.prompt_view import PromptSnapshot
+from cachegraph.agents.tools.content import Content
+from cachegraph.agents.tools.parse_calls import ParsedCall
 from cachegraph.channels import load_route
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import Payload, Route
@@ -49,6 +52,7 @@ from .messages import (
 )
 from .nodes import store_bytes
 from .remote_engine import RemoteEngine, SharerGone
+from .remote_tools import RemoteTools
 from .stored_cache import CacheStore, StoredKV, is_dropped
 
 if TYPE_CHECKING:
@@ -59,6 +63,8 @@ if TYPE_CHECKING:
 __all__ = ["Replica", "own_versions"]
 
 T = TypeVar("T")
+
+_request: ContextVar[str] = ContextVar("cachegraph_request")  # the turn that this task works on
 
 REMEMBERED = 8  # a replica keeps its latest caches in this part of the object store, for the next turns
 
@@ -141,6 +147,7 @@ class Replica:
                 self._folder,
                 inputs=setup.inputs,
                 upstream=setup.upstream,
+                tools=None if setup.tools is None else RemoteTools(setup.spec.tool_limits, setup.tools, self._ask),
                 allow_paths=self._allow_paths,
             )
             await agent.open()
@@ -233,6 +240,14 @@ class Replica:
             events = events._replace(view=view)
         return events
 
+    async def _ask(self, call: ParsedCall) -> Content:
+        return await self._log(_request.get()).ask(call)
+
+    async def tool_result(self, request: str, number: int, result: Content) -> None:
+        """The result of a tool call that a turn has asked for."""
+        if (log := self._events.get(request)) is not None:
+            log.answer(number, result)
+
     async def cancel(self, request: str) -> None:
         """Cancel a turn; it frees everything within one decoding step."""
         if (scope := self._scopes.get(request)) is not None:
@@ -282,6 +297,7 @@ class Replica:
     async def _answer(self, request: TurnRequest, work: Callable[[LocalAgent, Turn], Awaitable[T]]) -> ReplicaAnswer[T]:
         """Do the work with the turn's caches; an error of the agent is part of the answer."""
         self._scopes[request.id] = scope = anyio.CancelScope()
+        _request.set(request.id)
         try:
             with scope, request_context(self._runs.context(request.asker)):
                 for key, actor in request.sharers.items():

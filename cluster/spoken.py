@@ -4,6 +4,7 @@ from cachegraph.agents.base import ToolCall, Turn
 from cachegraph.errors import RunError
 
 from .event_log import TurnEvents
+from .remote_tools import TurnCalls
 
 __all__ = ["SpokenText"]
 
@@ -11,8 +12,9 @@ __all__ = ["SpokenText"]
 class SpokenText:
     """Passes a turn's events on. An attempt after a replica's death must begin with the text that was passed on."""
 
-    def __init__(self, agent: str, turn: Turn):
+    def __init__(self, agent: str, turn: Turn, tools: TurnCalls | None = None):
         self._agent = agent
+        self.tools = tools
         self._turn = turn
         self._said = ""  # passed on
         self._heard = ""  # in this attempt
@@ -22,9 +24,9 @@ class SpokenText:
 
     @property
     def is_heard(self) -> bool:
-        """Whether anyone listens."""
+        """Whether anyone listens, or makes tool calls."""
         turn = self._turn
-        return any(each is not None for each in (turn.on_text, turn.on_tool, turn.on_prefill))
+        return any(each is not None for each in (turn.on_text, turn.on_tool, turn.on_prefill, self.tools))
 
     def begin(self) -> None:
         """Begin an attempt."""
@@ -40,7 +42,7 @@ class SpokenText:
         for event in heard.events:
             if isinstance(event, ToolCall):
                 self._hear_call(event)
-            else:
+            elif isinstance(event, str):
                 self._hear_text(event)
 
     def _hear_call(self, call: ToolCall) -> None:
@@ -51,6 +53,8 @@ class SpokenText:
                 self._turn.on_tool(call)
 
     def _hear_text(self, piece: str) -> None:
+        if self._turn.on_text is None:
+            return
         self._heard += piece
         if not (self._heard.startswith(self._said) or self._said.startswith(self._heard)):
             raise RunError(
@@ -60,5 +64,4 @@ class SpokenText:
         new = self._heard[len(self._said) :]
         if new:
             self._said = self._heard
-            if self._turn.on_text is not None:
-                self._turn.on_text(new)
+            self._turn.on_text(new)

@@ -22,7 +22,7 @@ from ..prompt.render_threads import TextWork
 from ..run_settings import with_settings
 from ..spec import AgentSpec
 from ..token_budget import within_budget
-from ..tools.agent_tools import AgentTools, ToolRounds, results_by_round
+from ..tools.agent_tools import AgentTools, ToolRounds, ToolSet, results_by_round
 from ..tools.servers import Toolbox
 from .decode import add_reply, write
 from .inbox import Inbox
@@ -51,6 +51,7 @@ class LocalAgent:
         inputs: Sequence[str],
         upstream: Sequence[str],
         toolbox: Toolbox | None = None,
+        tools: ToolSet | None = None,
         allow_paths: bool = True,
     ):
         self.name = name
@@ -61,7 +62,9 @@ class LocalAgent:
         self._lease: Lease | None = None
         self.loading: dict[str, dict[str, float]] = {}  # seconds by model that `open` waited for, and by phase
         self._chat = False
-        self._tools = AgentTools(name, spec.tools, spec.tool_limits, toolbox) if spec.tools and toolbox else None
+        if tools is None and spec.tools and toolbox:
+            tools = AgentTools(name, spec.tools, spec.tool_limits, toolbox)
+        self._tools = tools
         self._frame = Frame()
 
     async def open(self) -> None:

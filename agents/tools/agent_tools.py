@@ -2,8 +2,9 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain, count, groupby
 from operator import attrgetter
 from time import perf_counter
@@ -19,7 +20,7 @@ from .server import ToolServer
 from .servers import Toolbox
 from .spec import ToolLimits
 
-__all__ = ["AgentTools", "ToolRounds", "results_by_round"]
+__all__ = ["AgentTools", "NamedTools", "ToolRounds", "ToolSet", "results_by_round"]
 
 LONGEST = 64  # longest tool name that chat APIs accept
 HOW = (
@@ -29,15 +30,62 @@ HOW = (
 )
 
 
-class AgentTools:
+NamedTools = Mapping[str, tuple[str, Tool]]  # by the name that the model uses: the server's name, and the tool
+
+
+class ToolSet(ABC):
     """An agent's tools, by the names that its model uses. Holds no state of a run."""
 
+    def __init__(self, limits: ToolLimits, named: NamedTools | None = None):
+        self.limits = limits
+        self.named: NamedTools = named or {}
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Prepare for calls. Idempotent."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release what `open` took. Idempotent."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that the model may call."""
+        return frozenset(self.named)
+
+    @property
+    def schema(self) -> list[dict[str, Any]]:
+        """The tools in the format of chat templates and chat APIs."""
+        return [
+            {"type": "function", "function": {"name": name, "description": tool.description, "parameters": tool.schema}}
+            for name, (_, tool) in self.named.items()
+        ]
+
+    def in_words(self) -> str:
+        """Describe the tools and their call format, for models whose chat template supports no tools."""
+        return HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in self.schema)
+
+    def place(self, name: str) -> str:
+        """The tool's name in a recipe: server.tool."""
+        if name not in self.named:
+            return name
+        server, tool = self.named[name]
+        return f"{server}.{tool.name}"
+
+    @abstractmethod
+    async def call(self, call: ParsedCall) -> Content:
+        """Execute one call. Raises ToolError if the server is gone; other failures become content for the model."""
+
+
+class AgentTools(ToolSet):
+    """The tools of servers beside this process."""
+
     def __init__(self, agent: str, wanted: Sequence[str], limits: ToolLimits, toolbox: Toolbox):
+        super().__init__(limits)
         self._agent = agent
         self._wanted = wanted
         self._toolbox = toolbox
         self._tools: dict[str, tuple[ToolServer, Tool]] = {}
-        self.limits = limits
 
     async def open(self) -> None:
         """Connect to the servers and list their tools. Raises ToolError or ConfigError. Idempotent."""
@@ -49,37 +97,13 @@ class AgentTools:
             offered = {tool.name: tool for tool in await server.tools()}
             found += [(server, tool) for tool in self._picked(name, offered)]
         self._tools = _named(found)
+        self.named = {name: (server.name, tool) for name, (server, tool) in self._tools.items()}
 
     async def close(self) -> None:
-        self._tools = {}
+        self._tools, self.named = {}, {}
         await self._toolbox.give_back(self._agent)
 
-    @property
-    def names(self) -> frozenset[str]:
-        """The names that the model may call."""
-        return frozenset(self._tools)
-
-    @property
-    def schema(self) -> list[dict[str, Any]]:
-        """The tools in the format of chat templates and chat APIs."""
-        return [
-            {"type": "function", "function": {"name": name, "description": tool.description, "parameters": tool.schema}}
-            for name, (_, tool) in self._tools.items()
-        ]
-
-    def in_words(self) -> str:
-        """Describe the tools and their call format, for models whose chat template supports no tools."""
-        return HOW + "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in self.schema)
-
-    def place(self, name: str) -> str:
-        """The tool's name in a recipe: server.tool."""
-        if name not in self._tools:
-            return name
-        server, tool = self._tools[name]
-        return f"{server.name}.{tool.name}"
-
     async def call(self, call: ParsedCall) -> Content:
-        """Execute one call. Raises ToolError if the server is gone; other failures become content for the model."""
         if call.problem is not None:
             return Content(call.problem, error=True)
         if call.tool not in self._tools:
@@ -105,7 +129,7 @@ class AgentTools:
 class ToolRounds:
     """The calls and limits of one turn of an agent."""
 
-    def __init__(self, agent: str, tools: AgentTools, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
+    def __init__(self, agent: str, tools: ToolSet, made: list[ToolCall], on_call: Callable[[ToolCall], None] | None):
         self._agent = agent
         self._tools = tools
         self._made = made  # appended to as calls are made
