@@ -1,12 +1,14 @@
 """Run JSON Schema checks without blocking the event loop: short ones inline, long ones in a thread."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
+from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.common.schemas import CheckGroup, TooMuchWork
 
 __all__ = ["run_checks"]
@@ -31,7 +33,7 @@ async def run_checks(work: Callable[[], T], characters: int = 0) -> T:
             pass
     group = CheckGroup()
     try:
-        return await anyio.to_thread.run_sync(_within, group, work, abandon_on_cancel=True, limiter=_limiter())
+        return await run_or_abandon(partial(_within, group, work), limiter=_limiter())
     except anyio.get_cancelled_exc_class():
         group.stop()
         raise

@@ -7,12 +7,13 @@ caches, and nothing of prompts, agents or channels.
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
-import anyio.to_thread
 import torch
 from torch import Tensor
 
+from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.errors import ModelError
 
 from .batching.admission import Load
@@ -165,7 +166,7 @@ class Engine:
         if self._grammars is None:
             raise ModelError(f"{self.model.name!r} has no tokenizer, so its replies can't be held to a json_schema")
         start = self._grammars.start
-        grammar = await anyio.to_thread.run_sync(start, spec.json_schema, abandon_on_cancel=True)
+        grammar = await run_or_abandon(partial(start, spec.json_schema))
         return Sampler(spec, self.model.info.eos_ids, seen, grammar)
 
     async def call(self, function: Callable[[], T]) -> T:

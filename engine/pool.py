@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-import anyio.to_thread
-
+from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.common.folder_escapes import why_outside
 from cachegraph.errors import ModelError
 
@@ -65,7 +64,7 @@ async def lease(spec: ModelSpec, folder: Path, *, allow_paths: bool = True) -> L
     """
     load = _Loading(spec, folder, allow_paths)
     try:
-        return await anyio.to_thread.run_sync(load.run, abandon_on_cancel=True)
+        return await run_or_abandon(load.run)
     except BaseException:
         load.abandon()
         raise

@@ -23,6 +23,7 @@ from mcp.shared.exceptions import MCPError
 from cachegraph import __version__
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.tools.lenient_messages import LenientMessages
+from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.errors import CachegraphError, ConfigError, InputError, reason_of
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
@@ -68,7 +69,7 @@ class GraphTools:
     async def load(self, prepare: Callable[[], None] = lambda: None) -> None:
         """Load the models, after `prepare` in a thread. A failure is logged, and every call returns it."""
         try:
-            await anyio.to_thread.run_sync(prepare, abandon_on_cancel=True)
+            await run_or_abandon(prepare)
             for graph in self._graphs.values():
                 await graph.aopen()
         except Exception as error:  # a boundary: reported by every call

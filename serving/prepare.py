@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.channels.spec import Channel
+from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.errors import CachegraphError, RecipeError
 from cachegraph.graph.graph import Graph
 
@@ -94,7 +95,7 @@ async def _with_settings(graph: Graph, settings: Mapping[str, Any]) -> Graph:
     if not settings:
         return graph
     if LONG & settings.keys():
-        return await anyio.to_thread.run_sync(partial(graph.with_settings, **settings), abandon_on_cancel=True)
+        return await run_or_abandon(partial(graph.with_settings, **settings))
     return graph.with_settings(**settings)
 
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.channels.peer import Peer
+from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.common.surrogates import mend, mend_json
 from cachegraph.errors import RunError
 
@@ -80,7 +81,7 @@ class FunctionAgent:
         try:
             if _is_async(function):
                 return await function(**given)
-            result = await anyio.to_thread.run_sync(partial(function, **given), abandon_on_cancel=True)
+            result = await run_or_abandon(partial(function, **given))
             return await result if inspect.isawaitable(result) else result
         except Exception as error:  # a user's code
             raise RunError(f"the function {self._path!r} raised {type(error).__name__}: {error}") from error

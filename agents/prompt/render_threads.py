@@ -1,12 +1,14 @@
 """Render and tokenize in threads, so that a text never blocks timeouts, Ctrl-C or other runs."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
+from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.common.template_budget import ALLOWANCE, Allowance
 
 from .expression import Expression
@@ -28,7 +30,7 @@ class TextWork:
     async def run(self, work: Callable[[], T]) -> T:
         """Return or raise what `work` does. A cancelled caller returns at once, and a running template is stopped."""
         try:
-            return await anyio.to_thread.run_sync(self._within, work, abandon_on_cancel=True, limiter=_limiter())
+            return await run_or_abandon(partial(self._within, work), limiter=_limiter())
         except anyio.get_cancelled_exc_class():
             self._allowance.stop()
             raise

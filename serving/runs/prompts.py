@@ -1,13 +1,14 @@
 """/runs/ID/prompt: the prompt of a turn by origin, and the tokens of its cache edges side by side."""
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cachegraph.agents.prompt.prompt_view import PromptView, TokenAlignment
+from cachegraph.common.abandoned_threads import run_or_abandon
 
 from ..errors import ApiError
 from ..server_state import state_of, tenant_of
@@ -27,7 +28,7 @@ async def show_prompt(request: Request) -> Response:
     if prompt is None:
         words = f"the prompt of turn {turn[:200]!r} is not in memory; only recent runs of this server have theirs"
         raise ApiError(404, words, "prompt_not_found", "turn")
-    return JSONResponse(await run_sync(_plain, prompt, abandon_on_cancel=True))
+    return JSONResponse(await run_or_abandon(partial(_plain, prompt)))
 
 
 def require_prompts(request: Request) -> None:

@@ -1,6 +1,6 @@
 """What a cancelled run held of its caches is free at once, and not only when Python's collector finds cycles.
 
-Under asyncio, where servers run: trio itself keeps the error of a thread that was abandoned.
+Under asyncio, where servers run; abandoned threads have a test of their own under every event loop.
 """
 
 import gc
