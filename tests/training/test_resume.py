@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from hashlib import sha256
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -31,6 +32,8 @@ from .conftest import Task, read_log, write_task
 STEPS = 20
 SETTINGS = {"optim__steps": STEPS, "judge__every": 4, "output": "killed"}
 
+Whole = Callable[[], Path]
+
 
 def begin(task: Task, **options: Any) -> ForkServerProcess:
     """Train in a process of its own."""
@@ -54,10 +57,16 @@ def wait_for(done: Callable[[], bool], process: Any) -> None:
         time.sleep(0.002)
 
 
-def assert_same(task: Task) -> None:
-    ours, theirs = (read_log(task.folder / f"{name}.training") for name in ("killed", "whole"))
+@pytest.fixture(scope="module")
+def whole_graft(tmp_path_factory: pytest.TempPathFactory, tiny_folders: dict[str, Path]) -> Whole:
+    """Call it for the fuser of `graft_task` whose training nothing disturbed, trained once."""
+    return cache(lambda: whole(write_task(tmp_path_factory.mktemp("task"), tiny_folders, "graft")))
+
+
+def assert_same(task: Task, undisturbed: Path) -> None:
+    ours, theirs = (read_log(made.with_name(f"{made.name}.training")) for made in (task.folder / "killed", undisturbed))
     assert ours == theirs
-    mine, other = (load_file(task.folder / name / WEIGHTS) for name in ("killed", "whole"))
+    mine, other = (load_file(made / WEIGHTS) for made in (task.folder / "killed", undisturbed))
     assert mine.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
     assert len([each for each in ours if each["kind"] == "step"]) == STEPS
@@ -69,7 +78,7 @@ def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
 ) -> None:
     task = write_task(tmp_path, tiny_folders, kind)
     run = tmp_path / "killed.training"
-    whole(task)
+    undisturbed = whole(task)
     for count in (2, 9, 16):  # records: before a judgement, behind one, anywhere
         process = begin(task, resume=checkpoint.newest(run) is not None)
         wait_for(lambda count=count: records(run) >= count, process)  # type: ignore[misc]
@@ -80,7 +89,7 @@ def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
     last = begin(task, resume=True)
     last.join()
     assert last.exitcode == 0
-    assert_same(task)
+    assert_same(task, undisturbed)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: bool = False) -> None:
@@ -104,7 +113,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, call: int, *, after: b
      ("step", 8, True), ("_gradients", 7, True), ("_save", 2, False)],
 )  # fmt: skip
 def test_ctrl_c_anywhere_is_gone_on_from(
-    graft_task: Task, monkeypatch: pytest.MonkeyPatch, name: str, call: int, after: bool
+    graft_task: Task,
+    whole_graft: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    call: int,
+    after: bool,
 ) -> None:
     spec = graft_task.spec(**SETTINGS)
     with monkeypatch.context() as patch:
@@ -114,12 +128,11 @@ def test_ctrl_c_anywhere_is_gone_on_from(
     found = checkpoint.newest(graft_task.folder / "killed.training")
     assert found is not None
     train(spec, folder=graft_task.folder, resume=True)
-    whole(graft_task)
-    assert_same(graft_task)
+    assert_same(graft_task, whole_graft())
 
 
 def test_ctrl_c_while_the_weights_move_waits_for_the_end_of_the_step(
-    graft_task: Task, monkeypatch: pytest.MonkeyPatch
+    graft_task: Task, whole_graft: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, calls = torch.optim.AdamW.step, []
 
@@ -139,8 +152,7 @@ def test_ctrl_c_while_the_weights_move_waits_for_the_end_of_the_step(
     assert found is not None
     assert found[1].step == 5
     train(spec, folder=graft_task.folder, resume=True)
-    whole(graft_task)
-    assert_same(graft_task)
+    assert_same(graft_task, whole_graft())
 
 
 def stopped(task: Task, monkeypatch: pytest.MonkeyPatch, step: int = 14) -> list[Path]:
@@ -168,7 +180,11 @@ def flip(path: Path) -> None:
      ("state.json", cut), ("state.json", Path.unlink), ("optimizer.safetensors", Path.unlink)],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    graft_task: Task, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None]
+    graft_task: Task,
+    whole_graft: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    damage: Callable[[Path], None],
 ) -> None:
     newest, older = stopped(graft_task, monkeypatch)
     damage(newest / name)
@@ -177,8 +193,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert (found[0], found[1].step) == (older, 12)
     if damage is cut:
         train(graft_task.spec(**SETTINGS), folder=graft_task.folder, resume=True)
-        whole(graft_task)
-        assert_same(graft_task)
+        assert_same(graft_task, whole_graft())
 
 
 def test_only_the_last_two_checkpoints_stay_and_no_halves(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +226,7 @@ def test_what_can_not_be_gone_on_from_is_refused_with_the_remedy(
     refused(graft_task, FuserError, ["no whole checkpoint"], resume=True)
 
 
-def test_a_restart_forgets_what_was(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_forgets_what_was(graft_task: Task, whole_graft: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is interrupted before it gets as far as the first one."""
     stopped(graft_task, monkeypatch, step=18)
     with monkeypatch.context() as patch:
@@ -222,8 +237,7 @@ def test_a_restart_forgets_what_was(graft_task: Task, monkeypatch: pytest.Monkey
     assert found is not None
     assert found[1].step == 6
     train(graft_task.spec(**SETTINGS), folder=graft_task.folder, resume=True)
-    whole(graft_task)
-    assert_same(graft_task)
+    assert_same(graft_task, whole_graft())
 
 
 def test_what_does_not_decide_the_loss_may_change_in_between(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +287,9 @@ def test_a_checkpoint_whose_optimizers_numbers_have_no_names_is_refused(
     refused(graft_task, FuserError, ["is not of this fuser", "start over"], resume=True)
 
 
-def test_two_trainings_never_write_to_one_folder(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_trainings_never_write_to_one_folder(
+    graft_task: Task, whole_graft: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = graft_task.folder / "killed.training"
     seen: list[bytes] = []
 
@@ -291,8 +307,7 @@ def test_two_trainings_never_write_to_one_folder(graft_task: Task, monkeypatch: 
     monkeypatch.setattr(TrainingLoop, "step", step)
     train(graft_task.spec(**SETTINGS), folder=graft_task.folder)
     assert seen
-    whole(graft_task)
-    assert_same(graft_task)
+    assert_same(graft_task, whole_graft())
 
 
 def test_a_killed_trainings_lock_is_free_and_a_refused_one_leaves_no_folder(tmp_path: Path) -> None:
