@@ -136,38 +136,7 @@ def write_task(
 ) -> Task:
     """A graft's graph, in which the reader alone reads a story, a fuse's, in which both do, or a joint one's, in which
     both read the question."""
-    both = "Read: {{ context }} {{ question }}"
-    prompts = {
-        "graft": ("{{ context }} So:", "Hear: {{ reader }}\n{{ question }}"),
-        "fuse": (both, "{{ reader }}" + both + " Say:"),
-        "joint": ("Now: {{ context }} {{ question }} So:", "Hear: {{ reader }}\n{{ question }} Say:"),
-    }[kind]
-    graph = {
-        "version": 1,
-        "name": "tiny",
-        "models": {
-            end: {"source": str(models[name]), "dtype": "float32", "device": "cpu"}
-            for end, name in (("mine", receiver), ("theirs", sharer))
-        },
-        "inputs": {"context": {}, "question": {}},
-        "agents": {
-            "reader": {"model": "theirs", "prompt": prompts[0], **(reader or {})},
-            "answerer": {
-                "model": "mine",
-                "system": "Be brief.",
-                "prompt": prompts[1],
-                "generate": {"max_new_tokens": 1},
-            },
-        },
-        "edges": [
-            {
-                "from": "reader", "to": "answerer", "channel": "cache", "carries": "prompt", "fuser": "./made",
-                "fallback": "error", **(edge or {}),
-            }
-        ],
-        "output": "answerer",
-        "evaluate": {"choices": "choices", "answer": "answer"},
-    }  # fmt: skip
+    graph = _graph(models, kind, receiver, sharer, edge or {}, reader or {})
     training = {
         "version": 1,
         "name": "tiny",
@@ -186,6 +155,48 @@ def write_task(
     given = story_rows() if rows is None else rows
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     return Task(folder)
+
+
+def _graph(
+    models: Mapping[str, Path],
+    kind: str,
+    receiver: str,
+    sharer: str,
+    edge: Mapping[str, Any],
+    reader: Mapping[str, Any],
+) -> dict[str, Any]:
+    both = "Read: {{ context }} {{ question }}"
+    prompts = {
+        "graft": ("{{ context }} So:", "Hear: {{ reader }}\n{{ question }}"),
+        "fuse": (both, "{{ reader }}" + both + " Say:"),
+        "joint": ("Now: {{ context }} {{ question }} So:", "Hear: {{ reader }}\n{{ question }} Say:"),
+    }[kind]
+    return {
+        "version": 1,
+        "name": "tiny",
+        "models": {
+            end: {"source": str(models[name]), "dtype": "float32", "device": "cpu"}
+            for end, name in (("mine", receiver), ("theirs", sharer))
+        },
+        "inputs": {"context": {}, "question": {}},
+        "agents": {
+            "reader": {"model": "theirs", "prompt": prompts[0], **reader},
+            "answerer": {
+                "model": "mine",
+                "system": "Be brief.",
+                "prompt": prompts[1],
+                "generate": {"max_new_tokens": 1},
+            },
+        },
+        "edges": [
+            {
+                "from": "reader", "to": "answerer", "channel": "cache", "carries": "prompt", "fuser": "./made",
+                "fallback": "error", **edge,
+            }
+        ],
+        "output": "answerer",
+        "evaluate": {"choices": "choices", "answer": "answer"},
+    }  # fmt: skip
 
 
 @pytest.fixture
