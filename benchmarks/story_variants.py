@@ -41,7 +41,12 @@ FURTHER = {  # as recipes/train/story-question.yaml, for the reader without the 
     "judge.every": 160,
     "judge.rows": 96,
 }
-TUNED = {"optim.learning_rate": 4e-3}  # a prefix is trained directly, not through a network
+TUNED = {  # a prefix is trained directly, not through a network: it is done far sooner
+    "optim.steps": 300,
+    "optim.learning_rate": 4e-3,
+    "optim.warmup": 10,
+    "judge.every": 100,
+}
 
 
 def settings(changes: Mapping[str, object]) -> list[str]:
