@@ -6,8 +6,7 @@ Uses Python's own client: a command's reply waits for this import, and `httpx2` 
 import json
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 __all__ = ["ServerAnswer", "ServerConnection", "ServerConnectionError"]
@@ -46,14 +45,6 @@ class ServerConnection:
         self.url = url.rstrip("/")
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> ServerAnswer:
         """Post a JSON object."""

@@ -6,7 +6,7 @@ Imports neither torch nor transformers, and before the reply not even the graph:
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def _connection(url: str, key_file: Path | None) -> Iterator[ServerConnection]:
     """A connection for this block. Raises ConfigError if no server answers."""
     key = _key(key_file) if key_file is not None else None
     try:
-        with ServerConnection(url, SILENCE, key) as server:
+        with closing(ServerConnection(url, SILENCE, key)) as server:
             yield server
     except ServerConnectionError as error:
         raise ConfigError(
@@ -118,7 +118,7 @@ def run_on_local_server(
     if found is None:
         return None
     model = f"{found.recipe.name}@{channel}" if channel is not None else found.recipe.name
-    with ServerConnection(found.url, SILENCE) as server:
+    with closing(ServerConnection(found.url, SILENCE)) as server:
         try:
             inputs = {name: _parsed(found.recipe.inputs.get(name), text) for name, text in texts.items()}
             answer = server.post("/runs", {"graph": model, "inputs": inputs, "session": session})
