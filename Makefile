@@ -35,7 +35,8 @@ demo: .venv/ready
 	$(BIN)/cachegraph run recipes/document-relay.yaml --channel text --channel cache
 
 # One torch thread in each process of the tests. They start processes that import the package: its bytecode is kept.
-TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+# glibc gives freed blocks over 32 MB back to the kernel, which then clears as many pages for the next test: these stay.
+TESTING := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=1073741824
 
 test: .venv/dev
 	$(TESTING) $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
