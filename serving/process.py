@@ -21,6 +21,8 @@ from .server_state import ServerState
 __all__ = ["ServerProcess", "bind"]
 
 SPARE = 5  # seconds after the grace period before connections are closed
+TICK = 0.1  # seconds between uvicorn's ticks, which set the date of answers
+POLL = 0.01  # seconds between looks at the connections of a server that stops
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -99,7 +101,7 @@ class ServerProcess:
                 self._loop.call_soon_threadsafe(self._stop, at_once)
 
     def _stop(self, at_once: bool) -> None:
-        self._server.should_exit = True
+        self._server.stop()
         self._state.queue.stop()
         if at_once:
             self._state.cancel()
@@ -113,13 +115,44 @@ class ServerProcess:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers."""
+    """Uvicorn without its signal handlers, which also ends as soon as it can: uvicorn looks ten times a second."""
 
     on_started: Callable[[], None] = staticmethod(lambda: None)
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End, from the event loop's thread."""
+        self.should_exit = True
+        self._stopping.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.on_started()
+
+    async def main_loop(self) -> None:
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += 1
+            with anyio.move_on_after(TICK):
+                await self._stopping.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listeners and idle connections, wait for the others and their requests, and end the app."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with anyio.move_on_after(self.config.timeout_graceful_shutdown) as grace:
+            await anyio.sleep(POLL)
+            while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  (uvicorn's sets)
+                await anyio.sleep(POLL)
+        if grace.cancelled_caught:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

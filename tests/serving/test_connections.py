@@ -69,6 +69,12 @@ def test_connections_beyond_the_bound_are_closed_and_others_work_on(monkeypatch:
         wait_until(lambda: answers(server))
 
 
+def test_a_server_that_is_told_to_stop_waits_for_no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachegraph.serving.process.TICK", 600)
+    with served([scripted_duo()]) as server, connect(server):  # one connection is idle
+        assert answers(server)
+
+
 def answers(server: Running) -> bool:
     with connect(server) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
