@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-import httpx2
 import pytest
-from live_server import Running, chat, served
+from live_server import Running, chat, send, served
 from server_graphs import scripted_duo, tiny_duo
 
 from cachegraph.agents.scripted import ScriptedAgent
@@ -90,5 +89,5 @@ def test_the_document_forbids_what_the_server_refuses(scripted_server: Running) 
 
 @pytest.mark.parametrize(("path", "methods"), [("/runs", "GET, HEAD, POST"), ("/runs/x/cancel", "POST")])
 def test_a_wrong_method_is_told_all_that_a_path_takes(scripted_server: Running, path: str, methods: str) -> None:
-    answer = httpx2.request("OPTIONS", f"{scripted_server.url}{path}")
+    answer = send("OPTIONS", f"{scripted_server.url}{path}")
     assert (answer.status_code, answer.headers["allow"]) == (405, methods)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from live_server import Running, chat, served, wait_until
+from live_server import Running, chat, send, served, wait_until
 from server_graphs import Gate, gated, scripted_duo, tiny_solo
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
@@ -99,7 +99,7 @@ def test_a_client_that_leaves_cancels_its_run(stream: bool) -> None:
     gate = Gate()
     with served([gated(gate)]) as server:
         with pytest.raises(httpx2.TimeoutException):
-            httpx2.post(f"{server.url}{URL}", json=chat(stream=stream), timeout=httpx2.Timeout(30, read=0.3))
+            send("POST", f"{server.url}{URL}", json=chat(stream=stream), timeout=httpx2.Timeout(30, read=0.3))
         wait_until(lambda: gate.cancelled == 1)
         wait_until(lambda: server.queue.reserved == 0)
 
@@ -111,7 +111,7 @@ def test_a_client_that_leaves_while_its_run_waits_gives_its_place_back() -> None
         thread.start()
         gate.entered.acquire(timeout=30)
         with pytest.raises(httpx2.TimeoutException):
-            httpx2.post(f"{server.url}{URL}", json=chat(), timeout=httpx2.Timeout(30, read=0.3))
+            send("POST", f"{server.url}{URL}", json=chat(), timeout=httpx2.Timeout(30, read=0.3))
         wait_until(lambda: server.queue.reserved == 1)
         gate.open.set()
         thread.join(60)

@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from live_server import Running, served, wait_until
+from live_server import Running, send, served, wait_until
 from server_graphs import Gate, gated, scripted_duo, tiny_solo
 from sqlalchemy import update
 
+from cachegraph.agents.http_client import ssl_context
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.store import Store
@@ -100,7 +101,7 @@ def test_events_are_sent_as_they_come_and_go_on_from_the_last_one_seen() -> None
     gate = Gate()
     with served([gated(gate)]) as server:
         run = begin(server)["id"]
-        with httpx2.stream("GET", f"{server.url}/runs/{run}/events", timeout=60) as answer:
+        with httpx2.stream("GET", f"{server.url}/runs/{run}/events", timeout=60, verify=ssl_context()) as answer:
             lines = answer.iter_lines()
             assert next(line for line in lines if line.startswith("event:")) == "event: run_started"
         gate.open.set()
@@ -223,7 +224,7 @@ def test_a_run_takes_settings_and_a_channel() -> None:
 )
 def test_what_is_wrong_with_a_request_is_said(method: str, path: str, body: Any, status: int) -> None:
     with served([scripted_duo()]) as server:
-        answer = httpx2.request(method, f"{server.url}{path}", json=body, timeout=60)
+        answer = send(method, f"{server.url}{path}", json=body)
         assert answer.status_code == status
         assert answer.json()["error"]["message"]
 
@@ -261,19 +262,19 @@ def test_a_killed_server_loses_no_run_that_it_has_acknowledged(tmp_path: Path) -
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
         assert process.stderr is not None
         url = process.stderr.readline().rpartition(" ")[2].strip()
-        wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
+        wait_until(lambda: send("GET", f"{url}/ready").status_code == 200)
         return process, url
 
     process, url = start()
     body = {"graph": "duo", "inputs": {"question": "x"}}
-    runs = [httpx2.post(f"{url}/runs", json=body, timeout=60).json()["id"] for _ in range(5)]  # two at work, three wait
+    runs = [send("POST", f"{url}/runs", json=body).json()["id"] for _ in range(5)]  # two at work, three wait
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (tmp_path / "go").touch()
     process, url = start()
 
     def finished(run: str) -> bool:
-        return bool(httpx2.get(f"{url}/runs/{run}").json()["status"] == "finished")
+        return bool(send("GET", f"{url}/runs/{run}").json()["status"] == "finished")
 
     try:
         for run in runs:

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 import pytest
-from live_server import chat, wait_until
+from live_server import chat, send, wait_until
 
 RECIPE = """\
 version: 1
@@ -62,7 +61,7 @@ def started(recipe: Path, *options: str) -> Iterator["tuple[subprocess.Popen[str
 
 def ask(url: str, seconds: str, answers: list[int]) -> threading.Thread:
     def post() -> None:
-        answers.append(httpx2.post(f"{url}/v1/chat/completions", json=chat(seconds), timeout=60).status_code)
+        answers.append(send("POST", f"{url}/v1/chat/completions", json=chat(seconds)).status_code)
 
     thread = threading.Thread(target=post)
     thread.start()
@@ -71,8 +70,8 @@ def ask(url: str, seconds: str, answers: list[int]) -> threading.Thread:
 
 def test_a_recipe_is_served_until_ctrl_c_which_ends_it_at_once(recipe: Path) -> None:
     with started(recipe, "--grace", "600") as (process, url):
-        wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
-        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["id"] == "duo"
+        wait_until(lambda: send("GET", f"{url}/ready").status_code == 200)
+        assert send("GET", f"{url}/v1/models").json()["data"][0]["id"] == "duo"
         answers: list[int] = []
         thread = ask(url, "600", answers)
         wait_until((recipe.parent / "busy").exists)
@@ -86,7 +85,7 @@ def test_a_recipe_is_served_until_ctrl_c_which_ends_it_at_once(recipe: Path) -> 
 
 def test_sigterm_lets_runs_finish(recipe: Path) -> None:
     with started(recipe, "--grace", "600") as (process, url):
-        wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
+        wait_until(lambda: send("GET", f"{url}/ready").status_code == 200)
         announced = recipe.parent / "home" / "servers" / f"{process.pid}.json"
         assert json.loads(announced.read_text())["url"] == url
         answers: list[int] = []
@@ -103,7 +102,7 @@ def test_sigterm_lets_runs_finish(recipe: Path) -> None:
 
 def test_sigterm_ends_runs_that_take_longer_than_the_grace(recipe: Path) -> None:
     with started(recipe, "--grace", "0.2") as (process, url):
-        wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
+        wait_until(lambda: send("GET", f"{url}/ready").status_code == 200)
         answers: list[int] = []
         thread = ask(url, "600", answers)
         wait_until((recipe.parent / "busy").exists)

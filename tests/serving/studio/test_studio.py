@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from browser import Page, chromium, open_page
-from live_server import Running, served
+from live_server import Running, send, served
 from server_graphs import Gate, gated, held, scripted_duo, tiny_duo, tiny_team
 
 from cachegraph.agents.scripted import ScriptedAgent, scripted
@@ -431,7 +430,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab(browser: Page, tmp_path: Path, 
         click(page, "button.main")
         ended(page)
         page.expect("[sessionStorage.length, localStorage.length, document.cookie]", [1, 0, ""])
-        assert httpx2.get(f"{server.url}/runs").status_code == 401
+        assert send("GET", f"{server.url}/runs").status_code == 401
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
