@@ -133,7 +133,7 @@ class ReplicaAnswer(Generic[T]):
 
 @dataclass(frozen=True)
 class PrefillAnswer:
-    """What a sharer has read: the stored KV of these ids alone, the logits if asked for, and the cost."""
+    """What a sharer has read: the stored KV of these ids, logits, (1 or ids, vocab), if asked for, and the cost."""
 
     own: tuple[KV, ...]
     logits: "Tensor | None"

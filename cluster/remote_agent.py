@@ -96,7 +96,7 @@ class RemoteAgent:
         raise RunError(f"agent {self.name!r} can't be opened: {ATTEMPTS} replicas of its model died as they started")
 
     def peer(self) -> Peer:
-        """This agent as one end of an edge."""
+        """This agent as one end of an edge. Raises RunError once the graph is closed."""
         if self._peer is None:
             raise RunError(CLOSED.format(repr(self.name)))
         return self._peer

@@ -160,7 +160,10 @@ class Engine:
         return ReplyState(sampler, decoder, self.model.info.eos_ids)
 
     async def sampler(self, spec: GenerateSpec, seen: Sequence[int] = ()) -> Sampler:
-        """A sampler for one reply. The first with a json_schema takes seconds, off the event loop."""
+        """A sampler for one reply. The first with a json_schema takes seconds, off the event loop.
+
+        Raises ModelError for a json_schema if the model has no tokenizer.
+        """
         if spec.json_schema is None:
             return Sampler(spec, self.model.info.eos_ids, seen)
         if self._grammars is None:

@@ -71,6 +71,7 @@ class SpecBuilder:
         self._add("tools", name, part_spec(kind, data, f"tools.{name}"))
 
     def add_edge(self, data: Mapping[str, Any]) -> None:
+        """Add an edge with these keys of a recipe's edge. Raises RecipeError for an unknown channel."""
         if data["channel"] not in CHANNELS:
             raise RecipeError(f"there is no channel {data['channel']!r}{suggest(data['channel'], CHANNELS)}")
         self._set("edges", (*(self._parts.get("edges") or ()), edge_spec(data)))

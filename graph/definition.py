@@ -203,7 +203,10 @@ class GraphDefinition:
         return warnings
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return this graph as a YAML recipe; with `path`, also write it there atomically."""
+        """Return this graph as a YAML recipe; with `path`, also write it there atomically.
+
+        Raises RecipeError for a function that has no importable name, ConfigError if `path` can't be written.
+        """
         for agent, function in self._functions.items():
             if "<" in name_of(function) or function.__module__ == "__main__":
                 raise RecipeError(

@@ -108,7 +108,8 @@ def graph_node(graph: Graph, *, reads: Mapping[str, str] | None = None, writes: 
 
     `reads` maps the graph's inputs to keys of the state; by default every input takes the key of its name, if the state
     has one. Of a list of messages a text input takes the last. The reply is written to the key `writes`; to `messages`
-    as an `AIMessage`.
+    as an `AIMessage`. Raises InputError for an input that the graph doesn't have, and in the node for a key that the
+    state lacks.
     """
     declared = graph.spec.inputs
     for name in reads or {}:

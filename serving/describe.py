@@ -42,7 +42,10 @@ def describe(spec: GraphSpec, folder: Path, warnings: "Iterable[RunWarning]" = (
 
 
 def stored_graph(stored: "StoredRun") -> dict[str, Any]:
-    """Describe the recipe with which a run began, which may differ from the one that the server has now."""
+    """Describe the recipe with which a run began, which may differ from the one that the server has now.
+
+    Raises InputError if this version can't read it.
+    """
     try:
         spec = GraphSpec.model_validate(read_yaml(stored.recipe, "<run>").root.value, strict=True)
         return describe(spec, Path(stored.setting.folder))

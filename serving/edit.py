@@ -51,7 +51,10 @@ async def show_recipe(request: Request) -> Response:
 
 
 async def check_recipe(request: Request) -> Response:
-    """Show what is wrong in a changed recipe, by line, and what it drops; runs and loads nothing."""
+    """Show what is wrong in a changed recipe, by line, and what it drops; runs and loads nothing.
+
+    Raises ApiError (400) if it is too large.
+    """
     state = state_of(request)
     served = state.graphs.named(request.path_params["graph"])
     body = await read_body(request, CheckRequest, state.limits.body_bytes)

@@ -111,7 +111,9 @@ class GraphTools:
 
 
 async def serve_stdio(tools: GraphTools, prepare: Callable[[], None]) -> None:
-    """Serve on stdin and stdout until stdin ends. Raises CachegraphError if they are closed or can't be written."""
+    """Serve on stdin and stdout until stdin ends. Raises ConfigError if stdin is closed, CachegraphError if
+    stdout can't be written.
+    """
     if sys.stdin is None:
         raise ConfigError("the client's requests can't be read: stdin is closed")
     try:

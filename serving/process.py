@@ -26,7 +26,10 @@ POLL = 0.01  # seconds between looks at the connections of a server that stops
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """Bind the socket of a server. Raises InputError if other machines could reach it without a key."""
+    """Bind the socket of a server.
+
+    Raises ConfigError if it can't listen there, InputError if other machines could reach it without a key.
+    """
     host = config.host.strip("[]")
     known = known_addresses(host)
     try:

@@ -84,7 +84,7 @@ class Script:
         return self._otherwise(name, spec, model, folder, inputs=inputs, upstream=upstream, **options)
 
     def line(self, told: Told, agent: str) -> Say:
-        """Return the agent's next reply."""
+        """Return the agent's next reply. Raises InputError if the script has no more lines for it."""
         said = self._lines[agent]
         if isinstance(said, list | tuple):
             turn = len(self.told[agent])

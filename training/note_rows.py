@@ -22,8 +22,8 @@ def note_rows(
 ) -> TrainedRows:
     """Write the hashes of this recipe's training examples to the fuser's card, or to both cards of a pair.
 
-    Loads the models, since training leaves out examples that do not fit them. Raises what `train` raises, and
-    ConfigError if a card can't be written.
+    Loads the models, since training leaves out examples that do not fit them. Raises what `train` raises,
+    InputError if the rows hold no text, and ConfigError if a card can't be written.
     """
     spec, folder = load_training(recipe), recipe.resolve().parent
     with open_training(spec, folder, data_folder or folder, callback or NullCallback(), Accelerator()) as found:

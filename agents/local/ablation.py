@@ -33,7 +33,8 @@ def mismatched_prompt(mine: SharedPrompt, other: SharedPrompt) -> SharedPrompt:
     """Pair the receiver's own prompt with the sharers' prompts of the other example.
 
     Within corresponding stretches, the k-th paired receiver position gets the k-th sharer position of the other prompt;
-    surplus positions are dropped. If the stretches do not correspond, the prompts are paired as a whole.
+    surplus positions are dropped. If the stretches do not correspond, the prompts are paired as a whole. Raises
+    ChannelError if the other prompt has no positions of its own where this one has.
     """
     if mine.positions is not None and other.positions is None:
         raise ChannelError("the other example's prompt is laid out differently, so its cache can't be swapped in")

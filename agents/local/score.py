@@ -30,7 +30,10 @@ class TokenScore(NamedTuple):
 async def score_row(
     engine: Engine, row: AgentRow, choices: Sequence[str], *, chat: bool, verbatim: bool
 ) -> list[ChoiceScore]:
-    """Score every choice as a continuation of the row. The row's pending tokens are computed once for all choices."""
+    """Score every choice as a continuation of the row. The row's pending tokens are computed once for all choices.
+
+    Raises InputError for a choice without tokens, ModelError for one that does not fit the model's context.
+    """
     tokenizer = engine.model.tokenizer
     assert tokenizer is not None
     tokens = await TextWork().run(
@@ -52,7 +55,10 @@ async def score_row(
 
 
 async def score_tokens(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[TokenScore]:
-    """Score these non-empty lists of tokens after the same row. Each must fit the model's context with it."""
+    """Score these non-empty lists of tokens after the same row. Each must fit the model's context with it.
+
+    Raises ModelError for a model whose cache can't be continued.
+    """
     if engine.model.why_no_cache is not None:
         raise ModelError(f"{engine.model.name!r} can't score replies: {engine.model.why_no_cache}")
     logits = await (_fused_logits if row.sharers else _logits)(engine, row, tokens)

@@ -50,7 +50,7 @@ class EdgeSettler:
         self._work = work
 
     async def settle(self) -> SettledPrompt:
-        """Settle every edge. Raises ChannelError if the recipe forbids an edge to fall back.
+        """Settle every edge. Raises ChannelError if the recipe forbids a fallback, ModelError if the prompt is empty.
 
         Payloads and plans settle most edges before rendering. The others depend on the prompt's tokens: their number,
         positions and alignment. If one of them does not fit, its text replaces its slot, and the prompt is rendered

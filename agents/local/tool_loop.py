@@ -100,7 +100,8 @@ async def replay_tool_rounds(
 ) -> None:
     """Append a recorded reply to its row, with the origins that `write_with_tools` gave it.
 
-    `ids`: all tokens after the prompt. `rounds`: by round, the tool results that the model received.
+    `ids`: all tokens after the prompt. `rounds`: by round, the tool results that the model received. Raises RunError if
+    the reply does not hold these results.
     """
     speaker, rest, name = ReplyTextStream(None), list(ids), turn.id or agent
 

@@ -34,10 +34,10 @@ class ReceiverRope(NamedTuple):
 class FuserInput:
     """One sharer: its cache, the fuser that reads it, and the pairs of positions.
 
-    `layers` are all layers of the sharer, or the first `fuser.sharer_depth`. `pairs` is two index tensors of equal
-    length: receiver positions, each at most once, and sharer positions; None pairs equal positions. `sizes`, if given,
-    accumulates the norms of the corrections. A fuser of unrotated keys needs unrotated `layers`, and `rope` to rotate
-    its corrections.
+    `layers` are all layers of the sharer, or the first `fuser.sharer_depth`, keys and values (1, kv_heads, positions,
+    head_dim). `pairs` is two index tensors, (pairs,) int64 each: receiver positions, each at most once, and sharer
+    positions; None pairs equal positions. `sizes`, if given, accumulates the norms of the corrections. A fuser of
+    unrotated keys needs unrotated `layers`, and `rope` to rotate its corrections.
     """
 
     fuser: Fuser

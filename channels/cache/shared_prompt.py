@@ -48,7 +48,7 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SharerPrompt:
-    """The tokens and positions that one sharer prefills. Positions None: 0, 1, 2, ..."""
+    """The tokens and positions, (tokens,) int64, that one sharer prefills. Positions None: 0, 1, 2, ..."""
 
     ids: Sequence[int]
     positions: Tensor | None = None
@@ -56,7 +56,10 @@ class SharerPrompt:
 
 @dataclass(frozen=True, eq=False)
 class SharedPrompt:
-    """One prompt as receiver and sharers tokenize it. Decoding starts with the tokens after the last stretch."""
+    """One prompt as receiver and sharers tokenize it. Decoding starts with the tokens after the last stretch.
+
+    `positions` are the receiver's, (tokens,) int64; None: 0, 1, 2, ...
+    """
 
     ids: Sequence[int]
     positions: Tensor | None

@@ -51,7 +51,10 @@ def import_fusers(folder: Path, name: str | None = None, *, force: bool = False)
 
 
 def export_fuser(source: Path, folder: Path, form: Format = "ours") -> None:
-    """Write the fuser in `source` to a new folder, in our format or the published Cache-to-Cache format."""
+    """Write the fuser in `source` to a new folder, in our format or the published Cache-to-Cache format.
+
+    Raises FuserError if the folder is not empty, or the published format can't hold the fuser.
+    """
     folder = folder.expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FuserError(f"{str(folder)!r} is there already and not empty; choose another folder")

@@ -112,7 +112,8 @@ def position_bytes(model: "LoadedModel", layers: int | None = None) -> int:
 def choose_budget(asked: int | None, devices: Sequence[str]) -> int:
     """The recipe's budget, else the environment's, else a part of the memory that is free now.
 
-    `devices`: by layer. Of several, the one whose layers fill it first decides.
+    `devices`: by layer. Of several, the one whose layers fill it first decides. Raises ConfigError if the variable
+    holds no size.
     """
     if asked is not None:
         return asked

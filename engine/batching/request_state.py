@@ -24,14 +24,14 @@ __all__ = ["RequestState"]
 
 @dataclass(eq=False)
 class RequestState:
-    """One request and its row."""
+    """One request and its row: what it asks for, how far the engine is with it, and what came of it."""
 
     cache: RowCache
     pending: list[int]  # tokens that are known and not yet computed
     mailbox: "Mailbox[RequestState | str]"
     logits_wanted: Literal["none", "last", "all"] = "none"
-    positions: Tensor | None = None
-    override: Sequence[LayerKV] | None = None
+    positions: Tensor | None = None  # (pending,) int64, of the tokens; None: consecutive after the cache
+    override: Sequence[LayerKV] | None = None  # by layer, (1, kv_heads, pending, head_dim): written instead of its own
     on_layer: OnLayer | None = None
     layers: int | None = None  # number of the model's first layers to compute; None: all
     before: Sequence[int] = ()  # the tokens of what it continues from, if they are known
@@ -48,7 +48,7 @@ class RequestState:
     arrived: float = field(default_factory=time.perf_counter)
     started: bool = False
     cost: Cost = field(default_factory=Cost)
-    logits: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)  # of each chunk, (1 or tokens, vocab)
     error: BaseException | None = None
     cancelled: bool = False
     swapped: SwappedTail | None = None  # the tail, while the row waits for memory

@@ -157,7 +157,7 @@ class Listed:
     folder: Path
 
     def chat_template_text(self) -> str | None:
-        """The entry's template, read from its file where it names one."""
+        """The entry's template, read from its file where it names one. Raises InputError if it can't be read."""
         template = self.entry.chat_template
         if template is None or "{" in template or "\n" in template:
             return template

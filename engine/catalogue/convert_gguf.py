@@ -33,7 +33,7 @@ _one_at_a_time = threading.Lock()
 
 
 def check_gguf(gguf: Path) -> None:
-    """Raise unless the file says that it is GGUF."""
+    """Raise ModelError unless the file says that it is GGUF."""
     try:
         with gguf.open("rb") as file:
             magic = file.read(4)
@@ -44,7 +44,11 @@ def check_gguf(gguf: Path) -> None:
 
 
 def convert_gguf(gguf: Path, folder: Path, need_room: NeedRoom, progress: Progress) -> None:
-    """Write the model and the tokenizer of `gguf` to `folder`, once `need_room` has seen how many bytes that takes."""
+    """Write the model and the tokenizer of `gguf` to `folder`, once `need_room` has seen how many bytes that takes.
+
+    Raises ModelError for a file that transformers can't convert, ConfigError for too little memory, OSError for a full
+    disk.
+    """
     check_gguf(gguf)
     try:
         check_header(gguf)

@@ -15,7 +15,10 @@ PICKLED = (".bin", ".pt", ".pth")
 
 
 def fetch_snapshot(source: HubSource, progress: Progress) -> Snapshot:
-    """Fetch what a load needs of `source`; where the hub can't be reached, take what its cache holds."""
+    """Fetch what a load needs of `source`; where the hub can't be reached, take what its cache holds.
+
+    Raises ModelError if it holds no weights in safetensors.
+    """
 
     def check(wanted: list[str], files: list[str]) -> None:
         if not any(name.endswith(".safetensors") for name in wanted):

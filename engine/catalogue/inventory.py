@@ -44,7 +44,10 @@ def inventory(catalogue: Catalogue) -> list[CatalogueItem]:
 
 
 def remove(name: str) -> Removed:
-    """Delete the pulled model of that name, with what an interrupted pull of it left."""
+    """Delete the pulled model of that name, with what an interrupted pull of it left.
+
+    Raises ModelError if no pulled model, or more than one, has the name.
+    """
     store = ModelStore()
     stored = store.all()
     slugs = [each.place.name for each in stored if name in (each.record.name, each.place.name)]

@@ -67,9 +67,10 @@ def _count_kept(folder: Path, parameters: int) -> int:
 def choose_device(
     requested: str, parameters: int, dtype: DType, devices: Sequence[Device], kept: int | None = None
 ) -> Placement:
-    """The GPU with most free memory if the model fits there, else the CPU; or the device asked for, or an error.
+    """The GPU with most free memory if the model fits there, else the CPU; or the device asked for.
 
-    `kept` are the parameters that move to another device than the CPU, where all are read; by default all.
+    `kept` are the parameters that move to another device than the CPU, where all are read; by default all. Raises
+    ModelError with the arithmetic if it fits nowhere.
     """
     candidates = _candidates(requested, devices)
     refusals = []

@@ -28,7 +28,7 @@ class Wanted:
 
     @property
     def path(self) -> Path:
-        """Of a folder or a .gguf file."""
+        """Of a folder or a .gguf file. Raises TypeError for a source of another kind."""
         if isinstance(self.source, FolderSource | GgufSource):
             return Path(self.source.path)
         raise TypeError(f"{self.source.kind} sources have no path")
@@ -74,7 +74,10 @@ def describe(source: HubSource | FolderSource | GgufSource | WheelSource) -> str
 
 
 def resolve(spec: ModelSpec, base: Path, catalogue: Catalogue) -> Wanted:
-    """Find out what `spec` names. Relative paths start at `base`, the recipe's folder."""
+    """Find out what `spec` names. Relative paths start at `base`, the recipe's folder.
+
+    Raises ModelError if it names nothing, or gives a revision of what has none.
+    """
     wanted = _from_catalogue(spec, catalogue) or _from_disk(spec, base) or _from_hub(spec)
     if wanted is None:
         raise ModelError(_unknown(spec.source, base, catalogue))

@@ -174,7 +174,7 @@ class ModelStore:
             lock.release()
 
     def need_room(self, wanted: int, arithmetic: str) -> None:
-        """Raise unless `wanted` bytes are free."""
+        """Raise ConfigError unless `wanted` bytes are free."""
         self.root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.root).free
         if wanted > free:
@@ -196,7 +196,7 @@ def folder_bytes(folder: Path) -> int:
 
 @contextlib.contextmanager
 def file_errors(place: Path) -> Iterator[None]:
-    """Turn the disk's refusals into a sentence about `place`."""
+    """Turn the disk's refusals into a sentence about `place`. Raises it as ConfigError."""
     try:
         yield
     except OSError as error:

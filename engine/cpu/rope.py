@@ -22,9 +22,11 @@ class CPUKeyRotator:
         self.unit = 2 * kernels.block
 
     def tables(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> "CPUAngleTables":
+        """Tables of what `compute` gives at positions, (positions,): cosines and sines, (1, positions, head_dim)."""
         return CPUAngleTables(compute, self._kernels.block)
 
     def table(self, cosines_and_sines: tuple[Tensor, Tensor]) -> Tensor:
+        """One such table, (positions, 2, head_dim), of cosines and sines, (1, positions, head_dim) each."""
         return _in_kernel_order(cosines_and_sines, self._kernels.block)
 
     def takes(self, keys: Sequence[Tensor]) -> bool:
@@ -36,6 +38,7 @@ class CPUKeyRotator:
         return plain and keys.shape[0] == 1 and keys.shape[3] % self.unit == 0
 
     def rotate(self, keys: Sequence[Tensor], tables: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of the layers' keys, (1, kv_heads, positions, head_dim) each, rotated by their tables."""
         _, heads, positions, dim = keys[0].shape
         given = [contiguous_by_head(each) for each in keys]
         rotated = [torch.empty(each.shape, dtype=each.dtype) for each in keys]

@@ -34,7 +34,7 @@ class LayerKV(NamedTuple):
     values: Tensor
 
     def select(self, index: "slice | Tensor") -> "LayerKV":
-        """Those positions alone; a slice shares memory, an index tensor copies."""
+        """Those positions alone; a slice shares memory, an index tensor, (selected,) int64, copies."""
         return LayerKV(self.keys[:, :, index], self.values[:, :, index])
 
 
@@ -60,17 +60,18 @@ class KV:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all its tensors."""
         return sum(each.nbytes for each in self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds in the model's memory."""
+        """All that it holds in the model's memory: keys, values, (1, kv_heads, positions, head_dim), then a state's."""
         for layer in self.layers:
             yield from layer
         if self.state is not None:
             yield from self.state.tensors()
 
     def select(self, index: "slice | Tensor") -> "KV":
-        """Those entries alone, without a state; a slice shares memory, an index tensor copies."""
+        """Those entries alone, without a state; a slice shares memory, an index tensor, (selected,) int64, copies."""
         layers = tuple(layer.select(index) for layer in self.layers)
         return KV(layers, self.positions[index.cpu() if isinstance(index, Tensor) else index], self.factors)
 

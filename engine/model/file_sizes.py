@@ -19,7 +19,7 @@ def check_file_sizes(folder: Path) -> None:
 
 
 def check_file_size(path: Path, folder: Path) -> None:
-    """The same for one file in the folder."""
+    """The same for one file in the folder. Raises ModelError if it is larger than any file of its kind."""
     if path.is_file() and (size := path.stat().st_size) > LARGEST:
         name = str(path.relative_to(folder))
         raise ModelError(

@@ -27,7 +27,7 @@ class _Header(NamedTuple):
 
 
 def check_folder(folder: Path) -> None:
-    """Raise unless transformers can load `folder` and its weights are safetensors that are all there."""
+    """Raise ModelError unless transformers can load `folder` and its weights are safetensors that are all there."""
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {str(folder)!r}; check the path, or pull the model")
     if not (folder / "config.json").is_file():
@@ -39,7 +39,10 @@ def check_folder(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files that transformers reads, and no others of the folder."""
+    """The weight files that transformers reads, and no others of the folder.
+
+    Raises ModelError if there are none, or an index names files outside the folder.
+    """
     single = folder / "model.safetensors"
     if single.is_file():
         return (single,)

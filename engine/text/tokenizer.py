@@ -77,7 +77,10 @@ class Tokenizer:
         return self._chat(messages, self.tools, reply_follows)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> ChatText:
-        """The same with the place of every content, and of what else in the text the template did not write."""
+        """The same with the place of every content, and of what else in the text the template did not write.
+
+        Raises ModelError if the template makes control tokens of what the messages say.
+        """
         tools, hidden = hide(list(self.tools), self.controls.named_in)
         rendered = render_chat(lambda each: self._chat(each, tools), messages)
         if not rendered.certain and any(self.controls.named_in(each["content"]) for each in messages):

@@ -46,7 +46,10 @@ def english(characters: int) -> str:
 
 
 async def measure_model(engine: Engine) -> ModelConstants:
-    """Prefill and decoding of one model. Nothing that was read before is reused."""
+    """Prefill and decoding of one model. Nothing that was read before is reused.
+
+    Raises ConfigError for a model without a tokenizer.
+    """
     model = engine.model
     tokenizer = model.tokenizer
     if tokenizer is None:

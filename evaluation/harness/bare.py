@@ -43,7 +43,10 @@ class BarePlayer:
         return sum(logprob for logprob, _ in found)
 
     async def write(self, context: str, spec: GenerateSpec) -> str:
-        """Generate a reply. A context that leaves no room for it loses its beginning."""
+        """Generate a reply. A context that leaves no room for it loses its beginning.
+
+        Raises InputError for an empty context, and for a reply as long as the model's context.
+        """
         room = self._max_length - spec.max_new_tokens
         if room <= 0:
             raise InputError(

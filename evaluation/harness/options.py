@@ -31,7 +31,10 @@ class Options(NamedTuple):
 
 
 def read_options(given: Mapping[str, Any], seed: int) -> Options:
-    """Check the arguments and the recipe; loads no model. `seed` is the harness's own."""
+    """Check the arguments and the recipe; loads no model. `seed` is the harness's own.
+
+    Raises InputError for an unknown argument, or without a recipe.
+    """
     for name in given:
         if name not in (*KNOWN, *IGNORED):
             raise InputError(f"there is no model argument {name!r}{suggest(name, KNOWN)}")

@@ -38,7 +38,10 @@ class Example(BaseModel):
 
 
 def merge_mapping(spec: EvaluateSpec | None, given: Mapping[str, str], inputs: Sequence[str]) -> EvaluateSpec:
-    """Merge the caller's mapping over the recipe's: `input: column`, or one of the roles."""
+    """Merge the caller's mapping over the recipe's: `input: column`, or one of the roles.
+
+    Raises InputError for an unknown name, or one without a column.
+    """
     spec = spec or EvaluateSpec()
     roles: dict[str, str] = {}
     columns = dict(spec.inputs)

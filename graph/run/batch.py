@@ -46,7 +46,8 @@ async def run_rows(
 ) -> list[Result]:
     """Execute all runs. A failed run does not stop the others; see `Graph.amap`.
 
-    Calls `on_result` for each row as it ends; an exception from it cancels all rows.
+    Calls `on_result` for each row as it ends; an exception from it cancels all rows. Raises RunError, with all results,
+    if a run failed, InputError for `max_concurrent` below 1.
     """
     if max_concurrent < 1:
         raise InputError(f"max_concurrent must be 1 or more, not {max_concurrent}")

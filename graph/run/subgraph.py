@@ -109,7 +109,7 @@ class SubgraphAgent:
 
     @property
     def wiring(self) -> Wiring:
-        """The inner nodes."""
+        """The inner nodes. Raises RunError once the graph is closed."""
         if (wiring := self._wiring) is None:
             raise RunError(CLOSED.format(repr(self.name)))
         return wiring
@@ -175,7 +175,10 @@ def answering_node(wiring: Wiring) -> tuple[str, Node]:
 
 
 async def open_and_wire(spec: GraphSpec, order: Plan, agent_set: AgentSet, folder: Path) -> Wiring:
-    """Open the agents and decide the edges of a graph and of the recipes it includes."""
+    """Open the agents and decide the edges of a graph and of the recipes it includes.
+
+    Raises ChannelError for an edge that no channel can serve.
+    """
     await agent_set.open()
     agents = dict(agent_set.agents)
     for name, entry in spec.graphs.items():

@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 def wait(work: Callable[[], Coroutine[Any, Any, T]], name: str, instead: str, partial: Callable[[], Any]) -> T:
-    """Run it in a new event loop. On Ctrl-C, free all resources, then raise Interrupted with `partial()`."""
+    """Run it in a new event loop. On Ctrl-C, free all resources, then raise Interrupted with `partial()`.
+
+    Raises InputError where an event loop runs already.
+    """
     if _in_event_loop():
         raise InputError(
             f"{name}() can't wait where an event loop runs already, as in a notebook; use `await {instead}(...)`"

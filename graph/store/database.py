@@ -64,7 +64,7 @@ class Database:
     def by_driver(self, connection: Connection) -> Iterator[Any]:
         """Open a write transaction with the driver's cursor, which is faster for frequent writes.
 
-        `connection` comes from `connect`.
+        `connection` comes from `connect`. Raises ConfigError for what the database refuses.
         """
         driver: Any = connection.connection.driver_connection
         try:

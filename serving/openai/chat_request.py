@@ -156,7 +156,7 @@ def asked_of(request: ChatRequest) -> Asked:
 
 
 def schema_of(wanted: ResponseFormat | None) -> dict[str, Any] | None:
-    """Return the JSON Schema of the reply, if any."""
+    """Return the JSON Schema of the reply, if any. Raises ApiError (400) for a `json_schema` without a schema."""
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":

@@ -19,7 +19,7 @@ MOST = 4_000  # tokens of an alignment
 
 
 async def show_prompt(request: Request) -> Response:
-    """Show the prompt of one turn, while this process has the run in memory."""
+    """Show the prompt of one turn, while this process has the run in memory. Raises ApiError (404) if it does not."""
     state, run, turn = state_of(request), request.path_params["run"], request.query_params.get("turn", "")
     require_prompts(request)
     await state.board.get(run, tenant_of(request))

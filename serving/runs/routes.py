@@ -72,7 +72,10 @@ def run_routes() -> list[BaseRoute]:
 
 
 async def begin_run(request: Request) -> Response:
-    """Start a run and return its id, after it has entered the store."""
+    """Start a run and return its id, after it has entered the store.
+
+    Raises ApiError (403) for a changed recipe without --allow-upload.
+    """
     state, tenant = state_of(request), tenant_of(request)
     body = await read_body(request, RunRequest, state.limits.body_bytes)
     if body.recipe is not None and not state.config.allow_upload:
@@ -93,7 +96,7 @@ async def begin_run(request: Request) -> Response:
 
 
 async def list_runs(request: Request) -> Response:
-    """List runs, newest first."""
+    """List runs, newest first. Raises ApiError (400) for an unknown status."""
     asked = request.query_params
     status = asked.get("status")
     if status is not None and status not in STATUSES:

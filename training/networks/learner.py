@@ -58,7 +58,7 @@ class Learner(ABC, Generic[L]):
         """Initialise the weights from data, before the first step."""
 
     def learning_rate_scales(self) -> Mapping[Tensor, float]:
-        """Learning-rate factors by parameter; 1 for the others."""
+        """Factors of `optim.learning_rate` by parameter, of any shape; 1 for the others."""
         return {}
 
     def anneal(self, step: int) -> None:

@@ -76,7 +76,10 @@ class PrefixLearner(Learner[WordsExample]):
         return self._prefix.kv(receiver.device, receiver.dtype)
 
     def start(self, examples: Sequence[WordsExample], report: ReportPhase) -> None:
-        """Start from the receiver's own cache of training prompts with their right replies, in random order."""
+        """Start from the receiver's own cache of training prompts with their right replies, in random order.
+
+        Raises InputError if the rows have fewer tokens than the prefix has positions.
+        """
         network, count, ids = self._prefix.network, len(self._prefix), list[int]()
         order = list(range(len(examples)))
         Random(self._seed).shuffle(order)  # noqa: S311

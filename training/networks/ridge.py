@@ -80,7 +80,10 @@ def fit_ridge(
 
 
 def solve_ridge(gram: Tensor, cross: Tensor, penalty: float, tokens: int) -> tuple[Tensor, Tensor]:
-    """(features, targets) weights, and the Cholesky factor of the penalised Gram matrix. Overwrites `gram`."""
+    """(features, targets) weights, and the Cholesky factor of the penalised Gram matrix. Overwrites `gram`.
+
+    Raises InputError if the penalty is too small for the matrix.
+    """
     gram.diagonal().add_(penalty * tokens)
     try:
         factor = torch.linalg.cholesky(gram)

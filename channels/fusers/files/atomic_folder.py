@@ -42,7 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` if the block succeeds.
 
-    An existing folder is replaced only if `ours` names everything in it.
+    An existing folder is replaced only if `ours` names everything in it. Raises FuserError if it holds other things, or
+    can't be written.
     """
     folder = folder.absolute()
     if folder.exists() and not holds_only(folder, ours):

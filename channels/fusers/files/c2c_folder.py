@@ -27,7 +27,10 @@ def weights_folder(folder: Path) -> Path | None:
 
 
 def read_sharers(folder: Path) -> list[PublishedSharer]:
-    """Read every sharer that the folder with the weights names, sorted by number."""
+    """Read every sharer that the folder with the weights names, sorted by number.
+
+    Raises FuserError if it names no sharer, or several receivers.
+    """
     path = folder / CONFIG
     config = read_json(path)
     if len(config) != 1:

@@ -48,7 +48,10 @@ def is_reference(folder: Path) -> bool:
 
 
 def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
-    """Load the fusers of a published folder, one per sharer, sorted by the sharers' numbers."""
+    """Load the fusers of a published folder, one per sharer, sorted by the sharers' numbers.
+
+    Raises FuserError if the folder is not in that format.
+    """
     found = weights_folder(Path(folder))
     if found is None:
         inside = sorted(path.parent.parent.name for path in Path(folder).glob(f"*/final/{CONFIG}"))
@@ -62,7 +65,10 @@ def load_reference(folder: Path | str) -> tuple[Fuser, ...]:
 
 
 def export_reference(fuser: Fuser, folder: Path | str) -> None:
-    """Write a `c2c` fuser in the format of the authors' code: `folder/config.json` and `folder/final/`."""
+    """Write a `c2c` fuser in the format of the authors' code: `folder/config.json` and `folder/final/`.
+
+    Raises FuserError for a fuser of another architecture, or of models whose layers differ in shape.
+    """
     card = fuser.card
     if card.architecture != "c2c":
         raise FuserError(f"a {card.architecture!r} fuser has no published format; only 'c2c' can be exported")

@@ -60,7 +60,8 @@ class BottleneckFuser(Fuser):
     def features(self, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Concatenate the network's inputs from a sharer's unrotated cache: (batch, positions, features).
 
-        `layers` start at the sharer's first layer; each is (batch, kv_heads, positions, head_dim).
+        `layers` start at the sharer's first layer; each is (batch, kv_heads, positions, head_dim). Raises ChannelError
+        if there are too few layers.
         """
         if len(layers) <= self.card.sharer_layers[-1]:
             raise ChannelError(

@@ -35,7 +35,10 @@ ARCHITECTURES: dict[str, Builder] = {"c2c": _c2c, "lean": _lean}
 
 
 def build_projector(architecture: str, params: Params, receiver: KVShape, sharer: KVShape) -> Projector:
-    """Build a projector for a receiver layer and a sharer layer of these shapes, on torch's default device."""
+    """Build a projector for a receiver layer and a sharer layer of these shapes, on torch's default device.
+
+    Raises FuserError for an unknown architecture or a wrong parameter.
+    """
     if architecture not in ARCHITECTURES:
         known = ", ".join(repr(name) for name in ARCHITECTURES)
         raise FuserError(f"there is no fuser architecture {architecture!r}; this version knows {known}")

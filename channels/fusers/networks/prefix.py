@@ -39,6 +39,7 @@ class PrefixNetwork(nn.Module):
         self.entries = nn.Parameter(torch.zeros(positions, width))
 
     def forward(self) -> Tensor:
+        """The entries in float32, (positions, features)."""
         return self.entries.float() * self.scale.float()
 
 

@@ -100,7 +100,8 @@ class Translator:
     def read(self, layers: Sequence[LayerKV]) -> Tensor:
         """Concatenate the network's inputs from a sharer's unrotated cache: (positions, features).
 
-        `layers` are all layers of the sharer, or at least the first `sharer_depth`.
+        `layers` are all layers of the sharer, or at least the first `sharer_depth`. Raises ChannelError if their shapes
+        are not those of the sharer.
         """
         geometry = self.card.sharer.geometry
         given = tuple(KVShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in layers)

@@ -35,7 +35,10 @@ class Guards(GuardedCode):
 
 
 def check_depth(tree: nodes.Template) -> None:
-    """Refuse code that is nested too deeply to be compiled, and what would read other templates."""
+    """Refuse code that is nested too deeply to be compiled, and what would read other templates.
+
+    Raises TemplateRuntimeError for either.
+    """
     todo: list[tuple[nodes.Node, int]] = [(tree, 0)]
     while todo:
         node, depth = todo.pop()

@@ -56,7 +56,10 @@ def render_chat_template(
 
 
 def render_open_chat(source: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-    """The same up to the last message's end, so that a reply continues it (`continue_final_message`)."""
+    """The same up to the last message's end, so that a reply continues it (`continue_final_message`).
+
+    Raises TemplateRuntimeError if the template leaves out the last message.
+    """
     last = {**messages[-1], "content": f"{messages[-1]['content']}{_TAG}"}
     rendered = render_chat_template(source, [*messages[:-1], last], **variables)
     end = rendered.rfind(_TAG.strip())
