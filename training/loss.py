@@ -36,7 +36,7 @@ def losses(
     that of the right reply, with another text's cache.
 
     next_token   negative log-likelihood per token of the right reply, in nats (arXiv 2510.03215)
-    choices      cross-entropy of the right reply among all replies, over examples with more than one
+    choices      cross-entropy of the right reply among all replies at `temperature`, over examples with more than one
     mismatched   hinge loss: the right reply should be `margin` nats likelier than with another text's cache
     """
     right = torch.stack([each[reply.right] for each, reply in zip(own, replies, strict=True)])  # (examples,)
@@ -46,7 +46,9 @@ def losses(
     choices = contrast = None
     if spec.choices:
         terms = [
-            -each.log_softmax(0)[reply.right] for each, reply in zip(own, replies, strict=True) if len(reply.ids) > 1
+            -(each / spec.temperature).log_softmax(0)[reply.right]
+            for each, reply in zip(own, replies, strict=True)
+            if len(reply.ids) > 1
         ]
         if terms:
             choices = torch.stack(terms).mean()

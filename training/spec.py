@@ -125,6 +125,13 @@ class LossSpec(Strict):
     choices: Annotated[
         NonNegativeFloat, Field(description="Cross-entropy of the right choice among the row's choices.")
     ] = 0.0
+    temperature: Annotated[
+        PositiveFloat,
+        Field(
+            description="Temperature of the softmax over the choices' log-likelihoods. Above 1, rows that are wrong by "
+            "far have less of the gradient."
+        ),
+    ] = 1.0
     mismatched: Annotated[
         NonNegativeFloat,
         Field(description="Contrast: the response must be likelier with its own text's cache than with another's."),

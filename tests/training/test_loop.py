@@ -261,6 +261,22 @@ def test_losses_are_means_over_the_rows_as_their_names_say() -> None:
     assert float(found.total) == pytest.approx(2.0 + 2 * float(right) + 4.0)
 
 
+def test_a_temperature_gives_the_row_that_is_wrong_by_far_less_of_the_gradient() -> None:
+    replies = [Replies(((1, 2), (3,)), 0), Replies(((4,), (5, 6)), 0)]
+    shares = []
+    for temperature in (1.0, 6.0):
+        near, far = torch.tensor([-3.0, -3.5], requires_grad=True), torch.tensor([-30.0, -6.0], requires_grad=True)
+        found = losses(LossSpec(next_token=0, choices=1, temperature=temperature), replies, [near, far], None)
+        terms = [-(each.detach() / temperature).log_softmax(0)[0] for each in (near, far)]
+        assert found.choices is not None
+        assert float(found.choices.detach()) == pytest.approx(float(sum(terms)) / 2)
+        found.total.backward()  # type: ignore[no-untyped-call]
+        assert near.grad is not None
+        assert far.grad is not None
+        shares.append(float(near.grad.norm() / far.grad.norm()))
+    assert shares[1] > shares[0] * 1.2
+
+
 def test_a_contrast_with_another_texts_cache_is_part_of_the_loss(task: Task) -> None:
     log = run(task, loss__mismatched=0.5, loss__margin=200)
     for step in (each for each in log if each["kind"] == "step"):
