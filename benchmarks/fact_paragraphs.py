@@ -4,7 +4,8 @@
 
 Each paragraph describes two things of one sort by the same attributes, in plain sentences. A question asks for one
 attribute of one of the two. Its choices are the right value, the other thing's value, and two that the paragraph does
-not contain, so knowing which words occur gives 50 %. Rows have context, question, choices and answer.
+not contain, so knowing which words occur gives 50 %. Rows have context, question, choices and answer, and the context's
+two halves, one a thing, as first and second.
 """
 
 import argparse
@@ -145,12 +146,13 @@ def write_rows(file: Path, paragraphs: int, seed: int) -> None:
 def _paragraph(sort: Sort, dice: Random) -> list[dict[str, object]]:
     things = [sort.title.format(name) for name in dice.sample(NAMES, 2)]
     values = {name: dice.sample(list(pool), 4) for name, (_, _, pool) in sort.attributes.items()}
-    sentences = [
-        _capital(sentence.format(thing, values[name][place]))
+    first, second = (
+        " ".join(
+            _capital(sentence.format(thing, values[name][place])) for name, (sentence, _, _) in sort.attributes.items()
+        )
         for place, thing in enumerate(things)
-        for name, (sentence, _, _) in sort.attributes.items()
-    ]
-    context = " ".join(sentences)
+    )
+    text = {"context": f"{first} {second}", "first": first, "second": second}
     asked = [
         *((name, 0) for name in dice.sample(list(values), 2)),
         *((name, 1) for name in dice.sample(list(values), 2)),
@@ -159,9 +161,7 @@ def _paragraph(sort: Sort, dice: Random) -> list[dict[str, object]]:
     for name, place in asked:
         choices = dice.sample(values[name], 4)
         question = sort.attributes[name][1].format(things[place])
-        found.append(
-            {"context": context, "question": question, "choices": choices, "answer": choices.index(values[name][place])}
-        )
+        found.append({**text, "question": question, "choices": choices, "answer": choices.index(values[name][place])})
     return found
 
 

@@ -8,7 +8,7 @@ from cachegraph.graph.data.examples import Example
 from cachegraph.graph.graph import Graph
 from cachegraph.graph.plan.expected_routes import all_expected_routes
 
-from .comparison import Comparison, EdgeWorth, Estimate, MetricInfo, VariantRow
+from .comparison import Comparison, Difference, EdgeWorth, Estimate, MetricInfo, VariantRow
 from .comparison_parts import Worth
 from .differences import Values, estimates
 from .records import ExampleRecord
@@ -84,19 +84,41 @@ def _verdict(found: Comparison, name: str, seconds: Estimate | None, controlled:
     used = over_wrong.shown and over_wrong.value > 0
     by_control = against(over_wrong, metric)
     if not used:
-        return "not used", f"{said}, but {by_control}: no communication shown on this edge"
+        joint = "but" if over_text.shown else "and"
+        doubt = "" if over_wrong.shown else _doubt(found, over_wrong)
+        return "not used", f"{said}, {joint} {by_control}: no communication shown on this edge{doubt}"
     if over_text.shown:
-        return "better", f"{said}, and {by_control}"
+        time = "" if seconds is None else f"; {_time(seconds, found)}"
+        return "better", f"{said}, and {by_control}{time}"
     if seconds is not None and seconds.high < 0:
         return "faster", f"{said}, {by_control}, and {_time(seconds, found)}"
-    return "no gain", f"{said}, and no time is saved ({_time(seconds, found)})" if seconds is not None else said
+    return "no gain", f"{said}, and no time is saved: {_time(seconds, found)}" if seconds is not None else said
+
+
+def _doubt(found: Comparison, difference: Difference) -> str:
+    """What the examples could have shown, and the metrics that do show that the cache is used; or nothing."""
+    metric, *others = found.metrics
+    doubts = []
+    if difference.detectable is not None:
+        least = number(difference.detectable, metric)
+        doubts.append(f"detectable with {len(found.examples)} examples: {least} {metric.unit or metric.name}")
+    for other in others:
+        more = found.difference(difference.variant, difference.baseline, other.name)
+        if more is not None and more.shown and more.value > 0:
+            doubts.append(f"by {other.name}, {against(more, other)}")
+    return f" ({'; '.join(doubts)})" if doubts else ""
 
 
 def _time(seconds: Estimate, found: Comparison) -> str:
-    low, high = number(seconds.low, SECONDS, True), number(seconds.high, SECONDS, True)
     several = found.environment.concurrency
     at = f", {several} examples at a time" if several > 1 else ""
-    return f"a run takes {number(seconds.value, SECONDS, True)} s ({low} to {high}{at})"
+    value, low, high = (number(each, SECONDS, True) for each in (seconds.value, seconds.low, seconds.high))
+    if seconds.low <= 0 <= seconds.high:
+        return f"no difference in time is shown ({value} s, {low} to {high}{at})"
+    ends = sorted(abs(each) for each in (seconds.low, seconds.high))
+    low, high = (number(each, SECONDS) for each in ends)
+    word = "less" if seconds.value < 0 else "more"
+    return f"a run takes {number(abs(seconds.value), SECONDS)} s {word} ({low} to {high}{at})"
 
 
 def _seconds(found: Comparison, name: str) -> Estimate | None:

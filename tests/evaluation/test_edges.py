@@ -10,7 +10,7 @@ from cachegraph import Comparison, Graph, compare
 from cachegraph.agents.base import Turn
 from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.errors import InputError
-from cachegraph.evaluation.comparison import Difference, EdgeSummary, Estimate, VariantRow
+from cachegraph.evaluation.comparison import Difference, EdgeSummary, EdgeWorth, Estimate, MetricInfo, VariantRow
 from cachegraph.evaluation.edges import capable_edges, edge_sentences, edge_worths
 from cachegraph.evaluation.run_variants import Progress
 
@@ -67,7 +67,7 @@ def test_each_edge_is_swapped_alone_and_judged_with_its_own_control() -> None:
     assert heard.is_worth_it
     assert heard.why.startswith("cache:reader:answerer beats text by 50.0 points (")
     assert "and cache:reader:answerer beats mismatched:reader:answerer by 100.0 points (" in heard.why
-    assert ignored.why.endswith("no communication shown on this edge")
+    assert ignored.why.endswith("no communication shown on this edge (detectable with 40 examples: 28.9 points)")
     assert "speaks through an endpoint" in far.why
     row = found.row("cache:gossip:answerer")
     assert row is not None
@@ -161,15 +161,15 @@ def test_edges_of_included_recipes_are_swapped_alone_too(tmp_path: Path) -> None
 NAME, CONTROL = "cache:a:b", "mismatched:a:b"
 
 
-def judged(over_text: float, over_control: float | None, seconds: float) -> tuple[str, str]:
-    """The judgement of an edge with these differences; one of 0.1 or more is shown."""
+def judged(over_text: float, over_control: float | None, seconds: float, nats: float | None = None) -> EdgeWorth:
+    """The judgement of an edge with these differences; one of 0.1 or more is shown. `nats` is over the control, too."""
     base = compare(two_edges(), rows(4), variants=["text"], metrics=["contains"])
 
-    def difference(baseline: str, value: float) -> Difference:
+    def difference(baseline: str, value: float, metric: str = "contains") -> Difference:
         wide = 0.05 if abs(value) >= 0.1 else 0.5
         return Difference(
-            variant=NAME, baseline=baseline, metric="contains", value=value, low=value - wide, high=value + wide,
-            p=0.001 if abs(value) >= 0.1 else 0.5, test="McNemar, exact",
+            variant=NAME, baseline=baseline, metric=metric, value=value, low=value - wide, high=value + wide,
+            p=0.001 if abs(value) >= 0.1 else 0.5, test="McNemar, exact", detectable=0.75,
         )  # fmt: skip
 
     edge = EdgeSummary(
@@ -181,14 +181,18 @@ def judged(over_text: float, over_control: float | None, seconds: float) -> tupl
     if over_control is not None:
         rows_.append(VariantRow(name=CONTROL, description="", examples=4, cache_share=1.0))
         differences.append(difference(CONTROL, over_control))
+    metrics = base.metrics
+    if nats is not None:
+        metrics = [*metrics, MetricInfo(name="answer_logprob", unit="nats")]
+        differences.append(difference(CONTROL, nats, "answer_logprob"))
     records = base.records + [
         each.model_copy(update={"variant": NAME, "seconds": each.seconds + seconds}) for each in base.records
     ]
-    found = base.model_copy(update={"rows": rows_, "differences": differences, "records": records})
+    found = base.model_copy(update={"rows": rows_, "differences": differences, "records": records, "metrics": metrics})
     (worth,) = edge_worths(found, [("a", "b")], {})
     assert (worth.bytes, worth.bytes_as_text) == (9.0, 2.0)
     assert isinstance(worth.seconds, Estimate)
-    return worth.worth, edge_sentences([worth])[0]
+    return worth
 
 
 @pytest.mark.parametrize(
@@ -209,4 +213,26 @@ def test_an_edge_is_worth_a_cache_only_if_its_control_shows_that_the_cache_is_us
 ) -> None:
     good = worth in ("better", "faster")
     head = "worth a cache, each edge alone: a → b" if good else "no edge alone is worth a cache"
-    assert judged(over_text, over_control, seconds) == (worth, head)
+    found = judged(over_text, over_control, seconds)
+    assert (found.worth, edge_sentences([found])[0]) == (worth, head)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (1.0, "; a run takes 1.000 s more (1.000 to 1.000"),
+        (-1.0, "; a run takes 1.000 s less (1.000 to 1.000"),
+        (0.0, "; no difference in time is shown (+0.000 s, +0.000 to +0.000"),
+    ],
+)
+def test_a_better_edge_says_how_much_more_or_less_time_a_run_takes(seconds: float, said: str) -> None:
+    assert said in judged(0.2, 0.3, seconds).why
+
+
+def test_use_that_is_not_shown_comes_with_what_is_detectable_and_with_the_metric_that_shows_it() -> None:
+    why = judged(0.2, 0.05, 1.0, nats=2.0).why
+    assert why.endswith(
+        "no communication shown on this edge (detectable with 4 examples: 75.0 points; by answer_logprob, "
+        "cache:a:b beats mismatched:a:b by 2.000 nats (1.950 to 2.050))"
+    )
+    assert judged(0.2, -0.3, 1.0, nats=2.0).why.endswith("no communication shown on this edge")
