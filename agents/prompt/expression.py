@@ -83,7 +83,7 @@ def compile_expression(source: str, objects: Collection[str] | None = ()) -> Exp
         code = parse(text, objects)
     except TemplateProblem as problem:
         shift = 0 if braced or problem.line > 1 else 2
-        message = problem.message.replace("end of print statement", "end of the expression")
+        message = problem.message.replace("'}}'", "'end of the expression'")
         raise TemplateProblem(message, problem.line, max(problem.column - shift, 1), problem.hint) from problem
     body = code.tree.body
     if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:

@@ -33,6 +33,9 @@ ALLOWED = (
 )
 BLOCKS = {"AssignBlock": "set block", "CallBlock": "call block", "FilterBlock": "filter block", "FromImport": "from"}
 
+# Jinja2's names for what stands in the template
+_ENDS = {"'end of print statement'": "'}}'", "'end of statement block'": "'%}'"}
+
 
 class TemplateProblem(Exception):
     """A template that can't be compiled or rendered. Line and column are 1-based positions in the template."""
@@ -148,7 +151,13 @@ def _unknown(what: str, name: str, known: Collection[str]) -> tuple[str, str, st
 
 def _syntax(error: TemplateSyntaxError, source: str) -> TemplateProblem:
     message = (error.message or "the template can't be read").rstrip(".")
-    quoted = re.search(r"'([^']+)'", message)
+    for theirs, written in _ENDS.items():
+        message = message.replace(theirs, written)
+    quoted = re.search(r"got '([^']+)'", message) or re.search(r"'([^']+)'", message)
+    if unclosed := re.search(r"The innermost block that needs to be closed is '(\w+)'", message):
+        message = f"'{{% {unclosed[1]} %}}' is never closed; add '{{% end{unclosed[1]} %}}'"
+    elif message == "unexpected '}'":
+        message = f"{message}; a value ends with '}}}}', a statement with '%}}'"
     message = message[0].lower() + message[1:]
     return TemplateProblem(f"template: {message}", *locate(source, error.lineno, quoted[1] if quoted else ""))
 

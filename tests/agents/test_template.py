@@ -122,8 +122,11 @@ def test_names_are_what_the_caller_must_give() -> None:
 @pytest.mark.parametrize(
     ("source", "place", "says"),
     [
-        ("a\n {{ x }", (2, 7), "unexpected '}'"),
-        ("{% if x %}", (1, 1), "endif"),
+        ("a\n {{ x }", (2, 7), "unexpected '}'; a value ends with '}}'"),
+        ("{{ x", (1, 1), "expected '}}'"),
+        ("{{ x | }}", (1, 8), "got '}}'"),
+        ("{% for %}", (1, 8), "got '%}'"),
+        ("{% if x %}", (1, 1), "'{% if %}' is never closed; add '{% endif %}'"),
         ("{% foo %}", (1, 4), "unknown tag 'foo'"),
         ("{{ x | uper }}", (1, 8), "unknown filter 'uper'"),
         ("{{ x is gone }}", (1, 9), "unknown test 'gone'"),
