@@ -18,5 +18,6 @@ replica_set    The replicas of one model: start, choose, replace
 spoken         What a turn has told its listener, so that a second attempt repeats nothing
 store_budget   How many bytes of caches may be under way in the object store
 stored_cache   KV caches whose tensors are in the object store
+turn_tasks     Run a replica's turns below one task, whose worker threads they share
 wait           Await Ray's references from asyncio and trio
 """

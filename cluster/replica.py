@@ -54,6 +54,7 @@ from .nodes import store_bytes
 from .remote_engine import RemoteEngine, SharerGone
 from .remote_tools import RemoteTools
 from .stored_cache import CacheStore, StoredKV, is_dropped
+from .turn_tasks import TurnTasks
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -104,6 +105,7 @@ class Replica:
         self._model, self._folder, self._allow_paths = model, folder, allow_paths
         self._lease: Lease | None = None
         self._loading = anyio.Lock()
+        self._tasks = TurnTasks()
         self._agents: dict[str, LocalAgent] = {}
         self._plans: dict[tuple[str, str], EdgePlan | None] = {}
         self._sharers: dict[str, RemoteEngine] = {}
@@ -122,6 +124,7 @@ class Replica:
             waited = self._lease is None
             if self._lease is None:
                 self._lease = await lease(self._model, self._folder, allow_paths=self._allow_paths)
+                await self._tasks.start()
         model = without_network(self._opened.engine.model, tokenizer=False)
         node = ray.get_runtime_context().get_node_id()
         return ReplicaFacts(model, node, own_versions(), os.getpid(), waited)
@@ -204,7 +207,7 @@ class Replica:
             return reply
 
         try:
-            answer = await self._answer(request, take)
+            answer = await self._tasks.run(partial(self._answer, request, take))
         finally:
             if request.streams:
                 self._log(request.id).close()
@@ -220,11 +223,12 @@ class Replica:
             cache = await agent.rebuild(turn, ids, calls)
             return await anyio.to_thread.run_sync(self._store.store_cache, cache)
 
-        return await self._answer(request, rebuild)
+        return await self._tasks.run(partial(self._answer, request, rebuild))
 
     async def judge(self, request: TurnRequest, choices: Sequence[str], verbatim: bool) -> ReplicaAnswer[Scored]:
         """Score choices as replies to a turn."""
-        return await self._answer(request, lambda agent, turn: agent.judge(turn, choices, verbatim=verbatim))
+        judge = partial(LocalAgent.judge, choices=choices, verbatim=verbatim)
+        return await self._tasks.run(partial(self._answer, request, judge))
 
     async def write(self, request: str) -> str:
         """Write the reply of an earlier turn for a late reader."""
@@ -278,12 +282,16 @@ class Replica:
     ) -> PrefillAnswer:
         """Read a prompt as the sharer of an agent in another replica; see `Engine.prefill`. `positions`: (ids,)."""
         engine = self._opened.engine
-        before = await self._store.fetch(past, engine.model.device)
-        with request_context(self._runs.context(asker)):
-            done = await engine.prefill(ids, before, positions=positions, logits=logits, layers=layers)
-        own = done.segments[len(done.segments) - done.own :]
-        stored = await anyio.to_thread.run_sync(self._store.store, own)
-        return PrefillAnswer(stored, None if done.logits is None else done.logits.cpu(), done.cost)
+
+        async def read() -> PrefillAnswer:
+            before = await self._store.fetch(past, engine.model.device)
+            with request_context(self._runs.context(asker)):
+                done = await engine.prefill(ids, before, positions=positions, logits=logits, layers=layers)
+            own = done.segments[len(done.segments) - done.own :]
+            stored = await anyio.to_thread.run_sync(self._store.store, own)
+            return PrefillAnswer(stored, None if done.logits is None else done.logits.cpu(), done.cost)
+
+        return await self._tasks.run(read)
 
     @property
     def _opened(self) -> Lease:
