@@ -84,7 +84,8 @@ def compile_expression(source: str, objects: Collection[str] | None = ()) -> Exp
     except TemplateProblem as problem:
         shift = 0 if braced or problem.line > 1 else 2
         message = problem.message.replace("'}}'", "'end of the expression'")
-        raise TemplateProblem(message, problem.line, max(problem.column - shift, 1), problem.hint) from problem
+        column = min(max(problem.column - shift, 1), max(len(source.split("\n")[problem.line - 1]), 1))
+        raise TemplateProblem(message, problem.line, column, problem.hint) from problem
     body = code.tree.body
     if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:
         raise TemplateProblem("an expression is one value, as between '{{' and '}}'")

@@ -39,7 +39,7 @@ def test_an_expression_has_the_value_that_jinja_gives_it(source: str, value: obj
     [
         ("triage.uper()", (1, 8), "unknown attribute 'uper'"),
         ("{{ triage.uper() }}", (1, 11), "unknown attribute 'uper'"),
-        ("triage ==", (1, 10), "end of the expression"),
+        ("triage ==", (1, 9), "end of the expression"),
         ("{{ 1 }} or {{ 2 }}", (1, 1), "one value"),
         ("", (1, 1), "expected an expression"),
         ("triage|tojsn", (1, 8), "unknown filter 'tojsn'"),

@@ -46,7 +46,7 @@ A = 'a: {model: m, prompt: "{{ topic }}"'
         ([(AB, AB + ", when: topci")], "did you mean 'topic'?"),
         ([(AB, AB + ", when: c")], "9:28 'when' of edge 'a' -> 'b' names agent 'c', which may not have run by then"),
         ([(AB, AB + ", when: topic"), (BC, BC + ", when: 'a and d'")], "'d', which is neither"),
-        ([(AB, AB + ', when: "a =="')], "9:33 'when' of edge 'a' -> 'b': template: unexpected 'end of the expression'"),
+        ([(AB, AB + ', when: "a =="')], "9:32 'when' of edge 'a' -> 'b': template: unexpected 'end of the expression'"),
         ([(AB, AB + ', when: "a.uper()"')], "9:31 'when' of edge 'a' -> 'b': unknown attribute 'uper'"),
         ([(AB, AB + ", until: topic")], "9:29 'until' of edge 'a' -> 'b' has no 'max_rounds' beside it"),
         ([(AB, AB + ", max_rounds: 2")], "9:34 edge 'a' -> 'b' has 'max_rounds' and closes no cycle"),
