@@ -245,13 +245,24 @@ def _inside(node: YamlNode, document: Document, line: int, column: int) -> tuple
     # Quotes, escapes and folding shift characters: search for the word itself.
     lines = str(node.value).split("\n")
     rest = lines[line - 1][column - 1 :] if line <= len(lines) else ""
-    word = rest[:24].split(" ")[0]
+    before = "\n".join([*lines[: line - 1], lines[line - 1][: column - 1] if line <= len(lines) else ""])
     source = document.text[node.start : node.end]
-    at = source.find(rest[:24]) if rest and rest[:24] in source else source.find(word) if word else -1
+    words = (rest[:24], rest[:24].split(" ")[0])
+    at = next((_find(source, word, before.count(word)) for word in words if word and word in source), -1)
     if at < 0:
         return node.line, node.column
-    before: list[Any] = BREAK.split(source[:at])
-    return node.line + len(before) - 1, len(before[-1]) + (node.column if len(before) == 1 else 0)
+    above: list[Any] = BREAK.split(source[:at])
+    return node.line + len(above) - 1, len(above[-1]) + (node.column if len(above) == 1 else 0)
+
+
+def _find(source: str, word: str, earlier: int) -> int:
+    """Where `word` stands in `source` after `earlier` others of it, else after as many as there are."""
+    at = source.find(word)
+    for _ in range(earlier):
+        if (further := source.find(word, at + len(word))) < 0:
+            break
+        at = further
+    return at
 
 
 def _ordered(problems: list[Problem], name: str) -> list[Problem]:

@@ -121,7 +121,7 @@ def test_a_wrong_value_is_named_with_its_place(old: str, new: str, said: str) ->
         ("{{ question }}\"", "\\n{{ questio }}\"", "10:26 the prompt of agent 'expert' names 'questio'"),
         ("{{ question }}\"", "{{ question | uper }}\"", "10:35 prompt of agent 'expert': unknown filter 'uper'"),
         ("{{ question }}\"", "{% include 'x' %}\"", "10:24 prompt of agent 'expert': a prompt can't hold 'include'"),
-        ("{{ question }}\"", "{% for x in y %}\"", "prompt of agent 'expert': template: unexpected end of template"),
+        ("{{ question }}\"", "{% for x in y %}\"", "prompt of agent 'expert': template: '{% for %}' is never closed"),
     ],
 )  # fmt: skip
 def test_a_template_s_problem_points_into_the_file(old: str, new: str, said: str) -> None:
