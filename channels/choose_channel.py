@@ -11,8 +11,8 @@ from typing import Literal
 
 from cachegraph.errors import ConfigError, FuserError
 
+from .fusers.choose_fuser import FuserChoice, NoFuser, select_fuser
 from .fusers.files.card import Carries, EdgeTask
-from .fusers.select import FuserChoice, NoFuser, select_fuser
 from .payload import Route
 from .peer import Peer
 from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge

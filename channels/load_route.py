@@ -16,7 +16,7 @@ from .cache.translate import Translation
 from .choose_channel import Caching, Decision, as_route, decide_edge
 from .fusers.files.card import Alignment, Card, Geometry
 from .fusers.files.load import load_fuser, load_translator
-from .fusers.find import check_pair
+from .fusers.fuser_folder import check_pair
 from .payload import Route
 from .peer import Peer, SharerEngine
 from .spec import AutoEdge, EdgeSpec, TextEdge

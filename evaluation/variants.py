@@ -198,7 +198,7 @@ def _make(name: str, graph: Graph) -> list[Variant]:
 def _fused(name: str, graph: Graph) -> list[Variant]:
     """The variant with another fuser on edges that name one, or else on edges between different models."""
     from cachegraph.channels.fusers.files.atomic_folder import read_json
-    from cachegraph.channels.fusers.find import find_fuser
+    from cachegraph.channels.fusers.fuser_folder import find_fuser
 
     kind, _, fuser = Name.parse(name)
     try:
@@ -323,7 +323,7 @@ def _reads_only(agent: AgentSpec) -> AgentSpec:
 
 def _identical(name: str, graph: Graph, fuser: str | None) -> Variant:
     """The output agent's sharers run its own model, through `fuser` or that model's fuser with itself."""
-    from cachegraph.channels.fusers.find import find_fuser
+    from cachegraph.channels.fusers.fuser_folder import find_fuser
 
     spec = graph.with_channels("cache").spec
     output = spec.speaker(spec.output)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from cachegraph.channels.fusers.find import find_fuser
+from cachegraph.channels.fusers.fuser_folder import find_fuser
 from cachegraph.channels.spec import TextEdge, named_fusers
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.errors import CachegraphError

@@ -6,7 +6,7 @@ from pathlib import Path
 from cachegraph.channels.fusers.files.atomic_folder import holds_only
 from cachegraph.channels.fusers.files.joint_folder import PARTS
 from cachegraph.channels.fusers.files.weights import CARD, WEIGHTS
-from cachegraph.channels.fusers.find import installed_fusers
+from cachegraph.channels.fusers.fuser_folder import installed_fusers
 from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
 from cachegraph.channels.spec import FuserPair, TextEdge
 from cachegraph.errors import ConfigError, FuserError

@@ -11,7 +11,7 @@ from .files.c2c_format import export_reference
 from .files.card import Card
 from .files.verify import open_fuser, open_fusers
 from .files.weights import save_fuser
-from .find import on_shelf, shelves
+from .fuser_folder import on_shelf, shelves
 from .hub.hub_name import HUB_FORM, parse_hub_fuser
 from .hub.pull import fetch_fuser
 from .networks.base import Fuser

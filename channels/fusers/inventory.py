@@ -12,7 +12,7 @@ from cachegraph.errors import CachegraphError, ConfigError, FuserError
 
 from .files.card import Card
 from .files.joint_folder import fuser_parts
-from .find import find_fuser, on_shelf, shelves
+from .fuser_folder import find_fuser, on_shelf, shelves
 from .hub.hub_name import HUB_FORM, is_hub_fuser, parse_hub_fuser
 from .hub.pull import find_cached_fuser
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cachegraph import __version__
-from cachegraph.channels.fusers.find import find_fuser
+from cachegraph.channels.fusers.fuser_folder import find_fuser
 from cachegraph.common.json_cache import KeptJson, file_facts
 from cachegraph.engine.catalogue import find
 from cachegraph.engine.diagnostics import installed, processor

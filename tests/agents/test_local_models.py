@@ -102,7 +102,7 @@ async def test_closed_gates_leave_the_receiver_alone_to_the_bit(cast: Any, tmp_p
 async def test_without_a_fuser_the_edge_falls_back_with_the_reason(
     cast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachegraph.channels.fusers.find.files", lambda package: tmp_path)  # nothing ships
+    monkeypatch.setattr("cachegraph.channels.fusers.fuser_folder.files", lambda package: tmp_path)  # nothing ships
     for channel, reason in (("auto", "there is no fuser for the pair"), ("cache", "there is no fuser for the pair")):
         async with cast(
             AGENTS, [{"from": "expert", "to": "answerer", "channel": channel}], MODELS, question=QUESTION

@@ -17,7 +17,7 @@ from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
 from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.files.verify import open_fuser
 from cachegraph.channels.fusers.files.weights import CARD, WEIGHTS, read_card, save_fuser
-from cachegraph.channels.fusers.find import find_fuser, fuser_names
+from cachegraph.channels.fusers.fuser_folder import find_fuser, fuser_names
 from cachegraph.channels.fusers.install import export_fuser, import_fusers
 from cachegraph.channels.fusers.inventory import describe, inventory, locate, remove_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
@@ -46,7 +46,7 @@ def same_weights(one: Fuser, other: Fuser) -> bool:
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The installed fusers' folder; nothing ships, unless a test says so."""
     monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("cachegraph.channels.fusers.find.files", lambda package: tmp_path / package)
+    monkeypatch.setattr("cachegraph.channels.fusers.fuser_folder.files", lambda package: tmp_path / package)
     return tmp_path / "home" / "fusers"
 
 

@@ -16,7 +16,7 @@ from cachegraph.channels.fusers.files.c2c_format import export_reference, load_r
 from cachegraph.channels.fusers.files.card import Card, Geometry
 from cachegraph.channels.fusers.files.load import load_fuser
 from cachegraph.channels.fusers.files.weights import read_card, save_fuser
-from cachegraph.channels.fusers.find import check_pair, find_fuser
+from cachegraph.channels.fusers.fuser_folder import check_pair, find_fuser
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.errors import FuserError
@@ -403,7 +403,7 @@ def test_a_card_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    names = "sys, cachegraph.channels.fusers.files.card, cachegraph.channels.fusers.find"
+    names = "sys, cachegraph.channels.fusers.files.card, cachegraph.channels.fusers.fuser_folder"
     code = f"import {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

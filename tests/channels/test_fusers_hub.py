@@ -21,7 +21,7 @@ from cachegraph.channels.fusers.networks.create import new_fuser
 FIND = """
 import json, sys
 from pathlib import Path
-from cachegraph.channels.fusers.find import find_fuser
+from cachegraph.channels.fusers.fuser_folder import find_fuser
 from cachegraph.errors import CachegraphError
 seen = []
 try:

@@ -68,7 +68,7 @@ def test_import_list_and_remove_tell_one_story(call: Call, lean: Path, tmp_path:
 def test_a_table_shows_a_stranger_s_words_as_they_are_but_for_commands_to_the_terminal(
     call: Call, lean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachegraph.channels.fusers.find.files", lambda package: tmp_path)  # nothing ships
+    monkeypatch.setattr("cachegraph.channels.fusers.fuser_folder.files", lambda package: tmp_path)  # nothing ships
     call("fusers", "import", lean)
     for shown in (call("fusers", "list").out, call("fusers", "info", "lean").out):
         assert "[bold]sharer\ufffd[2J" in "".join(shown.split())

@@ -6,7 +6,7 @@ import pytest
 
 from cachegraph import Graph
 from cachegraph.agents.scripted import ScriptedAgent, scripted
-from cachegraph.channels.fusers import find, inventory
+from cachegraph.channels.fusers import fuser_folder, inventory
 from cachegraph.graph.store import Store
 
 from .conftest import Call
@@ -72,12 +72,12 @@ def test_a_list_of_fusers_shows_names_whole(call: Call, columns: int) -> None:
 def test_what_a_training_works_in_is_no_damaged_fuser(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = find.installed_fusers()
+    shelf = fuser_folder.installed_fusers()
     for name in ("mine.training/step-3", "broken", ".mine-xyz"):
         (shelf / name).mkdir(parents=True)
     names = [item.name for item in inventory.inventory() if item.where == "installed"]
     assert names == ["broken"]
-    assert "mine.training" not in find.fuser_names()
+    assert "mine.training" not in fuser_folder.fuser_names()
     (shelf / "odd.training").mkdir()
     (shelf / "odd.training" / "card.json").write_text("{}")  # somebody's fuser of that name
-    assert "odd.training" in find.fuser_names()
+    assert "odd.training" in fuser_folder.fuser_names()

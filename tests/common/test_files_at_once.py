@@ -12,7 +12,7 @@ from cachegraph.agents.sessions import session_files as session_folder
 from cachegraph.channels.fusers.files.atomic_folder import replaced_folder
 from cachegraph.channels.fusers.files.card import CARD, Geometry, change_card, read_card
 from cachegraph.channels.fusers.files.weights import WEIGHTS, save_fuser
-from cachegraph.channels.fusers.find import on_shelf
+from cachegraph.channels.fusers.fuser_folder import on_shelf
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.cli.recipes import _write
 from cachegraph.common.atomic_write import write_atomically

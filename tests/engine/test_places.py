@@ -17,7 +17,7 @@ from sqlalchemy import update
 from cachegraph import Graph
 from cachegraph.agents.scripted import scripted
 from cachegraph.agents.sessions import session_files
-from cachegraph.channels.fusers.find import installed_fusers
+from cachegraph.channels.fusers.fuser_folder import installed_fusers
 from cachegraph.common import paths
 from cachegraph.common.paths import data_home, home, lasting
 from cachegraph.graph.store import Store, run_owner

@@ -10,7 +10,7 @@ from cachegraph.channels.cache.align import Aligner
 from cachegraph.channels.cache.prefix import why_no_prefix
 from cachegraph.channels.fusers.files.card import Geometry, ModelEnd
 from cachegraph.channels.fusers.files.load import load_translator
-from cachegraph.channels.fusers.find import check_pair, find_fuser
+from cachegraph.channels.fusers.fuser_folder import check_pair, find_fuser
 from cachegraph.channels.fusers.layer_map import LAYER_MAPS
 from cachegraph.channels.fusers.networks.base import Fuser
 from cachegraph.channels.fusers.networks.bottleneck import new_bottleneck

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from cachegraph.channels.fusers.find import find_fuser
+from cachegraph.channels.fusers.fuser_folder import find_fuser
 from cachegraph.channels.fusers.hub.hub_name import is_hub_fuser
 from cachegraph.channels.spec import TextEdge, named_fusers
 from cachegraph.engine.catalogue import find, load_catalogue

@@ -10,7 +10,7 @@ from ..peer import Peer
 from ..spec import FuserPair
 from .files.card import CARD, Card, Carries, EdgeTask, ModelEnd, read_card
 from .files.joint_folder import fuser_parts, is_pair
-from .find import find_fuser, on_shelf, shelves
+from .fuser_folder import find_fuser, on_shelf, shelves
 from .hub.hub_name import is_hub_fuser, parse_hub_fuser
 from .hub.pull import find_cached_fuser
 
