@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -46,6 +47,15 @@ def test_a_process_ends_with_the_exit_code_of_its_command(arguments: list[str], 
     assert run(*arguments).returncode == code
 
 
+@pytest.fixture
+def nothing_is_frozen() -> Iterator[None]:
+    """As in a process that begins; the tests' own has frozen what it imported."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("nothing_is_frozen")
 def test_garbage_of_the_start_is_collected_once_the_start_is_over() -> None:
     class Node:
         pass
@@ -67,6 +77,17 @@ def test_garbage_of_the_start_is_collected_once_the_start_is_over() -> None:
     gc.collect()
     assert before() is None
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("nothing_is_frozen")
+def test_what_a_program_has_frozen_stays_frozen() -> None:
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with defer_garbage_collection() as started:
+        later: list[list[int]] = [[] for _ in range(10_000)]
+        started()
+        assert gc.get_freeze_count() < frozen + len(later)
+    assert gc.get_freeze_count() > 0
 
 
 def test_a_start_that_fails_leaves_collection_as_it_was() -> None:

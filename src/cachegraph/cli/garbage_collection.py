@@ -13,11 +13,15 @@ __all__ = ["defer_garbage_collection"]
 
 @contextmanager
 def defer_garbage_collection() -> Iterator[Callable[[], None]]:
-    """Disable collection until the yielded function is called. It exempts all existing objects until the block ends."""
-    collects = gc.isenabled()
+    """Disable collection until the yielded function is called. It exempts all existing objects until the block ends.
+
+    In a program that has frozen its objects they stay so, and no others are exempted.
+    """
+    collects, has_frozen = gc.isenabled(), gc.get_freeze_count() > 0
 
     def started() -> None:
-        gc.freeze()
+        if not has_frozen:
+            gc.freeze()
         if collects:
             gc.enable()
 
@@ -25,6 +29,7 @@ def defer_garbage_collection() -> Iterator[Callable[[], None]]:
     try:
         yield started
     finally:
-        gc.unfreeze()
+        if not has_frozen:
+            gc.unfreeze()
         if collects:
             gc.enable()
