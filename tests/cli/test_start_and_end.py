@@ -37,7 +37,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_a_process_joins_its_threads_and_is_not_torn_down() -> None:
     ended = run("--version")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("cachegraph 0.")
+    assert "cachegraph 0." in ended.stdout  # on a busy machine the thread prints first
     assert {"joined", "registered"} <= {*ended.stdout.split()}
     assert "torn down" not in ended.stdout
 
