@@ -81,7 +81,7 @@ class Page:
         end = time.monotonic() + seconds
         while not (value := self._try(condition)):
             assert time.monotonic() < end, f"it did not happen in time: {condition}"
-            time.sleep(0.05)
+            time.sleep(0.02)
         return value
 
     def expect(self, script: str, value: Any, seconds: float = 60) -> None:
@@ -89,7 +89,7 @@ class Page:
         end = time.monotonic() + seconds
         while (found := self._try(script)) != value:
             assert time.monotonic() < end, f"{script} is {found!r}, not {value!r}"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def _try(self, script: str) -> Any:
         try:

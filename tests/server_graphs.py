@@ -10,7 +10,7 @@ from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.testing import tiny_model
 
-__all__ = ["Gate", "gated", "held", "scripted_duo", "tiny_duo", "tiny_solo", "tiny_team"]
+__all__ = ["Gate", "asking", "gated", "held", "scripted_duo", "tiny_duo", "tiny_solo", "tiny_team", "wordy"]
 
 
 def scripted_duo(*agents: ScriptedAgent, **parts: Any) -> Graph:
@@ -21,6 +21,26 @@ def scripted_duo(*agents: ScriptedAgent, **parts: Any) -> Graph:
     graph.add_agent("answerer", model="m", prompt="{{ expert }} {{ question }}")
     graph.add_edge("expert", "answerer")
     graph.output = "answerer"
+    return graph
+
+
+def asking() -> Graph:
+    """A graph that asks a person, and then says what it heard."""
+    graph = Graph(name="asking", create=scripted(ScriptedAgent("last")))
+    graph.add_input("question")
+    graph.add_agent("person", pause="{{ question }}")
+    graph.add_agent("last", model="m", prompt="{{ person }}").add_edge("person", "last")
+    graph.output = "last"
+    return graph
+
+
+def wordy() -> Graph:
+    """A graph without edges, whose names are longer than their box."""
+    graph = Graph(name="wordy", create=scripted())
+    graph.add_input("question")
+    name = "an_agent_with_a_name_that_says_all_that_it_does_and_for_whom"
+    graph.add_agent(name, model="some-organisation/a-model-with-a-long-name-1.5B-instruct", prompt="{{ question }}")
+    graph.output = name
     return graph
 
 

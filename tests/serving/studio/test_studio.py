@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from browser import Page, chromium, open_page
 from live_server import Running, send, served
-from server_graphs import Gate, gated, held, scripted_duo, tiny_duo, tiny_team
+from server_graphs import Gate, asking, gated, held, scripted_duo, tiny_duo, tiny_team, wordy
 
-from cachegraph.agents.scripted import ScriptedAgent, scripted
 from cachegraph.graph.graph import Graph
 from cachegraph.serving.auth import read_keys
 from cachegraph.serving.config import ServerLimits
@@ -22,26 +21,6 @@ pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium on this 
 
 STORY = "the sea is green and the moon is a stone"
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
-
-
-def asking() -> Graph:
-    """A graph that asks a person, and then says what it heard."""
-    graph = Graph(name="asking", create=scripted(ScriptedAgent("last")))
-    graph.add_input("question")
-    graph.add_agent("person", pause="{{ question }}")
-    graph.add_agent("last", model="m", prompt="{{ person }}").add_edge("person", "last")
-    graph.output = "last"
-    return graph
-
-
-def wordy() -> Graph:
-    """A graph without edges, whose names are longer than their box."""
-    graph = Graph(name="wordy", create=scripted())
-    graph.add_input("question")
-    name = "an_agent_with_a_name_that_says_all_that_it_does_and_for_whom"
-    graph.add_agent(name, model="some-organisation/a-model-with-a-long-name-1.5B-instruct", prompt="{{ question }}")
-    graph.output = name
-    return graph
 
 
 @pytest.fixture(scope="module", autouse=True)
