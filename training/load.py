@@ -50,7 +50,9 @@ def changed(spec: TrainSpec, settings: Mapping[str, Any]) -> TrainSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"the training recipe would be wrong at {where!r}: {first['msg']}") from error
+        place = f" at {where!r}" if where else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"the training recipe would be wrong{place}: {message}") from error
 
 
 def training_schema() -> str:

@@ -207,6 +207,8 @@ class TrainSpec(Strict):
             raise ValueError(f"edge is written sender:receiver, not {self.edge!r}")
         if not (self.loss.next_token or self.loss.choices):
             raise ValueError("loss: next_token or choices must be above 0")
+        if self.loss.temperature != 1 and not self.loss.choices:
+            raise ValueError("loss: temperature is that of choices; set choices above 0, or leave temperature out")
         if self.loss.mismatched and self.optim.texts < 2:
             raise ValueError("loss: mismatched reads another text of the same step; set optim.texts to 2 or more")
         return self
