@@ -7,16 +7,17 @@ __all__ = ["did_you_mean", "near_names", "near_or_known", "suggest"]
 
 MAX_LENGTH = 100  # difflib's ratio is quadratic in the length of names
 MAX_NAMES = 500  # and linear in their number
+CUTOFF = 0.61  # 'schema' and 'chat' have 0.6
 
 
-def near_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+def near_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = CUTOFF) -> list[str]:
     """Return the known names most similar to this one, nearest first."""
     if len(name) > MAX_LENGTH:
         return []
     return get_close_matches(name, [other for other in known if len(other) <= MAX_LENGTH][:MAX_NAMES], most, cutoff)
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = 0.6) -> str:
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = CUTOFF) -> str:
     """Return a hint: "did you mean 'x'?", or `otherwise` if no known name is similar."""
     near = near_names(name, known, most, cutoff)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise

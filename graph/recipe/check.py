@@ -83,7 +83,7 @@ def _names(draft: RawSpec) -> Iterator[Finding]:
                 message = f"{section[:-1]} name {name!r} means something else in a template"
                 yield Finding(message, (section, name), "choose another", at_key=True)
     for name, path in draft.outputs:
-        if name not in draft.agents:
+        if draft.agents and name not in draft.agents:
             yield Finding(f"output {name!r} is not an agent of this recipe", path, near_or_known(name, draft.agents))
 
 
@@ -233,7 +233,7 @@ def _edges(draft: RawSpec) -> Iterator[Finding]:
     no_cache |= dict.fromkeys(remote, "sits behind an endpoint, which has no KV cache")
     for edge in draft.edges:
         for key, name in (("from", edge.sender), ("to", edge.receiver)):
-            if name not in draft.agents:
+            if draft.agents and name not in draft.agents:
                 message = f"edge {edge.sender!r} -> {edge.receiver!r} names {name!r}, which is not an agent"
                 yield Finding(message, ("edges", edge.index, key), near_or_known(name, draft.agents))
         if edge.sender == edge.receiver and edge.sender in draft.agents and not edge.leads_back:

@@ -78,9 +78,37 @@ def _problem(detail: ErrorDetails, path: Path, at_key: bool, document: Document)
         )
     node, _ = document.find(path)
     wanted = _schema_at(path, detail["loc"])
-    hint = _hint(node, wanted, document)
-    name = repr(path[-1]) if path and isinstance(path[-1], str) else "this" if path else "a recipe"
-    return document.problem(f"{name} must be {_wanted(path, wanted)}, got {_got(node)}", path, hint)
+    hint = _example(path, node) or _hint(node, wanted, document)
+    return document.problem(f"{_named(path)} must be {_wanted(path, wanted)}, got {_got(node)}", path, hint)
+
+
+def _named(path: Path) -> str:
+    match path:
+        case ():
+            return "a recipe"
+        case ("edges", int()):
+            return _owner(path)
+        case (*_, above, int() as index):
+            return f"item {index + 1} of {above!r}"
+    return repr(path[-1])
+
+
+def _example(path: Path, node: YamlNode) -> str:
+    """Show how a section's entry is written, for forms that other tools have."""
+    match path:
+        case ("edges",) if isinstance(node.children, dict):
+            return "write each edge as '- {from: NAME, to: NAME}'"
+        case ("edges", int()):
+            return "write '{from: NAME, to: NAME}'"
+        case ("inputs",) if isinstance(node.children, list):
+            return "write '{NAME: {}}', with a key for each input"
+        case ("inputs", _) if isinstance(node.value, str):
+            return "write '{default: ...}', or '{}' for an input without a default"
+        case ("agents",) if isinstance(node.children, list):
+            return "write each agent under its name, as 'NAME: {model: ..., prompt: ...}'"
+        case ("agents", _, "model") if isinstance(node.children, dict):
+            return "write the mapping under 'models', with a name, and that name here"
+    return ""
 
 
 def _got(node: YamlNode) -> str:
@@ -115,6 +143,8 @@ def _hint(node: YamlNode, wanted: dict[str, Any], document: Document) -> str:
         return "write it without quotes"
     if any(variant.get("type") in ("integer", "number") for variant in variants) and (number := _exponent(node)):
         return f"YAML 1.1 takes {node.raw} for text; write {number}"
+    if "{{" not in node.value and [variant.get("type") for variant in variants] == ["array"]:
+        return "put it in square brackets"
     options = [option for variant in variants for option in variant.get("enum", [variant.get("const")])]
     return did_you_mean(node.value, [str(option) for option in options if option])
 
@@ -151,8 +181,11 @@ def _elsewhere(name: str, path: Path, known: dict[str, Any]) -> str:
     definitions = recipe_schema()["$defs"]
     if path[0] == "edges" and name in definitions["CacheEdge"]["properties"]:
         return "only edges with 'channel: cache', 'both' or 'auto' have it"
-    if path[0] == "agents" and len(path) == 3 and name in definitions["GenerateSpec"]["properties"]:
-        return f"write it under 'generate': 'generate: {{{name}: ...}}'"
+    settings = definitions["GenerateSpec"]["properties"] if path[0] == "agents" and "generate" in known else {}
+    near = near_names(name, {**known, **settings})
+    if near and near[0] not in known:
+        meant = "write it" if near == [name] else f"did you mean {near[0]!r}? Write it"
+        return f"{meant} under 'generate': 'generate: {{{near[0]}: ...}}'"
     return did_you_mean(name, known, f"known are {', '.join(map(repr, known))}" if known else "")
 
 

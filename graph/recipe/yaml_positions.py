@@ -26,6 +26,7 @@ Path = tuple[str | int, ...]
 BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # line breaks of YAML 1.1
 PAIR = re.compile(r"((?<!\\)(?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 JOINED = re.compile(r"\\U[0-9a-f]{8}")  # two characters shorter than the surrogate pair it replaces
+TYPOGRAPHIC_QUOTE = re.compile("[:\\[{,-]\\s*([\u201c\u201d\u201e\u2018\u2019\u00ab])")  # where a value begins
 FORBIDDEN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 TAG = "tag:yaml.org,2002:"
 TEXTS = {"str", "timestamp", "value"}
@@ -318,6 +319,9 @@ def _syntax(document: Document, error: yaml.MarkedYAMLError) -> Problem:
             return document.at("a tab can't indent YAML", line, column, "use spaces")
         message = f"a value can't start with {source[column : column + 1]!r}"
         return document.at(message, line, column, "put it in quotes")
+    if found := TYPOGRAPHIC_QUOTE.search(source):
+        message = f"the typographic quote {found[1]!r} quotes nothing in YAML"
+        return document.at(message, line, found.start(1), "write '\"'")
     if re.search(r"[:\-,]\s+\{\{", source):
         return document.at("a value can't start with '{{'", line, source.index("{{"), "put it in quotes")
     if error.context_mark is not None and ("end of stream" in said or not source.strip()):

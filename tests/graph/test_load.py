@@ -95,7 +95,16 @@ def test_a_problem_shows_its_line_a_caret_and_what_was_meant() -> None:
         ("to: answerer}", "to: answerer}\n  - {from: expert, to: expert}", "leads back to where it starts"),
         ("output: answerer", "output: answrer", "18:9 output 'answrer' is not an agent of this recipe; did"),
         ("output: answerer", "output: expert", "11:3 agent 'answerer' is never read"),
-        ("{from: expert, to: answerer}", "3", "17:5 this must be a mapping, got 3"),
+        ("{from: expert, to: answerer}", "3", "17:5 edge 1 must be a mapping, got 3; write '{from: N"),
+        ("{from: expert, to: answerer}", "a -> b", "got 'a -> b'; write '{from: NAME, to: NAME}'"),
+        ("inputs:\n  question: {}", "inputs: [question]", "'inputs' must be a mapping, got a list; write '{NAME: {}}'"),
+        ("question: {}", "question: Why?", "6:13 'question' must be a mapping, got 'Why?'; write '{default: ...}'"),
+        ("    model: small\n", "    model: {source: x}\n", "got a mapping; write the mapping under 'models'"),
+        ("    model: small\n", "    model: small\n    generate: {stop: END}\n", "got 'END'; put it in square brackets"),
+        ("    model: small\n", "    model: small\n    generate: {stop: [[]]}\n", "item 1 of 'stop' must be text"),
+        ("    model: small\n", "    model: small\n    schema: {}\n", "'generate: {json_schema: ...}'"),
+        ("    model: small\n", "    model: small\n    temprature: 1\n", "did you mean 'temperature'? Write it under"),
+        ("{from: expert, to: answerer}", "{from: \u201ca\u201d: y: z}", "17:12 the typographic quote '\u201c'"),
         ("\"Facts: {{ question }}\"", "{{ question }}", "10:13 'prompt' must be text, got a mapping; put"),
         ("\"Facts: {{ question }}\"", "{{ question }} x", "10:13 a value can't start with '{{'; put it in quotes"),
         ("  expert:\n", "  bad-name:\n", "8:3 'bad-name' can't name one of the 'agents'"),
@@ -108,6 +117,10 @@ def test_a_problem_shows_its_line_a_caret_and_what_was_meant() -> None:
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_place(old: str, new: str, said: str) -> None:
     assert any(said in line for line in broken(old, new)), broken(old, new)
+
+
+def test_a_misspelt_agents_key_is_the_only_problem_of_edges_and_output() -> None:
+    assert [line.split(";")[0] for line in broken("agents:", "agnets:")] == ["7:1 unknown key 'agnets'"]
 
 
 @pytest.mark.parametrize(
