@@ -182,7 +182,7 @@ class Admission(Generic[RequestT]):
 
     def _admit_if_room(self, request: RequestT, needed: int) -> bool:
         while needed > self.budget.room:
-            if not self._prefixes.drop():
+            if not self._prefixes.evict():
                 return False
         self._admit_request(request)
         return True
@@ -252,7 +252,7 @@ class Admission(Generic[RequestT]):
             return True
         more = (capacity - request.cache.capacity) * request.position_bytes
         while more > self.budget.room:
-            if not (self._prefixes.drop() or self._swap_out_one(request)):
+            if not (self._prefixes.evict() or self._swap_out_one(request)):
                 return self._exceed_budget(request, tokens)
         request.cache.make_room(tokens)
         self._reserve(request)

@@ -35,7 +35,7 @@ def block_digests(ids: Sequence[int], tenant: str | None, layers: int | None = N
 
 
 class PrefixCache:
-    """The blocks of one model in one dtype; the least recently used is dropped first."""
+    """The blocks of one model in one dtype; the least recently used is evicted first."""
 
     def __init__(self, budget: KVBudget):
         self._budget = budget
@@ -47,7 +47,7 @@ class PrefixCache:
 
     @property
     def idle_bytes(self) -> int:
-        """Of blocks that no row and no run uses: dropping these frees memory at once."""
+        """Of blocks that no row and no run uses: evicting these frees memory at once."""
         return sum(block.nbytes for block in self._blocks.values() if sys.getrefcount(block) <= IDLE)
 
     def find(self, digests: Sequence[bytes]) -> list[KV]:
@@ -66,7 +66,7 @@ class PrefixCache:
         while self.nbytes + size > self._budget.limit // MOST:
             if len(self._blocks) <= index:  # only the blocks before this one are left
                 return
-            self.drop()
+            self.evict()
         if size <= self._budget.room:
             block = self._blocks[digests[index]] = _copy(tail, len(tail) - CHUNK)
             self.nbytes += size
@@ -76,14 +76,14 @@ class PrefixCache:
     def _touch(self, digests: Sequence[bytes]) -> None:
         """Mark the beginning of a chain as used just now.
 
-        The first block becomes the youngest: so the oldest block is always the last of its chain, and dropping it
+        The first block becomes the youngest: so the oldest block is always the last of its chain, and evicting it
         leaves no block behind that has lost its beginning and can't be found.
         """
         for digest in reversed(digests):
             self._blocks.move_to_end(digest)
 
-    def drop(self) -> bool:
-        """Drop the least recently used block; False if there is none."""
+    def evict(self) -> bool:
+        """Evict the least recently used block; False if there is none."""
         if not self._blocks:
             return False
         _, block = self._blocks.popitem(last=False)
@@ -91,7 +91,7 @@ class PrefixCache:
         return True
 
     def clear(self) -> None:
-        while self.drop():
+        while self.evict():
             pass
 
 

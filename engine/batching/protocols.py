@@ -59,11 +59,11 @@ class AdmittedRequest(ScheduledRequest, Protocol):
 
 
 class Droppable(Protocol):
-    """A `PrefixCache`: its blocks are dropped before any request has to give up memory."""
+    """A `PrefixCache`: its blocks are evicted before any request has to give up memory."""
 
     @property
     def idle_bytes(self) -> int:
-        """What dropping all blocks would free: nobody else reads them."""
+        """What evicting all blocks would free: nobody else reads them."""
 
-    def drop(self) -> bool:
+    def evict(self) -> bool:
         """Drop a block; False if there is none."""

@@ -218,8 +218,8 @@ def test_a_chain_that_lost_blocks_while_it_was_read_is_kept_no_further() -> None
     digests = block_digests(tokens(4 * CHUNK), None)
     for index in range(3):
         prefixes.keep(digests, index, block((index + 1) * CHUNK))
-    prefixes.drop()
-    prefixes.drop()
+    prefixes.evict()
+    prefixes.evict()
     assert len(prefixes.find(digests)) == 1  # its end went first
     prefixes.keep(digests, 3, block(4 * CHUNK))
     assert len(prefixes) == 1
@@ -244,7 +244,7 @@ def test_no_block_outlives_the_one_before_it_whatever_is_kept_found_and_dropped(
             case 2:
                 prefixes.find(digests)
             case 3:
-                prefixes.drop()
+                prefixes.evict()
         for digests in chains:
             here = [digest in prefixes._blocks for digest in digests]
             assert here == sorted(here, reverse=True)
