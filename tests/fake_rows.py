@@ -67,7 +67,7 @@ class Store:
     def idle_bytes(self) -> int:
         return self.nbytes
 
-    def drop(self) -> bool:
+    def evict(self) -> bool:
         if not self.nbytes:
             return False
         self.fill(self.nbytes - 32)

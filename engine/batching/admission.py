@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeVar
 from cachegraph.errors import ModelError
 
 from .kv_budget import KVBudget, size_words
-from .protocols import AdmittedRequest, Droppable
+from .protocols import AdmittedRequest, Evictable
 from .run_admission import RunAdmission
 from .scheduler import Scheduler, Share
 
@@ -45,7 +45,7 @@ class Admission(Generic[RequestT]):
         self,
         scheduler: Scheduler[RequestT],
         budget: KVBudget,
-        prefixes: Droppable,
+        prefixes: Evictable,
         name: str,
         ahead: int = 0,
         state_bytes: int = 0,

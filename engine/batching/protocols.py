@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["AdmittedRequest", "Droppable", "ScheduledRequest"]
+__all__ = ["AdmittedRequest", "Evictable", "ScheduledRequest"]
 
 
 class ScheduledRequest(Protocol):
@@ -58,7 +58,7 @@ class AdmittedRequest(ScheduledRequest, Protocol):
     def swap_in(self) -> None: ...
 
 
-class Droppable(Protocol):
+class Evictable(Protocol):
     """A `PrefixCache`: its blocks are evicted before any request has to give up memory."""
 
     @property
@@ -66,4 +66,4 @@ class Droppable(Protocol):
         """What evicting all blocks would free: nobody else reads them."""
 
     def evict(self) -> bool:
-        """Drop a block; False if there is none."""
+        """Evict a block; False if there is none."""
