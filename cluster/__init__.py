@@ -5,6 +5,7 @@ asker          For whom an engine works, across processes
 cluster        Replicas of models, shared by graphs; creates agents that take their turns there
 connect        Start Ray on this machine, or join a cluster
 event_log      The events of one turn in a replica
+head           Whether the cluster's head still answers
 messages       What driver and replicas send each other
 nodes          The nodes of a cluster, as Ray lists them
 object_store   Tensors in Ray's object store, in few objects

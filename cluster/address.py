@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from cachegraph.errors import ConfigError, InputError
 
-__all__ = ["check_answers", "check_form", "is_client", "why_not"]
+__all__ = ["check_answers", "check_form", "is_client", "silence_of", "why_not"]
 
 SECONDS = 5.0  # until a node must have accepted a connection
 ANSWER_SECONDS = 20.0  # until its process must have answered: the system accepts connections for one that has stopped
@@ -32,22 +32,29 @@ def check_form(address: str) -> None:
 def check_answers(address: str) -> None:
     """Raises ConfigError if no process of Ray answers where the address leads."""
     node = _node(address)
-    ends = None if node is None else _host_and_port(node)
-    if ends is None:  # in a form of Ray's own, which Ray itself checks
-        return
+    reason = None if node is None else silence_of(node, SECONDS, ANSWER_SECONDS)
+    if reason is not None:
+        raise ConfigError(why_not(address, reason))
+
+
+def silence_of(node: str, connect_seconds: float, answer_seconds: float) -> str | None:
+    """Why no process of Ray answers at this node; None if one does, or if only Ray can read the node's form."""
+    ends = _host_and_port(node)
+    if ends is None:
+        return None
     try:
-        with socket.create_connection(ends, SECONDS) as connection:
-            answer = None if os.environ.get("RAY_USE_TLS") == "1" else _answer(connection)
+        with socket.create_connection(ends, connect_seconds) as connection:
+            answer = None if os.environ.get("RAY_USE_TLS") == "1" else _answer(connection, answer_seconds)
     except OSError as error:
-        reason = f"nothing answers at {node} ({error.strerror or error})"
-        raise ConfigError(why_not(address, reason)) from error
+        return f"nothing answers at {node} ({error.strerror or error})"
     if answer is not None and answer[3:4] != b"\x04":  # the settings with which every gRPC server begins
-        raise ConfigError(why_not(address, f"what answers at {node} is not Ray"))
+        return f"what answers at {node} is not Ray"
+    return None
 
 
-def _answer(connection: socket.socket) -> bytes:
+def _answer(connection: socket.socket, seconds: float) -> bytes:
     """The first bytes that a gRPC server says, as all of Ray's are. Raises TimeoutError if it has stopped."""
-    connection.settimeout(ANSWER_SECONDS)
+    connection.settimeout(seconds)
     connection.sendall(HTTP2)
     with connection.makefile("rb") as answer:
         return answer.read(9)

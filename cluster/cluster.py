@@ -1,14 +1,11 @@
 """Cluster: replicas of models on Ray, shared by all graphs that run there."""
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
-
-import ray
 
 from cachegraph.agents.base import Agent
 from cachegraph.agents.create import Create, ModelLink, create_agent
@@ -18,6 +15,7 @@ from cachegraph.agents.tools.servers import Toolbox
 from cachegraph.engine.spec import ModelSpec
 from cachegraph.graph.recipe.spec import GraphSpec
 
+from .head import Head
 from .messages import AgentSetup
 from .nodes import node_ids, node_resources, store_bytes
 from .placement import CacheTraffic, place
@@ -35,8 +33,9 @@ class Cluster:
     Agents behind endpoints, functions and people stay in this process. `own`: whether `close` ends the connection.
     """
 
-    def __init__(self, address: str, own: bool):
+    def __init__(self, address: str, head: Head, own: bool):
         self.address = address
+        self._head = head
         self._own = own
         self.sets: dict[str, ReplicaSet] = {}
         self._budget = StoreBudget(store_bytes)
@@ -106,8 +105,7 @@ class Cluster:
             each.close()
         self.sets.clear()
         if self._own:
-            with suppress(Exception):  # the cluster may be gone
-                ray.shutdown()
+            self._head.close()
 
     def __enter__(self) -> Self:
         return self

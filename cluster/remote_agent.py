@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -298,7 +298,8 @@ class RemoteAgent:
             answer, _ = await run_all(calls)
             return answer
         except anyio.get_cancelled_exc_class():
-            handle.actor.cancel.remote(request.id)
+            with suppress(Exception):  # the connection may be lost
+                handle.actor.cancel.remote(request.id)
             raise
 
     async def _listen(self, handle: ReplicaHandle, request: str, spoken: SpokenText) -> None:

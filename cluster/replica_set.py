@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cachegraph.engine.spec import ModelSpec, Replicas
 from cachegraph.errors import ConfigError, ModelError
 
+from .head import current_head
 from .messages import ReplicaFacts
 from .placement import Need
 from .replica import Replica, own_versions
@@ -100,7 +101,8 @@ class ReplicaSet:
     def choose(self, near: Collection[str] = ()) -> ReplicaHandle:
         """The loaded replica with the fewest turns at work; of several, one on these nodes.
 
-        Starts the first replicas, and one more if every one has turns waiting. Raises ConfigError if they don't fit.
+        Starts the first replicas, and one more if every one has turns waiting. Raises ConfigError if they don't fit,
+        ClusterLost if none can be started any more.
         """
         with self._lock:
             limits = self.limits
@@ -170,6 +172,9 @@ class ReplicaSet:
         """End all replicas."""
         with self._lock:
             handles, self._handles = self._handles, []
+        head = current_head()
+        if head is not None and head.is_lost:  # nobody can be asked to end them; nodes end what has lost its driver
+            return
         for handle in handles:
             with suppress(Exception):  # it may have died before
                 ray.kill(handle.actor)
@@ -181,6 +186,8 @@ class ReplicaSet:
             return list(self._handles)
 
     def _start(self) -> ReplicaHandle:
+        if (head := current_head()) is not None:
+            head.check()
         self.started += 1
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": self.need.gpus, "resources": dict(self.need.resources)}
         if self.model.memory is not None:

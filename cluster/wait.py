@@ -1,12 +1,15 @@
 """Await Ray's references from asyncio and trio, and raise the errors behind them."""
 
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RaySystemError, RayTaskError
 
 from cachegraph.engine.batching.loop_bridge import Mailbox
 from cachegraph.errors import CachegraphError, RunError, reason_of
+
+from .head import current_head
 
 if TYPE_CHECKING:
     import ray
@@ -19,15 +22,30 @@ class ReplicaGone(Exception):
 
 
 async def result_of(ref: "ray.ObjectRef[Any]") -> Any:
-    """Wait for a reference from any event loop. Raises ReplicaGone, or the error that the replica raised."""
+    """Wait for a reference from any event loop. Raises ReplicaGone, ClusterLost, or the error that the replica raised.
+
+    ReplicaGone means that another replica can be started, so the head answers.
+    """
     mailbox: Mailbox[Future[Any]] = Mailbox()
-    ref.future().add_done_callback(mailbox.post)
-    async for done in mailbox:
-        try:
-            return done.result()
-        except RayError as error:
-            raise _meaning(error) from error
-    raise AssertionError
+    head = current_head()
+    with nullcontext() if head is None else head.telling(mailbox.post):
+        ref.future().add_done_callback(mailbox.post)
+        done = await anext(mailbox)
+    try:
+        return done.result()
+    except RayError as error:
+        meaning = _meaning(error)
+        if head is not None and isinstance(meaning, ReplicaGone):
+            await head.answered()
+        raise meaning from error
+    except CachegraphError:
+        raise
+    except Exception as error:  # a boundary: Ray's client raises errors of gRPC, whose stream is then broken
+        if head is None:
+            raise RunError(f"Ray failed: {reason_of(error)}") from error
+        head.lose(reason_of(error))
+        head.check()
+        raise
 
 
 def _meaning(error: RayError) -> Exception:

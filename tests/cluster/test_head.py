@@ -1,0 +1,109 @@
+"""A cluster whose head dies ends a run with a sentence, and the run is resumed on another one."""
+
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from typer.testing import CliRunner
+
+from cachegraph import Graph
+from cachegraph.cli import app
+from cachegraph.engine.spec import ModelSpec
+from cachegraph.graph.store import Store
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster
+
+RECIPE = """
+version: 1
+name: chain
+models: {{small: {{source: {source}, dtype: float32}}}}
+agents:
+  first: {{model: small, prompt: the sky is blue, generate: {{max_new_tokens: 12, ignore_eos: true}}}}
+  second: {{model: small, prompt: "{{{{ first }}}} what?", generate: {{max_new_tokens: 40, ignore_eos: true}}}}
+edges: [{{from: first, to: second, channel: cache}}]
+output: second
+"""
+
+# Kills the head and all replicas when the second agent's reply has begun, as if their machine had lost its power.
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+import ray
+import cachegraph.cluster.connect
+from cachegraph.cli.process import run_process
+from cachegraph.cluster.spoken import SpokenText
+
+connect, hear, clusters = cachegraph.cluster.connect.connect, SpokenText.hear, []
+
+def connected(address):
+    clusters.append(connect(address, cpus=1, object_store_bytes=100 << 20))
+    return clusters[0]
+
+def heard(spoken, events):
+    hear(spoken, events)
+    if spoken._agent == "second" and clusters[0].sets:
+        handles = [handle for replicas in clusters[0].sets.values() for handle in replicas.handles]
+        heads = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and is_head(each)]
+        for process in [*heads, *(handle.facts.process for handle in handles if handle.facts)]:
+            os.kill(process, signal.SIGKILL)
+        SpokenText.hear = hear
+
+def is_head(folder):
+    try:
+        started = f"\\nPPid:\\t{os.getpid()}\\n" in (folder / "status").read_text()
+        return started and b"gcs_server" in (folder / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+cachegraph.cluster.connect.connect, SpokenText.hear = connected, heard
+run_process()
+"""
+
+
+def test_a_run_whose_head_dies_ends_with_a_sentence_and_is_resumed(
+    models: dict[str, ModelSpec], cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, kept = tmp_path / "chain.yaml", tmp_path / "runs.db"
+    recipe.write_text(RECIPE.format(source=models["small"].source))
+    with Graph.from_yaml(recipe, allow_paths=True) as graph:
+        expected = graph.run()
+    environment = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "20", "CACHEGRAPH_STORE": str(kept)}
+    options = ["run", str(recipe), "--allow-paths", "--cluster", "local", "--quiet"]
+    command = [sys.executable, "-c", DRIVER, *options]
+    driver = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert driver.returncode == 1, driver.stderr
+    said = driver.stderr.strip().splitlines()[-1]
+    assert "agent 'second' failed: the connection to the cluster is lost: nothing has answered at " in said
+    assert "continue a stored run with `cachegraph runs resume ID --cluster ADDRESS`" in said
+    (stored,) = Store(kept).list(5)
+    assert (stored.status, stored.turns) == ("failed", 1)
+
+    monkeypatch.setenv("CACHEGRAPH_STORE", str(kept))
+    resumed = CliRunner().invoke(app, ["runs", "resume", stored.id, "--quiet", "--cluster", "local"])
+    assert resumed.exception is None
+    assert resumed.stdout == f"{expected.text}\n"
+
+
+def test_waiting_tasks_are_told_once_that_the_head_is_lost() -> None:
+    from cachegraph.cluster.head import ClusterLost, Head
+
+    told: list[Future[Any]] = []
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        head = Head(f"127.0.0.1:{bound.getsockname()[1]}", patience=0.0)
+        with (
+            head.telling(told.append),
+            pytest.raises(ClusterLost, match=r"nothing has answered at .*Connection refused"),
+        ):
+            anyio.run(head.answered)
+    assert [type(each.exception()) for each in told] == [ClusterLost]
+    with pytest.raises(ClusterLost), head.telling(told.append):
+        pass
+    assert len(told) == 1
