@@ -62,7 +62,8 @@ def _answer(connection: socket.socket, seconds: float) -> bytes:
 
 def why_not(address: str, reason: str) -> str:
     """Why there is no connection, in one sentence; `reason` is what Ray says."""
-    words = " ".join(reason.split())
+    raised = [line for line in reason.strip().splitlines() if line[:1] not in ("", " ")]  # of a traceback, the error
+    words = " ".join((raised[-1] if "Traceback (most recent call last)" in reason and raised else reason).split())
     if "ersion mismatch" in words:
         return f"this process and the cluster {address!r} have different versions: {words}; install the same on both"
     first = words.split(". ")[0].rstrip(".")[:300]

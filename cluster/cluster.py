@@ -1,6 +1,6 @@
 """Cluster: replicas of models on Ray, shared by all graphs that run there."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -89,10 +89,13 @@ class Cluster:
 
         Raises ConfigError with the arithmetic if the models don't fit the cluster.
         """
-        needs = {each.key: each.need for each in self.sets.values()}
-        counts = {each.key: each.limits.min for each in self.sets.values()}
-        traffic = [CacheTraffic(*link, 1) for link in sorted(self._links) if set(link) <= needs.keys()]
-        nodes = place(needs, traffic, node_resources(), counts).nodes[key]
+        used = {other: each for other, each in self.sets.items() if each.is_used or other == key}
+        names = _names(used)
+        needs = {names[other]: each.need for other, each in used.items()}
+        counts = {names[other]: each.limits.min for other, each in used.items()}
+        links = sorted(link for link in self._links if set(link) <= names.keys())
+        traffic = [CacheTraffic(names[sender], names[receiver], 1) for sender, receiver in links]
+        nodes = place(needs, traffic, node_resources(), counts).nodes[names[key]]
         return node_ids().get(nodes[number]) if number < len(nodes) else None
 
     def plan(self, spec: GraphSpec, folder: Path) -> ClusterPlan:
@@ -114,6 +117,15 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _names(sets: Mapping[str, ReplicaSet]) -> dict[str, str]:
+    """What errors call the models, by key: their sources, numbered where several sets have the same."""
+    names: dict[str, str] = {}
+    for key, replicas in sets.items():
+        same = sum(sets[other].model.source == replicas.model.source for other in names)
+        names[key] = f"{replicas.model.source} ({same + 1})" if same else replicas.model.source
+    return names
 
 
 def _spec(model: str | ModelSpec) -> ModelSpec:

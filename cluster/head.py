@@ -59,6 +59,11 @@ class Head:
         self._leave()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether nothing watches it any more."""
+        return self._closed.is_set()
+
+    @property
     def is_lost(self) -> bool:
         """Whether the connection is lost for good."""
         return self._why is not None
@@ -134,7 +139,7 @@ def current_head() -> Head | None:
 def watch_head(node: str, own: bool) -> Head:
     """Watch the head of the connection that this process has now."""
     global _current
-    if _current is None or _current.node != node or own:
+    if _current is None or _current.node != node or _current.is_closed or own:
         _current = Head(node, own)
         _current.start()
     return _current

@@ -102,8 +102,10 @@ class ReplicaSet:
         """The loaded replica with the fewest turns at work; of several, one on these nodes.
 
         Starts the first replicas, and one more if every one has turns waiting. Raises ConfigError if they don't fit,
-        ClusterLost if none can be started any more.
+        ClusterLost if the connection is lost.
         """
+        if (head := current_head()) is not None:
+            head.check()
         with self._lock:
             limits = self.limits
             while len(self._handles) < limits.min:
@@ -180,14 +182,17 @@ class ReplicaSet:
                 ray.kill(handle.actor)
 
     @property
+    def is_used(self) -> bool:
+        """Whether an agent that uses the replicas is open, or about to be."""
+        return self._users > 0
+
+    @property
     def handles(self) -> list[ReplicaHandle]:
         """The replicas that are there now."""
         with self._lock:
             return list(self._handles)
 
     def _start(self) -> ReplicaHandle:
-        if (head := current_head()) is not None:
-            head.check()
         self.started += 1
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": self.need.gpus, "resources": dict(self.need.resources)}
         if self.model.memory is not None:

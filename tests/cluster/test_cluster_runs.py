@@ -12,7 +12,7 @@ from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.channels.fusers.networks.translator import new_translator
 from cachegraph.engine.spec import ModelSpec
-from cachegraph.errors import InputError, RunError
+from cachegraph.errors import ConfigError, InputError, RunError
 from cachegraph.graph.run.events import TextDelta
 from cachegraph.graph.run.result import Result
 
@@ -162,6 +162,16 @@ def test_a_model_that_is_missing_on_the_node_is_named(cluster: Any, tmp_path: Pa
     graph.add_agent("a", model="m", prompt="hello")
     with pytest.raises(Exception, match="nowhere.*on a node of the cluster"):
         graph.run(cluster=cluster)
+
+
+def test_a_model_that_fits_no_node_is_named_by_its_source(models: Specs, cluster: Any) -> None:
+    large = models["small"].model_copy(update={"memory": 10**15})
+    graph = Graph(output="a", models={"m": large}).add_agent("a", model="m", prompt="hello")
+    with pytest.raises(ConfigError) as raised:
+        graph.run(cluster=cluster)
+    graph.close()
+    assert f"of '{large.source} (2)' fits no node: it needs 1000000.00 GB, and beside" in str(raised.value)
+    same(relay(models, "text"), cluster)  # what didn't fit takes no room
 
 
 def test_an_agents_error_is_its_own(models: Specs, cluster: Any) -> None:

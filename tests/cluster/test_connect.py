@@ -98,3 +98,9 @@ def test_other_versions_on_the_cluster_are_named() -> None:
         "this process and the cluster 'auto' have different versions: Version mismatch: The cluster was started with: "
         "Ray: 2.60.0 Python: 3.12.1 This process: 3.11.7; install the same on both"
     )
+
+
+def test_the_reason_of_a_servers_traceback_is_its_last_line() -> None:
+    traceback = 'Traceback (most recent call last):\n  File "proxier.py", line 772\n    raise RuntimeError(\n'
+    said = why_not("ray://head:10001", f"Failure from server:\n{traceback}RuntimeError: Starting the server failed\n")
+    assert said.startswith("there is no cluster at 'ray://head:10001': RuntimeError: Starting the server failed; start")
