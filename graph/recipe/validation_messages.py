@@ -78,6 +78,8 @@ def _problem(detail: ErrorDetails, path: Path, at_key: bool, document: Document)
         )
     node, _ = document.find(path)
     wanted = _schema_at(path, detail["loc"])
+    if detail["type"] == "value_error" and node.children:  # its keys are right, and don't fit each other
+        return document.problem(f"{_named(path)}: {detail['msg'].removeprefix('Value error, ')}", path)
     hint = _example(path, node) or _hint(node, wanted, document)
     return document.problem(f"{_named(path)} must be {_wanted(path, wanted)}, got {_got(node)}", path, hint)
 

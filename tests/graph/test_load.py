@@ -113,6 +113,10 @@ def test_a_problem_shows_its_line_a_caret_and_what_was_meant() -> None:
         ("small: smollm2", "small:", "must be text that names a model, or a mapping with 'source' or"),
         ("small: smollm2", "small: {sauce: x}", "unknown key 'sauce'; did you mean 'source'?"),
         ("small: smollm2", "small: {source: x, device: gpu}", "'device' must be 'auto', 'cpu', 'mps', 'cuda' or a GPU"),
+        ("small: smollm2", "small: {source: x, replicas: {min: 3, max: 1}}",
+         "'replicas': max is 1 and min 3; max must be at least min"),
+        ("small: smollm2", "small: {source: x, weights: int8, device_map: auto}",
+         "'small': weights: int8 is for a model on one device; leave out weights or device_map"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_place(old: str, new: str, said: str) -> None:
