@@ -24,7 +24,7 @@ class ReplicaGone(Exception):
 async def result_of(ref: "ray.ObjectRef[Any]") -> Any:
     """Wait for a reference from any event loop. Raises ReplicaGone, ClusterLost, or the error that the replica raised.
 
-    ReplicaGone means that another replica can be started, so the head answers.
+    ReplicaGone means that another replica can be started, so the head answers. RunError: Ray itself failed.
     """
     mailbox: Mailbox[Future[Any]] = Mailbox()
     head = current_head()
