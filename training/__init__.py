@@ -14,6 +14,7 @@ output_path  Output folder of the trained fuser
 pair         The trained edge's two agents with their models
 plan         Estimate of a training from a few trial steps
 prefill      Prefill by the frozen models, and an LRU cache of the results
+processes    Processes of one training: errors that end all, values that the main one decides
 publish      Write the best checkpoint as a finished fuser
 run_lock     Lock of the checkpoint folder
 spec         Training recipes as typed values

@@ -22,7 +22,7 @@ from torch import nn
 
 from cachegraph.errors import FuserError, library_errors
 
-__all__ = ["CheckpointState", "newest", "restore", "save"]
+__all__ = ["CheckpointState", "load", "newest", "restore", "save", "tensors_of"]
 
 KEPT = 2
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -68,8 +68,8 @@ def save(run: Path, state: CheckpointState, module: nn.Module, optimizer: torch.
             shutil.rmtree(half, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=".step-", dir=run))
         try:
-            save_file({name: x.detach().cpu().contiguous() for name, x in module.state_dict().items()}, fresh / WEIGHTS)
-            save_file(_flat(module, optimizer), fresh / OPTIMIZER)
+            for name, tensors in zip((WEIGHTS, OPTIMIZER), tensors_of(module, optimizer), strict=True):
+                save_file(tensors, fresh / name)
             hashes = {name: _sha256(fresh / name) for name in (WEIGHTS, OPTIMIZER)}
             (fresh / STATE).write_text(json.dumps({**asdict(state), "sha256": hashes}, indent=1), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)
@@ -102,8 +102,26 @@ def restore(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -
     """Load a checkpoint's weights and optimizer state. Raises FuserError if they belong to another network."""
     other = f"the checkpoint {str(folder)!r} is not of this fuser"
     with library_errors(lambda why: FuserError(f"{other} ({why}); start over with --restart")):
-        module.load_state_dict(load_file(folder / WEIGHTS))
-        _fill(module, optimizer, load_file(folder / OPTIMIZER))
+        load(module, optimizer, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER))
+
+
+def tensors_of(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights by name, and AdamW's state by parameter and name, in the shapes of their parameters, on the CPU."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    return weights, _flat(module, optimizer)
+
+
+def load(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+) -> None:
+    """Load what `tensors_of` returned, shapes included. Raises RuntimeError or KeyError if it is of another network."""
+    module.load_state_dict(weights)
+    _fill(module, optimizer, moments)
 
 
 def _checkpoints(run: Path) -> list[Path]:

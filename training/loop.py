@@ -25,6 +25,7 @@ from .data.sampler import ExampleSampler
 from .dev_eval import DevScores, derange, evaluate_dev
 from .loss import Losses, losses
 from .networks.learner import Learner
+from .processes import average, broadcast_weights, from_main
 from .run_lock import LOG
 from .spec import TrainSpec
 
@@ -82,12 +83,14 @@ class TrainingLoop:
         """Restore the newest checkpoint if the state comes from one; else initialise the fuser."""
         if self.prepares:
             self.learner.prepare(self.train, self.callback.on_phase)
-        found = checkpoint.newest(self.run) if self.state.judged_step is not None else None
+        resumed = self.state.judged_step is not None
+        found = checkpoint.newest(self.run) if resumed and self.main else None  # only main's disk need have it
         if found is not None:
             checkpoint.restore(found[0], self.module, self.optimizer)
-        else:
+        elif not resumed or self.main:
             torch.manual_seed(self.spec.seed)
             self.learner.start(self.train, self.callback.on_phase)
+        broadcast_weights(self.accelerator, self.module, self.optimizer)
         if self.main:
             self.log = TrainingLog(self.run / LOG, self.state.step if found is not None else None)
 
@@ -149,8 +152,11 @@ class TrainingLoop:
         return numbers
 
     def evaluate(self) -> DevScores:
-        """Judge the dev rows; the fuser is kept in `best` if it is the best so far."""
-        found = evaluate_dev(self.learner, self.receiver, self.dev)
+        """Judge the dev rows; the fuser is kept in `best` if it is the best so far.
+
+        The main process's scores count in all of them: another machine's may differ in the last bits.
+        """
+        found = from_main(self.accelerator, evaluate_dev(self.learner, self.receiver, self.dev))
         state = self.state
         with deferred_interrupts():
             best = state.improves(found.score, found.noise, found.answer_logprob)
@@ -211,7 +217,7 @@ class TrainingLoop:
             for parameter in self.module.parameters():
                 if parameter.grad is None:  # all processes must reduce the same tensors
                     parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "mean"))
+                average(self.accelerator, parameter.grad)
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self.spec.optim.clip))
         if not math.isfinite(norm):
             raise FuserError(

@@ -14,6 +14,7 @@ from cachegraph.engine.model.load import LoadedModel
 from .callbacks import NullCallback, TrainingCallback
 from .checkpoint import CheckpointState
 from .loop import TrainingLoop
+from .processes import join_processes
 from .run_lock import check_unlocked
 from .spec import TrainSpec
 from .train import open_training, resume_state, run_folder
@@ -62,7 +63,7 @@ def make_plan(
 
     Raises every error with which the training itself, with `resume` or `restart`, would refuse to start.
     """
-    accelerator = accelerator or Accelerator()
+    accelerator = accelerator or join_processes()
     callback = callback or NullCallback()
     with open_training(spec, folder, data_folder, callback, accelerator) as found, TemporaryDirectory() as nowhere:
         run = run_folder(found)

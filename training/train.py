@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -28,6 +28,7 @@ from .networks.create import new_learner
 from .networks.learner import Learner
 from .output_path import check_output_path, fuser_output_path
 from .pair import Pair, choose_edge, open_pair
+from .processes import all_or_none, from_main, join_processes, same_in_all
 from .publish import finish_card, publish_fuser
 from .run_lock import LOG, locked_run
 from .spec import JointSpec, TrainSpec
@@ -80,19 +81,32 @@ def train(
     """Train the fuser of a recipe, given as a file or a TrainSpec.
 
     Relative paths start at `folder`, those of data at `data_folder` if given. `resume` continues an interrupted
-    training, `restart` discards it. Raises RecipeError, InputError (also while another training writes to the same
-    folder), ConfigError, ModelError or FuserError.
+    training, `restart` discards it. Of several processes, only the main one writes. Raises RecipeError, InputError
+    (also while another training writes to the same folder), ConfigError (also if another process fails or is lost),
+    ModelError or FuserError.
     """
-    accelerator = accelerator or Accelerator()
+    accelerator = accelerator or join_processes()
     callback = callback or NullCallback()
     if isinstance(recipe, TrainSpec):
         spec, base = recipe, Path(folder or ".")
     else:
         spec, base = load_training(recipe), Path(folder or Path(recipe).resolve().parent)
-    with open_training(spec, base, Path(data_folder or base), callback, accelerator) as found:
-        run = run_folder(found)
-        with locked_run(run) if accelerator.is_main_process else nullcontext():
-            return _train(found, run, resume_state(found, run, resume, restart), restart, callback, accelerator)
+    with ExitStack() as stack:
+        opening = open_training(spec, base, Path(data_folder or base), callback, accelerator)
+        found = all_or_none(accelerator, lambda: stack.enter_context(opening))
+        same_in_all(accelerator, recipe_hash(found), "data, graph or options")
+
+        def start() -> tuple[Path, CheckpointState] | None:
+            if not accelerator.is_main_process:
+                return None
+            run = run_folder(found)
+            stack.enter_context(locked_run(run))
+            return run, resume_state(found, run, resume, restart)
+
+        begun = from_main(accelerator, all_or_none(accelerator, start))
+        assert begun is not None
+        run, state = begun
+        return _train(found, run, state, restart, callback, accelerator)
 
 
 def _train(
@@ -103,18 +117,18 @@ def _train(
     callback: TrainingCallback,
     accelerator: Accelerator,
 ) -> TrainingResult:
-    accelerator.wait_for_everyone()
     if restart and accelerator.is_main_process:  # else the old checkpoints would count as newer
         _clear(run)
     receiver = found.pair.receiver.engine.model
     loop = TrainingLoop(found.spec, found.learner, receiver, found.train, found.dev, run, state, callback, accelerator)
     loop.start()
     loop.finish()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+
+    def publish() -> tuple[Card, ...]:
         publish_fuser(run / "best", found.folder, finish_card(found.spec, state, found.rows, found.learner.start_card))
-    accelerator.wait_for_everyone()
-    cards = tuple(read_card(part) for part in fuser_parts(found.folder))
+        return tuple(read_card(part) for part in fuser_parts(found.folder))
+
+    cards = from_main(accelerator, publish() if accelerator.is_main_process else ())
     return TrainingResult(found.folder, cards, state.best, state.step, state.seconds)
 
 
@@ -203,13 +217,18 @@ def run_folder(found: OpenedTraining) -> Path:
     return found.folder.with_name(f"{found.folder.name}.training")
 
 
+def recipe_hash(found: OpenedTraining) -> str:
+    """A hash of everything that decides the loss curve."""
+    decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "scope", "licence"}) + found.content
+    return hashlib.sha256(decides.encode()).hexdigest()
+
+
 def resume_state(found: OpenedTraining, run: Path, resume: bool, restart: bool) -> CheckpointState:
     """The state to start from. Raises ConfigError or FuserError if checkpoints and options don't fit together,
     InputError if the examples can't train a fuser."""
     _check_difference(found.learner, found.train, "training")
     _check_difference(found.learner, found.dev, "dev")
-    decides = found.spec.model_dump_json(exclude={"graph", "output", "description", "scope", "licence"}) + found.content
-    recipe = hashlib.sha256(decides.encode()).hexdigest()
+    recipe = recipe_hash(found)
     last = None if restart else checkpoint.newest(run)
     if resume and last is None:
         raise FuserError(f"there is no whole checkpoint in {str(run)!r} to resume from; start over with --restart")

@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -346,36 +347,95 @@ def test_ctrl_c_before_the_first_step_promises_nothing(graft_task: Task) -> None
     assert not graft_task.run.exists()
 
 
-def launched(task: Task, processes: int) -> list[Ended]:
-    """As a launcher starts them: each process learns from its environment which one it is."""
+@contextmanager
+def launched(*tasks: Task, options: Sequence[str] = ()) -> Iterator[list[Command]]:
+    """A process for each of these, as a launcher starts them: its environment says which one it is."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": str(len(tasks)), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     shared["ACCELERATE_USE_CPU"] = "yes"
     begun = [
-        Command("train", task.recipe, "--json", folder=task.folder / rank, RANK=rank, LOCAL_RANK=rank, **shared)
-        for rank in map(str, range(processes))
+        Command("train", task.recipe, "--json", *options, folder=task.folder / "streams", RANK=str(rank), **shared)
+        for rank, task in enumerate(tasks)
     ]
     try:
-        done = [command.end(200) for command in begun]
+        yield begun
     finally:
         for command in begun:
             command.kill()
+
+
+def ended(*tasks: Task, options: Sequence[str] = ()) -> list[Ended]:
+    with launched(*tasks, options=options) as begun:
+        done = [command.end(200) for command in begun]
     return [Ended(each.returncode, each.stdout, each.stderr) for each in done]
 
 
-def test_two_processes_move_the_weights_as_one_that_adds_up_both_their_rows(graft_task: Task, call: Call) -> None:
-    done = launched(graft_task, 2)
+@pytest.fixture
+def two_disks(graft_task: Task, tmp_path: Path) -> tuple[Task, Task]:
+    """The same training on two machines that share no disk."""
+    return graft_task, Task(Path(shutil.copytree(graft_task.folder, tmp_path / "other")))
+
+
+def test_two_machines_move_the_weights_as_one_process_that_adds_up_both_their_rows(
+    two_disks: tuple[Task, Task], call: Call
+) -> None:
+    graft_task, other = two_disks
+    done = ended(*two_disks)
     assert [each.code for each in done] == [0, 0], done
-    assert [json.loads(each.out)["steps"] for each in done if each.out] == [6]  # said once
-    together = [each for each in graft_task.log() if each["kind"] == "step"]
+    assert json.loads(done[0].out)["steps"] == 6
+    assert done[1][1:] == ("", "")  # said once
+    whole = graft_task.log()
+    for made in (graft_task.run / "step-000006", graft_task.folder / "made"):  # as a crash after step 3 leaves it
+        shutil.rmtree(made)
+    done = ended(*two_disks, options=["--resume"])
+    assert [each.code for each in done] == [0, 0], done
+    assert graft_task.log() == whole
+    assert not other.run.exists()
+    assert not (other.folder / "made").exists()
+    together = [each for each in whole if each["kind"] == "step"]
     assert call(graft_task.recipe, "--restart", "--set", "optim.accumulate=2").code == 0
     alone = [each for each in graft_task.log() if each["kind"] == "step"]
     assert [each["step"] for each in together] == [1, 2, 3, 4, 5, 6]
     assert [each["gradient"] for each in together] == pytest.approx([each["gradient"] for each in alone], rel=1e-3)
     assert all(math.isfinite(each["loss"]) for each in together)
     assert read_card(graft_task.folder / "made").kind == "graft"
+
+
+def test_a_machine_that_dies_ends_the_training_with_a_sentence(two_disks: tuple[Task, Task]) -> None:
+    main, other = two_disks
+    with launched(*two_disks, options=["--steps", "100000"]) as (first, second):
+        deadline = time.monotonic() + 60
+        while checkpoint.newest(main.run) is None and first.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second.kill()
+        done = first.end(100)
+    assert done.returncode == 3, done
+    assert "another process of the training has ended or can't be reached" in json.loads(done.stdout)["error"]
+    assert "Traceback" not in done.stderr
+    assert checkpoint.newest(main.run) is not None
+    assert not other.run.exists()
+
+
+@pytest.mark.parametrize("rows", [None, story_rows(20)])
+def test_data_that_one_machine_lacks_or_has_otherwise_end_all(
+    two_disks: tuple[Task, Task], rows: list[dict[str, Any]] | None
+) -> None:
+    main, other = two_disks
+    data = other.folder / "rows.jsonl"
+    if rows is None:
+        data.unlink()
+    else:
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    errors = [json.loads(each.out)["error"] for each in ended(*two_disks)]
+    if rows is None:
+        assert "rows.jsonl" in errors[1]
+        assert errors[0] == f"process 1 of the training can't start: {errors[1]}"
+    else:
+        assert errors[0] == errors[1]
+        assert "has other data, graph or options than process 0" in errors[0]
+    assert not main.run.exists()
 
 
 def interrupted(task: Task) -> None:

@@ -19,6 +19,8 @@ from .failures import add_facts
 from .output import echo, echo_json
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from cachegraph.training.plan import TrainingPlan
     from cachegraph.training.spec import TrainSpec
 
@@ -89,18 +91,23 @@ def train(
     spec = changed(spec, {key: value for key, value in given.items() if value not in (None, [])})
     spec = changed(spec, dict(map(_setting, settings or [])))
     place = (data_folder or folder).absolute()
-    console = open_console(stderr=True)
     _fetch(spec, folder)
+    from cachegraph.training.processes import join_processes
+
+    accelerator = join_processes()
+    main = bool(accelerator.is_main_process)  # of several processes, one shows the progress and the outcome
+    console = open_console(stderr=True, quiet=not main)
     if dry_run:
         from cachegraph.training.callbacks import check_trackers
         from cachegraph.training.plan import make_plan
 
         check_trackers(track or [])
         with _TrainingBar(console) as bar:
-            plan = make_plan(spec, folder, place, bar, resume=resume, restart=restart)
-        _show_plan(plan, as_json)
+            plan = make_plan(spec, folder, place, bar, accelerator, resume=resume, restart=restart)
+        if main:
+            _show_plan(plan, as_json)
         return
-    _train(spec, folder, place, resume, restart, track or [], console, as_json)
+    _train(spec, folder, place, resume, restart, track or [], console, as_json, accelerator)
 
 
 def _train(
@@ -112,9 +119,8 @@ def _train(
     track: list[str],
     console: Console,
     as_json: bool,
+    accelerator: "Accelerator",
 ) -> None:
-    from accelerate import PartialState
-
     from cachegraph.training.callbacks import with_trackers
     from cachegraph.training.train import train
 
@@ -123,7 +129,13 @@ def _train(
     try:
         with bar, with_trackers(bar, track, folder / f"{spec.name}.runs", spec.model_dump()) as callback:
             made = train(
-                spec, folder=folder, data_folder=data_folder, resume=resume, restart=restart, callback=callback
+                spec,
+                folder=folder,
+                data_folder=data_folder,
+                resume=resume,
+                restart=restart,
+                callback=callback,
+                accelerator=accelerator,
             )
     except KeyboardInterrupt:
         said = "the same command with --resume continues from the last step"
@@ -133,7 +145,7 @@ def _train(
         if as_json:
             raise
         raise typer.Exit(exit_code()) from None
-    if not PartialState().is_main_process:
+    if not accelerator.is_main_process:
         return
     if as_json:
         found = {"fuser": str(made.folder), "steps": made.steps, "seconds": made.seconds, "metrics": made.metrics}
