@@ -5,7 +5,7 @@ from typing import Literal
 
 __all__ = ["RunWarning", "WarningKind"]
 
-WarningKind = Literal["dropped", "unused_input", "single_braces", "empty_edge", "withheld", "cut"]
+WarningKind = Literal["dropped", "unused_input", "single_braces", "empty_edge", "withheld", "cut", "falls_back"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from cachegraph.channels.payload import Route
+from cachegraph.channels.spec import TextEdge
+
 from ..recipe.raw_spec import Finding
 from ..recipe.single_braces import find_single_braces, single_brace_matches
 from ..recipe.spec import GraphSpec
@@ -35,10 +38,22 @@ def expected_warnings(spec: GraphSpec, folder: Path) -> tuple[list[RunWarning], 
 
     Also returns the reason why no output would hear any input, if none would.
     """
-    flow = Dataflow(spec, expected_routes(spec, folder, lambda entry: read_included(entry, folder)))
-    warnings, cut = [*flow.warnings(), *find_single_braces(spec)], flow.cut_output()
+    routes = expected_routes(spec, folder, lambda entry: read_included(entry, folder))
+    flow = Dataflow(spec, routes)
+    warnings = [*flow.warnings(), *find_single_braces(spec), *filter(None, map(_fallback, routes.values()))]
+    cut = flow.cut_output()
     for name, entry in spec.graphs.items():
         inner, inner_cut = expected_warnings(*read_included(entry, folder))
         warnings += [warning.inside(name) for warning in inner]
         cut = cut or (f"in {name!r}: {inner_cut}" if inner_cut is not None else None)
     return warnings, cut
+
+
+def _fallback(route: Route) -> RunWarning | None:
+    """Warn of an edge that asks for a cache and won't hand one over."""
+    edge = route.edge
+    if isinstance(edge, TextEdge) or edge.channel == "auto" or route.fallback_reason is None:
+        return None
+    what = "hands over text" if edge.fallback == "text" else "can't run, since it has 'fallback: error'"
+    message = f"edge {edge.sender!r} -> {edge.receiver!r} {what}: {route.fallback_reason}"
+    return RunWarning("falls_back", message, (edge.sender, edge.receiver), (edge.sender, edge.receiver))

@@ -291,3 +291,25 @@ def test_an_included_recipe_whose_inputs_do_not_name_a_sender_hears_nothing_of_i
     assert [each.rpartition("since ")[2] for each in told(found)] == [
         "the `inputs` of 'team' don't name 'researcher'"
     ] * 2
+
+
+@pytest.mark.parametrize(
+    ("channel", "said"),
+    [
+        ("cache", ["edge 'reader' -> 'writer' hands over text: there is no fuser 'nowhere'"]),
+        ("both", ["edge 'reader' -> 'writer' hands over text: there is no fuser 'nowhere'"]),
+        (
+            "cache, fallback: error",
+            ["edge 'reader' -> 'writer' can't run, since it has 'fallback: error': there is no"],
+        ),
+        ("auto", []),
+    ],
+)
+def test_an_edge_that_will_not_hand_over_its_cache_is_said(tmp_path: Path, channel: str, said: list[str]) -> None:
+    recipe = RECIPE.replace("in a {tone} way.", "{{ reader }}").replace(", tone: {default: dry}", "")
+    recipe = recipe.replace("agents:\n", 'agents:\n  reader: {model: gemma-3-270m, prompt: "{{ topic }}"}\n')
+    edge = f"{{from: reader, to: writer, channel: {channel}, fuser: nowhere}}"
+    (tmp_path / "r.yaml").write_text(f"{recipe}edges: [{edge}]\n")
+    warnings = Graph.from_yaml(tmp_path / "r.yaml").warnings()
+    assert all(warning.kind == "falls_back" and warning.edge == ("reader", "writer") for warning in warnings)
+    assert [str(warning)[: len(start)] for warning, start in zip(warnings, said, strict=True)] == said

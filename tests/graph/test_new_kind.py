@@ -38,7 +38,7 @@ def test_an_agent_of_a_new_kind_runs_from_yaml_and_from_python(told: Any) -> Non
 def test_an_agent_of_a_new_kind_is_drawn_with_what_it_reads(told: Any) -> None:
     assert "an echo, 2 times" in told["outline"]
     assert "reads word" in told["outline"]
-    assert told["warnings"] == []
+    assert told["warnings"] == ["edge 'first' -> 'second' hands over text: agent 'first' has no KV cache"]
 
 
 def test_mistakes_in_an_agent_of_a_new_kind_are_found(told: Any) -> None:

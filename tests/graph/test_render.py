@@ -15,6 +15,7 @@ from cachegraph.errors import ConfigError, InputError, RecipeError
 from cachegraph.graph.draw.layout import Size, arrange
 from cachegraph.graph.draw.render import to_mermaid, to_svg, to_text
 from cachegraph.graph.plan.plan import plan
+from cachegraph.graph.plan.recipe_warnings import expected_warnings
 from cachegraph.graph.recipe.load import parse_recipe
 from cachegraph.graph.recipe.spec import GraphSpec
 
@@ -179,7 +180,9 @@ def test_validate_tells_all_problems_of_all_recipes(app: typer.Typer, tmp_path: 
     good.write_text(RECIPE.replace("smollm2", "smollm2-135m-instruct"))
     bad.write_text(RECIPE.replace("output: answerer", "output: nobody").replace("smollm2", "gone"))
     done = CliRunner().invoke(app, ["validate", str(good)])
-    assert (done.exit_code, done.output) == (0, f"{good}: fine, 3 agents, 2 edges\n")
+    first, warning, *_ = done.output.splitlines()
+    assert (done.exit_code, first) == (0, f"{good}: fine, 3 agents, 2 edges")
+    assert f"{good}:15:5: edge 'expert' -> 'answerer' hands over text: there is no fuser 'pair'" in warning
     done = CliRunner().invoke(app, ["validate", str(good), str(bad)])
     assert isinstance(done.exception, RecipeError)
     assert [problem.line for problem in done.exception.problems] == [5, 17]
@@ -193,11 +196,12 @@ def test_validate_tells_all_problems_of_all_recipes(app: typer.Typer, tmp_path: 
 def test_show_and_schema_write_whole_files(app: typer.Typer, tmp_path: Path) -> None:
     recipe = tmp_path / "duo.yaml"
     recipe.write_text(RECIPE)
-    assert CliRunner().invoke(app, ["show", str(recipe)]).output == to_text(spec())
-    assert CliRunner().invoke(app, ["show", str(recipe), "--format", "mermaid"]).output == to_mermaid(spec())
+    warnings, _ = expected_warnings(spec(), tmp_path)
+    assert CliRunner().invoke(app, ["show", str(recipe)]).output == to_text(spec(), warnings)
+    assert CliRunner().invoke(app, ["show", str(recipe), "--format", "mermaid"]).output == to_mermaid(spec(), warnings)
     picture = tmp_path / "duo.svg"
     assert CliRunner().invoke(app, ["show", str(recipe), "-f", "svg", "-o", str(picture)]).exit_code == 0
-    assert picture.read_text(encoding="utf-8") == to_svg(spec())
+    assert picture.read_text(encoding="utf-8") == to_svg(spec(), warnings)
     done = CliRunner().invoke(app, ["schema", "--output", str(tmp_path / "gone" / "schema.json")])
     assert isinstance(done.exception, ConfigError)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["duo.svg", "duo.yaml"]
