@@ -187,8 +187,9 @@ def _check_total(needs: Mapping[str, Need], counts: Mapping[str, int], nodes: Se
         parts = " + ".join(
             f"{counts[model]} x {need.gpus:g} for {model!r}" for model, need in needs.items() if need.gpus
         )
+        have = "one node has" if len(nodes) == 1 else f"{len(nodes)} nodes have"
         raise ConfigError(
-            f"the models need {asked:g} GPUs ({parts}), and the cluster's {len(nodes)} nodes have {there:g}; ask for "
+            f"the models need {asked:g} GPUs ({parts}), and the cluster's {have} {there:g}; ask for "
             "fewer replicas or GPUs in the recipe's `models`, or add nodes"
         )
 

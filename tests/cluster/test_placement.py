@@ -90,7 +90,7 @@ def test_too_few_gpus_are_an_error_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError) as raised:
         place({"big": Need(gpus=4), "small": Need(gpus=0.5)}, [], [NodeResources("x", 0, 4.0)], {"small": 2})
     assert str(raised.value) == (
-        "the models need 5 GPUs (1 x 4 for 'big' + 2 x 0.5 for 'small'), and the cluster's 1 nodes have 4; ask for "
+        "the models need 5 GPUs (1 x 4 for 'big' + 2 x 0.5 for 'small'), and the cluster's one node has 4; ask for "
         "fewer replicas or GPUs in the recipe's `models`, or add nodes"
     )
 
