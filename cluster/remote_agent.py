@@ -1,8 +1,8 @@
 """The driver's side of an agent: chooses a replica for every turn, and takes the turn elsewhere if that one dies."""
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from .remote_tools import ToolAsked, TurnCalls
 from .replica_set import ReplicaHandle, ReplicaSet
 from .spoken import SpokenText
 from .store_budget import StoreBudget
-from .stored_cache import is_dropped
+from .stored_cache import is_dropped, without_tensors
 from .wait import ReplicaGone, result_of
 
 if TYPE_CHECKING:
@@ -161,18 +161,17 @@ class RemoteAgent:
         return reply
 
     async def rebuild(self, turn: Turn, ids: Sequence[int], calls: Sequence[ToolCall] = ()) -> SentCache:
-        """Recompute an earlier turn's cache by prefill alone, and store it whatever its size."""
-        for each in turn.deliveries:
-            await each.payload.restore()
+        """Recompute an earlier turn's cache by prefill alone. It has no tensors if the store has no room for them."""
+        borrows = self._budget.is_borrowing
 
         async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[SentCache]:
-            unbounded = replace(request, room=None)
-            answer: ReplicaAnswer[SentCache] = await result_of(handle.actor.rebuild.remote(unbounded, ids, calls))
+            request = replace(request, room=None) if borrows else request
+            answer: ReplicaAnswer[SentCache] = await result_of(handle.actor.rebuild.remote(request, ids, calls))
             return answer
 
-        _, _, answer = await self._answer(turn, ask)
+        handle, _, answer = await self._answer(turn, ask)
         assert answer.value is not None
-        return answer.value
+        return self._budget.hold(answer.value, _node(handle))
 
     async def score(self, turn: Turn, choices: Sequence[str], *, verbatim: bool = False) -> list[ChoiceScore]:
         """Score each choice as a reply to the turn."""
@@ -197,8 +196,6 @@ class RemoteAgent:
             return text
         except ReplicaGone:
             self._replicas.drop(handle)
-        for each in turn.deliveries:
-            await each.payload.restore()
         again = replace(turn, needs_text=True, needs_cache=False)
         return (await self.turn(again)).payload.text or ""
 
@@ -206,26 +203,13 @@ class RemoteAgent:
         self, turn: Turn, ask: Ask[T], spoken: SpokenText | None = None
     ) -> tuple[ReplicaHandle, TurnRequest, ReplicaAnswer[T]]:
         """Ask replicas until one answers. Raises the agent's error, or RunError if too many die."""
-        async with self._with_caches(turn) as complete:
-            return await self._answer_complete(complete, ask, spoken)
+        async with AsyncExitStack() as borrowed:
+            return await self._answer_borrowing(turn, ask, spoken, borrowed)
 
-    @asynccontextmanager
-    async def _with_caches(self, turn: Turn) -> AsyncIterator[Turn]:
-        """The turn with caches again that the object store had no room for; they are given up behind the block."""
-        dropped = [each.payload for each in deliveries_of(turn) if _is_dropped(each)]
-        if not dropped:
-            yield turn
-            return
-        async with self._budget.borrow(sum(payload.cache.nbytes for payload in dropped if payload.cache is not None)):
-            again: dict[Payload, Payload] = {}
-            for payload in dropped:
-                if payload not in again and payload.recover is not None:
-                    again[payload] = replace(payload, cache=await payload.recover())
-            yield _replaced(turn, again)
-
-    async def _answer_complete(
-        self, turn: Turn, ask: Ask[T], spoken: SpokenText | None
+    async def _answer_borrowing(
+        self, turn: Turn, ask: Ask[T], spoken: SpokenText | None, borrowed: AsyncExitStack
     ) -> tuple[ReplicaHandle, TurnRequest, ReplicaAnswer[T]]:
+        turn = await self._complete(turn, borrowed)
         deaths = 0
         while deaths < ATTEMPTS:
             handle = self._replicas.choose()
@@ -242,6 +226,7 @@ class RemoteAgent:
             if answer.missing is not None:
                 deaths += bool(answer.missing.sharers)
                 await self._provide(answer.missing, turn, request)
+                turn = await self._complete(turn, borrowed)
                 continue
             if answer.prompt is not None and turn.on_prompt is not None:
                 turn.on_prompt(answer.prompt)
@@ -250,6 +235,27 @@ class RemoteAgent:
             return handle, request, answer
         model = self._replicas.model.source
         raise RunError(f"{ATTEMPTS} replicas of {model!r} died in the turn of agent {self.name!r}; look at Ray's logs")
+
+    async def _complete(self, turn: Turn, borrowed: AsyncExitStack) -> Turn:
+        """The turn with the caches that are not in the object store, computed again.
+
+        One that the store has room for is kept for its other readers; the rest is given up with `borrowed`.
+        """
+        dropped = {each.payload: each.payload.cache for each in deliveries_of(turn) if _is_dropped(each)}
+        if not dropped:
+            return turn
+        size = sum(cache.nbytes for cache in dropped.values() if cache is not None)
+        await borrowed.enter_async_context(self._budget.borrow(size))
+        again: dict[Payload, Payload] = {}
+        for payload in dropped:
+            if payload.recover is None or payload.cache is None or not is_dropped(payload.cache):
+                continue  # another reader has computed it meanwhile
+            cache = await payload.recover()
+            if cache is not None and self._budget.holds(cache):
+                payload.cache = cache
+            else:
+                again[payload] = replace(payload, cache=cache)
+        return _replaced(turn, again)
 
     async def _prepare(self, handle: ReplicaHandle) -> None:
         """Open this agent in a replica that does not have it yet, and decide its edges there."""
@@ -312,15 +318,15 @@ class RemoteAgent:
                     handle.actor.tool_result.remote(request, asked.number, result)
 
     async def _provide(self, missing: Missing, turn: Turn, request: TurnRequest) -> None:
-        """Write texts, recompute caches and forget dead sharers, so that the turn can be taken."""
-        for delivery in deliveries_of(turn):
+        """Write texts, and forget lost caches and dead sharers, so that the turn can be taken."""
+        for delivery, sent in zip(deliveries_of(turn), deliveries_of(request.turn), strict=True):
             payload, sender = delivery.payload, delivery.route.edge.sender
             if sender in missing.texts:
                 await payload.read()
-            if sender in missing.caches:
+            if sender in missing.caches and payload.cache is not None and payload.cache is sent.payload.cache:
                 if payload.recover is None:
                     raise RunError(f"the cache of {sender!r} is lost with its replica; run again")
-                payload.cache = await payload.recover()
+                payload.cache = without_tensors(payload.cache)
         for key in missing.sharers:
             self._sets[key].drop_actor(request.sharers[key])
 
@@ -354,12 +360,13 @@ def _replaced(turn: Turn, payloads: Mapping[Payload, Payload]) -> Turn:
 
 def _light(turn: Turn) -> Turn:
     """The turn to take again, without callbacks and without holding on to caches that can be recomputed."""
-    deliveries = [Delivery(each.route, _light_payload(each.payload)) for each in turn.deliveries]
+    deliveries = [replace(each, payload=_light_payload(each)) for each in turn.deliveries]
     return replace(turn, deliveries=deliveries, on_text=None, on_prompt=None, on_tool=None, on_prefill=None)
 
 
-def _light_payload(payload: Payload) -> Payload:
-    cache = payload.cache if payload.recover is None else None
-    rebuild = None if payload.cache is None else payload.recover
-    text, write = payload.text, payload.write
-    return Payload(payload.sender, text, cache, write, payload.data, rebuild, payload.recover, payload.turn)
+def _light_payload(delivery: Delivery) -> Payload:
+    payload = delivery.payload
+    cache = payload.cache if delivery.route.needs_cache else None
+    if cache is not None and payload.recover is not None:
+        cache = without_tensors(cache)
+    return replace(payload, cache=cache, rebuild=None)

@@ -221,7 +221,7 @@ class Replica:
 
         async def rebuild(agent: LocalAgent, turn: Turn) -> SentCache:
             cache = await agent.rebuild(turn, ids, calls)
-            return await anyio.to_thread.run_sync(self._store.store_cache, cache)
+            return await anyio.to_thread.run_sync(self._store.store_cache, cache, request.room)
 
         return await self._tasks.run(partial(self._answer, request, rebuild))
 

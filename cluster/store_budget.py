@@ -10,7 +10,7 @@ from weakref import finalize
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.engine.batching.loop_bridge import Mailbox
 
-from .stored_cache import StoredKV, without_tensors
+from .stored_cache import StoredKV, is_dropped, without_tensors
 
 __all__ = ["StoreBudget"]
 
@@ -36,6 +36,11 @@ class StoreBudget:
         self._expected: Counter[str] = Counter()
         self._gate = _Gate()
 
+    @property
+    def is_borrowing(self) -> bool:
+        """Whether the caller is within `borrow`."""
+        return _borrows.get()
+
     def room(self, node: str) -> int:
         """The bytes that a turn on this node may store."""
         with self._lock:
@@ -58,18 +63,32 @@ class StoreBudget:
                 self._expected[node] -= nbytes
 
     def hold(self, cache: SentCache, node: str) -> SentCache:
-        """Count the cache until it is collected; if it doesn't fit, return it without tensors."""
+        """Count the cache until it is collected; if it doesn't fit, return it without tensors.
+
+        Within `borrow`, one that doesn't fit is returned as it is: the caller has waited for its bytes.
+        """
+        return cache if self._count_if_fits(cache, node) or self.is_borrowing else without_tensors(cache)
+
+    def holds(self, cache: SentCache) -> bool:
+        """Whether all of this cache is in the store, and counted."""
+        if is_dropped(cache):
+            return False
+        stored = [each for each in cache.segments if isinstance(each, StoredKV)]
+        with self._lock:
+            return all(chunk.ref.hex() in self._holders for each in stored for chunk in each.tensors_at.chunks)
+
+    def _count_if_fits(self, cache: SentCache, node: str) -> bool:
         segments = [each for each in cache.segments if isinstance(each, StoredKV)]
         with self._lock:
             chunks = {chunk.ref.hex(): chunk.nbytes for each in segments for chunk in each.tensors_at.chunks}
             new = sum(size for name, size in chunks.items() if name not in self._holders)
             if self._held[node] + new > self._share(node):
-                return without_tensors(cache)
+                return False
             for each in segments:
                 sizes = {chunk.ref.hex(): chunk.nbytes for chunk in each.tensors_at.chunks}
                 self._count(node, sizes, 1)
                 finalize(each, self._count, node, sizes, -1).atexit = False
-        return cache
+        return True
 
     def _count(self, node: str, sizes: Mapping[str, int], change: int) -> None:
         with self._lock:

@@ -159,15 +159,15 @@ class _Lost:
     async def rebuild(self) -> "SentCache":
         async with self._busy:  # several receivers may request it concurrently
             if self._cache is None:
-                assert isinstance(self._agent, Rebuilder)
-                await _restore(self._turn)
-                self._cache = await self._agent.rebuild(self._turn, self._recorded.ids, self._calls)
+                self._cache = await self.recover()
         return self._cache
 
     async def recover(self) -> "SentCache":
-        """Rebuild the cache once more, because the process that held it has died."""
+        """Rebuild the cache for one reader, because the process that held it has died or has no room for it."""
         self._cache = None
-        return await self.rebuild()
+        assert isinstance(self._agent, Rebuilder)
+        await _restore(self._turn)
+        return await self._agent.rebuild(self._turn, self._recorded.ids, self._calls)
 
     async def write(self) -> str:
         await _restore(self._turn)

@@ -1,10 +1,14 @@
 """Caches that the object store has no room for are computed again for their readers, and nothing waits for ever."""
 
+import os
+import signal
+from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 import torch
 
@@ -76,6 +80,64 @@ def test_runs_that_need_more_than_the_store_has_finish_with_the_same_replies(
     while any(budget._held.values()):  # until the last replies are collected
         assert monotonic() < deadline
         sleep(0.05)
+
+
+def wait_until_lost(refs: list[Any]) -> None:
+    import ray
+    from ray.exceptions import GetTimeoutError, ObjectLostError
+
+    deadline = monotonic() + 60
+    for ref in refs:
+        with suppress(ObjectLostError):
+            while monotonic() < deadline:
+                with suppress(GetTimeoutError):
+                    ray.get(ref, timeout=1)
+                sleep(0.1)
+            raise AssertionError("a cache outlives its replica")
+
+
+@pytest.mark.parametrize("room", [0, 75 << 20])
+def test_lost_caches_that_are_computed_again_are_kept_and_counted_if_they_fit(
+    models: Specs, cluster: Any, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    from cachegraph.cluster import store_budget
+    from cachegraph.cluster.remote_agent import RemoteAgent
+
+    graph = relay(models)
+    document = {"document": "the sky is blue and the sea, "}
+    expected = graph.run(document)
+    stores, kept, killed = cluster._budget._find_stores(), list[int](), list[int]()
+    budget = store_budget.StoreBudget(lambda: dict.fromkeys(stores, 150 << 20))
+    holds = budget.holds
+
+    def watched(cache: Any) -> bool:
+        kept.append(sum(budget._held.values()) if holds(cache) else 0)
+        return holds(cache)
+
+    async def after_a_death(agent: RemoteAgent, given: Any) -> Any:
+        if agent.name == "both" and not killed:
+            handles = [each for replicas in cluster.sets.values() for each in replicas.handles]
+            killed.extend(each.facts.process for each in handles if each.facts)
+            for process in killed:
+                with suppress(ProcessLookupError):  # killed by an earlier test, and idle since
+                    os.kill(process, signal.SIGKILL)
+            caches = [each.payload.cache.segments for each in given.deliveries]
+            refs = [chunk.ref for segments in caches for each in segments for chunk in each.tensors_at.chunks]
+            await anyio.to_thread.run_sync(wait_until_lost, refs)
+            monkeypatch.setattr(budget, "_stores", dict.fromkeys(stores, room * 2))
+        return await turn(agent, given)
+
+    monkeypatch.setattr(cluster, "_budget", budget)
+    monkeypatch.setattr(budget, "holds", watched)
+    turn = RemoteAgent.turn
+    monkeypatch.setattr(RemoteAgent, "turn", after_a_death)
+    with graph.on_cluster(cluster) as there:
+        assert there.run(document).text == expected.text
+    graph.close()
+    assert killed
+    assert kept
+    assert all(kept) if room else not any(kept)
+    assert not budget._gate._passing
 
 
 def a_kv(size: int) -> KV:
