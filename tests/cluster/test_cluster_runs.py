@@ -165,7 +165,7 @@ def test_a_model_that_is_missing_on_the_node_is_named(cluster: Any, tmp_path: Pa
 
 
 def test_a_model_that_fits_no_node_is_named_by_its_source(models: Specs, cluster: Any) -> None:
-    large = models["small"].model_copy(update={"memory": 10**15})
+    large = models["small"].model_copy(update={"memory": 10**15, "kv_memory": 2**28})
     graph = Graph(output="a", models={"m": large}).add_agent("a", model="m", prompt="hello")
     with pytest.raises(ConfigError) as raised:
         graph.run(cluster=cluster)
