@@ -45,6 +45,9 @@ async def _settle(work: Callable[[], Awaitable[T]], done: "asyncio.Future[T]") -
     except Exception as error:  # a boundary: the error is the caller's, and the other tasks go on
         if not done.cancelled():
             done.set_exception(error)
+    except asyncio.CancelledError:
+        done.cancel()  # or its caller would wait for ever
+        raise
     else:
         if not done.cancelled():
             done.set_result(result)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 
 import anyio
 import anyio.lowlevel
@@ -60,3 +61,14 @@ def test_an_error_is_its_callers_alone(loop: asyncio.AbstractEventLoop) -> None:
     with pytest.raises(ValueError, match="no"):
         asyncio.run_coroutine_threadsafe(tasks.run(fail), loop).result(60)
     assert waiting.result(60) == "done"
+
+
+def test_a_call_whose_work_is_cancelled_ends(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = TurnTasks()
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    asyncio.run_coroutine_threadsafe(tasks.start(), loop).result(60)
+    with pytest.raises(CancelledError):
+        asyncio.run_coroutine_threadsafe(tasks.run(cancelled), loop).result(60)
