@@ -367,10 +367,11 @@ class Graph(GraphDefinition):
         agents = self._agents_now()
         if self._wired is not None and self._wired[:2] == (agents, agents.epoch):
             return self._wired[2]
+        epoch = agents.epoch  # read first: a close while the edges are decided makes this wiring invalid
         wiring = await open_and_wire(spec, order, agents, self._folder)
         if self.strict and wiring.warnings:
             raise RecipeError([Problem(str(warning)) for warning in wiring.warnings])
-        self._wired = (agents, agents.epoch, wiring)
+        self._wired = (agents, epoch, wiring)
         return wiring
 
     @property

@@ -9,6 +9,7 @@ from time import perf_counter
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.channels.payload import EdgeReport, Payload
 from cachegraph.channels.peer import Peer
+from cachegraph.engine.engine import Engine
 from cachegraph.engine.pool import Lease, lease
 from cachegraph.engine.spec import GenerateSpec, ModelSpec
 from cachegraph.engine.text.tokenizer import Tokenizer
@@ -74,12 +75,21 @@ class LocalAgent:
         if self._lease is not None:
             return
         taken = await lease(self._model, self._folder, allow_paths=self._allow_paths)
+        try:
+            chat, frame = await self._checked(taken.engine)
+        except BaseException:
+            taken.release()
+            raise
         if self._lease is not None:  # another run opened it meanwhile
             taken.release()
             return
-        self._lease = taken
+        # Set together: a run that finds the lease uses the rest at once.
+        self._lease, self._chat, self._frame = taken, chat, frame
         self.loading = {taken.engine.model.name: dict(taken.engine.model.seconds)} if taken.waited else {}
-        tokenizer = taken.engine.model.tokenizer
+
+    async def _checked(self, engine: Engine) -> tuple[bool, Frame]:
+        """Whether prompts go through the chat template, and what frames them. Raises ModelError if none can be read."""
+        tokenizer = engine.model.tokenizer
         if tokenizer is None:
             raise ModelError(f"agent {self.name!r} can't read: the model {self._model.source!r} has no tokenizer")
         if self._spec.chat is True and not tokenizer.has_chat:
@@ -87,14 +97,15 @@ class LocalAgent:
                 f"agent {self.name!r} wants a chat template, but {self._model.source!r} has none; "
                 "give the model a chat_template, or leave `chat` out"
             )
-        await taken.engine.sampler(self._spec.generate)  # compiles its json_schema
-        self._chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
+        await engine.sampler(self._spec.generate)  # compiles its json_schema
+        chat = tokenizer.has_chat if self._spec.chat == "auto" else self._spec.chat
         work = TextWork()
-        if self._chat:
+        if chat:
             await work.run(partial(self._check_template, tokenizer))
-        if self._tools is not None:
-            native = self._chat and await work.run(partial(knows_tools, tokenizer, self._tools.schema))
-            self._frame = Frame(tools=self._tools.schema) if native else Frame(notes=self._tools.in_words())
+        if self._tools is None:
+            return chat, Frame()
+        native = chat and await work.run(partial(knows_tools, tokenizer, self._tools.schema))
+        return chat, Frame(tools=self._tools.schema) if native else Frame(notes=self._tools.in_words())
 
     def _check_template(self, tokenizer: Tokenizer) -> None:
         """Raise ModelError if the chat template can't express this agent's turns."""

@@ -6,10 +6,14 @@ from time import perf_counter
 import anyio
 
 from cachegraph.agents.base import Agent, Loader
+from cachegraph.errors import RunError
 
 from .result import Loading
 
 __all__ = ["AgentSet"]
+
+POLL_SECONDS = 0.005
+CLOSED = "the graph was closed while a run was opening its models; close it when its runs have ended"
 
 
 class AgentSet:
@@ -19,16 +23,41 @@ class AgentSet:
         self.agents = agents
         self.is_open = False
         self._opening = 0  # number of runs waiting for `open`
+        self._closing = 0  # number of calls of `close` at work
         self.loading: dict[str, dict[str, float]] = {}  # seconds of the last `open`, by model and phase
         self.waited = 0.0  # its wall-clock seconds, until a run reports them
         self.epoch = 0  # increases on close, which invalidates earlier wirings
 
     async def open(self) -> None:
-        """Open all agents concurrently. Safe to call from many runs; raises the first error in recipe order."""
+        """Open all agents concurrently. Safe to call from many runs.
+
+        Raises the first error in recipe order, or RunError if the agents are closed meanwhile.
+        """
+        while self._closing:  # noqa: ASYNC110  (by another thread's event loop, perhaps)
+            await anyio.sleep(POLL_SECONDS)
         if self.is_open:
             return
+        began, epoch = perf_counter(), self.epoch
+        self._opening += 1
+        try:
+            await self._open_all()
+            if self.epoch != epoch:  # some agents were opened before the close and some after it
+                raise RunError(CLOSED)
+        except BaseException:  # also cancelled, or Ctrl-C
+            if self._opening == 1 and not self.is_open:  # no other run waits for the agents or has them
+                with anyio.CancelScope(shield=True):
+                    await self.close()
+            raise
+        finally:
+            self._opening -= 1
+        if self.is_open:  # another run was first
+            return
+        self.is_open, self.waited = True, perf_counter() - began
+        loaders = [agent for agent in self.agents.values() if isinstance(agent, Loader)]
+        self.loading = {model: dict(parts) for agent in loaders for model, parts in agent.loading.items()}
+
+    async def _open_all(self) -> None:
         errors: dict[str, Exception] = {}
-        began = perf_counter()
 
         async def open_one(name: str) -> None:
             try:
@@ -36,25 +65,12 @@ class AgentSet:
             except Exception as error:  # raised below, in the recipe's order
                 errors[name] = error
 
-        self._opening += 1
-        try:
-            async with anyio.create_task_group() as group:
-                for name in self.agents:
-                    group.start_soon(open_one, name)
-        except BaseException:  # cancelled, or Ctrl-C: keep opened agents only if another run waits for them
-            if self._opening == 1:
-                with anyio.CancelScope(shield=True):
-                    await self.close()
-            raise
-        finally:
-            self._opening -= 1
+        async with anyio.create_task_group() as group:
+            for name in self.agents:
+                group.start_soon(open_one, name)
         for name in self.agents:
             if name in errors:
-                await self.close()  # nothing else would: a graph that never opened is not closed
                 raise errors[name]
-        self.is_open, self.waited = True, perf_counter() - began
-        loaders = [agent for agent in self.agents.values() if isinstance(agent, Loader)]
-        self.loading = {model: dict(parts) for agent in loaders for model, parts in agent.loading.items()}
 
     def take_loading(self) -> Loading:
         """Return the loading times, once: only the first run waited for them."""
@@ -65,11 +81,15 @@ class AgentSet:
         """Close all agents, even if one fails; then raise the first error."""
         self.is_open = False
         self.epoch += 1
+        self._closing += 1
         first: Exception | None = None
-        for agent in self.agents.values():
-            try:
-                await agent.close()
-            except Exception as error:  # raised once all are closed
-                first = first or error
+        try:
+            for agent in self.agents.values():
+                try:
+                    await agent.close()
+                except Exception as error:  # raised once all are closed
+                    first = first or error
+        finally:
+            self._closing -= 1
         if first is not None:
             raise first
