@@ -132,8 +132,8 @@ class Trials:
         while not finished:
             self._log.write_text("")
             child = self._fork(self._graph, partial(self._go_on, place, self._entered(place)))
-            if kills < MOST_KILLS and self._chance.random() < 0.8:
-                self._wait(child)
+            if not kills or (kills < MOST_KILLS and self._chance.random() < 0.8):
+                self._wait(child, first=not kills)
                 os.kill(child, signal.SIGKILL)
             _, how = os.waitpid(child, 0)
             killed = os.WIFSIGNALED(how)  # or it had ended just before
@@ -143,12 +143,19 @@ class Trials:
         self.counts.kills += kills
         self.counts.most_kills_of_one_run = max(self.counts.most_kills_of_one_run, kills)
 
-    def _wait(self, child: int) -> None:
-        """Until some turns have begun, and then a part of what a turn takes."""
+    def _wait(self, child: int, *, first: bool) -> None:
+        """Until some turns have begun, and then a part of what a turn takes; in a run's first process no longer than
+        until its last turn but one has begun, so that the kill comes in time.
+        """
         turns = self._chance.randint(0, len(self._expected) - 1)
-        while len(self._log.read_text().split()) < turns and not _has_ended(child):
+        while self._begun() < turns and not _has_ended(child):
             time.sleep(0.0005)
-        time.sleep(self._chance.random() * self._whole / len(self._expected))
+        end = time.perf_counter() + self._chance.random() * self._whole / len(self._expected)
+        while time.perf_counter() < end and not (first and self._begun() >= len(self._expected) - 1):
+            time.sleep(0.0005)
+
+    def _begun(self) -> int:
+        return len(self._log.read_text().split())
 
     def _check(self, place: Path, before: dict[str, Any], *, killed: bool) -> tuple[dict[str, Any], bool]:
         """Nothing that was on disk is gone, changed or begun again."""
