@@ -26,7 +26,7 @@ NOWHERE = StoredTensors()
 class StoredKV(KV):
     """A KV without its tensors: `layers` is empty, and `state` has tensors of the meta device.
 
-    If it has no chunks either, the store had no room for it, and whoever needs it computes it again.
+    If it has no chunks either, the store had no room for it, so its reader computes it again.
     """
 
     tensors_at: StoredTensors = NOWHERE

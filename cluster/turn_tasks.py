@@ -42,7 +42,7 @@ class TurnTasks:
 async def _settle(work: Callable[[], Awaitable[T]], done: "asyncio.Future[T]") -> None:
     try:
         result = await work()
-    except Exception as error:  # a boundary: the error is the caller's, and the other tasks go on
+    except Exception as error:  # a boundary: the error is the caller's; the other tasks continue
         if not done.cancelled():
             done.set_exception(error)
     except asyncio.CancelledError:

@@ -71,12 +71,12 @@ async def lease(spec: ModelSpec, folder: Path, *, allow_paths: bool = True) -> L
 
 
 @contextmanager
-def leased(spec: ModelSpec, folder: Path, *, checked_anew: bool = False) -> Iterator[Engine]:
+def leased(spec: ModelSpec, folder: Path, *, recheck: bool = False) -> Iterator[Engine]:
     """The same for code that is not asynchronous, given back at the end of the block.
 
-    `checked_anew`: a model that is loaded now is checked, whatever an earlier check of it said.
+    `recheck`: check a model that is loaded now even if an earlier verdict on it is kept.
     """
-    taken = _lease(spec, folder, checked_anew)
+    taken = _lease(spec, folder, recheck)
     try:
         yield taken.engine
     finally:
@@ -119,7 +119,7 @@ class _Loading:
             taken.release()
 
 
-def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False, allow_paths: bool = True) -> Lease:
+def _lease(spec: ModelSpec, folder: Path, recheck: bool = False, allow_paths: bool = True) -> Lease:
     began = perf_counter()
     _check_process(spec)
     check_place = partial(_check_place, spec, folder, allow_paths)
@@ -136,7 +136,7 @@ def _lease(spec: ModelSpec, folder: Path, checked_anew: bool = False, allow_path
         with entry.loading:
             if entry.engine is None:
                 check_place()  # fetching or waiting may have taken minutes
-                entry.engine = _load(spec, stored, checked_anew)
+                entry.engine = _load(spec, stored, recheck)
                 entry.loaded = perf_counter()
     except BaseException:
         with _lock:
@@ -154,7 +154,7 @@ def _check_place(spec: ModelSpec, folder: Path, allow_paths: bool) -> None:
         raise ModelError(f"the model {spec.source!r} {reason}; move it there, or allow it with --allow-paths")
 
 
-def _load(spec: ModelSpec, stored: StoredModel, checked_anew: bool) -> Engine:
+def _load(spec: ModelSpec, stored: StoredModel, recheck: bool) -> Engine:
     import torch
 
     from .model.load import load_model
@@ -170,7 +170,7 @@ def _load(spec: ModelSpec, stored: StoredModel, checked_anew: bool) -> Engine:
             device=placement.device,
             device_map=spec.device_map,
             chat_template=stored.chat_template,
-            checks="anew" if checked_anew else "once",
+            checks="again" if recheck else "once",
         ),
         spec.kv_memory,
     )

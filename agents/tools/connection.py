@@ -139,7 +139,7 @@ class Connection:
     def _run(self) -> None:
         try:
             anyio.run(self._live)
-        except BaseException as error:  # the thread's top level: pass it to whoever waits
+        except BaseException as error:  # the thread's top level: pass it to the waiting task
             self._end(error)
         else:
             self._end(self._error("was stopped before it was ready"))

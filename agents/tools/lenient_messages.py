@@ -1,6 +1,6 @@
 """Messages of tool servers and their clients that are not quite JSON: half surrogates, control characters, a BOM.
 
-The MCP client drops such a line, and whoever waits for the answer in it waits until the timeout. Here it is mended.
+The MCP client drops such a line, so the call that waits for its answer ends with the timeout. Here the line is repaired.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 The tails of rows at work grow, so what they may fill is reserved for them, in whole blocks. All other KV that the
 engine has seen (shared segments, and what requests leave behind) is counted by its storage until torch frees it,
-whoever holds it: a payload on an edge, another run, a variable of the caller.
+whatever holds it: a payload on an edge, another run, a variable of the caller.
 """
 
 import os

@@ -35,8 +35,8 @@ from .weight_dtypes import check_weight_dtypes
 
 __all__ = ["Checks", "LoadedModel", "load_model"]
 
-# Verify at every load; unless a kept verdict still holds; or now, and keep the verdict.
-Checks = Literal["always", "once", "anew"]
+# Verify at every load; only where no kept verdict holds; or now, and keep the verdict.
+Checks = Literal["always", "once", "again"]
 
 _one_at_a_time = threading.Lock()  # transformers changes process-wide state while it loads a model
 
@@ -111,7 +111,7 @@ def _load(
     read = perf_counter()
     try:
         kept = VerdictCache(folder, (str(dtype), weights, str(where))) if checks != "always" else None
-        trusted = _check(network, info, kept, anew=checks == "anew")
+        trusted = _check(network, info, kept, again=checks == "again")
         checked = perf_counter()
         if trusted.decoder is not None:
             trusted.decoder.warm_up()
@@ -144,9 +144,9 @@ def _load(
     )
 
 
-def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, anew: bool) -> VerifiedModel:
+def _check(network: Any, info: ModelInfo, kept: VerdictCache | None, again: bool) -> VerifiedModel:
     """The check, or what a kept verdict says of the same model."""
-    verdict = kept.read() if kept is not None and not anew else None
+    verdict = kept.read() if kept is not None and not again else None
     if verdict is not None:
         own = network.config._attn_implementation
         try:

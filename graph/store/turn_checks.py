@@ -1,4 +1,4 @@
-"""Which values the recorded turns of a store may have. Its readers rely on them, whoever wrote the file."""
+"""Which values the recorded turns of a store may have. Its readers rely on them, whichever program wrote the file."""
 
 from collections.abc import Mapping
 from dataclasses import fields

@@ -128,7 +128,7 @@ def test_without_a_session_or_without_memory_nothing_is_kept(chat: Chat, home: P
         (lambda file: file.unlink(), "was deleted"),
     ],
 )
-def test_a_cache_that_was_touched_is_refused_and_made_anew(chat: Chat, home: Path, spoil: Any, why: str) -> None:
+def test_a_cache_that_was_touched_is_refused_and_made_again(chat: Chat, home: Path, spoil: Any, why: str) -> None:
     clean = [result.text for result in talk(chat(), QUESTIONS[:2], session="bob")]
     talk(chat(), QUESTIONS[:1])
     spoil(cache_file(home))

@@ -58,7 +58,7 @@ def test_a_program_serves_runs_of_several_event_loops_and_ends_when_it_is_closed
     assert not runs(told[0]["pid"])
 
 
-def test_a_call_that_takes_too_long_is_given_up_and_a_dead_program_is_started_anew() -> None:
+def test_a_call_that_takes_too_long_is_given_up_and_a_dead_program_is_started_again() -> None:
     async def use() -> None:
         server = program(timeout=30.0)
         try:

@@ -1,4 +1,4 @@
-"""Grafted KV against the text prefilled anew at the same positions, and what of a sender's row goes over."""
+"""Grafted KV against the text prefilled at the same positions, and what of a sender's row goes over."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,8 +75,8 @@ def test_grafted_text_in_front_equals_its_prefill_there(kind: str, start: int, e
         torch.testing.assert_close(logits, expected[len(DOCUMENT) :], rtol=1e-4, atol=1e-4)
         spec = GenerateSpec(max_new_tokens=8)
         grafted = await engine.generate(QUESTION, (taken.segments[0],), spec)
-        anew = await engine.generate(DOCUMENT + QUESTION, (), spec, positions=torch.arange(start, start + 36))
-        assert grafted.ids == anew.ids
+        prefilled = await engine.generate(DOCUMENT + QUESTION, (), spec, positions=torch.arange(start, start + 36))
+        assert grafted.ids == prefilled.ids
 
     anyio.run(run)
 

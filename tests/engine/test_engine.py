@@ -226,7 +226,7 @@ async def test_a_row_that_is_over_is_not_kept_by_a_waiting_engine(engine: Engine
 
 
 @pytest.mark.anyio
-async def test_closing_fails_what_is_under_way_in_our_words_and_later_requests_start_anew(engine: Engine) -> None:
+async def test_closing_fails_what_is_under_way_in_our_words_and_later_requests_start_again(engine: Engine) -> None:
     errors: list[Exception] = []
 
     async def endless() -> None:

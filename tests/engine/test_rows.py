@@ -161,7 +161,7 @@ def test_nobody_waits_for_ever_for_memory_that_is_never_given_back(clock: list[f
     for clock[0] in (0.0, 50.0):
         assert step(work) == []
         assert request.error is None
-    hold(work, None, -1)  # something moves: the wait begins anew
+    hold(work, None, -1)  # something moves: the wait begins again
     for clock[0] in (70.0, 120.0):
         step(work)
         assert request.error is None

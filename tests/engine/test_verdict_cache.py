@@ -172,10 +172,10 @@ def test_a_file_that_lost_a_part_of_its_verdict_is_damaged(folder: Path, home: P
         assert len(checked) == number + 2
 
 
-def test_a_check_anew_does_not_look_at_what_is_kept_and_keeps_what_it_finds(
+def test_a_check_made_again_does_not_look_at_what_is_kept_and_keeps_what_it_finds(
     folder: Path, home: Path, checked: list[int]
 ) -> None:
-    for how, expected in (("once", 1), ("anew", 2), ("once", 2), ("always", 3)):
+    for how, expected in (("once", 1), ("again", 2), ("once", 2), ("always", 3)):
         load_model(folder, checks=how)  # type: ignore[arg-type]
         assert len(checked) == expected
 

@@ -152,7 +152,7 @@ def test_a_mean_of_which_a_part_could_not_run_is_none() -> None:
     assert found.rows[1].quality["exact_match"].value == 1 / 40
 
 
-def test_another_training_of_a_fuser_is_played_anew(tmp_path: Path) -> None:
+def test_another_training_of_a_fuser_runs_again(tmp_path: Path) -> None:
     def played(sha256: str) -> int:
         write_card(tmp_path / "made", sha256)
         reader = Reader("reader")

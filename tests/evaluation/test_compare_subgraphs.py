@@ -44,7 +44,7 @@ def test_controls_take_the_caches_inside_an_included_recipe(tmp_path: Path) -> N
     assert [model.agent for model in found.environment.models] == ["team/reader", "team/answerer"]
 
 
-def test_a_changed_included_recipe_is_played_anew(tmp_path: Path) -> None:
+def test_a_changed_included_recipe_runs_again(tmp_path: Path) -> None:
     def asked() -> str:
         return compare(nested(tmp_path), rows(2), variants=["text"]).environment.recipe_hash
 

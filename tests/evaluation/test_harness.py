@@ -215,7 +215,7 @@ def test_a_reply_as_long_as_the_model_is_refused(make: Make) -> None:
         make().generate_until([request("generate_until", "the", {"max_gen_toks": 512})], True)
 
 
-def test_repeats_are_sampled_anew_and_the_seed_decides(make: Make) -> None:
+def test_repeats_are_sampled_again_and_the_seed_decides(make: Make) -> None:
     asked = [request("generate_until", "the sky", {"temperature": 1.0, "do_sample": True, "max_gen_toks": 12})] * 3
     first, again, other = (make(seed=seed).generate_until(asked, True) for seed in (1, 1, 2))
     assert first == again

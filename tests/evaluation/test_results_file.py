@@ -47,7 +47,7 @@ def test_a_last_line_that_was_torn_is_dropped_and_the_rest_kept(tmp_path: Path, 
     results_file.close()
 
 
-def test_a_torn_header_is_begun_anew(tmp_path: Path) -> None:
+def test_a_torn_header_is_written_again(tmp_path: Path) -> None:
     path = written(tmp_path / "r.jsonl")
     path.write_bytes(path.read_bytes()[:-5])
     results_file = ResultsFile(written(path, record(0)), "k1", {})

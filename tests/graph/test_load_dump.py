@@ -111,7 +111,7 @@ output: answerer
 
 def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
     assert (RECIPES / "recipe.schema.json").read_text(encoding="utf-8") == schema_text(), (
-        "write it anew: cachegraph schema --output recipes/recipe.schema.json"
+        "write it again: cachegraph schema --output recipes/recipe.schema.json"
     )
 
 

@@ -150,7 +150,7 @@ def test_other_channels_reach_the_edges_of_included_recipes(folder: Path) -> Non
         graph.with_channels({inside: "cashe"})  # type: ignore[dict-item]
 
 
-def test_copies_are_wired_anew_after_close(folder: Path) -> None:
+def test_copies_are_wired_again_after_close(folder: Path) -> None:
     graph = load(folder)
     both = graph.with_channels("both")
     assert set(decided(both).values()) == {"both"}

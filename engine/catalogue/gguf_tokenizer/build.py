@@ -61,7 +61,7 @@ def save_tokenizer(raw: Any, folder: Path, metadata: GGUFMetadata) -> None:
     raw.save_pretrained(folder)
     if _is_read(raw, folder):
         return
-    mark_exact(folder)  # transformers builds the tokenizers of some architectures anew, with rules of its own
+    mark_exact(folder)  # transformers rebuilds the tokenizers of some architectures, with rules of its own
     if not _is_read(raw, folder):
         raise ModelError(
             f"the tokenizer of the GGUF file {metadata.where!r} changes when it is saved; use the safetensors of this "

