@@ -1,6 +1,6 @@
 """Messages of tool servers and their clients that are not quite JSON: half surrogates, control characters, a BOM.
 
-The MCP client drops such a line, so the call that waits for its answer ends with the timeout. Here the line is repaired.
+The MCP client drops such a line, so the call that waits for it ends with the timeout. Here the line is repaired.
 """
 
 import json
