@@ -17,7 +17,7 @@ from .builder import SpecBuilder
 from .plan.plan import Plan, plan
 from .plan.recipe_warnings import expected_warnings
 from .recipe.check import check_spec
-from .recipe.inputs import check_inputs
+from .recipe.inputs import by_key_of_row, check_inputs
 from .recipe.load import check_included, dump_recipe, load_recipe, parse_recipe
 from .recipe.own_permissions import own_permissions
 from .recipe.raw_spec import Allowed, Permissions
@@ -238,6 +238,9 @@ class GraphDefinition:
     def check_inputs(self, inputs: Inputs = None, /, **named: Any) -> dict[str, Any]:
         """Return the inputs as a run would take them, with defaults filled in. Raises InputError; loads nothing."""
         return check_inputs(self.validate().spec.inputs, inputs, named)
+
+    def _check_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return check_inputs(self.validate().spec.inputs, row, remedy=by_key_of_row)
 
     def _changed(self) -> Self:
         """Invalidate cached state after a change of the recipe."""

@@ -352,12 +352,12 @@ class Graph(GraphDefinition):
     async def _checked_rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
         """The same for each row, all of them checked first."""
         self.validate()
-        given = await run_checks(partial(each_row, list(rows), self.check_inputs))
+        given = await run_checks(partial(each_row, list(rows), self._check_row))
         create = partial(each_row, given, partial(self._new_run, store=store))
         return create() if store is None else await anyio.to_thread.run_sync(create)
 
     def _rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
-        return each_row(rows, lambda row: self._new_run(self.check_inputs(row), store))
+        return each_row(rows, lambda row: self._new_run(self._check_row(row), store))
 
     async def _prepare(self) -> Wiring:
         """Open the agents and decide the edges, once until `close` or a change."""

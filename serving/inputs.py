@@ -1,5 +1,6 @@
 """Map a conversation to a recipe's inputs."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ from cachegraph.graph.recipe.spec import InputSpec
 
 from .errors import ApiError
 
-__all__ = ["ChatTurn", "Given", "choose_inputs"]
+__all__ = ["ChatTurn", "Given", "by_request", "choose_inputs"]
 
 CONVERSATION = "messages"  # an input of this name and type list receives the whole conversation
 
@@ -46,7 +47,8 @@ def choose_inputs(
     name = _default(declared, inputs)
     if last is None:
         if name is not None and declared[name].is_required:
-            raise ApiError(400, f"there is no user message, and the input {name!r} is missing", "invalid_input")
+            words = f"there is no user message, and the input {name!r} is missing; add one, or {by_request([name])}"
+            raise ApiError(400, words, "invalid_input")
     elif name is not None:
         inputs[name] = turns[last].content
     elif not takes_all and turns[last].content:
@@ -60,11 +62,17 @@ def choose_inputs(
     return Given(inputs, warnings)
 
 
+def by_request(names: Sequence[str]) -> str:
+    """The remedy for inputs that a request lacks."""
+    shown = ", ".join(f"{json.dumps(name)}: ..." for name in names)
+    return f'give {"it" if len(names) == 1 else "them"} by name, as {{"inputs": {{{shown}}}}}'
+
+
 def _default(declared: Mapping[str, InputSpec], given: Mapping[str, Any]) -> str | None:
     missing = [name for name, spec in declared.items() if name not in given and spec.is_required]
     if len(missing) > 1:
         names = ", ".join(map(repr, missing))
-        words = f'the recipe needs the inputs {names}; give them by name, as {{"inputs": {{{missing[0]!r}: ...}}}}'
+        words = f"the recipe needs the inputs {names}; {by_request(missing)}"
         raise ApiError(400, words, "missing_inputs", "inputs")
     if missing:
         return missing[0]

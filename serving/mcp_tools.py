@@ -26,6 +26,7 @@ from cachegraph.agents.tools.lenient_messages import LenientMessages
 from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.errors import CachegraphError, ConfigError, InputError, reason_of
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.recipe.inputs import check_inputs
 from cachegraph.graph.recipe.spec import GraphSpec, InputSpec
 from cachegraph.graph.run.events import AgentFinished, AgentStarted, Event, TextDelta
 from cachegraph.graph.run.result import Result
@@ -93,7 +94,8 @@ class GraphTools:
             raise MCPError(types.INVALID_PARAMS, f"there is no tool {params.name[:100]!r}")
         progress = _Progress(context)
         try:
-            inputs = await run_checks(partial(graph.check_inputs, dict(params.arguments or {})))
+            given = dict(params.arguments or {})
+            inputs = await run_checks(partial(check_inputs, graph.spec.inputs, given, remedy=_by_argument))
             if not self._loaded.is_set():
                 await progress.tell("loading models")
                 await self._loaded.wait()
@@ -108,6 +110,11 @@ class GraphTools:
             log.exception("the tool %s failed", params.name)
             return types.CallToolResult(content=[_text("the tool failed; its server's log says why")], is_error=True)
         return _answer(stream.result)
+
+
+def _by_argument(names: Sequence[str]) -> str:
+    """The remedy for inputs that a call lacks."""
+    return f"add {'the argument' if len(names) == 1 else 'the arguments'} {', '.join(map(repr, names))}"
 
 
 async def serve_stdio(tools: GraphTools, prepare: Callable[[], None]) -> None:

@@ -14,12 +14,13 @@ from cachegraph.channels.spec import Channel
 from cachegraph.common.abandoned_threads import run_or_abandon
 from cachegraph.errors import CachegraphError, RecipeError
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.recipe.inputs import check_inputs
 
 from .changed_recipe import changed_graph
 from .config import ServerLimits
 from .errors import ApiError, api_error
 from .generation import Call
-from .inputs import ChatTurn, choose_inputs
+from .inputs import ChatTurn, by_request, choose_inputs
 from .served_graphs import ServedGraph
 from .server_state import ServerState
 from .sessions import session_of
@@ -69,7 +70,7 @@ async def prepare(asked: Asked, state: ServerState, tenant: str | None) -> Call:
     try:
         variant = await served.open(channel, asked.edges)
         graph = await _with_settings(variant.graph, settings)
-        inputs = await run_checks(partial(graph.check_inputs, given.inputs))
+        inputs = await run_checks(partial(check_inputs, graph.spec.inputs, given.inputs, remedy=by_request))
     except BaseException as error:  # also a cancelled request: its own graph must not stay open
         if own_graph:
             with anyio.CancelScope(shield=True):

@@ -86,7 +86,7 @@ def _example(index: int, row: RawExample, graph: GraphSpec, mapping: EvaluateSpe
     for name, declared in graph.inputs.items():
         column = mapping.inputs.get(name, name)
         if name in mapping.inputs or declared.default is None or column in row.values:
-            values[name] = column_value(row, column, f"input {name!r}")
+            values[name] = column_value(row, column, f"input {name!r}", name)
     choices = _choices(row, mapping)
     answer = _answer(row, mapping, choices) if choices is not None else None
     references = _references(row, mapping)
@@ -105,14 +105,18 @@ def _example(index: int, row: RawExample, graph: GraphSpec, mapping: EvaluateSpe
     )
 
 
-def column_value(row: RawExample, column: str, role: str) -> Any:
-    """The value of a column; `a.b` is field b of column a. Raises InputError if the row has no such column."""
+def column_value(row: RawExample, column: str, role: str, key: str = "") -> Any:
+    """The value of a column; `a.b` is field b of column a. Raises InputError if the row has no such column.
+
+    `key` is the name in `evaluate` that leads to another column.
+    """
     if column in row.values:
         return row.values[column]
     value: Any = row.values
     for part in column.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise InputError(f"there is no column {column!r} for {role}{suggest(column, map(str, row.values))}")
+            remedy = f"; name its column with --map {key}=COLUMN, or under 'evaluate' in the recipe" if key else ""
+            raise InputError(f"there is no column {column!r} for {role}{suggest(column, map(str, row.values))}{remedy}")
         value = value[part]
     return value
 
@@ -127,7 +131,7 @@ def is_blank(value: Any) -> bool:
 def _group(row: RawExample, column: str | None) -> str | None:
     if column is None:
         return None
-    value = column_value(row, column, "the role 'group'")
+    value = column_value(row, column, "the role 'group'", "group")
     if is_blank(value):
         raise InputError(f"column {column!r}, the role 'group', is empty; name a group in every row")
     return str(value)
@@ -135,7 +139,7 @@ def _group(row: RawExample, column: str | None) -> str | None:
 
 def _optional(row: RawExample, column: str | None, usual: str) -> Any:
     if column is not None:
-        return column_value(row, column, f"the role {usual!r}")
+        return column_value(row, column, f"the role {usual!r}", usual)
     return row.values.get(usual)
 
 
@@ -169,9 +173,10 @@ def _choices(row: RawExample, mapping: EvaluateSpec) -> tuple[str, ...] | None:
 
 def _answer(row: RawExample, mapping: EvaluateSpec, choices: Sequence[str]) -> int:
     column = mapping.answer or "answer"
-    value = column_value(row, column, "the role 'answer'")
+    value = column_value(row, column, "the role 'answer'", "answer")
     if mapping.labels is not None:
-        labels = [str(each) for each in _list(column_value(row, mapping.labels, "the role 'labels'"), mapping.labels)]
+        cell = column_value(row, mapping.labels, "the role 'labels'", "labels")
+        labels = [str(each) for each in _list(cell, mapping.labels)]
         if len(labels) != len(choices) or labels.count(str(value)) != 1:
             raise InputError(f"column {column!r}: {value!r} is not one of the labels {labels!r} of the choices")
         return labels.index(str(value))

@@ -1,7 +1,7 @@
 """Check a run's inputs against their declarations."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cachegraph.common.did_you_mean import suggest
@@ -11,8 +11,9 @@ from cachegraph.errors import InputError
 
 from .spec import InputSpec
 
-__all__ = ["check_inputs", "parse_inputs", "why_not"]
+__all__ = ["Remedy", "by_key_of_row", "by_keyword", "check_inputs", "parse_inputs", "why_not"]
 
+Remedy = Callable[[Sequence[str]], str]  # from the names of missing inputs to what the caller should do
 MAX_BITS = 13_000  # largest number converted to text: about 4,000 digits
 
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -24,12 +25,26 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
+def by_keyword(names: Sequence[str]) -> str:
+    """The remedy for inputs that a Python call lacks."""
+    return f"give {'it' if len(names) == 1 else 'them'} by name: run({', '.join(f'{name}=...' for name in names)})"
+
+
+def by_key_of_row(names: Sequence[str]) -> str:
+    """The remedy for inputs that a row of `Graph.map` lacks."""
+    return f"add {'the key' if len(names) == 1 else 'the keys'} {', '.join(map(repr, names))} to the row"
+
+
 def check_inputs(
-    declared: Mapping[str, InputSpec], given: Any, named: Mapping[str, Any] | None = None
+    declared: Mapping[str, InputSpec],
+    given: Any,
+    named: Mapping[str, Any] | None = None,
+    remedy: Remedy = by_keyword,
 ) -> dict[str, Any]:
     """Return the value of every declared input. Converts numbers to text for text inputs; fills in defaults.
 
-    Raises InputError for any other mismatch.
+    Raises InputError for any other mismatch. `remedy` ends the message about missing inputs, as they are given in many
+    ways: by keyword, on the command line, in a row or in a request.
     """
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"inputs must be a mapping from names to values, not {type(given).__name__}")
@@ -44,13 +59,17 @@ def check_inputs(
         else:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             values[name] = str(value) if declared[name].kind == "string" and is_number else value
+    missing = []
     for name, spec in declared.items():
         if name in values or name in given or name in named:
             continue
         if spec.is_required:
+            missing.append(name)
             problems.append(f"input {name!r} is missing" + (f" ({spec.description})" if spec.description else ""))
         else:
             values[name] = spec.default
+    if missing:
+        problems.append(remedy(missing))
     if problems:
         raise InputError("; ".join(problems))
     return values

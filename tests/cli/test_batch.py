@@ -68,7 +68,8 @@ def test_a_failed_row_is_recorded_and_counted_and_the_same_command_tries_it_agai
     assert (facts["rows"], facts["finished"], facts["failed"]) == (5, 2, 3)
     assert [line["status"] for line in replies()] == ["finished", "failed", "finished", "failed", "failed"]
     assert "no idea" in replies()[1]["error"]
-    assert "rows.jsonl, line 5: input 'question' is missing" in replies()[4]["error"]
+    remedy = "add a column 'q' to the row, or for all rows give it with -i question=..."
+    assert f"rows.jsonl, line 5: input 'question' is missing; {remedy}" in replies()[4]["error"]
     (folder / "mended").write_text("")
     write({"q": "one"}, {"q": "bad"}, {"q": 7, "tone": 3})
     assert call(*ARGUMENTS).code == 2  # rows 3 and 4 are none of this data

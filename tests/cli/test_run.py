@@ -73,7 +73,7 @@ def test_a_failed_run_prints_what_finished_and_why(recipes: Path, call: Call) ->
         (["typo.yaml"], "unknown key 'max_new_token'; did you mean 'max_new_tokens'?"),
         (["none.yaml"], "none.yaml"),
         (["misnamed.yaml"], "model 'smolm2-135m-instruct' is not in the catalogue; did you mean"),
-        (["duo.yaml"], "input 'question' is missing (Anything.)"),
+        (["duo.yaml"], "input 'question' is missing (Anything.); give it with -i question=..."),
         (["duo.yaml", "-i", "question=x", "-i", "quest=y"], "there is no input 'quest'; did you mean 'question'?"),
         (["duo.yaml", "-i", "question=x", "-i", "question=y"], "the input 'question' is given twice"),
         (["duo.yaml", "-i", "question"], "--input needs NAME=VALUE, got 'question'"),

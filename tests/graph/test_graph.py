@@ -125,7 +125,7 @@ def test_what_is_wrong_with_a_graph_is_a_recipe_error(build: Callable[[Graph], A
 @pytest.mark.parametrize(
     ("args", "named", "message"),
     [
-        ((), {}, r"input 'question' is missing \(A science question\.\)"),
+        ((), {}, r"input 'question' is missing \(A science question\.\); give it by name: run\(question=\.\.\.\)"),
         ((), {"qestion": "a"}, "no input 'qestion'; did you mean 'question'.*is missing"),
         (({"question": "a"},), {"question": "b"}, "'question' is given twice"),
         ((), {"question": True}, "'question' must be text or a number, not bool"),
@@ -174,7 +174,7 @@ def test_a_row_that_fails_leaves_the_others_alone() -> None:
 
 def test_all_rows_are_checked_before_the_first_runs() -> None:
     expert = ScriptedAgent("expert")
-    with pytest.raises(InputError, match="row 1: .*'question' is missing"):
+    with pytest.raises(InputError, match="row 1: .*'question' is missing.*; add the key 'question' to the row"):
         duo(expert).with_channels("text").map([{"question": "a"}, {}])
     assert not expert.turns
     with pytest.raises(InputError, match="max_concurrent must be 1 or more"):

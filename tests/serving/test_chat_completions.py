@@ -181,6 +181,17 @@ def test_what_a_recipe_can_not_honour_is_refused_in_a_sentence(
         ask(scripted_server, **more)
 
 
+def test_a_missing_input_is_refused_with_the_way_to_give_it_in_a_request(scripted_server: Running) -> None:
+    remedy = 'give it by name, as {"inputs": {"question": ...}}'
+    answer = scripted_server.post("/runs", {"graph": "duo"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].endswith(f"'question' is missing (A question.); {remedy}")
+    messages: Any = [{"role": "system", "content": "Be short."}]
+    with pytest.raises(openai.BadRequestError, match="there is no user message") as caught:
+        scripted_server.openai().chat.completions.create(model="duo", messages=messages)
+    assert remedy in caught.value.message
+
+
 def test_an_unknown_model_or_channel_is_not_found(scripted_server: Running) -> None:
     with pytest.raises(openai.NotFoundError, match="did you mean 'duo'"):
         ask(scripted_server, model="dua")

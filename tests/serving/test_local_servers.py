@@ -89,7 +89,8 @@ def test_what_the_server_refuses_is_reported_by_a_run_here(
     server: Running, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, recipe) == 2
-    assert "input 'question' is missing" in capsys.readouterr().err
+    assert "input 'question' is missing" in (err := capsys.readouterr().err)
+    assert err.rstrip().endswith("give it with -i question=...")
     server.queue.stop()  # as a server that ends its runs
     assert run(monkeypatch, recipe, "-i", "question=why?") == 1
     assert "there is no model folder" in capsys.readouterr().err

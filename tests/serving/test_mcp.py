@@ -64,7 +64,7 @@ async def test_what_goes_wrong_is_a_sentence_for_the_model() -> None:
     tools = await loaded(scripted_duo(failing))
     async with Client(tools.server) as client:
         calls: list[tuple[dict[str, Any], str]] = [
-            ({}, "input 'question' is missing"),
+            ({}, "input 'question' is missing (A question.); add the argument 'question'"),
             ({"question": "x", "other": 1}, "there is no input 'other'"),
             ({"question": ["x"]}, "must be text or a number"),
             ({"question": "x"}, "agent 'expert' failed"),

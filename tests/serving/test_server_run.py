@@ -23,8 +23,11 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, recipe: Path, url: str, *options: str) -> int:
-    arguments = ["cachegraph", "run", str(recipe), "--server", url, "-i", "question=why?", *options]
-    monkeypatch.setattr(sys, "argv", arguments)
+    return run_command(monkeypatch, "cachegraph", "run", str(recipe), "--server", url, "-i", "question=why?", *options)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", list(arguments))
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
@@ -71,10 +74,12 @@ def test_only_a_file_that_is_the_servers_is_not_checked_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "duo.yaml"
-    scripted_duo().to_yaml(file)
+    scripted_duo(models={"m": {"source": "./m"}}).to_yaml(file)
     with served([Graph.from_yaml(file, create=scripted())]) as server:
         assert run(monkeypatch, file, server.url) == 0
         assert capsys.readouterr().out == "answerer(expert(why?))\n"
+        assert run_command(monkeypatch, "cachegraph", "run", str(file), "--server", server.url) == 2
+        assert capsys.readouterr().err.endswith("is missing (A question.); give it with -i question=...\n")
         file.write_text(file.read_text().replace("{{ expert }}", "{{ exprt }}"))
         assert run(monkeypatch, file, server.url) == 2
         assert "did you mean 'expert'?" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from cachegraph.graph.recipe.load import dump_recipe, included
 
 from .console import TASK, open_console
 from .failures import add_facts
+from .options import by_option
 from .output import echo, echo_json
 from .replies_file import RepliesFile, failed_line, reply_line, row_key
 from .signals import ReportedStop
@@ -142,11 +143,18 @@ def _rows(graph: "Graph", data: str, fixed: Mapping[str, Any]) -> Iterator[Batch
         given = {**fixed, **_given(raw, list(declared), columns)}
         try:
             texts = {name: value for name, value in given.items() if are_texts and isinstance(value, str)}
-            checked = check_inputs(declared, {**given, **parse_inputs(declared, texts)})
+            by_column = partial(_by_column, columns)
+            checked = check_inputs(declared, {**given, **parse_inputs(declared, texts)}, remedy=by_column)
         except InputError as error:
             yield BatchRow(number, given, f"{raw.place}: {error}")
         else:
             yield BatchRow(number, checked, None)
+
+
+def _by_column(columns: Mapping[str, str], names: Sequence[str]) -> str:
+    """The remedy for inputs that a row lacks."""
+    shown = ", ".join(repr(columns.get(name, name)) for name in names)
+    return f"add {'a column' if len(names) == 1 else 'columns'} {shown} to the row, or for all rows {by_option(names)}"
 
 
 def _given(raw: RawExample, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "Cluster",
     "Recipe",
     "Strict",
+    "by_option",
     "exit_if_paused",
     "graphs_on",
     "open_graph",
@@ -54,6 +55,11 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="Treat warnings as errors: data that channels drop, inputs that no agent reads."),
 ]
+
+
+def by_option(names: Sequence[str]) -> str:
+    """The remedy for inputs that a command line lacks."""
+    return f"give {'it' if len(names) == 1 else 'them'} with {' '.join(f'-i {name}=...' for name in names)}"
 
 
 def open_graph(

@@ -22,6 +22,7 @@ from .options import (
     Cluster,
     Recipe,
     Strict,
+    by_option,
     exit_if_paused,
     graphs_on,
     open_graph,
@@ -139,7 +140,7 @@ def run(
         _print_results(results, as_json, quiet)
         return
 
-    from cachegraph.graph.recipe.inputs import parse_inputs
+    from cachegraph.graph.recipe.inputs import check_inputs, parse_inputs
 
     from .event_files import record_events
     from .fetch import fetch_fusers, fetch_models
@@ -152,7 +153,7 @@ def run(
             one = graph.with_channels(wanted[0]) if wanted else graph
             _run_rows(one, data, out, given, concurrency, store, started, as_json, quiet, cluster)
             return
-        graph.check_inputs(given)
+        check_inputs(graph.spec.inputs, given, remedy=by_option)
         with record_events(events, trace) as recorder:
             fetch_models(graph.spec, graph.folder, cluster)
             graphs = [graph.with_channels(channel) for channel in wanted] or [graph]

@@ -14,6 +14,7 @@ from cachegraph.common.json_text import JSONProblem, parse_json
 from cachegraph.errors import ConfigError, InputError, RunError
 from cachegraph.serving.local_servers import find_server
 
+from .options import by_option
 from .output import echo, write
 from .server_connection import ServerAnswer, ServerConnection, ServerConnectionError
 
@@ -39,7 +40,7 @@ def run_unchanged(
 ) -> "list[Result] | None":
     """Run a recipe whose file is the server's, byte by byte, so that it needs no check here; once for each channel.
 
-    None if it is another file, or if its inputs can't be parsed. Raises what `run_on_server` raises.
+    None if it is another file, or if its inputs are missing or can't be parsed. Raises what `run_on_server` raises.
     """
     try:
         content = recipe.read_bytes() if recipe.is_file() else b""
@@ -57,6 +58,8 @@ def run_unchanged(
             kinds = {name: entry["type"] for name, entry in graph["inputs"].items()}
             inputs = {name: _parsed(kinds.get(name), text) for name, text in texts.items()}
             output = next(iter(graph["outputs"].values()))
+            if any(entry["default"] is None for name, entry in graph["inputs"].items() if name not in texts):
+                return None
         except (JSONProblem, ValueError, KeyError, TypeError, AttributeError):
             return None
         return [
@@ -78,9 +81,9 @@ def run_on_server(
 
     Raises ConfigError where no server answers, InputError for what it refuses, and RunError.
     """
-    from cachegraph.graph.recipe.inputs import parse_inputs
+    from cachegraph.graph.recipe.inputs import check_inputs, parse_inputs
 
-    inputs = graph.check_inputs(parse_inputs(graph.spec.inputs, texts))
+    inputs = check_inputs(graph.spec.inputs, parse_inputs(graph.spec.inputs, texts), remedy=by_option)
     with _connection(url, key_file) as server:
         return [
             _run(server, {"graph": model, "inputs": dict(inputs), "session": session}, graph.output, quiet)
