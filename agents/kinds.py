@@ -4,7 +4,7 @@ To add a kind, write one file with its spec (an `AgentEntry`) and its agent, and
 CONTRIBUTING.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Union
 
 from pydantic import Discriminator, Tag
@@ -15,7 +15,7 @@ from .pause.spec import PauseSpec
 from .spec import AgentSpec
 from .subgraph import SubgraphSpec
 
-__all__ = ["KINDS", "entry_type", "kind_of"]
+__all__ = ["KINDS", "entry_type", "kind_of", "why_two_kinds"]
 
 # By the key that only entries of this kind have.
 KINDS: dict[str, type[AgentEntry]] = {
@@ -33,6 +33,14 @@ def kind_of(entry: Any) -> str:
         return next(key for key, kind in KINDS.items() if isinstance(entry, kind))
     keys = entry if isinstance(entry, Mapping) else ()
     return next((key for key in KINDS if key in keys and key != DEFAULT), DEFAULT)
+
+
+def why_two_kinds(name: str, keys: Collection[str]) -> str | None:
+    """Why an entry with these keys is no agent, if they name more than one kind."""
+    named = [repr(key) for key in KINDS if key in keys]
+    if len(named) < 2:
+        return None
+    return f"agent {name!r} has {', '.join(named[:-1])} and {named[-1]}, and an agent is one of them"
 
 
 def entry_type() -> Any:

@@ -5,15 +5,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cachegraph.agents.kinds import KINDS, kind_of
+from cachegraph.agents.kinds import KINDS, kind_of, why_two_kinds
 from cachegraph.agents.tools.spec import CommandTools, UrlTools
 from cachegraph.channels.spec import CHANNELS, Channel
 from cachegraph.common.did_you_mean import suggest
-from cachegraph.errors import InputError, RecipeError
+from cachegraph.errors import InputError, Problem, RecipeError
 
 from .recipe.spec import GraphSpec, InputSpec
 from .recipe.spec_parts import edge_spec, part_spec, problems_of
 from .recipe.swap_channels import CacheOptions, swap_channels
+from .recipe.validation_messages import ONE_KIND
 
 __all__ = ["SpecBuilder"]
 
@@ -48,10 +49,13 @@ class SpecBuilder:
     def spec(self) -> GraphSpec:
         """The whole recipe, cached until a part changes. Raises RecipeError."""
         if self._spec is None:
+            agents = self._parts.get("agents")
+            for name, entry in agents.items() if isinstance(agents, Mapping) else ():
+                self._check_kind(name, entry)
             try:
                 self._spec = GraphSpec.model_validate(self._parts)
             except ValidationError as error:
-                raise RecipeError(problems_of(error, "", list(GraphSpec.model_fields))) from error
+                raise RecipeError(problems_of(error)) from error
         return self._spec
 
     def copy(self) -> "SpecBuilder":
@@ -61,14 +65,18 @@ class SpecBuilder:
         return other
 
     def add_input(self, name: str, data: Mapping[str, Any]) -> None:
-        self._add("inputs", name, part_spec(InputSpec, data, f"inputs.{name}"))
+        self._add("inputs", name, part_spec(InputSpec, data, ("inputs", name)))
 
     def add_agent(self, name: str, data: Mapping[str, Any]) -> None:
-        self._add("agents", name, part_spec(KINDS[kind_of(data)], data, f"agents.{name}"))
+        self._check_kind(name, data)
+        kind = kind_of(data)
+        self._add("agents", name, part_spec(KINDS[kind], data, ("agents", name, kind)))
 
     def add_tools(self, name: str, data: Mapping[str, Any]) -> None:
-        kind = UrlTools if "url" in data else CommandTools
-        self._add("tools", name, part_spec(kind, data, f"tools.{name}"))
+        if "url" in data:
+            self._add("tools", name, part_spec(UrlTools, data, ("tools", name, "url")))
+        else:
+            self._add("tools", name, part_spec(CommandTools, data, ("tools", name, "command")))
 
     def add_edge(self, data: Mapping[str, Any]) -> None:
         """Add an edge with these keys of a recipe's edge. Raises RecipeError for an unknown channel."""
@@ -86,6 +94,12 @@ class SpecBuilder:
         copy = SpecBuilder(swap_channels(self.spec, channel, options), {})
         copy._cache_options = options
         return copy
+
+    @staticmethod
+    def _check_kind(name: str, entry: object) -> None:
+        why = why_two_kinds(name, entry) if isinstance(entry, Mapping) else None
+        if why is not None:
+            raise RecipeError([Problem(why, hint=ONE_KIND)])
 
     def _add(self, part: str, name: str, value: object) -> None:
         values = self._parts.get(part) or {}

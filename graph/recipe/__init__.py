@@ -19,4 +19,5 @@ swap_channels        Change the channels of edges, also inside included recipes
 to_yaml              Write a recipe as YAML
 validation_messages  pydantic errors as recipe problems with positions
 yaml_positions       Parse YAML into values with line and column
+yaml_syntax          Syntax errors of YAML in an author's terms
 """

@@ -1,5 +1,6 @@
 """Read a recipe from YAML; report every problem with its line and column."""
 
+import codecs
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
@@ -115,7 +116,8 @@ def _parse(
     document = read_yaml(text.removeprefix("\ufeff"), name)
     data = document.root.value
     if not isinstance(data, dict):
-        message = "the file is empty" if not text.strip() else "a recipe is a mapping of keys to values"
+        is_empty = data is None and not document.root.raw  # or holds comments only
+        message = "the file is empty" if is_empty else "a recipe is a mapping of keys to values"
         raise RecipeError([*document.problems, document.problem(message, (), "start with 'version: 1'")])
     problems = list(document.problems)
     spec: GraphSpec | None = None
@@ -218,6 +220,8 @@ def read_text(path: Path) -> str:
         raise RecipeError(f"can't read the recipe {str(path)!r}: {reason}") from error
     if len(raw) > MAX_BYTES:
         raise RecipeError(f"the recipe {str(path)!r} is larger than {MAX_BYTES // 1_000_000} MB; make it smaller")
+    if other := _kind_of_file(raw):
+        raise RecipeError([Problem(f"the file is {other[0]}", str(path), 1, 1, hint=other[1])])
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -225,6 +229,20 @@ def read_text(path: Path) -> str:
         message = f"the file is not UTF-8: byte 0x{raw[error.start]:02x} can't be read"
         problem = Problem(message, str(path), len(before), len(before[-1]) + 1, hint="save it as UTF-8")
         raise RecipeError([problem]) from error
+
+
+def _kind_of_file(raw: bytes) -> tuple[str, str] | None:
+    """What a file is that can't be a recipe, and what to do; None for text in UTF-8 or one of its relatives."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or _alternates(raw[:64]):
+        return "UTF-16 or UTF-32, and a recipe is UTF-8", "save it as UTF-8"
+    if b"\0" in raw:
+        return "not text", "name a recipe, a YAML file"
+    return None
+
+
+def _alternates(start: bytes) -> bool:
+    """Whether every second byte is zero, as in ASCII text of two bytes a character."""
+    return len(start) > 3 and any(any(start[half::2]) and not any(start[1 - half :: 2]) for half in (0, 1))
 
 
 def _problem(finding: Finding, document: Document) -> Problem:

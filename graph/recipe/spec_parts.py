@@ -1,16 +1,23 @@
 """Validate one recipe part given in Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cachegraph.channels.spec import EdgeSpec
-from cachegraph.common.did_you_mean import suggest
 from cachegraph.errors import Problem, RecipeError
+
+from .validation_messages import key_hint, untagged, value_message
+from .yaml_positions import Path
 
 __all__ = ["edge_spec", "part_spec", "problems_of"]
 
+# How Python code gives a missing part.
+MISSING = {
+    "agents": "add one with add_agent('NAME', model=..., prompt=...)",
+    "output": "set `output` to an agent's name",
+}
 EDGE: TypeAdapter[EdgeSpec] = TypeAdapter(EdgeSpec)
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -20,27 +27,35 @@ def edge_spec(data: Mapping[str, Any]) -> EdgeSpec:
     try:
         return EDGE.validate_python(dict(data))
     except ValidationError as error:
-        raise RecipeError(problems_of(error, f"the edge from {data['from']!r} to {data['to']!r}")) from error
+        place = f"the edge from {data['from']!r} to {data['to']!r}"
+        raise RecipeError(problems_of(error, place, ("edges", 0))) from error
 
 
-def part_spec(kind: type[ModelT], data: Mapping[str, Any], place: str) -> ModelT:
-    """Validate a part of this kind; `place` is its path in the recipe, for messages. Raises RecipeError."""
+def part_spec(kind: type[ModelT], data: Mapping[str, Any], above: Path) -> ModelT:
+    """Validate a part of this kind. Raises RecipeError.
+
+    `above` is its path in the recipe, for messages: a section, a name, and in a section of several kinds its kind.
+    """
     try:
         return kind.model_validate(dict(data))
     except ValidationError as error:
-        raise RecipeError(problems_of(error, place, list(kind.model_fields))) from error
+        place = ".".join(map(str, above[:2]))
+        raise RecipeError(problems_of(error, place, above)) from error
 
 
-def problems_of(error: ValidationError, place: str, known: Sequence[str] = ()) -> list[Problem]:
-    """Convert pydantic errors to problems; `known` are the valid keys at the place."""
+def problems_of(error: ValidationError, place: str = "", above: Path = ()) -> list[Problem]:
+    """Convert pydantic errors to problems; `place` names the part that was validated, `above` is its path."""
     problems = []
     for detail in error.errors():
-        path = ".".join([*([place] if place else []), *(str(part) for part in detail["loc"])])
-        message, hint = detail["msg"][:1].lower() + detail["msg"][1:], ""
+        inside = untagged((*above, *detail["loc"]))[len(above[:2]) :]
+        path = ".".join([*([place] if place else []), *map(str, inside)])
+        message, hint = "", ""
         if detail["type"] == "extra_forbidden":
             message = "there is no such key"
-            hint = suggest(detail["loc"][-1], known).removeprefix("; ") if known and len(detail["loc"]) == 1 else ""
+            hint = key_hint(detail, above)
         elif detail["type"] == "missing":
-            message = "it is missing"
+            message, hint = "it is missing", "" if above else MISSING.get(path, "")
+        else:
+            message = value_message(detail, above)
         problems.append(Problem(f"{path}: {message}", hint=hint))
     return problems

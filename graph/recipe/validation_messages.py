@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cachegraph.agents.kinds import KINDS
+from cachegraph.agents.kinds import KINDS, why_two_kinds
 from cachegraph.channels.spec import CHANNELS
 from cachegraph.common.did_you_mean import did_you_mean, near_names
 from cachegraph.errors import Problem
@@ -18,9 +18,18 @@ from cachegraph.errors import Problem
 from .json_schema import recipe_schema
 from .yaml_positions import Document, Path, YamlNode
 
-__all__ = ["explain"]
+__all__ = ["ONE_KIND", "explain", "key_hint", "untagged", "value_message"]
 
 MAX_PROBLEMS = 200
+ONE_KIND = "keep one, or make two agents"
+ENTRY = "NAME: {model: ..., prompt: ...}"
+# What to write for a missing key of the recipe.
+MISSING = {
+    "version": "start with 'version: 1'",
+    "name": "write 'name: ...'",
+    "agents": f"write 'agents:', and below it each agent as '{ENTRY}'",
+    "output": "write 'output: ...' with the name of an agent, whose reply is the run's",
+}
 # Types by union tag; pydantic puts the tags into error paths.
 UNIONS: dict[Any, dict[Any, str | None]] = {
     "edges": {"text": "TextEdge", "cache": "CacheEdge", "both": "BothEdge", "auto": "AutoEdge"},
@@ -43,20 +52,38 @@ def explain(error: ValidationError, document: Document) -> list[Problem]:
         if detail["type"] == "missing" and path in meant:
             continue
         problems.setdefault((path, at_key), _problem(detail, path, at_key, document))
-    return list(problems.values())[:MAX_PROBLEMS]
+    return list(dict.fromkeys(problems.values()))[:MAX_PROBLEMS]
+
+
+def value_message(detail: ErrorDetails, above: Path) -> str:
+    """Say what a value that Python code gives must be; `above` is the path of the part that was validated."""
+    loc = (*above, *detail["loc"])
+    path = untagged(loc)
+    if detail["type"] == "union_tag_invalid" and path[:1] == ("edges",):
+        channel = detail["input"].get("channel") if isinstance(detail["input"], dict) else None
+        return f"'channel' must be {_either(list(map(repr, CHANNELS)))}, not {channel!r}"
+    wanted = _schema_at(path, loc) if path else {}
+    if not wanted or detail["type"] == "value_error" or path[-1:] == ("[key]",):
+        message = detail["msg"].removeprefix("Value error, ")
+        return message[:1].lower() + message[1:]
+    given = repr(detail["input"])
+    return f"it must be {_wanted(path, wanted)}, not {given if len(given) <= 60 else f'{given[:57]}...'}"
+
+
+def key_hint(detail: ErrorDetails, above: Path) -> str:
+    """Say what an unknown key in Python code was probably meant to be."""
+    loc = (*above, *detail["loc"])
+    path = untagged(loc)
+    schema = _mapping_of(_schema_at(path[:-1], loc))
+    return _elsewhere(str(path[-1]), path, schema.get("properties", {}))
 
 
 def _path(detail: ErrorDetails, document: Document) -> tuple[Path, bool]:
-    """Return the path of an error, without pydantic's union tags."""
+    """Return the path of an error, without pydantic's union tags, and whether its last key is wrong itself."""
     path: Path = detail["loc"]
-    at_key = path[-1:] == ("[key]",)
-    if at_key:
+    if path[-1:] == ("[key]",):
         return path[:-1], True
-    if len(path) > 2 and path[0] in UNIONS and path[2] in UNIONS[str(path[0])]:
-        path = path[:2] + path[3:]
-    if path[0:1] == ("edges",) and path[2:3] == ("fuser",) and path[3:4] in (("name",), ("pair",)):
-        path = path[:3] + path[4:]
-    path = tuple(part for at, part in enumerate(path) if not (at and path[at - 1] == "memory" and part in MEMORY))
+    path = untagged(path)
     if detail["type"] == "union_tag_invalid":
         return (*path, "channel"), False
     if detail["type"] in ("missing", "extra_forbidden"):
@@ -64,10 +91,24 @@ def _path(detail: ErrorDetails, document: Document) -> tuple[Path, bool]:
     return path[: document.find(path)[1]], False
 
 
+def untagged(path: Path) -> Path:
+    """Return the path of a pydantic error without the tags of unions."""
+    if len(path) > 2 and path[0] in UNIONS and path[2] in UNIONS[str(path[0])]:
+        path = path[:2] + path[3:]
+    if path[0:1] == ("edges",) and path[2:3] == ("fuser",) and path[3:4] in (("name",), ("pair",)):
+        path = path[:3] + path[4:]
+    return tuple(part for at, part in enumerate(path) if not (at and path[at - 1] == "memory" and part in MEMORY))
+
+
 def _problem(detail: ErrorDetails, path: Path, at_key: bool, document: Document) -> Problem:
     schema = _mapping_of(_schema_at(path[:-1], detail["loc"])) if path else recipe_schema()
     if detail["type"] == "missing":
-        return document.problem(f"{_owner(path[:-1])} needs the key {path[-1]!r}", path[:-1])
+        hint = MISSING.get(str(path[-1]), "") if len(path) == 1 else ""
+        if path[0] == "agents" and path[2:] == ("model",):
+            hint = f"or one of {', '.join(repr(kind) for kind in KINDS if kind != 'model')}"
+        return document.problem(f"{_owner(path[:-1])} needs the key {path[-1]!r}", path[:-1], hint)
+    if detail["type"] == "extra_forbidden" and (clash := _two_kinds(path, document)) is not None:
+        return clash
     if detail["type"] == "extra_forbidden":
         name, known = str(path[-1]), schema.get("properties", {})
         return document.problem(f"unknown key {name!r}", path, _elsewhere(name, path, known), at_key=True)
@@ -82,6 +123,22 @@ def _problem(detail: ErrorDetails, path: Path, at_key: bool, document: Document)
         return document.problem(f"{_named(path)}: {detail['msg'].removeprefix('Value error, ')}", path)
     hint = _example(path, node) or _hint(node, wanted, document)
     return document.problem(f"{_named(path)} must be {_wanted(path, wanted)}, got {_got(node)}", path, hint)
+
+
+def _two_kinds(path: Path, document: Document) -> Problem | None:
+    """The problem of an agent with keys of several kinds, if this unknown key is one of theirs."""
+    keys = list(document.find(path[:2])[0].keys) if path[0] == "agents" and len(path) == 3 else []
+    why = why_two_kinds(str(path[1]), keys) if keys else None
+    if why is None or not any(path[2] in _keys_of(kind) for kind in KINDS if kind in keys):
+        return None
+    second = [key for key in keys if key in KINDS][1]
+    return document.problem(why, (*path[:2], second), ONE_KIND, at_key=True)
+
+
+def _keys_of(kind: str) -> dict[str, Any]:
+    """The keys of an agent of this kind, with their schemas."""
+    keys: dict[str, Any] = recipe_schema()["$defs"][KINDS[kind].__name__]["properties"]
+    return keys
 
 
 def _named(path: Path) -> str:
@@ -104,10 +161,12 @@ def _example(path: Path, node: YamlNode) -> str:
             return "write '{from: NAME, to: NAME}'"
         case ("inputs",) if isinstance(node.children, list):
             return "write '{NAME: {}}', with a key for each input"
-        case ("inputs", _) if isinstance(node.value, str):
+        case ("inputs", _) if not isinstance(node.children, dict):
             return "write '{default: ...}', or '{}' for an input without a default"
-        case ("agents",) if isinstance(node.children, list):
-            return "write each agent under its name, as 'NAME: {model: ..., prompt: ...}'"
+        case ("agents",) if not node.children or isinstance(node.children, list):
+            return f"write each agent under its name, as '{ENTRY}'"
+        case ("agents", str() as name) if not isinstance(node.children, dict):
+            return f"write {ENTRY.replace('NAME', name)!r}"
         case ("agents", _, "model") if isinstance(node.children, dict):
             return "write the mapping under 'models', with a name, and that name here"
     return ""
@@ -183,6 +242,9 @@ def _elsewhere(name: str, path: Path, known: dict[str, Any]) -> str:
     definitions = recipe_schema()["$defs"]
     if path[0] == "edges" and name in definitions["CacheEdge"]["properties"]:
         return "only edges with 'channel: cache', 'both' or 'auto' have it"
+    owners = [f"{kind!r}" for kind in KINDS if path[0] == "agents" and len(path) == 3 and name in _keys_of(kind)]
+    if owners and name not in known:
+        return f"only agents with {' or '.join(owners)} have it"
     settings = definitions["GenerateSpec"]["properties"] if path[0] == "agents" and "generate" in known else {}
     near = near_names(name, {**known, **settings})
     if near and near[0] not in known:

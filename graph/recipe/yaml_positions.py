@@ -16,6 +16,8 @@ import yaml
 
 from cachegraph.errors import Problem, RecipeError
 
+from .yaml_syntax import explain_syntax
+
 __all__ = ["Document", "Path", "YamlNode", "read_yaml"]
 
 MAX_DEPTH = 64
@@ -26,7 +28,6 @@ Path = tuple[str | int, ...]
 BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # line breaks of YAML 1.1
 PAIR = re.compile(r"((?<!\\)(?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 JOINED = re.compile(r"\\U[0-9a-f]{8}")  # two characters shorter than the surrogate pair it replaces
-TYPOGRAPHIC_QUOTE = re.compile("[:\\[{,-]\\s*([\u201c\u201d\u201e\u2018\u2019\u00ab])")  # where a value begins
 FORBIDDEN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 TAG = "tag:yaml.org,2002:"
 TEXTS = {"str", "timestamp", "value"}
@@ -104,7 +105,7 @@ def read_yaml(text: str, name: str) -> Document:
         for event in _events(text):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        raise RecipeError([_syntax(builder.document, error)]) from error
+        raise RecipeError([explain_syntax(builder.document, error)]) from error
     except (yaml.reader.ReaderError, UnicodeEncodeError) as error:
         bad = FORBIDDEN.search(text)
         index = bad.start() if bad else 0
@@ -286,47 +287,3 @@ def _implicit(text: str) -> str:
         if pattern.match(text):
             return tag.removeprefix(TAG)
     return "str"
-
-
-SAID = (
-    ("mapping values are not allowed", "a second ': ' in this line", "put a value that holds ': ' in quotes"),
-    ("unexpected end of stream", "a quote is opened and never closed", "close it"),
-    (
-        "unknown escape character",
-        "unknown escape in a double-quoted text",
-        "write \\\\ for a backslash, or use single quotes",
-    ),
-    ("invalid Unicode character escape", "the escape names no character", "write the character itself"),
-    (
-        "did not find expected ',' or",
-        "a list or mapping in brackets is not closed here",
-        "add a ',' or the closing bracket",
-    ),
-    ("did not find expected key", "this line doesn't fit the mapping around it", "check its indentation and quotes"),
-    ("did not find expected '-' indicator", "this line doesn't fit the list around it", "check its indentation"),
-    ("could not find expected ':'", "a key without ':'", "add ': ' and a value, or quote a long text"),
-    ("incompatible YAML document", "this YAML version is not supported", "remove the %YAML line"),
-)
-
-
-def _syntax(document: Document, error: yaml.MarkedYAMLError) -> Problem:
-    mark = error.problem_mark or error.context_mark
-    line, column = (mark.line, mark.column) if mark is not None else (0, 0)
-    said = error.problem or "this is not YAML"
-    source = document.lines[line] if line < len(document.lines) else ""
-    if "cannot start any token" in said:
-        if source[column : column + 1] == "\t":
-            return document.at("a tab can't indent YAML", line, column, "use spaces")
-        message = f"a value can't start with {source[column : column + 1]!r}"
-        return document.at(message, line, column, "put it in quotes")
-    if found := TYPOGRAPHIC_QUOTE.search(source):
-        message = f"the typographic quote {found[1]!r} quotes nothing in YAML"
-        return document.at(message, line, found.start(1), "write '\"'")
-    if re.search(r"[:\-,]\s+\{\{", source):
-        return document.at("a value can't start with '{{'", line, source.index("{{"), "put it in quotes")
-    if error.context_mark is not None and ("end of stream" in said or not source.strip()):
-        line, column = error.context_mark.line, error.context_mark.column
-    for sign, message, hint in SAID:
-        if sign in said:
-            return document.at(message, line, column, hint)
-    return document.at(f"this is not YAML: {said}", line, column)

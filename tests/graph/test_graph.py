@@ -114,6 +114,28 @@ def test_what_was_open_before_a_change_is_closed_with_the_graph() -> None:
         (lambda graph: graph.add_agent("x", model="m", prompt="{{ nope }}").validate(), "nope"),
         (lambda graph: (graph.__setattr__("output", "answer"), graph.validate()), "answer"),
         (lambda graph: Graph().validate(), "agents: it is missing"),
+        (
+            lambda graph: graph.add_agent("x", model="m", graph="g.yaml"),
+            "'x' has 'model' and 'graph', and an agent is one",
+        ),
+        (
+            lambda graph: Graph(agents={"x": {"graph": "g", "pause": "?"}}).validate(),
+            "'x' has 'graph' and 'pause', and",
+        ),
+        (
+            lambda graph: graph.add_agent("x", pause="?", prompt=""),
+            "prompt: there is no such key; only agents with 'model'",
+        ),
+        (lambda graph: graph.add_agent("x", model="m", prompt=3), "agents.x.prompt: it must be text, not 3"),
+        (
+            lambda graph: graph.add_edge("a", "b", "cache", fallback="txt"),
+            "fallback: it must be 'text' or 'error', not 'txt'",
+        ),
+        (
+            lambda graph: Graph(edges=[{"from": "a", "to": "b", "channel": "x"}]).validate(),
+            "'channel' must be 'text', 'cache'",
+        ),
+        (lambda graph: Graph().validate(), "output: it is missing; set `output` to an agent's name"),
         (lambda graph: Graph(agnets={}).validate(), "agnets: there is no such key.*did you mean 'agents'"),
     ],
 )
