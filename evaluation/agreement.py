@@ -47,8 +47,8 @@ def kl_divergence(baseline: Sequence[ChoiceScore], variant: Sequence[ChoiceScore
 
 def _log_shares(logprobs: Sequence[float]) -> list[float]:
     largest = max(logprobs)
-    total = largest + math.log(sum(math.exp(each - largest) for each in logprobs))
-    return [each - total for each in logprobs]
+    total = largest + math.log(sum(math.exp(logprob - largest) for logprob in logprobs))
+    return [logprob - total for logprob in logprobs]
 
 
 def _agreement(
@@ -72,11 +72,11 @@ def _agreement(
 
 def _by_index(records: Sequence[ExampleRecord]) -> dict[int, dict[int, ExampleRecord]]:
     """The records with finite scores, by example and seed."""
-    found: dict[int, dict[int, ExampleRecord]] = {}
+    by_example: dict[int, dict[int, ExampleRecord]] = {}
     for record in records:
-        if record.error is None and record.scores and all(math.isfinite(each.logprob) for each in record.scores):
-            found.setdefault(record.index, {})[record.seed] = record
-    return found
+        if record.error is None and record.scores and all(math.isfinite(score.logprob) for score in record.scores):
+            by_example.setdefault(record.index, {})[record.seed] = record
+    return by_example
 
 
 def _measures(own: Mapping[int, ExampleRecord], other: Mapping[int, ExampleRecord]) -> tuple[float, float]:

@@ -125,21 +125,23 @@ async def _compare(
         runs, refused, cards, dropped = await _variant_runs(task, derived)
         with request_context(replace(current_context(), reuse=False)):  # a variant must not find what another has read
             variants = [
-                Variant(each.name, each.records, why_not=refused[each.records]) if each.records in refused else each
-                for each in task.variants
+                Variant(variant.name, variant.records, why_not=refused[variant.records])
+                if variant.records in refused
+                else variant
+                for variant in task.variants
             ]
-            why_not = {each.name: each.why_not for each in variants if each.why_not is not None}
+            why_not = {variant.name: variant.why_not for variant in variants if variant.why_not is not None}
             await run_variants(runs, task.examples, results, concurrency, on_progress, why_not, bool(task.edges))
     finally:
         results.close()
         for graph in derived:
             await graph.aclose()
-    found = _sum_up(task, variants, results, environment, cards)
-    found.warnings += dropped
-    found.costs = kept_curves(task.graph)
-    found.edges = edge_worths(found, task.edges, task.text_only)
-    found.verdicts += edge_sentences(found.edges)
-    return found
+    comparison = _sum_up(task, variants, results, environment, cards)
+    comparison.warnings += dropped
+    comparison.costs = kept_curves(task.graph)
+    comparison.edges = edge_worths(comparison, task.edges, task.text_only)
+    comparison.verdicts += edge_sentences(comparison.edges)
+    return comparison
 
 
 async def _variant_runs(task: Task, derived: list[Graph]) -> tuple[list[VariantRun], dict[str, str], Cards, list[str]]:
@@ -169,7 +171,7 @@ async def _variant_runs(task: Task, derived: list[Graph]) -> tuple[list[VariantR
             if variant.prefix is not None:
                 cards[variant.name] = read_card(variant.prefix)
             if variant.name in CHANNELS:  # the other variants take something away on purpose
-                dropped += [f"{variant.name}: {each}" for each in wiring.warnings if each.kind == "dropped"]
+                dropped += [f"{variant.name}: {warning}" for warning in wiring.warnings if warning.kind == "dropped"]
             donors = task.donors[seed] if variant.control == "mismatched" else None
             runs.append(VariantRun(variant.records, seed, graph, variant.control, task.scores, donors, prefix))
     return runs, refused, cards, list(dict.fromkeys(dropped))

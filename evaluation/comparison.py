@@ -82,8 +82,12 @@ class Comparison(BaseModel):
     def difference(self, variant: str, baseline: str, metric: str | None = None) -> Difference | None:
         """`variant` minus `baseline`, by default in the first metric."""
         metric = metric or self.metrics[0].name
-        found = (each for each in self.differences if (each.variant, each.baseline) == (variant, baseline))
-        return next((each for each in found if each.metric == metric), None)
+        matches = (
+            difference
+            for difference in self.differences
+            if (difference.variant, difference.baseline) == (variant, baseline)
+        )
+        return next((difference for difference in matches if difference.metric == metric), None)
 
     def records_of(self, variant: str) -> list[ExampleRecord]:
         """The records that a variant shows, its own or another's; for a mean, those of all its parts."""

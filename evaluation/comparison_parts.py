@@ -226,9 +226,11 @@ class VariantRow(BaseModel):
     @property
     def tokens_per_second(self) -> float | None:
         """Decoded tokens of all agents over the seconds that they decoded. None if nothing was decoded."""
-        generated, seconds = (sum(getattr(each, of) for each in self.agents.values()) for of in ("generated", "decode"))
+        generated, seconds = (
+            sum(getattr(agent, of) for agent in self.agents.values()) for of in ("generated", "decode")
+        )
         return generated / seconds if generated and seconds else None
 
     def edge(self, sender: str, receiver: str) -> EdgeSummary | None:
         """The summary of an edge, if it carried something."""
-        return next((each for each in self.edges if (each.sender, each.receiver) == (sender, receiver)), None)
+        return next((edge for edge in self.edges if (edge.sender, edge.receiver) == (sender, receiver)), None)

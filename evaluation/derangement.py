@@ -24,7 +24,7 @@ def derange(examples: Sequence[Example], seed: int) -> list[Example] | None:
     except inputs that all examples share. If that is impossible, they differ in at least one input. None if all
     examples are equal.
     """
-    names = [name for name in examples[0].inputs if len({each.inputs[name] for each in examples}) > 1]
+    names = [name for name in examples[0].inputs if len({example.inputs[name] for example in examples}) > 1]
 
     def share_nothing(a: Example, b: Example) -> bool:
         return a.index != b.index and all(a.inputs[name] != b.inputs[name] for name in names)

@@ -49,8 +49,8 @@ class Values:
     @property
     def comparisons(self) -> int:
         """The number of comparisons in one metric, over all categories."""
-        ends = {_ends(name, base, self.recorded) for name, base in self.pairs}
-        return max(sum(len(each) > 1 for each in ends), 1) * self.parts
+        pairs = {_ends(name, base, self.recorded) for name, base in self.pairs}
+        return max(sum(len(pair) > 1 for pair in pairs), 1) * self.parts
 
     def resampled(self, columns: Floats) -> Floats:
         """Bootstrap means of columns (examples, columns) over examples, or over their groups."""
@@ -93,16 +93,18 @@ def correct(parts: Sequence[Sequence[Difference]], recorded: Mapping[str, str]) 
     """
     families: dict[str, dict[tuple[int, frozenset[str]], list[Difference]]] = {}
     for place, part in enumerate(parts):
-        for each in part:
-            ends = _ends(each.variant, each.baseline, recorded)
-            each.p_corrected = each.p
+        for difference in part:
+            ends = _ends(difference.variant, difference.baseline, recorded)
+            difference.p_corrected = difference.p
             if len(ends) > 1:
-                families.setdefault(each.metric, {}).setdefault((place, ends), []).append(each)
+                families.setdefault(difference.metric, {}).setdefault((place, ends), []).append(difference)
     for family in families.values():
         comparisons = list(family.values())
-        for same, p in zip(comparisons, holm([max(each.p for each in same) for same in comparisons]), strict=True):
-            for each in same:
-                each.p_corrected, each.comparisons = p, len(comparisons)
+        for same, p in zip(
+            comparisons, holm([max(difference.p for difference in same) for same in comparisons]), strict=True
+        ):
+            for difference in same:
+                difference.p_corrected, difference.comparisons = p, len(comparisons)
 
 
 def _ends(name: str, base: str, recorded: Mapping[str, str]) -> frozenset[str]:
@@ -118,7 +120,9 @@ def _baselines(name: str, names: Mapping[str, object]) -> tuple[str, ...]:
     if Name.parse(name).edge is not None:
         return ("text", control_of(name))
     alone = "floor" if "alone" not in names else "alone"  # two names of one variant
-    tuned = [each for each in names if Name.parse(each).kind in TUNED] if Name.parse(name).kind in CACHED else []
+    tuned = (
+        [variant for variant in names if Name.parse(variant).kind in TUNED] if Name.parse(name).kind in CACHED else []
+    )
     return tuple(dict.fromkeys(("text", baseline_of("mismatched", name), alone, control_of(name), *tuned)))
 
 

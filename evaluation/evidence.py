@@ -59,7 +59,7 @@ def _carries(recipe: GraphSpec, edge: CacheEdge | BothEdge | AutoEdge) -> Carrie
 def _check_fuser(comparison: Comparison, folder: Path) -> None:
     """Raise InputError if the comparison used another fuser. Older comparisons don't name theirs."""
     used = {edge.report.fuser for record in comparison.records_of("cache") for edge in record.edges} - {None}
-    names = {Path(part.strip()).name for each in used if each is not None for part in each.split(",")}
+    names = {Path(part.strip()).name for fuser in used if fuser is not None for part in fuser.split(",")}
     if names and names.isdisjoint({folder.name, folder.parent.name}):
         raise InputError(
             f"the comparison ran the fuser {', '.join(map(repr, sorted(names)))}, so it shows nothing of "
@@ -77,7 +77,11 @@ def record_evidence(folder: Path, comparison: Comparison) -> Evidence:
     same = (new.task, new.data, new.metric, new.carries)
 
     def add(card: Card) -> Card:
-        others = [each for each in card.evidence if (each.task, each.data, each.metric, each.carries) != same]
+        others = [
+            evidence
+            for evidence in card.evidence
+            if (evidence.task, evidence.data, evidence.metric, evidence.carries) != same
+        ]
         return card.model_copy(update={"evidence": (*others, new)})
 
     change_card(folder, add)

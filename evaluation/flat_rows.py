@@ -66,7 +66,7 @@ def _flat(comparison: "Comparison", variant: str, record: "ExampleRecord", examp
     picked = choose(record.scores, by_length) if record.scores else None
     row |= {"choice": picked, "answer": example.answer, "reply": record.reply, "error": record.error}
     row |= {"seconds": record.seconds, "first_token": record.first_token}
-    row |= {name: sum(getattr(each.tokens, name) for each in agents) for name in ("prefilled", "generated", "reused")}
+    row |= {name: sum(getattr(agent.tokens, name) for agent in agents) for name in ("prefilled", "generated", "reused")}
     totals = ("bytes", "positions_fused", "positions_grafted")
     return row | {name: sum(getattr(report, name) for report in reports) for name in totals}
 

@@ -73,8 +73,8 @@ def _contains(example: Example, reply: str, _: Scores) -> float:
     return float(any(_within(words(right) or right.lower().split(), said) for right in example.references))
 
 
-def _within(part: list[str], whole: list[str]) -> bool:
-    return any(whole[at : at + len(part)] == part for at in range(len(whole) - len(part) + 1))
+def _within(part: list[str], words: list[str]) -> bool:
+    return any(words[at : at + len(part)] == part for at in range(len(words) - len(part) + 1))
 
 
 def _f1(example: Example, reply: str, _: Scores) -> float:
@@ -111,7 +111,7 @@ def pick_metrics(wanted: Sequence[str | UserMetric] | None, example: Example) ->
         if not example.references:
             raise InputError("the data has neither choices nor references; name their columns, or give a metric")
         wanted = OF_CHOICES if example.choices is not None else OF_REPLIES
-    metrics = [_metric(each) for each in wanted]
+    metrics = [_metric(entry) for entry in wanted]
     for metric in metrics:
         if metric.of_choices and example.choices is None:
             raise InputError(f"the metric {metric.name!r} needs choices, and the data has none; name their column")

@@ -60,5 +60,5 @@ class ExampleRecord(BaseModel):
 
     def edge(self, sender: str, receiver: str) -> EdgeReport | None:
         """The report of this edge, if it carried something."""
-        found: Any = (each.report for each in self.edges if (each.sender, each.receiver) == (sender, receiver))
-        return next(found, None)
+        reports: Any = (edge.report for edge in self.edges if (edge.sender, edge.receiver) == (sender, receiver))
+        return next(reports, None)

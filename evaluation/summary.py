@@ -45,7 +45,7 @@ def summarise(
     recorded = {variant.name: variant.records for variant in variants}
     by_name: dict[str, list[ExampleRecord]] = {}
     for variant in variants:
-        names = {recorded[each] for each in variant.mean_of or (variant.name,)}
+        names = {recorded[part] for part in variant.mean_of or (variant.name,)}
         by_name[variant.name] = [record for record in records if record.variant in names]
     rows = [_row(variant, by_name[variant.name], by_name.keys() - {variant.name}) for variant in variants]
     _refuse_means(rows)
@@ -67,8 +67,8 @@ def summarise(
         once=len({record.seed for record in records}) <= 1,
         parts=parts,
     )
-    for name, found in estimates(values).items():
-        running[name].quality = found
+    for name, quality in estimates(values).items():
+        running[name].quality = quality
         running[name].repeats = _repeats(running[name], by_name, complete, metrics)
     differences = all_differences(values)
     if parts == 1:
@@ -80,7 +80,7 @@ def _refuse_means(rows: Sequence[VariantRow]) -> None:
     """Mark means as not run if one of their parts did not run."""
     missing = {row.name for row in rows if row.why_not is not None}
     for row in rows:
-        if parts := [each for each in row.mean_of if each in missing]:
+        if parts := [part for part in row.mean_of if part in missing]:
             row.why_not = f"it is a mean, and {parts[0]} could not run"
 
 
@@ -104,7 +104,7 @@ def _values(records: Sequence[ExampleRecord], examples: Sequence[Example], metri
         by_index.setdefault(record.index, []).append(record)
     return np.array(
         [
-            [fmean(each.metrics[metric.name] for each in by_index[example.index]) for metric in metrics]
+            [fmean(record.metrics[metric.name] for record in by_index[example.index]) for metric in metrics]
             for example in examples
         ]
     )
@@ -124,14 +124,14 @@ def _repeats(
             own.setdefault(f"seed {record.seed}", []).append(record)
     if len(own) < 2:
         return {}
-    found = {}
+    repeats = {}
     for metric in metrics:
         values = {
-            part: fmean(each.metrics[metric.name] for each in records if each.index in complete)
+            part: fmean(record.metrics[metric.name] for record in records if record.index in complete)
             for part, records in own.items()
         }
-        found[metric.name] = Repeats(values=values, deviation=stdev(values.values()))
-    return found
+        repeats[metric.name] = Repeats(values=values, deviation=stdev(values.values()))
+    return repeats
 
 
 def _row(variant: Variant, records: Sequence[ExampleRecord], others: Collection[str]) -> VariantRow:
@@ -163,7 +163,9 @@ def _row(variant: Variant, records: Sequence[ExampleRecord], others: Collection[
     row.seconds = _spread([record.seconds for record in done])
     first = [record.first_token for record in done if record.first_token is not None]
     row.first_token = _spread(first) if first else None
-    row.agents = {name: _agent([each.agents[name] for each in done if name in each.agents]) for name in done[0].agents}
+    row.agents = {
+        name: _agent([record.agents[name] for record in done if name in record.agents]) for name in done[0].agents
+    }
     row.edges = _edges(done)
     asked = [edge for edge in row.edges if edge.asked != "text"]
     if asked:
@@ -191,19 +193,19 @@ def _spread(seconds: Sequence[float]) -> Spread:
 
 def _agent(results: Sequence[AgentResult]) -> AgentSummary:
     tokens, timing = ("prefilled", "generated", "reused"), ("queued", "prefill", "transfer", "fuse", "decode")
-    means = {name: fmean(getattr(each.tokens, name) for each in results) for name in tokens}
-    means |= {name: fmean(getattr(each.timing, name) for each in results) for name in timing}
+    means = {name: fmean(getattr(result.tokens, name) for result in results) for name in tokens}
+    means |= {name: fmean(getattr(result.timing, name) for result in results) for name in timing}
     return AgentSummary(**means)
 
 
 def _edges(records: Sequence[ExampleRecord]) -> list[EdgeSummary]:
-    found: dict[tuple[str, str], list[ExampleRecord]] = {}
+    by_edge: dict[tuple[str, str], list[ExampleRecord]] = {}
     for record in records:
         for edge in record.edges:
-            found.setdefault((edge.sender, edge.receiver), []).append(record)
+            by_edge.setdefault((edge.sender, edge.receiver), []).append(record)
     summaries = []
-    for (sender, receiver), each in found.items():
-        reports = [report for record in each if (report := record.edge(sender, receiver)) is not None]
+    for (sender, receiver), group in by_edge.items():
+        reports = [report for record in group if (report := record.edge(sender, receiver)) is not None]
         summaries.append(
             EdgeSummary(
                 sender=sender,

@@ -16,8 +16,8 @@ __all__ = ["make_tables", "number"]
 
 def make_tables(comparison: Comparison) -> Group:
     """The first metric with its intervals, differences and effect sizes; categories; the other metrics; costs."""
-    make = (_quality, effect_table, category_table, _others, agreement_table, _costs, edge_table)
-    return Group(*(table for each in make if (table := each(comparison)) is not None))
+    makers = (_quality, effect_table, category_table, _others, agreement_table, _costs, edge_table)
+    return Group(*(table for maker in makers if (table := maker(comparison)) is not None))
 
 
 def _quality(comparison: Comparison) -> Table:
@@ -42,7 +42,7 @@ def _quality(comparison: Comparison) -> Table:
         deviation = [_deviation(row, metric)] if repeated else []
         table.add_row(Text(name), show_estimate(row.quality.get(metric.name), metric), *deviation, *differences)
     if any(difference.shown and difference.metric == metric.name for difference in comparison.differences):
-        shown = [each for each in comparison.differences if each.metric == metric.name]
+        shown = [difference for difference in comparison.differences if difference.metric == metric.name]
         table.caption = f"* the interval excludes 0 and p{corrected(shown)} is below 0.05"
         table.caption_justify = "left"
     return table
@@ -62,7 +62,10 @@ def _others(comparison: Comparison) -> Table | None:
     for row in comparison.rows:
         if row.why_not is None:
             values = (row.quality.get(metric.name) for metric in others)
-            shown = (number(each.value, metric) if each else "" for each, metric in zip(values, others, strict=True))
+            shown = (
+                number(estimate.value, metric) if estimate else ""
+                for estimate, metric in zip(values, others, strict=True)
+            )
             table.add_row(Text(row.name), *shown)
     return table
 

@@ -18,7 +18,7 @@ def number(value: float, metric: MetricInfo, sign: bool = False) -> str:
 
 def corrected(differences: Sequence[Difference]) -> str:
     """How p was corrected, for a sentence."""
-    count = max((each.comparisons for each in differences), default=1)
+    count = max((difference.comparisons for difference in differences), default=1)
     return f", corrected for {count} comparisons (Holm)," if count > 1 else ""
 
 

@@ -16,28 +16,30 @@ def effect_table(comparison: Comparison) -> Table | None:
     """p, effect sizes, and what the examples can show: of variants with caches, in the first metric."""
     metric = comparison.metrics[0]
     aliases = {row.name for row in comparison.rows if row.same_as is not None}
-    found = [
-        each
-        for each in comparison.differences
-        if each.metric == metric.name and Name.parse(each.variant).kind in CACHED and each.variant not in aliases
+    differences = [
+        difference
+        for difference in comparison.differences
+        if difference.metric == metric.name
+        and Name.parse(difference.variant).kind in CACHED
+        and difference.variant not in aliases
     ]
-    if not found:
+    if not differences:
         return None
-    counts = any(each.odds_ratio is not None for each in found)
-    binary = any(each.cohens_h is not None for each in found)
+    counts = any(difference.odds_ratio is not None for difference in differences)
+    binary = any(difference.cohens_h is not None for difference in differences)
     effects = [*(["Cohen's h"] if binary else ["d"]), *(["odds ratio"] if counts else [])]
     table = empty_table(None, ["variant", "minus", "p", "p, Holm", *effects, "detectable"], (0, 1))
-    for each in found:
-        effect = each.cohens_h if binary else each.standardised
-        ratio = [] if not counts else [show_ratio(each.odds_ratio)]
+    for difference in differences:
+        effect = difference.cohens_h if binary else difference.standardised
+        ratio = [] if not counts else [show_ratio(difference.odds_ratio)]
         table.add_row(
-            Text(each.variant),
-            Text(each.baseline),
-            show_p(each.p),
-            show_p(each.p_corrected),
+            Text(difference.variant),
+            Text(difference.baseline),
+            show_p(difference.p),
+            show_p(difference.p_corrected),
             "" if effect is None else f"{effect:+.2f}",
             *ratio,
-            "" if each.detectable is None else number(each.detectable, metric),
+            "" if difference.detectable is None else number(difference.detectable, metric),
         )
     table.caption = "detectable: the smallest difference that as many examples show with 80 % power"
     table.caption_justify = "left"
@@ -49,7 +51,7 @@ def category_table(comparison: Comparison) -> Table | None:
     by, metric = comparison.by, comparison.metrics[0]
     if by is None:
         return None
-    baselines = [name for name in ("text", "mismatched") if any(name in each.quality for each in by.categories)]
+    baselines = [name for name in ("text", "mismatched") if any(name in category.quality for category in by.categories)]
     head = [by.column, "examples", "variant", metric.name.replace("_", " ") + (" %" if metric.unit == "points" else "")]
     table = empty_table(f"by {by.column}", [*head, *(f"minus {name}" for name in baselines)], (0, 2))
     for category in by.categories:
@@ -60,8 +62,8 @@ def category_table(comparison: Comparison) -> Table | None:
             pairs = [_pair(category, variant, baseline, metric) for baseline in baselines]
             table.add_row(*first, Text(variant), show_estimate(quality.get(metric.name), metric), *pairs)
             first = [Text(), ""]
-    shown = [each for category in by.categories for each in category.differences]
-    if any(each.shown and each.metric == metric.name for each in shown):
+    shown = [difference for category in by.categories for difference in category.differences]
+    if any(difference.shown and difference.metric == metric.name for difference in shown):
         table.caption = f"* the interval excludes 0 and p{corrected(shown)} is below 0.05"
         table.caption_justify = "left"
     return table
@@ -73,8 +75,10 @@ def agreement_table(comparison: Comparison) -> Table | None:
         return None
     share, nats = MetricInfo(name="same_choice", unit="points"), MetricInfo(name="kl", unit="nats")
     table = empty_table(None, ["variant", "same choice as text %", "KL(text, variant), nats"])
-    for each in comparison.agreements:
-        table.add_row(Text(each.variant), show_estimate(each.same_choice, share), show_estimate(each.kl, nats))
+    for agreement in comparison.agreements:
+        table.add_row(
+            Text(agreement.variant), show_estimate(agreement.same_choice, share), show_estimate(agreement.kl, nats)
+        )
     return table
 
 
@@ -93,13 +97,13 @@ def edge_table(comparison: Comparison) -> Table | None:
     table = empty_table(None, ["variant", "edge", "sent", "positions", "bytes a position", "as text"], (0, 1))
     for row, edge in rows:
         words = text.edge(edge.sender, edge.receiver) if text is not None else None
-        each = edge.bytes_per_position
+        per_position = edge.bytes_per_position
         table.add_row(
             Text(row.name),
             Text(f"{edge.sender} → {edge.receiver}"),
             format_bytes(edge.bytes),
             f"{edge.positions_fused + edge.positions_grafted:.0f}",
-            "" if each is None else f"{each:,.0f}",
+            "" if per_position is None else f"{per_position:,.0f}",
             "" if words is None else format_bytes(words.bytes),
         )
     return table
@@ -107,5 +111,7 @@ def edge_table(comparison: Comparison) -> Table | None:
 
 def _pair(category: Category, variant: str, baseline: str, metric: MetricInfo) -> Text:
     ends = (variant, baseline_of(baseline, variant))
-    found = (each for each in category.differences if (each.variant, each.baseline) == ends)
-    return show_difference(next((each for each in found if each.metric == metric.name), None), metric)
+    matches = (difference for difference in category.differences if (difference.variant, difference.baseline) == ends)
+    return show_difference(
+        next((difference for difference in matches if difference.metric == metric.name), None), metric
+    )

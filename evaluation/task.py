@@ -76,11 +76,12 @@ def make_task(
         raise InputError(f"no edge of the recipe can carry a cache ({reason}), so there is no edge to swap")
     variants = make_variants(edge_variants(names, capable) if edges else names, graph, len(sampled))
     all_seeds = list(range(seed, seed + seeds))
-    donors = {each: derange(sampled, each) if len(sampled) > 1 else None for each in all_seeds}
+    donors = {run_seed: derange(sampled, run_seed) if len(sampled) > 1 else None for run_seed in all_seeds}
     if donors[seed] is None:
         why = "all examples have the same inputs, so every cache is the right one"
         variants = [
-            Variant(each.name, each.records, why_not=why) if each.control == "mismatched" else each for each in variants
+            Variant(variant.name, variant.records, why_not=why) if variant.control == "mismatched" else variant
+            for variant in variants
         ]
     data = Path(source).name if isinstance(source, str | PathLike) else "rows given in Python"
     return Task(

@@ -80,7 +80,7 @@ class Name(NamedTuple):
     @property
     def channel(self) -> Channel:
         """The channel of the edges that a control replaces the caches of."""
-        return next((each for each in CACHED if each == self.of), "cache")
+        return next((channel for channel in CACHED if channel == self.of), "cache")
 
 
 def control_of(name: str) -> str:
@@ -259,7 +259,7 @@ def _on_one_edge(graph: Graph, sender: str, receiver: str) -> Graph:
 
 def _mean(name: str, names: Sequence[str]) -> Variant:
     plain = name.partition("@")[0]
-    parts = tuple(each for each in names if each.partition("@")[0] == plain and each != name)
+    parts = tuple(part for part in names if part.partition("@")[0] == plain and part != name)
     if len(parts) < 2:
         raise InputError(
             f"{name!r} is the mean over variants that differ in their fuser: name two or more, as in "
@@ -298,8 +298,8 @@ def _sharers(name: str, graph: Graph) -> list[Variant]:
         return [Variant(name, name, why_not="every agent before the output runs its model, so it equals 'alone'")]
     names = [name] if len(models) == 1 else [f"{name}:{sender}" for sender in models.values()]
     return [
-        Variant(each, each, graph.with_spec(_alone(spec, model)), owns=True)
-        for each, model in zip(names, models, strict=True)
+        Variant(variant_name, variant_name, graph.with_spec(_alone(spec, model)), owns=True)
+        for variant_name, model in zip(names, models, strict=True)
     ]
 
 
@@ -307,7 +307,8 @@ def _ceiling(name: str, graph: Graph) -> Variant:
     """Text edges, with upstream agents that write nothing: they hand over their whole prompts."""
     text = graph.with_channels("text")
     speakers = {
-        each: agent if each == text.output else _reads_only(agent) for each, agent in text.spec.speakers.items()
+        agent_name: agent if agent_name == text.output else _reads_only(agent)
+        for agent_name, agent in text.spec.speakers.items()
     }
     agents = {**text.spec.agents, **speakers}
     if agents == text.spec.agents:
@@ -345,7 +346,7 @@ def _identical(name: str, graph: Graph, fuser: str | None) -> Variant:
         find_fuser(fuser, graph.folder)
     except FuserError:
         return Variant(name, name, why_not=f"there is no fuser {fuser!r} of the receiver's model with itself")
-    moved = {each: spec.speaker(each).model_copy(update={"model": output.model}) for each in sharers}
+    moved = {sharer: spec.speaker(sharer).model_copy(update={"model": output.model}) for sharer in sharers}
     agents = {**spec.agents, **moved}
     edges = tuple(
         edge.model_copy(update={"fuser": fuser}) if edge.sender in sharers and edge.receiver == spec.output else edge

@@ -19,10 +19,16 @@ FEW = 30
 def verdicts(rows: Sequence[VariantRow], differences: Sequence[Difference], metric: MetricInfo) -> list[str]:
     """Sentences about each variant with cache edges in this metric, then the limits of the comparison."""
     running = {row.name: row for row in rows if row.why_not is None}
-    table = {(each.variant, each.baseline): each for each in differences if each.metric == metric.name}
+    table = {
+        (difference.variant, difference.baseline): difference
+        for difference in differences
+        if difference.metric == metric.name
+    }
     said: list[str] = []
     parsed = {name: Name.parse(name) for name in running}
-    cached = sorted((name for name, each in parsed.items() if each.kind in CACHED and each.edge is None), key=_order)
+    cached = sorted(
+        (name for name, variant in parsed.items() if variant.kind in CACHED and variant.edge is None), key=_order
+    )
     for name in cached:
         said += _about(running[name], running, table, metric)
     if not cached:
@@ -46,8 +52,8 @@ def _about(row: VariantRow, running: dict[str, VariantRow], table: Table, metric
         said.append(f"{used}; on the others, {fallback(row)}")
     if (row.name, "text") in table:
         said.append(against(table[row.name, "text"], metric))
-    tuned = [each for each in running if Name.parse(each).kind in TUNED and (row.name, each) in table]
-    said += [against(table[row.name, each], metric) for each in tuned]
+    tuned = [control for control in running if Name.parse(control).kind in TUNED and (row.name, control) in table]
+    said += [against(table[row.name, control], metric) for control in tuned]
     said.append(_communication(row.name, running, table, metric))
     return said
 
@@ -56,13 +62,13 @@ def against(difference: Difference, metric: MetricInfo) -> str:
     """A sentence about one pair: which variant is better and by how much, or that no difference is shown."""
     first, second = difference.variant, difference.baseline
     if not difference.shown:
-        low, high = (number(each, metric, True) for each in (difference.low, difference.high))
+        low, high = (number(bound, metric, True) for bound in (difference.low, difference.high))
         value = number(difference.value, metric, True)
         return f"no difference shown between {first} and {second} ({_unit(value, metric)}, {low} to {high})"
     ends = [difference.low, difference.high]
     if difference.value < 0:
         first, second, ends = second, first, [-difference.high, -difference.low]
-    low, high = (number(each, metric) for each in ends)
+    low, high = (number(bound, metric) for bound in ends)
     return f"{first} beats {second} by {_unit(number(abs(difference.value), metric), metric)} ({low} to {high})"
 
 
@@ -71,7 +77,7 @@ def _communication(name: str, running: dict[str, VariantRow], table: Table, metr
     alone = _over_alone(name, table)
     wrong = table.get((name, control))
     if alone is None or wrong is None:
-        missing = [each for each, found in (("alone", alone), (control, wrong)) if found is None]
+        missing = [baseline for baseline, difference in (("alone", alone), (control, wrong)) if difference is None]
         return f"{name}: without {' and '.join(missing)} nothing is said about communication; add these variants"
     if _worse(alone):
         return f"{against(alone, metric)}: the cache does harm"

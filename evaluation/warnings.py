@@ -68,7 +68,7 @@ def _too_few(rows: Sequence[VariantRow], differences: Sequence[Difference]) -> I
     count, what = (examples, "examples") if groups is None else (groups, "groups of examples")
     if not 0 < count < FEW:
         return
-    comparisons = max((each.comparisons for each in differences), default=1)
+    comparisons = max((difference.comparisons for difference in differences), default=1)
     needed = next((number for number in range(1, count + 1) if mcnemar(number, 0) * comparisons < 0.05), None)
     if needed is None:
         yield (
@@ -85,16 +85,20 @@ def _too_few(rows: Sequence[VariantRow], differences: Sequence[Difference]) -> I
 def _disagreeing(differences: Sequence[Difference], metrics: Sequence[MetricInfo]) -> Iterator[str]:
     """Differences of another metric that the verdict's metric does not show, or shows with the opposite sign."""
     first, *others = metrics
-    verdict = {(each.variant, each.baseline): each for each in differences if each.metric == first.name}
+    verdict = {
+        (difference.variant, difference.baseline): difference
+        for difference in differences
+        if difference.metric == first.name
+    }
     units = {metric.name: metric for metric in others}
-    for each in differences:
-        other = verdict.get((each.variant, each.baseline))
-        if each.metric not in units or other is None or not each.shown or not _is_about_cache(each):
+    for difference in differences:
+        other = verdict.get((difference.variant, difference.baseline))
+        if difference.metric not in units or other is None or not difference.shown or not _is_about_cache(difference):
             continue
-        if not other.shown or (each.value > 0) != (other.value > 0):
+        if not other.shown or (difference.value > 0) != (other.value > 0):
             yield (
-                f"the metrics disagree: by {each.metric}, {against(each, units[each.metric])}; by {first.name}, on "
-                f"which the verdict rests, {against(other, first)}"
+                f"the metrics disagree: by {difference.metric}, {against(difference, units[difference.metric])}; "
+                f"by {first.name}, on which the verdict rests, {against(other, first)}"
             )
 
 

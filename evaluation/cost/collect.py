@@ -81,8 +81,8 @@ def kept_curves(graph: Graph) -> list[EdgeCurve]:
     for edge in shape.edges:
         counts[edge.sender, edge.fuser, edge.form] += 1
     firsts = {(edge.sender, edge.fuser, edge.form): edge for edge in reversed(shape.edges) if edge.form is not None}
-    found = [curve(shape, edge, setting, counts[kind]) for kind, edge in reversed(firsts.items())]
-    return [each for each in found if each is not None]
+    curves = [curve(shape, edge, setting, counts[kind]) for kind, edge in reversed(firsts.items())]
+    return [edge_curve for edge_curve in curves if edge_curve is not None]
 
 
 async def measure_missing(

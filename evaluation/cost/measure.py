@@ -98,11 +98,11 @@ async def measure_edge(
     """
     pair = graph.with_spec(_pair(graph.spec, route, form))
     room = min(engine.model.info.max_positions for engine in engines) - 2 * STEPS
-    each = min(_characters_per_token(engine) for engine in engines)
+    per_token = min(_characters_per_token(engine) for engine in engines)
     lengths = [min(positions, room) for positions in POSITIONS]
     try:
         with request_context(replace(current_context(), reuse=False)):
-            runs = [await _median_run(pair, int(each * positions)) for positions in dict.fromkeys(lengths)]
+            runs = [await _median_run(pair, int(per_token * positions)) for positions in dict.fromkeys(lengths)]
     finally:
         await pair.aclose()
     moves, sharers, sizes = [], [], []
@@ -170,10 +170,10 @@ async def _median_run(pair: Graph, characters: int) -> tuple[int, float, float, 
     await pair.arun(document=document)  # compiles and allocates
     results = [await pair.arun(document=document) for _ in range(REPEATS)]
     measured = [_measured(result) for result in results]
-    if any(each is None for each in measured):
+    if any(run is None for run in measured):
         return None
-    found = [each for each in measured if each is not None]
-    return found[0][0], median(each[1] for each in found), median(each[2] for each in found), found[0][3]
+    runs = [run for run in measured if run is not None]
+    return runs[0][0], median(run[1] for run in runs), median(run[2] for run in runs), runs[0][3]
 
 
 def _measured(result: Result) -> tuple[int, float, float, int] | None:

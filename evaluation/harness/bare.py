@@ -110,12 +110,14 @@ class BarePlayer:
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (before, ids) in enumerate(pairs):
             groups.setdefault(tuple(self._fit(before, ids)), []).append(index)
-        found: dict[int, Likelihood] = {}
+        likelihoods: dict[int, Likelihood] = {}
         for shared, members in groups.items():
             row = AgentRow(pending=list(shared), ids=list(shared))
             scores = await score_tokens(self._engine, row, [pairs[index][1] for index in members])
-            found.update((index, (each.logprob, each.greedy)) for index, each in zip(members, scores, strict=True))
-        return [found[index] for index in range(len(pairs))]
+            likelihoods.update(
+                (index, (score.logprob, score.greedy)) for index, score in zip(members, scores, strict=True)
+            )
+        return [likelihoods[index] for index in range(len(pairs))]
 
     def _fit(self, before: Ids, ids: Ids) -> Ids:
         """Cut the beginning of a context that doesn't fit together with its continuation; the last token isn't read."""

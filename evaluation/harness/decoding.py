@@ -24,7 +24,7 @@ def generate_spec(recipe: GenerateSpec, arguments: Mapping[str, Any], seed: int)
     asked: dict[str, Any] = dict(normalize_gen_kwargs(dict(arguments), MAX_GEN_TOKS))
     update = {
         "max_new_tokens": asked.pop("max_gen_toks"),
-        "stop": tuple(dict.fromkeys(each for each in [*asked.pop("until"), *recipe.stop] if each)),
+        "stop": tuple(dict.fromkeys(stop for stop in [*asked.pop("until"), *recipe.stop] if stop)),
         "temperature": asked.pop("temperature", 0.0),
     }
     if not asked.pop("do_sample"):
@@ -38,5 +38,5 @@ def generate_spec(recipe: GenerateSpec, arguments: Mapping[str, Any], seed: int)
         return GenerateSpec.model_validate({**recipe.model_dump(), **update, **asked})
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(each) for each in first["loc"])
+        name = ".".join(str(part) for part in first["loc"])
         raise InputError(f"the task's generation argument {name!r} is wrong: {first['msg']}") from error

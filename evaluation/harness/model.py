@@ -63,7 +63,7 @@ class CachegraphLM(LM):  # type: ignore[misc]  # the harness has no types
             return total
 
         self._bare_only("loglikelihood_rolling scores a text as a whole, and a graph's agents only score replies")
-        return self._serve(score, [(each, each) for each in requests], "loglikelihood_rolling", disable_tqdm)
+        return self._serve(score, [(request, request) for request in requests], "loglikelihood_rolling", disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answer (context, generation arguments) requests. A repeated context is sampled with another seed."""

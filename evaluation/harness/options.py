@@ -78,13 +78,13 @@ def _channel(given: Any, spec: GraphSpec) -> Channel | None:
 
 
 def _input(given: Any, spec: GraphSpec) -> str:
-    required = [name for name, each in spec.inputs.items() if each.default is None]
+    required = [name for name, entry in spec.inputs.items() if entry.default is None]
     name = _only(required, spec.inputs) if given is None else str(given)
     if name is None:
         raise InputError(f"recipe {spec.name!r} has more than one input; say which is the context: input=...")
     if name not in spec.inputs:
         raise InputError(f"recipe {spec.name!r} has no input {name!r}{suggest(name, spec.inputs)}")
-    missing = [each for each in required if each != name]
+    missing = [other for other in required if other != name]
     if missing:
         raise InputError(
             f"a request has one text, which is input {name!r}; "
@@ -100,7 +100,7 @@ def _only(required: list[str], inputs: Mapping[str, InputSpec]) -> str | None:
 
 
 def _names(given: Any) -> list[str]:
-    return [str(each) for each in given] if isinstance(given, list | tuple) else [str(given)] if given else []
+    return [str(name) for name in given] if isinstance(given, list | tuple) else [str(given)] if given else []
 
 
 def _batch_size(given: Any) -> int:

@@ -57,8 +57,8 @@ class GraphPlayer:
         # The harness puts a space in front of a continuation to separate words; a chat template separates them already.
         texts = [text.lstrip() or text for text in continuations] if chat else continuations
         scored = await self._judge(agent, hooks.turns[name], texts)
-        self._tally.add({**result.edges, **{(sender, name): each for sender, each in scored.edges.items()}})
-        return [(each.logprob, each.greedy) for each in scored.scores]
+        self._tally.add({**result.edges, **{(sender, name): report for sender, report in scored.edges.items()}})
+        return [(score.logprob, score.greedy) for score in scored.scores]
 
     async def write(self, context: str, spec: GenerateSpec) -> str:
         """Return the graph's reply. The output agent decodes with `spec`, all others with the recipe's settings."""

@@ -76,8 +76,8 @@ def latency(comparison: Comparison) -> Chart | None:
         if token is not None:
             _point(axes, place + 0.14, token, 1, "second", filled=False)
             any_first = True
-    whole = axes.errorbar([], [], fmt="o", color=COLOURS["main"], label="whole run")
-    handles = [whole]
+    full_run = axes.errorbar([], [], fmt="o", color=COLOURS["main"], label="whole run")
+    handles = [full_run]
     if any_first:
         handles.append(
             axes.errorbar([], [], fmt="o", color=COLOURS["second"], mfc=COLOURS["ground"], label="first token")
@@ -141,7 +141,7 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _point(axes: Axes, place: float, estimate: Estimate, scale: float, colour: str, *, filled: bool) -> None:
-    value, low, high = (scale * each for each in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (scale * coordinate for coordinate in (estimate.value, estimate.low, estimate.high))
     inside = COLOURS[colour] if filled else COLOURS["ground"]
     reach = [[max(value - low, 0)], [max(high - value, 0)]]
     axes.errorbar([value], [place], xerr=reach, fmt="o", color=COLOURS[colour], mfc=inside, ms=6.5, elinewidth=1.8)
@@ -151,7 +151,10 @@ def _room(axes: Axes, estimates: Sequence[Estimate], metric: MetricInfo) -> None
     """Set few ticks, and a minimum range for percentages, so that tiny differences stay tiny."""
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if metric.unit == "points":
-        low, high = 100 * min(each.low for each in estimates), 100 * max(each.high for each in estimates)
+        low, high = (
+            100 * min(estimate.low for estimate in estimates),
+            100 * max(estimate.high for estimate in estimates),
+        )
         axes.set_xlim(max(min(low - 4, 90), 0) - 1, min(max(high + 4, 10), 100) + 1)
 
 
@@ -187,7 +190,9 @@ def _edges(comparison: Comparison, row: VariantRow) -> list[tuple[str, Mapping[s
         ]
         spent = {"prefill": "sharer_prefill", "transfer": "transfer", "fuse": "fuse"}
         means = (
-            {part: fmean(each.get(name, 0.0) for each in reports) for part, name in spent.items()} if reports else {}
+            {part: fmean(seconds.get(name, 0.0) for seconds in reports) for part, name in spent.items()}
+            if reports
+            else {}
         )
         if any(means.values()):
             bars.append((f"{row.name}: {edge.sender} → {edge.receiver}", means))

@@ -67,7 +67,11 @@ def other_differences(comparison: Comparison) -> Table:
 
 def _differences(caption: str, comparison: Comparison, which: slice) -> Table:
     metrics = {metric.name: metric for metric in comparison.metrics[which]}
-    rows = [_difference(each, metrics[each.metric]) for each in comparison.differences if each.metric in metrics]
+    rows = [
+        _difference(difference, metrics[difference.metric])
+        for difference in comparison.differences
+        if difference.metric in metrics
+    ]
     columns = [
         "variant", "minus", "metric", "difference", "95 % interval", "p", "p, Holm",
         "test", "Cohen's h", "odds ratio", "d", "detectable", "shown",
@@ -90,9 +94,11 @@ def agents(comparison: Comparison) -> Table:
     """Return the table of tokens and seconds of every agent."""
     rows = []
     for row in _measured(comparison):
-        for name, each in row.agents.items():
-            tokens = [_count(value) for value in (each.prefilled, each.generated, each.reused)]
-            seconds = [_seconds(value) for value in (each.queued, each.prefill, each.transfer, each.fuse, each.decode)]
+        for name, agent in row.agents.items():
+            tokens = [_count(value) for value in (agent.prefilled, agent.generated, agent.reused)]
+            seconds = [
+                _seconds(value) for value in (agent.queued, agent.prefill, agent.transfer, agent.fuse, agent.decode)
+            ]
             rows.append([Cell(row.name), Cell(name), *tokens, *seconds])
     columns = [
         "variant", "agent", "prefilled", "generated", "reused",
@@ -111,11 +117,21 @@ def edges(comparison: Comparison) -> Table:
             positions = [_count(edge.positions_fused), _count(edge.positions_grafted)]
             sent = Cell(format_bytes(edge.bytes), edge.bytes)
             words = text.edge(edge.sender, edge.receiver) if text is not None else None
-            each = EMPTY if edge.bytes_per_position is None else _count(edge.bytes_per_position)
+            per_position = EMPTY if edge.bytes_per_position is None else _count(edge.bytes_per_position)
             as_text = EMPTY if words is None else Cell(format_bytes(words.bytes), words.bytes)
             way = Cell(f"{edge.sender} → {edge.receiver}")
             rows.append(
-                [Cell(row.name), way, Cell(edge.asked), Cell(used), sent, as_text, each, *positions, Cell(why or "–")]
+                [
+                    Cell(row.name),
+                    way,
+                    Cell(edge.asked),
+                    Cell(used),
+                    sent,
+                    as_text,
+                    per_position,
+                    *positions,
+                    Cell(why or "–"),
+                ]
             )
     columns = [
         "variant", "edge", "asked", "used", "sent", "sent as text", "bytes a position", "positions fused",
@@ -141,8 +157,13 @@ def agreements(comparison: Comparison) -> Table:
     """How alike the output agent judges the choices with the text and with the cache."""
     share, nats = MetricInfo(name="same choice", unit="points"), MetricInfo(name="KL", unit="nats")
     rows = [
-        [Cell(each.variant), _estimate(each.same_choice, share), _estimate(each.kl, nats), _count(each.examples)]
-        for each in comparison.agreements
+        [
+            Cell(agreement.variant),
+            _estimate(agreement.same_choice, share),
+            _estimate(agreement.kl, nats),
+            _count(agreement.examples),
+        ]
+        for agreement in comparison.agreements
     ]
     columns = ["variant", "same choice as text %", "KL(text, variant), nats", "examples"]
     return Table("Agreement with text: the distributions over the choices", columns, rows)
@@ -151,10 +172,10 @@ def agreements(comparison: Comparison) -> Table:
 def edge_worths(comparison: Comparison) -> Table:
     """Which edges are worth a cache, each swapped alone."""
     rows = []
-    for each in comparison.edges:
-        seconds = EMPTY if each.seconds is None else Cell(f"{each.seconds.value:+.3f}", each.seconds.value)
-        prefilled = EMPTY if each.prefilled is None else Cell(f"{each.prefilled:+,.0f}", each.prefilled)
-        rows.append([Cell(each.name), Cell(each.worth), seconds, prefilled, Cell(each.why)])
+    for edge in comparison.edges:
+        seconds = EMPTY if edge.seconds is None else Cell(f"{edge.seconds.value:+.3f}", edge.seconds.value)
+        prefilled = EMPTY if edge.prefilled is None else Cell(f"{edge.prefilled:+,.0f}", edge.prefilled)
+        rows.append([Cell(edge.name), Cell(edge.worth), seconds, prefilled, Cell(edge.why)])
     columns = ["edge", "its cache", "seconds, minus text", "tokens prefilled, minus text", "why"]
     return Table("Each edge alone: is it worth a cache?", columns, rows)
 
@@ -164,7 +185,7 @@ def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
     versions = {"cachegraph": found.cachegraph, "Python": found.python, **found.versions}
     models = [
         f"{model.agent}: {model.name}"
-        + "".join(f", {each}" for each in (model.weights, model.dtype, model.device, model.identity) if each)
+        + "".join(f", {detail}" for detail in (model.weights, model.dtype, model.device, model.identity) if detail)
         for model in found.models
     ]
     listed: list[tuple[str, Any]] = [
@@ -201,22 +222,24 @@ def _estimate(estimate: Estimate | None, metric: MetricInfo) -> Cell:
     return Cell(f"{number(estimate.value, metric)} ({ends})", estimate.value)
 
 
-def _difference(each: Difference, metric: MetricInfo) -> list[Cell]:
-    ends = f"{number(each.low, metric, True)} to {number(each.high, metric, True)}"
+def _difference(difference: Difference, metric: MetricInfo) -> list[Cell]:
+    ends = f"{number(difference.low, metric, True)} to {number(difference.high, metric, True)}"
     return [
-        Cell(each.variant),
-        Cell(each.baseline),
+        Cell(difference.variant),
+        Cell(difference.baseline),
         Cell(_title(metric)),
-        Cell(number(each.value, metric, True), each.value),
-        Cell(ends, each.low),
-        Cell(show_p(each.p), each.p),
-        EMPTY if each.p_corrected is None else Cell(show_p(each.p_corrected), each.p_corrected),
-        Cell(each.test),
-        _effect(each.cohens_h),
-        EMPTY if each.odds_ratio is None else Cell(show_ratio(each.odds_ratio), each.odds_ratio.value),
-        _effect(each.standardised),
-        EMPTY if each.detectable is None else Cell(number(each.detectable, metric), each.detectable),
-        Cell("yes" if each.shown else "no"),
+        Cell(number(difference.value, metric, True), difference.value),
+        Cell(ends, difference.low),
+        Cell(show_p(difference.p), difference.p),
+        EMPTY if difference.p_corrected is None else Cell(show_p(difference.p_corrected), difference.p_corrected),
+        Cell(difference.test),
+        _effect(difference.cohens_h),
+        EMPTY
+        if difference.odds_ratio is None
+        else Cell(show_ratio(difference.odds_ratio), difference.odds_ratio.value),
+        _effect(difference.standardised),
+        EMPTY if difference.detectable is None else Cell(number(difference.detectable, metric), difference.detectable),
+        Cell("yes" if difference.shown else "no"),
     ]
 
 
