@@ -91,7 +91,7 @@ def fuse_layers(
 
 def _by_kernel(receiver: Sequence[KVPair], source: FuserInput) -> FusedLayers | None:
     """Correct all layers in one kernel call; None if the fuser has no kernel for these caches."""
-    chosen = [each for each in source.fuser if any(each[2].gates)]
+    chosen = [entry for entry in source.fuser if any(entry[2].gates)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     if source.pairs is None or len(source.pairs[0]) == 0 or stack is None or stack.kernel is None:
         return None
@@ -136,7 +136,7 @@ def _corrections(
     if isinstance(source.fuser, BottleneckFuser):
         yield from _of_all_layers(source.fuser, receiver, source, rope, only)
         return
-    chosen = [each for each in source.fuser if any(each[2].gates) and (only is None or each[0] in only)]
+    chosen = [entry for entry in source.fuser if any(entry[2].gates) and (only is None or entry[0] in only)]
     stack = source.fuser.stack([layer for layer, _, _ in chosen])
     receiver_positions, sharer_positions = source.pairs if source.pairs is not None else (None, None)
     together = 1 if stack is None else _together(receiver, source, chosen[0][2].device)
@@ -186,12 +186,12 @@ def _together(receiver: Sequence[KVPair], source: FuserInput, device: torch.devi
         return len(receiver)
     receiver_layer, sharer_layer = receiver[0], source.layers[0]
     positions = receiver_layer[0].shape[2] if source.pairs is None else len(source.pairs[0])
-    features = sum(each.shape[0] * each.shape[1] * each.shape[3] for each in (*receiver_layer, *sharer_layer))
+    features = sum(tensor.shape[0] * tensor.shape[1] * tensor.shape[3] for tensor in (*receiver_layer, *sharer_layer))
     return max(1, _AT_ONCE // max(1, positions * features))
 
 
 def _one(projector: Projector, *layers: Tensor) -> Residual:
-    k, v = projector.residual(*(each[0] for each in layers))
+    k, v = projector.residual(*(stacked[0] for stacked in layers))
     return Residual(None if k is None else k[None], None if v is None else v[None])
 
 

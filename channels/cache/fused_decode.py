@@ -105,7 +105,7 @@ class FusedRow:
         )
         assert done.logits is not None
         self.segments = _compact(done.segments)
-        self._sharers = replace(self._sharers, rows=[each.row for each in steps], uncorrected=_compact(own.segments))
+        self._sharers = replace(self._sharers, rows=[step.row for step in steps], uncorrected=_compact(own.segments))
         self.cost.add(own.cost)
         self.cost.add(done.cost)
         return done.logits

@@ -69,7 +69,7 @@ async def fused_prefill(
     """
     row = _Row(receiver, shared, past, dict(grafts or {}))
     passes = list(_passes(shared.stretches, row.grafts))
-    ahead = next((index + 1 for index, each in enumerate(passes) if each[-1].pairs), len(passes))
+    ahead = next((index + 1 for index, stretches in enumerate(passes) if stretches[-1].pairs), len(passes))
     sizes = tuple(ResidualNorms() for _ in sharers)
     streamed = _can_stream(receiver, sharers, passes[ahead - 1][-1] if passes else None)
     stream = LayerStream(receiver.model.device, streamed=streamed)
@@ -89,9 +89,9 @@ async def fused_prefill(
         return perf_counter() - began
 
     calls: list[Callable[[], Awaitable[Any]]] = [*readers, begin]
-    *read, seconds = await run_all(calls)
+    *sharer_reads, seconds = await run_all(calls)
     caches = [stream.whole(j) for j in range(len(sharers))]
-    seconds += sum(each.seconds for each in read)
+    seconds += sum(sharer_read.seconds for sharer_read in sharer_reads)
     for index in range(ahead if streamed else ahead - 1, len(passes)):
         if index >= ahead:
             await row.read([passes[index]])
@@ -103,9 +103,9 @@ async def fused_prefill(
     behind = row.grafts.pop(shared.end, ())
     row.segments, row.uncorrected = (*row.segments, *behind), (*row.uncorrected, *behind)
     total = Cost()
-    for each in read:
-        total.add(each.cost)
-    rows = tuple(each.segments for each in read)
+    for sharer_read in sharer_reads:
+        total.add(sharer_read.cost)
+    rows = tuple(sharer_read.segments for sharer_read in sharer_reads)
     nbytes = tuple(
         _bytes(j, sharer, layers, shared) for j, (sharer, layers) in enumerate(zip(sharers, caches, strict=True))
     )
@@ -172,9 +172,9 @@ def _can_stream(receiver: Engine, sharers: Sequence[Sharer], stretch: Stretch | 
     if stretch is None or not stretch.pairs:
         return False
     open_ones = [sharer for sharer in sharers if sharer.fuser.open_layers]
-    apart = all(each.kv is None and on_other_devices(each.engine, receiver) for each in open_ones)
+    apart = all(sharer.kv is None and on_other_devices(sharer.engine, receiver) for sharer in open_ones)
     # Every streaming sharer must correct this stretch; otherwise nothing waits for its layers.
-    taking_part = all(j in stretch.pairs for j, each in enumerate(sharers) if each.fuser.open_layers)
+    taking_part = all(j in stretch.pairs for j, sharer in enumerate(sharers) if sharer.fuser.open_layers)
     return bool(open_ones) and apart and taking_part
 
 
@@ -258,4 +258,4 @@ def _bytes(j: int, sharer: Sharer, layers: Sequence[LayerKV] | None, shared: Sha
         return 0
     positions = sum(len(stretch.pairs[j].sharer) for stretch in shared.stretches if j in stretch.pairs)
     used = [layers[layer] for layer in sharer.fuser.sharer_layers]
-    return sum(positions * (each.nbytes // max(each.shape[2], 1)) for layer in used for each in layer)
+    return sum(positions * (tensor.nbytes // max(tensor.shape[2], 1)) for layer in used for tensor in layer)

@@ -35,7 +35,7 @@ class ResidualNorms:
         if not self._squares:
             return {}
         device = next(iter(self._squares.values())).device
-        added, original = torch.stack([each.to(device) for each in self._squares.values()]).unbind(-1)
+        added, original = torch.stack([squares.to(device) for squares in self._squares.values()]).unbind(-1)
         ratios = dict(zip(self._squares, (added / original.clamp_min(1e-30)).sqrt().tolist(), strict=True))
         found: dict[int, tuple[float | None, float | None]] = {}
         for layer, gates in fuser.gates.items():

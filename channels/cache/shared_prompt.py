@@ -75,9 +75,9 @@ class SharedPrompt:
     def fused(self) -> int:
         """The number of receiver positions that at least one sharer corrects."""
         return sum(
-            len(torch.unique(torch.cat([pair.receiver for pair in each.pairs.values()])))
-            for each in self.stretches
-            if each.pairs
+            len(torch.unique(torch.cat([pair.receiver for pair in stretch.pairs.values()])))
+            for stretch in self.stretches
+            if stretch.pairs
         )
 
 
@@ -125,7 +125,7 @@ def share_by_offsets(receiver: TokenizedChat, sharers: Sequence[TokenizedChat]) 
 
     Raises ChannelError if the numbers of contents differ.
     """
-    if any(len(each.contents) != len(receiver.contents) for each in sharers):
+    if any(len(sharer.contents) != len(receiver.contents) for sharer in sharers):
         raise ChannelError("receiver and sharer render the same messages into different numbers of contents")
     by_sharer = []
     for sharer in sharers:
@@ -138,7 +138,7 @@ def share_by_offsets(receiver: TokenizedChat, sharers: Sequence[TokenizedChat]) 
             for receiver_content, sharer_content in zip(receiver.contents, sharer.contents, strict=True)
         ]
         by_sharer.append(align_offsets(receiver.offsets, sharer.offsets, spans))
-    shared = pair_tokens(receiver.ids, [SharerPrompt(each.ids) for each in sharers], by_sharer)
+    shared = pair_tokens(receiver.ids, [SharerPrompt(sharer.ids) for sharer in sharers], by_sharer)
     return replace(shared, sharers=_needed(shared.sharers, shared.stretches))
 
 
@@ -195,9 +195,9 @@ def _stretches(by_token: Mapping[int, Mapping[int, int]], length: int) -> list[S
     for token in range(1, length + 1):
         if token == length or (token in by_token) != (start in by_token):
             pairs: dict[int, Pairs] = {}
-            for j in sorted({j for each in range(start, token) for j in by_token.get(each, {})}):
-                tokens = [each for each in range(start, token) if j in by_token.get(each, {})]
-                pairs[j] = Pairs(torch.tensor(tokens) - start, torch.tensor([by_token[each][j] for each in tokens]))
+            for j in sorted({j for index in range(start, token) for j in by_token.get(index, {})}):
+                tokens = [index for index in range(start, token) if j in by_token.get(index, {})]
+                pairs[j] = Pairs(torch.tensor(tokens) - start, torch.tensor([by_token[index][j] for index in tokens]))
             stretches.append(Stretch(start, token, pairs))
             start = token
     return stretches[:-1] if stretches and not stretches[-1].pairs else stretches
@@ -218,7 +218,7 @@ def _last_token_apart(stretches: list[Stretch], length: int) -> list[Stretch]:
 def _needed(sharers: Sequence[SharerPrompt], stretches: Sequence[Stretch]) -> list[SharerPrompt]:
     """Truncate each sharer's prompt after its last paired token; the rest is never read."""
     cut = []
-    for j, (ids, positions) in enumerate((each.ids, each.positions) for each in sharers):
+    for j, (ids, positions) in enumerate((sharer.ids, sharer.positions) for sharer in sharers):
         end = max((int(at.pairs[j].sharer.max()) + 1 for at in stretches if j in at.pairs), default=0)
         cut.append(SharerPrompt(ids[:end], positions[:end] if positions is not None else None))
     return cut

@@ -139,9 +139,9 @@ def _copied(kv: LayerKV, computed: torch.cuda.Event, device: torch.device) -> La
     stream = _streams[source]
     with torch.cuda.stream(stream):
         stream.wait_event(computed)
-        copied = LayerKV(*(each.to(device, non_blocking=True) for each in kv))
-    for each in kv:
-        each.record_stream(stream)  # keeps its memory from being reused before the copy is done
+        copied = LayerKV(*(tensor.to(device, non_blocking=True) for tensor in kv))
+    for tensor in kv:
+        tensor.record_stream(stream)  # keeps its memory from being reused before the copy is done
     if device.type == "cuda":
         torch.cuda.current_stream(device).wait_stream(stream)
     else:

@@ -131,7 +131,7 @@ def _shown(
             if card.kind == kind and not card.scope and (evidence := card.communication(task, carries)) is not None
         ]
         if shown:
-            _, name, place, evidence = max(shown, key=lambda each: each[:2])
+            _, name, place, evidence = max(shown, key=lambda candidate: candidate[:2])
             return FuserChoice(name, f"its card shows communication: {evidence}", **{kind: place})
     models = f"{sharer.name!r} and {receiver.name!r} are different models, and "
     if not cards:

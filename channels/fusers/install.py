@@ -44,7 +44,7 @@ def import_fusers(folder: Path, name: str | None = None, *, force: bool = False)
     names = [stem] if len(fusers) == 1 else [f"{stem}--sharer-{number}" for number in range(1, len(fusers) + 1)]
     if not force:
         _check_free(names)
-    targets = [shelves()[0] / each for each in names]
+    targets = [shelves()[0] / fuser_name for fuser_name in names]
     for fuser, target in zip(fusers, targets, strict=True):
         save_fuser(fuser, target)
     return targets

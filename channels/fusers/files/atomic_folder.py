@@ -39,14 +39,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
+def replaced_folder(folder: Path, names: frozenset[str]) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` if the block succeeds.
 
-    An existing folder is replaced only if `ours` names everything in it. Raises FuserError if it holds other things, or
-    can't be written.
+    An existing folder is replaced only if `names` lists everything in it. Raises FuserError if it holds other things,
+    or can't be written.
     """
     folder = folder.absolute()
-    if folder.exists() and not holds_only(folder, ours):
+    if folder.exists() and not holds_only(folder, names):
         raise FuserError(f"{str(folder)!r} holds other things than a fuser; choose another folder or clear it")
     fresh: Path | None = None
     try:
@@ -64,10 +64,10 @@ def replaced_folder(folder: Path, ours: frozenset[str]) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def holds_only(folder: Path, ours: frozenset[str]) -> bool:
+def holds_only(folder: Path, names: frozenset[str]) -> bool:
     """Whether a folder holds only these names, or drafts of them that a killed command left."""
     try:
-        return all(entry.name in ours or is_draft(entry.name) for entry in folder.iterdir())
+        return all(entry.name in names or is_draft(entry.name) for entry in folder.iterdir())
     except FileNotFoundError:  # another process is replacing it
         return True
     except NotADirectoryError:

@@ -72,7 +72,7 @@ def export_reference(fuser: Fuser, folder: Path | str) -> None:
     card = fuser.card
     if card.architecture != "c2c":
         raise FuserError(f"a {card.architecture!r} fuser has no published format; only 'c2c' can be exported")
-    if any(not isinstance(each, int) for end in (card.receiver, card.sharer) for each in _sizes_of(end.geometry)):
+    if any(not isinstance(size, int) for end in (card.receiver, card.sharer) for size in _sizes_of(end.geometry)):
         raise FuserError(
             "the published format knows one kind of layer, and those of this fuser's models differ in shape"
         )

@@ -64,7 +64,7 @@ class Geometry:
                 raise ValueError(
                     f"{name} has {len(by_layer)} entries for {self.layers} layers; give one for each layer"
                 )
-            plain = tuple(each[0] if isinstance(each, tuple) and len(set(each)) == 1 else each for each in by_layer)
+            plain = tuple(size[0] if isinstance(size, tuple) and len(set(size)) == 1 else size for size in by_layer)
             one = plain[0] if len(set(plain)) == 1 and isinstance(plain[0], int) else plain
             object.__setattr__(self, name, one)  # equal geometries must compare equal
 
@@ -192,9 +192,9 @@ class Card(Strict):
 
         `carries` is what a translator's edge transfers. Evidence on prompts does not count for replies.
         """
-        same = [each for each in self.evidence if each.task == task and each.carries in (None, carries)]
-        shown = [each for each in same if each.shows_communication]
-        return max(shown, key=lambda each: each.low, default=None)
+        same = [evidence for evidence in self.evidence if evidence.task == task and evidence.carries in (None, carries)]
+        shown = [evidence for evidence in same if evidence.shows_communication]
+        return max(shown, key=lambda evidence: evidence.low, default=None)
 
     @model_validator(mode="after")
     def _layers_exist(self) -> "Card":

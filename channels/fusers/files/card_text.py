@@ -39,7 +39,8 @@ def card_words(card: Card, parameters: int) -> dict[str, str]:
         "keys": card.rope,
         "scope": card.scope and f"{card.scope}; only an edge that names it uses it",
         "trained on": card.trained_on,
-        "evidence": "; ".join(f"{_task(each)}: {each}" for each in card.evidence) or "none: no edge picks it by itself",
+        "evidence": "; ".join(f"{_task(evidence)}: {evidence}" for evidence in card.evidence)
+        or "none: no edge picks it by itself",
         "training rows": f"{card.trained_rows.rows:,}, kept as hashes" if card.trained_rows else None,
         "created": card.created,
         "sha256": card.sha256,

@@ -83,7 +83,7 @@ class TrainedRows(RowFilter):
         for values in _values(rows):
             texts = {"\n".join(values), *values[:1], *(text for text in values if text.count(" ") >= FEW_WORDS - 1)}
             digests = [_digest(text) for text in texts if text]
-            held = [found for each in (self, *self.earlier) for found in each.look_up_texts(digests)]
+            held = [found for row_filter in (self, *self.earlier) for found in row_filter.look_up_texts(digests)]
             checked += bool(held)
             seen += any(held)
         return Seen(seen, checked)
@@ -123,7 +123,7 @@ def _normalised(value: Any) -> str:
     """Remove the differences between copies of a data set: case, punctuation, white space, composed characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(each if each.isalnum() else " " for each in folded).split())
+    return " ".join("".join(char if char.isalnum() else " " for char in folded).split())
 
 
 def _digest(text: str) -> bytes:

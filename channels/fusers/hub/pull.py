@@ -38,7 +38,7 @@ def _selection(wanted: HubFuser) -> Selection:
         patterns.append(f"{wanted.folder.removesuffix('final')}config.json")
 
     def check(picked: list[str], files: list[str]) -> None:
-        if not any(name.endswith((f"/{CONFIG}", "/card.json")) for name in (f"/{each}" for each in picked)):
+        if not any(name.endswith((f"/{CONFIG}", "/card.json")) for name in (f"/{file}" for file in picked)):
             raise FuserError(_why_no_fuser(wanted, files))
 
     return Selection(wanted.repo, wanted.revision, tuple(patterns), (), "fuser repository", FuserError, check)

@@ -131,7 +131,11 @@ class Fuser:
     def stack(self, layers: Sequence[int]) -> Stack | None:
         """Stack the projectors of these layers, all open; None if they can only run one by one."""
         projectors = [self.projectors[layer] for layer in layers]
-        if not projectors or any(each.training for each in projectors) or len({type(each) for each in projectors}) > 1:
+        if (
+            not projectors
+            or any(projector.training for projector in projectors)
+            or len({type(projector) for projector in projectors}) > 1
+        ):
             return None
         trained = next(projectors[0].parameters()).requires_grad  # training may change its weights before the next call
         if trained or tuple(layers) != self.open_layers:

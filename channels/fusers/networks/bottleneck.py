@@ -70,13 +70,15 @@ class BottleneckFuser(Fuser):
             )
         weight = self.network.down.weight
         chosen = [layers[index] for index in self.card.sharer_layers]
-        return torch.cat([_flat(each).to(weight.device, weight.dtype) for layer in chosen for each in layer], dim=-1)
+        return torch.cat(
+            [_flat(tensor).to(weight.device, weight.dtype) for layer in chosen for tensor in layer], dim=-1
+        )
 
     def corrections(self, layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         """Compute the unrotated corrections of the receiver's layers, each (batch, kv_heads, positions, head_dim)."""
         y = self.network(self.features(layers))
         shapes = self.card.receiver.geometry.shapes
-        parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
+        parts = torch.split(y, [width for shape in shapes for width in (shape.key_width, shape.value_width)], dim=-1)
         heads = [shape.kv_heads for shape in shapes for _ in ("keys", "values")]
         by_head = [part.view(*part.shape[:-1], n, -1).transpose(1, 2) for part, n in zip(parts, heads, strict=True)]
         return list(zip(by_head[::2], by_head[1::2], strict=True))

@@ -81,8 +81,8 @@ class LeanProjector(Projector):
 
     @classmethod
     def stack(cls, projectors: Sequence[Projector]) -> Stack | None:
-        lean = [each for each in projectors if isinstance(each, LeanProjector)]
-        return LeanStack(lean) if len({each.shapes for each in lean}) == 1 else None
+        lean = [projector for projector in projectors if isinstance(projector, LeanProjector)]
+        return LeanStack(lean) if len({projector.shapes for projector in lean}) == 1 else None
 
 
 class LeanStack:
@@ -93,13 +93,14 @@ class LeanStack:
         one = projectors[0]
         wide = one.dtype == torch.bfloat16 and backend(one.device.type).float32_is_faster()
         self.dtype = torch.float32 if wide else one.dtype
-        self.norm = _StackedNorm([each.norm for each in projectors], self.dtype)
+        self.norm = _StackedNorm([projector.norm for projector in projectors], self.dtype)
         self.down, self.mix, self.key_up, self.value_up = (
-            _StackedLinear([getattr(each, name) for each in projectors], self.dtype)
+            _StackedLinear([getattr(projector, name) for projector in projectors], self.dtype)
             for name in ("down", "mix", "key_up", "value_up")
         )
-        self.key_alpha = torch.stack([each.key_alpha for each in projectors])[:, None]  # (layers, 1, kv_heads)
-        self.value_alpha = torch.stack([each.value_alpha for each in projectors])[:, None]
+        # (layers, 1, kv_heads)
+        self.key_alpha = torch.stack([projector.key_alpha for projector in projectors])[:, None]
+        self.value_alpha = torch.stack([projector.value_alpha for projector in projectors])[:, None]
 
     @cached_property
     def kernel(self) -> LeanFuserKernel | None:
@@ -136,8 +137,8 @@ class _Stacked:
 
 class _StackedLinear(_Stacked):
     def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype):
-        weight = torch.stack([each.weight.T for each in linears])  # (layers, inputs, outputs)
-        super().__init__(weight, torch.stack([each.bias for each in linears])[:, None], dtype)
+        weight = torch.stack([linear.weight.T for linear in linears])  # (layers, inputs, outputs)
+        super().__init__(weight, torch.stack([linear.bias for linear in linears])[:, None], dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to (layers, batch, positions, inputs); returns (layers, batch, positions, outputs)."""
@@ -147,7 +148,7 @@ class _StackedLinear(_Stacked):
 class _StackedNorm(_Stacked):
     def __init__(self, norms: Sequence[nn.LayerNorm], dtype: torch.dtype):
         self._shape, self._eps = norms[0].normalized_shape, norms[0].eps
-        weight, bias = (torch.stack([getattr(each, name) for each in norms]) for name in ("weight", "bias"))
+        weight, bias = (torch.stack([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
         super().__init__(weight[:, None, None], bias[:, None, None], dtype)  # (layers, 1, 1, features)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def _corrections(
     net: LeanProjector | LeanStack, sharer_k: Tensor, sharer_v: Tensor, receiver_k: Tensor, receiver_v: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Correct keys and values; all are (batch, kv_heads, positions, head_dim), with layers in front for a stack."""
-    x = torch.cat([_flat(each) for each in (sharer_k, sharer_v, receiver_k, receiver_v)], dim=-1)
+    x = torch.cat([_flat(tensor) for tensor in (sharer_k, sharer_v, receiver_k, receiver_v)], dim=-1)
     z = nn.functional.gelu(net.down(net.norm(x)))  # (..., batch, positions, 2 * width)
     z_k, z_v = (z + net.mix(z)).chunk(2, dim=-1)
     k = _weighted(net.key_up(z_k), net.key_alpha, receiver_k)

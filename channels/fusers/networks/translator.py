@@ -104,15 +104,15 @@ class Translator:
         are not those of the sharer.
         """
         geometry = self.card.sharer.geometry
-        given = tuple(KVShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in layers)
-        if given != geometry.shapes[: max(len(given), self.sharer_depth)]:
+        shapes = tuple(KVShape(k.shape[1], k.shape[3], v.shape[3]) for k, v in layers)
+        if shapes != geometry.shapes[: max(len(shapes), self.sharer_depth)]:
             raise ChannelError(
-                f"the translator reads a cache of {geometry}, but got {describe_shapes(given)}; use one of these two "
+                f"the translator reads a cache of {geometry}, but got {describe_shapes(shapes)}; use one of these two "
                 "models"
             )
         chosen = [layers[index] for index in self.card.sharer_layers]
         device = self.network.down.weight.device
-        return torch.cat([_rows(each).to(device) for layer in chosen for each in layer], dim=-1)
+        return torch.cat([_rows(tensor).to(device) for layer in chosen for tensor in layer], dim=-1)
 
     def write(self, y: Tensor) -> tuple[LayerKV, ...]:
         """Split the network's output into a receiver's unrotated layers, each (1, kv_heads, positions, head_dim)."""
@@ -194,7 +194,7 @@ def new_translator(
 def split_layers(y: Tensor, geometry: Geometry) -> tuple[LayerKV, ...]:
     """Split (positions, features) into a model's layers, each (1, kv_heads, positions, head_dim)."""
     shapes = geometry.shapes
-    parts = torch.split(y, [width for each in shapes for width in (each.key_width, each.value_width)], dim=-1)
+    parts = torch.split(y, [width for shape in shapes for width in (shape.key_width, shape.value_width)], dim=-1)
     by_head = [
         part.view(len(y), shape.kv_heads, -1).transpose(0, 1)[None]
         for part, shape in zip(parts, [shape for shape in shapes for _ in range(2)], strict=True)
@@ -204,7 +204,7 @@ def split_layers(y: Tensor, geometry: Geometry) -> tuple[LayerKV, ...]:
 
 def join_layers(layers: Sequence[LayerKV]) -> Tensor:
     """The reverse of `split_layers`: layers of (1, kv_heads, positions, head_dim) to (positions, all their entries)."""
-    return torch.cat([_rows(each) for layer in layers for each in layer], dim=-1)
+    return torch.cat([_rows(tensor) for layer in layers for tensor in layer], dim=-1)
 
 
 def _rows(x: Tensor) -> Tensor:
