@@ -23,7 +23,7 @@ def announced(graph: Graph) -> AnnouncedRecipe | None:
     None if it runs code, whose changes no hash of its files could show, or if its file has changed since.
     """
     spec, file = graph.spec, graph.file
-    if file is None or any(_runs_code(each) for each, _ in _recipes(spec, file)):
+    if file is None or any(_runs_code(recipe) for recipe, _ in _recipes(spec, file)):
         return None
     may = graph.permissions
     hashes = hashes_of(sorted({str(path.resolve()) for path in _files(spec, file)}))

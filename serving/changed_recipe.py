@@ -62,13 +62,13 @@ def _border(spec: GraphSpec, source: RecipeSource, limits: ServerLimits) -> Iter
             message = f"model {key!r} is not one that the served recipe has under this name"
             yield Finding(message, ("models", key), "leave `models` as it is", at_key=True)
     yield from _repeats(spec, base)
-    used = {each for agent in base.speakers.values() for each in (agent.model, source.short(agent.model))}
+    used = {model for agent in base.speakers.values() for model in (agent.model, source.short(agent.model))}
     for name, agent in spec.agents.items():
         if isinstance(agent, AgentSpec):
             yield from _agent(name, agent, used, limits)
         elif not agent.pauses:
             yield Finding(f"agent {name!r} can't run here: {ALONE}", ("agents", name), at_key=True)
-    known = {each for fuser in fusers_of(base) for each in (fuser, source.short(fuser))}
+    known = {name for fuser in fusers_of(base) for name in (fuser, source.short(fuser))}
     for path, fuser in fuser_names(RawSpec.of(spec.model_dump(by_alias=True, exclude_defaults=True))):
         if fuser not in known:
             yield Finding(f"fuser {fuser!r} is not one that the served recipe names", path, "remove it")

@@ -76,6 +76,6 @@ def _inside(spec: GraphSpec, folder: Path) -> tuple[dict[str, Any], list[EdgeSpe
 def _agent(spec: GraphSpec, name: str) -> dict[str, Any]:
     entry = spec.agents[name]
     kind = next((key for key in ("model", "graph", "function", "pause") if hasattr(entry, key)), "model")
-    told = getattr(entry, kind) if kind in ("model", "graph") else None
-    about = {kind if told else "name": hide_paths(str(told)) if told else name}
+    source = getattr(entry, kind) if kind in ("model", "graph") else None
+    about = {kind if source else "name": hide_paths(str(source)) if source else name}
     return {"kind": kind, **about, "reads_only": entry.reads_only}

@@ -76,7 +76,7 @@ def _check(served: ServedGraph, state: ServerState, recipe: str | None, edges: A
         graph = graph.with_channels(edges) if edges else graph
         return {"problems": [], "graph": describe(graph.spec, graph.folder, graph.warnings())}
     except RecipeError as error:
-        return {"problems": [_problem(each) for each in error.problems], "graph": None}
+        return {"problems": [_problem(problem) for problem in error.problems], "graph": None}
     except CachegraphError as error:
         return {"problems": [_problem(Problem(str(error)))], "graph": None}
 

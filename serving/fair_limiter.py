@@ -35,15 +35,15 @@ class FairLimiter:
             self._free -= 1
             self._running[tenant] += 1
             return
-        mine = anyio.Event()
-        self._waiting.setdefault(tenant, deque()).append(mine)
+        event = anyio.Event()
+        self._waiting.setdefault(tenant, deque()).append(event)
         try:
-            await mine.wait()
+            await event.wait()
         except BaseException:
-            if mine.is_set():  # the place was given to it at the moment of its cancellation
+            if event.is_set():  # the place was given to it at the moment of its cancellation
                 self._release(tenant)
             else:
-                self._forget(tenant, mine)
+                self._forget(tenant, event)
             raise
 
     def _release(self, tenant: str | None) -> None:
@@ -55,7 +55,7 @@ class FairLimiter:
             return
         if tenant in self._waiting:
             self._waiting.move_to_end(tenant)
-        chosen = min(self._waiting, key=lambda each: self._running[each])  # the first of several
+        chosen = min(self._waiting, key=lambda candidate: self._running[candidate])  # the first of several
         event = self._waiting[chosen].popleft()
         self._waiting.move_to_end(chosen)
         if not self._waiting[chosen]:
@@ -63,7 +63,7 @@ class FairLimiter:
         self._running[chosen] += 1
         event.set()
 
-    def _forget(self, tenant: str | None, mine: anyio.Event) -> None:
-        self._waiting[tenant].remove(mine)
+    def _forget(self, tenant: str | None, event: anyio.Event) -> None:
+        self._waiting[tenant].remove(event)
         if not self._waiting[tenant]:
             del self._waiting[tenant]

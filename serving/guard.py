@@ -49,12 +49,12 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = False
+        started = False
 
         async def send_guarded(message: Message) -> None:
-            nonlocal begun
+            nonlocal started
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 self._metrics.count("cachegraph_requests_total", path=_route(scope), status=str(message["status"]))
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -69,7 +69,7 @@ class Guard:
         except Exception as error:  # a boundary: logs unexpected errors; the client gets a short response
             if not isinstance(error, ApiError):
                 log.exception("%s %s failed", scope["method"], scope["path"])
-            if not begun:
+            if not started:
                 await self._refuse(scope["path"], error)(scope, receive, send_guarded)
 
     def _check(self, scope: Scope) -> None:
@@ -142,7 +142,7 @@ def _is_ours(host: str, known: Iterable[str]) -> bool:
     if parts.netloc != host or "@" in host:
         return False
     name = name.rstrip(".")
-    if name == "localhost" or name.endswith(".localhost") or name in {each.lower() for each in known}:
+    if name == "localhost" or name.endswith(".localhost") or name in {alias.lower() for alias in known}:
         return True
     try:
         ipaddress.ip_address(name)

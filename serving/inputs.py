@@ -82,11 +82,11 @@ def _default(declared: Mapping[str, InputSpec], given: Mapping[str, Any]) -> str
 def _check_length(value: Any, most: int) -> None:
     total, todo = 0, [value]
     while todo:
-        each = todo.pop()
-        if isinstance(each, str):
-            total += len(each)
-        elif isinstance(each, dict | list):
-            todo += [*each, *each.values()] if isinstance(each, dict) else each
+        item = todo.pop()
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, dict | list):
+            todo += [*item, *item.values()] if isinstance(item, dict) else item
     if total > most:
         words = f"messages and inputs have {total} characters, and this server takes at most {most}; shorten them"
         raise ApiError(400, words, "prompt_too_long")

@@ -107,9 +107,13 @@ def find_server(recipe: Path, permitted: Mapping[str, Any]) -> LocalServer | Non
         url, recipes = body.get("url"), body.get("recipes")
         if not (isinstance(url, str) and _is_loopback(url) and isinstance(recipes, list)):
             continue
-        for found in (AnnouncedRecipe(**each) for each in recipes):
-            if found.file == file and found.permissions == permitted and hashes_of(found.hashes) == found.hashes:
-                return LocalServer(url, found)
+        for announced in (AnnouncedRecipe(**fields) for fields in recipes):
+            if (
+                announced.file == file
+                and announced.permissions == permitted
+                and hashes_of(announced.hashes) == announced.hashes
+            ):
+                return LocalServer(url, announced)
     return None
 
 

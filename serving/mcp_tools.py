@@ -173,8 +173,8 @@ def _tool(name: str, spec: GraphSpec) -> types.Tool:
         description=spec.description or f"Runs the graph {spec.name!r} of LLM agents and returns its reply.",
         input_schema={
             "type": "object",
-            "properties": {each: _input(entry) for each, entry in spec.inputs.items()},
-            "required": [each for each, entry in spec.inputs.items() if entry.is_required],
+            "properties": {key: _input(entry) for key, entry in spec.inputs.items()},
+            "required": [key for key, entry in spec.inputs.items() if entry.is_required],
             "additionalProperties": False,
         },
     )

@@ -131,11 +131,11 @@ def document(recipes: tuple[RecipeExample, ...] = ()) -> dict[str, Any]:
             "responses": responses(path, method),
         }
         if parameters:
-            operation["parameters"] = [_parameter(each, recipes) for each in parameters]
+            operation["parameters"] = [_parameter(parameter, recipes) for parameter in parameters]
         if body is not None:
             content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
             if body is RunRequest and recipes:
-                content["examples"] = {each.name: {"value": _run(each)} for each in recipes}
+                content["examples"] = {recipe.name: {"value": _run(recipe)} for recipe in recipes}
             operation["requestBody"] = {"required": True, "content": {"application/json": content}}
         paths.setdefault(path, {})[method] = operation
     schemes = {"key": {"type": "http", "scheme": "bearer"}}
@@ -151,7 +151,7 @@ def document(recipes: tuple[RecipeExample, ...] = ()) -> dict[str, Any]:
 def _parameter(parameter: Mapping[str, Any], recipes: Sequence[RecipeExample]) -> dict[str, Any]:
     if parameter["in"] != "path" or parameter["name"] not in ("graph", "model") or not recipes:
         return dict(parameter)
-    return {**parameter, "examples": {each.name: {"value": each.name} for each in recipes}}
+    return {**parameter, "examples": {recipe.name: {"value": recipe.name} for recipe in recipes}}
 
 
 def _run(recipe: RecipeExample) -> dict[str, Any]:

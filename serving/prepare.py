@@ -106,7 +106,7 @@ def refuse_unsupported(
     """Raise ApiError if an unsupported field has another value than its neutral ones."""
     for name, allowed in neutral.items():
         value = getattr(request, name)
-        if value is None or any(value == each and type(value) is type(each) for each in allowed):
+        if value is None or any(value == choice and type(value) is type(choice) for choice in allowed):
             continue
         reason = (reasons or {}).get(name, "no recipe can honour it")
         raise ApiError(400, f"{name!r} is set, and {reason}; leave it out", "unsupported_parameter", name)

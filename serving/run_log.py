@@ -41,7 +41,7 @@ class RunLog:
             "ms": round(result.seconds * 1e3, 1),
             "first_token_ms": round(((answer.started or 0.0) + first) * 1e3, 1) if answer and first else None,
             "tokens": {"prefilled": tokens.prefilled, "cached": tokens.reused, "generated": tokens.generated},
-            "fallbacks": sum(each.fallbacks for each in result.traffic.values()),
+            "fallbacks": sum(traffic.fallbacks for traffic in result.traffic.values()),
             "failed": sorted(name for name, agent in result.agents.items() if agent.status == "failed"),
         }
         if self._content:

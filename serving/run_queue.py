@@ -62,9 +62,9 @@ class RunQueue:
         if (is_full or (held and held + runs > self._share)) and not waits:
             self.refused += 1
             after = min(max(math.ceil(self._seconds * (self.waiting + runs) / self.most_running), 1), LONGEST)
-            whole = f"{self.running} runs are at work and {self.waiting} wait, which is all this server takes on"
+            overall = f"{self.running} runs are at work and {self.waiting} wait, which is all this server takes on"
             own = f"{held} runs of yours are at work or wait, which is all this server takes on for one client"
-            words = f"{whole if is_full else own}; come again in {after} s"
+            words = f"{overall if is_full else own}; come again in {after} s"
             raise ApiError(429, words, "queue_full", headers={"Retry-After": str(after)})
         self.reserved += runs
         self._held[tenant] += runs

@@ -163,7 +163,7 @@ class ServedGraphs:
         if at and channel not in CHANNELS:
             words = f"there is no channel {channel!r}{suggest(channel, CHANNELS)}"
             raise ApiError(404, words, "model_not_found", "model")
-        return self._served[name], next((each for each in CHANNELS if at and each == channel), None)
+        return self._served[name], next((known for known in CHANNELS if at and known == channel), None)
 
     def engines(self) -> Mapping[str, "Engine"]:
         """The models of this process, by their names."""

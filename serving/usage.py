@@ -24,10 +24,10 @@ class Usage:
 def usage_of(results: Sequence[Result], speaker: str) -> Usage:
     """Sum the usage of all runs."""
     totals = [result.totals.tokens for result in results]
-    cached = sum(each.reused for each in totals)
-    written = sum(each.generated for each in totals)
+    cached = sum(tokens.reused for tokens in totals)
+    written = sum(tokens.generated for tokens in totals)
     said = sum(_tokens(result.agents, speaker) for result in results)
-    return Usage(cached + sum(each.prefilled for each in totals), cached, written, max(written - said, 0))
+    return Usage(cached + sum(tokens.prefilled for tokens in totals), cached, written, max(written - said, 0))
 
 
 def finish_of(result: Result) -> str | None:

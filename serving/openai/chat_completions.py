@@ -32,11 +32,11 @@ async def create_chat_completion(request: Request) -> Response:
 
 
 async def _stream(state: ServerState, call: Call, answer: ChatAnswer, with_usage: bool, emit: Emit) -> None:
-    begun: set[int] = set()
+    started: set[int] = set()
 
     def begin(choice: int) -> None:
-        if choice not in begun:
-            begun.add(choice)
+        if choice not in started:
+            started.add(choice)
             emit(answer.begin(choice))
 
     def on_text(choice: int, text: str) -> None:

@@ -33,7 +33,7 @@ async def delete_old_responses(days: float, most_bytes: float) -> None:
 def sweep_responses(days: float, most_bytes: float) -> int:
     """Delete responses older than this, and the oldest beyond this size. Returns how many."""
     oldest, room, deleted = time.time() - days * 86_400, most_bytes, 0
-    for name, changed, size in sorted(session_sizes(RESPONSES), key=lambda each: -each[1]):
+    for name, changed, size in sorted(session_sizes(RESPONSES), key=lambda response: -response[1]):
         room -= size
         if changed >= oldest and room >= 0:
             continue

@@ -25,9 +25,9 @@ class Reports:
 
     def listing(self) -> list[dict[str, Any]]:
         """List the folder's reports, newest first."""
-        found = [(path, path.stat()) for path in self._files()]
-        found.sort(key=lambda each: each[1].st_mtime, reverse=True)
-        return [{"name": path.name, "modified": stat.st_mtime, "bytes": stat.st_size} for path, stat in found]
+        reports = [(path, path.stat()) for path in self._files()]
+        reports.sort(key=lambda report: report[1].st_mtime, reverse=True)
+        return [{"name": path.name, "modified": stat.st_mtime, "bytes": stat.st_size} for path, stat in reports]
 
     def ticket(self, name: str) -> str:
         """Return a ticket to view a report. Raises ApiError if there is no such report."""

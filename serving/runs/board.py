@@ -212,14 +212,14 @@ class RunBoard:
 
     def _forget_old(self) -> None:
         """Keep the events of the latest ended runs that fit, and the prompts of fewer."""
-        ended = [each for each in self._runs.values() if not each.at_work]
+        ended = [run for run in self._runs.values() if not run.at_work]
         tokens, size = KEPT_TOKENS, KEPT_EVENT_BYTES
-        for count, each in enumerate(reversed(ended)):
-            tokens, size = tokens - each.prompt_tokens, size - each.event_bytes
+        for count, run in enumerate(reversed(ended)):
+            tokens, size = tokens - run.prompt_tokens, size - run.event_bytes
             if count >= KEPT or size < 0:
-                del self._runs[each.id]
+                del self._runs[run.id]
             elif tokens < 0:
-                each.forget_prompts()
+                run.forget_prompts()
 
     async def _work(self, live: LiveRun, stream: RunStream) -> None:
         try:

@@ -29,7 +29,7 @@ def summary(info: "RunInfo") -> dict[str, Any]:
 def details(stored: "StoredRun", live: LiveRun | None) -> dict[str, Any]:
     """Format one run. Has `result` while this process has the run, and always the replies of finished turns."""
     result = live.result if live is not None else None
-    turns = {each.turn: each.recorded.text for each in stored.turns}
+    turns = {turn.turn: turn.recorded.text for turn in stored.turns}
     error = stored.outcome.error
     return {
         "id": stored.id,
@@ -49,7 +49,7 @@ def details(stored: "StoredRun", live: LiveRun | None) -> dict[str, Any]:
 def _questions(stored: "StoredRun") -> Mapping[str, str]:
     """Return open questions by turn."""
     asked = stored.outcome.unfinished.items()
-    return {turn: each.prompt or "" for turn, each in asked if each.status == "paused"}
+    return {turn: unfinished.prompt or "" for turn, unfinished in asked if unfinished.status == "paused"}
 
 
 def _plain(result: Result) -> Any:

@@ -27,8 +27,8 @@ async def run_events(
         return
     try:
         async with aclosing(live.follow(_first(live, last))) as events:
-            async for number, each in events:
-                yield f"id: {live.event_id(number)}\n".encode() + event(each.data, each.type)
+            async for number, encoded in events:
+                yield f"id: {live.event_id(number)}\n".encode() + event(encoded.data, encoded.type)
     except EventsGoneError:  # a client that connects again continues with the oldest event in memory
         yield f"id: {live.event_id(live.dropped - 1)}\n".encode() + _stored(await get(), live)
 

@@ -142,7 +142,7 @@ def without_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, str):
         return hide_paths(value) if key in MESSAGES else value
     if isinstance(value, dict):
-        return {str(name): without_paths(each, str(name)) for name, each in value.items()}
+        return {str(name): without_paths(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_paths(each, key) for each in value]
+        return [without_paths(item, key) for item in value]
     return value

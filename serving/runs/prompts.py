@@ -39,7 +39,10 @@ def require_prompts(request: Request) -> None:
 
 
 def _plain(prompt: PromptView) -> dict[str, Any]:
-    edges = {sender: [_alignment(each) for each in found] for sender, found in prompt.alignments().items()}
+    edges = {
+        sender: [_alignment(alignment) for alignment in alignments]
+        for sender, alignments in prompt.alignments().items()
+    }
     return {"tokens": prompt.tokens, "parts": [asdict(part) for part in prompt.parts()], "edges": edges}
 
 

@@ -35,16 +35,16 @@ def replay(stored: "StoredRun", live: LiveRun | None) -> Replay:
     kept = list(live.events)
     last = live.event_id(live.dropped + len(kept) - 1) if kept else None
     if not live.dropped:
-        return Replay(lambda: [each.data for each in kept], last)
+        return Replay(lambda: [event.data for event in kept], last)
     if not live.at_work:
         return Replay(lambda: _encoded(rebuilt_events(stored)), last)
-    return Replay(lambda: _encoded(_before(kept, rebuilt_events(stored))) + [each.data for each in kept], last)
+    return Replay(lambda: _encoded(_before(kept, rebuilt_events(stored))) + [event.data for event in kept], last)
 
 
 def _before(kept: Sequence[EncodedEvent], rebuilt: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events of turns that had finished before those in memory."""
-    later = {each.turn for each in kept if each.type == "agent_finished"}
-    return [each for each in rebuilt if each["type"] != "run_finished" and each.get("turn") not in later]
+    later = {event.turn for event in kept if event.type == "agent_finished"}
+    return [event for event in rebuilt if event["type"] != "run_finished" and event.get("turn") not in later]
 
 
 def _encoded(events: list[dict[str, Any]]) -> list[str]:
@@ -56,7 +56,7 @@ def rebuilt_events(stored: "StoredRun") -> list[dict[str, Any]]:
     events = [event for turn in stored.turns for event in _of_turn(turn)]
     events.sort(key=lambda event: event["at"])  # stable: events of one turn keep their order
     end = max([stored.seconds, *(event["at"] for event in events)])
-    events += [_of_unfinished(turn, each, end) for turn, each in stored.outcome.unfinished.items()]
+    events += [_of_unfinished(turn, unfinished, end) for turn, unfinished in stored.outcome.unfinished.items()]
     result = {"graph": stored.graph, "run_id": stored.id, "status": stored.status, "seconds": stored.seconds}
     begin = _event("run_started", 0.0, graph=stored.graph, warnings=[])
     if stored.status == "running":
