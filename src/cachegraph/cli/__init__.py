@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
 
 def create_app(arguments: Sequence[str] = ()) -> typer.Typer:
     """Create the command line. If the arguments name a command, with this command alone, which spares imports."""
-    command = next((each for each in arguments if not each.startswith("-")), None)
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
     named = [module for module, commands in COMMANDS.items() if command in commands]
     app = typer.Typer(
         name="cachegraph",

@@ -52,7 +52,7 @@ class Batch:
         bad = [row for row in self.rows if row.problem is not None]
         if len(bad) == len(self.rows):
             raise InputError(f"no row of {data!r} fits the recipe; the first: {bad[0].problem}")
-        recipe = "".join(dump_recipe(spec) for spec in (graph.spec, *(each for each, _ in _inner(graph))))
+        recipe = "".join(dump_recipe(spec) for spec in (graph.spec, *(inner for inner, _ in _inner(graph))))
         self.keys = [row_key(recipe, row.inputs) for row in self.rows]
         self.file = RepliesFile(out, self.keys)
         self.counts = Counter(self.file.kept.values())

@@ -70,6 +70,6 @@ def _devices(machine: "Machine") -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("device", "free", "dtype", "KV memory of an engine"):
         table.add_column(title, no_wrap=True)
-    for each in machine.devices:
-        table.add_row(each.name, format_bytes(each.free_bytes), each.dtype, format_bytes(each.kv_budget_bytes))
+    for device in machine.devices:
+        table.add_row(device.name, format_bytes(device.free_bytes), device.dtype, format_bytes(device.kv_budget_bytes))
     return table

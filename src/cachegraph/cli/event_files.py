@@ -58,15 +58,15 @@ def record_events(events: Path | None, trace: Path | None) -> Iterator[EventReco
     """Open both files. Raises ConfigError at once if one can't be written. Writes the trace however the runs end."""
     with ExitStack() as files:
         lines = files.enter_context(closing(_OutputFile(events))) if events is not None else None
-        whole = files.enter_context(closing(_OutputFile(trace))) if trace is not None else None
-        recorder = EventRecorder(lines, whole)
+        trace_file = files.enter_context(closing(_OutputFile(trace))) if trace is not None else None
+        recorder = EventRecorder(lines, trace_file)
         try:
             yield recorder
         finally:
-            if whole is not None:
+            if trace_file is not None:
                 from cachegraph.graph.tracing.chrome import chrome_trace
 
-                json.dump(chrome_trace(recorder.runs), whole, ensure_ascii=False)
+                json.dump(chrome_trace(recorder.runs), trace_file, ensure_ascii=False)
 
 
 def _opened(path: Path) -> IO[str]:

@@ -53,8 +53,8 @@ def print_failure(error: BaseException, sentence: str, code: int) -> None:
     if not _wants_json() or output.printed_json:
         return
     facts: dict[str, Any] = {}
-    for each in _facts:
-        facts |= each()
+    for collect in _facts:
+        facts |= collect()
     facts |= {"error": sentence, "kind": type(error).__name__, "exit_code": code}
     if isinstance(error, RecipeError):
         facts["problems"] = [vars(problem) for problem in error.problems]
@@ -82,7 +82,7 @@ def _wants_json() -> bool:
     context = _parse(typer.main.get_command(_app), arguments) if _app is not None else None
     if context is None:
         return "--json" in arguments[: arguments.index("--")] if "--" in arguments else "--json" in arguments
-    return any(context.params.get(each.name) for each in context.command.params if "--json" in each.opts)
+    return any(context.params.get(parameter.name) for parameter in context.command.params if "--json" in parameter.opts)
 
 
 def _parse(command: Any, arguments: list[str]) -> Any:

@@ -107,10 +107,10 @@ def import_fuser(
 
     installed = import_fusers(folder, name, force=force)
     if as_json:
-        _print_json([{"name": each.name, "folder": str(each)} for each in installed])
+        _print_json([{"name": path.name, "folder": str(path)} for path in installed])
         return
-    for each in installed:
-        echo(f"{each.name}: {each}")
+    for path in installed:
+        echo(f"{path.name}: {path}")
 
 
 @app.command("export")

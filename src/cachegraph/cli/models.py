@@ -140,8 +140,10 @@ def check_model(
     table = Table(box=None, pad_edge=False)
     for title in ("compared", "differs by", "may differ by", ""):
         table.add_column(title, justify="left" if title in ("compared", "") else "right")
-    for each in verdict.compared:
-        table.add_row(each.what, f"{each.error:.1e}", f"{each.limit:.1e}", "" if each.passed else "fails")
+    for comparison in verdict.compared:
+        table.add_row(
+            comparison.what, f"{comparison.error:.1e}", f"{comparison.limit:.1e}", "" if comparison.passed else "fails"
+        )
     open_console().print(table)
     may = {
         "cache edges": verdict.why_no_cache,

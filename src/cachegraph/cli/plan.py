@@ -138,14 +138,14 @@ class _Report:
         """Of every kind of cache edge, for several numbers of receivers."""
         from cachegraph.evaluation.cost.break_even import RECEIVERS, break_even
 
-        found, seen = [], set()
+        results, seen = [], set()
         for edge in self.shape.edges:
             kind = (edge.form, edge.fuser, *(self.shape.turn(end).model for end in (edge.sender, edge.receiver)))
             if edge.form is None or kind in seen:
                 continue
             seen.add(kind)
-            found += [break_even(self.shape, edge, self.setting, number, self.length) for number in RECEIVERS]
-        return [each for each in found if each is not None]
+            results += [break_even(self.shape, edge, self.setting, number, self.length) for number in RECEIVERS]
+        return [result for result in results if result is not None]
 
     def summary(self) -> dict[str, Any]:
         """As JSON-like values."""
@@ -158,16 +158,16 @@ class _Report:
             "edges": edges,
             "document": {"input": self.shape.document, "characters": round(self.length)},
             "measured": {
-                "models": [each.model_dump(mode="json") for each in self.needs.known_models.values()],
-                "edges": [each.model_dump(mode="json") for each in self.needs.known_edges.values()],
+                "models": [model.model_dump(mode="json") for model in self.needs.known_models.values()],
+                "edges": [edge.model_dump(mode="json") for edge in self.needs.known_edges.values()],
             },
             "assumed": {"bandwidth": self.bandwidth, "lengths": list(self.shape.assumed)},
             "predictions": {
-                name: {**each.model_dump(mode="json"), "seconds": each.seconds}
-                for name, each in self.predictions().items()
+                name: {**prediction.model_dump(mode="json"), "seconds": prediction.seconds}
+                for name, prediction in self.predictions().items()
             },
-            "break_even": [each.model_dump(mode="json") for each in self.break_evens()],
-            "checked": [{**each.model_dump(mode="json"), "ratio": each.ratio} for each in self.checked],
+            "break_even": [result.model_dump(mode="json") for result in self.break_evens()],
+            "checked": [{**run.model_dump(mode="json"), "ratio": run.ratio} for run in self.checked],
             "notes": self.needs.notes,
         }
 
@@ -215,7 +215,9 @@ def _print(report: _Report) -> None:
             echo(line)
     if break_evens := report.break_evens():
         echo()
-        console.print(break_even_table(break_evens, min(each.prefill.longest for each in needs.known_models.values())))
+        console.print(
+            break_even_table(break_evens, min(model.prefill.longest for model in needs.known_models.values()))
+        )
     if report.checked:
         echo()
         console.print(check_table(report.checked))
@@ -230,7 +232,7 @@ def _assumptions(report: _Report) -> Sequence[str]:
         "replies as long as the recipe allows; tokens as long as those of English; one device computes one thing after "
         "another; known prefixes are reused"
     )
-    return [f"assumed: {way}; {others}", *(f"assumed: {each}" for each in report.shape.assumed)]
+    return [f"assumed: {way}; {others}", *(f"assumed: {assumption}" for assumption in report.shape.assumed)]
 
 
 def _bandwidth(text: str | None) -> float | None:

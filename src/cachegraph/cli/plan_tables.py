@@ -73,22 +73,22 @@ def prediction_table(
     tokens = f", {shape.document} of {models[reader].tokens(length):,.0f} tokens" if reader is not None else ""
     parts = ["prefill", "edges", "wire", "decode", "all, s", "read", "written", "sent"]
     table = _table(f"predicted, one run{tokens}", ["over", *parts])
-    for name, each in predictions.items():
-        seconds = (each.prefill, each.move, each.transfer, each.decode, each.seconds)
+    for name, prediction in predictions.items():
+        seconds = (prediction.prefill, prediction.move, prediction.transfer, prediction.decode, prediction.seconds)
         table.add_row(
             Text(name),
             *(f"{value:.2f}" for value in seconds),
-            f"{each.prefilled:,.0f}",
-            f"{each.generated:,.0f}",
-            format_bytes(each.bytes),
+            f"{prediction.prefilled:,.0f}",
+            f"{prediction.generated:,.0f}",
+            format_bytes(prediction.bytes),
         )
-    unknown = sorted({name for each in predictions.values() for name in each.unknown})
+    unknown = sorted({name for prediction in predictions.values() for name in prediction.unknown})
     if unknown:
         table.caption, table.caption_justify = Text(f"without the cost of {', '.join(unknown)}"), "left"
     return table
 
 
-def break_even_table(found: "Sequence[BreakEven]", measured: float) -> Table:
+def break_even_table(break_evens: "Sequence[BreakEven]", measured: float) -> Table:
     """From which length a cache beats text, and the least bandwidth, by edge and number of receivers.
 
     `measured` is the longest measured prompt, in tokens.
@@ -96,40 +96,46 @@ def break_even_table(found: "Sequence[BreakEven]", measured: float) -> Table:
     columns = ["edge", "receivers", "faster", "cache, s", "text, s", "bandwidth"]
     table = _table("one sender, copies of one receiver: where a cache is faster than text", columns)
     beyond = f", extrapolated above {measured:,.0f}"
-    for each in found:
-        least = "-" if each.bandwidth is None else f"{format_bytes(each.bandwidth)}/s"
-        seconds = (f"{each.cache:.2f}", f"{each.text:.2f}")
-        table.add_row(Text(f"{each.edge} ({each.form})"), str(each.receivers), _window(each), *seconds, least)
+    for break_even in break_evens:
+        least = "-" if break_even.bandwidth is None else f"{format_bytes(break_even.bandwidth)}/s"
+        seconds = (f"{break_even.cache:.2f}", f"{break_even.text:.2f}")
+        table.add_row(
+            Text(f"{break_even.edge} ({break_even.form})"),
+            str(break_even.receivers),
+            _window(break_even),
+            *seconds,
+            least,
+        )
     table.caption = f"in tokens of the document{beyond}; seconds and bandwidth at the length of the prediction"
     table.caption_justify = "left"
     return table
 
 
-def _window(each: "BreakEven") -> str:
+def _window(break_even: "BreakEven") -> str:
     from cachegraph.evaluation.cost.break_even import LONGEST, SHORTEST
 
-    if each.shortest is None or each.longest is None:
+    if break_even.shortest is None or break_even.longest is None:
         return "never"
-    start, end = each.shortest > SHORTEST, each.longest < LONGEST
+    start, end = break_even.shortest > SHORTEST, break_even.longest < LONGEST
     if start and end:
-        return f"{each.shortest:,} to {each.longest:,}"
-    return f"from {each.shortest:,}" if start else f"up to {each.longest:,}" if end else "always"
+        return f"{break_even.shortest:,} to {break_even.longest:,}"
+    return f"from {break_even.shortest:,}" if start else f"up to {break_even.longest:,}" if end else "always"
 
 
 def check_table(checked: "Sequence[CheckedRun]") -> Table:
     """Predictions beside real runs."""
     columns = ["over", "predicted, s", "measured, s (range)", "ratio", "tokens", "measured", "sent", "measured"]
     table = _table(f"checked: {checked[0].runs} runs each, with the lengths of their replies", columns)
-    for each in checked:
+    for run in checked:
         table.add_row(
-            Text(each.over),
-            f"{each.predicted:.2f}",
-            f"{each.measured:.2f} ({each.fastest:.2f} to {each.slowest:.2f})",
-            f"{each.ratio:.2f}",
-            f"{each.predicted_tokens:,.0f}",
-            f"{each.measured_tokens:,.0f}",
-            format_bytes(each.predicted_bytes),
-            format_bytes(each.measured_bytes),
+            Text(run.over),
+            f"{run.predicted:.2f}",
+            f"{run.measured:.2f} ({run.fastest:.2f} to {run.slowest:.2f})",
+            f"{run.ratio:.2f}",
+            f"{run.predicted_tokens:,.0f}",
+            f"{run.measured_tokens:,.0f}",
+            format_bytes(run.predicted_bytes),
+            format_bytes(run.measured_bytes),
         )
     return table
 

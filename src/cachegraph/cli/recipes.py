@@ -80,9 +80,9 @@ def validate(
             echo(f"{recipe}: fine, {_count(len(spec.agents), 'agent')}, {_count(len(spec.edges), 'edge')}")
             for doubt in doubts.get(str(recipe), ()):
                 echo(f"warning: {doubt}")
-    problems = [problem for each in found.values() for problem in each]
+    problems = [problem for group in found.values() for problem in group]
     if as_json:
-        reports = [_report(recipe, each, doubts.get(recipe, [])) for recipe, each in found.items()]
+        reports = [_report(recipe, group, doubts.get(recipe, [])) for recipe, group in found.items()]
         echo_json(json.dumps(reports, indent=2, ensure_ascii=False))
         raise typer.Exit(RecipeError.exit_code if problems else 0)
     if problems:
@@ -162,7 +162,7 @@ def _dropped(recipe: Path, spec: "GraphSpec", channel: str | None) -> tuple[list
 def _report(recipe: str, problems: list[Problem], warnings: list[Problem]) -> dict[str, object]:
     keys = ("message", "hint", "file", "line", "column")
     problems_, warnings_ = (
-        [{key: getattr(each, key) for key in keys} for each in group] for group in (problems, warnings)
+        [{key: getattr(problem, key) for key in keys} for problem in group] for group in (problems, warnings)
     )
     return {"recipe": recipe, "valid": not problems, "problems": problems_, "warnings": warnings_}
 

@@ -79,7 +79,7 @@ class RepliesFile:
         try:
             lines = [json.loads(line) for line in self.path.read_bytes().splitlines()]
             write_atomically(
-                self.path, b"".join(_encoded(line) for line in sorted(lines, key=lambda each: each["row"]))
+                self.path, b"".join(_encoded(line) for line in sorted(lines, key=lambda reply: reply["row"]))
             )
         except OSError as error:
             raise self._unwritable(error) from error

@@ -94,9 +94,9 @@ def _print_agents(result: Result, console: Console) -> None:
     columns = _agents(result)
     models = columns.pop("model")
     agents = columns.pop("agent")
-    whole = _table({"agent": agents, "model": models, **columns}, left=("agent", "model"))
-    if width_of(whole, console) <= console.width:
-        console.print(whole)
+    full_table = _table({"agent": agents, "model": models, **columns}, left=("agent", "model"))
+    if width_of(full_table, console) <= console.width:
+        console.print(full_table)
         return
     columns.pop("finish", None)  # `_print_cut` says it too
     numbers = _table(columns, left=(), gap=1)
@@ -157,15 +157,15 @@ def _with_turns(name: str, agent: AgentResult) -> str:
 
 def _edges(result: Result) -> Table:
     edges = result.edges
-    whole = [result.traffic.get(pair) or Traffic.of(edge) for pair, edge in edges.items()]
+    traffic = [result.traffic.get(pair) or Traffic.of(edge) for pair, edge in edges.items()]
     columns: dict[str, list[Text]] = {
         "edge": [Text(f"{sender} → {receiver}") for sender, receiver in edges],
         "asked": [Text(str(edge.asked)) for edge in edges.values()],
         "used": [Text(edge.channel_used, "yellow" if edge.fallback_reason else "") for edge in edges.values()],
-        "messages": [Text(str(part.messages) if part.messages > 1 else "-") for part in whole],
-        "sent\nbytes": [Text(f"{part.bytes:,}") for part in whole],
-        "fused\npositions": [Text(str(part.positions_fused or "-")) for part in whole],
-        "grafted\npositions": [Text(str(part.positions_grafted or "-")) for part in whole],
+        "messages": [Text(str(part.messages) if part.messages > 1 else "-") for part in traffic],
+        "sent\nbytes": [Text(f"{part.bytes:,}") for part in traffic],
+        "fused\npositions": [Text(str(part.positions_fused or "-")) for part in traffic],
+        "grafted\npositions": [Text(str(part.positions_grafted or "-")) for part in traffic],
     }
     return _table({title: cells for title, cells in columns.items() if _has_values(cells)}, ("edge", "asked", "used"))
 

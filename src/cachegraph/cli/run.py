@@ -157,8 +157,8 @@ def run(
         with record_events(events, trace) as recorder:
             fetch_models(graph.spec, graph.folder, cluster)
             graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
-            for each in graphs:
-                fetch_fusers(each.spec, graph.folder)
+            for variant in graphs:
+                fetch_fusers(variant.spec, graph.folder)
             with graph:
                 started()
                 results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
@@ -171,7 +171,7 @@ def run(
 def _refuse_with_data(data: str | None, out: Path | None, many: bool, others: "Sequence[object]") -> None:
     if data is None or out is None:
         raise InputError("--data names the rows and --out the file of their replies; give both")
-    if many or any(each is not None for each in others):
+    if many or any(option is not None for option in others):
         raise InputError("--data takes at most one --channel, and no --session, --server, --events or --trace")
 
 

@@ -49,20 +49,20 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """Show the newest runs."""
-    found = open_store().list(limit, skip=skip, graph=graph, status=status)
+    newest = open_store().list(limit, skip=skip, graph=graph, status=status)
     if as_json:
-        echo_json(json.dumps([asdict(run) for run in found], indent=2))
+        echo_json(json.dumps([asdict(run) for run in newest], indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("id", "graph", "status", "begun", "seconds", "turns"):
-        whole = title != "graph"  # a long name is wrapped, not cut
+        no_wrap = title != "graph"  # a long name is wrapped, not cut
         right = title in ("seconds", "turns")
-        table.add_column(title, justify="right" if right else "left", no_wrap=whole, overflow="fold")
-    for run in found:
+        table.add_column(title, justify="right" if right else "left", no_wrap=no_wrap, overflow="fold")
+    for run in newest:
         figures = (f"{run.seconds:.1f}", str(run.turns))
         table.add_row(run.id, run.graph, _status(run.status), _when(run.created), *figures)
     open_console().print(table)
-    if len(found) == limit:
+    if len(newest) == limit:
         echo(f"More: --skip {skip + limit}", err=True)
 
 
@@ -75,7 +75,7 @@ def show_run(
     """Show a run: its inputs, what each agent did, and what stopped it."""
     stored = open_store().get(run)
     if turn is not None:
-        known = {each.turn: each.recorded for each in stored.turns}
+        known = {stored_turn.turn: stored_turn.recorded for stored_turn in stored.turns}
         if turn not in known:
             raise InputError(f"run {stored.id!r} has finished no turn {turn!r}; it has {', '.join(known) or 'none'}")
         echo_json(json.dumps(asdict(known[turn]), indent=2) if as_json else known[turn].text or "")
@@ -189,7 +189,7 @@ def _print(stored: "StoredRun") -> None:
         "begun": _when(stored.created),
         "seconds": f"{stored.seconds:.1f}",
         "recipe": setting.file or f"in {setting.folder}",
-        "versions": ", ".join(f"{name} {each}" for name, each in setting.versions.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in setting.versions.items()),
         **{f"input {name}": _short(value, 200) for name, value in setting.inputs.items()},
         "error": printable(stored.outcome.error or ""),
     }
@@ -197,11 +197,11 @@ def _print(stored: "StoredRun") -> None:
         if fact:
             console.print(Text.assemble((f"{name}: ", "dim"), fact), soft_wrap=True)
     _print_turns(stored, console)
-    for name, each in stored.outcome.unfinished.items():
-        status = (f"{name} ({each.status})", COLOURS.get(each.status, "red"))
-        console.print(Text.assemble(status, f" {printable(each.error or '')}"), soft_wrap=True)
-        if each.prompt is not None:
-            console.print(Text(_indented(printable(each.prompt)), "dim"), soft_wrap=True)
+    for name, unfinished in stored.outcome.unfinished.items():
+        status = (f"{name} ({unfinished.status})", COLOURS.get(unfinished.status, "red"))
+        console.print(Text.assemble(status, f" {printable(unfinished.error or '')}"), soft_wrap=True)
+        if unfinished.prompt is not None:
+            console.print(Text(_indented(printable(unfinished.prompt)), "dim"), soft_wrap=True)
 
 
 def _print_turns(stored: "StoredRun", console: Console) -> None:
@@ -210,12 +210,12 @@ def _print_turns(stored: "StoredRun", console: Console) -> None:
     if left >= LEAST_REPLY:
         console.print(_turns(stored, left))
         return
-    for each in stored.turns:
-        named = zip(("tokens read", "tokens written", "s", "finish"), _figures(each.recorded.agent), strict=True)
+    for turn in stored.turns:
+        named = zip(("tokens read", "tokens written", "s", "finish"), _figures(turn.recorded.agent), strict=True)
         figures = ", ".join(f"{cell.plain} {name}" for name, cell in named if cell.plain != "-")
-        console.print(Text(each.turn, "bold"), soft_wrap=True)
+        console.print(Text(turn.turn, "bold"), soft_wrap=True)
         console.print(Text(f"    {figures}"))
-        console.print(Text(f"    {_reply(each.recorded.text)}"), no_wrap=True, overflow="ellipsis")
+        console.print(Text(f"    {_reply(turn.recorded.text)}"), no_wrap=True, overflow="ellipsis")
 
 
 def _turns(stored: "StoredRun", reply_width: int | None = None) -> Table:
@@ -224,9 +224,9 @@ def _turns(stored: "StoredRun", reply_width: int | None = None) -> Table:
         table.add_column(title, justify="left" if title in ("turn\n", "finish\n") else "right", no_wrap=True)
     if reply_width is not None:
         table.add_column("reply\n", no_wrap=True, max_width=reply_width, overflow="ellipsis")
-    for each in stored.turns:
-        cells = [Text(each.turn), *_figures(each.recorded.agent)]
-        table.add_row(*cells, *([Text(_reply(each.recorded.text))] if reply_width is not None else []))
+    for turn in stored.turns:
+        cells = [Text(turn.turn), *_figures(turn.recorded.agent)]
+        table.add_row(*cells, *([Text(_reply(turn.recorded.text))] if reply_width is not None else []))
     return table
 
 

@@ -183,11 +183,11 @@ def _follow(server: ServerConnection, run: str, output: str, quiet: bool) -> "Re
         if kind == "gap":  # pieces are missing: print the whole reply at the end
             write("\n" if within_line else "")
             within_line, streamed, cut = False, False, True
-        mine = not quiet and not cut and event.get("agent") == output
-        if mine and kind == "agent_started" and within_line:
+        shown = not quiet and not cut and event.get("agent") == output
+        if shown and kind == "agent_started" and within_line:
             write("\n")
             within_line = False
-        if mine and kind == "text_delta":
+        if shown and kind == "text_delta":
             write(str(event["text"]))
             within_line = streamed = True
     raise ConfigError(f"the server stopped before run {run!r} had ended; it resumes the run when it is started again")

@@ -47,7 +47,7 @@ def check_arguments(arguments: list[str]) -> None:
 
 def check_variables(arguments: list[str]) -> None:
     """Raise InputError for environment variables with options of this command that are not UTF-8."""
-    command = next((each for each in arguments if not each.startswith("-")), None)
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
     if command is None:
         return
     for name, value in os.environ.items():

@@ -82,13 +82,15 @@ def train(
     from cachegraph.training.load import changed
 
     spec, folder = _spec(recipe, graph, edge, kind, data)
-    given: dict[str, Any] = {"optim.steps": steps, "seed": seed, "control": control}
+    overrides: dict[str, Any] = {"optim.steps": steps, "seed": seed, "control": control}
     if recipe is not None:
-        given["edge"] = edge
-        given["data.source"] = [str(Path(each).absolute()) if Path(each).exists() else each for each in data or []]
+        overrides["edge"] = edge
+        overrides["data.source"] = [
+            str(Path(source).absolute()) if Path(source).exists() else source for source in data or []
+        ]
     if output is not None:
-        given["output"] = str(output.absolute())
-    spec = changed(spec, {key: value for key, value in given.items() if value not in (None, [])})
+        overrides["output"] = str(output.absolute())
+    spec = changed(spec, {key: value for key, value in overrides.items() if value not in (None, [])})
     spec = changed(spec, dict(map(_setting, settings or [])))
     place = (data_folder or folder).absolute()
     _fetch(spec, folder)
