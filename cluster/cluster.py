@@ -89,10 +89,10 @@ class Cluster:
 
         Raises ConfigError with the arithmetic if the models don't fit the cluster.
         """
-        used = {other: each for other, each in self.sets.items() if each.is_used or other == key}
+        used = {other: replicas for other, replicas in self.sets.items() if replicas.is_used or other == key}
         names = _names(used)
-        needs = {names[other]: each.need for other, each in used.items()}
-        counts = {names[other]: each.limits.min for other, each in used.items()}
+        needs = {names[other]: replicas.need for other, replicas in used.items()}
+        counts = {names[other]: replicas.limits.min for other, replicas in used.items()}
         links = sorted(link for link in self._links if set(link) <= names.keys())
         traffic = [CacheTraffic(names[sender], names[receiver], 1) for sender, receiver in links]
         nodes = place(needs, traffic, node_resources(), counts).nodes[names[key]]
@@ -104,8 +104,8 @@ class Cluster:
 
     def close(self) -> None:
         """End all replicas, and the connection if this is the one that made it."""
-        for each in self.sets.values():
-            each.close()
+        for replicas in self.sets.values():
+            replicas.close()
         self.sets.clear()
         if self._own:
             self._head.close()

@@ -145,7 +145,7 @@ def portable_turn(turn: Turn) -> Turn:
     control = turn.control
     if control is not None and control.other is not None:
         control = replace(control, other=portable_turn(control.other))
-    deliveries = tuple(_portable(each) for each in turn.deliveries)
+    deliveries = tuple(_portable(delivery) for delivery in turn.deliveries)
     return replace(
         turn,
         deliveries=deliveries,

@@ -14,21 +14,21 @@ _LABELS = ("node:", "accelerator_type:", "bundle_group_", "GPU_group_", "CPU_gro
 
 def node_resources() -> list[NodeResources]:
     """What every node that is alive has in all, whether or not it is in use; named by host and id."""
-    return [_node(each) for each in _alive()]
+    return [_node(node) for node in _alive()]
 
 
 def node_ids() -> dict[str, str]:
     """Ray's id of every node that is alive, by our name for it."""
-    return {_name(each): each["NodeID"] for each in _alive()}
+    return {_name(node): node["NodeID"] for node in _alive()}
 
 
 def store_bytes() -> dict[str, int]:
     """The bytes of each node's object store, by Ray's id of every node that is alive."""
-    return {each["NodeID"]: int(each["Resources"].get("object_store_memory", 0)) for each in _alive()}
+    return {node["NodeID"]: int(node["Resources"].get("object_store_memory", 0)) for node in _alive()}
 
 
 def _alive() -> list[dict[str, Any]]:
-    return sorted((each for each in ray.nodes() if each["Alive"]), key=_name)
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=_name)
 
 
 def _name(node: dict[str, Any]) -> str:

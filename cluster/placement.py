@@ -51,7 +51,7 @@ class ReplicaPlacement:
 
     def on(self, node: str) -> list[str]:
         """The models on a node, once for each replica."""
-        return [model for model, nodes in self.nodes.items() for each in nodes if each == node]
+        return [model for model, nodes in self.nodes.items() for host in nodes if host == node]
 
 
 def place(
@@ -114,12 +114,12 @@ class _Placer:
         node = self._best(together, models, {}) if len(models) > 1 else None
         beside: dict[str, str] = {}
         for model in self._by_traffic(models):
-            here = node or self._best(self._needs[model], [model], beside)
-            if here is None:
+            chosen = node or self._best(self._needs[model], [model], beside)
+            if chosen is None:
                 raise ConfigError(self._why_not(model))
-            self._take(here, self._needs[model])
-            self.placed[model].append(here)
-            beside[model] = here
+            self._take(chosen, self._needs[model])
+            self.placed[model].append(chosen)
+            beside[model] = chosen
 
     def _by_traffic(self, models: Sequence[str]) -> list[str]:
         """The model with most traffic first, then always the one with most traffic to those before it."""
@@ -182,14 +182,14 @@ def _check_total(needs: Mapping[str, Need], counts: Mapping[str, int], nodes: Se
     if not nodes:
         raise ConfigError("the cluster has no node that is alive; start one")
     asked = sum(need.gpus * counts[model] for model, need in needs.items())
-    there = sum(node.gpus for node in nodes)
-    if asked > there + 1e-9:
+    available = sum(node.gpus for node in nodes)
+    if asked > available + 1e-9:
         parts = " + ".join(
             f"{counts[model]} x {need.gpus:g} for {model!r}" for model, need in needs.items() if need.gpus
         )
         have = "one node has" if len(nodes) == 1 else f"{len(nodes)} nodes have"
         raise ConfigError(
-            f"the models need {asked:g} GPUs ({parts}), and the cluster's {have} {there:g}; ask for "
+            f"the models need {asked:g} GPUs ({parts}), and the cluster's {have} {available:g}; ask for "
             "fewer replicas or GPUs in the recipe's `models`, or add nodes"
         )
 
@@ -207,12 +207,12 @@ def _groups(needs: Mapping[str, Need], traffic: Sequence[CacheTraffic]) -> list[
         group, waiting = list[str](), [model]
         seen.add(model)
         while waiting:
-            group.append(each := waiting.pop())
-            new = sorted(partners[each] - seen)
+            group.append(member := waiting.pop())
+            new = sorted(partners[member] - seen)
             seen.update(new)
             waiting += new
         groups.append(group)
-    return sorted(groups, key=lambda group: (-sum(needs[each].gpus for each in group), -_sum_memory(needs, group)))
+    return sorted(groups, key=lambda group: (-sum(needs[member].gpus for member in group), -_sum_memory(needs, group)))
 
 
 def _sum_memory(needs: Mapping[str, Need], models: Iterable[str]) -> int:

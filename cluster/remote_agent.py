@@ -241,7 +241,9 @@ class RemoteAgent:
 
         One that the store has room for is kept for its other readers; the rest is given up with `borrowed`.
         """
-        dropped = {each.payload: each.payload.cache for each in deliveries_of(turn) if _is_dropped(each)}
+        dropped = {
+            delivery.payload: delivery.payload.cache for delivery in deliveries_of(turn) if _is_dropped(delivery)
+        }
         if not dropped:
             return turn
         size = sum(cache.nbytes for cache in dropped.values() if cache is not None)
@@ -354,13 +356,15 @@ def _replaced(turn: Turn, payloads: Mapping[Payload, Payload]) -> Turn:
     control = turn.control
     if control is not None and control.other is not None:
         control = replace(control, other=_replaced(control.other, payloads))
-    deliveries = [replace(each, payload=payloads.get(each.payload, each.payload)) for each in turn.deliveries]
+    deliveries = [
+        replace(delivery, payload=payloads.get(delivery.payload, delivery.payload)) for delivery in turn.deliveries
+    ]
     return replace(turn, deliveries=deliveries, control=control)
 
 
 def _light(turn: Turn) -> Turn:
     """The turn to take again, without callbacks and without holding on to caches that can be recomputed."""
-    deliveries = [replace(each, payload=_light_payload(each)) for each in turn.deliveries]
+    deliveries = [replace(delivery, payload=_light_payload(delivery)) for delivery in turn.deliveries]
     return replace(turn, deliveries=deliveries, on_text=None, on_prompt=None, on_tool=None, on_prefill=None)
 
 

@@ -45,14 +45,14 @@ class RemoteEngine:
         key: str,
         model: LoadedModel,
         actor: "ActorHandle | None" = None,
-        here: Engine | None = None,
+        local: Engine | None = None,
         store: CacheStore | None = None,
         asker: Callable[[], Asker] | None = None,
     ):
         self.key = key
         self.model = model
         self.actor = actor
-        self._here = here
+        self._local = local
         self._store = store
         self._asker = asker
 
@@ -72,11 +72,11 @@ class RemoteEngine:
         """
         assert self.actor is not None
         assert self._store is not None
-        assert self._here is not None
+        assert self._local is not None
         assert self._asker is not None
-        before = tuple(each for each in past if len(each))
+        before = tuple(kv for kv in past if len(kv))
         stored = await anyio.to_thread.run_sync(self._store.store, before)
-        device = self._here.model.device
+        device = self._local.model.device
         try:
             done: PrefillAnswer = await self.actor.prefill.remote(
                 list(ids), stored, positions, logits, layers, self._asker()
@@ -95,5 +95,5 @@ class RemoteEngine:
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a function in the receiver's engine, since the tensors are here."""
-        assert self._here is not None
-        return await self._here.call(function)
+        assert self._local is not None
+        return await self._local.call(function)

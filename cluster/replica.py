@@ -348,7 +348,7 @@ class Replica:
                     cache = None
                 if cache is None:
                     lost.add(edge.sender)
-                stores = sum(each.seconds for each in stored if isinstance(each, StoredKV))
+                stores = sum(segment.seconds for segment in stored if isinstance(segment, StoredKV))
                 seconds[edge.sender] = {"store": stores, "fetch": perf_counter() - began}
             plan = self._plans.get((agent, edge.model_dump_json()))
             route = replace(delivery.route, plan=plan if delivery.route.used != "text" else None)
@@ -358,7 +358,7 @@ class Replica:
             control = turn.control
             if control is not None and control.other is not None:
                 control = replace(control, other=await receive_turn(control.other))
-            return replace(turn, deliveries=[await receive(each) for each in turn.deliveries], control=control)
+            return replace(turn, deliveries=[await receive(delivery) for delivery in turn.deliveries], control=control)
 
         received = await receive_turn(turn)
         if lost:

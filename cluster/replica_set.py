@@ -111,10 +111,12 @@ class ReplicaSet:
             while len(self._handles) < limits.min:
                 self._handles.append(self._start())
             self._end_idle(limits.min)
-            if len(self._handles) < limits.most and all(each.at_work >= WAITING for each in self._handles):
+            if len(self._handles) < limits.most and all(handle.at_work >= WAITING for handle in self._handles):
                 self._handles.append(self._start())
                 self._look_later()
-            chosen = min(self._handles, key=lambda each: (not each.is_ready, each.at_work, each.node not in near))
+            chosen = min(
+                self._handles, key=lambda handle: (not handle.is_ready, handle.at_work, handle.node not in near)
+            )
             chosen.used = monotonic()
             return chosen
 
@@ -149,7 +151,7 @@ class ReplicaSet:
     def drop_actor(self, actor: "ActorHandle") -> None:
         """The same for the replica of this actor."""
         with self._lock:
-            self._handles = [each for each in self._handles if each.actor != actor]
+            self._handles = [handle for handle in self._handles if handle.actor != actor]
 
     def widen(self, limits: Replicas) -> None:
         """Allow what another recipe asks for, too."""
@@ -213,9 +215,9 @@ def _threads() -> int | None:
 
 def _check_versions(facts: ReplicaFacts) -> None:
     own = own_versions()
-    for name, there in facts.versions.items():
-        if own[name] != there:
+    for name, remote in facts.versions.items():
+        if own[name] != remote:
             raise ConfigError(
-                f"{name} is {own[name]} here and {there} on the cluster's node {facts.node[:8]}; install the same "
+                f"{name} is {own[name]} here and {remote} on the cluster's node {facts.node[:8]}; install the same "
                 "version on both"
             )

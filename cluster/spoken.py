@@ -26,7 +26,7 @@ class SpokenText:
     def is_heard(self) -> bool:
         """Whether anyone listens, or makes tool calls."""
         turn = self._turn
-        return any(each is not None for each in (turn.on_text, turn.on_tool, turn.on_prefill, self.tools))
+        return any(listener is not None for listener in (turn.on_text, turn.on_tool, turn.on_prefill, self.tools))
 
     def begin(self) -> None:
         """Begin an attempt."""

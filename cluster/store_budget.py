@@ -73,21 +73,21 @@ class StoreBudget:
         """Whether all of this cache is in the store, and counted."""
         if is_dropped(cache):
             return False
-        stored = [each for each in cache.segments if isinstance(each, StoredKV)]
+        stored = [segment for segment in cache.segments if isinstance(segment, StoredKV)]
         with self._lock:
-            return all(chunk.ref.hex() in self._holders for each in stored for chunk in each.tensors_at.chunks)
+            return all(chunk.ref.hex() in self._holders for segment in stored for chunk in segment.tensors_at.chunks)
 
     def _count_if_fits(self, cache: SentCache, node: str) -> bool:
-        segments = [each for each in cache.segments if isinstance(each, StoredKV)]
+        segments = [segment for segment in cache.segments if isinstance(segment, StoredKV)]
         with self._lock:
-            chunks = {chunk.ref.hex(): chunk.nbytes for each in segments for chunk in each.tensors_at.chunks}
+            chunks = {chunk.ref.hex(): chunk.nbytes for segment in segments for chunk in segment.tensors_at.chunks}
             new = sum(size for name, size in chunks.items() if name not in self._holders)
             if self._held[node] + new > self._share(node):
                 return False
-            for each in segments:
-                sizes = {chunk.ref.hex(): chunk.nbytes for chunk in each.tensors_at.chunks}
+            for segment in segments:
+                sizes = {chunk.ref.hex(): chunk.nbytes for chunk in segment.tensors_at.chunks}
                 self._count(node, sizes, 1)
-                finalize(each, self._count, node, sizes, -1).atexit = False
+                finalize(segment, self._count, node, sizes, -1).atexit = False
         return True
 
     def _count(self, node: str, sizes: Mapping[str, int], change: int) -> None:

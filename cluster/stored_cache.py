@@ -42,12 +42,16 @@ class StoredKV(KV):
 
 def is_dropped(cache: SentCache) -> bool:
     """Whether the store had no room for a part of this cache."""
-    return any(isinstance(each, StoredKV) and each.size and not each.tensors_at.chunks for each in cache.segments)
+    return any(
+        isinstance(segment, StoredKV) and segment.size and not segment.tensors_at.chunks for segment in cache.segments
+    )
 
 
 def without_tensors(cache: SentCache) -> SentCache:
     """The cache as if the store had had no room for it."""
-    segments = [replace(each, tensors_at=NOWHERE) if isinstance(each, StoredKV) else each for each in cache.segments]
+    segments = [
+        replace(segment, tensors_at=NOWHERE) if isinstance(segment, StoredKV) else segment for segment in cache.segments
+    ]
     return replace(cache, segments=tuple(segments))
 
 
