@@ -37,11 +37,11 @@ class ResidualNorms:
         device = next(iter(self._squares.values())).device
         added, original = torch.stack([squares.to(device) for squares in self._squares.values()]).unbind(-1)
         ratios = dict(zip(self._squares, (added / original.clamp_min(1e-30)).sqrt().tolist(), strict=True))
-        found: dict[int, tuple[float | None, float | None]] = {}
+        norms: dict[int, tuple[float | None, float | None]] = {}
         for layer, gates in fuser.gates.items():
             key, value = ratios.get(layer, (0.0, 0.0))
-            found[layer] = (key if gates.key else None, value if gates.value else None)
-        return found
+            norms[layer] = (key if gates.key else None, value if gates.value else None)
+        return norms
 
 
 def _squares(x: Tensor | None, like: Tensor) -> Tensor:

@@ -106,10 +106,10 @@ async def measure_edge(
     finally:
         await pair.aclose()
     moves, sharers, sizes = [], [], []
-    for found in runs:
-        if found is None:
+    for run in runs:
+        if run is None:
             return None
-        positions, move, sharer, size = found
+        positions, move, sharer, size = run
         moves.append(Point(positions, move))
         sharers.append(Point(positions, sharer))
         sizes.append(size / positions)

@@ -180,29 +180,29 @@ def edge_worths(comparison: Comparison) -> Table:
     return Table("Each edge alone: is it worth a cache?", columns, rows)
 
 
-def environment(found: Environment, rows: int) -> list[tuple[str, str]]:
+def environment(environment: Environment, rows: int) -> list[tuple[str, str]]:
     """Return the (name, value) pairs that a repetition needs."""
-    versions = {"cachegraph": found.cachegraph, "Python": found.python, **found.versions}
+    versions = {"cachegraph": environment.cachegraph, "Python": environment.python, **environment.versions}
     models = [
         f"{model.agent}: {model.name}"
         + "".join(f", {detail}" for detail in (model.weights, model.dtype, model.device, model.identity) if detail)
-        for model in found.models
+        for model in environment.models
     ]
     listed: list[tuple[str, Any]] = [
-        ("command", found.command),
-        ("started", found.started),
+        ("command", environment.command),
+        ("started", environment.started),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("system", found.system),
-        ("processor", f"{found.processor}, {found.cores} cores, {found.threads} threads"),
-        ("memory", format_bytes(found.memory_bytes) if found.memory_bytes else ""),
-        ("GPUs", ", ".join(found.gpus) or "none"),
+        ("system", environment.system),
+        ("processor", f"{environment.processor}, {environment.cores} cores, {environment.threads} threads"),
+        ("memory", format_bytes(environment.memory_bytes) if environment.memory_bytes else ""),
+        ("GPUs", ", ".join(environment.gpus) or "none"),
         ("models by agent", "\n".join(models)),
-        ("data", f"{found.data}, {rows} of {found.rows} rows"),
-        ("data hash", found.data_hash),
-        ("recipe hash", found.recipe_hash),
-        ("seeds", ", ".join(map(str, found.seeds))),
-        ("examples at a time", str(found.concurrency)),
-        ("comparison", found.key),
+        ("data", f"{environment.data}, {rows} of {environment.rows} rows"),
+        ("data hash", environment.data_hash),
+        ("recipe hash", environment.recipe_hash),
+        ("seeds", ", ".join(map(str, environment.seeds))),
+        ("examples at a time", str(environment.concurrency)),
+        ("comparison", environment.key),
     ]
     return [(name, value) for name, value in listed if value]
 
