@@ -58,7 +58,7 @@ def validate(
     from cachegraph.graph.recipe.load import load_recipe
 
     known = frozenset(load_catalogue(catalogue).models)
-    found: dict[str, list[Problem]] = {}
+    by_recipe: dict[str, list[Problem]] = {}
     doubts: dict[str, list[Problem]] = {}
     for recipe in recipes:
         try:
@@ -71,18 +71,18 @@ def validate(
                 known_models=known,
             )
         except RecipeError as error:
-            found[str(recipe)] = error.problems
+            by_recipe[str(recipe)] = error.problems
             continue
-        found[str(recipe)], doubts[str(recipe)] = _dropped(recipe, spec, channel)
+        by_recipe[str(recipe)], doubts[str(recipe)] = _dropped(recipe, spec, channel)
         if strict:
-            found[str(recipe)] += doubts.pop(str(recipe))
-        if not as_json and not found[str(recipe)]:
+            by_recipe[str(recipe)] += doubts.pop(str(recipe))
+        if not as_json and not by_recipe[str(recipe)]:
             echo(f"{recipe}: fine, {_count(len(spec.agents), 'agent')}, {_count(len(spec.edges), 'edge')}")
             for doubt in doubts.get(str(recipe), ()):
                 echo(f"warning: {doubt}")
-    problems = [problem for group in found.values() for problem in group]
+    problems = [problem for group in by_recipe.values() for problem in group]
     if as_json:
-        reports = [_report(recipe, group, doubts.get(recipe, [])) for recipe, group in found.items()]
+        reports = [_report(recipe, group, doubts.get(recipe, [])) for recipe, group in by_recipe.items()]
         echo_json(json.dumps(reports, indent=2, ensure_ascii=False))
         raise typer.Exit(RecipeError.exit_code if problems else 0)
     if problems:

@@ -147,13 +147,13 @@ def run(
 
     with defer_garbage_collection() as started, graphs_on(cluster, [open_graph(recipe, *allowed)]) as (graph,):
         graph.strict = strict
-        given = parse_inputs(graph.spec.inputs, texts)
+        values = parse_inputs(graph.spec.inputs, texts)
         store = open_store() if keep else None
         if data is not None and out is not None:
             one = graph.with_channels(wanted[0]) if wanted else graph
-            _run_rows(one, data, out, given, concurrency, store, started, as_json, quiet, cluster)
+            _run_rows(one, data, out, values, concurrency, store, started, as_json, quiet, cluster)
             return
-        check_inputs(graph.spec.inputs, given, remedy=by_option)
+        check_inputs(graph.spec.inputs, values, remedy=by_option)
         with record_events(events, trace) as recorder:
             fetch_models(graph.spec, graph.folder, cluster)
             graphs = [graph.with_channels(channel) for channel in wanted] or [graph]
@@ -161,7 +161,7 @@ def run(
                 fetch_fusers(variant.spec, graph.folder)
             with graph:
                 started()
-                results = _run_all(graphs, given, quiet or as_json, recorder, store, session)
+                results = _run_all(graphs, values, quiet or as_json, recorder, store, session)
     try:
         _print_results(results, as_json, quiet)
     finally:
