@@ -36,7 +36,7 @@ class SharerGone(Exception):
 class RemoteEngine:
     """A SharerEngine whose prefills another replica computes. `model` has no network.
 
-    The driver has one for each model, to tell models apart; it never prefills. `here` is the receiver's engine, whose
+    The driver has one for each model, to tell models apart; it never prefills. `local` is the receiver's engine, whose
     device takes the caches and whose thread does small work on them.
     """
 
