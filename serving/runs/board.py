@@ -203,6 +203,8 @@ class RunBoard:
             await _close(own_graph)
             raise
         assert run is not None
+        if earlier := self._runs.get(run):  # in the store, an attempt ends a moment before its task does
+            await earlier.ended()
         live = self._runs.pop(run, None) or LiveRun(run, tenant, self._config.limits.event_bytes)
         self._runs[run] = live
         live.begin(stream, own_graph)

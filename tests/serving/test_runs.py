@@ -2,10 +2,12 @@
 
 import json
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 from live_server import Running, send, served, wait_until
@@ -20,6 +22,7 @@ from cachegraph.graph.store.records import Outcome
 from cachegraph.graph.store.schema import runs as table
 from cachegraph.serving.auth import read_keys
 from cachegraph.serving.config import ServerLimits
+from cachegraph.serving.runs.live_run import LiveRun
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +129,36 @@ def test_a_run_that_waits_for_a_person_goes_on_with_the_answer() -> None:
         assert server.post(f"/runs/{run}/answer", {"answer": "again"}).status_code == 400
         names = [name for _, name, _ in events(server, run)]
         assert names.count("run_finished") == 2  # of both parts
+
+
+def test_an_answer_that_comes_while_the_task_of_a_paused_run_ends_begins_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_end, order = threading.Event(), list[str]()
+    begin_attempt = LiveRun.begin
+
+    def note_begin(live: LiveRun, *parts: Any) -> None:
+        order.append("begins")
+        begin_attempt(live, *parts)
+
+    async def end_late(_: Graph | None) -> None:
+        while not may_end.is_set():  # noqa: ASYNC110  (the test's thread sets it)
+            await anyio.sleep(0.005)
+        order.append("ends")
+
+    monkeypatch.setattr(LiveRun, "begin", note_begin)
+    monkeypatch.setattr("cachegraph.serving.runs.board._close", end_late)
+    with served([asking()]) as server:
+        run = begin(server, "asking")["id"]
+        ended(server, run)
+        answer = threading.Thread(target=lambda: server.post(f"/runs/{run}/answer", {"answer": "because"}))
+        answer.start()
+        wait_until(lambda: show(server, run)["status"] == "running")
+        may_end.set()
+        answer.join(60)
+        assert ended(server, run)["status"] == "finished"
+        assert [name for _, name, _ in events(server, run)][-1] == "run_finished"
+    assert order == ["begins", "ends"] * 2
 
 
 def test_a_run_is_cancelled() -> None:
@@ -359,6 +392,8 @@ def test_a_run_that_ends_the_process_again_and_again_is_not_resumed_for_ever() -
     gate = Gate()
     with served([gated(gate)]) as server:
         runs = [begin(server)["id"] for _ in range(3)]
+        for _ in runs:
+            assert gate.entered.acquire(timeout=60)
     assert gate.cancelled == 3
     assert [Store().get(run).outcome.starts for run in runs] == [0, 0, 0]  # parked: nothing crashed
     for run, starts in zip(runs, (3, 2, 2), strict=True):
