@@ -4,18 +4,17 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from forks import start
+from killed_training import Moment, records, train_until_killed
 from safetensors.torch import load_file, save_file
 
 from cachegraph.channels.fusers.files.weights import WEIGHTS
@@ -35,26 +34,9 @@ SETTINGS = {"optim__steps": STEPS, "judge__every": 4, "output": "killed"}
 Whole = Callable[[], Path]
 
 
-def begin(task: Task, **options: Any) -> ForkServerProcess:
-    """Train in a process of its own."""
-    return start(train, task.spec(**SETTINGS), folder=task.folder, **options)
-
-
 def whole(task: Task, **settings: Any) -> Path:
     """The same training undisturbed; returns its fuser's folder."""
     return train(task.spec(**{**SETTINGS, **settings, "output": "whole"}), folder=task.folder).folder
-
-
-def records(run: Path) -> int:
-    log = run / "log.jsonl"
-    return len(log.read_bytes().splitlines()) if log.exists() else 0
-
-
-def wait_for(done: Callable[[], bool], process: Any) -> None:
-    until = time.monotonic() + 240
-    while process.is_alive() and not done():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +61,15 @@ def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
     task = write_task(tmp_path, tiny_folders, kind)
     run = tmp_path / "killed.training"
     undisturbed = whole(task)
-    for count in (2, 9, 16):  # records: before a judgement, behind one, anywhere
-        process = begin(task, resume=checkpoint.newest(run) is not None)
-        wait_for(lambda count=count: records(run) >= count, process)  # type: ignore[misc]
-        process.kill()
+    deaths: list[tuple[int, Moment]] = [(2, "after"), (9, "half"), (16, "before")]
+    for record, moment in deaths:
+        begun = {"folder": tmp_path, "resume": checkpoint.newest(run) is not None}
+        process = start(train_until_killed, record, moment, task.spec(**SETTINGS), **begun)
         process.join()
         assert process.exitcode == -signal.SIGKILL
+        assert records(run) >= record - 1
         assert not (tmp_path / "killed").exists()
-    last = begin(task, resume=True)
-    last.join()
-    assert last.exitcode == 0
+    train(task.spec(**SETTINGS), folder=tmp_path, resume=True)
     assert_same(task, undisturbed)
 
 
