@@ -1,7 +1,6 @@
 """A real server in a thread of the tests: uvicorn, a socket, an event loop of its own."""
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import anthropic
 import httpx2
 import openai
+from waiting import wait_until
 
 from cachegraph.agents.http_client import ssl_context
 from cachegraph.graph.graph import Graph
@@ -72,14 +72,6 @@ def served(graphs: Sequence[Graph], **config: Any) -> Iterator[Running]:
         process.stop(at_once=True)
         thread.join(60)
         assert not thread.is_alive()
-
-
-def wait_until(happened: Any, seconds: float = 240) -> None:
-    """Wait for something that another thread does."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def chat(text: str = "why?", model: str = "duo", **more: Any) -> dict[str, Any]:

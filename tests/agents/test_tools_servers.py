@@ -6,13 +6,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from free_port import lasting_port
+from waiting import wait_until
 
 from cachegraph.agents.tools.server import ToolServer
 from cachegraph.agents.tools.spec import CommandTools, UrlTools
@@ -32,6 +33,11 @@ def runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def pid_of(server: ToolServer) -> int:
@@ -64,10 +70,10 @@ def test_a_call_that_takes_too_long_is_given_up_and_a_dead_program_is_started_ag
         try:
             first = await pid_of(server)
             server._spec = CommandTools(command=("x",), timeout=0.2)
-            assert await server.call("wait", {"seconds": 1.0}) == ("wait took longer than 0.2 s and was given up", True)
+            assert await server.call("wait", {"seconds": 600}) == ("wait took longer than 0.2 s and was given up", True)
             server._spec = CommandTools(command=(sys.executable, PROGRAM), timeout=30.0)
             with anyio.move_on_after(0.1) as scope:
-                await server.call("wait", {"seconds": 1.0})
+                await server.call("wait", {"seconds": 600})
             assert scope.cancelled_caught
             with pytest.raises(ToolError, match="the tool server 'calc' does not answer"):
                 await server.call("die", {})
@@ -83,10 +89,7 @@ def test_a_server_that_nobody_closes_ends_with_its_owner() -> None:
     pid = anyio.run(pid_of, server)
     del server
     gc.collect()
-    end = time.monotonic() + 20
-    while runs(pid) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not runs(pid)
+    wait_until(lambda: not runs(pid))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,10 @@ def test_a_server_that_nobody_closes_ends_with_its_owner() -> None:
         ((sys.executable, "-c", "import time; time.sleep(60)"), "did not answer within its timeout of 1 s"),
     ],
 )
-def test_a_program_that_does_not_serve_says_why(command: tuple[str, ...], why: str) -> None:
+def test_a_program_that_does_not_serve_says_why(
+    command: tuple[str, ...], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcp.client.stdio.PROCESS_TERMINATION_TIMEOUT", 0.1)
     server = ToolServer("calc", CommandTools(command=command, timeout=1.0 if "time" in command[-1] else 30.0), Path())
     with pytest.raises(ToolError, match=why):
         anyio.run(server.tools)
@@ -110,20 +116,14 @@ def test_a_variable_that_is_to_be_handed_on_must_be_set() -> None:
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = lasting_port()
     served = subprocess.Popen([sys.executable, PROGRAM, str(port)], stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        wait_until(lambda: answers(port))
         yield f"http://127.0.0.1:{port}/mcp"
     finally:
         served.terminate()
-        served.wait(10)
+        served.wait(60)
 
 
 def test_a_server_behind_an_address_is_called_over_http(web: str, monkeypatch: Any) -> None:

@@ -6,9 +6,7 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,9 @@ import pytest
 import yaml
 from accelerate.utils import is_tensorboard_available
 from forks import Command
+from free_port import lasting_port
+from killed_training import records
+from waiting import wait_until
 
 from cachegraph import Graph
 from cachegraph.channels.fusers.files.weights import read_card
@@ -314,11 +315,7 @@ def test_a_training_that_fails_leaves_the_fuser_that_is_there(graft_task: Task, 
 def test_ctrl_c_leaves_a_checkpoint_and_ends_with_130(graft_task: Task) -> None:
     command = Command("train", graft_task.recipe, "--steps", "100000", folder=graft_task.folder / "streams")
     try:
-        until = time.monotonic() + 120
-        log = graft_task.run / "log.jsonl"
-        while command.is_alive() and not (log.exists() and log.read_bytes().count(b"\n") > 5):
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        wait_until(lambda: records(graft_task.run) > 5 or not command.is_alive(), 150)
         command.send_signal(signal.SIGINT)
         done = command.end(60)
     finally:
@@ -350,10 +347,7 @@ def test_ctrl_c_before_the_first_step_promises_nothing(graft_task: Task) -> None
 @contextmanager
 def launched(*tasks: Task, options: Sequence[str] = ()) -> Iterator[list[Command]]:
     """A process for each of these, as a launcher starts them: its environment says which one it is."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(len(tasks)), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": str(len(tasks)), "MASTER_ADDR": "localhost", "MASTER_PORT": str(lasting_port())}
     shared["ACCELERATE_USE_CPU"] = "yes"
     begun = [
         Command("train", task.recipe, "--json", *options, folder=task.folder / "streams", RANK=str(rank), **shared)
@@ -406,9 +400,7 @@ def test_two_machines_move_the_weights_as_one_process_that_adds_up_both_their_ro
 def test_a_machine_that_dies_ends_the_training_with_a_sentence(two_disks: tuple[Task, Task]) -> None:
     main, other = two_disks
     with launched(*two_disks, options=["--steps", "100000"]) as (first, second):
-        deadline = time.monotonic() + 60
-        while checkpoint.newest(main.run) is None and first.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: checkpoint.newest(main.run) is not None or not first.is_alive(), 150)
         second.kill()
         done = first.end(100)
     assert done.returncode == 3, done

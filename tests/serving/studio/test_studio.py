@@ -1,8 +1,6 @@
 """The studio in a real browser, against a real server."""
 
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 from browser import Page, chromium, open_page
+from free_port import lasting_port
 from live_server import Running, send, served
 from server_graphs import Gate, asking, gated, held, scripted_duo, tiny_duo, tiny_team, wordy
 
@@ -364,19 +363,6 @@ def test_a_report_is_opened_in_place_and_reaches_nothing(browser: Page, server: 
     assert page.run("document.querySelector('iframe.report').contentDocument") is None
     page.open(frame)
     page.wait_for(f"{content('p')}.endsWith(' null')")  # its scripts run, and its origin is that of no page
-
-
-def lasting_port() -> int:
-    """A free port below those that the system gives to clients, so that it stays free while a server restarts."""
-    for port in range(20_000 + os.getpid() % 9_000, 30_000):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no port is free")
 
 
 def test_the_page_comes_back_when_the_server_does(browser: Page, own_store: None) -> None:
