@@ -62,7 +62,7 @@ def stream(*parts: bytes | threading.Event) -> Answer:
         request.end_headers()
         for part in parts:
             if isinstance(part, threading.Event):
-                part.wait(5)
+                part.wait(60)
             else:
                 request.wfile.write(part)
                 request.wfile.flush()

@@ -24,12 +24,12 @@ def train_until_killed(record: int, moment: Moment, spec: Any, **options: Any) -
     """Train, and be killed before or after this record (from 1) is written, or in the middle of it."""
     write_record = TrainingLog.add
 
-    def add(log: TrainingLog, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        last = records(log._path.parent) + 1 == record
+    def add(self: TrainingLog, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        last = records(self._path.parent) + 1 == record
         if last and moment == "half":
-            log._write('{"kind": "', "a")
+            self._write('{"kind": "', "a")
         if not last or moment == "after":
-            write_record(log, kind, step, numbers)
+            write_record(self, kind, step, numbers)
         if last:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -13,7 +13,7 @@ __all__ = ["run_warm"]
 
 SERVER = """
 import json, os, socket, sys
-import torch
+import httpx, torch
 asked = socket.socket(fileno=int(sys.argv[1]))
 while True:
     message, files, _, _ = socket.recv_fds(asked, 1 << 20, 2)
@@ -58,7 +58,7 @@ def _server() -> socket.socket:
 
     def end() -> None:
         ours.close()
-        process.wait(10)
+        process.wait(60)
 
     atexit.register(end)
     return ours

@@ -118,7 +118,7 @@ def test_a_layer_is_corrected_while_the_sharer_still_reads(engines: Engines, mon
     last = sharer.engine.model.info.layers - 1
 
     def wait_in_the_last_layer(kv: KV) -> KV:
-        waited.append(len(waited) < last or corrected.wait(20))
+        waited.append(len(waited) < last or corrected.wait(60))
         return kv
 
     async def run() -> FusedPrefill:
@@ -143,7 +143,7 @@ def test_a_sharer_that_has_sent_nothing_yet_holds_up_only_layers_that_it_correct
 
     def wait_for_the_others(kv: KV) -> KV:
         if not waited:
-            waited.append(corrected.wait(20))
+            waited.append(corrected.wait(60))
         return kv
 
     async def run(place: int) -> FusedPrefill:

@@ -117,7 +117,7 @@ def test_ctrl_c_does_not_wait_for_a_model_that_is_being_loaded(tmp_path: Path) -
     try:
         wait_for(tmp_path / "busy")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")

@@ -343,13 +343,13 @@ async def test_an_engine_that_starts_while_another_thread_is_on_one_takes_all_th
     def small() -> None:
         with on_one_thread():
             inside.set()
-            done.wait(10)
+            done.wait(60)
 
     other = threading.Thread(target=small)
     other.start()
     started = Engine(tiny("llama"))
     try:
-        assert inside.wait(10)
+        assert inside.wait(60)
         assert await started.call(torch.get_num_threads) == 2
     finally:
         done.set()

@@ -1,13 +1,12 @@
 """Hub models, against a hub of a few lines on this machine: what is fetched, what is refused, what works offline."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_hub import COMMIT, hub_environment, serve_hub
+from warm import run_warm
 
 PULL = """
 import json, sys
@@ -37,7 +36,7 @@ def hub(tiny_folder: Path) -> Iterator[str]:
 
 def ask(name: str, tmp_path: Path, **environment: str) -> str:
     variables = hub_environment(tmp_path, **environment)
-    run = subprocess.run([sys.executable, "-c", PULL, name], env=variables, capture_output=True, text=True, check=False)
+    run = run_warm(PULL, name, env=variables)
     assert "Traceback" not in run.stderr
     return run.stdout.strip()
 

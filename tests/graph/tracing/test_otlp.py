@@ -58,7 +58,7 @@ class Receiver(BaseHTTPRequestHandler):
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     """A collector that this process sends everything to; what was held back is sent when the providers shut down."""
     server = Collector()
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     tracers = TracerProvider()
     tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{server.address}/v1/traces")))
     meters = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter(f"{server.address}/v1/metrics"))])
