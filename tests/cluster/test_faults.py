@@ -1,13 +1,11 @@
 """Replicas that die at any moment: the run goes on in another one, and nothing is spoken twice."""
 
-import os
-import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from clusters import kill_replicas
 
 from cachegraph import Graph
 from cachegraph.channels.fusers.files.card import Geometry
@@ -32,15 +30,6 @@ def chain(models: Specs, **generate: Any) -> Graph:
     graph.add_agent("second", model="small", prompt="{{ first }} what is the sea?", generate=settings)
     graph.add_agent("third", model="small", prompt="{{ second }} and the question?", generate=settings)
     return graph.add_edge("first", "second", "cache").add_edge("second", "third", "cache")
-
-
-def kill_all(cluster: Any) -> int:
-    """Kill the processes of all replicas, as the system would if memory ran out."""
-    handles = [handle for replicas in cluster.sets.values() for handle in replicas.handles if handle.facts]
-    for handle in handles:
-        with suppress(ProcessLookupError):  # killed before, and idle since
-            os.kill(handle.facts.process, signal.SIGKILL)
-    return len(handles)
 
 
 def is_third_piece(event: Event, pieces: list[int]) -> bool:
@@ -69,7 +58,7 @@ def test_a_run_survives_the_death_of_every_replica(models: Specs, cluster: Any, 
             if isinstance(event, TextDelta):
                 heard[event.agent] = heard.get(event.agent, "") + event.text
             if not killed[0] and moment(event, pieces):
-                killed[0] = kill_all(cluster)
+                killed[0] = kill_replicas(cluster)
         return heard, stream.result
 
     heard, result = anyio.run(run)
@@ -93,7 +82,7 @@ def test_a_sampled_reply_continues_with_the_text_that_was_streamed(models: Specs
             if isinstance(event, TextDelta) and event.agent == "second":
                 heard += event.text
             if not killed[0] and is_third_piece(event, pieces):
-                killed[0] = kill_all(cluster)
+                killed[0] = kill_replicas(cluster)
         return heard, stream.result
 
     heard, result = anyio.run(run)
@@ -120,7 +109,7 @@ def test_a_receiver_finds_another_sharer_if_both_have_died(
         stream = there.stream()
         async for event in stream:
             if not killed[0] and isinstance(event, AgentFinished) and event.agent == "expert":
-                killed[0] = kill_all(cluster)
+                killed[0] = kill_replicas(cluster)
         return stream.result
 
     result = anyio.run(run)

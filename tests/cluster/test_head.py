@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from clusters import chain_recipe
 from typer.testing import CliRunner
 
 from cachegraph import Graph
@@ -19,17 +20,6 @@ from cachegraph.graph.store import Store
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.cluster
-
-RECIPE = """
-version: 1
-name: chain
-models: {{small: {{source: {source}, dtype: float32}}}}
-agents:
-  first: {{model: small, prompt: the sky is blue, generate: {{max_new_tokens: 12, ignore_eos: true}}}}
-  second: {{model: small, prompt: "{{{{ first }}}} what?", generate: {{max_new_tokens: 40, ignore_eos: true}}}}
-edges: [{{from: first, to: second, channel: cache}}]
-output: second
-"""
 
 # Kills the head and all replicas when the second agent's reply has begun, as if their machine had lost its power.
 DRIVER = """
@@ -71,7 +61,7 @@ def test_a_run_whose_head_dies_ends_with_a_sentence_and_is_resumed(
     models: dict[str, ModelSpec], cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, kept = tmp_path / "chain.yaml", tmp_path / "runs.db"
-    recipe.write_text(RECIPE.format(source=models["small"].source))
+    recipe.write_text(chain_recipe(models["small"].source, first=12, second=40))
     with Graph.from_yaml(recipe, allow_paths=True) as graph:
         expected = graph.run()
     environment = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "20", "CACHEGRAPH_STORE": str(kept)}

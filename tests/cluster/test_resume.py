@@ -10,6 +10,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from clusters import chain_recipe
 from typer.testing import CliRunner
 
 from cachegraph import Graph
@@ -19,18 +20,6 @@ from cachegraph.graph.store import Store
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.cluster
-
-RECIPE = """
-version: 1
-name: chain
-models: {{small: {{source: {source}, dtype: float32}}}}
-agents:
-  first: {{model: small, prompt: the sky is blue, generate: {{max_new_tokens: 12, ignore_eos: true}}}}
-  second: {{model: small, prompt: "{{{{ first }}}} what?", generate: {{max_new_tokens: 12, ignore_eos: true}}}}
-  third: {{model: small, prompt: "{{{{ second }}}} why?", generate: {{max_new_tokens: 12, ignore_eos: true}}}}
-edges: [{{from: first, to: second, channel: cache}}, {{from: second, to: third, channel: cache}}]
-output: third
-"""
 
 # Prints the replicas' processes, and kills itself when the second agent's reply has begun.
 DRIVER = """
@@ -66,7 +55,7 @@ def test_a_run_is_resumed_after_its_driver_was_killed(
     from cachegraph.cluster.remote_agent import RemoteAgent
 
     recipe, kept = tmp_path / "chain.yaml", tmp_path / "runs.db"
-    recipe.write_text(RECIPE.format(source=models["small"].source))
+    recipe.write_text(chain_recipe(models["small"].source, first=12, second=12, third=12))
     with Graph.from_yaml(recipe, allow_paths=True) as graph:
         expected = graph.run()
     command = [sys.executable, "-c", DRIVER, str(recipe), str(kept)]
