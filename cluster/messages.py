@@ -141,7 +141,7 @@ class PrefillAnswer:
 
 
 def portable_turn(turn: Turn) -> Turn:
-    """The turn as it travels: without callbacks, plans, and caches that its edges don't read."""
+    """The turn as it travels: without callbacks, plans, and caches on this machine or that its edges don't read."""
     control = turn.control
     if control is not None and control.other is not None:
         control = replace(control, other=portable_turn(control.other))
@@ -154,7 +154,7 @@ def portable_turn(turn: Turn) -> Turn:
         on_tool=None,
         on_prefill=None,
         within=None,
-        memory=None,
+        memory=None if turn.memory is None else turn.memory.snapshot(),
         control=control,
     )
 

@@ -134,7 +134,8 @@ class RemoteAgent:
 
     async def turn(self, turn: Turn) -> Reply:
         """Take the turn in a replica. If that one dies, another starts it again, and no text is streamed twice."""
-        turn = self._seeded(turn)
+        memory = turn.memory
+        turn = self._seeded(turn if memory is None else replace(turn, memory=memory.snapshot()))
         calls = None if self._tools is None else TurnCalls(self.name, self._tools)
         spoken = SpokenText(self.name, turn, calls)
 
@@ -151,6 +152,8 @@ class RemoteAgent:
         reply = answer.value
         assert reply is not None
         payload = reply.payload
+        if memory is not None and reply.memory is not None and reply.remembered is not None:
+            memory.add_told(reply.memory.turns, reply.remembered, payload.text or "")
         kept = _light(turn)
         if answer.writes:
             payload.write = partial(self._write_later, handle, request.id, kept)
@@ -212,7 +215,7 @@ class RemoteAgent:
         turn = await self._complete(turn, borrowed)
         deaths = 0
         while deaths < ATTEMPTS:
-            handle = self._replicas.choose()
+            handle = self._replicas.choose(None if turn.memory is None else turn.memory.folder)
             try:
                 with handle.working():
                     await self._prepare(handle)

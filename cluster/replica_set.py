@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = ["ReplicaHandle", "ReplicaSet"]
 
 WAITING = 4  # turns at work on every replica from which one more is started, if the recipe allows it
 IDLE_SECONDS = 60.0  # after which a replica beyond the least number ends
+SESSIONS = 1000  # whose last replicas are known
 REQUESTS = 1000  # that a replica takes at the same time; the model's engine queues them
 
 
@@ -94,12 +95,13 @@ class ReplicaSet:
         self._node_for = node_for
         self._arguments = (key, model, folder, allow_paths, _threads())
         self._handles: list[ReplicaHandle] = []
+        self._served: dict[Path, ReplicaHandle] = {}  # by a session's folder, which took its last turn
         self._lock = threading.Lock()
         self._users = 0  # open agents
         self.started = 0  # replicas, those that have died included
 
-    def choose(self, near: Collection[str] = ()) -> ReplicaHandle:
-        """The loaded replica with the fewest turns at work; of several, one on these nodes.
+    def choose(self, session: Path | None = None) -> ReplicaHandle:
+        """The loaded replica with the fewest turns at work; of several, the one that last served this session.
 
         Starts the first replicas, and one more if every one has turns waiting. Raises ConfigError if they don't fit,
         ClusterLost if the connection is lost.
@@ -114,10 +116,13 @@ class ReplicaSet:
             if len(self._handles) < limits.most and all(handle.at_work >= WAITING for handle in self._handles):
                 self._handles.append(self._start())
                 self._look_later()
-            chosen = min(
-                self._handles, key=lambda handle: (not handle.is_ready, handle.at_work, handle.node not in near)
-            )
+            last = None if session is None else self._served.pop(session, None)
+            chosen = min(self._handles, key=lambda handle: (not handle.is_ready, handle.at_work, handle is not last))
             chosen.used = monotonic()
+            if session is not None:
+                self._served[session] = chosen
+                if len(self._served) > SESSIONS:
+                    del self._served[next(iter(self._served))]
             return chosen
 
     def _end_idle(self, least: int) -> None:

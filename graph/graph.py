@@ -60,7 +60,6 @@ class Graph(GraphDefinition):
         self._wired: tuple[AgentSet, int, Wiring] | None = None
         self._settings: dict[str, Any] = {}  # GenerateSpec fields that override those of the outputs
         self._clusters: ClusterCopies[Graph] = ClusterCopies()
-        self._is_remote = False  # its models run on a cluster
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
         """Return a copy with this channel on every edge, or with other channels on the edges that a mapping names.
@@ -74,7 +73,7 @@ class Graph(GraphDefinition):
         other._permissions = self._permissions
         other._file, other.strict = self._file, self.strict
         other._functions, other._settings = self._functions, self._settings
-        other._is_remote, other._clusters = self._is_remote, self._clusters
+        other._clusters = self._clusters
         other._agent_set = self._agents_now()
         return other.validate()
 
@@ -113,7 +112,6 @@ class Graph(GraphDefinition):
         links = model_links(self.spec, self._folder)
         other._create = cluster.creator(allow_local=may.reaches_local, allow_paths=may.allow_paths, links=links)
         other._file, other._settings = self._file, self._settings
-        other._is_remote = True
         return other
 
     # running
@@ -326,11 +324,6 @@ class Graph(GraphDefinition):
         spec = self.spec
         if session is None:
             return None
-        if self._is_remote:
-            raise InputError(
-                f"the session {session!r} can't be continued on a cluster, since its caches are on this machine; run "
-                "without one"
-            )
         if not remembers(spec, self._folder):
             raise InputError(f"no agent of {spec.name!r} remembers a session; give one of them `memory: true`")
         return Session(session, spec.name)

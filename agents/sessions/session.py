@@ -27,7 +27,6 @@ class Recollection:
     folder: Path
     record: AgentRecord
     limits: MemorySpec
-    added: bool = False
     save: Save | None = None  # for the cache after the last turn
 
     @property
@@ -49,6 +48,16 @@ class Recollection:
         end = next((number for number, each in enumerate(exchanges) if each.turn == mark), len(exchanges))
         return Recollection(self.folder, self.record.model_copy(update={"exchanges": exchanges[:end]}), self.limits)
 
+    def snapshot(self) -> "Recollection":
+        """What is told now, for another process: without earlier exchanges, and without the cache on this machine."""
+        told = self.record.exchanges[self.record.left_out :]
+        return Recollection(self.folder, AgentRecord(exchanges=told), self.limits)
+
+    def add_told(self, turns: int, messages: list[tuple[str, str]], reply: str) -> None:
+        """Remember a turn that another process took from a snapshot and that was told the last `turns` exchanges."""
+        self.record.left_out = len(self.record.exchanges) - turns
+        self.add(messages, reply)
+
     def history(self, tokens: int | None, count: Callable[[str], int]) -> list[tuple[str, str]]:
         """The (role, content) messages in front of the next prompt. `tokens` is the default limit.
 
@@ -68,7 +77,7 @@ class Recollection:
     def add(self, messages: list[tuple[str, str]], reply: str, save: Save | None = None) -> None:
         """Remember a turn, and the cache after it."""
         self.record.exchanges.append(Exchange(messages=messages, reply=reply))
-        self.added, self.save = True, save
+        self.save = save
 
 
 class Session:
@@ -120,8 +129,8 @@ class Session:
         try:
             if keep:
                 for each in self._recollections.values():
-                    if each.added:
-                        each.record.cache = each.save(self._folder) if each.save is not None else None
+                    if each.save is not None:  # else the earlier cache still begins the next prompt
+                        each.record.cache = each.save(self._folder)
                 write(self._record)
                 sweep()
         finally:

@@ -14,7 +14,7 @@ from cachegraph import Graph, InputError, RunError
 from cachegraph.agents.base import Turn
 from cachegraph.agents.local.agent import LocalAgent
 from cachegraph.agents.sessions.session import Recollection, Session
-from cachegraph.agents.sessions.session_files import AgentRecord, Exchange, read, sweep
+from cachegraph.agents.sessions.session_files import AgentRecord, Exchange, KeptCache, read, sweep
 from cachegraph.agents.sessions.spec import MemorySpec
 from cachegraph.agents.spec import AgentSpec
 from cachegraph.engine.batching.prefix_cache import PrefixCache
@@ -223,6 +223,39 @@ def test_a_recalled_turn_is_read_again_with_what_the_session_held_before_it() ->
     memory.add([("user", "2")], "c")
     assert [text for role, text in memory.before("run/x").history(None, len) if role == "user"] == ["0"]
     assert memory.told == 3
+
+
+def test_a_turn_taken_elsewhere_from_a_snapshot_is_remembered_with_what_was_left_out_there() -> None:
+    record = AgentRecord(exchanges=[Exchange(messages=[("user", str(n))], reply="a") for n in range(6)], left_out=1)
+    record.cache = KeptCache(file="here", sha256="")
+    memory = Recollection(Path(), record, MemorySpec(turns=4))
+    there = memory.snapshot()
+    assert there.record.cache is None
+    assert [text for role, text in there.history(None, len) if role == "user"] == ["4", "5"]
+    there.add([("user", "6")], "b", save=lambda _: None)
+    assert (memory.told, memory.snapshot().told) == (5, 5)
+    memory.add_told(2, [("user", "6")], "b")
+    assert (record.left_out, memory.told, record.exchanges[-1].reply) == (4, 3, "b")
+    assert [text for role, text in memory.history(None, len) if role == "user"] == ["4", "5", "6"]
+
+
+def test_a_turn_without_a_cache_of_its_own_leaves_the_earlier_one_which_begins_the_next_prompt(
+    chat: Chat, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk(chat(), QUESTIONS[:1])
+    kept = cache_file(home).read_bytes()
+
+    async def elsewhere() -> None:
+        async with Session("alice", "chat") as session:
+            session.of("talker", True).add_told(1, [("user", QUESTIONS[1])], "yes")
+
+    anyio.run(elsewhere)
+    assert cache_file(home).read_bytes() == kept
+    monkeypatch.setattr(PrefixCache, "find", lambda *_: ())
+    (result,) = talk(chat(), QUESTIONS[2:3])
+    assert result.agents["talker"].memory is not None
+    assert (result.agents["talker"].memory.turns, result.agents["talker"].memory.refused) == (2, None)
+    assert result.agents["talker"].memory.reused > 0
 
 
 def test_two_runs_at_once_can_not_have_one_session(chat: Chat) -> None:

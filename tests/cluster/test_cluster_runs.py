@@ -12,7 +12,7 @@ from cachegraph.channels.fusers.files.weights import save_fuser
 from cachegraph.channels.fusers.networks.create import new_fuser
 from cachegraph.channels.fusers.networks.translator import new_translator
 from cachegraph.engine.spec import ModelSpec
-from cachegraph.errors import ConfigError, InputError, RunError
+from cachegraph.errors import ConfigError, RunError
 from cachegraph.graph.run.events import TextDelta
 from cachegraph.graph.run.result import Result
 
@@ -149,12 +149,6 @@ def test_a_cancelled_run_ends_its_turn_in_the_replica(models: Specs, cluster: An
     anyio.run(run)
     assert not any(handle.at_work for handle in handles)
     graph.close()
-
-
-def test_what_a_cluster_does_not_support_is_refused_by_name_before_the_run(models: Specs, cluster: Any) -> None:
-    graph = relay(models, "text")
-    with pytest.raises(InputError, match="session"):
-        graph.run(cluster=cluster, session="mine")
 
 
 def test_a_model_that_is_missing_on_the_node_is_named(cluster: Any, tmp_path: Path) -> None:

@@ -1,15 +1,14 @@
 """A server whose models run on Ray streams, runs requests at once, ends what clients leave, and survives deaths."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from clusters import kill_replicas
 from live_server import Running, served, wait_until
 
 from cachegraph import Graph
@@ -26,7 +25,7 @@ def pair(models: dict[str, ModelSpec]) -> Graph:
     graph = Graph(models={"small": models["small"]}, name="pair", output="writer")
     graph.add_input("question")
     graph.add_agent("reader", model="small", prompt="the sky is blue", generate={"max_new_tokens": 0})
-    graph.add_agent("writer", model="small", prompt="{{ reader }} {{ question }}", generate=LONG)
+    graph.add_agent("writer", model="small", prompt="{{ reader }} {{ question }}", generate=LONG, memory={"turns": 1})
     return graph.add_edge("reader", "writer", "cache")
 
 
@@ -38,12 +37,12 @@ def server(models: dict[str, ModelSpec], cluster: Any) -> Iterator[Running]:
     graph.close()
 
 
-def question(text: str) -> dict[str, Any]:
-    return {"model": "pair", "messages": [{"role": "user", "content": text}]}
+def question(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "pair", "messages": [{"role": "user", "content": text}], **more}
 
 
-def replies(running: Running, text: str) -> str:
-    answer = running.post("/v1/chat/completions", question(text))
+def replies(running: Running, text: str, **more: Any) -> str:
+    answer = running.post("/v1/chat/completions", question(text, **more))
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])
 
@@ -68,6 +67,19 @@ def test_requests_at_once_and_streams_have_the_replies_of_one_process(
     assert found == expected
     stream = server.openai().chat.completions.create(**question("what?"), stream=True)
     assert "".join(pieces(stream)) == expected["what?"]
+
+
+def test_a_session_of_a_server_continues_in_replicas(
+    models: dict[str, ModelSpec], server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CACHEGRAPH_HOME", str(tmp_path))
+    settings = {"max_tokens": 8}
+    found = [replies(server, text, session="there", **settings) for text in ("what?", "why?")]
+    with pair(models) as graph:
+        short = graph.with_settings(max_new_tokens=8)
+        expected = [short.run(question=text, session="here").text for text in ("what?", "why?")]
+        assert found == expected
+        assert short.run(question="why?").text != expected[1]
 
 
 def test_a_replica_shows_the_prompts_of_a_run_by_origin_with_the_tokens_of_a_cache(server: Running) -> None:
@@ -96,8 +108,6 @@ def test_a_stream_goes_on_when_its_replica_is_killed(server: Running, cluster: A
     expected = replies(server, "why?")
     stream = pieces(server.openai().chat.completions.create(**question("why?"), stream=True))
     heard = next(stream)
-    for handle in replicas(cluster):
-        with suppress(ProcessLookupError):
-            os.kill(handle.facts.process, signal.SIGKILL)
+    assert kill_replicas(cluster)
     assert heard + "".join(stream) == expected
     assert json.loads(server.get("/health").text)
