@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import anyio
+
 from .channel import Channel
 
 if TYPE_CHECKING:
@@ -78,11 +80,17 @@ class Payload:
     rebuild: Callable[[], Awaitable["SentCache | None"]] | None = None  # restores a cache lost with its process
     recover: Callable[[], Awaitable["SentCache | None"]] | None = None  # recomputes `cache` if its holder has died
     turn: str = ""  # id of the turn that made this payload; set by the graph
+    _writing: anyio.Lock | None = field(default=None, init=False, repr=False)
 
     async def read(self) -> str:
-        """Return the text; decode it first if needed."""
-        if self.text is None:
-            self.text = await self.write() if self.write is not None else ""
+        """Return the text; decode it first if needed, once for all receivers, so that all read the same reply."""
+        if self.text is not None:
+            return self.text
+        if self._writing is None:
+            self._writing = anyio.Lock()
+        async with self._writing:
+            if self.text is None:  # no other receiver has decoded it meanwhile
+                self.text = await self.write() if self.write is not None else ""
         return self.text
 
     async def restore(self) -> None:
