@@ -1,14 +1,17 @@
-"""Run work in a thread that a cancelled caller leaves behind. Its error is dropped at once, under every event loop."""
+"""Run work in a thread that a cancelled caller leaves behind.
+
+Its error is dropped at once, under every event loop, and what it has acquired is released.
+"""
 
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
 
-__all__ = ["run_or_abandon"]
+__all__ = ["acquire_in_thread", "run_or_abandon"]
 
 T = TypeVar("T")
 
@@ -36,3 +39,44 @@ def _unless_left(work: Callable[[], T], left: threading.Event) -> T:
         if left.is_set():
             return None  # type: ignore[return-value]  # to nobody
         raise
+
+
+async def acquire_in_thread(acquire: Callable[[], T], release: Callable[[T], object], *, abandon: bool = False) -> T:
+    """Return what `acquire` returns. If the caller is cancelled, `release` gets it instead, once the thread has it.
+
+    asyncio's own cancellation (`asyncio.wait_for`, `Task.cancel`) leaves every thread behind. That of anyio and trio
+    waits for the thread, unless `abandon`.
+    """
+    acquisition = _Acquisition(acquire, release)
+    try:
+        if abandon:
+            return await run_or_abandon(acquisition.run)
+        return await anyio.to_thread.run_sync(acquisition.run)
+    except BaseException:
+        acquisition.leave()
+        raise
+
+
+class _Acquisition(Generic[T]):
+    """What a thread acquires, released if the caller has left."""
+
+    def __init__(self, acquire: Callable[[], T], release: Callable[[T], object]):
+        self._acquire, self._release = acquire, release
+        self._acquired: list[T] = []
+        self._left = False
+        self._lock = threading.Lock()  # protects both
+
+    def run(self) -> T:
+        acquired = self._acquire()
+        with self._lock:
+            self._acquired.append(acquired)
+            left = self._left
+        if left:
+            self._release(acquired)
+        return acquired
+
+    def leave(self) -> None:
+        with self._lock:
+            acquired, self._acquired, self._left = self._acquired, [], True
+        for each in acquired:
+            self._release(each)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from cachegraph.common.abandoned_threads import run_or_abandon
+from cachegraph.common.abandoned_threads import acquire_in_thread
 from cachegraph.common.folder_escapes import why_outside
 from cachegraph.errors import ModelError
 
@@ -62,12 +62,7 @@ async def lease(spec: ModelSpec, folder: Path, *, allow_paths: bool = True) -> L
     `folder` is where relative paths start; without `allow_paths`, nothing outside it is read. Raises ModelError or
     ConfigError.
     """
-    load = _Loading(spec, folder, allow_paths)
-    try:
-        return await run_or_abandon(load.run)
-    except BaseException:
-        load.abandon()
-        raise
+    return await acquire_in_thread(partial(_lease, spec, folder, allow_paths=allow_paths), Lease.release, abandon=True)
 
 
 @contextmanager
@@ -92,31 +87,6 @@ def _check_process(spec: ModelSpec) -> None:
         _process = os.getpid()
     elif _process != os.getpid():
         raise ModelError(FORKED.format(f"another model than {spec.source!r}, or this one,"))
-
-
-class _Loading:
-    """A lease that a thread is taking. If its waiter leaves, the lease is released."""
-
-    def __init__(self, spec: ModelSpec, folder: Path, allow_paths: bool):
-        self._spec, self._folder, self._allow_paths = spec, folder, allow_paths
-        self._taken: Lease | None = None
-        self._abandoned = False
-        self._lock = threading.Lock()  # protects both
-
-    def run(self) -> Lease:
-        taken = _lease(self._spec, self._folder, allow_paths=self._allow_paths)
-        with self._lock:
-            self._taken = taken
-            abandoned = self._abandoned
-        if abandoned:
-            taken.release()
-        return taken
-
-    def abandon(self) -> None:
-        with self._lock:
-            self._abandoned, taken = True, self._taken
-        if taken is not None:
-            taken.release()
 
 
 def _lease(spec: ModelSpec, folder: Path, recheck: bool = False, allow_paths: bool = True) -> Lease:

@@ -10,6 +10,7 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
+from cachegraph.common.abandoned_threads import acquire_in_thread
 from cachegraph.errors import InputError
 
 from .session_files import AgentRecord, Exchange, SessionRecord, read, sweep, taken, write
@@ -91,8 +92,7 @@ class Session:
         self._recollections: dict[str, Recollection] = {}
 
     async def __aenter__(self) -> Self:
-        await anyio.to_thread.run_sync(self._take)
-        return self
+        return await acquire_in_thread(self._take, Session._leave)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -109,7 +109,7 @@ class Session:
             self._recollections[agent] = Recollection(self._folder, record, limits)
         return self._recollections[agent]
 
-    def _take(self) -> None:
+    def _take(self) -> Self:
         self._taken = taken(self.name)
         self._folder = self._taken.__enter__()
         try:
@@ -122,6 +122,12 @@ class Session:
         except BaseException:
             self._taken.__exit__(None, None, None)
             raise
+        return self
+
+    def _leave(self) -> None:
+        """Release the session unchanged: the run was cancelled while a thread took it."""
+        assert self._taken is not None
+        self._taken.__exit__(None, None, None)
 
     def _let_go(self, keep: bool) -> None:
         assert self._taken is not None

@@ -49,6 +49,7 @@ from .turn_log import TurnLog, note
 __all__ = ["Listener", "Prepare", "Run"]
 
 Prepare = Callable[[], Awaitable[Wiring]]
+CANCELLED = "the run was cancelled"
 KEPT = 8  # earlier turns per agent that a result holds
 
 
@@ -157,7 +158,7 @@ class Run:
             self._end("failed", _sentence(error))
             raise
         except BaseException:  # cancelled by the caller, or Ctrl-C
-            self._end("cancelled", "the run was cancelled")
+            self._end("cancelled", CANCELLED)
             raise
         result = self.result
         if result.status == "failed":

@@ -6,8 +6,10 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 
+from cachegraph.common.abandoned_threads import acquire_in_thread
+
 from ..run.result import Result
-from ..run.run import Run
+from ..run.run import CANCELLED, Run
 from .run_recorder import RunRecorder
 
 __all__ = ["StoredExecution"]
@@ -28,7 +30,7 @@ class StoredExecution(Run):
 
     async def enter(self) -> str | None:
         if self._session is None:
-            self._session = self._turn_log = await run_sync(self._open_session)
+            self._session = self._turn_log = await acquire_in_thread(self._open_session, self._leave)
         return self._session.run
 
     async def execute(self) -> Result:
@@ -40,3 +42,10 @@ class StoredExecution(Run):
         finally:
             with anyio.CancelScope(shield=True):
                 await (run_sync(session.park) if self.parks else run_sync(session.end, self.result))
+
+    def _leave(self, session: RunRecorder) -> None:
+        """Record that the run was cancelled while a thread entered it into the store."""
+        if self.parks:
+            session.park()
+        else:
+            session.end(self.result.model_copy(update={"status": "cancelled", "error": CANCELLED}))
