@@ -20,8 +20,8 @@ class TrainingCallback(Protocol):
     def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None:
         """Called after a step, with losses, gradient norm, learning rate and tokens per second."""
 
-    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
-        """Called after a dev evaluation; `best`: it is the best so far."""
+    def on_eval(self, step: int, numbers: Mapping[str, float], kept: bool) -> None:
+        """Called after a dev evaluation; `kept`: the fuser has these weights unless a later one replaces them."""
 
 
 class NullCallback:
@@ -29,7 +29,7 @@ class NullCallback:
 
     def on_phase(self, what: str, done: int, total: int) -> None: ...
     def on_step(self, step: int, steps: int, numbers: Mapping[str, float]) -> None: ...
-    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None: ...
+    def on_eval(self, step: int, numbers: Mapping[str, float], kept: bool) -> None: ...
 
 
 class TrainingLog:
@@ -103,8 +103,8 @@ class _TrackerCallback:
         self._watch.on_step(step, steps, numbers)
         self._log("train", step, numbers)
 
-    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
-        self._watch.on_eval(step, numbers, best)
+    def on_eval(self, step: int, numbers: Mapping[str, float], kept: bool) -> None:
+        self._watch.on_eval(step, numbers, kept)
         self._log("dev", step, numbers)
 
     def _log(self, part: str, step: int, numbers: Mapping[str, float]) -> None:

@@ -152,30 +152,30 @@ class TrainingLoop:
         return numbers
 
     def evaluate(self) -> DevScores:
-        """Judge the dev rows; the fuser is kept in `best` if it is the best so far.
+        """Judge the dev rows; the fuser is kept in `best` if it is the best so far, or the last is to be kept.
 
         The main process's scores count in all of them: another machine's may differ in the last bits.
         """
         found = from_main(self.accelerator, evaluate_dev(self.learner, self.receiver, self.dev))
         state = self.state
         with deferred_interrupts():
-            best = state.improves(found.score, found.noise, found.answer_logprob)
-            if best:
+            kept = self.spec.judge.keep == "last" or state.improves(found.score, found.noise, found.answer_logprob)
+            if kept:
                 state.best, state.best_step, state.without_progress = found.numbers(), state.step, 0
                 state.best_score, state.best_logprob = found.score, found.answer_logprob
             else:
                 state.without_progress += 1
             state.top_score = found.score if state.top_score is None else max(state.top_score, found.score)
-            if self.main and best:
+            if self.main and kept:
                 self.learner.save(self.run / "best", self.card(), self.receiver.dtype)
             if self.log is not None:
                 self.log.add("judgement", state.step, found.numbers())
             state.judged_step = state.step
-        self.callback.on_eval(state.step, found.numbers(), best)
+        self.callback.on_eval(state.step, found.numbers(), kept)
         return found
 
     def card(self) -> dict[str, object]:
-        """The card fields of the best fuser that describe its training."""
+        """The card fields of the kept fuser that describe its training."""
         state, spec = self.state, self.spec
         metrics = {f"dev_{name}": round(value, 4) for name, value in state.best.items()}
         return {

@@ -168,6 +168,19 @@ class JudgeSpec(Strict):
     patience: Annotated[
         PositiveInt | None, Field(description="Dev evaluations without progress before the training stops.")
     ] = None
+    keep: Annotated[
+        Literal["best", "last"],
+        Field(
+            description="Which weights the fuser has: of the checkpoint that is best by the dev rows, or of the last step, "
+            "so that trainings of equal length compare."
+        ),
+    ] = "best"
+
+    @model_validator(mode="after")
+    def _patience_needs_a_best(self) -> "JudgeSpec":
+        if self.keep == "last" and self.patience is not None:
+            raise ValueError("`patience` stops a training after its best checkpoint; leave it out with `keep: last`")
+        return self
 
 
 class TrainSpec(Strict):

@@ -173,6 +173,23 @@ def test_the_best_fuser_is_kept_whatever_came_later(graft_task: Task, monkeypatc
     assert made[1].steps == 6
 
 
+def test_the_last_fuser_is_kept_if_the_recipe_says_so(graft_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for keep in ("last", "best"):
+        Scripted(monkeypatch, (0.5, -2.0), (0.9, -1.0), (0.6, -3.0))
+        spec = graft_task.spec(optim__steps=6, judge__keep=keep, output=f"the-{keep}")
+        made.append(train(spec, folder=graft_task.folder))
+    assert [each.card.metrics["step"] for each in made] == [6, 3]
+    assert [each.metrics["accuracy"] for each in made] == [0.6, 0.9]
+    last, best = (load_translator(each.folder).network.state_dict() for each in made)
+    assert any(not torch.equal(last[name], best[name]) for name in last)
+
+
+def test_patience_is_refused_where_the_last_fuser_is_kept(graft_task: Task) -> None:
+    with pytest.raises(ConfigError, match="leave it out with `keep: last`"):
+        graft_task.spec(judge__keep="last", judge__patience=3)
+
+
 def test_among_scores_that_noise_explains_the_likelier_answers_win() -> None:
     state = CheckpointState("")
     assert state.improves(0.5, 0.05, -1.0)

@@ -66,7 +66,7 @@ def test_a_recipe_becomes_a_fuser_and_the_outcome_is_said(graft_task: Task, call
     assert {line.split()[0] for line in metrics} >= {"rows", "accuracy", "accuracy_mismatched", "answer_logprob"}
     assert "step 0: " in done.err
     assert "step 6: " in done.err
-    assert "(best)" in done.err
+    assert "(kept)" in done.err
     assert read_card(graft_task.folder / "made").kind == "graft"
     again = call(graft_task.recipe)
     assert again.code == 3

@@ -257,12 +257,12 @@ class _TrainingBar:
         self.done = step
         self._show("steps", text, step, steps)
 
-    def on_eval(self, step: int, numbers: Mapping[str, float], best: bool) -> None:
+    def on_eval(self, step: int, numbers: Mapping[str, float], kept: bool) -> None:
         self.evaluated = True
-        if best or not self.metrics:
+        if kept or not self.metrics:
             self.metrics = dict(numbers)
         said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != "rows")
-        self._console.print(f"step {step}: {said}{' (best)' if best else ''}", soft_wrap=True)
+        self._console.print(f"step {step}: {said}{' (kept)' if kept else ''}", soft_wrap=True)
 
     def _show(self, task: str, text: str, done: int, total: int) -> None:
         if task not in self._tasks:
