@@ -171,8 +171,8 @@ class JudgeSpec(Strict):
     keep: Annotated[
         Literal["best", "last"],
         Field(
-            description="Which weights the fuser has: of the checkpoint that is best by the dev rows, or of the last step, "
-            "so that trainings of equal length compare."
+            description="Which weights the fuser has: of the checkpoint that is best by the dev rows, or of the last "
+            "step, so that trainings of equal length compare."
         ),
     ] = "best"
 
