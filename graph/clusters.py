@@ -1,5 +1,6 @@
 """Copies of a graph whose models run on clusters."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from cachegraph.cluster.cluster import Cluster
 
 __all__ = ["ClusterCopies", "connect", "model_links"]
+
+_connecting = threading.RLock()  # runs in several threads connect once, and share a graph's copy
 
 
 class Movable(Protocol):
@@ -44,9 +47,10 @@ class ClusterCopies(Generic[GraphT]):
         """The graph's copy for this cluster. Raises InputError or ConfigError if there is no such cluster."""
         spec = graph.validate().spec
         key = (cluster, id(spec), repr(graph.settings))
-        if key not in self._copies:
-            self._copies[key] = spec, graph.on_cluster(self._host(cluster))
-        return self._copies[key][1]
+        with _connecting:
+            if key not in self._copies:
+                self._copies[key] = spec, graph.on_cluster(self._host(cluster))
+            return self._copies[key][1]
 
     def _host(self, cluster: ModelHost | str) -> ModelHost:
         if not isinstance(cluster, str):
@@ -57,14 +61,16 @@ class ClusterCopies(Generic[GraphT]):
 
     def take(self) -> Iterator[GraphT]:
         """Hand over every copy, to be closed."""
-        copies, self._copies = self._copies, {}
+        with _connecting:
+            copies, self._copies = self._copies, {}
         return (copy for _, copy in copies.values())
 
     def disconnect(self) -> None:
         """End the connections to clusters that were given by name."""
-        for cluster in self._connected.values():
+        with _connecting:
+            connected, self._connected = self._connected, {}
+        for cluster in connected.values():
             cluster.close()
-        self._connected.clear()
 
 
 def model_links(spec: GraphSpec, folder: Path) -> list[ModelLink]:

@@ -1,6 +1,7 @@
 """The Graph class."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import partial
@@ -13,10 +14,11 @@ from cachegraph.agents.create import Create, ModelHost, create_agent
 from cachegraph.agents.schema_threads import run_checks
 from cachegraph.agents.sessions.session import Session
 from cachegraph.channels.spec import Channel
-from cachegraph.errors import InputError, Problem, RecipeError
+from cachegraph.errors import InputError, Problem, RecipeError, RunError
 
 from .clusters import ClusterCopies, model_links
 from .definition import GraphDefinition, Inputs
+from .plan.plan import Plan
 from .plan.wiring import Wiring
 from .recipe.load import remembers
 from .recipe.spec import GraphSpec
@@ -26,6 +28,7 @@ from .run.create_agents import create_agents
 from .run.result import UNKEPT, Loading, Result
 from .run.run import Listener, Run
 from .run.settings import check_settings
+from .run.shared_wiring import SharedWiring
 from .run.stream import RunStream, Stream
 from .run.subgraph import open_and_wire
 from .run.sync import wait
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 __all__ = ["Graph"]
+
+_creating = threading.RLock()  # runs in several threads create the agents of a graph once
 
 
 class Graph(GraphDefinition):
@@ -57,7 +62,7 @@ class Graph(GraphDefinition):
         super().__init__(spec, folder=folder, create=create, **parts)
         self._agent_set: AgentSet | None = None
         self._replaced: list[AgentSet] = []  # agents from before recipe changes, whose models may be loaded
-        self._wired: tuple[AgentSet, int, Wiring] | None = None
+        self._wiring = SharedWiring()
         self._settings: dict[str, Any] = {}  # GenerateSpec fields that override those of the outputs
         self._clusters: ClusterCopies[Graph] = ClusterCopies()
 
@@ -171,7 +176,7 @@ class Graph(GraphDefinition):
         if cluster is not None:
             return self._clusters.on(self, cluster).stream(inputs, store=store, session=session, **named)
         begin = partial(self._checked_run, partial(self.check_inputs, inputs, **named), store, session)
-        return RunStream(Run(self.spec, {}, self._prepare), begin)
+        return RunStream(self._waiting_run(), begin)
 
     @classmethod
     def from_run(cls, run: str, store: "Store | None" = None, *, create: Create = create_agent) -> Self:
@@ -204,7 +209,7 @@ class Graph(GraphDefinition):
         async def begin(listener: Listener) -> Run:
             return await anyio.to_thread.run_sync(resume.resume_run, self, run, store, answer, turn, listener)
 
-        return RunStream(Run(self.spec, {}, self._prepare), begin)
+        return RunStream(self._waiting_run(), begin)
 
     def map(
         self,
@@ -263,14 +268,27 @@ class Graph(GraphDefinition):
 
     async def awire(self) -> Wiring:
         """Load all models; return the open agents and decided edges, for tools that inspect runs."""
-        return await self._prepare()
+        return await self.wire_for(self.validate().spec)
+
+    async def wire_for(self, spec: GraphSpec) -> Wiring:
+        """Load all models and decide the edges for a run of this recipe, once until `close` or a change.
+
+        Raises RunError if the graph has another recipe by now.
+        """
+        self.validate()
+        assert self._planned is not None
+        current, order = self._planned
+        if current is not spec and current != spec:
+            raise RunError("the graph was changed before this run began; run it again")
+        agents = self._agents_now()
+        return await self._wiring.get(agents, partial(self._decide, current, order, agents))
 
     def close(self) -> None:
         """Unload the models, also for copies made by `with_channels`; a later run reloads them."""
         for there in self._clusters.take():
             there.close()
         self._clusters.disconnect()
-        if any(agents.is_open for agents in self._agent_sets):
+        if any(agents.is_loaded for agents in self._agent_sets):
             wait(self.aclose, "close", "graph.aclose", lambda: None)
 
     async def aclose(self) -> None:
@@ -280,7 +298,8 @@ class Graph(GraphDefinition):
         self._clusters.disconnect()
         for agents in self._agent_sets:
             await agents.close()
-        self._replaced.clear()
+            if agents in self._replaced:
+                self._replaced.remove(agents)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -309,11 +328,15 @@ class Graph(GraphDefinition):
         for name, agent in spec.agents.items():
             if agent.pauses:
                 raise InputError(f"agent {name!r} can't be asked: {UNKEPT}")
-        run = Run(spec, given, self._prepare, listener)
+        run = Run(spec, given, partial(self.wire_for, spec), listener)
         run.take_loading = self.take_loading
         run.conversation = self.conversation(session)
         run.generate = self._settings or None
         return run
+
+    def _waiting_run(self) -> Run:
+        """The run that stands for a stream's until its first event is read."""
+        return Run(self.spec, {}, self.awire)
 
     def take_loading(self) -> Loading:
         """Return the models' loading times that no run has reported yet, and mark them as reported."""
@@ -352,19 +375,10 @@ class Graph(GraphDefinition):
     def _rows(self, rows: Iterable[Mapping[str, Any]], store: "Store | None") -> list[Run]:
         return each_row(rows, lambda row: self._new_run(self._check_row(row), store))
 
-    async def _prepare(self) -> Wiring:
-        """Open the agents and decide the edges, once until `close` or a change."""
-        self.validate()
-        assert self._planned is not None
-        spec, order = self._planned
-        agents = self._agents_now()
-        if self._wired is not None and self._wired[:2] == (agents, agents.epoch):
-            return self._wired[2]
-        epoch = agents.epoch  # read first: a close while the edges are decided makes this wiring invalid
+    async def _decide(self, spec: GraphSpec, order: Plan, agents: AgentSet) -> Wiring:
         wiring = await open_and_wire(spec, order, agents, self._folder)
         if self.strict and wiring.warnings:
             raise RecipeError([Problem(str(warning)) for warning in wiring.warnings])
-        self._wired = (agents, epoch, wiring)
         return wiring
 
     @property
@@ -373,17 +387,19 @@ class Graph(GraphDefinition):
 
     def _agents_now(self) -> AgentSet:
         """Return the agents of the current recipe, created once."""
-        if self._agent_set is None:
-            may = self.permissions
-            self._agent_set = AgentSet(
-                create_agents(
-                    self.spec, self._folder, self._create, self._functions, may.reaches_local, may.allow_paths
+        with _creating:
+            if self._agent_set is None:
+                may = self.permissions
+                self._agent_set = AgentSet(
+                    create_agents(
+                        self.spec, self._folder, self._create, self._functions, may.reaches_local, may.allow_paths
+                    )
                 )
-            )
-        return self._agent_set
+            return self._agent_set
 
     def _changed(self) -> Self:
-        if self._agent_set is not None:
-            self._replaced.append(self._agent_set)  # its models may be loaded; `close` frees them
-        self._agent_set = self._wired = None
+        with _creating:
+            if self._agent_set is not None:
+                self._replaced.append(self._agent_set)  # its models may be loaded; `close` frees them
+            self._agent_set, self._wiring = None, SharedWiring()
         return self

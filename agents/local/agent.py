@@ -1,5 +1,6 @@
 """LocalAgent: one turn of a model on this machine, from deliveries to prompt, row and reply."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,8 @@ from .settle import EdgeSettler
 from .tool_loop import ToolResultWriter, replay_tool_rounds, write_with_tools
 
 __all__ = ["LocalAgent"]
+
+_changing = threading.Lock()  # protects every agent's lease from runs in several threads
 
 
 class LocalAgent:
@@ -80,12 +83,13 @@ class LocalAgent:
         except BaseException:
             taken.release()
             raise
-        if self._lease is not None:  # another run opened it meanwhile
+        with _changing:
+            if is_first := self._lease is None:  # no other run opened it meanwhile
+                self.loading = {taken.engine.model.name: dict(taken.engine.model.seconds)} if taken.waited else {}
+                # The lease comes last: a run that finds it uses the rest at once.
+                self._chat, self._frame, self._lease = chat, frame, taken
+        if not is_first:
             taken.release()
-            return
-        # Set together: a run that finds the lease uses the rest at once.
-        self._lease, self._chat, self._frame = taken, chat, frame
-        self.loading = {taken.engine.model.name: dict(taken.engine.model.seconds)} if taken.waited else {}
 
     async def _checked(self, engine: Engine) -> tuple[bool, Frame]:
         """Whether prompts go through the chat template, and what frames them. Raises ModelError if none can be read."""
@@ -129,8 +133,9 @@ class LocalAgent:
 
     async def close(self) -> None:
         """Release the model."""
-        if self._lease is not None:
+        with _changing:
             taken, self._lease = self._lease, None
+        if taken is not None:
             taken.release()
         if self._tools is not None:
             await self._tools.close()

@@ -91,13 +91,16 @@ class AgentTools(ToolSet):
         """Connect to the servers and list their tools. Raises ToolError or ConfigError. Idempotent."""
         if self._tools:
             return
-        servers = self._toolbox.take(self._agent, {name.partition(".")[0] for name in self._wanted})
+        wanted = {name.partition(".")[0] for name in self._wanted}
+        servers = self._toolbox.take(self._agent, wanted)
         found: list[tuple[ToolServer, Tool]] = []
         for name, server in servers.items():
             offered = {tool.name: tool for tool in await server.tools()}
             found += [(server, tool) for tool in self._picked(name, offered)]
-        self._tools = _named(found)
-        self.named = {name: (server.name, tool) for name, (server, tool) in self._tools.items()}
+        tools = _named(found)
+        self._toolbox.take(self._agent, wanted)  # again: a close may have given them back meanwhile
+        self.named = {name: (server.name, tool) for name, (server, tool) in tools.items()}
+        self._tools = tools  # last: a run that finds them uses the names at once
 
     async def close(self) -> None:
         self._tools, self.named = {}, {}

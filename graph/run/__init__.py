@@ -13,6 +13,7 @@ result           The result of a run: reply, agents, edges, totals
 run              One execution of a graph
 run_warnings     Warnings of a finished run
 settings         Settings of a run's outputs that differ from the recipe's
+shared_wiring    The wiring of a graph, decided once for all its runs
 stream           Stream one run, or many, as an async iterator
 subgraph         The agent that runs an included recipe
 sync             Run async work from synchronous code

@@ -1,5 +1,6 @@
 """The agents of a graph, opened and closed together."""
 
+import threading
 from collections.abc import Mapping
 from time import perf_counter
 
@@ -12,8 +13,10 @@ from .result import Loading
 
 __all__ = ["AgentSet"]
 
+OPEN = -1
 POLL_SECONDS = 0.005
 CLOSED = "the graph was closed while a run was opening its models; close it when its runs have ended"
+_changing = threading.Lock()  # protects the state of every set
 
 
 class AgentSet:
@@ -28,30 +31,48 @@ class AgentSet:
         self.waited = 0.0  # its wall-clock seconds, until a run reports them
         self.epoch = 0  # increases on close, which invalidates earlier wirings
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether any agent may be open."""
+        return self.is_open or self._opening > 0
+
     async def open(self) -> None:
-        """Open all agents concurrently. Safe to call from many runs.
+        """Open all agents concurrently. Safe to call from many runs, also of several threads.
 
         Raises the first error in recipe order, or RunError if the agents are closed meanwhile.
         """
-        while self._closing:  # noqa: ASYNC110  (by another thread's event loop, perhaps)
+        began = perf_counter()
+        while (epoch := self._begin_opening()) is None:  # noqa: ASYNC110  (by another thread's event loop, perhaps)
             await anyio.sleep(POLL_SECONDS)
-        if self.is_open:
+        if epoch == OPEN:
             return
-        began, epoch = perf_counter(), self.epoch
-        self._opening += 1
         try:
             await self._open_all()
-            if self.epoch != epoch:  # some agents were opened before the close and some after it
-                raise RunError(CLOSED)
-        except BaseException:  # also cancelled, or Ctrl-C
-            if self._opening == 1 and not self.is_open:  # no other run waits for the agents or has them
+            with _changing:
+                if self.epoch != epoch:  # some agents were opened before the close and some after it
+                    raise RunError(CLOSED)
+                if not self.is_open:  # otherwise another run was first
+                    self._note_open(began)
+        finally:  # also cancelled, or Ctrl-C
+            with _changing:
+                self._opening -= 1
+                if last := not self.is_loaded:  # no other run waits for the agents or has them
+                    self._begin_closing()
+            if last:
                 with anyio.CancelScope(shield=True):
-                    await self.close()
-            raise
-        finally:
-            self._opening -= 1
-        if self.is_open:  # another run was first
-            return
+                    await self._close_all()
+
+    def _begin_opening(self) -> int | None:
+        """Count a run that opens the agents, and return their epoch: OPEN if all are open, None while they close."""
+        with _changing:
+            if self.is_open:
+                return OPEN
+            if self._closing:
+                return None
+            self._opening += 1
+            return self.epoch
+
+    def _note_open(self, began: float) -> None:
         self.is_open, self.waited = True, perf_counter() - began
         loaders = [agent for agent in self.agents.values() if isinstance(agent, Loader)]
         self.loading = {model: dict(parts) for agent in loaders for model, parts in agent.loading.items()}
@@ -79,9 +100,16 @@ class AgentSet:
 
     async def close(self) -> None:
         """Close all agents, even if one fails; then raise the first error."""
+        with _changing:
+            self._begin_closing()
+        await self._close_all()
+
+    def _begin_closing(self) -> None:
         self.is_open = False
         self.epoch += 1
         self._closing += 1
+
+    async def _close_all(self) -> None:
         first: Exception | None = None
         try:
             for agent in self.agents.values():
@@ -90,6 +118,7 @@ class AgentSet:
                 except Exception as error:  # raised once all are closed
                     first = first or error
         finally:
-            self._closing -= 1
+            with _changing:
+                self._closing -= 1
         if first is not None:
             raise first

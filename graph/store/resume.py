@@ -6,6 +6,7 @@ Imports SQLAlchemy only when a store is used.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -39,7 +40,11 @@ def start_run(
 
     spec, recipe, setting = graph.spec, _recipe(graph), _setting(graph, inputs, session)
     run = StoredExecution(
-        spec, inputs, graph.awire, listener, open_session=lambda: store.begin(spec.name, recipe, setting)
+        spec,
+        inputs,
+        partial(graph.wire_for, spec),
+        listener,
+        open_session=lambda: store.begin(spec.name, recipe, setting),
     )
     run.take_loading = graph.take_loading
     run.conversation = graph.conversation(session)
@@ -78,7 +83,13 @@ def resume_run(
         )
     said, inputs = _answered(stored, answer, turn), stored.setting.inputs
     listener = watched(spec, inputs, listener)
-    execution = StoredExecution(spec, inputs, graph.awire, listener, open_session=lambda: store.resume(stored.id, said))
+    execution = StoredExecution(
+        spec,
+        inputs,
+        partial(graph.wire_for, spec),
+        listener,
+        open_session=lambda: store.resume(stored.id, said),
+    )
     execution.take_loading = graph.take_loading
     execution.conversation = graph.conversation(stored.setting.session)
     execution.generate = stored.setting.generate

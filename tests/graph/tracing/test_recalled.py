@@ -36,7 +36,7 @@ async def test_a_recalled_turn_is_marked_and_its_tokens_are_not_counted_again(se
     ).output = "b"
     events: list[Event] = []
     listener = watched(graph.spec, {}, events.append)
-    await Run(graph.validate().spec, {}, graph._prepare, listener, turn_log=Remembers()).execute()
+    await Run(graph.validate().spec, {}, graph.awire, listener, turn_log=Remembers()).execute()
     spans = seen.spans
     assert spans["invoke_agent a"].attributes["cachegraph.recalled"] is True
     assert "cachegraph.recalled" not in spans["invoke_agent b"].attributes
