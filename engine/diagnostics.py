@@ -117,14 +117,18 @@ def processor() -> str:
 def _look_at_devices(machine: Machine) -> None:
     devices = visible_devices()
     machine.devices = [
-        DeviceFacts(each.name, each.free, each.dtype, choose_budget(None, [each.name])) for each in devices
+        DeviceFacts(device.name, device.free, device.dtype, choose_budget(None, [device.name])) for device in devices
     ]
     machine.auto = _what_auto_does(devices)
 
 
 def _what_auto_does(devices: list[Device]) -> str:
-    gpus = [each for each in devices if each.name.startswith("cuda:")]
-    first = max(gpus, key=lambda each: each.free) if gpus else next(each for each in devices if each.name == "cpu")
+    gpus = [device for device in devices if device.name.startswith("cuda:")]
+    first = (
+        max(gpus, key=lambda device: device.free)
+        if gpus
+        else next(device for device in devices if device.name == "cpu")
+    )
     where = "the GPU with most free memory, where the model fits it" if gpus else "there is no CUDA GPU"
     native = "it computes in it" if first.dtype == "bfloat16" else "it does not compute in bfloat16"
     return f"{first.name} ({where}) in {first.dtype} ({native})"
@@ -134,7 +138,7 @@ def _look_at_disk(machine: Machine) -> None:
     place = home()
     machine.data = str(data_home())
     machine.home, machine.temporary = str(place), tempfile.gettempdir()
-    existing = next(each for each in (place, *place.parents) if each.exists())
+    existing = next(folder for folder in (place, *place.parents) if folder.exists())
     machine.home_free_bytes = shutil.disk_usage(existing).free
     machine.temporary_free_bytes = shutil.disk_usage(machine.temporary).free
     try:

@@ -51,7 +51,7 @@ class Engine:
     def __init__(self, model: LoadedModel, kv_memory: int | None = None):
         self.model = model
         self._grammars = Grammars(model.tokenizer, model.info.eos_ids) if model.tokenizer is not None else None
-        self.kv_memory = choose_budget(kv_memory, [str(each) for each in model.devices])
+        self.kv_memory = choose_budget(kv_memory, [str(device) for device in model.devices])
         self._loop: EngineLoop | None = None
         self._process = os.getpid()
         self._starting = threading.Lock()  # protects _loop, and that a stopped one gets no work
@@ -255,7 +255,7 @@ class Engine:
     def _prefilled(self, request: RequestState, past: Sequence[KV]) -> Prefilled:
         joined = torch.cat(request.logits)[-request.asked :] if request.logits else None
         segments = self._segments(request)
-        own = len(segments) - sum(1 for each in past if len(each))
+        own = len(segments) - sum(1 for kv in past if len(kv))
         return Prefilled(segments, max(own, 0), joined, request.cost)
 
     @property

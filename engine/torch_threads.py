@@ -25,6 +25,6 @@ def for_small_operations(on: Iterable[torch.Tensor]) -> AbstractContextManager[N
 
     For some hundred thousand numbers each, at which two threads were slower than one.
     """
-    if torch.get_num_threads() == 2 and all(each.device.type == "cpu" for each in on):
+    if torch.get_num_threads() == 2 and all(tensor.device.type == "cpu" for tensor in on):
         return on_one_thread()
     return nullcontext()

@@ -10,8 +10,8 @@ __all__ = ["to_device", "to_host"]
 
 def to_device(numbers: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copy (nested) numbers into a tensor of the same shape on a device, without waiting for what a GPU computes."""
-    here = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
-    return here.to(device, non_blocking=True)
+    host = torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
 
 
 def to_host(tensor: Tensor) -> Callable[[], list[int]]:
@@ -21,13 +21,13 @@ def to_host(tensor: Tensor) -> Callable[[], list[int]]:
     """
     if not tensor.is_cuda:
         return tensor.tolist
-    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    here.copy_(tensor, non_blocking=True)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
     arrived = torch.cuda.current_stream(tensor.device).record_event()
 
     def numbers() -> list[int]:
         arrived.synchronize()
-        found: list[int] = here.tolist()
-        return found
+        values: list[int] = host.tolist()
+        return values
 
     return numbers

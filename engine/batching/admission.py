@@ -95,8 +95,8 @@ class Admission(Generic[RequestT]):
         gone = {id(request) for request in done}
         if not gone:
             return
-        for each in gone:
-            self.budget.release(each)
+        for key in gone:
+            self.budget.release(key)
         self._scheduler.discard([request for request in self._scheduler.requests if id(request) in gone])
         self._waiting = [request for request in self._waiting if id(request) not in gone]
         self._swapped = [request for request in self._swapped if id(request) not in gone]
@@ -174,7 +174,7 @@ class Admission(Generic[RequestT]):
 
     def _try_admit(self, request: RequestT) -> bool:
         own = self._needed(request)
-        needed = own + SPARE * sum(each.position_bytes for each in self._scheduler.requests)
+        needed = own + SPARE * sum(running.position_bytes for running in self._scheduler.requests)
         free = self.budget.room + self._prefixes.idle_bytes - needed
         if free < 0 or not self._runs.is_safe(request, own, free):
             return False
@@ -261,7 +261,7 @@ class Admission(Generic[RequestT]):
     def _swap_out_one(self, request: RequestT) -> bool:
         """Swap out the request that began last, if it began after this one."""
         rank = self._rank(request)
-        younger = [each for each in self._scheduler.requests if self._rank(each) > rank and each.can_swap]
+        younger = [running for running in self._scheduler.requests if self._rank(running) > rank and running.can_swap]
         if not younger:
             return False
         last = max(younger, key=self._rank)
@@ -277,7 +277,7 @@ class Admission(Generic[RequestT]):
 
     def _exceed_budget(self, request: RequestT, tokens: int) -> bool:
         """Let the oldest request exceed the budget if no younger one has memory to give and its own row would fit."""
-        if any(self._rank(each) < self._rank(request) for each in self._scheduler.requests):
+        if any(self._rank(running) < self._rank(request) for running in self._scheduler.requests):
             return False
         try:
             self._check_size(request, tokens, 0)

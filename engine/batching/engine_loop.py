@@ -234,8 +234,8 @@ class EngineLoop:
             if len(ready) == 1:
                 ready[0][0].error = _as_engine_error(error, self._model)
             else:
-                for each in ready:
-                    self._sample([each])
+                for row in ready:
+                    self._sample([row])
             return
         for (request, _), token in zip(ready, tokens, strict=True):
             request.sampled = token

@@ -23,15 +23,15 @@ class _Offloaded:
 
     def __init__(self, tensors: Iterable[Tensor]):
         tensors = list(tensors)
-        self._like = [(tuple(each.shape), each.dtype, each.device) for each in tensors]
+        self._like = [(tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in tensors]
         self._kept: list[Tensor] = []
         self._file: IO[bytes] | None = None
-        if any(each.device.type != "cpu" for each in tensors):
-            self._kept = [each.to("cpu", copy=True) for each in tensors]
+        if any(tensor.device.type != "cpu" for tensor in tensors):
+            self._kept = [tensor.to("cpu", copy=True) for tensor in tensors]
         elif tensors:
             self._file = tempfile.TemporaryFile(prefix="cachegraph-kv-")  # noqa: SIM115  # open as long as this lives
-            for each in tensors:
-                self._file.write(each.contiguous().view(torch.uint8).numpy().data)
+            for tensor in tensors:
+                self._file.write(tensor.contiguous().view(torch.uint8).numpy().data)
 
     def back(self) -> Iterator[Tensor]:
         """The tensors, one after the other, on their devices."""
@@ -58,8 +58,8 @@ class SwappedTail:
 
     def __init__(self, buffers: Sequence[LayerKV], used: int):
         self._used = used
-        self._like = [(each.shape, each.dtype, each.device) for layer in buffers for each in layer]
-        self._written = _Offloaded(each[:, :, :used] for layer in buffers for each in layer if used)
+        self._like = [(tensor.shape, tensor.dtype, tensor.device) for layer in buffers for tensor in layer]
+        self._written = _Offloaded(tensor[:, :, :used] for layer in buffers for tensor in layer if used)
 
     def restore(self, capacity: int) -> list[LayerKV]:
         """New buffers with room for `capacity` positions that begin with the stored entries; frees the stored copy."""
@@ -81,7 +81,7 @@ class SwappedState:
     """A row's recurrent state, kept elsewhere."""
 
     def __init__(self, state: RecurrentState):
-        self._like = state.map(lambda each: torch.empty_like(each, device="meta"))
+        self._like = state.map(lambda tensor: torch.empty_like(tensor, device="meta"))
         self._tensors = _Offloaded(state.tensors())
 
     def restore(self) -> RecurrentState:

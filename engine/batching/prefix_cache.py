@@ -52,9 +52,9 @@ class PrefixCache:
 
     def find(self, digests: Sequence[bytes]) -> list[KV]:
         """The blocks that the cache holds of the longest beginning of a chain of digests."""
-        here = list(takewhile(self._blocks.__contains__, digests))
-        self._touch(here)
-        return [self._blocks[digest] for digest in here]
+        held = list(takewhile(self._blocks.__contains__, digests))
+        self._touch(held)
+        return [self._blocks[digest] for digest in held]
 
     def keep(self, digests: Sequence[bytes], index: int, tail: KV) -> None:
         """Copy block `index`, which is the end of this tail, if there is room and all blocks before it are held."""
@@ -103,6 +103,6 @@ def _block_bytes(tail: KV) -> int:
 def _copy(tail: KV, start: int) -> KV:
     """Of its own memory, so that it does not keep the rest of the row alive."""
     end = slice(start, None)
-    layers = tuple(LayerKV(*(each.clone() for each in layer.select(end))) for layer in tail.layers)
+    layers = tuple(LayerKV(*(tensor.clone() for tensor in layer.select(end))) for layer in tail.layers)
     state = tail.state.compact() if tail.state is not None else None
     return KV(layers, tail.positions[end].clone(), tail.factors, state)

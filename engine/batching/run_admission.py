@@ -74,8 +74,8 @@ class RunAdmission:
             return True
         if run not in self._claims:
             free -= self._growth_of(size)
-        for each, claim in self._claims.items():
-            use = claim.use + (size if each == run else 0)
+        for claimant, claim in self._claims.items():
+            use = claim.use + (size if claimant == run else 0)
             if max(claim.most, claim.first + self._growth_of(claim.first)) - use > free:
                 return False
             free += use

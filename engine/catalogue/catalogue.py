@@ -206,7 +206,7 @@ def _read(path: Path) -> dict[str, Listed]:
 
 
 def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
+    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors())
 
 
 class _Loader(yaml.SafeLoader):

@@ -129,7 +129,7 @@ def _check_sizes(config: Any, elements: int, gguf: Path) -> None:
             raise ModelError(f"the GGUF file {str(gguf)!r} is damaged: its {key!r} is {value:,}; fetch it again")
     with torch.device("meta"):
         network = auto_class(config).from_config(config)
-    built = sum(each.numel() for each in (*network.parameters(), *network.buffers()))
+    built = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
     if built > 2 * elements + BUFFER_ELEMENTS:
         raise ModelError(
             f"the GGUF file {str(gguf)!r} is damaged: its metadata describe a model of {built:,} numbers, and it holds "
@@ -143,11 +143,13 @@ def _check_all_is_read(network: Any, elements: int, gguf: Path) -> None:
 
     `elements`: of the file's tensors, those of RoPE excepted.
     """
-    fixed = sum(each.numel() for name, each in network.state_dict().items() if name in dict(network.named_buffers()))
-    taken = fixed + sum(each.numel() for each in network.parameters())
-    if elements > taken:
+    fixed = sum(
+        tensor.numel() for name, tensor in network.state_dict().items() if name in dict(network.named_buffers())
+    )
+    read = fixed + sum(tensor.numel() for tensor in network.parameters())
+    if elements > read:
         raise ModelError(
-            f"the GGUF file {str(gguf)!r} holds {elements - taken:,} numbers, such as biases or experts, that "
+            f"the GGUF file {str(gguf)!r} holds {elements - read:,} numbers, such as biases or experts, that "
             f"transformers does not read for its architecture {network.config.model_type!r}; use the safetensors of "
             "this model"
         )
@@ -164,15 +166,15 @@ def _target(reader: Any, metadata: "GGUFMetadata") -> _Target:
     import torch
 
     tensors = reader.tensors
-    if whole := [each for each in tensors if each.tensor_type.name in INTEGERS]:
+    if integers := [tensor for tensor in tensors if tensor.tensor_type.name in INTEGERS]:
         raise ModelError(
-            f"the GGUF file {metadata.where!r} stores {whole[0].name} as {whole[0].tensor_type.name}, whole numbers "
-            "that nothing scales; use the safetensors of this model"
+            f"the GGUF file {metadata.where!r} stores {integers[0].name} as {integers[0].tensor_type.name}, whole "
+            "numbers that nothing scales; use the safetensors of this model"
         )
-    kinds = Counter(each.tensor_type.name for each in tensors if len(each.shape) > 1)
+    kinds = Counter(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
     most = kinds.most_common(1)[0][0] if kinds else "BF16"
     dtype = {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
-    elements = sum(int(each.n_elements) for each in tensors if not _is_spare(each.name, metadata))
+    elements = sum(int(tensor.n_elements) for tensor in tensors if not _is_spare(tensor.name, metadata))
     return _Target(dtype, elements, elements * dtype.itemsize + TOKENIZER_BYTES)
 
 

@@ -168,7 +168,7 @@ def _scaling(config: Any, metadata: GGUFMetadata) -> dict[str, Any]:
         } | ({"attention_factor": float(attention)} if attention else {})
     if attention not in (None, 0.0, 1.0):
         raise metadata.unread(f"rope.scaling.attn_factor = {attention}")
-    if (factors := metadata.factors("rope_freqs")) is not None and any(abs(each - 1) > _SAME for each in factors):
+    if (factors := metadata.factors("rope_freqs")) is not None and any(abs(value - 1) > _SAME for value in factors):
         return _as_llama3(config, factors, metadata)
     kind = metadata.get("rope.scaling.type")
     factor = metadata.get("rope.scaling.factor") or metadata.get("rope.scale_linear")

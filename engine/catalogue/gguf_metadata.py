@@ -99,7 +99,7 @@ class GGUFMetadata:
         self.where = where
         self._fields = reader.fields
         self.architecture = str(self.value("general.architecture"))
-        self._tensors = {each.name: each for each in reader.tensors}
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def value(self, key: str) -> Any:
         """The value of a key by its whole name, or None."""
@@ -117,8 +117,10 @@ class GGUFMetadata:
 
     def factors(self, name: str) -> "list[float] | None":
         """The numbers of a tensor, or None."""
-        found = self._tensors.get(f"{name}.weight")
-        return None if found is None else [float(each) for each in np.asarray(found.data, dtype=np.float64).ravel()]
+        tensor = self._tensors.get(f"{name}.weight")
+        if tensor is None:
+            return None
+        return [float(number) for number in np.asarray(tensor.data, dtype=np.float64).ravel()]
 
     def unread(self, what: str) -> ModelError:
         """The refusal of metadata that conversion does not read."""

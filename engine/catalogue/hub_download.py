@@ -36,7 +36,9 @@ class Selection:
         return f"the hub {self.kind} {self.repo!r}"
 
     def picks(self, name: str) -> bool:
-        return any(fnmatch(name, each) for each in self.wanted) and not any(fnmatch(name, e) for e in self.unwanted)
+        return any(fnmatch(name, pattern) for pattern in self.wanted) and not any(
+            fnmatch(name, pattern) for pattern in self.unwanted
+        )
 
 
 class Snapshot(NamedTuple):
@@ -93,9 +95,9 @@ def _list(selection: Selection) -> _Listing:
 
     info = HfApi().model_info(selection.repo, revision=selection.revision, files_metadata=True)
     files = info.siblings or []
-    wanted = [each for each in files if selection.picks(each.rfilename)]
-    selection.check([each.rfilename for each in wanted], [each.rfilename for each in files])
-    sizes = {each.blob_id or each.rfilename: each.size or 0 for each in wanted}  # equal files are fetched once
+    wanted = [file for file in files if selection.picks(file.rfilename)]
+    selection.check([file.rfilename for file in wanted], [file.rfilename for file in files])
+    sizes = {file.blob_id or file.rfilename: file.size or 0 for file in wanted}  # equal files are fetched once
     licence = getattr(info.card_data, "license", None)
     return _Listing(sum(sizes.values()), licence if isinstance(licence, str) else None)
 
@@ -105,8 +107,8 @@ def _download(selection: Selection, listing: _Listing, progress: Progress) -> Pa
 
     cache = Path(constants.HF_HUB_CACHE)
     present = next((parent for parent in [cache, *cache.parents] if parent.exists()), Path.cwd())
-    here = cache / f"models--{selection.repo.replace('/', '--')}"
-    had = folder_bytes(here / "blobs")
+    repo_folder = cache / f"models--{selection.repo.replace('/', '--')}"
+    had = folder_bytes(repo_folder / "blobs")
     free, missing = shutil.disk_usage(present).free, max(listing.bytes - had, 0)
     if missing > free:
         raise ConfigError(

@@ -38,9 +38,9 @@ class Removed(NamedTuple):
 
 def inventory(catalogue: Catalogue) -> list[CatalogueItem]:
     """The catalogue's models in its order, then what was pulled from elsewhere."""
-    items = [_listed(each, catalogue) for each in catalogue.models.values()]
+    items = [_listed(model, catalogue) for model in catalogue.models.values()]
     shown = {item.folder for item in items}
-    return items + [_pulled(each) for each in ModelStore().all() if each.folder not in shown]
+    return items + [_pulled(model) for model in ModelStore().all() if model.folder not in shown]
 
 
 def remove(name: str) -> Removed:
@@ -50,14 +50,14 @@ def remove(name: str) -> Removed:
     """
     store = ModelStore()
     stored = store.all()
-    slugs = [each.place.name for each in stored if name in (each.record.name, each.place.name)]
+    slugs = [model.place.name for model in stored if name in (model.record.name, model.place.name)]
     slugs = slugs or [slug for slug in {*store.slugs(), *store.begun()} if slug == name]
     if not slugs:
-        hint = did_you_mean(name, [each.record.name for each in stored], "see what is with: cachegraph models list")
+        hint = did_you_mean(name, [model.record.name for model in stored], "see what is with: cachegraph models list")
         raise ModelError(f"{name!r} is not pulled, so there is nothing to remove; {hint}")
     if len(slugs) > 1:
         raise ModelError(f"{name!r} is the name of several pulled models; remove one of {', '.join(map(repr, slugs))}")
-    elsewhere = next((each.record.folder for each in stored if each.place.name == slugs[0]), None)
+    elsewhere = next((model.record.folder for model in stored if model.place.name == slugs[0]), None)
     with store.locked(slugs[0], silent), file_errors(store.root):
         return Removed(store.remove(slugs[0]), elsewhere)
 

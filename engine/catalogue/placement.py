@@ -43,7 +43,7 @@ def place(folder: Path, spec: ModelSpec) -> Placement:
     """
     parameters, devices = count_parameters(folder), visible_devices()
     if spec.device_map is None:
-        kept = _count_kept(folder, parameters) if any(each.name != "cpu" for each in devices) else parameters
+        kept = _count_kept(folder, parameters) if any(device.name != "cpu" for device in devices) else parameters
         return choose_device(spec.device, parameters, spec.dtype, devices, kept)
     if not isinstance(spec.device_map, str):
         for named in spec.device_map.values():
@@ -90,14 +90,14 @@ def choose_device(
 
 
 def _candidates(requested: str, devices: Sequence[Device]) -> list[Device]:
-    gpus = sorted((each for each in devices if each.name.startswith("cuda:")), key=lambda each: -each.free)
+    gpus = sorted((device for device in devices if device.name.startswith("cuda:")), key=lambda device: -device.free)
     if requested == "auto":
-        return gpus + [each for each in devices if each.name == "cpu"]
-    found = gpus if requested == "cuda" else [each for each in devices if each.name == requested]
-    if not found:
-        known = ", ".join(each.name for each in devices)
+        return gpus + [device for device in devices if device.name == "cpu"]
+    matches = gpus if requested == "cuda" else [device for device in devices if device.name == requested]
+    if not matches:
+        known = ", ".join(device.name for device in devices)
         raise ConfigError(f"there is no device {requested!r} here; this machine has: {known}. Use one, or 'auto'")
-    return found
+    return matches
 
 
 def visible_devices() -> list[Device]:

@@ -67,7 +67,7 @@ def describe(source: HubSource | FolderSource | GgufSource | WheelSource) -> str
         case HubSource(repo=repo, revision=revision):
             return f"hub {repo}" + (f"@{revision}" if revision else "")
         case WheelSource():
-            packages = dict.fromkeys(f"{each.package}=={each.version}" for each in source.files)
+            packages = dict.fromkeys(f"{file.package}=={file.version}" for file in source.files)
             return "wheel " + " + ".join(packages)
         case FolderSource(path=path) | GgufSource(path=path):
             return f"{source.kind} {path}"

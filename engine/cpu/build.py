@@ -51,8 +51,8 @@ class Kernels:
         self.correct.argtypes = [Pointer, Integer]
         self.rotate = library.cachegraph_rotate
         self.rotate.argtypes = [Pointer, Integer, Integer, Integer, Integer, Integer]
-        for each in (self.linear, self.read, self.panels, self.correct, self.rotate):
-            each.restype = None
+        for function in (self.linear, self.read, self.panels, self.correct, self.rotate):
+            function.restype = None
         library.cachegraph_block.restype = Integer
         library.cachegraph_in_pairs.restype = library.cachegraph_in_bytes.restype = Integer
         library.cachegraph_in_tiles.restype = Integer
@@ -97,8 +97,8 @@ def _kernels() -> "Kernels | str":
             _compile(command, path, again=True)
             return Kernels(path)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        _failures.append(f"{command!r} can't compile them: {told[0] if told else type(error).__name__}")
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        _failures.append(f"{command!r} can't compile them: {lines[0] if lines else type(error).__name__}")
         return _failures[-1]
 
 

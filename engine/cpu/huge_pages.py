@@ -28,10 +28,10 @@ class LargePages:
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """As `torch.empty(shape)`, aligned to a line of the CPU's caches."""
         size = dtype.itemsize * torch.Size(shape).numel()
-        whole = -(-size // 64) * 64
-        if whole > len(self._room):
-            self._room = _pages(max(_AT_ONCE, -(-whole // _PAGE) * _PAGE))
-        taken, self._room = self._room[:size], self._room[whole:]
+        aligned = -(-size // 64) * 64
+        if aligned > len(self._room):
+            self._room = _pages(max(_AT_ONCE, -(-aligned // _PAGE) * _PAGE))
+        taken, self._room = self._room[:size], self._room[aligned:]
         return taken.view(dtype).view(shape)
 
 

@@ -52,7 +52,7 @@ class CPULeanFuser:
         if one.down.weight.device.type != "cpu" or one.down.weight.dtype != torch.bfloat16:
             return None
         linears = [one.down, one.mix, one.key_up, one.value_up]
-        sizes = {size for each in linears for size in each.weight.shape}
+        sizes = {size for linear in linears for size in linear.weight.shape}
         return None if any(size % kernels.block for size in sizes) else cls(projectors, kernels)
 
     def __init__(self, projectors: Sequence[Any], kernels: Kernels):
@@ -63,7 +63,7 @@ class CPULeanFuser:
         self._described = (_Projector * len(projectors))()
         for projector, to in zip(projectors, self._described, strict=True):
             to.gain, to.bias = (
-                self._floats(even_then_odd(each, kernels.block)) for each in projector.norm.parameters()
+                self._floats(even_then_odd(parameter, kernels.block)) for parameter in projector.norm.parameters()
             )
             to.key_alpha, to.value_alpha = self._floats(projector.key_alpha), self._floats(projector.value_alpha)
             for name in ("down", "mix", "key_up", "value_up"):
@@ -75,16 +75,16 @@ class CPULeanFuser:
         They must have one shape, be in bfloat16 on the CPU, and have a head_dim of whole blocks.
         """
         block = self._kernels.block
-        own, theirs = receiver[0][0], sharer[0][0]
-        fit = own.shape[3] % (2 * block if rotated else block) == 0 and theirs.shape[3] % block == 0
+        receiver_keys, sharer_keys = receiver[0][0], sharer[0][0]
+        fit = receiver_keys.shape[3] % (2 * block if rotated else block) == 0 and sharer_keys.shape[3] % block == 0
         return fit and all(
-            each.shape == one.shape
-            and each.shape[0] == 1
-            and each.dtype == torch.bfloat16
-            and each.device.type == "cpu"
-            for one, layers in ((own, receiver), (theirs, sharer))
+            tensor.shape == one.shape
+            and tensor.shape[0] == 1
+            and tensor.dtype == torch.bfloat16
+            and tensor.device.type == "cpu"
+            for one, layers in ((receiver_keys, receiver), (sharer_keys, sharer))
             for layer in layers
-            for each in layer
+            for tensor in layer
         )
 
     def __call__(
@@ -101,23 +101,26 @@ class CPULeanFuser:
         was there, of keys and of values.
         """
         own = [(contiguous_by_head(keys), contiguous_by_head(values)) for keys, values in receiver]
-        theirs = [(contiguous_by_head(keys), contiguous_by_head(values)) for keys, values in sharer]
-        new_keys, new_values = (_room(each, len(pairs[0])) for each in zip(*own, strict=True))
+        sources = [(contiguous_by_head(keys), contiguous_by_head(values)) for keys, values in sharer]
+        new_keys, new_values = (_room(tensors, len(pairs[0])) for tensors in zip(*own, strict=True))
         new = list(zip(new_keys, new_values, strict=True))
         described = type(self._described).from_buffer_copy(self._described)  # others may be calling, too
-        for to, layer, source, made, table in zip(described, own, theirs, new, tables, strict=True):
+        for to, layer, source, new_layer, table in zip(described, own, sources, new, tables, strict=True):
             to.keys, to.values, to.sharer_keys, to.sharer_values = map(_cached, (*layer, *source))
-            to.new_keys, to.new_values = (each.data_ptr() for each in made)
+            to.new_keys, to.new_values = (tensor.data_ptr() for tensor in new_layer)
             to.rope = None if table is None else table.data_ptr()
-        here, there = (each.to(torch.int64).contiguous() for each in pairs)
-        squares = torch.empty(len(own), len(here), 4)
-        mine, read = own[0][0], theirs[0][0]
+        receiver_positions, sharer_positions = (positions.to(torch.int64).contiguous() for positions in pairs)
+        squares = torch.empty(len(own), len(receiver_positions), 4)
+        receiver_keys, sharer_keys = own[0][0], sources[0][0]
         lean = _Lean(
             described,
             len(own),
-            *(read.shape[1], mine.shape[1], read.shape[3], mine.shape[3]),
+            *(sharer_keys.shape[1], receiver_keys.shape[1], sharer_keys.shape[3], receiver_keys.shape[3]),
             self._width,
-            *(here.data_ptr(), there.data_ptr(), len(here), mine.shape[2]),
+            receiver_positions.data_ptr(),
+            sharer_positions.data_ptr(),
+            len(receiver_positions),
+            receiver_keys.shape[2],
             self._eps,
             squares.data_ptr(),
         )

@@ -31,7 +31,7 @@ class CPUKeyRotator:
 
     def takes(self, keys: Sequence[Tensor]) -> bool:
         """Layers alike in shape, of one row, without a gradient, head_dim a multiple of `unit`."""
-        return bool(keys) and all(map(self._fits, keys)) and len({each.shape for each in keys}) == 1
+        return bool(keys) and all(map(self._fits, keys)) and len({tensor.shape for tensor in keys}) == 1
 
     def _fits(self, keys: Tensor) -> bool:
         plain = keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and not keys.requires_grad
@@ -40,12 +40,12 @@ class CPUKeyRotator:
     def rotate(self, keys: Sequence[Tensor], tables: Sequence[Tensor]) -> list[Tensor]:
         """Copies of the layers' keys, (1, kv_heads, positions, head_dim) each, rotated by their tables."""
         _, heads, positions, dim = keys[0].shape
-        given = [contiguous_by_head(each) for each in keys]
-        rotated = [torch.empty(each.shape, dtype=each.dtype) for each in keys]
+        contiguous = [contiguous_by_head(tensor) for tensor in keys]
+        rotated = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in keys]
         layers = (_RotationStruct * len(keys))(
             *(
                 _RotationStruct(old.data_ptr(), old.stride(1), new.data_ptr(), table.data_ptr())
-                for old, new, table in zip(given, rotated, tables, strict=True)
+                for old, new, table in zip(contiguous, rotated, tables, strict=True)
             )
         )
         self._kernels.rotate(addressof(layers), len(keys), heads, positions, dim, torch.get_num_threads())

@@ -42,7 +42,9 @@ class KernelWeights:
         self._pages = LargePages()  # of packed copies
         self._unpacked: list[tuple[Callable[[], MatrixStruct], Tensor, bool]] = []
         self._packing = threading.Lock()  # protects _unpacked
-        self.packs = sum(each.nbytes for each in network.parameters()) * _ROOM < psutil.virtual_memory().available
+        self.packs = (
+            sum(parameter.nbytes for parameter in network.parameters()) * _ROOM < psutil.virtual_memory().available
+        )
 
     @property
     def waits_for_packing(self) -> bool:

@@ -89,7 +89,9 @@ class GPUDecoder:
         parts = []
         for start in range(0, len(tokens), MOST_ROWS):
             some = slice(start, start + MOST_ROWS)
-            parts.append(self._read(tokens[some], caches[some], places[some], [bool(each) for each in asked[some]]))
+            parts.append(
+                self._read(tokens[some], caches[some], places[some], [bool(offsets) for offsets in asked[some]])
+            )
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def begin_next(self, caches: Sequence[RowCache], tokens: Tensor, known: Callable[[], list[int]]) -> None:
@@ -107,10 +109,10 @@ class GPUDecoder:
     def _read(
         self, tokens: Sequence[int], caches: Sequence[RowCache], places: Sequence[int], asked: Sequence[bool]
     ) -> Tensor:
-        begun, self._ahead = self._ahead, None
-        rows = begun.rows_of(tokens, caches, places) if begun is not None else None
-        if begun is not None and rows is not None:
-            logits = begun.logits
+        ahead, self._ahead = self._ahead, None
+        rows = ahead.rows_of(tokens, caches, places) if ahead is not None else None
+        if ahead is not None and rows is not None:
+            logits = ahead.logits
         else:
             rows = list(range(len(tokens)))
             logits = self._run(tokens, caches, places)
@@ -165,12 +167,12 @@ class GPUDecoder:
 
     def _recorded(self, compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """The same as a CUDA graph. Raises RuntimeError where it can't be recorded, or computes something else."""
-        here, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(here)
+        current, aside = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(current)
         with torch.cuda.stream(aside):  # what is computed for the first time may ask the host for memory or compilation
             for _ in range(2):
                 expected = compute()
-        here.wait_stream(aside)
+        current.wait_stream(aside)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -235,7 +237,7 @@ class _Rows:
         self, layer: int, query: Tensor, given: LayerKV, scale: float, softcap: float | None, sinks: Tensor | None
     ) -> Tensor:
         segments, rows, dtype = self._tables.segments[layer], self._tables.rows, self._tables.dtype
-        keys, values = (each.to(dtype) for each in given)
+        keys, values = (tensor.to(dtype) for tensor in given)
         kernels.append(segments, rows, keys, values, any(self._windows))
         window, kv_heads = self._windows[layer], keys.shape[1]
         out = kernels.attend(segments, rows, query.to(dtype), kv_heads, scale, window, softcap, sinks)

@@ -173,8 +173,8 @@ def _attend_segment(
         if WINDOW > 0:
             places = tl.load(about + PLACES).to(tl.pointer_type(tl.int64))
             seen &= position - tl.load(places + entry, mask=seen, other=0) < WINDOW
-        there = seen[:, None] & (at < DIM)[None, :]  # entries that no query sees are not loaded
-        k = tl.load(keys + entry[:, None] * key_entry + at[None, :], mask=there, other=0.0)
+        mask = seen[:, None] & (at < DIM)[None, :]  # entries that no query sees are not loaded
+        k = tl.load(keys + entry[:, None] * key_entry + at[None, :], mask=mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (heads, entries)
         if softcap > 0:
             scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)  # tanh
@@ -183,7 +183,7 @@ def _attend_segment(
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp(scores - base[:, None])
         kept = tl.exp(top - base)
-        v = tl.load(values + entry[:, None] * value_entry + at[None, :], mask=there, other=0.0)
+        v = tl.load(values + entry[:, None] * value_entry + at[None, :], mask=mask, other=0.0)
         total = total * kept + tl.sum(weights, 1)
         out = out * kept[:, None] + tl.dot(weights.to(TYPE), v, input_precision="ieee")
         top = higher
@@ -222,10 +222,10 @@ def _attend(
     totals = most + tl.num_programs(0) * heads * SPLITS
     group, at = tl.arange(0, HEADS), tl.arange(0, SIZE)
     head = kv_head * GROUP + group
-    here = (row * heads + head) * SPLITS + split
+    slot = (row * heads + head) * SPLITS + split
     if low >= entries:
-        tl.store(most + here, float("-inf"), mask=group < GROUP)
-        tl.store(totals + here, 0.0, mask=group < GROUP)
+        tl.store(most + slot, float("-inf"), mask=group < GROUP)
+        tl.store(totals + slot, 0.0, mask=group < GROUP)
         return
 
     position = tl.load(rows + POSITION * STRIDE + row)
@@ -248,9 +248,9 @@ def _attend(
         )  # fmt: skip
         before += length
 
-    tl.store(most + here, top, mask=group < GROUP)
-    tl.store(totals + here, total, mask=group < GROUP)
-    tl.store(found + here[:, None] * SIZE + at[None, :], out, mask=(group < GROUP)[:, None])
+    tl.store(most + slot, top, mask=group < GROUP)
+    tl.store(totals + slot, total, mask=group < GROUP)
+    tl.store(found + slot[:, None] * SIZE + at[None, :], out, mask=(group < GROUP)[:, None])
 
 
 @triton.jit
@@ -267,9 +267,9 @@ def _merge(
     row, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     at, split = tl.arange(0, SIZE), tl.arange(0, SPLITS)
-    here = (row * heads + head) * SPLITS + split
-    tops = tl.load(most + here)
-    totals = tl.load(most + tl.num_programs(0) * heads * SPLITS + here)
+    slots = (row * heads + head) * SPLITS + split
+    tops = tl.load(most + slots)
+    totals = tl.load(most + tl.num_programs(0) * heads * SPLITS + slots)
     top = tl.max(tops, 0)
     if HAS_SINKS:
         top = tl.maximum(top, tl.load(sinks + head).to(tl.float32))
@@ -278,7 +278,7 @@ def _merge(
     total = tl.sum(totals * weights, 0)
     if HAS_SINKS:
         total += tl.exp(tl.load(sinks + head).to(tl.float32) - base)
-    there = (tops > float("-inf"))[:, None]  # the others have written nothing
-    parts = tl.load(found + here[:, None] * SIZE + at[None, :], mask=there, other=0.0)
+    written = (tops > float("-inf"))[:, None]  # the others have written nothing
+    parts = tl.load(found + slots[:, None] * SIZE + at[None, :], mask=written, other=0.0)
     merged = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
     tl.store(out + (row * heads + head) * DIM + at, merged.to(out.dtype.element_ty), mask=at < DIM)

@@ -61,7 +61,7 @@ class KV:
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
-        return sum(each.nbytes for each in self.tensors())
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
         """All that it holds in the model's memory: keys, values, (1, kv_heads, positions, head_dim), then a state's."""
@@ -198,7 +198,7 @@ class RowCache:
             return buffer
         self.moves += 1
         self._whole = None
-        return LayerKV(*(_moved(each, self._used, self.capacity) for each in buffer))
+        return LayerKV(*(_moved(tensor, self._used, self.capacity) for tensor in buffer))
 
     # One forward pass: entries are reserved, written layer by layer, committed
 
@@ -230,7 +230,7 @@ class RowCache:
 
     def entries(self, layer: int) -> LayerKV:
         """All that a layer attends to, (1, kv_heads, entries, width) each, those of a forward pass under way too."""
-        tail = LayerKV(*(each[:, :, : self._reserved] for each in self._tail[layer]))
+        tail = LayerKV(*(tensor[:, :, : self._reserved] for tensor in self._tail[layer]))
         if not self.segments:
             return tail
         parts = [segment.layers[layer] for segment in self.segments] + [tail]
@@ -249,24 +249,24 @@ class RowCache:
             self._tail = [LayerKV(empty, empty)] * layers
         if self._tail[0].keys.shape[2] < self.capacity:
             if 2 * layers * heads * self.capacity * dim * dtype.itemsize <= _TOGETHER:
-                self._move(*(each.new_empty(layers, 1, heads, self.capacity, dim) for each in self._tail[0]))
+                self._move(*(tensor.new_empty(layers, 1, heads, self.capacity, dim) for tensor in self._tail[0]))
             else:
                 self._tail = [self._with_room(buffer) for buffer in self._tail]
         return self._tail, self._used
 
     def _move(self, keys: Tensor, values: Tensor) -> None:
         """Into these, (layers, 1, kv_heads, capacity, head_dim) each."""
-        used, whole = self._used, LayerKV(keys, values)
-        tail = [LayerKV(*pair) for pair in zip(*(each.unbind() for each in whole), strict=True)]
+        used, stacked = self._used, LayerKV(keys, values)
+        tail = [LayerKV(*pair) for pair in zip(*(tensor.unbind() for tensor in stacked), strict=True)]
         if self._whole is not None:
-            with for_small_operations(whole):
-                for new, old in zip(whole, self._whole, strict=True):
+            with for_small_operations(stacked):
+                for new, old in zip(stacked, self._whole, strict=True):
                     new[:, :, :, :used] = old[:, :, :, :used]
         elif used:
             for layer, before in zip(tail, self._tail, strict=True):
                 for new, old in zip(layer, before, strict=True):
                     new[:, :, :used] = old[:, :, :used]
-        self._tail, self._whole = tail, whole
+        self._tail, self._whole = tail, stacked
         self.moves += 1
 
     def got_factors(self, factors: int) -> None:

@@ -24,7 +24,7 @@ class LayerState(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "LayerState":
         """The same with every tensor, (1, ...) in the model's own shape, changed."""
-        return LayerState(*(tuple(None if each is None else change(each) for each in part) for part in self))
+        return LayerState(*(tuple(None if tensor is None else change(tensor) for tensor in part) for part in self))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,13 +39,13 @@ class RecurrentState:
 
     @property
     def nbytes(self) -> int:
-        return sum(each.nbytes for each in self.tensors())
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors that it holds, (1, ...) each, in the model's own shapes."""
         for layer in self.layers.values():
             for part in layer:
-                yield from (each for each in part if each is not None)
+                yield from (tensor for tensor in part if tensor is not None)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "RecurrentState":
         """The same with every tensor, (1, ...) in the model's own shape, changed."""
@@ -55,7 +55,7 @@ class RecurrentState:
         """Its tensors, (1, ...) each, under names, as `from_named` takes them."""
         for index, layer in self.layers.items():
             for kind, part in zip(LayerState._fields, layer, strict=True):
-                yield from ((f"{index}.{kind}.{n}", each) for n, each in enumerate(part) if each is not None)
+                yield from ((f"{index}.{kind}.{n}", tensor) for n, tensor in enumerate(part) if tensor is not None)
 
     @classmethod
     def from_named(cls, tensors: Mapping[str, Tensor], shapes: "StateShapes", length: int) -> "RecurrentState | None":
@@ -72,7 +72,7 @@ class RecurrentState:
 
     def compact(self) -> "RecurrentState":
         """With memory of its own: a state out of a batch holds the whole batch's."""
-        return self.map(lambda each: each if each.untyped_storage().nbytes() == each.nbytes else each.clone())
+        return self.map(lambda tensor: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone())
 
 
 def _by_number(states: Mapping[int, Tensor]) -> tuple[Tensor | None, ...]:

@@ -80,7 +80,7 @@ class Rotation:
             self._candidates = [[None if name is None else self._by_name[name]] for name in found]
         self.why_not, self.reach = why_not, reach
 
-    def compare(self, here: KV, there: KV, *, rounded: bool = False) -> tuple[float, float]:
+    def compare(self, near: KV, far: KV, *, rounded: bool = False) -> tuple[float, float]:
         """Compare `move` with the model's own keys of the same tokens at two places, in float32; may set `why_not`.
 
         Both caches have layers of (1, kv_heads, positions, head_dim) and equally many positions.
@@ -88,15 +88,15 @@ class Rotation:
         values also differ between two places. Returns the largest difference, as a share of the norm of what the model
         computes, and how large it may be.
         """
-        limit = _EXACT + _ROUNDING * int((there.positions - here.positions).abs().max())
+        limit = _EXACT + _ROUNDING * int((far.positions - near.positions).abs().max())
         worst, left = 0.0, []
         try:
-            for index, (old, new) in enumerate(zip(here.layers, there.layers, strict=True)):
+            for index, (old, new) in enumerate(zip(near.layers, far.layers, strict=True)):
                 noise = _difference(old.values, new.values)
                 if rounded and noise < _UNLIKE:
                     noise, limit = 0.0, max(limit, _NOISE * noise)
                 errors = {
-                    scheme: _error_of(scheme, old.keys, new.keys, here.positions, there.positions)
+                    scheme: _error_of(scheme, old.keys, new.keys, near.positions, far.positions)
                     for scheme in self._candidates[index]
                 }
                 left.append([scheme for scheme, error in errors.items() if error <= limit])
@@ -208,10 +208,10 @@ class Rotation:
         return rotator.rotate(keys, [table for layer in layers if (table := tables[layer]) is not None])
 
     def _by_torch(self, layers: Sequence[int], keys: Sequence[Tensor], old: Tensor, new: Tensor) -> Sequence[Tensor]:
-        at_once = _AT_ONCE // max((each.numel() for each in keys), default=_AT_ONCE)
+        at_once = _AT_ONCE // max((layer_keys.numel() for layer_keys in keys), default=_AT_ONCE)
         rotate = self._rotator(old, new)
-        if at_once < 2 or len({(each.device, each.shape) for each in keys}) > 1:
-            return [rotate(layer, each) for layer, each in zip(layers, keys, strict=True)]
+        if at_once < 2 or len({(layer_keys.device, layer_keys.shape) for layer_keys in keys}) > 1:
+            return [rotate(layer, layer_keys) for layer, layer_keys in zip(layers, keys, strict=True)]
         rotate_stack, done = self._stacked(rotate), list[Tensor]()
         for begin in range(0, len(layers), at_once):
             some = slice(begin, begin + at_once)
@@ -248,9 +248,11 @@ class Rotation:
         return rotate_stack
 
 
-def _error_of(scheme: RotaryScheme | None, old: Tensor, new: Tensor, here: Tensor, there: Tensor) -> float:
+def _error_of(
+    scheme: RotaryScheme | None, old: Tensor, new: Tensor, old_positions: Tensor, new_positions: Tensor
+) -> float:
     """How far keys moved by a scheme, (1, kv_heads, positions, head_dim), are from those that the model computes."""
-    moved = old if scheme is None else scheme.rotate(old, *scheme.tables_between(here, there, old))
+    moved = old if scheme is None else scheme.rotate(old, *scheme.tables_between(old_positions, new_positions, old))
     return _difference(moved, new)
 
 

@@ -96,20 +96,22 @@ def _forward(own: Callable[..., Any], how: ByLength, x: Tensor, position_ids: Te
         groups.setdefault(factors, []).append(torch.arange(start, start + tokens))
         lengths[factors] = max(length, lengths.get(factors, 0))
         start += tokens
-    made: list[Tensor] | None = None
+    joined_tables: list[Tensor] | None = None
     for factors, parts in groups.items():
         index = torch.cat(parts).to(position_ids.device)
         places = position_ids[..., index]
         last = torch.full_like(places[..., :1], lengths[factors] - 1)
         if how.each_length:
             own(x, torch.zeros_like(last), *args, **kwargs)  # forgets the longest row that it has met
-        tables = [each[..., :-1, :] for each in own(x, torch.cat([places, last], dim=-1), *args, **kwargs)]
+        tables = [table[..., :-1, :] for table in own(x, torch.cat([places, last], dim=-1), *args, **kwargs)]
         if len(groups) == 1:
             return tuple(tables)
-        made = made or [each.new_empty(*each.shape[:-2], start, each.shape[-1]) for each in tables]
-        for whole, part in zip(made, tables, strict=True):
-            whole[..., index, :] = part
-    return tuple(made or ())
+        joined_tables = joined_tables or [
+            table.new_empty(*table.shape[:-2], start, table.shape[-1]) for table in tables
+        ]
+        for joined, part in zip(joined_tables, tables, strict=True):
+            joined[..., index, :] = part
+    return tuple(joined_tables or ())
 
 
 class _Cache:

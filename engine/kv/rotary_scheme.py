@@ -48,10 +48,10 @@ class RotaryScheme:
         For positions far out, and for float32 keys everywhere, the difference of two angles is taken as the model has
         rounded them; otherwise the angle of the difference, which is more exact.
         """
-        here, there = old.to(keys.device), new.to(keys.device)
+        source, target = old.to(keys.device), new.to(keys.device)
         if keys.dtype in _HALF and not is_far(old, new):
-            return self.tables(self.angles(there - here))
-        return self.tables(self.angles(there) - self.angles(here))
+            return self.tables(self.angles(target - source))
+        return self.tables(self.angles(target) - self.angles(source))
 
     def rotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys, (batch, kv_heads, positions, head_dim), rotated by tables; computed in float32."""
@@ -70,7 +70,7 @@ class RotaryScheme:
 def is_far(old: Tensor, new: Tensor) -> bool:
     """Whether a position of either, (positions,), is so far out that float32 rounds its angles by more than bfloat16
     rounds keys."""
-    return any(len(each) > 0 and int(each.max()) >= _FAR for each in (old, new))
+    return any(len(positions) > 0 and int(positions.max()) >= _FAR for positions in (old, new))
 
 
 def rotary_frequencies(decoder: Any) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ class PackedRows:
             self._new.append((ref(new.keys), ref(new.values)))
             return new
         parts = self._file(LayerKV(*reversed(new)) if self.reversed else new)
-        joined = [torch.cat(each, dim=2) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True)]
+        joined = [torch.cat(tensors, dim=2) if len(parts) > 1 else tensors[0] for tensors in zip(*parts, strict=True)]
         return LayerKV(*(reversed(joined) if self.reversed else joined))
 
     def attend(
@@ -158,17 +158,20 @@ class PackedRows:
             return 0
         return len(self.caches[0]) + (len(self.positions[0]) if layer < self._filed else 0)
 
-    def _entries_of(self, given: LayerKV) -> Sequence[LayerKV]:
+    def _entries_of(self, layer_kv: LayerKV) -> Sequence[LayerKV]:
         """By row: all that a layer attends to, its own entries or those of a layer that it shares them with."""
         if self.expands:
             lengths = [len(cache) + len(at) for cache, at in zip(self.caches, self.positions, strict=True)]
-            return [LayerKV(*pair) for pair in zip(*(torch.split(each, lengths, dim=2) for each in given), strict=True)]
+            return [
+                LayerKV(*pair)
+                for pair in zip(*(torch.split(tensor, lengths, dim=2) for tensor in layer_kv), strict=True)
+            ]
         index = len(self._new) - 1
-        while index >= 0 and self._new[index][0]() is not given.keys:  # the layer's own come last
+        while index >= 0 and self._new[index][0]() is not layer_kv.keys:  # the layer's own come last
             index -= 1
-        if not 0 <= index <= self._filed or self._new[index][1]() is not given.values:
+        if not 0 <= index <= self._filed or self._new[index][1]() is not layer_kv.values:
             raise ExpandsCache
-        return self._file(given) if index == self._filed else [cache.entries(index) for cache in self.caches]
+        return self._file(layer_kv) if index == self._filed else [cache.entries(index) for cache in self.caches]
 
     def _file(self, new: LayerKV) -> list[LayerKV]:
         """By row: all entries of the next layer that caches. Raises StopForward in the last layer that is wanted."""
@@ -291,7 +294,7 @@ def _attend_row(
 
 
 def _repeat_heads(past: LayerKV, groups: int) -> LayerKV:
-    return past if groups == 1 else LayerKV(*(each.repeat_interleave(groups, 1) for each in past))
+    return past if groups == 1 else LayerKV(*(tensor.repeat_interleave(groups, 1) for tensor in past))
 
 
 def _explicit(

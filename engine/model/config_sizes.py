@@ -46,7 +46,7 @@ def check_config_sizes(config: Any, folder: Path) -> None:
 
 def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
     """A configuration and those within it, of a wrapper's text part for example."""
-    within = (each for value in config.values() if isinstance(value, dict) for each in _parts(value))
+    within = (part for value in config.values() if isinstance(value, dict) for part in _parts(value))
     return [{key: value for key, value in config.items() if isinstance(key, str)}, *within]
 
 

@@ -46,15 +46,15 @@ def layer_devices(network: Any, layers: int) -> tuple[torch.device, ...]:
     return tuple(found.get(index, home_of(network)) for index in range(layers))
 
 
-def check_map(network: Any, given: object, name: str) -> None:
+def check_map(network: Any, device_map: object, name: str) -> None:
     """Raise ModelError for a name in a device map that is not a part of the model.
 
     Also where accelerate keeps weights elsewhere and fetches them at every step.
     """
     parts = {part for part, _ in [*network.named_modules(), *network.named_parameters()]}
-    for part in given if isinstance(given, Mapping) else ():
+    for part in device_map if isinstance(device_map, Mapping) else ():
         if part not in parts:
-            known = ", ".join(repr(each) for each in sorted(parts) if each and each.count(".") < 2)
+            known = ", ".join(repr(path) for path in sorted(parts) if path and path.count(".") < 2)
             raise ModelError(
                 f"the device map names {part!r}, which {name!r} does not have; it has {known} and their parts"
             )

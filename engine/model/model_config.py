@@ -71,7 +71,7 @@ class ModelInfo:
         """The same with the shapes of a cache that the model filled, (1, kv_heads, positions, head_dim) by layer."""
         shapes = tuple(KVShape(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in kv.layers)
         named = kv.state.named() if kv.state is not None else ()
-        return replace(self, shapes=shapes, state_shapes=tuple((name, tuple(each.shape)) for name, each in named))
+        return replace(self, shapes=shapes, state_shapes=tuple((name, tuple(tensor.shape)) for name, tensor in named))
 
     @property
     def state_bytes(self) -> int:
@@ -91,10 +91,11 @@ class ModelInfo:
     @cached_property
     def head_dim(self) -> int | tuple[int | tuple[int, int], ...]:
         """Of every layer, or by layer where they differ; (of keys, of values) where those do."""
-        if all(each.key_dim == each.value_dim for each in self.shapes):
-            return _one_or_all([each.key_dim for each in self.shapes])
+        if all(shape.key_dim == shape.value_dim for shape in self.shapes):
+            return _one_or_all([shape.key_dim for shape in self.shapes])
         return tuple(
-            each.key_dim if each.key_dim == each.value_dim else (each.key_dim, each.value_dim) for each in self.shapes
+            shape.key_dim if shape.key_dim == shape.value_dim else (shape.key_dim, shape.value_dim)
+            for shape in self.shapes
         )
 
     @cached_property
@@ -136,7 +137,11 @@ def _rope_types(config: Any, kinds: list[str], layers: int) -> tuple[str, ...]:
         return ("none",) * layers
     if "rope_type" in parameters:
         return (parameters["rope_type"],) * layers
-    by_kind = {kind: each.get("rope_type", "default") for kind, each in parameters.items() if isinstance(each, dict)}
+    by_kind = {
+        kind: settings.get("rope_type", "default")
+        for kind, settings in parameters.items()
+        if isinstance(settings, dict)
+    }
     return tuple(by_kind.get(kind, "default") for kind in kinds) if by_kind and kinds else ("default",) * layers
 
 
@@ -157,7 +162,9 @@ def _states(config: Any) -> tuple[int, ...]:
         layers = DynamicCache(config=config).layers
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):  # it has a cache of a kind of its own
         return ()
-    states = tuple(each.number_of_states if isinstance(each, LinearAttentionCacheLayerMixin) else 0 for each in layers)
+    states = tuple(
+        layer.number_of_states if isinstance(layer, LinearAttentionCacheLayerMixin) else 0 for layer in layers
+    )
     return states if any(states) else ()
 
 

@@ -31,10 +31,10 @@ class _Layer(LinearAttentionLayer):  # type: ignore[misc]
             (1, self.is_recurrent_states_initialized, self.recurrent_states),
         ):
             for number in range(self.number_of_states):
-                rows = [each for state in states for each in state[kind][number : number + 1] if each is not None]
+                rows = [tensor for state in states for tensor in state[kind][number : number + 1] if tensor is not None]
                 if len(rows) < len(states):
                     continue
-                held[number] = torch.cat([each.to(device) for each in rows])
+                held[number] = torch.cat([tensor.to(device) for tensor in rows])
                 known[number] = self.has_previous_state[number] = True
                 if kind == 0:
                     self.conv_kernel_size[number] = held[number].shape[-1]
@@ -113,7 +113,7 @@ class PackedStates:
             if by_token and len(rows) == 1 and self._caches[rows[0]].state is not None:
                 shares = [(token, token + 1) for token in range(*shares[0])]
                 outs = [self._give(call, [share], packed, own) for share in shares]
-                out = _side_by_side([_row_of(each, 0, 1, 1) for each in outs])
+                out = _side_by_side([_row_of(token_out, 0, 1, 1) for token_out in outs])
             else:
                 out = self._give(call, shares, packed, own)
             self._file(layers, rows)
@@ -124,17 +124,19 @@ class PackedStates:
 
     def _give(self, call: "ModuleCall", spans: Sequence[tuple[int, int]], packed: PackedCache, own: PackedCache) -> Any:
         tokens = self._spans[-1][1]
-        args = (_share(each, spans, tokens, packed, own) for each in call.args)
-        return call.forward(*args, **{name: _share(it, spans, tokens, packed, own) for name, it in call.named.items()})
+        args = (_share(argument, spans, tokens, packed, own) for argument in call.args)
+        return call.forward(
+            *args, **{name: _share(argument, spans, tokens, packed, own) for name, argument in call.named.items()}
+        )
 
     def _layer(self, layer: int, rows: Sequence[int]) -> _Layer:
-        made = _Layer(number_of_states=self._numbers[layer])
+        joined = _Layer(number_of_states=self._numbers[layer])
         states = [state.layers.get(layer) for row in rows if (state := self._caches[row].state) is not None]
-        known = [each for each in states if each is not None]
+        known = [layer_state for layer_state in states if layer_state is not None]
         if len(known) == len(rows):
-            first = next(each for part in known[0] for each in part if each is not None)
-            made.take(known, first.device)
-        return made
+            first = next(tensor for part in known[0] for tensor in part if tensor is not None)
+            joined.take(known, first.device)
+        return joined
 
     def _file(self, layers: _Layers, rows: Sequence[int]) -> None:
         for index, layer in enumerate(list.__iter__(layers)):
@@ -142,7 +144,7 @@ class PackedStates:
                 continue
             held = layer.states()
             for place, row in enumerate(rows):
-                one = held if len(rows) == 1 else held.map(lambda each, at=place: each[at : at + 1])  # type: ignore[misc]
+                one = held if len(rows) == 1 else held.map(lambda tensor, at=place: tensor[at : at + 1])  # type: ignore[misc]
                 self._new[row][index] = one
 
     def commit(self) -> None:
@@ -153,23 +155,23 @@ class PackedStates:
                 cache.put_state(RecurrentState(len(cache), {**before, **new}))
 
 
-def _share(given: Any, spans: Sequence[tuple[int, int]], tokens: int, packed: PackedCache, own: PackedCache) -> Any:
+def _share(argument: Any, spans: Sequence[tuple[int, int]], tokens: int, packed: PackedCache, own: PackedCache) -> Any:
     """A module's argument for some rows, whose tokens are at `spans`: theirs of what has an entry a token."""
-    if given is packed:
+    if argument is packed:
         return own
-    if isinstance(given, tuple | list):
-        return type(given)(_share(each, spans, tokens, packed, own) for each in given)
-    if not isinstance(given, Tensor) or given.ndim < 2 or given.shape[:2] != (1, tokens):
-        return given
+    if isinstance(argument, tuple | list):
+        return type(argument)(_share(item, spans, tokens, packed, own) for item in argument)
+    if not isinstance(argument, Tensor) or argument.ndim < 2 or argument.shape[:2] != (1, tokens):
+        return argument
     if len(spans) > 1:
-        return given[0, [start for start, _ in spans]][:, None]  # (rows, 1, ...)
-    return given[:, slice(*spans[0])]
+        return argument[0, [start for start, _ in spans]][:, None]  # (rows, 1, ...)
+    return argument[:, slice(*spans[0])]
 
 
 def _row_of(out: Any, place: int, rows: int, tokens: int) -> Any:
     """Of what a module gives for several rows, one row's."""
     if isinstance(out, tuple | list):
-        return tuple(_row_of(each, place, rows, tokens) for each in out)
+        return tuple(_row_of(item, place, rows, tokens) for item in out)
     if not isinstance(out, Tensor):
         return out
     part = out if rows == 1 else out[place : place + 1]
@@ -183,5 +185,5 @@ def _side_by_side(parts: Sequence[Any]) -> Any:
     if len(parts) == 1:
         return first
     if isinstance(first, tuple):
-        return tuple(_side_by_side(each) for each in zip(*parts, strict=True))
+        return tuple(_side_by_side(items) for items in zip(*parts, strict=True))
     return torch.cat(list(parts), dim=1) if isinstance(first, Tensor) else first

@@ -59,9 +59,9 @@ def split_by_rows(network: nn.Module, modules: Iterable[tuple[str, bool]]) -> No
 
 def _by_rows(forward: Callable[..., Any], by_token: bool) -> Callable[..., Any]:
     def by_rows(*args: Any, **named: Any) -> Any:
-        for each in (*args, *named.values()):
-            if isinstance(each, PackedCache) and each.states is not None:
-                return each.states.run(ModuleCall(forward, args, named), each, by_token=by_token)
+        for argument in (*args, *named.values()):
+            if isinstance(argument, PackedCache) and argument.states is not None:
+                return argument.states.run(ModuleCall(forward, args, named), argument, by_token=by_token)
         return forward(*args, **named)
 
     return by_rows
@@ -144,9 +144,9 @@ class _Trial:
                 layers.append(other.layers)
                 return other
 
-            out = self.forward(*map(replaced, args), **{name: replaced(each) for name, each in named.items()})
-            outs.append([*_tensors(out), *(state for each in layers for state in each.recurrent())])
-            had_state = had_state or any(each.had_state for each in layers)
+            out = self.forward(*map(replaced, args), **{name: replaced(argument) for name, argument in named.items()})
+            outs.append([*_tensors(out), *(state for scaled in layers for state in scaled.recurrent())])
+            had_state = had_state or any(scaled.had_state for scaled in layers)
         self.forgets = self.forgets or (had_state and all(map(torch.equal, *outs)))
         return self.forward(*args, **named)
 
@@ -182,5 +182,5 @@ def _tensors(out: Any) -> Iterator[Tensor]:
     if isinstance(out, Tensor):
         yield out
     elif isinstance(out, tuple | list):
-        for each in out:
-            yield from _tensors(each)
+        for item in out:
+            yield from _tensors(item)

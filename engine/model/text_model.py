@@ -64,7 +64,7 @@ def drop_other_parts(network: Any) -> None:
         return
     others = list(_beside(network, decoder))
     called: set[nn.Module] = set()
-    hooks = [each.register_forward_pre_hook(lambda module, _: called.add(module)) for _, _, each in others]
+    hooks = [part.register_forward_pre_hook(lambda module, _: called.add(module)) for _, _, part in others]
     try:
         _read_something(network)
     finally:
@@ -82,14 +82,14 @@ def drop_other_parts(network: Any) -> None:
 
 def _beside(network: nn.Module, decoder: nn.Module) -> "list[tuple[nn.Module, str, nn.Module]]":
     """(parent, name, part) of what is in the model and not on the way to its decoder."""
-    found, parent = [], network
+    parts, parent = [], network
     while parent is not decoder:
-        within = [child for child in parent.children() if any(each is decoder for each in child.modules())]
-        found += [(parent, name, child) for name, child in parent.named_children() if child not in within]
+        within = [child for child in parent.children() if any(module is decoder for module in child.modules())]
+        parts += [(parent, name, child) for name, child in parent.named_children() if child not in within]
         if not within:
             break
         parent = within[0]
-    return found
+    return parts
 
 
 def _read_something(network: Any) -> None:

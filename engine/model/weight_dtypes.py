@@ -45,11 +45,11 @@ def _read(odd: Mapping[str, str], network: Any, unread: set[str]) -> dict[str, s
         return {}
     ignored = [re.compile(pattern) for pattern in network._keys_to_ignore_on_load_unexpected or ()]
     stored = (*network.named_parameters(), *network.named_buffers())
-    whole = {name.rpartition(".")[2] for name, tensor in stored if not tensor.is_floating_point()}
+    non_float_names = {name.rpartition(".")[2] for name, tensor in stored if not tensor.is_floating_point()}
     return {
         name: dtype
         for name, dtype in odd.items()
         if name not in unread
         and not any(pattern.search(name) for pattern in ignored)
-        and name.rpartition(".")[2] not in whole  # a path to it may have another name in the file
+        and name.rpartition(".")[2] not in non_float_names  # a path to it may have another name in the file
     }

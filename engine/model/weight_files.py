@@ -67,7 +67,7 @@ def count_parameters(folder: Path) -> int:
 def count_tensors(folder: Path) -> tuple[int, int]:
     """How many tensors the weights are, and how many numbers."""
     headers = [_header(file) for file in weight_files(folder)]
-    return sum(each.tensors for each in headers), sum(each.parameters for each in headers)
+    return sum(header.tensors for header in headers), sum(header.parameters for header in headers)
 
 
 def tensor_dtypes(folder: Path) -> dict[str, str]:

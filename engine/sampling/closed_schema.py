@@ -73,9 +73,9 @@ def _closed(schema: Any, anything: dict[str, Any]) -> Any:
         if types is None or "object" in types:
             out.setdefault("additionalProperties", anything)
         if types is None or "number" in types or "integer" in types:
-            _bound(out, whole=types is not None and "number" not in types)
+            _bound(out, integers=types is not None and "number" not in types)
     elif any(key in out for key in ("exclusiveMinimum", "exclusiveMaximum")):
-        _include_bounds(out, whole=False)
+        _include_bounds(out, integers=False)
     return out
 
 
@@ -101,12 +101,12 @@ def _open_values(depth: int) -> dict[str, Any]:
     return found
 
 
-def _bound(schema: dict[str, Any], *, whole: bool) -> None:
+def _bound(schema: dict[str, Any], *, integers: bool) -> None:
     """Give numbers bounds on both sides, and inclusive ones."""
-    _include_bounds(schema, whole=whole)
-    limit = LARGEST_INTEGER if whole else int(LARGEST)
+    _include_bounds(schema, integers=integers)
+    limit = LARGEST_INTEGER if integers else int(LARGEST)
     factor = schema.get("multipleOf")
-    if _is_number(factor) and not whole:
+    if _is_number(factor) and not integers:
         decimals = max(-int(_exact(factor).normalize().as_tuple().exponent), 0)
         limit = int(LARGEST / 10**decimals) or 1
     for key, bound, narrower in (("minimum", -limit, max), ("maximum", limit, min)):
@@ -122,20 +122,20 @@ def count_of_states(factor: float) -> int:
 
 def has_number(schema: dict[str, Any]) -> bool:
     """Whether a number may be what such a schema of numbers says. llguidance comes to a dead end where it does not."""
-    whole = schema.get("type") in ("integer", ["integer"], ("integer",))
+    integers = schema.get("type") in ("integer", ["integer"], ("integer",))
     bounded = dict(schema)
-    _bound(bounded, whole=whole)
+    _bound(bounded, integers=integers)
     low, high, factor = (bounded.get(key) for key in ("minimum", "maximum", "multipleOf"))
     if not (_is_number(low) and _is_number(high)):
         return True
     step = Fraction(_exact(factor)) if _is_number(factor) else Fraction(0)
-    if whole:
+    if integers:
         step = Fraction(step.numerator or 1)  # the least whole multiple
     least, most = Fraction(_exact(low)), Fraction(_exact(high))
     return least <= most if not step else -(-least // step) * step <= most
 
 
-def _include_bounds(schema: dict[str, Any], *, whole: bool) -> None:
+def _include_bounds(schema: dict[str, Any], *, integers: bool) -> None:
     """Bounds that must not be reached become bounds that may be: the next whole number, or one near enough."""
     for exclusive, inclusive, sign, narrower in (
         ("exclusiveMinimum", "minimum", 1, max),
@@ -146,7 +146,7 @@ def _include_bounds(schema: dict[str, Any], *, whole: bool) -> None:
             continue
         del schema[exclusive]
         exact = _exact(bound)
-        if whole:
+        if integers:
             near: float | int = math.floor(exact) + 1 if sign > 0 else math.ceil(exact) - 1
         else:
             near = float(exact + sign * max(NEAREST, Decimal(10) ** (exact.adjusted() - 14 if exact else -9)))

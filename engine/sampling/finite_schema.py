@@ -17,20 +17,20 @@ def find_endless(schema: dict[str, Any]) -> Path | None:
     nodes: dict[int, tuple[Path, Any]] = {}
     todo: list[tuple[Path, Any]] = [((), schema)]
     while todo:
-        path, each = todo.pop()
-        if isinstance(each, dict) and id(each) not in nodes:
-            nodes[id(each)] = (path, each)
-            todo += [((*path, *below), inner) for below, inner in sub_schemas(each)]
+        path, node = todo.pop()
+        if isinstance(node, dict) and id(node) not in nodes:
+            nodes[id(node)] = (path, node)
+            todo += [((*path, *below), inner) for below, inner in sub_schemas(node)]
     ends: set[int] = set()
     grows = True
     while grows:
-        now = {key for key, (_, each) in nodes.items() if key not in ends and _ends(each, schema, ends)}
+        now = {key for key, (_, node) in nodes.items() if key not in ends and _ends(node, schema, ends)}
         ends |= now
         grows = bool(now)
     if id(schema) in ends:
         return None
-    endless = [(path, each) for key, (path, each) in nodes.items() if key not in ends]
-    demanding = [path for path, each in endless if "required" in each or "minItems" in each]
+    endless = [(path, node) for key, (path, node) in nodes.items() if key not in ends]
+    demanding = [path for path, node in endless if "required" in node or "minItems" in node]
     return min(demanding, key=len, default=())
 
 

@@ -82,19 +82,19 @@ def find_flaw(schema: dict[str, Any]) -> Flaw | None:
     """The first reason why replies can't be held to this schema, or None."""
     if (wrong := find_size_flaw(schema)) is not None:
         return Flaw(*wrong)
-    for path, each in _schemas(schema):
-        for key, value in each.items():
-            if flaw := _flaw_of(key, value, each, path):
+    for path, part in _schemas(schema):
+        for key, value in part.items():
+            if flaw := _flaw_of(key, value, part, path):
                 return flaw._replace(path=(*path, key), at_key=True)
-        if _NUMERIC & each.keys() - {"minimum", "maximum"} and (flaw := _empty_leaf(each)):
+        if _NUMERIC & part.keys() - {"minimum", "maximum"} and (flaw := _empty_leaf(part)):
             return flaw._replace(path=(*path, *flaw.path))
-        if name := next((name for name in each.get("properties") or () if _unwritable(name)), None):
+        if name := next((name for name in part.get("properties") or () if _unwritable(name)), None):
             return Flaw(f"the name {name!r} can't be written", (*path, "properties", name), _NO_CONTROL, at_key=True)
     reason = _refusal(schema)
     if reason is not None:
         return _refused_part(schema, reason)
-    for path, each in _schemas(schema):
-        if flaw := _empty_leaf(each):
+    for path, part in _schemas(schema):
+        if flaw := _empty_leaf(part):
             return flaw._replace(path=(*path, *flaw.path))
     if (wrong := find_schema_flaw(schema)) is not None:
         return Flaw(*wrong)
@@ -109,7 +109,7 @@ def _refused_part(schema: dict[str, Any], reason: str) -> Flaw:
     if len(everything) * len(json.dumps(schema, default=str)) > LONGEST_SEARCH:
         return Flaw(f"the schema can't be enforced: {reason}")
     shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions", "$schema") if key in schema}
-    parts = [path for path, each in everything if path and _refusal({**shared, **each}) is not None]
+    parts = [path for path, part in everything if path and _refusal({**shared, **part}) is not None]
     path = max(parts, key=len, default=())
     part = _at(schema, path)
     reason = _refusal({**shared, **part}) or reason
@@ -196,7 +196,7 @@ def _unwritable(value: Any) -> bool:
     if isinstance(value, str):
         return not CONTROL.isdisjoint(value) or any("\ud800" <= char <= "\udfff" for char in value)
     if isinstance(value, dict):
-        return any(_unwritable(each) for pair in value.items() for each in pair)
+        return any(_unwritable(item) for pair in value.items() for item in pair)
     return isinstance(value, list | tuple) and any(map(_unwritable, value))
 
 
@@ -204,10 +204,10 @@ def _schemas(schema: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The schema and all schemas in it, outermost first, with the keys that lead there."""
     todo: list[tuple[Path, Any]] = [((), schema)]
     while todo:
-        path, each = todo.pop(0)
-        if isinstance(each, dict):
-            yield path, each
-            todo += [((*path, *below), inner) for below, inner in sub_schemas(each)]
+        path, node = todo.pop(0)
+        if isinstance(node, dict):
+            yield path, node
+            todo += [((*path, *below), inner) for below, inner in sub_schemas(node)]
 
 
 def _at(schema: Any, path: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def sample(
     them.
     """
     if on_sampled is None and all(map(_is_plain, samplers, logits)):
-        return [_likeliest_alone(sampler, each) for sampler, each in zip(samplers, logits, strict=True)]
+        return [_likeliest_alone(sampler, row_logits) for sampler, row_logits in zip(samplers, logits, strict=True)]
     with on_one_thread() if logits[0].device.type == "cpu" else nullcontext():
         ids = _choose(samplers, logits)
     known = to_host(ids)
@@ -123,8 +123,8 @@ def _choose(samplers: Sequence[Sampler], logits: Sequence[Tensor]) -> Tensor:
 def _is_plain(sampler: Sampler, logits: Tensor) -> bool:
     """The likeliest token that is allowed, of logits as the CPU's kernels give them."""
     edited = sampler.grammar is not None or sampler.spec.repetition_penalty != 1.0
-    here = logits.device.type == "cpu" and logits.dtype == torch.float32
-    return here and sampler.spec.temperature == 0 and not edited
+    from_kernels = logits.device.type == "cpu" and logits.dtype == torch.float32
+    return from_kernels and sampler.spec.temperature == 0 and not edited
 
 
 def _likeliest_alone(sampler: Sampler, logits: Tensor) -> int:

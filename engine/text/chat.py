@@ -53,10 +53,10 @@ def render_chat(apply: Apply, messages: Sequence[Mapping[str, str]]) -> ChatText
     text = apply([dict(message) for message in messages])
     contents = [message.get("content", "") for message in messages]
     pieces, tail = _template_pieces(apply, messages, contents, text)
-    found = _match(text, pieces, tail, contents)
-    if found is not None:
-        spans = dict(reversed(found))
-        copies = [each for each in found if each[1] is not spans[each[0]]]
+    matches = _match(text, pieces, tail, contents)
+    if matches is not None:
+        spans = dict(reversed(matches))
+        copies = [match for match in matches if match[1] is not spans[match[0]]]
         return ChatText(text, _fill(spans, len(contents)), tuple(copies))
     start = len(pieces[0].literal) if pieces and text.startswith(pieces[0].literal) else 0
     spans = _search(text, contents, start)

@@ -47,10 +47,10 @@ def find_copy(digest: object) -> Path | None:
         return None
     path = _path(digest)
     try:
-        whole = hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        intact = hashlib.sha256(path.read_bytes()).hexdigest() == digest
     except (OSError, ValueError):
         return None
-    return path if whole else None
+    return path if intact else None
 
 
 def _path(digest: str) -> Path:

@@ -189,8 +189,8 @@ class ControlTokens:
     def _model_without_names(self) -> Any:
         """The tokenizer's model in whose vocabulary control tokens have names that no text holds."""
         if self._without_names is None:
-            whole = json.loads(Backend(self._backend.model).to_str())
-            model, names = whole["model"], {*self.contents.values()}
+            tokenizer_json = json.loads(Backend(self._backend.model).to_str())
+            model, names = tokenizer_json["model"], {*self.contents.values()}
             hidden = {name: f"\ufdd1{number}\ufdd1" for number, name in enumerate(sorted(names))}
             vocabulary = model["vocab"]
             if isinstance(vocabulary, dict):
@@ -201,7 +201,7 @@ class ControlTokens:
                 model["unk_token"] = hidden[model["unk_token"]]
             if "merges" in model:
                 model["merges"] = [pair for pair in model["merges"] if not _makes(pair, names)]
-            self._without_names = Backend.from_str(json.dumps(whole)).model
+            self._without_names = Backend.from_str(json.dumps(tokenizer_json)).model
         return self._without_names
 
 
@@ -229,7 +229,7 @@ def _encoded(out: Any) -> Encoded:
 def _merged(intervals: Iterable[TextRange]) -> list[TextRange]:
     """Sorted, without empty ones, and merged where they touch or overlap."""
     merged: list[TextRange] = []
-    for start, end in sorted(each for each in intervals if each[0] < each[1]):
+    for start, end in sorted(interval for interval in intervals if interval[0] < interval[1]):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:

@@ -25,13 +25,13 @@ class Hidden(NamedTuple):
             return chat
         parts, foreign, ends, shifts = [], [], [0], [0]
         end = length = 0
-        for found in re.finditer(f"{self.prefix}(\\d+)z", chat.text, re.IGNORECASE):
-            name = self.names[int(found[1])]
-            name = name.upper() if found[0].isupper() else name
-            length += found.start() - end
-            parts += [chat.text[end : found.start()], name]
+        for match in re.finditer(f"{self.prefix}(\\d+)z", chat.text, re.IGNORECASE):
+            name = self.names[int(match[1])]
+            name = name.upper() if match[0].isupper() else name
+            length += match.start() - end
+            parts += [chat.text[end : match.start()], name]
             foreign.append((length, length + len(name)))
-            length, end = length + len(name), found.end()
+            length, end = length + len(name), match.end()
             ends.append(end)
             shifts.append(length - end)
         text = "".join([*parts, chat.text[end:]])
@@ -39,13 +39,13 @@ class Hidden(NamedTuple):
         def moved(at: int) -> int:
             return at + shifts[bisect_right(ends, at) - 1]
 
-        def span(each: ContentSpan) -> ContentSpan:
-            return ContentSpan(moved(each.start), moved(each.end), each.trimmed_left)
+        def span(content: ContentSpan) -> ContentSpan:
+            return ContentSpan(moved(content.start), moved(content.end), content.trimmed_left)
 
         return ChatText(
             text,
-            tuple(span(each) for each in chat.contents),
-            tuple((message, span(each)) for message, each in chat.copies),
+            tuple(span(content) for content in chat.contents),
+            tuple((message, span(copy)) for message, copy in chat.copies),
             (*((moved(start), moved(stop)) for start, stop in chat.foreign), *foreign),
             chat.certain,
         )

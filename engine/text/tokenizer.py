@@ -70,7 +70,7 @@ class Tokenizer:
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself, also of special ones."""
-        return [self.raw.decode([each], clean_up_tokenization_spaces=False) for each in ids]
+        return [self.raw.decode([token], clean_up_tokenization_spaces=False) for token in ids]
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, reply_follows: bool = True) -> str:
         """The messages in the model's own chat format. Raises ModelError where its template refuses them."""
@@ -82,11 +82,11 @@ class Tokenizer:
         Raises ModelError if the template makes control tokens of what the messages say.
         """
         tools, hidden = hide(list(self.tools), self.controls.named_in)
-        rendered = render_chat(lambda each: self._chat(each, tools), messages)
-        if not rendered.certain and any(self.controls.named_in(each["content"]) for each in messages):
+        rendered = render_chat(lambda chat: self._chat(chat, tools), messages)
+        if not rendered.certain and any(self.controls.named_in(message["content"]) for message in messages):
             # The template rewrites contents, so its own words can't be told from control tokens in them.
             (masked, tools), hidden = hide([list(messages), list(self.tools)], self.controls.named_in)
-            rendered = render_chat(lambda each: self._chat(each, tools), masked)
+            rendered = render_chat(lambda chat: self._chat(chat, tools), masked)
         if not rendered.certain:
             text, frame = rendered.text, rendered.frame
             if any(text.count(name) > frame.count(name) for name in self.controls.named_in(text)):

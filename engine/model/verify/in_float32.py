@@ -36,7 +36,10 @@ def in_float32(network: nn.Module) -> Iterator[None]:
         if not widened:
             return None
         # Some models cast the inputs of a module to the dtype that its weights had before they were widened.
-        return tuple(each.float() if isinstance(each, Tensor) and each.dtype in _HALF else each for each in inputs)
+        return tuple(
+            argument.float() if isinstance(argument, Tensor) and argument.dtype in _HALF else argument
+            for argument in inputs
+        )
 
     def restore(module: nn.Module, _: Any, out: Any) -> Any:
         for weight in _weights_of(module):

@@ -78,8 +78,8 @@ def _starts(config: Any, info: ModelInfo) -> list[tuple[int, int | None]]:
     """Start positions of the far rows, each with the border behind which it is."""
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
-    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
-    lengths = [each.get("original_max_position_embeddings") for each in kinds]
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    lengths = [kind.get("original_max_position_embeddings") for kind in kinds]
     lengths.append(getattr(text, "original_max_position_embeddings", None))
     last = min(info.max_positions, _FURTHEST) - TOKENS
     starts: dict[int, int | None] = {_NEAR: None, last: None}
@@ -95,13 +95,13 @@ def narrow_windows(network: Any, info: ModelInfo) -> Iterator[ModelInfo]:
     """
     config, wide = network.get_decoder().config, set(info.windows) - {None}
     known = len(wide) == 1 and getattr(config, "sliding_window", None) in wide
-    window = max((each for each in wide if each is not None), default=0)
+    window = max((width for width in wide if width is not None), default=0)
     if not known or window <= TOKENS // 2:
         yield info
         return
     config.sliding_window = _NARROW
     try:
-        yield replace(info, windows=tuple(None if each is None else _NARROW for each in info.windows))
+        yield replace(info, windows=tuple(None if width is None else _NARROW for width in info.windows))
     finally:
         config.sliding_window = window
 
@@ -148,7 +148,7 @@ def generate_logits(network: Any, row: ProbeRow) -> tuple[ProbeRow, list[Tensor]
         return_dict_in_generate=True,
     )
     ids = out.sequences[0].tolist()[:-1]
-    return ProbeRow(ids, 0, (row.pieces[0], *(1,) * (steps - 1))), [each[0].float() for each in out.logits]
+    return ProbeRow(ids, 0, (row.pieces[0], *(1,) * (steps - 1))), [logits[0].float() for logits in out.logits]
 
 
 def read_rows(rows: Sequence[ProbeRow], step: Step, cache: Callable[[], RowCache] = RowCache) -> Results:
@@ -179,6 +179,6 @@ def relative_difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> fl
 def _relative_difference(got: Tensor, expected: Tensor) -> float:
     if got.shape != expected.shape:
         return 1e9
-    a, b = ((each.float() - each.float().mean(-1, keepdim=True)).cpu() for each in (got, expected))
+    a, b = ((tensor.float() - tensor.float().mean(-1, keepdim=True)).cpu() for tensor in (got, expected))
     error = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
     return error if error < 1e9 else 1e9  # not a number, either

@@ -52,9 +52,9 @@ class Verdict:
         return cls(
             **{
                 **{name: value for name, value in kept.items() if name != "turns"},
-                "shapes": tuple(KVShape(*each) for each in kept["shapes"]),
-                "rotations": tuple(each and (each[0], each[1], each[2]) for each in kept["turns"]),
-                "compared": tuple(OutputComparison(**each) for each in kept["compared"]),
+                "shapes": tuple(KVShape(*shape) for shape in kept["shapes"]),
+                "rotations": tuple(rotation and (rotation[0], rotation[1], rotation[2]) for rotation in kept["turns"]),
+                "compared": tuple(OutputComparison(**comparison) for comparison in kept["compared"]),
                 "state_shapes": tuple((name, tuple(shape)) for name, shape in kept["state_shapes"]),
                 "by_rows": tuple((name, by_token) for name, by_token in kept["by_rows"]),
             }

@@ -33,7 +33,7 @@ class VerdictCache:
             _FORMAT,
             *_versions(),
             repr(how),
-            *(fact for each in backends() for fact in each.facts()),
+            *(fact for backend in backends() for fact in backend.facts()),
             fingerprint(folder),
             *files,
         ]
@@ -49,7 +49,7 @@ class VerdictCache:
     def write(self, verdict: Verdict) -> None:
         """Keep a verdict."""
         reason = verdict.why_no_kernels
-        if reason is None or not any(each.is_temporary(reason) for each in backends()):
+        if reason is None or not any(backend.is_temporary(reason) for backend in backends()):
             self._kept.write(verdict.to_dict())
 
 

@@ -101,15 +101,15 @@ def _why_not_plain(network: Any, info: ModelInfo, comparisons: Comparisons, call
     if calls.sinks:
         return "its attention has sinks"
     scale = network.get_decoder().layers[0].self_attn.scaling
-    if any(abs(each - scale) > 1e-6 * abs(scale) for each in calls.scales.values()):
+    if any(abs(layer_scale - scale) > 1e-6 * abs(scale) for layer_scale in calls.scales.values()):
         return "its layers scale their scores by different factors"
     # In the first pass the near row's first tokens come first, then the other row's, then those of the far rows.
     rows = comparisons.rows
     for norms in calls.norms.values():
         first, begin = norms[:, :NEAR_PIECE], NEAR_PIECE + rows[1].pieces[0]
         for row in rows[2:]:
-            there = norms[:, begin : begin + NEAR_PIECE]
-            if ((there - first).norm() / first.norm()).item() > _SAME_QUERY:
+            row_norms = norms[:, begin : begin + NEAR_PIECE]
+            if ((row_norms - first).norm() / first.norm()).item() > _SAME_QUERY:
                 return "it scales queries by their position"
             begin += row.pieces[0]
     return None if _has_plain_head(network, info, rows[0].ids) else "its logits are not a plain product"

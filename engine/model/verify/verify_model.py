@@ -104,7 +104,9 @@ class _Verification:
     """The verification of one model. `info` and `comparisons` are filled in as it proceeds."""
 
     def __init__(self, network: Any, info: ModelInfo):
-        exact = all(type(each.data) is Tensor and each.is_floating_point() for each in network.parameters())
+        exact = all(
+            type(parameter.data) is Tensor and parameter.is_floating_point() for parameter in network.parameters()
+        )
         self.info = info
         self.comparisons = Comparisons(probe_rows(network.config, info), exact)
         self.calls = AttentionCalls()
@@ -217,8 +219,8 @@ class _Verification:
         assert self._results is not None
         rows, rounded = self.comparisons.rows, self.comparisons.limit > EXACT
         near, far = self._results.caches[0].tail(), [cache.tail() for cache in self._results.caches[2:]]
-        for index, (row, there) in enumerate(zip(rows[2:], far, strict=True)):
-            error, limit = rotation.compare(near, there, rounded=rounded)
+        for index, (row, far_kv) in enumerate(zip(rows[2:], far, strict=True)):
+            error, limit = rotation.compare(near, far_kv, rounded=rounded)
             self.comparisons.made.append(OutputComparison(f"keys moved to position {row.start}", error, limit))
             if rotation.why_not is not None:
                 if index and row.border is not None:
@@ -230,9 +232,9 @@ def _has_rope_in_values(results: Results) -> bool:
     """Whether the second of the two tensors that the model caches depends on the position, and the first does not."""
     if len(results.caches) < 3:
         return False
-    here, there = (cache.tail().layers[0] for cache in (results.caches[0], results.caches[2]))
+    near_layer, far_layer = (cache.tail().layers[0] for cache in (results.caches[0], results.caches[2]))
     first, second = (
-        relative_difference([near.flatten()], [far.flatten()]) for near, far in zip(here, there, strict=True)
+        relative_difference([near.flatten()], [far.flatten()]) for near, far in zip(near_layer, far_layer, strict=True)
     )
     return first <= EXACT < second
 

@@ -46,5 +46,5 @@ def _wide(number: str) -> bool:
 
 
 def _pay(template: str, places: int, values: Any) -> None:
-    each = weigh(values)
-    spend(len(template) + places * (MAX_WIDTH + 6 * each.characters + 8 * each.items))
+    weight = weigh(values)
+    spend(len(template) + places * (MAX_WIDTH + 6 * weight.characters + 8 * weight.items))

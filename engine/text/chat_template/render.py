@@ -35,7 +35,9 @@ def render_chat_template(
     """
     compiled = _compile(source)
     values = {
-        "messages": _plain([{key: each for key, each in message.items() if each is not None} for message in messages]),
+        "messages": _plain(
+            [{key: value for key, value in message.items() if value is not None} for message in messages]
+        ),
         "tools": _plain(tools),
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
