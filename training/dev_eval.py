@@ -50,7 +50,8 @@ def evaluate_dev(learner: Learner[Any], model: LoadedModel, examples: Sequence[A
     """Score every example with its own sharer cache and with another text's."""
     learner.module.eval()
     others = [examples[i] for i in derange([learner.group(example) for example in examples])]
-    own, mismatched = (_scores(learner, model, examples, each) for each in (None, others))
+    own = _scores(learner, model, examples, None)
+    mismatched = _scores(learner, model, examples, others)
     learner.module.train()
     rights = [learner.replies(example).right for example in examples]
     chosen = [(a, b, right) for a, b, right in zip(own, mismatched, rights, strict=True) if len(a) > 1]
@@ -60,7 +61,7 @@ def evaluate_dev(learner: Learner[Any], model: LoadedModel, examples: Sequence[A
         return sum(hits) / len(hits) if hits else None
 
     def mean(scores: Sequence[torch.Tensor]) -> float:
-        return sum(float(each[right]) for each, right in zip(scores, rights, strict=True)) / len(rights)
+        return sum(float(logprobs[right]) for logprobs, right in zip(scores, rights, strict=True)) / len(rights)
 
     return DevScores(len(examples), accuracy(0), accuracy(1), mean(own), mean(mismatched))
 

@@ -28,7 +28,7 @@ def load_training(path: Path | str) -> TrainSpec:
     try:
         spec = TrainSpec.model_validate(data)
     except ValidationError as error:
-        raise RecipeError([*document.problems, *(_problem(each, document) for each in error.errors())]) from error
+        raise RecipeError([*document.problems, *(_problem(detail, document) for detail in error.errors())]) from error
     if document.problems:
         raise RecipeError(list(document.problems))
     return spec

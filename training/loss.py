@@ -39,15 +39,15 @@ def losses(
     choices      cross-entropy of the right reply among all replies at `temperature`, over examples with more than one
     mismatched   hinge loss: the right reply should be `margin` nats likelier than with another text's cache
     """
-    right = torch.stack([each[reply.right] for each, reply in zip(own, replies, strict=True)])  # (examples,)
+    right = torch.stack([logprobs[reply.right] for logprobs, reply in zip(own, replies, strict=True)])  # (examples,)
     lengths = torch.tensor([len(reply.ids[reply.right]) for reply in replies], device=right.device)
     next_token = -(right / lengths).mean()
     total = spec.next_token * next_token
     choices = contrast = None
     if spec.choices:
         terms = [
-            -(each / spec.temperature).log_softmax(0)[reply.right]
-            for each, reply in zip(own, replies, strict=True)
+            -(logprobs / spec.temperature).log_softmax(0)[reply.right]
+            for logprobs, reply in zip(own, replies, strict=True)
             if len(reply.ids) > 1
         ]
         if terms:

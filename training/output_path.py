@@ -37,10 +37,10 @@ def fuser_output_path(spec: TrainSpec, pair: Pair, base: Path, graph: GraphSpec,
 
 def check_output_path(folder: Path, *, is_pair: bool) -> None:
     """Raise FuserError if the folder holds other files than a fuser's, ConfigError if it can't be written."""
-    ours = frozenset(PARTS if is_pair else (CARD, WEIGHTS))
-    if folder.exists() and not holds_only(folder, ours):
+    fuser_files = frozenset(PARTS if is_pair else (CARD, WEIGHTS))
+    if folder.exists() and not holds_only(folder, fuser_files):
         raise FuserError(f"{str(folder)!r} holds files that are not such a fuser's; choose another output or empty it")
-    existing = next(each for each in folder.absolute().parents if each.exists())
+    existing = next(parent for parent in folder.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(
             f"the fuser can't be written to {str(folder)!r}: {str(existing)!r} takes no new files; "
@@ -49,8 +49,8 @@ def check_output_path(folder: Path, *, is_pair: bool) -> None:
 
 
 def _named(spec: TrainSpec, graph: GraphSpec, edge: tuple[str, str]) -> str | None:
-    found = next(each for each in graph.edges if (each.sender, each.receiver) == edge)
-    fuser = None if isinstance(found, TextEdge) else found.fuser
+    edge_spec = next(candidate for candidate in graph.edges if (candidate.sender, candidate.receiver) == edge)
+    fuser = None if isinstance(edge_spec, TextEdge) else edge_spec.fuser
     if not isinstance(fuser, FuserPair):
         return fuser
     return {"fuse": fuser.fuse, "graft": fuser.graft}.get(spec.fuser.kind)

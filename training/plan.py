@@ -65,18 +65,18 @@ def make_plan(
     """
     accelerator = accelerator or join_processes()
     callback = callback or NullCallback()
-    with open_training(spec, folder, data_folder, callback, accelerator) as found, TemporaryDirectory() as nowhere:
-        run = run_folder(found)
+    with open_training(spec, folder, data_folder, callback, accelerator) as opened, TemporaryDirectory() as nowhere:
+        run = run_folder(opened)
         check_unlocked(run)
-        resume_state(found, run, resume, restart)
-        receiver = found.pair.receiver.engine.model
-        sharer = found.pair.sharer.engine.model
+        resume_state(opened, run, resume, restart)
+        receiver = opened.pair.receiver.engine.model
+        sharer = opened.pair.sharer.engine.model
         loop = TrainingLoop(
             spec,
-            found.learner,
+            opened.learner,
             receiver,
-            found.train,
-            found.dev,
+            opened.train,
+            opened.dev,
             Path(nowhere),
             CheckpointState(""),
             callback,
@@ -84,21 +84,21 @@ def make_plan(
         )
         if loop.prepares:
             some = [example for part in range(TRIED * spec.optim.accumulate) for example in loop.step_examples(part)]
-            found.learner.prepare(some, callback.on_phase)
+            opened.learner.prepare(some, callback.on_phase)
         numbers = []
         for done in range(TRIED):
             callback.on_phase("trying steps", done, TRIED)
             numbers.append(loop.step())
         callback.on_phase("trying steps", TRIED, TRIED)
         counted = numbers[1:]
-        parameters = sum(p.numel() for p in found.learner.module.parameters())
-        groups = {found.learner.group(example) for example in found.train}
+        parameters = sum(p.numel() for p in opened.learner.module.parameters())
+        groups = {opened.learner.group(example) for example in opened.train}
         return TrainingPlan(
             receiver=receiver.name,
             sharer=sharer.name,
-            fuser=str(found.folder),
-            rows=len(found.train),
-            dev_rows=len(found.dev),
+            fuser=str(opened.folder),
+            rows=len(opened.train),
+            dev_rows=len(opened.dev),
             texts=len(groups),
             parameters=parameters,
             model_bytes=sum(_bytes(model) for model in {id(m): m for m in (receiver, sharer)}.values()),
@@ -106,8 +106,8 @@ def make_plan(
             resident_bytes=psutil.Process().memory_info().rss,
             fuser_bytes=parameters * torch.finfo(receiver.dtype).bits // 8,
             steps=spec.optim.steps,
-            seconds_a_step=sum(each["seconds"] for each in counted) / len(counted),
-            prompt_tokens_per_second=sum(each["prompt_tokens_per_second"] for each in counted) / len(counted),
+            seconds_a_step=sum(step["seconds"] for step in counted) / len(counted),
+            prompt_tokens_per_second=sum(step["prompt_tokens_per_second"] for step in counted) / len(counted),
         )
 
 

@@ -39,7 +39,10 @@ def prefill(
     batch: list[Row] = []
     for index, row in enumerate(rows):
         batch.append(row)
-        if index + 1 == len(rows) or sum(len(each.ids) for each in batch) + len(rows[index + 1].ids) > TOKENS_AT_ONCE:
+        if (
+            index + 1 == len(rows)
+            or sum(len(queued.ids) for queued in batch) + len(rows[index + 1].ids) > TOKENS_AT_ONCE
+        ):
             forward(model.network, model.info, batch)
             batch = []
     return [row.cache.tail() for row in rows]

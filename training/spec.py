@@ -90,11 +90,11 @@ class FuseSpec(Strict):
 
     @model_validator(mode="after")
     def _settings_are_of_the_architecture(self) -> "FuseSpec":
-        whole = self.architecture == "bottleneck"
-        others = {"layer_map": "last_aligned", "anneal_steps": None} if whole else {"ridge": None}
+        is_bottleneck = self.architecture == "bottleneck"
+        others = {"layer_map": "last_aligned", "anneal_steps": None} if is_bottleneck else {"ridge": None}
         if wrong := next((name for name, unset in others.items() if getattr(self, name) != unset), None):
             raise ValueError(f"{wrong} is not a setting of the architecture {self.architecture!r}; remove it")
-        if whole and self.rope == "rotated":
+        if is_bottleneck and self.rope == "rotated":
             raise ValueError("a bottleneck reads unrotated keys; remove rope, or set it to unrotated")
         return self
 

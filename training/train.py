@@ -93,20 +93,20 @@ def train(
         spec, base = load_training(recipe), Path(folder or Path(recipe).resolve().parent)
     with ExitStack() as stack:
         opening = open_training(spec, base, Path(data_folder or base), callback, accelerator)
-        found = all_or_none(accelerator, lambda: stack.enter_context(opening))
-        same_in_all(accelerator, recipe_hash(found), "data, graph or options")
+        opened = all_or_none(accelerator, lambda: stack.enter_context(opening))
+        same_in_all(accelerator, recipe_hash(opened), "data, graph or options")
 
         def start() -> tuple[Path, CheckpointState] | None:
             if not accelerator.is_main_process:
                 return None
-            run = run_folder(found)
+            run = run_folder(opened)
             stack.enter_context(locked_run(run))
-            return run, resume_state(found, run, resume, restart)
+            return run, resume_state(opened, run, resume, restart)
 
-        begun = from_main(accelerator, all_or_none(accelerator, start))
-        assert begun is not None
-        run, state = begun
-        return _train(found, run, state, restart, callback, accelerator)
+        started = from_main(accelerator, all_or_none(accelerator, start))
+        assert started is not None
+        run, state = started
+        return _train(opened, run, state, restart, callback, accelerator)
 
 
 def _train(
@@ -184,7 +184,7 @@ def _check_difference(learner: Learner[Any], examples: Sequence[Any], what: str)
             "show whether the receiver uses it; give rows with at least two different texts"
         )
     replies = [learner.replies(example) for example in examples]
-    if len({each.ids[each.right] for each in replies}) < 2:
+    if len({reply.ids[reply.right] for reply in replies}) < 2:
         raise InputError(
             f"all {what} rows ({len(examples)}) have the same right answer, which needs no cache to learn; give "
             "rows with at least two different answers"

@@ -247,7 +247,7 @@ def _render(end: End, values: Mapping[str, str], slots: Sequence[str]) -> Prompt
     assert tokenizer is not None
     messages: list[Message] = end.template.messages(values, slots=slots)
     if end.spec.generate.max_new_tokens == 0:  # it writes nothing and hands over its prompt
-        messages = [handed_over_by(each, end.agent) if each.role == "user" else each for each in messages]
+        messages = [handed_over_by(message, end.agent) if message.role == "user" else message for message in messages]
     return tokenize(messages, tokenizer, end.chat)
 
 

@@ -56,15 +56,15 @@ def reply_logprobs(model: LoadedModel, trees: Sequence[Tree]) -> list[list[Tenso
         wanted.append(replies)
     logits = forward(model.network, model.info, rows)
     out = []
-    for each, branches in zip(logits, wanted, strict=True):
-        assert each is not None
-        logprobs = each.float().log_softmax(-1)  # (asked, vocab)
+    for row_logits, branches in zip(logits, wanted, strict=True):
+        assert row_logits is not None
+        logprobs = row_logits.float().log_softmax(-1)  # (asked, vocab)
         out.append([torch.stack([_sum(logprobs, reply) for reply in replies]) for replies in branches])
     return out
 
 
 def _sum(logprobs: Tensor, reply: _Reply) -> Tensor:
-    rows, ids = (torch.tensor(list(each), device=logprobs.device) for each in (reply.rows, reply.ids))
+    rows, ids = (torch.tensor(list(indices), device=logprobs.device) for indices in (reply.rows, reply.ids))
     return logprobs[rows, ids].sum()
 
 

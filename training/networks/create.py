@@ -89,12 +89,12 @@ def _graft_learner(spec: TrainSpec, wanted: GraftSpec, pair: Pair, base: Path) -
 def _load_start(translator: Translator, folder: Path, name: str) -> Translator:
     """Load a translator to start from. Raises ConfigError if its pair or sizes differ, or it lacks layers."""
     start = load_translator(folder, dtype=torch.float32)
-    mine, its = translator.card, start.card
-    geometries, identities = zip(*((end.geometry, end.identity) for end in (mine.receiver, mine.sharer)), strict=True)
-    reason = check_pair(its, *geometries, *identities)
-    if reason is None and bottleneck_params(mine) != bottleneck_params(its):
-        reason = f"its sizes are {dict(its.params)}; give the recipe the same ones"
-    if reason is None and (lacking := sorted(set(mine.sharer_layers) - set(its.sharer_layers))):
+    card, start_card = translator.card, start.card
+    geometries, identities = zip(*((end.geometry, end.identity) for end in (card.receiver, card.sharer)), strict=True)
+    reason = check_pair(start_card, *geometries, *identities)
+    if reason is None and bottleneck_params(card) != bottleneck_params(start_card):
+        reason = f"its sizes are {dict(start_card.params)}; give the recipe the same ones"
+    if reason is None and (lacking := sorted(set(card.sharer_layers) - set(start_card.sharer_layers))):
         reason = f"it does not read the sharer's layers {lacking}; leave them out"
     if reason is not None:
         raise ConfigError(f"the training can't start from {name!r}: {reason}")

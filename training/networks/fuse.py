@@ -102,7 +102,7 @@ class FuseLearner(Learner[FuseExample]):
     ) -> tuple[list[Tree], list[int]]:
         shared_prompts = [example.shared_prompt for example in examples]
         if others is not None:
-            shared_prompts = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
+            shared_prompts = [example.mismatched(other) for example, other in zip(examples, others, strict=True)]
         rows = self.fused_rows(shared_prompts, self.caches.sharer(shared_prompts))
         trees = []
         for example, shared_prompt, segments in zip(examples, shared_prompts, rows, strict=True):
@@ -153,16 +153,24 @@ class FuseLearner(Learner[FuseExample]):
         """The corrected caches. Projectors work per position, so all rows are concatenated and run as one batch."""
         if not shared:
             return owns
-        mine, theirs = concat([owns[each.row] for each in shared]), concat([each.cache for each in shared])
-        starts = [_starts(len(owns[each.row]) for each in shared), _starts(len(each.cache) for each in shared)]
-        here = torch.cat([each.pairs.receiver + start for each, start in zip(shared, starts[0], strict=True)])
-        there = torch.cat([each.pairs.sharer + start for each, start in zip(shared, starts[1], strict=True)])
-        rope = receiver_rope(self._fuser, self._pair.receiver.engine, mine.positions)
-        fused = fuse_layers(mine.layers, [FuserInput(self._fuser, theirs.layers, (here, there), rope=rope)])
-        joined = KV(tuple(LayerKV(*layer) for layer in fused.layers), mine.positions)
+        receiver_kv = concat([owns[source.row] for source in shared])
+        sharer_kv = concat([source.cache for source in shared])
+        starts = [_starts(len(owns[source.row]) for source in shared), _starts(len(source.cache) for source in shared)]
+        receiver_positions = torch.cat(
+            [source.pairs.receiver + start for source, start in zip(shared, starts[0], strict=True)]
+        )
+        sharer_positions = torch.cat(
+            [source.pairs.sharer + start for source, start in zip(shared, starts[1], strict=True)]
+        )
+        rope = receiver_rope(self._fuser, self._pair.receiver.engine, receiver_kv.positions)
+        fused = fuse_layers(
+            receiver_kv.layers,
+            [FuserInput(self._fuser, sharer_kv.layers, (receiver_positions, sharer_positions), rope=rope)],
+        )
+        joined = KV(tuple(LayerKV(*layer) for layer in fused.layers), receiver_kv.positions)
         corrected = list(owns)
-        for each, start in zip(shared, starts[0], strict=True):
-            corrected[each.row] = joined.select(slice(start, start + len(owns[each.row])))
+        for source, start in zip(shared, starts[0], strict=True):
+            corrected[source.row] = joined.select(slice(start, start + len(owns[source.row])))
         return corrected
 
     def save(self, folder: Path, card: dict[str, object], dtype: torch.dtype) -> Card:

@@ -78,7 +78,7 @@ class GraftLearner(Learner[GraftExample]):
             return found
 
         held = self._features.get(list(texts), make)
-        return [torch.zeros_like(each) for each in held] if self._zero else held
+        return [torch.zeros_like(tensor) for tensor in held] if self._zero else held
 
     def before(self, prompts: Sequence[tuple[int, ...]]) -> list[tuple[KV, ...]]:
         """The receiver's own cache of the tokens before the slot, by layer (1, kv_heads, positions, head_dim); empty if
@@ -95,7 +95,7 @@ class GraftLearner(Learner[GraftExample]):
         texts = [example.text for example in (others or examples)]
         keys = [(example.before, text) for example, text in zip(examples, texts, strict=True)]
         unique = list(dict.fromkeys(keys))
-        rows = [[i for i, key in enumerate(keys) if key == each] for each in unique]
+        rows = [[i for i, key in enumerate(keys) if key == unique_key] for unique_key in unique]
         grafts = self.grafts([text for _, text in unique], [len(before) for before, _ in unique])
         trees = [
             Tree(

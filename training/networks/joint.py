@@ -61,7 +61,7 @@ class JointLearner(Learner[JointExample]):
     ) -> tuple[list[Tree], list[int]]:
         shared_prompts = [example.shared_prompt for example in examples]
         if others is not None:
-            shared_prompts = [mine.mismatched(other) for mine, other in zip(examples, others, strict=True)]
+            shared_prompts = [example.mismatched(other) for example, other in zip(examples, others, strict=True)]
         caches = self._fuse.caches.sharer(shared_prompts)
         texts = [example.graft.text for example in (others or examples)]
         grafts = [

@@ -108,11 +108,11 @@ class PrefixLearner(Learner[WordsExample]):
 
 def _by_trunk(prompts: Sequence[tuple[int, ...]], texts: Sequence[str]) -> list[tuple[tuple[int, ...], list[int]]]:
     """The prompts about each text, by index, with the tokens that all of them begin with; at least one is left over."""
-    found = []
+    trunks = []
     for text in dict.fromkeys(texts):
-        members = [i for i, each in enumerate(texts) if each == text]
+        members = [i for i, other in enumerate(texts) if other == text]
         own = [prompts[i] for i in members]
         most = min(map(len, own)) - 1
         same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*own, strict=False)))
-        found.append((own[0][: min(same, most)], members))
-    return found
+        trunks.append((own[0][: min(same, most)], members))
+    return trunks

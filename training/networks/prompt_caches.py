@@ -39,21 +39,21 @@ class PromptCaches:
         None where the sharer reads nothing.
         """
         sharers: list[SharerPrompt] = [shared_prompt.sharers[0] for shared_prompt in shared_prompts]
-        full = [each for each in sharers if each.ids]
+        full = [prompt for prompt in sharers if prompt.ids]
 
         def make(missing: list[int]) -> list[KV]:
             return [kv for index in missing for kv in self._read_sharer([full[index]])]
 
-        found = iter(self._of_sharer.get([_key(each.ids, each.positions) for each in full], make))
-        caches = [next(found) if each.ids else None for each in sharers]
+        kvs = iter(self._of_sharer.get([_key(prompt.ids, prompt.positions) for prompt in full], make))
+        caches = [next(kvs) if prompt.ids else None for prompt in sharers]
         return [kv if kv is None or not self._zero else _zeros(kv) for kv in caches]
 
     def _read_sharer(self, prompts: Sequence[SharerPrompt]) -> list[KV]:
         model = self._pair.sharer.engine.model
         depth = self._fuser.sharer_depth or 1  # 0: all gates are closed, so no layer is read
-        ids, positions = [each.ids for each in prompts], [each.positions for each in prompts]
-        found = [compact(kv) for kv in prefill(model, ids, positions=positions, layers=depth)]
-        return [model.rotation.unrotated(kv) for kv in found] if self._fuser.card.rope == "unrotated" else found
+        ids, positions = [prompt.ids for prompt in prompts], [prompt.positions for prompt in prompts]
+        kvs = [compact(kv) for kv in prefill(model, ids, positions=positions, layers=depth)]
+        return [model.rotation.unrotated(kv) for kv in kvs] if self._fuser.card.rope == "unrotated" else kvs
 
     def own(self, shared_prompts: Sequence[SharedPrompt]) -> list[KV]:
         """The receiver's own cache of each prompt's first stretch."""
@@ -61,7 +61,7 @@ class PromptCaches:
         def make(missing: list[int]) -> list[KV]:
             return [kv for index in missing for kv in self._read_own([shared_prompts[index]])]
 
-        return self._of_receiver.get([_key(*_first(each)) for each in shared_prompts], make)
+        return self._of_receiver.get([_key(*_first(shared_prompt)) for shared_prompt in shared_prompts], make)
 
     def _read_own(self, shared_prompts: Sequence[SharedPrompt]) -> list[KV]:
         ids, positions = zip(*map(_first, shared_prompts), strict=True)
@@ -79,18 +79,18 @@ class PromptCaches:
         for start in range(0, len(shared_prompts), PREPARED_AT_ONCE):
             report("reading prompts", start, len(shared_prompts))
             part = shared_prompts[start : start + PREPARED_AT_ONCE]
-            sharers = [each.sharers[0] for each in part]
-            keys = [_key(each.ids, each.positions) for each in sharers]
+            sharers = [shared_prompt.sharers[0] for shared_prompt in part]
+            keys = [_key(prompt.ids, prompt.positions) for prompt in sharers]
             self._of_sharer.get(keys, lambda missing, of=sharers: self._read_sharer([of[i] for i in missing]))  # type: ignore[misc]
-            keys = [_key(*_first(each)) for each in part]
+            keys = [_key(*_first(shared_prompt)) for shared_prompt in part]
             self._of_receiver.get(keys, lambda missing, of=part: self._read_own([of[i] for i in missing]))  # type: ignore[misc]
         report("reading prompts", len(shared_prompts), len(shared_prompts))
 
     def _has_room(self, shared_prompts: Sequence[SharedPrompt]) -> bool:
         """Whether all prompts fit in the caches, estimated from the bytes of a position in all layers."""
         tokens = (
-            sum(len(_first(each)[0]) for each in shared_prompts),
-            sum(len(each.sharers[0].ids) for each in shared_prompts),
+            sum(len(_first(shared_prompt)[0]) for shared_prompt in shared_prompts),
+            sum(len(shared_prompt.sharers[0].ids) for shared_prompt in shared_prompts),
         )
         for end, count in zip((self._pair.receiver, self._pair.sharer), tokens, strict=True):
             model = end.engine.model
@@ -102,12 +102,12 @@ class PromptCaches:
     def features(self, shared_prompts: Sequence[SharedPrompt]) -> list[Tensor]:
         """The bottleneck's inputs for each prompt: (positions, features) at the aligned sharer positions, in order."""
         assert isinstance(self._fuser, BottleneckFuser)
-        found = []
+        features = []
         for shared_prompt, kv in zip(shared_prompts, self.sharer(shared_prompts), strict=True):
             assert kv is not None  # every example has aligned positions
-            there = torch.cat([at.pairs[0].sharer for at in shared_prompt.stretches if at.pairs])
-            found.append(self._fuser.features(kv.select(there).layers)[0].cpu())
-        return found
+            positions = torch.cat([at.pairs[0].sharer for at in shared_prompt.stretches if at.pairs])
+            features.append(self._fuser.features(kv.select(positions).layers)[0].cpu())
+        return features
 
     def sizes(self, shared_prompts: Sequence[SharedPrompt]) -> Tensor:
         """(outputs,): for each output of a bottleneck, the root mean square of the receiver's own keys or values in
@@ -116,7 +116,7 @@ class PromptCaches:
         blocks = []
         for layer in zip(*(kv.layers for kv in caches), strict=True):
             for side in zip(*layer, strict=True):
-                squares = torch.stack([each.float().square().mean() for each in side])
+                squares = torch.stack([tensor.float().square().mean() for tensor in side])
                 width = side[0].shape[1] * side[0].shape[3]
                 blocks.append(squares.mean().sqrt().expand(width))
         return torch.cat(blocks).cpu()

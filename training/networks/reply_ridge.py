@@ -76,8 +76,8 @@ def _solve(
     for start in range(0, len(shared_prompts), AT_ONCE):
         report("ridge: reading", start, len(shared_prompts))
         part = slice(start, start + AT_ONCE)
-        parts = [each[-ridge.positions :].float() for each in caches.features(shared_prompts[part])]
-        words = torch.tensor([each.ids[each.right][0] for each in replies[part]])
+        parts = [features[-ridge.positions :].float() for features in caches.features(shared_prompts[part])]
+        words = torch.tensor([reply.ids[reply.right][0] for reply in replies[part]])
         y = goals[words.to(goals.device)].cpu().repeat_interleave(torch.tensor(list(map(len, parts))), dim=0)
         x = (torch.cat(parts) - network.mean) / network.deviation
         gram += x.T @ x

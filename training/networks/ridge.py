@@ -115,7 +115,7 @@ def _collect(
                 (kv,) = prefill(receiver.engine.model, [ids], [past])
                 still = receiver.engine.model.rotation.unrotated(kv)
                 sharer_rows, receiver_rows = (torch.tensor(side) for side in zip(*pairs, strict=True))
-                targets = torch.cat([_rows(each) for layer in still.layers for each in layer], dim=-1)
+                targets = torch.cat([_rows(tensor) for layer in still.layers for tensor in layer], dim=-1)
                 xs.append(x[sharer_rows.to(x.device)].cpu())
                 ys.append(targets[receiver_rows.to(targets.device)].cpu())
                 tokens += len(sharer_rows)

@@ -100,8 +100,8 @@ def _collect(
         (kv,) = prefill(sharer, [text.ids], layers=start.sharer_depth)
         layers = sharer.rotation.unrotated(kv.select(torch.tensor(text.private))).layers
         xs.append(translator.read(layers).cpu())
-        whole = start.read(layers).to(network.down.weight)
-        zs.append(network.down((whole - network.mean) / network.deviation).float().cpu())
+        features = start.read(layers).to(network.down.weight)
+        zs.append(network.down((features - network.mean) / network.deviation).float().cpu())
         count += len(xs[-1])
         report("start: reading", min(count, tokens), tokens)
         if count >= tokens:
