@@ -99,8 +99,8 @@ class Traffic:
     fallbacks: int = 0  # payloads that used another channel than requested
 
     def add(self, other: "Traffic") -> None:
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        for counter in fields(self):
+            setattr(self, counter.name, getattr(self, counter.name) + getattr(other, counter.name))
 
     @classmethod
     def of(cls, report: EdgeReport) -> "Traffic":

@@ -126,8 +126,8 @@ class AgentEntry(Strict):
         from .prompt.template import compile_template
 
         templates = [compile_template(source, None) for _, source in self.templates()]
-        named = frozenset(inputs if self.takes_all_inputs else ()).union(*(each.names for each in templates))
-        heard = frozenset(inputs if self.takes_all_inputs else ()).union(*(each.heard for each in templates))
+        named = frozenset(inputs if self.takes_all_inputs else ()).union(*(template.names for template in templates))
+        heard = frozenset(inputs if self.takes_all_inputs else ()).union(*(template.heard for template in templates))
         return Reads(named, heard | (frozenset(senders) - named))
 
     def why_unread(self, name: str, sender: str) -> str:

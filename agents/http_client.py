@@ -77,12 +77,12 @@ async def _addresses(host: str, port: int | None, must_resolve: bool) -> list[st
     import httpx2
 
     try:
-        found = await anyio.getaddrinfo(host, port or 443, type=socket.SOCK_STREAM)
+        answers = await anyio.getaddrinfo(host, port or 443, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         if must_resolve:
             raise httpx2.ConnectError(f"{host!r} can't be resolved: {error}") from error
         return []
-    numbers = list(dict.fromkeys(str(each[4][0]) for each in found))
+    numbers = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
     for number in numbers:
         place = place_of(ipaddress.ip_address(number.partition("%")[0]))
         if place is not None and not (is_plain_loopback(host) and place == "this machine"):

@@ -36,7 +36,7 @@ class SubgraphSpec(AgentEntry):
         return self.graph
 
     def reads(self, name: str, senders: Collection[str], inputs: Collection[str]) -> Reads:
-        named = frozenset(each for source in self.inputs.values() for each in _value_names(source))
+        named = frozenset(value_name for source in self.inputs.values() for value_name in _value_names(source))
         return Reads(named, named)
 
     def why_unread(self, name: str, sender: str) -> str:

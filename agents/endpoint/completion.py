@@ -107,7 +107,7 @@ class Completion:
         text = ""
         for key in ("delta", "message"):
             if isinstance(part := choice.get(key), dict):
-                text += self._hear(part, whole=key == "message")
+                text += self._hear(part, is_message=key == "message")
             elif part:
                 raise TypeError(f"{key} is not an object")
         reason = choice.get("finish_reason")
@@ -118,7 +118,7 @@ class Completion:
         self.text += text
         return text
 
-    def _hear(self, part: dict[str, Any], *, whole: bool) -> str:
+    def _hear(self, part: dict[str, Any], *, is_message: bool) -> str:
         pieces = list(_parts(part.get("content")))
         for name in REASONING:
             if isinstance(value := part.get(name), str) and value:
@@ -133,9 +133,9 @@ class Completion:
             elif kind == "thinking":
                 self.reasoning["content"] = self.reasoning.get("content", "") + piece
         if calls := part.get("tool_calls"):
-            self.calls.add(calls, whole=whole)
+            self.calls.add(calls, is_message=is_message)
         elif isinstance(call := part.get("function_call"), dict):
-            self.calls.add([{"function": call, "index": 0}], whole=whole)
+            self.calls.add([{"function": call, "index": 0}], is_message=is_message)
         return "".join(piece for kind, piece in pieces if kind == "text")
 
     def _count(self, usage: Any) -> None:
@@ -195,8 +195,8 @@ def _flat(thoughts: Any) -> str:
     """Join Mistral's thinking, which is a list of texts."""
     if isinstance(thoughts, str):
         return thoughts
-    each: Iterable[Any] = thoughts if isinstance(thoughts, list) else ()
-    return "".join(_text(part.get("text")) if isinstance(part, dict) else str(part) for part in each)
+    parts: Iterable[Any] = thoughts if isinstance(thoughts, list) else ()
+    return "".join(_text(part.get("text")) if isinstance(part, dict) else str(part) for part in parts)
 
 
 def _text(value: Any) -> str:

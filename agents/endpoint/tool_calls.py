@@ -60,8 +60,8 @@ class ToolCallPieces:
     tools: Collection[str] = ()  # names that the model may call
     calls: list[ToolCallBuilder] = field(default_factory=list)
 
-    def add(self, pieces: Any, *, whole: bool = False) -> None:
-        """Add the `tool_calls` of a delta, or of a `whole` message. Raises TypeError if they are malformed."""
+    def add(self, pieces: Any, *, is_message: bool = False) -> None:
+        """Add the `tool_calls` of a delta, or of a message (`is_message`). Raises TypeError if they are malformed."""
         pieces = [pieces] if isinstance(pieces, dict) else pieces
         if not isinstance(pieces, list):
             raise TypeError("tool_calls is not a list")
@@ -75,23 +75,23 @@ class ToolCallPieces:
                 index=_number(piece.get("index"), position if len(pieces) > 1 else None),
                 extra=piece.get("extra_content"),
             )
-            begun = None if whole and new.name else self._continued(new)
-            if begun is None:
+            continued = None if is_message and new.name else self._continued(new)
+            if continued is None:
                 self.calls.append(new)
             else:
-                _extend(begun, new)
+                _extend(continued, new)
 
     def _continued(self, piece: ToolCallBuilder) -> ToolCallBuilder | None:
         """The call that a piece continues; None if it starts a new one."""
-        begun = self._same(piece)
-        if begun is None or not (piece.name and begun.name):
-            return begun
-        if piece.id and piece.id == begun.id and begun.arguments.strip() in ("", "{}"):
-            return begun
-        if begun.is_complete and piece.arguments.strip() and piece.arguments != begun.arguments:
+        call = self._same(piece)
+        if call is None or not (piece.name and call.name):
+            return call
+        if piece.id and piece.id == call.id and call.arguments.strip() in ("", "{}"):
+            return call
+        if call.is_complete and piece.arguments.strip() and piece.arguments != call.arguments:
             return None
         # A complete name followed by another one: the first call has no arguments.
-        return None if piece.name != begun.name and begun.name in self.tools else begun
+        return None if piece.name != call.name and call.name in self.tools else call
 
     def _same(self, piece: ToolCallBuilder) -> ToolCallBuilder | None:
         latest = list(reversed(self.calls))

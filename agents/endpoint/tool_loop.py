@@ -25,31 +25,34 @@ async def complete_with_tools(
     speaker = ReplyTextStream(on_text)
     total = Completion()
     while True:
-        heard = await ask(messages, speaker.push, total.completion_tokens)
-        _add(total, heard)
-        in_text = turns.hear(heard.text)
-        begun = heard.calls.calls
-        calls = [call.call for call in begun] or list(in_text.calls)
-        speaker.end(heard.text if begun else in_text.said)
+        completion = await ask(messages, speaker.push, total.completion_tokens)
+        _add(total, completion)
+        in_text = turns.hear(completion.text)
+        builders = completion.calls.calls
+        calls = [call.call for call in builders] or list(in_text.calls)
+        speaker.end(completion.text if builders else in_text.said)
         if not calls:
             total.text = speaker.text
             return total
         results = await turns.make(calls)
-        messages = [*messages, *(_answers(heard, results) if begun else _in_words(heard, results))]
+        messages = [*messages, *(_answers(completion, results) if builders else _in_words(completion, results))]
 
 
-def _answers(heard: Completion, results: list[str]) -> Messages:
+def _answers(completion: Completion, results: list[str]) -> Messages:
     """The messages to send back: the reply with its calls, and the result of each call."""
-    ids = _ids(heard.calls.calls)
-    asked = [_sent_back(call, each) for call, each in zip(heard.calls.calls, ids, strict=True)]
-    said: dict[str, Any] = {"role": "assistant", "content": heard.text or None, "tool_calls": asked}
+    ids = _ids(completion.calls.calls)
+    tool_calls = [_sent_back(call, call_id) for call, call_id in zip(completion.calls.calls, ids, strict=True)]
+    reply: dict[str, Any] = {"role": "assistant", "content": completion.text or None, "tool_calls": tool_calls}
     # Servers with a separate reasoning field require it in later requests while the model calls tools.
-    said |= {name: mend(text) for name, text in heard.reasoning.items() if name in REASONING}
-    if heard.reasoning_details:
-        said["reasoning_details"] = heard.reasoning_details
+    reply |= {name: mend(text) for name, text in completion.reasoning.items() if name in REASONING}
+    if completion.reasoning_details:
+        reply["reasoning_details"] = completion.reasoning_details
     return [
-        said,
-        *({"role": "tool", "tool_call_id": each, "content": result} for each, result in zip(ids, results, strict=True)),
+        reply,
+        *(
+            {"role": "tool", "tool_call_id": call_id, "content": result}
+            for call_id, result in zip(ids, results, strict=True)
+        ),
     ]
 
 
@@ -62,23 +65,23 @@ def _sent_back(call: ToolCallBuilder, call_id: str) -> dict[str, Any]:
 
 def _ids(calls: list[ToolCallBuilder]) -> list[str]:
     """Assign a unique id to each call, its own if unique. Mistral accepts nine letters and digits."""
-    taken: list[str] = []
+    ids: list[str] = []
     spare = (f"call{number:05}" for number in count())
     for call in calls:
-        own = call.id if call.id.isascii() and call.id.isprintable() and call.id not in taken else ""
-        taken.append(own or next(each for each in spare if each not in taken))
-    return taken
+        own = call.id if call.id.isascii() and call.id.isprintable() and call.id not in ids else ""
+        ids.append(own or next(candidate for candidate in spare if candidate not in ids))
+    return ids
 
 
-def _in_words(heard: Completion, results: list[str]) -> Messages:
-    told = "\n".join(f"<tool_response>\n{result}\n</tool_response>" for result in results)
-    return [{"role": "assistant", "content": heard.text}, {"role": "user", "content": told}]
+def _in_words(completion: Completion, results: list[str]) -> Messages:
+    responses = "\n".join(f"<tool_response>\n{result}\n</tool_response>" for result in results)
+    return [{"role": "assistant", "content": completion.text}, {"role": "user", "content": responses}]
 
 
-def _add(whole: Completion, heard: Completion) -> None:
-    whole.finish = heard.finish
-    whole.refusal, whole.reasoning, whole.calls = heard.refusal, heard.reasoning, heard.calls
-    whole.reasoning_tokens += heard.reasoning_tokens
-    whole.prompt_tokens += heard.prompt_tokens
-    whole.completion_tokens += heard.completion_tokens
-    whole.first_piece = whole.first_piece or heard.first_piece
+def _add(total: Completion, completion: Completion) -> None:
+    total.finish = completion.finish
+    total.refusal, total.reasoning, total.calls = completion.refusal, completion.reasoning, completion.calls
+    total.reasoning_tokens += completion.reasoning_tokens
+    total.prompt_tokens += completion.prompt_tokens
+    total.completion_tokens += completion.completion_tokens
+    total.first_piece = total.first_piece or completion.first_piece

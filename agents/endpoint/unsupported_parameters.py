@@ -54,16 +54,16 @@ def adapted(body: dict[str, Any], refused: Iterable[str]) -> dict[str, Any]:
 def _named(body: str) -> Iterator[str]:
     """Yield the parameters that an error names: first in a field for it, then in its message."""
     try:
-        said = json.loads(body)
+        parsed = json.loads(body)
     except (ValueError, RecursionError):
-        said = None
-    error = said.get("error", said) if isinstance(said, dict) else None
+        parsed = None
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
     if isinstance(error, dict):
         if isinstance(param := error.get("param"), str):
             yield param.rpartition(".")[2]
         detail = error.get("detail")
-        for each in detail if isinstance(detail, list) else ():
-            place = each.get("loc") if isinstance(each, dict) else None
+        for entry in detail if isinstance(detail, list) else ():
+            place = entry.get("loc") if isinstance(entry, dict) else None
             if isinstance(place, list) and place:
                 yield str(place[-1])
     yield from _NAME.findall(body)

@@ -26,19 +26,19 @@ def received_cache(delivery: Delivery, control: Control | None) -> SentCache | N
     if control is None or control.other is None:
         return delivery.payload.cache
     sender = delivery.route.edge.sender
-    return next((each.payload.cache for each in control.other.deliveries if each.route.edge.sender == sender), None)
+    return next((other.payload.cache for other in control.other.deliveries if other.route.edge.sender == sender), None)
 
 
-def mismatched_prompt(mine: SharedPrompt, other: SharedPrompt) -> SharedPrompt:
+def mismatched_prompt(own: SharedPrompt, other: SharedPrompt) -> SharedPrompt:
     """Pair the receiver's own prompt with the sharers' prompts of the other example.
 
     Within corresponding stretches, the k-th paired receiver position gets the k-th sharer position of the other prompt;
     surplus positions are dropped. If the stretches do not correspond, the prompts are paired as a whole. Raises
     ChannelError if the other prompt has no positions of its own where this one has.
     """
-    if mine.positions is not None and other.positions is None:
+    if own.positions is not None and other.positions is None:
         raise ChannelError("the other example's prompt is laid out differently, so its cache can't be swapped in")
-    own_stretches, other_stretches = mine.stretches, other.stretches
+    own_stretches, other_stretches = own.stretches, other.stretches
     if len(own_stretches) == len(other_stretches):
         groups = [
             (stretch.pairs, other_stretch.pairs)
@@ -46,29 +46,29 @@ def mismatched_prompt(mine: SharedPrompt, other: SharedPrompt) -> SharedPrompt:
         ]
         stretches = [Stretch(at.start, at.end, _clip(*group)) for at, group in zip(own_stretches, groups, strict=True)]
     else:
-        stretches = _flat(mine, other)
+        stretches = _flat(own, other)
     while stretches and not stretches[-1].pairs:
         stretches.pop()
-    return replace(mine, sharers=other.sharers, stretches=stretches)
+    return replace(own, sharers=other.sharers, stretches=stretches)
 
 
-def _clip(mine: Mapping[int, Pairs], other: Mapping[int, Pairs]) -> dict[int, Pairs]:
+def _clip(own: Mapping[int, Pairs], other: Mapping[int, Pairs]) -> dict[int, Pairs]:
     clipped = {}
-    for sharer in mine.keys() & other.keys():
-        count = min(len(mine[sharer].receiver), len(other[sharer].sharer))
+    for sharer in own.keys() & other.keys():
+        count = min(len(own[sharer].receiver), len(other[sharer].sharer))
         if count:
-            clipped[sharer] = Pairs(mine[sharer].receiver[:count], other[sharer].sharer[:count])
+            clipped[sharer] = Pairs(own[sharer].receiver[:count], other[sharer].sharer[:count])
     return dict(sorted(clipped.items()))
 
 
-def _flat(mine: SharedPrompt, other: SharedPrompt) -> list[Stretch]:
+def _flat(own: SharedPrompt, other: SharedPrompt) -> list[Stretch]:
     """Each stretch takes as many of the other prompt's sharer positions as it needs, in order."""
     waiting: dict[int, torch.Tensor] = {
         sharer: torch.cat([at.pairs[sharer].sharer for at in other.stretches if sharer in at.pairs])
         for sharer in {sharer for at in other.stretches for sharer in at.pairs}
     }
     stretches = []
-    for at in mine.stretches:
+    for at in own.stretches:
         taken: dict[int, Pairs] = {}
         for sharer, pairs in at.pairs.items():
             rest: Sequence[int] | torch.Tensor = waiting.get(sharer, torch.empty(0, dtype=torch.int64))

@@ -48,8 +48,8 @@ class PromptGrafts:
         self._engine = engine
         self._reply = reply
         self._inbox = inbox
-        self._by_sender = {each.sender: each for each in inbox.grafts()}
-        self._fusing = {each.sender for each in inbox.fuses()}
+        self._by_sender = {graft.sender: graft for graft in inbox.grafts()}
+        self._fusing = {fuse.sender for fuse in inbox.fuses()}
         self.seconds = 0.0
 
     async def take(

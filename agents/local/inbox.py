@@ -92,4 +92,4 @@ class Inbox:
         return texts
 
     def _caching(self) -> list[Delivery]:
-        return [each for each in self.turn.deliveries if each.route.edge.sender not in self._fallen]
+        return [delivery for delivery in self.turn.deliveries if delivery.route.edge.sender not in self._fallen]

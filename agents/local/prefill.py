@@ -96,7 +96,7 @@ class Prefiller:
         grafts: dict[int, list[KV]] = {}
         for token, span in placed:
             grafts.setdefault(token, []).extend(span.segments)
-        sharers = [self._sharer(each) for each in settled.sharing]
+        sharers = [self._sharer(fuse) for fuse in settled.sharing]
         fused = await fused_prefill(self._engine, sharers, shared, self._fusion, grafts=grafts)
         row.segments, row.pending, row.corrected = fused.segments, list(shared.ids[shared.end :]), True
         row.positions = _trailing_positions(shared)
@@ -105,18 +105,18 @@ class Prefiller:
         row.sharers = self._reply_sharers(settled.sharing, fused, sum(len(span) for _, span in placed))
         self._report(settled.sharing, fused, shared)
 
-    def _sharer(self, each: FuseDelivery) -> Sharer:
+    def _sharer(self, fuse: FuseDelivery) -> Sharer:
         control = self._inbox.turn.control
-        sent = received_cache(each.delivery, control) if each.plan.reads == "own-prompt" else None
+        sent = received_cache(fuse.delivery, control) if fuse.plan.reads == "own-prompt" else None
         alter = zeros if control is not None and control.kind == "zero" else None
-        return Sharer(each.plan.sharer, each.plan.fuser, sent.segments if sent is not None else None, alter)
+        return Sharer(fuse.plan.sharer, fuse.plan.fuser, sent.segments if sent is not None else None, alter)
 
     def _reply_sharers(self, sharing: Sequence[FuseDelivery], fused: FusedPrefill, grafted: int) -> ReplySharers | None:
         """The sharers that also correct the reply; None if there are none."""
         following = [
-            (each.plan, kv)
-            for each, kv in zip(sharing, fused.sharers, strict=True)
-            if each.plan.include_response and each.plan.fuser.open_layers
+            (fuse.plan, kv)
+            for fuse, kv in zip(sharing, fused.sharers, strict=True)
+            if fuse.plan.include_response and fuse.plan.fuser.open_layers
         ]
         if not following:
             return None
@@ -124,12 +124,12 @@ class Prefiller:
         return ReplySharers(plans, rows, fused.uncorrected, self._fusion, grafted)
 
     def _report(self, sharing: Sequence[FuseDelivery], fused: FusedPrefill, shared: SharedPrompt) -> None:
-        for index, each in enumerate(sharing):
-            report = self._inbox.report(each.delivery)
+        for index, fuse in enumerate(sharing):
+            report = self._inbox.report(fuse.delivery)
             report.bytes += fused.nbytes[index]
-            report.positions_fused = _fused_by(shared, index) if each.plan.fuser.open_layers else 0
+            report.positions_fused = _fused_by(shared, index) if fuse.plan.fuser.open_layers else 0
             report.seconds = {"sharer_prefill": fused.sharer_cost.prefill, "fuse": fused.fuse_seconds}
-            report.residuals = fused.sizes[index].by_layer(each.plan.fuser)
+            report.residuals = fused.sizes[index].by_layer(fuse.plan.fuser)
 
 
 def _lay_out(settled: SettledPrompt) -> AgentRow:

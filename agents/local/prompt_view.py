@@ -97,7 +97,7 @@ class LocalPromptView:
 
 def view_of(settled: SettledPrompt, inbox: Inbox, tokenizer: Tokenizer) -> LocalPromptView:
     """Build the view; `tokenizer` is the receiver's."""
-    caches = {each.delivery.route.edge.sender: each for each in inbox.grafts()}
+    caches = {received.sender: received for received in inbox.grafts()}
     grafts: list[_Graft | None] = []
     for part, span in zip(settled.prompt.parts, settled.grafts, strict=True):
         graft = None
@@ -115,16 +115,16 @@ def _sharers(settled: SettledPrompt) -> Iterator[_Sharer]:
     if shared is None or len(shared.ids) != len(settled.prompt.ids):
         return
     sharing: Sequence[FuseDelivery] = settled.sharing
-    for index, (each, read) in enumerate(zip(sharing, shared.sharers, strict=True)):
-        tokenizer = each.plan.sharer.model.tokenizer
-        if tokenizer is None or not each.plan.fuser.open_layers:
+    for index, (fuse, read) in enumerate(zip(sharing, shared.sharers, strict=True)):
+        tokenizer = fuse.plan.sharer.model.tokenizer
+        if tokenizer is None or not fuse.plan.fuser.open_layers:
             continue
         pairs: list[Pair] = []
         for stretch in shared.stretches:
             if (pair := stretch.pairs.get(index)) is not None:
                 own = [stretch.start + at for at in pair.receiver.tolist()]
                 pairs += zip(own, pair.sharer.tolist(), strict=True)
-        yield _Sharer(each.sender, read.ids, pairs, tokenizer)
+        yield _Sharer(fuse.sender, read.ids, pairs, tokenizer)
 
 
 def _sent_ids(span: KVSpan, cache: SentCache | None) -> list[int] | None:

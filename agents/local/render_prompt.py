@@ -76,7 +76,7 @@ class PromptRenderer:
     async def _values(self) -> tuple[dict[str, Any], list[str]]:
         """The values of the templates' names, and the names that are slots."""
         values = {**self._inbox.turn.inputs, **await self._inbox.texts()}
-        return values, [each.delivery.route.edge.sender for each in self._inbox.grafts()]
+        return values, [graft.delivery.route.edge.sender for graft in self._inbox.grafts()]
 
     def _messages(self, values: Mapping[str, Any], slots: Sequence[str]) -> list[Message]:
         self.own = self._template.messages(values, slots)

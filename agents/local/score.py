@@ -47,10 +47,10 @@ async def score_row(
                 f"prompt and choice have {len(row.ids) + len(ids)} tokens, but {engine.model.name!r} reads at most "
                 f"{engine.model.info.max_positions}; shorten the inputs"
             )
-    found = await score_tokens(engine, row, tokens)
+    scores = await score_tokens(engine, row, tokens)
     return [
-        ChoiceScore(each.logprob, len(ids), len(choice), each.greedy)
-        for each, ids, choice in zip(found, tokens, choices, strict=True)
+        ChoiceScore(score.logprob, len(ids), len(choice), score.greedy)
+        for score, ids, choice in zip(scores, tokens, choices, strict=True)
     ]
 
 
@@ -62,7 +62,7 @@ async def score_tokens(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[
     if engine.model.why_no_cache is not None:
         raise ModelError(f"{engine.model.name!r} can't score replies: {engine.model.why_no_cache}")
     logits = await (_fused_logits if row.sharers else _logits)(engine, row, tokens)
-    return [_score(each, ids) for each, ids in zip(logits, tokens, strict=True)]
+    return [_score(choice_logits, ids) for choice_logits, ids in zip(logits, tokens, strict=True)]
 
 
 def reply_tokens(tokenizer: Tokenizer, ending: str, text: str, chat: bool, verbatim: bool = False) -> list[int]:
@@ -94,7 +94,7 @@ async def _logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]
         after = [positions[-1] + torch.arange(len(ids)) for ids in tokens]
     read = [[*last, *ids[:-1]] for ids in tokens]
     rows = await engine.prefill_many(read, segments, positions=after, logits="all", seen=seen)
-    return [each.logits for each in rows if each.logits is not None]
+    return [prefilled.logits for prefilled in rows if prefilled.logits is not None]
 
 
 async def _fused_logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -112,7 +112,7 @@ async def _fused_logits(engine: Engine, row: AgentRow, tokens: Sequence[Sequence
             out[index].append(await fork.read([token]))
 
     await run_all([partial(read_on, index) for index in range(len(tokens))])
-    return [torch.cat(each) for each in out]
+    return [torch.cat(choice_logits) for choice_logits in out]
 
 
 def _score(logits: Tensor, ids: Sequence[int]) -> TokenScore:

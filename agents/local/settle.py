@@ -66,13 +66,13 @@ class EdgeSettler:
 
     def _settle_by_payloads(self) -> None:
         sharing, control = self._inbox.fuses(), self._inbox.turn.control
-        caches = [received_cache(each.delivery, control) for each in sharing]
-        reason = why_not_shared([each.plan for each in sharing], caches)
+        caches = [received_cache(fuse.delivery, control) for fuse in sharing]
+        reason = why_not_shared([fuse.plan for fuse in sharing], caches)
         if reason is None and any(cache is not None and is_of_a_long_row(cache.segments) for cache in caches):
             reason = "the sharer's row is so long that its keys have other RoPE frequencies"
         if reason is not None:
             self._fall_back(sharing, reason)
-        fusing = {each.sender for each in self._inbox.fuses()}
+        fusing = {fuse.sender for fuse in self._inbox.fuses()}
         for graft in self._inbox.grafts():
             cache = received_cache(graft.delivery, control)
             has_something = cache is not None and cache.has_private((), graft.plan.carries)
@@ -99,14 +99,14 @@ class EdgeSettler:
         return None if taken is None else SettledPrompt(prompt, taken, grafts.seconds, sharing, shared)
 
     def _fall_back(self, sharing: Sequence[FuseDelivery], reason: str) -> None:
-        for each in sharing:
-            self._inbox.fall_back(each.delivery, reason)
+        for fuse in sharing:
+            self._inbox.fall_back(fuse.delivery, reason)
 
     async def _share(self, prompt: Prompt, sharing: Sequence[FuseDelivery]) -> SharedPrompt:
         """Align the prompt between receiver and sharers. Raises ChannelError if that is impossible."""
         control = self._inbox.turn.control
-        caches = [received_cache(each.delivery, control) for each in sharing]
-        plans = [each.plan for each in sharing]
+        caches = [received_cache(fuse.delivery, control) for fuse in sharing]
+        plans = [fuse.plan for fuse in sharing]
         shared = await self._work.run(lambda: share_prompt(prompt, plans, caches))
         if isinstance(prompt.parts[-1], Slot) and any(plan.include_response for plan in plans):
             raise ChannelError("the prompt ends with a graft, and no sharer can read a reply behind a graft")
@@ -119,8 +119,8 @@ class EdgeSettler:
         """Raise ChannelError if a row of receiver or sharer may exceed its model's RoPE limit."""
         rows = [(self._engine.model, shared.ids, shared.positions)]
         rows += [
-            (each.plan.sharer.model, read.ids, read.positions)
-            for each, read in zip(sharing, shared.sharers, strict=True)
+            (fuse.plan.sharer.model, read.ids, read.positions)
+            for fuse, read in zip(sharing, shared.sharers, strict=True)
         ]
         for model, ids, positions in rows:
             length = len(ids) if positions is None or not len(positions) else int(positions[-1]) + 1
@@ -131,6 +131,6 @@ class EdgeSettler:
 def _corrects_anything(shared: SharedPrompt, sharing: Sequence[FuseDelivery]) -> bool:
     """Whether any sharer has an open gate and a position to correct."""
     return any(
-        each.plan.fuser.open_layers and any(index in stretch.pairs for stretch in shared.stretches)
-        for index, each in enumerate(sharing)
+        fuse.plan.fuser.open_layers and any(index in stretch.pairs for stretch in shared.stretches)
+        for index, fuse in enumerate(sharing)
     )

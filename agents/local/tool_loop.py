@@ -40,20 +40,24 @@ class ToolResultWriter:
             content, inside = _in_plain_text(results, origin)
             marks = [mark._replace(start=mark.start + 2, end=mark.end + 2) for mark in inside]
             return _whole(f"\n\n{content}\n\n", marks, self.tokenizer)
-        each = [[Mark(0, len(result), origin, 0, "value")] for result in results]
+        result_marks = [[Mark(0, len(result), origin, 0, "value")] for result in results]
         try:
-            return self._through_template([{"role": "tool", "content": result} for result in results], each)
+            return self._through_template([{"role": "tool", "content": result} for result in results], result_marks)
         except ModelError:  # the template rejects the tool role
             content, inside = _in_plain_text(results, origin)
             return self._through_template([{"role": "user", "content": content}], [inside])
 
     def _through_template(self, answers: list[dict[str, str]], marks: Sequence[Sequence[Mark]]) -> Piece:
-        asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}, *answers]
-        rendered = self.tokenizer.render(asked)
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}, *answers]
+        rendered = self.tokenizer.render(messages)
         start = rendered.contents[1].end
         if not start or any(span.start == span.end for span in rendered.contents[2:]):
             raise ModelError("the model's chat template leaves out the results of tools")
-        placed = [mark for each in zip(marks, rendered.contents[2:], strict=True) for mark in place_marks(*each)]
+        placed = [
+            mark
+            for answer_marks, span in zip(marks, rendered.contents[2:], strict=True)
+            for mark in place_marks(answer_marks, span)
+        ]
         placed += [Mark(first, last, "", 0, "made") for first, last in rendered.foreign if first >= start]
         moved = [mark._replace(start=mark.start - start, end=mark.end - start) for mark in placed]
         return _whole(rendered.text[start:], sorted(moved), self.tokenizer)
@@ -75,8 +79,8 @@ async def write_with_tools(
     while True:
         start = len(row.ids)
         left = None if turn.most_tokens is None else turn.most_tokens - row.tokens.generated
-        each = within_budget(spec, replace(turn, most_tokens=left))
-        row = await write(engine, agent, each, row, replace(turn, on_text=speaker.push, needs_cache=True), began)
+        round_spec = within_budget(spec, replace(turn, most_tokens=left))
+        row = await write(engine, agent, round_spec, row, replace(turn, on_text=speaker.push, needs_cache=True), began)
         row.timing.first_token = first_token = first_token if first_token is not None else row.timing.first_token
         heard = turns.hear(row.text)
         _end_round(row, start, heard, speaker)
@@ -138,7 +142,7 @@ def _end_round(row: AgentRow, start: int, heard: Heard, speaker: ReplyTextStream
     """Emit the text of the reply that starts at token `start`, and make its origins relative to the whole reply."""
     speaker.end(heard.said)
     said = len(heard.said) if speaker.text.endswith(heard.said) else 0  # white space before a call is not emitted
-    row.origins[start:] = [_said(each, said, len(speaker.text) - said) for each in row.origins[start:]]
+    row.origins[start:] = [_said(origin, said, len(speaker.text) - said) for origin in row.origins[start:]]
 
 
 def _read_on(engine: Engine, agent: str, row: AgentRow, piece: Piece) -> None:

@@ -106,14 +106,14 @@ def _grouped(messages: Sequence[Message], rules: ChatRules, slots: bool) -> list
         if not groups or groups[-1].role != message.role or rules.neighbours:
             groups.append(_Group(message.role))
         if message.role == "user":
-            for each in waiting:
-                groups[-1].add(*each)
+            for system_message in waiting:
+                groups[-1].add(*system_message)
             waiting = []
         groups[-1].add(index, text, spans)
     if waiting:
         groups.append(_Group("user"))
-        for each in waiting:
-            groups[-1].add(*each)
+        for system_message in waiting:
+            groups[-1].add(*system_message)
     return groups
 
 

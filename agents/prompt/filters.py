@@ -109,12 +109,12 @@ def bulk(value: Any) -> int:
     """The size of a value to compare or copy: its characters, plus a constant per item."""
     size, todo = 0, [value]
     while todo:
-        each = todo.pop()
-        if isinstance(each, str):
-            size += len(each)
-        elif isinstance(each, dict | list | tuple):
-            size += 16 * len(each)
-            todo += [*each, *each.values()] if isinstance(each, dict) else each
+        item = todo.pop()
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, dict | list | tuple):
+            size += 16 * len(item)
+            todo += [*item, *item.values()] if isinstance(item, dict) else item
     return size
 
 

@@ -87,7 +87,7 @@ def _code(source: str) -> Code:
     names = frozenset(meta.find_undeclared_variables(tree))
     called = {call.node.name for call in tree.find_all(nodes.Call) if isinstance(call.node, nodes.Name)}
     reads = tree.find_all(nodes.Getattr)
-    fields = {each.node.name for each in reads if each.attr == "data" and isinstance(each.node, nodes.Name)}
+    fields = {read.node.name for read in reads if read.attr == "data" and isinstance(read.node, nodes.Name)}
     return Code(tree, names - called, names & fields)
 
 
@@ -151,8 +151,8 @@ def _unknown(what: str, name: str, known: Collection[str]) -> tuple[str, str, st
 
 def _syntax(error: TemplateSyntaxError, source: str) -> TemplateProblem:
     message = (error.message or "the template can't be read").rstrip(".")
-    for theirs, written in _ENDS.items():
-        message = message.replace(theirs, written)
+    for jinja_name, written in _ENDS.items():
+        message = message.replace(jinja_name, written)
     quoted = re.search(r"got '([^']+)'", message) or re.search(r"'([^']+)'", message)
     if unclosed := re.search(r"The innermost block that needs to be closed is '(\w+)'", message):
         message = f"'{{% {unclosed[1]} %}}' is never closed; add '{{% end{unclosed[1]} %}}'"

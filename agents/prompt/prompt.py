@@ -142,12 +142,12 @@ def handed_over_by(message: Message, reader: str) -> Message:
     """
     if message.role == "system":
         spans = [
-            Span(each.start, each.end, None, _OF_NOBODY.get(each.kind, each.kind)) for each in message.content.spans
+            Span(span.start, span.end, None, _OF_NOBODY.get(span.kind, span.kind)) for span in message.content.spans
         ]
     else:
         spans = [
-            Span(each.start, each.end, reader, _OF_THE_READER[each.kind]) if each.kind in _OF_THE_READER else each
-            for each in message.content.spans
+            Span(span.start, span.end, reader, _OF_THE_READER[span.kind]) if span.kind in _OF_THE_READER else span
+            for span in message.content.spans
         ]
     return Message(message.role, Rendered(message.content.text, tuple(spans)))
 
@@ -159,13 +159,17 @@ _OF_THE_READER: Mapping[Kind, Kind] = {"template": "own", "made": "value"}
 async def read_texts(turn: Turn) -> dict[str, Value]:
     """By sender, the text of its reply, for agents that read text only; decodes it now if needed."""
     payloads = [delivery.payload for delivery in turn.deliveries]
-    return {each.sender: Value(await each.read(), each.turn or each.sender, each.data) for each in payloads}
+    return {
+        payload.sender: Value(await payload.read(), payload.turn or payload.sender, payload.data)
+        for payload in payloads
+    }
 
 
 def readable(messages: Sequence[Message]) -> str:
     """Format a prompt for people; roles other than the user are named."""
     return "\n\n".join(
-        each.content.text if each.role == "user" else f"{each.role}: {each.content.text}" for each in messages
+        message.content.text if message.role == "user" else f"{message.role}: {message.content.text}"
+        for message in messages
     )
 
 

@@ -42,7 +42,7 @@ def _whole(node: nodes.Node) -> Iterator[str]:
             for part in parts:
                 yield from _whole(part)
         case nodes.If(test=nodes.Name(name=name), body=body):  # printed unless it is empty
-            yield from {name} & {each for part in body for each in _whole(part)}
+            yield from {name} & {printed for part in body for printed in _whole(part)}
         case nodes.CondExpr(test=nodes.Name(name=name), expr1=nodes.Name(name=shown)) if name == shown:
             yield name
         case nodes.Or(left=left):
@@ -102,6 +102,6 @@ def _joined(node: nodes.Node, use: Use) -> Iterator[tuple[nodes.Node, Use]]:
         case nodes.Add(left=left, right=right) if use is Use.PRINTED:
             yield from ((left, use), (right, use))
         case nodes.Filter(node=nodes.Expr() as inner, name="default" | "d", args=arguments):
-            yield from ((each, use) for each in (inner, *arguments))
+            yield from ((operand, use) for operand in (inner, *arguments))
         case nodes.Filter(node=nodes.Expr() as inner, name="trim" | "string", args=[]):
             yield inner, use

@@ -41,18 +41,18 @@ class Recollection:
 
     def has(self, mark: str) -> bool:
         """Whether the exchange with this mark is remembered."""
-        return any(each.turn == mark for each in self.record.exchanges)
+        return any(exchange.turn == mark for exchange in self.record.exchanges)
 
     def before(self, mark: str) -> "Recollection":
         """The memory before the exchange with this mark; all of it if there is none."""
         exchanges = self.record.exchanges
-        end = next((number for number, each in enumerate(exchanges) if each.turn == mark), len(exchanges))
+        end = next((number for number, exchange in enumerate(exchanges) if exchange.turn == mark), len(exchanges))
         return Recollection(self.folder, self.record.model_copy(update={"exchanges": exchanges[:end]}), self.limits)
 
     def snapshot(self) -> "Recollection":
         """What is told now, for another process: without earlier exchanges, and without the cache on this machine."""
-        told = self.record.exchanges[self.record.left_out :]
-        return Recollection(self.folder, AgentRecord(exchanges=told), self.limits)
+        exchanges = self.record.exchanges[self.record.left_out :]
+        return Recollection(self.folder, AgentRecord(exchanges=exchanges), self.limits)
 
     def add_told(self, turns: int, messages: list[tuple[str, str]], reply: str) -> None:
         """Remember a turn that another process took from a snapshot and that was told the last `turns` exchanges."""
@@ -67,13 +67,13 @@ class Recollection:
         """
         limits = self.limits
         most = limits.tokens if limits.tokens is not None else tokens
-        told = self.record.exchanges[self.record.left_out :]
-        sizes = [sum(count(content) for _, content in _messages([each])) for each in told]
-        if len(told) > limits.turns or (most is not None and sum(sizes) > most):
-            while told and (len(told) > limits.turns // 2 or (most is not None and sum(sizes) > most // 2)):
-                told, sizes = told[1:], sizes[1:]
-            self.record.left_out = len(self.record.exchanges) - len(told)
-        return _messages(told)
+        exchanges = self.record.exchanges[self.record.left_out :]
+        sizes = [sum(count(content) for _, content in _messages([exchange])) for exchange in exchanges]
+        if len(exchanges) > limits.turns or (most is not None and sum(sizes) > most):
+            while exchanges and (len(exchanges) > limits.turns // 2 or (most is not None and sum(sizes) > most // 2)):
+                exchanges, sizes = exchanges[1:], sizes[1:]
+            self.record.left_out = len(self.record.exchanges) - len(exchanges)
+        return _messages(exchanges)
 
     def add(self, messages: list[tuple[str, str]], reply: str, save: Save | None = None) -> None:
         """Remember a turn, and the cache after it."""
@@ -134,9 +134,9 @@ class Session:
         assert self._record is not None
         try:
             if keep:
-                for each in self._recollections.values():
-                    if each.save is not None:  # else the earlier cache still begins the next prompt
-                        each.record.cache = each.save(self._folder)
+                for recollection in self._recollections.values():
+                    if recollection.save is not None:  # else the earlier cache still begins the next prompt
+                        recollection.record.cache = recollection.save(self._folder)
                 write(self._record)
                 sweep()
         finally:
@@ -144,4 +144,4 @@ class Session:
 
 
 def _messages(exchanges: Iterable[Exchange]) -> list[tuple[str, str]]:
-    return [message for each in exchanges for message in (*each.messages, ("assistant", each.reply))]
+    return [message for exchange in exchanges for message in (*exchange.messages, ("assistant", exchange.reply))]

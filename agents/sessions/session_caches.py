@@ -59,8 +59,8 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
     layers = tuple(LayerKV(tensors[f"{n}.keys"], tensors[f"{n}.values"]) for n in range(model.info.layers))
     ids: list[int] = tensors["ids"].tolist()
     for layer, shape in zip(layers, model.info.shapes, strict=True):
-        for each, dim in zip(layer, (shape.key_dim, shape.value_dim), strict=True):
-            if each.shape != (1, shape.kv_heads, len(ids), dim) or not each.is_floating_point():
+        for tensor, dim in zip(layer, (shape.key_dim, shape.value_dim), strict=True):
+            if tensor.shape != (1, shape.kv_heads, len(ids), dim) or not tensor.is_floating_point():
                 return Kept([], None, "the stored cache is not of the shape that the model's is")
     kv = KV(layers, torch.arange(len(ids)), int(about.get("factors", 0))).to(model.devices, model.dtype)
     if not model.info.states:
@@ -68,7 +68,7 @@ def _read(raw: bytes, model: LoadedModel) -> Kept:
     state = RecurrentState.from_named(tensors, model.info.state_shapes, len(ids))
     if state is None:
         return Kept([], None, "the stored cache lacks the recurrent state that the model keeps beside it")
-    return Kept(ids, replace(kv, state=state.map(lambda each: each.to(model.device))))
+    return Kept(ids, replace(kv, state=state.map(lambda tensor: tensor.to(model.device))))
 
 
 def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segments: Sequence[KV]) -> KeptCache | None:
@@ -82,7 +82,7 @@ def keep(folder: Path, agent: str, model: LoadedModel, ids: Sequence[int], segme
         tensors[f"{number}.keys"] = layer.keys.cpu().contiguous()
         tensors[f"{number}.values"] = layer.values.cpu().contiguous()
     if kv.state is not None:
-        tensors |= {name: each.cpu().contiguous() for name, each in kv.state.named()}
+        tensors |= {name: tensor.cpu().contiguous() for name, tensor in kv.state.named()}
     raw = save(tensors, {**_about(model), "factors": str(kv.factors)})
     digest = hashlib.sha256(raw).hexdigest()
     file = f"{agent}-{digest[:16]}.safetensors"

@@ -210,7 +210,7 @@ def sweep() -> None:
     """Delete old caches of all sessions, and the oldest beyond the size limit. Text is kept."""
     days = _limit("CACHEGRAPH_SESSIONS_DAYS", 30.0)
     room = _limit("CACHEGRAPH_SESSIONS_GB", 2.0) * 1e9
-    files = sorted(_with_stat(_root().glob("*/*.safetensors")), key=lambda each: -each[0].st_mtime)
+    files = sorted(_with_stat(_root().glob("*/*.safetensors")), key=lambda file: -file[0].st_mtime)
     for stat, path in files:
         room -= stat.st_size
         if room < 0 or time.time() - stat.st_mtime > days * 86_400:

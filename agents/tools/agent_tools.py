@@ -203,4 +203,4 @@ def _accepted(name: str) -> str:
 
 def _free(name: str, taken: Collection[str]) -> str:
     candidates = (f"{name[: LONGEST - len(str(n)) - 1]}_{n}" for n in count(2))
-    return next(each for each in chain([name], candidates) if each not in taken)
+    return next(candidate for candidate in chain([name], candidates) if candidate not in taken)

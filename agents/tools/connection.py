@@ -151,11 +151,11 @@ class Connection:
             try:
                 with anyio.CancelScope() as starting:
 
-                    def begun() -> None:
+                    def on_started() -> None:
                         starting.deadline = anyio.current_time() + self._spec.timeout
                         stoppable.begin()
 
-                    client = _client(self._name, self._spec, self._folder, self._allow_local, log, begun)
+                    client = _client(self._name, self._spec, self._folder, self._allow_local, log, on_started)
                     async with client as self._client:
                         starting.deadline = float("inf")
                         self.ready.set_result(None)
@@ -199,9 +199,9 @@ class _Stoppable:
 
 @asynccontextmanager
 async def _client(
-    name: str, spec: ToolServerSpec, folder: Path, allow_local: bool, log: TextIO, begun: Callable[[], None]
+    name: str, spec: ToolServerSpec, folder: Path, allow_local: bool, log: TextIO, on_started: Callable[[], None]
 ) -> "AsyncIterator[mcp.Client]":
-    """Connect. `begun` is called once the program has started, or at once where there is none."""
+    """Connect. `on_started` is called once the program has started, or at once where there is none."""
     try:
         import mcp
     except ImportError as error:
@@ -212,18 +212,18 @@ async def _client(
         started = mcp.StdioServerParameters(
             command=program, args=arguments, env=env, cwd=folder, encoding_error_handler="replace"
         )
-        async with mcp.Client(_noting(mcp.stdio_client(started, errlog=log), begun)) as client:
+        async with mcp.Client(_noting(mcp.stdio_client(started, errlog=log), on_started)) as client:
             yield client
         return
-    begun()
+    on_started()
     async with _web_client(name, spec, allow_local) as client:
         yield client
 
 
 @asynccontextmanager
-async def _noting(transport: AbstractAsyncContextManager[Any], begun: Callable[[], None]) -> AsyncIterator[Any]:
+async def _noting(transport: AbstractAsyncContextManager[Any], on_started: Callable[[], None]) -> AsyncIterator[Any]:
     async with transport as (messages, *others):
-        begun()
+        on_started()
         yield LenientMessages(messages), *others
 
 

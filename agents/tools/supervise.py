@@ -84,9 +84,9 @@ def _end_all(child: "subprocess.Popen[bytes] | None") -> None:
         time.sleep(0.01)
     deadline = time.monotonic() + GRACE  # a process that can't be killed must not block us
     while (left := _reap(child)) and time.monotonic() < deadline:
-        for each in left:
+        for pid in left:
             with contextlib.suppress(OSError):
-                os.kill(each, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
