@@ -78,5 +78,5 @@ class _Acquisition(Generic[T]):
     def leave(self) -> None:
         with self._lock:
             acquired, self._acquired, self._left = self._acquired, [], True
-        for each in acquired:
-            self._release(each)
+        for resource in acquired:
+            self._release(resource)

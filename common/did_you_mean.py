@@ -31,5 +31,5 @@ def near_or_known(name: str, known: Collection[str]) -> str:
 def suggest(name: object, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: "; did you mean 'x'?", or "; there is 'a', 'b'"."""
     names = list(known)
-    shown = ", ".join(repr(each) for each in names[:10]) + (", ..." if len(names) > 10 else "")
+    shown = ", ".join(repr(candidate) for candidate in names[:10]) + (", ..." if len(names) > 10 else "")
     return f"; {did_you_mean(str(name), names, f'there is {shown}' if names else 'there are none')}"

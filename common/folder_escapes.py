@@ -80,7 +80,7 @@ def _named(read: Any) -> Iterator[str]:
     if not isinstance(read, dict):
         return
     shards = read.get("weight_map")
-    yield from {each for each in shards.values() if isinstance(each, str)} if isinstance(shards, dict) else ()
+    yield from {shard for shard in shards.values() if isinstance(shard, str)} if isinstance(shards, dict) else ()
     for key in _FOLLOWED:
         if isinstance(name := read.get(key), str):
             yield name

@@ -61,11 +61,11 @@ def all_finite(value: Any) -> bool:
     """Whether a value holds neither NaN nor Infinity, which Python writes but other JSON parsers reject."""
     todo = [value]
     while todo:
-        each = todo.pop()
-        if isinstance(each, float) and not math.isfinite(each):
+        item = todo.pop()
+        if isinstance(item, float) and not math.isfinite(item):
             return False
-        if isinstance(each, dict | list | tuple):
-            todo += each.values() if isinstance(each, dict) else each
+        if isinstance(item, dict | list | tuple):
+            todo += item.values() if isinstance(item, dict) else item
     return True
 
 
@@ -75,9 +75,9 @@ def is_deep(value: Any) -> bool:
     for _ in range(MAX_DEPTH):
         level = [
             inner
-            for each in level
-            if isinstance(each, dict | list | tuple)
-            for inner in (each.values() if isinstance(each, dict) else each)
+            for item in level
+            if isinstance(item, dict | list | tuple)
+            for inner in (item.values() if isinstance(item, dict) else item)
         ]
         if not level:
             return False

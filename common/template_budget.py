@@ -113,18 +113,18 @@ def weigh(value: Any) -> Weight:
         return weight
     todo: list[tuple[Any, int]] = [(value, 0)]
     while todo:
-        each, depth = todo.pop()
+        item, depth = todo.pop()
         weight.items += 1
         weight.depth = max(weight.depth, depth)
-        if isinstance(each, str):
-            weight.characters += len(each)
-            spend(len(each) // 16)
+        if isinstance(item, str):
+            weight.characters += len(item)
+            spend(len(item) // 16)
             continue
         spend()
-        if isinstance(each, Mapping):
-            todo += [(inner, depth + 1) for pair in each.items() for inner in pair]
-        elif isinstance(each, list | tuple):
-            todo += [(inner, depth + 1) for inner in each]
+        if isinstance(item, Mapping):
+            todo += [(inner, depth + 1) for pair in item.items() for inner in pair]
+        elif isinstance(item, list | tuple):
+            todo += [(inner, depth + 1) for inner in item]
         else:
             weight.characters += 25  # a number or bool
     return weight

@@ -96,7 +96,7 @@ def _drafts() -> dict[str, Any]:
         *(js.Draft4Validator, js.Draft6Validator, js.Draft7Validator),
         *(js.Draft201909Validator, js.Draft202012Validator),
     )
-    return {str(each.ID_OF(each.META_SCHEMA)).removesuffix("#"): each for each in drafts}
+    return {str(draft.ID_OF(draft.META_SCHEMA)).removesuffix("#"): draft for draft in drafts}
 
 
 @lru_cache(maxsize=64)

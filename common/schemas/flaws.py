@@ -113,26 +113,26 @@ def _part_flaw(schema: Any, draft: Any) -> SchemaFlaw | None:
     again: dict[int, list[_Reference]] = {}  # by schema, references that apply to the same value
     todo: list[tuple[Path, Any, Any]] = [((), schema, resolver)]
     while todo:
-        path, each, resolver = todo.pop()
-        if not isinstance(each, dict) or id(each) in again:
+        path, part, resolver = todo.pop()
+        if not isinstance(part, dict) or id(part) in again:
             continue
-        if flaw := _keyword_flaw(path, each):
+        if flaw := _keyword_flaw(path, part):
             return flaw
-        again[id(each)] = [_Reference(below, inner) for below, inner in _parts(each, path) if _same(path, below)]
-        for below, inner in _parts(each, path):
+        again[id(part)] = [_Reference(below, inner) for below, inner in _parts(part, path) if _same(path, below)]
+        for below, inner in _parts(part, path):
             inside = resolver.in_subresource(dialect.create_resource(inner)) if isinstance(inner, dict) else resolver
             todo.append((below, inner, inside))
-        if "$ref" in each:
+        if "$ref" in part:
             try:
-                found = resolver.lookup(each["$ref"])
+                target = resolver.lookup(part["$ref"])
             except Exception:  # unresolvable in one of the library's ways, or not a URI
-                shown = str(each["$ref"])[:100]
+                shown = str(part["$ref"])[:100]
                 message = f"'$ref' leads out of the schema: {shown!r}"
                 return SchemaFlaw(message, (*path, "$ref"), _INSIDE)
-            if not isinstance(found.contents, dict | bool):
-                return SchemaFlaw(f"'$ref' leads to no schema: {each['$ref'][:100]!r}", (*path, "$ref"), _INSIDE)
-            again[id(each)].append(_Reference((*path, "$ref"), found.contents))
-            todo.append(((*path, "$ref"), found.contents, found.resolver))
+            if not isinstance(target.contents, dict | bool):
+                return SchemaFlaw(f"'$ref' leads to no schema: {part['$ref'][:100]!r}", (*path, "$ref"), _INSIDE)
+            again[id(part)].append(_Reference((*path, "$ref"), target.contents))
+            todo.append(((*path, "$ref"), target.contents, target.resolver))
     return _loop_flaw(schema, again)
 
 
@@ -146,7 +146,7 @@ def _keyword_flaw(path: Path, schema: dict[str, Any]) -> SchemaFlaw | None:
             return SchemaFlaw(f"{key!r} is not supported", (*path, key), "write '$ref'", at_key=True)
     patterns = schema.get("patternProperties")
     sources = [((*path, "pattern"), schema["pattern"])] if "pattern" in schema else []
-    sources += [((*path, "patternProperties", each), each) for each in patterns or ()]
+    sources += [((*path, "patternProperties", pattern), pattern) for pattern in patterns or ()]
     for place, source in sources:
         try:
             compile_pattern(source)

@@ -31,7 +31,7 @@ def validator_class(base: Any) -> Any:
     from jsonschema import validators
 
     keywords = {name: _paid(keyword) for name, keyword in base.VALIDATORS.items()}
-    paid = validators.extend(base, {**keywords, **{name: _paid(each) for name, each in _REPLACED.items()}})
+    paid = validators.extend(base, {**keywords, **{name: _paid(keyword) for name, keyword in _REPLACED.items()}})
     paid.evolve = _evolve
     return paid
 
@@ -119,7 +119,7 @@ def _enum(_: Any, allowed: Any, instance: Any, __: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
     key = _identity(instance)
-    if not any(_identity(each) == key for each in allowed):
+    if not any(_identity(value) == key for value in allowed):
         yield ValidationError(f"{_shortened(repr(instance))} is not one of {_shortened(repr(allowed))}")
 
 
