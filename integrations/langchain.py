@@ -132,7 +132,7 @@ def graph_node(graph: Graph, *, reads: Mapping[str, str] | None = None, writes: 
 def inputs_of(graph: Graph, value: Any) -> dict[str, Any]:
     """Return a run's inputs. Raises InputError if a value without a name could be for several of them."""
     if isinstance(value, Mapping):
-        return {name: _plain(graph, name, each) if name in graph.spec.inputs else each for name, each in value.items()}
+        return {name: _plain(graph, name, item) if name in graph.spec.inputs else item for name, item in value.items()}
     declared = graph.spec.inputs
     required = [name for name, entry in declared.items() if entry.is_required]
     if len(required) > 1 or not declared:
@@ -147,10 +147,10 @@ def _plain(graph: Graph, name: str, value: Any, *, last: bool = False) -> Any:
     """Turn messages into what an input takes: all of them for a list, else the text of the only one, or of the last."""
     messages = value.to_messages() if isinstance(value, PromptValue) else value
     messages = [messages] if isinstance(messages, BaseMessage) else messages
-    if not (isinstance(messages, list) and messages and all(isinstance(each, BaseMessage) for each in messages)):
+    if not (isinstance(messages, list) and messages and all(isinstance(message, BaseMessage) for message in messages)):
         return value
     if graph.spec.inputs[name].kind == "list":
-        return [{"role": ROLES.get(each.type, each.type), "content": str(each.text)} for each in messages]
+        return [{"role": ROLES.get(message.type, message.type), "content": str(message.text)} for message in messages]
     if len(messages) > 1 and not last:
         raise InputError(
             f"the input {name!r} of {graph.spec.name!r} takes one message, not {len(messages)}; give the text of one, "

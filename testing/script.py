@@ -83,21 +83,21 @@ class Script:
         options: dict[str, Any] = {} if toolbox is None else {"toolbox": toolbox}
         return self._otherwise(name, spec, model, folder, inputs=inputs, upstream=upstream, **options)
 
-    def line(self, told: Told, agent: str) -> Say:
+    def line(self, received: Told, agent: str) -> Say:
         """Return the agent's next reply. Raises InputError if the script has no more lines for it."""
-        said = self._lines[agent]
-        if isinstance(said, list | tuple):
+        line = self._lines[agent]
+        if isinstance(line, list | tuple):
             turn = len(self.told[agent])
-            if turn > len(said):
-                raise InputError(f"the script has {len(said)} lines for agent {agent!r}, and this is its turn {turn}")
-            said = said[turn - 1]
-        if callable(said):
-            said = said(told)
-        if isinstance(said, Exception):
-            return Say(error=said)
-        if isinstance(said, Mapping):
-            return Say(json.dumps(said, ensure_ascii=False), said)
-        return said if isinstance(said, Say) else Say(str(said))
+            if turn > len(line):
+                raise InputError(f"the script has {len(line)} lines for agent {agent!r}, and this is its turn {turn}")
+            line = line[turn - 1]
+        if callable(line):
+            line = line(received)
+        if isinstance(line, Exception):
+            return Say(error=line)
+        if isinstance(line, Mapping):
+            return Say(json.dumps(line, ensure_ascii=False), line)
+        return line if isinstance(line, Say) else Say(str(line))
 
 
 class _Actor:
@@ -114,12 +114,12 @@ class _Actor:
         return ScriptedAgent(self.name).peer()
 
     async def turn(self, turn: Turn) -> Reply:
-        told = await self._told(turn)
-        self._script.told[self.name].append(told)
-        said = self._script.line(told, self.name)
-        if said.after:
-            await anyio.sleep(said.after)
-        return await ScriptedAgent(self.name, said.text, data=said.data, fail=said.error).turn(turn)
+        received = await self._told(turn)
+        self._script.told[self.name].append(received)
+        reply = self._script.line(received, self.name)
+        if reply.after:
+            await anyio.sleep(reply.after)
+        return await ScriptedAgent(self.name, reply.text, data=reply.data, fail=reply.error).turn(turn)
 
     async def close(self) -> None: ...
 
