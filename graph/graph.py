@@ -155,8 +155,8 @@ class Graph(GraphDefinition):
     ) -> Result:
         """Run once, under asyncio or trio; see `run`. Raises InputError, or RunError with the partial `result`."""
         if cluster is not None:
-            there = await anyio.to_thread.run_sync(self._clusters.on, self, cluster)
-            return await there.arun(inputs, store=store, session=session, **named)
+            remote = await anyio.to_thread.run_sync(self._clusters.on, self, cluster)
+            return await remote.arun(inputs, store=store, session=session, **named)
         return await (await self._checked_run(partial(self.check_inputs, inputs, **named), store, session)).execute()
 
     def stream(
@@ -285,16 +285,16 @@ class Graph(GraphDefinition):
 
     def close(self) -> None:
         """Unload the models, also for copies made by `with_channels`; a later run reloads them."""
-        for there in self._clusters.take():
-            there.close()
+        for remote in self._clusters.take():
+            remote.close()
         self._clusters.disconnect()
         if any(agents.is_loaded for agents in self._agent_sets):
             wait(self.aclose, "close", "graph.aclose", lambda: None)
 
     async def aclose(self) -> None:
         """Unload the models, also for copies made by `with_channels`; a later run reloads them."""
-        for there in self._clusters.take():
-            await there.aclose()
+        for remote in self._clusters.take():
+            await remote.aclose()
         self._clusters.disconnect()
         for agents in self._agent_sets:
             await agents.close()

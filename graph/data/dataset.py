@@ -78,7 +78,7 @@ def _file(path: Path) -> Iterator[RawExample]:
             values = _json(text, path.name)
             if not isinstance(values, list):
                 raise InputError(f"{path.name!r} must hold a list of rows, not {_kind(values)}")
-            yield from (RawExample(f"{path.name}, row {number}", each) for number, each in enumerate(values, 1))
+            yield from (RawExample(f"{path.name}, row {number}", value) for number, value in enumerate(values, 1))
         case _:
             for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():

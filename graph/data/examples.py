@@ -70,7 +70,11 @@ def make_examples(rows: Sequence[RawExample], graph: GraphSpec, mapping: Evaluat
         raise InputError("\n".join(problems[:SHOWN]) + more)
     kinds = {(example.choices is None, not example.references) for example in examples}
     if len(kinds) > 1:
-        odd = next(row for row, each in zip(rows, examples, strict=True) if each.choices is None or not each.references)
+        odd = next(
+            row
+            for row, example in zip(rows, examples, strict=True)
+            if example.choices is None or not example.references
+        )
         raise InputError(f"{odd.place}: this row lacks choices or references that other rows have")
     return examples
 
@@ -124,7 +128,7 @@ def column_value(row: RawExample, column: str, role: str, key: str = "") -> Any:
 def is_blank(value: Any) -> bool:
     """Whether a cell holds nothing to see: no value, not a number, or text without a visible character."""
     if isinstance(value, str):
-        return not any(each.isprintable() and not each.isspace() for each in value)
+        return not any(character.isprintable() and not character.isspace() for character in value)
     return value is None or value != value  # NaN, as tables write a missing cell
 
 
@@ -176,7 +180,7 @@ def _answer(row: RawExample, mapping: EvaluateSpec, choices: Sequence[str]) -> i
     value = column_value(row, column, "the role 'answer'", "answer")
     if mapping.labels is not None:
         cell = column_value(row, mapping.labels, "the role 'labels'", "labels")
-        labels = [str(each) for each in _list(cell, mapping.labels)]
+        labels = [str(label) for label in _list(cell, mapping.labels)]
         if len(labels) != len(choices) or labels.count(str(value)) != 1:
             raise InputError(f"column {column!r}: {value!r} is not one of the labels {labels!r} of the choices")
         return labels.index(str(value))
@@ -209,6 +213,6 @@ def _references(row: RawExample, mapping: EvaluateSpec) -> tuple[str, ...]:
             raise InputError(f"column {column!r} holds no reference")
         return ()
     items = list(value) if isinstance(value, list | tuple) else [value]
-    if not items or any(isinstance(each, bool) or not isinstance(each, str | int | float) for each in items):
+    if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise InputError(f"column {column!r} must hold a text or a list of texts")
     return tuple(map(str, items))

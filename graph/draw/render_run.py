@@ -36,7 +36,7 @@ def run_to_text(spec: GraphSpec, run: RunView) -> str:
             output = "<- output" if name == spec.output else ""
             about = [_status(turns).replace("_", " "), *_figures(turns), _model(spec, name, turns), output]
             lines.append(visible(f"{number:>3}. {name:<{wide}}  " + "  ".join(part for part in about if part)))
-            lines += [visible(f"       {each}") for each in _below(spec, run, name)]
+            lines += [visible(f"       {detail}") for detail in _below(spec, run, name)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -76,7 +76,7 @@ def run_to_svg(spec: GraphSpec, run: RunView) -> str:
     for edge in spec.edges:
         reports = run.edges.get((edge.sender, edge.receiver), [])
         channel = _used(reports) or "none"
-        fell = "; ".join(dict.fromkeys(each.fallback_reason for each in reports if each.fallback_reason))
+        fell = "; ".join(dict.fromkeys(report.fallback_reason for report in reports if report.fallback_reason))
         lines.append(
             Line(
                 edge.sender,
@@ -107,8 +107,8 @@ def _figures(turns: Sequence[AgentResult]) -> list[str]:
         return []
     parts = [f"{sum(turn.timing.total for turn in done):.2f} s"]
     number = done[-1].turn.partition("#")[2].partition("[")[0]
-    begun = turns[-1].turns  # a result keeps a loop's last few turns and their total number
-    count = f"the last {len(turns)} of {begun:,} turns" if begun > len(turns) else f"{len(turns)} turns"
+    total = turns[-1].turns  # a result keeps a loop's last few turns and their total number
+    count = f"the last {len(turns)} of {total:,} turns" if total > len(turns) else f"{len(turns)} turns"
     parts += [count] if len(turns) > 1 else [f"round {number}"] if number else []
     for word, kind in (("read", "prefilled"), ("reused", "reused"), ("wrote", "generated")):
         count = sum(getattr(turn.tokens, kind) for turn in done)
@@ -124,10 +124,12 @@ def _below(spec: GraphSpec, run: RunView, name: str) -> list[str]:
         reports = run.edges.get((edge.sender, name), []) if edge.receiver == name else []
         if reports:
             out.append(f"from {edge.sender}: {_edge(reports)}")
-            out += dict.fromkeys(f"  not as asked: {each.fallback_reason}" for each in reports if each.fallback_reason)
+            out += dict.fromkeys(
+                f"  not as asked: {report.fallback_reason}" for report in reports if report.fallback_reason
+            )
     out += [f"error: {turn.error}" for turn in turns if turn.error]
     if len(turns) > 1:
-        out += [", ".join([f"{each.turn}: {each.status}", *_figures([each])]) for each in turns[:MOST_TURNS]]
+        out += [", ".join([f"{turn.turn}: {turn.status}", *_figures([turn])]) for turn in turns[:MOST_TURNS]]
         out += [f"... and {len(turns) - MOST_TURNS} turns more"] if len(turns) > MOST_TURNS else []
     return out
 
@@ -143,12 +145,12 @@ def _used(reports: Sequence[EdgeReport]) -> str | None:
 def _edge(reports: Sequence[EdgeReport]) -> str:
     """Describe an edge's traffic in a few words."""
     last = reports[-1]
-    fell = any(each.fallback_reason for each in reports)
+    fell = any(report.fallback_reason for report in reports)
     parts = [f"{last.channel_used}, not {last.asked}" if fell else last.channel_used]
-    size = sum(each.bytes for each in reports)
+    size = sum(report.bytes for report in reports)
     parts += [format_bytes(size)] if size else []
     for word, kind in (("fused", "positions_fused"), ("grafted", "positions_grafted")):
-        count = sum(getattr(each, kind) for each in reports)
+        count = sum(getattr(report, kind) for report in reports)
         parts += [f"{count:,} {word}"] if count else []
     parts += [f"{len(reports)} times"] if len(reports) > 1 else []
     return ", ".join(parts)

@@ -51,19 +51,19 @@ def from_result(result: Result) -> RunView:
 
 def from_store(run: "StoredRun") -> RunView:
     """Build the view from a stored run, which may still be running."""
-    happened = RunView(f"run {run.id}", run.status, run.seconds, run.outcome.error)
-    for each in run.turns:
-        if "/" in each.turn:  # inside a sub-graph, whose own turn includes it
+    view = RunView(f"run {run.id}", run.status, run.seconds, run.outcome.error)
+    for stored in run.turns:
+        if "/" in stored.turn:  # inside a sub-graph, whose own turn includes it
             continue
-        name = agent_of(each.turn)
-        happened.turns.setdefault(name, []).append(_agent(each.turn, each.recorded.agent))
-        for sender, report in each.recorded.edges.items():
-            happened.edges.setdefault((sender, name), []).append(EdgeReport(**report))
+        name = agent_of(stored.turn)
+        view.turns.setdefault(name, []).append(_agent(stored.turn, stored.recorded.agent))
+        for sender, report in stored.recorded.edges.items():
+            view.edges.setdefault((sender, name), []).append(EdgeReport(**report))
     for turn, unfinished in run.outcome.unfinished.items():
         result = AgentResult(error=unfinished.error, turn=turn)
         result.status = unfinished.status  # type: ignore[assignment]  # the store has more statuses than results
-        happened.turns.setdefault(agent_of(turn), []).append(result)
-    return happened
+        view.turns.setdefault(agent_of(turn), []).append(result)
+    return view
 
 
 def _agent(turn: str, plain: Mapping[str, Any]) -> AgentResult:

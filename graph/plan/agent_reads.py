@@ -28,7 +28,7 @@ def _reads(name: str, entry: AgentEntry, senders: Collection[str], inputs: Colle
 
 def steering_names(spec: GraphSpec) -> frozenset[str]:
     """Return the inputs and agents that conditions, routes and lists read."""
-    sources = [each for edge in spec.edges for each in (edge.when, edge.until)]
+    sources = [source for edge in spec.edges for source in (edge.when, edge.until)]
     for entry in spec.agents.values():
         sources += [entry.for_each, *(case.when for case in entry.route)]
     return frozenset(name for source in sources if source is not None for name in expression_names(source))
@@ -41,7 +41,7 @@ def whose_fields_are_read(spec: GraphSpec) -> Iterator[tuple[str, str]]:
         receiver = speakers.get(edge.receiver)
         if isinstance(edge, TextEdge) or receiver is None:
             continue
-        templates = [compile_template(each or "", None) for each in (receiver.prompt, receiver.system)]
+        templates = [compile_template(source or "", None) for source in (receiver.prompt, receiver.system)]
         if any(edge.sender in template.fields for template in templates):
             yield edge.sender, edge.receiver
 

@@ -102,7 +102,7 @@ class Dataflow:
         for name, reads in self._reads.items():
             if name in reading:
                 names = reads.heard | reads.withheld if withheld else reads.heard
-                heard[name] = frozenset(Source(each) for each in names if each in self.spec.inputs)
+                heard[name] = frozenset(Source(input_name) for input_name in names if input_name in self.spec.inputs)
         receivers: dict[str, list[str]] = {}
         for sender, receiver in carrying:
             receivers.setdefault(sender, []).append(receiver)
@@ -194,15 +194,15 @@ class Dataflow:
     def _lost(self) -> Iterator[RunWarning]:
         """Warn of sources that an output, or an agent with side effects, should hear but does not."""
         order = [*map(Source, self.spec.inputs), *(Source(name, True) for name in self.spec.agents)]
-        told: set[Source] = set()
+        reported: set[Source] = set()
         for end in self._ends:
             if end not in self.reading:
                 continue
-            missing = self.meant[end] - self.heard[end] - told
+            missing = self.meant[end] - self.heard[end] - reported
             for source in order if missing else ():
                 if source not in missing or (source.is_reply and source.name not in self.writing):
                     continue  # the author's choice, or already reported for the untaken turn
-                told.add(source)
+                reported.add(source)
                 cut = self._cut(source, end)
                 what = f"what {source.name!r} wrote" if source.is_reply else f"the input {source.name!r}"
                 if source == (end, True):
@@ -282,7 +282,7 @@ class Dataflow:
         return f"{name!r} takes no turn{because}"
 
     def _fusing(self, sender: str) -> Route | None:
-        return next((each for pair, each in self.routes.items() if pair[0] == sender and _fuses(each)), None)
+        return next((route for pair, route in self.routes.items() if pair[0] == sender and _fuses(route)), None)
 
 
 def _fuses(route: Route) -> bool:

@@ -152,7 +152,9 @@ class _Wirer:
         loop = self.order.loop_back(edge) if edge.max_rounds is not None else None
         held = self.order.left_by(edge)
         chosen = any(case.to == edge.receiver for case in self.spec.agents[edge.sender].route)
-        when, until = (None if each is None else compile_expression(each, None) for each in (edge.when, edge.until))
+        when, until = (
+            None if source is None else compile_expression(source, None) for source in (edge.when, edge.until)
+        )
         plain = when is None and held is None and loop is None and not chosen and edge.rounds == "newest"
         return Exit(receiver, place, route, plain, when, chosen, held, loop, until, edge.rounds == "all")
 
@@ -195,7 +197,7 @@ class _Wirer:
         loops = self.order.loops
         wired = []
         for number, loop in enumerate(loops):
-            inner = [other for other, each in enumerate(loops) if each.parent == number]
+            inner = [other for other, other_loop in enumerate(loops) if other_loop.parent == number]
             inside = frozenset(self.index[name] for name in loop.body)
             members = inside - {self.index[name] for other in inner for name in loops[other].body}
             wired.append(LoopWiring(inside, members, frozenset(inner), loop.parent))

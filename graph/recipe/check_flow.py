@@ -197,7 +197,7 @@ class _Flow:
         for name in sorted(expression.names - known):
             if name in self.draft.agents:
                 message = f"{what} names agent {name!r}, which may not have run by then"
-                near = ", ".join(repr(each) for each in [*self.draft.agents] if each in known)
+                near = ", ".join(repr(other) for other in [*self.draft.agents] if other in known)
                 hint = f"there for sure are {near}" if near else "only inputs are there"
             else:
                 message = f"{what} names {name!r}, which is neither an input nor an agent"

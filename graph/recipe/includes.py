@@ -28,7 +28,7 @@ def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Ite
         path = ("agents", name, "graph")
         file = own_file(entry, folder)
         if file in chain:
-            shown = " -> ".join(repr(each.name) for each in [*chain[chain.index(file) :], file])
+            shown = " -> ".join(repr(recipe.name) for recipe in [*chain[chain.index(file) :], file])
             yield Finding(f"the recipe of agent {name!r} includes itself: {shown}", path, "name another recipe")
             continue
         try:
@@ -37,7 +37,7 @@ def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Ite
             for problem in error.problems:
                 yield problem if problem.file else Finding(f"the recipe of agent {name!r}: {problem.message}", path)
             continue
-        asking = next((each for each, agent in inner.agents.items() if agent.pauses), None)
+        asking = next((inner_name for inner_name, agent in inner.agents.items() if agent.pauses), None)
         if asking is not None:
             message = f"agent {asking!r} of the recipe {entry.graph!r} asks a person, which only the outer recipe can"
             yield Finding(message, path, "ask before or after it")

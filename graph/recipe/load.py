@@ -127,7 +127,9 @@ def _parse(
         problems += explain(error, document)
     problems += [_problem(finding, document) for finding in check(RawSpec.of(data), permissions)]
     if spec is not None and not problems:
-        problems = [each if isinstance(each, Problem) else _problem(each, document) for each in follow(spec)]
+        problems = [
+            finding if isinstance(finding, Problem) else _problem(finding, document) for finding in follow(spec)
+        ]
     if spec is None or problems:
         raise RecipeError(_ordered(problems, name))
     return spec
@@ -185,7 +187,7 @@ def answering(spec: GraphSpec, folder: Path) -> GraphSpec:
 def remembers(spec: GraphSpec, folder: Path) -> bool:
     """Whether any agent of a checked recipe, or of the recipes it includes, has a memory."""
     recipes = (spec, *(inner for inner, _ in included(spec, folder)))
-    return any(agent.memory for each in recipes for agent in each.speakers.values())
+    return any(agent.memory for recipe in recipes for agent in recipe.speakers.values())
 
 
 def locate(path: Path, findings: Iterable[Finding]) -> list[Problem]:

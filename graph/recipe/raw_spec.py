@@ -126,7 +126,7 @@ def _edge(index: int, item: Any) -> RawEdge | None:
     channel, fallback = item.get("channel", "text"), item.get("fallback", "text")
     if not isinstance(sender, str) or not isinstance(receiver, str):
         return None
-    when, until = (each if isinstance(each := item.get(key), str) else None for key in ("when", "until"))
+    when, until = (source if isinstance(source := item.get(key), str) else None for key in ("when", "until"))
     leads_back = item.get("max_rounds") is not None
     fusers, rounds = _fusers(item.get("fuser")), str(item.get("rounds", "newest"))
     return RawEdge(index, sender, receiver, str(channel), fusers, str(fallback), when, until, leads_back, rounds)

@@ -89,7 +89,7 @@ def _check_place(address: str, name: str, path: Path, permissions: Permissions) 
 
 def local_places(host: str) -> list[str]:
     """Describe the local addresses that a host is known to have, without a DNS query."""
-    return [place for each in known_addresses(host) if (place := place_of(each)) is not None]
+    return [place for address in known_addresses(host) if (place := place_of(address)) is not None]
 
 
 def check_headers(entry: Mapping[str, Any], path: Path, permissions: Permissions) -> Iterator[Finding]:

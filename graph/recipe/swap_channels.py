@@ -36,7 +36,7 @@ def swap_channels(
     for pair in own:
         if pair not in known:
             raise InputError(f"there is no edge {pair!r}{suggest(pair, map(str, known))}")
-    for name in (*own.values(), *(each for channels in inner.values() for each in channels.values())):
+    for name in (*own.values(), *(inner_channel for channels in inner.values() for inner_channel in channels.values())):
         if name not in CHANNELS:
             raise InputError(f"there is no channel {name!r}{suggest(name, CHANNELS)}")
     options = {} if cache_options is None else cache_options

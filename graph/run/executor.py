@@ -53,7 +53,7 @@ class TokensLeft:
         """Number of tokens that may still be written; None: no limit."""
         own = None if self._most is None else self._most - self._written
         outer = None if self._outer is None else self._outer.left
-        return min((each for each in (own, outer) if each is not None), default=None)
+        return min((limit for limit in (own, outer) if limit is not None), default=None)
 
 
 @dataclass(frozen=True, eq=False)

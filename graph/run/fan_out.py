@@ -25,8 +25,10 @@ async def list_items(node: Node, for_each: ForEach, turn: Turn) -> list[Any]:
     values = dict(turn.inputs)
     for route in node.entries:
         values[route.edge.sender] = Value("", route.edge.sender)  # default for a skipped sender
-    for each in turn.deliveries:
-        values[each.route.edge.sender] = Value(each.payload.text or "", each.payload.turn, each.payload.data)
+    for delivery in turn.deliveries:
+        values[delivery.route.edge.sender] = Value(
+            delivery.payload.text or "", delivery.payload.turn, delivery.payload.data
+        )
     place = f"for_each of agent {node.name!r} ({for_each.items.source})"
     try:
         items = await evaluate_in_thread(for_each.items, values)
@@ -57,12 +59,12 @@ def join_replies(agent: str, turn_id: str, replies: Sequence[Reply]) -> Reply:
         for pair, part in reply.inside_traffic.items():
             traffic.setdefault(pair, Traffic()).add(part)
     timing = Timing(
-        **{each.name: sum(getattr(reply.timing, each.name) or 0.0 for reply in replies) for each in fields(Timing)}
+        **{field.name: sum(getattr(reply.timing, field.name) or 0.0 for reply in replies) for field in fields(Timing)}
     )
     timing.first_token = next((reply.timing.first_token for reply in replies), None)
     timing.total = 0.0  # set from wall-clock time later
     tokens = Tokens(
-        **{each.name: sum(getattr(reply.tokens, each.name) for reply in replies) for each in fields(Tokens)}
+        **{field.name: sum(getattr(reply.tokens, field.name) for reply in replies) for field in fields(Tokens)}
     )
     finish = _least_finished([reply.finish_reason for reply in replies])
     return Reply(

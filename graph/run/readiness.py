@@ -216,20 +216,20 @@ class Readiness:
     def _begin_round(self, loop: int, back: Sequence[tuple[Exit, Delivery]]) -> None:
         self._rounds[loop] += 1
         heads = frozenset(exit.receiver for exit, _ in back)
-        coming = self._plans.get((loop, heads)) or self._plans.setdefault((loop, heads), self._plan(loop, heads))
-        self._units[loop] = coming.units
-        for inner in coming.loops:
+        plan = self._plans.get((loop, heads)) or self._plans.setdefault((loop, heads), self._plan(loop, heads))
+        self._units[loop] = plan.units
+        for inner in plan.loops:
             self._rounds[inner] = 1
             self._units[inner] = len(self._wiring.loops[inner].members) + len(self._wiring.loops[inner].loops)
         for exit, delivery in back:
             self._put(exit, delivery)
-        for index, places in coming.nodes:
+        for index, places in plan.nodes:
             inbox = self._inboxes.get(index, ())
             self._open[index], self._awaited[index] = len(places), places
-            self._came[index] = sum(each is not None for place, each in enumerate(inbox) if place not in places)
+            self._came[index] = sum(delivery is not None for place, delivery in enumerate(inbox) if place not in places)
             self._begun.discard(index)
             self._through.discard(index)
-        for index, places in coming.nodes:
+        for index, places in plan.nodes:
             if not places:
                 self._may_begin(self._wiring.nodes[index])
 
@@ -257,8 +257,8 @@ class Readiness:
 
     def _within(self, loop: int) -> list[int]:
         """Return all loops nested in a loop, at any depth."""
-        found: list[int] = []
-        for number, each in enumerate(self._wiring.loops):
-            if each.parent == loop or each.parent in found:
-                found.append(number)
-        return found
+        nested: list[int] = []
+        for number, wired in enumerate(self._wiring.loops):
+            if wired.parent == loop or wired.parent in nested:
+                nested.append(number)
+        return nested

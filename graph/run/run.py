@@ -196,12 +196,12 @@ class Run:
 
     async def _serve(self, node: Node) -> None:
         agent = self._begin(node)
-        deliveries = [each for each in self._readiness.take(node) if each is not None]
+        deliveries = [delivery for delivery in self._readiness.take(node) if delivery is not None]
         try:
             reply, agent.items = await self._executor.take(node, agent, deliveries)
             record_reply(agent, reply, self._context.now())
-            for each in deliveries:  # agents other than local ones report none
-                reply.edges.setdefault(each.route.edge.sender, EdgeReport.of(each.route))
+            for delivery in deliveries:  # agents other than local ones report none
+                reply.edges.setdefault(delivery.route.edge.sender, EdgeReport.of(delivery.route))
             self._count(agent, reply.timing, reply.tokens, reply.turns)
             outgoing = await self._conditions.out_of(node, reply.payload, self._values, self._readiness.goes_round)
             if self._context.turn_log is not None and node.for_each is None and not node.is_graph:
@@ -259,15 +259,15 @@ class Run:
 
     def _finish(self, node: Node, agent: AgentResult, reply: Reply, deliveries: Sequence[Delivery]) -> None:
         context = self._context
-        for each in deliveries:
-            edge = each.route.edge
+        for delivery in deliveries:
+            edge = delivery.route.edge
             report = reply.edges[edge.sender]
             self._edges[edge.sender, node.name] = report
             self._count_edge((edge.sender, node.name), Traffic.of(report))
             if context.listener:
                 ends = (context.agents + edge.sender, context.agents + node.name)
-                came = EdgeTravelled(context.now(), *ends, report, sender_turn=each.payload.turn, turn=agent.turn)
-                context.listener(came)
+                event = EdgeTravelled(context.now(), *ends, report, sender_turn=delivery.payload.turn, turn=agent.turn)
+                context.listener(event)
         self._edges.update(reply.inside_edges)
         for pair, part in reply.inside_traffic.items():
             self._count_edge(pair, part)

@@ -134,9 +134,9 @@ class SubgraphAgent:
 
     async def _inputs(self, turn: Turn) -> dict[str, Any]:
         values: dict[str, Any] = dict(turn.inputs)
-        for each in turn.deliveries:
-            payload = each.payload
-            values[each.route.edge.sender] = Value(await payload.read(), payload.turn, payload.data)
+        for delivery in turn.deliveries:
+            payload = delivery.payload
+            values[delivery.route.edge.sender] = Value(await payload.read(), payload.turn, payload.data)
         try:
             if all(given.bounded for given in self._given.values()):
                 return self._evaluated(values, turn)

@@ -68,7 +68,7 @@ def shaped(checks: Mapping[str, Check], others: bool = False) -> Check:
 
     def check(value: Any) -> bool:
         return isinstance(value, dict) and all(
-            checks[name](each) if name in checks else others for name, each in value.items()
+            checks[name](entry) if name in checks else others for name, entry in value.items()
         )
 
     return check

@@ -86,7 +86,7 @@ class Outcome:
     def from_json(cls, text: str) -> "Outcome":
         """Raises ValueError or TypeError where the text is damaged."""
         plain = fields(text, OUTCOME)
-        unfinished = {turn: Unfinished(**each) for turn, each in plain.get("unfinished", {}).items()}
+        unfinished = {turn: Unfinished(**entry) for turn, entry in plain.get("unfinished", {}).items()}
         return cls(plain.get("error"), unfinished, plain.get("starts", 0), plain.get("turns", 0))
 
     def restarted(self, turns: int) -> "Outcome":

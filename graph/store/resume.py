@@ -98,20 +98,24 @@ def resume_run(
 
 def _answered(stored: "StoredRun", answer: str | None, turn: str | None) -> dict[str, str]:
     """Map the answer to its turn. Raises InputError for an open question without an answer, or vice versa."""
-    asked = {name: each.prompt or "" for name, each in stored.outcome.unfinished.items() if each.status == "paused"}
+    questions = {
+        name: unfinished.prompt or ""
+        for name, unfinished in stored.outcome.unfinished.items()
+        if unfinished.status == "paused"
+    }
     who = f"run {stored.id!r}"
     if answer is None:
-        if asked and stored.status == "paused":
-            name, question = next(iter(asked.items()))
+        if questions and stored.status == "paused":
+            name, question = next(iter(questions.items()))
             raise InputError(f"{who} waits for an answer to {name!r}: {question!r}; give it with answer= or --answer")
         return {}
-    if not asked:
+    if not questions:
         raise InputError(f"{who} has no open question (its status is {stored.status!r}); resume it without an answer")
-    if turn is None and len(asked) > 1:
-        raise InputError(f"{who} asks several things; say whose question this answers: {', '.join(asked)}")
-    turn = turn or next(iter(asked))
-    if turn not in asked:
-        raise InputError(f"{who} has no open question {turn!r}; there is {', '.join(asked)}")
+    if turn is None and len(questions) > 1:
+        raise InputError(f"{who} asks several things; say whose question this answers: {', '.join(questions)}")
+    turn = turn or next(iter(questions))
+    if turn not in questions:
+        raise InputError(f"{who} has no open question {turn!r}; there is {', '.join(questions)}")
     return {turn: mend(answer)}
 
 

@@ -81,14 +81,12 @@ class Store:
     def remove(self, *named: str) -> Sequence[str]:
         """Delete runs atomically and return their ids. Raises InputError for a live run."""
         with self._database.writing() as connection:
-            found = [_find(connection, each, self.place) for each in named]
-            for row in connection.execute(
-                select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.id.in_(found))
-            ):
+            ids = [_find(connection, name, self.place) for name in named]
+            for row in connection.execute(select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.id.in_(ids))):
                 if is_alive(row.owner, row.heartbeat):
                     raise InputError(f"run {row.id!r} is at work and can't be removed; wait for it, or end its process")
-            _delete(connection, runs.c.id.in_(found))
-        return found
+            _delete(connection, runs.c.id.in_(ids))
+        return ids
 
     def prune(self, older_than: float) -> int:
         """Delete runs that began more than `older_than` seconds ago, except live ones; return their number."""
@@ -125,7 +123,7 @@ class Store:
                 body = to_json(RecordedTurn(answer))
                 connection.execute(insert(turns).values(run=run, turn=turn, recorded=time(), body=body))
             with self._damage(run):
-                known = {each.turn: each.recorded for each in _turns(connection, run)}
+                known = {stored.turn: stored.recorded for stored in _turns(connection, run)}
                 outcome = Outcome.from_json(row.outcome).restarted(len(known))
             connection.execute(update(runs).where(runs.c.id == run).values(outcome=outcome.to_json()))
         return self._session(run, token, known)

@@ -25,15 +25,15 @@ class Loop:
 def find_loops(forward: Iterable[Pair], back: Iterable[Pair]) -> tuple[list[Loop], list[Pair]]:
     """Return all loops, outer before inner, and the edges of `back` that close none."""
     after, before = _neighbours(forward)
-    found: list[tuple[frozenset[str], list[Pair]]] = []
+    unmerged: list[tuple[frozenset[str], list[Pair]]] = []
     closing_none = []
     for sender, receiver in back:
         body = (reachable(after, receiver) & reachable(before, sender)) if sender != receiver else frozenset({sender})
         if body:
-            found.append((body, [(sender, receiver)]))
+            unmerged.append((body, [(sender, receiver)]))
         else:
             closing_none.append((sender, receiver))
-    merged = sorted(_merged(found), key=lambda each: -len(each[0]))
+    merged = sorted(_merged(unmerged), key=lambda loop: -len(loop[0]))
     loops = []
     for number, (body, pairs) in enumerate(merged):
         around = [other for other in range(number) if body < merged[other][0]]
@@ -51,11 +51,11 @@ def reachable(after: Mapping[str, Sequence[str]], start: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _merged(found: list[tuple[frozenset[str], list[Pair]]]) -> list[tuple[frozenset[str], list[Pair]]]:
+def _merged(unmerged: list[tuple[frozenset[str], list[Pair]]]) -> list[tuple[frozenset[str], list[Pair]]]:
     loops: list[tuple[frozenset[str], list[Pair]]] = []
-    for body, pairs in found:
+    for body, pairs in unmerged:
         while True:
-            other = next((each for each in loops if _tangled(each[0], body)), None)
+            other = next((loop for loop in loops if _tangled(loop[0], body)), None)
             if other is None:
                 break
             loops.remove(other)

@@ -45,37 +45,37 @@ class _Slice:
 def chrome_trace(runs: Sequence[tuple[str, Iterable[Event]]]) -> dict[str, Any]:
     """Build one trace of runs, given as (title, events); a truncated run ends at its last event."""
     events: list[dict[str, Any]] = []
-    for number, (title, told) in enumerate(runs, 1):
-        events += _run(number, title, told)
+    for number, (title, run_events) in enumerate(runs, 1):
+        events += _run(number, title, run_events)
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _run(number: int, title: str, told: Iterable[Event]) -> list[dict[str, Any]]:
-    slices, end, ending = _slices(told)
+def _run(number: int, title: str, events: Iterable[Event]) -> list[dict[str, Any]]:
+    slices, end, ending = _slices(events)
     tracks = _Tracks(number)
     out = [_named("process_name", number, 0, f"{title}: agents"), _named("process_sort_index", number, 0, number)]
     out.append(_slice(number, 0, title, 0.0, end, ending))
-    for each in slices.values():
-        track = tracks.agent(each)
-        out.append(_slice(number, track, each.turn, each.start, each.end, _about(each)))
-        out += _phases(each, number, track)
-        out += _on_engine(each, number, tracks)
-        out += [_tool(each, called, number, tracks) for called in each.tools]
+    for turn in slices.values():
+        track = tracks.agent(turn)
+        out.append(_slice(number, track, turn.turn, turn.start, turn.end, _about(turn)))
+        out += _phases(turn, number, track)
+        out += _on_engine(turn, number, tracks)
+        out += [_tool(turn, called, number, tracks) for called in turn.tools]
     out += _arrows(slices, number, tracks)
     return [*out, *tracks.names(title)]
 
 
-def _slices(told: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, Any]]:
+def _slices(events: Iterable[Event]) -> tuple[dict[str, _Slice], float, dict[str, Any]]:
     """Return the slices by turn, the run's end time, and its outcome."""
     slices: dict[str, _Slice] = {}
     busy: dict[str, set[int]] = {}  # busy lanes, by agent
     end, ending = 0.0, {}
-    for event in told:
+    for event in events:
         end = max(end, event.at)
         match event:
             case AgentStarted():
                 lanes = busy.setdefault(event.agent, set())
-                lane = next(each for each in range(len(lanes) + 1) if each not in lanes)
+                lane = next(free for free in range(len(lanes) + 1) if free not in lanes)
                 lanes.add(lane)
                 slices[event.turn] = _Slice(event.agent, event.turn, event.at, -1.0, lane)
             case EdgeTravelled() if event.turn in slices:
@@ -107,8 +107,8 @@ class _Tracks:
         self._engines: dict[tuple[str, int], int] = {}
         self._free: dict[tuple[str, int], float] = {}
 
-    def agent(self, each: _Slice) -> int:
-        return self._agents.setdefault((each.agent, each.lane), len(self._agents) + 1)
+    def agent(self, turn: _Slice) -> int:
+        return self._agents.setdefault((turn.agent, turn.lane), len(self._agents) + 1)
 
     def engine(self, model: str, start: float, end: float) -> int:
         """Return a free lane of the model, so that turns in one batch are stacked."""
@@ -142,45 +142,45 @@ def _lane(name: str, lane: int) -> str:
     return name if lane == 0 else f"{name} ({lane + 1})"
 
 
-def _spans(each: _Slice) -> list[tuple[str, float, float]]:
+def _spans(turn: _Slice) -> list[tuple[str, float, float]]:
     """Lay out a turn's phases one after the other."""
-    if each.result is None or each.recalled:
+    if turn.result is None or turn.recalled:
         return []
-    spans, at = [], each.start
+    spans, at = [], turn.start
     for phase in PHASES:
-        seconds = getattr(each.result.timing, phase)
-        if seconds > 0 and at < each.end:
-            until = min(at + seconds, each.end)  # concurrent phases add up to more than the turn
+        seconds = getattr(turn.result.timing, phase)
+        if seconds > 0 and at < turn.end:
+            until = min(at + seconds, turn.end)  # concurrent phases add up to more than the turn
             spans.append((phase, at, until))
             at = until
     return spans
 
 
-def _phases(each: _Slice, process: int, track: int) -> list[dict[str, Any]]:
-    return [_slice(process, track, phase, start, end) for phase, start, end in _spans(each)]
+def _phases(turn: _Slice, process: int, track: int) -> list[dict[str, Any]]:
+    return [_slice(process, track, phase, start, end) for phase, start, end in _spans(turn)]
 
 
-def _tool(each: _Slice, called: ToolCalled, number: int, tracks: _Tracks) -> dict[str, Any]:
+def _tool(turn: _Slice, called: ToolCalled, number: int, tracks: _Tracks) -> dict[str, Any]:
     call = called.call
-    start = max(called.at - call.seconds, each.start)
+    start = max(called.at - call.seconds, turn.start)
     about = {"arguments": call.arguments, "result": call.result, "error": call.error}
-    return _slice(number, tracks.tools(each.agent, start, called.at), call.tool, start, called.at, about)
+    return _slice(number, tracks.tools(turn.agent, start, called.at), call.tool, start, called.at, about)
 
 
-def _on_engine(each: _Slice, number: int, tracks: _Tracks) -> list[dict[str, Any]]:
+def _on_engine(turn: _Slice, number: int, tracks: _Tracks) -> list[dict[str, Any]]:
     """Draw the same phases, without queueing, on the model's track."""
-    spans = [span for span in _spans(each) if span[0] != "queued"]
-    if each.result is None or not spans:
+    spans = [span for span in _spans(turn) if span[0] != "queued"]
+    if turn.result is None or not spans:
         return []
-    track = tracks.engine(each.result.model, spans[0][1], spans[-1][2])
+    track = tracks.engine(turn.result.model, spans[0][1], spans[-1][2])
     process = ENGINES + number
-    return [_slice(process, track, f"{phase} {each.turn}", start, end) for phase, start, end in spans]
+    return [_slice(process, track, f"{phase} {turn.turn}", start, end) for phase, start, end in spans]
 
 
 def _arrows(slices: dict[str, _Slice], number: int, tracks: _Tracks) -> list[dict[str, Any]]:
     out = []
-    for each in slices.values():
-        for edge in each.edges:
+    for turn in slices.values():
+        for edge in turn.edges:
             sender = slices.get(edge.sender_turn)
             if sender is None:
                 continue
@@ -191,24 +191,24 @@ def _arrows(slices: dict[str, _Slice], number: int, tracks: _Tracks) -> list[dic
                 "pid": number,
             }
             out.append({**arrow, "ph": "s", "tid": tracks.agent(sender), "ts": _micro(sender.end)})
-            out.append({**arrow, "ph": "f", "bp": "e", "tid": tracks.agent(each), "ts": _micro(each.start)})
+            out.append({**arrow, "ph": "f", "bp": "e", "tid": tracks.agent(turn), "ts": _micro(turn.start)})
     return out
 
 
-def _about(each: _Slice) -> dict[str, Any]:
-    if each.result is None:
-        return {"unfinished": each.error}
-    if each.recalled:
+def _about(turn: _Slice) -> dict[str, Any]:
+    if turn.result is None:
+        return {"unfinished": turn.error}
+    if turn.recalled:
         return {"recalled": "finished in an earlier part of this run"}
-    tokens, first = each.result.tokens, each.result.timing.first_token
+    tokens, first = turn.result.tokens, turn.result.timing.first_token
     about: dict[str, Any] = {
-        "model": each.result.model,
+        "model": turn.result.model,
         "tokens read": tokens.prefilled,
         "tokens reused": tokens.reused,
         "tokens written": tokens.generated,
         "first token, s": first,
     }
-    for edge in each.edges:
+    for edge in turn.edges:
         report = edge.report
         about[f"from {edge.sender_turn}"] = f"{report.channel_used}, {report.bytes:,} bytes" + (
             f"; not {report.asked}: {report.fallback_reason}" if report.fallback_reason else ""
