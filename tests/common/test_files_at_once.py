@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,3 +192,21 @@ def test_folders_are_measured_while_others_delete_in_them(tmp_path: Path, monkey
             on_shelf(tmp_path)
 
     at_once(churn, measure, measure)
+
+
+def test_a_folder_that_is_deleted_before_it_is_read_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of pip, while the wheels that it fetches are counted."""
+    scandir = os.scandir
+
+    def late(place: Any = ".") -> Any:
+        if Path(place).name == "tmp":
+            raise FileNotFoundError(2, "No such file or directory", str(place))
+        return scandir(place)
+
+    (tmp_path / "pip" / "tmp").mkdir(parents=True)
+    (tmp_path / "pip" / "x.whl").write_bytes(b"123")
+    (tmp_path / "pip" / "pip.log").write_bytes(b"12345")
+    monkeypatch.setattr(os, "scandir", late)
+    assert (folder_bytes(tmp_path), folder_bytes(tmp_path, ".whl")) == (8, 3)

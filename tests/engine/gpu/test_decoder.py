@@ -3,12 +3,14 @@
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 import torch
 from tiny import KINDS
+from together import in_one_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -256,17 +258,28 @@ def test_nothing_between_two_steps_asks_the_host(kind: str, stepped: Stepped, mo
     assert bool(seen.asked) == asks
 
 
-def replies(model: LoadedModel, specs: Sequence[GenerateSpec], cancel: int | None = None) -> list[Sequence[int]]:
-    """What rows of different lengths reply that arrive one after another; one may be cancelled on its way."""
+def replies(
+    model: LoadedModel, specs: Sequence[GenerateSpec], cancel: int | None = None, *, at_once: bool = False
+) -> list[Sequence[int]]:
+    """What rows of different lengths reply that arrive one after another, or `at_once`; one may be cancelled."""
     engine = Engine(model)
     found: list[Sequence[int]] = [[] for _ in specs]
 
-    async def reply(index: int) -> None:
-        past = (await engine.prefill(tokens(10, seed=index % 2))).segments
+    async def prefill(index: int) -> Sequence[KV]:
+        return (await engine.prefill(tokens(10, seed=index % 2))).segments
+
+    async def generate(index: int, past: Sequence[KV]) -> None:
         done = await engine.generate(tokens(3 + index, seed=index), past, specs[index])
         found[index] = done.ids
 
+    async def reply(index: int) -> None:
+        await generate(index, await prefill(index))
+
     async def run() -> None:
+        if at_once:
+            pasts = [await prefill(index) for index in range(len(specs))]
+            await in_one_batch(engine, *(partial(generate, index, past) for index, past in enumerate(pasts)))
+            return
         async with anyio.create_task_group() as group:
             for index in range(len(specs)):
                 if index == cancel:
@@ -296,7 +309,7 @@ SPECS = [
 
 def test_an_engine_replies_as_with_torch_alone(stepped: Stepped, computed: list[int]) -> None:
     model = stepped("gemma3_short_window")
-    got = replies(model, SPECS)
+    got = replies(model, SPECS, at_once=True)
     steps = len(computed)
     model.decoder = None
     assert got == replies(model, SPECS)
