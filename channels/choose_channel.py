@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cachegraph.errors import ConfigError, FuserError
+from cachegraph.errors import ChannelError, ConfigError, FuserError
 
 from .fusers.choose_fuser import FuserChoice, NoFuser, select_fuser
 from .fusers.files.card import Carries, EdgeTask
@@ -17,7 +17,16 @@ from .payload import Route
 from .peer import Peer
 from .spec import AutoEdge, BothEdge, CacheEdge, EdgeSpec, TextEdge
 
-__all__ = ["Caching", "Carries", "Decision", "as_route", "decide_edge", "expected_route", "nothing_private"]
+__all__ = [
+    "Caching",
+    "Carries",
+    "Decision",
+    "as_route",
+    "decide_edge",
+    "expected_route",
+    "fall_back",
+    "nothing_private",
+]
 
 Caching = CacheEdge | BothEdge | AutoEdge
 
@@ -183,3 +192,10 @@ def as_route(edge: EdgeSpec, decision: Decision) -> Route:
         fuser=decision.choice.name if decision.choice is not None else None,
         fuser_reason=decision.choice.why if decision.choice is not None else None,
     )
+
+
+def fall_back(edge: EdgeSpec, reason: str) -> Route:
+    """Route the edge over text for this reason. Raises ChannelError if the recipe forbids it."""
+    if not isinstance(edge, TextEdge | AutoEdge) and edge.fallback == "error":
+        raise ChannelError(f"the {edge.channel} edge {edge.sender!r} -> {edge.receiver!r} can't work: {reason}")
+    return Route(edge, "text", fallback_reason=reason)

@@ -7,21 +7,21 @@ from pathlib import Path
 from cachegraph.engine.engine import Engine
 from cachegraph.engine.kernels import backend
 from cachegraph.engine.model.load import LoadedModel
-from cachegraph.errors import ChannelError, ConfigError, FuserError
+from cachegraph.errors import ConfigError, FuserError
 
 from .cache.align import Aligner
 from .cache.edge_plan import FusePlan, GraftPlan, JointPlan
 from .cache.graft import why_no_graft
 from .cache.translate import Translation
-from .choose_channel import Caching, Decision, as_route, decide_edge
+from .choose_channel import Caching, Decision, as_route, decide_edge, fall_back
 from .fusers.files.card import Alignment, Card, Geometry
 from .fusers.files.load import load_fuser, load_translator
 from .fusers.fuser_folder import check_pair
 from .payload import Route
 from .peer import Peer, SharerEngine
-from .spec import AutoEdge, EdgeSpec, TextEdge
+from .spec import EdgeSpec, TextEdge
 
-__all__ = ["fall_back", "route", "why_not_aligned"]
+__all__ = ["route", "why_not_aligned"]
 
 _SAME_TOKENS = 0.99  # least part of the receiver's vocabulary whose ids the sharer shares, for alignment `ids`
 
@@ -42,13 +42,6 @@ def route(edge: EdgeSpec, sender: Peer, receiver: Peer, folder: Path, fusers: Se
     depth, all_layers = plan.cache_layers, sender.engine.model.info.layers if sender.engine is not None else None
     layers = None if depth == all_layers else depth
     return replace(as_route(edge, decision), plan=plan, cache_layers=layers, cards=plan.cards)
-
-
-def fall_back(edge: EdgeSpec, reason: str) -> Route:
-    """Route the edge over text for this reason. Raises ChannelError if the recipe forbids it."""
-    if not isinstance(edge, TextEdge | AutoEdge) and edge.fallback == "error":
-        raise ChannelError(f"the {edge.channel} edge {edge.sender!r} -> {edge.receiver!r} can't work: {reason}")
-    return Route(edge, "text", fallback_reason=reason)
 
 
 def _plan(edge: Caching, sender: Peer, receiver: Peer, decision: Decision) -> GraftPlan | FusePlan | JointPlan | str:

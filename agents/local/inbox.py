@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cachegraph.channels.cache.edge_plan import FusePlan, GraftPlan, JointPlan
-from cachegraph.channels.load_route import fall_back
+from cachegraph.channels.choose_channel import fall_back
 from cachegraph.channels.payload import EdgeReport
 
 from ..base import Delivery, Turn

@@ -220,8 +220,12 @@ def _route(
 ) -> Route:
     if isinstance(edge, TextEdge):
         return Route(edge, "text")  # nothing to decide, so don't import the cache code
-    if decide is None:
-        from cachegraph.channels import load_route
+    if decide is not None:
+        return decide(edge, sender, receiver, folder)
+    if sender.sharer is None or receiver.engine is None:  # no cache can travel, and loading torch would take seconds
+        from cachegraph.channels.choose_channel import decide_edge, fall_back
 
-        return load_route.route(edge, sender, receiver, folder, fusers)
-    return decide(edge, sender, receiver, folder)
+        return fall_back(edge, decide_edge(edge, sender, receiver, folder, fusers).reason or "no cache can travel")
+    from cachegraph.channels import load_route
+
+    return load_route.route(edge, sender, receiver, folder, fusers)

@@ -7,10 +7,10 @@ import pytest
 
 from cachegraph.agents.base import ChoiceScore, Turn
 from cachegraph.agents.scripted import ScriptedAgent, scripted
-from cachegraph.channels import load_route
 from cachegraph.channels.payload import Route
 from cachegraph.channels.spec import TextEdge
 from cachegraph.graph.graph import Graph
+from cachegraph.graph.plan import wiring
 
 STORY: dict[str, Any] = {
     "name": "story",
@@ -84,7 +84,7 @@ def caches_travel(monkeypatch: pytest.MonkeyPatch) -> None:
             return Route(edge, "text")
         return Route(edge, "cache", needs_text=False, needs_cache=True, carries="prompt")
 
-    monkeypatch.setattr(load_route, "route", decide)
+    monkeypatch.setattr(wiring, "_route", decide)
 
 
 def story_graph(*agents: ScriptedAgent, **parts: Any) -> Graph:

@@ -72,6 +72,7 @@ if __name__ == "__main__":
         "outline": to_text(graph.spec),
         "warnings": [str(warning) for warning in graph.warnings()],
         "problems": problems,
+        "torch": "torch" in sys.modules,
         "in_schema": "EchoSpec" in recipe_schema()["$defs"],
     }
     print(json.dumps(out))

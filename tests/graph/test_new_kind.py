@@ -50,3 +50,7 @@ def test_mistakes_in_an_agent_of_a_new_kind_are_found(told: Any) -> None:
 
 def test_a_new_kind_is_in_the_schema_for_editors(told: Any) -> None:
     assert told["in_schema"]
+
+
+def test_a_cache_edge_between_agents_without_a_model_loads_no_torch(told: Any) -> None:
+    assert told["torch"] is False
