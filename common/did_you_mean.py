@@ -7,14 +7,19 @@ __all__ = ["did_you_mean", "near_names", "near_or_known", "suggest"]
 
 MAX_LENGTH = 100  # difflib's ratio is quadratic in the length of names
 MAX_NAMES = 500  # and linear in their number
+PART = 4  # characters of a name that can stand for the whole, as 'smol' for 'smollm2-135m-instruct'
 CUTOFF = 0.61  # 'schema' and 'chat' have 0.6
 
 
 def near_names(name: str, known: Iterable[str], most: int = 1, cutoff: float = CUTOFF) -> list[str]:
-    """Return the known names most similar to this one, nearest first."""
+    """Return the known names most similar to this one, nearest first; else those that it is a part of."""
     if len(name) > MAX_LENGTH:
         return []
-    return get_close_matches(name, [other for other in known if len(other) <= MAX_LENGTH][:MAX_NAMES], most, cutoff)
+    names = [other for other in known if len(other) <= MAX_LENGTH][:MAX_NAMES]
+    near = get_close_matches(name, names, most, cutoff)
+    if near or len(name) < PART:
+        return near
+    return [other for other in names if name.lower() in other.lower()][:most]
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = CUTOFF) -> str:

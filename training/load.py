@@ -17,6 +17,8 @@ from .spec import TrainSpec
 
 __all__ = ["changed", "load_training", "training_schema"]
 
+OF_GRAPH = "train for it with: cachegraph train --for RECIPE --edge SENDER:RECEIVER --data FILE"
+
 
 def load_training(path: Path | str) -> TrainSpec:
     """Read and check a training recipe. Raises RecipeError with all its problems."""
@@ -25,6 +27,9 @@ def load_training(path: Path | str) -> TrainSpec:
     if not isinstance(data, dict):
         problem = document.problem("a training recipe is a mapping of keys to values", (), "start with 'version: 1'")
         raise RecipeError([*document.problems, problem])
+    if "agents" in data and "for" not in data:
+        problem = document.problem("this recipe declares a graph, not a training", ("agents",), OF_GRAPH, at_key=True)
+        raise RecipeError([problem])
     try:
         spec = TrainSpec.model_validate(data)
     except ValidationError as error:

@@ -119,6 +119,9 @@ def _parse(
         is_empty = data is None and not document.root.raw  # or holds comments only
         message = "the file is empty" if is_empty else "a recipe is a mapping of keys to values"
         raise RecipeError([*document.problems, document.problem(message, (), "start with 'version: 1'")])
+    if {"for", "fuser"} <= data.keys() and "agents" not in data:
+        message = "this recipe declares a training, not a graph"
+        raise RecipeError([document.problem(message, ("for",), "start it with: cachegraph train RECIPE", at_key=True)])
     problems = list(document.problems)
     spec: GraphSpec | None = None
     try:

@@ -114,6 +114,15 @@ def test_without_json_stdout_stays_empty_and_a_value_behind_two_dashes_is_no_opt
     assert call("runs", "show", "--", "--json").out == ""
 
 
+@pytest.mark.parametrize("name", ["VERSION", "HELP", "INSTALL_COMPLETION", "SHOW_COMPLETION", "DEBUG"])
+@pytest.mark.parametrize("value", ["1", "0.1.0"])
+def test_options_of_the_program_itself_are_not_taken_from_the_environment(
+    call: Call, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"CACHEGRAPH_{name}", value)
+    assert json.loads(call("schema").out)["title"] == "A cachegraph recipe"
+
+
 @pytest.mark.parametrize(
     ("arguments", "variable"),
     [

@@ -28,6 +28,8 @@ def test_durations_have_the_unit_that_one_would_say(seconds: float, text: str) -
 
 def test_a_hint_names_the_nearest_name_or_what_there_is() -> None:
     assert did_you_mean("promt", ["prompt", "system"]) == "did you mean 'prompt'?"
+    assert did_you_mean("Smol", ["gemma-3-270m", "smollm2-135m-instruct"]) == "did you mean 'smollm2-135m-instruct'?"
+    assert did_you_mean("mol", ["smollm2-135m-instruct"]) == ""
     assert did_you_mean("xyz", ["prompt"], "see the docs") == "see the docs"
     assert near_or_known("xyz", ["a", "b"]) == "known are 'a', 'b'"
     assert near_or_known("xyz", [f"name{i}" for i in range(9)]) == ""

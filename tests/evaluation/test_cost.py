@@ -283,6 +283,7 @@ def test_a_recipe_of_text_edges_is_planned_with_caches(home: Path, folder: Path)
     ("arguments", "message"),
     [
         (["--bandwidth", "fast"], "--bandwidth 'fast' is not a size per second; write it as 10GB/s"),
+        (["--bandwidth", "10"], "--bandwidth '10' is not a size per second; write it as 10GB/s"),
         (["--bandwidth", "0GB/s"], "--bandwidth must be more than 0"),
         (["--tokens", "0"], "--tokens must be 1 or more, not 0"),
     ],

@@ -217,6 +217,7 @@ def test_a_model_may_be_named_without_the_models_section() -> None:
     ("text", "said"),
     [
         ("", "1:1 the file is empty; start with 'version: 1'"),
+        ("name: a\nfor: g.yaml\nfuser: {}\n", "2:1 this recipe declares a training, not a graph; start it with"),
         ("- a\n", "1:1 a recipe is a mapping of keys to values"),
         ("a: 1\na: 2\n", "2:1 duplicate key 'a'; line 1 has it first; remove one"),
         ("a:\n\tb: 1\n", "2:1 a tab can't indent YAML; use spaces"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cachegraph.errors import ConfigError
+from cachegraph.errors import ConfigError, RecipeError
 from cachegraph.graph.recipe.load import load_recipe
 from cachegraph.training.load import changed, load_training, training_schema
 from cachegraph.training.pair import choose_edge
@@ -38,3 +38,8 @@ def test_the_schema_beside_them_is_the_current_one() -> None:
 def test_a_loss_that_cannot_be_computed_as_asked_is_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         changed(load_training(FOLDER / "story-relay.yaml"), changes)
+
+
+def test_a_graphs_recipe_is_told_how_to_be_trained_for() -> None:
+    with pytest.raises(RecipeError, match=r"declares a graph, not a training; train for it with: .*--for RECIPE"):
+        load_training(FOLDER.parent / "story-relay.yaml")

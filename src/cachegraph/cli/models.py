@@ -33,6 +33,11 @@ CatalogueOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# What the options of a model may be.
+VALUES = {
+    "dtype": "choose auto, bfloat16, float16 or float32",
+    "device": "choose auto, cpu, mps, cuda or a GPU by its number, as cuda:1",
+}
 STAGES = {
     "wait": "waiting for another process that pulls it",
     "fetch": "fetching",
@@ -164,7 +169,8 @@ def _model(name: str, revision: str | None = None, **options: str) -> "ModelSpec
         return ModelSpec.model_validate({"source": name, "revision": revision, **options})
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise ConfigError(f"{wrong['loc'][0]} can't be {wrong['input']!r}: {wrong['msg']}") from error
+        key = str(wrong["loc"][0])
+        raise ConfigError(f"--{key} can't be {wrong['input']!r}; {VALUES.get(key, wrong['msg'])}") from error
 
 
 def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 
 from cachegraph.errors import CachegraphError, InputError
@@ -241,7 +241,9 @@ def _bandwidth(text: str | None) -> float | None:
         return None
     try:
         size = TypeAdapter(ByteSize).validate_python(text.strip().removesuffix("/s").strip())
-    except ValidationError as error:
+        if text.strip()[-1:].isdigit():
+            raise ValueError("a number without a unit")
+    except ValueError as error:  # pydantic's ValidationError is one
         raise InputError(
             f"--bandwidth {text!r} is not a size per second; write it as 10GB/s, 200MB/s or 1Gbit/s"
         ) from error

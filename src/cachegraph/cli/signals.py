@@ -22,7 +22,17 @@ class Stopped(Exception):
 
 
 class Commands(TyperGroup):
-    """The group of all commands, which passes KeyboardInterrupt on to `main`."""
+    """The group of all commands, which passes KeyboardInterrupt on to `main`.
+
+    Its own options, such as --version, are of one call: no variable turns them on. Images and build scripts often
+    set CACHEGRAPH_VERSION for purposes of their own.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for each in params:
+            each.allow_from_autoenv = each.show_envvar = False  # type: ignore[attr-defined]  # an option has both
+        return params
 
     def invoke(self, ctx: Any) -> Any:
         try:
