@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import anyio
-
 from .channel import Channel
 
 if TYPE_CHECKING:
+    import anyio
+
     from cachegraph.engine.kv.cache import KV
 
     from .cache.edge_plan import EdgePlan
@@ -80,13 +80,15 @@ class Payload:
     rebuild: Callable[[], Awaitable["SentCache | None"]] | None = None  # restores a cache lost with its process
     recover: Callable[[], Awaitable["SentCache | None"]] | None = None  # recomputes `cache` if its holder has died
     turn: str = ""  # id of the turn that made this payload; set by the graph
-    _writing: anyio.Lock | None = field(default=None, init=False, repr=False)
+    _writing: "anyio.Lock | None" = field(default=None, init=False, repr=False)
 
     async def read(self) -> str:
         """Return the text; decode it first if needed, once for all receivers, so that all read the same reply."""
         if self.text is not None:
             return self.text
         if self._writing is None:
+            import anyio  # not above: a run on a server needs this module and no event loop
+
             self._writing = anyio.Lock()
         async with self._writing:
             if self.text is None:  # no other receiver has decoded it meanwhile
