@@ -35,7 +35,7 @@ RECIPE_FIELDS: dict[str, str | None] = {
     "max_tokens": "generate.max_new_tokens",
     "max_completion_tokens": "generate.max_new_tokens",
     **{name: f"generate.{name}" for name in GenerateSpec.model_fields},
-    **{theirs: f"generate.{ours}" for ours, theirs in OPTIONAL.items()},
+    **{parameter: f"generate.{setting}" for setting, parameter in OPTIONAL.items()},
     **dict.fromkeys(("stream", "stream_options", "n", "logprobs", "top_logprobs")),
 }
 USUAL = GenerateSpec()
