@@ -135,7 +135,7 @@ def pull_fuser(
     name: Annotated[str, typer.Argument(help="hub:ORGANISATION/NAME, then @REVISION and /FOLDER where needed.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a fuser of the Hugging Face hub and verify it; recipes name it just so."""
+    """Fetch a fuser of the Hugging Face hub and verify it; recipes use the same name."""
     from cachegraph.channels.fusers.install import pull_fuser
     from cachegraph.channels.fusers.inventory import describe
 
@@ -176,7 +176,7 @@ def note_rows(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep on a fuser's card which rows it was trained on, where an earlier version has not."""
+    """Keep on a fuser's card which rows it was trained on, for fusers of versions that did not."""
     from cachegraph.channels.fusers.inventory import locate
     from cachegraph.training.note_rows import note_rows
 

@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def mcp(
     recipes: Annotated[list[Path], typer.Argument(help="YAML files of recipes.", show_default=False)],
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls at work at the same time; others wait.")] = 16,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Maximum number of calls at the same time; others wait.")
+    ] = 16,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,
     allow_code: AllowCode = False,

@@ -35,6 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # What the options of a model may be.
 VALUES = {
+    "source": "name a model, such as 'smollm2-135m-instruct'",
     "dtype": "choose auto, bfloat16, float16 or float32",
     "device": "choose auto, cpu, mps, cuda or a GPU by its number, as cuda:1",
 }
@@ -170,7 +171,7 @@ def _model(name: str, revision: str | None = None, **options: str) -> "ModelSpec
     except ValidationError as error:
         wrong = error.errors()[0]
         key = str(wrong["loc"][0])
-        raise ConfigError(f"--{key} can't be {wrong['input']!r}; {VALUES.get(key, wrong['msg'])}") from error
+        raise ConfigError(f"{key} can't be {wrong['input']!r}; {VALUES.get(key, wrong['msg'])}") from error
 
 
 def _facts(name: str, catalogue: "Catalogue", model: "StoredModel | None") -> dict[str, Any]:

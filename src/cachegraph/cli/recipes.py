@@ -90,7 +90,7 @@ def validate(
 
 
 def schema(
-    training: Annotated[bool, typer.Option("--training", help="Of training recipes.")] = False,
+    training: Annotated[bool, typer.Option("--training", help="The schema of training recipes instead.")] = False,
     output: Output = None,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""

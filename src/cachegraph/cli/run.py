@@ -102,9 +102,9 @@ def run(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Of --data: the file of the replies.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="With --data: the file of the replies.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Of --data: rows at work at the same time.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, help="With --data: maximum number of rows at the same time.")] = 16,
     cluster: Cluster = None,
     allow_env: AllowEnv = None,
     allow_paths: AllowPaths = False,

@@ -34,37 +34,39 @@ def register(app: typer.Typer) -> None:
 def serve(
     recipes: Annotated[list[Path], typer.Argument(help="YAML files of recipes.", show_default=False)],
     host: Annotated[
-        str, typer.Option(help="The address to listen on; beyond this machine it takes keys.")
+        str, typer.Option(help="The address to listen on; an address that others reach requires keys.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any that is free.")] = 8765,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keys that clients must have, one a line: KEY, or TENANT KEY."),
+        typer.Option(metavar="FILE", help="File of the keys that clients must have, one a line: KEY, or TENANT KEY."),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A name that clients call this server by, besides localhost."),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Runs at work at the same time.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of runs at the same time.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="Runs that may wait; beyond them clients get 429.")] = 64,
-    max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Of one request.")] = 4_000_000,
-    max_prompt: Annotated[int, typer.Option(min=1, metavar="CHARACTERS", help="Of its messages and inputs.")] = 400_000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="That a request may ask for.")] = 4_096,
-    timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="Of one run.")] = 600.0,
+    max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Maximum size of a request.")] = 4_000_000,
+    max_prompt: Annotated[
+        int, typer.Option(min=1, metavar="CHARACTERS", help="Maximum length of a request's messages and inputs.")
+    ] = 400_000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Largest max_tokens that a request may ask for.")] = 4_096,
+    timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="Maximum time of a run.")] = 600.0,
     grace: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="That runs get to finish after SIGTERM.")
+        float, typer.Option(min=0, metavar="SECONDS", help="Time that runs have to finish after SIGTERM.")
     ] = 30.0,
     response_days: Annotated[
-        float, typer.Option(min=0, metavar="DAYS", help="After which a response of /v1/responses is deleted.")
+        float, typer.Option(min=0, metavar="DAYS", help="Age at which a response of /v1/responses is deleted.")
     ] = 30.0,
     response_gb: Annotated[
-        float, typer.Option(min=0, metavar="GB", help="Of all stored responses; the oldest are deleted.")
+        float, typer.Option(min=0, metavar="GB", help="Maximum size of all stored responses; the oldest are deleted.")
     ] = 2.0,
     log_json: Annotated[
         bool, typer.Option("--log-json", help="Log to stderr as JSON lines, with a line for every run.")
     ] = False,
     log_content: Annotated[
-        bool, typer.Option("--log-content", help="Of --log-json: with the replies and errors of runs.")
+        bool, typer.Option("--log-content", help="With --log-json: also log the replies and errors of runs.")
     ] = False,
     allow_upload: Annotated[
         bool,
