@@ -1,5 +1,6 @@
 """The recipes of a server: loaded once, looked up by a request's model name."""
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,7 @@ class ServedGraph:
         self.source = RecipeSource(graph)
         self._copies: dict[Channel, Graph] = {}
         self._mixed: dict[_Mixed, Graph] = {}  # copies with other channels on some edges, the latest last
+        self._copying = threading.Lock()  # protects both: runs are resumed in threads
 
     def variant_of(self, spec: GraphSpec) -> Graph | None:
         """Return the recipe or its copy that matches this spec; None for another recipe."""
@@ -126,17 +128,18 @@ class ServedGraph:
 
     def _copy(self, channel: Channel | None, edges: Mapping[tuple[str, str], Channel]) -> Graph:
         """Return the copy over these channels, and keep the latest ones: each has its own decided edges."""
-        if channel is not None and channel not in self._copies:
-            self._copies[channel] = self.graph.with_channels(channel)
-        base = self.graph if channel is None else self._copies[channel]
-        if not edges:
-            return base
-        key = (channel, tuple(sorted(edges.items())))
-        copy = self._mixed.pop(key, None) or base.with_channels(edges)
-        self._mixed[key] = copy
-        if len(self._mixed) > KEPT:
-            del self._mixed[next(iter(self._mixed))]
-        return copy
+        with self._copying:
+            if channel is not None and channel not in self._copies:
+                self._copies[channel] = self.graph.with_channels(channel)
+            base = self.graph if channel is None else self._copies[channel]
+            if not edges:
+                return base
+            key = (channel, tuple(sorted(edges.items())))
+            copy = self._mixed.pop(key, None) or base.with_channels(edges)
+            self._mixed[key] = copy
+            if len(self._mixed) > KEPT:
+                del self._mixed[next(iter(self._mixed))]
+            return copy
 
 
 class ServedGraphs:

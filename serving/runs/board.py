@@ -62,6 +62,7 @@ class RunBoard:
         self._graphs, self._queue, self._config = graphs, queue, config
         self._store = Store()
         self._runs: dict[str, LiveRun] = {}
+        self._parks = False
 
     def store_of(self, tenant: str | None) -> Store:
         """Return the store, restricted to this tenant's runs."""
@@ -111,11 +112,11 @@ class RunBoard:
         return self._runs.get(run)
 
     def park(self) -> None:
-        """Stop all runs; a later server resumes them."""
+        """Stop all runs, also those that are about to begin; a later server resumes them."""
+        self._parks = True
         for live in self._runs.values():
             if live.at_work and live.stream is not None:
-                live.stream.park()
-                live.scope.cancel()
+                _park(live, live.stream)
 
     async def drained(self) -> None:
         """Wait until no run is live, then close the store."""
@@ -204,11 +205,14 @@ class RunBoard:
             raise
         assert run is not None
         if earlier := self._runs.get(run):  # in the store, an attempt ends a moment before its task does
-            await earlier.ended()
+            with anyio.CancelScope(shield=True):  # this attempt is in the store, so its task must start
+                await earlier.ended()
         live = self._runs.pop(run, None) or LiveRun(run, tenant, self._config.limits.event_bytes)
         self._runs[run] = live
         live.begin(stream, own_graph)
         self._forget_old()
+        if self._parks:  # `park` was called while the run entered the store
+            _park(live, stream)
         self.group.start_soon(self._work, live, stream)
         return live
 
@@ -262,6 +266,11 @@ def _logged(run: str) -> Iterator[None]:
         yield
     except (CachegraphError, ApiError) as error:
         log.warning("run %s stays interrupted: %s", run, error)
+
+
+def _park(live: LiveRun, stream: RunStream) -> None:
+    stream.park()
+    live.scope.cancel()
 
 
 async def _close(graph: Graph | None) -> None:
