@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from pathlib import Path
@@ -67,26 +67,50 @@ class Connection:
         self.process = os.getpid()
         self._name, self._spec, self._folder, self._allow_local = name, spec, folder, allow_local
         self._inside: Future[tuple[asyncio.AbstractEventLoop, _Stoppable]] = Future()
+        self._asked: dict[Future[Any], Coroutine[Any, Any, Any]] = {}  # answers that callers wait for
+        self._is_retired = False
+        self._asking = threading.Lock()  # protects these
         self._thread = threading.Thread(target=self._run, name=f"tools-{name}", daemon=True)
         self._thread.start()
 
     def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run a coroutine in this connection's event loop. Raises ToolError if the loop has ended."""
-        try:
-            # In a new context: the caller's states the kind of its own event loop.
-            return Context().run(asyncio.run_coroutine_threadsafe, work, self._inside.result()[0])
-        except RuntimeError:
-            work.close()
-            raise self._error("has ended") from None
+        with self._asking:
+            try:
+                # In a new context: the caller's states the kind of its own event loop.
+                asked = Context().run(asyncio.run_coroutine_threadsafe, work, self._inside.result()[0])
+            except RuntimeError:
+                work.close()
+                raise self._error("has ended") from None
+            self._asked[asked] = work
+        asked.add_done_callback(self._answered)
+        return asked
+
+    def retire(self) -> None:
+        """End once nobody waits for an answer. Nobody may ask any more."""
+        with self._asking:
+            self._is_retired, is_idle = True, not self._asked
+        if is_idle:
+            self._request_stop()
 
     def stop(self) -> None:
         """Disconnect and wait for completion. Idempotent; call it from any other thread."""
         if self.process != os.getpid():  # a fork of the process that owns the thread and the program
             return
-        loop, stoppable = self._inside.result()
-        with suppress(RuntimeError):  # the loop has already ended
-            loop.call_soon_threadsafe(stoppable.stop)
+        self._request_stop()
         self._thread.join(STOPPING)
+
+    def _request_stop(self) -> None:
+        with suppress(CancelledError, RuntimeError):  # its loop never began, or has already ended
+            loop, stoppable = self._inside.result()
+            loop.call_soon_threadsafe(stoppable.stop)
+
+    def _answered(self, asked: "Future[Any]") -> None:
+        with self._asking:
+            self._asked.pop(asked, None)
+            is_over = self._is_retired and not self._asked
+        if is_over:
+            self._request_stop()
 
     # In the thread
 
@@ -145,7 +169,7 @@ class Connection:
             self._end(self._error("was stopped before it was ready"))
 
     async def _live(self) -> None:
-        with anyio.CancelScope() as scope, _log_file() as log:
+        with anyio.CancelScope() as scope, self._opened_log() as log:
             stoppable = _Stoppable(scope)
             self._inside.set_result((asyncio.get_running_loop(), stoppable))
             try:
@@ -167,10 +191,23 @@ class Connection:
             if starting.cancelled_caught and not scope.cancel_called:
                 raise self._error(f"did not answer within its timeout of {self._spec.timeout:g} s{_last_words(log)}")
 
+    def _opened_log(self) -> TextIO:
+        try:
+            return _log_file()
+        except OSError as error:
+            raise self._error(f"can't be used: its log can't be written ({error.strerror or error})") from error
+
     def _end(self, error: BaseException) -> None:
         self.lost = True
+        self._inside.cancel()  # no effect on a loop that has begun
         if not self.ready.done():
             self.ready.set_exception(error)
+        with self._asking:
+            asked = list(self._asked.items())
+        for answer, work in asked:  # asked for as the loop ended, which no longer runs
+            work.close()
+            with suppress(InvalidStateError):  # it is there
+                answer.set_exception(self._error("was stopped before it answered"))
 
     def _error(self, what: str) -> ToolError:
         return ToolError(f"the tool server {self._name!r} {what}")

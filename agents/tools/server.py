@@ -61,10 +61,13 @@ class ToolServer:
 
     async def _connected(self) -> Connection:
         with self._lock:
-            if self._connection is None or self._connection.lost or self._connection.process != os.getpid():
-                self._connection = Connection(self.name, self._spec, self._folder, self._allow_local)
-                weakref.finalize(self, self._connection.stop)
             connection = self._connection
+            is_own = connection is not None and connection.process == os.getpid()
+            if connection is None or connection.lost or not is_own:
+                if connection is not None and is_own:
+                    connection.retire()  # other runs may wait for its answers
+                connection = self._connection = Connection(self.name, self._spec, self._folder, self._allow_local)
+                weakref.finalize(self, connection.stop)
         await _result(connection.ready)
         return connection
 
