@@ -145,7 +145,7 @@ def open_page() -> Iterator[Page]:
         reading = stack.enter_context(os.fdopen(mine, "rb", 0))
         command = [sys.executable, "-c", START, str(to_it), str(from_it), program, *FLAGS, f"--user-data-dir={profile}"]
         quiet = subprocess.DEVNULL
-        own = {**os.environ, "TMPDIR": profile}  # where it leaves folders when it is killed
+        own = {**os.environ, "TMPDIR": profile, "HOME": profile}  # where it leaves folders, also when it is killed
         browser = subprocess.Popen(command, pass_fds=(to_it, from_it), stdout=quiet, stderr=quiet, env=own)
         stack.callback(browser.wait)
         stack.callback(browser.kill)
