@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,10 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO, Any
+
+from waiting import wait_until
 
 __all__ = ["Page", "chromium", "open_page"]
 
@@ -133,6 +137,21 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 @contextmanager
+def _folder() -> Iterator[str]:
+    """A folder that is gone in the end, although a process that has just been killed may still write into it."""
+    folder = tempfile.mkdtemp()
+    try:
+        yield folder
+    finally:
+        wait_until(lambda: _is_deleted(folder))
+
+
+def _is_deleted(folder: str) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not Path(folder).exists()
+
+
+@contextmanager
 def open_page() -> Iterator[Page]:
     """A browser with a new, empty profile, and its one page."""
     program = chromium()
@@ -140,15 +159,17 @@ def open_page() -> Iterator[Page]:
     to_it, ours = os.pipe()
     mine, from_it = os.pipe()
     with ExitStack() as stack:
-        profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        profile = stack.enter_context(_folder())
         writing = stack.enter_context(os.fdopen(ours, "wb", 0))
         reading = stack.enter_context(os.fdopen(mine, "rb", 0))
         command = [sys.executable, "-c", START, str(to_it), str(from_it), program, *FLAGS, f"--user-data-dir={profile}"]
         quiet = subprocess.DEVNULL
         own = {**os.environ, "TMPDIR": profile, "HOME": profile}  # where it leaves folders, also when it is killed
-        browser = subprocess.Popen(command, pass_fds=(to_it, from_it), stdout=quiet, stderr=quiet, env=own)
+        browser = subprocess.Popen(
+            command, pass_fds=(to_it, from_it), stdout=quiet, stderr=quiet, env=own, start_new_session=True
+        )
         stack.callback(browser.wait)
-        stack.callback(browser.kill)
+        stack.callback(os.killpg, browser.pid, signal.SIGKILL)  # and the processes that it has started
         os.close(to_it)
         os.close(from_it)
         yield Page(reading, writing)
