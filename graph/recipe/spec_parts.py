@@ -8,7 +8,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cachegraph.channels.spec import EdgeSpec
 from cachegraph.errors import Problem, RecipeError
 
-from .validation_messages import key_hint, untagged, value_message
+from .validation_messages import key_hint, place_of, value_message
 from .yaml_positions import Path
 
 __all__ = ["edge_spec", "part_spec", "problems_of"]
@@ -47,7 +47,7 @@ def problems_of(error: ValidationError, place: str = "", above: Path = ()) -> li
     """Convert pydantic errors to problems; `place` names the part that was validated, `above` is its path."""
     problems = []
     for detail in error.errors():
-        inside = untagged((*above, *detail["loc"]))[len(above[:2]) :]
+        inside = place_of(detail, above)[len(above[:2]) :]
         path = ".".join([*([place] if place else []), *map(str, inside)])
         message, hint = "", ""
         if detail["type"] == "extra_forbidden":
@@ -58,4 +58,4 @@ def problems_of(error: ValidationError, place: str = "", above: Path = ()) -> li
         else:
             message = value_message(detail, above)
         problems.append(Problem(f"{path}: {message}", hint=hint))
-    return problems
+    return list(dict.fromkeys(problems))

@@ -18,7 +18,7 @@ from cachegraph.errors import Problem
 from .json_schema import recipe_schema
 from .yaml_positions import Document, Path, YamlNode
 
-__all__ = ["ONE_KIND", "explain", "key_hint", "untagged", "value_message"]
+__all__ = ["ONE_KIND", "explain", "key_hint", "place_of", "value_message"]
 
 MAX_PROBLEMS = 200
 ONE_KIND = "keep one, or make two agents"
@@ -55,10 +55,19 @@ def explain(error: ValidationError, document: Document) -> list[Problem]:
     return list(dict.fromkeys(problems.values()))[:MAX_PROBLEMS]
 
 
+def place_of(detail: ErrorDetails, above: Path) -> Path:
+    """Return the path of an error in Python code, without the tags of unions and the options of a value's union."""
+    loc = (*above, *detail["loc"])
+    path = untagged(loc)
+    while detail["type"] not in ("missing", "extra_forbidden") and len(path) > 2 and not _schema_at(path, loc):
+        path = path[:-1]
+    return path
+
+
 def value_message(detail: ErrorDetails, above: Path) -> str:
     """Say what a value that Python code gives must be; `above` is the path of the part that was validated."""
     loc = (*above, *detail["loc"])
-    path = untagged(loc)
+    path = place_of(detail, above)
     if detail["type"] == "union_tag_invalid" and path[:1] == ("edges",):
         channel = detail["input"].get("channel") if isinstance(detail["input"], dict) else None
         return f"'channel' must be {_either(list(map(repr, CHANNELS)))}, not {channel!r}"
@@ -277,7 +286,7 @@ def _schema_at(path: Path, loc: Path) -> dict[str, Any]:
 
 def _mapping_of(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the mapping schema among the alternatives of a value."""
-    mappings = [option["$ref"] for option in schema.get("oneOf", ()) if "$ref" in option]
+    mappings = [option["$ref"] for key in ("oneOf", "anyOf") for option in schema.get(key, ()) if "$ref" in option]
     if len(mappings) != 1:
         return schema
     definition: dict[str, Any] = recipe_schema()["$defs"][mappings[0].rsplit("/", 1)[1]]

@@ -39,6 +39,8 @@ SAID = (
         "unknown escape in a double-quoted text",
         "write \\\\ for a backslash, or use single quotes",
     ),
+    ("unexpected ':'", "a text in brackets can't hold this ':'", "put the text in quotes"),
+    ("hexdecimal number", "the escape names no character", "write the character itself"),
     ("invalid Unicode character escape", "the escape names no character", "write the character itself"),
     (
         "did not find expected ',' or",
@@ -80,7 +82,7 @@ def explain_syntax(document: "Document", error: yaml.MarkedYAMLError) -> Problem
     problem = _character(document, said, stopped, began) or _slip_before(document, said, stopped, began)
     if problem is not None:
         return problem
-    if error.context_mark is not None and ("unexpected" in said or not stopped.source.strip()):
+    if error.context_mark is not None and (("unexpected" in said and ":" not in said) or not stopped.source.strip()):
         stopped = began
     for sign, message, hint in SAID:
         if sign in said or sign in (error.context or ""):

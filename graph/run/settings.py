@@ -17,9 +17,11 @@ from ..recipe.includes import own_file
 from ..recipe.load import read_spec
 from ..recipe.raw_spec import Permissions
 from ..recipe.spec import GraphSpec
+from ..recipe.validation_messages import value_message
 
 __all__ = ["check_settings"]
 
+GENERATE = ("agents", "", "model", "generate")  # the path of settings in a recipe, with the kind of agent
 SCHEMAS = {"json_schema", "ignore_eos", "min_new_tokens"}  # settings that may conflict
 
 
@@ -66,7 +68,7 @@ def _changed(output: str, entry: AgentSpec, settings: Mapping[str, Any]) -> dict
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InputError(f"the setting {place!r} is wrong: {first['msg']}") from error
+        raise InputError(f"the setting {place!r} is wrong: {value_message(first, GENERATE)}") from error
     if spec.max_new_tokens == 0:
         raise InputError("the setting 'max_new_tokens' must be 1 or more, since the output is to write")
     return {name: getattr(spec, name) for name in settings}

@@ -135,6 +135,14 @@ def test_what_was_open_before_a_change_is_closed_with_the_graph() -> None:
             lambda graph: Graph(edges=[{"from": "a", "to": "b", "channel": "x"}]).validate(),
             "'channel' must be 'text', 'cache'",
         ),
+        (
+            lambda graph: graph.add_agent("x", model="m", prompt="", join="some"),
+            "x.join: it must be 'all' or 'any' or a whole",
+        ),
+        (
+            lambda graph: graph.add_agent("x", model="m", prompt="", retry={"max_attempts": 99}),
+            "number from 1 to 20, not 99",
+        ),
         (lambda graph: Graph().validate(), "output: it is missing; set `output` to an agent's name"),
         (lambda graph: Graph(agnets={}).validate(), "agnets: there is no such key.*did you mean 'agents'"),
     ],

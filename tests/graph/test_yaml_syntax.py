@@ -51,6 +51,8 @@ def problem(text: str) -> str:
         ('"say "hi" {{ x }}"', '7:19 a text ends at its second "; write \\" for one inside the text'),
         ("'don't {{ x }}'", "7:18 a text ends at its second '; write two single quotes for one inside the text"),
         ('"Q: {{ x }}" and more', '7:26 a text ends at its second "; write \\" for one inside the text'),
+        ("{a: b:{c}}", "7:18 a text in brackets can't hold this ':'; put the text in quotes"),
+        ('"\\xyz"', "7:16 the escape names no character; write the character itself"),
         ("a: {{ x }}", "7:16 a value can't start with '{{'; put it in quotes"),
     ],
 )
