@@ -49,6 +49,10 @@ class ModelHost(Protocol):
         `links` are the models between which caches travel.
         """
 
+    @property
+    def why_lost(self) -> str | None:
+        """Why nothing can run there any more; None while it can."""
+
 
 def create_agent(
     name: str,

@@ -98,6 +98,11 @@ class Cluster:
         nodes = place(needs, traffic, node_resources(), counts).nodes[names[key]]
         return node_ids().get(nodes[number]) if number < len(nodes) else None
 
+    @property
+    def why_lost(self) -> str | None:
+        """Why the connection is lost for good; None while it is not."""
+        return self._head.why_lost
+
     def plan(self, spec: GraphSpec, folder: Path) -> ClusterPlan:
         """What would go where; loads nothing. Raises ConfigError with the arithmetic if the models don't fit."""
         return plan_cluster(spec, folder, node_resources())

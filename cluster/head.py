@@ -16,7 +16,7 @@ from cachegraph.errors import ConfigError
 
 from .address import silence_of
 
-__all__ = ["ClusterLost", "Head", "current_head", "watch_head"]
+__all__ = ["ClusterLost", "Head", "HeadSilent", "current_head", "watch_head"]
 
 POLL_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
@@ -31,10 +31,15 @@ class ClusterLost(ConfigError):
     """The connection to the cluster is lost for good: nothing can be started there any more."""
 
 
+class HeadSilent(ConfigError):
+    """The head does not answer now. It may answer soon, or be lost."""
+
+
 class Head:
     """The head of the cluster that this process has joined, watched from a thread.
 
-    It is lost if it has been silent for half as long as Ray waits, which `RAYS_SETTING` sets.
+    It is lost if it has been silent for half as long as Ray waits, which `RAYS_SETTING` sets, or if another one has
+    taken its place, which Ray answers by ending the process that asks.
     `own`: whether this package made the connection, and so ends it when it is lost.
     """
 
@@ -64,16 +69,16 @@ class Head:
         return self._closed.is_set()
 
     @property
-    def is_lost(self) -> bool:
-        """Whether the connection is lost for good."""
-        return self._why is not None
+    def why_lost(self) -> str | None:
+        """Why the connection is lost for good; None while it is not."""
+        return None if self._why is None else f"the connection to the cluster is lost: {self._why}"
 
     def check(self) -> None:
         """Raises ClusterLost if it is."""
-        if self._why is not None:
+        if self.why_lost is not None:
             raise ClusterLost(
-                f"the connection to the cluster is lost: {self._why}; when the cluster is back, connect again, and "
-                "continue a stored run with `cachegraph runs resume ID --cluster ADDRESS`"
+                f"{self.why_lost}; when the cluster is back, connect again, and continue a stored run with "
+                "`cachegraph runs resume ID --cluster ADDRESS`"
             )
 
     async def answered(self) -> None:
@@ -82,6 +87,13 @@ class Head:
             self.check()
             await anyio.sleep(POLL_SECONDS)
         self.check()
+
+    def require(self) -> None:
+        """Raises HeadSilent or ClusterLost unless the head answers now; else Ray would block this thread, or end it."""
+        is_there = self._ask()
+        self.check()
+        if not is_there:
+            raise HeadSilent(f"the head of the cluster at {self.node} does not answer; run again when it does")
 
     @contextmanager
     def telling(self, post: Post) -> Iterator[None]:
@@ -111,6 +123,8 @@ class Head:
     def _ask(self) -> bool:
         """Whether the head answers now."""
         silence = silence_of(self.node, ANSWER_SECONDS, ANSWER_SECONDS)
+        if silence is None and _is_replaced():
+            self.lose(f"another head has started at {self.node}")
         if silence is None:
             self._answered = monotonic()
         elif monotonic() - self._answered > self._patience:
@@ -118,9 +132,9 @@ class Head:
         return silence is None
 
     def _watch(self) -> None:
-        while not self._closed.wait(POLL_SECONDS) and ray.is_initialized() and not self.is_lost:
+        while not self._closed.wait(POLL_SECONDS) and ray.is_initialized() and self._why is None:
             self._ask()
-        if self.is_lost and not self._closed.wait(LEAVE_SECONDS) and self._own:
+        if self._why is not None and not self._closed.wait(LEAVE_SECONDS) and self._own:
             self._leave()
 
     def _leave(self) -> None:
@@ -143,6 +157,18 @@ def watch_head(node: str, own: bool) -> Head:
         _current = Head(node, own)
         _current.start()
     return _current
+
+
+def _is_replaced() -> bool:
+    """Whether what answers at the head's address is the head of another cluster."""
+    client = getattr(ray._private.worker.global_worker, "gcs_client", None)
+    if client is None:  # of a connection as Ray's client, which ends with its head
+        return False
+    try:
+        client.internal_kv_exists(b"cachegraph", None, timeout=ANSWER_SECONDS)
+    except Exception as error:  # a boundary: of a head that ends meanwhile, and of another version of Ray, too
+        return "WrongClusterID" in str(error)
+    return False
 
 
 def _patience() -> float:

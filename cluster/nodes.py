@@ -4,6 +4,9 @@ from typing import Any
 
 import ray
 
+from cachegraph.errors import reason_of
+
+from .head import current_head
 from .placement import NodeResources
 
 __all__ = ["node_ids", "node_resources", "store_bytes"]
@@ -28,7 +31,18 @@ def store_bytes() -> dict[str, int]:
 
 
 def _alive() -> list[dict[str, Any]]:
-    return sorted((node for node in ray.nodes() if node["Alive"]), key=_name)
+    """Raises HeadSilent or ClusterLost if the head does not list them."""
+    if (head := current_head()) is not None:
+        head.require()
+    try:
+        nodes = ray.nodes()
+    except Exception as error:  # a boundary: Ray's client raises errors of gRPC, whose stream is then broken
+        if head is None:
+            raise
+        head.lose(reason_of(error))
+        head.check()
+        raise
+    return sorted((node for node in nodes if node["Alive"]), key=_name)
 
 
 def _name(node: dict[str, Any]) -> str:

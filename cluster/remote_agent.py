@@ -23,6 +23,7 @@ from cachegraph.common.run_all import run_all
 from cachegraph.errors import RunError
 
 from .asker import current_asker
+from .head import HeadSilent, current_head
 from .messages import AgentSetup, EdgeSetup, Missing, Opened, ReplicaAnswer, TurnRequest, deliveries_of, portable_turn
 from .remote_engine import RemoteEngine
 from .remote_tools import ToolAsked, TurnCalls
@@ -84,7 +85,7 @@ class RemoteAgent:
 
     async def _open(self) -> Peer:
         for _ in range(ATTEMPTS):
-            handle = self._replicas.choose()
+            handle = await self._choose()
             try:
                 facts = await handle.load()
                 opened: Opened = await result_of(handle.actor.open_agent.remote(self._setup))
@@ -119,7 +120,7 @@ class RemoteAgent:
 
     async def _decide(self, setup: EdgeSetup) -> Route:
         for _ in range(ATTEMPTS):
-            handle = self._replicas.choose()
+            handle = await self._choose()
             try:
                 await self._prepare(handle)
                 route = await self._route_in(handle, setup)
@@ -215,7 +216,7 @@ class RemoteAgent:
         turn = await self._complete(turn, borrowed)
         deaths = 0
         while deaths < ATTEMPTS:
-            handle = self._replicas.choose(None if turn.memory is None else turn.memory.folder)
+            handle = await self._choose(None if turn.memory is None else turn.memory.folder)
             try:
                 with handle.working():
                     await self._prepare(handle)
@@ -238,6 +239,16 @@ class RemoteAgent:
             return handle, request, answer
         model = self._replicas.model.source
         raise RunError(f"{ATTEMPTS} replicas of {model!r} died in the turn of agent {self.name!r}; look at Ray's logs")
+
+    async def _choose(self, session: Path | None = None) -> ReplicaHandle:
+        """Choose a replica, once the head answers if one has to be started. Raises ClusterLost, or ConfigError."""
+        while True:
+            try:
+                return self._replicas.choose(session)
+            except HeadSilent:
+                head = current_head()
+                assert head is not None
+                await head.answered()
 
     async def _complete(self, turn: Turn, borrowed: AsyncExitStack) -> Turn:
         """The turn with the caches that are not in the object store, computed again.

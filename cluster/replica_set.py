@@ -182,8 +182,8 @@ class ReplicaSet:
         with self._lock:
             handles, self._handles = self._handles, []
         head = current_head()
-        if head is not None and head.is_lost:  # nobody can be asked to end them; nodes end what has lost its driver
-            return
+        if head is not None and head.why_lost is not None:
+            return  # nobody can be asked to end them; nodes end what has lost its driver
         for handle in handles:
             with suppress(Exception):  # it may have died before
                 ray.kill(handle.actor)

@@ -65,6 +65,7 @@ class Graph(GraphDefinition):
         self._wiring = SharedWiring()
         self._settings: dict[str, Any] = {}  # GenerateSpec fields that override those of the outputs
         self._clusters: ClusterCopies[Graph] = ClusterCopies()
+        self._host: ModelHost | None = None  # where its models run, if not in this process
 
     def with_channels(self, channel: Channel | Mapping[tuple[str, str], Channel]) -> Self:
         """Return a copy with this channel on every edge, or with other channels on the edges that a mapping names.
@@ -78,7 +79,7 @@ class Graph(GraphDefinition):
         other._permissions = self._permissions
         other._file, other.strict = self._file, self.strict
         other._functions, other._settings = self._functions, self._settings
-        other._clusters = self._clusters
+        other._host, other._clusters = self._host, self._clusters
         other._agent_set = self._agents_now()
         return other.validate()
 
@@ -117,7 +118,13 @@ class Graph(GraphDefinition):
         links = model_links(self.spec, self._folder)
         other._create = cluster.creator(allow_local=may.reaches_local, allow_paths=may.allow_paths, links=links)
         other._file, other._settings = self._file, self._settings
+        other._host = cluster
         return other
+
+    @property
+    def why_lost(self) -> str | None:
+        """Why the cluster of this graph's models is lost for good; None while it is not, or if there is none."""
+        return None if self._host is None else self._host.why_lost
 
     # running
 

@@ -54,11 +54,15 @@ def api_error(error: Exception, spec: GraphSpec | None = None) -> ApiError:
 def _failed_run(error: RunError, words: str, spec: GraphSpec | None) -> ApiError:
     """Convert a failed run's error: a retry with this input is useless, unless another server caused the failure."""
     cause = error.__cause__
+    while isinstance(cause, RunError) and cause.__cause__ is not None:  # of an included recipe
+        cause = cause.__cause__
     if isinstance(cause, InputError):
         return ApiError(400, words, "invalid_input")
     failed = [name for name, agent in getattr(error.result, "agents", {}).items() if agent.status == "failed"]
     if isinstance(cause, ToolError) or (spec is not None and any(_is_remote(spec, name) for name in failed)):
         return ApiError(502, words, "upstream_failed", headers=NOT_AGAIN)
+    if isinstance(cause, ConfigError):
+        return ApiError(503, words, "not_configured", headers=NOT_AGAIN)
     return ApiError(422, words, "run_failed")
 
 

@@ -68,7 +68,7 @@ OPERATIONS: tuple[tuple[str, str, str, type[BaseModel] | None, tuple[Mapping[str
         ({**RUN[0], "name": "report"},),
     ),
     ("/reports/view/{ticket}", "get", "A report.", None, ({**RUN[0], "name": "ticket"},)),
-    ("/health", "get", "Whether the process answers.", None, ()),
+    ("/health", "get", "Whether the process can work.", None, ()),
     ("/ready", "get", "Whether the models are loaded.", None, ()),
     ("/metrics", "get", "Metrics in Prometheus' text format.", None, ()),
 )

@@ -16,6 +16,10 @@ MEDIA: Mapping[str, tuple[str, ...]] = {  # where it is not JSON alone
     "/reports/view/{ticket}": ("text/html",),
     "/metrics": ("text/plain",),
 }
+NOT_NOW = {
+    "/health": "The cluster of the models is lost: start the server again.",
+    "/ready": "The models are not loaded yet, or no longer.",
+}
 RUN_LINKS = ("get_runs_run", "get_runs_run_events", "get_runs_run_replay", "post_runs_run_cancel")
 
 
@@ -50,8 +54,8 @@ def responses(path: str, method: str) -> dict[str, Any]:
         "4XX": {"description": "The request is wrong, or not allowed; the body says why.", "content": body},
         "5XX": {"description": "The server, or one that it asks, can't do it now.", "content": body},
     }
-    if path == "/ready":
-        found["503"] = {"description": "The models are not loaded yet.", "content": content}
+    if path in NOT_NOW:
+        found["503"] = {"description": NOT_NOW[path], "content": content}
     return found
 
 

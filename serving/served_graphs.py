@@ -21,7 +21,7 @@ from cachegraph.graph.recipe.spec import GraphSpec
 from cachegraph.graph.run.subgraph import SubgraphAgent, all_nodes
 
 from .describe import describe
-from .errors import ApiError
+from .errors import NOT_AGAIN, ApiError
 from .hide_paths import hide_paths
 from .recipe_source import RecipeSource
 
@@ -181,8 +181,16 @@ class ServedGraphs:
             raise ApiError(404, f"there is no graph {name[:100]!r}", "graph_not_found")
         return self._served[name]
 
+    @property
+    def why_lost(self) -> str | None:
+        """Why the cluster of the models is lost for good; None while it is not, or if there is none."""
+        return next((why for served in self if (why := served.graph.why_lost) is not None), None)
+
     def check_ready(self) -> None:
-        """Raise ApiError while models are loading."""
+        """Raise ApiError while models are loading, and once their cluster is lost."""
+        if (why := self.why_lost) is not None:
+            words = f"{why}; start the server again when the cluster is back"
+            raise ApiError(503, words, "cluster_lost", headers=NOT_AGAIN)
         if not self.ready:
             words = "the server is still loading its models; ask again in a few seconds"
             raise ApiError(503, words, "loading", headers={"Retry-After": "2"})

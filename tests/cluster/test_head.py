@@ -81,6 +81,25 @@ def test_a_run_whose_head_dies_ends_with_a_sentence_and_is_resumed(
     assert resumed.stdout == f"{expected.text}\n"
 
 
+def test_a_head_that_another_one_has_replaced_is_lost_and_a_silent_one_may_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachegraph.cluster import head as module
+
+    answers: dict[str, Any] = {"silence": "nothing answers at head:6379 (timed out)", "replaced": False}
+    monkeypatch.setattr(module, "silence_of", lambda *_: answers["silence"])
+    monkeypatch.setattr(module, "_is_replaced", lambda: answers["replaced"])
+    head = module.Head("head:6379", patience=3600.0)
+    with pytest.raises(module.HeadSilent, match="the head of the cluster at head:6379 does not answer"):
+        head.require()
+    answers["silence"] = None
+    head.require()
+    assert head.why_lost is None
+    answers["replaced"] = True
+    with pytest.raises(module.ClusterLost, match="is lost: another head has started at head:6379; when the cluster"):
+        head.require()
+
+
 def test_waiting_tasks_are_told_once_that_the_head_is_lost() -> None:
     from cachegraph.cluster.head import ClusterLost, Head
 
