@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
 import ray
 
-from cachegraph.errors import ConfigError
+from cachegraph.errors import ConfigError, reason_of
 
 from .address import silence_of
 
@@ -106,6 +106,13 @@ class Head:
         finally:
             with self._lock:
                 self._posts.discard(post)
+
+    def break_off(self, error: Exception) -> NoReturn:
+        """Raises ClusterLost, because Ray's client has raised an error that is not one of Ray's."""
+        is_broken = isinstance(error, ConnectionError) or type(error).__module__.startswith("grpc")
+        self.lose(f"Ray's client was disconnected from {self.node}" if is_broken else reason_of(error))
+        self.check()
+        raise error
 
     def lose(self, why: str) -> None:
         """The connection is lost for this reason."""

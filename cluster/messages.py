@@ -43,7 +43,6 @@ class ReplicaFacts:
 
     model: LoadedModel
     node: str
-    versions: Mapping[str, str]
     process: int
     waited: bool  # the model was loaded for this replica
 

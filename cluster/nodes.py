@@ -4,8 +4,6 @@ from typing import Any
 
 import ray
 
-from cachegraph.errors import reason_of
-
 from .head import current_head
 from .placement import NodeResources
 
@@ -39,9 +37,7 @@ def _alive() -> list[dict[str, Any]]:
     except Exception as error:  # a boundary: Ray's client raises errors of gRPC, whose stream is then broken
         if head is None:
             raise
-        head.lose(reason_of(error))
-        head.check()
-        raise
+        head.break_off(error)
     return sorted((node for node in nodes if node["Alive"]), key=_name)
 
 

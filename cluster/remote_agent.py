@@ -31,7 +31,7 @@ from .replica_set import ReplicaHandle, ReplicaSet
 from .spoken import SpokenText
 from .store_budget import StoreBudget
 from .stored_cache import is_dropped, without_tensors
-from .wait import ReplicaGone, result_of
+from .wait import ReplicaGone, call
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -88,7 +88,7 @@ class RemoteAgent:
             handle = await self._choose()
             try:
                 facts = await handle.load()
-                opened: Opened = await result_of(handle.actor.open_agent.remote(self._setup))
+                opened: Opened = await call(handle.actor.open_agent, self._setup)
             except ReplicaGone:
                 self._replicas.drop(handle)
                 continue
@@ -142,7 +142,7 @@ class RemoteAgent:
 
         async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[Reply]:
             try:
-                answer: ReplicaAnswer[Reply] = await result_of(handle.actor.turn.remote(request))
+                answer: ReplicaAnswer[Reply] = await call(handle.actor.turn, request)
             except ReplicaGone:
                 if calls is not None:
                     await calls.settle()
@@ -170,7 +170,7 @@ class RemoteAgent:
 
         async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[SentCache]:
             request = replace(request, room=None) if borrows else request
-            answer: ReplicaAnswer[SentCache] = await result_of(handle.actor.rebuild.remote(request, ids, calls))
+            answer: ReplicaAnswer[SentCache] = await call(handle.actor.rebuild, request, ids, calls)
             return answer
 
         handle, _, answer = await self._answer(turn, ask)
@@ -185,7 +185,7 @@ class RemoteAgent:
         """Score the choices, and report the edges."""
 
         async def ask(handle: ReplicaHandle, request: TurnRequest) -> ReplicaAnswer[Scored]:
-            answer: ReplicaAnswer[Scored] = await result_of(handle.actor.judge.remote(request, choices, verbatim))
+            answer: ReplicaAnswer[Scored] = await call(handle.actor.judge, request, choices, verbatim)
             return answer
 
         _, _, answer = await self._answer(turn, ask)
@@ -195,8 +195,9 @@ class RemoteAgent:
     async def _write_later(self, handle: ReplicaHandle, request: str, turn: Turn) -> str:
         """Read the reply of a turn whose text nobody had asked for; if its replica is gone, take the turn again."""
         try:
-            text: str = await result_of(handle.actor.write.remote(request))
-            handle.actor.forget.remote([request])
+            text: str = await call(handle.actor.write, request)
+            with suppress(Exception):  # the connection may be lost
+                handle.actor.forget.remote([request])
             return text
         except ReplicaGone:
             self._replicas.drop(handle)
@@ -277,7 +278,7 @@ class RemoteAgent:
         """Open this agent in a replica that does not have it yet, and decide its edges there."""
         await handle.load()
         if self._setup.id not in handle.agents:
-            await result_of(handle.actor.open_agent.remote(self._setup))
+            await call(handle.actor.open_agent, self._setup)
             handle.agents.add(self._setup.id)
         for key, setup in list(self._edges.items()):
             if key not in handle.edges:
@@ -288,7 +289,7 @@ class RemoteAgent:
         """Decide an edge in a replica, with a replica of the sender's model that is alive."""
         for _ in range(ATTEMPTS):
             sharer = self._sharer(setup)
-            found: Route | Missing = await result_of(handle.actor.route.remote(setup, sharer))
+            found: Route | Missing = await call(handle.actor.route, setup, sharer)
             if isinstance(found, Route):
                 return found
             for key in found.sharers:
@@ -326,12 +327,12 @@ class RemoteAgent:
 
     async def _listen(self, handle: ReplicaHandle, request: str, spoken: SpokenText) -> None:
         spoken.begin()
-        while (heard := await result_of(handle.actor.heard.remote(request))) is not None:
+        while (heard := await call(handle.actor.heard, request)) is not None:
             spoken.hear(heard)
             for asked in heard.events:
                 if isinstance(asked, ToolAsked) and spoken.tools is not None:
                     result = await spoken.tools.make(asked)
-                    handle.actor.tool_result.remote(request, asked.number, result)
+                    await call(handle.actor.tool_result, request, asked.number, result)
 
     async def _provide(self, missing: Missing, turn: Turn, request: TurnRequest) -> None:
         """Write texts, and forget lost caches and dead sharers, so that the turn can be taken."""

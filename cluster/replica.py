@@ -127,11 +127,11 @@ class Replica:
                 await self._tasks.start()
         model = without_network(self._opened.engine.model, tokenizer=False)
         node = ray.get_runtime_context().get_node_id()
-        return ReplicaFacts(model, node, own_versions(), os.getpid(), waited)
+        return ReplicaFacts(model, node, os.getpid(), waited)
 
-    async def versions(self) -> dict[str, str]:
-        """The versions of this process."""
-        return own_versions()
+    async def versions(self) -> tuple[str, dict[str, str]]:
+        """The node and the versions of this process, in types that every version understands."""
+        return ray.get_runtime_context().get_node_id(), own_versions()
 
     async def model(self) -> object:
         """The model as other replicas need it: without its network."""

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cachegraph.engine.spec import ModelSpec, Replicas
 from cachegraph.errors import ConfigError, ModelError
 
-from .head import current_head
+from .head import ClusterLost, current_head
 from .messages import ReplicaFacts
 from .placement import Need
 from .replica import Replica, own_versions
-from .wait import result_of
+from .wait import call, result_of
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -67,12 +67,13 @@ class ReplicaHandle:
     async def load(self) -> ReplicaFacts:
         """Wait until the model is loaded. Raises ModelError or ConfigError with the node's name, or ReplicaGone."""
         if self.facts is None:
+            _check_versions(*await call(self.actor.versions))
             try:
-                facts: ReplicaFacts = await result_of(self.loaded)
+                self.facts = await result_of(self.loaded)
+            except ClusterLost:
+                raise
             except (ModelError, ConfigError) as error:
                 raise type(error)(f"{error} (on a node of the cluster, whose files are not this machine's)") from error
-            _check_versions(facts)
-            self.facts = facts
         return self.facts
 
 
@@ -218,11 +219,10 @@ def _threads() -> int | None:
     return int(given) if given.isdecimal() and int(given) else None
 
 
-def _check_versions(facts: ReplicaFacts) -> None:
-    own = own_versions()
-    for name, remote in facts.versions.items():
-        if own[name] != remote:
+def _check_versions(node: str, versions: Mapping[str, str]) -> None:
+    for name, here in own_versions().items():
+        there = versions.get(name, "not known")
+        if here != there:
             raise ConfigError(
-                f"{name} is {own[name]} here and {remote} on the cluster's node {facts.node[:8]}; install the same "
-                "version on both"
+                f"{name} is {here} here and {there} on the cluster's node {node[:8]}; install the same version on both"
             )

@@ -8,13 +8,16 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import torch
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from torch import Tensor
 
 from cachegraph.channels.cache.sent_cache import SentCache
 from cachegraph.engine.kv.cache import KV, LayerKV
 from cachegraph.engine.kv.recurrent_state import RecurrentState
+from cachegraph.errors import RunError
 
 from .object_store import StoredTensors, fetch_tensors, store_tensors
+from .wait import FULL
 
 __all__ = ["CacheStore", "StoredKV", "is_dropped", "without_tensors"]
 
@@ -75,14 +78,22 @@ class CacheStore:
     def store(self, kvs: Sequence[KV], room: int | None = None) -> tuple[StoredKV, ...]:
         """Copy KVs to the object store; what is there is not copied again. Takes as long as the copy.
 
-        If the others have more than `room` bytes, they are dropped instead.
+        If the others have more than `room` bytes, or the store and its disk are full in spite of it, they are dropped
+        instead. Raises RunError if the store is full and `room` is None.
         """
         began = perf_counter()
         found = {kv: replace(stored, seconds=0.0) for kv in kvs if (stored := self._known.get(kv)) is not None}
         new = [kv for kv in dict.fromkeys(kvs) if kv not in found]
         size = sum(kv.nbytes for kv in new)
+        places = [NOWHERE] * len(new)
         fits = room is None or size <= room
-        places = store_tensors([list(kv.tensors()) for kv in new]) if fits else [NOWHERE] * len(new)
+        if fits:
+            try:
+                places = store_tensors([list(kv.tensors()) for kv in new])
+            except (ObjectStoreFullError, OutOfDiskError) as error:
+                if room is None:
+                    raise RunError(FULL) from error
+                fits = False
         seconds = perf_counter() - began
         made = {kv: _stored(kv, place, seconds / len(new)) for kv, place in zip(new, places, strict=True)}
         if fits:
