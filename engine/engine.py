@@ -267,6 +267,6 @@ class Engine:
         if self._is_forked:
             raise ModelError(FORKED.format(f"the model {self.model.name!r}"))
         with self._starting:
-            if self._loop is None or self._loop.failed is not None:
+            if self._loop is None or not self._loop.submit(work):
                 self._loop = EngineLoop(self.model, self.kv_memory)
-            self._loop.submit(work)
+                self._loop.submit(work)

@@ -49,6 +49,7 @@ class EngineLoop:
         self._device_lock = DeviceLock(model.devices)
         self._threads = torch.get_num_threads()  # a new thread would inherit a temporary limit of another
         self.failed: Exception | None = None  # the error that ended the thread; None if it was stopped
+        self._submitting = threading.Lock()  # protects `failed`, and that a failed loop gets no work
         self._thread = threading.Thread(target=self._work, name=f"engine {model.name}", daemon=True)
         self._thread.start()
 
@@ -57,9 +58,12 @@ class EngineLoop:
         """How many requests there are now."""
         return self._admission.load
 
-    def submit(self, work: "list[RequestState] | Callable[[], None]") -> None:
-        """Requests to compute, or a function to call between two steps. Not after `stop`."""
-        self._inbox.put(work)
+    def submit(self, work: "list[RequestState] | Callable[[], None]") -> bool:
+        """Requests to compute, or a function to call between two steps. Not after `stop`. False: the thread failed."""
+        with self._submitting:
+            if self.failed is None:
+                self._inbox.put(work)
+            return self.failed is None
 
     def stop(self) -> None:
         """Fail the requests under way and wait for the thread to end."""
@@ -78,7 +82,8 @@ class EngineLoop:
                 stepped = self._run_step()
         except BaseException as error:  # no request may wait for a thread that has ended
             ended = _as_engine_error(error, self._model)
-            self.failed = ended
+            with self._submitting:
+                self.failed = ended
             self._fail_arrivals(ended)
         for request in self._admission.requests:
             request.error = ended

@@ -87,12 +87,17 @@ class _LaterRun:
     def __init__(self, waiting: Run, begin: Callable[[], Awaitable[Run]]):
         self.run = waiting
         self._begin: Callable[[], Awaitable[Run]] | None = begin
+        self._beginning: anyio.Lock | None = None
 
     async def begun(self) -> Run:
-        if self._begin is not None:
-            run = await self._begin()
-            run.parks = self.run.parks
-            self.run, self._begin = run, None
+        if self._begin is None:
+            return self.run
+        self._beginning = self._beginning or anyio.Lock()  # one task may enter the run while another reads events
+        async with self._beginning:
+            if self._begin is not None:
+                run = await self._begin()
+                run.parks = self.run.parks
+                self.run, self._begin = run, None
         return self.run
 
     async def execute(self) -> Result:
@@ -120,11 +125,12 @@ async def _items(work: Callable[[], Awaitable[Any]], feed: Feed[T]) -> AsyncGene
                 await work()
         except Exception as error:  # raised after the last item
             errors.append(error)
-        finally:
-            feed.stream.close()
-            ended.set()
 
-    task = _detach(drive)  # keep a reference, or asyncio lets it be collected
+    def end() -> None:
+        feed.stream.close()
+        ended.set()
+
+    task = _detach(drive, end)  # keep a reference, or asyncio lets it be collected
     try:
         with receive:
             async for item in receive:
@@ -138,9 +144,18 @@ async def _items(work: Callable[[], Awaitable[Any]], feed: Feed[T]) -> AsyncGene
         raise errors[0]
 
 
-def _detach(drive: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Start a task outside any task group. The task must handle its own errors."""
+def _detach(drive: Callable[[], Coroutine[Any, Any, None]], end: Callable[[], None]) -> object:
+    """Start a task outside any task group, and call `end` after it. The task must handle its own errors."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
-        return trio.lowlevel.spawn_system_task(drive, context=copy_context())
-    return asyncio.get_running_loop().create_task(drive())
+
+        async def drive_to_end() -> None:
+            try:
+                await drive()
+            finally:
+                end()
+
+        return trio.lowlevel.spawn_system_task(drive_to_end, context=copy_context())
+    task = asyncio.get_running_loop().create_task(drive())
+    task.add_done_callback(lambda _: end())  # also if it is cancelled before its first step, as its loop ends
+    return task

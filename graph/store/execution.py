@@ -22,6 +22,7 @@ class StoredExecution(Run):
         super().__init__(*args, **options)
         self._open_session = open_session
         self._session: RunRecorder | None = None
+        self._entering: anyio.Lock | None = None
 
     @property
     def result(self) -> Result:
@@ -29,8 +30,10 @@ class StoredExecution(Run):
         return super().result.model_copy(update={"run_id": run})
 
     async def enter(self) -> str | None:
-        if self._session is None:
-            self._session = self._turn_log = await acquire_in_thread(self._open_session, self._leave)
+        self._entering = self._entering or anyio.Lock()  # one task may enter the run while another executes it
+        async with self._entering:
+            if self._session is None:
+                self._session = self._turn_log = await acquire_in_thread(self._open_session, self._leave)
         return self._session.run
 
     async def execute(self) -> Result:

@@ -92,6 +92,7 @@ class Store:
         """Delete runs that began more than `older_than` seconds ago, except live ones; return their number."""
         with self._database.writing() as connection:
             old = select(runs.c.id, runs.c.owner, runs.c.heartbeat).where(runs.c.created < time() - older_than)
+            old = old.with_for_update()  # nobody may resume them until they are deleted
             doomed = [row.id for row in connection.execute(old) if not is_alive(row.owner, row.heartbeat)]
             for start in range(0, len(doomed), 500):
                 _delete(connection, runs.c.id.in_(doomed[start : start + 500]))
@@ -120,6 +121,12 @@ class Store:
             if row.status in OVER:
                 raise InputError(f"run {run!r} has finished; `cachegraph runs show {run}` shows what it gave")
             for turn, answer in (answers or {}).items():
+                known_turn = select(turns.c.turn).where(turns.c.run == run, turns.c.turn == turn)
+                if connection.execute(known_turn).first() is not None:
+                    raise InputError(
+                        f"the question {turn!r} of run {run!r} has been answered meanwhile; "
+                        f"`cachegraph runs show {run}` shows the answer"
+                    )
                 body = to_json(RecordedTurn(answer))
                 connection.execute(insert(turns).values(run=run, turn=turn, recorded=time(), body=body))
             with self._damage(run):

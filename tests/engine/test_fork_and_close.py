@@ -97,3 +97,33 @@ def test_a_thread_that_fails_is_replaced_and_leaves_nobody_waiting(
     with pytest.raises(ModelError, match="a bug"):
         anyio.run(engine.prefill, [1, 2])
     anyio.run(engine.prefill, [1, 2])
+
+
+def test_a_request_that_comes_as_the_thread_fails_is_answered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    anyio.run(engine.prefill, [1, 2])
+    loop = engine._loop
+    assert loop is not None
+    inbox, thread = loop._inbox, loop._thread
+
+    class FailsBefore:
+        """Puts work into the inbox after the thread has failed, unless the thread waits for it."""
+
+        def put(self, work: object) -> None:
+            inbox.put(fail)
+            thread.join(0.3)
+            inbox.put(work)  # type: ignore[arg-type]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inbox, name)
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(loop, "_inbox", FailsBefore())
+
+    async def ask() -> None:
+        with anyio.fail_after(60), pytest.raises(ModelError, match="a bug"):
+            await engine.prefill([1, 2])
+
+    anyio.run(ask)
+    anyio.run(engine.prefill, [1, 2])

@@ -82,3 +82,17 @@ async def test_a_run_that_is_cancelled_as_it_enters_the_store_does_not_stay_at_w
         (run,) = store.list()
         assert store.get(run.id).outcome.error == "the run was cancelled"
         assert (await graph().aresume(run.id, store=store)).text == "a(Hello?)"
+
+
+async def test_a_stream_whose_loop_ends_before_its_first_step_does_not_keep_the_loop() -> None:
+    async def read() -> None:
+        async for _ in graph().stream(q="Hello?"):
+            raise AssertionError
+
+    before = asyncio.all_tasks()
+    reader = asyncio.create_task(read())
+    await asyncio.sleep(0)  # the reader has created the task of the run, which has taken no step
+    for task in asyncio.all_tasks() - before:
+        task.cancel()  # as `asyncio.run` does at its end
+    done, _ = await asyncio.wait([reader], timeout=60)
+    assert [task.cancelled() for task in done] == [True]

@@ -110,3 +110,28 @@ def test_without_a_store_a_pause_is_refused_before_anybody_speaks() -> None:
 def test_a_question_is_checked_like_any_prompt(question: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         letter(agents={"ok": {"pause": question}}).validate()
+
+
+def test_of_two_answers_at_once_the_second_is_told_that_there_is_one(store: Store) -> None:
+    run = letter().run(to="Ann", store=store).run_id or ""
+    answers = {"ok": "yes"}
+    store.resume(run, answers).park()
+    with pytest.raises(InputError, match=f"the question 'ok' of run '{run}' has been answered meanwhile"):
+        store.resume(run, answers)
+    assert store.get(run).status == "interrupted"
+
+
+@pytest.mark.anyio
+async def test_a_run_that_two_tasks_enter_at_once_is_in_the_store_once(store: Store) -> None:
+    stream, entered = letter().stream(to="Ann", store=store), list[str | None]()
+
+    async def enter() -> None:
+        entered.append(await stream.enter())
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(enter)
+            group.start_soon(enter)
+        async for _ in stream:
+            pass
+    assert entered == [run.id for run in store.list()] * 2
