@@ -41,11 +41,29 @@ def check_nested(spec: GraphSpec, folder: Path, chain: Chain, load: Load) -> Ite
         if asking is not None:
             message = f"agent {asking!r} of the recipe {entry.graph!r} asks a person, which only the outer recipe can"
             yield Finding(message, path, "ask before or after it")
+        if entry.for_each is not None and (memory := _remembering(inner, (*chain, file), load)) is not None:
+            message = (
+                f"agent {memory!r} of the recipe {entry.graph!r} remembers, and agent {name!r} takes many turns at once"
+            )
+            yield Finding(
+                message, ("agents", name, "for_each"), f"drop it, or 'memory' of agent {memory!r}", at_key=True
+            )
         yield from _inputs(name, entry, inner)
         try:
             _check_channels(entry, inner, (*chain, file), load)
         except InputError as error:
             yield Finding(f"the channels of agent {name!r}: {error}", ("agents", name, "channels"))
+
+
+def _remembering(spec: GraphSpec, chain: Chain, load: Load) -> str | None:
+    """The name of an agent with a memory, in this recipe or in one that it includes."""
+    own = next((name for name, agent in spec.speakers.items() if agent.memory), None)
+    if own is not None:
+        return own
+    files = (own_file(entry, chain[-1].parent) for entry in spec.graphs.values())
+    return next(
+        (name for file in files if (name := _remembering(load(file, (*chain, file)), (*chain, file), load))), None
+    )
 
 
 def _check_channels(entry: SubgraphSpec, inner: GraphSpec, chain: Chain, load: Load) -> None:

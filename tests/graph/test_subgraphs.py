@@ -108,6 +108,21 @@ def test_problems_of_an_included_recipe_are_told_at_their_place(folder: Path) ->
         load(folder)
 
 
+def test_a_recipe_that_remembers_is_not_run_many_times_at_once(folder: Path) -> None:
+    inner = INNER.replace('"{{ reader }}"', '"{{ reader }}", memory: true')
+    (folder / "inner.yaml").write_text(inner)
+    load(folder)
+    (folder / "outer.yaml").write_text(OUTER.replace("{graph:", '{for_each: "[1, 2]", graph:'))
+    said = "agent 'summer' of the recipe 'inner.yaml' remembers, and agent 'research' takes many turns at once"
+    with pytest.raises(RecipeError, match=f"outer.yaml:6:14: {said}"):
+        load(folder)
+    (folder / "middle.yaml").write_text(inner.replace("name: research", "name: middle"))
+    nested = INNER.replace('{model: m, prompt: "{{ topic }}"}', '{graph: middle.yaml, inputs: {topic: "{{ topic }}"}}')
+    (folder / "inner.yaml").write_text(nested)
+    with pytest.raises(RecipeError, match=said):
+        load(folder)
+
+
 def test_recipes_that_include_each_other_are_refused_with_the_chain(folder: Path) -> None:
     inner = INNER.replace(
         'reader: {model: m, prompt: "{{ topic }}"}', 'reader: {graph: outer.yaml, inputs: {question: "{{ topic }}"}}'
