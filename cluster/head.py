@@ -141,7 +141,7 @@ class Head:
     def _watch(self) -> None:
         while not self._closed.wait(POLL_SECONDS) and ray.is_initialized() and self._why is None:
             self._ask()
-        if self._why is not None and not self._closed.wait(LEAVE_SECONDS) and self._own:
+        if self._why is not None and not self._closed.wait(min(LEAVE_SECONDS, self._patience / 2)) and self._own:
             self._leave()
 
     def _leave(self) -> None:

@@ -1,16 +1,19 @@
 """A cluster whose head dies ends a run with a sentence, and the run is resumed on another one."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from clusters import chain_recipe
+from live_server import send, wait_until
 from typer.testing import CliRunner
 
 from cachegraph import Graph
@@ -98,6 +101,57 @@ def test_a_head_that_another_one_has_replaced_is_lost_and_a_silent_one_may_come_
     answers["replaced"] = True
     with pytest.raises(module.ClusterLost, match="is lost: another head has started at head:6379; when the cluster"):
         head.require()
+
+
+# `cachegraph serve`, with little of this machine for its cluster.
+SERVER = """
+import cachegraph.cluster.connect
+from cachegraph.cli.process import run_process
+
+connect = cachegraph.cluster.connect.connect
+cachegraph.cluster.connect.connect = lambda address: connect(address, cpus=1, object_store_bytes=100 << 20)
+run_process()
+"""
+
+
+def head_of(driver: int) -> int:
+    """The process of the head that this driver has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            is_child = f"\nPPid:\t{driver}\n" in (folder / "status").read_text()
+            if is_child and b"gcs_server" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+    raise AssertionError("the driver has no head")
+
+
+def test_a_server_whose_head_dies_answers_with_a_sentence_until_it_is_stopped(
+    models: dict[str, ModelSpec], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "chain.yaml"
+    recipe.write_text(chain_recipe(models["small"].source, first=4, second=4))
+    environment = os.environ | {"RAY_gcs_rpc_server_reconnect_timeout_s": "12"}
+    options = ["serve", str(recipe), "--allow-paths", "--cluster", "local", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, *options], env=environment, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr is not None
+            url = next(line for line in server.stderr if "serving chain at" in line).split()[-1]
+            wait_until(lambda: send("GET", f"{url}/ready").status_code == 200)
+            ask = {"model": "chain", "messages": [{"role": "user", "content": ""}]}
+            assert send("POST", f"{url}/v1/chat/completions", json=ask).status_code == 200
+            os.kill(head_of(server.pid), signal.SIGKILL)
+            wait_until(lambda: send("GET", f"{url}/health").status_code == 503)
+            answer = send("POST", f"{url}/v1/chat/completions", json=ask)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "cluster_lost")
+            said = answer.json()["error"]["message"]
+            assert said.startswith("the connection to the cluster is lost: nothing has answered at ")
+            assert said.endswith("; start the server again when the cluster is back")
+            assert send("GET", f"{url}/health").json()["status"] == "cluster lost"
+            server.terminate()
+            assert server.wait(60) == 128 + signal.SIGTERM, server.stderr.read()[-3000:]
+        finally:
+            server.kill()
 
 
 def test_waiting_tasks_are_told_once_that_the_head_is_lost() -> None:
