@@ -11,6 +11,7 @@ import pytest
 
 from cachegraph import Graph, RunError
 from cachegraph.agents.scripted import ScriptedAgent, scripted
+from cachegraph.graph import clusters
 from cachegraph.graph.plan.wiring import Wiring, wire
 from cachegraph.graph.run import subgraph
 from cachegraph.graph.run.agent_set import AgentSet
@@ -43,6 +44,33 @@ def test_runs_in_two_threads_create_the_agents_once() -> None:
     assert len(created[1].turns) == 2
     made.close()
     assert [agent.closed for agent in created] == [1, 1]
+
+
+class Host:
+    """A cluster that creates scripted agents."""
+
+    def creator(self, **_: Any) -> Callable[..., ScriptedAgent]:
+        return scripted()
+
+    def close(self) -> None: ...
+
+
+def test_runs_in_two_threads_connect_to_a_cluster_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected, threads, made = list[str](), list[threading.Thread](), graph(scripted())
+
+    def connect(cluster: str) -> Host:
+        connected.append(cluster)
+        if not threads:
+            threads.append(threading.Thread(target=lambda: made.run(q="2", cluster="local")))
+            threads[0].start()
+            threads[0].join(0.3)  # it waits for this one; otherwise it connects, too
+        return Host()
+
+    monkeypatch.setattr(clusters, "connect", connect)
+    assert made.run(q="1", cluster="local").text == "b(a(1))"
+    threads[0].join(60)
+    assert connected == ["local"]
+    made.close()
 
 
 async def test_runs_that_begin_at_once_decide_the_edges_once(monkeypatch: pytest.MonkeyPatch) -> None:
