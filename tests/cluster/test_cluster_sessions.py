@@ -122,3 +122,20 @@ def test_the_command_line_continues_a_session_on_a_cluster(models: Specs, cluste
     moving = [reply(QUESTIONS[0], "a"), reply(QUESTIONS[1], "a", "--cluster", "local")]
     assert moving == [reply(question, "b") for question in QUESTIONS[:2]]
     assert said("a") == said("b")
+
+
+def test_of_idle_replicas_a_session_returns_to_the_one_that_took_its_last_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cachegraph.cluster import replica_set
+
+    model = ModelSpec.model_validate({"source": "m", "replicas": {"min": 3, "max": 3}})
+    need: Any = None
+    replicas = replica_set.ReplicaSet("key", model, Path(), True, need, lambda *_: None)
+    handle: Any = replica_set.ReplicaHandle
+    monkeypatch.setattr(replica_set, "current_head", lambda: None)
+    monkeypatch.setattr(replica_set.ReplicaSet, "_start", lambda _: handle(None, None, facts=object()))
+    with replicas.choose().working():
+        last = replicas.choose(Path("alice"))
+    assert replicas.choose() is not last
+    assert replicas.choose(Path("alice")) is last
+    with last.working():
+        assert replicas.choose(Path("alice")) is not last
